@@ -1,0 +1,70 @@
+# `make` lists the targets. Variables:
+#   PYTHON=python3.12   VENV=/tmp/v   PYTEST_ARGS="-k sampler"
+#   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   where pip takes torch from
+#   PIXELCNN_FAST_NATIVE, PIXELCNN_FAST_CUDA: see setup.py
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip --disable-pip-version-check
+native_sources := setup.py CMakeLists.txt $(shell find csrc -type f)
+sanitizers := address undefined thread
+
+.PHONY: help setup native test demo bench sanitize wheel clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.native ## a virtual environment with the package, its native part and the test tools
+
+native: $(VENV)/.package ## compile what changed in csrc, into pixelcnn_fast/
+	@$(python) setup.py -q build_ext --inplace
+	@touch $(VENV)/.native
+
+test: setup ## run the tests
+	$(python) -m pytest $(PYTEST_ARGS)
+
+demo: setup ## train a small model and sample from it
+	$(python) -m pixelcnn_fast demo
+
+bench: setup ## measure the samplers on this machine
+	$(python) -m pixelcnn_fast bench
+
+sanitize: $(sanitizers:%=sanitize-%) ## run the C++ sampler under the address, undefined and thread sanitizers
+
+sanitize-%: $(VENV)/.package
+	@echo "check_sampler under the $* sanitizer"
+	@$(VENV)/bin/cmake -S . -B build/sanitize-$* -G Ninja --log-level=NOTICE \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPIXELCNN_FAST_SANITIZE=$*
+	@$(VENV)/bin/cmake --build build/sanitize-$*
+	build/sanitize-$*/check_sampler
+
+wheel: setup ## build a wheel into dist/
+	$(pip) wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist *.egg-info .pytest_cache .benchmarks .hypothesis pixelcnn_fast/_native*.so $(VENV)/.native
+	find pixelcnn_fast tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+$(python):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is missing or older than Python 3.10: name a newer one, as in make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) makes no virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+
+# The package goes in without its native part, which `setup.py build_ext` then builds: one build folder, one
+# set of build tools, so that a change in csrc compiles only what depends on it.
+$(VENV)/.package: pyproject.toml constraints-dev.txt | $(python)
+	@echo "Installing into $(VENV); PyTorch is large, so the first time takes minutes"
+	@$(if $(TORCH_ARGS),$(pip) install -q -c constraints-dev.txt $(TORCH_ARGS) torch)
+	@PIXELCNN_FAST_NATIVE=0 $(pip) install -q -c constraints-dev.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.package $(native_sources)
+	@$(python) setup.py -q build_ext --inplace
+	@touch $@

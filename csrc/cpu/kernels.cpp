@@ -1,0 +1,341 @@
+// One instruction set's kernels. Everything here has internal linkage or the instruction set in its name, and no
+// standard template is instantiated: else the linker could pick wide code for a narrow processor.
+#include "kernels.h"
+
+#include <cmath>
+
+#ifndef PCF_ISA
+#error "PCF_ISA names the instruction set: sse2, avx2, avx512 or portable"
+#endif
+
+namespace pcf {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kMaxRows = 12;  // 32 registers: 24 sums
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kMaxRows = 6;   // 16 registers: 12 sums, 2 weights, 1 broadcast
+#else
+constexpr int kVectorBytes = 16, kMaxRows = 6;
+#endif
+constexpr int kVectors = 2;  // per block
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+template <class T>
+constexpr int kBlock = kVectors * kLanes<T>;
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x - 0 is x to the bit, so this is one broadcast; x + 0 is not, for x = -0
+}
+
+// -- weights: `Same` keeps T; `Bf16` keeps pairs of depths in one 32-bit word per channel, the even depth below
+
+template <class T>
+struct Same {
+  static constexpr int depths = 1;
+  static constexpr int64_t bytes(int depth) { return int64_t{depth} * kBlock<T> * sizeof(T); }
+  static Vec<T> get(const char* block, int k, int v, int) {
+    return load(reinterpret_cast<const T*>(block) + int64_t{k} * kBlock<T> + v * kLanes<T>);
+  }
+  static void put(char* block, int k, int channel, T w) {
+    reinterpret_cast<T*>(block)[int64_t{k} * kBlock<T> + channel] = w;
+  }
+};
+
+struct Bf16 {
+  static constexpr int depths = 2;
+  static constexpr int64_t bytes(int depth) { return int64_t{(depth + 1) / 2} * kBlock<float> * 4; }
+  static Vec<float> get(const char* block, int k, int v, int odd) {
+    const auto word = load(reinterpret_cast<const uint32_t*>(block) + int64_t{k / 2} * kBlock<float> + v * kLanes<float>);
+    return (Vec<float>)(odd ? word & 0xffff0000u : word << 16);
+  }
+  static void put(char* block, int k, int channel, float w) {  // w is a bf16 value already: the passes round
+    uint32_t bits;
+    __builtin_memcpy(&bits, &w, 4);
+    uint16_t* words = reinterpret_cast<uint16_t*>(block);
+    words[(int64_t{k / 2} * kBlock<float> + channel) * 2 + k % 2] = bits >> 16;
+  }
+};
+
+template <class T, class W>
+void pack_blocks(const T* weight, int depth, int channels, char* packed) {
+  const int blocks = (channels + kBlock<T> - 1) / kBlock<T>;
+  __builtin_memset(packed, 0, blocks * W::bytes(depth));
+  for (int k = 0; k < depth; k++)
+    for (int c = 0; c < channels; c++)
+      W::put(packed + c / kBlock<T> * W::bytes(depth), k, c % kBlock<T>, weight[int64_t{k} * channels + c]);
+}
+
+// -- matrix product: M rows by G blocks of channels in registers
+
+template <class T, class W, int M, int G>
+void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int depth, const T* from,
+          int64_t from_stride, T* out, int64_t out_stride) {
+  Vec<T> sum[M][G * kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 16
+    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from + m * from_stride + j * kLanes<T>);
+
+  const auto multiply = [&](int k, int odd) __attribute__((always_inline)) {
+    Vec<T> wk[G * kVectors];
+#pragma GCC unroll 16
+    for (int j = 0; j < G * kVectors; j++) wk[j] = W::get(w + j / kVectors * block_bytes, k, j % kVectors, odd);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Vec<T> xk = broadcast(x[m * x_stride + k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < G * kVectors; j++) sum[m][j] += xk * wk[j];
+    }
+  };
+  int k = 0;
+  if constexpr (W::depths == 1) {
+    for (; k < depth; k++) multiply(k, 0);
+  } else {
+    for (; k + 1 < depth; k += 2) {
+      multiply(k, 0);
+      multiply(k + 1, 1);
+    }
+    if (k < depth) multiply(k, 0);
+  }
+
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 16
+    for (int j = 0; j < G * kVectors; j++) store<T>(out + m * out_stride + j * kLanes<T>, sum[m][j]);
+}
+
+// Few rows take several blocks at once, so that enough sums are in flight to hide the latency of multiply-add.
+constexpr int group_of(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+template <class T, class W, int M>
+void rows_by_blocks(int rows, int blocks, const T* x, int64_t xs, const char* w, int64_t block_bytes, int depth,
+                    const T* from, int64_t fs, T* out, int64_t os) {
+  if constexpr (M > 0) {
+    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, blocks, x, xs, w, block_bytes, depth, from, fs, out, os);
+    constexpr int G = group_of(M);
+    int b = 0;
+    for (; b + G <= blocks; b += G)
+      tile<T, W, M, G>(x, xs, w + b * block_bytes, block_bytes, depth, from + b * kBlock<T>, fs, out + b * kBlock<T>, os);
+    for (; b < blocks; b++)
+      tile<T, W, M, 1>(x, xs, w + b * block_bytes, block_bytes, depth, from + b * kBlock<T>, fs, out + b * kBlock<T>, os);
+  }
+}
+
+template <class T, class W>
+void matmul_as(Rows<const T> x, int outer, int inner, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
+  const int tiles = (inner + kMaxRows - 1) / kMaxRows;
+  const int step = inner <= kMaxRows ? last - first : 1;  // more rows: one block stays in L1 while they pass
+  for (int b = first; b < last; b += step)
+    for (int o = 0; o < outer; o++)
+      for (int t = 0; t < tiles; t++) {
+        const int m = int64_t{inner} * t / tiles, end = int64_t{inner} * (t + 1) / tiles;
+        rows_by_blocks<T, W, kMaxRows>(
+            end - m, step, x.data + o * x.outer_stride + m * x.inner_stride, x.inner_stride,
+            static_cast<const char*>(w.data) + b * w.block_bytes, w.block_bytes, w.depth,
+            from.data + o * from.outer_stride + m * from.inner_stride + b * kBlock<T>, from.inner_stride,
+            out.data + o * out.outer_stride + m * out.inner_stride + b * kBlock<T>, out.inner_stride);
+      }
+}
+
+template <class T>
+void matmul(Rows<const T> x, int outer, int inner, Packed w, Weights weights, int first, int last, Rows<const T> from,
+            Rows<T> out) {
+  if constexpr (sizeof(T) == 4)
+    if (weights == Weights::bf16) return matmul_as<T, Bf16>(x, outer, inner, w, first, last, from, out);
+  matmul_as<T, Same<T>>(x, outer, inner, w, first, last, from, out);
+}
+
+template <class T>
+int64_t block_bytes(int depth, Weights weights) {
+  return sizeof(T) == 4 && weights == Weights::bf16 ? Bf16::bytes(depth) : Same<T>::bytes(depth);
+}
+
+template <class T>
+void pack(const T* weight, int depth, int channels, Weights weights, void* packed) {
+  if constexpr (sizeof(T) == 4)
+    if (weights == Weights::bf16) return pack_blocks<T, Bf16>(weight, depth, channels, static_cast<char*>(packed));
+  pack_blocks<T, Same<T>>(weight, depth, channels, static_cast<char*>(packed));
+}
+
+// -- steps
+
+inline double exponential(double x) { return std::exp(x); }
+
+// exp in float32 to within about 1 ulp: 2^n by the exponent bits, exp of the remainder by its Taylor polynomial
+// to degree 7 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0, so that a sum of such terms stays exact.
+inline float exponential(float x) {
+  const float clamped = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const float n = (clamped * 1.44269504089f + shift) - shift;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  __builtin_memcpy(&scale, &bits, 4);
+  return x < -87.f ? 0.f : x > 88.f ? __builtin_inff() : p * scale;
+}
+
+template <class T>
+inline T logistic(T x) {
+  return T(1) / (T(1) + exponential(-x));
+}
+inline double hyperbolic_tangent(double x) { return std::tanh(x); }
+inline float hyperbolic_tangent(float x) { return std::tanh(x); }
+
+template <class T, class F>
+inline void each(T* x, int n, F f) {
+  for (int c = 0; c < n; c++) x[c] = f(x[c], c);
+}
+
+template <class T>
+void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
+  const T alpha = step.alpha;
+  operand += first;
+  switch (step.kind) {
+    case StepKind::affine: {
+      const T *scale = step.scale + first, *shift = step.shift + first;
+      return each(x, n, [=](T v, int c) { return v * scale[c] + shift[c]; });
+    }
+    case StepKind::add:
+    case StepKind::add_condition:
+      return each(x, n, [=](T v, int c) { return v + alpha * operand[c]; });
+    case StepKind::multiply:
+    case StepKind::multiply_condition:
+      return each(x, n, [=](T v, int c) { return v * operand[c]; });
+    case StepKind::relu:
+      return each(x, n, [](T v, int) { return v < 0 ? T(0) : v; });  // keeps NaN
+    case StepKind::leaky_relu:
+      return each(x, n, [=](T v, int) { return v < 0 ? v * alpha : v; });
+    case StepKind::elu:
+      return each(x, n, [=](T v, int) { return v < 0 ? alpha * (exponential(v) - T(1)) : v; });
+    case StepKind::silu:
+      return each(x, n, [](T v, int) { return v * logistic(v); });
+    case StepKind::sigmoid:
+      return each(x, n, [](T v, int) { return logistic(v); });
+    case StepKind::tanh:
+      return each(x, n, [](T v, int) { return hyperbolic_tangent(v); });
+  }
+}
+
+template <class T>
+void epilogue(const BoundStep<T>* steps, int n_steps, int outer, int inner, int first, int last, Rows<const T> in,
+              Rows<T> out) {
+  constexpr int kChunk = 256;
+  alignas(64) T x[kChunk];
+  for (int o = 0; o < outer; o++)
+    for (int m = 0; m < inner; m++)
+      for (int c = first; c < last; c += kChunk) {
+        const int n = last - c < kChunk ? last - c : kChunk;
+        __builtin_memcpy(x, in.data + o * in.outer_stride + m * in.inner_stride + c, n * sizeof(T));
+        for (int s = 0; s < n_steps; s++) {
+          const Rows<const T>& r = steps[s].operand;
+          apply(steps[s], r.data + o * r.outer_stride + m * r.inner_stride, x, c, n);
+        }
+        __builtin_memcpy(out.data + o * out.outer_stride + m * out.inner_stride + c, x, n * sizeof(T));
+      }
+}
+
+// -- draw
+
+constexpr int kPart = 16;  // levels whose probabilities are summed together
+
+template <class T>
+inline double part_sum(const T* p) {
+  double lane[4] = {};
+  for (int i = 0; i < kPart; i += 4)
+    for (int j = 0; j < 4; j++) lane[j] += p[i + j];
+  return (lane[0] + lane[1]) + (lane[2] + lane[3]);
+}
+
+// The largest logit; NaN if any logit is not finite.
+template <class T>
+T largest(const T* logits, int levels) {
+  Vec<T> high = broadcast(logits[0]), zero = {};
+  T result = logits[0], bad = 0;
+  int k = 0;
+  for (; k + kLanes<T> <= levels; k += kLanes<T>) {
+    const Vec<T> v = load(logits + k);
+    high = v > high ? v : high;
+    zero += v - v;  // stays 0 while all are finite
+  }
+  for (int i = 0; i < kLanes<T>; i++) {
+    result = high[i] > result ? high[i] : result;
+    bad += zero[i];
+  }
+  for (; k < levels; k++) {
+    result = logits[k] > result ? logits[k] : result;
+    bad += logits[k] - logits[k];
+  }
+  return result + bad;
+}
+
+template <class T>
+int draw(const T* logits, int levels, double temperature, double u, T* scratch) {
+  const T high = largest(logits, levels);
+  if (high != high) return -1;
+  if (temperature == 0) {
+    int k = 0;
+    while (logits[k] != high) k++;
+    return k;
+  }
+  const T inverse = static_cast<T>(1 / temperature);
+  for (int k = 0; k < levels; k++) scratch[k] = exponential((logits[k] - high) * inverse);
+
+  double total = 0, before = 0;
+  int k = 0;
+  for (; k + kPart <= levels; k += kPart) total += part_sum(scratch + k);
+  for (; k < levels; k++) total += scratch[k];
+  const double target = u * total;
+  for (k = 0; k + kPart <= levels; k += kPart) {  // skip the parts that end before the target
+    const double part = part_sum(scratch + k);
+    if (target < before + part) break;
+    before += part;
+  }
+  for (; k < levels; k++) {
+    before += scratch[k];
+    if (target < before) return k;
+  }
+  return levels - 1;
+}
+
+template <class T>
+constexpr Kernels<T> table() {
+  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, draw<T>};
+}
+
+}  // namespace
+
+#define PCF_JOIN_(a, b) a##b
+#define PCF_JOIN(a, b) PCF_JOIN_(a, b)
+extern const Kernels<float> PCF_JOIN(kernels_f32_, PCF_ISA);
+extern const Kernels<double> PCF_JOIN(kernels_f64_, PCF_ISA);
+const Kernels<float> PCF_JOIN(kernels_f32_, PCF_ISA) = table<float>();
+const Kernels<double> PCF_JOIN(kernels_f64_, PCF_ISA) = table<double>();
+
+}  // namespace pcf

@@ -1,0 +1,36 @@
+// The CPU runtime of phased causal programs.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+#include "program.h"
+
+namespace pcf {
+
+// A logit at this place is NaN or infinite.
+struct NonFiniteLogits : std::runtime_error {
+  NonFiniteLogits(int image, int channel, int row, int column)
+      : std::runtime_error("the logits are not finite"), image(image), channel(channel), row(row), column(column) {}
+  int image, channel, row, column;
+};
+
+class CpuSampler {
+ public:
+  virtual ~CpuSampler() = default;
+
+  // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y; if it throws, the run stops
+  // and the exception passes on. Uses at most `threads` threads, which end with the run.
+  virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
+
+  virtual int64_t weight_bytes() const = 0;
+  virtual int64_t workspace_bytes(int images) const = 0;
+};
+
+enum class Dtype { float32, float64 };
+
+// isa: a name from available_isas(). Throws std::invalid_argument for bf16 weights with float64.
+std::unique_ptr<CpuSampler> make_cpu_sampler(const Program&, Dtype, Weights, const char* isa);
+
+}  // namespace pcf

@@ -1,0 +1,94 @@
+// The CPU sampler in Python. Arrays come as addresses (Tensor.data_ptr()): Python checks shapes, dtypes and devices
+// and keeps them alive, so this file needs no torch.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/cpu_features.h"
+#include "cpu/sampler.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using Address = uintptr_t;
+
+const void* at(Address address) { return reinterpret_cast<const void*>(address); }
+
+void run(const pcf::CpuSampler& sampler, int images, Address levels, Address known, Address noise,
+         const std::vector<Address>& conditions, double temperature, Address logits, int threads,
+         const std::function<void(int)>& on_row) {
+  pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
+               static_cast<const double*>(at(noise)), {}, temperature, reinterpret_cast<void*>(logits)};
+  for (Address condition : conditions) job.conditions.push_back(at(condition));
+  py::gil_scoped_release release;
+  sampler.run(job, threads, on_row);  // on_row takes the GIL by itself
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& m) {
+  py::enum_<pcf::StepKind>(m, "StepKind")
+      .value("affine", pcf::StepKind::affine)
+      .value("add", pcf::StepKind::add)
+      .value("multiply", pcf::StepKind::multiply)
+      .value("add_condition", pcf::StepKind::add_condition)
+      .value("multiply_condition", pcf::StepKind::multiply_condition)
+      .value("relu", pcf::StepKind::relu)
+      .value("leaky_relu", pcf::StepKind::leaky_relu)
+      .value("elu", pcf::StepKind::elu)
+      .value("silu", pcf::StepKind::silu)
+      .value("sigmoid", pcf::StepKind::sigmoid)
+      .value("tanh", pcf::StepKind::tanh);
+  py::enum_<pcf::Phase>(m, "Phase")
+      .value("row", pcf::Phase::row)
+      .value("pixel", pcf::Phase::pixel)
+      .value("drawn", pcf::Phase::drawn);
+
+  py::class_<pcf::Step>(m, "Step").def(
+      py::init([](pcf::StepKind kind, double alpha, int operand, Address scale, Address shift) {
+        return pcf::Step{kind, alpha, operand, at(scale), at(shift)};
+      }),
+      "kind"_a, "alpha"_a, "operand"_a, "scale"_a, "shift"_a);
+  py::class_<pcf::Run>(m, "Run").def(py::init([](int source, int dy, int dx, int width, Address weight) {
+                                       return pcf::Run{source, dy, dx, width, at(weight)};
+                                     }),
+                                     "source"_a, "dy"_a, "dx"_a, "width"_a, "weight"_a);
+  py::class_<pcf::Storage>(m, "Storage")
+      .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
+  py::class_<pcf::Instruction>(m, "Instruction")
+      .def(py::init([](int out, int channels, pcf::Phase phase, int base, bool is_input, Address bias,
+                       std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps) {
+             return pcf::Instruction{out, channels, phase, base, is_input, at(bias), row_runs, pixel_runs, steps};
+           }),
+           "out"_a, "channels"_a, "phase"_a, "base"_a, "is_input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a);
+  py::class_<pcf::Program>(m, "Program")
+      .def(py::init([](int image_channels, int height, int width, int levels, int output,
+                       std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
+                       std::vector<int> conditions) {
+             return pcf::Program{image_channels, height, width, levels, output, storage, instructions, conditions};
+           }),
+           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "output"_a, "storage"_a, "instructions"_a,
+           "conditions"_a);
+
+  py::class_<pcf::CpuSampler>(m, "CpuSampler")
+      .def(py::init([](const pcf::Program& program, bool float64, bool bf16_weights) {
+             return pcf::make_cpu_sampler(program, float64 ? pcf::Dtype::float64 : pcf::Dtype::float32,
+                                          bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, pcf::chosen_isa());
+           }),
+           "program"_a, "float64"_a, "bf16_weights"_a)
+      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "logits"_a,
+           "threads"_a, "on_row"_a)
+      .def("weight_bytes", &pcf::CpuSampler::weight_bytes)
+      .def("workspace_bytes", &pcf::CpuSampler::workspace_bytes, "images"_a);
+
+  static py::exception<pcf::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const pcf::NonFiniteLogits& e) {
+      py::set_error(non_finite, py::make_tuple(e.image, e.channel, e.row, e.column));
+    }
+  });
+}

@@ -1,0 +1,24 @@
+// What the CUDA runtime, linked statically, says of this machine.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace pcf {
+
+struct CudaDevice {
+  std::string name;
+  int major, minor;           // compute capability
+  std::size_t memory;         // bytes
+  int multiprocessors;
+};
+
+// The CUDA devices, in the runtime's order. Throws std::runtime_error, saying what to do, if there is no
+// driver, no device, or a driver older than the runtime.
+std::vector<CudaDevice> cuda_devices();
+
+// The newest CUDA version that the driver serves, such as 13000; 0 if there is no driver.
+int cuda_driver_version();
+
+}  // namespace pcf

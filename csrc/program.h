@@ -1,0 +1,69 @@
+// The phased causal program that the compiled runtimes execute: pixelcnn_fast/sampling/passes.py in C++.
+// Weights are borrowed while a runtime is built (it packs its own copies) and not read afterwards.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace pcf {
+
+enum class StepKind {
+  affine, add, multiply, add_condition, multiply_condition,
+  relu, leaky_relu, elu, silu, sigmoid, tanh,
+};
+
+// One operation on an instruction's sum x, channel by channel.
+struct Step {
+  StepKind kind;
+  double alpha = 1;             // add: x + alpha * operand; leaky_relu, elu: the slope
+  int operand = -1;             // the value or the condition slot it reads
+  const void* scale = nullptr;  // affine: [channels] each, in the program's dtype
+  const void* shift = nullptr;
+};
+
+// Horizontally adjacent taps as one matrix [width * channels of source, channels of out], row-major.
+struct Run {
+  int source, dy, dx, width;
+  const void* weight;
+};
+
+enum class Phase { row, pixel, drawn };  // a whole row at once | before the draw | after the draw
+
+// out = steps(bias + row runs + pixel runs), or steps(base) where base >= 0.
+struct Instruction {
+  int out, channels;
+  Phase phase;
+  int base = -1;
+  bool is_input = false;        // its sum is the levels just drawn
+  const void* bias = nullptr;   // [channels]
+  std::vector<Run> row_runs, pixel_runs;
+  std::vector<Step> steps;
+};
+
+// What is kept of a value: a ring of rows, each with zero columns on both sides.
+struct Storage {
+  int channels, rows, pad_left, pad_right;
+};
+
+struct Program {
+  int image_channels, height, width, levels;
+  int output;                    // the value that holds the logits, channel * levels + level
+  std::vector<Storage> storage;  // by value; values are numbered from 0
+  std::vector<Instruction> instructions;
+  std::vector<int> conditions;   // channels of each condition slot
+};
+
+// One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
+struct Job {
+  int images;
+  int32_t* levels;                      // [images, C, H, W]: known levels in, all levels out
+  const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given level; null: none known
+  const double* noise;                  // [images, C, H, W] in [0, 1)
+  std::vector<const void*> conditions;  // per slot [images, channels]
+  double temperature = 1;               // 0: argmax
+  void* logits = nullptr;               // [images, C, H, W, levels] or null: not wanted
+};
+
+enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower
+
+}  // namespace pcf

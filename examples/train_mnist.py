@@ -1,0 +1,196 @@
+"""Train a class-conditional PixelCNN on MNIST, on a CPU or a GPU, and keep the best checkpoint.
+
+    python examples/train_mnist.py --torchvision-root ~/data --epochs 15
+    python examples/train_mnist.py --npz mnist_10k.npz --minutes 45
+
+The result loads with ``pixelcnn_fast.checkpoint.load``. Ctrl-C stops early and keeps the best epoch so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+
+from pixelcnn_fast import checkpoint
+from pixelcnn_fast.likelihood import bits_per_dim, nll
+from pixelcnn_fast.models import PixelCNN
+
+WARMUP = 0.03  # of the whole run
+EMA_DECAY = 0.999
+
+
+def main(argv: Sequence[str] | None = None) -> list[float]:
+    """Run the command line -> held-out bits/dim after each epoch."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        images, labels = load_npz(args.npz) if args.npz else load_torchvision(args.torchvision_root)
+        if not 0 < args.held_out < len(images):
+            raise ValueError(
+                f"--held-out {args.held_out} of {len(images)} images: none is left to "
+                f"{'judge by' if args.held_out < 1 else 'train on'}"
+            )
+        if not args.out.parent.is_dir():
+            raise FileNotFoundError(f"--out {args.out}: no folder {args.out.parent}, create it first")
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    return train(args, images, labels)
+
+
+def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> list[float]:
+    """Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
+
+    images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
+    """
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = PixelCNN(1, args.hidden, args.residual, n_classes=int(labels.max()) + 1)
+    model = model.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    data = TensorDataset(images, labels)
+    split = len(data) - args.held_out
+    training = DataLoader(TensorDataset(*data[:split]), args.batch, shuffle=True)
+    held_out = DataLoader(TensorDataset(*data[split:]), 100)
+    dimensions = images[0].numel()
+
+    history: list[float] = []
+    start, step = time.monotonic(), 0
+    try:
+        for epoch in range(1, args.epochs + 1):
+            model.train()
+            progress = tqdm(training, desc=f"epoch {epoch}", unit="batch")
+            for batch_images, batch_labels in progress:
+                done = step / (args.epochs * len(training))
+                if args.minutes:
+                    done = max(done, (time.monotonic() - start) / (60 * args.minutes))
+                if done >= 1:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = args.lr * schedule(done)
+                batch_images = batch_images.to(device, memory_format=torch.channels_last)
+                loss = nll(model, batch_images, batch_labels.to(device)).mean() / dimensions
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                step += 1
+                follow(average, model, decay=min(EMA_DECAY, step / (step + 10)))
+                if step % 10 == 0:
+                    progress.set_postfix_str(f"{loss.item() / math.log(2):.3f} bits/dim")
+            progress.close()
+            bits = bits_per_dim(average, held_out)
+            minutes = (time.monotonic() - start) / 60
+            best = not history or bits < min(history)
+            history.append(bits)
+            mark = " (best)" if best else ""
+            print(f"epoch {epoch}: held-out {bits:.4f} bits/dim after {minutes:.1f} min{mark}", flush=True)
+            if best:
+                checkpoint.save(
+                    average, args.out, data="MNIST", held_out=f"{args.held_out} images", seed=str(args.seed),
+                    bits_per_dim=f"{bits:.4f}", epoch=str(epoch), minutes=f"{minutes:.1f}",
+                )
+            if args.minutes and minutes >= args.minutes:
+                break
+    except KeyboardInterrupt:
+        print("stopped early")
+    if history:
+        print(f"best epoch: {min(history):.4f} bits/dim, in {args.out}")
+    else:
+        print("no epoch was finished, nothing is saved")
+    return history
+
+
+def schedule(done: float) -> float:
+    """Share of the peak learning rate after the share ``done`` of the run: linear warm-up, then a cosine."""
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average's weights and batch-norm statistics towards the model's by 1 - decay."""
+    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(now, 1 - decay)
+        else:
+            mean.copy_(now)
+
+
+def load_npz(path: Path) -> tuple[Tensor, Tensor]:
+    """Read arrays images (uint8 [N, H, W]) and labels (integers [N]) -> [N, 1, H, W] uint8, [N] int64.
+
+    Raises FileNotFoundError for a missing file; ValueError if it is no .npz or holds other arrays.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # of an .npy, one bare array, this is a TypeError
+            if missing := [name for name in ("images", "labels") if name not in arrays]:
+                raise ValueError(f"it has no array {' and no array '.join(missing)}, only {sorted(arrays)}")
+            images, labels = arrays["images"], arrays["labels"]
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: {error}; write it with numpy.savez(path, images=, labels=)") from error
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise ValueError(f"{path}: images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W]")
+    n = len(images)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or (n and labels.min() < 0):
+        raise ValueError(
+            f"{path}: labels are {labels.dtype} {list(labels.shape)}, expected {n} integers from 0 on"
+        )
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
+
+
+def load_torchvision(root: Path) -> tuple[Tensor, Tensor]:
+    """MNIST's 60,000 training images through torchvision, downloaded to root if absent -> as ``load_npz``.
+
+    Raises ImportError without torchvision; RuntimeError if the download fails.
+    """
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install torchvision, or give a file with --npz") from error
+    data = MNIST(root, train=True, download=True)
+    return data.data[:, None], data.targets
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a class-conditional PixelCNN on MNIST; keep the epoch of best held-out bits/dim.",
+        epilog="Load the result with pixelcnn_fast.checkpoint.load(OUT).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--torchvision-root", type=Path, metavar="DIR",
+                        help="folder of torchvision's MNIST; downloaded there (12 MB) if absent")
+    source.add_argument("--npz", type=Path, metavar="FILE",
+                        help="a numpy .npz with uint8 images [N, H, W] and integer labels [N]")
+    add = parser.add_argument
+    add("--held-out", type=int, default=1000, metavar="N",
+        help="the last N images are never trained on: they give the bits/dim after each epoch")
+    add("--hidden", type=int, default=64, help="channels of every layer; time grows with its square")
+    add("--residual", type=int, default=4, help="residual blocks; each lets a pixel see 2 rows further up")
+    add("--epochs", type=int, default=15, help="passes over the training images")
+    add("--minutes", type=float, default=0,
+        help="stop after this long, the learning rate reaching 0 by the clock; 0: only --epochs counts")
+    add("--batch", type=int, default=16, help="images per step")
+    add("--lr", type=float, default=2e-3, help="peak learning rate of Adam, after the warm-up")
+    add("--seed", type=int, default=0, help="seed of weights and of the order of images")
+    add("--out", type=Path, default=Path("mnist_pixelcnn.safetensors"), help="checkpoint to write")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Checkpoints: one safetensors file with the weights, the model's config and free notes."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pixelcnn_fast.models import PixelCNN
+
+PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
+
+
+def save(model: PixelCNN, path: str | os.PathLike[str], **notes: str) -> None:
+    """Write the model's state dict, its config and notes to one safetensors file.
+
+    model: a ``models.PixelCNN`` in any memory format, dtype, device and mode; it is not changed.
+    notes: free text, given back by ``read_notes``.
+    The file is replaced as a whole: an interrupted save keeps the old one.
+    Raises ValueError for a model without ``config``, for notes that are not strings or are called "config",
+    and for weights that are not finite; FileNotFoundError if the folder does not exist.
+    """
+    path = Path(path)
+    config = getattr(model, "config", None)
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{type(model).__name__} has no config dict: save a models.PixelCNN; of DataParallel, its .module"
+        )
+    for name, text in notes.items():
+        if name == "config" or not isinstance(text, str):
+            raise ValueError(f"note {name}={text!r}: notes are strings, under any name but 'config'")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}, create it first")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    _check_finite(tensors, "the model")
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        save_file(tensors, unfinished, metadata={**notes, "config": json.dumps(config)})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> PixelCNN:
+    """Read a checkpoint of ``save`` -> PixelCNN in eval mode, on the CPU, in the dtype it was saved in.
+
+    path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
+    Loading is strict, but for the "module." that DataParallel puts before every key: it is taken off.
+    Raises FileNotFoundError for a missing file; ValueError for a file that is not safetensors or is
+    truncated, that has no usable config, whose keys or shapes do not fit its config, that holds NaN or
+    infinite weights, or whose masks are not the model's own (one that leaks lets an output see later pixels).
+    """
+    tensors, metadata = _read(path)
+    model = _build(path, metadata)
+    if tensors and all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    _check_fit(path, tensors, model.state_dict())
+    _check_finite(tensors, str(path))
+    model.to(tensors["conv_in.weight"].dtype)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The notes that ``save`` was given, without the config; path and errors of the file as for ``load``."""
+    _, metadata = _read(path)
+    return {name: text for name, text in metadata.items() if name != "config"}
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path in PACKAGED:
+        with resources.as_file(resources.files("pixelcnn_fast") / "data" / PACKAGED[str(path)]) as file:
+            return _read(file)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; the packaged checkpoints are {', '.join(PACKAGED)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again, or, if it is of "
+            "torch.save, load it into a PixelCNN and write that with pixelcnn_fast.checkpoint.save"
+        ) from error
+
+
+def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> PixelCNN:
+    if "config" not in metadata:
+        raise ValueError(
+            f"{path}: its metadata has no 'config', so the network's size is unknown; load the tensors into "
+            "a PixelCNN of the right size and write that with pixelcnn_fast.checkpoint.save"
+        )
+    try:
+        return PixelCNN(**json.loads(metadata["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: config {metadata['config']!r} does not describe a PixelCNN ({error}); if you know its "
+            "size, write it anew with pixelcnn_fast.checkpoint.save"
+        ) from error
+
+
+def _check_fit(path: str | os.PathLike[str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{path}: keys do not fit its config: {len(missing)} missing {missing[:3]}, {len(unexpected)} "
+            f"unexpected {unexpected[:3]}; rename them to those of PixelCNN(**config).state_dict()"
+        )
+    for key, expected in own.items():
+        stored = tensors[key]
+        if stored.shape != expected.shape or stored.is_floating_point() != expected.is_floating_point():
+            raise ValueError(
+                f"{path}: {key} is {stored.dtype} {list(stored.shape)}, its config asks for {expected.dtype} "
+                f"{list(expected.shape)}; is it the config of another model?"
+            )
+        if key.endswith(".mask") and not torch.equal(stored.to(expected.dtype), expected):
+            tap = [int(i) for i in (stored.to(expected.dtype) != expected).nonzero()[0]]
+            raise ValueError(
+                f"{path}: {key} differs from the model's own mask, first at {tap}, so it would see later "
+                "pixels or miss earlier ones; train with the masks of pixelcnn_fast.nn"
+            )
+
+
+def _check_finite(tensors: dict[str, Tensor], owner: str) -> None:
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{owner}: {key} holds NaN or infinite values; go back to an earlier checkpoint")

@@ -1,0 +1,167 @@
+"""What is installed, built and usable here: the compiled module, and a report for people."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+def native() -> ModuleType | None:
+    """The compiled module, or None; ``why_not_native`` says why. Everything that uses it asks here.
+
+    With PIXELCNN_FAST_NATIVE=0 in the environment it is left alone, as if it had not been built.
+    """
+    return _load()[0]
+
+
+def why_not_native() -> str:
+    """Why ``native()`` is None and what to do about it; '' where the module is there."""
+    return _load()[1]
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("PIXELCNN_FAST_NATIVE") == "0":
+        return None, "PIXELCNN_FAST_NATIVE=0 is set: unset it to use the compiled module"
+    name = "pixelcnn_fast._native"
+    try:
+        return importlib.import_module(name), ""
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        found = sorted(path.name for path in Path(__file__).parent.glob("_native*.so"))
+        cause = (
+            f"the compiled module is for another Python ({', '.join(found)}; this is {platform.python_version()})"
+            if found
+            else "there is no compiled module: the package was installed with PIXELCNN_FAST_NATIVE=0, "
+            "or runs from a source folder where it was not built"
+        )
+        return None, f"{cause}: {_remedy()}"
+    except ImportError as error:
+        return None, f"the compiled module does not load ({error}): {_remedy()}"
+
+
+def _remedy() -> str:
+    source = Path(__file__).parents[1]
+    if (source / "CMakeLists.txt").exists():
+        return f"run `make native` or `pip install -e .` in {source}"
+    return "install a C++ compiler (GCC 11 or newer, or Clang), then the package again from its source"
+
+
+def runtimes() -> dict[str, str]:
+    """The runtime that ``auto`` takes for each type of device."""
+    return {"cpu": "cpu" if native() else "eager", "cuda": "eager"}
+
+
+def report() -> str:
+    """Versions, the compiled module, CUDA, threads and runtimes; what is missing says why and what to do."""
+    sections = {
+        f"pixelcnn_fast {_version('pixelcnn_fast')}": _versions(),
+        "compiled module": _native_rows(),
+        "CUDA": _cuda_rows(),
+        "threads": _thread_rows(),
+        "runtime that auto takes": _runtime_rows(),
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines.append(title)
+        lines += [f"  {label:<15} {text}" for label, text in rows.items()]
+    return "\n".join(lines)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(not installed: runs from a source folder)"
+
+
+def _versions() -> dict[str, str]:
+    rows = {
+        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "numpy": _version("numpy"),
+    }
+    if util.find_spec("triton") is None:
+        rows["triton"] = "not installed: `pip install triton` where there is an NVIDIA GPU; sampling works without"
+    else:
+        rows["triton"] = _version("triton")
+    return rows
+
+
+def _native_rows() -> dict[str, str]:
+    module = native()
+    if module is None:
+        return {"missing": f"{why_not_native()}; until then the eager runtime serves"}
+    info = module.build_info()
+    try:
+        chosen = f"{module.chosen_isa()} (PIXELCNN_FAST_ISA names another)"
+    except ValueError as error:
+        chosen = f"none: {error}"
+    return {
+        "file": str(module.__file__),
+        "compiler": info["compiler"],
+        "built for": ", ".join(info["isas"]),
+        "processor has": ", ".join(module.isas()),
+        "in use": chosen,
+    }
+
+
+def _cuda_rows() -> dict[str, str]:
+    rows = {"torch sees": _torch_devices()}
+    module = native()
+    if module is None:
+        rows["built"] = "no: see the compiled module"
+        return rows
+    info = module.build_info()
+    if not info["cuda"]:
+        rows["built"] = f"no: {info['cuda_off']}; install the CUDA toolkit and rebuild with PIXELCNN_FAST_CUDA=1"
+        return rows
+    rows["built"] = f"with CUDA {info['cuda_version']}, for {', '.join(info['cuda_archs'])}"
+    driver = module.cuda_driver_version()
+    rows["driver"] = f"serves CUDA {driver // 1000}.{driver % 1000 // 10}" if driver else "none"
+    try:
+        for index, device in enumerate(module.cuda_devices()):
+            major, minor = device["capability"]
+            rows[f"device {index}"] = (
+                f"{device['name']}, sm_{major}{minor}, {device['memory'] / 2**30:.0f} GiB, "
+                f"{device['multiprocessors']} multiprocessors"
+            )
+    except RuntimeError as error:
+        rows["devices"] = f"none: {error}"
+    return rows
+
+
+def _torch_devices() -> str:
+    if torch.version.cuda is None:
+        return "no device: this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"no device: torch is built with CUDA {torch.version.cuda}, but finds no GPU or no driver"
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+def _thread_rows() -> dict[str, str]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "torch uses": f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)",
+        "processors": f"{os.cpu_count()}, of which this process may use {usable}",
+    }
+
+
+def _runtime_rows() -> dict[str, str]:
+    served = runtimes()
+    rows = {"on the CPU": served["cpu"] if native() else f"{served['cpu']}: the cpu runtime needs the compiled module"}
+    rows["on CUDA"] = f"{served['cuda']}: there is no cuda runtime yet"
+    if not torch.cuda.is_available():
+        rows["on CUDA"] = "none: torch sees no device"
+    return rows
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report() + "\n")

@@ -1,0 +1,5 @@
+"""Whole networks; ``models.reference`` holds their plain PyTorch versions."""
+
+from pixelcnn_fast.models.pixelcnn import PixelCNN
+
+__all__ = ["PixelCNN"]

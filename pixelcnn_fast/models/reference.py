@@ -1,0 +1,88 @@
+"""The same networks in plain PyTorch, written to be read: the oracle of the tests and the baseline of benchmarks.
+
+Shapes, errors and sources are those of the fast versions; state dicts load strictly in both directions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskedConv2d(nn.Conv2d):
+    """Plain version of ``pixelcnn_fast.nn.MaskedConv2d``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        centre = kernel_size // 2
+        mask = torch.ones_like(self.weight)
+        mask[:, :, centre, centre + (mask_type == "B") :] = 0
+        mask[:, :, centre + 1 :] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.mask
+        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+class ResidualBlock(nn.Module):
+    """Plain version of ``pixelcnn_fast.nn.ResidualBlock``."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = MaskedConv2d(channels_in, channels_out, 3, "B")
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = MaskedConv2d(channels_out, channels_out, 3, "B")
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        if channels_in == channels_out:
+            self.skip = nn.Identity()
+        else:
+            self.skip = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm1(self.conv1(x)))
+        h = self.norm2(self.conv2(h))
+        return torch.relu(h + self.skip(x))
+
+
+class PixelCNN(nn.Module):
+    """Plain version of ``pixelcnn_fast.models.PixelCNN``: one full forward gives all conditionals."""
+
+    def __init__(
+        self,
+        input_channels: int = 3,
+        hidden_channels: int = 128,
+        n_residual: int = 15,
+        n_classes: int | None = None,
+        kernel_size: int = 7,
+    ) -> None:
+        super().__init__()
+        self.conv_in = MaskedConv2d(input_channels, hidden_channels, kernel_size, "A")
+        self.norm_in = nn.BatchNorm2d(hidden_channels)
+        self.embedding = None
+        if n_classes is not None:
+            self.embedding = nn.Embedding(n_classes, hidden_channels)
+        self.blocks = nn.Sequential()
+        for _ in range(n_residual):
+            self.blocks.append(ResidualBlock(hidden_channels, hidden_channels))
+        self.tail = nn.Sequential(
+            MaskedConv2d(hidden_channels, hidden_channels, 3, "B"),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+            MaskedConv2d(hidden_channels, hidden_channels, 3, "B"),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+        )
+        self.conv_out = MaskedConv2d(hidden_channels, input_channels * 256, 1, "B")
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = images.to(self.conv_in.weight.dtype)
+        if images.dtype == torch.uint8 or x.max() > 1:
+            x = x / 255
+        h = torch.relu(self.norm_in(self.conv_in(x)))
+        if self.embedding is not None:
+            h = h + self.embedding(labels)[:, :, None, None]
+        h = self.tail(self.blocks(h))
+        logits = self.conv_out(h)  # channel index: colour * 256 + level
+        n, c, height, width = images.shape
+        return logits.view(n, c, 256, height, width).permute(0, 1, 3, 4, 2)

@@ -1,0 +1,60 @@
+"""Masked 2-D convolution as a drop-in for ``nn.Conv2d``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+MaskType = Literal["A", "B"]
+
+
+def raster_mask(height: int, width: int, mask_type: MaskType) -> Tensor:
+    """Mask of a kernel in raster order -> [height, width] of 0 and 1.
+
+    Mask A zeroes the present pixel and all later ones; mask B keeps the present one.
+    Raises ValueError for even sizes, which have no present pixel, and for other mask types.
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
+    """
+    if height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"kernel {height}x{width}: a masked kernel needs odd sizes, so that it has a centre")
+    if mask_type not in ("A", "B"):
+        raise ValueError(f"mask_type is {mask_type!r}: use 'A' (leaves out the present pixel) or 'B' (keeps it)")
+    mask = torch.zeros(height * width)
+    mask[: height * width // 2 + (mask_type == "B")] = 1
+    return mask.view(height, width)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
+
+    x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
+    The buffer ``mask`` has the weight's shape. The stored weight is never changed by reading it: masked
+    entries keep their values, take no part in the result and get a gradient of exactly zero.
+    Raises ValueError for even kernel sizes and unknown mask types.
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask_type: MaskType,
+        padding: int | tuple[int, int] | Literal["same", "valid"] = "same",
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
+        self.mask_type = mask_type
+        mask = raster_mask(*self.kernel_size, mask_type).expand_as(self.weight)
+        self.register_buffer("mask", mask.to(self.weight).clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * self.mask, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mask_type={self.mask_type!r}"

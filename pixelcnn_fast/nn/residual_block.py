@@ -1,0 +1,31 @@
+"""The residual block of the convolutional PixelCNN."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
+
+
+class ResidualBlock(nn.Module):
+    """ReLU(norm2(conv2(ReLU(norm1(conv1(x))))) + skip(x)), both convolutions 3x3 with mask B.
+
+    x: [N, channels_in, H, W] -> [N, channels_out, H, W]. ``skip`` is the identity where the widths agree,
+    else a 1x1 convolution with batch norm.
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", figure 5, with batch norm.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = MaskedConv2d(channels_in, channels_out, 3, mask_type="B")
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = MaskedConv2d(channels_out, channels_out, 3, mask_type="B")
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.skip: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.skip = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))

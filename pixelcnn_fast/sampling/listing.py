@@ -1,0 +1,64 @@
+"""A phased program as a listing for people, with what it costs."""
+
+from __future__ import annotations
+
+from pixelcnn_fast.sampling.passes import Phase, PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.sampling.program import LEVELS
+
+
+class ProgramListing:
+    """``print`` it: instructions, live taps, phases, bytes of weights, FLOPs per pixel.
+
+    ``row_flops`` and ``pixel_flops``: floating-point operations per pixel and image of each phase;
+    ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights.
+    """
+
+    def __init__(self, program: PhasedProgram, weight_bytes: int) -> None:
+        self._program = program
+        runs = [(run, i) for i in program.instructions for run in i.row_runs + i.pixel_runs]
+        self.weight_bytes = sum(run.weight.numel() for run, _ in runs) * weight_bytes
+        self.row_flops = sum(2 * run.weight.numel() for i in program.instructions for run in i.row_runs)
+        self.pixel_flops = sum(2 * run.weight.numel() for i in program.instructions for run in i.pixel_runs)
+        width = program.shape[2]
+        stored = sum((width + s.pad_left + s.pad_right) * s.rows * s.channels for s in program.storage.values())
+        partial = sum(width * i.channels for i in program.instructions if i.row_runs)
+        self.workspace_bytes = (stored + partial) * program.dtype.itemsize
+
+    def __str__(self) -> str:
+        c, height, width = self._program.shape
+        lines = [
+            f"causal program for {c}x{height}x{width} images of {self._program.levels} levels, "
+            f"{str(self._program.dtype).removeprefix('torch.')}, {len(self._program.instructions)} instructions",
+            f"  {self.weight_bytes / 1e6:.2f} MB of weights, {self.workspace_bytes / 1e6:.2f} MB of workspace per image",
+            f"  per pixel: {self.row_flops / 1e6:.3f} MFLOP in the row phase, "
+            f"{self.pixel_flops / 1e6:.3f} MFLOP in the pixel phase",
+        ]
+        meaning = {
+            Phase.ROW: "row phase: a whole row at once",
+            Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",
+            Phase.DRAWN: "after the pixel is drawn",
+        }
+        for phase in Phase:
+            instructions = self._program.in_phase(phase)
+            if instructions:
+                lines += ["", meaning[phase], *map(self._line, instructions)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _line(self, i: PhasedInstruction) -> str:
+        if i.base == LEVELS:
+            reads = ["levels"]
+        elif i.base is not None:
+            reads = [f"%{i.base}"]
+        else:
+            reads = [f"row {_taps(run)}" for run in i.row_runs] + [f"pixel {_taps(run)}" for run in i.pixel_runs]
+        storage = self._program.storage[i.out]
+        kept = "" if i.out == self._program.output else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
+        steps = "".join(f" | {step}" for step in i.steps)
+        return f"  %{i.out:<4} {i.name:<24} {i.channels:>5} ch = {' + '.join(reads) or 'bias'}{steps}{kept}"
+
+
+def _taps(run: Run) -> str:
+    columns = f"{run.dx:+d}" if run.width == 1 else f"{run.dx:+d}..{run.dx + run.width - 1:+d}"
+    return f"%{run.source}({run.dy:+d}, {columns})"

@@ -1,0 +1,111 @@
+"""The compiled CPU runtime, csrc/cpu/sampler.cpp, fed with a phased program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.sampling.capture import Conditions
+from pixelcnn_fast.sampling.heads import NonFiniteLogits
+from pixelcnn_fast.sampling.job import Job
+from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.sampling.program import LEVELS, Step
+
+
+def why_not_cpu(program: PhasedProgram) -> str | None:
+    """Why the compiled CPU runtime can't serve this program, or None if it can."""
+    if native() is None:
+        return why_not_native()
+    if program.device.type != "cpu":
+        return f"the model is on {program.device}, the compiled runtime works on the CPU: use model.cpu()"
+    if program.dtype not in (torch.float32, torch.float64):
+        return f"the model is {program.dtype}, the compiled runtime computes in float32 or float64: use model.float()"
+    return None
+
+
+class CpuRuntime:
+    """Packs the weights once; ``run`` may then be called from several threads."""
+
+    def __init__(self, program: PhasedProgram, conditions: Conditions, bf16_weights: bool) -> None:
+        if (why := why_not_cpu(program)) is not None:
+            raise RuntimeError(f"runtime 'cpu' is not available: {why}")
+        self._native = native()
+        self._program, self._conditions = program, conditions
+        borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
+        described = _Describer(self._native, program, borrowed).program(conditions)
+        self._sampler = self._native.CpuSampler(described, program.dtype == torch.float64, bf16_weights)
+
+    def run(self, job: Job) -> None:
+        conditions = self._conditions(job.labels) if job.labels is not None else []
+        conditions = [c.to(self._program.dtype).contiguous() for c in conditions]
+        known = None if job.known is None else job.known.to(torch.uint8).contiguous()
+        noise = job.noise.contiguous()
+        assert job.levels.is_contiguous() and (job.logits is None or job.logits.is_contiguous())
+        try:
+            self._sampler.run(
+                images=job.levels.shape[0],
+                levels=job.levels.data_ptr(),
+                known=0 if known is None else known.data_ptr(),
+                noise=noise.data_ptr(),
+                conditions=[c.data_ptr() for c in conditions],
+                temperature=job.temperature,
+                logits=0 if job.logits is None else job.logits.data_ptr(),
+                threads=torch.get_num_threads(),
+                on_row=job.on_row,
+            )
+        except self._native.NonFiniteLogits as error:
+            raise NonFiniteLogits(*error.args) from None
+
+    def weight_bytes(self) -> int:
+        return self._sampler.weight_bytes()
+
+    def workspace_bytes(self, images: int) -> int:
+        return self._sampler.workspace_bytes(images)
+
+
+class _Describer:
+    """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
+
+    def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor]) -> None:
+        self._module, self._program, self._borrowed = module, program, borrowed
+        self._number = {i.out: index for index, i in enumerate(program.instructions)}
+
+    def program(self, conditions: Conditions) -> Any:
+        storage = [self._program.storage[value] for value in self._number]
+        channels = {
+            step.condition: i.channels for i in self._program.instructions for step in i.steps if step.condition is not None
+        }
+        c, height, width = self._program.shape
+        return self._module.Program(
+            image_channels=c, height=height, width=width, levels=self._program.levels,
+            output=self._number[self._program.output],
+            storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
+            instructions=[self._instruction(i) for i in self._program.instructions],
+            conditions=[channels.get(slot, 0) for slot in range(len(conditions))],
+        )  # fmt: skip
+
+    def _instruction(self, i: PhasedInstruction) -> Any:
+        return self._module.Instruction(
+            out=self._number[i.out], channels=i.channels, phase=getattr(self._module.Phase, i.phase.value),
+            base=-1 if i.base in (None, LEVELS) else self._number[i.base], is_input=i.base == LEVELS,
+            bias=self._address(i.bias), row_runs=[self._run(run) for run in i.row_runs],
+            pixel_runs=[self._run(run) for run in i.pixel_runs], steps=[self._step(step) for step in i.steps],
+        )  # fmt: skip
+
+    def _run(self, run: Run) -> Any:
+        return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
+
+    def _step(self, step: Step) -> Any:
+        operand = -1 if step.condition is None else step.condition
+        operand = operand if step.value is None else self._number[step.value]
+        kind = getattr(self._module.StepKind, step.kind)
+        return self._module.Step(kind, step.alpha, operand, self._address(step.scale), self._address(step.shift))
+
+    def _address(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        self._borrowed.append(tensor.detach().to(self._program.dtype).contiguous())
+        return self._borrowed[-1].data_ptr()

@@ -1,0 +1,211 @@
+"""From a captured program to a phased one: fold and fuse instructions, then split them by when they can run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.sampling.capture import Unsupported
+from pixelcnn_fast.sampling.legality import receptive_fields, sees_only_rows_above, sees_present_or_later
+from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
+
+# -- fuse
+
+
+def fuse(program: Program) -> Program:
+    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights."""
+    program = _without_unread(program)
+    readers = Counter(value for i in program.instructions for value in i.reads())
+    readers[program.output] += 1
+    fused: dict[int, Instruction] = {}  # by the value they define, in order
+    for instruction in program.instructions:
+        for base, rest in _ways_to_read(instruction):
+            if base in fused and readers[base] == 1 and _can_join(fused[base], rest):
+                instruction = _joined(fused.pop(base), rest, fused, readers)
+                break
+        fused[instruction.out] = instruction
+    return replace(program, instructions=tuple(fused.values()))
+
+
+def _without_unread(program: Program) -> Program:
+    needed = {program.output}
+    kept: list[Instruction] = []
+    for instruction in reversed(program.instructions):
+        if instruction.out in needed or instruction.base == LEVELS:
+            needed.update(instruction.reads())
+            kept.append(instruction)
+    return replace(program, instructions=tuple(reversed(kept)))
+
+
+def _ways_to_read(instruction: Instruction) -> list[tuple[int, Instruction]]:
+    """(value, the instruction as steps on that value): x + y may be read as steps on y as well as on x."""
+    if instruction.base is None or instruction.base == LEVELS:
+        return []
+    ways = [(instruction.base, instruction)]
+    if len(instruction.steps) == 1:
+        step = instruction.steps[0]
+        if step.value is not None and (step.kind == "multiply" or step.alpha == 1.0):
+            swapped = replace(instruction, base=step.value, steps=(replace(step, value=instruction.base),))
+            ways.append((step.value, swapped))
+    return ways
+
+
+def _can_join(first: Instruction, rest: Instruction) -> bool:
+    """The levels are turned into their value one by one as they are drawn: no other operand is at hand there."""
+    has_operands = any(step.value is not None or step.condition is not None for step in rest.steps)
+    return first.base != LEVELS or not has_operands
+
+
+def _joined(first: Instruction, rest: Instruction, fused: dict[int, Instruction], readers: Counter) -> Instruction:
+    """``rest``, which takes its base from ``first`` alone, made one with it."""
+    joined = replace(first, out=rest.out)
+    for step in rest.steps:
+        linear = not joined.steps and joined.base is None
+        if linear and step.kind == "affine":
+            joined = _scaled(joined, step.scale, step.shift)
+        elif linear and step.kind == "add" and readers[step.value] == 1 and _is_linear(fused.get(step.value)):
+            other = fused.pop(step.value)
+            if step.alpha != 1.0:
+                other = _scaled(other, torch.full_like(_bias(other), step.alpha), torch.zeros_like(_bias(other)))
+            joined = replace(joined, taps=joined.taps + other.taps, bias=_bias(joined) + _bias(other))
+        else:
+            joined = replace(joined, steps=joined.steps + (step,))
+    return joined
+
+
+def _is_linear(instruction: Instruction | None) -> bool:
+    return instruction is not None and instruction.base is None and not instruction.steps and bool(instruction.taps)
+
+
+def _bias(instruction: Instruction) -> Tensor:
+    if instruction.bias is not None:
+        return instruction.bias
+    weight = instruction.taps[0].weight
+    return weight.new_zeros(instruction.channels)
+
+
+def _scaled(instruction: Instruction, scale: Tensor, shift: Tensor) -> Instruction:
+    if not instruction.taps:
+        bias = shift if instruction.bias is None else instruction.bias * scale + shift
+        return replace(instruction, bias=bias)
+    taps = tuple(replace(tap, weight=tap.weight * scale) for tap in instruction.taps)
+    return replace(instruction, taps=taps, bias=_bias(instruction) * scale + shift)
+
+
+# -- split into phases
+
+
+class Phase(Enum):
+    ROW = "row"  # sees only rows above: a whole row at once
+    PIXEL = "pixel"  # needs the present row: pixel by pixel, before the draw
+    DRAWN = "drawn"  # sees the present pixel: after its levels are drawn
+
+
+@dataclass(frozen=True)
+class Run:
+    """Horizontally adjacent taps as one matrix: ``weight`` [width * channels of source, channels of out] applied
+    to the source's pixels (row + dy, column + dx ... column + dx + width - 1), which lie side by side in memory."""
+
+    source: int
+    dy: int
+    dx: int
+    width: int
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class PhasedInstruction:
+    """out = steps(bias + row runs + pixel runs), or steps(base). Row runs are summed for a whole row beforehand."""
+
+    out: int
+    channels: int
+    name: str
+    phase: Phase
+    row_runs: tuple[Run, ...]
+    pixel_runs: tuple[Run, ...]
+    bias: Tensor | None
+    base: int | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept of a value: the last ``rows`` rows, with zero columns on both sides."""
+
+    channels: int
+    rows: int
+    pad_left: int
+    pad_right: int
+
+
+@dataclass(frozen=True)
+class PhasedProgram:
+    shape: tuple[int, int, int]
+    levels: int
+    instructions: tuple[PhasedInstruction, ...]
+    storage: dict[int, Storage]
+    output: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
+        return [i for i in self.instructions if i.phase is phase]
+
+
+def split_phases(program: Program) -> PhasedProgram:
+    """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
+    fields = receptive_fields(program)
+    row_values = {value for value, seen in fields.items() if sees_only_rows_above(seen)}
+    instructions = []
+    for i in program.instructions:
+        for tap in i.taps:
+            if tap.dy > 0 or (tap.dy == 0 and tap.dx > 0 and tap.source not in row_values):
+                raise Unsupported(
+                    f"{i.name}: tap ({tap.dy:+d}, {tap.dx:+d}) reads ahead of the present pixel and a later layer "
+                    "shifts it back; shift the input of this layer instead"
+                )
+        in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
+        if i.out in row_values and all(v in row_values for v in i.reads()[len(i.taps) :]):
+            phase = Phase.ROW
+        else:
+            phase = Phase.DRAWN if sees_present_or_later(fields[i.out]) else Phase.PIXEL
+        instructions.append(
+            PhasedInstruction(
+                i.out, i.channels, i.name, phase,
+                row_runs=_runs([tap for tap, row in zip(i.taps, in_row) if row]),
+                pixel_runs=_runs([tap for tap, row in zip(i.taps, in_row) if not row]),
+                bias=i.bias, base=i.base, steps=i.steps,
+            )
+        )  # fmt: skip
+    return PhasedProgram(
+        program.shape, program.levels, tuple(instructions), _storage(program), program.output, program.dtype, program.device
+    )
+
+
+def _runs(taps: list[Tap]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx)):
+        last = runs[-1] if runs else None
+        if last is not None and (last.source, last.dy, last.dx + last.width) == (tap.source, tap.dy, tap.dx):
+            runs[-1] = replace(last, width=last.width + 1, weight=torch.cat([last.weight, tap.weight]))
+        else:
+            runs.append(Run(tap.source, tap.dy, tap.dx, 1, tap.weight))
+    return tuple(runs)
+
+
+def _storage(program: Program) -> dict[int, Storage]:
+    taps = [tap for i in program.instructions for tap in i.taps]
+    storage = {}
+    for i in program.instructions:
+        reads = [tap for tap in taps if tap.source == i.out]
+        storage[i.out] = Storage(
+            i.channels,
+            rows=1 + max((-tap.dy for tap in reads), default=0),
+            pad_left=max((-tap.dx for tap in reads if tap.dx < 0), default=0),
+            pad_right=max((tap.dx for tap in reads if tap.dx > 0), default=0),
+        )
+    return storage

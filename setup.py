@@ -1,0 +1,195 @@
+"""Builds pixelcnn_fast._native with CMake and Ninja; everything else is in pyproject.toml.
+
+Environment:
+  PIXELCNN_FAST_NATIVE=1|0       0 installs the pure-Python package, which needs no compiler
+  PIXELCNN_FAST_CUDA=auto|0|1    auto builds the CUDA part where nvcc is found and works; 1 insists on it
+  PIXELCNN_FAST_CUDA_ARCHS       overrides the GPU architectures, in CMake's syntax: "90a-real;120"
+  CXX, CXXFLAGS, CUDACXX, CUDA_HOME, CUDAHOSTCXX, CMAKE_BUILD_PARALLEL_LEVEL: as usual
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CUDA_ARCHS = ("80", "86", "89", "90a", "100", "120")
+PURE = "set PIXELCNN_FAST_NATIVE=0 to install the pure-Python package, which the eager runtime serves"
+
+
+def fail(cause: str, remedy: str) -> NoReturn:
+    """Ends the build with one sentence; SystemExit, so that no traceback follows it."""
+    raise SystemExit(f"\npixelcnn_fast: {cause}: {remedy}.")
+
+
+def choice(variable: str, *values: str) -> str:
+    """The environment variable's value; the first of ``values`` is the default."""
+    value = os.environ.get(variable) or values[0]
+    if value not in values:
+        fail(f"{variable}={value} is not understood", f"use one of {', '.join(values)}")
+    return value
+
+
+def package(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def tool(name: str, directory: str) -> str:
+    """A build tool from its Python package, else from PATH, which may lack the environment's own folder."""
+    path = shutil.which(name, path=getattr(package(name), directory, "")) or shutil.which(name)
+    return path or fail(f"the build tool {name} is missing", f"pip install {name}, or {PURE}")
+
+
+def cxx_compiler() -> list[str]:
+    """The C++ compiler and its leading arguments (CXX may be 'ccache g++')."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for words in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if path := shutil.which(words[0]):
+            return [path, *words[1:]]
+    cause = f"the C++ compiler CXX={named[0]} does not exist" if named else "no C++ compiler was found"
+    fail(cause, f"install GCC 11 or newer or Clang (Debian, Ubuntu: apt install g++), name it with CXX, or {PURE}")
+
+
+def find_nvcc() -> tuple[str | None, str]:
+    """nvcc, and where it was looked for. A place that the user named is not passed over for another."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named := os.environ.get("CUDACXX"):
+        places = {"CUDACXX": named}
+    elif home:
+        places = {"CUDA_HOME": f"{home}/bin/nvcc"}
+    else:
+        places = {"CUDA_HOME and CUDACXX": "", "": "/usr/local/cuda/bin/nvcc", "PATH": "nvcc"}
+    for place in filter(None, places.values()):
+        if path := shutil.which(place):
+            return path, ""
+    return None, ", ".join(f"{name} ({place or 'not set'})" if name else place for name, place in places.items())
+
+
+def probe_nvcc(nvcc: str) -> str:
+    """Compiles and links a small program -> what went wrong, in a line; '' where nvcc works."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text("__global__ void probe() {}\nint main() { return cudaDeviceSynchronize(); }\n")
+        try:
+            done = run_quietly(nvcc, source, "-o", Path(folder, "probe"))
+        except OSError as error:
+            return str(error)
+    if done.returncode == 0:
+        return ""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
+    return (errors or lines or [f"exit status {done.returncode}"])[0]
+
+
+def run_quietly(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+
+
+def cuda_settings() -> dict[str, str]:
+    """CMake's settings for the CUDA part."""
+    mode = choice("PIXELCNN_FAST_CUDA", "auto", "0", "1")
+    if mode == "0":
+        return {"PIXELCNN_FAST_CUDA_OFF": "it was built with PIXELCNN_FAST_CUDA=0"}
+    nvcc, looked = find_nvcc()
+    if nvcc is None:
+        reason = f"nvcc was not found; looked in {looked}"
+    elif error := probe_nvcc(nvcc):
+        reason = f"{nvcc} cannot compile: {error}"
+    else:
+        archs = os.environ.get("PIXELCNN_FAST_CUDA_ARCHS") or default_archs(nvcc)
+        return {"PIXELCNN_FAST_NVCC": nvcc, "PIXELCNN_FAST_CUDA_ARCHS": archs}
+    if mode == "1":
+        fail(f"PIXELCNN_FAST_CUDA=1, but {reason}", "install the CUDA toolkit and set CUDA_HOME to it, "
+             "or set PIXELCNN_FAST_CUDA=0 to build without CUDA")
+    print(f"pixelcnn_fast: building without the CUDA part: {reason}", flush=True)
+    return {"PIXELCNN_FAST_CUDA_OFF": reason}
+
+
+def default_archs(nvcc: str) -> str:
+    """Those of CUDA_ARCHS that this nvcc knows; the last also as PTX, for GPUs yet to come."""
+    known = run_quietly(nvcc, "--list-gpu-arch").stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.rstrip('a')}" in known] or ["native"]
+    return ";".join([f"{arch}-real" for arch in archs[:-1]] + archs[-1:])
+
+
+def check_python_headers() -> None:
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").exists():
+        fail(f"Python's headers are missing ({include}/Python.h)",
+             f"install them (Debian, Ubuntu: apt install python3-dev), or {PURE}")
+
+
+def compile_native() -> Path:
+    """Configures and builds in a folder that later builds reuse -> the module's file."""
+    compiler = cxx_compiler()
+    check_python_headers()
+    settings = {
+        "CMAKE_CXX_COMPILER": ";".join(compiler),
+        "CMAKE_CXX_FLAGS": os.environ.get("CXXFLAGS", ""),
+        "Python_EXECUTABLE": sys.executable,
+        **cuda_settings(),
+    }
+    pybind11 = package("pybind11") or fail("pybind11 is missing", f"pip install pybind11, or {PURE}")
+    cmake = tool("cmake", "CMAKE_BIN_DIR")
+    # These move with pip's temporary build environment, so they do not make a build folder stale.
+    movable = {
+        "CMAKE_MAKE_PROGRAM": tool("ninja", "BIN_DIR"),
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    folder = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+    forget_stale(folder, settings, [compiler, [settings.get("PIXELCNN_FAST_NVCC", "")]])
+    defines = [f"-D{name}={value}" for name, value in (settings | movable).items()]
+    configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", "--log-level=NOTICE"]
+    for command in [[*configure, *defines], [cmake, "--build", folder]]:
+        if subprocess.run([str(word) for word in command], check=False).returncode:
+            fail("the native part does not build, for the reason above", f"repair it, or {PURE}")
+    return folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def forget_stale(folder: Path, settings: dict[str, str], compilers: list[list[str]]) -> None:
+    """Removes a build folder made with other settings or compiler versions: CMake would keep the old ones."""
+    versions = [run_quietly(*words, "--version").stdout for words in compilers if words[0]]
+    record = json.dumps([settings, versions, os.environ.get("CUDAHOSTCXX")], indent=1)
+    mark = folder / "settings.json"
+    if not mark.exists() or mark.read_text() != record:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        mark.write_text(record)
+
+
+class BuildNativeFirst(build):
+    """A missing compiler should be reported before hundreds of lines about copied files."""
+
+    sub_commands = sorted(build.sub_commands, key=lambda command: command[0] != "build_ext")
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        module = compile_native()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(module, target)
+
+
+native = choice("PIXELCNN_FAST_NATIVE", "1", "0") == "1"
+setup(
+    ext_modules=[Extension("pixelcnn_fast._native", sources=[])] if native else [],
+    cmdclass={"build": BuildNativeFirst, "build_ext": CMakeBuild},
+)

@@ -1,0 +1,144 @@
+"""The training example learns, writes a loadable checkpoint, and refuses a wrong data file."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from pixelcnn_fast import checkpoint
+from pixelcnn_fast.likelihood import bits_per_dim
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_mnist.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_mnist", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Black images with a white column at the label's place."""
+    labels = np.arange(70, dtype=np.uint8) % 3
+    images = np.zeros((70, 7, 5), np.uint8)
+    images[np.arange(70), :, labels + 1] = 255
+    return dict(images=images, labels=labels)
+
+
+def options(folder: Path, **more: object) -> list[str]:
+    given = dict(npz=folder / "data.npz", held_out=10, hidden=8, residual=1, epochs=4, batch=8, lr=0.02)
+    given |= dict(out=folder / "model.safetensors") | more
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_learns_and_writes_the_best_epoch(script: ModuleType, data: dict, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    history = script.main(options(tmp_path))
+    assert len(history) == 4
+    assert min(history) < 0.7 * history[0]
+    model = checkpoint.load(tmp_path / "model.safetensors")
+    assert model.config["n_classes"] == 3 and model.config["hidden_channels"] == 8
+    held_out = torch.from_numpy(data["images"])[-10:, None], torch.from_numpy(data["labels"])[-10:].long()
+    assert bits_per_dim(model, [held_out]) == pytest.approx(min(history), rel=1e-4)
+    notes = checkpoint.read_notes(tmp_path / "model.safetensors")
+    assert float(notes["bits_per_dim"]) == pytest.approx(min(history), abs=1e-4)
+
+
+def test_reads_mnist_through_torchvision(script: ModuleType, data: dict, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 70), ("t10k", 1)):
+        images, labels = data["images"][:n], data["labels"][:n]
+        header = struct.pack(">4i", 0x803, *images.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, n) + labels.tobytes())
+    images, labels = script.load_torchvision(tmp_path)
+    assert images.dtype == torch.uint8 and np.array_equal(images[:, 0], data["images"])
+    assert labels.dtype == torch.int64 and np.array_equal(labels, data["labels"])
+
+
+def test_the_seed_decides(script: ModuleType, data: dict, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    runs = [script.main(options(tmp_path, epochs=1, seed=seed)) for seed in (1, 1, 2)]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0] != pytest.approx(runs[2], rel=1e-5)
+
+
+def test_minutes_stop_it(script: ModuleType, data: dict, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    history = script.main(options(tmp_path, epochs=100_000, minutes=0.01))
+    assert 1 <= len(history) < 1000
+    checkpoint.load(tmp_path / "model.safetensors")
+
+
+def test_ctrl_c_keeps_the_best_epoch(
+    script: ModuleType, data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def interrupted(*args: object, **kwargs: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return bits_per_dim(*args, **kwargs)
+
+    np.savez(tmp_path / "data.npz", **data)
+    monkeypatch.setattr(script, "bits_per_dim", interrupted)
+    history = script.main(options(tmp_path))
+    assert len(history) == 1
+    checkpoint.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(images=None), "no array images, only ['labels']"),
+        (dict(images=None, labels=None, x=np.zeros(3)), "no array images and no array labels"),
+        (dict(images=np.zeros((70, 7, 5))), "images are float64 [70, 7, 5], expected uint8 [N, H, W]"),
+        (dict(images=np.zeros((70, 35), np.uint8)), "images are uint8 [70, 35]"),
+        (dict(labels=np.zeros(69, int)), "labels are int64 [69], expected 70 integers"),
+        (dict(labels=np.full(70, -1)), "expected 70 integers from 0 on"),
+        (dict(images=np.array([None] * 70)), "allow_pickle"),
+    ],
+)
+def test_wrong_arrays(
+    script: ModuleType, data: dict, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
+) -> None:
+    arrays = {name: array for name, array in (data | change).items() if array is not None}
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(SystemExit):
+        script.main(options(tmp_path))
+    error = capsys.readouterr().err
+    assert message in error and "data.npz" in error
+
+
+def test_wrong_files_and_options(
+    script: ModuleType, data: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def error(**more: object) -> str:
+        with pytest.raises(SystemExit):
+            script.main(options(tmp_path, **more))
+        return capsys.readouterr().err
+
+    assert "no such file" in error()
+    (tmp_path / "data.npz").write_bytes(b"")
+    assert "numpy.savez" in error()
+    (tmp_path / "data.npz").write_bytes(b"PK\3\4 and no archive")
+    assert "numpy.savez" in error()
+    np.save(tmp_path / "data.npy", data["images"])
+    assert "numpy.savez" in error(npz=tmp_path / "data.npy")
+    np.savez(tmp_path / "data.npz", **data)
+    assert "none is left to train on" in error(held_out=70)
+    assert "--held-out" in error(held_out=0)
+    assert "no folder" in error(out=tmp_path / "absent" / "model.safetensors")

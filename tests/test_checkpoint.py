@@ -1,0 +1,223 @@
+"""Checkpoints come back exactly, and every broken file is refused with its cause."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pixelcnn_fast import checkpoint
+from pixelcnn_fast.models import PixelCNN, reference
+
+CONFIG = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
+
+
+@pytest.fixture
+def model() -> PixelCNN:
+    torch.manual_seed(0)
+    model = PixelCNN(**CONFIG)
+    model(torch.rand(4, 2, 6, 5), torch.tensor([0, 1, 2, 0]))  # moves the batch-norm statistics
+    return model
+
+
+@pytest.fixture
+def saved(model: PixelCNN, tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(model, path, data="noise", author="nobody")
+    return path
+
+
+def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, config: str | None = None) -> None:
+    """Write a file as save does, but with these tensors or this config text."""
+    tensors = load_file(path) if tensors is None else tensors
+    save_file(tensors, path, metadata={"config": json.dumps(CONFIG) if config is None else config})
+
+
+def test_comes_back_exactly(model: PixelCNN, saved: Path) -> None:
+    loaded = checkpoint.load(saved)
+    assert loaded.config == CONFIG
+    assert not any(module.training for module in loaded.modules())
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    images, labels = torch.rand(3, 2, 7, 5), torch.tensor([2, 0, 1])
+    assert torch.equal(loaded(images, labels), model.eval()(images, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_keeps_the_dtype(model: PixelCNN, tmp_path: Path, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    torch.testing.assert_close(
+        checkpoint.load(tmp_path / "model.safetensors").state_dict(), model.state_dict(), rtol=0, atol=0
+    )
+
+
+def test_save_takes_channels_last_and_changes_nothing(model: PixelCNN, tmp_path: Path) -> None:
+    model.to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    assert model.training
+    assert model.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(
+        checkpoint.load(tmp_path / "model.safetensors").state_dict(), before, rtol=0, atol=0
+    )
+
+
+def test_notes(saved: Path) -> None:
+    assert checkpoint.read_notes(saved) == {"data": "noise", "author": "nobody"}
+
+
+@pytest.mark.parametrize("notes", [{"epoch": 3}, {"config": "{}"}])
+def test_save_refuses_notes(model: PixelCNN, tmp_path: Path, notes: dict) -> None:
+    with pytest.raises(ValueError, match="notes are strings"):
+        checkpoint.save(model, tmp_path / "model.safetensors", **notes)
+
+
+def test_save_refuses_models_without_config(model: PixelCNN, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"DataParallel has no config.*its \.module"):
+        checkpoint.save(nn.DataParallel(model), tmp_path / "model.safetensors")
+
+
+def test_save_refuses_a_missing_folder(model: PixelCNN, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        checkpoint.save(model, tmp_path / "absent" / "model.safetensors")
+
+
+def test_a_refused_save_keeps_the_old_file(model: PixelCNN, saved: Path) -> None:
+    before = saved.read_bytes()
+    model.conv_out.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="conv_out.weight holds NaN"):
+        checkpoint.save(model, saved)
+    assert saved.read_bytes() == before
+
+
+def test_an_interrupted_save_keeps_the_old_file(
+    model: PixelCNN, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(tensors: dict, path: Path, metadata: dict) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(model, saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read_notes])
+def test_missing_file(tmp_path: Path, read) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file; the packaged checkpoints are mnist"):
+        read(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read_notes])
+def test_not_safetensors(model: PixelCNN, tmp_path: Path, read) -> None:
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "empty").touch()
+    for name in ("model.pt", "empty"):
+        with pytest.raises(ValueError, match=f"{name}: not a safetensors file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [4, 100, 0.5, -1])
+def test_truncated(saved: Path, keep: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
+    with pytest.raises(ValueError, match="or a truncated one"):
+        checkpoint.load(saved)
+
+
+def test_no_metadata(saved: Path) -> None:
+    save_file(load_file(saved), saved)
+    with pytest.raises(ValueError, match="metadata has no 'config'"):
+        checkpoint.load(saved)
+    assert checkpoint.read_notes(saved) == {}
+
+
+@pytest.mark.parametrize(
+    "config", ["not json", "[1]", '{"width": 3}', '{"kernel_size": 4}', '{"hidden_channels": -1}']
+)
+def test_unusable_config(saved: Path, config: str) -> None:
+    rewrite(saved, config=config)
+    with pytest.raises(ValueError, match="does not describe a PixelCNN"):
+        checkpoint.load(saved)
+
+
+def test_keys_that_do_not_fit(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["conv_first.bias"] = tensors.pop("conv_in.bias")
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=r"1 missing \['conv_in.bias'\], 1 unexpected \['conv_first.bias'\]"):
+        checkpoint.load(saved)
+
+
+def test_no_tensors(saved: Path) -> None:
+    rewrite(saved, {})
+    with pytest.raises(ValueError, match="missing"):
+        checkpoint.load(saved)
+
+
+def test_data_parallel_prefix_is_taken_off(model: PixelCNN, saved: Path) -> None:
+    rewrite(saved, {f"module.{key}": value for key, value in load_file(saved).items()})
+    torch.testing.assert_close(checkpoint.load(saved).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_prefix_on_some_keys_is_refused(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["module.conv_in.bias"] = tensors.pop("conv_in.bias")
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=r"unexpected \['module.conv_in.bias'\]"):
+        checkpoint.load(saved)
+
+
+def test_wrong_shape(saved: Path) -> None:
+    rewrite(saved, config=json.dumps(CONFIG | {"hidden_channels": 6}))
+    with pytest.raises(ValueError, match=r"conv_in.weight is \S+ \[5, 2, 5, 5\], .* \[6, 2, 5, 5\]"):
+        checkpoint.load(saved)
+
+
+def test_integer_weights(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["conv_in.weight"] = tensors["conv_in.weight"].to(torch.int8)
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match="conv_in.weight is torch.int8"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("key", ["embedding.weight", "norm_in.running_var"])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite(saved: Path, key: str, value: float) -> None:
+    tensors = load_file(saved)
+    tensors[key].view(-1)[-1] = value
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=f"{key} holds NaN"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("tap, value", [((0, 1, 2, 2), 1.0), ((4, 0, 1, 3), 0.0), ((0, 0, 0, 0), torch.nan)])
+def test_leaking_or_starving_mask(saved: Path, tap: tuple[int, ...], value: float) -> None:
+    tensors = load_file(saved)
+    assert tensors["conv_in.mask"][tap] == float(value == 0 or value != value)
+    tensors["conv_in.mask"][tap] = value
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=f"conv_in.mask differs .*{re.escape(str(list(tap)))}"):
+        checkpoint.load(saved)
+
+
+def test_packaged_mnist() -> None:
+    model = checkpoint.load("mnist")
+    assert model.config["n_classes"] == 10 and model.config["input_channels"] == 1
+    assert float(checkpoint.read_notes("mnist")["bits_per_dim"]) < 1.2
+    plain = reference.PixelCNN(**model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    images, labels = torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.tensor([3])
+    logits = model(images, labels)
+    torch.testing.assert_close(logits, plain(images, labels))
+    assert logits[0, 0, 0, 0].softmax(-1)[0] > 0.9  # the corner of a digit's image is black
