@@ -43,19 +43,30 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
             )
         if not args.out.parent.is_dir():
             raise FileNotFoundError(f"--out {args.out}: no folder {args.out.parent}, create it first")
+        torch.manual_seed(args.seed)
+        model = initial_model(args, n_classes=int(labels.max()) + 1)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
-    return train(args, images, labels)
+    return train(args, model, images, labels)
 
 
-def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> list[float]:
+def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:
+    """A new model, or that of --resume; ValueError if its size is not the one asked for."""
+    model = PixelCNN(1, args.hidden, args.residual, n_classes)
+    if args.resume:
+        resumed = checkpoint.load(args.resume)
+        if resumed.config != model.config:
+            raise ValueError(f"--resume {args.resume}: it has {resumed.config}, not {model.config} as asked for")
+        model = resumed
+    return model
+
+
+def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Tensor) -> list[float]:
     """Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
 
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
     """
-    torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = PixelCNN(1, args.hidden, args.residual, n_classes=int(labels.max()) + 1)
     model = model.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
@@ -187,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stop after this long, the learning rate reaching 0 by the clock; 0: only --epochs counts")
     add("--batch", type=int, default=16, help="images per step")
     add("--lr", type=float, default=2e-3, help="peak learning rate of Adam, after the warm-up")
+    add("--resume", type=Path, metavar="FILE", help="train on from this checkpoint's weights")
     add("--seed", type=int, default=0, help="seed of weights and of the order of images")
     add("--out", type=Path, default=Path("mnist_pixelcnn.safetensors"), help="checkpoint to write")
     return parser

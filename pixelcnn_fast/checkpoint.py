@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pixelcnn_fast.models import PixelCNN
@@ -41,7 +41,7 @@ def save(model: PixelCNN, path: str | os.PathLike[str], **notes: str) -> None:
     _check_finite(tensors, "the model")
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        save_file(tensors, unfinished, metadata={**notes, "config": json.dumps(config)})
+        unfinished.write_bytes(to_bytes(tensors, metadata={**notes, "config": json.dumps(config)}))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

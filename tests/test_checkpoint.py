@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_save_takes_channels_last_and_changes_nothing(model: PixelCNN, tmp_path:
     )
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_other_users_may_read_it(saved: Path) -> None:
+    saved.with_name("plain").touch()
+    assert saved.stat().st_mode == saved.with_name("plain").stat().st_mode
+
+
 def test_notes(saved: Path) -> None:
     assert checkpoint.read_notes(saved) == {"data": "noise", "author": "nobody"}
 
@@ -99,12 +106,13 @@ def test_a_refused_save_keeps_the_old_file(model: PixelCNN, saved: Path) -> None
 def test_an_interrupted_save_keeps_the_old_file(
     model: PixelCNN, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(tensors: dict, path: Path, metadata: dict) -> None:
-        Path(path).write_bytes(b"half of it")
+    def interrupted(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise KeyboardInterrupt
 
     before = saved.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(model, saved)
     assert saved.read_bytes() == before

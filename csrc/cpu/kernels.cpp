@@ -46,76 +46,94 @@ inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 is x to the bit, so this is one broadcast; x + 0 is not, for x = -0
 }
 
-// -- weights: `Same` keeps T; `Bf16` keeps pairs of depths in one 32-bit word per channel, the even depth below
+// -- weights in words: `Same` keeps one T to a word; `Bf16` a pair of depths in 32 bits, the even depth below
 
 template <class T>
 struct Same {
   static constexpr int depths = 1;
-  static constexpr int64_t bytes(int depth) { return int64_t{depth} * kBlock<T> * sizeof(T); }
-  static Vec<T> get(const char* block, int k, int v, int) {
-    return load(reinterpret_cast<const T*>(block) + int64_t{k} * kBlock<T> + v * kLanes<T>);
-  }
-  static void put(char* block, int k, int channel, T w) {
-    reinterpret_cast<T*>(block)[int64_t{k} * kBlock<T> + channel] = w;
-  }
+  using Word = T;
+  static Vec<T> expand(Vec<T> word, int) { return word; }
+  static void put(Word* word, int, T w) { *word = w; }
 };
 
 struct Bf16 {
   static constexpr int depths = 2;
-  static constexpr int64_t bytes(int depth) { return int64_t{(depth + 1) / 2} * kBlock<float> * 4; }
-  static Vec<float> get(const char* block, int k, int v, int odd) {
-    const auto word = load(reinterpret_cast<const uint32_t*>(block) + int64_t{k / 2} * kBlock<float> + v * kLanes<float>);
+  using Word = uint32_t;
+  static Vec<float> expand(Vec<uint32_t> word, int odd) {
     return (Vec<float>)(odd ? word & 0xffff0000u : word << 16);
   }
-  static void put(char* block, int k, int channel, float w) {  // w is a bf16 value already: the passes round
+  static void put(Word* word, int odd, float w) {  // the upper half of w: the passes have rounded it to that
     uint32_t bits;
     __builtin_memcpy(&bits, &w, 4);
-    uint16_t* words = reinterpret_cast<uint16_t*>(block);
-    words[(int64_t{k / 2} * kBlock<float> + channel) * 2 + k % 2] = bits >> 16;
+    *word |= odd ? bits & 0xffff0000u : bits >> 16;
   }
 };
 
 template <class T, class W>
+constexpr int64_t bytes_of_block(int depth) {
+  return int64_t{(depth + W::depths - 1) / W::depths} * kBlock<T> * sizeof(typename W::Word);
+}
+
+template <class T, class W>
 void pack_blocks(const T* weight, int depth, int channels, char* packed) {
   const int blocks = (channels + kBlock<T> - 1) / kBlock<T>;
-  __builtin_memset(packed, 0, blocks * W::bytes(depth));
-  for (int k = 0; k < depth; k++)
-    for (int c = 0; c < channels; c++)
-      W::put(packed + c / kBlock<T> * W::bytes(depth), k, c % kBlock<T>, weight[int64_t{k} * channels + c]);
+  __builtin_memset(packed, 0, blocks * bytes_of_block<T, W>(depth));
+  for (int c = 0; c < channels; c++) {
+    auto* words = reinterpret_cast<typename W::Word*>(packed + c / kBlock<T> * bytes_of_block<T, W>(depth));
+    for (int k = 0; k < depth; k++)
+      W::put(words + int64_t{k / W::depths} * kBlock<T> + c % kBlock<T>, k % W::depths, weight[int64_t{k} * channels + c]);
+  }
 }
 
 // -- matrix product: M rows by G blocks of channels in registers
 
+template <int N>
+struct Constant {
+  constexpr operator int() const { return N; }
+};
+
 template <class T, class W, int M, int G>
 void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int depth, const T* from,
           int64_t from_stride, T* out, int64_t out_stride) {
+  using Word = typename W::Word;
   Vec<T> sum[M][G * kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
     for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from + m * from_stride + j * kLanes<T>);
 
-  const auto multiply = [&](int k, int odd) __attribute__((always_inline)) {
-    Vec<T> wk[G * kVectors];
+  // The words at depth k, times the `count` depths they hold. One row: each word is loaded once and expanded at once.
+  // Several: the weights of one depth stay in registers while the rows pass.
+  const auto word_at = [&](int k, int j) __attribute__((always_inline)) {
+    return load(reinterpret_cast<const Word*>(w + j / kVectors * block_bytes) + int64_t{k} / W::depths * kBlock<T> +
+                j % kVectors * kLanes<T>);
+  };
+  const auto multiply = [&](int k, auto count) __attribute__((always_inline)) {
+    if constexpr (M == 1) {
+      Vec<T> xk[count];
+      for (int d = 0; d < count; d++) xk[d] = broadcast(x[k + d]);
 #pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) wk[j] = W::get(w + j / kVectors * block_bytes, k, j % kVectors, odd);
+      for (int j = 0; j < G * kVectors; j++) {
+        const auto word = word_at(k, j);
+        for (int d = 0; d < count; d++) sum[0][j] += xk[d] * W::expand(word, d);
+      }
+    } else {
+      for (int d = 0; d < count; d++) {
+        Vec<T> wk[G * kVectors];
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      const Vec<T> xk = broadcast(x[m * x_stride + k]);
+        for (int j = 0; j < G * kVectors; j++) wk[j] = W::expand(word_at(k, j), d);
 #pragma GCC unroll 16
-      for (int j = 0; j < G * kVectors; j++) sum[m][j] += xk * wk[j];
+        for (int m = 0; m < M; m++) {
+          const Vec<T> xk = broadcast(x[m * x_stride + k + d]);
+#pragma GCC unroll 16
+          for (int j = 0; j < G * kVectors; j++) sum[m][j] += xk * wk[j];
+        }
+      }
     }
   };
   int k = 0;
-  if constexpr (W::depths == 1) {
-    for (; k < depth; k++) multiply(k, 0);
-  } else {
-    for (; k + 1 < depth; k += 2) {
-      multiply(k, 0);
-      multiply(k + 1, 1);
-    }
-    if (k < depth) multiply(k, 0);
-  }
+  for (; k + W::depths <= depth; k += W::depths) multiply(k, Constant<W::depths>());
+  if (W::depths == 2 && k < depth) multiply(k, Constant<1>());
 
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
@@ -157,16 +175,15 @@ void matmul_as(Rows<const T> x, int outer, int inner, Packed w, int first, int l
 }
 
 template <class T>
-void matmul(Rows<const T> x, int outer, int inner, Packed w, Weights weights, int first, int last, Rows<const T> from,
-            Rows<T> out) {
+void matmul(Rows<const T> x, int outer, int inner, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
   if constexpr (sizeof(T) == 4)
-    if (weights == Weights::bf16) return matmul_as<T, Bf16>(x, outer, inner, w, first, last, from, out);
+    if (w.weights == Weights::bf16) return matmul_as<T, Bf16>(x, outer, inner, w, first, last, from, out);
   matmul_as<T, Same<T>>(x, outer, inner, w, first, last, from, out);
 }
 
 template <class T>
 int64_t block_bytes(int depth, Weights weights) {
-  return sizeof(T) == 4 && weights == Weights::bf16 ? Bf16::bytes(depth) : Same<T>::bytes(depth);
+  return sizeof(T) == 4 && weights == Weights::bf16 ? bytes_of_block<T, Bf16>(depth) : bytes_of_block<T, Same<T>>(depth);
 }
 
 template <class T>

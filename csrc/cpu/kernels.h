@@ -20,6 +20,7 @@ struct Packed {
   const void* data;
   int depth;
   int64_t block_bytes;
+  Weights weights;
 };
 
 // A step with its operand resolved for one call: the operand's row m starts at operand.data + m * strides.
@@ -42,8 +43,7 @@ struct Kernels {
   // out[m] = from[m] + x[m] . W for the blocks first...last-1. Sums run over depth in one order whatever the
   // number of rows, so a result does not depend on how images are batched. `from` may be `out` itself; x, from
   // and out are rows of T, out padded to whole blocks.
-  void (*matmul)(Rows<const T> x, int outer, int inner, Packed, Weights, int first, int last, Rows<const T> from,
-                 Rows<T> out);
+  void (*matmul)(Rows<const T> x, int outer, int inner, Packed, int first, int last, Rows<const T> from, Rows<T> out);
 
   // out[m][c] = steps(in[m][c]) for channels first...last-1; `in` and `out` may be the same.
   void (*epilogue)(const BoundStep<T>* steps, int n_steps, int outer, int inner, int first, int last,

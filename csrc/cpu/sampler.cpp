@@ -33,7 +33,6 @@ class Buffer {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class T>
 struct PreparedRun {
   int source, dy, dx;
   Packed weights;
@@ -57,9 +56,9 @@ struct Prepared {
   int out, channels, blocks, base;
   Phase phase;
   bool is_input, is_output;
-  bool meet_before = false;  // another thread may still be writing what this instruction reads
+  bool meet_in_row = false, meet_at_pixel = false;  // another thread may still be writing what is read there
   std::vector<T> bias;       // padded to whole blocks
-  std::vector<PreparedRun<T>> row_runs, pixel_runs;
+  std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
 };
 
@@ -116,35 +115,34 @@ template <class T>
 void Sampler<T>::prepare(const Program& program) {
   const auto depth = [&](const pcf::Run& run) { return run.width * storage_[run.source].channels; };
   const auto blocks = [&](int channels) { return (channels + kernels_.block - 1) / kernels_.block; };
-  const auto each_run = [](auto& instruction, auto&& f) {
-    for (auto& run : instruction.row_runs) f(run);
-    for (auto& run : instruction.pixel_runs) f(run);
+  const auto bytes = [&](const std::vector<pcf::Run>& runs, int channels, Weights weights) {
+    int64_t sum = 0;
+    for (const auto& run : runs) sum += kernels_.block_bytes(depth(run), weights) * blocks(channels);
+    return sum;
   };
-
   for (const auto& i : program.instructions)
-    each_run(i, [&](const pcf::Run& run) {
-      weight_bytes_ += kernels_.block_bytes(depth(run), weights_) * blocks(i.channels);
-    });
+    weight_bytes_ += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights_);
   packed_ = Buffer(weight_bytes_);
   char* next = packed_.get();
 
-  // The pixel phase streams its weights once per pixel: they lie together, in the order of use.
-  const auto pack = [&](const std::vector<pcf::Run>& runs, int channels) {
-    std::vector<PreparedRun<T>> result;
+  // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
+  // The row phase reads its own once per row, so there widening them would only cost time.
+  const auto pack = [&](const std::vector<pcf::Run>& runs, int channels, Weights weights) {
+    std::vector<PreparedRun> result;
     for (const auto& run : runs) {
-      const int64_t bytes = kernels_.block_bytes(depth(run), weights_);
-      kernels_.pack(static_cast<const T*>(run.weight), depth(run), channels, weights_, next);
-      result.push_back({run.source, run.dy, run.dx, {next, depth(run), bytes}});
-      next += bytes * blocks(channels);
+      const int64_t block_bytes = kernels_.block_bytes(depth(run), weights);
+      kernels_.pack(static_cast<const T*>(run.weight), depth(run), channels, weights, next);
+      result.push_back({run.source, run.dy, run.dx, {next, depth(run), block_bytes, weights}});
+      next += block_bytes * blocks(channels);
     }
     return result;
   };
   for (const auto& i : program.instructions) {
     Prepared<T> p{i.out, i.channels, blocks(i.channels), i.base, i.phase, i.is_input, i.out == program.output,
-                  false, {}, {}, {}, {}};
+                  false, false, {}, {}, {}, {}};
     p.bias.resize(padded(p));
     if (i.bias) std::copy_n(static_cast<const T*>(i.bias), i.channels, p.bias.begin());
-    p.pixel_runs = pack(i.pixel_runs, i.channels);
+    p.pixel_runs = pack(i.pixel_runs, i.channels, weights_);
     for (const auto& s : i.steps) {
       PreparedStep<T> step{s.kind, static_cast<T>(s.alpha), s.operand, {}, {}};
       if (s.scale) step.scale.assign(static_cast<const T*>(s.scale), static_cast<const T*>(s.scale) + i.channels);
@@ -155,33 +153,36 @@ void Sampler<T>::prepare(const Program& program) {
   }
   for (size_t i = 0; i < instructions_.size(); i++) {
     auto& p = instructions_[i];
-    p.row_runs = pack(program.instructions[i].row_runs, p.channels);
+    p.row_runs = pack(program.instructions[i].row_runs, p.channels, Weights::same);
     if (p.is_input) input_ = &p;
     if (p.is_output) output_ = &p;
   }
 }
 
-// Threads own channels. Whoever reads a value at the present pixel reads channels of other threads, so the team
-// meets between the writing and the reading; one meeting serves all writes before it. The phases are walked in the
-// order in which work() runs them without a meeting in between: what is drawn is read one pixel later.
+// Threads own channels. Whoever reads a value at the present pixel or row reads channels of other threads, so the
+// team meets between the writing and the reading; one meeting serves all writes before it. The phases are walked in
+// the order in which work() runs them without a meeting in between: what is drawn is read one pixel later.
 template <class T>
 void Sampler<T>::place_meetings() {
   std::set<int> written;
-  for (Phase phase : {Phase::row, Phase::drawn, Phase::pixel}) {
-    if (phase == Phase::drawn) written.clear();
+  const auto meets = [&](const Prepared<T>& i, const std::vector<PreparedRun>& runs, bool with_operands) {
+    bool reads = with_operands && i.base >= 0 && written.count(i.base);
+    for (const auto& run : runs) reads |= written.count(run.source) > 0;
+    for (const auto& step : i.steps) reads |= with_operands && step.reads_value() && written.count(step.operand);
+    if (reads) written.clear();
+    return reads;
+  };
+  for (auto& i : instructions_) {
+    i.meet_in_row = meets(i, i.row_runs, i.phase == Phase::row);
+    if (i.phase == Phase::row) written.insert(i.out);
+  }
+  written.clear();
+  for (Phase phase : {Phase::drawn, Phase::pixel})
     for (auto& i : instructions_) {
       if (i.phase != phase || i.is_input) continue;
-      bool reads = i.base >= 0 && written.count(i.base);
-      for (const auto& run : i.pixel_runs) reads |= written.count(run.source) > 0;
-      for (const auto& run : i.row_runs) reads |= phase == Phase::row && written.count(run.source) > 0;
-      for (const auto& step : i.steps) reads |= step.reads_value() && written.count(step.operand);
-      if (reads) {
-        i.meet_before = true;
-        written.clear();
-      }
+      i.meet_at_pixel = meets(i, i.pixel_runs, true);
       written.insert(i.out);
     }
-  }
 }
 
 // One run over one batch: the workspace, and what each thread does.
@@ -209,15 +210,15 @@ class Sampler<T>::Run {
     Member member{thread, reinterpret_cast<T*>(memory.get()), {}};
     for (int y = 0; y < s_.height_; y++) {
       if (thread == 0) announce(y);
-      barrier_.wait();
+      barrier_.wait(thread);
       if (stop_.load(std::memory_order_relaxed)) return;
       row_phase(member, y);
-      barrier_.wait();
+      barrier_.wait(thread);
       for (int x = 0; x < s_.width_; x++) {
         pixel_phase(member, Phase::pixel, y, x);
-        barrier_.wait();
+        barrier_.wait(thread);
         draw_levels(member, y, x);
-        barrier_.wait();
+        barrier_.wait(thread);
         pixel_phase(member, Phase::drawn, y, x);
       }
     }
@@ -274,12 +275,12 @@ class Sampler<T>::Run {
   void row_phase(Member& member, int y) {
     for (const auto& i : s_.instructions_) {
       if (i.row_runs.empty() && i.phase != Phase::row) continue;
-      if (i.meet_before && i.phase == Phase::row) barrier_.wait();
+      if (i.meet_in_row) barrier_.wait(member.thread);
       const auto [first, last] = share(i, member.thread);
       Rows<const T> from{i.bias.data(), 0, 0};
       for (const auto& run : i.row_runs) {
         s_.kernels_.matmul(as_const(rows(run.source, y + run.dy, run.dx, true)), n_, s_.width_, run.weights,
-                           s_.weights_, first, last, from, partial(i, 0, true));
+                           first, last, from, partial(i, 0, true));
         from = as_const(partial(i, 0, true));
       }
       if (i.phase != Phase::row) continue;
@@ -293,13 +294,13 @@ class Sampler<T>::Run {
     for (const auto& i : s_.instructions_) {
       const bool row_output = i.is_output && i.phase == Phase::row && phase == Phase::pixel;
       if ((i.phase != phase && !row_output) || i.is_input) continue;
-      if (i.meet_before && !row_output) barrier_.wait();
+      if (i.meet_at_pixel) barrier_.wait(member.thread);
       if (i.is_output && all_known(y, x) && !job_.logits) continue;
       const auto [first, last] = share(i, member.thread);
       Rows<const T> from = i.row_runs.empty() ? Rows<const T>{i.bias.data(), 0, 0} : as_const(partial(i, x, false));
       const Rows<T> sums{member.scratch, 0, widest_};
       for (const auto& run : i.pixel_runs) {
-        s_.kernels_.matmul(as_const(rows(run.source, y + run.dy, x + run.dx, false)), 1, n_, run.weights, s_.weights_,
+        s_.kernels_.matmul(as_const(rows(run.source, y + run.dy, x + run.dx, false)), 1, n_, run.weights,
                            first, last, from, sums);
         from = as_const(sums);
       }

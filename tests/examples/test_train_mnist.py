@@ -74,6 +74,13 @@ def test_the_seed_decides(script: ModuleType, data: dict, tmp_path: Path) -> Non
     assert runs[0] != pytest.approx(runs[2], rel=1e-5)
 
 
+def test_resume_goes_on_from_the_weights(script: ModuleType, data: dict, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    history = script.main(options(tmp_path, out=tmp_path / "first.safetensors"))
+    resumed = script.main(options(tmp_path, epochs=1, lr=1e-4, resume=tmp_path / "first.safetensors"))
+    assert resumed[0] == pytest.approx(min(history), rel=0.05)
+
+
 def test_minutes_stop_it(script: ModuleType, data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
     history = script.main(options(tmp_path, epochs=100_000, minutes=0.01))
@@ -141,4 +148,7 @@ def test_wrong_files_and_options(
     np.savez(tmp_path / "data.npz", **data)
     assert "none is left to train on" in error(held_out=70)
     assert "--held-out" in error(held_out=0)
+    script.main(options(tmp_path, epochs=1))
+    assert "as asked for" in error(hidden=9, resume=tmp_path / "model.safetensors")
+    assert "no such file" in error(resume=tmp_path / "absent.safetensors")
     assert "no folder" in error(out=tmp_path / "absent" / "model.safetensors")

@@ -1,0 +1,72 @@
+"""``demo``: digits from the packaged model, and the samplers side by side on it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pixelcnn_fast import checkpoint, pictures
+from pixelcnn_fast.cli import report
+from pixelcnn_fast.cli.arguments import output_folder
+from pixelcnn_fast.cli.bench import available
+from pixelcnn_fast.cli.measure import compare
+from pixelcnn_fast.cli.workload import Workload, workload
+from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.sampling import Sampler
+
+SIZE = 28
+ROWS = 8
+NAIVE_SECONDS = 75  # the naive sampler draws whole images if they take it no longer, else some pixels of them
+NAIVE_PIXELS = 64
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    about = "draw digits from the packaged model, and compare the samplers on it"
+    epilog = "example:\n  python -m pixelcnn_fast demo --quick --out /tmp/demo\n"
+    parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the files go")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: the naive sampler draws a few pixels only")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = output_folder(args.out)
+    progress = sys.stderr.isatty()
+    if native() is None:
+        print(f"without the compiled sampler: {why_not_native()}", file=sys.stderr)
+    model = checkpoint.load("mnist")
+
+    sampler = Sampler(model, (1, SIZE, SIZE))
+    labels = torch.arange(10).repeat(ROWS)
+    start = time.perf_counter()
+    digits = sampler.sample(len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress)
+    seconds = time.perf_counter() - start
+    pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / "digits.png")
+    print(f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, in {report.duration(seconds)}")
+
+    found = report.machine()
+    work = workload(model, 4 if args.quick else 10, SIZE, SIZE)
+    whole = not args.quick and _forward_seconds(work) * work.pixels <= NAIVE_SECONDS
+    contestants = [name for name in available() if name != "cpu-bf16"]
+    naive = dict(naive_pixels=0, naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
+    comparison = compare(work, contestants, 2 if args.quick else 5, **naive, progress=progress)
+    title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
+    paths = report.save([comparison], folder, "comparison", title, found)
+    print("", report.about(found), report.markdown([comparison]), "", *paths, sep="\n")
+    return 0
+
+
+@torch.no_grad()
+def _forward_seconds(work: Workload) -> float:
+    """How long the model's full forward takes on the whole batch."""
+    images = torch.zeros(work.noise.shape, dtype=torch.uint8)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work.model(images, work.labels)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

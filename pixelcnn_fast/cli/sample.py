@@ -1,0 +1,109 @@
+"""``sample``: draw images from a checkpoint and save them as one picture."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelcnn_fast import checkpoint, pictures
+from pixelcnn_fast.cli.arguments import count, output_file, size
+from pixelcnn_fast.cli.report import duration
+from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.sampling import Sampler, SamplingInterrupted
+from pixelcnn_fast.sampling.sampler import RUNTIMES, WEIGHTS
+
+EPILOG = """examples:
+  python -m pixelcnn_fast sample --label 3 --n 64 --out threes.png
+  python -m pixelcnn_fast sample --label all --n 8 --temperature 0.9      one column for each class
+  python -m pixelcnn_fast sample --checkpoint my.safetensors --size 32x32 --npz images.npz
+
+The same seed gives the same images, whatever the runtime and batch. Checkpoints are written by
+pixelcnn_fast.checkpoint.save. Ctrl-C saves the images of the batches that are finished.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    about = "draw images from a checkpoint"
+    parser = commands.add_parser("sample", help=about, description=about, epilog=EPILOG)
+    add = parser.add_argument
+    add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
+    add("--label", action="append", help="class to draw, may be repeated; 'all' for every class (default: all)")
+    add("--n", type=count, default=16, help="images of each class, or in all if there are no classes")
+    add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
+    add("--temperature", type=float, default=1.0, help="logits are divided by it; 0 takes the most likely level")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
+    add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
+    add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
+    add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
+    add("--npz", type=Path, help="also write images, labels and settings here")
+    add("--progress", action="store_true", help="show a progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
+    for path in filter(None, (args.out, args.npz)):
+        output_file(path)
+    model = checkpoint.load(args.checkpoint)
+    classes = _classes(args.label, model)
+    labels = torch.tensor(classes).repeat(args.n) if classes else None
+    wanted = args.n * max(len(classes), 1)
+    sampler = Sampler(model, (model.input_channels, *args.size), weights=args.weights)
+    generator = torch.Generator().manual_seed(args.seed)
+    start = time.perf_counter()
+    interrupted = False
+    try:
+        images = sampler.sample(
+            wanted,
+            labels,
+            args.temperature,
+            generator,
+            batch_size=args.batch,
+            runtime=args.runtime,
+            progress=args.progress,
+        )
+    except SamplingInterrupted as stop:
+        images, interrupted = stop.images, True
+    seconds = time.perf_counter() - start
+    if interrupted:
+        print(f"interrupted: {len(images)} of {wanted} images are finished", file=sys.stderr)
+    if len(images):
+        columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
+        _save(images, labels, columns, args)
+        print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} an image")
+    return 130 if interrupted else 0
+
+
+def _classes(wanted: list[str] | None, model: PixelCNN) -> list[int]:
+    """The classes to draw; none for a model without classes."""
+    if model.n_classes is None:
+        if wanted:
+            raise ValueError(f"--label {wanted[0]}: this model has no classes, leave --label out")
+        return []
+    if wanted is None or wanted == ["all"]:
+        return list(range(model.n_classes))
+    for text in wanted:
+        if not text.isdecimal() or int(text) >= model.n_classes:
+            raise ValueError(f"--label {text}: expected 0...{model.n_classes - 1}, or 'all' once")
+    return [int(text) for text in wanted]
+
+
+def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace) -> None:
+    scale = max(1, 56 // max(images.shape[2:]))
+    pictures.save_png(pictures.image_grid(images, columns, scale), args.out)
+    print(args.out)
+    if args.npz:
+        settings = dict(temperature=args.temperature, seed=args.seed, checkpoint=args.checkpoint)
+        kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
+        with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
+            np.savez_compressed(file, images=images.numpy(), **kept, **settings)
+        print(args.npz)

@@ -1,0 +1,61 @@
+"""What is measured: a model, and the noise and labels that every contestant gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.models import PixelCNN
+
+
+@dataclass(frozen=True)
+class Workload:
+    """noise: u, float64 [n, C, H, W] in [0, 1); labels: [n] for a conditional model."""
+
+    model: PixelCNN
+    noise: Tensor
+    labels: Tensor | None
+
+    @property
+    def images(self) -> int:
+        return self.noise.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.noise.shape[1:])
+
+    @property
+    def pixels(self) -> int:
+        return self.noise.shape[2] * self.noise.shape[3]
+
+
+def workload(model: PixelCNN, n: int, height: int, width: int, seed: int = 0) -> Workload:
+    """n images, in turns of each class if the model has classes."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(n, model.input_channels, height, width, generator=generator, dtype=torch.float64)
+    labels = None if model.n_classes is None else torch.arange(n) % model.n_classes
+    return Workload(model.eval(), noise, labels)
+
+
+def random_model(seed: int = 0, **config: int | None) -> PixelCNN:
+    """PixelCNN(**config) that is not trivial to sample from: its batch norms move and scale, its logits are not flat.
+
+    PyTorch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = PixelCNN(**config).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+        image = torch.randint(256, (1, model.input_channels, 16, 16)).to(torch.uint8)
+        logits = model(image) if model.n_classes is None else model(image, torch.zeros(1, dtype=torch.long))
+        scale = 2 / logits.std()
+        model.conv_out.weight *= scale
+        model.conv_out.bias *= scale
+    return model

@@ -1,0 +1,97 @@
+"""Pictures: grids of images, and bar charts of times, as PNG files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from torch import Tensor
+
+GAP_LEVEL = 255  # white lines between images
+BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
+
+
+def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
+    """Images side by side, in reading order -> uint8 [h, w, 3].
+
+    images: uint8 [n, C, H, W] with C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel;
+    gap: image pixels between neighbours. The last row may be short.
+    Raises ValueError for any other shape or dtype, for n = 0, and for columns or scale below 1.
+    """
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [n, C, H, W] with C = 1 or 3"
+        )
+    n, _, height, width = images.shape
+    if n == 0:
+        raise ValueError("there are no images to show")
+    if columns < 1 or scale < 1 or gap < 0:
+        raise ValueError(f"columns is {columns}, scale {scale}, gap {gap}: expected at least 1, 1 and 0")
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), GAP_LEVEL, np.uint8)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        y, x = index // columns * (height + gap), index % columns * (width + gap)
+        grid[y : y + height, x : x + width] = image  # one channel broadcasts to three
+    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes uint8 [h, w, 3] as PNG, whatever the file's suffix. Raises ValueError for another array."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
+    imsave(os.fspath(path), array, format="png")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: ``seconds`` long, with ``note`` at its end; hatched if it is an estimate."""
+
+    label: str
+    seconds: float
+    note: str
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    bars: Sequence[Bar]
+
+
+def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axis: str = "seconds") -> None:
+    """Horizontal bars on a logarithmic axis that all panels share, one panel below the other, as PNG.
+
+    Raises ValueError where there is no bar, or one that is not positive.
+    """
+    seconds = [bar.seconds for panel in panels for bar in panel.bars]
+    if not seconds or not all(s > 0 for s in seconds):
+        raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")
+    rows = [len(panel.bars) for panel in panels]
+    figure = Figure(figsize=(9, 1.2 + sum(0.46 * n + 0.75 for n in rows)), dpi=130, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, panel in zip(all_axes, panels):
+        for index, bar in enumerate(panel.bars):
+            colour = BAR_COLOURS[index % len(BAR_COLOURS)]
+            hatch = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if bar.estimated else {}
+            axes.barh(index, bar.seconds, height=0.68, color=colour, **hatch)
+            axes.annotate(
+                bar.note, (bar.seconds, index), (6, 0), textcoords="offset points", va="center", fontsize=9.5
+            )  # fmt: skip
+        axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=9.5)
+        axes.invert_yaxis()
+        axes.set_title(panel.title, loc="left", fontsize=10.5)
+        axes.set_xscale("log")
+        axes.set_xlim(min(seconds) / 3, max(seconds) * (max(seconds) / min(seconds)) ** 0.6 * 3)  # room for notes
+        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[-1].set_xlabel(axis, fontsize=9.5)
+    figure.savefig(path, format="png")

@@ -1,0 +1,140 @@
+// Runs the C++ sampler on small programs for the sanitizers, and checks that threads, batching and instruction sets
+// do not change what comes out. Exits 1 at the first difference.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "cpu/cpu_features.h"
+#include "cpu/sampler.h"
+
+namespace {
+
+constexpr int kImageChannels = 3, kHeight = 5, kWidth = 6, kLevels = 37;
+constexpr int64_t kSubPixels = kImageChannels * kHeight * kWidth;
+
+void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("FAILED: %s\n", what);
+  std::exit(1);
+}
+
+template <class T>
+struct Network {
+  std::mt19937 random{7};
+  std::vector<std::vector<T>> arrays;
+  pcf::Program program;
+
+  const T* array(int64_t size, double scale) {
+    std::normal_distribution<double> normal(0, scale);
+    arrays.emplace_back(size);
+    for (T& x : arrays.back()) x = static_cast<T>(normal(random));
+    return arrays.back().data();
+  }
+
+  // A convolution of 3 rows above and at the present pixel (mask A or B) over value `source`.
+  pcf::Instruction convolution(int out, int source, int channels, int last_dx, std::vector<pcf::Step> steps) {
+    const int in = program.storage[source].channels;
+    const double scale = 0.5 / std::sqrt(5.0 * in);
+    pcf::Instruction i{out, channels, pcf::Phase::pixel, -1, false, array(channels, 0.1), {}, {}, std::move(steps)};
+    i.row_runs = {{source, -1, -1, 3, array(3 * in * channels, scale)}};
+    i.pixel_runs = {{source, 0, -1, last_dx + 2, array((last_dx + 2) * in * channels, scale)}};
+    return i;
+  }
+
+  // Every phase and most steps: a value of rows above, one drawn, a skip, conditions, an odd number of channels.
+  Network() {
+    using pcf::StepKind;
+    program = {kImageChannels, kHeight, kWidth, kLevels, 5, {}, {}, {33}};
+    program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1},
+                       {kImageChannels * kLevels, 1, 0, 0}};
+    const T* scale = array(kImageChannels, 0.02);
+    const T* shift = array(kImageChannels, 0.1);
+    pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, true, nullptr, {}, {}, {}};
+    input.steps = {{StepKind::affine, 1, -1, scale, shift}};
+    pcf::Instruction drawn{1, 7, pcf::Phase::drawn, -1, false, nullptr, {}, {}, {{StepKind::elu}}};
+    drawn.pixel_runs = {{0, 0, 0, 1, array(kImageChannels * 7, 0.5)}};
+    pcf::Instruction above{3, 9, pcf::Phase::row, -1, false, array(9, 0.1), {}, {}, {{StepKind::tanh}}};
+    above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
+    pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
+    first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
+    pcf::Instruction second = convolution(4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}});
+    pcf::Instruction logits{5, kImageChannels * kLevels, pcf::Phase::pixel, -1, false, nullptr, {}, {}, {}};
+    logits.pixel_runs = {{4, 0, 0, 1, array(33 * kImageChannels * kLevels, 0.5)}};
+    program.instructions = {input, drawn, above, first, second, logits};
+  }
+};
+
+template <class T>
+struct Result {
+  std::vector<int32_t> levels;
+  std::vector<T> logits;
+};
+
+template <class T>
+Result<T> sample(const pcf::CpuSampler& sampler, int images, int first, int threads, const std::vector<uint8_t>* known) {
+  std::mt19937 random(11);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<double> noise(16 * kSubPixels);
+  for (double& u : noise) u = uniform(random);
+  std::vector<T> condition(16 * 33);
+  for (T& c : condition) c = static_cast<T>(uniform(random));
+  Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
+  pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
+               {condition.data() + first * 33}, 0.9, result.logits.data()};
+  int rows = 0;
+  sampler.run(job, threads, [&](int) { rows++; });
+  require(rows == kHeight, "on_row is called once a row");
+  return result;
+}
+
+template <class T>
+void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
+  const Network<T> network;
+  const auto sampler = pcf::make_cpu_sampler(network.program, dtype, weights, isa);
+  const Result<T> whole = sample<T>(*sampler, 14, 0, 1, nullptr);
+  for (int threads : {2, 3, 16})
+    require(sample<T>(*sampler, 14, 0, threads, nullptr).logits == whole.logits, "the same on any number of threads");
+  for (int size : {1, 2, 3, 5, 6, 13}) {
+    const Result<T> part = sample<T>(*sampler, size, 1, 2, nullptr);
+    require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+            "the same in any batch");
+  }
+  for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
+  const std::vector<uint8_t> known(14 * kSubPixels, 1);
+  for (int32_t level : sample<T>(*sampler, 14, 0, 2, &known).levels) require(level == 3, "known levels are kept");
+
+  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr}, 1, nullptr};
+  sampler->run(job, 2, [](int) {});
+  bool stopped = false;
+  Result<T> scratch{std::vector<int32_t>(kSubPixels), {}};
+  std::vector<double> noise(kSubPixels, 0.5);
+  std::vector<T> condition(33);
+  job = {1, scratch.levels.data(), nullptr, noise.data(), {condition.data()}, 1, nullptr};
+  try {
+    sampler->run(job, 2, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
+  } catch (const std::runtime_error&) {
+    stopped = true;
+  }
+  require(stopped, "an exception in on_row stops the run");
+
+  condition[0] = std::nan("");
+  bool refused = false;
+  try {
+    sampler->run(job, 2, [](int) {});
+  } catch (const pcf::NonFiniteLogits& e) {
+    refused = e.image == 0 && e.row == 0;
+  }
+  require(refused, "logits that are not finite are reported");
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : pcf::available_isas()) {
+    check<float>(pcf::Dtype::float32, pcf::Weights::same, isa.c_str());
+    check<float>(pcf::Dtype::float32, pcf::Weights::bf16, isa.c_str());
+    check<double>(pcf::Dtype::float64, pcf::Weights::same, isa.c_str());
+    std::printf("%s: ok\n", isa.c_str());
+  }
+}

@@ -1,0 +1,196 @@
+"""The package as a user installs it: sdist, wheel, a clean environment, and the ways in which a build fails."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BUILD_TOOLS = ("setuptools", "pybind11", "ninja", "cmake")
+COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PATH")
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> str:
+    """Output and errors of a command that is expected to succeed (or, with check=False, to fail)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIXELCNN_FAST_")}
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment | env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == check, f"exit status {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def pip_wheel(what: Path, folder: Path, check: bool = True, **env: str) -> str:
+    # Without network where the build tools are at hand.
+    isolation = ["--no-build-isolation"] if all(map(importlib.util.find_spec, BUILD_TOOLS)) else []
+    return run(sys.executable, "-m", "pip", "wheel", *isolation, "--no-deps", "-w", folder, what,
+               cwd=folder, check=check, **env)  # fmt: skip
+
+
+def one(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def clean_environment(folder: Path, wheel: Path) -> Path:
+    """A new environment with the wheel alone, which borrows torch and the like from this one -> its python."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    # A path in a .pth file is searched, but its own .pth files (an editable pixelcnn_fast) are not followed.
+    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=folder)
+    return python
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree, so that the tests leave the real one alone."""
+    copy = tmp_path_factory.mktemp("source") / "pixelcnn_fast"
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
+    return Path(shutil.copytree(ROOT, copy, ignore=unwanted))
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-c", "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])",
+        folder, cwd=source)  # fmt: skip
+    return one(folder, "pixelcnn_fast-*.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # One GPU architecture compiles as well as six, and faster.
+    pip_wheel(sdist, folder, PIXELCNN_FAST_CUDA_ARCHS="90a-real")
+    return one(folder, "pixelcnn_fast-*.whl")
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pure")
+    pip_wheel(sdist, folder, PIXELCNN_FAST_NATIVE="0", PATH=str(folder), CXX="/nonexistent/g++")
+    return one(folder, "pixelcnn_fast-*.whl")
+
+
+def python_files(source: Path) -> set[str]:
+    patterns = ("*.py", "*.pyi", "py.typed", "data/*")
+    paths = (path for pattern in patterns for path in (source / "pixelcnn_fast").rglob(pattern))
+    return {path.relative_to(source).as_posix() for path in paths}
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+
+def test_sdist_holds_what_a_build_needs(source: Path, sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    native = {path.relative_to(source).as_posix() for path in (source / "csrc").rglob("*") if path.is_file()}
+    assert native and native <= held
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md"} <= held
+    assert python_files(source) <= held
+    assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
+
+
+@needs_compiler
+def test_installed_wheel_serves_from_another_folder(source: Path, wheel: Path, tmp_path: Path) -> None:
+    module = {f"pixelcnn_fast/_native{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    assert wheel_files(wheel) == python_files(source) | module
+    python = clean_environment(tmp_path / "venv", wheel)
+    found = run(python, "-c", "import pixelcnn_fast._native as m; print(m.__file__, m.build_info())", cwd=tmp_path)
+    assert str(tmp_path / "venv") in found and "isas" in found
+    assert ("PIXELCNN_FAST_NVCC" in cuda_settings(source)) == ("'cuda': True" in found), "GPU or not"
+    info = run(python, "-m", "pixelcnn_fast", "info", cwd=tmp_path)
+    assert str(tmp_path / "venv") in info and "there is no compiled module" not in info
+    assert run(tmp_path / "venv" / "bin" / "pixelcnn-fast", "info", cwd=tmp_path) == info
+
+
+def test_pure_python_wheel_says_what_it_lacks(source: Path, pure_wheel: Path, tmp_path: Path) -> None:
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert wheel_files(pure_wheel) == python_files(source)
+    python = clean_environment(tmp_path / "venv", pure_wheel)
+    info = run(python, "-m", "pixelcnn_fast", "info", cwd=tmp_path)
+    assert "PIXELCNN_FAST_NATIVE=0" in info and "eager" in info
+
+
+@pytest.mark.parametrize("cxx", ["/nonexistent/g++", ""], ids=["CXX names none", "none on PATH"])
+def test_no_compiler_is_one_clear_sentence(source: Path, tmp_path: Path, cxx: str) -> None:
+    output = pip_wheel(source, tmp_path, check=False, CXX=cxx, CC=cxx, PATH=str(tmp_path))
+    (sentence,) = re.findall(r"pixelcnn_fast: (.+)\n", output)
+    assert "compiler" in sentence and (cxx in sentence)
+    assert "install GCC" in sentence and "PIXELCNN_FAST_NATIVE=0" in sentence
+    assert "Traceback" not in output and "CMake Error" not in output
+
+
+def test_unknown_setting_is_refused(source: Path) -> None:
+    output = run(sys.executable, "setup.py", "-q", "build_ext", cwd=source, check=False, PIXELCNN_FAST_NATIVE="no")
+    assert "PIXELCNN_FAST_NATIVE=no is not understood: use one of 1, 0." in output
+
+
+def cuda_settings(source: Path, check: bool = True, **env: str) -> str:
+    """What setup.py decides on the CUDA part."""
+    decide = (
+        "import setuptools; setuptools.setup = lambda **_: None\n"
+        "import sys; sys.path.insert(0, '.'); import setup; print(setup.cuda_settings())"
+    )
+    return run(sys.executable, "-c", decide, cwd=source, check=check, **env)
+
+
+def test_cuda_insisted_on_without_nvcc_names_what_is_missing_and_where_it_looked(source: Path, tmp_path: Path) -> None:
+    missing = {"CUDA_HOME": str(tmp_path), "CUDACXX": ""}
+    output = cuda_settings(source, check=False, PIXELCNN_FAST_CUDA="1", **missing)
+    assert "nvcc was not found" in output and f"{tmp_path}/bin/nvcc" in output and "CUDA toolkit" in output
+    assert "Traceback" not in output
+    assert "nvcc was not found" in cuda_settings(source, **missing)
+    assert "PIXELCNN_FAST_CUDA=0" in cuda_settings(source, PIXELCNN_FAST_CUDA="0", **missing)
+
+
+def test_broken_nvcc_is_left_out_and_the_reason_kept(source: Path, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'nvcc fatal : cicc is not here' >&2; exit 1\n")
+    nvcc.chmod(0o755)
+    output = cuda_settings(source, CUDACXX=str(nvcc))
+    assert output.startswith("pixelcnn_fast: building without the CUDA part") and output.count("cicc is not here") == 2
+    output = cuda_settings(source, check=False, PIXELCNN_FAST_CUDA="1", CUDACXX=str(nvcc))
+    assert "cicc is not here" in output and "Traceback" not in output
+
+
+def test_nvcc_behind_a_wrapper_script_is_used(source: Path, tmp_path: Path) -> None:
+    nvcc = ast.literal_eval(cuda_settings(source).splitlines()[-1]).get("PIXELCNN_FAST_NVCC")
+    if nvcc is None:
+        pytest.skip("nvcc is not here, or does not work")
+    wrapper = tmp_path / "nvcc"
+    wrapper.write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    wrapper.chmod(0o755)
+    output = cuda_settings(source, CUDACXX=str(wrapper))
+    assert str(wrapper) in output and "90a-real" in output
+
+
+def test_csrc_includes_no_torch_header() -> None:
+    """A module that knows torch's C++ ABI breaks with torch's version, and builds under isolation only."""
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+    assert sources
+    pattern = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|caffe2)/')
+    assert [path.name for path in sources if pattern.search(path.read_text())] == []
+
+
+def test_flags_keep_results_and_machines_apart() -> None:
+    flags = (ROOT / "CMakeLists.txt").read_text()
+    assert "-march=native" not in flags and "-ffast-math" not in flags

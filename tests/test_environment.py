@@ -1,0 +1,120 @@
+"""The environment report, and the reasons it gives where the compiled module is missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from pixelcnn_fast import environment
+
+needs_native = pytest.mark.skipif(environment.native() is None, reason=environment.why_not_native())
+
+
+def report_in_new_process(**env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "from pixelcnn_fast import environment; print(environment.report())"],
+        env=os.environ | env, text=True, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def failing_import(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
+    monkeypatch.delenv("PIXELCNN_FAST_NATIVE", raising=False)
+
+    def import_module(name: str) -> ModuleType:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+def test_report_names_versions_and_threads() -> None:
+    report = environment.report()
+    assert torch.__version__ in report
+    assert f"{torch.get_num_threads()} (torch.set_num_threads" in report
+    for title in ("pixelcnn_fast", "compiled module", "CUDA", "threads", "runtime that auto takes"):
+        assert any(line.startswith(title) for line in report.splitlines())
+
+
+def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
+    assert environment.native() is None
+    assert "unset it" in environment.why_not_native()
+    assert environment.runtimes()["cpu"] == "eager"
+    assert environment.why_not_native() in environment.report()
+
+
+def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    failing_import(monkeypatch, ModuleNotFoundError("none", name="pixelcnn_fast._native"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "pixelcnn_fast" / "environment.py"))
+    (tmp_path / "pixelcnn_fast").mkdir()
+    assert environment.native() is None
+    assert "PIXELCNN_FAST_NATIVE=0" in environment.why_not_native()
+    assert "install a C++ compiler" in environment.why_not_native()
+
+    (tmp_path / "CMakeLists.txt").touch()
+    assert f"`make native` or `pip install -e .` in {tmp_path}" in environment.why_not_native()
+
+    (tmp_path / "pixelcnn_fast" / "_native.cpython-27-other.so").touch()
+    assert "for another Python (_native.cpython-27-other.so" in environment.why_not_native()
+
+
+def test_module_that_does_not_load_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_import(monkeypatch, ImportError("libstdc++.so.6: version GLIBCXX_9 not found"))
+    assert "does not load (libstdc++.so.6: version GLIBCXX_9 not found)" in environment.why_not_native()
+    assert "eager" in environment.report()
+
+
+def test_missing_dependency_is_not_taken_for_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_import(monkeypatch, ModuleNotFoundError("none", name="numpy"))
+    with pytest.raises(ModuleNotFoundError):
+        environment.native()
+
+
+@needs_native
+def test_every_available_instruction_set_can_be_named() -> None:
+    module = environment.native()
+    assert module is not None and set(module.isas()) <= set(module.build_info()["isas"])
+    for isa in module.isas():
+        assert f"in use          {isa} " in report_in_new_process(PIXELCNN_FAST_ISA=isa)
+    assert module.chosen_isa() in module.isas()
+
+
+@needs_native
+def test_unknown_instruction_set_is_refused_with_the_available_ones() -> None:
+    module = environment.native()
+    assert module is not None
+    refusal = f"available: {', '.join(module.isas())}"
+    with pytest.raises(ValueError, match=refusal):
+        module.force_isa("mmx")
+    report = report_in_new_process(PIXELCNN_FAST_ISA="mmx")
+    assert "PIXELCNN_FAST_ISA: instruction set 'mmx'" in report and refusal in report
+
+
+@needs_native
+def test_forced_instruction_set_is_in_use_until_reset() -> None:
+    module = environment.native()
+    assert module is not None
+    default = module.chosen_isa()
+    for isa in module.isas():
+        module.force_isa(isa)
+        assert module.chosen_isa() == isa
+    module.force_isa("")
+    assert module.chosen_isa() == default
+
+
+@needs_native
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device_is_a_clear_refusal() -> None:
+    module = environment.native()
+    assert module is not None
+    try:
+        assert module.cuda_devices(), "an empty list would say nothing"
+    except RuntimeError as error:
+        assert any(word in str(error) for word in ("driver", "no CUDA part"))
+        assert str(error) in environment.report() or not module.build_info()["cuda"]
