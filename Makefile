@@ -28,7 +28,7 @@ native: $(VENV)/.package ## compile what changed in csrc, into pixelcnn_fast/
 test: setup ## run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
 
-demo: setup ## train a small model and sample from it
+demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes)
 	$(python) -m pixelcnn_fast demo
 
 bench: setup ## measure the samplers on this machine

@@ -56,7 +56,7 @@ def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:
     if args.resume:
         resumed = checkpoint.load(args.resume)
         if resumed.config != model.config:
-            raise ValueError(f"--resume {args.resume}: it has {resumed.config}, not {model.config} as asked for")
+            raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config} as asked")
         model = resumed
     return model
 

@@ -13,17 +13,17 @@ from pixelcnn_fast.cli.arguments import Parser
 from pixelcnn_fast.cli.checks import CheckFailed
 
 EPILOG = """examples:
-  python -m pixelcnn_fast demo                              a few minutes: pictures and a comparison, in out/
-  python -m pixelcnn_fast sample --label 3 --n 64           64 threes from the packaged model
-  python -m pixelcnn_fast bench --batch 1,16                the samplers side by side on this machine
-  python -m pixelcnn_fast info                              what is installed, built and usable here
+  python -m pixelcnn_fast demo                        in 3 minutes: pictures and a comparison, in out/
+  python -m pixelcnn_fast sample --label 3 --n 64     64 threes from the packaged model
+  python -m pixelcnn_fast bench --batch 1,16          the samplers side by side on this machine
+  python -m pixelcnn_fast info                        what is installed, built and usable here
 
 exit status: 0 done, 1 a benchmark's check failed, 2 wrong usage or input, 130 interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand -> the exit status. argv: the arguments without the program's name, else sys.argv."""
+    """Runs one subcommand -> the exit status. argv: without the program's name; None: sys.argv."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was saved", file=sys.stderr)
+        print("interrupted: nothing was saved but what is listed above", file=sys.stderr)
         return 130
 
 

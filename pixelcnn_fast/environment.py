@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import sys
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -161,7 +160,3 @@ def _runtime_rows() -> dict[str, str]:
     if not torch.cuda.is_available():
         rows["on CUDA"] = "none: torch sees no device"
     return rows
-
-
-if __name__ == "__main__":
-    sys.stdout.write(report() + "\n")

@@ -19,13 +19,13 @@ BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Images side by side, in reading order -> uint8 [h, w, 3].
 
-    images: uint8 [n, C, H, W] with C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel;
+    images: uint8 [n, C, H, W], C = 1 (grey) or 3 (red, green, blue); scale: screen pixels per image pixel;
     gap: image pixels between neighbours. The last row may be short.
     Raises ValueError for any other shape or dtype, for n = 0, and for columns or scale below 1.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
         raise ValueError(
-            f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [n, C, H, W] with C = 1 or 3"
+            f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [n, 1 or 3, H, W]"
         )
     n, _, height, width = images.shape
     if n == 0:
@@ -83,12 +83,16 @@ def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axi
             axes.barh(index, bar.seconds, height=0.68, color=colour, **hatch)
             axes.annotate(
                 bar.note, (bar.seconds, index), (6, 0), textcoords="offset points", va="center", fontsize=9.5
-            )  # fmt: skip
+            )
         axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars], fontsize=9.5)
         axes.invert_yaxis()
         axes.set_title(panel.title, loc="left", fontsize=10.5)
         axes.set_xscale("log")
-        axes.set_xlim(min(seconds) / 3, max(seconds) * (max(seconds) / min(seconds)) ** 0.6 * 3)  # room for notes
+        axes.set_xlim(
+            min(seconds) / 3, max(seconds) * (max(seconds) / min(seconds)) ** 0.25 * 2
+        )  # room for notes
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
         axes.grid(axis="x", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)

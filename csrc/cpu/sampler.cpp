@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <tuple>
 
 #include "kernels.h"
 #include "thread_team.h"
@@ -368,9 +369,12 @@ class Sampler<T>::Run {
     s_.kernels_.epilogue(member.steps.data(), member.steps.size(), 1, 1, channel, channel + 1, {out, 0, 0}, {out, 0, 0});
   }
 
+  // Keeps the first in the order of drawing, whichever thread comes first.
   void report(int image, int channel, int y, int x) {
     const std::lock_guard lock(mutex_);
-    if (!non_finite_) non_finite_.emplace(image, channel, y, x);
+    const auto order = [](const NonFiniteLogits& e) { return std::tuple(e.row, e.column, e.image, e.channel); };
+    const NonFiniteLogits found(image, channel, y, x);
+    if (!non_finite_ || order(found) < order(*non_finite_)) non_finite_.emplace(found);
   }
 
   const Sampler& s_;

@@ -23,9 +23,9 @@ examples:
   python -m pixelcnn_fast bench sampling --model mnist --batch 1,10 --naive-pixels 0
   python -m pixelcnn_fast bench sampling --runtimes eager,cpu --batch 64 --size 64
 
-All draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one float64
-forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of the level that
-was drawn with it. A check that fails ends with status 1. Leave the machine alone while it measures.
+All draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
+float64 forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of
+the level that was drawn with it. A check that fails ends with status 1. Leave the machine alone meanwhile.
 """
 
 
@@ -34,16 +34,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
-    add("--model", default="default", help="'default': PixelCNN(), random weights; 'mnist'; or a checkpoint file")
+    add("--model", default="default", help="'default' (PixelCNN(), random weights), 'mnist' or a checkpoint")
     add("--batch", type=counts, default=[1, 16], metavar="N,...", help="images at once (default: 1,16)")
     add("--size", type=size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=names, metavar="NAME,...", help="(default: all that work here)")
     add("--repeats", type=count, default=5, help="timed runs of each, after one to warm up")
-    add("--naive-pixels", type=count_or_zero, default=64, metavar="N",
-        help="pixels that the naive sampler draws in all; its time is scaled up from them. 0: whole images")  # fmt: skip
-    add("--threads", type=count, help="threads of PyTorch and of the compiled sampler (default: PyTorch's choice)")
+    naive = "pixels that the naive sampler draws, its time being scaled up from them; 0: whole images"
+    add("--naive-pixels", type=count_or_zero, default=64, metavar="N", help=naive)
+    add("--threads", type=count, help="of PyTorch and of the compiled sampler (default: PyTorch's choice)")
     add("--seed", type=int, default=0, help="of the noise")
-    add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where sampling.md, .json and .png go")
+    add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the table and the chart go")
     parser.set_defaults(run=run)
 
 
@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             comparisons.append(results)
     except KeyboardInterrupt:
         interrupted = True
-        print(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished", file=sys.stderr)
+        print(
+            f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished", file=sys.stderr
+        )
     if comparisons:
         model_name = Path(args.model).stem
         title = f"Sampling {model.input_channels}x{height}x{width} images from the {model_name} model"

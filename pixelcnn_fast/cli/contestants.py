@@ -27,7 +27,7 @@ LABELS = {
 class Result:
     """One contestant's seconds for the whole batch, one per round, and the check of all that it drew.
 
-    timed: how many of the image's ``pixels`` were really drawn; from fewer than all, the seconds are scaled up.
+    timed: how many of the image's ``pixels`` were really drawn; if not all, the seconds are scaled up.
     """
 
     name: str
@@ -105,7 +105,9 @@ class SomePixels:
         self._drawn: list[Drawn] = []
         self.result = Result(NAIVE, work.images, work.pixels, timed=pixels)
         self._draw(self._mask(chosen[:1]))  # warm-up
-        self._overhead = min(self._draw(self._mask(chosen[:0]))[0] for _ in range(2))  # of passing over given pixels
+        self._overhead = min(
+            self._draw(self._mask(chosen[:0]))[0] for _ in range(2)
+        )  # of passing over given pixels
 
     def run(self, round: int) -> None:
         where = self._rounds[round]

@@ -29,7 +29,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     epilog = "example:\n  python -m pixelcnn_fast demo --quick --out /tmp/demo\n"
     parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the files go")
-    parser.add_argument("--quick", action="store_true", help="a few seconds: the naive sampler draws a few pixels only")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds: the naive sampler draws a few pixels only"
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,16 +45,24 @@ def run(args: argparse.Namespace) -> int:
     sampler = Sampler(model, (1, SIZE, SIZE))
     labels = torch.arange(10).repeat(ROWS)
     start = time.perf_counter()
-    digits = sampler.sample(len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress)
+    digits = sampler.sample(
+        len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress
+    )
     seconds = time.perf_counter() - start
     pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / "digits.png")
-    print(f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, in {report.duration(seconds)}")
+    print(
+        f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, in {report.duration(seconds)}"
+    )
 
     found = report.machine()
     work = workload(model, 4 if args.quick else 10, SIZE, SIZE)
     whole = not args.quick and _forward_seconds(work) * work.pixels <= NAIVE_SECONDS
     contestants = [name for name in available() if name != "cpu-bf16"]
-    naive = dict(naive_pixels=0, naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
+    naive = (
+        dict(naive_pixels=0, naive_repeats=1)
+        if whole
+        else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
+    )
     comparison = compare(work, contestants, 2 if args.quick else 5, **naive, progress=progress)
     title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
     paths = report.save([comparison], folder, "comparison", title, found)

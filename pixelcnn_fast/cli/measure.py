@@ -14,7 +14,7 @@ from pixelcnn_fast.sampling import Sampler
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each function: one call of each that is not timed, then ``repeats`` calls in turns (A B A B ...)."""
+    """Seconds of each function, called in turns (A B A B ...) ``repeats`` times after one call to warm up."""
     for function in functions.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -29,7 +29,9 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError for contestants that don't exist or are named twice."""
     if not names or len(set(names)) < len(names) or any(name not in LABELS for name in names):
-        raise ValueError(f"runtimes are {','.join(names) or 'none'}: choose from {', '.join(LABELS)}, each once")
+        raise ValueError(
+            f"runtimes are {','.join(names) or 'none'}: choose from {', '.join(LABELS)}, each once"
+        )
 
 
 def compare(
@@ -42,10 +44,10 @@ def compare(
 ) -> list[Result]:
     """Warms up, times the named contestants in turns on the same noise, and checks every image they drew.
 
-    naive_pixels: the naive sampler draws so many pixels in all, given the others, and its time is scaled up; 0: it
-    draws whole images. naive_repeats: it takes part in the first so many rounds only.
-    Raises CheckFailed, naming the contestant, if an image is not what the model gives for the noise; ValueError
-    and RuntimeError as Sampler does.
+    naive_pixels: the naive sampler draws so many pixels in all, given the others, and its time is scaled up;
+    0: it draws whole images. naive_repeats: it takes part in the first so many rounds only.
+    Raises CheckFailed, naming the contestant, if an image is not what the model gives for the noise;
+    ValueError and RuntimeError as Sampler does.
     """
     check_names(names)
     weights = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
@@ -70,6 +72,6 @@ def compare(
         result = contestant.result
         result.check = contestant.check(common, oracle)
         if not result.check.ok:
-            raise CheckFailed(f"{name}, {work.images} at once: {result.check}")
+            raise CheckFailed(f"{name}, {work.images} at once: {result.check.evidence}")
         results.append(result)
     return results

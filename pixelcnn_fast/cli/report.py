@@ -17,7 +17,15 @@ from pixelcnn_fast.cli.contestants import LABELS, NAIVE, Result
 from pixelcnn_fast.environment import native
 
 BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
-HEADER = ["images at once", "sampler", "time per image", "spread", "images/s", *BASELINES.values(), "images drawn"]
+HEADER = [
+    "images at once",
+    "sampler",
+    "time per image",
+    "spread",
+    "images/s",
+    *BASELINES.values(),
+    "images drawn",
+]
 
 
 def machine() -> dict[str, Any]:
@@ -63,12 +71,21 @@ def factor(value: float) -> str:
 def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part."""
     medians = {result.name: result.median for result in results}
-    return {base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians}
+    return {
+        base: {name: medians[base] / m for name, m in medians.items()}
+        for base in BASELINES
+        if base in medians
+    }
+
+
+def paired_ratios(slow: Result, fast: Result) -> list[float]:
+    """How many times faster, round by round."""
+    return [a / b for a, b in zip(slow.seconds, fast.seconds)]
 
 
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
-    """One table of all comparisons; each compares contestants on one batch."""
-    rows = [HEADER]
+    """One table of all comparisons, each on one batch, and the evidence where images differ."""
+    rows, evidence = [HEADER], []
     for results in comparisons:
         ups = speed_ups(results)
         for r in results:
@@ -84,28 +101,34 @@ def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
                     str(r.check),
                 ]
             )
+            if r.check.differing:
+                evidence.append(f"{LABELS[r.name]}, {r.images} at once: {r.check.evidence}")
+    return "\n\n".join([table(rows), *evidence])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def save(
-    comparisons: Sequence[Sequence[Result]], folder: Path, stem: str, title: str, found: dict[str, Any] | None = None
+    comparisons: Sequence[Sequence[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]
 ) -> list[Path]:
-    """Writes folder/stem.md, .json and .png -> their paths. found: ``machine()`` as it was before the measuring."""
-    found = found or machine()
+    """Writes folder/stem.md, .json and .png -> their paths. found: ``machine()`` before the measuring."""
     paths = [folder / f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
     paths[0].write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", encoding="utf-8")
-    record = {"title": title, "machine": found, "comparisons": [_record(results) for results in comparisons]}
-    paths[1].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    whole = {"title": title, "machine": found, "comparisons": [record(results) for results in comparisons]}
+    paths[1].write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     pictures.chart([_panel(results) for results in comparisons], paths[2], title, axis="seconds per image")
     return paths
 
 
 def about(found: dict[str, Any]) -> str:
     return (
-        f"{found['processor']}, {found['threads']} of {found['cores']} cores, {found['isa'] or 'no compiled module'}, "
-        f"torch {found['torch']}. Medians; spread is fastest to slowest run."
+        f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
+        f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. Medians; spread is fastest to slowest run."
     )
 
 
@@ -113,7 +136,8 @@ def _extrapolated(r: Result) -> str:
     return f" (extrapolated from {r.timed} of {r.pixels} pixels)" if r.extrapolated else ""
 
 
-def _record(results: Sequence[Result]) -> dict[str, Any]:
+def record(results: Sequence[Result]) -> dict[str, Any]:
+    """One comparison for JSON, with every sample."""
     return {
         "images": results[0].images,
         "speed_ups": speed_ups(results),
@@ -126,7 +150,7 @@ def _record(results: Sequence[Result]) -> dict[str, Any]:
                 "pixels": r.pixels,
                 "timed_pixels": r.timed,
                 "extrapolated": r.extrapolated,
-                "check": {**vars(r.check), "text": str(r.check)},
+                "check": {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence},
             }
             for r in results
         ],
@@ -140,7 +164,9 @@ def _panel(results: Sequence[Result]) -> pictures.Panel:
         note = duration(r.median / r.images)
         if ups and r.name != base:
             note += f"   {factor(ups[r.name])}"
-        label = LABELS[r.name] + (f"\nextrapolated from {r.timed} of {r.pixels} pixels" if r.extrapolated else "")
+        label = LABELS[r.name] + (
+            f"\nextrapolated from {r.timed} of {r.pixels} pixels" if r.extrapolated else ""
+        )
         bars.append(pictures.Bar(label, r.median / r.images, note, r.extrapolated))
     plural = "s" if results[0].images > 1 else ""
     return pictures.Panel(f"{results[0].images} image{plural} at once", bars)

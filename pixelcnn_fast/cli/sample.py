@@ -34,13 +34,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("sample", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
-    add("--label", action="append", help="class to draw, may be repeated; 'all' for every class (default: all)")
+    add(
+        "--label",
+        action="append",
+        help="class to draw, may be repeated; 'all' for every class (default: all)",
+    )
     add("--n", type=count, default=16, help="images of each class, or in all if there are no classes")
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
-    add("--temperature", type=float, default=1.0, help="logits are divided by it; 0 takes the most likely level")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="logits are divided by it; 0 takes the most likely level",
+    )
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
-    add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
+    add(
+        "--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact"
+    )
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
     add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
     add("--npz", type=Path, help="also write images, labels and settings here")

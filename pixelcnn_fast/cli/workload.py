@@ -40,7 +40,7 @@ def workload(model: PixelCNN, n: int, height: int, width: int, seed: int = 0) ->
 
 
 def random_model(seed: int = 0, **config: int | None) -> PixelCNN:
-    """PixelCNN(**config) that is not trivial to sample from: its batch norms move and scale, its logits are not flat.
+    """PixelCNN(**config), not trivial to sample from: batch norms move and scale, logits are not flat.
 
     PyTorch's global generator is left as it was.
     """

@@ -311,7 +311,8 @@ class _Recorder(TorchFunctionMode):
                 f"cannot sample from this model: its output has shape {list(output.shape)}, "
                 f"expected logits [N, C, H, W, levels] = [{self._grid[0]}, {c}, {self._grid[1]}, {self._grid[2]}, levels]"
             )
-        return tuple(self.instructions), self._in_order(mark), mark.axes[4].size
+        result = self._in_order(mark)
+        return tuple(self.instructions), result, mark.axes[4].size
 
     def _in_order(self, mark: FeatureMap) -> int:
         """The logits in the order channel * levels + level, by a 1x1 permutation where they are not."""
@@ -480,7 +481,7 @@ _HANDLERS: dict[str, Callable[..., FeatureMap]] = {
     "true_divide": _div,
     "neg": _neg,
     **{name: _identity for name in ("contiguous", "clone", "detach")},
-    **{name: _cast for name in ("to", "float", "double", "type", "type_as")},
+    **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
     "dropout": _dropout,
     "dropout2d": _dropout,
     **{name: _reshape for name in ("view", "reshape", "flatten", "unflatten")},

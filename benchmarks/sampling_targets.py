@@ -1,0 +1,261 @@
+"""Measures the sampler's targets on this machine, each in one run, and says which are met.
+
+    python benchmarks/sampling_targets.py            the default PixelCNN, 3x32x32: some 10 minutes on 2 cores
+    python benchmarks/sampling_targets.py --quick    a tiny model: tries the script, its figures mean nothing
+
+Contestants take turns on the same noise, and every image is checked before a speed-up is shown. Leave the
+machine alone meanwhile. Writes FOLDER/<processor>-sampling.json and .md; status 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pixelcnn_fast.cli import report
+from pixelcnn_fast.cli.arguments import Parser, count, count_or_zero, output_folder
+from pixelcnn_fast.cli.contestants import NAIVE, Result
+from pixelcnn_fast.cli.measure import compare, interleaved
+from pixelcnn_fast.cli.workload import random_model, workload
+from pixelcnn_fast.sampling import Sampler
+
+RESULTS = Path(__file__).parent / "results"
+MM_SIZE = 4096
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Target:
+    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round."""
+
+    name: str
+    must: float
+    reach: float
+    value: float
+    samples: list[float]
+    show: Callable[[float], str]
+    at_most: bool = False
+    strict: bool = False  # must is a bound that the value has to stay off
+
+    def verdict(self) -> str:
+        sign = -1 if self.at_most else 1
+        value, must, reach = (sign * x for x in (self.value, self.must, self.reach))
+        if value < must or (self.strict and value == must):
+            return "no"
+        return "yes, reached" if value >= reach else "yes"
+
+    def row(self) -> list[str]:
+        bound = ("< " if self.strict else "<= ") if self.at_most else ">= "
+        spread = f"{self.show(min(self.samples))} – {self.show(max(self.samples))}"
+        shown = [self.show(x) for x in (self.must, self.reach, self.value)]
+        return [
+            self.name,
+            bound + shown[0],
+            shown[1],
+            shown[2],
+            spread if len(self.samples) > 1 else "",
+            self.verdict(),
+        ]
+
+
+@dataclass(frozen=True)
+class Settings:
+    config: dict[str, int]
+    side: int
+    batch: int
+    repeats: int
+    naive_pixels: int
+    mm_size: int
+
+    def sampler(self, side: int | None = None) -> Sampler:
+        model = random_model(**self.config)
+        return Sampler(model, (model.input_channels, side or self.side, side or self.side))
+
+
+def speed(
+    settings: Settings, batch: int, names: list[str], wanted: list[tuple[str, str, float, float]]
+) -> tuple[list[Target], list[Result]]:
+    """wanted: (slow, fast, must, reach) -> (targets, the comparison)."""
+    model = random_model(**settings.config)
+    work = workload(model, batch, settings.side, settings.side)
+    results = compare(work, names, settings.repeats, settings.naive_pixels, progress=sys.stderr.isatty())
+    by_name = {result.name: result for result in results}
+    targets = []
+    for slow, fast, must, reach in wanted:
+        a, b = by_name[slow], by_name[fast]
+        how = f" (naive from {a.timed} of {a.pixels} pixels)" if a.extrapolated else ""
+        baseline = "naive" if slow == NAIVE else "cached PyTorch"
+        weights = "bf16 weights" if fast.endswith("bf16") else "float32"
+        name = f"fast vs {baseline}, {batch} at once, {weights}{how}"
+        targets.append(
+            Target(name, must, reach, a.median / b.median, report.paired_ratios(a, b), report.factor)
+        )
+    return targets, results
+
+
+def flops(settings: Settings) -> Target:
+    sampler = settings.sampler()
+    work = workload(random_model(**settings.config), settings.batch, settings.side, settings.side)
+    a, b = torch.rand(2, settings.mm_size, settings.mm_size)
+    seconds = interleaved(
+        {
+            "sampler": lambda: sampler.sample(
+                work.images, noise=work.noise, batch_size=work.images, runtime="cpu"
+            ),
+            "mm": lambda: torch.mm(a, b),
+        },
+        settings.repeats,
+    )
+    sampling = (sampler.program.row_flops + sampler.program.pixel_flops) * work.pixels * work.images
+    multiplying = 2 * settings.mm_size**3
+    share, shares = _ratio(seconds["mm"], seconds["sampler"], sampling / multiplying)
+    name = f"live-tap FLOP/s, {work.images} at once, against torch.mm {settings.mm_size} float32"
+    return Target(name, 0.7, 1.0, share, shares, _percent)
+
+
+def growth(settings: Settings) -> Target:
+    small, large = settings.side // 2, settings.side * 2
+
+    def draw(side: int) -> Callable[[], object]:
+        sampler = settings.sampler(side)
+        noise = torch.rand(1, *sampler.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return lambda: sampler.sample(1, noise=noise, runtime="cpu")
+
+    seconds = interleaved({"small": draw(small), "large": draw(large)}, settings.repeats)
+    ratio, ratios = _ratio(seconds["large"], seconds["small"], small**2 / large**2)
+    grown = [r - 1 for r in ratios]
+    name = f"growth of the time per pixel, {small}x{small} to {large}x{large}, 1 at once"
+    return Target(name, 0.2, 0.0, ratio - 1, grown, _percent, at_most=True, strict=True)
+
+
+def memory(settings: Settings) -> Iterator[Target]:
+    counted = settings.sampler().runtime("cpu").workspace_bytes(settings.batch) / MB
+    name = f"memory beyond the weights, {settings.batch} at once"
+    yield Target(f"{name}: workspace_bytes", 64, 32, counted, [counted], _megabytes, at_most=True)
+    risen = []
+    for _ in range(min(settings.repeats, 3)):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            risen.append(fresh.submit(memory_rise, settings).result())
+    if None not in risen:
+        yield Target(
+            f"{name}: rise of the peak resident set", 64, 32, median(risen), risen, _megabytes, at_most=True
+        )
+
+
+def memory_rise(settings: Settings) -> float | None:
+    """MB by which this process's peak resident set rises while a sampler that is built draws; Linux only."""
+    sampler = settings.sampler()
+    sampler.runtime("cpu")
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists() or not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # else the run takes its memory from what building left behind, unseen
+    reset.write_text("5")  # the peak starts anew
+    before = _kilobytes(status, "VmRSS")
+    sampler.sample(settings.batch, batch_size=settings.batch, runtime="cpu")
+    return (_kilobytes(status, "VmHWM") - before) * 1024 / MB
+
+
+def building(settings: Settings) -> Target:
+    model = random_model(**settings.config)
+    shape = (model.input_channels, settings.side, settings.side)
+    seconds = interleaved({"build": lambda: Sampler(model, shape)}, settings.repeats)["build"]
+    return Target("building a Sampler", 1.0, 0.2, median(seconds), seconds, report.duration, at_most=True)
+
+
+def _ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
+    """scale * a / b: of the medians, and of each round."""
+    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b)]
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:.1f} MB"
+
+
+def _record(target: Target) -> dict[str, Any]:
+    row = {key: value for key, value in asdict(target).items() if key != "show"}
+    return {**row, "verdict": target.verdict()}
+
+
+def main() -> int:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--repeats", type=count, default=5, help="rounds of each measurement")
+    add(
+        "--naive-pixels",
+        type=count_or_zero,
+        default=100,
+        help="that the naive sampler draws; 0: whole images",
+    )
+    add("--threads", type=count, default=2, help="of PyTorch and of the compiled sampler")
+    add(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="for the files (default: benchmarks/results)",
+    )
+    add("--quick", action="store_true", help="a tiny model: tries the script")
+    args = parser.parse_args()
+    folder = output_folder(args.out)
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        settings = Settings(dict(hidden_channels=8, n_residual=1), 8, 2, 2, 6, 64)
+    else:
+        settings = Settings({}, 32, 16, args.repeats, args.naive_pixels, MM_SIZE)
+
+    found = report.machine()
+    one, alone = speed(
+        settings,
+        1,
+        [NAIVE, "eager", "cpu", "cpu-bf16"],
+        [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)],
+    )
+    many, together = speed(
+        settings,
+        settings.batch,
+        [NAIVE, "eager", "cpu"],
+        [(NAIVE, "cpu", 1300, 2000), ("eager", "cpu", 3.5, 5)],
+    )
+    targets = [*one, *many, flops(settings), growth(settings), *memory(settings), building(settings)]
+
+    table = report.table(
+        [["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)]
+    )
+    compared = report.markdown([alone, together])
+    record = {
+        "machine": found,
+        "quick": args.quick,
+        "targets": [_record(target) for target in targets],
+        "comparisons": [report.record(alone), report.record(together)],
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", found["processor"].lower()).strip("-")
+    path = folder / f"{slug}-sampling{'-quick' if args.quick else ''}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = f"{report.about(found)}\n\n{table}\n\n{compared}\n"
+    path.with_suffix(".md").write_text(f"# Sampling targets\n\n{text}", encoding="utf-8")
+    print(text, path, path.with_suffix(".md"), sep="\n")
+    return int(any(target.verdict() == "no" for target in targets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

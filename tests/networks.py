@@ -1,0 +1,90 @@
+"""Networks the tests sample from: random but lively (no flat logits, batch norm that does something)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.models import PixelCNN
+
+
+def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch-norm statistics, and logits that are far from uniform; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor, low, high in (
+                    (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.5, 1.5),
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.5, 0.5),
+                ):
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+        for name, parameter in model.named_parameters():
+            if name.startswith("conv_out"):
+                parameter.mul_(5)
+    return model.eval()
+
+
+def pixelcnn(channels=1, hidden=8, blocks=1, classes=None, kernel=3, seed=0) -> PixelCNN:
+    torch.manual_seed(seed)
+    return enlivened(PixelCNN(channels, hidden, blocks, classes, kernel), seed)
+
+
+class Masked(nn.Conv2d):
+    """A convolution whose live taps are listed: (dy, dx) offsets."""
+
+    def __init__(self, channels_in: int, channels_out: int, taps: list[tuple[int, int]], size: int = 3, dilation: int = 1):
+        super().__init__(channels_in, channels_out, size, padding=dilation * (size // 2), dilation=dilation)
+        mask = torch.zeros(size, size)
+        for dy, dx in taps:
+            mask[size // 2 + dy, size // 2 + dx] = 1
+        self.register_buffer("mask", mask.expand_as(self.weight).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+ABOVE = [(-1, -1), (-1, 0), (-1, 1)]
+LEFT = [(0, -1)]
+HERE = [(0, 0)]
+
+
+class TwoStacks(nn.Module):
+    """Uses every phase: an embedding of the pixel itself (drawn), a vertical stack (row), a horizontal one (pixel);
+    dilation, several activations, products, values read twice, a condition written with the batch size in a view."""
+
+    def __init__(self, channels: int = 2, width: int = 9, n_classes: int | None = 4) -> None:
+        super().__init__()
+        self.channels, self.n_classes = channels, n_classes
+        self.embed = nn.Conv2d(channels, width, 1)
+        self.vertical_in = Masked(width, width, ABOVE)
+        self.vertical = Masked(width, width, [*ABOVE, (0, -1), (0, 0), (0, 1)], dilation=2)
+        self.horizontal_in = Masked(width, width, LEFT)
+        self.link = nn.Conv2d(width, width, 1)
+        self.horizontal = Masked(width, width, [*LEFT, *HERE], size=5)
+        self.label = nn.Embedding(n_classes, width) if n_classes else None
+        self.conv_out = nn.Conv2d(width, channels * 256, 1)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        n, c, height, width = images.shape
+        x = images.to(self.embed.weight.dtype) / 127.5 - 1
+        if x.max() > 1e6:  # a branch on the image's values simply runs
+            raise RuntimeError("not an image")
+        e = F.elu(self.embed(x))
+        v = torch.tanh(self.vertical_in(e))
+        v = v + F.leaky_relu(self.vertical(v), 0.2)
+        h = self.link(v) + self.horizontal_in(e)
+        h *= torch.sigmoid(h)
+        if self.label is not None:
+            h += 2 * self.label(labels).view(n, -1, 1, 1)
+        h = F.silu(self.horizontal(h), inplace=True) * 0.7 + h
+        out = 1 - self.conv_out(F.dropout(h, training=self.training))
+        return out.reshape(n, c, 256, height, width).permute(0, 1, 3, 4, 2)
+
+
+def two_stacks(**kwargs) -> TwoStacks:
+    torch.manual_seed(3)
+    return enlivened(TwoStacks(**kwargs))

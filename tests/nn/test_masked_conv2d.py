@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast.models import reference
+from pixelcnn_fast.nn import MaskedConv2d, raster_mask
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_mask_keeps_all_earlier_pixels_and_nothing_later(size, mask_type):
+    mask = raster_mask(size, size, mask_type)
+    centre = size // 2
+    for i in range(size):
+        for j in range(size):
+            earlier = (i, j) < (centre, centre)
+            assert mask[i, j] == (earlier or (mask_type == "B" and (i, j) == (centre, centre)))
+
+
+def test_rectangular_kernels_and_dilation():
+    conv = MaskedConv2d(1, 1, (1, 5), "B", dilation=2)
+    assert conv.mask.flatten().tolist() == [1, 1, 1, 0, 0]
+    assert conv(torch.zeros(1, 1, 7, 9)).shape == (1, 1, 7, 9)
+
+
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_equals_the_reference_and_a_strided_input(mask_type):
+    torch.manual_seed(0)
+    fast, plain = MaskedConv2d(33, 5, 3, mask_type), reference.MaskedConv2d(33, 5, 3, mask_type)
+    plain.load_state_dict(fast.state_dict())
+    fast.load_state_dict(plain.state_dict())
+    for shape in [(2, 33, 7, 5), (1, 33, 1, 1), (0, 33, 4, 4)]:
+        x = torch.randn(shape)
+        for layout in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3)):
+            assert torch.equal(fast(layout), plain(layout))
+
+
+def test_reading_never_changes_the_weights_and_gradients_reach_only_live_ones():
+    torch.manual_seed(0)
+    conv = MaskedConv2d(2, 3, 3, "A")
+    before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
+    assert conv.weight[conv.mask == 0].abs().min() > 0  # dead weights exist
+    conv(torch.randn(2, 2, 5, 5)).square().sum().backward()
+    assert all(torch.equal(before[name], tensor) for name, tensor in conv.state_dict().items())
+    assert (conv.weight.grad[conv.mask == 0] == 0).all()
+    assert (conv.weight.grad[conv.mask == 1] != 0).all()
+
+
+def test_dead_weights_do_not_matter():
+    torch.manual_seed(0)
+    conv, x = MaskedConv2d(2, 3, 5, "B"), torch.randn(2, 2, 6, 6)
+    expected = conv(x)
+    with torch.no_grad():
+        conv.weight[conv.mask == 0] = 1e6
+    assert torch.equal(conv(x), expected)
+
+
+@pytest.mark.parametrize(("kernel", "mask_type", "message"), [(4, "A", "odd"), ((3, 2), "B", "odd"), (3, "C", "mask_type")])
+def test_refusals(kernel, mask_type, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedConv2d(1, 1, kernel, mask_type)

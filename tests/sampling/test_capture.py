@@ -1,0 +1,170 @@
+"""What capture follows, and what it refuses with the module and the call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.sampling import CaptureMismatch, NotCausal, Unsupported
+from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.passes import fuse
+from pixelcnn_fast.sampling.program import evaluate
+from tests.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
+from tests.tolerances import assert_identical_up_to_rounding
+
+
+class Net(nn.Module):
+    """conv_in -> body(h) -> conv_out, with hooks for tests to go wrong."""
+
+    def __init__(self, body=lambda net, h, x: h, taps=(*ABOVE, *LEFT)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in = Masked(1, 6, list(taps))
+        self.middle = Masked(6, 6, [*ABOVE, *LEFT, *HERE])
+        self.norm = nn.BatchNorm2d(6)
+        self.conv_out = nn.Conv2d(6, 256, 1)
+        self.body = body
+
+    def forward(self, images):
+        x = images.to(self.conv_in.weight.dtype) / 255
+        h = self.body(self, self.conv_in(x), x)
+        n, _, height, width = images.shape
+        return self.conv_out(h).view(n, 1, 256, height, width).permute(0, 1, 3, 4, 2)
+
+
+@pytest.mark.parametrize("model", [pixelcnn(channels=3, classes=4), two_stacks()], ids=["PixelCNN", "TwoStacks"])
+def test_the_fused_program_computes_what_the_model_computes(model):
+    model = model.double()
+    c = 3 if hasattr(model, "blocks") else 2
+    images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
+    program, conditions, output = capture(model, images, labels)
+    others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
+    for form in (program, fuse(program)):
+        assert_identical_up_to_rounding(evaluate(form, images, conditions(labels)), output)
+        expected = model(others, other_labels).detach()
+        assert_identical_up_to_rounding(evaluate(form, others, conditions(other_labels)), expected)
+    assert len(fuse(program).instructions) < len(program.instructions) / 2
+
+
+BODIES = {
+    "activations": lambda net, h, x: torch.tanh(F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))),
+    "in place": lambda net, h, x: F.relu(net.middle(h).add_(1).mul_(2), inplace=True),
+    "residual added twice": lambda net, h, x: (net.middle(h) + h) + h,
+    "product of two layers": lambda net, h, x: net.middle(h) * torch.sigmoid(net.middle(h)),
+    "difference of two layers": lambda net, h, x: net.middle(h) - net.middle(F.relu(h)),
+    "sum of two linear layers": lambda net, h, x: torch.add(net.middle(h), net.middle(h * 2), alpha=0.5),
+    "constants per channel": lambda net, h, x: h * torch.arange(6.0, dtype=h.dtype)[:, None, None] + 1 / 3,
+    "batch norm twice": lambda net, h, x: net.norm(F.relu(net.norm(net.middle(h)))),
+    "reversed arithmetic": lambda net, h, x: -(2 - 3 * h) / 4,
+    "a branch": lambda net, h, x: net.middle(h) if x.mean() < 10 and x.shape[1] == 1 else h,
+    "unread work": lambda net, h, x: (x.sum(), h.mean(), h.flatten(), h)[3],
+    "no-ops": lambda net, h, x: F.dropout(h.contiguous().clone(), training=net.training).to(h.dtype),
+    "depth of none": lambda net, h, x: h,
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_is_followed(name):
+    net = Net(BODIES[name]).double()
+    sampler, u = Sampler(net, (1, 5, 6)), torch.rand(3, 1, 5, 6, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+REFUSED = {
+    "mean over space": (lambda net, h, x: h - h.mean((2, 3), keepdim=True), "model: torch.Tensor.mean"),
+    "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
+    "a map over the image": (lambda net, h, x: h + torch.rand(1, 6, 5, 6, dtype=h.dtype), "varies over the image"),
+    "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
+    "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
+    "groups": (lambda net, h, x: F.conv2d(h, net.middle.weight[:, :1], groups=6, padding=1), "groups"),
+    "weights from the image": (lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1), "conv2d|mean"),
+    "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_what_and_where(name):
+    body, message = REFUSED[name]
+    with pytest.raises(Unsupported, match=message):
+        Sampler(Net(body).double(), (1, 5, 6))
+
+
+def test_a_refusal_names_the_module():
+    class Pool(nn.Module):
+        def forward(self, h):
+            return F.avg_pool2d(h, 3, 1, 1)
+
+    net = Net(lambda net, h, x: net.pool(h))
+    net.pool = Pool()
+    with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
+        Sampler(net, (1, 5, 6))
+
+
+def test_other_outputs_are_refused_with_what_is_expected():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = MaskedConv2d(1, 256, 3, "A")
+
+        def forward(self, x):
+            return self.conv(x / 255.0)
+
+    with pytest.raises(Unsupported, match=r"expected logits \[N, C, H, W, levels\]"):
+        Sampler(Flat(), (1, 4, 4))
+
+
+def test_levels_first_in_the_channels_are_followed():
+    """[N, L * C, H, W] with the level as the slower index, brought into [N, C, H, W, L]."""
+
+    class LevelsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = MaskedConv2d(2, 512, 3, "A")
+
+        def forward(self, x):
+            n, c, height, width = x.shape
+            return 4 * self.conv(x.double() / 255).view(n, 256, c, height, width).permute(0, 2, 3, 4, 1)
+
+    sampler, u = Sampler(LevelsFirst().double(), (2, 4, 4)), torch.rand(3, 2, 4, 4, dtype=torch.float64)
+    assert torch.equal(sampler.sample(3, noise=u), sampler.sample(3, noise=u, runtime="reference"))
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ([*ABOVE, *LEFT, *HERE], r"conv_in: kernel tap \(\+0, \+0\) has weight .* sees its own pixel"),
+        ([*ABOVE, *LEFT, (0, 1)], r"conv_in: kernel tap \(\+0, \+1\) has weight .* sees a later pixel"),
+        ([*ABOVE, *LEFT, (1, -1)], r"conv_in: kernel tap \(\+1, -1\) has weight .* sees a later pixel"),
+    ],
+)
+def test_leaking_masks_are_refused_naming_layer_and_tap(taps, message):
+    with pytest.raises(NotCausal, match=message):
+        Sampler(Net(taps=taps), (1, 5, 6))
+
+
+def test_a_leak_in_a_later_layer_is_refused():
+    net = Net(lambda net, h, x: net.middle(h))
+    net.middle.mask[0, 0, 1, 2] = 1
+    with pytest.raises(NotCausal, match=r"middle: kernel tap \(\+0, \+1\)"):
+        Sampler(net, (1, 5, 6))
+    with torch.no_grad():
+        net.middle.weight[0, 0, 1, 2] = 0  # a live mask over a weight of zero leaks nothing
+    Sampler(net, (1, 5, 6))
+
+
+def test_a_skip_around_the_first_mask_is_refused():
+    with pytest.raises(NotCausal, match="own"):
+        Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
+
+
+def test_a_program_that_differs_from_the_model_is_an_error():
+    """A write through a view that capture cannot see."""
+    net = Net(lambda net, h, x: (h, h.detach().numpy().__imul__(2))[0])
+    with pytest.raises(CaptureMismatch, match="differs from the model"):
+        Sampler(net, (1, 5, 6))

@@ -1,0 +1,70 @@
+"""Grids hold every image at its place; charts refuse what a logarithm can't show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from pixelcnn_fast.pictures import GAP_LEVEL, Bar, Panel, chart, image_grid, save_png
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_places_images_in_reading_order(channels: int) -> None:
+    images = torch.randint(
+        256, (5, channels, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    grid = image_grid(images, columns=2, scale=3, gap=1)
+    assert grid.shape == (3 * (3 * 4 + 2), 3 * (2 * 3 + 1), 3) and grid.dtype == np.uint8
+    small = grid[::3, ::3]
+    assert np.array_equal(small.repeat(3, axis=0).repeat(3, axis=1), grid)
+    for index, image in enumerate(images):
+        y, x = index // 2 * 5, index % 2 * 4
+        expected = image.permute(1, 2, 0).expand(4, 3, 3).numpy()
+        assert np.array_equal(small[y : y + 4, x : x + 3], expected)
+    assert (small[4] == GAP_LEVEL).all() and (small[:, 3] == GAP_LEVEL).all()
+    assert (small[10:, 4:] == GAP_LEVEL).all()  # the place of the sixth
+
+
+def test_grid_is_no_wider_than_its_images() -> None:
+    assert image_grid(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), columns=10).shape == (4, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "columns", "message"),
+    [
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), 1, "1 or 3"),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), 1, "1 or 3"),
+        (torch.zeros(2, 1, 4, 4), 1, "float32"),
+        (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), 1, "no images"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), 0, "columns is 0"),
+    ],
+)
+def test_grid_refuses(images: torch.Tensor, columns: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        image_grid(images, columns)
+
+
+def test_png_comes_back(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
+    save_png(picture, tmp_path / "picture")
+    back = imread(tmp_path / "picture", format="png")
+    assert np.array_equal((back[..., :3] * 255).round().astype(np.uint8), picture)
+    with pytest.raises(ValueError, match="expected uint8"):
+        save_png(picture.astype(float), tmp_path / "other.png")
+
+
+def test_chart(tmp_path: Path) -> None:
+    panels = [
+        Panel("1 image", [Bar("slow", 50.0, "50 s", estimated=True), Bar("fast", 0.05, "50 ms  1,000×")])
+    ]
+    chart(panels, tmp_path / "chart.png", "Title")
+    height, width = imread(tmp_path / "chart.png").shape[:2]
+    assert width > height > 100
+    with pytest.raises(ValueError, match="positive"):
+        chart([Panel("none", [Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
+    with pytest.raises(ValueError, match="positive"):
+        chart([], tmp_path / "other.png", "Title")
