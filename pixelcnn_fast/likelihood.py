@@ -39,7 +39,9 @@ def nll(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tenso
     """
     logits = model(images) if labels is None else model(images, labels)
     if logits.shape[:-1] != images.shape:
-        raise ValueError(f"logits {list(logits.shape)} do not fit images {list(images.shape)}: expected [N, C, H, W, L]")
+        raise ValueError(
+            f"logits {list(logits.shape)} do not fit images {list(images.shape)}: expected [N, C, H, W, L]"
+        )
     target = to_levels(images, logits.shape[-1])
     per_sub_pixel = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     return per_sub_pixel.view(images.shape[0], -1).sum(1)

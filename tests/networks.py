@@ -36,7 +36,9 @@ def pixelcnn(channels=1, hidden=8, blocks=1, classes=None, kernel=3, seed=0) -> 
 class Masked(nn.Conv2d):
     """A convolution whose live taps are listed: (dy, dx) offsets."""
 
-    def __init__(self, channels_in: int, channels_out: int, taps: list[tuple[int, int]], size: int = 3, dilation: int = 1):
+    def __init__(
+        self, channels_in: int, channels_out: int, taps: list[tuple[int, int]], size: int = 3, dilation: int = 1
+    ):
         super().__init__(channels_in, channels_out, size, padding=dilation * (size // 2), dilation=dilation)
         mask = torch.zeros(size, size)
         for dy, dx in taps:

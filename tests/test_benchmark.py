@@ -62,9 +62,7 @@ def test_oracle_finds_one_wrong_level(work: Workload) -> None:
     oracle = Oracle(work)
     assert oracle.excess(images).max() <= LIMIT
     wrong = images.clone()
-    wrong[2, 1, 4, 3] = (
-        int(wrong[2, 1, 4, 3]) + 128
-    ) % 256  # the last pixel: no later one could give it away
+    wrong[2, 1, 4, 3] = (int(wrong[2, 1, 4, 3]) + 128) % 256  # the last pixel: no later one could give it away
     assert oracle.excess(wrong).argmax() == images.numel() - 1
     assert oracle.excess(wrong).max() > LIMIT
 
@@ -150,9 +148,7 @@ def test_speed_ups_are_ratios_of_medians() -> None:
     assert report.speed_ups([naive, fast]) == {"reference": {"reference": 1.0, "cpu": 25.0}}
     header, _, first, second, *rest = report.markdown([[naive, fast]]).splitlines()
     assert "extrapolated from 4 of 16 pixels" in first and "5.00 s" in first and "4.00 s – 45.0 s" in first
-    assert (
-        "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
-    )
+    assert "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
     assert "1.0e-07" in rest[-1]
     assert {line.count("|") for line in (header, first, second)} == {header.count("|")}
 

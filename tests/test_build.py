@@ -54,7 +54,9 @@ def clean_environment(folder: Path, wheel: Path) -> Path:
     # A path in a .pth file is searched, but its own .pth files (an editable pixelcnn_fast) are not followed.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=folder)
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=folder
+    )
     return python
 
 
@@ -114,7 +116,9 @@ def test_installed_wheel_serves_from_another_folder(source: Path, wheel: Path, t
     module = {f"pixelcnn_fast/_native{sysconfig.get_config_var('EXT_SUFFIX')}"}
     assert wheel_files(wheel) == python_files(source) | module
     python = clean_environment(tmp_path / "venv", wheel)
-    found = run(python, "-c", "import pixelcnn_fast._native as m; print(m.__file__, m.build_info())", cwd=tmp_path)
+    found = run(
+        python, "-c", "import pixelcnn_fast._native as m; print(m.__file__, m.build_info())", cwd=tmp_path
+    )
     assert str(tmp_path / "venv") in found and "isas" in found
     assert ("PIXELCNN_FAST_NVCC" in cuda_settings(source)) == ("'cuda': True" in found), "GPU or not"
     info = run(python, "-m", "pixelcnn_fast", "info", cwd=tmp_path)
@@ -140,7 +144,9 @@ def test_no_compiler_is_one_clear_sentence(source: Path, tmp_path: Path, cxx: st
 
 
 def test_unknown_setting_is_refused(source: Path) -> None:
-    output = run(sys.executable, "setup.py", "-q", "build_ext", cwd=source, check=False, PIXELCNN_FAST_NATIVE="no")
+    output = run(
+        sys.executable, "setup.py", "-q", "build_ext", cwd=source, check=False, PIXELCNN_FAST_NATIVE="no"
+    )
     assert "PIXELCNN_FAST_NATIVE=no is not understood: use one of 1, 0." in output
 
 
@@ -153,7 +159,9 @@ def cuda_settings(source: Path, check: bool = True, **env: str) -> str:
     return run(sys.executable, "-c", decide, cwd=source, check=check, **env)
 
 
-def test_cuda_insisted_on_without_nvcc_names_what_is_missing_and_where_it_looked(source: Path, tmp_path: Path) -> None:
+def test_cuda_insisted_on_without_nvcc_names_what_is_missing_and_where_it_looked(
+    source: Path, tmp_path: Path
+) -> None:
     missing = {"CUDA_HOME": str(tmp_path), "CUDACXX": ""}
     output = cuda_settings(source, check=False, PIXELCNN_FAST_CUDA="1", **missing)
     assert "nvcc was not found" in output and f"{tmp_path}/bin/nvcc" in output and "CUDA toolkit" in output
@@ -167,7 +175,10 @@ def test_broken_nvcc_is_left_out_and_the_reason_kept(source: Path, tmp_path: Pat
     nvcc.write_text("#!/bin/sh\necho 'nvcc fatal : cicc is not here' >&2; exit 1\n")
     nvcc.chmod(0o755)
     output = cuda_settings(source, CUDACXX=str(nvcc))
-    assert output.startswith("pixelcnn_fast: building without the CUDA part") and output.count("cicc is not here") == 2
+    assert (
+        output.startswith("pixelcnn_fast: building without the CUDA part")
+        and output.count("cicc is not here") == 2
+    )
     output = cuda_settings(source, check=False, PIXELCNN_FAST_CUDA="1", CUDACXX=str(nvcc))
     assert "cicc is not here" in output and "Traceback" not in output
 

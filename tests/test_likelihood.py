@@ -27,7 +27,10 @@ def test_equals_a_loop_over_sub_pixels():
     probabilities = model(images, labels).softmax(-1).detach()
     for n in range(2):
         expected = -sum(
-            math.log(probabilities[n, c, y, x, int(images[n, c, y, x])]) for c in range(2) for y in range(3) for x in range(4)
+            math.log(probabilities[n, c, y, x, int(images[n, c, y, x])])
+            for c in range(2)
+            for y in range(3)
+            for x in range(4)
         )
         assert nll(model, images, labels)[n].item() == pytest.approx(expected, rel=1e-4)
 

@@ -58,9 +58,7 @@ def test_png_comes_back(tmp_path: Path) -> None:
 
 
 def test_chart(tmp_path: Path) -> None:
-    panels = [
-        Panel("1 image", [Bar("slow", 50.0, "50 s", estimated=True), Bar("fast", 0.05, "50 ms  1,000×")])
-    ]
+    panels = [Panel("1 image", [Bar("slow", 50.0, "50 s", estimated=True), Bar("fast", 0.05, "50 ms  1,000×")])]
     chart(panels, tmp_path / "chart.png", "Title")
     height, width = imread(tmp_path / "chart.png").shape[:2]
     assert width > height > 100

@@ -19,4 +19,6 @@ def assert_identical_up_to_rounding(got: Tensor, expected: Tensor) -> None:
     """Two float64 computations of the same thing in different orders."""
     assert got.dtype == expected.dtype == torch.float64 and got.shape == expected.shape
     assert torch.isfinite(got).all()
-    assert (got - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max())) if got.numel() else True
+    assert (
+        (got - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max())) if got.numel() else True
+    )

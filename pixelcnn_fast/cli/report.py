@@ -128,7 +128,8 @@ def save(
 def about(found: dict[str, Any]) -> str:
     return (
         f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
-        f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. Medians; spread is fastest to slowest run."
+        f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. "
+        "Medians; spread is fastest to slowest run."
     )
 
 

@@ -44,7 +44,9 @@ class PixelCNN(nn.Module):
         self.conv_in = MaskedConv2d(input_channels, hidden_channels, kernel_size, mask_type="A")
         self.norm_in = nn.BatchNorm2d(hidden_channels)
         self.embedding = nn.Embedding(n_classes, hidden_channels) if n_classes is not None else None
-        self.blocks = nn.Sequential(*(ResidualBlock(hidden_channels, hidden_channels) for _ in range(n_residual)))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(hidden_channels, hidden_channels) for _ in range(n_residual))
+        )
         self.tail = nn.Sequential()
         for _ in range(2):
             self.tail.append(MaskedConv2d(hidden_channels, hidden_channels, 3, mask_type="B"))
@@ -70,7 +72,9 @@ class PixelCNN(nn.Module):
 
     def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != self.input_channels:
-            raise ValueError(f"images have shape {list(images.shape)}, expected [N, {self.input_channels}, H, W]")
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [N, {self.input_channels}, H, W]"
+            )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in 0...1")
 
@@ -83,7 +87,11 @@ class PixelCNN(nn.Module):
             raise ValueError(f"this model is class-conditional: pass labels [N] in 0...{self.n_classes - 1}")
         if labels.shape != (n,) or labels.is_floating_point():
             raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        if n and labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
+        if (
+            n
+            and labels.device.type == "cpu"
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes
+        ):
             raise ValueError(
                 f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self.n_classes - 1}"
             )

@@ -20,7 +20,9 @@ def raster_mask(height: int, width: int, mask_type: MaskType) -> Tensor:
     if height % 2 == 0 or width % 2 == 0:
         raise ValueError(f"kernel {height}x{width}: a masked kernel needs odd sizes, so that it has a centre")
     if mask_type not in ("A", "B"):
-        raise ValueError(f"mask_type is {mask_type!r}: use 'A' (leaves out the present pixel) or 'B' (keeps it)")
+        raise ValueError(
+            f"mask_type is {mask_type!r}: use 'A' (leaves out the present pixel) or 'B' (keeps it)"
+        )
     mask = torch.zeros(height * width)
     mask[: height * width // 2 + (mask_type == "B")] = 1
     return mask.view(height, width)

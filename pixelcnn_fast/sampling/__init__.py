@@ -1,8 +1,8 @@
 """Incremental sampling: capture -> causal program -> passes -> runtime."""
 
-from pixelcnn_fast.sampling.capture import Unsupported
 from pixelcnn_fast.sampling.heads import NonFiniteLogits
 from pixelcnn_fast.sampling.legality import NotCausal
+from pixelcnn_fast.sampling.marks import Unsupported
 from pixelcnn_fast.sampling.sampler import CaptureMismatch, Sampler, SamplingInterrupted
 
 __all__ = ["CaptureMismatch", "NonFiniteLogits", "NotCausal", "Sampler", "SamplingInterrupted", "Unsupported"]

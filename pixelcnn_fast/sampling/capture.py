@@ -10,96 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pixelcnn_fast.sampling.program import ACTIVATIONS, LEVELS, Instruction, Program, Step, Tap
-
-EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
-
-
-class Unsupported(ValueError):
-    """The model does something that has no place in a causal program."""
-
-
-class Axis(NamedTuple):
-    """An axis of a feature map: 'N', 'H', 'W', or part of the channels, with its stride in the channel index."""
-
-    kind: str
-    size: int
-    stride: int = 1
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    value: int
-    axes: tuple[Axis, ...]
-    channels: int
-
-
-@dataclass(frozen=True)
-class Condition:
-    node: int
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """Depends on the image in a way that no instruction expresses."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Call:
-    """One recorded call on conditions; arguments that are conditions stand as ``Condition``."""
-
-    function: Callable
-    args: tuple
-    kwargs: dict
-
-
-class Conditions:
-    """The part of the model that depends on labels alone, evaluated by PyTorch for each batch."""
-
-    def __init__(self, calls: list[Call], slots: list[int]) -> None:
-        self._slots = slots
-        needed: set[int] = set()
-        pending = list(slots)
-        while pending:
-            node = pending.pop()
-            if node not in needed:
-                needed.add(node)
-                if node:
-                    pending += [c.node for c in _leaves((calls[node].args, calls[node].kwargs)) if _is_condition(c)]
-        self._calls = {node: calls[node] for node in sorted(needed) if node}
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    @torch.no_grad()
-    def __call__(self, labels: Tensor) -> list[Tensor]:
-        """labels: [n] -> one tensor [n, channels] per slot.
-
-        Runs in groups of the example's batch size, because a model may have written that size into a view.
-        """
-        n = labels.shape[0]
-        padded = torch.cat([labels, labels[-1:].expand(-n % EXAMPLE_BATCH)])
-        groups = [self._evaluate(group) for group in padded.split(EXAMPLE_BATCH)]
-        return [torch.cat(parts)[:n] for parts in zip(*groups)]
-
-    def _evaluate(self, labels: Tensor) -> list[Tensor]:
-        results: dict[int, Any] = {0: labels}
-
-        def filled(x: Any) -> Any:
-            return results[x.node] if _is_condition(x) else x
-
-        for node, call in self._calls.items():
-            results[node] = call.function(*_map(filled, call.args), **_map(filled, call.kwargs))
-        return [_per_image(results[slot]) for slot in self._slots]
+from pixelcnn_fast.sampling.conditions import Call, Conditions, leaves, map_leaves
+from pixelcnn_fast.sampling.handlers import HANDLERS, plain_name
+from pixelcnn_fast.sampling.marks import Axis, Condition, FeatureMap, Opaque, Unsupported
+from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
 
 
 def capture(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Program, Conditions, Tensor]:
@@ -108,7 +28,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Pr
     images: [2, C, H, W] as the model takes them; labels: [2] or None.
     Raises Unsupported, naming module and call, for what has no place in a program.
     """
-    recorder = _Recorder(images, labels)
+    recorder = Recorder(images, labels)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
         output = model(images) if labels is None else model(images, labels)
     instructions, result, levels = recorder.finish(output)
@@ -135,7 +55,7 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     def __init__(self, images: Tensor, labels: Tensor | None) -> None:
         super().__init__()
         self.path: list[str] = []
@@ -152,23 +72,25 @@ class _Recorder(TorchFunctionMode):
 
     # -- following tensors through calls
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        marks = [mark for x in _leaves((args, kwargs)) if (mark := self._mark(x)) is not None]
+        marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]
         output = func(*args, **kwargs)
-        if not marks or not any(isinstance(x, Tensor) for x in _leaves(output)):
+        if not marks or not any(isinstance(x, Tensor) for x in leaves(output)):
             return output
         if all(isinstance(mark, Condition) for mark in marks):
             self._record_condition(func, args, kwargs, output)
         elif isinstance(output, Tensor):
             self._track(output, self._place(func, marks, args, kwargs, output))
         else:
-            for x in _leaves(output):
+            for x in leaves(output):
                 if isinstance(x, Tensor):
                     self._track(x, self._refusal(func, "its result is a tuple"))
         return output
 
-    def _mark(self, x: Any) -> FeatureMap | Condition | Opaque | None:
+    def mark(self, x: Any) -> FeatureMap | Condition | Opaque | None:
         entry = self._tracked.get(id(x))
         return entry[1] if entry is not None else None
 
@@ -177,9 +99,9 @@ class _Recorder(TorchFunctionMode):
 
     def _record_condition(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> None:
         def marked(x: Any) -> Any:
-            return self._mark(x) or x
+            return self.mark(x) or x
 
-        self.calls.append(Call(func, _map(marked, args), _map(marked, kwargs)))
+        self.calls.append(Call(func, map_leaves(marked, args), map_leaves(marked, kwargs)))
         whole = len(self.calls) - 1
         if isinstance(output, Tensor):
             self._track(output, Condition(whole))
@@ -189,11 +111,13 @@ class _Recorder(TorchFunctionMode):
                 self.calls.append(Call(lambda parts, i: parts[i], (Condition(whole), index), {}))
                 self._track(x, Condition(len(self.calls) - 1))
 
-    def _place(self, func: Callable, marks: list, args: tuple, kwargs: dict, output: Tensor) -> FeatureMap | Opaque:
+    def _place(
+        self, func: Callable, marks: list, args: tuple, kwargs: dict, output: Tensor
+    ) -> FeatureMap | Opaque:
         for mark in marks:
             if isinstance(mark, Opaque):
                 return mark
-        handler = _HANDLERS.get(_plain_name(func))
+        handler = HANDLERS.get(plain_name(func))
         if handler is None:
             return self._refusal(func, "this call is not supported")
         try:
@@ -204,7 +128,7 @@ class _Recorder(TorchFunctionMode):
             return self._refusal(func, f"not with these arguments ({error})")
 
     def _refusal(self, func: Callable, why: str) -> Opaque:
-        return Opaque(f"{self._where()}: {resolve_name(func) or _plain_name(func)}: {why}")
+        return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")
 
     def _where(self) -> str:
         return (self.path[-1] if self.path else "") or "model"
@@ -220,7 +144,7 @@ class _Recorder(TorchFunctionMode):
         return FeatureMap(out, axes or standard, channels)
 
     def feature_map(self, x: Any) -> FeatureMap:
-        mark = self._mark(x)
+        mark = self.mark(x)
         if not isinstance(mark, FeatureMap):
             raise Unsupported("an argument is not a feature map")
         return mark
@@ -232,13 +156,15 @@ class _Recorder(TorchFunctionMode):
             raise Unsupported(f"its argument has shape {list(x.shape)}, which is not [N, channels, H, W]")
         return mark
 
-    def convolution(self, output: Tensor, x: Tensor, taps: Sequence[tuple[int, int, Tensor]], bias: Any) -> FeatureMap:
+    def convolution(
+        self, output: Tensor, x: Tensor, taps: Sequence[tuple[int, int, Tensor]], bias: Any
+    ) -> FeatureMap:
         """taps: (dy, dx, weight [in, out]); dead ones are dropped here."""
         source = self.standard(x)
         if output.shape[2:] != self._grid[1:]:
             raise Unsupported(f"it changes the grid from {list(self._grid[1:])} to {list(output.shape[2:])}")
         for tensor in (bias, *(weight for _, _, weight in taps)):
-            if self._mark(tensor) is not None:
+            if self.mark(tensor) is not None:
                 raise Unsupported("its weights depend on the image or the condition")
         live = tuple(Tap(source.value, dy, dx, w.contiguous()) for dy, dx, w in taps if bool(w.any()))
         return self._emit(output.shape[1], taps=live, bias=None if bias is None else bias.detach().clone())
@@ -250,7 +176,9 @@ class _Recorder(TorchFunctionMode):
     def affine(self, x: Tensor, scale: Any, shift: Any) -> FeatureMap:
         """scale, shift: numbers, or constant tensors that broadcast along channels."""
         channels = self.feature_map(x).channels
-        return self.step(x, Step("affine", scale=self._vector(x, scale, channels), shift=self._vector(x, shift, channels)))
+        return self.step(
+            x, Step("affine", scale=self._vector(x, scale, channels), shift=self._vector(x, shift, channels))
+        )
 
     def _vector(self, x: Tensor, constant: Any, channels: int) -> Tensor:
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
@@ -259,30 +187,37 @@ class _Recorder(TorchFunctionMode):
             return tensor.reshape(1).expand(channels).clone()
         self.standard(x)
         if tensor.dim() > 4 or tensor.numel() != channels or tensor.dim() < 3 or tensor.shape[-3] != channels:
-            raise Unsupported(f"a constant of shape {list(tensor.shape)} varies over the image: only channels may differ")
+            raise Unsupported(
+                f"a constant of shape {list(tensor.shape)} varies over the image: only channels may differ"
+            )
         return tensor.reshape(channels).clone()
 
     def condition_slot(self, x: Tensor, condition: Tensor) -> int:
         """The slot of a condition that is combined with feature map x."""
         channels = self.standard(x).channels
         shape = list(condition.shape)
-        if condition.dim() != 4 or shape[2:] != [1, 1] or shape[1] not in (1, channels) or shape[0] != self._grid[0]:
+        if (
+            condition.dim() != 4
+            or shape[2:] != [1, 1]
+            or shape[1] not in (1, channels)
+            or shape[0] != self._grid[0]
+        ):
             raise Unsupported(f"a condition of shape {shape}: only [N, channels, 1, 1] is supported")
-        self.calls.append(Call(Tensor.expand, (self._mark(condition), -1, channels, -1, -1), {}))
+        self.calls.append(Call(Tensor.expand, (self.mark(condition), -1, channels, -1, -1), {}))
         self.slots.append(len(self.calls) - 1)
         return len(self.slots) - 1
 
     def combine(self, kind: str, x: Any, y: Any, alpha: float = 1.0) -> FeatureMap:
         """x + alpha * y, or x * y, where at least one is a feature map."""
-        if not isinstance(self._mark(x), FeatureMap):
-            if kind == "add" and self._mark(x) is None:
+        if not isinstance(self.mark(x), FeatureMap):
+            if kind == "add" and self.mark(x) is None:
                 return self.affine(y, alpha, x)
             if kind == "add" and alpha != 1.0:
                 raise Unsupported("a condition minus a feature map")
             x, y = y, x
-        if self._mark(y) is None:
+        if self.mark(y) is None:
             return self.affine(x, *((1.0, alpha * y) if kind == "add" else (y, 0.0)))
-        if isinstance(self._mark(y), Condition):
+        if isinstance(self.mark(y), Condition):
             return self.step(x, Step(f"{kind}_condition", alpha, condition=self.condition_slot(x, y)))
         if self.feature_map(x).axes != self.feature_map(y).axes:
             raise Unsupported(f"shapes {list(x.shape)} and {list(y.shape)} do not agree axis by axis")
@@ -299,17 +234,21 @@ class _Recorder(TorchFunctionMode):
 
     def finish(self, output: Any) -> tuple[tuple[Instruction, ...], int, int]:
         """-> (instructions, output value, levels)."""
-        mark = self._mark(output)
+        mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
         if not isinstance(mark, FeatureMap):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         c = self._images.shape[1]
         kinds = [axis.kind for axis in mark.axes]
-        if kinds != ["N", "C", "H", "W", "C"] or mark.axes[1].size != c or mark.axes[4].size * c != mark.channels:
+        if (
+            kinds != ["N", "C", "H", "W", "C"]
+            or mark.axes[1].size != c
+            or mark.axes[4].size * c != mark.channels
+        ):
             raise Unsupported(
-                f"cannot sample from this model: its output has shape {list(output.shape)}, "
-                f"expected logits [N, C, H, W, levels] = [{self._grid[0]}, {c}, {self._grid[1]}, {self._grid[2]}, levels]"
+                f"cannot sample from this model: its output has shape {list(output.shape)}, expected logits "
+                f"[N, C, H, W, levels] = [{self._grid[0]}, {c}, {self._grid[1]}, {self._grid[2]}, levels]"
             )
         result = self._in_order(mark)
         return tuple(self.instructions), result, mark.axes[4].size
@@ -327,193 +266,3 @@ class _Recorder(TorchFunctionMode):
     def _dtype(self) -> torch.dtype:
         weights = [tap.weight for instruction in self.instructions for tap in instruction.taps]
         return weights[0].dtype if weights else torch.get_default_dtype()
-
-
-# -- what each call does to feature maps; handlers take (recorder, output, *args, **kwargs)
-
-
-def _pair(x: Any) -> tuple[int, int]:
-    return (x, x) if isinstance(x, int) else (x[0], x[-1])
-
-
-def _conv2d(
-    r: _Recorder, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> FeatureMap:  # fmt: skip
-    if _pair(stride) != (1, 1):
-        raise Unsupported(f"stride {stride}; only stride 1 is supported")
-    if groups != 1:
-        raise Unsupported(f"{groups} groups; only one is supported")
-    (dil_y, dil_x), (_, _, height, width) = _pair(dilation), weight.shape
-    if padding == "same":
-        pad_y, pad_x = dil_y * (height - 1) // 2, dil_x * (width - 1) // 2
-    else:
-        pad_y, pad_x = (0, 0) if padding == "valid" else _pair(padding)
-    columns = weight.detach().permute(2, 3, 1, 0)
-    taps = [
-        (i * dil_y - pad_y, j * dil_x - pad_x, columns[i, j]) for i in range(height) for j in range(width)
-    ]
-    return r.convolution(output, input, taps, bias)
-
-
-def _batch_norm(
-    r: _Recorder, output: Tensor, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
-    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> FeatureMap:  # fmt: skip
-    if training or running_mean is None or running_var is None:
-        raise Unsupported("batch norm over the batch's own statistics mixes pixels and images; call model.eval()")
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - running_mean * scale
-    return r.affine(input, scale[:, None, None], shift[:, None, None])
-
-
-def _activation(name: str, default: float = 1.0, argument: str = "alpha") -> Callable:
-    def handler(r: _Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-        number = kwargs.get(argument, args[0] if args and not isinstance(args[0], bool) else default)
-        return r.step(input, Step(name, float(number)))
-
-    return handler
-
-
-def _add(r: _Recorder, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> FeatureMap:
-    return r.combine("add", input, other, alpha)
-
-
-def _sub(r: _Recorder, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> FeatureMap:
-    return r.combine("add", input, other, -alpha)
-
-
-def _mul(r: _Recorder, output: Tensor, input: Any, other: Any) -> FeatureMap:
-    return r.combine("multiply", input, other)
-
-
-def _div(r: _Recorder, output: Tensor, input: Any, other: Any) -> FeatureMap:
-    if r._mark(other) is not None:
-        raise Unsupported("division by something that depends on the image or the condition")
-    return r.combine("multiply", input, 1 / other)
-
-
-def _neg(r: _Recorder, output: Tensor, input: Tensor) -> FeatureMap:
-    return r.affine(input, -1.0, 0.0)
-
-
-def _identity(r: _Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    return r.feature_map(input)
-
-
-def _cast(r: _Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    if input.is_floating_point() and not output.is_floating_point():
-        raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
-    return r.feature_map(input)
-
-
-def _dropout(r: _Recorder, output: Tensor, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
-    if training and p:
-        raise Unsupported("dropout in training mode; call model.eval()")
-    return r.feature_map(input)
-
-
-def _reshape(r: _Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    axes = list(r.feature_map(input).axes)
-    result: list[Axis] = []
-    for size in output.shape:
-        if not axes and size != 1:
-            break
-        if axes and axes[0].size == size:
-            result.append(axes.pop(0))
-        elif axes and axes[0].kind == "C" and axes[0].size % size == 0:  # split
-            whole = axes.pop(0)
-            rest = whole.size // size
-            result.append(Axis("C", size, whole.stride * rest))
-            axes.insert(0, Axis("C", rest, whole.stride))
-        else:  # merge
-            merged = axes.pop(0) if axes else Axis("C", 1)
-            while axes and merged.kind == axes[0].kind == "C" and merged.size < size:
-                if merged.stride != axes[0].size * axes[0].stride:
-                    break
-                merged = Axis("C", merged.size * axes[0].size, axes.pop(0).stride)
-            result.append(merged)
-    if axes:
-        raise Unsupported(f"cannot follow the axes from {list(input.shape)} to {list(output.shape)}")
-    return r.relaid(output, input, tuple(result))
-
-
-def _permute(r: _Recorder, output: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> FeatureMap:
-    order = kwargs.get("dims", dims[0] if len(dims) == 1 else dims)
-    axes = r.feature_map(input).axes
-    return r.relaid(output, input, tuple(axes[d] for d in order))
-
-
-def _transpose(r: _Recorder, output: Tensor, input: Tensor, dim0: int, dim1: int) -> FeatureMap:
-    axes = list(r.feature_map(input).axes)
-    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
-    return r.relaid(output, input, tuple(axes))
-
-
-def _plain_name(func: Callable) -> str:
-    """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""
-    name = getattr(func, "__name__", str(func))
-    if name.startswith("__") and name.endswith("__"):
-        name = name.strip("_")
-        return {"iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul", "itruediv": "div",
-                "truediv": "div"}.get(name, name)  # fmt: skip
-    return name.rstrip("_")
-
-
-def _reflected_sub(r: _Recorder, output: Tensor, input: Tensor, other: Any) -> FeatureMap:
-    return r.combine("add", other, input, -1.0)
-
-
-_HANDLERS: dict[str, Callable[..., FeatureMap]] = {
-    "conv2d": _conv2d,
-    "batch_norm": _batch_norm,
-    **{name: _activation(name) for name in ACTIVATIONS},
-    "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
-    "add": _add,
-    "sub": _sub,
-    "subtract": _sub,
-    "rsub": _reflected_sub,
-    "mul": _mul,
-    "multiply": _mul,
-    "div": _div,
-    "divide": _div,
-    "true_divide": _div,
-    "neg": _neg,
-    **{name: _identity for name in ("contiguous", "clone", "detach")},
-    **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
-    "dropout": _dropout,
-    "dropout2d": _dropout,
-    **{name: _reshape for name in ("view", "reshape", "flatten", "unflatten")},
-    "permute": _permute,
-    "transpose": _transpose,
-}
-
-
-# -- nested arguments
-
-
-def _is_condition(x: Any) -> bool:
-    return isinstance(x, Condition)
-
-
-def _leaves(x: Any) -> Iterator[Any]:
-    if isinstance(x, (tuple, list)):
-        for item in x:
-            yield from _leaves(item)
-    elif isinstance(x, dict):
-        yield from _leaves(list(x.values()))
-    else:
-        yield x
-
-
-def _map(f: Callable[[Any], Any], x: Any) -> Any:
-    if isinstance(x, (tuple, list)):
-        return type(x)(_map(f, item) for item in x)
-    if isinstance(x, dict):
-        return {key: _map(f, item) for key, item in x.items()}
-    return f(x)
-
-
-def _per_image(condition: Tensor) -> Tensor:
-    return condition.flatten(1)

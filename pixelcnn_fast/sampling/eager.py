@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.capture import Conditions
+from pixelcnn_fast.sampling.conditions import Conditions
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import Phase, PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS, apply_steps
@@ -42,7 +42,12 @@ class _Batch:
         self._width = program.shape[2]
         self._rows = {
             value: torch.zeros(
-                s.rows, n, s.pad_left + self._width + s.pad_right, s.channels, dtype=program.dtype, device=program.device
+                s.rows,
+                n,
+                s.pad_left + self._width + s.pad_right,
+                s.channels,
+                dtype=program.dtype,
+                device=program.device,
             )
             for value, s in program.storage.items()
         }
@@ -85,7 +90,11 @@ class _Batch:
         self._read(i.out, y, x).copy_(self._stepped(i, total, lambda v: self._read(v, y, x), row=False))
 
     def _sum(
-        self, i: PhasedInstruction, windows: list[tuple[Tensor, Tensor]], start: Tensor | None, shape: tuple[int, ...]
+        self,
+        i: PhasedInstruction,
+        windows: list[tuple[Tensor, Tensor]],
+        start: Tensor | None,
+        shape: tuple[int, ...],
     ) -> Tensor:
         if start is None and i.bias is not None:
             start = i.bias.expand(*shape, i.channels)

@@ -13,12 +13,13 @@ class ProgramListing:
     ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights.
     """
 
-    def __init__(self, program: PhasedProgram, weight_bytes: int) -> None:
+    def __init__(self, program: PhasedProgram, pixel_weight_bytes: int) -> None:
+        """pixel_weight_bytes: of one weight of the pixel phase; those of the row phase are never narrowed."""
         self._program = program
-        runs = [(run, i) for i in program.instructions for run in i.row_runs + i.pixel_runs]
-        self.weight_bytes = sum(run.weight.numel() for run, _ in runs) * weight_bytes
-        self.row_flops = sum(2 * run.weight.numel() for i in program.instructions for run in i.row_runs)
-        self.pixel_flops = sum(2 * run.weight.numel() for i in program.instructions for run in i.pixel_runs)
+        row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
+        pixel_weights = sum(run.weight.numel() for i in program.instructions for run in i.pixel_runs)
+        self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes
+        self.row_flops, self.pixel_flops = 2 * row_weights, 2 * pixel_weights
         width = program.shape[2]
         stored = sum((width + s.pad_left + s.pad_right) * s.rows * s.channels for s in program.storage.values())
         partial = sum(width * i.channels for i in program.instructions if i.row_runs)
@@ -29,7 +30,8 @@ class ProgramListing:
         lines = [
             f"causal program for {c}x{height}x{width} images of {self._program.levels} levels, "
             f"{str(self._program.dtype).removeprefix('torch.')}, {len(self._program.instructions)} instructions",
-            f"  {self.weight_bytes / 1e6:.2f} MB of weights, {self.workspace_bytes / 1e6:.2f} MB of workspace per image",
+            f"  {self.weight_bytes / 1e6:.2f} MB of weights, "
+            f"{self.workspace_bytes / 1e6:.2f} MB of workspace per image",
             f"  per pixel: {self.row_flops / 1e6:.3f} MFLOP in the row phase, "
             f"{self.pixel_flops / 1e6:.3f} MFLOP in the pixel phase",
         ]
@@ -52,9 +54,13 @@ class ProgramListing:
         elif i.base is not None:
             reads = [f"%{i.base}"]
         else:
-            reads = [f"row {_taps(run)}" for run in i.row_runs] + [f"pixel {_taps(run)}" for run in i.pixel_runs]
+            reads = [f"row {_taps(run)}" for run in i.row_runs] + [
+                f"pixel {_taps(run)}" for run in i.pixel_runs
+            ]
         storage = self._program.storage[i.out]
-        kept = "" if i.out == self._program.output else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
+        kept = (
+            "" if i.out == self._program.output else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
+        )
         steps = "".join(f" | {step}" for step in i.steps)
         return f"  %{i.out:<4} {i.name:<24} {i.channels:>5} ch = {' + '.join(reads) or 'bias'}{steps}{kept}"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.environment import native, why_not_native
-from pixelcnn_fast.sampling.capture import Conditions
+from pixelcnn_fast.sampling.conditions import Conditions
 from pixelcnn_fast.sampling.heads import NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
@@ -76,7 +76,10 @@ class _Describer:
     def program(self, conditions: Conditions) -> Any:
         storage = [self._program.storage[value] for value in self._number]
         channels = {
-            step.condition: i.channels for i in self._program.instructions for step in i.steps if step.condition is not None
+            step.condition: i.channels
+            for i in self._program.instructions
+            for step in i.steps
+            if step.condition is not None
         }
         c, height, width = self._program.shape
         return self._module.Program(
@@ -102,7 +105,9 @@ class _Describer:
         operand = -1 if step.condition is None else step.condition
         operand = operand if step.value is None else self._number[step.value]
         kind = getattr(self._module.StepKind, step.kind)
-        return self._module.Step(kind, step.alpha, operand, self._address(step.scale), self._address(step.shift))
+        return self._module.Step(
+            kind, step.alpha, operand, self._address(step.scale), self._address(step.shift)
+        )
 
     def _address(self, tensor: Tensor | None) -> int:
         if tensor is None:

@@ -9,8 +9,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.capture import Unsupported
 from pixelcnn_fast.sampling.legality import receptive_fields, sees_only_rows_above, sees_present_or_later
+from pixelcnn_fast.sampling.marks import Unsupported
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
 
 # -- fuse
@@ -60,7 +60,9 @@ def _can_join(first: Instruction, rest: Instruction) -> bool:
     return first.base != LEVELS or not has_operands
 
 
-def _joined(first: Instruction, rest: Instruction, fused: dict[int, Instruction], readers: Counter) -> Instruction:
+def _joined(
+    first: Instruction, rest: Instruction, fused: dict[int, Instruction], readers: Counter
+) -> Instruction:
     """``rest``, which takes its base from ``first`` alone, made one with it."""
     joined = replace(first, out=rest.out)
     for step in rest.steps:
@@ -70,7 +72,9 @@ def _joined(first: Instruction, rest: Instruction, fused: dict[int, Instruction]
         elif linear and step.kind == "add" and readers[step.value] == 1 and _is_linear(fused.get(step.value)):
             other = fused.pop(step.value)
             if step.alpha != 1.0:
-                other = _scaled(other, torch.full_like(_bias(other), step.alpha), torch.zeros_like(_bias(other)))
+                other = _scaled(
+                    other, torch.full_like(_bias(other), step.alpha), torch.zeros_like(_bias(other))
+                )
             joined = replace(joined, taps=joined.taps + other.taps, bias=_bias(joined) + _bias(other))
         else:
             joined = replace(joined, steps=joined.steps + (step,))
@@ -78,7 +82,12 @@ def _joined(first: Instruction, rest: Instruction, fused: dict[int, Instruction]
 
 
 def _is_linear(instruction: Instruction | None) -> bool:
-    return instruction is not None and instruction.base is None and not instruction.steps and bool(instruction.taps)
+    return (
+        instruction is not None
+        and instruction.base is None
+        and not instruction.steps
+        and bool(instruction.taps)
+    )
 
 
 def _bias(instruction: Instruction) -> Tensor:
@@ -176,13 +185,19 @@ def split_phases(program: Program) -> PhasedProgram:
         instructions.append(
             PhasedInstruction(
                 i.out, i.channels, i.name, phase,
-                row_runs=_runs([tap for tap, row in zip(i.taps, in_row) if row]),
-                pixel_runs=_runs([tap for tap, row in zip(i.taps, in_row) if not row]),
+                row_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row]),
+                pixel_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row]),
                 bias=i.bias, base=i.base, steps=i.steps,
             )
         )  # fmt: skip
     return PhasedProgram(
-        program.shape, program.levels, tuple(instructions), _storage(program), program.output, program.dtype, program.device
+        program.shape,
+        program.levels,
+        tuple(instructions),
+        _storage(program),
+        program.output,
+        program.dtype,
+        program.device,
     )
 
 

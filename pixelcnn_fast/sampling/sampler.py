@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.sampling.capture import EXAMPLE_BATCH, capture
+from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions
 from pixelcnn_fast.sampling.eager import EagerRuntime
 from pixelcnn_fast.sampling.job import Job, Runtime
 from pixelcnn_fast.sampling.legality import check_causal
 from pixelcnn_fast.sampling.listing import ProgramListing
 from pixelcnn_fast.sampling.native import CpuRuntime, why_not_cpu
 from pixelcnn_fast.sampling.passes import fuse, split_phases
-from pixelcnn_fast.sampling.program import evaluate, rounded_weights
+from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, evaluate, rounded_weights
 from pixelcnn_fast.sampling.reference import ReferenceRuntime
 
 RUNTIMES = ("auto", "reference", "eager", "cpu")
@@ -71,7 +73,9 @@ class Sampler:
         _check_choice("weights", weights, WEIGHTS)
         _check_choice("image_form", image_form, IMAGE_FORMS)
         if levels < 2 or (image_form == "uint8" and levels > 256):
-            raise ValueError(f"levels is {levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256")
+            raise ValueError(
+                f"levels is {levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256"
+            )
         self.conditional = _takes_labels(model) if conditional is None else conditional
         self._model, self._image_form, self._weights = model, image_form, weights
         self._dtype, self._device = _dtype_and_device(model)
@@ -85,7 +89,9 @@ class Sampler:
                 raise ValueError(f"weights='bf16' goes with a float32 model, this one is {self._dtype}")
             program = rounded_weights(program, torch.bfloat16)
         self._phased = split_phases(program)
-        self.program = ProgramListing(self._phased, weight_bytes=2 if weights == "bf16" else self._dtype.itemsize)
+        self.program = ProgramListing(
+            self._phased, weight_bytes=2 if weights == "bf16" else self._dtype.itemsize
+        )
         self._runtimes: dict[str, Runtime] = {}
         self.runtime("auto")
 
@@ -139,7 +145,9 @@ class Sampler:
         try:
             known = known.cpu().expand(levels.shape).contiguous()
         except RuntimeError:
-            raise ValueError(f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}") from None
+            raise ValueError(
+                f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
+            ) from None
         levels = levels.masked_fill(~known, 0)
         return self._run(levels, known, labels, temperature, generator, noise, batch_size, runtime, progress)
 
@@ -151,7 +159,18 @@ class Sampler:
         """
         levels = self._checked_levels(images)
         out = torch.zeros(*levels.shape, self.levels, dtype=self._dtype)
-        self._run(levels, torch.ones_like(levels, dtype=torch.bool), labels, 1.0, None, None, None, runtime, False, out)
+        self._run(
+            levels,
+            torch.ones_like(levels, dtype=torch.bool),
+            labels,
+            1.0,
+            None,
+            None,
+            None,
+            runtime,
+            False,
+            out,
+        )
         return out
 
     def runtime(self, name: str) -> Runtime:
@@ -165,7 +184,7 @@ class Sampler:
 
     # -- capture
 
-    def _capture(self):
+    def _capture(self) -> tuple[Program, Conditions]:
         generator = torch.Generator().manual_seed(0)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self._device)
         labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.long, device=self._device) if self.conditional else None
@@ -202,7 +221,9 @@ class Sampler:
         if name == "eager":
             return EagerRuntime(self._phased, self._conditions)
         if self._weights != "same":
-            raise ValueError("runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'")
+            raise ValueError(
+                "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
+            )
         return ReferenceRuntime(self._model, self._encode)
 
     # -- running
@@ -264,12 +285,18 @@ class Sampler:
 
     def _checked_levels(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1:] != self.shape:
-            raise ValueError(f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]")
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
+            )
         if images.is_floating_point() or images.dtype == torch.bool:
-            raise ValueError(f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)")
+            raise ValueError(
+                f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
+            )
         levels = images.cpu().to(torch.int32, copy=True).contiguous()
         if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self.levels:
-            raise ValueError(f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self.levels - 1}")
+            raise ValueError(
+                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self.levels - 1}"
+            )
         return levels
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
@@ -288,12 +315,16 @@ class Sampler:
             )
         return labels.to(self._device, torch.long)
 
-    def _checked_noise(self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _checked_noise(
+        self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
+    ) -> Tensor:
         if noise is None:
             device = generator.device if generator is not None else "cpu"
             return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
         if noise.shape != shape or not noise.is_floating_point():
-            raise ValueError(f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}")
+            raise ValueError(
+                f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"
+            )
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), and some of it is outside or NaN")
         return noise.double().cpu().contiguous()
@@ -317,7 +348,9 @@ def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
         raise ValueError("the model has no parameters")
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise ValueError(f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)")
+        raise ValueError(
+            f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)"
+        )
     return kinds.pop()
 
 
@@ -344,13 +377,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _with_unit_input(program):
+def _with_unit_input(program: Program) -> Program:
     """The program reads levels; this model was run on level / (L - 1)."""
-    from dataclasses import replace
 
-    from pixelcnn_fast.sampling.program import LEVELS, Step
-
-    def scaled(i):
+    def scaled(i: Instruction) -> Instruction:
         if i.base != LEVELS:
             return i
         scale = torch.full((i.channels,), 1 / (program.levels - 1), dtype=program.dtype, device=program.device)

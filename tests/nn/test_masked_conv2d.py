@@ -56,7 +56,9 @@ def test_dead_weights_do_not_matter():
     assert torch.equal(conv(x), expected)
 
 
-@pytest.mark.parametrize(("kernel", "mask_type", "message"), [(4, "A", "odd"), ((3, 2), "B", "odd"), (3, "C", "mask_type")])
+@pytest.mark.parametrize(
+    ("kernel", "mask_type", "message"), [(4, "A", "odd"), ((3, 2), "B", "odd"), (3, "C", "mask_type")]
+)
 def test_refusals(kernel, mask_type, message):
     with pytest.raises(ValueError, match=message):
         MaskedConv2d(1, 1, kernel, mask_type)

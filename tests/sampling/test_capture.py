@@ -36,7 +36,9 @@ class Net(nn.Module):
         return self.conv_out(h).view(n, 1, 256, height, width).permute(0, 1, 3, 4, 2)
 
 
-@pytest.mark.parametrize("model", [pixelcnn(channels=3, classes=4), two_stacks()], ids=["PixelCNN", "TwoStacks"])
+@pytest.mark.parametrize(
+    "model", [pixelcnn(channels=3, classes=4), two_stacks()], ids=["PixelCNN", "TwoStacks"]
+)
 def test_the_fused_program_computes_what_the_model_computes(model):
     model = model.double()
     c = 3 if hasattr(model, "blocks") else 2
@@ -51,7 +53,9 @@ def test_the_fused_program_computes_what_the_model_computes(model):
 
 
 BODIES = {
-    "activations": lambda net, h, x: torch.tanh(F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))),
+    "activations": lambda net, h, x: torch.tanh(
+        F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))
+    ),
     "in place": lambda net, h, x: F.relu(net.middle(h).add_(1).mul_(2), inplace=True),
     "residual added twice": lambda net, h, x: (net.middle(h) + h) + h,
     "product of two layers": lambda net, h, x: net.middle(h) * torch.sigmoid(net.middle(h)),
@@ -79,11 +83,17 @@ def test_what_is_followed(name):
 REFUSED = {
     "mean over space": (lambda net, h, x: h - h.mean((2, 3), keepdim=True), "model: torch.Tensor.mean"),
     "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
-    "a map over the image": (lambda net, h, x: h + torch.rand(1, 6, 5, 6, dtype=h.dtype), "varies over the image"),
+    "a map over the image": (
+        lambda net, h, x: h + torch.rand(1, 6, 5, 6, dtype=h.dtype),
+        "varies over the image",
+    ),
     "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
     "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
     "groups": (lambda net, h, x: F.conv2d(h, net.middle.weight[:, :1], groups=6, padding=1), "groups"),
-    "weights from the image": (lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1), "conv2d|mean"),
+    "weights from the image": (
+        lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1),
+        "conv2d|mean",
+    ),
     "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
 }
 

@@ -79,7 +79,11 @@ def test_a_network_that_uses_every_phase(runtime, classes):
     naive = sampler.sample(5, labels, noise=u, runtime="reference")
     assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
     listing = str(sampler.program)
-    assert "row phase: a whole row" in listing and "pixel phase" in listing and "after the pixel is drawn" in listing
+    assert (
+        "row phase: a whole row" in listing
+        and "pixel phase" in listing
+        and "after the pixel is drawn" in listing
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -111,7 +115,9 @@ def test_bf16_weights(runtime):
     difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
     scale = same.logits(images, labels, runtime).abs().max()
     assert 1e-5 * scale < difference < 0.05 * scale
-    assert torch.allclose(narrow.logits(images, labels, runtime), narrow.logits(images, labels, "eager"), atol=1e-4)
+    assert torch.allclose(
+        narrow.logits(images, labels, runtime), narrow.logits(images, labels, "eager"), atol=1e-4
+    )
     with pytest.raises(ValueError, match="reference"):
         narrow.sample(1, labels[:1], runtime="reference")
     with pytest.raises(ValueError, match="float32"):
@@ -124,11 +130,15 @@ def test_bf16_weights(runtime):
 def test_the_batch_split_changes_no_bit(dtype, batch_size):
     model = pixelcnn(channels=3, hidden=40, blocks=1).to(dtype)
     sampler, u = Sampler(model, (3, 5, 4)), noise(13, (3, 5, 4))
-    assert torch.equal(sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13))
+    assert torch.equal(
+        sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13)
+    )
     images = torch.randint(0, 256, (7, 3, 5, 4))
     whole = sampler.logits(images)
     for start in range(0, 7, batch_size):
-        assert torch.equal(sampler.logits(images[start : start + batch_size]), whole[start : start + batch_size])
+        assert torch.equal(
+            sampler.logits(images[start : start + batch_size]), whole[start : start + batch_size]
+        )
 
 
 @needs_native
@@ -179,7 +189,9 @@ def test_logits_that_are_not_finite(runtime):
         with torch.no_grad():
             model.conv_out.bias[7] = bad
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
-            broken = Sampler.__new__(Sampler)  # the check at capture would refuse NaN: break the model afterwards
+            broken = Sampler.__new__(
+                Sampler
+            )  # the check at capture would refuse NaN: break the model afterwards
             broken.__dict__ = dict(sampler.__dict__, _runtimes={})
             if runtime != "reference":
                 broken._phased = _with_bias(sampler._phased, model.conv_out.bias.detach())
@@ -191,7 +203,8 @@ def _with_bias(program, bias):
 
     *rest, last = (i for i in program.instructions)
     return replace(
-        program, instructions=tuple(replace(i, bias=bias) if i.out == program.output else i for i in [*rest, last])
+        program,
+        instructions=tuple(replace(i, bias=bias) if i.out == program.output else i for i in [*rest, last]),
     )
 
 

@@ -21,7 +21,10 @@ def test_zero_images_are_an_empty_result(sampler):
     for runtime in ("reference", "eager", "auto"):
         images = sampler.sample(0, torch.zeros(0, dtype=torch.long), runtime=runtime)
         assert images.shape == (0, 2, 4, 4) and images.dtype == torch.uint8
-    assert sampler.logits(torch.zeros(0, 2, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)).numel() == 0
+    assert (
+        sampler.logits(torch.zeros(0, 2, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)).numel()
+        == 0
+    )
 
 
 def test_a_generator_makes_a_run_repeatable(sampler):
@@ -144,7 +147,10 @@ def test_more_than_256_levels():
             n, _, height, width = x.shape
             return self.conv(x / 300).view(n, 1, 300, height, width).permute(0, 1, 3, 4, 2) * 3
 
-    sampler, u = Sampler(Codes().double(), (1, 5, 5), levels=300, image_form="levels"), torch.rand(4, 1, 5, 5).double()
+    sampler, u = (
+        Sampler(Codes().double(), (1, 5, 5), levels=300, image_form="levels"),
+        torch.rand(4, 1, 5, 5).double(),
+    )
     images = sampler.sample(4, noise=u)
     assert images.dtype == torch.int32 and images.max() > 255
     assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference"))
@@ -152,5 +158,11 @@ def test_more_than_256_levels():
 
 def test_the_listing_names_layers_taps_and_costs(sampler):
     text = str(sampler.program)
-    for expected in ("blocks.0.conv1", "MFLOP in the row phase", "MB of weights", "(-1, -1..+1)", "add_condition 0"):
+    for expected in (
+        "blocks.0.conv1",
+        "MFLOP in the row phase",
+        "MB of weights",
+        "(-1, -1..+1)",
+        "add_condition 0",
+    ):
         assert expected in text
