@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
@@ -188,6 +188,9 @@ class CMakeBuild(build_ext):
         shutil.copy2(module, target)
 
 
+if int(__version__.partition(".")[0]) < 77:
+    fail(f"setuptools {__version__} is older than 77, so it cannot read pyproject.toml",
+         "pip install 'setuptools>=77', or leave out --no-build-isolation, so that pip brings one")
 native = choice("PIXELCNN_FAST_NATIVE", "1", "0") == "1"
 setup(
     ext_modules=[Extension("pixelcnn_fast._native", sources=[])] if native else [],

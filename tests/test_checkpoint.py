@@ -166,6 +166,12 @@ def test_keys_that_do_not_fit(saved: Path) -> None:
         checkpoint.load(saved)
 
 
+def test_one_key_too_many(saved: Path) -> None:
+    rewrite(saved, load_file(saved) | {"head.bias": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"0 missing \[\], 1 unexpected \['head.bias'\]"):
+        checkpoint.load(saved)
+
+
 def test_no_tensors(saved: Path) -> None:
     rewrite(saved, {})
     with pytest.raises(ValueError, match="missing"):

@@ -89,9 +89,7 @@ class Sampler:
                 raise ValueError(f"weights='bf16' goes with a float32 model, this one is {self._dtype}")
             program = rounded_weights(program, torch.bfloat16)
         self._phased = split_phases(program)
-        self.program = ProgramListing(
-            self._phased, weight_bytes=2 if weights == "bf16" else self._dtype.itemsize
-        )
+        self.program = ProgramListing(self._phased, 2 if weights == "bf16" else self._dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
         self.runtime("auto")
 
