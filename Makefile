@@ -53,7 +53,7 @@ clean: ## remove what was built; the virtual environment stays
 
 $(python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "$(PYTHON) is missing or older than Python 3.10: name a newer one, as in make setup PYTHON=python3.12"; exit 1; }
+	  echo "$(PYTHON) is missing or older than Python 3.10: name a newer one, as in PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) makes no virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 

@@ -64,7 +64,7 @@ def cxx_compiler() -> list[str]:
         if path := shutil.which(words[0]):
             return [path, *words[1:]]
     cause = f"the C++ compiler CXX={named[0]} does not exist" if named else "no C++ compiler was found"
-    fail(cause, f"install GCC 11 or newer or Clang (Debian, Ubuntu: apt install g++), name it with CXX, or {PURE}")
+    fail(cause, f"install GCC 11 or newer or Clang (on Debian: apt install g++), name it with CXX, or {PURE}")
 
 
 def find_nvcc() -> tuple[str | None, str]:
@@ -79,7 +79,8 @@ def find_nvcc() -> tuple[str | None, str]:
     for place in filter(None, places.values()):
         if path := shutil.which(place):
             return path, ""
-    return None, ", ".join(f"{name} ({place or 'not set'})" if name else place for name, place in places.items())
+    looked = [f"{name} ({place or 'not set'})" if name else place for name, place in places.items()]
+    return None, ", ".join(looked)
 
 
 def probe_nvcc(nvcc: str) -> str:

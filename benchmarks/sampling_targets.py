@@ -176,7 +176,7 @@ def building(settings: Settings) -> Target:
 
 def _ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
     """scale * a / b: of the medians, and of each round."""
-    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b)]
+    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
 
 
 def _kilobytes(status: Path, field: str) -> int:
@@ -238,9 +238,7 @@ def main() -> int:
     )
     targets = [*one, *many, flops(settings), growth(settings), *memory(settings), building(settings)]
 
-    table = report.table(
-        [["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)]
-    )
+    table = report.table([["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)])
     compared = report.markdown([alone, together])
     record = {
         "machine": found,

@@ -32,7 +32,8 @@ py::list cuda_devices() {
   using namespace py::literals;
   py::list devices;
   for (const pcf::CudaDevice& device : pcf::cuda_devices())
-    devices.append(py::dict("name"_a = device.name, "capability"_a = py::make_tuple(device.major, device.minor),
+    devices.append(py::dict("name"_a = device.name,
+                            "capability"_a = py::make_tuple(device.major, device.minor),
                             "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors));
   return devices;
 #else
@@ -54,10 +55,10 @@ int cuda_driver_version() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The compiled part of pixelcnn_fast; pixelcnn_fast.environment.native() is how to get at it.";
   m.def("build_info", &build_info, "How the module was built.");
-  m.def("isas", &pcf::available_isas, "The instruction sets that were built and this processor has, lowest first.");
-  m.def("chosen_isa", &pcf::chosen_isa, "The instruction set in use. Raises ValueError for a bad PIXELCNN_FAST_ISA.");
-  m.def("force_isa", &pcf::force_isa, py::arg("name"), "Uses this instruction set from now on; '' the default.");
-  m.def("cuda_devices", &cuda_devices, "The CUDA devices. Raises RuntimeError where there are none, saying why.");
-  m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA version the driver serves (13000); 0: no driver.");
+  m.def("isas", &pcf::available_isas, "The instruction sets built that this processor has, lowest first.");
+  m.def("chosen_isa", &pcf::chosen_isa, "The instruction set in use. ValueError: a bad PIXELCNN_FAST_ISA.");
+  m.def("force_isa", &pcf::force_isa, py::arg("name"), "Uses this one from now on; '' the default.");
+  m.def("cuda_devices", &cuda_devices, "The CUDA devices. RuntimeError where there are none, saying why.");
+  m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
   bind_sampler(m);
 }

@@ -38,9 +38,10 @@ struct Instruction {
   const void* bias = nullptr;   // [channels]
   std::vector<Run> row_runs, pixel_runs;
   std::vector<Step> steps;
+  int lead = 0;                 // of the wavefront: columns ahead of the pixel that is drawn
 };
 
-// What is kept of a value: a ring of rows, each with zero columns on both sides.
+// What is kept of a value when rows are sampled one by one: that many rows, each with zero columns on both sides.
 struct Storage {
   int channels, rows, pad_left, pad_right;
 };
@@ -51,6 +52,7 @@ struct Program {
   std::vector<Storage> storage;  // by value; values are numbered from 0
   std::vector<Instruction> instructions;
   std::vector<int> conditions;   // channels of each condition slot
+  int lag = 0;                   // rows may start that many columns behind the row above; 0: one row at a time
 };
 
 // One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.

@@ -36,7 +36,7 @@ def _load() -> tuple[ModuleType | None, str]:
             raise
         found = sorted(path.name for path in Path(__file__).parent.glob("_native*.so"))
         cause = (
-            f"the compiled module is for another Python ({', '.join(found)}; this is {platform.python_version()})"
+            f"the compiled module is for another Python than {platform.python_version()} ({', '.join(found)})"
             if found
             else "there is no compiled module: the package was installed with PIXELCNN_FAST_NATIVE=0, "
             "or runs from a source folder where it was not built"
@@ -88,7 +88,7 @@ def _versions() -> dict[str, str]:
         "numpy": _version("numpy"),
     }
     if util.find_spec("triton") is None:
-        rows["triton"] = "not installed: `pip install triton` where there is an NVIDIA GPU; sampling works without"
+        rows["triton"] = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
     else:
         rows["triton"] = _version("triton")
     return rows
@@ -120,7 +120,8 @@ def _cuda_rows() -> dict[str, str]:
         return rows
     info = module.build_info()
     if not info["cuda"]:
-        rows["built"] = f"no: {info['cuda_off']}; install the CUDA toolkit and rebuild with PIXELCNN_FAST_CUDA=1"
+        remedy = "install the CUDA toolkit and rebuild with PIXELCNN_FAST_CUDA=1"
+        rows["built"] = f"no: {info['cuda_off']}; {remedy}"
         return rows
     rows["built"] = f"with CUDA {info['cuda_version']}, for {', '.join(info['cuda_archs'])}"
     driver = module.cuda_driver_version()
@@ -155,7 +156,8 @@ def _thread_rows() -> dict[str, str]:
 
 def _runtime_rows() -> dict[str, str]:
     served = runtimes()
-    rows = {"on the CPU": served["cpu"] if native() else f"{served['cpu']}: the cpu runtime needs the compiled module"}
+    lack = "" if native() else ": the cpu runtime needs the compiled module"
+    rows = {"on the CPU": served["cpu"] + lack}
     rows["on CUDA"] = f"{served['cuda']}: there is no cuda runtime yet"
     if not torch.cuda.is_available():
         rows["on CUDA"] = "none: torch sees no device"

@@ -76,7 +76,7 @@ def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axi
     figure = Figure(figsize=(9, 1.2 + sum(0.46 * n + 0.75 for n in rows)), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
-    for axes, panel in zip(all_axes, panels):
+    for axes, panel in zip(all_axes, panels, strict=True):
         for index, bar in enumerate(panel.bars):
             colour = BAR_COLOURS[index % len(BAR_COLOURS)]
             hatch = {"hatch": "///", "edgecolor": "white", "linewidth": 0} if bar.estimated else {}

@@ -218,3 +218,10 @@ def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, mo
     assert bench(tmp_path, "--runtimes", "eager", "--batch", "1,2,3") == 130
     assert "1 of 3 batch sizes" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "sampling.json").read_text())["comparisons"]) == 1
+
+
+def test_a_busy_machine_is_mentioned() -> None:
+    machine = report.machine()
+    assert "busy" in report.about({**machine, "load_average": 3.5})
+    assert "busy" not in report.about({**machine, "load_average": 0.1})
+    assert "busy" not in report.about({**machine, "load_average": None})

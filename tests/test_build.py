@@ -1,4 +1,4 @@
-"""The package as a user installs it: sdist, wheel, a clean environment, and the ways in which a build fails."""
+"""The package as a user installs it: sdist, wheel, a clean environment, and how a build fails."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def one(folder: Path, pattern: str) -> Path:
 
 
 def clean_environment(folder: Path, wheel: Path) -> Path:
-    """A new environment with the wheel alone, which borrows torch and the like from this one -> its python."""
+    """A new environment with the wheel alone, which borrows torch from this one -> its python."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", where, cwd=folder).strip())
     # A path in a .pth file is searched, but its own .pth files (an editable pixelcnn_fast) are not followed.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    run(
-        sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=folder
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--no-index", "--no-deps", wheel, cwd=folder)
     return python
 
 
@@ -71,8 +71,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-c", "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])",
-        folder, cwd=source)  # fmt: skip
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, folder, cwd=source)
     return one(folder, "pixelcnn_fast-*.tar.gz")
 
 

@@ -41,7 +41,7 @@ const char* find(const std::string& name, const char* asked_by) {
     known += (known.empty() ? "" : ", ") + std::string(isa.name);
   }
   throw std::invalid_argument(std::string(asked_by) + ": instruction set '" + name +
-                              "' is unknown, not built or not supported by this processor; available: " + known);
+                              "' is unknown, not built or not in this processor; available: " + known);
 }
 
 const char* default_isa() {

@@ -93,14 +93,16 @@ struct Constant {
 };
 
 template <class T, class W, int M, int G>
-void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int depth, const T* from,
-          int64_t from_stride, T* out, int64_t out_stride) {
+void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from, Rows<T> out, int channel) {
   using Word = typename W::Word;
+  const T* x[M];
   Vec<T> sum[M][G * kVectors];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
+  for (int m = 0; m < M; m++) {
+    x[m] = rows[m];
 #pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from + m * from_stride + j * kLanes<T>);
+    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
+  }
 
   // The words at depth k, times the `count` depths they hold. One row: each word is loaded once and expanded at once.
   // Several: the weights of one depth stay in registers while the rows pass.
@@ -111,7 +113,7 @@ void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int 
   const auto multiply = [&](int k, auto count) __attribute__((always_inline)) {
     if constexpr (M == 1) {
       Vec<T> xk[count];
-      for (int d = 0; d < count; d++) xk[d] = broadcast(x[k + d]);
+      for (int d = 0; d < count; d++) xk[d] = broadcast(x[0][k + d]);
 #pragma GCC unroll 16
       for (int j = 0; j < G * kVectors; j++) {
         const auto word = word_at(k, j);
@@ -124,7 +126,7 @@ void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int 
         for (int j = 0; j < G * kVectors; j++) wk[j] = W::expand(word_at(k, j), d);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
-          const Vec<T> xk = broadcast(x[m * x_stride + k + d]);
+          const Vec<T> xk = broadcast(x[m][k + d]);
 #pragma GCC unroll 16
           for (int j = 0; j < G * kVectors; j++) sum[m][j] += xk * wk[j];
         }
@@ -138,47 +140,40 @@ void tile(const T* x, int64_t x_stride, const char* w, int64_t block_bytes, int 
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) store<T>(out + m * out_stride + j * kLanes<T>, sum[m][j]);
+    for (int j = 0; j < G * kVectors; j++) store<T>(out[m] + channel + j * kLanes<T>, sum[m][j]);
 }
 
 // Few rows take several blocks at once, so that enough sums are in flight to hide the latency of multiply-add.
 constexpr int group_of(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 template <class T, class W, int M>
-void rows_by_blocks(int rows, int blocks, const T* x, int64_t xs, const char* w, int64_t block_bytes, int depth,
-                    const T* from, int64_t fs, T* out, int64_t os) {
+void rows_by_blocks(int rows, Rows<const T> x, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
   if constexpr (M > 0) {
-    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, blocks, x, xs, w, block_bytes, depth, from, fs, out, os);
+    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, from, out);
     constexpr int G = group_of(M);
-    int b = 0;
-    for (; b + G <= blocks; b += G)
-      tile<T, W, M, G>(x, xs, w + b * block_bytes, block_bytes, depth, from + b * kBlock<T>, fs, out + b * kBlock<T>, os);
-    for (; b < blocks; b++)
-      tile<T, W, M, 1>(x, xs, w + b * block_bytes, block_bytes, depth, from + b * kBlock<T>, fs, out + b * kBlock<T>, os);
+    const auto block = [&](int b) { return static_cast<const char*>(w.data) + b * w.block_bytes; };
+    int b = first;
+    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
+    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
   }
 }
 
 template <class T, class W>
-void matmul_as(Rows<const T> x, int outer, int inner, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
-  const int tiles = (inner + kMaxRows - 1) / kMaxRows;
-  const int step = inner <= kMaxRows ? last - first : 1;  // more rows: one block stays in L1 while they pass
+void matmul_as(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
+  const int tiles = (rows + kMaxRows - 1) / kMaxRows;
+  const int step = tiles == 1 ? last - first : 1;  // more rows: one block stays in L1 while they pass
   for (int b = first; b < last; b += step)
-    for (int o = 0; o < outer; o++)
-      for (int t = 0; t < tiles; t++) {
-        const int m = int64_t{inner} * t / tiles, end = int64_t{inner} * (t + 1) / tiles;
-        rows_by_blocks<T, W, kMaxRows>(
-            end - m, step, x.data + o * x.outer_stride + m * x.inner_stride, x.inner_stride,
-            static_cast<const char*>(w.data) + b * w.block_bytes, w.block_bytes, w.depth,
-            from.data + o * from.outer_stride + m * from.inner_stride + b * kBlock<T>, from.inner_stride,
-            out.data + o * out.outer_stride + m * out.inner_stride + b * kBlock<T>, out.inner_stride);
-      }
+    for (int t = 0; t < tiles; t++) {
+      const int r = int64_t{rows} * t / tiles, end = int64_t{rows} * (t + 1) / tiles;
+      rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, from + r, out + r);
+    }
 }
 
 template <class T>
-void matmul(Rows<const T> x, int outer, int inner, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
+void matmul(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
   if constexpr (sizeof(T) == 4)
-    if (w.weights == Weights::bf16) return matmul_as<T, Bf16>(x, outer, inner, w, first, last, from, out);
-  matmul_as<T, Same<T>>(x, outer, inner, w, first, last, from, out);
+    if (w.weights == Weights::bf16) return matmul_as<T, Bf16>(x, rows, w, first, last, from, out);
+  matmul_as<T, Same<T>>(x, rows, w, first, last, from, out);
 }
 
 template <class T>
@@ -230,10 +225,10 @@ inline void each(T* x, int n, F f) {
   for (int c = 0; c < n; c++) x[c] = f(x[c], c);
 }
 
+// x: n channels from `first` on; operand: its same channels.
 template <class T>
 void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
   const T alpha = step.alpha;
-  operand += first;
   switch (step.kind) {
     case StepKind::affine: {
       const T *scale = step.scale + first, *shift = step.shift + first;
@@ -261,21 +256,16 @@ void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
 }
 
 template <class T>
-void epilogue(const BoundStep<T>* steps, int n_steps, int outer, int inner, int first, int last, Rows<const T> in,
-              Rows<T> out) {
+void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out) {
   constexpr int kChunk = 256;
   alignas(64) T x[kChunk];
-  for (int o = 0; o < outer; o++)
-    for (int m = 0; m < inner; m++)
-      for (int c = first; c < last; c += kChunk) {
-        const int n = last - c < kChunk ? last - c : kChunk;
-        __builtin_memcpy(x, in.data + o * in.outer_stride + m * in.inner_stride + c, n * sizeof(T));
-        for (int s = 0; s < n_steps; s++) {
-          const Rows<const T>& r = steps[s].operand;
-          apply(steps[s], r.data + o * r.outer_stride + m * r.inner_stride, x, c, n);
-        }
-        __builtin_memcpy(out.data + o * out.outer_stride + m * out.inner_stride + c, x, n * sizeof(T));
-      }
+  for (int r = 0; r < rows; r++)
+    for (int c = first; c < last; c += kChunk) {
+      const int n = last - c < kChunk ? last - c : kChunk;
+      __builtin_memcpy(x, in[r] + c, n * sizeof(T));
+      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand[r] + c : nullptr, x, c, n);
+      __builtin_memcpy(out[r] + c, x, n * sizeof(T));
+    }
 }
 
 // -- draw

@@ -1,228 +1,114 @@
 #include "sampler.h"
 
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <tuple>
 
-#include "kernels.h"
+#include "prepared.h"
 #include "thread_team.h"
 
 namespace pcf {
 namespace {
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Zeroed memory on cache-line boundaries; pages that are never touched cost nothing.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t bytes) : memory_(std::calloc(bytes + 64, 1)) {
-    if (!memory_) throw std::bad_alloc();
-  }
-  char* get() const { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63}); }
-
- private:
-  std::unique_ptr<void, Free> memory_;
-};
-
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
-struct PreparedRun {
-  int source, dy, dx;
-  Packed weights;
-};
+// A few images leave a matrix product too few rows to be fast, and pay for a meeting at every layer of every pixel.
+// Then rows are sampled at once, as many as keep this many pixels in flight; with more images, one row at a time,
+// its rows-above taps summed beforehand, is as fast and takes less memory.
+constexpr int kPixelsInFlight = 24, kImagesForRows = 12;
 
-template <class T>
-struct PreparedStep {
-  StepKind kind;
-  T alpha;
-  int operand;
-  std::vector<T> scale, shift;
+// How a batch is walked: in steps of a wavefront of rows that start `lag` columns apart, or (lag 0) row by row.
+struct Schedule {
+  int lag = 0;
+  int rows_in_flight = 1;
 
-  bool reads_value() const { return kind == StepKind::add || kind == StepKind::multiply; }
-  bool reads_condition() const {
-    return kind == StepKind::add_condition || kind == StepKind::multiply_condition;
+  Schedule(const Program& program, int longest_lead, int images) {
+    if (program.lag == 0 || images >= kImagesForRows) return;
+    const int rows = (kPixelsInFlight + images - 1) / std::max(images, 1);
+    const int slower = std::max(program.lag, (program.width + rows - 1) / rows);
+    const int in_flight = std::min((program.width + longest_lead + slower - 1) / slower, program.height);
+    if (in_flight < 2) return;
+    lag = slower;
+    rows_in_flight = in_flight;
   }
 };
 
-template <class T>
-struct Prepared {
-  int out, channels, blocks, base;
-  Phase phase;
-  bool is_input, is_output;
-  bool meet_in_row = false, meet_at_pixel = false;  // another thread may still be writing what is read there
-  std::vector<T> bias;       // padded to whole blocks
-  std::vector<PreparedRun> row_runs, pixel_runs;
-  std::vector<PreparedStep<T>> steps;
+// Pixels that are worked on together, in every image: (y + i * dy, x + i * dx) for i < count.
+struct Span {
+  int y, x, count, dy = 0, dx = 0;
 };
 
 template <class T>
 class Sampler final : public CpuSampler {
  public:
   Sampler(const Program& program, Weights weights, const Kernels<T>& kernels)
-      : kernels_(kernels), weights_(weights), storage_(program.storage), conditions_(program.conditions),
-        channels_(program.image_channels), height_(program.height), width_(program.width), levels_(program.levels) {
-    prepare(program);
-    place_meetings();
+      : program_(program), prepared_(program, weights, kernels) {
+    program_.instructions.clear();  // they borrow weights that may be gone
   }
 
   void run(const Job& job, int threads, const std::function<void(int)>& on_row) const override;
 
-  int64_t weight_bytes() const override { return weight_bytes_; }
+  int64_t weight_bytes() const override { return prepared_.packed.bytes(); }
 
   int64_t workspace_bytes(int images) const override {
+    const Schedule schedule(program_, prepared_.longest, images);
     int64_t bytes = 0;
-    for (const auto& s : storage_) bytes += value_bytes(s, images);
-    for (const auto& i : instructions_) bytes += partial_bytes(i, images);
-    return bytes + logits_bytes(images);
+    for (const auto& s : program_.storage) bytes += value_bytes(s, schedule, images);
+    for (const auto& i : prepared_.instructions) bytes += partial_bytes(i, schedule, images);
+    return bytes + logits_bytes(schedule, images);
   }
 
  private:
-  class Run;
+  class Batch;
 
-  void prepare(const Program&);
-  void place_meetings();
-
-  int64_t padded(const Prepared<T>& i) const { return int64_t{i.blocks} * kernels_.block; }
-  int64_t row_stride(const Storage& s) const { return int64_t{s.pad_left + width_ + s.pad_right} * s.channels; }
-  int64_t value_bytes(const Storage& s, int images) const {
-    return aligned(row_stride(s) * s.rows * images * sizeof(T));
+  int64_t row_stride(const Storage& s) const { return int64_t{s.pad_left + program_.width + s.pad_right} * s.channels; }
+  // Rows that are kept of a value: those in flight, and those above that somebody still reads.
+  static int rows_kept(const Storage& s, const Schedule& schedule) { return s.rows + schedule.rows_in_flight - 1; }
+  int64_t value_bytes(const Storage& s, const Schedule& schedule, int images) const {
+    return aligned(row_stride(s) * rows_kept(s, schedule) * images * sizeof(T));
   }
-  int64_t partial_bytes(const Prepared<T>& i, int images) const {
-    return i.row_runs.empty() ? 0 : aligned(padded(i) * width_ * images * sizeof(T));
+  int64_t partial_bytes(const PreparedInstruction<T>& i, const Schedule& schedule, int images) const {
+    return schedule.lag || i.row_runs.empty() ? 0 : aligned(int64_t{i.padded} * program_.width * images * sizeof(T));
   }
-  int64_t logits_bytes(int images) const { return aligned(padded(*output_) * images * sizeof(T)); }
+  int64_t logits_bytes(const Schedule& schedule, int images) const {
+    return aligned(int64_t{prepared_.output->padded} * schedule.rows_in_flight * images * sizeof(T));
+  }
 
-  const Kernels<T>& kernels_;
-  const Weights weights_;
-  const std::vector<Storage> storage_;
-  const std::vector<int> conditions_;
-  const int channels_, height_, width_, levels_;
-  std::vector<Prepared<T>> instructions_;
-  const Prepared<T>* input_ = nullptr;
-  const Prepared<T>* output_ = nullptr;
-  Buffer packed_;
-  int64_t weight_bytes_ = 0;
+  Program program_;
+  const PreparedProgram<T> prepared_;
 };
-
-template <class T>
-void Sampler<T>::prepare(const Program& program) {
-  const auto depth = [&](const pcf::Run& run) { return run.width * storage_[run.source].channels; };
-  const auto blocks = [&](int channels) { return (channels + kernels_.block - 1) / kernels_.block; };
-  const auto bytes = [&](const std::vector<pcf::Run>& runs, int channels, Weights weights) {
-    int64_t sum = 0;
-    for (const auto& run : runs) sum += kernels_.block_bytes(depth(run), weights) * blocks(channels);
-    return sum;
-  };
-  for (const auto& i : program.instructions)
-    weight_bytes_ += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights_);
-  packed_ = Buffer(weight_bytes_);
-  char* next = packed_.get();
-
-  // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
-  // The row phase reads its own once per row, so there widening them would only cost time.
-  const auto pack = [&](const std::vector<pcf::Run>& runs, int channels, Weights weights) {
-    std::vector<PreparedRun> result;
-    for (const auto& run : runs) {
-      const int64_t block_bytes = kernels_.block_bytes(depth(run), weights);
-      kernels_.pack(static_cast<const T*>(run.weight), depth(run), channels, weights, next);
-      result.push_back({run.source, run.dy, run.dx, {next, depth(run), block_bytes, weights}});
-      next += block_bytes * blocks(channels);
-    }
-    return result;
-  };
-  for (const auto& i : program.instructions) {
-    Prepared<T> p{i.out, i.channels, blocks(i.channels), i.base, i.phase, i.is_input, i.out == program.output,
-                  false, false, {}, {}, {}, {}};
-    p.bias.resize(padded(p));
-    if (i.bias) std::copy_n(static_cast<const T*>(i.bias), i.channels, p.bias.begin());
-    p.pixel_runs = pack(i.pixel_runs, i.channels, weights_);
-    for (const auto& s : i.steps) {
-      PreparedStep<T> step{s.kind, static_cast<T>(s.alpha), s.operand, {}, {}};
-      if (s.scale) step.scale.assign(static_cast<const T*>(s.scale), static_cast<const T*>(s.scale) + i.channels);
-      if (s.shift) step.shift.assign(static_cast<const T*>(s.shift), static_cast<const T*>(s.shift) + i.channels);
-      p.steps.push_back(std::move(step));
-    }
-    instructions_.push_back(std::move(p));
-  }
-  for (size_t i = 0; i < instructions_.size(); i++) {
-    auto& p = instructions_[i];
-    p.row_runs = pack(program.instructions[i].row_runs, p.channels, Weights::same);
-    if (p.is_input) input_ = &p;
-    if (p.is_output) output_ = &p;
-  }
-}
-
-// Threads own channels. Whoever reads a value at the present pixel or row reads channels of other threads, so the
-// team meets between the writing and the reading; one meeting serves all writes before it. The phases are walked in
-// the order in which work() runs them without a meeting in between: what is drawn is read one pixel later.
-template <class T>
-void Sampler<T>::place_meetings() {
-  std::set<int> written;
-  const auto meets = [&](const Prepared<T>& i, const std::vector<PreparedRun>& runs, bool with_operands) {
-    bool reads = with_operands && i.base >= 0 && written.count(i.base);
-    for (const auto& run : runs) reads |= written.count(run.source) > 0;
-    for (const auto& step : i.steps) reads |= with_operands && step.reads_value() && written.count(step.operand);
-    if (reads) written.clear();
-    return reads;
-  };
-  for (auto& i : instructions_) {
-    i.meet_in_row = meets(i, i.row_runs, i.phase == Phase::row);
-    if (i.phase == Phase::row) written.insert(i.out);
-  }
-  written.clear();
-  for (Phase phase : {Phase::drawn, Phase::pixel})
-    for (auto& i : instructions_) {
-      if (i.phase != phase || i.is_input) continue;
-      i.meet_at_pixel = meets(i, i.pixel_runs, true);
-      written.insert(i.out);
-    }
-}
 
 // One run over one batch: the workspace, and what each thread does.
 template <class T>
-class Sampler<T>::Run {
+class Sampler<T>::Batch {
+  using Instruction = PreparedInstruction<T>;
+
  public:
-  Run(const Sampler& sampler, const Job& job, int threads, const std::function<void(int)>& on_row)
-      : s_(sampler), job_(job), n_(job.images), threads_(threads), on_row_(on_row), barrier_(threads),
+  Batch(const Sampler& sampler, const Job& job, int threads, const std::function<void(int)>& on_row)
+      : s_(sampler), p_(sampler.prepared_), program_(sampler.program_), job_(job), n_(job.images), threads_(threads),
+        schedule_(program_, p_.longest, n_), on_row_(on_row), barrier_(threads),
         workspace_(sampler.workspace_bytes(n_)) {
     char* next = workspace_.get();
-    for (const auto& storage : s_.storage_) {
+    for (const auto& storage : program_.storage) {
       values_.push_back(reinterpret_cast<T*>(next));
-      next += s_.value_bytes(storage, n_);
+      next += s_.value_bytes(storage, schedule_, n_);
     }
-    for (const auto& i : s_.instructions_) {
+    for (const auto& i : p_.instructions) {
       partials_.push_back(reinterpret_cast<T*>(next));
-      next += s_.partial_bytes(i, n_);
-      widest_ = std::max(widest_, s_.padded(i));
+      next += s_.partial_bytes(i, schedule_, n_);
     }
     logits_ = reinterpret_cast<T*>(next);
   }
 
   void work(int thread) {
-    const Buffer memory((widest_ * n_ + s_.levels_) * sizeof(T));
-    Member member{thread, reinterpret_cast<T*>(memory.get()), {}};
-    for (int y = 0; y < s_.height_; y++) {
-      if (thread == 0) announce(y);
-      barrier_.wait(thread);
-      if (stop_.load(std::memory_order_relaxed)) return;
-      row_phase(member, y);
-      barrier_.wait(thread);
-      for (int x = 0; x < s_.width_; x++) {
-        pixel_phase(member, Phase::pixel, y, x);
-        barrier_.wait(thread);
-        draw_levels(member, y, x);
-        barrier_.wait(thread);
-        pixel_phase(member, Phase::drawn, y, x);
-      }
-    }
+    Member member(thread, p_.widest, schedule_.rows_in_flight * n_, program_.levels);
+    if (schedule_.lag)
+      in_waves(member);
+    else
+      row_by_row(member);
   }
 
   void finish() const {
@@ -232,141 +118,224 @@ class Sampler<T>::Run {
 
  private:
   struct Member {
-    int thread;
-    T* scratch;  // [images][widest instruction], then [levels]
+    Member(int thread, int widest, int sites, int levels)
+        : thread(thread), memory((int64_t{widest} * sites + levels) * sizeof(T)),
+          sums(reinterpret_cast<T*>(memory.get())), draw_scratch(sums + int64_t{widest} * sites) {}
+
+    const int thread;
+    const Buffer memory;
+    T* const sums;          // [sites][widest instruction]
+    T* const draw_scratch;  // [levels]
+    std::vector<T*> x, from, out, sum_rows;
+    std::vector<std::vector<T*>> operands;
     std::vector<BoundStep<T>> steps;
   };
 
-  void announce(int y) {
-    try {
-      if (non_finite_) stop_.store(true, std::memory_order_relaxed);
-      else on_row_(y);
-    } catch (...) {
-      error_ = std::current_exception();
-      stop_.store(true, std::memory_order_relaxed);
+  void row_by_row(Member& member) {
+    for (int y = 0; y < program_.height; y++) {
+      if (!begin_row(member, y)) return;
+      for (const auto& i : p_.instructions)
+        if (!i.row_runs.empty() || i.phase == Phase::row) row_phase(member, i, y);
+      barrier_.wait(member.thread);
+      for (int x = 0; x < program_.width; x++) {
+        const Span pixel{y, x, 1};
+        for (const auto& i : p_.instructions)
+          if (i.phase == Phase::pixel || (i.phase == Phase::row && i.is_output))
+            at_pixels(member, i, pixel, i.meet_at_pixel, false);
+        settle(member, pixel);
+        for (const auto& i : p_.instructions)
+          if (i.phase == Phase::drawn && !i.is_input) at_pixels(member, i, pixel, i.meet_at_pixel, false);
+      }
     }
+  }
+
+  void in_waves(Member& member) {
+    const int steps = program_.width + schedule_.lag * (program_.height - 1);
+    for (int t = -p_.longest; t < steps; t++) {
+      if (t >= 0 && t % schedule_.lag == 0 && t / schedule_.lag < program_.height)
+        if (!begin_row(member, t / schedule_.lag)) return;
+      for (const auto& i : p_.instructions)
+        if (i.phase != Phase::drawn) at_pixels(member, i, wave(t + i.lead), i.meet_in_wave, true);
+      settle(member, wave(t));
+      for (const auto& i : p_.instructions)
+        if (i.phase == Phase::drawn && !i.is_input) at_pixels(member, i, wave(t), i.meet_in_wave, true);
+    }
+  }
+
+  // The pixels (y, t - lag * y) that lie in the grid.
+  Span wave(int t) const {
+    const int first = std::max(0, floor_div(t - program_.width, schedule_.lag) + 1);
+    const int last = std::min(program_.height - 1, floor_div(t, schedule_.lag));
+    return {first, t - schedule_.lag * first, std::max(0, last - first + 1), 1, -schedule_.lag};
+  }
+
+  // False if the run stops here.
+  bool begin_row(const Member& member, int y) {
+    if (member.thread == 0) {
+      try {
+        if (non_finite_)
+          stop_.store(true, std::memory_order_relaxed);
+        else
+          on_row_(y);
+      } catch (...) {
+        error_ = std::current_exception();
+        stop_.store(true, std::memory_order_relaxed);
+      }
+    }
+    barrier_.wait(member.thread);
+    return !stop_.load(std::memory_order_relaxed);
   }
 
   // The thread's blocks of an instruction's channels: first...last-1.
-  std::pair<int, int> share(const Prepared<T>& i, int thread) const {
-    return {i.blocks * thread / threads_, i.blocks * (thread + 1) / threads_};
+  std::pair<int, int> share(const Instruction& i, int thread) const {
+    const int blocks = i.padded / p_.kernels.block;
+    return {blocks * thread / threads_, blocks * (thread + 1) / threads_};
   }
 
+  // -- where things lie
+
+  // Image 0 of a value's pixel. Rows above the first hold zeros: nothing has been written there yet.
   T* pixel(int value, int y, int x) const {
-    const Storage& storage = s_.storage_[value];
-    const int slot = ((y % storage.rows) + storage.rows) % storage.rows;
-    return values_[value] + slot * n_ * s_.row_stride(storage) + int64_t{storage.pad_left + x} * storage.channels;
+    const Storage& storage = program_.storage[value];
+    const int slot = (y + p_.depth) % Sampler::rows_kept(storage, schedule_);
+    return values_[value] + int64_t{slot} * n_ * s_.row_stride(storage) + int64_t{storage.pad_left + x} * storage.channels;
   }
 
-  // A value's pixels (y, x) as rows: over images and columns in the row phase, over images in the pixel phase.
-  Rows<T> rows(int value, int y, int x, bool whole_row) const {
-    const int64_t image = s_.row_stride(s_.storage_[value]);
-    return whole_row ? Rows<T>{pixel(value, y, x), image, s_.storage_[value].channels}
-                     : Rows<T>{pixel(value, y, x), 0, image};
-  }
-
-  static Rows<const T> as_const(Rows<T> r) { return {r.data, r.outer_stride, r.inner_stride}; }
-
-  Rows<T> partial(const Prepared<T>& i, int x, bool whole_row) const {
-    const int64_t stride = s_.padded(i);
-    T* data = partials_[&i - s_.instructions_.data()] + x * stride;
-    return whole_row ? Rows<T>{data, s_.width_ * stride, stride} : Rows<T>{data, 0, s_.width_ * stride};
-  }
-
-  void row_phase(Member& member, int y) {
-    for (const auto& i : s_.instructions_) {
-      if (i.row_runs.empty() && i.phase != Phase::row) continue;
-      if (i.meet_in_row) barrier_.wait(member.thread);
-      const auto [first, last] = share(i, member.thread);
-      Rows<const T> from{i.bias.data(), 0, 0};
-      for (const auto& run : i.row_runs) {
-        s_.kernels_.matmul(as_const(rows(run.source, y + run.dy, run.dx, true)), n_, s_.width_, run.weights,
-                           first, last, from, partial(i, 0, true));
-        from = as_const(partial(i, 0, true));
-      }
-      if (i.phase != Phase::row) continue;
-      if (i.base >= 0) from = as_const(rows(i.base, y, 0, true));
-      const Rows<T> out = i.is_output ? Rows<T>{nullptr, 0, 0} : rows(i.out, y, 0, true);
-      if (!i.is_output) steps(member, i, first, last, n_, s_.width_, from, out, y, 0, true);
+  // A table of rows, span by images: image m of pixel i is row i * images + m.
+  template <class First>
+  void tabulate(std::vector<T*>& table, const Span& span, int64_t image_stride, const First& first) const {
+    table.resize(span.count * n_);
+    for (int i = 0; i < span.count; i++) {
+      T* at = first(span.y + i * span.dy, span.x + i * span.dx);
+      for (int m = 0; m < n_; m++) table[i * n_ + m] = at + m * image_stride;
     }
   }
 
-  void pixel_phase(Member& member, Phase phase, int y, int x) {
-    for (const auto& i : s_.instructions_) {
-      const bool row_output = i.is_output && i.phase == Phase::row && phase == Phase::pixel;
-      if ((i.phase != phase && !row_output) || i.is_input) continue;
-      if (i.meet_at_pixel) barrier_.wait(member.thread);
-      if (i.is_output && all_known(y, x) && !job_.logits) continue;
-      const auto [first, last] = share(i, member.thread);
-      Rows<const T> from = i.row_runs.empty() ? Rows<const T>{i.bias.data(), 0, 0} : as_const(partial(i, x, false));
-      const Rows<T> sums{member.scratch, 0, widest_};
-      for (const auto& run : i.pixel_runs) {
-        s_.kernels_.matmul(as_const(rows(run.source, y + run.dy, x + run.dx, false)), 1, n_, run.weights,
-                           first, last, from, sums);
-        from = as_const(sums);
-      }
-      if (i.base >= 0) from = as_const(rows(i.base, y, x, false));
-      const Rows<T> out = i.is_output ? Rows<T>{logits_, 0, s_.padded(i)} : rows(i.out, y, x, false);
-      steps(member, i, first, last, 1, n_, from, out, y, x, false);
+  void tabulate_value(std::vector<T*>& table, int value, const Span& span, int dy = 0, int dx = 0) const {
+    tabulate(table, span, s_.row_stride(program_.storage[value]),
+             [&](int y, int x) { return pixel(value, y + dy, x + dx); });
+  }
+
+  void tabulate_partial(std::vector<T*>& table, const Instruction& i, const Span& span) const {
+    T* data = partials_[&i - p_.instructions.data()];
+    tabulate(table, span, int64_t{program_.width} * i.padded, [&](int, int x) { return data + int64_t{x} * i.padded; });
+  }
+
+  void tabulate_rows(std::vector<T*>& table, int rows, T* data, int64_t stride) const {
+    table.resize(rows);
+    for (int r = 0; r < rows; r++) table[r] = data + r * stride;
+  }
+
+  // -- instructions
+
+  void row_phase(Member& member, const Instruction& i, int y) {
+    if (i.meet_in_row) barrier_.wait(member.thread);
+    const Span row{y, 0, program_.width, 0, 1};
+    tabulate_rows(member.from, row.count * n_, const_cast<T*>(i.bias.data()), 0);
+    tabulate_partial(member.out, i, row);
+    sum(member, i, i.row_runs, row, member.out);
+    if (i.phase != Phase::row || i.is_output) return;
+    if (i.base >= 0) tabulate_value(member.from, i.base, row);
+    tabulate_value(member.out, i.out, row);
+    apply_steps(member, i, row);
+  }
+
+  // everything: the row runs too, which were not summed beforehand.
+  void at_pixels(Member& member, const Instruction& i, const Span& span, bool meet, bool everything) {
+    if (meet) barrier_.wait(member.thread);
+    if (span.count == 0 || (i.is_output && !job_.logits && all_known(span))) return;
+    const int rows = span.count * n_;
+    if (everything || i.row_runs.empty())
+      tabulate_rows(member.from, rows, const_cast<T*>(i.bias.data()), 0);
+    else
+      tabulate_partial(member.from, i, span);
+    tabulate_rows(member.sum_rows, rows, member.sums, p_.widest);
+    if (everything) sum(member, i, i.row_runs, span, member.sum_rows);
+    sum(member, i, i.pixel_runs, span, member.sum_rows);
+    if (i.base >= 0) tabulate_value(member.from, i.base, span);
+    if (i.is_output)
+      tabulate_rows(member.out, rows, logits_, i.padded);
+    else
+      tabulate_value(member.out, i.out, span);
+    apply_steps(member, i, span);
+  }
+
+  // Adds runs to member.from, into `to`, which becomes member.from; without runs nothing changes.
+  void sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
+           const std::vector<T*>& to) {
+    const auto [first, last] = share(i, member.thread);
+    for (const auto& run : runs) {
+      tabulate_value(member.x, run.source, span, run.dy, run.dx);
+      p_.kernels.matmul(member.x.data(), span.count * n_, run.weights, first, last, member.from.data(), to.data());
+      member.from = to;
     }
   }
 
-  void steps(Member& member, const Prepared<T>& i, int first, int last, int outer, int inner, Rows<const T> in,
-             Rows<T> out, int y, int x, bool whole_row) {
-    bind(member, i, y, x, whole_row);
-    s_.kernels_.epilogue(member.steps.data(), member.steps.size(), outer, inner, first * s_.kernels_.block,
-                         std::min(last * s_.kernels_.block, i.channels), in, out);
+  // member.out = steps(member.from) on the thread's channels.
+  void apply_steps(Member& member, const Instruction& i, const Span& span) {
+    bind(member, i, span);
+    const auto [first, last] = share(i, member.thread);
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), span.count * n_, first * p_.kernels.block,
+                        std::min(last * p_.kernels.block, i.channels), member.from.data(), member.out.data());
   }
 
-  // Resolves the operands of an instruction's steps at (y, x).
-  void bind(Member& member, const Prepared<T>& i, int y, int x, bool whole_row) const {
+  // Resolves the operands of an instruction's steps.
+  void bind(Member& member, const Instruction& i, const Span& span) const {
     member.steps.clear();
-    for (const auto& step : i.steps) {
-      Rows<const T> operand{nullptr, 0, 0};
-      if (step.reads_value()) operand = as_const(rows(step.operand, y, x, whole_row));
+    if (member.operands.size() < i.steps.size()) member.operands.resize(i.steps.size());
+    for (size_t s = 0; s < i.steps.size(); s++) {
+      const auto& step = i.steps[s];
+      auto& table = member.operands[s];
+      if (step.reads_value()) tabulate_value(table, step.operand, span);
       if (step.reads_condition()) {
-        const int64_t channels = s_.conditions_[step.operand];
-        operand = {static_cast<const T*>(job_.conditions[step.operand]), whole_row ? channels : 0,
-                   whole_row ? 0 : channels};
+        T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[step.operand]));
+        tabulate(table, span, program_.conditions[step.operand], [&](int, int) { return data; });
       }
-      member.steps.push_back({step.kind, step.alpha, operand, step.scale.data(), step.shift.data()});
+      const bool reads = step.reads_value() || step.reads_condition();
+      member.steps.push_back({step.kind, step.alpha, reads ? table.data() : nullptr, step.scale.data(), step.shift.data()});
     }
   }
+
+  // -- levels
 
   int64_t sub_pixel(int image, int channel, int y, int x) const {
-    return ((int64_t{image} * s_.channels_ + channel) * s_.height_ + y) * s_.width_ + x;
+    return ((int64_t{image} * program_.image_channels + channel) * program_.height + y) * program_.width + x;
   }
 
-  bool all_known(int y, int x) const {
+  bool all_known(const Span& span) const {
     if (!job_.known) return false;
-    for (int q = 0; q < n_ * s_.channels_; q++)
-      if (!job_.known[sub_pixel(0, q, y, x)]) return false;
+    for (int i = 0; i < span.count; i++)
+      for (int q = 0; q < n_ * program_.image_channels; q++)
+        if (!job_.known[sub_pixel(0, q, span.y + i * span.dy, span.x + i * span.dx)]) return false;
     return true;
   }
 
-  void draw_levels(Member& member, int y, int x) {
-    const int draws = n_ * s_.channels_, levels = s_.levels_;
-    T* scratch = member.scratch + widest_ * n_;
-    bind(member, *s_.input_, y, x, false);
+  // Draws the levels of the span, or takes the known ones, between two meetings.
+  void settle(Member& member, const Span& span) {
+    barrier_.wait(member.thread);
+    const int channels = program_.image_channels, draws = span.count * n_ * channels;
+    bind(member, *p_.input, {0, 0, 0});
     for (int q = draws * member.thread / threads_; q < draws * (member.thread + 1) / threads_; q++) {
-      const int image = q / s_.channels_, channel = q % s_.channels_;
-      const int64_t at = sub_pixel(image, channel, y, x);
-      const T* logits = logits_ + image * s_.padded(*s_.output_) + channel * levels;
-      if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
-      if (!job_.known || !job_.known[at]) {
-        int level = s_.kernels_.draw(logits, levels, job_.temperature, job_.noise[at], scratch);
-        if (level < 0) report(image, channel, y, x);
-        job_.levels[at] = std::max(level, 0);
-      }
-      put_level(member, image, channel, y, x, static_cast<T>(job_.levels[at]));
+      const int i = q / (n_ * channels), image = q / channels % n_, channel = q % channels;
+      settle_one(member, q / channels, image, channel, span.y + i * span.dy, span.x + i * span.dx);
     }
+    barrier_.wait(member.thread);
   }
 
-  void put_level(Member& member, int image, int channel, int y, int x, T level) {
-    const int value = s_.input_->out;
-    T* out = pixel(value, y, x) + image * s_.row_stride(s_.storage_[value]);
-    out[channel] = level;
-    s_.kernels_.epilogue(member.steps.data(), member.steps.size(), 1, 1, channel, channel + 1, {out, 0, 0}, {out, 0, 0});
+  void settle_one(Member& member, int row_of_logits, int image, int channel, int y, int x) {
+    const int64_t at = sub_pixel(image, channel, y, x);
+    const int levels = program_.levels;
+    const T* logits = logits_ + int64_t{row_of_logits} * p_.output->padded + channel * levels;
+    if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
+    if (!job_.known || !job_.known[at]) {
+      const int level = p_.kernels.draw(logits, levels, job_.temperature, job_.noise[at], member.draw_scratch);
+      if (level < 0) report(image, channel, y, x);
+      job_.levels[at] = std::max(level, 0);
+    }
+    const int value = p_.input->out;
+    T* out = pixel(value, y, x) + image * s_.row_stride(program_.storage[value]);
+    out[channel] = static_cast<T>(job_.levels[at]);
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, channel, channel + 1, &out, &out);
   }
 
   // Keeps the first in the order of drawing, whichever thread comes first.
@@ -378,14 +347,16 @@ class Sampler<T>::Run {
   }
 
   const Sampler& s_;
+  const PreparedProgram<T>& p_;
+  const Program& program_;
   const Job& job_;
   const int n_, threads_;
+  const Schedule schedule_;
   const std::function<void(int)>& on_row_;
   SpinBarrier barrier_;
   const Buffer workspace_;
   std::vector<T*> values_, partials_;
   T* logits_ = nullptr;
-  int64_t widest_ = 0;
   std::atomic<bool> stop_{false};
   std::exception_ptr error_;
   std::mutex mutex_;
@@ -394,12 +365,10 @@ class Sampler<T>::Run {
 
 template <class T>
 void Sampler<T>::run(const Job& job, int threads, const std::function<void(int)>& on_row) const {
-  int widest = 1;
-  for (const auto& i : instructions_) widest = std::max(widest, i.blocks);
-  const int members = std::clamp(threads, 1, widest);  // more would have no channels to own
-  Run run(*this, job, members, on_row);
-  run_team(members, [&run](int thread) { run.work(thread); });
-  run.finish();
+  const int members = std::clamp(threads, 1, prepared_.widest / prepared_.kernels.block);  // more would own no channels
+  Batch batch(*this, job, members, on_row);
+  run_team(members, [&batch](int thread) { batch.work(thread); });
+  batch.finish();
 }
 
 }  // namespace

@@ -59,18 +59,20 @@ void bind_sampler(py::module_& m) {
       .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
   py::class_<pcf::Instruction>(m, "Instruction")
       .def(py::init([](int out, int channels, pcf::Phase phase, int base, bool is_input, Address bias,
-                       std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps) {
-             return pcf::Instruction{out, channels, phase, base, is_input, at(bias), row_runs, pixel_runs, steps};
+                       std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps,
+                       int lead) {
+             return pcf::Instruction{out, channels, phase, base, is_input, at(bias), row_runs, pixel_runs, steps, lead};
            }),
-           "out"_a, "channels"_a, "phase"_a, "base"_a, "is_input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a);
+           "out"_a, "channels"_a, "phase"_a, "base"_a, "is_input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
+           "lead"_a);
   py::class_<pcf::Program>(m, "Program")
       .def(py::init([](int image_channels, int height, int width, int levels, int output,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
-                       std::vector<int> conditions) {
-             return pcf::Program{image_channels, height, width, levels, output, storage, instructions, conditions};
+                       std::vector<int> conditions, int lag) {
+             return pcf::Program{image_channels, height, width, levels, output, storage, instructions, conditions, lag};
            }),
            "image_channels"_a, "height"_a, "width"_a, "levels"_a, "output"_a, "storage"_a, "instructions"_a,
-           "conditions"_a);
+           "conditions"_a, "lag"_a);
 
   py::class_<pcf::CpuSampler>(m, "CpuSampler")
       .def(py::init([](const pcf::Program& program, bool float64, bool bf16_weights) {

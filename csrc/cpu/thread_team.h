@@ -35,7 +35,7 @@ class SpinBarrier {
   struct alignas(128) Seat {  // 128: processors prefetch lines in pairs
     std::atomic<uint32_t> meetings{0};
   };
-  static constexpr int kSpins = 4000;
+  static constexpr int kSpins = 40000;
 
   static bool behind(uint32_t other, uint32_t meeting) { return static_cast<int32_t>(other - meeting) < 0; }
 

@@ -69,9 +69,7 @@ def run(args: argparse.Namespace) -> int:
             comparisons.append(results)
     except KeyboardInterrupt:
         interrupted = True
-        print(
-            f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished", file=sys.stderr
-        )
+        print(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished", file=sys.stderr)
     if comparisons:
         model_name = Path(args.model).stem
         title = f"Sampling {model.input_channels}x{height}x{width} images from the {model_name} model"

@@ -51,9 +51,7 @@ class Check:
 
     @property
     def evidence(self) -> str:
-        text = (
-            f"noise lies at most {self.excess:.1e} outside the drawn levels' intervals (allowed {LIMIT:.0e})"
-        )
+        text = f"noise lies at most {self.excess:.1e} outside the drawn levels' intervals (allowed {LIMIT:.0e})"
         if self.model_excess is not None:
             text += (
                 f" by the bf16 weights, {self.model_excess:.1e} (allowed {BF16_LIMIT:.0e}) by the model's own"

@@ -45,25 +45,19 @@ def run(args: argparse.Namespace) -> int:
     sampler = Sampler(model, (1, SIZE, SIZE))
     labels = torch.arange(10).repeat(ROWS)
     start = time.perf_counter()
-    digits = sampler.sample(
-        len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress
-    )
+    digits = sampler.sample(len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress)
     seconds = time.perf_counter() - start
     pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / "digits.png")
-    print(
-        f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, in {report.duration(seconds)}"
-    )
+    print(f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, in {report.duration(seconds)}")
 
     found = report.machine()
     work = workload(model, 4 if args.quick else 10, SIZE, SIZE)
     whole = not args.quick and _forward_seconds(work) * work.pixels <= NAIVE_SECONDS
     contestants = [name for name in available() if name != "cpu-bf16"]
     naive = (
-        dict(naive_pixels=0, naive_repeats=1)
-        if whole
-        else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
+        dict(naive_pixels=0, naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
     )
-    comparison = compare(work, contestants, 2 if args.quick else 5, **naive, progress=progress)
+    comparison = compare(work, contestants, 2 if args.quick else 3, **naive, progress=progress)
     title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
     paths = report.save([comparison], folder, "comparison", title, found)
     print("", report.about(found), report.markdown([comparison]), "", *paths, sep="\n")

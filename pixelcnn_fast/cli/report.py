@@ -17,6 +17,7 @@ from pixelcnn_fast.cli.contestants import LABELS, NAIVE, Result
 from pixelcnn_fast.environment import native
 
 BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
+BUSY = 0.8  # load average before the run
 HEADER = [
     "images at once",
     "sampler",
@@ -72,15 +73,13 @@ def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part."""
     medians = {result.name: result.median for result in results}
     return {
-        base: {name: medians[base] / m for name, m in medians.items()}
-        for base in BASELINES
-        if base in medians
+        base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians
     }
 
 
 def paired_ratios(slow: Result, fast: Result) -> list[float]:
     """How many times faster, round by round."""
-    return [a / b for a, b in zip(slow.seconds, fast.seconds)]
+    return [a / b for a, b in zip(slow.seconds, fast.seconds, strict=False)]  # naive may sit rounds out
 
 
 def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
@@ -108,8 +107,10 @@ def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |" for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
@@ -126,10 +127,14 @@ def save(
 
 
 def about(found: dict[str, Any]) -> str:
+    """A line on the machine, and a warning where others were using it. found: ``machine()``."""
+    busy = (found["load_average"] or 0) > BUSY
     return (
         f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
         f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. "
         "Medians; spread is fastest to slowest run."
+        + f" The machine was busy before (load average {found['load_average']}): don't trust the times."
+        * busy
     )
 
 

@@ -49,9 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
-    add(
-        "--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact"
-    )
+    add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
     add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
     add("--npz", type=Path, help="also write images, labels and settings here")

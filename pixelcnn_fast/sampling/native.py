@@ -13,6 +13,7 @@ from pixelcnn_fast.sampling.heads import NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS, Step
+from pixelcnn_fast.sampling.wavefront import wavefront
 
 
 def why_not_cpu(program: PhasedProgram) -> str | None:
@@ -71,6 +72,7 @@ class _Describer:
 
     def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor]) -> None:
         self._module, self._program, self._borrowed = module, program, borrowed
+        self._front = wavefront(program)
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
 
     def program(self, conditions: Conditions) -> Any:
@@ -88,6 +90,7 @@ class _Describer:
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
             conditions=[channels.get(slot, 0) for slot in range(len(conditions))],
+            lag=self._front.lag if self._front else 0,
         )  # fmt: skip
 
     def _instruction(self, i: PhasedInstruction) -> Any:
@@ -96,6 +99,7 @@ class _Describer:
             base=-1 if i.base in (None, LEVELS) else self._number[i.base], is_input=i.base == LEVELS,
             bias=self._address(i.bias), row_runs=[self._run(run) for run in i.row_runs],
             pixel_runs=[self._run(run) for run in i.pixel_runs], steps=[self._step(step) for step in i.steps],
+            lead=self._front.leads[i.out] if self._front else 0,
         )  # fmt: skip
 
     def _run(self, run: Run) -> Any:

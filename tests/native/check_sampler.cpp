@@ -42,8 +42,9 @@ struct Network {
     return i;
   }
 
-  // Every phase and most steps: a value of rows above, one drawn, a skip, conditions, an odd number of channels.
-  Network() {
+  // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, odd
+  // numbers of channels. lag: 3 is the least with which rows can start behind the row above; 0: row by row.
+  explicit Network(int lag) {
     using pcf::StepKind;
     program = {kImageChannels, kHeight, kWidth, kLevels, 5, {}, {}, {33}};
     program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1},
@@ -61,6 +62,8 @@ struct Network {
     pcf::Instruction second = convolution(4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}});
     pcf::Instruction logits{5, kImageChannels * kLevels, pcf::Phase::pixel, -1, false, nullptr, {}, {}, {}};
     logits.pixel_runs = {{4, 0, 0, 1, array(33 * kImageChannels * kLevels, 0.5)}};
+    program.lag = lag;
+    above.lead = 1;
     program.instructions = {input, drawn, above, first, second, logits};
   }
 };
@@ -88,31 +91,21 @@ Result<T> sample(const pcf::CpuSampler& sampler, int images, int first, int thre
   return result;
 }
 
+// Known levels, no images, and the ways in which a run ends early.
 template <class T>
-void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
-  const Network<T> network;
-  const auto sampler = pcf::make_cpu_sampler(network.program, dtype, weights, isa);
-  const Result<T> whole = sample<T>(*sampler, 14, 0, 1, nullptr);
-  for (int threads : {2, 3, 16})
-    require(sample<T>(*sampler, 14, 0, threads, nullptr).logits == whole.logits, "the same on any number of threads");
-  for (int size : {1, 2, 3, 5, 6, 13}) {
-    const Result<T> part = sample<T>(*sampler, size, 1, 2, nullptr);
-    require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
-            "the same in any batch");
-  }
-  for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
+void check_ends(const pcf::CpuSampler& sampler) {
   const std::vector<uint8_t> known(14 * kSubPixels, 1);
-  for (int32_t level : sample<T>(*sampler, 14, 0, 2, &known).levels) require(level == 3, "known levels are kept");
+  for (int32_t level : sample<T>(sampler, 14, 0, 2, &known).levels) require(level == 3, "known levels are kept");
 
   pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr}, 1, nullptr};
-  sampler->run(job, 2, [](int) {});
+  sampler.run(job, 2, [](int) {});
   bool stopped = false;
   Result<T> scratch{std::vector<int32_t>(kSubPixels), {}};
   std::vector<double> noise(kSubPixels, 0.5);
   std::vector<T> condition(33);
   job = {1, scratch.levels.data(), nullptr, noise.data(), {condition.data()}, 1, nullptr};
   try {
-    sampler->run(job, 2, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
+    sampler.run(job, 2, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
   } catch (const std::runtime_error&) {
     stopped = true;
   }
@@ -121,11 +114,32 @@ void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
   condition[0] = std::nan("");
   bool refused = false;
   try {
-    sampler->run(job, 2, [](int) {});
+    sampler.run(job, 2, [](int) {});
   } catch (const pcf::NonFiniteLogits& e) {
     refused = e.image == 0 && e.row == 0;
   }
   require(refused, "logits that are not finite are reported");
+}
+
+template <class T>
+void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
+  const Network<T> by_rows(0);
+  const auto whole_sampler = pcf::make_cpu_sampler(by_rows.program, dtype, weights, isa);
+  const Result<T> whole = sample<T>(*whole_sampler, 14, 0, 1, nullptr);
+  for (int threads : {2, 3, 16})
+    require(sample<T>(*whole_sampler, 14, 0, threads, nullptr).logits == whole.logits, "the same on any number of threads");
+  for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
+  for (int lag : {0, 3, 5, 6}) {
+    const Network<T> network(lag);
+    const auto sampler = pcf::make_cpu_sampler(network.program, dtype, weights, isa);
+    for (int size : {1, 2, 3, 5, 6, 13})
+      for (int threads : {1, 2, 3}) {
+        const Result<T> part = sample<T>(*sampler, size, 1, threads, nullptr);
+        require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+                "the same in any batch, in waves or row by row");
+      }
+    check_ends<T>(*sampler);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,170 @@
+// A program made ready for the CPU: weights packed, sizes padded, and the places marked where threads must meet.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <set>
+#include <vector>
+
+#include "kernels.h"
+#include "program.h"
+
+namespace pcf {
+
+// Zeroed memory on cache-line boundaries; pages that are never touched cost nothing.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + 64, 1)) {
+    if (!memory_) throw std::bad_alloc();
+  }
+  char* get() const {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63});
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  int64_t bytes_ = 0;
+  std::unique_ptr<void, Free> memory_;
+};
+
+struct PreparedRun {
+  int source, dy, dx;
+  Packed weights;
+};
+
+template <class T>
+struct PreparedStep {
+  StepKind kind;
+  T alpha;
+  int operand;
+  std::vector<T> scale, shift;
+
+  bool reads_value() const { return kind == StepKind::add || kind == StepKind::multiply; }
+  bool reads_condition() const {
+    return kind == StepKind::add_condition || kind == StepKind::multiply_condition;
+  }
+};
+
+template <class T>
+struct PreparedInstruction {
+  int out, channels, padded, lead, base;
+  Phase phase;
+  bool is_input, is_output;
+  std::vector<T> bias;  // padded to whole blocks
+  std::vector<PreparedRun> row_runs, pixel_runs;
+  std::vector<PreparedStep<T>> steps;
+  // Another thread may still be writing what is read: in the row phase, at a pixel after it, at a wavefront's pixels.
+  bool meet_in_row = false, meet_at_pixel = false, meet_in_wave = false;
+};
+
+template <class T>
+class PreparedProgram {
+ public:
+  PreparedProgram(const Program& program, Weights weights, const Kernels<T>& kernels) : kernels(kernels) {
+    for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
+    const auto bytes = [&](const std::vector<Run>& runs, int channels, Weights weights) {
+      int64_t sum = 0;
+      for (const auto& run : runs) sum += kernels.block_bytes(inputs(program, run), weights) * blocks(channels);
+      return sum;
+    };
+    int64_t total = 0;
+    for (const auto& i : program.instructions)
+      total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
+    packed = Buffer(total);
+    pack(program, weights);
+    place_meetings();
+  }
+
+  const Kernels<T>& kernels;
+  std::vector<PreparedInstruction<T>> instructions;
+  const PreparedInstruction<T>* input = nullptr;
+  const PreparedInstruction<T>* output = nullptr;
+  Buffer packed;
+  int depth = 0;    // the furthest row above that anything reads
+  int widest = 0;   // channels of the widest instruction, padded
+  int longest = 0;  // the largest lead
+
+ private:
+  int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
+  static int inputs(const Program& program, const Run& run) { return run.width * program.storage[run.source].channels; }
+
+  // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
+  // The row phase reads its own once per row, so there widening them would only cost time.
+  void pack(const Program& program, Weights weights) {
+    char* next = packed.get();
+    const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
+      std::vector<PreparedRun> result;
+      for (const auto& run : runs) {
+        const int k = inputs(program, run);
+        const int64_t block_bytes = kernels.block_bytes(k, weights);
+        kernels.pack(static_cast<const T*>(run.weight), k, channels, weights, next);
+        result.push_back({run.source, run.dy, run.dx, {next, k, block_bytes, weights}});
+        next += block_bytes * blocks(channels);
+      }
+      return result;
+    };
+    const auto copy = [](const void* from, int n) {
+      const T* values = static_cast<const T*>(from);
+      return from ? std::vector<T>(values, values + n) : std::vector<T>();
+    };
+    for (const auto& i : program.instructions) {
+      PreparedInstruction<T> p{};
+      p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.base = i.base, p.phase = i.phase;
+      p.is_input = i.is_input, p.is_output = i.out == program.output;
+      p.padded = blocks(i.channels) * kernels.block;
+      p.bias = copy(i.bias, i.channels);
+      p.bias.resize(p.padded);
+      p.pixel_runs = runs(i.pixel_runs, i.channels, weights);
+      for (const auto& s : i.steps)
+        p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, copy(s.scale, i.channels), copy(s.shift, i.channels)});
+      instructions.push_back(std::move(p));
+    }
+    for (size_t i = 0; i < instructions.size(); i++) {
+      auto& p = instructions[i];
+      p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
+      if (p.is_input) input = &p;
+      if (p.is_output) output = &p;
+      widest = std::max(widest, p.padded);
+      longest = std::max(longest, p.lead);
+    }
+  }
+
+  // Threads own channels. Whoever reads a value that was written since the last meeting reads channels of other
+  // threads, so the team meets in between; one meeting serves all writes before it. Instructions are walked in the
+  // order in which they run without a meeting: what is drawn is read one pixel later.
+  void place_meetings() {
+    using Instruction = PreparedInstruction<T>;
+    std::set<int> written;
+    const auto meets = [&](const Instruction& i, bool rows, bool pixels) {
+      bool reads = pixels && i.base >= 0 && written.count(i.base);
+      if (rows) for (const auto& run : i.row_runs) reads |= written.count(run.source) > 0;
+      if (pixels) for (const auto& run : i.pixel_runs) reads |= written.count(run.source) > 0;
+      if (pixels) for (const auto& step : i.steps) reads |= step.reads_value() && written.count(step.operand);
+      if (reads) written.clear();
+      return reads;
+    };
+    for (auto& i : instructions) {
+      i.meet_in_row = meets(i, true, i.phase == Phase::row);
+      if (i.phase == Phase::row) written.insert(i.out);
+    }
+    const auto walk = [&](bool Instruction::*meet, bool wave) {
+      written.clear();
+      for (bool drawn : {true, false})
+        for (auto& i : instructions) {
+          if (i.is_input || (i.phase == Phase::drawn) != drawn || (i.phase == Phase::row && !wave)) continue;
+          i.*meet = meets(i, wave, true);
+          written.insert(i.out);
+        }
+    };
+    walk(&Instruction::meet_at_pixel, false);
+    walk(&Instruction::meet_in_wave, true);
+  }
+};
+
+}  // namespace pcf
