@@ -1,5 +1,7 @@
 """The compiled part; get at it with pixelcnn_fast.environment.native()."""
 
+from collections.abc import Callable
+from enum import Enum
 from typing import TypedDict
 
 class BuildInfo(TypedDict):
@@ -33,3 +35,86 @@ def cuda_devices() -> list[CudaDevice]:
 
 def cuda_driver_version() -> int:
     """The newest CUDA version that the driver serves, such as 13000; 0 where there is no driver."""
+
+class NonFiniteLogits(ValueError):
+    """args: image, channel, row, column."""
+
+class StepKind(Enum):
+    affine = ...
+    add = ...
+    multiply = ...
+    add_condition = ...
+    multiply_condition = ...
+    relu = ...
+    leaky_relu = ...
+    elu = ...
+    silu = ...
+    sigmoid = ...
+    tanh = ...
+
+class Phase(Enum):
+    row = ...
+    pixel = ...
+    drawn = ...
+
+# The structs of csrc/program.h. Arrays are addresses (Tensor.data_ptr()), 0 for none; they are read while a
+# CpuSampler is built, and not afterwards.
+
+class Step:
+    def __init__(self, kind: StepKind, alpha: float, operand: int, scale: int, shift: int) -> None: ...
+
+class Run:
+    def __init__(self, source: int, dy: int, dx: int, width: int, weight: int) -> None: ...
+
+class Storage:
+    def __init__(self, channels: int, rows: int, pad_left: int, pad_right: int) -> None: ...
+
+class Instruction:
+    def __init__(
+        self,
+        out: int,
+        channels: int,
+        phase: Phase,
+        base: int,
+        is_input: bool,
+        bias: int,
+        row_runs: list[Run],
+        pixel_runs: list[Run],
+        steps: list[Step],
+        lead: int,
+    ) -> None: ...
+
+class Program:
+    def __init__(
+        self,
+        image_channels: int,
+        height: int,
+        width: int,
+        levels: int,
+        output: int,
+        storage: list[Storage],
+        instructions: list[Instruction],
+        conditions: list[int],
+        lag: int,
+    ) -> None: ...
+
+class CpuSampler:
+    def __init__(self, program: Program, float64: bool, bf16_weights: bool) -> None:
+        """Uses the instruction set chosen now. Raises ValueError for bf16 weights with float64."""
+
+    def run(
+        self,
+        images: int,
+        levels: int,
+        known: int,
+        noise: int,
+        conditions: list[int],
+        temperature: float,
+        logits: int,
+        threads: int,
+        on_row: Callable[[int], object],
+    ) -> None:
+        """Fills levels, without the GIL; addresses of arrays as in Job of csrc/program.h. Raises NonFiniteLogits."""
+
+    def weight_bytes(self) -> int: ...
+    def workspace_bytes(self, images: int) -> int: ...

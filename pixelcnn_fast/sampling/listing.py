@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pixelcnn_fast.sampling.passes import Phase, PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS
+from pixelcnn_fast.sampling.wavefront import wavefront
 
 
 class ProgramListing:
@@ -35,6 +36,9 @@ class ProgramListing:
             f"  per pixel: {self.row_flops / 1e6:.3f} MFLOP in the row phase, "
             f"{self.pixel_flops / 1e6:.3f} MFLOP in the pixel phase",
         ]
+        front = wavefront(self._program)
+        if front is not None:
+            lines.append(f"  wavefront: a row can start {front.lag} columns behind the row above")
         meaning = {
             Phase.ROW: "row phase: a whole row at once",
             Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",

@@ -1,0 +1,60 @@
+"""A wavefront computes everything before it is read, and starts rows as early as that allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.sampling.passes import Phase
+from pixelcnn_fast.sampling.wavefront import _reads, wavefront
+from tests.networks import pixelcnn, two_stacks
+
+MODELS = {
+    "kernel 3": (pixelcnn(kernel=3), (1, 9, 12), 2),
+    "kernel 7": (pixelcnn(kernel=7), (1, 9, 12), 4),
+    "7 at width 4": (pixelcnn(kernel=7), (1, 9, 4), None),
+    "one column": (pixelcnn(kernel=3), (1, 9, 1), None),
+    "vertical stack": (two_stacks(n_classes=None), (2, 9, 12), 4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lag_is_the_least(name):
+    model, shape, lag = MODELS[name]
+    front = wavefront(Sampler(model, shape)._phased)
+    assert (front.lag if front else None) == lag
+
+
+@pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack"])
+def test_nothing_is_read_before_it_is_computed(name):
+    """Plays the steps: marks what each instruction computes, and looks at what it reads."""
+    model, shape, _ = MODELS[name]
+    program = Sampler(model, shape)._phased
+    front, (_, height, width) = wavefront(program), shape
+    done: set[tuple[int, int, int]] = set()
+    order = [i for i in program.instructions if i.phase is not Phase.DRAWN] + program.in_phase(Phase.DRAWN)
+    longest = max(front.leads.values())
+    assert longest > 0 or name != "vertical stack"
+    for t in range(-longest, width + front.lag * (height - 1)):
+        for i in order:
+            pixels = [(y, t - front.lag * y + front.leads[i.out]) for y in range(height)]
+            pixels = [(y, x) for y, x in pixels if 0 <= x < width]
+            for y, x in pixels:
+                for source, dy, dx in _reads(i):
+                    if 0 <= y + dy and 0 <= x + dx < width:
+                        assert (source, y + dy, x + dx) in done, (i.name, t, y, x, dy, dx)
+            done |= {(i.out, y, x) for y, x in pixels}
+    assert len(done) == len(order) * height * width
+
+
+@pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
+@pytest.mark.parametrize("name", MODELS)
+def test_waves_and_single_rows_give_the_same_bits(name):
+    """Few images are sampled in waves, many row by row."""
+    model, shape, _ = MODELS[name]
+    sampler, images = Sampler(model, shape), torch.randint(0, 256, (30, *shape))
+    whole = torch.cat([sampler.logits(part) for part in images.split(15)])
+    for size in (1, 2, 4, 7):
+        assert torch.equal(torch.cat([sampler.logits(part) for part in images.split(size)]), whole)
