@@ -149,7 +149,13 @@ def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
         "10000",
     ]
     command += ["--runtime", "eager", "--batch", "1", "--out", tmp_path / "a.png", "--progress"]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A shell's background job ignores Ctrl-C, and passes that on: these tests may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while process.stderr.read(1) not in (b"%", b""):  # until the progress bar shows: it samples now
             pass
         process.send_signal(signal.SIGINT)
