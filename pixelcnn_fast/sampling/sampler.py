@@ -82,8 +82,7 @@ class Sampler:
         self._n_classes = getattr(model, "n_classes", None)
 
         with _evaluating(model):
-            captured, self._conditions = self._capture()
-        program = fuse(captured)
+            program, self._conditions = self._capture()
         if weights == "bf16":
             if self._dtype != torch.float32:
                 raise ValueError(f"weights='bf16' goes with a float32 model, this one is {self._dtype}")
@@ -183,6 +182,7 @@ class Sampler:
     # -- capture
 
     def _capture(self) -> tuple[Program, Conditions]:
+        """The fused program, checked for causality and against the model on a random image."""
         generator = torch.Generator().manual_seed(0)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self._device)
         labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.long, device=self._device) if self.conditional else None
@@ -194,7 +194,8 @@ class Sampler:
         if self._image_form == "unit":
             program = _with_unit_input(program)
         check_causal(program)
-        computed = evaluate(fuse(program), levels, conditions(labels) if labels is not None else [])
+        program = fuse(program)
+        computed = evaluate(program, levels, conditions(labels) if labels is not None else [])
         scale = output.abs().max().item()
         error = (computed - output).abs().max().item()
         if not error <= 1e3 * torch.finfo(self._dtype).eps * max(scale, 1.0):
