@@ -4,7 +4,7 @@
     python benchmarks/sampling_targets.py --quick    a tiny model: tries the script, its figures mean nothing
 
 Contestants take turns on the same noise, and every image is checked before a speed-up is shown. Leave the
-machine alone meanwhile. Writes FOLDER/<processor>-sampling.json and .md; status 1 if a target is missed.
+machine alone meanwhile. Writes FOLDER/<processor>-<isa>-sampling.json, .md; status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def main() -> int:
         "targets": [_record(target) for target in targets],
         "comparisons": [report.record(alone), report.record(together)],
     }
-    slug = re.sub(r"[^a-z0-9]+", "-", found["processor"].lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['isa']}".lower()).strip("-")
     path = folder / f"{slug}-sampling{'-quick' if args.quick else ''}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     text = f"{report.about(found)}\n\n{table}\n\n{compared}\n"
