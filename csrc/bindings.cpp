@@ -14,6 +14,7 @@
 namespace py = pybind11;
 
 void bind_sampler(py::module_& m);  // cpu/sampler_bindings.cpp
+void bind_layers(py::module_& m);   // cpu/layers_bindings.cpp
 
 namespace {
 
@@ -61,4 +62,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_devices", &cuda_devices, "The CUDA devices. RuntimeError where there are none, saying why.");
   m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
   bind_sampler(m);
+  bind_layers(m);
 }

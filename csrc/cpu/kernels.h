@@ -53,5 +53,9 @@ struct Kernels {
 // The kernels of an instruction set named in cpu_features.h.
 template <class T>
 const Kernels<T>& kernels(const char* isa);
+template <>
+const Kernels<float>& kernels<float>(const char* isa);
+template <>
+const Kernels<double>& kernels<double>(const char* isa);
 
 }  // namespace pcf

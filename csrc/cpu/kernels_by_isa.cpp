@@ -2,6 +2,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "layer_kernels.h"
 
 namespace pcf {
 
@@ -27,30 +28,38 @@ namespace pcf {
 #define PCF_IF_AVX512(f)
 #endif
 
-#define PCF_DECLARE(isa)                        \
-  extern const Kernels<float> kernels_f32_##isa; \
-  extern const Kernels<double> kernels_f64_##isa;
+#define PCF_DECLARE(isa)                                    \
+  extern const Kernels<float> kernels_f32_##isa;            \
+  extern const Kernels<double> kernels_f64_##isa;           \
+  extern const LayerKernels<float> layer_kernels_f32_##isa; \
+  extern const LayerKernels<double> layer_kernels_f64_##isa; \
+  extern const LayerKernels<Bfloat16> layer_kernels_bf16_##isa;
 PCF_EACH_ISA(PCF_DECLARE)
 
 namespace {
-template <class T>
-const Kernels<T>& either(const Kernels<float>& f32, const Kernels<double>& f64) {
-  if constexpr (sizeof(T) == 4)
-    return f32;
-  else
-    return f64;
-}
-}  // namespace
 
-template <class T>
-const Kernels<T>& kernels(const char* isa) {
-#define PCF_RETURN(name) \
-  if (std::string(isa) == #name) return either<T>(kernels_f32_##name, kernels_f64_##name);
-  PCF_EACH_ISA(PCF_RETURN)
+[[noreturn]] void not_built(const char* isa) {
   throw std::invalid_argument(std::string("no kernels were built for the instruction set ") + isa);
 }
 
-template const Kernels<float>& kernels<float>(const char*);
-template const Kernels<double>& kernels<double>(const char*);
+}  // namespace
+
+#define PCF_DEFINE(Table, function, E, prefix)    \
+  template <>                                     \
+  const Table<E>& function<E>(const char* isa) {  \
+    const std::string name = isa;                 \
+    PCF_EACH_ISA(PCF_RETURN_##prefix)             \
+    not_built(isa);                               \
+  }
+#define PCF_RETURN_kernels_f32(isa) if (name == #isa) return kernels_f32_##isa;
+#define PCF_RETURN_kernels_f64(isa) if (name == #isa) return kernels_f64_##isa;
+#define PCF_RETURN_layer_f32(isa) if (name == #isa) return layer_kernels_f32_##isa;
+#define PCF_RETURN_layer_f64(isa) if (name == #isa) return layer_kernels_f64_##isa;
+#define PCF_RETURN_layer_bf16(isa) if (name == #isa) return layer_kernels_bf16_##isa;
+PCF_DEFINE(Kernels, kernels, float, kernels_f32)
+PCF_DEFINE(Kernels, kernels, double, kernels_f64)
+PCF_DEFINE(LayerKernels, layer_kernels, float, layer_f32)
+PCF_DEFINE(LayerKernels, layer_kernels, double, layer_f64)
+PCF_DEFINE(LayerKernels, layer_kernels, Bfloat16, layer_bf16)
 
 }  // namespace pcf

@@ -2,36 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <set>
 #include <vector>
 
+#include "buffer.h"
 #include "kernels.h"
 #include "program.h"
 
 namespace pcf {
-
-// Zeroed memory on cache-line boundaries; pages that are never touched cost nothing.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + 64, 1)) {
-    if (!memory_) throw std::bad_alloc();
-  }
-  char* get() const {
-    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63});
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  int64_t bytes_ = 0;
-  std::unique_ptr<void, Free> memory_;
-};
 
 struct PreparedRun {
   int source, dy, dx;

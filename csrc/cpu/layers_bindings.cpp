@@ -1,0 +1,144 @@
+// The layers' ops in Python. Tensors come as addresses with sizes and strides: Python checks shapes, dtypes and devices,
+// allocates results and keeps everything alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/categorical_nll.h"
+#include "cpu/gated_activation.h"
+#include "cpu/masked_conv2d.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using Address = uintptr_t;
+template <int N>
+using Sizes = std::array<int64_t, N>;
+
+void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+using Map = std::tuple<Address, Sizes<4>, Sizes<4>>;  // address, sizes, strides
+
+pcf::FeatureMap feature_map(pcf::Element element, const Map& map) {
+  const auto& [address, n, s] = map;
+  const auto size = [&n = n](int i) { return static_cast<int>(n[i]); };
+  return {at(address), element, size(0), size(1), size(2), size(3), s[0], s[1], s[2], s[3]};
+}
+
+pcf::MaskedWeight masked_weight(pcf::Element element, const Map& weight, const Map& mask) {
+  const auto& [address, n, s] = weight;
+  const auto& m = std::get<2>(mask);
+  const auto size = [&n = n](int i) { return static_cast<int>(n[i]); };
+  return {at(address), at(std::get<0>(mask)), element, size(0), size(1), size(2), size(3),
+          {s[0], s[1], s[2], s[3]}, {m[0], m[1], m[2], m[3]}};
+}
+
+pcf::Geometry geometry(const Sizes<2>& padding, const Sizes<2>& dilation) {
+  return {static_cast<int>(padding[0]), static_cast<int>(padding[1]), static_cast<int>(dilation[0]),
+          static_cast<int>(dilation[1])};
+}
+
+void masked_conv2d(pcf::Element element, const Map& x, const Map& weight, const Map& mask, const Sizes<2>& padding,
+                   const Sizes<2>& dilation, Address bias, const Map& out, int threads) {
+  py::gil_scoped_release release;
+  pcf::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation),
+                     {.bias = at(bias)}, feature_map(element, out), threads);
+}
+
+void masked_conv_block(pcf::Element element, const Map& x, const Map& weight, const Map& mask, const Sizes<2>& padding,
+                       const Sizes<2>& dilation, Address bias, Address scale, Address shift, Address condition,
+                       const std::optional<Map>& residual, std::optional<pcf::StepKind> activation, double alpha,
+                       const Map& out, int threads) {
+  py::gil_scoped_release release;
+  pcf::ConvEpilogue epilogue{at(bias), at(scale), at(shift), at(condition)};
+  if (residual) epilogue.residual = feature_map(element, *residual);
+  epilogue.activates = activation.has_value();
+  epilogue.activation = activation.value_or(pcf::StepKind::relu);
+  epilogue.alpha = alpha;
+  pcf::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation), epilogue,
+                     feature_map(element, out), threads);
+}
+
+void masked_conv2d_input_gradient(pcf::Element element, const Map& grad, const Map& weight, const Map& mask,
+                                  const Sizes<2>& padding, const Sizes<2>& dilation, const Map& grad_x, int threads) {
+  py::gil_scoped_release release;
+  pcf::masked_conv2d_input_gradient(feature_map(element, grad), masked_weight(element, weight, mask),
+                                    geometry(padding, dilation), feature_map(element, grad_x), threads);
+}
+
+void masked_conv2d_weight_gradient(pcf::Element element, const Map& grad, const Map& x, const Map& mask,
+                                   const Sizes<2>& padding, const Sizes<2>& dilation, Address grad_weight,
+                                   Address grad_bias, int threads) {
+  py::gil_scoped_release release;
+  pcf::masked_conv2d_weight_gradient(feature_map(element, grad), feature_map(element, x),
+                                     masked_weight(element, mask, mask), geometry(padding, dilation), at(grad_weight),
+                                     at(grad_bias), threads);
+}
+
+void gated_activation(pcf::Element element, const pcf::GateShape& shape, Address x, Address condition, Address out,
+                      int threads) {
+  py::gil_scoped_release release;
+  pcf::gated_activation(element, shape, at(x), at(condition), at(out), threads);
+}
+
+void gated_activation_gradient(pcf::Element element, const pcf::GateShape& shape, Address x, Address condition,
+                               Address grad, Address grad_x, int threads) {
+  py::gil_scoped_release release;
+  pcf::gated_activation_gradient(element, shape, at(x), at(condition), at(grad), at(grad_x), threads);
+}
+
+pcf::LogitsTensor logits_tensor(pcf::Element element, const Sizes<5>& sizes, const Sizes<5>& strides) {
+  pcf::LogitsTensor t{element, {}, {}};
+  std::copy(sizes.begin(), sizes.end(), t.sizes);
+  std::copy(strides.begin(), strides.end(), t.strides);
+  return t;
+}
+
+bool categorical_nll(pcf::Element element, const Sizes<5>& sizes, const Sizes<5>& strides, Address logits,
+                     Address levels, Address nll, Address log_sum_exp, int threads) {
+  py::gil_scoped_release release;
+  return pcf::categorical_nll(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
+                              at(nll), at(log_sum_exp), threads);
+}
+
+void categorical_nll_gradient(pcf::Element element, const Sizes<5>& sizes, const Sizes<5>& strides, Address logits,
+                              Address levels, Address log_sum_exp, Address grad_nll, Address grad_logits, int threads) {
+  py::gil_scoped_release release;
+  pcf::categorical_nll_gradient(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
+                                at(log_sum_exp), at(grad_nll), at(grad_logits), threads);
+}
+
+}  // namespace
+
+void bind_layers(py::module_& m) {
+  py::enum_<pcf::Element>(m, "Element")
+      .value("float32", pcf::Element::float32)
+      .value("float64", pcf::Element::float64)
+      .value("bfloat16", pcf::Element::bfloat16);
+  py::enum_<pcf::GateCondition>(m, "GateCondition")
+      .value("none", pcf::GateCondition::none)
+      .value("per_image", pcf::GateCondition::per_image)
+      .value("per_pixel", pcf::GateCondition::per_pixel);
+  py::class_<pcf::GateShape>(m, "GateShape")
+      .def(py::init<int64_t, int64_t, int64_t, bool, pcf::GateCondition>(), "images"_a, "channels"_a, "pixels"_a,
+           "channels_last"_a, "condition"_a);
+
+  m.def("masked_conv2d", &masked_conv2d, "element"_a, "x"_a, "weight"_a, "mask"_a, "padding"_a, "dilation"_a, "bias"_a,
+        "out"_a, "threads"_a);
+  m.def("masked_conv_block", &masked_conv_block, "element"_a, "x"_a, "weight"_a, "mask"_a, "padding"_a, "dilation"_a,
+        "bias"_a, "scale"_a, "shift"_a, "condition"_a, "residual"_a, "activation"_a, "alpha"_a, "out"_a, "threads"_a);
+  m.def("masked_conv2d_input_gradient", &masked_conv2d_input_gradient, "element"_a, "grad"_a, "weight"_a, "mask"_a,
+        "padding"_a, "dilation"_a, "grad_x"_a, "threads"_a);
+  m.def("masked_conv2d_weight_gradient", &masked_conv2d_weight_gradient, "element"_a, "grad"_a, "x"_a, "mask"_a,
+        "padding"_a, "dilation"_a, "grad_weight"_a, "grad_bias"_a, "threads"_a);
+  m.def("gated_activation", &gated_activation, "element"_a, "shape"_a, "x"_a, "condition"_a, "out"_a, "threads"_a);
+  m.def("gated_activation_gradient", &gated_activation_gradient, "element"_a, "shape"_a, "x"_a, "condition"_a, "grad"_a,
+        "grad_x"_a, "threads"_a);
+  m.def("categorical_nll", &categorical_nll, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a, "nll"_a,
+        "log_sum_exp"_a, "threads"_a);
+  m.def("categorical_nll_gradient", &categorical_nll_gradient, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a,
+        "log_sum_exp"_a, "grad_nll"_a, "grad_logits"_a, "threads"_a);
+}
