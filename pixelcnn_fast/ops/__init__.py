@@ -1,0 +1,9 @@
+"""Stateless operators, each with a compiled CPU kernel, a Triton kernel and a plain reference; differentiable but for
+``masked_conv_block``, and usable under ``torch.compile(fullgraph=True)`` and autocast."""
+
+from pixelcnn_fast.ops.categorical_nll.op import categorical_nll
+from pixelcnn_fast.ops.gated_activation.op import gated_activation
+from pixelcnn_fast.ops.masked_conv2d.op import masked_conv2d
+from pixelcnn_fast.ops.masked_conv_block.op import masked_conv_block
+
+__all__ = ["categorical_nll", "gated_activation", "masked_conv2d", "masked_conv_block"]

@@ -1,0 +1,109 @@
+"""Negative log-likelihood under categorical logits: schema, gradients, backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.environment import native
+from pixelcnn_fast.ops.backend import choose
+from pixelcnn_fast.ops.categorical_nll import reference
+from pixelcnn_fast.ops.library import NAME, address, define, element, library
+
+
+def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Tensor:
+    """Negative log-likelihood of each image in nats; probabilities are never stored.
+
+    logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1 -> [N], in float32, or in float64
+    for float64 logits. backend: 'auto', 'compiled', 'triton' or 'reference'.
+    Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't; levels out of range are a
+    ValueError on the CPU and undefined elsewhere.
+    """
+    if logits.dim() != 5 or levels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {list(logits.shape)} do not fit levels {list(levels.shape)}: expected [N, C, H, W, L] and "
+            "[N, C, H, W]"
+        )
+    if not logits.is_floating_point() or levels.is_floating_point() or levels.dtype == torch.bool:
+        raise ValueError(f"logits are {logits.dtype}, levels {levels.dtype}: expected floating point and integers")
+    if levels.device != logits.device:
+        raise ValueError(f"levels are on {levels.device}, logits on {logits.device}: move one of them")
+    return _nll(logits, levels.long(), backend)[0]
+
+
+def _compute(logits, levels, backend):  # noqa: ANN001, ANN202: the schema has the types
+    backend = choose(backend, logits.device, logits.dtype)
+    if backend == "reference":
+        return reference.categorical_nll(logits, levels)
+    levels = levels.contiguous()
+    if backend == "triton":
+        from pixelcnn_fast.ops.categorical_nll import triton
+
+        return triton.forward(logits, levels)
+    nll, log_sum_exp = _like_nll(logits, levels, backend)
+    in_range = native().categorical_nll(
+        element(logits), tuple(logits.shape), logits.stride(), address(logits), address(levels), address(nll),
+        address(log_sum_exp), torch.get_num_threads(),
+    )  # fmt: skip
+    if not in_range:
+        low, high = int(levels.min()), int(levels.max())
+        raise ValueError(f"levels span {low}...{high}, expected 0...{logits.shape[-1] - 1}")
+    return nll, log_sum_exp
+
+
+def _like_nll(logits, levels, backend):  # noqa: ANN001, ANN202
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return (
+        torch.empty(logits.shape[:1], dtype=dtype, device=logits.device),
+        torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device),
+    )
+
+
+def _compute_gradient(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, ANN202
+    backend = choose(backend, logits.device, logits.dtype)
+    grad_logits = _like_logits(grad, logits, levels, log_sum_exp, backend)
+    if backend == "reference":
+        softmax = (logits.to(log_sum_exp.dtype) - log_sum_exp[..., None]).exp()
+        softmax.scatter_add_(-1, levels[..., None], softmax.new_full((), -1).expand_as(levels[..., None]))
+        return grad_logits.copy_(softmax * grad[:, None, None, None, None])
+    levels = levels.contiguous()
+    if backend == "triton":
+        from pixelcnn_fast.ops.categorical_nll import triton
+
+        return triton.backward(grad, logits, levels, log_sum_exp)
+    grad = grad.contiguous()
+    if grad_logits.stride() != logits.stride():  # has gaps
+        logits = torch.empty_like(grad_logits).copy_(logits)
+    native().categorical_nll_gradient(
+        element(logits), tuple(logits.shape), logits.stride(), address(logits), address(levels), address(log_sum_exp),
+        address(grad), address(grad_logits), torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_logits
+
+
+def _like_logits(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, ANN202
+    return torch.empty_like(logits)
+
+
+_nll = define("categorical_nll(Tensor logits, Tensor levels, str backend) -> (Tensor, Tensor)", _compute, _like_nll)
+_gradient = define(
+    "categorical_nll_gradient(Tensor grad, Tensor logits, Tensor levels, Tensor log_sum_exp, str backend) -> Tensor",
+    _compute_gradient,
+    _like_logits,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    logits, levels, ctx.backend = inputs
+    ctx.save_for_backward(logits, levels, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    logits, levels, log_sum_exp = ctx.saved_tensors
+    return _gradient(grad, logits, levels, log_sum_exp, ctx.backend), None, None
+
+
+torch.library.register_autograd(f"{NAME}::categorical_nll", _backward, setup_context=_save, lib=library)

@@ -1,0 +1,13 @@
+"""The gate of Gated PixelCNN in plain PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def gated_activation(x: Tensor, condition: Tensor | None = None) -> Tensor:
+    """x: [N, 2C, H, W]; condition: [N, 2C] or as x, added first, or None -> tanh(a) * sigmoid(b) [N, C, H, W]."""
+    if condition is not None:
+        x = x + (condition if condition.dim() == 4 else condition[:, :, None, None])
+    a, b = x.chunk(2, dim=1)
+    return a.tanh() * b.sigmoid()

@@ -1,0 +1,118 @@
+"""Registration of the ops with PyTorch, and how tensors are handed to the compiled module."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.environment import native
+
+NAME = "pixelcnn_fast"
+library = torch.library.Library(NAME, "DEF")
+
+Map = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def define(
+    schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """Registers an op: ``compute`` for CPU and CUDA tensors, ``fake`` for shapes alone -> how to call it.
+
+    casts: positions of the tensors that autocast converts to its dtype, as it does for convolutions.
+    Where PyTorch would add nothing to ``compute``, the call leaves out its dispatcher, which takes longer than a
+    small op itself.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    for key in ("CPU", "CUDA"):
+        library.impl(name, compute, key)
+    torch.library.register_fake(f"{NAME}::{name}", fake, lib=library)
+    overload = getattr(getattr(torch.ops, NAME), name).default
+    if casts:
+        for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            library.impl(name, _autocast(overload, device, key, casts), key)
+
+
+    def call(*args: Any) -> Any:
+        return compute(*args) if _bare(args) else overload(*args)
+
+    return call
+
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def _bare(args: tuple) -> bool:
+    """Nothing looks on or takes part: no compiler, mode, transform, autocast or gradient."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    if any(type(x) not in PLAIN or torch.is_autocast_enabled(x.device.type) for x in tensors):
+        return False
+    return not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors)
+
+
+def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tuple[int, ...]) -> Callable:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return overload(*(_lowered(x, dtype) if i in casts else x for i, x in enumerate(args)))
+
+    return cast
+
+
+def _lowered(x: Any, dtype: torch.dtype) -> Any:
+    """Autocast's rule: floating point but float64 is converted."""
+    eligible = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if eligible else x
+
+
+# -- tensors for the compiled module
+
+
+@functools.cache
+def _elements() -> dict[torch.dtype, Any]:
+    kinds = native().Element
+    return {torch.float32: kinds.float32, torch.float64: kinds.float64, torch.bfloat16: kinds.bfloat16}
+
+
+def element(x: Tensor) -> Any:
+    """The compiled module's name of a dtype."""
+    return _elements()[x.dtype]
+
+
+def as_map(x: Tensor) -> Map:
+    return x.data_ptr(), tuple(x.shape), x.stride()
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def computed(x: Tensor | None) -> Tensor | None:
+    """A vector dense and in the dtype that sums are computed in: float64 for float64, else float32."""
+    if x is None:
+        return None
+    return x.to(x.dtype if x.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """That of a result that follows x: channels-last where x's channels are innermost."""
+    innermost = x.stride(1) == 1 and x.shape[1] > 1
+    return torch.channels_last if innermost else torch.contiguous_format
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, copied if need be, without gaps in its memory format."""
+    return x.contiguous(memory_format=memory_format(x))

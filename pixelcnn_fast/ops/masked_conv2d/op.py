@@ -1,0 +1,199 @@
+"""Masked 2-D convolution: schema, gradients, backends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.environment import native
+from pixelcnn_fast.ops.backend import choose
+from pixelcnn_fast.ops.library import NAME, address, as_map, computed, define, element, library, memory_format
+from pixelcnn_fast.ops.masked_conv2d import reference
+from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
+
+Padding = int | tuple[int, int] | Literal["same", "valid"]
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    padding: Padding = "same",
+    dilation: int | tuple[int, int] = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
+
+    x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; bias: [O] or None; mask: as weight -> [N, O, H', W'],
+    channels-last where x is. Weights where the mask is 0 take no part and get a gradient of exactly 0.
+    backend: 'auto', 'compiled', 'triton' or 'reference'.
+    Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't.
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
+    """
+    padding, dilation = geometry(weight, padding, dilation)
+    check_masked_conv2d(x, weight, bias, mask, padding, dilation)
+    return _forward(x, weight, bias, mask, padding, dilation, backend)
+
+
+def geometry(
+    weight: Tensor, padding: Padding, dilation: int | tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding and dilation as pairs (vertical, horizontal)."""
+    dilation = (dilation, dilation) if isinstance(dilation, int) else (dilation[0], dilation[1])
+    if padding == "same":
+        return (dilation[0] * (weight.shape[2] // 2), dilation[1] * (weight.shape[3] // 2)), dilation
+    if padding == "valid":
+        return (0, 0), dilation
+    if isinstance(padding, str):
+        raise ValueError(f"padding is {padding!r}: expected 'same', 'valid' or numbers")
+    return ((padding, padding) if isinstance(padding, int) else (padding[0], padding[1])), dilation
+
+
+def check_masked_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+) -> None:
+    """Raises ValueError, naming the argument, if the arguments do not fit together."""
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x {list(x.shape)} does not fit weight {list(weight.shape)}: expected [N, I, H, W] and [O, I, kH, kW]"
+        )
+    if mask.shape != weight.shape:
+        raise ValueError(f"mask {list(mask.shape)} is not of the weight's shape {list(weight.shape)}")
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f"kernel {weight.shape[2]}x{weight.shape[3]}: a masked kernel needs odd sizes")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(weight.shape)}: expected [O]")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {other.dtype}, x is {x.dtype}: convert one of them")
+    for name, other in (("weight", weight), ("bias", bias), ("mask", mask)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name} is on {other.device}, x is on {x.device}: move one of them")
+    for axis, (size, kernel, pad, step) in enumerate(zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)):
+        if pad < 0 or step < 1:
+            raise ValueError(f"padding {padding}, dilation {dilation}: expected 0 or more, 1 or more")
+        if size + 2 * pad < step * (kernel - 1) + 1:
+            side = "height" if axis == 0 else "width"
+            raise ValueError(f"x {list(x.shape)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
+
+
+def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """An empty tensor for the result."""
+    height, width = (
+        x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) for i in (0, 1)
+    )
+    size = (x.shape[0], weight.shape[0], height, width)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+# -- computing
+
+
+def _compute(x, weight, bias, mask, padding, dilation, backend):  # noqa: ANN001, ANN202: the schema has the types
+    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
+    if backend == "reference":
+        return reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv2d import triton
+
+        return triton.forward(x, weight * mask, bias, live_taps(mask), dilation, padding)
+    out = like_result(x, weight, padding, dilation)
+    bias = computed(bias)
+    native().masked_conv2d(
+        element(x), as_map(x), as_map(weight), as_map(mask), padding, dilation, address(bias), as_map(out),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _input_gradient(grad, weight, mask, size, padding, dilation, backend):  # noqa: ANN001, ANN202
+    backend, mask = choose(backend, grad.device, grad.dtype), mask.to(grad.dtype)
+    if backend == "reference":
+        return torch.nn.grad.conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv2d import triton
+
+        return triton.input_gradient(grad, weight * mask, live_taps(mask), size, dilation, padding)
+    grad_x = _like_input(grad, weight, mask, size, padding, dilation, backend)
+    native().masked_conv2d_input_gradient(
+        element(grad), as_map(grad), as_map(weight), as_map(mask), padding, dilation, as_map(grad_x),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_x
+
+
+def _like_input(grad, weight, mask, size, padding, dilation, backend):  # noqa: ANN001, ANN202
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
+
+
+def _weight_gradient(grad, x, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
+    if backend == "reference":
+        weight = torch.nn.grad.conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
+        return (weight * mask).contiguous(), grad.sum((0, 2, 3))
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv2d import triton
+
+        weight = triton.weight_gradient(grad, x, tuple(mask.shape), live_taps(mask), dilation, padding)
+        return (weight * mask).contiguous(), grad.sum((0, 2, 3))
+    weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
+    native().masked_conv2d_weight_gradient(
+        element(x), as_map(grad), as_map(x), as_map(mask), padding, dilation, address(weight), address(bias),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return weight, bias
+
+
+def _like_weight(grad, x, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+    return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
+
+
+def _like_forward(x, weight, bias, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+    return like_result(x, weight, padding, dilation)
+
+
+_forward = define(
+    "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
+    "str backend) -> Tensor",
+    _compute,
+    _like_forward,
+    casts=(0, 1, 2),
+)
+_backward_input = define(
+    "masked_conv2d_input_gradient(Tensor grad, Tensor weight, Tensor mask, SymInt[4] size, SymInt[2] padding, "
+    "SymInt[2] dilation, str backend) -> Tensor",
+    _input_gradient,
+    _like_input,
+)
+_backward_weight = define(
+    "masked_conv2d_weight_gradient(Tensor grad, Tensor x, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
+    "str backend) -> (Tensor, Tensor)",
+    _weight_gradient,
+    _like_weight,
+)
+
+
+# -- gradients
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, mask, ctx.padding, ctx.dilation, ctx.backend = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight, mask)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, mask = ctx.saved_tensors
+    how = (ctx.padding, ctx.dilation, ctx.backend)
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _backward_input(grad, weight, mask, x.shape, *how)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        grad_weight, grad_bias = _backward_weight(grad, x, mask, *how)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+
+
+torch.library.register_autograd(f"{NAME}::masked_conv2d", _backward, setup_context=_save, lib=library)

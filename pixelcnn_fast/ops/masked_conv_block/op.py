@@ -1,0 +1,101 @@
+"""Convolution, folded batch norm, condition, residual and activation in one pass, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.environment import native
+from pixelcnn_fast.ops.backend import choose
+from pixelcnn_fast.ops.library import address, as_map, computed, define, element
+from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result
+from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
+from pixelcnn_fast.ops.masked_conv_block import reference
+
+
+def masked_conv_block(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    condition: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    alpha: float = 1.0,
+    padding: Padding = "same",
+    dilation: int | tuple[int, int] = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """activation(scale * (masked convolution + bias) + shift + condition + residual) in one pass; no gradients.
+
+    x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias, scale, shift: [O]; condition: [N, O]; residual: [N, O, H', W']
+    -> [N, O, H', W'], channels-last where x is. None leaves a term out. activation: 'none', 'relu', 'leaky_relu',
+    'elu' (slope alpha), 'silu', 'sigmoid' or 'tanh'.
+    Raises ValueError as ``masked_conv2d``, and if a gradient would be needed: there it is no saving.
+    """
+    given = [t for t in (x, weight, bias, scale, shift, condition, residual) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        raise ValueError("masked_conv_block has no gradient: use it under torch.no_grad(), or masked_conv2d")
+    padding, dilation = geometry(weight, padding, dilation)
+    check_masked_conv2d(x, weight, bias, mask, padding, dilation)
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
+    n, out = x.shape[0], weight.shape[0]
+    for name, tensor, size in (("scale", scale, (out,)), ("shift", shift, (out,)), ("condition", condition, (n, out))):
+        if tensor is not None and tensor.shape != size:
+            raise ValueError(f"{name} {list(tensor.shape)}: expected {list(size)}")
+    if residual is not None:
+        with torch.device("meta"):
+            size = like_result(x.to("meta"), weight, padding, dilation).shape
+        if residual.shape != size:
+            raise ValueError(f"residual {list(residual.shape)}: expected the result's shape {list(size)}")
+    return _block(x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend)
+
+
+def _compute(  # noqa: ANN202: the schema has the types
+    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend  # noqa: ANN001
+):
+    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
+    terms = (x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation)
+    if backend == "reference":
+        return reference.masked_conv_block(*terms)
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv_block import triton
+
+        folded = weight * mask
+        if scale is not None:
+            folded = folded * scale[:, None, None, None]
+            bias = bias * scale if bias is not None else None
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        return triton.forward(
+            x, folded, bias, live_taps(mask), dilation, padding, activation, residual, condition, alpha
+        )
+    out = like_result(x, weight, padding, dilation)
+    bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
+    module = native()
+    module.masked_conv_block(
+        element(x), as_map(x), as_map(weight), as_map(mask), padding, dilation, address(bias), address(scale),
+        address(shift), address(condition), None if residual is None else as_map(residual),
+        None if activation == "none" else getattr(module.StepKind, activation), alpha, as_map(out),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _like(  # noqa: ANN202
+    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend  # noqa: ANN001
+):
+    return like_result(x, weight, padding, dilation)
+
+
+_block = define(
+    "masked_conv_block(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor? scale, Tensor? shift, "
+    "Tensor? condition, Tensor? residual, str activation, float alpha, SymInt[2] padding, SymInt[2] dilation, "
+    "str backend) -> Tensor",
+    _compute,
+    _like,
+    casts=(0, 1, 2, 7),
+)
