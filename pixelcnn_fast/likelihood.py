@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
+
+from pixelcnn_fast.ops import categorical_nll
 
 
 def to_levels(images: Tensor, levels: int = 256) -> Tensor:
@@ -42,9 +43,7 @@ def nll(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tenso
         raise ValueError(
             f"logits {list(logits.shape)} do not fit images {list(images.shape)}: expected [N, C, H, W, L]"
         )
-    target = to_levels(images, logits.shape[-1])
-    per_sub_pixel = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    return per_sub_pixel.view(images.shape[0], -1).sum(1)
+    return categorical_nll(logits, to_levels(images, logits.shape[-1]))
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a
 constexpr int kLanes = 32;
 
 template <class E, class T = Computed<E>>
-T log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
+double log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
   T high[kLanes], sum[kLanes] = {};
   for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
   int k = 0;
@@ -73,56 +73,75 @@ T log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
   for (int j = 1; j < kLanes; j++) top = high[j] > top ? high[j] : top;
   for (k = 0; stride == 1 && k + kLanes <= levels; k += kLanes)
     for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k + j]) - top);
-  for (; k < levels; k++) sum[0] += exponential(convert<T>(logits[k * stride]) - top);
-  T total = 0;
+  double total = 0;
   for (int j = 0; j < kLanes; j++) total += sum[j];
+  for (; k < levels; k++) total += exponential(convert<T>(logits[k * stride]) - top);
   return top + std::log(total);
 }
 
 // kLanes sub-pixels side by side in memory.
 template <class E, class T = Computed<E>>
-void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, T* out) {
-  T high[kLanes], sum[kLanes] = {};
+void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, double* out) {
+  constexpr int kPart = 16;  // levels that are summed before they join the total: fewer roundings in a row
+  T high[kLanes], total[kLanes] = {};
   for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
   for (int k = 0; k < levels; k++)
     for (int j = 0; j < kLanes; j++) {
       const T v = convert<T>(logits[k * level_stride + j]);
       high[j] = high[j] > v ? high[j] : v;
     }
-  for (int k = 0; k < levels; k++)
-    for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k * level_stride + j]) - high[j]);
-  for (int j = 0; j < kLanes; j++) out[j] = high[j] + std::log(sum[j]);
+  for (int part = 0; part < levels; part += kPart) {
+    T sum[kLanes] = {};
+    for (int k = part; k < levels && k < part + kPart; k++)
+      for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k * level_stride + j]) - high[j]);
+    for (int j = 0; j < kLanes; j++) total[j] += sum[j];
+  }
+  for (int j = 0; j < kLanes; j++) out[j] = high[j] + std::log(double{total[j]});
 }
 
 template <class E>
-void log_sum_exp(const Logits<E>& l, int n, Computed<E>* out) {
+void log_sum_exp(const Logits<E>& l, int n, double* out) {
   int i = 0;
   for (; l.stride == 1 && i + kLanes <= n; i += kLanes) log_sum_exp_of_columns(l.data + i, l.level_stride, l.levels, out + i);
   for (; i < n; i++) out[i] = log_sum_exp_of_row(l.data + i * l.stride, l.level_stride, l.levels);
 }
 
+// A log of a sum of exp in two parts of the computed type, so that subtracting it loses nothing.
+template <class T>
+struct Split {
+  T high, low;
+  explicit Split(double x) : high(static_cast<T>(x)), low(static_cast<T>(x - static_cast<double>(high))) {}
+  T probability(T logit) const { return exponential((logit - high) - low); }
+};
+
 template <class E, class T = Computed<E>>
-void nll_gradient(const Logits<E>& l, int n, const T* log_sum_exp, const int64_t* target, T scale, E* grad) {
-  const auto softmax = [=](E logit, T lse) { return convert<E>(scale * exponential(convert<T>(logit) - lse)); };
+void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const int64_t* target, T scale, E* grad) {
   int i = 0;
-  for (; l.stride == 1 && i + kLanes <= n; i += kLanes)
+  for (; l.stride == 1 && i + kLanes <= n; i += kLanes) {
+    T high[kLanes], low[kLanes];
+    for (int j = 0; j < kLanes; j++) {
+      const Split<T> split(log_sum_exp[i + j]);
+      high[j] = split.high, low[j] = split.low;
+    }
     for (int k = 0; k < l.levels; k++) {
       const E* __restrict__ from = l.data + i + k * l.level_stride;
       E* __restrict__ to = grad + i + k * l.level_stride;
-      for (int j = 0; j < kLanes; j++) to[j] = softmax(from[j], log_sum_exp[i + j]);
+      for (int j = 0; j < kLanes; j++) to[j] = convert<E>(scale * exponential((convert<T>(from[j]) - high[j]) - low[j]));
     }
+  }
   for (; i < n; i++) {
     const E* __restrict__ from = l.data + i * l.stride;
     E* __restrict__ to = grad + i * l.stride;
-    const T lse = log_sum_exp[i];
+    const Split<T> split(log_sum_exp[i]);
     if (l.level_stride == 1)
-      for (int k = 0; k < l.levels; k++) to[k] = softmax(from[k], lse);
+      for (int k = 0; k < l.levels; k++) to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
     else
-      for (int k = 0; k < l.levels; k++) to[k * l.level_stride] = softmax(from[k * l.level_stride], lse);
+      for (int64_t k = 0; k < l.levels * l.level_stride; k += l.level_stride)
+        to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
   }
   for (i = 0; i < n; i++) {  // anew, so that bfloat16 is rounded once
     const int64_t at = i * l.stride + target[i] * l.level_stride;
-    grad[at] = convert<E>(scale * (exponential(convert<T>(l.data[at]) - log_sum_exp[i]) - T(1)));
+    grad[at] = convert<E>(scale * (Split<T>(log_sum_exp[i]).probability(convert<T>(l.data[at])) - T(1)));
   }
 }
 

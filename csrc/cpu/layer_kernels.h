@@ -32,9 +32,9 @@ struct LayerKernels {
   void (*gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
 
   // log of the sum of exp over each sub-pixel's logits
-  void (*log_sum_exp)(const Logits<E>&, int n, Computed<E>* out);
+  void (*log_sum_exp)(const Logits<E>&, int n, double* out);
   // grad[as the logits] = scale * (softmax - one-hot of target)
-  void (*nll_gradient)(const Logits<E>&, int n, const Computed<E>* log_sum_exp, const int64_t* target, Computed<E> scale,
+  void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
 };
 

@@ -101,14 +101,14 @@ bool categorical_nll(pcf::Element element, const Sizes<5>& sizes, const Sizes<5>
                      Address levels, Address nll, Address log_sum_exp, int threads) {
   py::gil_scoped_release release;
   return pcf::categorical_nll(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
-                              at(nll), at(log_sum_exp), threads);
+                              at(nll), static_cast<double*>(at(log_sum_exp)), threads);
 }
 
 void categorical_nll_gradient(pcf::Element element, const Sizes<5>& sizes, const Sizes<5>& strides, Address logits,
                               Address levels, Address log_sum_exp, Address grad_nll, Address grad_logits, int threads) {
   py::gil_scoped_release release;
   pcf::categorical_nll_gradient(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
-                                at(log_sum_exp), at(grad_nll), at(grad_logits), threads);
+                                static_cast<double*>(at(log_sum_exp)), at(grad_nll), at(grad_logits), threads);
 }
 
 }  // namespace

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pixelcnn_fast.nn import MaskedConv2d, ResidualBlock
+from pixelcnn_fast.nn import FusedSequential, MaskedConv2d, ResidualBlock
+from pixelcnn_fast.nn.fused import conv_norm_relu
 
 LEVELS = 256
 
@@ -47,7 +47,7 @@ class PixelCNN(nn.Module):
         self.blocks = nn.Sequential(
             *(ResidualBlock(hidden_channels, hidden_channels) for _ in range(n_residual))
         )
-        self.tail = nn.Sequential()
+        self.tail = FusedSequential()
         for _ in range(2):
             self.tail.append(MaskedConv2d(hidden_channels, hidden_channels, 3, mask_type="B"))
             self.tail.append(nn.BatchNorm2d(hidden_channels))
@@ -57,7 +57,7 @@ class PixelCNN(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         self._check_images(images)
         self._check_labels(images.shape[0], labels)
-        h = F.relu(self.norm_in(self.conv_in(self._to_unit_range(images))))
+        h = conv_norm_relu(self._to_unit_range(images), self.conv_in, self.norm_in)
         if self.embedding is not None:
             h = h + self.embedding(labels)[:, :, None, None]
         logits = self.conv_out(self.tail(self.blocks(h)))

@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.nn.fused import kernel_mask
+from pixelcnn_fast.ops import masked_conv2d
+
 MaskType = Literal["A", "B"]
 
 
@@ -39,6 +42,7 @@ class MaskedConv2d(nn.Conv2d):
     """
 
     mask: Tensor
+    mask_name = "mask"
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", mask.to(self.weight).clone())
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * self.mask, self.bias)
+        return masked_conv2d(input, self.weight, self.bias, kernel_mask(self), self.padding, self.dilation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask_type={self.mask_type!r}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pixelcnn_fast.nn.fused import conv_norm_relu
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
 
 
@@ -27,5 +27,5 @@ class ResidualBlock(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
+        h = conv_norm_relu(x, self.conv1, self.norm1)
+        return conv_norm_relu(h, self.conv2, self.norm2, residual=self.skip(x))

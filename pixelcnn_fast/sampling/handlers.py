@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def plain_name(func: Callable) -> str:
     """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""
-    name = getattr(func, "__name__", str(func))
+    name = getattr(func, "__name__", str(func)).removesuffix(".default")
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
         return {"iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul", "itruediv": "div",
@@ -45,6 +45,13 @@ def _conv2d(
     columns = weight.detach().permute(2, 3, 1, 0)
     taps = [(i * dil_y - pad_y, j * dil_x - pad_x, columns[i, j]) for i in range(height) for j in range(width)]
     return r.convolution(output, input, taps, bias)
+
+
+def _masked_conv2d(
+    r: Recorder, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor,
+    padding: Any, dilation: Any, backend: str,
+) -> FeatureMap:  # fmt: skip
+    return _conv2d(r, output, input, weight * mask, bias, 1, padding, dilation)
 
 
 def _batch_norm(
@@ -152,6 +159,7 @@ def _reflected_sub(r: Recorder, output: Tensor, input: Tensor, other: Any) -> Fe
 
 HANDLERS: dict[str, Callable[..., FeatureMap]] = {
     "conv2d": _conv2d,
+    "masked_conv2d": _masked_conv2d,
     "batch_norm": _batch_norm,
     **{name: _activation(name) for name in ACTIVATIONS},
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),

@@ -41,7 +41,8 @@ def _compute(logits, levels, backend):  # noqa: ANN001, ANN202: the schema has t
     if backend == "triton":
         from pixelcnn_fast.ops.categorical_nll import triton
 
-        return triton.forward(logits, levels)
+        nll, log_sum_exp = triton.forward(logits, levels)
+        return nll, log_sum_exp.double()
     nll, log_sum_exp = _like_nll(logits, levels, backend)
     in_range = native().categorical_nll(
         element(logits), tuple(logits.shape), logits.stride(), address(logits), address(levels), address(nll),
@@ -57,7 +58,7 @@ def _like_nll(logits, levels, backend):  # noqa: ANN001, ANN202
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return (
         torch.empty(logits.shape[:1], dtype=dtype, device=logits.device),
-        torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device),
+        torch.empty(logits.shape[:-1], dtype=torch.float64, device=logits.device),
     )
 
 
@@ -65,14 +66,14 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN0
     backend = choose(backend, logits.device, logits.dtype)
     grad_logits = _like_logits(grad, logits, levels, log_sum_exp, backend)
     if backend == "reference":
-        softmax = (logits.to(log_sum_exp.dtype) - log_sum_exp[..., None]).exp()
+        softmax = (logits - log_sum_exp[..., None]).exp()
         softmax.scatter_add_(-1, levels[..., None], softmax.new_full((), -1).expand_as(levels[..., None]))
         return grad_logits.copy_(softmax * grad[:, None, None, None, None])
     levels = levels.contiguous()
     if backend == "triton":
         from pixelcnn_fast.ops.categorical_nll import triton
 
-        return triton.backward(grad, logits, levels, log_sum_exp)
+        return triton.backward(grad, logits, levels, log_sum_exp.float())
     grad = grad.contiguous()
     if grad_logits.stride() != logits.stride():  # has gaps
         logits = torch.empty_like(grad_logits).copy_(logits)

@@ -1,0 +1,112 @@
+"""Masked convolution, batch norm and activation in one pass, where that changes nothing but the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.ops import masked_conv_block
+
+
+def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
+    """ReLU(norm(conv(x)) + residual); conv has a ``mask``. x: [N, I, H, W] -> [N, O, H, W]."""
+    if is_masked(conv) and can_fuse(x, conv, norm):
+        return fused(x, conv, norm, "relu", residual=residual)
+    y = norm(conv(x))
+    return F.relu(y if residual is None else y + residual)
+
+
+def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
+    """True for inference: nobody needs gradients, the batch's statistics, the calls one by one or values between."""
+    if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in chain([x], *(m.parameters(False) for m in modules))):
+        return False
+    recorded = torch._C._len_torch_function_stack() > 0 and not torch.compiler.is_compiling()
+    return not recorded and not any(_has_hooks(m) for m in modules)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def fused(
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    activation: str = "none",
+    alpha: float = 1.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(norm(conv(x)) + residual) through ``ops.masked_conv_block``."""
+    scale = shift = None
+    if norm is not None:
+        scale = (norm.running_var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias
+    return masked_conv_block(
+        x, conv.weight, conv.bias, kernel_mask(conv), scale, shift, None, residual, activation, alpha, conv.padding, conv.dilation
+    )
+
+
+class FusedSequential(nn.Sequential):
+    """``nn.Sequential`` that computes its runs of masked convolution, batch norm and activation in one pass each.
+
+    Same children, same state_dict; in training mode, with gradients and under hooks it is ``nn.Sequential``.
+    """
+
+    def forward(self, input: Any) -> Any:
+        for conv, norm, activation in _runs(self):
+            run = [module for module in (conv, norm, activation) if module is not None]
+            if len(run) > 1 and can_fuse(input, *run):
+                name, alpha = ACTIVATIONS[type(activation)](activation) if activation is not None else ("none", 1.0)
+                input = fused(input, conv, norm, name, alpha)
+            else:
+                for module in run:
+                    input = module(input)
+        return input
+
+    @staticmethod
+    def has_runs(modules: nn.Sequential) -> bool:
+        """True if some masked convolution is followed by what can be fused with it."""
+        return any(norm is not None or activation is not None for _, norm, activation in _runs(modules))
+
+
+def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+    """A masked convolution with the batch norm and the activation after it; any other module by itself."""
+    rest = list(modules)
+    while rest:
+        first, norm, activation = rest.pop(0), None, None
+        if is_masked(first):
+            if rest and isinstance(rest[0], nn.BatchNorm2d):
+                norm = rest.pop(0)
+            if rest and type(rest[0]) in ACTIVATIONS:
+                activation = rest.pop(0)
+        yield first, norm, activation
+
+
+def is_masked(module: nn.Module) -> bool:
+    """True for a convolution that computes ``ops.masked_conv2d`` of its weight and mask."""
+    return hasattr(type(module), "mask_name")
+
+
+def kernel_mask(conv: nn.Conv2d) -> Tensor:
+    """The mask of such a convolution, in its weight's shape."""
+    mask = getattr(conv, conv.mask_name)
+    return mask if mask.shape == conv.weight.shape else mask.expand_as(conv.weight)
+
+
+ACTIVATIONS = {
+    nn.ReLU: lambda m: ("relu", 1.0),
+    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
+    nn.ELU: lambda m: ("elu", m.alpha),
+    nn.SiLU: lambda m: ("silu", 1.0),
+    nn.Sigmoid: lambda m: ("sigmoid", 1.0),
+    nn.Tanh: lambda m: ("tanh", 1.0),
+}

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pixelcnn_fast import ops
+from pixelcnn_fast.environment import native
+from tests.tolerances import assert_right
+
+SHAPES = [(2, 3, 7, 5, 256), (1, 1, 1, 1, 2), (3, 2, 4, 40, 33), (1, 1, 9, 8, 5)]
+LAYOUTS = {
+    "levels last": lambda x: x,
+    "maps of levels": lambda x: x.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2),
+    "channels last": lambda x: x.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4),
+    "with gaps": lambda x: torch.stack([x, x], 4).flatten(3, 4)[:, :, :, ::2],
+}
+
+
+def plain(logits, levels):
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(wide.flatten(0, 3), levels.flatten(), reduction="none")
+    return losses.view(levels.shape).flatten(1).sum(1)
+
+
+def run(function, logits, levels, dtype, layout="levels last"):
+    x = LAYOUTS[layout](logits.to(dtype, copy=True)).requires_grad_()
+    y = function(x, levels)
+    y.backward(torch.linspace(0.5, 2, len(y), dtype=y.dtype))
+    return [y.detach(), x.grad]
+
+
+@pytest.mark.parametrize("isa", native().isas() if native() else [""])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_cross_entropy(isa, dtype, layout):
+    if native():
+        native().force_isa(isa)
+    try:
+        for shape in SHAPES:
+            generator = torch.Generator().manual_seed(0)
+            logits = 4 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            logits = logits.to(dtype).double()  # the same numbers for all
+            levels = torch.randint(0, shape[-1], shape[:-1], generator=generator)
+            got = run(ops.categorical_nll, logits, levels, dtype, layout)
+            expected, exact = run(plain, logits, levels, dtype), run(plain, logits, levels, torch.float64)
+            for one, other, true in zip(got, expected, exact, strict=True):
+                assert_right(one, other, true)
+    finally:
+        if native():
+            native().force_isa("")
+
+
+def test_far_logits_do_not_overflow():
+    logits = torch.tensor([3e38, -3e38, 0.0, 1e3]).expand(1, 1, 1, 2, 4).contiguous()
+    levels = torch.tensor([0, 0]).view(1, 1, 1, 2)
+    assert ops.categorical_nll(logits, levels).tolist() == [0]
+
+
+def test_no_image_and_small_integer_levels():
+    assert ops.categorical_nll(torch.zeros(0, 1, 2, 2, 8), torch.zeros(0, 1, 2, 2, dtype=torch.uint8)).shape == (0,)
+    nll = ops.categorical_nll(torch.zeros(2, 1, 1, 1, 8), torch.ones(2, 1, 1, 1, dtype=torch.uint8))
+    assert torch.allclose(nll, torch.full((2,), 8.0).log())
+
+
+def test_gradients_and_registration():
+    logits = torch.randn(2, 2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
+    levels = torch.randint(0, 5, (2, 2, 2, 3))
+    torch.autograd.gradcheck(lambda x: ops.categorical_nll(x, levels), (logits,))
+    for dtype in (torch.float32, torch.float16):
+        args = (logits.detach().to(dtype).requires_grad_(), levels, "auto")
+        torch.library.opcheck(torch.ops.pixelcnn_fast.categorical_nll.default, args)
+
+
+@pytest.mark.parametrize(
+    ("logits", "levels", "message"),
+    [
+        (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), 4), "levels span 4...4"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), -1), "levels span"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 2, 2, dtype=torch.long), "do not fit"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 1, 2, 2), "integers"),
+    ],
+)
+def test_refusals(logits, levels, message):
+    with pytest.raises(ValueError, match=message):
+        ops.categorical_nll(logits, levels)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import ops
+from pixelcnn_fast.environment import native
+from pixelcnn_fast.ops.gated_activation import reference
+from tests.tolerances import assert_right
+
+SHAPES = [(2, 66, 7, 5), (1, 2, 1, 1), (0, 4, 3, 3), (3, 10, 40, 33)]
+
+
+def run(function, x, condition, dtype, channels_last=False):
+    """Result and gradients, in ``dtype``."""
+    x = x.to(dtype, copy=True)
+    x = (x.to(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
+    condition = None if condition is None else condition.to(dtype, copy=True).requires_grad_()
+    y = function(x, condition)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype))
+    return [y.detach(), x.grad, *([] if condition is None else [condition.grad])]
+
+
+@pytest.mark.parametrize("isa", native().isas() if native() else [""])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("condition", [None, "per image", "per pixel"])
+def test_equals_plain_torch(isa, dtype, channels_last, condition):
+    if native():
+        native().force_isa(isa)
+    try:
+        for shape in SHAPES:
+            generator = torch.Generator().manual_seed(0)
+            x = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            c = None
+            if condition:
+                size = shape[:2] if condition == "per image" else shape
+                c = torch.randn(size, generator=generator, dtype=torch.float64)
+            got = run(ops.gated_activation, x, c, dtype, channels_last)
+            plain, exact = (run(reference.gated_activation, x, c, d) for d in (dtype, torch.float64))
+            if x.numel():
+                for one, other, true in zip(got, plain, exact, strict=True):
+                    assert_right(one, other, true)
+            assert got[0].shape == plain[0].shape
+    finally:
+        if native():
+            native().force_isa("")
+
+
+def test_far_values_saturate_and_nan_passes():
+    x = torch.tensor([1e4, -1e4, 0.0, 1.0, float("nan"), 1.0, 1e4, -1e4]).view(1, 4, 1, 2)
+    y = ops.gated_activation(x)
+    expected = reference.gated_activation(x)
+    assert torch.equal(torch.isnan(y), torch.isnan(expected))
+    assert torch.allclose(y, expected, atol=1e-6, equal_nan=True)
+
+
+def test_a_map_with_gaps():
+    x = torch.randn(2, 6, 5, 8, dtype=torch.float64)
+    for part in (x[:, 1:5], x[..., ::2], x.to(memory_format=torch.channels_last)[:, :, 1:, 2:]):
+        got = ops.gated_activation(part)
+        assert (got - reference.gated_activation(part)).abs().max() < 1e-14
+
+
+def test_gradients_and_registration():
+    x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    for c in (None, torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 4, 3, 2, dtype=torch.float64)):
+        c = None if c is None else c.requires_grad_()
+        inputs = (x,) if c is None else (x, c)
+        torch.autograd.gradcheck(ops.gated_activation, inputs)
+        for low in (torch.float32, torch.float16):
+            args = [t.detach().to(low).requires_grad_() for t in inputs] + [None] * (2 - len(inputs))
+            torch.library.opcheck(torch.ops.pixelcnn_fast.gated_activation.default, (*args, "auto"))
+
+
+@pytest.mark.parametrize(
+    ("x", "condition", "message"),
+    [
+        (torch.zeros(1, 3, 2, 2), None, "even number"),
+        (torch.zeros(4, 2), None, "expected"),
+        (torch.zeros(2, 4, 2, 2), torch.zeros(2, 2), "does not fit"),
+        (torch.zeros(2, 4, 2, 2), torch.zeros(2, 4).double(), "convert one"),
+    ],
+)
+def test_refusals(x, condition, message):
+    with pytest.raises(ValueError, match=message):
+        ops.gated_activation(x, condition)

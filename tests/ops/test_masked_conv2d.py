@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pixelcnn_fast import ops
+from pixelcnn_fast.environment import native
+from pixelcnn_fast.nn import raster_mask
+from tests.tolerances import assert_right
+
+needs_native = pytest.mark.skipif(native() is None, reason="the compiled module is not there")
+FORMATS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "every other column": lambda x: torch.stack([x, x], -1).flatten(3)[..., ::2],
+}
+
+
+def problem(n, channels_in, channels_out, kernel, height, width, seed=0, mask=None):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias = (
+        torch.randn(size, generator=generator, dtype=torch.float64)
+        for size in ((n, channels_in, height, width), (channels_out, channels_in, *kernel), (channels_out,))
+    )
+    if mask is None:
+        mask = raster_mask(*kernel, "B")
+    return x, weight, bias, mask.expand_as(weight).contiguous()
+
+
+def run(function, x, weight, bias, mask, dtype, layout="contiguous", **how):
+    """Result and gradients of a fixed weighting of the result, all in ``dtype``."""
+    x, weight, bias = (t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias))
+    y = function(FORMATS[layout](x), weight, bias, mask.to(dtype), **how)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+    y.backward(grad)
+    return [y.detach(), x.grad, weight.grad, bias.grad]
+
+
+def plain(x, weight, bias, mask, padding="same", dilation=1):
+    return F.conv2d(x, weight * mask, bias, padding=padding, dilation=dilation)
+
+
+def assert_exact(got, inputs, dtype, **how):
+    expected = run(plain, *inputs, dtype, **how)
+    exact = run(plain, *inputs, torch.float64, **how)
+    for one, other, true in zip(got, expected, exact, strict=True):
+        assert_right(one, other, true)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", native().isas() if native() else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_equals_plain_torch(isa, dtype, layout):
+    native().force_isa(isa)
+    try:
+        for sizes in [(2, 33, 5, (3, 3), 7, 5), (1, 1, 4, (7, 7), 1, 1), (3, 4, 33, (1, 5), 2, 9), (1, 5, 3, (5, 1), 40, 3)]:
+            inputs = problem(*sizes)
+            assert_exact(run(ops.masked_conv2d, *inputs, dtype, layout, backend="compiled"), inputs, dtype)
+    finally:
+        native().force_isa("")
+
+
+@needs_native
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 3),
+    channels=st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 7])),
+    size=st.tuples(st.integers(9, 20), st.integers(13, 21)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from(["same", "valid", (2, 1), 0]),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding, threads, seed):
+    mask = (torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4).double()
+    inputs = problem(n, *channels, kernel, *size, seed, mask)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = run(ops.masked_conv2d, *inputs, torch.float64, padding=padding, dilation=dilation, backend="compiled")
+    finally:
+        torch.set_num_threads(before)
+    assert_exact(got, inputs, torch.float64, padding=padding, dilation=dilation)
+    assert (got[2][mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_nothing_live_gives_the_bias(backend):
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 5, mask=torch.zeros(3, 3))
+    y = ops.masked_conv2d(x, weight, bias, mask, backend=backend)
+    assert torch.equal(y, bias[None, :, None, None].expand_as(y))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_result_is_laid_out_as_x(layout):
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 5)
+    y = ops.masked_conv2d(FORMATS[layout](x), weight, bias, mask)
+    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert y.is_contiguous(memory_format=format)
+    assert torch.equal(y, ops.masked_conv2d(x, weight.to(memory_format=torch.channels_last), bias, mask))
+
+
+def test_dead_weights_do_not_matter_and_inputs_are_not_written():
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 5)
+    copies = [t.clone() for t in (x, weight, bias, mask)]
+    expected = ops.masked_conv2d(x, weight, bias, mask)
+    assert all(torch.equal(a, b) for a, b in zip((x, weight, bias, mask), copies, strict=True))
+    assert torch.equal(ops.masked_conv2d(x, weight + 1e6 * (1 - mask), bias, mask), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_gradients_against_finite_differences(backend):
+    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
+
+
+def test_registration():
+    for dtype in (torch.float32, torch.float16):
+        x, weight, bias, mask = (t.to(dtype) for t in problem(2, 3, 4, (3, 3), 5, 6))
+        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+        for layout in ("contiguous", "channels_last"):
+            args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
+            torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv2d.default, args)
+
+
+def test_autocast_computes_as_convolutions_do():
+    x, weight, bias, mask = (t.float() for t in problem(2, 3, 4, (3, 3), 5, 6))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = ops.masked_conv2d(x, weight, bias, mask), plain(x, weight, bias, mask)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    low = [t.bfloat16() for t in (x, weight, bias, mask)]
+    assert torch.equal(got, ops.masked_conv2d(*low))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=torch.zeros(2, 4, 5, 5)), "does not fit weight"),
+        (dict(mask=torch.ones(3, 3)), "mask"),
+        (dict(bias=torch.zeros(5)), "bias"),
+        (dict(weight=torch.zeros(4, 3, 2, 3), mask=torch.zeros(4, 3, 2, 3)), "odd sizes"),
+        (dict(x=torch.zeros(2, 3, 5, 5, dtype=torch.bfloat16)), "convert one"),
+        (dict(padding=-1), "padding"),
+        (dict(padding="full"), "padding"),
+        (dict(dilation=9, padding=0), "smaller than the dilated kernel"),
+        (dict(backend="cudnn"), "expected 'auto'"),
+        (dict(backend="triton"), "cuda tensors"),
+        (dict(x=torch.zeros(2, 3, 5, 5, device="meta")), "is on"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = dict(x=torch.zeros(2, 3, 5, 5), weight=torch.zeros(4, 3, 3, 3), bias=None, mask=torch.ones(4, 3, 3, 3))
+    with pytest.raises(ValueError, match=message):
+        ops.masked_conv2d(**(arguments | change))
+
+
+def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch):
+    x, weight, bias, mask = problem(1, 2, 2, (3, 3), 4, 4)
+    monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
+    ops.masked_conv2d(x, weight, bias, mask)
+    with pytest.raises(ValueError, match="PIXELCNN_FAST_NATIVE=0 is set"):
+        ops.masked_conv2d(x, weight, bias, mask, backend="compiled")
