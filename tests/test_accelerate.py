@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, accelerate
+from pixelcnn_fast.likelihood import nll
+from pixelcnn_fast.models import reference
+from pixelcnn_fast.nn import FusedSequential, raster_mask
+from tests.networks import enlivened
+from tests.tolerances import assert_identical_up_to_rounding
+
+
+class InPlace(nn.Conv2d):
+    """Zeroes its weights whenever it runs."""
+
+    def __init__(self, kind, *args):
+        super().__init__(*args, padding=args[-1] // 2)
+        self.register_buffer("mask", raster_mask(*self.kernel_size, kind).expand_as(self.weight).clone())
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class Functional(nn.Conv2d):
+    """Multiplies by a mask of one kernel, under another name, that is no buffer."""
+
+    def __init__(self, kind, *args):
+        super().__init__(*args, padding="same")
+        self.causal = raster_mask(*self.kernel_size, kind)[None, None].double()
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.causal, self.bias, padding=self.padding)
+
+
+class Scaled(InPlace):
+    """Not only a masked convolution."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Foreign(nn.Module):
+    """A network of somebody else's."""
+
+    def __init__(self, masked=InPlace):
+        super().__init__()
+        self.first = masked("A", 1, 8, 5)
+        self.body = nn.Sequential(
+            masked("B", 8, 9, 3), nn.BatchNorm2d(9), nn.ReLU(), masked("B", 9, 8, 3), nn.ELU(0.5), nn.Dropout(0.0)
+        )
+        self.conv_out = nn.Conv2d(8, 256, 1)
+
+    def forward(self, images):
+        x = self.first(images.to(self.first.weight.dtype) / 255)
+        x = x + self.body(x)
+        n, _, height, width = x.shape
+        return self.conv_out(x).view(n, 1, 256, height, width).permute(0, 1, 3, 4, 2)
+
+
+def models():
+    torch.manual_seed(0)
+    yield reference.PixelCNN(1, 8, 2, None, 5)
+    yield Foreign(InPlace)
+    yield Foreign(Functional)
+
+
+IMAGES = torch.randint(0, 256, (3, 1, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_same_outputs_in_train_and_eval_mode_and_undone_completely(index):
+    model = enlivened(list(models())[index]).double()
+    plain = copy.deepcopy(model)
+    kinds = {name: (id(module), type(module)) for name, module in model.named_modules()}
+    tensors = {name: (id(t), t.clone()) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    keys = list(model.state_dict())
+
+    handle = accelerate(model, quiet=True)
+    assert len(handle.swapped) >= 3
+    assert list(model.state_dict()) == keys
+    assert all(isinstance(m, kinds[name][1]) for name, m in model.named_modules())
+    for t in (x for x in [*model.named_parameters(), *model.named_buffers()]):
+        assert id(t[1]) == tensors[t[0]][0] and torch.equal(t[1], tensors[t[0]][1])
+    for training in (False, True):
+        assert_identical_up_to_rounding(model.train(training)(IMAGES).detach(), plain.train(training)(IMAGES).detach())
+        with torch.no_grad():
+            assert_identical_up_to_rounding(model(IMAGES), plain(IMAGES))
+
+    handle.undo()
+    assert {name: (id(m), type(m)) for name, m in model.named_modules()} == kinds
+    assert torch.equal(model(IMAGES), plain(IMAGES))
+    handle.undo()
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_training_follows_the_plain_model(index):
+    losses = []
+    for fast in (False, True):
+        model = list(models())[index].double()
+        if fast:
+            accelerate(model, quiet=True)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        losses.append([])
+        for _ in range(4):
+            loss = nll(model, IMAGES).mean()
+            losses[-1].append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9) and losses[0][-1] < losses[0][0]
+
+
+def test_inference_is_fused_and_hooks_still_run(monkeypatch):
+    from pixelcnn_fast.nn import fused
+
+    calls = []
+    block = fused.masked_conv_block
+    monkeypatch.setattr(fused, "masked_conv_block", lambda *args: calls.append(args) or block(*args))
+    model = Foreign().double()
+    accelerate(model, quiet=True)
+    model.train()(IMAGES)
+    model.eval()(IMAGES)  # gradients are wanted
+    assert not calls
+    with torch.no_grad():
+        expected = model(IMAGES)
+    assert len(calls) == 2
+    seen = []
+    model.body[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        assert_identical_up_to_rounding(model(IMAGES), expected)
+    assert len(calls) == 3 and seen == [1]
+
+
+def test_says_what_it_did(capsys):
+    model = Foreign()
+    model.body[3] = Scaled("B", 9, 8, 3)
+    model.first.forward = model.first.forward
+    handle = accelerate(model)
+    text = capsys.readouterr().out
+    assert set(handle.swapped) == {"body.0", "body"}
+    assert "first: its forward was replaced on the instance" in text
+    assert "body.3: Scaled computes something else than a convolution masked by its 'mask'" in text
+    assert "conv_out: Conv2d without a mask" in text
+    assert str(accelerate(model, quiet=True)) != text and not accelerate(model, quiet=True).swapped
+    assert "nothing to swap" in str(accelerate(nn.ReLU(), quiet=True))
+
+
+def test_only_this_instance_changes_and_a_sampler_takes_it():
+    model, other = (enlivened(m).double() for m in (Foreign(Functional), Foreign(Functional)))
+    expected = Sampler(model, (1, 6, 5)).logits(IMAGES[..., :6, :5])
+    accelerate(model, quiet=True)
+    assert type(other.first) is Functional and type(other.body) is nn.Sequential
+    assert isinstance(model.body, nn.Sequential) and not isinstance(model.body, FusedSequential)
+    assert_identical_up_to_rounding(Sampler(model, (1, 6, 5)).logits(IMAGES[..., :6, :5]), expected)
+    assert_identical_up_to_rounding(copy.deepcopy(model)(IMAGES).detach(), model(IMAGES).detach())
