@@ -16,7 +16,9 @@ def triton_device() -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
-    pytest.skip("no GPU; test_triton_interpreter.py runs this module in Triton's interpreter", allow_module_level=True)
+    pytest.skip(
+        "no GPU; test_triton_interpreter.py runs this module in Triton's interpreter", allow_module_level=True
+    )
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
         80: (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         86: (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         90: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
-        100: (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+        100: (Tile(64, 128, 32, 8, 3), Tile(64, 32, 32, 4, 4)),
         120: (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
     },
     "product over taps, ieee": {
@@ -67,7 +67,6 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
         _INTERPRETER: (Tile(32, 32, 128, 4, 1),),
         80: (Tile(64, 64, 16, 8, 3),),
     },
-    # rows: pixels or images; columns: what lies together; at most rows elements in all
     # rows: elements
     "gated activation": {_INTERPRETER: (Tile(4096, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)},
     # rows: sub-pixels; columns: levels at a time

@@ -98,7 +98,9 @@ def arithmetic(request) -> Iterator[str]:
 
 
 def feature_map(batch: int, channels: int, dtype: torch.dtype, size: int = 32) -> torch.Tensor:
-    return torch.empty(batch, channels, size, size, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    return torch.empty(batch, channels, size, size, dtype=dtype, device="meta").to(
+        memory_format=torch.channels_last
+    )
 
 
 def check_resources(device: Device, launches: list) -> None:
@@ -114,13 +116,14 @@ def test_convolutions(device, compiled, arithmetic):
     x = feature_map(64, 128, dtype)
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
     how = (MASK_B, (1, 1), (1, 1))
-    masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(64, 128))
     masked_conv2d.weight_gradient(x, x, weight.shape, *how)
+    inputs = [x]
     if EVERY_KERNEL:
         masked_conv2d.input_gradient(x, weight, MASK_B, x.shape, *how[1:])
-        for batch in (1, 4, 8, 16):
-            masked_conv2d.forward(feature_map(batch, 128, dtype).contiguous(), weight, None, *how)
-    assert len(compiled) == (7 if EVERY_KERNEL else 2)
+        inputs += [feature_map(batch, 128, dtype) for batch in (1, 4, 8, 16)] + [x.contiguous()]
+    for x in inputs:
+        masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(x.shape[:2]))
+    assert len(compiled) == (8 if EVERY_KERNEL else 2)
     check_resources(device, compiled)
     for name, arguments, kernel in compiled:
         where = f"{name} {arguments}"
@@ -128,6 +131,10 @@ def test_convolutions(device, compiled, arithmetic):
         block = [arguments[f"BLOCK_{letter}"] for letter in "PIO"]
         if arithmetic != "ieee":
             assert device.matrix_instruction in sass, where
+        if arithmetic == "16 bit":
+            assert all(copy.endswith("128") for copy in re.findall(r"LDGSTS\S*", sass)), (
+                f"narrow copies: {where}"
+            )
         # Stages of both operands in flight: loads are asynchronous, and pipelined across taps.
         across = arguments["BLOCK_I"] if "outer" not in name else arguments["BLOCK_P"]
         stage = across * (sum(block) - across) * dtype.itemsize
@@ -150,3 +157,15 @@ def test_pointwise_kernels(device, compiled):
     check_resources(device, compiled)
     for name, arguments, kernel in compiled[:2]:
         assert "LDG.E.128" in kernel.asm["sass"], f"channels-last loads are not vectors: {name} {arguments}"
+
+
+def test_a_device_without_an_entry_takes_the_nearest_lower_one(monkeypatch):
+    kernel = "product over taps, 16 bit"
+    for capability, entry in ((89, 86), (103, 100), (121, 120)):
+        monkeypatch.setattr(triton_tuning, "capability", lambda _, capability=capability: capability)
+        monkeypatch.setattr(triton_tuning, "multiprocessors", lambda _: 1)
+        chosen = triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)
+        assert chosen == triton_tuning._TILES[kernel][entry][0]
+    monkeypatch.setattr(triton_tuning, "capability", lambda _: 75)
+    with pytest.raises(RuntimeError, match="8.0.*7.5.*reference"):
+        triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)

@@ -82,7 +82,10 @@ def test_extreme_logits_and_levels():
 
 
 def test_no_image_and_refusal():
-    logits, levels = torch.zeros(0, 3, 4, 4, 256, device=DEVICE), torch.zeros(0, 3, 4, 4, dtype=torch.int64, device=DEVICE)
+    logits, levels = (
+        torch.zeros(0, 3, 4, 4, 256, device=DEVICE),
+        torch.zeros(0, 3, 4, 4, dtype=torch.int64, device=DEVICE),
+    )
     nll, logsumexp = categorical_nll.forward(logits, levels)
     assert nll.shape == (0,) and logsumexp.shape == levels.shape
     assert categorical_nll.backward(nll, logits, levels, logsumexp).shape == logits.shape

@@ -17,7 +17,9 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the modules run in the interpreter anyway")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the modules run in the interpreter anyway"
+)
 def test_the_kernels_compute_in_the_interpreter_what_plain_torch_computes():
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, MODULES)]

@@ -82,7 +82,9 @@ def test_forward_and_both_gradients(name, dtype):
         assert out.shape == exact.shape and grad_x.shape == x.shape and not grad_weight.any()
         return
     assert_as_exact_as_plain(out, F.conv2d(x, weight, bias, **how), exact)
-    plain, exact = (conv2d_input(x.shape, w, g, **how) for w, g in ((weight, grad), (weight.double(), grad.double())))
+    plain, exact = (
+        conv2d_input(x.shape, w, g, **how) for w, g in ((weight, grad), (weight.double(), grad.double()))
+    )
     assert_as_exact_as_plain(grad_x, plain, exact)
     plain, exact = (
         conv2d_weight(inputs, weight.shape, g, **how) * live
@@ -108,12 +110,18 @@ def test_epilogue(activation):
     dtype = DTYPES[len(activation or "") % 3]
     x = strided(random(2, 5, 7, 5, dtype=dtype), "channels last" if activation == "relu" else "contiguous")
     weight = masked_weight(9, 5, (3, 3), MASK_B_3x3, dtype)
-    bias, residual, condition = random(9, dtype=dtype), random(2, 9, 7, 5, dtype=dtype), random(2, 9, dtype=dtype)
+    bias, residual, condition = (
+        random(9, dtype=dtype),
+        random(2, 9, 7, 5, dtype=dtype),
+        random(2, 9, dtype=dtype),
+    )
     residual = strided(residual, "view")
     how = (MASK_B_3x3, (1, 1), (1, 1), activation)
 
     def plain(x, weight, bias, residual, condition):
-        return ACTIVATIONS[activation](F.conv2d(x, weight, bias, padding=1) + condition[..., None, None] + residual)
+        return ACTIVATIONS[activation](
+            F.conv2d(x, weight, bias, padding=1) + condition[..., None, None] + residual
+        )
 
     arguments = (x, weight, bias, residual, condition)
     exact = plain(*(tensor.double() for tensor in arguments))

@@ -38,7 +38,7 @@ def forward(
     """x: [N, C, H, W], any strides; weight: [O, C, kH, kW], zero outside the taps; bias: [O] or None
     -> [N, O, H', W'] in x's memory format.
 
-    Raises TypeError for float64, integers and unequal dtypes, ValueError for an output without pixels or past 2^30 pixels.
+    Raises TypeError for float64, integers and unequal dtypes, ValueError where no pixel comes out or more than 2^30.
     """
     return fused_forward(x, weight, bias, taps, dilation, padding)
 
@@ -63,7 +63,7 @@ def fused_forward(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
             f"padded by {tuple(padding)}: pad by more"
         )
-    matrices, offsets = _pack(weight.permute(2, 3, 1, 0), taps, dilation, padding, sign=1)
+    matrices, offsets = _pack(weight, taps, dilation, padding, sign=1)
     shape = (x.shape[0], weight.shape[0], *pixels)
     return _product_over_taps(x, matrices, offsets, shape, bias, activation, alpha, residual, condition)
 
@@ -73,7 +73,7 @@ def input_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W'], any strides; weight: [O, C, kH, kW] -> [N, C, H, W] = input_shape, in grad's
     memory format."""
-    matrices, offsets = _pack(weight.permute(2, 3, 0, 1), taps, dilation, padding, sign=-1)
+    matrices, offsets = _pack(weight.transpose(0, 1), taps, dilation, padding, sign=-1)
     return _product_over_taps(grad, matrices, offsets, tuple(input_shape))
 
 
@@ -148,9 +148,10 @@ def _product_over_taps(
 
 
 def _pack(weight: Tensor, taps: Taps, dilation: Pair, padding: Pair, sign: int) -> tuple[Tensor, Tensor]:
-    """weight: [kH, kW, from, to] -> matrices [taps, from, to] and offsets [taps, 2] of the pixels they apply to."""
-    index, offsets = _tables(tuple(taps), weight.shape[1], tuple(dilation), tuple(padding), sign, weight.device)
-    return weight.flatten(0, 1).index_select(0, index), offsets
+    """weight: [to, from, kH, kW] -> matrices [taps, from, to] and offsets [taps, 2] of the pixels they apply to."""
+    index, offsets = _tables(tuple(taps), weight.shape[3], tuple(dilation), tuple(padding), sign, weight.device)
+    # In memory [taps, to, from]: sm_90 takes TF32 operands only with the summed dimension innermost.
+    return weight.permute(2, 3, 0, 1).flatten(0, 1).index_select(0, index).transpose(1, 2), offsets
 
 
 @functools.lru_cache(1024)
@@ -234,8 +235,8 @@ def _product_over_taps_kernel(
     channel = o.to(tl.int64)
     if residual is not None:
         rows = residual + image * residual_strides[0] + row * residual_strides[2] + column * residual_strides[3]
-        tile = load_tile(rows, known, channel * residual_strides[1], o < OUT_CHANNELS, not CHANNELS_LAST)
-        total += tile.to(tl.float32)
+        addend = load_tile(rows, known, channel * residual_strides[1], o < OUT_CHANNELS, not CHANNELS_LAST)
+        total += addend.to(tl.float32)
     total = activate(total, alpha, ACTIVATION)
     rows = out + image * out_strides[0] + row * out_strides[2] + column * out_strides[3]
     store_tile(rows, known, channel * out_strides[1], o < OUT_CHANNELS, total, not CHANNELS_LAST)
