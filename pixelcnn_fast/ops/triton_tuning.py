@@ -68,7 +68,7 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
         80: (Tile(64, 64, 16, 8, 3),),
     },
     # rows: elements
-    "gated activation": {_INTERPRETER: (Tile(4096, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)},
+    "gated activation": {_INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)},
     # rows: sub-pixels; columns: levels at a time
     "categorical nll": {_INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8, 1),)},
 }

@@ -25,7 +25,7 @@ EMPTY_ROW = ((0, 2), (2, 0), (2, 1))
 
 # x's shape, output channels, kernel, taps, dilation, padding. The interpreter's tiles are 256 pixels, 32 channels.
 CASES = {
-    "mask B, several tiles": ((3, 33, 11, 13), 40, (3, 3), MASK_B_3x3, (1, 1), (1, 1)),
+    "mask B, several tiles": ((2, 33, 11, 13), 40, (3, 3), MASK_B_3x3, (1, 1), (1, 1)),
     "mask A 7x7": ((2, 3, 7, 5), 17, (7, 7), MASK_A_7x7, (1, 1), (3, 3)),
     "1x1, several shares of the weight gradient": ((4, 5, 17, 16), 3, (1, 1), PIXELWISE, (1, 1), (0, 0)),
     "one pixel": ((2, 33, 1, 1), 2, (3, 3), MASK_B_3x3, (1, 1), (1, 1)),
