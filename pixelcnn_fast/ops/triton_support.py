@@ -13,8 +13,6 @@ from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-ACTIVATIONS = (None, "relu", "leaky_relu", "elu", "silu", "sigmoid", "tanh")
-
 
 def check_dtype(*tensors: Tensor) -> None:
     """Raises TypeError unless all are float32, all bfloat16 or all float16: there is no other arithmetic."""
@@ -86,4 +84,6 @@ def activate(x, alpha, ACTIVATION: tl.constexpr):
         x = tl.sigmoid(x)
     elif ACTIVATION == "tanh":
         x = tanh(x)
+    else:
+        tl.static_assert(ACTIVATION == "none", "unknown activation")
     return x

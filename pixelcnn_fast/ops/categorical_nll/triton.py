@@ -13,7 +13,8 @@ from pixelcnn_fast.ops.triton_tuning import Tile, tile
 
 def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1
-    -> nats per image [N] and log sum exp(logits) per sub-pixel [N, C, H, W], both float32.
+    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], in float64 as from the other
+    backends, but computed in float32.
 
     A level outside 0...L-1 makes its image's nats NaN. The sum's order is fixed: equal inputs, equal bits.
     Raises TypeError for float64 and integer logits.
@@ -22,7 +23,7 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     rows = _rows(logits)
     size, blocks, grid = _grid(rows)
     partial = logits.new_empty((n, channels * blocks), dtype=torch.float32)
-    logsumexp = logits.new_empty((n, channels, height, width), dtype=torch.float32)
+    logsumexp = logits.new_empty((n, channels, height, width), dtype=torch.float64)
     with torch.cuda.device_of(logits):
         _forward_kernel[grid](
             rows, levels.contiguous(), logsumexp, partial, channels, rows.shape[2], rows.stride(),
@@ -33,10 +34,10 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor) -> Tensor:
     """grad_nll: [N]; logits, levels and logsumexp as in ``forward`` -> the logits' gradient, in their dtype and,
-    where they are dense, with their strides."""
+    in their order of strides."""
     rows = _rows(logits)
     size, _, grid = _grid(rows)
-    grad = torch.empty_like(rows)
+    grad = torch.empty_like(logits).flatten(2, 3)
     with torch.cuda.device_of(logits):
         _backward_kernel[grid](
             rows, levels.contiguous(), logsumexp.contiguous(), grad_nll.contiguous(), grad,
@@ -99,7 +100,7 @@ def _forward_kernel(
         total = total * tl.exp(before - finite) + tl.sum(tl.exp(x - finite[:, None]), 1)
     result = largest + tl.log(total)
     number = (image * channels + channel) * pixels + pixel
-    tl.store(logsumexp + number, result, mask=inside)
+    tl.store(logsumexp + number, result.to(tl.float64), mask=inside)
     level = tl.load(levels + number, mask=inside, other=0)
     known = inside & (level >= 0) & (level < LEVELS)
     chosen = tl.load(rows + level * strides[3], mask=known, other=float("nan")).to(tl.float32)
@@ -117,7 +118,7 @@ def _backward_kernel(
     grad_rows = _logits(grad, image, channel, pixel, grad_strides)
     number = (image * channels + channel) * pixels + pixel
     target = tl.load(levels + number, mask=inside, other=0)
-    normaliser = tl.load(logsumexp + number, mask=inside, other=0.0)
+    normaliser = tl.load(logsumexp + number, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(grad_nll + image).to(tl.float32)
     for first in range(0, LEVELS, BLOCK_L):
         level = first + tl.arange(0, BLOCK_L).to(tl.int64)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixelcnn_fast.ops.memory_format import is_channels_last, memory_format
+from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.triton_support import check_dtype, tanh
 from pixelcnn_fast.ops.triton_tuning import tile
 
@@ -38,7 +38,7 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tenso
     """Both memory formats are [rows, 2, size]: a and b of an image, or of a pixel."""
     check_dtype(x)
     layout = memory_format(x)
-    channels_last = is_channels_last(x)
+    channels_last = layout == torch.channels_last
     x = x.contiguous(memory_format=layout)
     per_image = condition is not None and condition.dim() == 2
     if condition is not None:

@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixelcnn_fast.ops.memory_format import is_channels_last, memory_format
+from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.triton_support import (
-    ACTIVATIONS,
     INTERPRETED,
     activate,
     check_dtype,
@@ -50,7 +49,7 @@ def fused_forward(
     taps: Taps,
     dilation: Pair,
     padding: Pair,
-    activation: str | None = None,
+    activation: str = "none",
     alpha: float = 1.0,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
@@ -82,6 +81,8 @@ def weight_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the taps."""
     check_dtype(grad, x)
+    if not taps:
+        return x.new_zeros(weight_shape)
     grad = grad.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     out_channels, in_channels, *kernel = weight_shape
@@ -115,7 +116,7 @@ def _product_over_taps(
     offsets: Tensor,
     shape: tuple[int, ...],
     bias: Tensor | None = None,
-    activation: str | None = None,
+    activation: str = "none",
     alpha: float = 1.0,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
@@ -123,8 +124,6 @@ def _product_over_taps(
     """x: [N, I, H, W]; matrices: [taps, I, O]; offsets: [taps, 2] -> ``shape`` [N, O, H', W'], in x's format:
     the sum over taps of x, shifted by the tap's offset, times its matrix; then the epilogue."""
     check_dtype(x, matrices)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}: use one of {', '.join(map(repr, ACTIVATIONS))}")
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     x = x.contiguous(memory_format=torch.channels_last)
     positions = _positions(shape)
@@ -139,7 +138,7 @@ def _product_over_taps(
             x.stride(), matrices.stride(), out.stride(),
             residual.stride() if residual is not None else None,
             condition.stride() if condition is not None else None,
-            IN_CHANNELS=in_channels, OUT_CHANNELS=out_channels, CHANNELS_LAST=is_channels_last(out),
+            IN_CHANNELS=in_channels, OUT_CHANNELS=out_channels, CHANNELS_LAST=memory_format(out) == torch.channels_last,
             ACTIVATION=activation, PRECISION=precision, INTERPRETED=INTERPRETED,
             BLOCK_P=size.rows, BLOCK_O=size.columns, BLOCK_I=size.depth,
             num_warps=size.warps, num_stages=size.stages,
@@ -149,7 +148,8 @@ def _product_over_taps(
 
 def _pack(weight: Tensor, taps: Taps, dilation: Pair, padding: Pair, sign: int) -> tuple[Tensor, Tensor]:
     """weight: [to, from, kH, kW] -> matrices [taps, from, to] and offsets [taps, 2] of the pixels they apply to."""
-    index, offsets = _tables(tuple(taps), weight.shape[3], tuple(dilation), tuple(padding), sign, weight.device)
+    taps = tuple(taps) or ((0, 0),)  # of weights that are all zero, one tap is enough
+    index, offsets = _tables(taps, weight.shape[3], tuple(dilation), tuple(padding), sign, weight.device)
     # In memory [taps, to, from]: sm_90 takes TF32 operands only with the summed dimension innermost.
     return weight.permute(2, 3, 0, 1).flatten(0, 1).index_select(0, index).transpose(1, 2), offsets
 

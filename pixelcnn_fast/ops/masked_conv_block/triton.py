@@ -14,7 +14,7 @@ def forward(
     taps: Taps,
     dilation: Pair,
     padding: Pair,
-    activation: str | None,
+    activation: str,
     residual: Tensor | None,
     condition: Tensor | None,
     alpha: float = 1.0,
@@ -23,7 +23,7 @@ def forward(
 
     x: [N, C, H, W]; weight: [O, C, kH, kW], zero outside the taps; bias: [O]; residual: [N, O, H', W'];
     condition: [N, O]; any strides -> [N, O, H', W'] in x's memory format.
-    activation: None, 'relu', 'leaky_relu', 'elu' (alpha is the slope), 'silu', 'sigmoid' or 'tanh'.
-    Raises what ``masked_conv2d.triton.forward`` raises, and ValueError for other activations.
+    activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the slope), 'silu', 'sigmoid' or 'tanh'.
+    Raises what ``masked_conv2d.triton.forward`` raises.
     """
     return fused_forward(x, weight, bias, taps, dilation, padding, activation, alpha, residual, condition)
