@@ -1,0 +1,130 @@
+"""Negative log-likelihood of categorical logits in Triton: no probability is ever stored."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pixelcnn_fast.ops.triton_support import check_dtype
+from pixelcnn_fast.ops.triton_tuning import Tile, tile
+
+
+def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1
+    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], in float64 as from the other
+    backends, but computed in float32.
+
+    A level outside 0...L-1 makes its image's nats NaN. The sum's order is fixed: equal inputs, equal bits.
+    Raises TypeError for float64 and integer logits.
+    """
+    n, channels, height, width, _ = logits.shape
+    rows = _rows(logits)
+    size, blocks, grid = _grid(rows)
+    partial = logits.new_empty((n, channels * blocks), dtype=torch.float32)
+    logsumexp = logits.new_empty((n, channels, height, width), dtype=torch.float64)
+    with torch.cuda.device_of(logits):
+        _forward_kernel[grid](
+            rows, levels.contiguous(), logsumexp, partial, channels, rows.shape[2], rows.stride(),
+            LEVELS=rows.shape[3], BLOCK_P=size.rows, BLOCK_L=size.columns, num_warps=size.warps,
+        )  # fmt: skip
+    return partial.sum(1), logsumexp
+
+
+def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor) -> Tensor:
+    """grad_nll: [N]; logits, levels and logsumexp as in ``forward`` -> the logits' gradient, in their dtype and,
+    in their order of strides."""
+    rows = _rows(logits)
+    size, _, grid = _grid(rows)
+    grad = torch.empty_like(logits).flatten(2, 3)
+    with torch.cuda.device_of(logits):
+        _backward_kernel[grid](
+            rows, levels.contiguous(), logsumexp.contiguous(), grad_nll.contiguous(), grad,
+            logits.shape[1], rows.shape[2], rows.stride(), grad.stride(),
+            LEVELS=rows.shape[3], BLOCK_P=size.rows, BLOCK_L=size.columns, num_warps=size.warps,
+        )  # fmt: skip
+    return grad.unflatten(2, logits.shape[2:4])
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """[N, C, H, W, L] -> [N, C, H * W, L], without a copy unless the pixels are cut out of a larger image."""
+    check_dtype(logits)
+    return logits.flatten(2, 3)
+
+
+def _grid(rows: Tensor) -> tuple[Tile, int, tuple[int]]:
+    """-> tile, blocks of positions in a channel, programs."""
+    n, channels, pixels, levels = rows.shape
+    size = tile("categorical nll", rows.device, pixels, levels)
+    blocks = triton.cdiv(pixels, size.rows)
+    return size, blocks, (n * channels * blocks,)
+
+
+@triton.jit
+def _locate(channels, pixels, BLOCK_P: tl.constexpr):
+    """This program's image and channel, and the pixels that it takes of them [P]; int64, because the logits of a
+    batch pass 2^31."""
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    plane = tl.program_id(0) // blocks
+    pixel = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return (plane // channels).to(tl.int64), (plane % channels).to(tl.int64), pixel.to(tl.int64)
+
+
+@triton.jit
+def _logits(pointer, image, channel, pixel, strides):
+    """Pointers to the first logit of each pixel."""
+    return pointer + image * strides[0] + channel * strides[1] + pixel * strides[2]
+
+
+@triton.jit
+def _forward_kernel(
+    logits, levels, logsumexp, partial, channels, pixels, strides,
+    LEVELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P pixels of one channel of one image a program; their sum goes to partial[program]."""
+    image, channel, pixel = _locate(channels, pixels, BLOCK_P)
+    inside = pixel < pixels
+    rows = _logits(logits, image, channel, pixel, strides)
+    largest = tl.full((BLOCK_P,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_P,), tl.float32)
+    for first in range(0, LEVELS, BLOCK_L):
+        level = first + tl.arange(0, BLOCK_L).to(tl.int64)
+        mask = inside[:, None] & (level < LEVELS)[None, :]
+        address = rows[:, None] + level[None, :] * strides[3]
+        x = tl.load(address, mask=mask, other=float("-inf")).to(tl.float32)
+        before = largest
+        largest = tl.maximum(before, tl.max(x, 1))
+        # Where all are -inf so far, their difference would be NaN.
+        finite = tl.where(largest == float("-inf"), 0.0, largest)
+        total = total * tl.exp(before - finite) + tl.sum(tl.exp(x - finite[:, None]), 1)
+    result = largest + tl.log(total)
+    number = (image * channels + channel) * pixels + pixel
+    tl.store(logsumexp + number, result.to(tl.float64), mask=inside)
+    level = tl.load(levels + number, mask=inside, other=0)
+    known = inside & (level >= 0) & (level < LEVELS)
+    chosen = tl.load(rows + level * strides[3], mask=known, other=float("nan")).to(tl.float32)
+    tl.store(partial + tl.program_id(0), tl.sum(tl.where(inside, result - chosen, 0.0), 0))
+
+
+@triton.jit
+def _backward_kernel(
+    logits, levels, logsumexp, grad_nll, grad, channels, pixels, strides, grad_strides,
+    LEVELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    image, channel, pixel = _locate(channels, pixels, BLOCK_P)
+    inside = pixel < pixels
+    rows = _logits(logits, image, channel, pixel, strides)
+    grad_rows = _logits(grad, image, channel, pixel, grad_strides)
+    number = (image * channels + channel) * pixels + pixel
+    target = tl.load(levels + number, mask=inside, other=0)
+    normaliser = tl.load(logsumexp + number, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(grad_nll + image).to(tl.float32)
+    for first in range(0, LEVELS, BLOCK_L):
+        level = first + tl.arange(0, BLOCK_L).to(tl.int64)
+        mask = inside[:, None] & (level < LEVELS)[None, :]
+        x = tl.load(rows[:, None] + level[None, :] * strides[3], mask=mask, other=0.0).to(tl.float32)
+        probability = tl.exp(x - normaliser[:, None])
+        result = scale * (probability - tl.where(level[None, :] == target[:, None], 1.0, 0.0))
+        address = grad_rows[:, None] + level[None, :] * grad_strides[3]
+        tl.store(address, result.to(grad.dtype.element_ty), mask=mask)

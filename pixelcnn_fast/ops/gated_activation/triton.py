@@ -1,0 +1,98 @@
+"""tanh(a) * sigmoid(b) in Triton, one pass over memory forward and backward."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pixelcnn_fast.ops.library import memory_format
+from pixelcnn_fast.ops.triton_support import check_dtype, tanh
+from pixelcnn_fast.ops.triton_tuning import tile
+
+
+def forward(x: Tensor, condition: Tensor | None) -> Tensor:
+    """x: [N, 2C, H, W]; condition, added to x: [N, 2C], [N, 2C, H, W] or None; any strides
+    -> [N, C, H, W] in x's memory format.
+
+    Raises TypeError for float64 and integers.
+    """
+    n, channels, height, width = x.shape
+    shape = (n, channels // 2, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    _launch(x, condition, None, out)
+    return out
+
+
+def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
+    """grad: [N, C, H, W]; x and condition as in ``forward`` -> the gradient of x + condition: [N, 2C, H, W], in
+    x's memory format and dtype."""
+    grad = grad.contiguous(memory_format=memory_format(x))
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    _launch(x, condition, grad, out)
+    return out
+
+
+def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tensor) -> None:
+    """Both memory formats are [rows, 2, size]: a and b of an image, or of a pixel."""
+    check_dtype(x)
+    layout = memory_format(x)
+    channels_last = layout == torch.channels_last
+    x = x.contiguous(memory_format=layout)
+    per_image = condition is not None and condition.dim() == 2
+    if condition is not None:
+        condition = condition.contiguous() if per_image else condition.contiguous(memory_format=layout)
+    n, channels, height, width = x.shape
+    pixels = height * width
+    rows, size = (n * pixels, channels // 2) if channels_last else (n, channels // 2 * pixels)
+    if rows * size == 0:
+        return
+    elements, *_, warps, _ = tile("gated activation", x.device, rows * size)
+    block = min(elements, triton.next_power_of_2(size))
+    block_rows = elements // block
+    grid = (triton.cdiv(rows, block_rows) * triton.cdiv(size, block),)
+    with torch.cuda.device_of(x):
+        _gated_activation_kernel[grid](
+            x, condition, grad, out, rows, size, pixels,
+            PER_IMAGE=per_image, CHANNELS_LAST=channels_last, BLOCK_ROWS=block_rows, BLOCK=block,
+            num_warps=warps,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gated_activation_kernel(
+    x, condition, grad, out, rows, size, pixels,
+    PER_IMAGE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """x: [rows, 2, size]; without grad: out [rows, size]; with it: grad [rows, size], out [rows, 2, size]."""
+    blocks = tl.cdiv(size, BLOCK)
+    row = (tl.program_id(0) // blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < size)
+    # int64: a batch of feature maps passes 2^31 elements.
+    row = row.to(tl.int64)
+    single = row * size + column
+    double = single + row * size
+    a = tl.load(x + double, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + double + size, mask=inside, other=0.0).to(tl.float32)
+    if condition is not None:
+        if not PER_IMAGE:
+            first = condition + double
+            second = first + size
+        elif CHANNELS_LAST:
+            first = condition + (row // pixels) * 2 * size + column
+            second = first + size
+        else:
+            first = condition + row * 2 * (size // pixels) + column // pixels
+            second = first + size // pixels
+        a += tl.load(first, mask=inside, other=0.0).to(tl.float32)
+        b += tl.load(second, mask=inside, other=0.0).to(tl.float32)
+    t = tanh(a)
+    s = tl.sigmoid(b)
+    if grad is None:
+        tl.store(out + single, (t * s).to(out.dtype.element_ty), mask=inside)
+    else:
+        g = tl.load(grad + single, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + double, (g * s * (1 - t * t)).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + double + size, (g * t * s * (1 - s)).to(out.dtype.element_ty), mask=inside)

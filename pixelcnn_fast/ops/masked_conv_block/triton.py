@@ -1,0 +1,29 @@
+"""Masked convolution with an epilogue, in one pass: the kernel of ``masked_conv2d``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pixelcnn_fast.ops.masked_conv2d.triton import Pair, Taps, fused_forward
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
+    dilation: Pair,
+    padding: Pair,
+    activation: str,
+    residual: Tensor | None,
+    condition: Tensor | None,
+    alpha: float = 1.0,
+) -> Tensor:
+    """activation(convolution(x) + condition + residual).
+
+    x: [N, C, H, W]; weight: [O, C, kH, kW], zero outside the taps; bias: [O]; residual: [N, O, H', W'];
+    condition: [N, O]; any strides -> [N, O, H', W'] in x's memory format.
+    activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the slope), 'silu', 'sigmoid' or 'tanh'.
+    Raises what ``masked_conv2d.triton.forward`` raises.
+    """
+    return fused_forward(x, weight, bias, taps, dilation, padding, activation, alpha, residual, condition)

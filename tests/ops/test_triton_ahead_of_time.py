@@ -1,0 +1,171 @@
+"""The Triton kernels, compiled for GPUs that are not here: spills, shared memory, instructions.
+
+The real functions are called on tensors without memory, and each launch compiles its kernel instead. This takes
+the kernels that a large batch runs; PIXELCNN_FAST_EVERY_KERNEL=1 takes all, in minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1 is set, so that nothing compiles", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime.jit import KernelInterface  # noqa: E402
+
+from pixelcnn_fast.ops import triton_tuning  # noqa: E402
+from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
+from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
+from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
+from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
+
+EVERY_KERNEL = os.environ.get("PIXELCNN_FAST_EVERY_KERNEL") == "1"
+MASK_B = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
+
+
+class Device(NamedTuple):
+    capability: int
+    shared_memory: int  # bytes that a block may have
+    multiprocessors: int
+    matrix_instruction: str
+
+
+DEVICES = [
+    Device(80, 166_912, 108, "HMMA"),
+    Device(90, 232_448, 132, "HGMMA"),
+    Device(100, 232_448, 148, "UTCHMMA"),
+    Device(120, 101_376, 170, "HMMA"),
+]
+
+
+class Driver:
+    """What Triton asks a driver for when it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability  # Triton keeps its kernels by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@pytest.fixture(params=DEVICES, ids=lambda device: f"sm_{device.capability}")
+def device(request, monkeypatch) -> Device:
+    monkeypatch.setattr(triton_tuning, "capability", lambda _: request.param.capability)
+    for module in (triton_tuning, masked_conv2d):
+        monkeypatch.setattr(module, "multiprocessors", lambda _: request.param.multiprocessors)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param.capability))
+    return request.param
+
+
+@pytest.fixture
+def compiled(device, monkeypatch) -> list[tuple[str, dict[str, Any], Any]]:
+    """The launches from now on: kernel, keyword arguments, what it compiled to."""
+    launches: list[tuple[str, dict[str, Any], Any]] = []
+
+    def launcher(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert 0 < math.prod(grid) < 2**31
+
+        def launch(*args: Any, **kwargs: Any) -> None:
+            launches.append((kernel.__name__, kwargs, kernel.warmup(*args, grid=grid, **kwargs)))
+
+        return launch
+
+    monkeypatch.setattr(KernelInterface, "__getitem__", launcher)
+    return launches
+
+
+@pytest.fixture(params=["16 bit", "tf32", *(["ieee"] if EVERY_KERNEL else [])])
+def arithmetic(request) -> Iterator[str]:
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if request.param == "tf32" else "ieee"
+    yield request.param
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+def feature_map(batch: int, channels: int, dtype: torch.dtype, size: int = 32) -> torch.Tensor:
+    return torch.empty(batch, channels, size, size, dtype=dtype, device="meta").to(
+        memory_format=torch.channels_last
+    )
+
+
+def check_resources(device: Device, launches: list) -> None:
+    for name, arguments, kernel in launches:
+        where = f"{name} {arguments}"
+        spills = re.findall(r"\b(?:STL|LDL)\b", kernel.asm["sass"])
+        assert not spills, f"{len(spills)} spills: {where}"
+        assert kernel.metadata.shared <= device.shared_memory, f"{kernel.metadata.shared} bytes shared: {where}"
+
+
+def test_convolutions(device, compiled, arithmetic):
+    dtype = torch.bfloat16 if arithmetic == "16 bit" else torch.float32
+    x = feature_map(64, 128, dtype)
+    weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
+    how = (MASK_B, (1, 1), (1, 1))
+    masked_conv2d.weight_gradient(x, x, weight.shape, *how)
+    inputs = [x]
+    if EVERY_KERNEL:
+        masked_conv2d.input_gradient(x, weight, MASK_B, x.shape, *how[1:])
+        inputs += [feature_map(batch, 128, dtype) for batch in (1, 4, 8, 16)] + [x.contiguous()]
+    for x in inputs:
+        masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(x.shape[:2]))
+    assert len(compiled) == (8 if EVERY_KERNEL else 2)
+    check_resources(device, compiled)
+    for name, arguments, kernel in compiled:
+        where = f"{name} {arguments}"
+        sass = kernel.asm["sass"]
+        block = [arguments[f"BLOCK_{letter}"] for letter in "PIO"]
+        if arithmetic != "ieee":
+            assert device.matrix_instruction in sass, where
+        if arithmetic == "16 bit":
+            assert all(copy.endswith("128") for copy in re.findall(r"LDGSTS\S*", sass)), (
+                f"narrow copies: {where}"
+            )
+        # Stages of both operands in flight: loads are asynchronous, and pipelined across taps.
+        across = arguments["BLOCK_I"] if "outer" not in name else arguments["BLOCK_P"]
+        stage = across * (sum(block) - across) * dtype.itemsize
+        assert "LDGSTS" in sass and kernel.metadata.shared >= (arguments["num_stages"] - 1) * stage, where
+
+
+def test_pointwise_kernels(device, compiled):
+    x = feature_map(16, 256, torch.bfloat16)
+    memory_formats = [torch.channels_last, torch.contiguous_format]
+    for memory_format in memory_formats if EVERY_KERNEL else memory_formats[:1]:
+        x = x.contiguous(memory_format=memory_format)
+        gated_activation.backward(x[:, :128], x, x.new_empty(16, 256))
+        gated_activation.forward(x, x)
+        logits = x.new_empty(16, 768, 32, 32).to(memory_format=memory_format)
+        logits = logits.unflatten(1, (3, 256)).permute(0, 1, 3, 4, 2)
+        levels = x.new_empty(16, 3, 32, 32, dtype=torch.int64)
+        nll, logsumexp = categorical_nll.forward(logits, levels)
+        categorical_nll.backward(nll, logits, levels, logsumexp)
+    assert len(compiled) == (8 if EVERY_KERNEL else 4)
+    check_resources(device, compiled)
+    for name, arguments, kernel in compiled[:2]:
+        assert "LDG.E.128" in kernel.asm["sass"], f"channels-last loads are not vectors: {name} {arguments}"
+
+
+def test_a_device_without_an_entry_takes_the_nearest_lower_one(monkeypatch):
+    kernel = "product over taps, 16 bit"
+    for capability, entry in ((89, 86), (103, 100), (121, 120)):
+        monkeypatch.setattr(triton_tuning, "capability", lambda _, capability=capability: capability)
+        monkeypatch.setattr(triton_tuning, "multiprocessors", lambda _: 1)
+        chosen = triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)
+        assert chosen == triton_tuning._TILES[kernel][entry][0]
+    monkeypatch.setattr(triton_tuning, "capability", lambda _: 75)
+    with pytest.raises(RuntimeError, match="8.0.*7.5.*reference"):
+        triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)

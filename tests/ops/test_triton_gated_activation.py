@@ -1,0 +1,78 @@
+"""The Triton gated activation against plain torch and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tolerances import assert_as_exact_as_plain
+from tests.triton_device import poisoned_memory, triton_device  # noqa: F401
+
+DEVICE = triton_device()
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
+
+SHAPES = [(2, 66, 7, 5), (3, 2, 1, 1), (2, 6, 31, 25)]
+
+
+def plain(x, condition):
+    if condition is not None:
+        x = x + (condition[..., None, None] if condition.dim() == 2 else condition)
+    a, b = x.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def with_gradient(function, x, condition, grad):
+    x = x.detach().requires_grad_()
+    out = function(x, condition)
+    return out.detach(), torch.autograd.grad(out, x, grad)[0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        ("contiguous", torch.float32),
+        ("contiguous", torch.bfloat16),
+        ("channels last", torch.float32),
+        ("channels last", torch.float16),
+        ("view", torch.bfloat16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("condition_dims", [None, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_backward(shape, condition_dims, layout, dtype):
+    torch.manual_seed(0)
+    x = 4 * torch.randn(shape, dtype=torch.float64).to(dtype).to(DEVICE)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "view":
+        x = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+    condition = condition_dims and torch.randn(shape[:condition_dims]).to(x)
+    grad = torch.randn(shape[0], shape[1] // 2, *shape[2:]).to(x)
+    out = gated_activation.forward(x, condition)
+    grad_x = gated_activation.backward(grad, x, condition)
+    format = torch.channels_last if layout == "channels last" else torch.contiguous_format
+    assert out.is_contiguous(memory_format=format) and grad_x.is_contiguous(memory_format=format)
+    exact = with_gradient(plain, x.double(), condition.double() if condition_dims else None, grad.double())
+    for got, plain_value, exact_value in zip(
+        (out, grad_x), with_gradient(plain, x, condition, grad), exact, strict=True
+    ):
+        assert_as_exact_as_plain(got, plain_value, exact_value)
+
+
+def test_saturation_nan_and_no_image():
+    x = torch.tensor([-1e4, -0.0, 1e4, torch.nan, 1.0, 1e4, 1e4, 1e4, 1e4, -1e4], device=DEVICE)
+    out = gated_activation.forward(x.view(1, 10, 1, 1), None).flatten()
+    assert out[:3].tolist() == [-1, 0, 1] and out[3].isnan() and out[4] == 0
+    grad = gated_activation.backward(torch.ones(1, 5, 1, 1, device=DEVICE), x.view(1, 10, 1, 1), None).flatten()
+    assert grad.isnan().nonzero().flatten().tolist() == [3, 8]
+    empty = torch.empty(0, 4, 3, 3, device=DEVICE)
+    assert gated_activation.forward(empty, None).shape == (0, 2, 3, 3)
+    assert gated_activation.backward(empty[:, :2], empty, None).shape == empty.shape
+
+
+def test_float64_is_refused():
+    with pytest.raises(TypeError, match="float64.*reference"):
+        gated_activation.forward(torch.zeros(1, 2, 3, 3, dtype=torch.float64, device=DEVICE), None)
