@@ -8,7 +8,7 @@ import torch
 from pixelcnn_fast.sampling.capture import capture
 from pixelcnn_fast.sampling.legality import receptive_fields
 from pixelcnn_fast.sampling.passes import fuse
-from tests.networks import pixelcnn, two_stacks
+from tests.networks import pixelcnn, positive, two_stacks
 
 
 def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
@@ -18,16 +18,6 @@ def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
     logits = model(images) if labels is None else model(images, labels)
     (gradient,) = torch.autograd.grad(logits[:, :, y, x].sum(), images)
     return gradient.abs().sum((0, 1)) > 0
-
-
-def positive(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.abs_().add_(0.01)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.zero_()
-    return model
 
 
 @pytest.mark.parametrize(
