@@ -63,7 +63,10 @@ struct Job {
   const double* noise;                  // [images, C, H, W] in [0, 1)
   std::vector<const void*> conditions;  // per slot [images, channels]
   double temperature = 1;               // 0: argmax
+  int top_k = 0;                        // only the k most likely levels may be drawn; 0: all
+  double top_p = 1;                     // of those, the most likely that together just reach this probability
   void* logits = nullptr;               // [images, C, H, W, levels] or null: not wanted
+  double* log_probability = nullptr;    // [images, C, H, W] at temperature 1, 0 where known; or null: not wanted
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

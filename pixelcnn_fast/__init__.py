@@ -1,7 +1,7 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
 from pixelcnn_fast import likelihood, models, nn
-from pixelcnn_fast.sampling import Sampler
+from pixelcnn_fast.sampling import Sampler, heads
 
 __version__ = "0.1.0"
-__all__ = ["Sampler", "__version__", "likelihood", "models", "nn"]
+__all__ = ["Sampler", "__version__", "heads", "likelihood", "models", "nn"]

@@ -110,7 +110,10 @@ class CpuSampler:
         noise: int,
         conditions: list[int],
         temperature: float,
+        top_k: int,
+        top_p: float,
         logits: int,
+        log_probability: int,
         threads: int,
         on_row: Callable[[int], object],
     ) -> None:

@@ -303,37 +303,59 @@ T largest(const T* logits, int levels) {
 }
 
 template <class T>
-int draw(const T* logits, int levels, double temperature, double u, T* scratch) {
+bool weigh(const T* logits, int levels, double temperature, T* weights) {
   const T high = largest(logits, levels);
-  if (high != high) return -1;
+  if (high != high) return false;
   if (temperature == 0) {
-    int k = 0;
-    while (logits[k] != high) k++;
-    return k;
+    bool found = false;
+    for (int k = 0; k < levels; k++) {
+      const bool first = !found && logits[k] == high;
+      found |= first;
+      weights[k] = first;
+    }
+    return true;
   }
   const T inverse = static_cast<T>(1 / temperature);
-  for (int k = 0; k < levels; k++) scratch[k] = exponential((logits[k] - high) * inverse);
+  for (int k = 0; k < levels; k++) weights[k] = exponential((logits[k] - high) * inverse);
+  return true;
+}
 
-  double total = 0, before = 0;
+template <class T>
+double sum(const T* x, int n) {
+  double total = 0;
   int k = 0;
-  for (; k + kPart <= levels; k += kPart) total += part_sum(scratch + k);
-  for (; k < levels; k++) total += scratch[k];
-  const double target = u * total;
-  for (k = 0; k + kPart <= levels; k += kPart) {  // skip the parts that end before the target
-    const double part = part_sum(scratch + k);
+  for (; k + kPart <= n; k += kPart) total += part_sum(x + k);
+  for (; k < n; k++) total += x[k];
+  return total;
+}
+
+template <class T>
+int pick(const T* weights, int levels, double u) {
+  const double target = u * sum(weights, levels);
+  double before = 0;
+  int k = 0;
+  for (; k + kPart <= levels; k += kPart) {  // skip the parts that end before the target
+    const double part = part_sum(weights + k);
     if (target < before + part) break;
     before += part;
   }
   for (; k < levels; k++) {
-    before += scratch[k];
+    before += weights[k];
     if (target < before) return k;
   }
-  return levels - 1;
+  for (k = levels - 1; k > 0 && !(weights[k] > 0);) k--;
+  return k;
+}
+
+template <class T>
+double log_probability(const T* logits, int levels, int level, T* scratch) {
+  if (!weigh(logits, levels, 1, scratch)) return __builtin_nan("");
+  return double{logits[level]} - double{largest(logits, levels)} - std::log(sum(scratch, levels));
 }
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, draw<T>};
+  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, weigh<T>, pick<T>, log_probability<T>};
 }
 
 }  // namespace

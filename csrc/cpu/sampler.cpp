@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "likeliest.h"
 #include "prepared.h"
 #include "thread_team.h"
 
@@ -120,12 +121,13 @@ class Sampler<T>::Batch {
   struct Member {
     Member(int thread, int widest, int sites, int levels)
         : thread(thread), memory((int64_t{widest} * sites + levels) * sizeof(T)),
-          sums(reinterpret_cast<T*>(memory.get())), draw_scratch(sums + int64_t{widest} * sites) {}
+          sums(reinterpret_cast<T*>(memory.get())), weights(sums + int64_t{widest} * sites) {}
 
     const int thread;
     const Buffer memory;
     T* const sums;          // [sites][widest instruction]
-    T* const draw_scratch;  // [levels]
+    T* const weights;       // [levels], of one draw
+    std::vector<int> order;
     std::vector<T*> x, from, out, sum_rows;
     std::vector<std::vector<T*>> operands;
     std::vector<BoundStep<T>> steps;
@@ -328,14 +330,27 @@ class Sampler<T>::Batch {
     const T* logits = logits_ + int64_t{row_of_logits} * p_.output->padded + channel * levels;
     if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
     if (!job_.known || !job_.known[at]) {
-      const int level = p_.kernels.draw(logits, levels, job_.temperature, job_.noise[at], member.draw_scratch);
-      if (level < 0) report(image, channel, y, x);
-      job_.levels[at] = std::max(level, 0);
+      job_.levels[at] = draw(member, logits, job_.noise[at]);
+      if (job_.levels[at] < 0) {
+        report(image, channel, y, x);
+        job_.levels[at] = 0;
+      } else if (job_.log_probability) {
+        job_.log_probability[at] = p_.kernels.log_probability(logits, levels, job_.levels[at], member.weights);
+      }
     }
     const int value = p_.input->out;
     T* out = pixel(value, y, x) + image * s_.row_stride(program_.storage[value]);
     out[channel] = static_cast<T>(job_.levels[at]);
     p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, channel, channel + 1, &out, &out);
+  }
+
+  // -1 if a logit is not finite.
+  int draw(Member& member, const T* logits, double u) const {
+    const int levels = program_.levels;
+    if (!p_.kernels.weigh(logits, levels, job_.temperature, member.weights)) return -1;
+    if (job_.temperature > 0 && (job_.top_k > 0 || job_.top_p < 1))
+      keep_likeliest(logits, member.weights, levels, job_.top_k, job_.top_p, member.order);
+    return p_.kernels.pick(member.weights, levels, u);
   }
 
   // Keeps the first in the order of drawing, whichever thread comes first.

@@ -17,10 +17,11 @@ using Address = uintptr_t;
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
 void run(const pcf::CpuSampler& sampler, int images, Address levels, Address known, Address noise,
-         const std::vector<Address>& conditions, double temperature, Address logits, int threads,
-         const std::function<void(int)>& on_row) {
+         const std::vector<Address>& conditions, double temperature, int top_k, double top_p, Address logits,
+         Address log_probability, int threads, const std::function<void(int)>& on_row) {
   pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
-               static_cast<const double*>(at(noise)), {}, temperature, reinterpret_cast<void*>(logits)};
+               static_cast<const double*>(at(noise)), {}, temperature, top_k, top_p, reinterpret_cast<void*>(logits),
+               reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
   sampler.run(job, threads, on_row);  // on_row takes the GIL by itself
@@ -80,8 +81,8 @@ void bind_sampler(py::module_& m) {
                                           bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, pcf::chosen_isa());
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
-      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "logits"_a,
-           "threads"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "top_k"_a,
+           "top_p"_a, "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &pcf::CpuSampler::weight_bytes)
       .def("workspace_bytes", &pcf::CpuSampler::workspace_bytes, "images"_a);
 

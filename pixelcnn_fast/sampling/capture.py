@@ -18,23 +18,29 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pixelcnn_fast.sampling.conditions import Call, Conditions, leaves, map_leaves
 from pixelcnn_fast.sampling.handlers import HANDLERS, plain_name
+from pixelcnn_fast.sampling.heads import Head, resolved
 from pixelcnn_fast.sampling.marks import Axis, Condition, FeatureMap, Opaque, Unsupported
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
 
 
-def capture(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Program, Conditions, Tensor]:
-    """Runs ``model`` on an example -> (program, conditions, the model's own output on the example).
+def capture(
+    model: nn.Module, images: Tensor, labels: Tensor | None, head: Head
+) -> tuple[Program, Conditions, Tensor, Head]:
+    """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W] as the model takes them; labels: [2] or None.
-    Raises Unsupported, naming module and call, for what has no place in a program.
+    images: [2, C, H, W] as the model takes them; labels: [2] or None; logits: [2, C, H, W, L].
+    Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
+    that the head can't read.
     """
     recorder = Recorder(images, labels)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
         output = model(images) if labels is None else model(images, labels)
+        head = resolved(head, output, images.shape)
+        output = head.arranged(output, images.shape[1])
     instructions, result, levels = recorder.finish(output)
     parameter = next(model.parameters())
     program = Program(tuple(images.shape[1:]), levels, instructions, result, parameter.dtype, parameter.device)
-    return program, Conditions(recorder.calls, recorder.slots), output
+    return program, Conditions(recorder.calls, recorder.slots), output, head
 
 
 @contextmanager

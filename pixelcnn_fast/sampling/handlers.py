@@ -4,6 +4,7 @@ hold a feature map, and returns what the output is; it raises Unsupported for wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -109,6 +110,15 @@ def _dropout(
     return r.feature_map(input)
 
 
+def _logit(r: Recorder, output: Tensor, input: Tensor, eps: float | None = None) -> FeatureMap:
+    """Of a sigmoid: what went into it."""
+    mark = r.feature_map(input)
+    producer = r.instructions[mark.value]
+    if producer.base is None or [step.kind for step in producer.steps] != ["sigmoid"]:
+        raise Unsupported("logit of something that is not a sigmoid")
+    return replace(mark, value=producer.base)
+
+
 def _reshape(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
     axes = list(r.feature_map(input).axes)
     result: list[Axis] = []
@@ -167,6 +177,7 @@ HANDLERS: dict[str, Callable[..., FeatureMap]] = {
     "neg": _neg,
     **{name: _identity for name in ("contiguous", "clone", "detach")},
     **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
+    "logit": _logit,
     "dropout": _dropout,
     "dropout2d": _dropout,
     **{name: _reshape for name in ("view", "reshape", "flatten", "unflatten")},

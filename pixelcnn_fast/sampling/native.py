@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.environment import native, why_not_native
 from pixelcnn_fast.sampling.conditions import Conditions
-from pixelcnn_fast.sampling.heads import NonFiniteLogits
+from pixelcnn_fast.sampling.drawing import NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS, Step
@@ -44,7 +44,8 @@ class CpuRuntime:
         conditions = [c.to(self._program.dtype).contiguous() for c in conditions]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         noise = job.noise.contiguous()
-        assert job.levels.is_contiguous() and (job.logits is None or job.logits.is_contiguous())
+        for written in (job.levels, job.logits, job.log_probability):
+            assert written is None or written.is_contiguous()
         try:
             self._sampler.run(
                 images=job.levels.shape[0],
@@ -52,8 +53,11 @@ class CpuRuntime:
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
-                temperature=job.temperature,
+                temperature=job.drawing.temperature,
+                top_k=min(job.drawing.top_k or 0, self._program.levels),
+                top_p=1.0 if job.drawing.top_p is None else job.drawing.top_p,
                 logits=0 if job.logits is None else job.logits.data_ptr(),
+                log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
                 on_row=job.on_row,
             )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
 
 from pixelcnn_fast.sampling.job import Job
+from pixelcnn_fast.sampling.model import Model
 
 
 class ReferenceRuntime:
-    """model(encode(levels)[, labels]) -> logits [N, C, H, W, L], once for every pixel."""
+    """The model's own forward, once for every pixel."""
 
-    def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
-        self._model, self._encode = model, encode
+    def __init__(self, model: Model) -> None:
+        self._model = model
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
@@ -23,6 +21,4 @@ class ReferenceRuntime:
             job.on_row(y)
             for x in range(width):
                 if job.wants(y, x):
-                    images = self._encode(job.levels)
-                    logits = self._model(images) if job.labels is None else self._model(images, job.labels)
-                    job.settle(y, x, logits[:, :, y, x])
+                    job.settle(y, x, self._model.logits(job.levels, job.labels)[:, :, y, x])

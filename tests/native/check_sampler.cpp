@@ -84,7 +84,7 @@ Result<T> sample(const pcf::CpuSampler& sampler, int images, int first, int thre
   for (T& c : condition) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
   pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
-               {condition.data() + first * 33}, 0.9, result.logits.data()};
+               {condition.data() + first * 33}, 0.9, 5, 0.8, result.logits.data()};
   int rows = 0;
   sampler.run(job, threads, [&](int) { rows++; });
   require(rows == kHeight, "on_row is called once a row");

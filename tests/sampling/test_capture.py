@@ -11,6 +11,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.sampling import CaptureMismatch, NotCausal, Unsupported
 from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.heads import Categorical
 from pixelcnn_fast.sampling.passes import fuse
 from pixelcnn_fast.sampling.program import evaluate
 from tests.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
@@ -43,7 +44,7 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     model = model.double()
     c = 3 if hasattr(model, "blocks") else 2
     images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
-    program, conditions, output = capture(model, images, labels)
+    program, conditions, output, _ = capture(model, images, labels, Categorical())
     others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
     for form in (program, fuse(program)):
         assert_identical_up_to_rounding(evaluate(form, images, conditions(labels)), output)
@@ -114,19 +115,6 @@ def test_a_refusal_names_the_module():
     net.pool = Pool()
     with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
         Sampler(net, (1, 5, 6))
-
-
-def test_other_outputs_are_refused_with_what_is_expected():
-    class Flat(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = MaskedConv2d(1, 256, 3, "A")
-
-        def forward(self, x):
-            return self.conv(x / 255.0)
-
-    with pytest.raises(Unsupported, match=r"expected logits \[N, C, H, W, levels\]"):
-        Sampler(Flat(), (1, 4, 4))
 
 
 def test_levels_first_in_the_channels_are_followed():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.heads import Categorical
 from pixelcnn_fast.sampling.legality import receptive_fields
 from pixelcnn_fast.sampling.passes import fuse
 from tests.networks import pixelcnn, positive, two_stacks
@@ -32,7 +33,7 @@ def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
 def test_fields_are_exact(model, channels):
     model, (height, width) = positive(model.double()), (7, 9)
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
-    program, _, _ = capture(model, images, None)
+    program, *_ = capture(model, images, None, Categorical())
     for form in (program, fuse(program)):
         field = receptive_fields(form)[form.output]
         for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
@@ -42,7 +43,8 @@ def test_fields_are_exact(model, channels):
 
 def test_the_whole_context_is_used():
     """A pixel sees its left neighbour, and all three neighbours above."""
-    program, _, _ = capture(pixelcnn(kernel=3), torch.zeros(2, 1, 5, 5, dtype=torch.uint8), None)
+    images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
+    program, *_ = capture(pixelcnn(kernel=3), images, None, Categorical())
     field = receptive_fields(program)[program.output]
     assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
     assert not field[4, 4:].any() and not field[5:].any()
