@@ -220,14 +220,34 @@ inline T logistic(T x) {
 inline double hyperbolic_tangent(double x) { return std::tanh(x); }
 inline float hyperbolic_tangent(float x) { return std::tanh(x); }
 
+inline double error_function(double x) { return std::erf(x); }
+inline float error_function(float x) { return std::erf(x); }
+inline double logarithm_of_1_plus(double x) { return std::log1p(x); }
+inline float logarithm_of_1_plus(float x) { return std::log1p(x); }
+inline double raised(double x, double exponent) { return std::pow(x, exponent); }
+inline float raised(float x, float exponent) { return std::pow(x, exponent); }
+inline double square_root(double x) { return std::sqrt(x); }
+inline float square_root(float x) { return std::sqrt(x); }
+
 template <class T, class F>
 inline void each(T* x, int n, F f) {
   for (int c = 0; c < n; c++) x[c] = f(x[c], c);
 }
 
-// x: n channels from `first` on; operand: its same channels.
 template <class T>
-void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
+void layer_norm(const T* all, int channels, T epsilon, T* x, int n) {
+  double sum = 0, squares = 0;
+  for (int c = 0; c < channels; c++) sum += all[c];
+  const double mean = sum / channels;
+  for (int c = 0; c < channels; c++) squares += (all[c] - mean) * (all[c] - mean);
+  const T shift = static_cast<T>(mean), scale = static_cast<T>(1 / square_root(squares / channels + epsilon));
+  each(x, n, [=](T v, int) { return (v - shift) * scale; });
+}
+
+// x: n channels from `first` on; row: the row of the operand.
+template <class T>
+void apply(const BoundStep<T>& step, const T* row, T* x, int first, int n) {
+  const T* operand = row + first;
   const T alpha = step.alpha;
   switch (step.kind) {
     case StepKind::affine: {
@@ -252,6 +272,25 @@ void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
       return each(x, n, [](T v, int) { return logistic(v); });
     case StepKind::tanh:
       return each(x, n, [](T v, int) { return hyperbolic_tangent(v); });
+    case StepKind::gelu:
+      return each(x, n, [](T v, int) { return v * T(0.5) * (T(1) + error_function(v * T(0.70710678118654752440))); });
+    case StepKind::gelu_tanh:
+      return each(x, n, [](T v, int) {
+        const T inner = T(0.79788456080286535588) * (v + T(0.044715) * v * v * v);
+        return v * T(0.5) * (T(1) + hyperbolic_tangent(inner));
+      });
+    case StepKind::softplus:
+      return each(x, n, [=](T v, int) {
+        return v * alpha > 20 ? v : logarithm_of_1_plus(exponential(v * alpha)) / alpha;  // 20 as in PyTorch
+      });
+    case StepKind::power:
+      if (alpha == 2) return each(x, n, [](T v, int) { return v * v; });
+      if (alpha == -1) return each(x, n, [](T v, int) { return T(1) / v; });
+      if (alpha == T(0.5)) return each(x, n, [](T v, int) { return square_root(v); });
+      if (alpha == T(-0.5)) return each(x, n, [](T v, int) { return T(1) / square_root(v); });
+      return each(x, n, [=](T v, int) { return raised(v, alpha); });
+    case StepKind::layer_norm:
+      return layer_norm(row, step.operand_channels, alpha, x, n);
   }
 }
 
@@ -263,7 +302,7 @@ void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int l
     for (int c = first; c < last; c += kChunk) {
       const int n = last - c < kChunk ? last - c : kChunk;
       __builtin_memcpy(x, in[r] + c, n * sizeof(T));
-      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand[r] + c : nullptr, x, c, n);
+      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand[r] : nullptr, x, c, n);
       __builtin_memcpy(out[r] + c, x, n * sizeof(T));
     }
 }

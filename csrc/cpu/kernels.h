@@ -25,8 +25,9 @@ template <class T>
 struct BoundStep {
   StepKind kind;
   T alpha;
-  Rows<const T> operand;  // add, multiply and conditions
+  Rows<const T> operand;  // add, multiply, conditions and layer_norm
   const T *scale, *shift;
+  int operand_channels;   // layer_norm
 };
 
 template <class T>

@@ -41,7 +41,12 @@ void bind_sampler(py::module_& m) {
       .value("elu", pcf::StepKind::elu)
       .value("silu", pcf::StepKind::silu)
       .value("sigmoid", pcf::StepKind::sigmoid)
-      .value("tanh", pcf::StepKind::tanh);
+      .value("tanh", pcf::StepKind::tanh)
+      .value("gelu", pcf::StepKind::gelu)
+      .value("gelu_tanh", pcf::StepKind::gelu_tanh)
+      .value("softplus", pcf::StepKind::softplus)
+      .value("power", pcf::StepKind::power)
+      .value("layer_norm", pcf::StepKind::layer_norm);
   py::enum_<pcf::Phase>(m, "Phase")
       .value("row", pcf::Phase::row)
       .value("pixel", pcf::Phase::pixel)
@@ -58,21 +63,28 @@ void bind_sampler(py::module_& m) {
                                      "source"_a, "dy"_a, "dx"_a, "width"_a, "weight"_a);
   py::class_<pcf::Storage>(m, "Storage")
       .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
+  py::class_<pcf::Input>(m, "Input").def(py::init([](int first, int count, int width, Address table) {
+                                           return pcf::Input{first, count, width, at(table)};
+                                         }),
+                                         "first"_a, "count"_a, "width"_a, "table"_a);
+  py::class_<pcf::Slot>(m, "Slot").def(py::init<int, bool>(), "channels"_a, "varies_over_pixels"_a);
   py::class_<pcf::Instruction>(m, "Instruction")
-      .def(py::init([](int out, int channels, pcf::Phase phase, int base, bool is_input, Address bias,
+      .def(py::init([](int out, int channels, pcf::Phase phase, int base, pcf::Input input, Address bias,
                        std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps,
-                       int lead) {
-             return pcf::Instruction{out, channels, phase, base, is_input, at(bias), row_runs, pixel_runs, steps, lead};
+                       int lead, int after) {
+             return pcf::Instruction{out,      channels,   phase, base, input, at(bias),
+                                     row_runs, pixel_runs, steps, lead, after};
            }),
-           "out"_a, "channels"_a, "phase"_a, "base"_a, "is_input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
-           "lead"_a);
+           "out"_a, "channels"_a, "phase"_a, "base"_a, "input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
+           "lead"_a, "after"_a);
   py::class_<pcf::Program>(m, "Program")
-      .def(py::init([](int image_channels, int height, int width, int levels, int output,
+      .def(py::init([](int image_channels, int height, int width, int levels, std::vector<int> outputs,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
-                       std::vector<int> conditions, int lag) {
-             return pcf::Program{image_channels, height, width, levels, output, storage, instructions, conditions, lag};
+                       std::vector<pcf::Slot> conditions, int lag) {
+             return pcf::Program{image_channels, height,       width,      levels, outputs,
+                                 storage,        instructions, conditions, lag};
            }),
-           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "output"_a, "storage"_a, "instructions"_a,
+           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "outputs"_a, "storage"_a, "instructions"_a,
            "conditions"_a, "lag"_a);
 
   py::class_<pcf::CpuSampler>(m, "CpuSampler")

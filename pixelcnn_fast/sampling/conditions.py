@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.sampling.marks import Condition
+from pixelcnn_fast.sampling.program import Slot
 
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
@@ -24,47 +25,62 @@ class Call:
 
 
 class Conditions:
-    """The part of the model that depends on labels alone, evaluated by PyTorch for each batch."""
+    """Recorded calls by node; node 0 is the condition itself, constants are calls without arguments."""
 
-    def __init__(self, calls: list[Call], slots: list[int]) -> None:
-        self._slots = slots
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+
+    @torch.no_grad()
+    def __call__(self, slots: Sequence[Slot], labels: Tensor | None, n: int) -> dict[Slot, Tensor]:
+        """labels: [n, ...] or None -> for each slot [n, channels], or [n, H, W, channels].
+
+        Runs in groups of the example's batch size, because a model may have written that size into a view.
+        """
+        if not slots:
+            return {}
+        if labels is None:
+            groups: list[Tensor | None] = [None] * -(-n // EXAMPLE_BATCH)
+        else:
+            padded = torch.cat([labels, labels[-1:].expand(-n % EXAMPLE_BATCH, *labels.shape[1:])])
+            groups = list(padded.split(EXAMPLE_BATCH))
+        nodes = self._needed(slots)
+        results = [self._evaluate(nodes, group) for group in groups]
+        return {slot: torch.cat([_filled(slot, group) for group in results])[:n] for slot in slots}
+
+    def _needed(self, slots: Sequence[Slot]) -> list[int]:
         needed: set[int] = set()
-        pending = list(slots)
+        pending = [slot.node for slot in slots]
         while pending:
             node = pending.pop()
             if node not in needed:
                 needed.add(node)
-                if node:
-                    pending += [
-                        c.node
-                        for c in leaves((calls[node].args, calls[node].kwargs))
-                        if isinstance(c, Condition)
-                    ]
-        self._calls = {node: calls[node] for node in sorted(needed) if node}
+                inputs = leaves((self._calls[node].args, self._calls[node].kwargs))
+                pending += [c.node for c in inputs if isinstance(c, Condition)]
+        return sorted(needed)
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    @torch.no_grad()
-    def __call__(self, labels: Tensor) -> list[Tensor]:
-        """labels: [n] -> one tensor [n, channels] per slot.
-
-        Runs in groups of the example's batch size, because a model may have written that size into a view.
-        """
-        n = labels.shape[0]
-        padded = torch.cat([labels, labels[-1:].expand(-n % EXAMPLE_BATCH)])
-        groups = [self._evaluate(group) for group in padded.split(EXAMPLE_BATCH)]
-        return [torch.cat(parts)[:n] for parts in zip(*groups, strict=True)]
-
-    def _evaluate(self, labels: Tensor) -> list[Tensor]:
-        results: dict[int, Any] = {0: labels}
+    def _evaluate(self, nodes: Sequence[int], labels: Tensor | None) -> dict[int, Any]:
+        results: dict[int, Any] = {}
 
         def filled(x: Any) -> Any:
             return results[x.node] if isinstance(x, Condition) else x
 
-        for node, call in self._calls.items():
-            results[node] = call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
-        return [results[slot].flatten(1) for slot in self._slots]
+        for node in nodes:
+            call = self._calls[node]
+            results[node] = (
+                call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
+                if node
+                else labels
+            )
+        return results
+
+
+def _filled(slot: Slot, results: dict[int, Any]) -> Tensor:
+    """-> [EXAMPLE_BATCH, *slot.index.shape]"""
+    result = results[slot.node]
+    index = slot.index.to(result.device)
+    if slot.per_image:
+        return result.flatten(1)[:, index]
+    return result.flatten()[index].expand(EXAMPLE_BATCH, *index.shape)
 
 
 def leaves(x: Any) -> Iterator[Any]:
@@ -79,7 +95,8 @@ def leaves(x: Any) -> Iterator[Any]:
 
 def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
     if isinstance(x, (tuple, list)):
-        return type(x)(map_leaves(f, item) for item in x)
+        items = [map_leaves(f, item) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     if isinstance(x, dict):
         return {key: map_leaves(f, item) for key, item in x.items()}
     return f(x)

@@ -73,9 +73,9 @@ class Drawing:
         return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
-def check_finite(logits: Tensor, row: int, column: int) -> None:
-    """logits: [N, C, L] of pixel (row, column). Raises NonFiniteLogits."""
+def check_finite(logits: Tensor, row: int, column: int, first_channel: int = 0) -> None:
+    """logits: [N, C, L] of pixel (row, column) from that image channel on. Raises NonFiniteLogits."""
     bad = ~torch.isfinite(logits).all(-1)
     if bad.any():
         image, channel = bad.nonzero()[0].tolist()
-        raise NonFiniteLogits(image, channel, row, column)
+        raise NonFiniteLogits(image, first_channel + channel, row, column)

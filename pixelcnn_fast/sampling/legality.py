@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,65 +11,173 @@ from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Tap
 
 
 class NotCausal(ValueError):
-    """The model's output at a pixel depends on that pixel or a later one."""
+    """The model's output at a sub-pixel depends on that sub-pixel or a later one."""
 
 
-def receptive_fields(program: Program) -> dict[int, Tensor]:
-    """Value -> boolean [2H - 1, 2W - 1]: entry (dy + H - 1, dx + W - 1) tells whether it sees the pixel at (dy, dx).
+@dataclass(frozen=True)
+class Field:
+    """What the channels of a value see. Channels that see the same are one group.
 
-    Offsets that leave the grid from every pixel are outside the array.
+    group: [channels], each channel's group; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: entry
+    (g, c, dy + H - 1, dx + W - 1) tells whether group g sees image channel c of the pixel at (dy, dx). Offsets that
+    leave the grid from every pixel are outside the array.
     """
-    _, height, width = program.shape
-    fields: dict[int, Tensor] = {}
-    for instruction in program.instructions:
-        seen = torch.zeros(2 * height - 1, 2 * width - 1, dtype=torch.bool)
-        if instruction.base == LEVELS:
-            seen[height - 1, width - 1] = True
-        for tap in instruction.taps:
-            seen |= _shift(fields[tap.source], tap.dy, tap.dx)
-        for value in instruction.reads()[len(instruction.taps) :]:
-            seen |= fields[value]
-        fields[instruction.out] = seen
+
+    group: Tensor
+    seen: Tensor
+
+    def of_channels(self) -> Tensor:
+        """[channels, image channels, 2H - 1, 2W - 1]"""
+        return self.seen[self.group]
+
+    def present(self) -> Tensor:
+        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
+        return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
+
+    def pixels(self) -> Tensor:
+        """[2H - 1, 2W - 1]: the pixels of which any channel sees anything."""
+        return self.seen.any(0).any(0)
+
+    def sees_only_rows_above(self) -> bool:
+        return not bool(self.seen[:, :, self.seen.shape[2] // 2 :].any())
+
+
+def receptive_fields(program: Program) -> dict[int, Field]:
+    """The field of every value."""
+    c, height, width = program.shape
+    fields: dict[int, Field] = {}
+    for i in program.instructions:
+        # Each channel sees the union of some parts: reads[channel, part] tells which.
+        parts: list[Tensor] = []
+        reads: list[Tensor] = []
+        if i.base == LEVELS:
+            own = torch.zeros(c, c, 2 * height - 1, 2 * width - 1, dtype=torch.bool)
+            own[range(c), range(c), height - 1, width - 1] = True
+            of_channel = torch.arange(c) if i.pick is None else i.pick
+            parts.append(own)
+            reads.append(_one_hot(of_channel.repeat_interleave(i.channels // len(of_channel)), c))
+        elif i.base is not None:
+            field = fields[i.base]
+            parts.append(field.seen)
+            reads.append(_one_hot(field.group if i.pick is None else field.group[i.pick], len(field.seen)))
+        for tap in i.taps:
+            field = fields[tap.source]
+            parts.append(_shift(field.seen, tap.dy, tap.dx))
+            live = (tap.weight != 0).to("cpu", torch.float32)
+            reads.append(live.T @ _one_hot(field.group, len(field.seen)).float() > 0)
+        for step in i.steps:
+            if step.value is not None:
+                field = fields[step.value]
+                parts.append(field.seen)
+                group = _one_hot(field.group, len(field.seen))
+                reads.append(group.any(0).expand(i.channels, -1) if step.kind == "layer_norm" else group)
+        fields[i.out] = _united(parts, reads, i.channels, (c, 2 * height - 1, 2 * width - 1))
     return fields
+
+
+def _one_hot(group: Tensor, groups: int) -> Tensor:
+    return group[:, None] == torch.arange(groups)
+
+
+def _united(parts: list[Tensor], reads: list[Tensor], channels: int, shape: tuple[int, int, int]) -> Field:
+    if not parts:
+        return Field(torch.zeros(channels, dtype=torch.long), torch.zeros(1, *shape, dtype=torch.bool))
+    kinds, kind = torch.unique(torch.cat(reads, 1), dim=0, return_inverse=True)
+    every = torch.cat(parts).flatten(1)
+    seen = torch.stack([every[row].any(0) for row in kinds])
+    if len(seen) > 1:
+        seen, merged = torch.unique(seen, dim=0, return_inverse=True)
+        kind = merged[kind]
+    return Field(kind, seen.view(-1, *shape))
 
 
 def _shift(seen: Tensor, dy: int, dx: int) -> Tensor:
     out = torch.zeros_like(seen)
-    rows, columns = seen.shape
+    rows, columns = seen.shape[-2:]
     if abs(dy) < rows and abs(dx) < columns:
-        out[max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
-            max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
+        out[..., max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
+            ..., max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
         ]
     return out
 
 
-def sees_only_rows_above(seen: Tensor) -> bool:
-    return not seen[seen.shape[0] // 2 :].any()
-
-
-def sees_present_or_later(seen: Tensor) -> bool:
-    return bool(seen.flatten()[seen.numel() // 2 :].any())
+def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
+    """What the logits of each image channel see: [image channels, image channels seen, 2H - 1, 2W - 1]."""
+    c, height, width = program.shape
+    seen = torch.cat([fields[output].of_channels() for output in program.outputs])
+    return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)
 
 
 def check_causal(program: Program) -> None:
-    """Raises NotCausal, naming the layer and the tap, if the output sees its own pixel or a later one."""
-    if not sees_present_or_later(receptive_fields(program)[program.output]):
+    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
+    c, height, width = program.shape
+    fields = receptive_fields(program)
+    seen = output_field(program, fields)
+    seen[:, :, : height - 1] = False
+    seen[:, :, height - 1, : width - 1] = False
+    present = seen[:, :, height - 1, width - 1]  # [channel of the output, channel seen]
+    present &= torch.ones(c, c).triu().bool()
+    if not bool(seen.any()):
         return
-    instruction, tap = _culprit(program)
-    largest = tap.weight.abs().max().item()
-    pixel = "its own pixel" if (tap.dy, tap.dx) == (0, 0) else "a later pixel"
-    hint = "should this first layer have mask A?" if (tap.dy, tap.dx) == (0, 0) else "is the mask applied?"
-    raise NotCausal(
-        f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, "
-        f"so the output sees {pixel}; {hint}"
-    )
-
-
-def _culprit(program: Program) -> tuple[Instruction, Tap]:
-    """The first tap to blame: one that looks ahead by itself, else the first that reads the present pixel."""
-    convolutions = [(i, tap) for i in program.instructions for tap in i.taps]
-    ahead = [(i, tap) for i, tap in convolutions if (tap.dy, tap.dx) > (0, 0)]
-    present = [(i, tap) for i, tap in convolutions if (tap.dy, tap.dx) == (0, 0)]
-    if not ahead + present:
+    channel, other, y, x = seen.nonzero()[-1].tolist()
+    taps = _path(program, fields, channel, other, (y - height + 1, x - width + 1))
+    if not taps:
         raise NotCausal("the model's output is its own input, pixel by pixel: nothing to sample")
-    return (ahead + present)[0]
+    ahead = [(i, tap) for i, tap in taps if (tap.dy, tap.dx) > (0, 0)]
+    if ahead:
+        raise NotCausal(_blame(*ahead[0], "sees a later pixel; is the mask applied?"))
+    if bool(present.all() if c == 1 else present[0].all()):
+        raise NotCausal(_blame(*taps[0], "sees its own pixel; should this first layer have mask A?"))
+    which = "its own channel" if channel == other else f"channel {other}, which is drawn later,"
+    through = ", ".join(i.name for i, _ in taps)
+    why = f"of image channel {channel} sees {which} of its own pixel, through {through}: are the channels' masks right?"
+    raise NotCausal(_blame(*taps[0], why))
+
+
+def _blame(instruction: Instruction, tap: Tap, why: str) -> str:
+    largest = tap.weight.abs().max().item()
+    return f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, so the output {why}"
+
+
+def _path(
+    program: Program, fields: dict[int, Field], channel: int, seen: int, offset: tuple[int, int]
+) -> list[tuple[Instruction, Tap]]:
+    """Taps, first layer first, by which logits of an image channel see image channel ``seen`` at ``offset``."""
+    producer = program.producer()
+    height, width = program.shape[1:]
+
+    def sees(value: int, dy: int, dx: int) -> Tensor:
+        """Which channels of a value see it at (dy, dx)."""
+        field = fields[value]
+        if not (abs(dy) < height and abs(dx) < width):
+            return torch.zeros(len(field.group), dtype=torch.bool)
+        return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
+
+    def step_back(i: Instruction, k: int) -> tuple[int, int, Tap | None] | None:
+        """(value, channel, tap) through which channel k of the instruction sees it; None at the input."""
+        if i.base == LEVELS:
+            return None
+        for tap in i.taps:
+            hit = (
+                sees(tap.source, offset[0] - tap.dy, offset[1] - tap.dx) & (tap.weight[:, k] != 0).cpu()
+            ).nonzero()
+            if len(hit):
+                return tap.source, int(hit[0]), tap
+        operands = [] if i.base is None else [(i.base, k if i.pick is None else int(i.pick[k]))]
+        for step in i.steps:
+            if step.kind == "layer_norm":
+                operands += [(step.value, j) for j in range(len(fields[step.value].group))]
+            elif step.value is not None:
+                operands.append((step.value, k))
+        return next((value, j, None) for value, j in operands if sees(value, *offset)[j])
+
+    taps: list[tuple[Instruction, Tap]] = []
+    (value,) = program.outputs
+    logits = slice(channel * program.levels, (channel + 1) * program.levels)
+    k = logits.start + int(sees(value, *offset)[logits].nonzero()[0])
+    while (back := step_back(producer[value], k)) is not None:
+        if back[2] is not None:
+            taps.insert(0, (producer[value], back[2]))
+            offset = (offset[0] - back[2].dy, offset[1] - back[2].dx)
+        value, k = back[:2]
+    return taps

@@ -132,7 +132,7 @@ def _with_unit_input(program: Program) -> Program:
     """The program reads levels; this model was run on level / (L - 1)."""
 
     def scaled(i: Instruction) -> Instruction:
-        if i.base != LEVELS:
+        if i.base != LEVELS or i.table is not None:
             return i
         scale = torch.full((i.channels,), 1 / (program.levels - 1), dtype=program.dtype, device=program.device)
         return replace(i, steps=(Step("affine", scale=scale, shift=torch.zeros_like(scale)), *i.steps))

@@ -1,6 +1,8 @@
-"""The naive runtime: a full forward per pixel. It is the oracle, and what the fast runtimes are compared with."""
+"""The naive runtime: a full forward per draw. It is the oracle, and what the fast runtimes are compared with."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -9,10 +11,10 @@ from pixelcnn_fast.sampling.model import Model
 
 
 class ReferenceRuntime:
-    """The model's own forward, once for every pixel."""
+    """The model's own forward, for every pixel once for each of ``draws``, the image channels drawn together."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, draws: Sequence[slice]) -> None:
+        self._model, self._draws = model, draws
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
@@ -20,5 +22,7 @@ class ReferenceRuntime:
         for y in range(height):
             job.on_row(y)
             for x in range(width):
-                if job.wants(y, x):
-                    job.settle(y, x, self._model.logits(job.levels, job.labels)[:, :, y, x])
+                for channels in self._draws:
+                    if job.wants(y, x, channels):
+                        logits = self._model.logits(job.levels, job.labels)[:, channels, y, x]
+                        job.settle(y, x, channels, logits)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.sampling.conditions import Conditions
+from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions
 from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.eager import EagerRuntime
 from pixelcnn_fast.sampling.heads import Head
@@ -18,7 +18,7 @@ from pixelcnn_fast.sampling.listing import ProgramListing
 from pixelcnn_fast.sampling.model import Model, check_choice
 from pixelcnn_fast.sampling.native import CpuRuntime, why_not_cpu
 from pixelcnn_fast.sampling.passes import fuse, split_phases
-from pixelcnn_fast.sampling.program import Program, evaluate, rounded_weights
+from pixelcnn_fast.sampling.program import Program, evaluate, rounded_weights, slots_of
 from pixelcnn_fast.sampling.reference import ReferenceRuntime
 
 RUNTIMES = ("auto", "reference", "eager", "cpu")
@@ -189,7 +189,8 @@ class Sampler:
         program, conditions, logits = self._model.captured(levels, labels)
         check_causal(program)
         program = fuse(program)
-        computed = evaluate(program, levels, conditions(labels) if labels is not None else [])
+        operands = conditions(slots_of(program.instructions), labels, EXAMPLE_BATCH)
+        computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
         scale = expected.abs().max().item()
         error = (computed - expected).abs().max().item()
@@ -210,7 +211,8 @@ class Sampler:
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        return ReferenceRuntime(self._model)
+        draws = [self._phased.drawn_by(draw) for draw in range(len(self._phased.outputs))]
+        return ReferenceRuntime(self._model, draws)
 
     # -- running
 

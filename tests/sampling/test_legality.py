@@ -35,7 +35,7 @@ def test_fields_are_exact(model, channels):
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
     program, *_ = capture(model, images, None, Categorical())
     for form in (program, fuse(program)):
-        field = receptive_fields(form)[form.output]
+        field = receptive_fields(form)[form.outputs[0]].pixels()
         for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
             window = field[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x]
             assert torch.equal(window, seen_by_autograd(model, (channels, height, width), y, x)), (y, x)
@@ -45,6 +45,6 @@ def test_the_whole_context_is_used():
     """A pixel sees its left neighbour, and all three neighbours above."""
     images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
     program, *_ = capture(pixelcnn(kernel=3), images, None, Categorical())
-    field = receptive_fields(program)[program.output]
+    field = receptive_fields(program)[program.outputs[0]].pixels()
     assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
     assert not field[4, 4:].any() and not field[5:].any()

@@ -163,6 +163,6 @@ def test_the_listing_names_layers_taps_and_costs(sampler):
         "MFLOP in the row phase",
         "MB of weights",
         "(-1, -1..+1)",
-        "add_condition 0",
+        "add_condition",
     ):
         assert expected in text
