@@ -1,7 +1,18 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
 from pixelcnn_fast import likelihood, models, nn
+from pixelcnn_fast.fields import ReceptiveField, check_causal, receptive_field
 from pixelcnn_fast.sampling import Sampler, heads
 
 __version__ = "0.1.0"
-__all__ = ["Sampler", "__version__", "heads", "likelihood", "models", "nn"]
+__all__ = [
+    "ReceptiveField",
+    "Sampler",
+    "__version__",
+    "check_causal",
+    "heads",
+    "likelihood",
+    "models",
+    "nn",
+    "receptive_field",
+]

@@ -188,9 +188,8 @@ class Recorder(TorchFunctionMode):
         )
 
     def _of_constant(self, x: Tensor) -> FeatureMap:
-        if bool(x.any()):
-            raise Unsupported("a constant that is not zero is joined to a feature map")
-        return FeatureMap(self.recording.space, addresses=torch.zeros(x.shape, dtype=torch.long))
+        zeros = FeatureMap(self.recording.space, addresses=torch.zeros(x.shape, dtype=torch.long))
+        return self.recording.with_constant("add", zeros, x) if bool(x.any()) else zeros
 
     def _assign(self, func: Callable, args: tuple) -> None:
         """target[index] = x, on addresses."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Tap
+from pixelcnn_fast.sampling.blame import blame
+from pixelcnn_fast.sampling.program import LEVELS, Program
 
 
 class NotCausal(ValueError):
@@ -110,74 +111,22 @@ def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
 
 def check_causal(program: Program) -> None:
     """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
-    c, height, width = program.shape
-    fields = receptive_fields(program)
+    why = why_not_causal(program, receptive_fields(program))
+    if why is not None:
+        raise NotCausal(why)
+
+
+def why_not_causal(program: Program, fields: dict[int, Field]) -> str | None:
+    """What the output sees that it must not, and through which layer and tap; None for a causal program."""
+    _, height, width = program.shape
     seen = output_field(program, fields)
-    seen[:, :, : height - 1] = False
-    seen[:, :, height - 1, : width - 1] = False
-    present = seen[:, :, height - 1, width - 1]  # [channel of the output, channel seen]
-    present &= torch.ones(c, c).triu().bool()
-    if not bool(seen.any()):
-        return
-    channel, other, y, x = seen.nonzero()[-1].tolist()
-    taps = _path(program, fields, channel, other, (y - height + 1, x - width + 1))
-    if not taps:
-        raise NotCausal("the model's output is its own input, pixel by pixel: nothing to sample")
-    ahead = [(i, tap) for i, tap in taps if (tap.dy, tap.dx) > (0, 0)]
+    later = torch.zeros(seen.shape[2:], dtype=torch.bool)
+    later.view(-1)[later.numel() // 2 + 1 :] = True
+    ahead = (seen & later).nonzero().tolist()
+    present = (
+        seen[:, :, height - 1, width - 1].triu().nonzero().tolist()
+    )  # [channel of the output, channel seen]
     if ahead:
-        raise NotCausal(_blame(*ahead[0], "sees a later pixel; is the mask applied?"))
-    if bool(present.all() if c == 1 else present[0].all()):
-        raise NotCausal(_blame(*taps[0], "sees its own pixel; should this first layer have mask A?"))
-    which = "its own channel" if channel == other else f"channel {other}, which is drawn later,"
-    through = ", ".join(i.name for i, _ in taps)
-    why = f"of image channel {channel} sees {which} of its own pixel, through {through}: are the channels' masks right?"
-    raise NotCausal(_blame(*taps[0], why))
-
-
-def _blame(instruction: Instruction, tap: Tap, why: str) -> str:
-    largest = tap.weight.abs().max().item()
-    return f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, so the output {why}"
-
-
-def _path(
-    program: Program, fields: dict[int, Field], channel: int, seen: int, offset: tuple[int, int]
-) -> list[tuple[Instruction, Tap]]:
-    """Taps, first layer first, by which logits of an image channel see image channel ``seen`` at ``offset``."""
-    producer = program.producer()
-    height, width = program.shape[1:]
-
-    def sees(value: int, dy: int, dx: int) -> Tensor:
-        """Which channels of a value see it at (dy, dx)."""
-        field = fields[value]
-        if not (abs(dy) < height and abs(dx) < width):
-            return torch.zeros(len(field.group), dtype=torch.bool)
-        return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
-
-    def step_back(i: Instruction, k: int) -> tuple[int, int, Tap | None] | None:
-        """(value, channel, tap) through which channel k of the instruction sees it; None at the input."""
-        if i.base == LEVELS:
-            return None
-        for tap in i.taps:
-            hit = (
-                sees(tap.source, offset[0] - tap.dy, offset[1] - tap.dx) & (tap.weight[:, k] != 0).cpu()
-            ).nonzero()
-            if len(hit):
-                return tap.source, int(hit[0]), tap
-        operands = [] if i.base is None else [(i.base, k if i.pick is None else int(i.pick[k]))]
-        for step in i.steps:
-            if step.kind == "layer_norm":
-                operands += [(step.value, j) for j in range(len(fields[step.value].group))]
-            elif step.value is not None:
-                operands.append((step.value, k))
-        return next((value, j, None) for value, j in operands if sees(value, *offset)[j])
-
-    taps: list[tuple[Instruction, Tap]] = []
-    (value,) = program.outputs
-    logits = slice(channel * program.levels, (channel + 1) * program.levels)
-    k = logits.start + int(sees(value, *offset)[logits].nonzero()[0])
-    while (back := step_back(producer[value], k)) is not None:
-        if back[2] is not None:
-            taps.insert(0, (producer[value], back[2]))
-            offset = (offset[0] - back[2].dy, offset[1] - back[2].dx)
-        value, k = back[:2]
-    return taps
+        channel, other, y, x = min(ahead, key=lambda place: place[2:])
+        return blame(program, fields, channel, other, y - height + 1, x - width + 1)
+    return blame(program, fields, *present[0], 0, 0) if present else None

@@ -151,7 +151,8 @@ class Recording:
         shape = torch.broadcast_shapes(x.addresses.shape, y.addresses.shape)
         x, y = (FeatureMap(self.space, addresses=m.addresses.expand(shape)) for m in (x, y))
         left, right = (self.space.decode(m.addresses) for m in (x, y))
-        if not self._same_pixels(left, right):
+        frames = {self.space.frame(value) for m in (x, y) for value in self.space.values(m.addresses)}
+        if len(frames) > 1 or not self._same_pixels(left, right):
             x, y = self.copied(x), self.copied(y)
             left, right = (self.space.decode(m.addresses) for m in (x, y))
             if not self._same_pixels(left, right):
@@ -328,6 +329,9 @@ class Recording:
     def _standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Addresses laid out as [N, C, H, W], and the way back to their own shape."""
         spatial, channels = self.space.layout(addresses)
+        whole = (self.space.images, *addresses.shape[1:2], *self.space.grid)
+        if addresses.shape == whole and all(dim in (-1, usual) for dim, usual in zip(spatial, (0, 2, 3), strict=True)):
+            return addresses, lambda standard: standard  # also where an axis can't be told: of size 1, or all zeros
         present = [dim for dim in spatial if dim >= 0]
         order = [*spatial[:1], *channels, *spatial[1:]]
         order = [dim for dim in order if dim >= 0]
