@@ -144,13 +144,14 @@ def receptive_field(
     levels: int | None = None,
     conditional: bool | None = None,
     image_form: str = "uint8",
+    condition_shape: tuple[int, ...] | None = None,
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), from the weights: a weight of zero hides.
 
     The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
-    wrapped = Model(model, shape, head, levels, conditional, image_form)
+    wrapped = Model(model, shape, head, levels, conditional, image_form, condition_shape)
     program, _, _ = wrapped.captured(*wrapped.example())
     fields = receptive_fields(program)
     return ReceptiveField(wrapped.shape, output_field(program, fields), why_not_causal(program, fields))
@@ -164,11 +165,13 @@ def check_causal(
     levels: int | None = None,
     conditional: bool | None = None,
     image_form: str = "uint8",
+    condition_shape: tuple[int, ...] | None = None,
 ) -> None:
     """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later
     sub-pixel. Arguments and other errors as of ``receptive_field``; the model is left as it was."""
     field = receptive_field(
-        model, shape, head=head, levels=levels, conditional=conditional, image_form=image_form
-    )
+        model, shape, head=head, levels=levels, conditional=conditional, image_form=image_form,
+        condition_shape=condition_shape,
+    )  # fmt: skip
     if field.leak is not None:
         raise NotCausal(field.leak)

@@ -8,6 +8,7 @@ as soon as the result is used for the output: a reduction that only steers an ``
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pixelcnn_fast.sampling.addresses import FeatureMap
-from pixelcnn_fast.sampling.conditions import Call, Conditions, leaves, map_leaves
+from pixelcnn_fast.sampling.conditions import Call, Conditions, Given, leaves, map_leaves
 from pixelcnn_fast.sampling.handlers import FRESH, HANDLERS, MOVEMENTS, plain_name
 from pixelcnn_fast.sampling.heads import Head, resolved
 from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
@@ -28,18 +29,18 @@ Mark = FeatureMap | Condition | Opaque
 
 
 def capture(
-    model: nn.Module, images: Tensor, labels: Tensor | None, head: Head
+    model: nn.Module, images: Tensor, given: Given, head: Head
 ) -> tuple[Program, Conditions, Tensor, Head]:
     """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W] as the model takes them; labels: [2, ...] or None; logits: [2, C, H, W, L].
+    images: [2, C, H, W] as the model takes them; given: of two images; logits: [2, C, H, W, L].
     Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
     that the head can't read.
     """
     parameter = next(model.parameters())
-    recorder = Recorder(images, labels, parameter.dtype, parameter.device)
+    recorder = Recorder(images, given, parameter.dtype, parameter.device)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
-        output = model(images) if labels is None else model(images, labels)
+        output = given.call(model, images)
         head = resolved(head, output, images.shape)
         output = head.arranged(output, images.shape[1])
     recording, result, levels = recorder.finish(output)
@@ -73,7 +74,7 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 class Recorder(TorchFunctionMode):
-    def __init__(self, images: Tensor, labels: Tensor | None, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.path: list[str] = []
         self.recording = Recording(images.shape, dtype, device)
@@ -81,8 +82,10 @@ class Recorder(TorchFunctionMode):
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}
         self._images = images
         self._track(images, self.recording.images)
-        if labels is not None:
-            self._track(labels, Condition(0))
+        for index, tensor in enumerate(given):
+            if tensor is not None:
+                self.recording.calls.append(Call(operator.getitem, (Condition(0), index), {}))
+                self._track(tensor, Condition(len(self.recording.calls) - 1))
 
     # -- following tensors through calls
 

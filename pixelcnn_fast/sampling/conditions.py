@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast.sampling.marks import Condition
 from pixelcnn_fast.sampling.program import Slot
+
+
+class Given(NamedTuple):
+    """What a model takes beside the images: either, both or neither; each with one entry per image."""
+
+    labels: Tensor | None = None  # [n]
+    condition: Tensor | None = None  # [n, ...]
+
+    def part(self, images: slice) -> Given:
+        return Given(*(x if x is None else x[images] for x in self))
+
+    def padded(self, n: int) -> Given:
+        """With n more images, like the last."""
+        return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
+
+    def call(self, module: nn.Module, images: Tensor) -> Any:
+        """The module's output. A condition goes where the module's forward has an argument of that name, else last."""
+        positional = [x for x in (self.labels,) if x is not None]
+        if self.condition is None:
+            return module(images, *positional)
+        if "condition" in inspect.signature(module.forward).parameters:
+            return module(images, *positional, condition=self.condition)
+        return module(images, *positional, self.condition)
+
 
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
@@ -25,26 +50,22 @@ class Call:
 
 
 class Conditions:
-    """Recorded calls by node; node 0 is the condition itself, constants are calls without arguments."""
+    """Recorded calls by node; node 0 is what is ``Given``, constants are calls without arguments."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = calls
 
     @torch.no_grad()
-    def __call__(self, slots: Sequence[Slot], labels: Tensor | None, n: int) -> dict[Slot, Tensor]:
-        """labels: [n, ...] or None -> for each slot [n, channels], or [n, H, W, channels].
+    def __call__(self, slots: Sequence[Slot], given: Given, n: int) -> dict[Slot, Tensor]:
+        """given: of n images -> for each slot [n, channels], or [n, H, W, channels].
 
         Runs in groups of the example's batch size, because a model may have written that size into a view.
         """
         if not slots:
             return {}
-        if labels is None:
-            groups: list[Tensor | None] = [None] * -(-n // EXAMPLE_BATCH)
-        else:
-            padded = torch.cat([labels, labels[-1:].expand(-n % EXAMPLE_BATCH, *labels.shape[1:])])
-            groups = list(padded.split(EXAMPLE_BATCH))
-        nodes = self._needed(slots)
-        results = [self._evaluate(nodes, group) for group in groups]
+        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(slots)
+        starts = range(0, n, EXAMPLE_BATCH)
+        results = [self._evaluate(nodes, given.part(slice(start, start + EXAMPLE_BATCH))) for start in starts]
         return {slot: torch.cat([_filled(slot, group) for group in results])[:n] for slot in slots}
 
     def _needed(self, slots: Sequence[Slot]) -> list[int]:
@@ -58,7 +79,7 @@ class Conditions:
                 pending += [c.node for c in inputs if isinstance(c, Condition)]
         return sorted(needed)
 
-    def _evaluate(self, nodes: Sequence[int], labels: Tensor | None) -> dict[int, Any]:
+    def _evaluate(self, nodes: Sequence[int], given: Given) -> dict[int, Any]:
         results: dict[int, Any] = {}
 
         def filled(x: Any) -> Any:
@@ -69,7 +90,7 @@ class Conditions:
             results[node] = (
                 call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
                 if node
-                else labels
+                else given
             )
         return results
 

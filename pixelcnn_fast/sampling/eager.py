@@ -22,7 +22,7 @@ class EagerRuntime:
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
         n, draws = job.levels.shape[0], len(self._program.outputs)
-        batch = _Batch(self._program, n, self._conditions(self._program.slots, job.labels, n))
+        batch = _Batch(self._program, n, self._conditions(self._program.slots, job.given, n))
         for y in range(height):
             job.on_row(y)
             batch.row_phase(y)

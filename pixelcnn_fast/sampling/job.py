@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from pixelcnn_fast.sampling.conditions import Given
 from pixelcnn_fast.sampling.drawing import Drawing, check_finite
 
 
@@ -16,7 +17,7 @@ class Job:
     """One batch of n images to sample, complete or teacher-force.
 
     levels: int32 [n, C, H, W], known levels in, all levels out; known: bool [n, C, H, W] or None (none known);
-    noise: float64 [n, C, H, W] in [0, 1); labels: [n] or None; logits: [n, C, H, W, L] to fill, or None;
+    noise: float64 [n, C, H, W] in [0, 1); given: of n images; logits: [n, C, H, W, L] to fill, or None;
     log_probability: float64 [n, C, H, W], zeros, to fill where levels are drawn, or None; on_row(y) is called before
     row y, and stops the run by raising.
     """
@@ -24,7 +25,7 @@ class Job:
     levels: Tensor
     known: Tensor | None
     noise: Tensor
-    labels: Tensor | None
+    given: Given
     drawing: Drawing
     logits: Tensor | None
     log_probability: Tensor | None

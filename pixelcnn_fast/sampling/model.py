@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.sampling.capture import capture
-from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions
+from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.sampling.heads import Categorical, Head
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step
 
@@ -32,6 +32,7 @@ class Model:
         levels: int | None,
         conditional: bool | None,
         image_form: str,
+        condition_shape: tuple[int, ...] | None,
     ) -> None:
         self.module, self.image_form = module, image_form
         self.shape = _checked_shape(shape)
@@ -48,30 +49,33 @@ class Model:
             )
         self.conditional = _takes_labels(module) if conditional is None else conditional
         self.n_classes = getattr(module, "n_classes", None)
+        if condition_shape is None and getattr(module, "condition_channels", None) is not None:
+            condition_shape = (module.condition_channels, *self.shape[1:])
+        self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
 
-    def example(self) -> tuple[Tensor, Tensor | None]:
-        """Random levels [2, C, H, W], and labels [2] if the model takes any."""
+    def example(self) -> tuple[Tensor, Given]:
+        """Random levels [2, C, H, W], and what the model takes beside images."""
         generator = torch.Generator().manual_seed(0)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
         labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.long, device=self.device) if self.conditional else None
-        return levels, labels
+        condition = None
+        if self.condition_shape is not None:
+            condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
+            condition = condition.to(self.device, self.dtype)
+        return levels, Given(labels, condition)
 
-    def captured(self, levels: Tensor, labels: Tensor | None) -> tuple[Program, Conditions, Tensor]:
+    def captured(self, levels: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, the model's own logits [N, C, H, W, L])."""
         with self.evaluating():
-            program, conditions, logits, self.head = capture(
-                self.module, self.encode(levels), labels, self.head
-            )
+            program, conditions, logits, self.head = capture(self.module, self.encode(levels), given, self.head)
         if self.image_form == "unit":
             program = _with_unit_input(program)
         return program, conditions, logits
 
-    def logits(self, levels: Tensor, labels: Tensor | None) -> Tensor:
+    def logits(self, levels: Tensor, given: Given) -> Tensor:
         """levels: [N, C, H, W] -> [N, C, H, W, L], by the module's own forward."""
-        images = self.encode(levels)
-        output = self.module(images) if labels is None else self.module(images, labels)
-        return self.head.arranged(output, self.shape[0])
+        return self.head.arranged(given.call(self.module, self.encode(levels)), self.shape[0])
 
     def encode(self, levels: Tensor) -> Tensor:
         """Integer levels -> what the module takes for an image."""

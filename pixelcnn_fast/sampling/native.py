@@ -40,7 +40,7 @@ class CpuRuntime:
         self._sampler = self._native.CpuSampler(described, program.dtype == torch.float64, bf16_weights)
 
     def run(self, job: Job) -> None:
-        operands = self._conditions(self._slots, job.labels, job.levels.shape[0])
+        operands = self._conditions(self._slots, job.given, job.levels.shape[0])
         conditions = [operands[slot].to(self._program.dtype).contiguous() for slot in self._slots]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         noise = job.noise.contiguous()

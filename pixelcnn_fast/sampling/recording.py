@@ -27,7 +27,7 @@ class Recording:
         n, channels, height, width = shape
         self.space = AddressSpace(n, height, width)
         self.instructions: list[Instruction] = []
-        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: the condition
+        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: what is given
         self.dtype, self.device = dtype, device
         self.place: Callable[[], str] = lambda: "model"
         self._shifted: dict[tuple[int, int, int], int] = {}

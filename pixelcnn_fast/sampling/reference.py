@@ -24,5 +24,5 @@ class ReferenceRuntime:
             for x in range(width):
                 for channels in self._draws:
                     if job.wants(y, x, channels):
-                        logits = self._model.logits(job.levels, job.labels)[:, channels, y, x]
+                        logits = self._model.logits(job.levels, job.given)[:, channels, y, x]
                         job.settle(y, x, channels, logits)

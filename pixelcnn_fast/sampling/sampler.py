@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions
+from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.eager import EagerRuntime
 from pixelcnn_fast.sampling.heads import Head
@@ -49,7 +49,9 @@ class Sampler:
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
     bounds). conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a
     second argument without default. image_form: what the model takes for an image: 'uint8', 'unit' (floating
-    point level / (L - 1)) or 'levels' (floating point 0...L-1).
+    point level / (L - 1)) or 'levels' (floating point 0...L-1). condition_shape: of a further tensor that the model
+    takes, without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of
+    a model with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
 
     Raises NotCausal if an output sees its own or a later pixel, naming the layer and the tap; Unsupported for a
     call that has no place in a causal program, naming module and call; UnknownLayout, with the alternatives, if the
@@ -67,9 +69,11 @@ class Sampler:
         weights: str = "same",
         conditional: bool | None = None,
         image_form: str = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         check_choice("weights", weights, WEIGHTS)
-        self._model, self._weights = Model(model, shape, head, levels, conditional, image_form), weights
+        self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+        self._weights = weights
         program, self._conditions = self._capture()
         if weights == "bf16":
             if program.dtype != torch.float32:
@@ -105,6 +109,7 @@ class Sampler:
         top_k: int | None = None,
         top_p: float | None = None,
         log_probability: bool = False,
+        condition: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
 
@@ -113,7 +118,7 @@ class Sampler:
         [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
         'cpu' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
         log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
-        temperature 1, with all levels.
+        temperature 1, with all levels. condition: [n, *condition_shape].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
@@ -122,7 +127,16 @@ class Sampler:
         levels = torch.zeros(n, *self.shape, dtype=torch.int32)
         drawing = Drawing(temperature, top_k, top_p)
         return self._run(
-            levels, None, labels, drawing, generator, noise, batch_size, runtime, progress, log_probability
+            levels,
+            None,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
         )
 
     def complete(
@@ -139,6 +153,7 @@ class Sampler:
         top_k: int | None = None,
         top_p: float | None = None,
         log_probability: bool = False,
+        condition: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
@@ -157,10 +172,25 @@ class Sampler:
         levels = levels.masked_fill(~known, 0)
         drawing = Drawing(temperature, top_k, top_p)
         return self._run(
-            levels, known, labels, drawing, generator, noise, batch_size, runtime, progress, log_probability
+            levels,
+            known,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
         )
 
-    def logits(self, images: Tensor, labels: Tensor | None = None, runtime: str = "auto") -> Tensor:
+    def logits(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        runtime: str = "auto",
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype. For checks; the model's own
@@ -169,7 +199,9 @@ class Sampler:
         levels = self._checked_levels(images)
         out = torch.zeros(*levels.shape, self._model.levels, dtype=self._phased.dtype)
         known = torch.ones_like(levels, dtype=torch.bool)
-        self._run(levels, known, labels, Drawing(), None, None, None, runtime, False, logits=out)
+        self._run(
+            levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
+        )
         return out
 
     def runtime(self, name: str) -> Runtime:
@@ -185,11 +217,11 @@ class Sampler:
 
     def _capture(self) -> tuple[Program, Conditions]:
         """The fused program, checked for causality and against the model on a random image."""
-        levels, labels = self._model.example()
-        program, conditions, logits = self._model.captured(levels, labels)
+        levels, given = self._model.example()
+        program, conditions, logits = self._model.captured(levels, given)
         check_causal(program)
         program = fuse(program)
-        operands = conditions(slots_of(program.instructions), labels, EXAMPLE_BATCH)
+        operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
         computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
         scale = expected.abs().max().item()
@@ -220,7 +252,7 @@ class Sampler:
         self,
         levels: Tensor,
         known: Tensor | None,
-        labels: Tensor | None,
+        given: Given,
         drawing: Drawing,
         generator: torch.Generator | None,
         noise: Tensor | None,
@@ -234,7 +266,7 @@ class Sampler:
         n, height = levels.shape[0], self.shape[1]
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
-        labels = self._checked_labels(labels, n)
+        given = Given(self._checked_labels(given.labels, n), self._checked_condition(given.condition, n))
         noise = self._checked_noise(noise, levels.shape, generator)
         engine = self.runtime(runtime)
         size = batch_size or self._default_batch(n)
@@ -250,7 +282,7 @@ class Sampler:
                             levels=levels[part],
                             known=None if known is None else known[part],
                             noise=noise[part],
-                            labels=None if labels is None else labels[part],
+                            given=given.part(part),
                             drawing=drawing,
                             logits=None if logits is None else logits[part],
                             log_probability=None if log_probabilities is None else log_probabilities[part],
@@ -308,6 +340,19 @@ class Sampler:
                 f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self._model.n_classes - 1}"
             )
         return labels.to(self._model.device, torch.long)
+
+    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        shape = self._model.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "a condition was given, but the sampler was built without: pass condition_shape="
+                )
+            return None
+        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
+            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
+        return condition.to(self._model.device, self._model.dtype)
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None

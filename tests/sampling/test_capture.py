@@ -11,6 +11,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.sampling import CaptureMismatch, NotCausal, Unsupported
 from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.conditions import Given
 from pixelcnn_fast.sampling.heads import Categorical
 from pixelcnn_fast.sampling.passes import fuse
 from pixelcnn_fast.sampling.program import evaluate, slots_of
@@ -44,13 +45,13 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     model = model.double()
     c = 3 if hasattr(model, "blocks") else 2
     images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
-    program, conditions, output, _ = capture(model, images, labels, Categorical())
+    program, conditions, output, _ = capture(model, images, Given(labels), Categorical())
     others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
     for form in (program, fuse(program)):
         slots, expected = slots_of(form.instructions), model(others, other_labels).detach()
-        operand = conditions(slots, labels, 2).__getitem__
+        operand = conditions(slots, Given(labels), 2).__getitem__
         assert_identical_up_to_rounding(evaluate(form, images, operand), output)
-        operand = conditions(slots, other_labels, 3).__getitem__
+        operand = conditions(slots, Given(other_labels), 3).__getitem__
         assert_identical_up_to_rounding(evaluate(form, others, operand), expected)
     assert len(fuse(program).instructions) < len(program.instructions) / 2
 

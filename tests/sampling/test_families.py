@@ -73,10 +73,53 @@ def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
     program = Sampler(model, shape)._phased
     assert len(program.outputs) == 3
     live = sum(int(m.mask.sum()) for m in model.modules() if hasattr(m, "mask"))
-    listed = sum(int((run.weight != 0).sum()) for i in program.instructions for run in i.row_runs + i.pixel_runs)
+    listed = sum(
+        int((run.weight != 0).sum()) for i in program.instructions for run in i.row_runs + i.pixel_runs
+    )
     assert listed == live
     for draw in range(3):
         assert any(i.after == draw and i.phase is Phase.PIXEL for i in program.instructions)
+
+
+class Foreign(torch.nn.Module):
+    """Takes its condition, a vector, as the last argument, under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = gated(input_channels=1, condition_channels=2, n_classes=4)
+
+    def forward(self, x, y, z):
+        return self.inner(x, y, z[:, :, None, None].expand(-1, -1, *x.shape[2:]).sin())
+
+
+@pytest.mark.parametrize("name", ["a map", "a map and labels", "colours in order", "a vector, last"])
+def test_conditions_that_are_given(name):
+    model, settings, shape = {
+        "a map": (gated(input_channels=1, condition_channels=3), {}, (3, 5, 6)),
+        "a map and labels": (gated(input_channels=1, condition_channels=2, n_classes=4), {}, (2, 5, 6)),
+        "colours in order": (gated(condition_channels=2, channel_order=True), {}, (2, 5, 6)),
+        "a vector, last": (Foreign(), dict(condition_shape=(2,)), (2,)),
+    }[name]
+    channels = 3 if name == "colours in order" else 1
+    labels = torch.tensor([0, 3, 1]) if "labels" in name or "vector" in name else None
+    sampler = Sampler(model, (channels, 5, 6), **settings)
+    condition, u = torch.randn(3, *shape), torch.rand(3, channels, 5, 6, dtype=torch.float64)
+    naive = sampler.sample(3, labels, condition=condition, noise=u, runtime="reference")
+    assert not torch.equal(naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference"))
+    for runtime in ("eager", "auto"):
+        arguments = dict(condition=condition, noise=u, runtime=runtime)
+        assert torch.equal(sampler.sample(3, labels, batch_size=2, **arguments), naive)
+        assert torch.equal(sampler.complete(naive, torch.eye(5, 6).bool(), labels, **arguments), naive)
+        logits = sampler.logits(naive, labels, runtime, condition)
+        assert_identical_up_to_rounding(logits, sampler.logits(naive, labels, "reference", condition))
+    for wrong in (None, condition[:2], condition.long()):
+        with pytest.raises(ValueError, match="the condition is"):
+            sampler.sample(3, labels, condition=wrong)
+
+
+def test_an_unexpected_condition_is_refused():
+    with pytest.raises(ValueError, match="condition_shape="):
+        Sampler(CASES["gated"][0], CASES["gated"][1]).sample(1, condition=torch.zeros(1, 1, 7, 6))
 
 
 def test_a_leak_between_colours_is_refused():

@@ -54,12 +54,12 @@ def test_all_are_causal_and_see_their_neighbours(name):
 
 def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
-    wrapped = Model(network.model(), network.shape, **{"head": None, "levels": None, "image_form": "uint8",
+    wrapped = Model(network.model(), network.shape, **{"head": None, "levels": None, "image_form": "uint8", "condition_shape": None,
                                                        **network.settings()})  # fmt: skip
-    levels, labels = wrapped.example()
-    program, conditions, logits = wrapped.captured(levels, labels)
+    levels, given = wrapped.example()
+    program, conditions, logits = wrapped.captured(levels, given)
     slots = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
-    return program, levels, logits, conditions(slots, labels, EXAMPLE_BATCH).__getitem__
+    return program, levels, logits, conditions(slots, given, EXAMPLE_BATCH).__getitem__
 
 
 def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
