@@ -7,13 +7,15 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+N ?= 300
+FIRST ?= 0
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt $(shell find csrc -type f)
 sanitizers := address undefined thread
 
-.PHONY: help setup native test demo bench sanitize wheel clean
+.PHONY: help setup native test fuzz demo bench sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,6 +29,9 @@ native: $(VENV)/.package ## compile what changed in csrc, into pixelcnn_fast/
 
 test: setup ## run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
+
+fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
+	$(python) -m tests.fuzz $(N) $(FIRST)
 
 demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes)
 	$(python) -m pixelcnn_fast demo

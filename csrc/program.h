@@ -10,12 +10,14 @@ namespace pcf {
 enum class StepKind {
   affine, add, multiply, add_condition, multiply_condition,
   relu, leaky_relu, elu, silu, sigmoid, tanh,
+  gelu, gelu_tanh, softplus, power, layer_norm,
 };
 
-// One operation on an instruction's sum x, channel by channel.
+// One operation on an instruction's sum x, channel by channel: it reads the same channels of its operand. Only
+// layer_norm reads all channels of its operand: (x - mean) / sqrt(variance + alpha).
 struct Step {
   StepKind kind;
-  double alpha = 1;             // add: x + alpha * operand; leaky_relu, elu: the slope
+  double alpha = 1;             // add: x + alpha * operand; leaky_relu, elu: the slope; softplus: beta; power: exponent
   int operand = -1;             // the value or the condition slot it reads
   const void* scale = nullptr;  // affine: [channels] each, in the program's dtype
   const void* shift = nullptr;
@@ -27,18 +29,28 @@ struct Run {
   const void* weight;
 };
 
-enum class Phase { row, pixel, drawn };  // a whole row at once | before the draw | after the draw
+// A whole row at once | at a pixel, before its last draw | after it.
+enum class Phase { row, pixel, drawn };
 
-// out = steps(bias + row runs + pixel runs), or steps(base) where base >= 0.
+// Levels as an instruction reads them: those of image channels first ... first + count - 1, each as the number it is,
+// or as row `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width
+// channels.
+struct Input {
+  int first = 0, count = 0, width = 1;
+  const void* table = nullptr;
+};
+
+// out = steps(bias + row runs + pixel runs), or steps(base) where base >= 0, or steps(levels just drawn).
 struct Instruction {
   int out, channels;
   Phase phase;
   int base = -1;
-  bool is_input = false;        // its sum is the levels just drawn
+  Input input;                  // count > 0: its sum is the levels just drawn
   const void* bias = nullptr;   // [channels]
   std::vector<Run> row_runs, pixel_runs;
   std::vector<Step> steps;
   int lead = 0;                 // of the wavefront: columns ahead of the pixel that is drawn
+  int after = 0;                // how many draws of its pixel come before it
 };
 
 // What is kept of a value when rows are sampled one by one: that many rows, each with zero columns on both sides.
@@ -46,12 +58,20 @@ struct Storage {
   int channels, rows, pad_left, pad_right;
 };
 
+// What steps read of a condition: one vector per image, or one per pixel.
+struct Slot {
+  int channels;
+  bool varies_over_pixels;
+};
+
 struct Program {
   int image_channels, height, width, levels;
-  int output;                    // the value that holds the logits, channel * levels + level
+  // The values that hold the logits, one per draw, channel * levels + level. Each draw gives the next
+  // image_channels / outputs.size() image channels: all at once, or one after the other, seeing those before.
+  std::vector<int> outputs;
   std::vector<Storage> storage;  // by value; values are numbered from 0
   std::vector<Instruction> instructions;
-  std::vector<int> conditions;   // channels of each condition slot
+  std::vector<Slot> conditions;
   int lag = 0;                   // rows may start that many columns behind the row above; 0: one row at a time
 };
 
@@ -61,9 +81,12 @@ struct Job {
   int32_t* levels;                      // [images, C, H, W]: known levels in, all levels out
   const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given level; null: none known
   const double* noise;                  // [images, C, H, W] in [0, 1)
-  std::vector<const void*> conditions;  // per slot [images, channels]
+  std::vector<const void*> conditions;  // per slot [images, channels] or [images, H, W, channels]
   double temperature = 1;               // 0: argmax
+  int top_k = 0;                        // only the k most likely levels may be drawn; 0: all
+  double top_p = 1;                     // of those, the most likely that together just reach this probability
   void* logits = nullptr;               // [images, C, H, W, levels] or null: not wanted
+  double* log_probability = nullptr;    // [images, C, H, W] at temperature 1, 0 where known; or null: not wanted
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pixelcnn_fast
 from pixelcnn_fast import environment
-from pixelcnn_fast.cli import bench, demo, sample
+from pixelcnn_fast.cli import bench, demo, receptive_field, sample
 from pixelcnn_fast.cli.arguments import Parser
 from pixelcnn_fast.cli.checks import CheckFailed
 
@@ -16,9 +16,10 @@ EPILOG = """examples:
   python -m pixelcnn_fast demo                        in 3 minutes: pictures and a comparison, in out/
   python -m pixelcnn_fast sample --label 3 --n 64     64 threes from the packaged model
   python -m pixelcnn_fast bench --batch 1,16          the samplers side by side on this machine
+  python -m pixelcnn_fast receptive-field             what the packaged model's outputs see
   python -m pixelcnn_fast info                        what is installed, built and usable here
 
-exit status: 0 done, 1 a benchmark's check failed, 2 wrong usage or input, 130 interrupted
+exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wrong usage or input, 130 interrupted
 """
 
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"pixelcnn_fast {pixelcnn_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, sample, bench):
+    for command in (demo, sample, bench, receptive_field):
         command.add_parser(commands)
     about = "say what is installed, built and usable here"
     commands.add_parser("info", help=about, description=about).set_defaults(run=_info)

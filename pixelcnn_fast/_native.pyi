@@ -51,6 +51,11 @@ class StepKind(Enum):
     silu = ...
     sigmoid = ...
     tanh = ...
+    gelu = ...
+    gelu_tanh = ...
+    softplus = ...
+    power = ...
+    layer_norm = ...
 
 class Phase(Enum):
     row = ...
@@ -69,6 +74,12 @@ class Run:
 class Storage:
     def __init__(self, channels: int, rows: int, pad_left: int, pad_right: int) -> None: ...
 
+class Input:
+    def __init__(self, first: int, count: int, width: int, table: int) -> None: ...
+
+class Slot:
+    def __init__(self, channels: int, varies_over_pixels: bool) -> None: ...
+
 class Instruction:
     def __init__(
         self,
@@ -76,12 +87,13 @@ class Instruction:
         channels: int,
         phase: Phase,
         base: int,
-        is_input: bool,
+        input: Input,
         bias: int,
         row_runs: list[Run],
         pixel_runs: list[Run],
         steps: list[Step],
         lead: int,
+        after: int,
     ) -> None: ...
 
 class Program:
@@ -91,10 +103,10 @@ class Program:
         height: int,
         width: int,
         levels: int,
-        output: int,
+        outputs: list[int],
         storage: list[Storage],
         instructions: list[Instruction],
-        conditions: list[int],
+        conditions: list[Slot],
         lag: int,
     ) -> None: ...
 
@@ -110,7 +122,10 @@ class CpuSampler:
         noise: int,
         conditions: list[int],
         temperature: float,
+        top_k: int,
+        top_p: float,
         logits: int,
+        log_probability: int,
         threads: int,
         on_row: Callable[[int], object],
     ) -> None:

@@ -12,43 +12,50 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 
+MODELS = {model.__name__: model for model in (PixelCNN, GatedPixelCNN)}
+Model = PixelCNN | GatedPixelCNN
+RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
 
-def save(model: PixelCNN, path: str | os.PathLike[str], **notes: str) -> None:
+def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
     """Write the model's state dict, its config and notes to one safetensors file.
 
-    model: a ``models.PixelCNN`` in any memory format, dtype, device and mode; it is not changed.
+    model: one of ``models`` in any memory format, dtype, device and mode; it is not changed.
     notes: free text, given back by ``read_notes``.
     The file is replaced as a whole: an interrupted save keeps the old one.
-    Raises ValueError for a model without ``config``, for notes that are not strings or are called "config",
+    Raises ValueError for a model of another class, for notes that are not strings or are called "config" or "model",
     and for weights that are not finite; FileNotFoundError if the folder does not exist.
     """
     path = Path(path)
     config = getattr(model, "config", None)
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or type(model).__name__ not in MODELS:
         raise ValueError(
-            f"{type(model).__name__} has no config dict: save a models.PixelCNN; of DataParallel, its .module"
+            f"{type(model).__name__} is none of {', '.join(MODELS)} with its config dict: save one of "
+            "pixelcnn_fast.models; of DataParallel, its .module"
         )
     for name, text in notes.items():
-        if name == "config" or not isinstance(text, str):
-            raise ValueError(f"note {name}={text!r}: notes are strings, under any name but 'config'")
+        if name in RESERVED or not isinstance(text, str):
+            raise ValueError(
+                f"note {name}={text!r}: notes are strings, under any name but 'config' and 'model'"
+            )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}, create it first")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     _check_finite(tensors, "the model")
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_bytes(to_bytes(tensors, metadata={**notes, "config": json.dumps(config)}))
+        metadata = {**notes, "config": json.dumps(config), "model": type(model).__name__}
+        unfinished.write_bytes(to_bytes(tensors, metadata=metadata))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> PixelCNN:
-    """Read a checkpoint of ``save`` -> PixelCNN in eval mode, on the CPU, in the dtype it was saved in.
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a checkpoint of ``save`` -> its model in eval mode, on the CPU, in the dtype it was saved in.
 
     path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
     Loading is strict, but for the "module." that DataParallel puts before every key: it is taken off.
@@ -62,15 +69,15 @@ def load(path: str | os.PathLike[str]) -> PixelCNN:
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     _check_fit(path, tensors, model.state_dict())
     _check_finite(tensors, str(path))
-    model.to(tensors["conv_in.weight"].dtype)
+    model.to(tensors["conv_out.weight"].dtype)
     model.load_state_dict(tensors)
     return model.eval()
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes that ``save`` was given, without the config; path and errors of the file as for ``load``."""
+    """The notes that ``save`` was given, without config and model; path and errors of the file as for ``load``."""
     _, metadata = _read(path)
-    return {name: text for name, text in metadata.items() if name != "config"}
+    return {name: text for name, text in metadata.items() if name not in RESERVED}
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,17 +96,20 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, st
         ) from error
 
 
-def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> PixelCNN:
+def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> Model:
     if "config" not in metadata:
         raise ValueError(
             f"{path}: its metadata has no 'config', so the network's size is unknown; load the tensors into "
-            "a PixelCNN of the right size and write that with pixelcnn_fast.checkpoint.save"
+            "a model of the right size and write that with pixelcnn_fast.checkpoint.save"
         )
+    name = metadata.get("model", "PixelCNN")
+    if name not in MODELS:
+        raise ValueError(f"{path}: its model is {name!r}, this version knows {', '.join(MODELS)}")
     try:
-        return PixelCNN(**json.loads(metadata["config"]))
+        return MODELS[name](**json.loads(metadata["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: config {metadata['config']!r} does not describe a PixelCNN ({error}); if you know its "
+            f"{path}: config {metadata['config']!r} does not describe a {name} ({error}); if you know its "
             "size, write it anew with pixelcnn_fast.checkpoint.save"
         ) from error
 
@@ -109,7 +119,7 @@ def _check_fit(path: str | os.PathLike[str], tensors: dict[str, Tensor], own: di
     if missing or unexpected:
         raise ValueError(
             f"{path}: keys do not fit its config: {len(missing)} missing {missing[:3]}, {len(unexpected)} "
-            f"unexpected {unexpected[:3]}; rename them to those of PixelCNN(**config).state_dict()"
+            f"unexpected {unexpected[:3]}; rename them to those of the model's own state_dict()"
         )
     for key, expected in own.items():
         stored = tensors[key]

@@ -28,6 +28,17 @@ def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def positive(model: nn.Module) -> nn.Module:
+    """Positive weights, so that no path cancels another or dies in a ReLU: gradients show all that is seen."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_().mul_(0.5).add_(0.01)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.zero_()
+    return model
+
+
 def pixelcnn(channels=1, hidden=8, blocks=1, classes=None, kernel=3, seed=0) -> PixelCNN:
     torch.manual_seed(seed)
     return enlivened(PixelCNN(channels, hidden, blocks, classes, kernel), seed)

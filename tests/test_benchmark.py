@@ -18,8 +18,7 @@ from pixelcnn_fast.cli.contestants import Result
 from pixelcnn_fast.cli.measure import compare, interleaved
 from pixelcnn_fast.cli.workload import Workload, random_model, workload
 from pixelcnn_fast.environment import native
-from pixelcnn_fast.sampling import job
-from pixelcnn_fast.sampling.heads import draw_categorical
+from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.sampler import Sampler
 
 TINY = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
@@ -31,8 +30,11 @@ def work() -> Workload:
     return workload(random_model(**TINY), 3, 5, 4)
 
 
-def one_too_high(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    return (draw_categorical(logits, noise, temperature) + 1).clamp_max(logits.shape[-1] - 1)
+draw = Drawing.draw
+
+
+def one_too_high(drawing: Drawing, logits: Tensor, noise: Tensor) -> Tensor:
+    return (draw(drawing, logits, noise) + 1).clamp_max(logits.shape[-1] - 1)
 
 
 # -- the check
@@ -110,7 +112,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 @pytest.mark.parametrize("naive_pixels", [0, 6])
 def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
     """Both Python runtimes draw alike and wrong: only the probabilities give them away."""
-    monkeypatch.setattr(job, "draw_categorical", one_too_high)
+    monkeypatch.setattr(Drawing, "draw", one_too_high)
     with pytest.raises(CheckFailed, match="reference, 3 at once"):
         compare(work, ["reference", "eager"], 1, naive_pixels)
 
@@ -198,7 +200,7 @@ def test_bench_writes_table_json_and_chart(tmp_path: Path, capsys) -> None:
 
 
 def test_bench_prints_no_speed_up_over_a_failed_check(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(job, "draw_categorical", one_too_high)
+    monkeypatch.setattr(Drawing, "draw", one_too_high)
     assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1") == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "×" not in captured.err

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelcnn_fast import checkpoint
-from pixelcnn_fast.models import PixelCNN, reference
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
 
 CONFIG = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
 
@@ -41,11 +41,24 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, config: 
 
 def test_comes_back_exactly(model: PixelCNN, saved: Path) -> None:
     loaded = checkpoint.load(saved)
-    assert loaded.config == CONFIG
+    assert loaded.config == model.config
     assert not any(module.training for module in loaded.modules())
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     images, labels = torch.rand(3, 2, 7, 5), torch.tensor([2, 0, 1])
     assert torch.equal(loaded(images, labels), model.eval()(images, labels))
+
+
+def test_other_models_come_back_as_themselves(tmp_path: Path) -> None:
+    model = GatedPixelCNN(3, 4, [1, 2], n_classes=2, channel_order="interleaved", levels=5).eval()
+    checkpoint.save(model, tmp_path / "gated.safetensors", data="noise")
+    loaded = checkpoint.load(tmp_path / "gated.safetensors")
+    images, labels = torch.rand(2, 3, 3, 3), torch.tensor([1, 0])
+    assert type(loaded) is GatedPixelCNN and torch.equal(loaded(images, labels), model(images, labels))
+    assert checkpoint.read_notes(tmp_path / "gated.safetensors") == {"data": "noise"}
+    tensors = load_file(tmp_path / "gated.safetensors")
+    save_file(tensors, tmp_path / "odd.safetensors", metadata={"config": "{}", "model": "PixelSNAIL"})
+    with pytest.raises(ValueError, match="PixelSNAIL.*knows PixelCNN, GatedPixelCNN"):
+        checkpoint.load(tmp_path / "odd.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -86,7 +99,7 @@ def test_save_refuses_notes(model: PixelCNN, tmp_path: Path, notes: dict) -> Non
 
 
 def test_save_refuses_models_without_config(model: PixelCNN, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"DataParallel has no config.*its \.module"):
+    with pytest.raises(ValueError, match=r"DataParallel is none of.*its \.module"):
         checkpoint.save(nn.DataParallel(model), tmp_path / "model.safetensors")
 
 

@@ -190,14 +190,34 @@ void pack(const T* weight, int depth, int channels, Weights weights, void* packe
 
 // -- steps
 
+inline double error_function(double x) { return std::erf(x); }
+inline float error_function(float x) { return std::erf(x); }
+inline double logarithm_of_1_plus(double x) { return std::log1p(x); }
+inline float logarithm_of_1_plus(float x) { return std::log1p(x); }
+inline double raised(double x, double exponent) { return std::pow(x, exponent); }
+inline float raised(float x, float exponent) { return std::pow(x, exponent); }
+inline double square_root(double x) { return std::sqrt(x); }
+inline float square_root(float x) { return std::sqrt(x); }
+
 template <class T, class F>
 inline void each(T* x, int n, F f) {
   for (int c = 0; c < n; c++) x[c] = f(x[c], c);
 }
 
-// x: n channels from `first` on; operand: its same channels.
 template <class T>
-void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
+void layer_norm(const T* all, int channels, T epsilon, T* x, int n) {
+  double sum = 0, squares = 0;
+  for (int c = 0; c < channels; c++) sum += all[c];
+  const double mean = sum / channels;
+  for (int c = 0; c < channels; c++) squares += (all[c] - mean) * (all[c] - mean);
+  const T shift = static_cast<T>(mean), scale = static_cast<T>(1 / square_root(squares / channels + epsilon));
+  each(x, n, [=](T v, int) { return (v - shift) * scale; });
+}
+
+// x: n channels from `first` on; row: the row of the operand.
+template <class T>
+void apply(const BoundStep<T>& step, const T* row, T* x, int first, int n) {
+  const T* operand = row + first;
   const T alpha = step.alpha;
   switch (step.kind) {
     case StepKind::affine: {
@@ -222,6 +242,25 @@ void apply(const BoundStep<T>& step, const T* operand, T* x, int first, int n) {
       return each(x, n, [](T v, int) { return logistic(v); });
     case StepKind::tanh:
       return each(x, n, [](T v, int) { return hyperbolic_tangent(v); });
+    case StepKind::gelu:
+      return each(x, n, [](T v, int) { return v * T(0.5) * (T(1) + error_function(v * T(0.70710678118654752440))); });
+    case StepKind::gelu_tanh:
+      return each(x, n, [](T v, int) {
+        const T inner = T(0.79788456080286535588) * (v + T(0.044715) * v * v * v);
+        return v * T(0.5) * (T(1) + hyperbolic_tangent(inner));
+      });
+    case StepKind::softplus:
+      return each(x, n, [=](T v, int) {
+        return v * alpha > 20 ? v : logarithm_of_1_plus(exponential(v * alpha)) / alpha;  // 20 as in PyTorch
+      });
+    case StepKind::power:
+      if (alpha == 2) return each(x, n, [](T v, int) { return v * v; });
+      if (alpha == -1) return each(x, n, [](T v, int) { return T(1) / v; });
+      if (alpha == T(0.5)) return each(x, n, [](T v, int) { return square_root(v); });
+      if (alpha == T(-0.5)) return each(x, n, [](T v, int) { return T(1) / square_root(v); });
+      return each(x, n, [=](T v, int) { return raised(v, alpha); });
+    case StepKind::layer_norm:
+      return layer_norm(row, step.operand_channels, alpha, x, n);
   }
 }
 
@@ -233,7 +272,7 @@ void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int l
     for (int c = first; c < last; c += kChunk) {
       const int n = last - c < kChunk ? last - c : kChunk;
       __builtin_memcpy(x, in[r] + c, n * sizeof(T));
-      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand[r] + c : nullptr, x, c, n);
+      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand[r] : nullptr, x, c, n);
       __builtin_memcpy(out[r] + c, x, n * sizeof(T));
     }
 }
@@ -273,37 +312,59 @@ T largest(const T* logits, int levels) {
 }
 
 template <class T>
-int draw(const T* logits, int levels, double temperature, double u, T* scratch) {
+bool weigh(const T* logits, int levels, double temperature, T* weights) {
   const T high = largest(logits, levels);
-  if (high != high) return -1;
+  if (high != high) return false;
   if (temperature == 0) {
-    int k = 0;
-    while (logits[k] != high) k++;
-    return k;
+    bool found = false;
+    for (int k = 0; k < levels; k++) {
+      const bool first = !found && logits[k] == high;
+      found |= first;
+      weights[k] = first;
+    }
+    return true;
   }
   const T inverse = static_cast<T>(1 / temperature);
-  for (int k = 0; k < levels; k++) scratch[k] = exponential((logits[k] - high) * inverse);
+  for (int k = 0; k < levels; k++) weights[k] = exponential((logits[k] - high) * inverse);
+  return true;
+}
 
-  double total = 0, before = 0;
+template <class T>
+double sum(const T* x, int n) {
+  double total = 0;
   int k = 0;
-  for (; k + kPart <= levels; k += kPart) total += part_sum(scratch + k);
-  for (; k < levels; k++) total += scratch[k];
-  const double target = u * total;
-  for (k = 0; k + kPart <= levels; k += kPart) {  // skip the parts that end before the target
-    const double part = part_sum(scratch + k);
+  for (; k + kPart <= n; k += kPart) total += part_sum(x + k);
+  for (; k < n; k++) total += x[k];
+  return total;
+}
+
+template <class T>
+int pick(const T* weights, int levels, double u) {
+  const double target = u * sum(weights, levels);
+  double before = 0;
+  int k = 0;
+  for (; k + kPart <= levels; k += kPart) {  // skip the parts that end before the target
+    const double part = part_sum(weights + k);
     if (target < before + part) break;
     before += part;
   }
   for (; k < levels; k++) {
-    before += scratch[k];
+    before += weights[k];
     if (target < before) return k;
   }
-  return levels - 1;
+  for (k = levels - 1; k > 0 && !(weights[k] > 0);) k--;
+  return k;
+}
+
+template <class T>
+double log_probability(const T* logits, int levels, int level, T* scratch) {
+  if (!weigh(logits, levels, 1, scratch)) return __builtin_nan("");
+  return double{logits[level]} - double{largest(logits, levels)} - std::log(sum(scratch, levels));
 }
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, draw<T>};
+  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, weigh<T>, pick<T>, log_probability<T>};
 }
 
 }  // namespace

@@ -25,8 +25,9 @@ template <class T>
 struct BoundStep {
   StepKind kind;
   T alpha;
-  Rows<const T> operand;  // add, multiply and conditions
+  Rows<const T> operand;  // add, multiply, conditions and layer_norm
   const T *scale, *shift;
+  int operand_channels;   // layer_norm
 };
 
 template <class T>
@@ -45,9 +46,15 @@ struct Kernels {
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
   void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out);
 
-  // The smallest k with u < cdf_k of softmax(logits / temperature), the last level if rounding leaves none; argmax
-  // at temperature 0. -1 if a logit is not finite. scratch: [levels], may be `logits`.
-  int (*draw)(const T* logits, int levels, double temperature, double u, T* scratch);
+  // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
+  // False if a logit is not finite. `weights` may be `logits`.
+  bool (*weigh)(const T* logits, int levels, double temperature, T* weights);
+
+  // The smallest k with u < cdf_k of the weights; the last with any weight if rounding leaves none.
+  int (*pick)(const T* weights, int levels, double u);
+
+  // ln softmax(logits)[level]. scratch: [levels].
+  double (*log_probability)(const T* logits, int levels, int level, T* scratch);
 };
 
 // The kernels of an instruction set named in cpu_features.h.

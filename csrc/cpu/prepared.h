@@ -23,7 +23,8 @@ struct PreparedStep {
   int operand;
   std::vector<T> scale, shift;
 
-  bool reads_value() const { return kind == StepKind::add || kind == StepKind::multiply; }
+  bool reads_value() const { return kind == StepKind::add || kind == StepKind::multiply || reads_all_channels(); }
+  bool reads_all_channels() const { return kind == StepKind::layer_norm; }
   bool reads_condition() const {
     return kind == StepKind::add_condition || kind == StepKind::multiply_condition;
   }
@@ -31,10 +32,11 @@ struct PreparedStep {
 
 template <class T>
 struct PreparedInstruction {
-  int out, channels, padded, lead, base;
+  int out, channels, padded, lead, base, after;
   Phase phase;
   bool is_input, is_output;
-  std::vector<T> bias;  // padded to whole blocks
+  Input input;
+  std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
   // Another thread may still be writing what is read: in the row phase, at a pixel after it, at a wavefront's pixels.
@@ -48,7 +50,7 @@ class PreparedProgram {
     for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
     const auto bytes = [&](const std::vector<Run>& runs, int channels, Weights weights) {
       int64_t sum = 0;
-      for (const auto& run : runs) sum += kernels.block_bytes(inputs(program, run), weights) * blocks(channels);
+      for (const auto& run : runs) sum += kernels.block_bytes(depth_of(program, run), weights) * blocks(channels);
       return sum;
     };
     int64_t total = 0;
@@ -56,13 +58,12 @@ class PreparedProgram {
       total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
-    place_meetings();
+    place_meetings(program.outputs.size());
   }
 
   const Kernels<T>& kernels;
   std::vector<PreparedInstruction<T>> instructions;
-  const PreparedInstruction<T>* input = nullptr;
-  const PreparedInstruction<T>* output = nullptr;
+  std::vector<const PreparedInstruction<T>*> inputs, outputs;
   Buffer packed;
   int depth = 0;    // the furthest row above that anything reads
   int widest = 0;   // channels of the widest instruction, padded
@@ -70,7 +71,7 @@ class PreparedProgram {
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
-  static int inputs(const Program& program, const Run& run) { return run.width * program.storage[run.source].channels; }
+  static int depth_of(const Program& program, const Run& run) { return run.width * program.storage[run.source].channels; }
 
   // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
   // The row phase reads its own once per row, so there widening them would only cost time.
@@ -79,7 +80,7 @@ class PreparedProgram {
     const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
       std::vector<PreparedRun> result;
       for (const auto& run : runs) {
-        const int k = inputs(program, run);
+        const int k = depth_of(program, run);
         const int64_t block_bytes = kernels.block_bytes(k, weights);
         kernels.pack(static_cast<const T*>(run.weight), k, channels, weights, next);
         result.push_back({run.source, run.dy, run.dx, {next, k, block_bytes, weights}});
@@ -94,7 +95,9 @@ class PreparedProgram {
     for (const auto& i : program.instructions) {
       PreparedInstruction<T> p{};
       p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.base = i.base, p.phase = i.phase;
-      p.is_input = i.is_input, p.is_output = i.out == program.output;
+      p.after = i.after, p.input = i.input, p.is_input = i.input.count > 0;
+      p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
+      p.table = copy(i.input.table, program.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;
       p.bias = copy(i.bias, i.channels);
       p.bias.resize(p.padded);
@@ -106,24 +109,27 @@ class PreparedProgram {
     for (size_t i = 0; i < instructions.size(); i++) {
       auto& p = instructions[i];
       p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
-      if (p.is_input) input = &p;
-      if (p.is_output) output = &p;
+      if (p.is_input) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
       longest = std::max(longest, p.lead);
     }
+    for (int output : program.outputs)
+      for (const auto& p : instructions)
+        if (p.out == output) outputs.push_back(&p);
   }
 
-  // Threads own channels. Whoever reads a value that was written since the last meeting reads channels of other
-  // threads, so the team meets in between; one meeting serves all writes before it. Instructions are walked in the
-  // order in which they run without a meeting: what is drawn is read one pixel later.
-  void place_meetings() {
+  // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
+  // own; but whoever reads all channels of a value that was written since the last meeting reads other threads', so
+  // the team meets in between; one meeting serves all writes before it. Instructions are walked in the order in which
+  // they run without a meeting: what comes after the last draw is read one pixel later, and a draw is a meeting.
+  void place_meetings(int draws) {
     using Instruction = PreparedInstruction<T>;
     std::set<int> written;
     const auto meets = [&](const Instruction& i, bool rows, bool pixels) {
-      bool reads = pixels && i.base >= 0 && written.count(i.base);
+      bool reads = false;
       if (rows) for (const auto& run : i.row_runs) reads |= written.count(run.source) > 0;
       if (pixels) for (const auto& run : i.pixel_runs) reads |= written.count(run.source) > 0;
-      if (pixels) for (const auto& step : i.steps) reads |= step.reads_value() && written.count(step.operand);
+      if (pixels) for (const auto& step : i.steps) reads |= step.reads_all_channels() && written.count(step.operand);
       if (reads) written.clear();
       return reads;
     };
@@ -132,13 +138,15 @@ class PreparedProgram {
       if (i.phase == Phase::row) written.insert(i.out);
     }
     const auto walk = [&](bool Instruction::*meet, bool wave) {
-      written.clear();
-      for (bool drawn : {true, false})
+      for (int turn = 0; turn <= draws; turn++) {
+        const int after = turn == 0 ? draws : turn - 1;
+        if (turn != 1) written.clear();
         for (auto& i : instructions) {
-          if (i.is_input || (i.phase == Phase::drawn) != drawn || (i.phase == Phase::row && !wave)) continue;
+          if (i.is_input || i.after != after || (i.phase == Phase::row && !wave)) continue;
           i.*meet = meets(i, wave, true);
           written.insert(i.out);
         }
+      }
     };
     walk(&Instruction::meet_at_pixel, false);
     walk(&Instruction::meet_in_wave, true);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "likeliest.h"
 #include "prepared.h"
 #include "thread_team.h"
 
@@ -74,7 +75,9 @@ class Sampler final : public CpuSampler {
     return schedule.lag || i.row_runs.empty() ? 0 : aligned(int64_t{i.padded} * program_.width * images * sizeof(T));
   }
   int64_t logits_bytes(const Schedule& schedule, int images) const {
-    return aligned(int64_t{prepared_.output->padded} * schedule.rows_in_flight * images * sizeof(T));
+    int widest = 0;
+    for (const auto* output : prepared_.outputs) widest = std::max(widest, output->padded);
+    return aligned(int64_t{widest} * schedule.rows_in_flight * images * sizeof(T));
   }
 
   Program program_;
@@ -120,12 +123,13 @@ class Sampler<T>::Batch {
   struct Member {
     Member(int thread, int widest, int sites, int levels)
         : thread(thread), memory((int64_t{widest} * sites + levels) * sizeof(T)),
-          sums(reinterpret_cast<T*>(memory.get())), draw_scratch(sums + int64_t{widest} * sites) {}
+          sums(reinterpret_cast<T*>(memory.get())), weights(sums + int64_t{widest} * sites) {}
 
     const int thread;
     const Buffer memory;
     T* const sums;          // [sites][widest instruction]
-    T* const draw_scratch;  // [levels]
+    T* const weights;       // [levels], of one draw
+    std::vector<int> order;
     std::vector<T*> x, from, out, sum_rows;
     std::vector<std::vector<T*>> operands;
     std::vector<BoundStep<T>> steps;
@@ -139,12 +143,12 @@ class Sampler<T>::Batch {
       barrier_.wait(member.thread);
       for (int x = 0; x < program_.width; x++) {
         const Span pixel{y, x, 1};
-        for (const auto& i : p_.instructions)
-          if (i.phase == Phase::pixel || (i.phase == Phase::row && i.is_output))
-            at_pixels(member, i, pixel, i.meet_at_pixel, false);
-        settle(member, pixel);
-        for (const auto& i : p_.instructions)
-          if (i.phase == Phase::drawn && !i.is_input) at_pixels(member, i, pixel, i.meet_at_pixel, false);
+        for (int after = 0; after <= draws(); after++) {
+          for (const auto& i : p_.instructions)
+            if (i.after == after && !i.is_input && (i.phase != Phase::row || i.is_output))
+              at_pixels(member, i, pixel, i.meet_at_pixel, false);
+          if (after < draws()) settle(member, pixel, after);
+        }
       }
     }
   }
@@ -154,13 +158,16 @@ class Sampler<T>::Batch {
     for (int t = -p_.longest; t < steps; t++) {
       if (t >= 0 && t % schedule_.lag == 0 && t / schedule_.lag < program_.height)
         if (!begin_row(member, t / schedule_.lag)) return;
-      for (const auto& i : p_.instructions)
-        if (i.phase != Phase::drawn) at_pixels(member, i, wave(t + i.lead), i.meet_in_wave, true);
-      settle(member, wave(t));
-      for (const auto& i : p_.instructions)
-        if (i.phase == Phase::drawn && !i.is_input) at_pixels(member, i, wave(t), i.meet_in_wave, true);
+      for (int after = 0; after <= draws(); after++) {
+        for (const auto& i : p_.instructions)
+          if (i.after == after && !i.is_input) at_pixels(member, i, wave(t + i.lead), i.meet_in_wave, true);
+        if (after < draws()) settle(member, wave(t), after);
+      }
     }
   }
+
+  int draws() const { return p_.outputs.size(); }
+  int channels_per_draw() const { return program_.image_channels / draws(); }
 
   // The pixels (y, t - lag * y) that lie in the grid.
   Span wave(int t) const {
@@ -243,7 +250,7 @@ class Sampler<T>::Batch {
   // everything: the row runs too, which were not summed beforehand.
   void at_pixels(Member& member, const Instruction& i, const Span& span, bool meet, bool everything) {
     if (meet) barrier_.wait(member.thread);
-    if (span.count == 0 || (i.is_output && !job_.logits && all_known(span))) return;
+    if (span.count == 0 || (i.is_output && !job_.logits && all_known(span, i.after))) return;
     const int rows = span.count * n_;
     if (everything || i.row_runs.empty())
       tabulate_rows(member.from, rows, const_cast<T*>(i.bias.data()), 0);
@@ -289,10 +296,17 @@ class Sampler<T>::Batch {
       if (step.reads_value()) tabulate_value(table, step.operand, span);
       if (step.reads_condition()) {
         T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[step.operand]));
-        tabulate(table, span, program_.conditions[step.operand], [&](int, int) { return data; });
+        const Slot& slot = program_.conditions[step.operand];
+        if (slot.varies_over_pixels)
+          tabulate(table, span, int64_t{program_.height} * program_.width * slot.channels,
+                   [&](int y, int x) { return data + (int64_t{y} * program_.width + x) * slot.channels; });
+        else
+          tabulate(table, span, slot.channels, [&](int, int) { return data; });
       }
       const bool reads = step.reads_value() || step.reads_condition();
-      member.steps.push_back({step.kind, step.alpha, reads ? table.data() : nullptr, step.scale.data(), step.shift.data()});
+      const int channels = step.reads_value() ? program_.storage[step.operand].channels : 0;
+      member.steps.push_back(
+          {step.kind, step.alpha, reads ? table.data() : nullptr, step.scale.data(), step.shift.data(), channels});
     }
   }
 
@@ -302,40 +316,64 @@ class Sampler<T>::Batch {
     return ((int64_t{image} * program_.image_channels + channel) * program_.height + y) * program_.width + x;
   }
 
-  bool all_known(const Span& span) const {
+  bool all_known(const Span& span, int draw) const {
     if (!job_.known) return false;
+    const int channels = channels_per_draw();
     for (int i = 0; i < span.count; i++)
-      for (int q = 0; q < n_ * program_.image_channels; q++)
-        if (!job_.known[sub_pixel(0, q, span.y + i * span.dy, span.x + i * span.dx)]) return false;
+      for (int q = 0; q < n_ * channels; q++)
+        if (!job_.known[sub_pixel(q / channels, draw * channels + q % channels, span.y + i * span.dy, span.x + i * span.dx)])
+          return false;
     return true;
   }
 
-  // Draws the levels of the span, or takes the known ones, between two meetings.
-  void settle(Member& member, const Span& span) {
+  // Draws levels of the span, or takes the known ones, between two meetings.
+  void settle(Member& member, const Span& span, int draw) {
     barrier_.wait(member.thread);
-    const int channels = program_.image_channels, draws = span.count * n_ * channels;
-    bind(member, *p_.input, {0, 0, 0});
-    for (int q = draws * member.thread / threads_; q < draws * (member.thread + 1) / threads_; q++) {
+    const int channels = channels_per_draw(), count = span.count * n_ * channels;
+    const int padded = p_.outputs[draw]->padded;
+    for (int q = count * member.thread / threads_; q < count * (member.thread + 1) / threads_; q++) {
       const int i = q / (n_ * channels), image = q / channels % n_, channel = q % channels;
-      settle_one(member, q / channels, image, channel, span.y + i * span.dy, span.x + i * span.dx);
+      settle_one(member, logits_ + int64_t{q / channels} * padded + channel * program_.levels, image,
+                 draw * channels + channel, span.y + i * span.dy, span.x + i * span.dx);
     }
     barrier_.wait(member.thread);
   }
 
-  void settle_one(Member& member, int row_of_logits, int image, int channel, int y, int x) {
+  void settle_one(Member& member, const T* logits, int image, int channel, int y, int x) {
     const int64_t at = sub_pixel(image, channel, y, x);
     const int levels = program_.levels;
-    const T* logits = logits_ + int64_t{row_of_logits} * p_.output->padded + channel * levels;
     if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
     if (!job_.known || !job_.known[at]) {
-      const int level = p_.kernels.draw(logits, levels, job_.temperature, job_.noise[at], member.draw_scratch);
-      if (level < 0) report(image, channel, y, x);
-      job_.levels[at] = std::max(level, 0);
+      job_.levels[at] = draw(member, logits, job_.noise[at]);
+      if (job_.levels[at] < 0) {
+        report(image, channel, y, x);
+        job_.levels[at] = 0;
+      } else if (job_.log_probability) {
+        job_.log_probability[at] = p_.kernels.log_probability(logits, levels, job_.levels[at], member.weights);
+      }
     }
-    const int value = p_.input->out;
-    T* out = pixel(value, y, x) + image * s_.row_stride(program_.storage[value]);
-    out[channel] = static_cast<T>(job_.levels[at]);
-    p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, channel, channel + 1, &out, &out);
+    for (const auto* i : p_.inputs) read_level(member, *i, job_.levels[at], image, channel, y, x);
+  }
+
+  void read_level(Member& member, const Instruction& i, int level, int image, int channel, int y, int x) {
+    if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
+    T* out = pixel(i.out, y, x) + image * s_.row_stride(program_.storage[i.out]);
+    const int width = i.input.width, first = (channel - i.input.first) * width;
+    if (i.table.empty())
+      out[first] = static_cast<T>(level);
+    else
+      std::copy_n(i.table.data() + int64_t{level} * width, width, out + first);
+    bind(member, i, {0, 0, 0});
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
+  }
+
+  // -1 if a logit is not finite.
+  int draw(Member& member, const T* logits, double u) const {
+    const int levels = program_.levels;
+    if (!p_.kernels.weigh(logits, levels, job_.temperature, member.weights)) return -1;
+    if (job_.temperature > 0 && (job_.top_k > 0 || job_.top_p < 1))
+      keep_likeliest(logits, member.weights, levels, job_.top_k, job_.top_p, member.order);
+    return p_.kernels.pick(member.weights, levels, u);
   }
 
   // Keeps the first in the order of drawing, whichever thread comes first.

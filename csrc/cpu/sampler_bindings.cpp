@@ -17,10 +17,11 @@ using Address = uintptr_t;
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
 void run(const pcf::CpuSampler& sampler, int images, Address levels, Address known, Address noise,
-         const std::vector<Address>& conditions, double temperature, Address logits, int threads,
-         const std::function<void(int)>& on_row) {
+         const std::vector<Address>& conditions, double temperature, int top_k, double top_p, Address logits,
+         Address log_probability, int threads, const std::function<void(int)>& on_row) {
   pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
-               static_cast<const double*>(at(noise)), {}, temperature, reinterpret_cast<void*>(logits)};
+               static_cast<const double*>(at(noise)), {}, temperature, top_k, top_p, reinterpret_cast<void*>(logits),
+               reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
   sampler.run(job, threads, on_row);  // on_row takes the GIL by itself
@@ -40,7 +41,12 @@ void bind_sampler(py::module_& m) {
       .value("elu", pcf::StepKind::elu)
       .value("silu", pcf::StepKind::silu)
       .value("sigmoid", pcf::StepKind::sigmoid)
-      .value("tanh", pcf::StepKind::tanh);
+      .value("tanh", pcf::StepKind::tanh)
+      .value("gelu", pcf::StepKind::gelu)
+      .value("gelu_tanh", pcf::StepKind::gelu_tanh)
+      .value("softplus", pcf::StepKind::softplus)
+      .value("power", pcf::StepKind::power)
+      .value("layer_norm", pcf::StepKind::layer_norm);
   py::enum_<pcf::Phase>(m, "Phase")
       .value("row", pcf::Phase::row)
       .value("pixel", pcf::Phase::pixel)
@@ -57,21 +63,28 @@ void bind_sampler(py::module_& m) {
                                      "source"_a, "dy"_a, "dx"_a, "width"_a, "weight"_a);
   py::class_<pcf::Storage>(m, "Storage")
       .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
+  py::class_<pcf::Input>(m, "Input").def(py::init([](int first, int count, int width, Address table) {
+                                           return pcf::Input{first, count, width, at(table)};
+                                         }),
+                                         "first"_a, "count"_a, "width"_a, "table"_a);
+  py::class_<pcf::Slot>(m, "Slot").def(py::init<int, bool>(), "channels"_a, "varies_over_pixels"_a);
   py::class_<pcf::Instruction>(m, "Instruction")
-      .def(py::init([](int out, int channels, pcf::Phase phase, int base, bool is_input, Address bias,
+      .def(py::init([](int out, int channels, pcf::Phase phase, int base, pcf::Input input, Address bias,
                        std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps,
-                       int lead) {
-             return pcf::Instruction{out, channels, phase, base, is_input, at(bias), row_runs, pixel_runs, steps, lead};
+                       int lead, int after) {
+             return pcf::Instruction{out,      channels,   phase, base, input, at(bias),
+                                     row_runs, pixel_runs, steps, lead, after};
            }),
-           "out"_a, "channels"_a, "phase"_a, "base"_a, "is_input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
-           "lead"_a);
+           "out"_a, "channels"_a, "phase"_a, "base"_a, "input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
+           "lead"_a, "after"_a);
   py::class_<pcf::Program>(m, "Program")
-      .def(py::init([](int image_channels, int height, int width, int levels, int output,
+      .def(py::init([](int image_channels, int height, int width, int levels, std::vector<int> outputs,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
-                       std::vector<int> conditions, int lag) {
-             return pcf::Program{image_channels, height, width, levels, output, storage, instructions, conditions, lag};
+                       std::vector<pcf::Slot> conditions, int lag) {
+             return pcf::Program{image_channels, height,       width,      levels, outputs,
+                                 storage,        instructions, conditions, lag};
            }),
-           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "output"_a, "storage"_a, "instructions"_a,
+           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "outputs"_a, "storage"_a, "instructions"_a,
            "conditions"_a, "lag"_a);
 
   py::class_<pcf::CpuSampler>(m, "CpuSampler")
@@ -80,8 +93,8 @@ void bind_sampler(py::module_& m) {
                                           bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, pcf::chosen_isa());
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
-      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "logits"_a,
-           "threads"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "top_k"_a,
+           "top_p"_a, "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &pcf::CpuSampler::weight_bytes)
       .def("workspace_bytes", &pcf::CpuSampler::workspace_bytes, "images"_a);
 

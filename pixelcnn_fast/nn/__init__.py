@@ -1,7 +1,21 @@
 """Drop-in torch modules whose state_dict keys are those of the plain versions."""
 
+from pixelcnn_fast.nn.channel_order import channel_groups
 from pixelcnn_fast.nn.fused import FusedSequential
+from pixelcnn_fast.nn.gated_activation import GatedActivation
+from pixelcnn_fast.nn.gated_block import GatedBlock
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d, raster_mask
 from pixelcnn_fast.nn.residual_block import ResidualBlock
+from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d, VerticalConv2d
 
-__all__ = ["FusedSequential", "MaskedConv2d", "ResidualBlock", "raster_mask"]
+__all__ = [
+    "FusedSequential",
+    "GatedActivation",
+    "GatedBlock",
+    "HorizontalConv2d",
+    "MaskedConv2d",
+    "ResidualBlock",
+    "VerticalConv2d",
+    "channel_groups",
+    "raster_mask",
+]

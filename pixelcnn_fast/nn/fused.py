@@ -22,13 +22,12 @@ def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: T
 
 
 def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
-    """True for inference: nobody needs gradients, the batch's statistics, the calls one by one or values between."""
+    """True for inference: nobody needs gradients, the batch's statistics or the values between."""
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in chain([x], *(m.parameters(False) for m in modules))):
         return False
-    recorded = torch._C._len_torch_function_stack() > 0 and not torch.compiler.is_compiling()
-    return not recorded and not any(_has_hooks(m) for m in modules)
+    return not any(_has_hooks(m) for m in modules)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.nn.channel_order import channel_mask
 from pixelcnn_fast.nn.fused import kernel_mask
 from pixelcnn_fast.ops import masked_conv2d
 
@@ -35,6 +36,8 @@ class MaskedConv2d(nn.Conv2d):
     """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
+    channel_groups: the groups of the input's and of the output's channels (``channel_order.channel_groups``), where
+    the colours of a pixel see each other in order; without them a pixel's channels are treated alike.
     The buffer ``mask`` has the weight's shape. The stored weight is never changed by reading it: masked
     entries keep their values, take no part in the result and get a gradient of exactly zero.
     Raises ValueError for even kernel sizes and unknown mask types.
@@ -53,11 +56,15 @@ class MaskedConv2d(nn.Conv2d):
         padding: int | tuple[int, int] | Literal["same", "valid"] = "same",
         dilation: int | tuple[int, int] = 1,
         bias: bool = True,
+        channel_groups: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
         self.mask_type = mask_type
-        mask = raster_mask(*self.kernel_size, mask_type).expand_as(self.weight)
-        self.register_buffer("mask", mask.to(self.weight).clone())
+        mask = raster_mask(*self.kernel_size, mask_type).expand_as(self.weight).clone()
+        if channel_groups is not None:
+            height, width = self.kernel_size
+            mask[:, :, height // 2, width // 2] = channel_mask(*channel_groups, mask_type).float()
+        self.register_buffer("mask", mask.to(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_conv2d(input, self.weight, self.bias, kernel_mask(self), self.padding, self.dilation)

@@ -8,7 +8,8 @@ as soon as the result is used for the output: a reduction that only steers an ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,25 +17,52 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pixelcnn_fast.sampling.conditions import Call, Conditions, leaves, map_leaves
-from pixelcnn_fast.sampling.handlers import HANDLERS, plain_name
-from pixelcnn_fast.sampling.marks import Axis, Condition, FeatureMap, Opaque, Unsupported
-from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
+from pixelcnn_fast.ops.gated_activation.reference import gated_activation
+from pixelcnn_fast.ops.masked_conv2d.reference import masked_conv2d
+from pixelcnn_fast.ops.masked_conv_block.reference import masked_conv_block
+from pixelcnn_fast.sampling.addresses import FeatureMap
+from pixelcnn_fast.sampling.conditions import Call, Conditions, Given, leaves, map_leaves
+from pixelcnn_fast.sampling.handlers import FRESH, HANDLERS, MOVEMENTS, plain_name
+from pixelcnn_fast.sampling.heads import Head, resolved
+from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
+from pixelcnn_fast.sampling.program import Program
+from pixelcnn_fast.sampling.recording import Recording
+
+Mark = FeatureMap | Condition | Opaque
+
+# This library's own ops are recorded as the plain calls they stand for.
+SPELLED_OUT = {
+    torch.ops.pixelcnn_fast.masked_conv2d.default: masked_conv2d,
+    torch.ops.pixelcnn_fast.masked_conv_block.default: masked_conv_block,
+    torch.ops.pixelcnn_fast.gated_activation.default: gated_activation,
+}
 
 
-def capture(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Program, Conditions, Tensor]:
-    """Runs ``model`` on an example -> (program, conditions, the model's own output on the example).
+def capture(
+    model: nn.Module, images: Tensor, given: Given, head: Head
+) -> tuple[Program, Conditions, Tensor, Head]:
+    """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W] as the model takes them; labels: [2] or None.
-    Raises Unsupported, naming module and call, for what has no place in a program.
+    images: [2, C, H, W] as the model takes them; given: of two images; logits: [2, C, H, W, L].
+    Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
+    that the head can't read.
     """
-    recorder = Recorder(images, labels)
-    with torch.no_grad(), _module_paths(model, recorder.path), recorder:
-        output = model(images) if labels is None else model(images, labels)
-    instructions, result, levels = recorder.finish(output)
     parameter = next(model.parameters())
-    program = Program(tuple(images.shape[1:]), levels, instructions, result, parameter.dtype, parameter.device)
-    return program, Conditions(recorder.calls, recorder.slots), output
+    recorder = Recorder(images, given, parameter.dtype, parameter.device)
+    with torch.no_grad(), _module_paths(model, recorder.path), recorder:
+        output = given.call(model, images)
+        head = resolved(head, output, images.shape)
+        output = head.arranged(output, images.shape[1])
+    recording, result, levels = recorder.finish(output)
+    program = Program(
+        tuple(images.shape[1:]),
+        levels,
+        tuple(recording.instructions),
+        (result,),
+        parameter.dtype,
+        parameter.device,
+    )
+    return program, Conditions(recording.calls), output, head
 
 
 @contextmanager
@@ -56,19 +84,18 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 class Recorder(TorchFunctionMode):
-    def __init__(self, images: Tensor, labels: Tensor | None) -> None:
+    def __init__(self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.path: list[str] = []
-        self.instructions: list[Instruction] = []
-        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: the labels
-        self.slots: list[int] = []
-        self._tracked: dict[int, tuple[Tensor, FeatureMap | Condition | Opaque]] = {}
+        self.recording = Recording(images.shape, dtype, device)
+        self.recording.place = self._where
+        self._tracked: dict[int, tuple[Tensor, Mark]] = {}
         self._images = images
-        n, c, height, width = images.shape
-        self._grid = (n, height, width)
-        self._track(images, self._emit(c, base=LEVELS))
-        if labels is not None:
-            self._track(labels, Condition(0))
+        self._track(images, self.recording.images)
+        for index, tensor in enumerate(given):
+            if tensor is not None:
+                self.recording.calls.append(Call(operator.getitem, (Condition(0), index), {}))
+                self._track(tensor, Condition(len(self.recording.calls) - 1))
 
     # -- following tensors through calls
 
@@ -76,72 +103,28 @@ class Recorder(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in SPELLED_OUT:
+            *args, _ = args  # the backend
+            with self:
+                return SPELLED_OUT[func](*args)
         marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]
+        if plain_name(func) == "setitem" and any(isinstance(mark, (FeatureMap, Opaque)) for mark in marks):
+            self._assign(func, args)
+            return func(*args)
         output = func(*args, **kwargs)
-        if not marks or not any(isinstance(x, Tensor) for x in leaves(output)):
+        if not marks or plain_name(func) in FRESH or not any(isinstance(x, Tensor) for x in leaves(output)):
             return output
         if all(isinstance(mark, Condition) for mark in marks):
             self._record_condition(func, args, kwargs, output)
-        elif isinstance(output, Tensor):
-            self._track(output, self._place(func, marks, args, kwargs, output))
-        else:
-            for x in leaves(output):
-                if isinstance(x, Tensor):
-                    self._track(x, self._refusal(func, "its result is a tuple"))
+            return output
+        result = self._placed(func, marks, args, kwargs, output)
+        for x, mark in zip(_tensors(output), _tensors(result), strict=False):
+            self._track(x, mark)
         return output
 
-    def mark(self, x: Any) -> FeatureMap | Condition | Opaque | None:
+    def mark(self, x: Any) -> Mark | None:
         entry = self._tracked.get(id(x))
         return entry[1] if entry is not None else None
-
-    def _track(self, tensor: Tensor, mark: FeatureMap | Condition | Opaque) -> None:
-        self._tracked[id(tensor)] = (tensor, mark)  # the reference keeps the id from being used again
-
-    def _record_condition(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> None:
-        def marked(x: Any) -> Any:
-            return self.mark(x) or x
-
-        self.calls.append(Call(func, map_leaves(marked, args), map_leaves(marked, kwargs)))
-        whole = len(self.calls) - 1
-        if isinstance(output, Tensor):
-            self._track(output, Condition(whole))
-            return
-        for index, x in enumerate(output):
-            if isinstance(x, Tensor):
-                self.calls.append(Call(lambda parts, i: parts[i], (Condition(whole), index), {}))
-                self._track(x, Condition(len(self.calls) - 1))
-
-    def _place(
-        self, func: Callable, marks: list, args: tuple, kwargs: dict, output: Tensor
-    ) -> FeatureMap | Opaque:
-        for mark in marks:
-            if isinstance(mark, Opaque):
-                return mark
-        handler = HANDLERS.get(plain_name(func))
-        if handler is None:
-            return self._refusal(func, "this call is not supported")
-        try:
-            return handler(self, output, *args, **kwargs)
-        except Unsupported as error:
-            return self._refusal(func, str(error))
-        except TypeError as error:
-            return self._refusal(func, f"not with these arguments ({error})")
-
-    def _refusal(self, func: Callable, why: str) -> Opaque:
-        return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")
-
-    def _where(self) -> str:
-        return (self.path[-1] if self.path else "") or "model"
-
-    # -- instructions
-
-    def _emit(self, channels: int, axes: tuple[Axis, ...] | None = None, **fields: Any) -> FeatureMap:
-        n, height, width = self._grid
-        out = len(self.instructions)
-        name = "input" if fields.get("base") == LEVELS else self._where()
-        self.instructions.append(Instruction(out, channels, name, **fields))
-        standard = (Axis("N", n), Axis("C", channels), Axis("H", height), Axis("W", width))
-        return FeatureMap(out, axes or standard, channels)
 
     def feature_map(self, x: Any) -> FeatureMap:
         mark = self.mark(x)
@@ -149,120 +132,123 @@ class Recorder(TorchFunctionMode):
             raise Unsupported("an argument is not a feature map")
         return mark
 
-    def standard(self, x: Any) -> FeatureMap:
-        """The feature map behind x, which must be laid out [N, C, H, W]."""
-        mark = self.feature_map(x)
-        if [axis.kind for axis in mark.axes] != ["N", "C", "H", "W"] or mark.axes[1].stride != 1:
-            raise Unsupported(f"its argument has shape {list(x.shape)}, which is not [N, channels, H, W]")
-        return mark
+    def constant(self, x: Any) -> Any:
+        """x, which must not depend on the image or the condition."""
+        if self.mark(x) is not None:
+            raise Unsupported("its weights depend on the image or the condition")
+        return x
 
-    def convolution(
-        self, output: Tensor, x: Tensor, taps: Sequence[tuple[int, int, Tensor]], bias: Any
-    ) -> FeatureMap:
-        """taps: (dy, dx, weight [in, out]); dead ones are dropped here."""
-        source = self.standard(x)
-        if output.shape[2:] != self._grid[1:]:
-            raise Unsupported(f"it changes the grid from {list(self._grid[1:])} to {list(output.shape[2:])}")
-        for tensor in (bias, *(weight for _, _, weight in taps)):
-            if self.mark(tensor) is not None:
-                raise Unsupported("its weights depend on the image or the condition")
-        live = tuple(Tap(source.value, dy, dx, w.contiguous()) for dy, dx, w in taps if bool(w.any()))
-        return self._emit(output.shape[1], taps=live, bias=None if bias is None else bias.detach().clone())
+    def _track(self, tensor: Tensor, mark: Mark) -> None:
+        old = self.mark(tensor)
+        if isinstance(old, FeatureMap) and isinstance(mark, FeatureMap) and old.is_spelled_out:
+            old.addresses.copy_(mark.addresses)  # written in place: views of the tensor see it too
+            return
+        self._tracked[id(tensor)] = (tensor, mark)  # the reference keeps the id from being used again
 
-    def step(self, x: Tensor, step: Step) -> FeatureMap:
-        mark = self.feature_map(x)
-        return self._emit(mark.channels, mark.axes, base=mark.value, steps=(step,))
+    def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The result of a call on conditions, recorded like one that the model makes itself."""
+        output = func(*args, **kwargs)
+        self._record_condition(func, args, kwargs, output)
+        return output
 
-    def affine(self, x: Tensor, scale: Any, shift: Any) -> FeatureMap:
-        """scale, shift: numbers, or constant tensors that broadcast along channels."""
-        channels = self.feature_map(x).channels
-        return self.step(
-            x, Step("affine", scale=self._vector(x, scale, channels), shift=self._vector(x, shift, channels))
+    def _record_condition(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> None:
+        def marked(x: Any) -> Any:
+            return self.mark(x) or x
+
+        calls = self.recording.calls
+        calls.append(Call(func, map_leaves(marked, args), map_leaves(marked, kwargs)))
+        whole = len(calls) - 1
+        if isinstance(output, Tensor):
+            self._track(output, Condition(whole))
+            return
+        for index, x in enumerate(output):
+            if isinstance(x, Tensor):
+                calls.append(Call(lambda parts, i: parts[i], (Condition(whole), index), {}))
+                self._track(x, Condition(len(calls) - 1))
+
+    def _placed(self, func: Callable, marks: list[Mark], args: tuple, kwargs: dict, output: Any) -> Any:
+        """The marks of a call's output, in the output's own structure."""
+        opaque = next((mark for mark in marks if isinstance(mark, Opaque)), None)
+        if opaque is not None:
+            return map_leaves(lambda _: opaque, output)
+        name = plain_name(func)
+        try:
+            if name in MOVEMENTS:
+                return self._moved(func, args, kwargs)
+            if name not in HANDLERS:
+                raise Unsupported("this call is not supported")
+            return HANDLERS[name](self, output, *args, **kwargs)
+        except Unsupported as error:
+            refusal = self._refusal(func, str(error))
+        except TypeError as error:
+            refusal = self._refusal(func, f"not with these arguments ({error})")
+        return map_leaves(lambda _: refusal, output)
+
+    def _moved(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A call that only moves elements, run on their addresses."""
+
+        def addresses(x: Any) -> Any:
+            mark = self.mark(x)
+            if isinstance(mark, FeatureMap):
+                return mark.addresses
+            if isinstance(mark, Condition):
+                raise Unsupported(
+                    "a condition is joined to a feature map: add it, or expand it to one by arithmetic"
+                )
+            if isinstance(x, Tensor) and x.is_floating_point():
+                return self._of_constant(x).addresses
+            return x.cpu() if isinstance(x, Tensor) else x
+
+        result = func(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
+        return map_leaves(
+            lambda x: FeatureMap(self.recording.space, addresses=x) if isinstance(x, Tensor) else x, result
         )
 
-    def _vector(self, x: Tensor, constant: Any, channels: int) -> Tensor:
-        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-        tensor = torch.as_tensor(constant, dtype=dtype, device=x.device).detach()
-        if tensor.numel() == 1:
-            return tensor.reshape(1).expand(channels).clone()
-        self.standard(x)
-        if tensor.dim() > 4 or tensor.numel() != channels or tensor.dim() < 3 or tensor.shape[-3] != channels:
-            raise Unsupported(
-                f"a constant of shape {list(tensor.shape)} varies over the image: only channels may differ"
-            )
-        return tensor.reshape(channels).clone()
+    def _of_constant(self, x: Tensor) -> FeatureMap:
+        zeros = FeatureMap(self.recording.space, addresses=torch.zeros(x.shape, dtype=torch.long))
+        return self.recording.with_constant("add", zeros, x) if bool(x.any()) else zeros
 
-    def condition_slot(self, x: Tensor, condition: Tensor) -> int:
-        """The slot of a condition that is combined with feature map x."""
-        channels = self.standard(x).channels
-        shape = list(condition.shape)
-        if (
-            condition.dim() != 4
-            or shape[2:] != [1, 1]
-            or shape[1] not in (1, channels)
-            or shape[0] != self._grid[0]
-        ):
-            raise Unsupported(f"a condition of shape {shape}: only [N, channels, 1, 1] is supported")
-        self.calls.append(Call(Tensor.expand, (self.mark(condition), -1, channels, -1, -1), {}))
-        self.slots.append(len(self.calls) - 1)
-        return len(self.slots) - 1
+    def _assign(self, func: Callable, args: tuple) -> None:
+        """target[index] = x, on addresses."""
+        target, index, x = args
+        try:
+            if self.mark(target) is None:
+                self._track(target, self._of_constant(target))
+            addresses = self.feature_map(target).addresses
+            if isinstance(x, Tensor):
+                x = (self.mark(x) or self._of_constant(x)).addresses
+            elif x != 0:
+                raise Unsupported(f"{x} is assigned to a part of a feature map; only zeros can be")
+            func(addresses, index, x)
+        except (Unsupported, AttributeError) as error:
+            self._tracked[id(target)] = (target, self._refusal(func, str(error)))
 
-    def combine(self, kind: str, x: Any, y: Any, alpha: float = 1.0) -> FeatureMap:
-        """x + alpha * y, or x * y, where at least one is a feature map."""
-        if not isinstance(self.mark(x), FeatureMap):
-            if kind == "add" and self.mark(x) is None:
-                return self.affine(y, alpha, x)
-            if kind == "add" and alpha != 1.0:
-                raise Unsupported("a condition minus a feature map")
-            x, y = y, x
-        if self.mark(y) is None:
-            return self.affine(x, *((1.0, alpha * y) if kind == "add" else (y, 0.0)))
-        if isinstance(self.mark(y), Condition):
-            return self.step(x, Step(f"{kind}_condition", alpha, condition=self.condition_slot(x, y)))
-        if self.feature_map(x).axes != self.feature_map(y).axes:
-            raise Unsupported(f"shapes {list(x.shape)} and {list(y.shape)} do not agree axis by axis")
-        return self.step(x, Step(kind, alpha, value=self.feature_map(y).value))
+    def _refusal(self, func: Callable, why: str) -> Opaque:
+        return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")
 
-    def relaid(self, output: Tensor, x: Tensor, axes: tuple[Axis, ...]) -> FeatureMap:
-        """The same value under other axes."""
-        if [axis.size for axis in axes] != list(output.shape):
-            raise Unsupported(f"cannot follow the axes from {list(x.shape)} to {list(output.shape)}")
-        mark = self.feature_map(x)
-        return FeatureMap(mark.value, axes, mark.channels)
+    def _where(self) -> str:
+        return (self.path[-1] if self.path else "") or "model"
 
     # -- the result
 
-    def finish(self, output: Any) -> tuple[tuple[Instruction, ...], int, int]:
-        """-> (instructions, output value, levels)."""
+    def finish(self, output: Any) -> tuple[Recording, int, int]:
+        """-> (recording, output value, levels)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
         if not isinstance(mark, FeatureMap):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
-        c = self._images.shape[1]
-        kinds = [axis.kind for axis in mark.axes]
-        if (
-            kinds != ["N", "C", "H", "W", "C"]
-            or mark.axes[1].size != c
-            or mark.axes[4].size * c != mark.channels
-        ):
+        n, c, height, width = self._images.shape
+        shape = list(output.shape)
+        if len(shape) != 5 or shape[:4] != [n, c, height, width]:
             raise Unsupported(
-                f"cannot sample from this model: its output has shape {list(output.shape)}, expected logits "
-                f"[N, C, H, W, levels] = [{self._grid[0]}, {c}, {self._grid[1]}, {self._grid[2]}, levels]"
+                f"cannot sample from this model: its output has shape {shape}, expected logits "
+                f"[N, C, H, W, levels] = [{n}, {c}, {height}, {width}, levels]"
             )
-        result = self._in_order(mark)
-        return tuple(self.instructions), result, mark.axes[4].size
+        logits = mark.addresses.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits))
+        return self.recording, result, shape[4]
 
-    def _in_order(self, mark: FeatureMap) -> int:
-        """The logits in the order channel * levels + level, by a 1x1 permutation where they are not."""
-        channel, level = mark.axes[1], mark.axes[4]
-        order = torch.arange(channel.size)[:, None] * channel.stride + torch.arange(level.size) * level.stride
-        if torch.equal(order.flatten(), torch.arange(mark.channels)):
-            return mark.value
-        permutation = torch.zeros(mark.channels, mark.channels, dtype=self._dtype(), device=self._images.device)
-        permutation[order.flatten(), torch.arange(mark.channels)] = 1
-        return self._emit(mark.channels, taps=(Tap(mark.value, 0, 0, permutation),)).value
 
-    def _dtype(self) -> torch.dtype:
-        weights = [tap.weight for instruction in self.instructions for tap in instruction.taps]
-        return weights[0].dtype if weights else torch.get_default_dtype()
+def _tensors(x: Any) -> list[Any]:
+    return [leaf for leaf in leaves(x) if isinstance(leaf, (Tensor, FeatureMap, Opaque))]

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelcnn_fast.sampling.marks import Condition
+from pixelcnn_fast.sampling.program import Slot
+
+
+class Given(NamedTuple):
+    """What a model takes beside the images: either, both or neither; each with one entry per image."""
+
+    labels: Tensor | None = None  # [n]
+    condition: Tensor | None = None  # [n, ...]
+
+    def part(self, images: slice) -> Given:
+        return Given(*(x if x is None else x[images] for x in self))
+
+    def padded(self, n: int) -> Given:
+        """With n more images, like the last."""
+        return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
+
+    def call(self, module: nn.Module, images: Tensor) -> Any:
+        """The module's output. A condition goes where the module's forward has an argument of that name, else last."""
+        positional = [x for x in (self.labels,) if x is not None]
+        if self.condition is None:
+            return module(images, *positional)
+        if "condition" in inspect.signature(module.forward).parameters:
+            return module(images, *positional, condition=self.condition)
+        return module(images, *positional, self.condition)
+
 
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
@@ -24,47 +50,58 @@ class Call:
 
 
 class Conditions:
-    """The part of the model that depends on labels alone, evaluated by PyTorch for each batch."""
+    """Recorded calls by node; node 0 is what is ``Given``, constants are calls without arguments."""
 
-    def __init__(self, calls: list[Call], slots: list[int]) -> None:
-        self._slots = slots
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+
+    @torch.no_grad()
+    def __call__(self, slots: Sequence[Slot], given: Given, n: int) -> dict[Slot, Tensor]:
+        """given: of n images -> for each slot [n, channels], or [n, H, W, channels].
+
+        Runs in groups of the example's batch size, because a model may have written that size into a view.
+        """
+        if not slots:
+            return {}
+        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(slots)
+        starts = range(0, n, EXAMPLE_BATCH)
+        results = [self._evaluate(nodes, given.part(slice(start, start + EXAMPLE_BATCH))) for start in starts]
+        return {slot: torch.cat([_filled(slot, group) for group in results])[:n] for slot in slots}
+
+    def _needed(self, slots: Sequence[Slot]) -> list[int]:
         needed: set[int] = set()
-        pending = list(slots)
+        pending = [slot.node for slot in slots]
         while pending:
             node = pending.pop()
             if node not in needed:
                 needed.add(node)
-                if node:
-                    pending += [
-                        c.node
-                        for c in leaves((calls[node].args, calls[node].kwargs))
-                        if isinstance(c, Condition)
-                    ]
-        self._calls = {node: calls[node] for node in sorted(needed) if node}
+                inputs = leaves((self._calls[node].args, self._calls[node].kwargs))
+                pending += [c.node for c in inputs if isinstance(c, Condition)]
+        return sorted(needed)
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    @torch.no_grad()
-    def __call__(self, labels: Tensor) -> list[Tensor]:
-        """labels: [n] -> one tensor [n, channels] per slot.
-
-        Runs in groups of the example's batch size, because a model may have written that size into a view.
-        """
-        n = labels.shape[0]
-        padded = torch.cat([labels, labels[-1:].expand(-n % EXAMPLE_BATCH)])
-        groups = [self._evaluate(group) for group in padded.split(EXAMPLE_BATCH)]
-        return [torch.cat(parts)[:n] for parts in zip(*groups, strict=True)]
-
-    def _evaluate(self, labels: Tensor) -> list[Tensor]:
-        results: dict[int, Any] = {0: labels}
+    def _evaluate(self, nodes: Sequence[int], given: Given) -> dict[int, Any]:
+        results: dict[int, Any] = {}
 
         def filled(x: Any) -> Any:
             return results[x.node] if isinstance(x, Condition) else x
 
-        for node, call in self._calls.items():
-            results[node] = call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
-        return [results[slot].flatten(1) for slot in self._slots]
+        for node in nodes:
+            call = self._calls[node]
+            results[node] = (
+                call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
+                if node
+                else given
+            )
+        return results
+
+
+def _filled(slot: Slot, results: dict[int, Any]) -> Tensor:
+    """-> [EXAMPLE_BATCH, *slot.index.shape]"""
+    result = results[slot.node]
+    index = slot.index.to(result.device)
+    if slot.per_image:
+        return result.flatten(1)[:, index]
+    return result.flatten()[index].expand(EXAMPLE_BATCH, *index.shape)
 
 
 def leaves(x: Any) -> Iterator[Any]:
@@ -79,7 +116,8 @@ def leaves(x: Any) -> Iterator[Any]:
 
 def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
     if isinstance(x, (tuple, list)):
-        return type(x)(map_leaves(f, item) for item in x)
+        items = [map_leaves(f, item) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     if isinstance(x, dict):
         return {key: map_leaves(f, item) for key, item in x.items()}
     return f(x)

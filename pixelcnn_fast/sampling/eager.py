@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelcnn_fast.sampling.conditions import Conditions
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.sampling.program import LEVELS, apply_steps
+from pixelcnn_fast.sampling.program import LEVELS, Slot, apply_steps, from_levels
 
 
 class EagerRuntime:
@@ -21,23 +21,26 @@ class EagerRuntime:
     @torch.no_grad()
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
-        conditions = self._conditions(job.labels) if job.labels is not None else []
-        batch = _Batch(self._program, job.levels.shape[0], conditions)
+        n, draws = job.levels.shape[0], len(self._program.outputs)
+        batch = _Batch(self._program, n, self._conditions(self._program.slots, job.given, n))
         for y in range(height):
             job.on_row(y)
             batch.row_phase(y)
             for x in range(width):
-                if job.wants(y, x):
-                    job.settle(y, x, batch.pixel_phase(y, x))
-                else:
-                    batch.pixel_phase(y, x, skip_output=True)
-                batch.drawn_phase(y, x, job.levels[:, :, y, x])
+                for draw in range(draws):
+                    channels = self._program.drawn_by(draw)
+                    wanted = job.wants(y, x, channels)
+                    batch.pixel_phase(y, x, draw, skip_output=not wanted)
+                    if wanted:
+                        job.settle(y, x, channels, batch.logits(y, x, draw))
+                    batch.read_levels(y, x, draw, job.levels[:, :, y, x])
+                batch.pixel_phase(y, x, draws)
 
 
 class _Batch:
     """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
 
-    def __init__(self, program: PhasedProgram, n: int, conditions: list[Tensor]) -> None:
+    def __init__(self, program: PhasedProgram, n: int, conditions: dict[Slot, Tensor]) -> None:
         self._program, self._n, self._conditions = program, n, conditions
         self._width = program.shape[2]
         self._rows = {
@@ -52,7 +55,11 @@ class _Batch:
             for value, s in program.storage.items()
         }
         self._partial: dict[int, Tensor] = {}
-        self._by_phase = {phase: program.in_phase(phase) for phase in Phase}
+        draws = len(program.outputs)
+        inputs = [i for i in program.instructions if i.base == LEVELS]
+        others = [i for i in program.instructions if i.base != LEVELS and i.phase is not Phase.ROW]
+        self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
+        self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
 
     def row_phase(self, y: int) -> None:
         for i in self._program.instructions:
@@ -61,24 +68,23 @@ class _Batch:
                 self._partial[i.out] = self._sum(i, windows, None, (self._n, self._width))
             if i.phase is Phase.ROW:
                 x = self._partial[i.out] if i.base is None else self._read_row(i.base, y)
-                self._read_row(i.out, y).copy_(self._stepped(i, x, lambda v: self._read_row(v, y), row=True))
+                self._read_row(i.out, y).copy_(self._stepped(i, x, lambda v: self._read_row(v, y), y, None))
 
-    def pixel_phase(self, y: int, x: int, skip_output: bool = False) -> Tensor:
-        """-> logits [n, C, L] of pixel (y, x)."""
-        for i in self._by_phase[Phase.PIXEL]:
-            if not (skip_output and i.out == self._program.output):
+    def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
+        """What can be computed of pixel (y, x) after that many of its draws, and not before."""
+        for i in self._after[after]:
+            if not (skip_output and i.out in self._program.outputs):
                 self._at_pixel(i, y, x)
-        c, levels = self._program.shape[0], self._program.levels
-        return self._read(self._program.output, y, x).view(self._n, c, levels)
 
-    def drawn_phase(self, y: int, x: int, levels: Tensor) -> None:
-        """levels: [n, C] of pixel (y, x)."""
-        for i in self._by_phase[Phase.DRAWN]:
-            if i.base == LEVELS:
-                value = apply_steps(levels.to(self._program.dtype), i.steps, self._no_value, self._no_value)
-                self._read(i.out, y, x).copy_(value)
-            else:
-                self._at_pixel(i, y, x)
+    def logits(self, y: int, x: int, draw: int) -> Tensor:
+        """[n, C, L] of pixel (y, x), for the image channels of this draw."""
+        return self._read(self._program.outputs[draw], y, x).view(self._n, -1, self._program.levels)
+
+    def read_levels(self, y: int, x: int, draw: int, levels: Tensor) -> None:
+        """levels: [n, C] of pixel (y, x), of which this draw gave some."""
+        for i in self._inputs[draw]:
+            value = from_levels(i, levels.to(self._program.device), self._program.dtype)
+            self._read(i.out, y, x).copy_(apply_steps(value, i.steps, self._no_value, self._no_value))
 
     def _at_pixel(self, i: PhasedInstruction, y: int, x: int) -> None:
         if i.base is not None:
@@ -87,7 +93,7 @@ class _Batch:
             partial = self._partial[i.out][:, x] if i.row_runs else None
             windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
             total = self._sum(i, windows, partial, (self._n,))
-        self._read(i.out, y, x).copy_(self._stepped(i, total, lambda v: self._read(v, y, x), row=False))
+        self._read(i.out, y, x).copy_(self._stepped(i, total, lambda v: self._read(v, y, x), y, x))
 
     def _sum(
         self,
@@ -107,14 +113,19 @@ class _Batch:
                 start = start + window @ weight
         return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
 
-    def _stepped(self, i: PhasedInstruction, x: Tensor, value, row: bool) -> Tensor:
-        def condition(slot: int) -> Tensor:
-            return self._conditions[slot][:, None] if row else self._conditions[slot]
+    def _stepped(self, i: PhasedInstruction, total: Tensor, value, y: int, x: int | None) -> Tensor:
+        """x: the column, or None for the whole row."""
 
-        return apply_steps(x, i.steps, value, condition)
+        def condition(slot: Slot) -> Tensor:
+            operand = self._conditions[slot].to(self._program.dtype)
+            if slot.varies_over_pixels:
+                return operand[:, y] if x is None else operand[:, y, x]
+            return operand[:, None] if x is None else operand
+
+        return apply_steps(total, i.steps, value, condition)
 
     @staticmethod
-    def _no_value(_: int) -> Tensor:
+    def _no_value(_) -> Tensor:
         raise AssertionError("the passes keep operands away from the input instruction")
 
     # -- views of the caches

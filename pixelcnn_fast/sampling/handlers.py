@@ -6,18 +6,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pixelcnn_fast.sampling.marks import Axis, FeatureMap, Unsupported
-from pixelcnn_fast.sampling.program import ACTIVATIONS, Step
+from pixelcnn_fast.sampling.addresses import FeatureMap
+from pixelcnn_fast.sampling.marks import Condition, Unsupported
+from pixelcnn_fast.sampling.program import Step
 
 if TYPE_CHECKING:
     from pixelcnn_fast.sampling.capture import Recorder
 
+# Calls that only move elements about: they are run on the elements' addresses.
+MOVEMENTS = frozenset(
+    "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t T mT "
+    "squeeze unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile chunk split split_with_sizes "
+    "tensor_split unbind cat concat concatenate stack hstack vstack getitem narrow select index_select roll flip "
+    "contiguous clone copy zero channel_shuffle pixel_unshuffle pixel_shuffle constant_pad_nd".split()
+)
+# Calls whose result does not depend on their argument's values.
+FRESH = frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
+    "new_tensor".split()
+)
+
 
 def plain_name(func: Callable) -> str:
     """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""
-    name = getattr(func, "__name__", str(func)).removesuffix(".default")
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":  # of a property, such as Tensor.T
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
         return {"iadd": "add", "radd": "add", "isub": "sub", "imul": "mul", "rmul": "mul", "itruediv": "div",
@@ -35,23 +53,36 @@ def _conv2d(
 ) -> FeatureMap:  # fmt: skip
     if _pair(stride) != (1, 1):
         raise Unsupported(f"stride {stride}; only stride 1 is supported")
-    if groups != 1:
-        raise Unsupported(f"{groups} groups; only one is supported")
+    if output.dim() != 4:
+        raise Unsupported(f"its argument has shape {list(input.shape)}, which is not [N, channels, H, W]")
+    x, weight = r.feature_map(input), r.constant(weight).detach()
     (dil_y, dil_x), (_, _, height, width) = _pair(dilation), weight.shape
     if padding == "same":
         pad_y, pad_x = dil_y * (height - 1) // 2, dil_x * (width - 1) // 2
     else:
         pad_y, pad_x = (0, 0) if padding == "valid" else _pair(padding)
-    columns = weight.detach().permute(2, 3, 1, 0)
+    columns = weight.permute(2, 3, 1, 0)  # [kernel rows, kernel columns, in, out]
+    if groups > 1:
+        columns = _ungrouped(columns, groups)
     taps = [(i * dil_y - pad_y, j * dil_x - pad_x, columns[i, j]) for i in range(height) for j in range(width)]
-    return r.convolution(output, input, taps, bias)
+    return r.recording.convolution(x, taps, r.constant(bias), output.shape)
 
 
-def _masked_conv2d(
-    r: Recorder, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor,
-    padding: Any, dilation: Any, backend: str,
-) -> FeatureMap:  # fmt: skip
-    return _conv2d(r, output, input, weight * mask, bias, 1, padding, dilation)
+def _ungrouped(columns: Tensor, groups: int) -> Tensor:
+    """[..., in / groups, out] -> [..., in, out], zero where the groups differ."""
+    return torch.cat(
+        [
+            F.pad(part, (g * part.shape[-1], (groups - 1 - g) * part.shape[-1]))
+            for g, part in enumerate(columns.chunk(groups, -1))
+        ],
+        -2,
+    )
+
+
+def _linear(
+    r: Recorder, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> FeatureMap:
+    return r.recording.linear(r.feature_map(input), r.constant(weight), r.constant(bias))
 
 
 def _batch_norm(
@@ -65,37 +96,139 @@ def _batch_norm(
         )
     scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
-    return r.affine(input, scale[:, None, None], shift[:, None, None])
+    shape = (-1,) + (1,) * (input.dim() - 2)
+    x = r.recording.with_constant("multiply", r.feature_map(input), scale.view(shape))
+    return r.recording.with_constant("add", x, shift.view(shape))
 
 
-def _activation(name: str, default: float = 1.0, argument: str = "alpha") -> Callable:
+def _layer_norm(
+    r: Recorder, output: Tensor, input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
+    bias: Tensor | None = None, eps: float = 1e-5,
+) -> FeatureMap:  # fmt: skip
+    x = r.recording.layer_norm(r.feature_map(input), len(normalized_shape), eps)
+    if weight is not None:
+        x = r.recording.with_constant("multiply", x, r.constant(weight))
+    return x if bias is None else r.recording.with_constant("add", x, r.constant(bias))
+
+
+def _activation(name: str, default: float = 1.0, argument: str = "alpha", keeps_zero: bool = True) -> Callable:
     def handler(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
         number = kwargs.get(argument, args[0] if args and not isinstance(args[0], bool) else default)
-        return r.step(input, Step(name, float(number)))
+        step = Step(name, float(number))
+        return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero)
 
     return handler
 
 
+def _gelu(r: Recorder, output: Tensor, input: Tensor, approximate: str = "none") -> FeatureMap:
+    step = Step("gelu" if approximate == "none" else "gelu_tanh")
+    return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero=True)
+
+
+def _softplus(
+    r: Recorder, output: Tensor, input: Tensor, beta: float = 1.0, threshold: float = 20.0
+) -> FeatureMap:
+    if threshold != 20:
+        raise Unsupported(f"softplus with threshold {threshold}; only 20 is supported")
+    step = Step("softplus", float(beta))
+    return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero=False)
+
+
+def _power(exponent: float) -> Callable:
+    def handler(r: Recorder, output: Tensor, input: Tensor) -> FeatureMap:
+        step = Step("power", exponent)
+        return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero=exponent > 0)
+
+    return handler
+
+
+def _pow(r: Recorder, output: Tensor, input: Any, exponent: Any) -> FeatureMap:
+    if not isinstance(exponent, (int, float)):
+        raise Unsupported("an exponent that is not a number")
+    return _power(float(exponent))(r, output, input)
+
+
+# -- arithmetic
+
+
+def _combined(r: Recorder, kind: str, x: Any, y: Any, alpha: float = 1.0) -> FeatureMap:
+    """x + alpha * y, or x * y, where at least one is a feature map."""
+    if not isinstance(r.mark(x), FeatureMap):
+        if alpha != 1.0:
+            y, alpha = r.recording.affine(r.feature_map(y), alpha, 0.0), 1.0
+        x, y = y, x
+    x = x if isinstance(x, FeatureMap) else r.feature_map(x)
+    mark = r.mark(y)
+    if isinstance(mark, FeatureMap):
+        return r.recording.pairwise(kind, x, mark, alpha)
+    if isinstance(mark, Condition):
+        return r.recording.with_condition(kind, x, mark, y, alpha)
+    return r.recording.with_constant(kind, x, torch.as_tensor(y, dtype=r.recording.dtype), alpha)
+
+
 def _add(r: Recorder, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> FeatureMap:
-    return r.combine("add", input, other, alpha)
+    return _combined(r, "add", input, other, alpha)
 
 
 def _sub(r: Recorder, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> FeatureMap:
-    return r.combine("add", input, other, -alpha)
+    return _combined(r, "add", input, other, -alpha)
+
+
+def _reflected_sub(r: Recorder, output: Tensor, input: Tensor, other: Any) -> FeatureMap:
+    return _combined(r, "add", other, input, -1.0)
 
 
 def _mul(r: Recorder, output: Tensor, input: Any, other: Any) -> FeatureMap:
-    return r.combine("multiply", input, other)
+    return _combined(r, "multiply", input, other)
 
 
 def _div(r: Recorder, output: Tensor, input: Any, other: Any) -> FeatureMap:
-    if r.mark(other) is not None:
-        raise Unsupported("division by something that depends on the image or the condition")
-    return r.combine("multiply", input, 1 / other)
+    mark = r.mark(other)
+    if isinstance(mark, Condition):
+        return _combined(r, "multiply", input, r.condition(torch.reciprocal, other))
+    if mark is None:
+        return _combined(r, "multiply", input, 1 / other)
+    inverse = r.recording.pointwise(r.feature_map(other), lambda _: [Step("power", -1.0)], keeps_zero=False)
+    if isinstance(r.mark(input), FeatureMap):
+        return r.recording.pairwise("multiply", r.feature_map(input), inverse)
+    return r.recording.with_constant(
+        "multiply", inverse, torch.as_tensor(r.constant(input), dtype=r.recording.dtype)
+    )
+
+
+def _reflected_div(r: Recorder, output: Tensor, input: Tensor, other: Any) -> FeatureMap:
+    return _div(r, output, other, input)
 
 
 def _neg(r: Recorder, output: Tensor, input: Tensor) -> FeatureMap:
-    return r.affine(input, -1.0, 0.0)
+    return r.recording.affine(r.feature_map(input), -1.0, 0.0)
+
+
+def _mean(
+    r: Recorder, output: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> FeatureMap:
+    count = input.numel() // max(output.numel(), 1)
+    return _channel_sum(r, input, dim, keepdim, 1 / count)
+
+
+def _sum(
+    r: Recorder, output: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> FeatureMap:
+    return _channel_sum(r, input, dim, keepdim, 1.0)
+
+
+def _channel_sum(r: Recorder, input: Tensor, dim: Any, keepdim: bool, scale: float) -> FeatureMap:
+    if not isinstance(dim, int) and (dim is None or len(dim) != 1):
+        raise Unsupported("a sum over more than one axis; only the channels of a pixel may be summed")
+    dim = dim if isinstance(dim, int) else dim[0]
+    x = r.feature_map(input).addresses.movedim(dim, -1)
+    weight = torch.full((1, x.shape[-1]), scale, dtype=r.recording.dtype, device=r.recording.device)
+    total = r.recording.linear(FeatureMap(r.recording.space, addresses=x), weight, None).addresses
+    total = total.movedim(-1, dim)
+    return FeatureMap(r.recording.space, addresses=total if keepdim else total.squeeze(dim))
+
+
+# -- the rest
 
 
 def _identity(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
@@ -116,53 +249,55 @@ def _dropout(
     return r.feature_map(input)
 
 
-def _reshape(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    axes = list(r.feature_map(input).axes)
-    result: list[Axis] = []
-    for size in output.shape:
-        if not axes and size != 1:
-            break
-        if axes and axes[0].size == size:
-            result.append(axes.pop(0))
-        elif axes and axes[0].kind == "C" and axes[0].size % size == 0:  # split
-            whole = axes.pop(0)
-            rest = whole.size // size
-            result.append(Axis("C", size, whole.stride * rest))
-            axes.insert(0, Axis("C", rest, whole.stride))
-        else:  # merge
-            merged = axes.pop(0) if axes else Axis("C", 1)
-            while axes and merged.kind == axes[0].kind == "C" and merged.size < size:
-                if merged.stride != axes[0].size * axes[0].stride:
-                    break
-                merged = Axis("C", merged.size * axes[0].size, axes.pop(0).stride)
-            result.append(merged)
-    if axes:
-        raise Unsupported(f"cannot follow the axes from {list(input.shape)} to {list(output.shape)}")
-    return r.relaid(output, input, tuple(result))
+def _logit(r: Recorder, output: Tensor, input: Tensor, eps: float | None = None) -> FeatureMap:
+    """Of a sigmoid: what went into it."""
+    addresses, recording = r.feature_map(input).addresses, r.recording
+    values = {value: recording.instructions[value] for value in recording.space.values(addresses)}
+    for i in values.values():
+        if i.base is None or i.base < 0 or [step.kind for step in i.steps] != ["sigmoid"]:
+            raise Unsupported("logit of something that is not a sigmoid")
+    moved = recording.space.moved(addresses, {value: i.base for value, i in values.items()})
+    return FeatureMap(recording.space, addresses=moved)
 
 
-def _permute(r: Recorder, output: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> FeatureMap:
-    order = kwargs.get("dims", dims[0] if len(dims) == 1 else dims)
-    axes = r.feature_map(input).axes
-    return r.relaid(output, input, tuple(axes[d] for d in order))
+def _pad(
+    r: Recorder, output: Tensor, input: Tensor, pad: Any, mode: str = "constant", value: float | None = None
+) -> FeatureMap:
+    if mode != "constant" or value:
+        raise Unsupported(f"padding {mode!r} with {value}; only zeros are supported")
+    return FeatureMap(r.recording.space, addresses=F.pad(r.feature_map(input).addresses, tuple(pad)))
 
 
-def _transpose(r: Recorder, output: Tensor, input: Tensor, dim0: int, dim1: int) -> FeatureMap:
-    axes = list(r.feature_map(input).axes)
-    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
-    return r.relaid(output, input, tuple(axes))
+def _one_hot(r: Recorder, output: Tensor, tensor: Tensor, num_classes: int = -1) -> FeatureMap:
+    if num_classes < 0:
+        raise Unsupported("one_hot without num_classes takes the number from the image: pass it")
+    return r.recording.looked_up(r.feature_map(tensor), torch.eye(num_classes, device=r.recording.device))
 
 
-def _reflected_sub(r: Recorder, output: Tensor, input: Tensor, other: Any) -> FeatureMap:
-    return r.combine("add", other, input, -1.0)
+def _embedding(
+    r: Recorder, output: Tensor, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> FeatureMap:  # fmt: skip
+    if max_norm is not None:
+        raise Unsupported("an embedding with max_norm")
+    return r.recording.looked_up(r.feature_map(input), r.constant(weight))
 
 
-HANDLERS: dict[str, Callable[..., FeatureMap]] = {
+HANDLERS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
-    "masked_conv2d": _masked_conv2d,
+    "linear": _linear,
     "batch_norm": _batch_norm,
-    **{name: _activation(name) for name in ACTIVATIONS},
+    "layer_norm": _layer_norm,
+    **{name: _activation(name) for name in ("relu", "elu", "silu", "tanh")},
+    "sigmoid": _activation("sigmoid", keeps_zero=False),
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
+    "gelu": _gelu,
+    "softplus": _softplus,
+    "square": _power(2.0),
+    "sqrt": _power(0.5),
+    "rsqrt": _power(-0.5),
+    "reciprocal": _power(-1.0),
+    "pow": _pow,
     "add": _add,
     "sub": _sub,
     "subtract": _sub,
@@ -172,12 +307,17 @@ HANDLERS: dict[str, Callable[..., FeatureMap]] = {
     "div": _div,
     "divide": _div,
     "true_divide": _div,
+    "rdiv": _reflected_div,
     "neg": _neg,
-    **{name: _identity for name in ("contiguous", "clone", "detach")},
+    "negative": _neg,
+    "mean": _mean,
+    "sum": _sum,
+    **{name: _identity for name in ("detach", "data")},
     **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
+    "logit": _logit,
     "dropout": _dropout,
     "dropout2d": _dropout,
-    **{name: _reshape for name in ("view", "reshape", "flatten", "unflatten")},
-    "permute": _permute,
-    "transpose": _transpose,
+    "pad": _pad,
+    "one_hot": _one_hot,
+    "embedding": _embedding,
 }

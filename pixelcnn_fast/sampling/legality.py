@@ -2,72 +2,131 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Tap
+from pixelcnn_fast.sampling.blame import blame
+from pixelcnn_fast.sampling.program import LEVELS, Program
 
 
 class NotCausal(ValueError):
-    """The model's output at a pixel depends on that pixel or a later one."""
+    """The model's output at a sub-pixel depends on that sub-pixel or a later one."""
 
 
-def receptive_fields(program: Program) -> dict[int, Tensor]:
-    """Value -> boolean [2H - 1, 2W - 1]: entry (dy + H - 1, dx + W - 1) tells whether it sees the pixel at (dy, dx).
+@dataclass(frozen=True)
+class Field:
+    """What the channels of a value see. Channels that see the same are one group.
 
-    Offsets that leave the grid from every pixel are outside the array.
+    group: [channels], each channel's group; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: entry
+    (g, c, dy + H - 1, dx + W - 1) tells whether group g sees image channel c of the pixel at (dy, dx). Offsets that
+    leave the grid from every pixel are outside the array.
     """
-    _, height, width = program.shape
-    fields: dict[int, Tensor] = {}
-    for instruction in program.instructions:
-        seen = torch.zeros(2 * height - 1, 2 * width - 1, dtype=torch.bool)
-        if instruction.base == LEVELS:
-            seen[height - 1, width - 1] = True
-        for tap in instruction.taps:
-            seen |= _shift(fields[tap.source], tap.dy, tap.dx)
-        for value in instruction.reads()[len(instruction.taps) :]:
-            seen |= fields[value]
-        fields[instruction.out] = seen
+
+    group: Tensor
+    seen: Tensor
+
+    def of_channels(self) -> Tensor:
+        """[channels, image channels, 2H - 1, 2W - 1]"""
+        return self.seen[self.group]
+
+    def present(self) -> Tensor:
+        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
+        return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
+
+    def pixels(self) -> Tensor:
+        """[2H - 1, 2W - 1]: the pixels of which any channel sees anything."""
+        return self.seen.any(0).any(0)
+
+    def sees_only_rows_above(self) -> bool:
+        return not bool(self.seen[:, :, self.seen.shape[2] // 2 :].any())
+
+
+def receptive_fields(program: Program) -> dict[int, Field]:
+    """The field of every value."""
+    c, height, width = program.shape
+    fields: dict[int, Field] = {}
+    for i in program.instructions:
+        # Each channel sees the union of some parts: reads[channel, part] tells which.
+        parts: list[Tensor] = []
+        reads: list[Tensor] = []
+        if i.base == LEVELS:
+            own = torch.zeros(c, c, 2 * height - 1, 2 * width - 1, dtype=torch.bool)
+            own[range(c), range(c), height - 1, width - 1] = True
+            of_channel = torch.arange(c) if i.pick is None else i.pick
+            parts.append(own)
+            reads.append(_one_hot(of_channel.repeat_interleave(i.channels // len(of_channel)), c))
+        elif i.base is not None:
+            field = fields[i.base]
+            parts.append(field.seen)
+            reads.append(_one_hot(field.group if i.pick is None else field.group[i.pick], len(field.seen)))
+        for tap in i.taps:
+            field = fields[tap.source]
+            parts.append(_shift(field.seen, tap.dy, tap.dx))
+            live = (tap.weight != 0).to("cpu", torch.float32)
+            reads.append(live.T @ _one_hot(field.group, len(field.seen)).float() > 0)
+        for step in i.steps:
+            if step.value is not None:
+                field = fields[step.value]
+                parts.append(field.seen)
+                group = _one_hot(field.group, len(field.seen))
+                reads.append(group.any(0).expand(i.channels, -1) if step.kind == "layer_norm" else group)
+        fields[i.out] = _united(parts, reads, i.channels, (c, 2 * height - 1, 2 * width - 1))
     return fields
+
+
+def _one_hot(group: Tensor, groups: int) -> Tensor:
+    return group[:, None] == torch.arange(groups)
+
+
+def _united(parts: list[Tensor], reads: list[Tensor], channels: int, shape: tuple[int, int, int]) -> Field:
+    if not parts:
+        return Field(torch.zeros(channels, dtype=torch.long), torch.zeros(1, *shape, dtype=torch.bool))
+    kinds, kind = torch.unique(torch.cat(reads, 1), dim=0, return_inverse=True)
+    every = torch.cat(parts).flatten(1)
+    seen = torch.stack([every[row].any(0) for row in kinds])
+    if len(seen) > 1:
+        seen, merged = torch.unique(seen, dim=0, return_inverse=True)
+        kind = merged[kind]
+    return Field(kind, seen.view(-1, *shape))
 
 
 def _shift(seen: Tensor, dy: int, dx: int) -> Tensor:
     out = torch.zeros_like(seen)
-    rows, columns = seen.shape
+    rows, columns = seen.shape[-2:]
     if abs(dy) < rows and abs(dx) < columns:
-        out[max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
-            max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
+        out[..., max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
+            ..., max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
         ]
     return out
 
 
-def sees_only_rows_above(seen: Tensor) -> bool:
-    return not seen[seen.shape[0] // 2 :].any()
-
-
-def sees_present_or_later(seen: Tensor) -> bool:
-    return bool(seen.flatten()[seen.numel() // 2 :].any())
+def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
+    """What the logits of each image channel see: [image channels, image channels seen, 2H - 1, 2W - 1]."""
+    c, height, width = program.shape
+    seen = torch.cat([fields[output].of_channels() for output in program.outputs])
+    return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)
 
 
 def check_causal(program: Program) -> None:
-    """Raises NotCausal, naming the layer and the tap, if the output sees its own pixel or a later one."""
-    if not sees_present_or_later(receptive_fields(program)[program.output]):
-        return
-    instruction, tap = _culprit(program)
-    largest = tap.weight.abs().max().item()
-    pixel = "its own pixel" if (tap.dy, tap.dx) == (0, 0) else "a later pixel"
-    hint = "should this first layer have mask A?" if (tap.dy, tap.dx) == (0, 0) else "is the mask applied?"
-    raise NotCausal(
-        f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, "
-        f"so the output sees {pixel}; {hint}"
-    )
+    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
+    why = why_not_causal(program, receptive_fields(program))
+    if why is not None:
+        raise NotCausal(why)
 
 
-def _culprit(program: Program) -> tuple[Instruction, Tap]:
-    """The first tap to blame: one that looks ahead by itself, else the first that reads the present pixel."""
-    convolutions = [(i, tap) for i in program.instructions for tap in i.taps]
-    ahead = [(i, tap) for i, tap in convolutions if (tap.dy, tap.dx) > (0, 0)]
-    present = [(i, tap) for i, tap in convolutions if (tap.dy, tap.dx) == (0, 0)]
-    if not ahead + present:
-        raise NotCausal("the model's output is its own input, pixel by pixel: nothing to sample")
-    return (ahead + present)[0]
+def why_not_causal(program: Program, fields: dict[int, Field]) -> str | None:
+    """What the output sees that it must not, and through which layer and tap; None for a causal program."""
+    _, height, width = program.shape
+    seen = output_field(program, fields)
+    later = torch.zeros(seen.shape[2:], dtype=torch.bool)
+    later.view(-1)[later.numel() // 2 + 1 :] = True
+    ahead = (seen & later).nonzero().tolist()
+    present = (
+        seen[:, :, height - 1, width - 1].triu().nonzero().tolist()
+    )  # [channel of the output, channel seen]
+    if ahead:
+        channel, other, y, x = min(ahead, key=lambda place: place[2:])
+        return blame(program, fields, channel, other, y - height + 1, x - width + 1)
+    return blame(program, fields, *present[0], 0, 0) if present else None

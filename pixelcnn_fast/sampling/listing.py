@@ -44,17 +44,25 @@ class ProgramListing:
             Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",
             Phase.DRAWN: "after the pixel is drawn",
         }
+        draws = len(self._program.outputs)
         for phase in Phase:
-            instructions = self._program.in_phase(phase)
-            if instructions:
-                lines += ["", meaning[phase], *map(self._line, instructions)]
+            for after in range(draws + 1):
+                instructions = [i for i in self._program.in_phase(phase) if i.after == after]
+                if instructions:
+                    title = (
+                        meaning[phase]
+                        if after == 0 or phase is Phase.DRAWN
+                        else f"after draw {after} of {draws}"
+                    )
+                    lines += ["", title, *map(self._line, instructions)]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _line(self, i: PhasedInstruction) -> str:
         if i.base == LEVELS:
-            reads = ["levels"]
+            channels = i.reads_levels(self._program.shape[0])
+            reads = ["levels" if i.pick is None else f"levels of channel {', '.join(map(str, channels))}"]
         elif i.base is not None:
             reads = [f"%{i.base}"]
         else:
@@ -63,7 +71,7 @@ class ProgramListing:
             ]
         storage = self._program.storage[i.out]
         kept = (
-            "" if i.out == self._program.output else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
+            "" if i.out in self._program.outputs else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
         )
         steps = "".join(f" | {step}" for step in i.steps)
         return f"  %{i.out:<4} {i.name:<24} {i.channels:>5} ch = {' + '.join(reads) or 'bias'}{steps}{kept}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.environment import native, why_not_native
 from pixelcnn_fast.sampling.conditions import Conditions
-from pixelcnn_fast.sampling.heads import NonFiniteLogits
+from pixelcnn_fast.sampling.drawing import NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS, Step
@@ -34,17 +34,18 @@ class CpuRuntime:
         if (why := why_not_cpu(program)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
         self._native = native()
-        self._program, self._conditions = program, conditions
+        self._program, self._conditions, self._slots = program, conditions, program.slots
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        described = _Describer(self._native, program, borrowed).program(conditions)
+        described = _Describer(self._native, program, borrowed).program()
         self._sampler = self._native.CpuSampler(described, program.dtype == torch.float64, bf16_weights)
 
     def run(self, job: Job) -> None:
-        conditions = self._conditions(job.labels) if job.labels is not None else []
-        conditions = [c.to(self._program.dtype).contiguous() for c in conditions]
+        operands = self._conditions(self._slots, job.given, job.levels.shape[0])
+        conditions = [operands[slot].to(self._program.dtype).contiguous() for slot in self._slots]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         noise = job.noise.contiguous()
-        assert job.levels.is_contiguous() and (job.logits is None or job.logits.is_contiguous())
+        for written in (job.levels, job.logits, job.log_probability):
+            assert written is None or written.is_contiguous()
         try:
             self._sampler.run(
                 images=job.levels.shape[0],
@@ -52,8 +53,11 @@ class CpuRuntime:
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
-                temperature=job.temperature,
+                temperature=job.drawing.temperature,
+                top_k=min(job.drawing.top_k or 0, self._program.levels),
+                top_p=1.0 if job.drawing.top_p is None else job.drawing.top_p,
                 logits=0 if job.logits is None else job.logits.data_ptr(),
+                log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
                 on_row=job.on_row,
             )
@@ -74,39 +78,43 @@ class _Describer:
         self._module, self._program, self._borrowed = module, program, borrowed
         self._front = wavefront(program)
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
+        self._slots = program.slots
 
-    def program(self, conditions: Conditions) -> Any:
+    def program(self) -> Any:
         storage = [self._program.storage[value] for value in self._number]
-        channels = {
-            step.condition: i.channels
-            for i in self._program.instructions
-            for step in i.steps
-            if step.condition is not None
-        }
         c, height, width = self._program.shape
         return self._module.Program(
             image_channels=c, height=height, width=width, levels=self._program.levels,
-            output=self._number[self._program.output],
+            outputs=[self._number[output] for output in self._program.outputs],
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
-            conditions=[channels.get(slot, 0) for slot in range(len(conditions))],
+            conditions=[self._module.Slot(s.index.shape[-1], s.varies_over_pixels) for s in self._slots],
             lag=self._front.lag if self._front else 0,
         )  # fmt: skip
 
     def _instruction(self, i: PhasedInstruction) -> Any:
         return self._module.Instruction(
             out=self._number[i.out], channels=i.channels, phase=getattr(self._module.Phase, i.phase.value),
-            base=-1 if i.base in (None, LEVELS) else self._number[i.base], is_input=i.base == LEVELS,
+            base=-1 if i.base in (None, LEVELS) else self._number[i.base], input=self._input(i),
             bias=self._address(i.bias), row_runs=[self._run(run) for run in i.row_runs],
             pixel_runs=[self._run(run) for run in i.pixel_runs], steps=[self._step(step) for step in i.steps],
-            lead=self._front.leads[i.out] if self._front else 0,
+            lead=self._front.leads[i.out] if self._front else 0, after=i.after,
         )  # fmt: skip
+
+    def _input(self, i: PhasedInstruction) -> Any:
+        if i.base != LEVELS:
+            return self._module.Input(0, 0, 1, 0)
+        channels = i.reads_levels(self._program.shape[0])
+        assert channels == list(range(channels[0], channels[-1] + 1)), "cut gives each draw its own input"
+        return self._module.Input(
+            channels[0], len(channels), i.channels // len(channels), self._address(i.table)
+        )
 
     def _run(self, run: Run) -> Any:
         return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
 
     def _step(self, step: Step) -> Any:
-        operand = -1 if step.condition is None else step.condition
+        operand = -1 if step.condition is None else self._slots.index(step.condition)
         operand = operand if step.value is None else self._number[step.value]
         kind = getattr(self._module.StepKind, step.kind)
         return self._module.Step(

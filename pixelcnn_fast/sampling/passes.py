@@ -9,18 +9,19 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.legality import receptive_fields, sees_only_rows_above, sees_present_or_later
+from pixelcnn_fast.sampling.legality import receptive_fields
 from pixelcnn_fast.sampling.marks import Unsupported
-from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, Tap
+from pixelcnn_fast.sampling.pieces import cut, draws_needed
+from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, Step, Tap, slots_of
 
 # -- fuse
 
 
 def fuse(program: Program) -> Program:
     """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights."""
-    program = _without_unread(program)
+    program = _without_unread(cut(_with_outputs_apart(_without_unread(program))))
     readers = Counter(value for i in program.instructions for value in i.reads())
-    readers[program.output] += 1
+    readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
     for instruction in program.instructions:
         for base, rest in _ways_to_read(instruction):
@@ -31,11 +32,22 @@ def fuse(program: Program) -> Program:
     return replace(program, instructions=tuple(fused.values()))
 
 
+def _with_outputs_apart(program: Program) -> Program:
+    """Logits are not kept once they are drawn from, so a value that others read too is copied to be an output."""
+    read = {value for i in program.instructions for value in i.reads()}
+    (output,) = program.outputs
+    if output not in read:
+        return program
+    i = program.producer()[output]
+    copy = Instruction(1 + max(i.out for i in program.instructions), i.channels, i.name, base=output)
+    return replace(program, instructions=(*program.instructions, copy), outputs=(copy.out,))
+
+
 def _without_unread(program: Program) -> Program:
-    needed = {program.output}
+    needed = set(program.outputs)
     kept: list[Instruction] = []
     for instruction in reversed(program.instructions):
-        if instruction.out in needed or instruction.base == LEVELS:
+        if instruction.out in needed:
             needed.update(instruction.reads())
             kept.append(instruction)
     return replace(program, instructions=tuple(reversed(kept)))
@@ -48,7 +60,7 @@ def _ways_to_read(instruction: Instruction) -> list[tuple[int, Instruction]]:
     ways = [(instruction.base, instruction)]
     if len(instruction.steps) == 1:
         step = instruction.steps[0]
-        if step.value is not None and (step.kind == "multiply" or step.alpha == 1.0):
+        if step.kind == "multiply" or (step.kind == "add" and step.alpha == 1.0):
             swapped = replace(instruction, base=step.value, steps=(replace(step, value=instruction.base),))
             ways.append((step.value, swapped))
     return ways
@@ -75,7 +87,8 @@ def _joined(
                 other = _scaled(
                     other, torch.full_like(_bias(other), step.alpha), torch.zeros_like(_bias(other))
                 )
-            joined = replace(joined, taps=joined.taps + other.taps, bias=_bias(joined) + _bias(other))
+            bias = _bias(other) if joined.bias is None else joined.bias + _bias(other)
+            joined = replace(joined, taps=joined.taps + other.taps, bias=bias)
         else:
             joined = replace(joined, steps=joined.steps + (step,))
     return joined
@@ -110,8 +123,8 @@ def _scaled(instruction: Instruction, scale: Tensor, shift: Tensor) -> Instructi
 
 class Phase(Enum):
     ROW = "row"  # sees only rows above: a whole row at once
-    PIXEL = "pixel"  # needs the present row: pixel by pixel, before the draw
-    DRAWN = "drawn"  # sees the present pixel: after its levels are drawn
+    PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
+    DRAWN = "drawn"  # after all of the pixel's levels are drawn
 
 
 @dataclass(frozen=True)
@@ -128,17 +141,28 @@ class Run:
 
 @dataclass(frozen=True)
 class PhasedInstruction:
-    """out = steps(bias + row runs + pixel runs), or steps(base). Row runs are summed for a whole row beforehand."""
+    """out = steps(bias + row runs + pixel runs), or steps(base). Row runs are summed for a whole row beforehand.
+
+    after: how many draws of the pixel come before. With base LEVELS, ``pick`` are the image channels it reads, and
+    ``table`` is as in ``Instruction``.
+    """
 
     out: int
     channels: int
     name: str
     phase: Phase
+    after: int
     row_runs: tuple[Run, ...]
     pixel_runs: tuple[Run, ...]
     bias: Tensor | None
     base: int | None
+    pick: Tensor | None
+    table: Tensor | None
     steps: tuple[Step, ...]
+
+    def reads_levels(self, image_channels: int) -> list[int]:
+        """The image channels that an input instruction reads."""
+        return list(range(image_channels)) if self.pick is None else self.pick.tolist()
 
 
 @dataclass(frozen=True)
@@ -153,22 +177,37 @@ class Storage:
 
 @dataclass(frozen=True)
 class PhasedProgram:
+    """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
+
+    Draw d reads ``outputs[d]`` and gives the image channels that ``drawn_by(d)`` names. slots: what the steps read
+    of the condition.
+    """
+
     shape: tuple[int, int, int]
     levels: int
     instructions: tuple[PhasedInstruction, ...]
     storage: dict[int, Storage]
-    output: int
+    outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]
 
+    def drawn_by(self, draw: int) -> slice:
+        each = self.shape[0] // len(self.outputs)
+        return slice(draw * each, (draw + 1) * each)
+
+    @property
+    def slots(self) -> list[Slot]:
+        return slots_of(self.instructions)
+
 
 def split_phases(program: Program) -> PhasedProgram:
     """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
     fields = receptive_fields(program)
-    row_values = {value for value, seen in fields.items() if sees_only_rows_above(seen)}
+    draws = len(program.outputs)
+    row_values = {value for value, field in fields.items() if field.sees_only_rows_above()}
     instructions = []
     for i in program.instructions:
         for tap in i.taps:
@@ -178,16 +217,17 @@ def split_phases(program: Program) -> PhasedProgram:
                     "shifts it back; shift the input of this layer instead"
                 )
         in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
+        after = min(int(draws_needed(fields[i.out]).max()), draws)
         if i.out in row_values and all(v in row_values for v in i.reads()[len(i.taps) :]):
             phase = Phase.ROW
         else:
-            phase = Phase.DRAWN if sees_present_or_later(fields[i.out]) else Phase.PIXEL
+            phase = Phase.DRAWN if after == draws else Phase.PIXEL
         instructions.append(
             PhasedInstruction(
-                i.out, i.channels, i.name, phase,
+                i.out, i.channels, i.name, phase, after,
                 row_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row]),
                 pixel_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row]),
-                bias=i.bias, base=i.base, steps=i.steps,
+                bias=i.bias, base=i.base, pick=i.pick, table=i.table, steps=i.steps,
             )
         )  # fmt: skip
     return PhasedProgram(
@@ -195,7 +235,7 @@ def split_phases(program: Program) -> PhasedProgram:
         program.levels,
         tuple(instructions),
         _storage(program),
-        program.output,
+        program.outputs,
         program.dtype,
         program.device,
     )

@@ -2,12 +2,12 @@
 
 A program is a list of instructions on feature maps ("values") of one grid. An instruction sums taps, or takes a
 value as it stands, and puts the sum through its steps. Values are real numbers in the model's dtype; outside the
-grid every value is zero.
+grid every value is zero. Steps work channel by channel, but for 'layer_norm'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +20,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda x, alpha: F.relu(x),
     "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
     "elu": lambda x, alpha: F.elu(x, alpha),
+    "gelu": lambda x, alpha: F.gelu(x),
+    "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
     "silu": lambda x, alpha: F.silu(x),
+    "softplus": lambda x, alpha: F.softplus(x, alpha),
+    "power": lambda x, alpha: x**alpha,
     "sigmoid": lambda x, alpha: torch.sigmoid(x),
     "tanh": lambda x, alpha: torch.tanh(x),
 }
@@ -36,32 +40,63 @@ class Tap:
     weight: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """An operand that depends on the condition alone, or on nothing: elements of a recorded call's result.
+
+    node: the call; index: [channels], or [H, W, channels] where the operand varies over pixels, into the flattened
+    result, or with ``per_image`` into the flattened part of each image.
+    """
+
+    node: int
+    index: Tensor
+    per_image: bool
+
+    @property
+    def varies_over_pixels(self) -> bool:
+        return self.index.dim() == 3
+
+    def picked(self, channels: Tensor) -> Slot:
+        return replace(self, index=self.index[..., channels])
+
+
 @dataclass(frozen=True)
 class Step:
     """One operation on an instruction's sum x, channel by channel.
 
     kind 'affine': scale * x + shift, both [channels]; 'add': x + alpha * value; 'multiply': x * value;
-    'add_condition': x + alpha * condition [N, channels]; 'multiply_condition'; or a name in ``ACTIVATIONS``.
+    'add_condition': x + alpha * condition; 'multiply_condition'; a name in ``ACTIVATIONS``; or 'layer_norm':
+    (x - mean) / sqrt(variance + alpha), with mean and variance over all channels of ``value``.
     """
 
     kind: str
     alpha: float = 1.0
     value: int | None = None
-    condition: int | None = None
+    condition: Slot | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
 
     def __str__(self) -> str:
         if self.value is not None:
             return f"{self.kind} %{self.value}"
-        if self.condition is not None:
-            return f"{self.kind} {self.condition}"
         return self.kind
+
+    def picked(self, channels: Tensor) -> Step:
+        """The same step on some of its channels; a value it reads must be exchanged by the caller."""
+        if self.condition is not None:
+            return replace(self, condition=self.condition.picked(channels))
+        if self.scale is not None:
+            return replace(self, scale=self.scale[channels], shift=self.shift[channels])
+        return self
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """``out`` = steps(bias + sum of taps), or steps(base) where ``base`` is a value read at the same pixel."""
+    """``out`` = steps(bias + sum of taps), or steps(base) where ``base`` is a value read at the same pixel.
+
+    pick: the channels of base that are taken, in rising order (None: all). With base LEVELS they are image channels,
+    and ``table`` [levels, width] turns each level into ``width`` channels: one-hot vectors, or an embedding.
+    """
 
     out: int
     channels: int
@@ -69,6 +104,8 @@ class Instruction:
     taps: tuple[Tap, ...] = ()
     bias: Tensor | None = None
     base: int | None = None
+    pick: Tensor | None = None
+    table: Tensor | None = None
     steps: tuple[Step, ...] = ()
 
     def reads(self) -> list[int]:
@@ -81,14 +118,15 @@ class Instruction:
 class Program:
     """Instructions in an order in which each reads only values defined before it.
 
-    ``shape``: (image channels, H, W); ``output``: the value with ``image channels * levels`` logits,
-    channel index = image channel * levels + level; ``dtype``: what the model computes in.
+    ``shape``: (image channels, H, W); ``outputs``: the values that hold, one after the other,
+    ``image channels * levels`` logits, channel index = image channel * levels + level; ``dtype``: what the model
+    computes in.
     """
 
     shape: tuple[int, int, int]
     levels: int
     instructions: tuple[Instruction, ...]
-    output: int
+    outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -96,8 +134,13 @@ class Program:
         return {instruction.out: instruction for instruction in self.instructions}
 
 
+def slots_of(instructions: Iterable) -> list[Slot]:
+    """What the steps of captured or phased instructions read of the condition."""
+    return [step.condition for i in instructions for step in i.steps if step.condition is not None]
+
+
 def apply_steps(
-    x: Tensor, steps: Sequence[Step], value: Callable[[int], Tensor], condition: Callable[[int], Tensor]
+    x: Tensor, steps: Sequence[Step], value: Callable[[int], Tensor], condition: Callable[[Slot], Tensor]
 ) -> Tensor:
     """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""
     for step in steps:
@@ -111,33 +154,47 @@ def apply_steps(
             x = x + step.alpha * condition(step.condition)
         elif step.kind == "multiply_condition":
             x = x * condition(step.condition)
+        elif step.kind == "layer_norm":
+            variance, mean = torch.var_mean(value(step.value), -1, correction=0, keepdim=True)
+            x = (x - mean) * (variance + step.alpha).rsqrt()
         else:
             x = ACTIVATIONS[step.kind](x, step.alpha)
     return x
 
 
-def evaluate(program: Program, levels: Tensor, conditions: Sequence[Tensor] = ()) -> Tensor:
+def from_levels(instruction: Instruction, levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an input instruction starts from. levels: [..., image channels] -> [..., channels]."""
+    if instruction.pick is not None:
+        levels = levels[..., instruction.pick]
+    return levels.to(dtype) if instruction.table is None else instruction.table[levels.long()].flatten(-2)
+
+
+def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tensor]) -> Tensor:
     """The program's meaning, teacher-forced: all pixels at once, no phases.
 
-    levels: integers [N, C, H, W]; conditions: [N, channels] each -> logits [N, C, H, W, L].
+    levels: integers [N, C, H, W]; condition: slot -> [N, channels] or [N, H, W, channels]
+    -> logits [N, C, H, W, L].
     """
     values: dict[int, Tensor] = {}
     n, (c, height, width) = levels.shape[0], program.shape
+
+    def operand(slot: Slot) -> Tensor:
+        return condition(slot) if slot.varies_over_pixels else condition(slot)[:, None, None]
+
     for instruction in program.instructions:
         if instruction.base == LEVELS:
-            x = levels.permute(0, 2, 3, 1).to(program.dtype)
+            x = from_levels(instruction, levels.permute(0, 2, 3, 1), program.dtype)
         elif instruction.base is not None:
             x = values[instruction.base]
+            x = x if instruction.pick is None else x[..., instruction.pick]
         else:
             x = levels.new_zeros((n, height, width, instruction.channels), dtype=program.dtype)
             if instruction.bias is not None:
                 x = x + instruction.bias
             for tap in instruction.taps:
                 x = x + shifted(values[tap.source], tap.dy, tap.dx) @ tap.weight
-        values[instruction.out] = apply_steps(
-            x, instruction.steps, values.__getitem__, lambda i: conditions[i][:, None, None, :]
-        )
-    logits = values[program.output]
+        values[instruction.out] = apply_steps(x, instruction.steps, values.__getitem__, operand)
+    logits = torch.cat([values[output] for output in program.outputs], -1)
     return logits.view(n, height, width, c, program.levels).permute(0, 3, 1, 2, 4)
 
 

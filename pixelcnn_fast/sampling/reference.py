@@ -1,20 +1,20 @@
-"""The naive runtime: a full forward per pixel. It is the oracle, and what the fast runtimes are compared with."""
+"""The naive runtime: a full forward per draw. It is the oracle, and what the fast runtimes are compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
 from pixelcnn_fast.sampling.job import Job
+from pixelcnn_fast.sampling.model import Model
 
 
 class ReferenceRuntime:
-    """model(encode(levels)[, labels]) -> logits [N, C, H, W, L], once for every pixel."""
+    """The model's own forward, for every pixel once for each of ``draws``, the image channels drawn together."""
 
-    def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
-        self._model, self._encode = model, encode
+    def __init__(self, model: Model, draws: Sequence[slice]) -> None:
+        self._model, self._draws = model, draws
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
@@ -22,7 +22,7 @@ class ReferenceRuntime:
         for y in range(height):
             job.on_row(y)
             for x in range(width):
-                if job.wants(y, x):
-                    images = self._encode(job.levels)
-                    logits = self._model(images) if job.labels is None else self._model(images, job.labels)
-                    job.settle(y, x, logits[:, :, y, x])
+                for channels in self._draws:
+                    if job.wants(y, x, channels):
+                        logits = self._model.logits(job.levels, job.given)[:, channels, y, x]
+                        job.settle(y, x, channels, logits)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.sampling.capture import capture
-from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions
+from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
+from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.eager import EagerRuntime
+from pixelcnn_fast.sampling.heads import Head
 from pixelcnn_fast.sampling.job import Job, Runtime
 from pixelcnn_fast.sampling.legality import check_causal
 from pixelcnn_fast.sampling.listing import ProgramListing
+from pixelcnn_fast.sampling.model import Model, check_choice
 from pixelcnn_fast.sampling.native import CpuRuntime, why_not_cpu
 from pixelcnn_fast.sampling.passes import fuse, split_phases
-from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step, evaluate, rounded_weights
+from pixelcnn_fast.sampling.program import Program, evaluate, rounded_weights, slots_of
 from pixelcnn_fast.sampling.reference import ReferenceRuntime
 
 RUNTIMES = ("auto", "reference", "eager", "cpu")
-IMAGE_FORMS = ("uint8", "unit", "levels")
 WEIGHTS = ("same", "bf16")
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
@@ -45,16 +42,20 @@ class CaptureMismatch(RuntimeError):
 class Sampler:
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
-    model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns logits
-    [N, C, H, W, L]; it is captured in eval mode and its weights are copied: build a new sampler after training on.
-    shape: (C, H, W) of the images to sample. levels: L.
+    model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
+    head reads; it is captured in eval mode and its weights are copied: build a new sampler after training on.
+    shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
+    ``heads``; by default one logit for each of ``levels`` (256), in the only layout that fits the output's shape.
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
     bounds). conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a
     second argument without default. image_form: what the model takes for an image: 'uint8', 'unit' (floating
-    point level / (L - 1)) or 'levels' (floating point 0...L-1).
+    point level / (L - 1)) or 'levels' (floating point 0...L-1). condition_shape: of a further tensor that the model
+    takes, without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of
+    a model with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
 
     Raises NotCausal if an output sees its own or a later pixel, naming the layer and the tap; Unsupported for a
-    call that has no place in a causal program, naming module and call; CaptureMismatch if the program, checked
+    call that has no place in a causal program, naming module and call; UnknownLayout, with the alternatives, if the
+    output fits no head or several; CaptureMismatch if the program, checked
     once against the model on a random image, computes something else.
     """
 
@@ -63,34 +64,35 @@ class Sampler:
         model: nn.Module,
         shape: tuple[int, int, int],
         *,
-        levels: int = 256,
+        head: Head | None = None,
+        levels: int | None = None,
         weights: str = "same",
         conditional: bool | None = None,
         image_form: str = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.shape = _checked_shape(shape)
-        self.levels = levels
-        _check_choice("weights", weights, WEIGHTS)
-        _check_choice("image_form", image_form, IMAGE_FORMS)
-        if levels < 2 or (image_form == "uint8" and levels > 256):
-            raise ValueError(
-                f"levels is {levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256"
-            )
-        self.conditional = _takes_labels(model) if conditional is None else conditional
-        self._model, self._image_form, self._weights = model, image_form, weights
-        self._dtype, self._device = _dtype_and_device(model)
-        self._n_classes = getattr(model, "n_classes", None)
-
-        with _evaluating(model):
-            program, self._conditions = self._capture()
+        check_choice("weights", weights, WEIGHTS)
+        self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+        self._weights = weights
+        program, self._conditions = self._capture()
         if weights == "bf16":
-            if self._dtype != torch.float32:
-                raise ValueError(f"weights='bf16' goes with a float32 model, this one is {self._dtype}")
+            if program.dtype != torch.float32:
+                raise ValueError(f"weights='bf16' goes with a float32 model, this one is {program.dtype}")
             program = rounded_weights(program, torch.bfloat16)
         self._phased = split_phases(program)
-        self.program = ProgramListing(self._phased, 2 if weights == "bf16" else self._dtype.itemsize)
+        self.program = ProgramListing(self._phased, 2 if weights == "bf16" else program.dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
         self.runtime("auto")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self._model.shape
+
+    @property
+    def head(self) -> Head:
+        """How the model's output is read."""
+        return self._model.head
 
     # -- what a user calls
 
@@ -104,20 +106,38 @@ class Sampler:
         batch_size: int | None = None,
         runtime: str = "auto",
         progress: bool = False,
-    ) -> Tensor:
+        top_k: int | None = None,
+        top_p: float | None = None,
+        log_probability: bool = False,
+        condition: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
 
-        labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most
-        likely level. noise: u [n, C, H, W] in [0, 1), else drawn from ``generator``; same noise, same image,
-        whatever the batch size. runtime: 'auto', 'cpu' (compiled), 'eager' (plain PyTorch with caches) or
-        'reference' (a full forward per pixel).
+        labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
+        level. top_k, top_p: draw from the most likely levels only, see ``drawing.Drawing``. noise: u [n, C, H, W] in
+        [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
+        'cpu' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
+        log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
+        temperature 1, with all levels. condition: [n, *condition_shape].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
         if n < 0:
             raise ValueError(f"n is {n}: the number of images can't be negative")
         levels = torch.zeros(n, *self.shape, dtype=torch.int32)
-        return self._run(levels, None, labels, temperature, generator, noise, batch_size, runtime, progress)
+        drawing = Drawing(temperature, top_k, top_p)
+        return self._run(
+            levels,
+            None,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
+        )
 
     def complete(
         self,
@@ -130,7 +150,11 @@ class Sampler:
         batch_size: int | None = None,
         runtime: str = "auto",
         progress: bool = False,
-    ) -> Tensor:
+        top_k: int | None = None,
+        top_p: float | None = None,
+        log_probability: bool = False,
+        condition: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
         images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
@@ -146,33 +170,43 @@ class Sampler:
                 f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
             ) from None
         levels = levels.masked_fill(~known, 0)
-        return self._run(levels, known, labels, temperature, generator, noise, batch_size, runtime, progress)
+        drawing = Drawing(temperature, top_k, top_p)
+        return self._run(
+            levels,
+            known,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
+        )
 
-    def logits(self, images: Tensor, labels: Tensor | None = None, runtime: str = "auto") -> Tensor:
+    def logits(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        runtime: str = "auto",
+        condition: Tensor | None = None,
+    ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype. For checks; the model's own
         forward gives the same, faster.
         """
         levels = self._checked_levels(images)
-        out = torch.zeros(*levels.shape, self.levels, dtype=self._dtype)
+        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._phased.dtype)
+        known = torch.ones_like(levels, dtype=torch.bool)
         self._run(
-            levels,
-            torch.ones_like(levels, dtype=torch.bool),
-            labels,
-            1.0,
-            None,
-            None,
-            None,
-            runtime,
-            False,
-            out,
+            levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
         )
         return out
 
     def runtime(self, name: str) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
-        _check_choice("runtime", name, RUNTIMES)
+        check_choice("runtime", name, RUNTIMES)
         if name == "auto":
             name = "cpu" if why_not_cpu(self._phased) is None else "eager"
         if name not in self._runtimes:
@@ -183,36 +217,22 @@ class Sampler:
 
     def _capture(self) -> tuple[Program, Conditions]:
         """The fused program, checked for causality and against the model on a random image."""
-        generator = torch.Generator().manual_seed(0)
-        levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self._device)
-        labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.long, device=self._device) if self.conditional else None
-        program, conditions, output = capture(self._model, self._encode(levels), labels)
-        if program.levels != self.levels:
-            raise ValueError(
-                f"the model's logits have {program.levels} levels, the sampler was told levels={self.levels}"
-            )
-        if self._image_form == "unit":
-            program = _with_unit_input(program)
+        levels, given = self._model.example()
+        program, conditions, logits = self._model.captured(levels, given)
         check_causal(program)
         program = fuse(program)
-        computed = evaluate(program, levels, conditions(labels) if labels is not None else [])
-        scale = output.abs().max().item()
-        error = (computed - output).abs().max().item()
-        if not error <= 1e3 * torch.finfo(self._dtype).eps * max(scale, 1.0):
+        operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
+        computed = evaluate(program, levels, operands.__getitem__)
+        computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
+        scale = expected.abs().max().item()
+        error = (computed - expected).abs().max().item()
+        if not error <= 1e3 * torch.finfo(program.dtype).eps * max(scale, 1.0):
             raise CaptureMismatch(
                 f"on a random image the captured program differs from the model by {error:.3g} (logits up to "
                 f"{scale:.3g}): the model probably changes a tensor through an alias or depends on the image's "
                 "values in Python; please report it with the model"
             )
         return program, conditions
-
-    def _encode(self, levels: Tensor) -> Tensor:
-        """Integer levels -> what the model takes for an image."""
-        levels = levels.to(self._device)
-        if self._image_form == "uint8":
-            return levels.to(torch.uint8)
-        images = levels.to(self._dtype)
-        return images / (self.levels - 1) if self._image_form == "unit" else images
 
     def _build(self, name: str) -> Runtime:
         if name == "cpu":
@@ -223,7 +243,8 @@ class Sampler:
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        return ReferenceRuntime(self._model, self._encode)
+        draws = [self._phased.drawn_by(draw) for draw in range(len(self._phased.outputs))]
+        return ReferenceRuntime(self._model, draws)
 
     # -- running
 
@@ -231,27 +252,27 @@ class Sampler:
         self,
         levels: Tensor,
         known: Tensor | None,
-        labels: Tensor | None,
-        temperature: float,
+        given: Given,
+        drawing: Drawing,
         generator: torch.Generator | None,
         noise: Tensor | None,
         batch_size: int | None,
         runtime: str,
         progress: bool,
+        log_probability: bool = False,
         logits: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Fills ``levels`` int32 [n, C, H, W] batch by batch; the arguments are those of ``sample``."""
         n, height = levels.shape[0], self.shape[1]
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature is {temperature}: expected a finite number, 0 or larger")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
-        labels = self._checked_labels(labels, n)
+        given = Given(self._checked_labels(given.labels, n), self._checked_condition(given.condition, n))
         noise = self._checked_noise(noise, levels.shape, generator)
         engine = self.runtime(runtime)
         size = batch_size or self._default_batch(n)
+        log_probabilities = torch.zeros(levels.shape, dtype=torch.float64) if log_probability else None
         finished = 0
-        with _evaluating(self._model), tqdm(total=n * height, unit="row", disable=not progress) as bar:
+        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not progress) as bar:
             try:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))
@@ -261,9 +282,10 @@ class Sampler:
                             levels=levels[part],
                             known=None if known is None else known[part],
                             noise=noise[part],
-                            labels=None if labels is None else labels[part],
-                            temperature=temperature,
+                            given=given.part(part),
+                            drawing=drawing,
                             logits=None if logits is None else logits[part],
+                            log_probability=None if log_probabilities is None else log_probabilities[part],
                             on_row=lambda y, count=count: bar.update(count if y else 0),
                         )
                     )
@@ -271,10 +293,11 @@ class Sampler:
                     finished = part.stop
             except KeyboardInterrupt:
                 raise SamplingInterrupted(self._as_images(levels[:finished]), n) from None
-        return self._as_images(levels)
+        images = self._as_images(levels)
+        return images if log_probabilities is None else (images, log_probabilities.sum((1, 2, 3)))
 
     def _as_images(self, levels: Tensor) -> Tensor:
-        return levels.to(torch.uint8) if self.levels <= 256 else levels
+        return levels.to(torch.uint8) if self._model.levels <= 256 else levels
 
     def _default_batch(self, n: int) -> int:
         per_image = self.program.workspace_bytes
@@ -292,14 +315,14 @@ class Sampler:
                 f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
             )
         levels = images.cpu().to(torch.int32, copy=True).contiguous()
-        if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self.levels:
+        if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self._model.levels:
             raise ValueError(
-                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self.levels - 1}"
+                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self._model.levels - 1}"
             )
         return levels
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
-        if not self.conditional:
+        if not self._model.conditional:
             if labels is not None:
                 raise ValueError("labels were given, but the sampler was built for a model without labels")
             return None
@@ -308,11 +331,28 @@ class Sampler:
         labels = torch.as_tensor(labels)
         if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        if n and self._n_classes and not 0 <= int(labels.min()) <= int(labels.max()) < self._n_classes:
+        if (
+            n
+            and self._model.n_classes
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self._model.n_classes
+        ):
             raise ValueError(
-                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self._n_classes - 1}"
+                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self._model.n_classes - 1}"
             )
-        return labels.to(self._device, torch.long)
+        return labels.to(self._model.device, torch.long)
+
+    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        shape = self._model.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "a condition was given, but the sampler was built without: pass condition_shape="
+                )
+            return None
+        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
+            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
+        return condition.to(self._model.device, self._model.dtype)
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
@@ -327,62 +367,3 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), and some of it is outside or NaN")
         return noise.double().cpu().contiguous()
-
-
-def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    shape = tuple(shape)
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
-    return shape
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-
-
-def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    kinds = {(p.dtype, p.device) for p in model.parameters()}
-    if not kinds:
-        raise ValueError("the model has no parameters")
-    if len(kinds) > 1:
-        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise ValueError(
-            f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)"
-        )
-    return kinds.pop()
-
-
-def _takes_labels(model: nn.Module) -> bool:
-    if hasattr(model, "n_classes"):
-        return model.n_classes is not None
-    positional = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, for every module by itself put back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _with_unit_input(program: Program) -> Program:
-    """The program reads levels; this model was run on level / (L - 1)."""
-
-    def scaled(i: Instruction) -> Instruction:
-        if i.base != LEVELS:
-            return i
-        scale = torch.full((i.channels,), 1 / (program.levels - 1), dtype=program.dtype, device=program.device)
-        return replace(i, steps=(Step("affine", scale=scale, shift=torch.zeros_like(scale)), *i.steps))
-
-    return replace(program, instructions=tuple(map(scaled, program.instructions)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixelcnn_fast.sampling.passes import Phase, PhasedInstruction, PhasedProgram
+from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ def wavefront(program: PhasedProgram) -> Wavefront | None:
 
 def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
     """The least leads with which everything is computed before it is read, or None if the lag is too small."""
-    drawn = {i.out for i in program.instructions if i.phase is Phase.DRAWN}
+    after = {i.out: i.after for i in program.instructions}
     leads = {i.out: 0 for i in program.instructions}
     for i in reversed(program.instructions):
         for source, dy, dx in _reads(i):
-            ahead = leads[i.out] + dx + lag * dy  # columns by which the source must be ahead of its own row's pixel
-            if source not in drawn:
+            ahead = (
+                leads[i.out] + dx + lag * dy
+            )  # columns by which the source must be ahead of its own row's pixel
+            if after[source] == 0:
                 leads[source] = max(leads[source], ahead)
-            elif ahead > 0 or (ahead == 0 and i.out not in drawn):
+            elif ahead > 0 or (ahead == 0 and after[i.out] < after[source]):
                 return None  # it would be read before it is drawn
     return leads
 

@@ -11,17 +11,21 @@ from tests.tolerances import assert_identical_up_to_rounding
 SIZES = dict(input_channels=3, hidden_channels=9, n_residual=2, n_classes=4, kernel_size=5)
 
 
-def pair(seed: int = 0) -> tuple[PixelCNN, reference.PixelCNN]:
+def pair(seed: int = 0, channel_order: str | None = None) -> tuple[PixelCNN, reference.PixelCNN]:
     torch.manual_seed(seed)
-    fast, plain = PixelCNN(**SIZES), reference.PixelCNN(**SIZES)
+    fast = PixelCNN(**SIZES, channel_order=channel_order)
+    plain = reference.PixelCNN(**SIZES, channel_order=channel_order)
+    for (key, a), b in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert not key.endswith("mask") or torch.equal(a, b), key
     plain.load_state_dict(fast.state_dict())
     fast.load_state_dict(plain.state_dict())
     return fast, plain
 
 
+@pytest.mark.parametrize("channel_order", [None, "thirds", "interleaved"])
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_the_reference(training):
-    fast, plain = (model.double().train(training) for model in pair())
+def test_equals_the_reference(training, channel_order):
+    fast, plain = (model.double().train(training) for model in pair(channel_order=channel_order))
     images, labels = torch.randint(0, 256, (3, 3, 7, 5), dtype=torch.uint8), torch.tensor([0, 3, 1])
     for x in (images, images.double() / 255, images.double()):
         assert_identical_up_to_rounding(fast(x, labels), plain(x, labels))

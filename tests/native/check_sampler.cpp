@@ -36,7 +36,7 @@ struct Network {
   pcf::Instruction convolution(int out, int source, int channels, int last_dx, std::vector<pcf::Step> steps) {
     const int in = program.storage[source].channels;
     const double scale = 0.5 / std::sqrt(5.0 * in);
-    pcf::Instruction i{out, channels, pcf::Phase::pixel, -1, false, array(channels, 0.1), {}, {}, std::move(steps)};
+    pcf::Instruction i{out, channels, pcf::Phase::pixel, -1, {}, array(channels, 0.1), {}, {}, std::move(steps)};
     i.row_runs = {{source, -1, -1, 3, array(3 * in * channels, scale)}};
     i.pixel_runs = {{source, 0, -1, last_dx + 2, array((last_dx + 2) * in * channels, scale)}};
     return i;
@@ -46,23 +46,24 @@ struct Network {
   // numbers of channels. lag: 3 is the least with which rows can start behind the row above; 0: row by row.
   explicit Network(int lag) {
     using pcf::StepKind;
-    program = {kImageChannels, kHeight, kWidth, kLevels, 5, {}, {}, {33}};
+    program = {kImageChannels, kHeight, kWidth, kLevels, {5}, {}, {}, {{33, false}}};
     program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1},
                        {kImageChannels * kLevels, 1, 0, 0}};
     const T* scale = array(kImageChannels, 0.02);
     const T* shift = array(kImageChannels, 0.1);
-    pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, true, nullptr, {}, {}, {}};
+    pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, {0, kImageChannels}, nullptr, {}, {}, {}};
     input.steps = {{StepKind::affine, 1, -1, scale, shift}};
-    pcf::Instruction drawn{1, 7, pcf::Phase::drawn, -1, false, nullptr, {}, {}, {{StepKind::elu}}};
+    pcf::Instruction drawn{1, 7, pcf::Phase::drawn, -1, {}, nullptr, {}, {}, {{StepKind::elu}}};
     drawn.pixel_runs = {{0, 0, 0, 1, array(kImageChannels * 7, 0.5)}};
-    pcf::Instruction above{3, 9, pcf::Phase::row, -1, false, array(9, 0.1), {}, {}, {{StepKind::tanh}}};
+    pcf::Instruction above{3, 9, pcf::Phase::row, -1, {}, array(9, 0.1), {}, {}, {{StepKind::tanh}}};
     above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
     pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
     first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
     pcf::Instruction second = convolution(4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}});
-    pcf::Instruction logits{5, kImageChannels * kLevels, pcf::Phase::pixel, -1, false, nullptr, {}, {}, {}};
+    pcf::Instruction logits{5, kImageChannels * kLevels, pcf::Phase::pixel, -1, {}, nullptr, {}, {}, {}};
     logits.pixel_runs = {{4, 0, 0, 1, array(33 * kImageChannels * kLevels, 0.5)}};
     program.lag = lag;
+    input.after = drawn.after = 1;
     above.lead = 1;
     program.instructions = {input, drawn, above, first, second, logits};
   }
@@ -84,7 +85,7 @@ Result<T> sample(const pcf::CpuSampler& sampler, int images, int first, int thre
   for (T& c : condition) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
   pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
-               {condition.data() + first * 33}, 0.9, result.logits.data()};
+               {condition.data() + first * 33}, 0.9, 5, 0.8, result.logits.data()};
   int rows = 0;
   sampler.run(job, threads, [&](int) { rows++; });
   require(rows == kHeight, "on_row is called once a row");

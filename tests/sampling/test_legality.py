@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from pixelcnn_fast.sampling.capture import capture
+from pixelcnn_fast.sampling.conditions import Given
+from pixelcnn_fast.sampling.heads import Categorical
 from pixelcnn_fast.sampling.legality import receptive_fields
 from pixelcnn_fast.sampling.passes import fuse
-from tests.networks import pixelcnn, two_stacks
+from tests.networks import pixelcnn, positive, two_stacks
 
 
 def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
@@ -18,16 +20,6 @@ def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
     logits = model(images) if labels is None else model(images, labels)
     (gradient,) = torch.autograd.grad(logits[:, :, y, x].sum(), images)
     return gradient.abs().sum((0, 1)) > 0
-
-
-def positive(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.abs_().add_(0.01)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.zero_()
-    return model
 
 
 @pytest.mark.parametrize(
@@ -42,9 +34,9 @@ def positive(model):
 def test_fields_are_exact(model, channels):
     model, (height, width) = positive(model.double()), (7, 9)
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
-    program, _, _ = capture(model, images, None)
+    program, *_ = capture(model, images, Given(), Categorical())
     for form in (program, fuse(program)):
-        field = receptive_fields(form)[form.output]
+        field = receptive_fields(form)[form.outputs[0]].pixels()
         for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
             window = field[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x]
             assert torch.equal(window, seen_by_autograd(model, (channels, height, width), y, x)), (y, x)
@@ -52,7 +44,8 @@ def test_fields_are_exact(model, channels):
 
 def test_the_whole_context_is_used():
     """A pixel sees its left neighbour, and all three neighbours above."""
-    program, _, _ = capture(pixelcnn(kernel=3), torch.zeros(2, 1, 5, 5, dtype=torch.uint8), None)
-    field = receptive_fields(program)[program.output]
+    images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
+    program, *_ = capture(pixelcnn(kernel=3), images, Given(), Categorical())
+    field = receptive_fields(program)[program.outputs[0]].pixels()
     assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
     assert not field[4, 4:].any() and not field[5:].any()

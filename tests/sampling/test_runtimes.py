@@ -204,7 +204,7 @@ def _with_bias(program, bias):
     *rest, last = (i for i in program.instructions)
     return replace(
         program,
-        instructions=tuple(replace(i, bias=bias) if i.out == program.output else i for i in [*rest, last]),
+        instructions=tuple(replace(i, bias=bias) if i.out in program.outputs else i for i in [*rest, last]),
     )
 
 

@@ -83,7 +83,7 @@ def test_bad_construction_is_refused():
         Sampler(model, (1, 4, 4), weights="int4")
     with pytest.raises(ValueError, match="levels"):
         Sampler(model, (1, 4, 4), levels=512)
-    with pytest.raises(ValueError, match="256 levels"):
+    with pytest.raises(ValueError, match="for 32 levels"):
         Sampler(model, (1, 4, 4), levels=32)
     with pytest.raises(ValueError, match="differ in dtype"):
         model.conv_out.double()
@@ -163,6 +163,6 @@ def test_the_listing_names_layers_taps_and_costs(sampler):
         "MFLOP in the row phase",
         "MB of weights",
         "(-1, -1..+1)",
-        "add_condition 0",
+        "add_condition",
     ):
         assert expected in text

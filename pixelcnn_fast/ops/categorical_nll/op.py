@@ -41,8 +41,7 @@ def _compute(logits, levels, backend):  # noqa: ANN001, ANN202: the schema has t
     if backend == "triton":
         from pixelcnn_fast.ops.categorical_nll import triton
 
-        nll, log_sum_exp = triton.forward(logits, levels)
-        return nll, log_sum_exp.double()
+        return triton.forward(logits, levels)
     nll, log_sum_exp = _like_nll(logits, levels, backend)
     in_range = native().categorical_nll(
         element(logits), tuple(logits.shape), logits.stride(), address(logits), address(levels), address(nll),
@@ -64,17 +63,16 @@ def _like_nll(logits, levels, backend):  # noqa: ANN001, ANN202
 
 def _compute_gradient(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, ANN202
     backend = choose(backend, logits.device, logits.dtype)
+    if backend == "triton":
+        from pixelcnn_fast.ops.categorical_nll import triton
+
+        return triton.backward(grad, logits, levels.contiguous(), log_sum_exp)
     grad_logits = _like_logits(grad, logits, levels, log_sum_exp, backend)
     if backend == "reference":
         softmax = (logits - log_sum_exp[..., None]).exp()
         softmax.scatter_add_(-1, levels[..., None], softmax.new_full((), -1).expand_as(levels[..., None]))
         return grad_logits.copy_(softmax * grad[:, None, None, None, None])
-    levels = levels.contiguous()
-    if backend == "triton":
-        from pixelcnn_fast.ops.categorical_nll import triton
-
-        return triton.backward(grad, logits, levels, log_sum_exp.float())
-    grad = grad.contiguous()
+    levels, grad = levels.contiguous(), grad.contiguous()
     if grad_logits.stride() != logits.stride():  # has gaps
         logits = torch.empty_like(grad_logits).copy_(logits)
     native().categorical_nll_gradient(

@@ -1,0 +1,41 @@
+"""``receptive-field``: show what a checkpoint's outputs see, and whether that is causal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pixelcnn_fast import checkpoint
+from pixelcnn_fast.cli.arguments import output_file, size
+from pixelcnn_fast.fields import receptive_field
+
+EPILOG = """examples:
+  python -m pixelcnn_fast receptive-field
+  python -m pixelcnn_fast receptive-field --checkpoint my.safetensors --size 32x32 --out field.png
+
+For a model of your own: print(pixelcnn_fast.receptive_field(model, (3, 32, 32))).
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    about = "show what a model sees: causal or not, blind spots, the layer that leaks"
+    parser = commands.add_parser("receptive-field", help=about, description=about, epilog=EPILOG)
+    add = parser.add_argument
+    add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
+    add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
+    add("--out", type=Path, metavar="PNG", help="also write a picture")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        if args.out.suffix.lower() != ".png":
+            raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
+        output_file(args.out)
+    model = checkpoint.load(args.checkpoint)
+    field = receptive_field(model, (model.input_channels, *args.size), levels=getattr(model, "levels", None))
+    print(field)
+    if args.out is not None:
+        field.picture(args.out)
+        print(args.out)
+    return 0 if field.causal else 1

@@ -1,0 +1,82 @@
+"""The Gated PixelCNN: a vertical and a horizontal stack, without a blind spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.models.inputs import check_condition, check_images, check_labels, to_unit_range
+from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
+from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
+
+
+class GatedPixelCNN(nn.Module):
+    """Gated PixelCNN: p(image) as a product over pixels in raster order.
+
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1 (read as 0...levels-1 when
+    some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set; condition: [N, condition_channels,
+    H, W] floating point, needed when ``condition_channels`` is set -> logits [N, input_channels, H, W, levels].
+    dilations: one block for each; the first has mask A. Without ``channel_order`` the colours of a pixel are
+    independent given the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones,
+    hidden channels belonging to colours as ``nn.channel_order.channel_groups`` says.
+    Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels or conditions.
+    Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
+    """
+
+    def __init__(
+        self,
+        input_channels: int = 3,
+        hidden_channels: int = 64,
+        dilations: Sequence[int] = (1, 2, 1, 4, 1, 2, 1),
+        n_classes: int | None = None,
+        condition_channels: int | None = None,
+        kernel_size: int = 3,
+        channel_order: ChannelOrder | bool | None = None,
+        levels: int = 256,
+    ) -> None:
+        super().__init__()
+        order = named_order(channel_order)
+        self.config = dict(
+            input_channels=input_channels,
+            hidden_channels=hidden_channels,
+            dilations=list(dilations),
+            n_classes=n_classes,
+            condition_channels=condition_channels,
+            kernel_size=kernel_size,
+            channel_order=order,
+            levels=levels,
+        )
+        self.input_channels = input_channels
+        self.n_classes = n_classes
+        self.condition_channels = condition_channels
+        self.levels = levels
+        self.blocks = nn.ModuleList()
+        for index, dilation in enumerate(dilations):
+            channels, mask_type = (input_channels, "A") if index == 0 else (hidden_channels, "B")
+            self.blocks.append(
+                GatedBlock(
+                    channels, hidden_channels, kernel_size, mask_type, dilation,
+                    n_classes, condition_channels, input_channels, order,
+                )
+            )  # fmt: skip
+        hidden, logits = None, None
+        if order is not None:
+            groups = channel_groups(hidden_channels, input_channels, order)
+            hidden = (groups, groups)
+            logits = (groups, torch.arange(input_channels).repeat_interleave(levels))
+        self.conv_hidden = MaskedConv2d(hidden_channels, hidden_channels, 1, "B", channel_groups=hidden)
+        self.conv_out = MaskedConv2d(hidden_channels, input_channels * levels, 1, "B", channel_groups=logits)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        check_images(images, self.input_channels)
+        check_labels(labels, images.shape[0], self.n_classes)
+        check_condition(condition, images, self.condition_channels)
+        vertical = horizontal = to_unit_range(images, self.levels, self.conv_out.weight.dtype)
+        for block in self.blocks:
+            vertical, horizontal = block(vertical, horizontal, labels, condition)
+        logits = self.conv_out(F.relu(self.conv_hidden(F.relu(horizontal))))
+        n, _, height, width = images.shape
+        return logits.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)

@@ -1,0 +1,48 @@
+"""What the networks check of their arguments, and how they read images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_unit_range(images: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    """uint8 levels, or floating point in 0...1 (in 0...levels-1 where some value exceeds 1) -> 0...1 in ``dtype``."""
+    x = images.to(dtype)
+    if images.dtype == torch.uint8 or (x.numel() and x.max() > 1):
+        x = x / (levels - 1)
+    return x
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"images have shape {list(images.shape)}, expected [N, {channels}, H, W]")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: use torch.uint8 levels or floating point in 0...1")
+
+
+def check_labels(labels: Tensor | None, n: int, n_classes: int | None) -> None:
+    if n_classes is None:
+        if labels is not None:
+            raise ValueError("labels were given to a model without classes (n_classes=None)")
+        return
+    if labels is None:
+        raise ValueError(f"this model is class-conditional: pass labels [N] in 0...{n_classes - 1}")
+    if labels.shape != (n,) or labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
+    if n and labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+        raise ValueError(f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{n_classes - 1}")
+
+
+def check_condition(condition: Tensor | None, images: Tensor, channels: int | None) -> None:
+    if channels is None:
+        if condition is not None:
+            raise ValueError("a condition was given to a model without one (condition_channels=None)")
+        return
+    expected = [images.shape[0], channels, *images.shape[2:]]
+    if condition is None:
+        raise ValueError(f"this model has a spatial condition: pass condition {expected}")
+    if list(condition.shape) != expected or not condition.is_floating_point():
+        raise ValueError(
+            f"the condition is {condition.dtype} {list(condition.shape)}, expected floating point {expected}"
+        )

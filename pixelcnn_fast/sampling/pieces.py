@@ -1,0 +1,144 @@
+"""Values cut into pieces: channels that are computed at different times, or read apart, become values of their own.
+
+Two things cut a value. Where some logits see other channels of their own pixel, channels differ in how many of those
+must be drawn first. And where a step reads some channels of a value (a gate reads both halves of a convolution), the
+halves are only alike channel by channel when each is a value. Cuts spread along steps, since a step works channel by
+channel; a convolution reads and gives any pieces, by rows and columns of its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.sampling.legality import Field, output_field, receptive_fields
+from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Tap
+
+
+def orders_channels(program: Program, fields: dict[int, Field]) -> bool:
+    """Whether some logits see channels of their own pixel."""
+    seen = output_field(program, fields)
+    return bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())
+
+
+def cut(program: Program) -> Program:
+    """The same program in which every step reads whole values, and the channels of one value can be computed
+    together. Logits that need draws of their own pixel are one output per image channel."""
+    fields = receptive_fields(program)
+    ordered = orders_channels(program, fields)
+    if not ordered and all(i.pick is None for i in program.instructions):
+        return program
+    return _Cutter(program, _labels(program, fields, ordered)).cut()
+
+
+def _labels(program: Program, fields: dict[int, Field], ordered: bool) -> dict[int, Tensor]:
+    """Value -> [channels]: channels with one label make a piece."""
+    labels = {}
+    for i in program.instructions:
+        labels[i.out] = torch.zeros(i.channels, dtype=torch.long)
+        if ordered and i.out in program.outputs:
+            labels[i.out] = torch.arange(i.channels) // program.levels
+        elif ordered:
+            labels[i.out] = draws_needed(fields[i.out])
+    pointwise = [i for i in program.instructions if i.base is not None and i.base != LEVELS]
+    changed = True
+    while changed:
+        changed = False
+        for i in pointwise:
+            operands = [step.value for step in i.steps if step.value is not None and step.kind != "layer_norm"]
+            base = labels[i.base]
+            picked = base if i.pick is None else base[i.pick]
+            aligned = torch.stack([picked, labels[i.out], *(labels[v] for v in operands)])
+            _, joint = torch.unique(aligned, dim=1, return_inverse=True)
+            new_base = base + int(joint.max()) + 1  # channels that are not picked keep to themselves
+            new_base[slice(None) if i.pick is None else i.pick] = joint
+            for value, label in [(i.base, new_base), *((v, joint) for v in (i.out, *operands))]:
+                changed |= len(label.unique()) > len(labels[value].unique())
+                labels[value] = label
+    return labels
+
+
+def draws_needed(field: Field) -> Tensor:
+    """For each channel of a value, how many channels of its pixel must be drawn before: [channels]."""
+    present = field.present()
+    return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
+
+
+class _Cutter:
+    def __init__(self, program: Program, labels: dict[int, Tensor]) -> None:
+        self._program = program
+        self._channels = {
+            value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
+            for value, label in labels.items()
+        }
+        self._pieces: dict[int, list[int]] = {}  # value -> the new values that are its pieces
+        self._out: list[Instruction] = []
+
+    def cut(self) -> Program:
+        for i in self._program.instructions:
+            self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
+        outputs = [piece for value in self._program.outputs for piece in self._in_order(value)]
+        return replace(self._program, instructions=tuple(self._out), outputs=tuple(outputs))
+
+    def _emit(self, i: Instruction, **changes) -> int:
+        self._out.append(replace(i, out=len(self._out), **changes))
+        return len(self._out) - 1
+
+    def _piece(self, i: Instruction, channels: Tensor) -> int:
+        steps = []
+        for step in i.steps:
+            step = step.picked(channels)
+            if step.kind == "layer_norm":
+                step = replace(step, value=self._whole(step.value))
+            elif step.value is not None:
+                step = replace(step, value=self._piece_with(step.value, channels))
+            steps.append(step)
+        changes: dict = dict(channels=len(channels), pick=None, steps=tuple(steps))
+        if i.base == LEVELS:
+            width = 1 if i.table is None else i.table.shape[1]
+            drawn = channels[::width] // width
+            changes["pick"] = drawn if i.pick is None else i.pick[drawn]
+        elif i.base is not None:
+            changes["base"] = self._piece_with(i.base, channels if i.pick is None else i.pick[channels])
+        else:
+            changes["bias"] = None if i.bias is None else i.bias[channels]
+            changes["taps"] = tuple(self._taps(i.taps, channels))
+        return self._emit(i, **changes)
+
+    def _piece_with(self, value: int, channels: Tensor) -> int:
+        """The piece that is exactly these channels."""
+        for piece, mine in zip(self._pieces[value], self._channels[value], strict=True):
+            if torch.equal(mine, channels):
+                return piece
+        raise AssertionError(f"no piece of value {value} has channels {channels.tolist()}")
+
+    def _taps(self, taps: tuple[Tap, ...], columns: Tensor) -> list[Tap]:
+        result = []
+        for tap in taps:
+            for piece, rows in zip(self._pieces[tap.source], self._channels[tap.source], strict=True):
+                weight = tap.weight[rows.to(tap.weight.device)][:, columns.to(tap.weight.device)]
+                if bool(weight.any()):
+                    result.append(Tap(piece, tap.dy, tap.dx, weight.contiguous()))
+        return result
+
+    def _whole(self, value: int) -> int:
+        """A value of all channels, put together again where it was cut."""
+        pieces = self._pieces[value]
+        if len(pieces) == 1:
+            return pieces[0]
+        channels = sum(len(rows) for rows in self._channels[value])
+        identity = torch.eye(channels, dtype=self._program.dtype, device=self._program.device)
+        taps = [
+            Tap(piece, 0, 0, identity[rows]) for piece, rows in zip(pieces, self._channels[value], strict=True)
+        ]
+        return self._emit(Instruction(0, channels, "joined", taps=tuple(taps)))
+
+    def _in_order(self, value: int) -> list[int]:
+        """Pieces of logits, in order; together again if a piece holds parts of several image channels."""
+        levels, channels = self._program.levels, self._channels[value]
+        starts = [(int(rows[0]), piece) for piece, rows in zip(self._pieces[value], channels, strict=True)]
+        if all(len(rows) == levels and int(rows[0]) % levels == 0 for rows in channels):
+            return [piece for _, piece in sorted(starts)]
+        return [self._whole(value)]

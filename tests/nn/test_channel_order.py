@@ -1,0 +1,58 @@
+"""Groups of channels, and masks made of them: no colour leaks, none is starved, whatever the widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast.nn import MaskedConv2d, ResidualBlock, channel_groups
+
+
+@pytest.mark.parametrize("colours", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [4, 5, 7, 9, 128])
+def test_every_group_gets_channels_and_the_first_get_the_remainder(channels, colours):
+    thirds, interleaved = (channel_groups(channels, colours, order) for order in ("thirds", "interleaved"))
+    sizes = thirds.bincount(minlength=colours)
+    quotient, remainder = divmod(channels, colours)
+    assert sizes.tolist() == [quotient + (g < remainder) for g in range(colours)]
+    assert torch.equal(interleaved.bincount(minlength=colours), sizes)
+    assert (thirds.diff() >= 0).all()
+    assert interleaved.tolist() == [k % colours for k in range(channels)]
+
+
+def test_the_examples_of_the_docstring():
+    assert channel_groups(7, 3, "thirds").tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert channel_groups(7, 3, "interleaved").tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((2, 3, "thirds"), "more channels"), ((6, 3, "rgb"), "'thirds' or 'interleaved'")],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        channel_groups(*arguments)
+
+
+@pytest.mark.parametrize("order", ["thirds", "interleaved"])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_masks_at_the_centre_follow_the_groups_and_elsewhere_all_colours_are_seen(mask_type, order):
+    groups_in, groups_out = channel_groups(4, 3, order), channel_groups(7, 3, order)
+    mask = MaskedConv2d(4, 7, 3, mask_type, channel_groups=(groups_in, groups_out)).mask
+    for o, group_out in enumerate(groups_out.tolist()):
+        for i, group_in in enumerate(groups_in.tolist()):
+            seen = group_in < group_out or (mask_type == "B" and group_in == group_out)
+            assert mask[o, i].flatten().tolist() == [1, 1, 1, 1, float(seen), 0, 0, 0, 0]
+
+
+def test_a_residual_block_that_widens_keeps_the_order():
+    """Also where neither width divides by 3."""
+    torch.manual_seed(0)
+    groups = channel_groups(4, 3, "thirds"), channel_groups(8, 3, "thirds")
+    block = ResidualBlock(4, 8, groups).double().eval()
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    for o, group_out in enumerate(groups[1].tolist()):
+        if (out := block(x)[0, o, 1, 1]) > 0:  # else the ReLU hides everything
+            (gradient,) = torch.autograd.grad(out, x)
+            seen = gradient[0, :, 1, 1] != 0
+            assert seen.tolist() == [g <= group_out for g in groups[0].tolist()]
