@@ -24,7 +24,7 @@ def triton_device() -> torch.device:
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """What a kernel leaves unwritten is NaN."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some of plain torch on CUDA is not
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)

@@ -26,7 +26,7 @@ def check_dtype(*tensors: Tensor) -> None:
 
 
 @triton.jit
-def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr):
+def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.
 
     ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where it cannot tell, the compiler lets
@@ -41,7 +41,7 @@ def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr
 
 
 @triton.jit
-def store_tile(rows, row_mask, columns, column_mask, tile, ROWS_INNERMOST: tl.constexpr):
+def store_tile(rows, row_mask, columns, column_mask, tile, ROWS_INNERMOST: tl.constexpr = False):
     """The inverse of ``load_tile``; rounds to the pointers' dtype."""
     tile = tile.to(rows.dtype.element_ty)
     if ROWS_INNERMOST:

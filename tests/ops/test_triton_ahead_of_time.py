@@ -147,16 +147,16 @@ def test_pointwise_kernels(device, compiled):
     for memory_format in memory_formats if EVERY_KERNEL else memory_formats[:1]:
         x = x.contiguous(memory_format=memory_format)
         gated_activation.backward(x[:, :128], x, x.new_empty(16, 256))
-        gated_activation.forward(x, x)
+        if EVERY_KERNEL:
+            gated_activation.forward(x, x)
         logits = x.new_empty(16, 768, 32, 32).to(memory_format=memory_format)
         logits = logits.unflatten(1, (3, 256)).permute(0, 1, 3, 4, 2)
         levels = x.new_empty(16, 3, 32, 32, dtype=torch.int64)
         nll, logsumexp = categorical_nll.forward(logits, levels)
         categorical_nll.backward(nll, logits, levels, logsumexp)
-    assert len(compiled) == (8 if EVERY_KERNEL else 4)
+    assert len(compiled) == (8 if EVERY_KERNEL else 3)
     check_resources(device, compiled)
-    for name, arguments, kernel in compiled[:2]:
-        assert "LDG.E.128" in kernel.asm["sass"], f"channels-last loads are not vectors: {name} {arguments}"
+    assert "LDG.E.128" in compiled[0][2].asm["sass"], "the gate's loads are not vectors"
 
 
 def test_a_device_without_an_entry_takes_the_nearest_lower_one(monkeypatch):

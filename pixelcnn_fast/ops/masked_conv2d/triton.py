@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixelcnn_fast.ops.library import memory_format
+from pixelcnn_fast.ops.masked_conv2d.taps import Taps
 from pixelcnn_fast.ops.triton_support import (
     INTERPRETED,
     activate,
@@ -27,7 +28,6 @@ from pixelcnn_fast.ops.triton_support import (
 )
 from pixelcnn_fast.ops.triton_tuning import multiprocessors, tile
 
-Taps = tuple[tuple[int, int], ...]
 Pair = tuple[int, int]
 
 
@@ -215,10 +215,10 @@ def _product_over_taps_kernel(
         i = (step % I_BLOCKS) * BLOCK_I + tl.arange(0, BLOCK_I)
         inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
         shift = dy.to(tl.int64) * x_strides[2] + dx.to(tl.int64) * x_strides[3]
-        a = load_tile(source + shift, inside, i * x_strides[1], i < IN_CHANNELS, False)
+        a = load_tile(source + shift, inside, i * x_strides[1], i < IN_CHANNELS)
         b = load_tile(
             matrices + tap * matrix_strides[0] + i * matrix_strides[1], i < IN_CHANNELS,
-            o * matrix_strides[2], o < OUT_CHANNELS, False,
+            o * matrix_strides[2], o < OUT_CHANNELS,
         )  # fmt: skip
         total = multiply_add(a, b, total, PRECISION, INTERPRETED)
         following = tl.minimum((step + 1) // I_BLOCKS, taps - 1)
@@ -230,7 +230,7 @@ def _product_over_taps_kernel(
     known = row >= 0
     if condition is not None:
         rows = condition + image * condition_strides[0]
-        total += load_tile(rows, known, o * condition_strides[1], o < OUT_CHANNELS, False).to(tl.float32)
+        total += load_tile(rows, known, o * condition_strides[1], o < OUT_CHANNELS).to(tl.float32)
     row = row.to(tl.int64)
     channel = o.to(tl.int64)
     if residual is not None:
@@ -271,10 +271,10 @@ def _outer_product_over_taps_kernel(
         column = column.to(tl.int64)
         source = image * x_strides[0] + (row + dy) * x_strides[2] + (column + dx) * x_strides[3]
         # [I, P] at once: Triton pipelines no load that is transposed afterwards, on sm_80 and sm_120.
-        a = load_tile(x + i * x_strides[1], i < IN_CHANNELS, source, inside, False)
+        a = load_tile(x + i * x_strides[1], i < IN_CHANNELS, source, inside)
         rows = grad + image * grad_strides[0] + row * grad_strides[2] + column * grad_strides[3]
-        b = load_tile(rows, known, o * grad_strides[1], o < OUT_CHANNELS, False)
+        b = load_tile(rows, known, o * grad_strides[1], o < OUT_CHANNELS)
         total = multiply_add(a, b, total, PRECISION, INTERPRETED)
 
     rows = partial + split * partial_strides[0] + tap * partial_strides[1] + i * partial_strides[2]
-    store_tile(rows, i < IN_CHANNELS, o, o < OUT_CHANNELS, total, False)
+    store_tile(rows, i < IN_CHANNELS, o, o < OUT_CHANNELS, total)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pixelcnn_fast.ops.masked_conv2d.triton import Pair, Taps, fused_forward
+from pixelcnn_fast.ops.masked_conv2d.taps import Taps
+from pixelcnn_fast.ops.masked_conv2d.triton import Pair, fused_forward
 
 
 def forward(
