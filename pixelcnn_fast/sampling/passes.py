@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.legality import receptive_fields
+from pixelcnn_fast.sampling.legality import Field, receptive_fields
 from pixelcnn_fast.sampling.marks import Unsupported
 from pixelcnn_fast.sampling.pieces import cut, draws_needed
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, Step, Tap, slots_of
@@ -17,9 +17,13 @@ from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, S
 # -- fuse
 
 
-def fuse(program: Program) -> Program:
-    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights."""
-    program = _without_unread(cut(_with_outputs_apart(_without_unread(program))))
+def fuse(program: Program, fields: dict[int, Field] | None = None) -> Program:
+    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights.
+
+    fields: what the values see, if that is known already.
+    """
+    program = _without_unread(program)
+    program = _without_unread(cut(program, receptive_fields(program) if fields is None else fields))
     readers = Counter(value for i in program.instructions for value in i.reads())
     readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
@@ -30,17 +34,6 @@ def fuse(program: Program) -> Program:
                 break
         fused[instruction.out] = instruction
     return replace(program, instructions=tuple(fused.values()))
-
-
-def _with_outputs_apart(program: Program) -> Program:
-    """Logits are not kept once they are drawn from, so a value that others read too is copied to be an output."""
-    read = {value for i in program.instructions for value in i.reads()}
-    (output,) = program.outputs
-    if output not in read:
-        return program
-    i = program.producer()[output]
-    copy = Instruction(1 + max(i.out for i in program.instructions), i.channels, i.name, base=output)
-    return replace(program, instructions=(*program.instructions, copy), outputs=(copy.out,))
 
 
 def _without_unread(program: Program) -> Program:

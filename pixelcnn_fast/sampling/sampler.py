@@ -219,8 +219,7 @@ class Sampler:
         """The fused program, checked for causality and against the model on a random image."""
         levels, given = self._model.example()
         program, conditions, logits = self._model.captured(levels, given)
-        check_causal(program)
-        program = fuse(program)
+        program = fuse(program, check_causal(program))
         operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
         computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
