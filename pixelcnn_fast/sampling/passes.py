@@ -196,11 +196,22 @@ class PhasedProgram:
         return slots_of(self.instructions)
 
 
+def computed_by_rows(program: Program) -> set[int]:
+    """The values that can be computed for a whole row at once: from rows above, and from such values."""
+    rows: set[int] = set()
+    for i in program.instructions:
+        operands = i.reads()[len(i.taps) :]
+        if i.base != LEVELS and all(tap.dy < 0 or (tap.dy == 0 and tap.source in rows) for tap in i.taps):
+            if rows.issuperset(operands):
+                rows.add(i.out)
+    return rows
+
+
 def split_phases(program: Program) -> PhasedProgram:
     """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
-    row_values = {value for value, field in fields.items() if field.sees_only_rows_above()}
+    row_values = computed_by_rows(program)
     instructions = []
     for i in program.instructions:
         for tap in i.taps:
@@ -211,7 +222,7 @@ def split_phases(program: Program) -> PhasedProgram:
                 )
         in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
         after = min(int(draws_needed(fields[i.out]).max()), draws)
-        if i.out in row_values and all(v in row_values for v in i.reads()[len(i.taps) :]):
+        if i.out in row_values:
             phase = Phase.ROW
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
