@@ -217,12 +217,14 @@ class Sampler:
     # -- capture
 
     def _capture(self) -> tuple[Program, Conditions]:
-        """The fused program, checked for causality and against the model on a random image."""
-        levels, given = self._model.example()
-        program, conditions, logits = self._model.captured(levels, given)
-        fields, captured = check_causal(program), program
+        """The fused program, checked for causality and, on another example than the one recorded, against the model."""
+        captured, conditions, _ = self._model.captured(*self._model.example())
+        fields = check_causal(captured)
         program = without_reading_ahead(captured)
         program = fuse(program, fields if program is captured else None)
+        levels, given = self._model.example(seed=1)
+        with self._model.evaluating():
+            logits = self._model.logits(levels, given)
         operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
         computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
