@@ -145,8 +145,8 @@ class CroppedShifts(nn.Module):
         x = 2 * x - 1
         ones = torch.ones(x.size(0), 1, x.size(2), x.size(3), dtype=x.dtype)
         x = torch.cat((x, ones), 1)  # tells the padding from the image
-        u = self.u_init(down_shift(x))
-        ul = self.ul_init[0](down_shift(x)) + self.ul_init[1](right_shift(x))
+        u = down_shift(self.u_init(x))
+        ul = down_shift(self.ul_init[0](x)) + right_shift(self.ul_init[1](x))
         for up, across in zip(self.u, self.ul, strict=True):
             u = up(u)
             ul = across(ul, above=u)

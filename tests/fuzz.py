@@ -76,6 +76,7 @@ class Layer(nn.Module):
         self.widen = Conv(r, groups, twice, r.choice(["B", "1x1"]), ordered)
         self.narrow = Conv(r, twice, groups, r.choice(["B", "1x1"]), ordered)
         self.above = Conv(r, groups, groups, "rows above", ordered)
+        self.free = nn.Conv2d(width, width, (r.choice([1, 2]), 3), padding="same")
         self.norm = nn.BatchNorm2d(width)
         self.norm.running_mean.uniform_(-0.5, 0.5)
         self.norm.running_var.uniform_(0.5, 1.5)
@@ -133,6 +134,15 @@ class Layer(nn.Module):
     def shifted_right(self, h: Tensor, labels: Tensor) -> Tensor:
         return self.point(F.pad(h, (1, 0))[..., : h.shape[3]]) + h
 
+    def moved_down(self, h: Tensor, labels: Tensor) -> Tensor:
+        ahead = self.activation(self.norm(self.free(h)))  # looks at the row below, too, if it has two rows
+        rows = self.free.kernel_size[0]
+        return F.pad(ahead, (0, 0, rows, 0))[:, :, :-rows] - h
+
+    def moved_right(self, h: Tensor, labels: Tensor) -> Tensor:
+        ahead = self.conv(h) + F.conv2d(F.pad(h, (0, 1)), self.free.weight[:, :, :1, :2])
+        return self.point(F.pad(ahead, (1, 0))[..., :-1]) + h
+
     def rolled(self, h: Tensor, labels: Tensor) -> Tensor:
         rolled = torch.roll(h, 1, 2)
         rolled[:, :, 0] = 0
@@ -158,9 +168,10 @@ class Layer(nn.Module):
 
 KINDS = [
     "convolved", "pointwise", "residual", "residual_twice", "gated", "gated_by_label", "scaled_by_label", "normed",
-    "concat_elu", "dense", "arithmetic", "product", "shifted_down", "shifted_right", "rolled", "vertical", "dropped",
+    "concat_elu", "dense", "arithmetic", "product", "shifted_down", "shifted_right", "rolled", "moved_down",
+    "vertical", "dropped",
 ]  # fmt: skip
-MIXING_KINDS = ["layer_normed", "channels_last", "swapped"]
+MIXING_KINDS = ["layer_normed", "channels_last", "swapped", "moved_right"]
 
 
 class Fuzzed(nn.Module):

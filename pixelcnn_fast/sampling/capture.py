@@ -247,6 +247,10 @@ class Recorder(TorchFunctionMode):
             )
         logits = mark.addresses.permute(0, 1, 4, 2, 3).flatten(1, 2)
         result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits))
+        if any(
+            result in i.reads() for i in self.recording.instructions
+        ):  # logits are not kept for others to read
+            result = self.recording.emit(self.recording.space.channels(result), base=result).whole()
         return self.recording, result, shape[4]
 
 

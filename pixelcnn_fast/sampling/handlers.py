@@ -61,7 +61,7 @@ def _conv2d(
         pad_y, pad_x = dil_y * (height - 1) // 2, dil_x * (width - 1) // 2
     else:
         pad_y, pad_x = (0, 0) if padding == "valid" else _pair(padding)
-    columns = weight.permute(2, 3, 1, 0)  # [kernel rows, kernel columns, in, out]
+    columns = weight.permute(2, 3, 1, 0).contiguous()  # [kernel rows, kernel columns, in, out]
     if groups > 1:
         columns = _ungrouped(columns, groups)
     taps = [(i * dil_y - pad_y, j * dil_x - pad_x, columns[i, j]) for i in range(height) for j in range(width)]

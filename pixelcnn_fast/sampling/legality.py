@@ -84,8 +84,8 @@ def _united(parts: list[Tensor], reads: list[Tensor], channels: int, shape: tupl
     if not parts:
         return Field(torch.zeros(channels, dtype=torch.long), torch.zeros(1, *shape, dtype=torch.bool))
     kinds, kind = torch.unique(torch.cat(reads, 1), dim=0, return_inverse=True)
-    every = torch.cat(parts).flatten(1)
-    seen = torch.stack([every[row].any(0) for row in kinds])
+    every = torch.cat(parts).flatten(1).float()
+    seen = kinds.float() @ every > 0
     if len(seen) > 1:
         seen, merged = torch.unique(seen, dim=0, return_inverse=True)
         kind = merged[kind]
@@ -109,11 +109,16 @@ def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
     return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)
 
 
-def check_causal(program: Program) -> None:
-    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
-    why = why_not_causal(program, receptive_fields(program))
+def check_causal(program: Program) -> dict[int, Field]:
+    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one.
+
+    -> The fields of all values.
+    """
+    fields = receptive_fields(program)
+    why = why_not_causal(program, fields)
     if why is not None:
         raise NotCausal(why)
+    return fields
 
 
 def why_not_causal(program: Program, fields: dict[int, Field]) -> str | None:

@@ -54,11 +54,13 @@ class Model:
         self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
 
-    def example(self) -> tuple[Tensor, Given]:
-        """Random levels [2, C, H, W], and what the model takes beside images."""
-        generator = torch.Generator().manual_seed(0)
+    def example(self, seed: int = 0) -> tuple[Tensor, Given]:
+        """Random levels [2, C, H, W], and what the model takes beside images: another class for another seed."""
+        generator = torch.Generator().manual_seed(seed)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
-        labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.long, device=self.device) if self.conditional else None
+        labels = None
+        if self.conditional:
+            labels = torch.full((EXAMPLE_BATCH,), seed % (self.n_classes or 1), device=self.device)
         condition = None
         if self.condition_shape is not None:
             condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
@@ -73,6 +75,7 @@ class Model:
             program = _with_unit_input(program)
         return program, conditions, logits
 
+    @torch.no_grad()
     def logits(self, levels: Tensor, given: Given) -> Tensor:
         """levels: [N, C, H, W] -> [N, C, H, W, L], by the module's own forward."""
         return self.head.arranged(given.call(self.module, self.encode(levels)), self.shape[0])

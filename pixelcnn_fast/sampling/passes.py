@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.legality import receptive_fields
+from pixelcnn_fast.sampling.legality import Field, receptive_fields
 from pixelcnn_fast.sampling.marks import Unsupported
 from pixelcnn_fast.sampling.pieces import cut, draws_needed
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, Step, Tap, slots_of
@@ -17,9 +17,13 @@ from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, S
 # -- fuse
 
 
-def fuse(program: Program) -> Program:
-    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights."""
-    program = _without_unread(cut(_with_outputs_apart(_without_unread(program))))
+def fuse(program: Program, fields: dict[int, Field] | None = None) -> Program:
+    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights.
+
+    fields: what the values see, if that is known already.
+    """
+    program = _without_unread(program)
+    program = _without_unread(cut(program, receptive_fields(program) if fields is None else fields))
     readers = Counter(value for i in program.instructions for value in i.reads())
     readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
@@ -30,17 +34,6 @@ def fuse(program: Program) -> Program:
                 break
         fused[instruction.out] = instruction
     return replace(program, instructions=tuple(fused.values()))
-
-
-def _with_outputs_apart(program: Program) -> Program:
-    """Logits are not kept once they are drawn from, so a value that others read too is copied to be an output."""
-    read = {value for i in program.instructions for value in i.reads()}
-    (output,) = program.outputs
-    if output not in read:
-        return program
-    i = program.producer()[output]
-    copy = Instruction(1 + max(i.out for i in program.instructions), i.channels, i.name, base=output)
-    return replace(program, instructions=(*program.instructions, copy), outputs=(copy.out,))
 
 
 def _without_unread(program: Program) -> Program:
@@ -203,11 +196,22 @@ class PhasedProgram:
         return slots_of(self.instructions)
 
 
+def computed_by_rows(program: Program) -> set[int]:
+    """The values that can be computed for a whole row at once: from rows above, and from such values."""
+    rows: set[int] = set()
+    for i in program.instructions:
+        operands = i.reads()[len(i.taps) :]
+        if i.base != LEVELS and all(tap.dy < 0 or (tap.dy == 0 and tap.source in rows) for tap in i.taps):
+            if rows.issuperset(operands):
+                rows.add(i.out)
+    return rows
+
+
 def split_phases(program: Program) -> PhasedProgram:
     """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
-    row_values = {value for value, field in fields.items() if field.sees_only_rows_above()}
+    row_values = computed_by_rows(program)
     instructions = []
     for i in program.instructions:
         for tap in i.taps:
@@ -218,7 +222,7 @@ def split_phases(program: Program) -> PhasedProgram:
                 )
         in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
         after = min(int(draws_needed(fields[i.out]).max()), draws)
-        if i.out in row_values and all(v in row_values for v in i.reads()[len(i.taps) :]):
+        if i.out in row_values:
             phase = Phase.ROW
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL

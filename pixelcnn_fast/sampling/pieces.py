@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.sampling.legality import Field, output_field, receptive_fields
+from pixelcnn_fast.sampling.legality import Field, output_field
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Tap
 
 
@@ -23,10 +23,9 @@ def orders_channels(program: Program, fields: dict[int, Field]) -> bool:
     return bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())
 
 
-def cut(program: Program) -> Program:
+def cut(program: Program, fields: dict[int, Field]) -> Program:
     """The same program in which every step reads whole values, and the channels of one value can be computed
-    together. Logits that need draws of their own pixel are one output per image channel."""
-    fields = receptive_fields(program)
+    together. Logits that need draws of their own pixel are one output per image channel. fields: of its values."""
     ordered = orders_channels(program, fields)
     if not ordered and all(i.pick is None for i in program.instructions):
         return program
@@ -116,11 +115,12 @@ class _Cutter:
 
     def _taps(self, taps: tuple[Tap, ...], columns: Tensor) -> list[Tap]:
         result = []
+        device = self._program.device
         for tap in taps:
             for piece, rows in zip(self._pieces[tap.source], self._channels[tap.source], strict=True):
-                weight = tap.weight[rows.to(tap.weight.device)][:, columns.to(tap.weight.device)]
+                weight = tap.weight.index_select(0, rows.to(device)).index_select(1, columns.to(device))
                 if bool(weight.any()):
-                    result.append(Tap(piece, tap.dy, tap.dx, weight.contiguous()))
+                    result.append(Tap(piece, tap.dy, tap.dx, weight))
         return result
 
     def _whole(self, value: int) -> int:

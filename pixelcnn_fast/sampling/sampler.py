@@ -20,6 +20,7 @@ from pixelcnn_fast.sampling.native import CpuRuntime, why_not_cpu
 from pixelcnn_fast.sampling.passes import fuse, split_phases
 from pixelcnn_fast.sampling.program import Program, evaluate, rounded_weights, slots_of
 from pixelcnn_fast.sampling.reference import ReferenceRuntime
+from pixelcnn_fast.sampling.shifts import without_reading_ahead
 
 RUNTIMES = ("auto", "reference", "eager", "cpu")
 WEIGHTS = ("same", "bf16")
@@ -216,11 +217,14 @@ class Sampler:
     # -- capture
 
     def _capture(self) -> tuple[Program, Conditions]:
-        """The fused program, checked for causality and against the model on a random image."""
-        levels, given = self._model.example()
-        program, conditions, logits = self._model.captured(levels, given)
-        check_causal(program)
-        program = fuse(program)
+        """The fused program, checked for causality and, on another example than the one recorded, against the model."""
+        captured, conditions, _ = self._model.captured(*self._model.example())
+        fields = check_causal(captured)
+        program = without_reading_ahead(captured)
+        program = fuse(program, fields if program is captured else None)
+        levels, given = self._model.example(seed=1)
+        with self._model.evaluating():
+            logits = self._model.logits(levels, given)
         operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
         computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int kImageChannels = 3, kHeight = 5, kWidth = 6, kLevels = 37;
-constexpr int64_t kSubPixels = kImageChannels * kHeight * kWidth;
+constexpr int64_t kSubPixels = kImageChannels * kHeight * kWidth, kMap = kHeight * kWidth * 33;
 
 void require(bool ok, const char* what) {
   if (ok) return;
@@ -42,13 +42,14 @@ struct Network {
     return i;
   }
 
-  // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, odd
-  // numbers of channels. lag: 3 is the least with which rows can start behind the row above; 0: row by row.
-  explicit Network(int lag) {
+  // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, a
+  // norm, a table of levels, odd numbers of channels. lag: 3 is the least with which rows can start behind the row
+  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it.
+  Network(int lag, int draws) {
     using pcf::StepKind;
-    program = {kImageChannels, kHeight, kWidth, kLevels, {5}, {}, {}, {{33, false}}};
-    program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1},
-                       {kImageChannels * kLevels, 1, 0, 0}};
+    program = {kImageChannels, kHeight, kWidth, kLevels, {}, {}, {}, {{33, false}, {33, true}}};
+    program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1},
+                       {33, 2, 1, 1}, {33, 1, 0, 0}, {kImageChannels * 4, 1, 1, 0}};
     const T* scale = array(kImageChannels, 0.02);
     const T* shift = array(kImageChannels, 0.1);
     pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, {0, kImageChannels}, nullptr, {}, {}, {}};
@@ -59,13 +60,30 @@ struct Network {
     above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
     pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
     first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
-    pcf::Instruction second = convolution(4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}});
-    pcf::Instruction logits{5, kImageChannels * kLevels, pcf::Phase::pixel, -1, {}, nullptr, {}, {}, {}};
-    logits.pixel_runs = {{4, 0, 0, 1, array(33 * kImageChannels * kLevels, 0.5)}};
+    first.pixel_runs.push_back({6, 0, -1, 1, array(kImageChannels * 4 * 33, 0.3)});
+    pcf::Instruction second = convolution(
+        4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}, {StepKind::add_condition, 1, 1}, {StepKind::softplus, 2}});
+    pcf::Instruction norm{5, 33, pcf::Phase::pixel, 4, {}, nullptr, {}, {}, {{StepKind::layer_norm, 1e-5, 4}, {StepKind::gelu}}};
+    pcf::Instruction embedded{6, kImageChannels * 4, pcf::Phase::drawn, -1, {0, kImageChannels, 4, array(kLevels * 4, 1)},
+                              nullptr, {}, {}, {{StepKind::power, 2}}};
     program.lag = lag;
-    input.after = drawn.after = 1;
+    input.after = embedded.after = drawn.after = draws;
     above.lead = 1;
-    program.instructions = {input, drawn, above, first, second, logits};
+    program.instructions = {input, embedded, drawn, above, first, second, norm};
+    for (int draw = 0; draw < draws; draw++) program.instructions.push_back(logits(draw, kImageChannels / draws));
+  }
+
+  // Of one draw. It reads the image channels drawn before it; the others' weights are zero.
+  pcf::Instruction logits(int draw, int image_channels) {
+    const int value = program.storage.size(), channels = image_channels * kLevels;
+    program.storage.push_back({channels, 1, 0, 0});
+    program.outputs.push_back(value);
+    pcf::Instruction i{value, channels, pcf::Phase::pixel, -1, {}, nullptr, {}, {}, {}};
+    i.after = draw;
+    T* of_levels = const_cast<T*>(array(kImageChannels * channels, 0.5));
+    std::fill(of_levels + draw * channels, of_levels + kImageChannels * channels, T(0));
+    i.pixel_runs = {{5, 0, 0, 1, array(33 * channels, 0.5)}, {0, 0, 0, 1, of_levels}};
+    return i;
   }
 };
 
@@ -81,11 +99,12 @@ Result<T> sample(const pcf::CpuSampler& sampler, int images, int first, int thre
   std::uniform_real_distribution<double> uniform(0, 1);
   std::vector<double> noise(16 * kSubPixels);
   for (double& u : noise) u = uniform(random);
-  std::vector<T> condition(16 * 33);
+  std::vector<T> condition(16 * 33), map(16 * kMap);
   for (T& c : condition) c = static_cast<T>(uniform(random));
+  for (T& c : map) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
   pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
-               {condition.data() + first * 33}, 0.9, 5, 0.8, result.logits.data()};
+               {condition.data() + first * 33, map.data() + first * kMap}, 0.9, 5, 0.8, result.logits.data()};
   int rows = 0;
   sampler.run(job, threads, [&](int) { rows++; });
   require(rows == kHeight, "on_row is called once a row");
@@ -98,13 +117,13 @@ void check_ends(const pcf::CpuSampler& sampler) {
   const std::vector<uint8_t> known(14 * kSubPixels, 1);
   for (int32_t level : sample<T>(sampler, 14, 0, 2, &known).levels) require(level == 3, "known levels are kept");
 
-  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr}, 1, nullptr};
+  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr, nullptr}};
   sampler.run(job, 2, [](int) {});
   bool stopped = false;
   Result<T> scratch{std::vector<int32_t>(kSubPixels), {}};
   std::vector<double> noise(kSubPixels, 0.5);
-  std::vector<T> condition(33);
-  job = {1, scratch.levels.data(), nullptr, noise.data(), {condition.data()}, 1, nullptr};
+  std::vector<T> condition(33), map(kMap);
+  job = {1, scratch.levels.data(), nullptr, noise.data(), {condition.data(), map.data()}};
   try {
     sampler.run(job, 2, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
   } catch (const std::runtime_error&) {
@@ -123,18 +142,19 @@ void check_ends(const pcf::CpuSampler& sampler) {
 }
 
 template <class T>
-void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
-  const Network<T> by_rows(0);
+void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa, int draws) {
+  const Network<T> by_rows(0, draws);
   const auto whole_sampler = pcf::make_cpu_sampler(by_rows.program, dtype, weights, isa);
   const Result<T> whole = sample<T>(*whole_sampler, 14, 0, 1, nullptr);
   for (int threads : {2, 3, 16})
     require(sample<T>(*whole_sampler, 14, 0, threads, nullptr).logits == whole.logits, "the same on any number of threads");
   for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
-  for (int lag : {0, 3, 5, 6}) {
-    const Network<T> network(lag);
+  const bool thorough = draws == 1;  // several draws differ only in what lies between two of them
+  for (int lag : thorough ? std::vector<int>{0, 3, 5, 6} : std::vector<int>{0, 3}) {
+    const Network<T> network(lag, draws);
     const auto sampler = pcf::make_cpu_sampler(network.program, dtype, weights, isa);
-    for (int size : {1, 2, 3, 5, 6, 13})
-      for (int threads : {1, 2, 3}) {
+    for (int size : thorough ? std::vector<int>{1, 2, 3, 5, 6, 13} : std::vector<int>{2, 13})
+      for (int threads : thorough ? std::vector<int>{1, 2, 3} : std::vector<int>{3}) {
         const Result<T> part = sample<T>(*sampler, size, 1, threads, nullptr);
         require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
                 "the same in any batch, in waves or row by row");
@@ -147,9 +167,11 @@ void check(pcf::Dtype dtype, pcf::Weights weights, const char* isa) {
 
 int main() {
   for (const std::string& isa : pcf::available_isas()) {
-    check<float>(pcf::Dtype::float32, pcf::Weights::same, isa.c_str());
-    check<float>(pcf::Dtype::float32, pcf::Weights::bf16, isa.c_str());
-    check<double>(pcf::Dtype::float64, pcf::Weights::same, isa.c_str());
+    for (int draws : {1, kImageChannels}) {
+      check<float>(pcf::Dtype::float32, pcf::Weights::same, isa.c_str(), draws);
+      check<float>(pcf::Dtype::float32, pcf::Weights::bf16, isa.c_str(), draws);
+      check<double>(pcf::Dtype::float64, pcf::Weights::same, isa.c_str(), draws);
+    }
     std::printf("%s: ok\n", isa.c_str());
   }
 }

@@ -163,6 +163,12 @@ def test_a_skip_around_the_first_mask_is_refused():
         Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
 
 
+def test_a_model_that_does_something_else_the_next_time_is_an_error():
+    calls = []
+    with pytest.raises(CaptureMismatch, match="depends on the image's values"):
+        Sampler(Net(lambda net, h, x: (calls.append(h), h * len(calls))[1]), (1, 5, 6))
+
+
 def test_a_program_that_differs_from_the_model_is_an_error():
     """A write through a view that capture cannot see."""
     net = Net(lambda net, h, x: (h, h.detach().numpy().__imul__(2))[0])

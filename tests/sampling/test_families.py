@@ -1,4 +1,4 @@
-"""Gated PixelCNN and channel-ordered colours: same noise, same images in every runtime, in the phases they should be."""
+"""Gated PixelCNN and colours in order: same noise, same images in every runtime, in the right phases."""
 
 from __future__ import annotations
 

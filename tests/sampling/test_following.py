@@ -29,6 +29,7 @@ class Net(nn.Module):
         self.plain = nn.Conv2d(C, C, (2, 3))
         self.point = nn.Linear(C, C)
         self.embed = nn.Embedding(256, 3)
+        self.embed_in, self.embed_one = Masked(6, C, [*ABOVE, *LEFT]), Masked(3, C, [*ABOVE, *LEFT])
         self.norm = nn.LayerNorm(C)
         self.conv_out = nn.Conv2d(C, 512, 1)
         self.body = body
@@ -73,6 +74,33 @@ def shuffled(x):
     return x.view(n, 2, c // 2, height, width).transpose(1, 2).reshape(n, c, height, width)
 
 
+def unflattened_norm(x):
+    return F.layer_norm(x.unflatten(-1, (2, 3)), (3,)).flatten(-2)
+
+
+def normed_halves(x):
+    return torch.cat([channels_last(lambda y: F.layer_norm(y, (3,)))(part) for part in x.chunk(2, 1)], 1)
+
+
+def split_and_sliced(x):
+    a, _, b = x.split(2, 1)
+    return (a * b + x[:, 1:3].repeat(1, 3, 1, 1)[:, :2]).repeat(1, 3, 1, 1)
+
+
+def one_hot(levels, dtype):
+    return F.one_hot(levels.long(), 256).to(dtype).permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
+def grouped(net, x):
+    weight = net.plain.weight[:, :2].repeat(1, 1, 2, 1)[:, :, :3]
+    return F.conv2d(F.pad(x, (2, 0, 2, 0)), weight, groups=3)
+
+
+def cropped_off_the_middle(net, x):
+    larger = F.conv2d(x, net.plain.weight, net.plain.bias, padding=(2, 3))
+    return larger.mul(2).tanh()[:, :, 1:6, 1:7]
+
+
 def normed_by_hand(x):
     mean = x.mean(1, keepdim=True)
     variance = ((x - mean) ** 2).mean(1, keepdim=True)
@@ -82,8 +110,8 @@ def normed_by_hand(x):
 BODIES = {
     "gate": lambda net, h, x, i: gate(net.wide(h)),
     "gate also read whole": lambda net, h, x, i: (lambda v: gate(v) + net.narrow(v))(net.wide(h)),
-    "gate with a condition first": lambda net, h, x, i: gate(F.relu(net.wide(h)) + torch.linspace(-1, 1, 12)[:, None, None]),
-    "split and slices": lambda net, h, x, i: (lambda s: s[0] * s[2] + h[:, 1:3].repeat(1, 3, 1, 1)[:, :2])(h.split(2, 1)).repeat(1, 3, 1, 1),
+    "gate with a condition first": lambda net, h, x, i: gate(F.relu(net.wide(h)) + torch.arange(12)[:, None, None] / 6),
+    "split and slices": lambda net, h, x, i: split_and_sliced(h),
     "cat": lambda net, h, x, i: net.narrow(torch.cat([h, F.relu(net.same(h))], 1)),
     "cat then activation": lambda net, h, x, i: F.silu(net.narrow(F.elu(torch.cat([h, -h], 1)))),
     "cat of shifted and plain": lambda net, h, x, i: net.narrow(torch.cat([F.pad(h, (0, 0, 1, 0))[:, :, :-1], h], 1)),
@@ -94,8 +122,8 @@ BODIES = {
     "one channel for all": lambda net, h, x, i: h * torch.sigmoid(h[:, 2:3]),
     "nested": lambda net, h, x, i: nested(net, h),
     "pad and valid": lambda net, h, x, i: net.plain(F.pad(h, (2, 0, 1, 0))),
-    "padded all round and cropped": lambda net, h, x, i: F.relu(F.conv2d(h, net.plain.weight, padding=(1, 2)))[:, :, :5, :6],
-    "cropped off the middle": lambda net, h, x, i: (F.conv2d(h, net.plain.weight, net.plain.bias, padding=(2, 3)).mul(2).tanh())[:, :, 1:6, 1:7],
+    "padded all round and cropped": lambda net, h, x, i: F.conv2d(h, net.plain.weight, padding=(1, 2)).relu()[..., :5, :6],
+    "cropped off the middle": lambda net, h, x, i: cropped_off_the_middle(net, h),
     "cropped then padded": lambda net, h, x, i: h + net.same(F.pad(h[:, :, :-1, :], (0, 0, 1, 0))),
     "zero pad module": lambda net, h, x, i: h + nn.ZeroPad2d((1, 0, 0, 0))(h)[:, :, :, :-1],
     "convolution of a crop": lambda net, h, x, i: F.pad(net.same(h[:, :, :-1]), (0, 0, 1, 0)) + h,
@@ -109,20 +137,21 @@ BODIES = {
     "a channel of ones": lambda net, h, x, i: net.same(h) + torch.arange(30.0, dtype=h.dtype).view(1, 1, 5, 6) / 30,
     "a map over the image": lambda net, h, x, i: h * torch.linspace(0, 1, 180, dtype=h.dtype).view(1, 6, 5, 6),
     "concat-elu": lambda net, h, x, i: net.narrow(F.elu(torch.cat([h, -h], dim=1))),
-    "gelu and softplus": lambda net, h, x, i: F.gelu(h) + F.gelu(net.same(h), approximate="tanh") + F.softplus(3 * h, beta=2),
+    "gelu": lambda net, h, x, i: F.gelu(h) + F.gelu(net.same(h), approximate="tanh"),
+    "softplus": lambda net, h, x, i: F.softplus(3 * h, beta=2),
     "layer norm": lambda net, h, x, i: net.norm(net.same(h).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "layer norm of a sum": lambda net, h, x, i: h + channels_last(net.norm)(h + F.relu(net.same(h))),
-    "layer norm in groups": lambda net, h, x, i: channels_last(lambda y: F.layer_norm(y.unflatten(-1, (2, 3)), (3,)).flatten(-2))(h),
-    "layer norm of halves": lambda net, h, x, i: net.same(torch.cat([channels_last(lambda y: F.layer_norm(y, (3,)))(part) for part in h.chunk(2, 1)], 1)),
+    "layer norm in groups": lambda net, h, x, i: channels_last(unflattened_norm)(h),
+    "layer norm of halves": lambda net, h, x, i: net.same(normed_halves(h)),
     "layer norm by hand": lambda net, h, x, i: net.same(normed_by_hand(h)),
     "linear on channels last": lambda net, h, x, i: channels_last(net.point)(net.same(h)),
-    "groups": lambda net, h, x, i: h + F.conv2d(F.pad(h, (2, 0, 2, 0)), net.plain.weight[:, :2].repeat(1, 1, 2, 1)[:, :, :3], groups=3),
+    "groups": lambda net, h, x, i: h + grouped(net, h),
     "depthwise": lambda net, h, x, i: F.conv2d(F.pad(h, (2, 0, 1, 0)), net.plain.weight[:, :1], groups=6),
     "ratios and powers": lambda net, h, x, i: h / (1 + h * h) + (1 + h.square()).sqrt() + 2 / (2 + h**2),
-    "scaled inputs": lambda net, h, x, i: h + net.above((x - 0.1) / torch.tensor([0.3, 0.4], dtype=x.dtype)[:, None, None]),
-    "one-hot": lambda net, h, x, i: h + F.conv2d(F.one_hot(i.long(), 256).to(h.dtype).permute(0, 1, 4, 2, 3).flatten(1, 2), weights(512), padding=1),
-    "embedding of levels": lambda net, h, x, i: h + F.conv2d(net.embed(i.long()).movedim(-1, 2).flatten(1, 2), weights(6), padding=1),
-    "embedding of one channel": lambda net, h, x, i: h + F.conv2d(net.embed(i[:, 1].long()).permute(0, 3, 1, 2), weights(3), padding=1),
+    "scaled inputs": lambda net, h, x, i: h + net.above((x - 0.1) / torch.arange(3.0, 5.0)[:, None, None]),
+    "one-hot": lambda net, h, x, i: h + F.conv2d(one_hot(i, h.dtype), weights(512), padding=1),
+    "embedding of levels": lambda net, h, x, i: h + net.embed_in(net.embed(i.long()).movedim(-1, 2).flatten(1, 2)),
+    "embedding of one channel": lambda net, h, x, i: h + net.embed_one(net.embed(i[:, 1].long()).permute(0, 3, 1, 2)),
 }  # fmt: skip
 
 
