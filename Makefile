@@ -36,7 +36,10 @@ fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIR
 demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes)
 	$(python) -m pixelcnn_fast demo
 
-bench: setup ## measure the samplers on this machine
+bench: setup ## measure the ops and the samplers on this machine, in out/
+	@mkdir -p out
+	$(python) -m pytest -q benchmarks/test_ops_bench.py --benchmark-json=out/ops-benchmark.json
+	$(python) benchmarks/tabulate.py out/ops-benchmark.json --out out
 	$(python) -m pixelcnn_fast bench
 
 sanitize: $(sanitizers:%=sanitize-%) ## run the C++ sampler under the address, undefined and thread sanitizers

@@ -9,19 +9,14 @@ machine alone meanwhile. Writes FOLDER/<processor>-<isa>-sampling.json, .md; sta
 
 from __future__ import annotations
 
-import ctypes
-import json
-import multiprocessing
-import re
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from targets import MB, RESULTS, Target, in_fresh_process, megabytes, peak_rise, percent, ratio, write
 
 from pixelcnn_fast.cli import report
 from pixelcnn_fast.cli.arguments import Parser, count, count_or_zero, output_folder
@@ -30,43 +25,7 @@ from pixelcnn_fast.cli.measure import compare, interleaved
 from pixelcnn_fast.cli.workload import random_model, workload
 from pixelcnn_fast.sampling import Sampler
 
-RESULTS = Path(__file__).parent / "results"
 MM_SIZE = 4096
-MB = 1e6
-
-
-@dataclass(frozen=True)
-class Target:
-    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round."""
-
-    name: str
-    must: float
-    reach: float
-    value: float
-    samples: list[float]
-    show: Callable[[float], str]
-    at_most: bool = False
-    strict: bool = False  # must is a bound that the value has to stay off
-
-    def verdict(self) -> str:
-        sign = -1 if self.at_most else 1
-        value, must, reach = (sign * x for x in (self.value, self.must, self.reach))
-        if value < must or (self.strict and value == must):
-            return "no"
-        return "yes, reached" if value >= reach else "yes"
-
-    def row(self) -> list[str]:
-        bound = ("< " if self.strict else "<= ") if self.at_most else ">= "
-        spread = f"{self.show(min(self.samples))} – {self.show(max(self.samples))}"
-        shown = [self.show(x) for x in (self.must, self.reach, self.value)]
-        return [
-            self.name,
-            bound + shown[0],
-            shown[1],
-            shown[2],
-            spread if len(self.samples) > 1 else "",
-            self.verdict(),
-        ]
 
 
 @dataclass(frozen=True)
@@ -119,9 +78,9 @@ def flops(settings: Settings) -> Target:
     )
     sampling = (sampler.program.row_flops + sampler.program.pixel_flops) * work.pixels * work.images
     multiplying = 2 * settings.mm_size**3
-    share, shares = _ratio(seconds["mm"], seconds["sampler"], sampling / multiplying)
+    share, shares = ratio(seconds["mm"], seconds["sampler"], sampling / multiplying)
     name = f"live-tap FLOP/s, {work.images} at once, against torch.mm {settings.mm_size} float32"
-    return Target(name, 0.7, 1.0, share, shares, _percent)
+    return Target(name, 0.7, 1.0, share, shares, percent)
 
 
 def growth(settings: Settings) -> Target:
@@ -133,38 +92,29 @@ def growth(settings: Settings) -> Target:
         return lambda: sampler.sample(1, noise=noise, runtime="cpu")
 
     seconds = interleaved({"small": draw(small), "large": draw(large)}, settings.repeats)
-    ratio, ratios = _ratio(seconds["large"], seconds["small"], small**2 / large**2)
-    grown = [r - 1 for r in ratios]
+    growth, growths = ratio(seconds["large"], seconds["small"], small**2 / large**2)
     name = f"growth of the time per pixel, {small}x{small} to {large}x{large}, 1 at once"
-    return Target(name, 0.2, 0.0, ratio - 1, grown, _percent, at_most=True, strict=True)
+    return Target(name, 0.2, 0.0, growth - 1, [g - 1 for g in growths], percent, at_most=True, strict=True)
 
 
 def memory(settings: Settings) -> Iterator[Target]:
     counted = settings.sampler().runtime("cpu").workspace_bytes(settings.batch) / MB
     name = f"memory beyond the weights, {settings.batch} at once"
-    yield Target(f"{name}: workspace_bytes", 64, 32, counted, [counted], _megabytes, at_most=True)
+    yield Target(f"{name}: workspace_bytes", 64, 32, counted, [counted], megabytes, at_most=True)
     risen = []
     for _ in range(min(settings.repeats, 3)):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            risen.append(fresh.submit(memory_rise, settings).result())
+        risen.append(in_fresh_process(memory_rise, settings))
     if None not in risen:
         yield Target(
-            f"{name}: rise of the peak resident set", 64, 32, median(risen), risen, _megabytes, at_most=True
+            f"{name}: rise of the peak resident set", 64, 32, median(risen), risen, megabytes, at_most=True
         )
 
 
 def memory_rise(settings: Settings) -> float | None:
-    """MB by which this process's peak resident set rises while a sampler that is built draws; Linux only."""
+    """MB by which the peak resident set rises while a sampler that is built draws."""
     sampler = settings.sampler()
     sampler.runtime("cpu")
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists() or not reset.exists():
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # else the run takes its memory from what building left behind, unseen
-    reset.write_text("5")  # the peak starts anew
-    before = _kilobytes(status, "VmRSS")
-    sampler.sample(settings.batch, batch_size=settings.batch, runtime="cpu")
-    return (_kilobytes(status, "VmHWM") - before) * 1024 / MB
+    return peak_rise(lambda: sampler.sample(settings.batch, batch_size=settings.batch, runtime="cpu"))
 
 
 def building(settings: Settings) -> Target:
@@ -172,28 +122,6 @@ def building(settings: Settings) -> Target:
     shape = (model.input_channels, settings.side, settings.side)
     seconds = interleaved({"build": lambda: Sampler(model, shape)}, settings.repeats)["build"]
     return Target("building a Sampler", 1.0, 0.2, median(seconds), seconds, report.duration, at_most=True)
-
-
-def _ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
-    """scale * a / b: of the medians, and of each round."""
-    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
-
-
-def _kilobytes(status: Path, field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _megabytes(value: float) -> str:
-    return f"{value:.1f} MB"
-
-
-def _record(target: Target) -> dict[str, Any]:
-    row = {key: value for key, value in asdict(target).items() if key != "show"}
-    return {**row, "verdict": target.verdict()}
 
 
 def main() -> int:
@@ -238,20 +166,9 @@ def main() -> int:
     )
     targets = [*one, *many, flops(settings), growth(settings), *memory(settings), building(settings)]
 
-    table = report.table([["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)])
     compared = report.markdown([alone, together])
-    record = {
-        "machine": found,
-        "quick": args.quick,
-        "targets": [_record(target) for target in targets],
-        "comparisons": [report.record(alone), report.record(together)],
-    }
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['isa']}".lower()).strip("-")
-    path = folder / f"{slug}-sampling{'-quick' if args.quick else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = f"{report.about(found)}\n\n{table}\n\n{compared}\n"
-    path.with_suffix(".md").write_text(f"# Sampling targets\n\n{text}", encoding="utf-8")
-    print(text, path, path.with_suffix(".md"), sep="\n")
+    record = {"comparisons": [report.record(alone), report.record(together)]}
+    write(folder, "sampling", "Sampling targets", found, args.quick, targets, compared, record)
     return int(any(target.verdict() == "no" for target in targets))
 
 

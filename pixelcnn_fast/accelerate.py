@@ -71,8 +71,12 @@ def accelerate(model: nn.Module, quiet: bool = False) -> Accelerated:
                 handle.left[path] = reason
             else:
                 backend = choose("auto", module.weight.device, module.weight.dtype)
-                swap(path, module, _subclass(MaskedConv2d, type(module), mask_name=mask_name),
-                     f"{type(module).__name__} → masked convolution ({backend})")
+                swap(
+                    path,
+                    module,
+                    _subclass(MaskedConv2d, type(module), mask_name=mask_name),
+                    f"{type(module).__name__} → masked convolution ({backend})",
+                )
         elif type(module) is reference.ResidualBlock:
             swap(path, module, _subclass(ResidualBlock, type(module)), "ResidualBlock → fused in inference")
     for path, module in model.named_modules():
@@ -85,7 +89,11 @@ def accelerate(model: nn.Module, quiet: bool = False) -> Accelerated:
 
 def _subclass(fast: type[nn.Module], original: type[nn.Module], **attributes: object) -> type[nn.Module]:
     """``original`` with ``fast``'s forward: instances keep passing for what they were."""
-    return type(original.__name__, (original,), {"forward": fast.forward, "__module__": original.__module__, **attributes})
+    return type(
+        original.__name__,
+        (original,),
+        {"forward": fast.forward, "__module__": original.__module__, **attributes},
+    )
 
 
 def _mask_of(conv: nn.Conv2d) -> tuple[str | None, str]:

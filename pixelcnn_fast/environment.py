@@ -66,6 +66,7 @@ def report() -> str:
         "CUDA": _cuda_rows(),
         "threads": _thread_rows(),
         "runtime that auto takes": _runtime_rows(),
+        "backend that auto takes for ops": _backend_rows(),
     }
     lines = []
     for title, rows in sections.items():
@@ -161,4 +162,18 @@ def _runtime_rows() -> dict[str, str]:
     rows["on CUDA"] = f"{served['cuda']}: there is no cuda runtime yet"
     if not torch.cuda.is_available():
         rows["on CUDA"] = "none: torch sees no device"
+    return rows
+
+
+def _backend_rows() -> dict[str, str]:
+    from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
+
+    rows = {}
+    for device, best in (("cpu", "compiled"), ("cuda", "triton")):
+        chosen = choose("auto", torch.device(device), torch.float32)
+        if chosen == best:
+            other = f"; plain PyTorch for other dtypes than {', '.join(str(d) for d in DTYPES[best])}"
+        else:
+            other = f": {why_not(best, device, torch.float32)}"
+        rows["on the CPU" if device == "cpu" else "on CUDA"] = chosen + other
     return rows

@@ -52,7 +52,12 @@ class Foreign(nn.Module):
         super().__init__()
         self.first = masked("A", 1, 8, 5)
         self.body = nn.Sequential(
-            masked("B", 8, 9, 3), nn.BatchNorm2d(9), nn.ReLU(), masked("B", 9, 8, 3), nn.ELU(0.5), nn.Dropout(0.0)
+            masked("B", 8, 9, 3),
+            nn.BatchNorm2d(9),
+            nn.ReLU(),
+            masked("B", 9, 8, 3),
+            nn.ELU(0.5),
+            nn.Dropout(0.0),
         )
         self.conv_out = nn.Conv2d(8, 256, 1)
 
@@ -88,7 +93,9 @@ def test_same_outputs_in_train_and_eval_mode_and_undone_completely(index):
     for t in (x for x in [*model.named_parameters(), *model.named_buffers()]):
         assert id(t[1]) == tensors[t[0]][0] and torch.equal(t[1], tensors[t[0]][1])
     for training in (False, True):
-        assert_identical_up_to_rounding(model.train(training)(IMAGES).detach(), plain.train(training)(IMAGES).detach())
+        assert_identical_up_to_rounding(
+            model.train(training)(IMAGES).detach(), plain.train(training)(IMAGES).detach()
+        )
         with torch.no_grad():
             assert_identical_up_to_rounding(model(IMAGES), plain(IMAGES))
 

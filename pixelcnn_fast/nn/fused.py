@@ -25,7 +25,9 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     """True for inference: nobody needs gradients, the batch's statistics or the values between."""
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in chain([x], *(m.parameters(False) for m in modules))):
+    if torch.is_grad_enabled() and any(
+        t.requires_grad for t in chain([x], *(m.parameters(False) for m in modules))
+    ):
         return False
     return not any(_has_hooks(m) for m in modules)
 
@@ -50,7 +52,18 @@ def fused(
         shift = -norm.running_mean * scale
         shift = shift if norm.bias is None else shift + norm.bias
     return masked_conv_block(
-        x, conv.weight, conv.bias, kernel_mask(conv), scale, shift, None, residual, activation, alpha, conv.padding, conv.dilation
+        x,
+        conv.weight,
+        conv.bias,
+        kernel_mask(conv),
+        scale,
+        shift,
+        None,
+        residual,
+        activation,
+        alpha,
+        conv.padding,
+        conv.dilation,
     )
 
 
@@ -64,7 +77,9 @@ class FusedSequential(nn.Sequential):
         for conv, norm, activation in _runs(self):
             run = [module for module in (conv, norm, activation) if module is not None]
             if len(run) > 1 and can_fuse(input, *run):
-                name, alpha = ACTIVATIONS[type(activation)](activation) if activation is not None else ("none", 1.0)
+                name, alpha = (
+                    ACTIVATIONS[type(activation)](activation) if activation is not None else ("none", 1.0)
+                )
                 input = fused(input, conv, norm, name, alpha)
             else:
                 for module in run:

@@ -17,9 +17,7 @@ library = torch.library.Library(NAME, "DEF")
 Map = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
-def define(
-    schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...] = ()
-) -> Callable[..., Any]:
+def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...] = ()) -> Callable[..., Any]:
     """Registers an op: ``compute`` for CPU and CUDA tensors, ``fake`` for shapes alone -> how to call it.
 
     casts: positions of the tensors that autocast converts to its dtype, as it does for convolutions.
@@ -35,7 +33,6 @@ def define(
     if casts:
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             library.impl(name, _autocast(overload, device, key, casts), key)
-
 
     def call(*args: Any) -> Any:
         return compute(*args) if _bare(args) else overload(*args)

@@ -28,7 +28,10 @@ def test_rectangular_kernels_and_dilation():
 @pytest.mark.parametrize("mask_type", ["A", "B"])
 def test_equals_the_reference_and_a_strided_input(mask_type):
     torch.manual_seed(0)
-    fast, plain = MaskedConv2d(33, 5, 3, mask_type).double(), reference.MaskedConv2d(33, 5, 3, mask_type).double()
+    fast, plain = (
+        MaskedConv2d(33, 5, 3, mask_type).double(),
+        reference.MaskedConv2d(33, 5, 3, mask_type).double(),
+    )
     plain.load_state_dict(fast.state_dict())
     fast.load_state_dict(plain.state_dict())
     for shape in [(2, 33, 7, 5), (1, 33, 1, 1), (0, 33, 4, 4)]:

@@ -58,7 +58,9 @@ def test_far_logits_do_not_overflow():
 
 
 def test_no_image_and_small_integer_levels():
-    assert ops.categorical_nll(torch.zeros(0, 1, 2, 2, 8), torch.zeros(0, 1, 2, 2, dtype=torch.uint8)).shape == (0,)
+    assert ops.categorical_nll(
+        torch.zeros(0, 1, 2, 2, 8), torch.zeros(0, 1, 2, 2, dtype=torch.uint8)
+    ).shape == (0,)
     nll = ops.categorical_nll(torch.zeros(2, 1, 1, 1, 8), torch.ones(2, 1, 1, 1, dtype=torch.uint8))
     assert torch.allclose(nll, torch.full((2,), 8.0).log())
 

@@ -58,7 +58,12 @@ def assert_exact(got, inputs, dtype, **how):
 def test_equals_plain_torch(isa, dtype, layout):
     native().force_isa(isa)
     try:
-        for sizes in [(2, 33, 5, (3, 3), 7, 5), (1, 1, 4, (7, 7), 1, 1), (3, 4, 33, (1, 5), 2, 9), (1, 5, 3, (5, 1), 40, 3)]:
+        for sizes in [
+            (2, 33, 5, (3, 3), 7, 5),
+            (1, 1, 4, (7, 7), 1, 1),
+            (3, 4, 33, (1, 5), 2, 9),
+            (1, 5, 3, (5, 1), 40, 3),
+        ]:
             inputs = problem(*sizes)
             assert_exact(run(ops.masked_conv2d, *inputs, dtype, layout, backend="compiled"), inputs, dtype)
     finally:
@@ -78,12 +83,16 @@ def test_equals_plain_torch(isa, dtype, layout):
     seed=st.integers(0, 99),
 )
 def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding, threads, seed):
-    mask = (torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4).double()
+    mask = (
+        torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4
+    ).double()
     inputs = problem(n, *channels, kernel, *size, seed, mask)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = run(ops.masked_conv2d, *inputs, torch.float64, padding=padding, dilation=dilation, backend="compiled")
+        got = run(
+            ops.masked_conv2d, *inputs, torch.float64, padding=padding, dilation=dilation, backend="compiled"
+        )
     finally:
         torch.set_num_threads(before)
     assert_exact(got, inputs, torch.float64, padding=padding, dilation=dilation)
@@ -156,7 +165,9 @@ def test_autocast_computes_as_convolutions_do():
     ],
 )
 def test_refusals(change, message):
-    arguments = dict(x=torch.zeros(2, 3, 5, 5), weight=torch.zeros(4, 3, 3, 3), bias=None, mask=torch.ones(4, 3, 3, 3))
+    arguments = dict(
+        x=torch.zeros(2, 3, 5, 5), weight=torch.zeros(4, 3, 3, 3), bias=None, mask=torch.ones(4, 3, 3, 3)
+    )
     with pytest.raises(ValueError, match=message):
         ops.masked_conv2d(**(arguments | change))
 

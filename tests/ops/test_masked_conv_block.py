@@ -13,7 +13,9 @@ from tests.tolerances import assert_right
 
 def terms(n, channels, height, width, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    sizes = dict(scale=(channels,), shift=(channels,), condition=(n, channels), residual=(n, channels, height, width))
+    sizes = dict(
+        scale=(channels,), shift=(channels,), condition=(n, channels), residual=(n, channels, height, width)
+    )
     return {k: torch.randn(size, generator=generator, dtype=torch.float64) for k, size in sizes.items()}
 
 

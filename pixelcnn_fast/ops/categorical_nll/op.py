@@ -27,7 +27,9 @@ def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Te
             "[N, C, H, W]"
         )
     if not logits.is_floating_point() or levels.is_floating_point() or levels.dtype == torch.bool:
-        raise ValueError(f"logits are {logits.dtype}, levels {levels.dtype}: expected floating point and integers")
+        raise ValueError(
+            f"logits are {logits.dtype}, levels {levels.dtype}: expected floating point and integers"
+        )
     if levels.device != logits.device:
         raise ValueError(f"levels are on {levels.device}, logits on {logits.device}: move one of them")
     return _nll(logits, levels.long(), backend)[0]
@@ -86,7 +88,9 @@ def _like_logits(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, A
     return torch.empty_like(logits)
 
 
-_nll = define("categorical_nll(Tensor logits, Tensor levels, str backend) -> (Tensor, Tensor)", _compute, _like_nll)
+_nll = define(
+    "categorical_nll(Tensor logits, Tensor levels, str backend) -> (Tensor, Tensor)", _compute, _like_nll
+)
 _gradient = define(
     "categorical_nll_gradient(Tensor grad, Tensor logits, Tensor levels, Tensor log_sum_exp, str backend) -> Tensor",
     _compute_gradient,

@@ -26,7 +26,8 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = 
     if condition is not None:
         if condition.shape not in (x.shape, x.shape[:2]):
             raise ValueError(
-                f"condition {list(condition.shape)} does not fit x: expected {list(x.shape[:2])} or {list(x.shape)}"
+                f"condition {list(condition.shape)} does not fit x: expected [N, 2C] = {list(x.shape[:2])} or "
+                f"[N, 2C, H, W] = {list(x.shape)}"
             )
         if condition.dtype != x.dtype or condition.device != x.device:
             raise ValueError(
@@ -76,7 +77,9 @@ def _like_gate(x, condition, backend):  # noqa: ANN001, ANN202
 def _compute_gradient(grad, x, condition, backend):  # noqa: ANN001, ANN202
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
-        total = x if condition is None else x + (condition if condition.dim() == 4 else condition[:, :, None, None])
+        total = (
+            x if condition is None else x + (condition if condition.dim() == 4 else condition[:, :, None, None])
+        )
         a, b = total.chunk(2, dim=1)
         t, s = a.tanh(), b.sigmoid()
         halves = torch.cat([grad * s * (1 - t * t), grad * t * s * (1 - s)], dim=1)

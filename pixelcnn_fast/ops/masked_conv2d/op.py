@@ -53,7 +53,12 @@ def geometry(
 
 
 def check_masked_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> None:
     """Raises ValueError, naming the argument, if the arguments do not fit together."""
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
@@ -72,19 +77,21 @@ def check_masked_conv2d(
     for name, other in (("weight", weight), ("bias", bias), ("mask", mask)):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name} is on {other.device}, x is on {x.device}: move one of them")
-    for axis, (size, kernel, pad, step) in enumerate(zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)):
+    for axis, (size, kernel, pad, step) in enumerate(
+        zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    ):
         if pad < 0 or step < 1:
             raise ValueError(f"padding {padding}, dilation {dilation}: expected 0 or more, 1 or more")
         if size + 2 * pad < step * (kernel - 1) + 1:
             side = "height" if axis == 0 else "width"
-            raise ValueError(f"x {list(x.shape)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
+            raise ValueError(
+                f"x {list(x.shape)}: its {side}, padded by {pad}, is smaller than the dilated kernel"
+            )
 
 
 def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
     """An empty tensor for the result."""
-    height, width = (
-        x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) for i in (0, 1)
-    )
+    height, width = (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) for i in (0, 1))
     size = (x.shape[0], weight.shape[0], height, width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 

@@ -43,7 +43,11 @@ def masked_conv_block(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
     n, out = x.shape[0], weight.shape[0]
-    for name, tensor, size in (("scale", scale, (out,)), ("shift", shift, (out,)), ("condition", condition, (n, out))):
+    for name, tensor, size in (
+        ("scale", scale, (out,)),
+        ("shift", shift, (out,)),
+        ("condition", condition, (n, out)),
+    ):
         if tensor is not None and tensor.shape != size:
             raise ValueError(f"{name} {list(tensor.shape)}: expected {list(size)}")
     if residual is not None:
@@ -51,11 +55,25 @@ def masked_conv_block(
             size = like_result(x.to("meta"), weight, padding, dilation).shape
         if residual.shape != size:
             raise ValueError(f"residual {list(residual.shape)}: expected the result's shape {list(size)}")
-    return _block(x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend)
+    return _block(
+        x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend
+    )
 
 
 def _compute(  # noqa: ANN202: the schema has the types
-    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend  # noqa: ANN001
+    x,
+    weight,
+    bias,
+    mask,
+    scale,
+    shift,
+    condition,
+    residual,
+    activation,
+    alpha,
+    padding,
+    dilation,
+    backend,  # noqa: ANN001
 ):
     backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
     terms = (x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation)
@@ -86,7 +104,19 @@ def _compute(  # noqa: ANN202: the schema has the types
 
 
 def _like(  # noqa: ANN202
-    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend  # noqa: ANN001
+    x,
+    weight,
+    bias,
+    mask,
+    scale,
+    shift,
+    condition,
+    residual,
+    activation,
+    alpha,
+    padding,
+    dilation,
+    backend,  # noqa: ANN001
 ):
     return like_result(x, weight, padding, dilation)
 

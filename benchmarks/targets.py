@@ -1,0 +1,103 @@
+"""What the targets' scripts share: a target, its verdict, peak memory, and the files that are written."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pixelcnn_fast.cli import report
+
+RESULTS = Path(__file__).parent / "results"
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Target:
+    """must and reach: what ``value`` has to be at least, or at most; samples: its values round by round."""
+
+    name: str
+    must: float
+    reach: float
+    value: float
+    samples: list[float]
+    show: Callable[[float], str]
+    at_most: bool = False
+    strict: bool = False  # must is a bound that the value has to stay off
+
+    def verdict(self) -> str:
+        sign = -1 if self.at_most else 1
+        value, must, reach = (sign * x for x in (self.value, self.must, self.reach))
+        if value < must or (self.strict and value == must):
+            return "no"
+        return "yes, reached" if value >= reach else "yes"
+
+    def row(self) -> list[str]:
+        bound = ("< " if self.strict else "<= ") if self.at_most else ">= "
+        spread = f"{self.show(min(self.samples))} – {self.show(max(self.samples))}"
+        shown = [self.show(x) for x in (self.must, self.reach, self.value)]
+        return [
+            self.name,
+            bound + shown[0],
+            shown[1],
+            shown[2],
+            spread if len(self.samples) > 1 else "",
+            self.verdict(),
+        ]
+
+
+def ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
+    """scale * a / b: of the medians, and of each round."""
+    return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(function, *args).result()
+
+
+def peak_rise(work: Callable[[], object]) -> float | None:
+    """MB by which this process's peak resident set rises during ``work``; Linux only, None elsewhere."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists() or not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # else work takes its memory from what was freed before, unseen
+    reset.write_text("5")  # the peak starts anew
+    before = _kilobytes(status, "VmRSS")
+    work()
+    return (_kilobytes(status, "VmHWM") - before) * 1024 / MB
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def megabytes(value: float) -> str:
+    return f"{value:.1f} MB"
+
+
+def write(
+    folder: Path, subject: str, title: str, found: dict[str, Any], quick: bool, targets: Sequence[Target], more: str,
+    record: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes folder/<processor>-<isa>-<subject>.json and .md, and prints the latter."""
+    table = report.table([["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)])
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['isa']}".lower()).strip("-")
+    path = folder / f"{slug}-{subject}{'-quick' if quick else ''}.json"
+    rows = [{**{k: v for k, v in asdict(t).items() if k != "show"}, "verdict": t.verdict()} for t in targets]
+    whole = {"machine": found, "quick": quick, "targets": rows, **record}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    text = "\n\n".join(filter(None, [report.about(found), table, more])) + "\n"
+    path.with_suffix(".md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    print(text, path, path.with_suffix(".md"), sep="\n")
