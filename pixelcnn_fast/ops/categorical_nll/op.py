@@ -35,7 +35,7 @@ def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Te
     return _nll(logits, levels.long(), backend)[0]
 
 
-def _compute(logits, levels, backend):  # noqa: ANN001, ANN202: the schema has the types
+def _compute(logits, levels, backend):  # the schema has the types
     backend = choose(backend, logits.device, logits.dtype)
     if backend == "reference":
         return reference.categorical_nll(logits, levels)
@@ -55,7 +55,7 @@ def _compute(logits, levels, backend):  # noqa: ANN001, ANN202: the schema has t
     return nll, log_sum_exp
 
 
-def _like_nll(logits, levels, backend):  # noqa: ANN001, ANN202
+def _like_nll(logits, levels, backend):
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return (
         torch.empty(logits.shape[:1], dtype=dtype, device=logits.device),
@@ -63,7 +63,7 @@ def _like_nll(logits, levels, backend):  # noqa: ANN001, ANN202
     )
 
 
-def _compute_gradient(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, ANN202
+def _compute_gradient(grad, logits, levels, log_sum_exp, backend):
     backend = choose(backend, logits.device, logits.dtype)
     if backend == "triton":
         from pixelcnn_fast.ops.categorical_nll import triton
@@ -84,7 +84,7 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN0
     return grad_logits
 
 
-def _like_logits(grad, logits, levels, log_sum_exp, backend):  # noqa: ANN001, ANN202
+def _like_logits(grad, logits, levels, log_sum_exp, backend):
     return torch.empty_like(logits)
 
 

@@ -51,7 +51,7 @@ def _as(x: Tensor, condition: Tensor | None) -> Tensor | None:
     return condition.contiguous(memory_format=memory_format(x))
 
 
-def _compute(x, condition, backend):  # noqa: ANN001, ANN202: the schema has the types
+def _compute(x, condition, backend):  # the schema has the types
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
         return reference.gated_activation(x, condition).contiguous(memory_format=memory_format(x))
@@ -67,14 +67,14 @@ def _compute(x, condition, backend):  # noqa: ANN001, ANN202: the schema has the
     return out
 
 
-def _like_gate(x, condition, backend):  # noqa: ANN001, ANN202
+def _like_gate(x, condition, backend):
     n, channels, height, width = x.shape
     return torch.empty(
         (n, channels // 2, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format(x)
     )
 
 
-def _compute_gradient(grad, x, condition, backend):  # noqa: ANN001, ANN202
+def _compute_gradient(grad, x, condition, backend):
     backend = choose(backend, x.device, x.dtype)
     if backend == "reference":
         total = (
@@ -98,7 +98,7 @@ def _compute_gradient(grad, x, condition, backend):  # noqa: ANN001, ANN202
     return grad_x
 
 
-def _like_x(grad, x, condition, backend):  # noqa: ANN001, ANN202
+def _like_x(grad, x, condition, backend):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 

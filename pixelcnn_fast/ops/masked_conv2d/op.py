@@ -99,7 +99,7 @@ def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: t
 # -- computing
 
 
-def _compute(x, weight, bias, mask, padding, dilation, backend):  # noqa: ANN001, ANN202: the schema has the types
+def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema has the types
     backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
     if backend == "reference":
         return reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
@@ -116,7 +116,7 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # noqa: ANN001
     return out
 
 
-def _input_gradient(grad, weight, mask, size, padding, dilation, backend):  # noqa: ANN001, ANN202
+def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
     backend, mask = choose(backend, grad.device, grad.dtype), mask.to(grad.dtype)
     if backend == "reference":
         return torch.nn.grad.conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
@@ -132,11 +132,11 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend):  # no
     return grad_x
 
 
-def _like_input(grad, weight, mask, size, padding, dilation, backend):  # noqa: ANN001, ANN202
+def _like_input(grad, weight, mask, size, padding, dilation, backend):
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
 
 
-def _weight_gradient(grad, x, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+def _weight_gradient(grad, x, mask, padding, dilation, backend):
     backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
     if backend == "reference":
         weight = torch.nn.grad.conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
@@ -154,11 +154,11 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):  # noqa: ANN001
     return weight, bias
 
 
-def _like_weight(grad, x, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+def _like_weight(grad, x, mask, padding, dilation, backend):
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-def _like_forward(x, weight, bias, mask, padding, dilation, backend):  # noqa: ANN001, ANN202
+def _like_forward(x, weight, bias, mask, padding, dilation, backend):
     return like_result(x, weight, padding, dilation)
 
 

@@ -60,7 +60,7 @@ def masked_conv_block(
     )
 
 
-def _compute(  # noqa: ANN202: the schema has the types
+def _compute(  # the schema has the types
     x,
     weight,
     bias,
@@ -73,7 +73,7 @@ def _compute(  # noqa: ANN202: the schema has the types
     alpha,
     padding,
     dilation,
-    backend,  # noqa: ANN001
+    backend,
 ):
     backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
     terms = (x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation)
@@ -103,7 +103,7 @@ def _compute(  # noqa: ANN202: the schema has the types
     return out
 
 
-def _like(  # noqa: ANN202
+def _like(
     x,
     weight,
     bias,
@@ -116,7 +116,7 @@ def _like(  # noqa: ANN202
     alpha,
     padding,
     dilation,
-    backend,  # noqa: ANN001
+    backend,
 ):
     return like_result(x, weight, padding, dilation)
 
