@@ -187,7 +187,7 @@ def _div(r: Recorder, output: Tensor, input: Any, other: Any) -> FeatureMap:
     if isinstance(mark, Condition):
         return _combined(r, "multiply", input, r.condition(torch.reciprocal, other))
     if mark is None:
-        return _combined(r, "multiply", input, 1 / other)
+        return _combined(r, "multiply", input, 1 / torch.as_tensor(other, dtype=r.recording.dtype))
     inverse = r.recording.pointwise(r.feature_map(other), lambda _: [Step("power", -1.0)], keeps_zero=False)
     if isinstance(r.mark(input), FeatureMap):
         return r.recording.pairwise("multiply", r.feature_map(input), inverse)
