@@ -76,7 +76,7 @@ class Layer(nn.Module):
         self.widen = Conv(r, groups, twice, r.choice(["B", "1x1"]), ordered)
         self.narrow = Conv(r, twice, groups, r.choice(["B", "1x1"]), ordered)
         self.above = Conv(r, groups, groups, "rows above", ordered)
-        self.free = nn.Conv2d(width, width, (r.choice([1, 2]), 3), padding="same")
+        self.free = nn.Conv2d(width, width, (r.choice([1, 2]), 3))
         self.norm = nn.BatchNorm2d(width)
         self.norm.running_mean.uniform_(-0.5, 0.5)
         self.norm.running_var.uniform_(0.5, 1.5)
@@ -135,8 +135,8 @@ class Layer(nn.Module):
         return self.point(F.pad(h, (1, 0))[..., : h.shape[3]]) + h
 
     def moved_down(self, h: Tensor, labels: Tensor) -> Tensor:
-        ahead = self.activation(self.norm(self.free(h)))  # looks at the row below, too, if it has two rows
-        rows = self.free.kernel_size[0]
+        rows = self.free.kernel_size[0]  # with two it looks at the row below, too
+        ahead = self.activation(self.norm(self.free(F.pad(h, (1, 1, 0, rows - 1)))))
         return F.pad(ahead, (0, 0, rows, 0))[:, :, :-rows] - h
 
     def moved_right(self, h: Tensor, labels: Tensor) -> Tensor:

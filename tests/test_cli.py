@@ -41,15 +41,15 @@ def run(*arguments: object) -> int:
 
 def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path, capsys) -> None:
     png, npz = tmp_path / "new folder" / "a.png", tmp_path / "a"
-    options = ["--checkpoint", conditional, "--size", "5x4", "--seed", 7, "--temperature", 0.8]
+    options = ["--checkpoint", conditional, "--size", "5x4", "--seed", 7, "--temperature", 0.8, "--top-k", 9]
     assert run("sample", *options, "--label", 2, "--label", 0, "--n", 3, "--out", png, "--npz", npz) == 0
     assert "6 images" in capsys.readouterr().out
 
     labels = torch.tensor([2, 0, 2, 0, 2, 0])
     sampler = Sampler(checkpoint.load(conditional), (1, 5, 4))
-    expected = sampler.sample(6, labels, 0.8, torch.Generator().manual_seed(7), runtime="reference")
+    expected = sampler.sample(6, labels, 0.8, torch.Generator().manual_seed(7), runtime="reference", top_k=9)
     with np.load(npz) as saved:
-        assert np.array_equal(saved["images"], expected.numpy())
+        assert np.array_equal(saved["images"], expected.numpy()) and saved["top_k"] == 9
         assert (
             saved["labels"].tolist() == labels.tolist() and saved["seed"] == 7 and saved["temperature"] == 0.8
         )

@@ -29,7 +29,7 @@ def small(name: str) -> torch.nn.Module:
 def test_is_what_autograd_sees(name):
     model, (height, width) = small(name), (5, 7)
     c = model.config["input_channels"]
-    field = receptive_field(model, (c, height, width), levels=model.config.get("levels", 256))
+    field = receptive_field(model, (c, height, width))
     images = torch.rand(1, c, height, width, requires_grad=True)
     logits = positive(model)(images)
     for y, x in [(0, 0), (2, 3), (4, 6)]:
@@ -44,9 +44,7 @@ def test_is_what_autograd_sees(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_only_the_gated_networks_have_no_blind_spot(name):
     model = small(name)
-    field = receptive_field(
-        model, (model.config["input_channels"], 9, 9), levels=model.config.get("levels", 256)
-    )
+    field = receptive_field(model, (model.config["input_channels"], 9, 9))
     assert field.causal and bool(field.blind_spots.any()) != name.startswith("gated")
 
 
@@ -54,7 +52,7 @@ def test_a_starved_mask_is_a_blind_spot():
     model = small("gated")
     for block in model.blocks:
         block.horizontal.mask[:, :, :, 0] = 0  # nothing of the present row
-    field = receptive_field(model, (1, 5, 7), levels=4)
+    field = receptive_field(model, (1, 5, 7))
     assert field.causal and field.blind_spots[0, 0, 4, :6].any() and not field.blind_spots[0, 0, 4, 6:].any()
 
 
@@ -82,12 +80,12 @@ LEAKS = {
 def test_leaks_are_named(name):
     which, leak, message = LEAKS[name]
     model = small(which).train()
-    shape, levels = (model.config["input_channels"], 5, 7), model.config.get("levels", 256)
-    check_causal(model, shape, levels=levels)
+    shape = (model.config["input_channels"], 5, 7)
+    check_causal(model, shape)
     leak(model)
     with pytest.raises(NotCausal, match=message):
-        check_causal(model, shape, levels=levels)
-    field = receptive_field(model, shape, levels=levels)
+        check_causal(model, shape)
+    field = receptive_field(model, shape)
     assert not field.causal and "NOT CAUSAL" in str(field) and "!" in str(field) and model.training
 
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
         output_file(args.out)
     model = checkpoint.load(args.checkpoint)
-    field = receptive_field(model, (model.input_channels, *args.size), levels=getattr(model, "levels", None))
+    field = receptive_field(model, (model.input_channels, *args.size))
     print(field)
     if args.out is not None:
         field.picture(args.out)

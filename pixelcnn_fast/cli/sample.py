@@ -47,6 +47,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=1.0,
         help="logits are divided by it; 0 takes the most likely level",
     )
+    add("--top-k", type=count, metavar="K", help="draw from the K most likely levels only")
+    add("--top-p", type=float, metavar="P", help="draw from the most likely levels that together reach P")
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
@@ -79,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch,
             runtime=args.runtime,
             progress=args.progress,
+            top_k=args.top_k,
+            top_p=args.top_p,
         )
     except SamplingInterrupted as stop:
         images, interrupted = stop.images, True
@@ -111,7 +115,9 @@ def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Na
     pictures.save_png(pictures.image_grid(images, columns, scale), args.out)
     print(args.out)
     if args.npz:
+        given = {"top_k": args.top_k, "top_p": args.top_p}
         settings = dict(temperature=args.temperature, seed=args.seed, checkpoint=args.checkpoint)
+        settings |= {name: value for name, value in given.items() if value is not None}
         kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
         with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
             np.savez_compressed(file, images=images.numpy(), **kept, **settings)

@@ -40,7 +40,9 @@ class Model:
             raise ValueError(f"head is {head!r}, expected heads.Categorical(...) or heads.Bernoulli(...)")
         if head is not None and levels not in (None, head.levels):
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
-        self.head = head if head is not None else Categorical(256 if levels is None else levels)
+        if levels is None:
+            levels = getattr(module, "levels", 256)
+        self.head = head if head is not None else Categorical(levels)
         self.levels = self.head.levels
         check_choice("image_form", image_form, IMAGE_FORMS)
         if self.levels < 2 or (image_form == "uint8" and self.levels > 256):

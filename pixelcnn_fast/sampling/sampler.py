@@ -46,7 +46,8 @@ class Sampler:
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
     head reads; it is captured in eval mode and its weights are copied: build a new sampler after training on.
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
-    ``heads``; by default one logit for each of ``levels`` (256), in the only layout that fits the output's shape.
+    ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
+    layout that fits the output's shape.
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
     bounds). conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a
     second argument without default. image_form: what the model takes for an image: 'uint8', 'unit' (floating

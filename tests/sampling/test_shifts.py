@@ -25,14 +25,14 @@ class Shifted(nn.Module):
     def __init__(self, body, rows: int = 1, height: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.whole = nn.Conv2d(1, 6, (height, 5), padding="same")
+        self.whole = nn.Conv2d(1, 6, (height, 5))
         self.more = nn.Conv2d(6, 6, (1, 3), padding=(0, 1))
         self.left = nn.Conv2d(1, 6, (1, 2))
         self.out = nn.Conv2d(6, LEVELS, 1)
-        self.body, self.rows = body, rows
+        self.body, self.rows, self.height = body, rows, height
 
     def forward(self, x):
-        ahead = self.body(self, self.whole(x))
+        ahead = self.body(self, self.whole(F.pad(x, (2, 2, 0, self.height - 1))))
         above = F.pad(ahead, (0, 0, self.rows, 0))[:, :, : x.shape[2]]
         return 3 * self.out(torch.tanh(above) + self.left(F.pad(x, (2, 0)))[..., :-1])
 
