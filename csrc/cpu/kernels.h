@@ -27,7 +27,7 @@ struct BoundStep {
   T alpha;
   Rows<const T> operand;  // add, multiply, conditions and layer_norm
   const T *scale, *shift;
-  int operand_channels;   // layer_norm
+  int operand_channels = 0;  // layer_norm
 };
 
 template <class T>
