@@ -13,8 +13,9 @@
 
 namespace py = pybind11;
 
-void bind_sampler(py::module_& m);  // cpu/sampler_bindings.cpp
-void bind_layers(py::module_& m);   // cpu/layers_bindings.cpp
+void bind_sampler(py::module_& m);       // cpu/sampler_bindings.cpp
+void bind_layers(py::module_& m);        // cpu/layers_bindings.cpp
+void bind_cuda_sampler(py::module_& m);  // cuda/sampler_bindings.cpp
 
 namespace {
 
@@ -63,4 +64,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
   bind_sampler(m);
   bind_layers(m);
+#ifdef PCF_HAVE_CUDA
+  bind_cuda_sampler(m);
+#endif
 }
