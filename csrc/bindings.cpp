@@ -36,7 +36,8 @@ py::list cuda_devices() {
   for (const pcf::CudaDevice& device : pcf::cuda_devices())
     devices.append(py::dict("name"_a = device.name,
                             "capability"_a = py::make_tuple(device.major, device.minor),
-                            "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors));
+                            "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors,
+                            "shared_memory"_a = device.shared_memory));
   return devices;
 #else
   throw std::runtime_error("this build has no CUDA part: " PCF_CUDA_OFF

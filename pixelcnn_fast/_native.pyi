@@ -17,6 +17,7 @@ class CudaDevice(TypedDict):
     capability: tuple[int, int]
     memory: int
     multiprocessors: int
+    shared_memory: int
 
 def build_info() -> BuildInfo:
     """How the module was built; cuda_off says why the CUDA part was not."""

@@ -160,11 +160,12 @@ inline void check(cudaError_t error) {
     throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
 }
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
+// A launch as CUDA wants it; attributes: two, which the result refers to.
+template <class... Parameters>
+cudaLaunchConfig_t configured(void (*kernel)(Parameters...), const Launch& how, Stream stream,
+                              cudaLaunchAttribute* attributes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes)));
   if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(how.blocks, how.blocks_y);
   config.blockDim = dim3(how.threads);
@@ -179,7 +180,25 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, con
     attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
     attributes[config.numAttrs++].val.cooperative = 1;
   }
+  return config;
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = configured(kernel, how, stream, attributes);
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+// How many clusters of such a launch the device runs at once: fewer than its multiprocessors would hold, where they do
+// not divide the device's groups of multiprocessors.
+template <class... Parameters>
+int clusters_at_once(void (*kernel)(Parameters...), const Launch& how) {
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = configured(kernel, how, nullptr, attributes);
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+  return count;
 }
 
 inline void zero(void* memory, size_t bytes, Stream stream) { check(cudaMemsetAsync(memory, 0, bytes, stream)); }

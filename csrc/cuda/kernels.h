@@ -9,4 +9,8 @@ namespace pcf {
 template <Math kMath>
 void run_row(const Plan&, const Batch&, bool clusters, Stream);
 
+// How many of `wanted` pipelines that are clusters the device runs at once.
+template <Math kMath>
+int pipelines_at_once(const Plan&, int wanted);
+
 }  // namespace pcf

@@ -374,7 +374,6 @@ class Planner {
         table[v].global = p.global, table[v].kept = p.kept;
       }
     }
-    plan_.layout.zero_bytes = next;
     for (Instruction& i : instructions_) {
       i.plan.partial = i.at_pixel && !i.row.empty() ? next : -1;
       if (i.plan.partial >= 0) next += int64_t{program_.width} * i.plan.tiles * kSumBytes;

@@ -95,7 +95,6 @@ struct Layout {
   int64_t logits_global;
   int64_t steps, slots, taps, values, instructions, stage_plans, row_lists, sent;  // tables in the constants
   int64_t tile_bytes;      // workspace of a tile
-  int64_t zero_bytes;      // of which these, at its beginning, start as zeros
   int64_t group_bytes;     // pipeline: workspace of a group of blocks: flags, then slots
 };
 

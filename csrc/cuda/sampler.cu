@@ -16,13 +16,25 @@ void run_row_as(Math math, const Plan& plan, const Batch& batch, bool clusters, 
   }
 }
 
+int pipelines_at_once_as(Math math, const Plan& plan, int wanted) {
+  switch (math) {
+    case Math::fp32: return pipelines_at_once<Math::fp32>(plan, wanted);
+    case Math::tf32: return pipelines_at_once<Math::tf32>(plan, wanted);
+    case Math::bf16: return pipelines_at_once<Math::bf16>(plan, wanted);
+    case Math::fp16: return pipelines_at_once<Math::fp16>(plan, wanted);
+  }
+  return 0;
+}
+
 int tiles_of(int images) { return (images + kTile - 1) / kTile; }
 
 }  // namespace
 
 int CudaSampler::groups(int images) const {
   if (plan_.variant == Variant::block) return 1;
-  return std::min(tiles_of(images), std::max(1, limits_.multiprocessors / plan_.layout.stages));
+  const int fitting = limits_.multiprocessors / plan_.layout.stages;
+  const int at_once = uses_clusters() ? pipelines_at_once_as(plan_.math, plan_, fitting) : fitting;
+  return std::min(tiles_of(images), std::max(1, at_once));
 }
 
 int64_t CudaSampler::workspace_bytes(int images) const {

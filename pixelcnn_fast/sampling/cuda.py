@@ -18,8 +18,7 @@ from pixelcnn_fast.sampling.native import described
 from pixelcnn_fast.sampling.passes import PhasedProgram
 
 VARIANTS = ("auto", "block", "pipeline")
-# What is multiplied, by the sampler's weights and the model's dtype; sums and pointwise steps are float32.
-MATH_BY_WEIGHTS = {"tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
+# What is multiplied, if weights= does not say it; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 
@@ -34,12 +33,10 @@ class Limits:
 
 
 def limits_of(device: torch.device) -> Limits:
-    properties = torch.cuda.get_device_properties(device)
-    return Limits(
-        properties.shared_memory_per_block_optin,
-        properties.multi_processor_count,
-        16 if properties.major in (9, 10) else 8 if properties.major == 12 else 1,
-    )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found = native().cuda_devices()[index]
+    largest_cluster = {9: 16, 10: 16, 12: 8}.get(found["capability"][0], 1)
+    return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster)
 
 
 def why_not_cuda(program: PhasedProgram) -> str | None:
@@ -96,7 +93,7 @@ class CudaRuntime:
         if module is None and (why := why_not_cuda(program)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
         self._program, self._conditions, self._variant = program, conditions, variant
-        self.math = MATH_BY_WEIGHTS.get(weights) or MATH_BY_DTYPE[program.dtype]
+        self.math = MATH_BY_DTYPE[program.dtype] if weights == "same" else weights
         self._limits = limits or limits_of(program.device)
         name = torch.cuda.get_device_name(program.device) if program.device.type == "cuda" else ""
         self._gpu = gpu_like(name, self._limits.multiprocessors)

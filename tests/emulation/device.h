@@ -179,6 +179,11 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Stream, const Argu
                  [&] { kernel(arguments...); });
 }
 
+template <class... Parameters>
+int clusters_at_once(void (*)(Parameters...), const Launch& how) {
+  return static_cast<int>(how.blocks / how.cluster);
+}
+
 inline void zero(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
 
 }  // namespace pcf
