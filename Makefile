@@ -15,11 +15,11 @@ pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt $(shell find csrc -type f)
 sanitizers := address undefined thread
 
-.PHONY: help setup native test fuzz demo bench sanitize wheel clean
+.PHONY: help setup native test fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.native ## a virtual environment with the package, its native part and the test tools
 
@@ -42,7 +42,11 @@ bench: setup ## measure the ops and the samplers on this machine, in out/
 	$(python) benchmarks/tabulate.py out/ops-benchmark.json --out out
 	$(python) -m pixelcnn_fast bench
 
-sanitize: $(sanitizers:%=sanitize-%) ## run the C++ sampler under the address, undefined and thread sanitizers
+# Into the environment at hand: a machine with a GPU often has no network to set up another one.
+gpu-check: ## build, test and measure on a GPU, in under ten minutes; without one, what can be done without
+	$(or $(wildcard $(python)),$(PYTHON)) benchmarks/gpu_check.py
+
+sanitize: $(sanitizers:%=sanitize-%) ## run the samplers under the address, undefined and thread sanitizers
 
 sanitize-%: $(VENV)/.package
 	@echo "check_sampler under the $* sanitizer"
@@ -50,6 +54,12 @@ sanitize-%: $(VENV)/.package
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPIXELCNN_FAST_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/sanitize-$*
 	build/sanitize-$*/check_sampler
+	@echo "check_cuda: the CUDA kernels on the host, under the $* sanitizer"
+	@$(VENV)/bin/cmake -S tests/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DEMULATION_SANITIZE=$*
+	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda
+	build/emulation-$*/check_cuda
+	$(if $(filter thread,$*),$(python) -m pytest -q tests/cuda/test_flags.py)
 
 wheel: setup ## build a wheel into dist/
 	$(pip) wheel -q --no-build-isolation --no-deps -w dist .

@@ -13,8 +13,9 @@
 
 namespace py = pybind11;
 
-void bind_sampler(py::module_& m);  // cpu/sampler_bindings.cpp
-void bind_layers(py::module_& m);   // cpu/layers_bindings.cpp
+void bind_sampler(py::module_& m);       // cpu/sampler_bindings.cpp
+void bind_layers(py::module_& m);        // cpu/layers_bindings.cpp
+void bind_cuda_sampler(py::module_& m);  // cuda/sampler_bindings.cpp
 
 namespace {
 
@@ -35,7 +36,8 @@ py::list cuda_devices() {
   for (const pcf::CudaDevice& device : pcf::cuda_devices())
     devices.append(py::dict("name"_a = device.name,
                             "capability"_a = py::make_tuple(device.major, device.minor),
-                            "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors));
+                            "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors,
+                            "shared_memory"_a = device.shared_memory));
   return devices;
 #else
   throw std::runtime_error("this build has no CUDA part: " PCF_CUDA_OFF
@@ -63,4 +65,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
   bind_sampler(m);
   bind_layers(m);
+#ifdef PCF_HAVE_CUDA
+  bind_cuda_sampler(m);
+#endif
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TypedDict
+from typing import Any, TypedDict
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -17,6 +17,7 @@ class CudaDevice(TypedDict):
     capability: tuple[int, int]
     memory: int
     multiprocessors: int
+    shared_memory: int
 
 def build_info() -> BuildInfo:
     """How the module was built; cuda_off says why the CUDA part was not."""
@@ -133,3 +134,43 @@ class CpuSampler:
 
     def weight_bytes(self) -> int: ...
     def workspace_bytes(self, images: int) -> int: ...
+
+class CudaSampler:
+    """Only in a build with the CUDA part."""
+
+    def __init__(
+        self,
+        program: Program,
+        math: str,
+        pipeline: bool,
+        shared_bytes: int,
+        multiprocessors: int,
+        largest_cluster: int,
+    ) -> None:
+        """Raises ValueError, saying why, where the program does not fit the variant."""
+
+    def run(
+        self,
+        images: int,
+        constants: int,
+        workspace: int,
+        levels: int,
+        known: int,
+        noise: int,
+        conditions: int,
+        temperature: float,
+        logits: int,
+        log_probability: int,
+        error: int,
+        stream: int,
+        on_row: Callable[[int], object],
+    ) -> None:
+        """Enqueues a batch, without the GIL; device addresses as in CudaJob of csrc/cuda/sampler.h."""
+
+    def constants(self) -> bytes: ...
+    def workspace_bytes(self, images: int) -> int: ...
+    def groups(self, images: int) -> int: ...
+    @property
+    def uses_clusters(self) -> bool: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...

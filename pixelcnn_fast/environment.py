@@ -55,7 +55,8 @@ def _remedy() -> str:
 
 def runtimes() -> dict[str, str]:
     """The runtime that ``auto`` takes for each type of device."""
-    return {"cpu": "cpu" if native() else "eager", "cuda": "eager"}
+    module = native()
+    return {"cpu": "cpu" if module else "eager", "cuda": "cuda" if module and module.build_info()["cuda"] else "eager"}
 
 
 def report() -> str:
@@ -159,7 +160,8 @@ def _runtime_rows() -> dict[str, str]:
     served = runtimes()
     lack = "" if native() else ": the cpu runtime needs the compiled module"
     rows = {"on the CPU": served["cpu"] + lack}
-    rows["on CUDA"] = f"{served['cuda']}: there is no cuda runtime yet"
+    lack = "" if served["cuda"] == "cuda" else ": the cuda runtime needs a build with the CUDA part"
+    rows["on CUDA"] = served["cuda"] + lack
     if not torch.cuda.is_available():
         rows["on CUDA"] = "none: torch sees no device"
     return rows

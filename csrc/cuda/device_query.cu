@@ -38,7 +38,7 @@ std::vector<CudaDevice> cuda_devices() {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, index));
     devices.push_back({properties.name, properties.major, properties.minor, properties.totalGlobalMem,
-                       properties.multiProcessorCount});
+                       properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)});
   }
   return devices;
 }

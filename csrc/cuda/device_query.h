@@ -12,6 +12,7 @@ struct CudaDevice {
   int major, minor;           // compute capability
   std::size_t memory;         // bytes
   int multiprocessors;
+  int shared_memory;          // bytes that a block can have
 };
 
 // The CUDA devices, in the runtime's order. Throws std::runtime_error, saying what to do, if there is no

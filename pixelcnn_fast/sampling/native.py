@@ -36,8 +36,8 @@ class CpuRuntime:
         self._native = native()
         self._program, self._conditions, self._slots = program, conditions, program.slots
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        described = _Describer(self._native, program, borrowed).program()
-        self._sampler = self._native.CpuSampler(described, program.dtype == torch.float64, bf16_weights)
+        description = described(program, borrowed, program.dtype)
+        self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, bf16_weights)
 
     def run(self, job: Job) -> None:
         operands = self._conditions(self._slots, job.given, job.levels.shape[0])
@@ -71,11 +71,18 @@ class CpuRuntime:
         return self._sampler.workspace_bytes(images)
 
 
+def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
+    """The program as csrc/program.h has it, its arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
+    return _Describer(native(), program, borrowed, dtype).program()
+
+
 class _Describer:
     """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
 
-    def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor]) -> None:
-        self._module, self._program, self._borrowed = module, program, borrowed
+    def __init__(
+        self, module: Any, program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype
+    ) -> None:
+        self._module, self._program, self._borrowed, self._dtype = module, program, borrowed, dtype
         self._front = wavefront(program)
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
         self._slots = program.slots
@@ -124,5 +131,5 @@ class _Describer:
     def _address(self, tensor: Tensor | None) -> int:
         if tensor is None:
             return 0
-        self._borrowed.append(tensor.detach().to(self._program.dtype).contiguous())
+        self._borrowed.append(tensor.detach().to("cpu", self._dtype).contiguous())
         return self._borrowed[-1].data_ptr()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
+from pixelcnn_fast.sampling.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.eager import EagerRuntime
 from pixelcnn_fast.sampling.heads import Head
@@ -22,8 +23,9 @@ from pixelcnn_fast.sampling.program import Program, evaluate, rounded_weights, s
 from pixelcnn_fast.sampling.reference import ReferenceRuntime
 from pixelcnn_fast.sampling.shifts import without_reading_ahead
 
-RUNTIMES = ("auto", "reference", "eager", "cpu")
-WEIGHTS = ("same", "bf16")
+RUNTIMES = ("auto", "reference", "eager", "cpu", "cuda")
+WEIGHTS = ("same", "bf16", "fp16", "tf32")
+ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
 
@@ -49,11 +51,12 @@ class Sampler:
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
-    bounds). conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a
-    second argument without default. image_form: what the model takes for an image: 'uint8', 'unit' (floating
-    point level / (L - 1)) or 'levels' (floating point 0...L-1). condition_shape: of a further tensor that the model
-    takes, without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of
-    a model with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
+    bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
+    labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
+    the model takes for an image: 'uint8', 'unit' (floating point level / (L - 1)) or 'levels' (floating point
+    0...L-1). condition_shape: of a further tensor that the model takes, without its batch axis, such as
+    (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model with that attribute. It is
+    passed as ``condition=`` where the model's forward has it, else last.
 
     Raises NotCausal if an output sees its own or a later pixel, naming the layer and the tap; Unsupported for a
     call that has no place in a causal program, naming module and call; UnknownLayout, with the alternatives, if the
@@ -77,12 +80,12 @@ class Sampler:
         self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
         self._weights = weights
         program, self._conditions = self._capture()
-        if weights == "bf16":
-            if program.dtype != torch.float32:
-                raise ValueError(f"weights='bf16' goes with a float32 model, this one is {program.dtype}")
-            program = rounded_weights(program, torch.bfloat16)
+        if weights != "same" and program.dtype != torch.float32:
+            raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
+        if weights in ROUNDED:
+            program = rounded_weights(program, ROUNDED[weights])
         self._phased = split_phases(program)
-        self.program = ProgramListing(self._phased, 2 if weights == "bf16" else program.dtype.itemsize)
+        self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
         self.runtime("auto")
 
@@ -118,7 +121,7 @@ class Sampler:
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
         level. top_k, top_p: draw from the most likely levels only, see ``drawing.Drawing``. noise: u [n, C, H, W] in
         [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
-        'cpu' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
+        'cpu' or 'cuda' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
         log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
         temperature 1, with all levels. condition: [n, *condition_shape].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
@@ -210,10 +213,15 @@ class Sampler:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         if name == "auto":
-            name = "cpu" if why_not_cpu(self._phased) is None else "eager"
+            name = self._fastest()
         if name not in self._runtimes:
             self._runtimes[name] = self._build(name)
         return self._runtimes[name]
+
+    def _fastest(self) -> str:
+        if why_not_cpu(self._phased) is None and self._weights in ("same", "bf16"):
+            return "cpu"
+        return "cuda" if why_not_cuda(self._phased) is None else "eager"
 
     # -- capture
 
@@ -240,6 +248,10 @@ class Sampler:
         return program, conditions
 
     def _build(self, name: str) -> Runtime:
+        if name == "cuda":
+            return CudaRuntime(self._phased, self._conditions, self._weights)
+        if self._weights == "tf32" or (self._weights == "fp16" and name == "cpu"):
+            raise ValueError(f"weights={self._weights!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
             return CpuRuntime(self._phased, self._conditions, self._weights == "bf16")
         if name == "eager":
@@ -274,7 +286,7 @@ class Sampler:
         given = Given(self._checked_labels(given.labels, n), self._checked_condition(given.condition, n))
         noise = self._checked_noise(noise, levels.shape, generator)
         engine = self.runtime(runtime)
-        size = batch_size or self._default_batch(n)
+        size = batch_size or self._default_batch(n, engine)
         log_probabilities = torch.zeros(levels.shape, dtype=torch.float64) if log_probability else None
         finished = 0
         with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not progress) as bar:
@@ -304,9 +316,11 @@ class Sampler:
     def _as_images(self, levels: Tensor) -> Tensor:
         return levels.to(torch.uint8) if self._model.levels <= 256 else levels
 
-    def _default_batch(self, n: int) -> int:
-        per_image = self.program.workspace_bytes
-        largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // per_image))
+    def _default_batch(self, n: int, engine: Runtime) -> int:
+        if isinstance(engine, CudaRuntime):
+            largest = engine.largest_batch()
+        else:
+            largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // self.program.workspace_bytes))
         batches = max(1, math.ceil(n / largest))
         return max(1, math.ceil(n / batches))  # of equal size
 

@@ -1,0 +1,16 @@
+// The launches of one row. One object file for each kind of numbers (kernels.cu).
+#pragma once
+
+#include "cuda/worker.h"
+
+namespace pcf {
+
+// Row batch.y of all tiles: the row phase, then the row's jobs. clusters: pipelines that fit a cluster are one.
+template <Math kMath>
+void run_row(const Plan&, const Batch&, bool clusters, Stream);
+
+// How many of `wanted` pipelines that are clusters the device runs at once.
+template <Math kMath>
+int pipelines_at_once(const Plan&, int wanted);
+
+}  // namespace pcf

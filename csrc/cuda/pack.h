@@ -1,0 +1,44 @@
+// Weights as the kernels read them: 16 output channels x 32 (16) input channels in 1024 bytes.
+#pragma once
+
+#include "cuda/narrow.h"
+#include "cuda/plan.h"
+
+namespace pcf {
+
+// Row r of a matrix instruction is this channel of its 16, so that a lane's two rows (g and g + 8) are neighbours.
+inline int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
+
+// weight: [inputs, outputs]; those from (first_in, first_out) on go into `fragment`, zeros beyond the matrix.
+//   tensor cores  [half of the depth][lane][register], a lane's input channels being the neighbours that it also
+//                 holds of the input fragment
+//   fp32          [input channel / 4][row][input channel % 4]
+inline void pack_weights(Math math, const float* weight, int inputs, int outputs, int first_in, int first_out,
+                         char* fragment) {
+  const auto at = [&](int k, int row) {
+    const int in = first_in + k, out = first_out + channel_of_row(row);
+    return in < inputs && out < outputs ? weight[int64_t{in} * outputs + out] : 0.f;
+  };
+  if (math == Math::fp32) {
+    float* to = reinterpret_cast<float*>(fragment);
+    for (int k = 0; k < 16; k++)
+      for (int row = 0; row < kRows; row++) to[(k / 4 * kRows + row) * 4 + k % 4] = at(k, row);
+    return;
+  }
+  for (int half = 0; half < 2; half++)
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++) {
+        const int row = lane / 4 + r % 2 * 8, place = (half * 32 + lane) * 4 + r;
+        uint32_t bits;
+        if (math == Math::tf32) {
+          bits = bits_of(to_tf32(at(lane % 4 * 4 + half * 2 + r / 2, row)));
+        } else {
+          const auto narrow = [&](float x) { return uint32_t{math == Math::bf16 ? to_bf16(x) : to_fp16(x)}; };
+          const int k = lane % 4 * 8 + half * 4 + r / 2 * 2;
+          bits = narrow(at(k, row)) | narrow(at(k + 1, row)) << 16;
+        }
+        std::memcpy(fragment + place * 4, &bits, 4);
+      }
+}
+
+}  // namespace pcf

@@ -1,0 +1,122 @@
+// A phased causal program laid out for the GPU: what the kernels read, and where everything lies.
+//
+// Images are worked on in tiles of 8, the n of the tensor cores' m16n8k16; output channels are its 16 rows. A warp
+// makes 16 channels of 8 images at a time, and every array is cut into what one warp reads at once, a fragment:
+//   input    512 bytes, 8 images x 32 channels (16 of 4 bytes): [image][channel]
+//   weights  1024 bytes, 16 output channels x 32 input channels (16), each lane's operands side by side
+//   sums     512 bytes, 16 channels x 8 images of float32, each lane's four side by side
+//
+// A row is made by jobs x = 0...width of each tile. Job x first runs the instructions that see the levels drawn in
+// column x - 1 (drawn instructions, at that column), then the others in column x, and draws its levels. A tap's lag is
+// the number of jobs since what it reads was made.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace pcf {
+
+enum class Math { fp32, tf32, bf16, fp16 };  // what is multiplied; sums and steps are float32
+enum class Variant { block, pipeline };
+
+constexpr int kTile = 8, kRows = 16, kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kInputBytes = 512, kWeightBytes = 1024, kSumBytes = 512;
+constexpr int kRing = 8;  // block: weight fragments of each warp on their way or in use
+constexpr int kFlagBytes = 16;  // of a stage: what has arrived, what the next stage has taken, what has been drawn
+constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }  // channels of a fragment
+
+struct StepPlan {
+  StepKind kind;
+  float alpha;
+  int operand, lag;   // a value and how long ago it was made, or a condition slot
+  int scale, shift;   // affine: where they lie in the constants, float32; layer_norm: scale is the operand's channels
+};
+
+// Conditions lie one after the other, each [images, channels] or [images, H, W, channels].
+struct SlotPlan {
+  int channels, varies_over_pixels;
+  int64_t before;  // numbers of the slots before it, for one image
+};
+
+struct TapPlan {
+  int value, dy, dx, lag;
+};
+
+struct ValuePlan {
+  int fragments;               // of one column
+  int pad_left, rows, columns; // of the rows kept in the workspace, columns with zeros on both sides
+  int64_t global;              // where they lie in a tile's workspace
+  int kept;                    // 0: nobody reads them there, so they are not written
+  int shared, shared_columns;  // the newest columns in shared memory: where, and how many
+  int slot_bytes;              // between the two slots a stage receives the value in; 0: it makes it itself
+};
+
+struct InstructionPlan {
+  int out, channels, tiles;  // tiles: of 16 channels; 0: it turns levels into a value
+  int base, base_lag;        // -1: a sum
+  int drawn;                 // it runs one column behind
+  int first_level, n_levels; // image channels that it reads, or draws if it is an output
+  int width, table;          // of what it turns a level into: row `level` of a table in the constants; -1: a number
+  int is_output;
+  int logits;                // an output's, in shared memory; -1: they lie in the workspace, at logits_global
+  int meet;                  // other warps may still be writing what the taps read
+  int early, n_early;        // taps that can be summed before this job's inputs arrive, and where they begin
+  int late, n_late;
+  int row, n_row;            // taps of the row phase
+  int early_fragments, late_fragments, row_fragments;  // weights of one tile of channels
+  int steps, n_steps;
+  int sums;                  // pipeline: where the early sums wait in shared memory; -1: none
+  int bias;                  // in the constants, float32
+  int64_t row_weights;       // in the constants
+  int64_t partial;           // the row phase's sums in a tile's workspace; -1: there are none
+};
+
+struct StagePlan {
+  int first, count;                // instructions
+  int values;                      // its table of values
+  int64_t weights[kWarps + 1];     // in the constants: each warp's fragments, in the order in which it reads them
+  int drawn_fragments[kWarps];     // how many belong to drawn instructions, which come first
+  int sent, n_sent;                // values it sends on, and where they begin
+  int received_bytes;              // one slot
+  int64_t global_slots;            // in a group's workspace
+  int shared_weights, shared_slots;
+  int resident;                    // pipeline: so many of each warp's last fragments stay in shared memory
+};
+
+// The parts that kernels take by value. Offsets are in bytes and multiples of 16.
+struct Layout {
+  int image_channels, height, width, levels;
+  int logits_stride;       // floats from one image's logits to the next
+  int stages;
+  int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
+  int64_t logits_global;
+  int64_t steps, slots, taps, values, instructions, stage_plans, row_lists, sent;  // tables in the constants
+  int64_t tile_bytes;      // workspace of a tile
+  int64_t group_bytes;     // pipeline: workspace of a group of blocks: flags, then slots
+};
+
+struct Limits {
+  int shared_bytes = 0;     // that a block can have
+  int multiprocessors = 0;
+  int largest_cluster = 1;  // blocks; 1: the device has no clusters
+};
+
+struct Plan {
+  Math math;
+  Variant variant;
+  Layout layout;
+  std::vector<char> constants;  // goes to the device once
+  std::vector<std::pair<int, int>> row_launches;  // (begin in row_lists, count): instructions independent of each other
+  int shared_bytes = 0;
+  int64_t pixel_weight_bytes = 0, row_weight_bytes = 0;
+  std::vector<int> stage_instructions, stage_meetings;  // of each stage in a job; meetings: barriers of instructions
+  std::vector<int64_t> stage_weight_bytes, stage_early_bytes;  // early: of taps summed before the job arrives
+};
+
+// Throws std::invalid_argument, saying why, where the program does not fit the variant.
+Plan make_plan(const Program&, Math, Variant, const Limits&);
+
+}  // namespace pcf

@@ -1,0 +1,69 @@
+#include "cuda/sampler.h"
+
+#include <algorithm>
+
+#include "cuda/kernels.h"
+
+namespace pcf {
+namespace {
+
+void run_row_as(Math math, const Plan& plan, const Batch& batch, bool clusters, Stream stream) {
+  switch (math) {
+    case Math::fp32: return run_row<Math::fp32>(plan, batch, clusters, stream);
+    case Math::tf32: return run_row<Math::tf32>(plan, batch, clusters, stream);
+    case Math::bf16: return run_row<Math::bf16>(plan, batch, clusters, stream);
+    case Math::fp16: return run_row<Math::fp16>(plan, batch, clusters, stream);
+  }
+}
+
+int pipelines_at_once_as(Math math, const Plan& plan, int wanted) {
+  switch (math) {
+    case Math::fp32: return pipelines_at_once<Math::fp32>(plan, wanted);
+    case Math::tf32: return pipelines_at_once<Math::tf32>(plan, wanted);
+    case Math::bf16: return pipelines_at_once<Math::bf16>(plan, wanted);
+    case Math::fp16: return pipelines_at_once<Math::fp16>(plan, wanted);
+  }
+  return 0;
+}
+
+int tiles_of(int images) { return (images + kTile - 1) / kTile; }
+
+}  // namespace
+
+int CudaSampler::groups(int images) const {
+  if (plan_.variant == Variant::block) return 1;
+  const int fitting = limits_.multiprocessors / plan_.layout.stages;
+  const int at_once = uses_clusters() ? pipelines_at_once_as(plan_.math, plan_, fitting) : fitting;
+  return std::min(tiles_of(images), std::max(1, at_once));
+}
+
+int64_t CudaSampler::workspace_bytes(int images) const {
+  return tiles_of(images) * plan_.layout.tile_bytes + groups(images) * plan_.layout.group_bytes;
+}
+
+void CudaSampler::run(const CudaJob& job, const std::function<void(int)>& on_row) const {
+  const Layout& layout = plan_.layout;
+  const Stream stream = static_cast<Stream>(job.stream);
+  Batch batch{};
+  batch.layout = layout;
+  batch.constants = static_cast<const char*>(job.constants);
+  batch.workspace = static_cast<char*>(job.workspace);
+  batch.images = job.images, batch.tiles = tiles_of(job.images), batch.n_groups = groups(job.images);
+  batch.groups = batch.workspace + batch.tiles * layout.tile_bytes;
+  batch.levels = static_cast<int32_t*>(job.levels);
+  batch.known = static_cast<const uint8_t*>(job.known);
+  batch.noise = static_cast<const double*>(job.noise);
+  batch.conditions = static_cast<const float*>(job.conditions);
+  batch.inverse_temperature = job.temperature == 0 ? 0 : static_cast<float>(1 / job.temperature);
+  batch.logits = static_cast<float*>(job.logits);
+  batch.log_probability = static_cast<double*>(job.log_probability);
+  batch.error = static_cast<unsigned long long*>(job.error);
+  if (job.images == 0) return;
+  zero(batch.workspace, workspace_bytes(job.images), stream);
+  for (batch.y = 0; batch.y < layout.height; batch.y++) {
+    on_row(batch.y);
+    run_row_as(plan_.math, plan_, batch, uses_clusters(), stream);
+  }
+}
+
+}  // namespace pcf

@@ -1,0 +1,343 @@
+// What a block does with one tile of images in one job (plan.h), whatever the variant.
+#pragma once
+
+#include "cuda/draw.h"
+#include "cuda/fragments.h"
+
+namespace pcf {
+
+// One batch on the device. All arrays are dense; sub-pixels are [images, C, H, W].
+struct Batch {
+  Layout layout;
+  const char* constants;
+  char* workspace;                // [tiles][layout.tile_bytes]
+  char* groups;                   // pipeline: [n_groups][layout.group_bytes]
+  int images, tiles, n_groups, y;
+  int32_t* levels;                // known ones in, all out
+  const uint8_t* known;           // null: none
+  const double* noise;
+  const float* conditions;        // one slot after the other
+  float inverse_temperature;      // 0: argmax
+  float* logits;                  // [..., levels]; null: not wanted
+  double* log_probability;        // of the levels drawn, at temperature 1; null: not wanted
+  unsigned long long* error;      // the first sub-pixel with logits that are not finite, as error_code() has it
+};
+
+// In the order of drawing.
+__device__ inline unsigned long long error_code(int site, int image, int channel) {
+  return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
+}
+
+__device__ inline float logistic(float x) { return 1.f / (1.f + expf(-x)); }
+
+// The steps that need nothing but x.
+__device__ inline float activated(StepKind kind, float alpha, float x) {
+  switch (kind) {
+    case StepKind::relu: return x < 0 ? 0.f : x;  // keeps NaN
+    case StepKind::leaky_relu: return x < 0 ? x * alpha : x;
+    case StepKind::elu: return x < 0 ? alpha * (expf(x) - 1.f) : x;
+    case StepKind::silu: return x * logistic(x);
+    case StepKind::sigmoid: return logistic(x);
+    case StepKind::tanh: return tanhf(x);
+    case StepKind::gelu: return 0.5f * x * (1.f + erff(x * 0.70710678f));
+    case StepKind::gelu_tanh: return 0.5f * x * (1.f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case StepKind::softplus: return x * alpha > 20 ? x : log1pf(expf(x * alpha)) / alpha;
+    case StepKind::power: return powf(x, alpha);
+    default: return x;
+  }
+}
+
+template <Math kMath>
+class Worker {
+ public:
+  const Batch& batch;
+  const Layout& layout;
+  const int thread, warp, lane;
+
+  __device__ Worker(const Batch& b, int stage, char* shared_memory_or_null)
+      : batch(b), layout(b.layout), thread(thread_index()), warp(thread / 32), lane(thread % 32),
+        stage_(table<StagePlan>(b.layout.stage_plans)[stage]),
+        values_(table<ValuePlan>(b.layout.values) + stage_.values), shared_(shared_memory_or_null) {}
+
+  // slot: the one of two in which this job's values were received.
+  __device__ void take(int tile, int slot) {
+    tile_ = tile, slot_ = slot;
+    memory_ = batch.workspace + tile * layout.tile_bytes;
+  }
+
+  template <class T>
+  __device__ const T* table(int64_t offset) const {
+    return reinterpret_cast<const T*>(batch.constants + offset);
+  }
+  __device__ const InstructionPlan& instruction(int index) const {
+    return table<InstructionPlan>(layout.instructions)[index];
+  }
+  __device__ const StagePlan& stage() const { return stage_; }
+  __device__ const ValuePlan& value(int index) const { return values_[index]; }
+
+  // Values that have not been written are zero: columns left of the grid, channels that fill up a fragment.
+  __device__ void clear_shared() {
+    for (int at = thread * 16; at < layout.clear_bytes; at += kThreads * 16)
+      *reinterpret_cast<uint4*>(shared_ + layout.clear_from + at) = uint4{0, 0, 0, 0};
+  }
+
+  // -- jobs
+
+  // Sums that need nothing of this job, ready in shared memory.
+  template <class Weights>
+  __device__ void sum_early(int x, Weights& weights) {
+    for (int index = 0; index < stage_.count; index++) {
+      const InstructionPlan& i = instruction(stage_.first + index);
+      const int column = x - i.drawn;
+      if (!in_grid(column)) {
+        weights.skip(tiles_of_warp(i) * i.early_fragments);
+        continue;
+      }
+      if (i.sums < 0) continue;
+      for (int tile = warp; tile < i.tiles; tile += kWarps) {
+        float sum[4];
+        begin(sum, i, tile, column);
+        accumulate(sum, i.early, i.n_early, column, weights);
+        *early_sum(i, tile) = float4{sum[0], sum[1], sum[2], sum[3]};
+      }
+    }
+  }
+
+  // The rest of the job. Whoever goes on with the tile must wait for the block.
+  template <class Weights>
+  __device__ void run(int x, Weights& weights) {
+    for (int index = 0; index < stage_.count; index++) {
+      const InstructionPlan& i = instruction(stage_.first + index);
+      const int column = x - i.drawn;
+      if (!in_grid(column)) {
+        weights.skip(tiles_of_warp(i) * i.late_fragments);
+        continue;
+      }
+      if (i.meet) sync_block();
+      for (int tile = warp; tile < i.tiles; tile += kWarps) {
+        float sum[4];
+        if (i.sums >= 0) {
+          const float4 early = *early_sum(i, tile);
+          sum[0] = early.x, sum[1] = early.y, sum[2] = early.z, sum[3] = early.w;
+        } else {
+          begin(sum, i, tile, column);
+        }
+        accumulate(sum, i.late, i.n_late, column, weights);
+        finish(sum, i, tile, column);
+      }
+      if (i.tiles == 0) encode(i, column);
+      if (i.is_output) {
+        sync_block();
+        draw_levels(i, column);
+      }
+    }
+  }
+
+  // -- one instruction's channels 16 * tile ... of one column
+
+  // A sum begins as what the row phase left, or as the bias.
+  __device__ void begin(float (&sum)[4], const InstructionPlan& i, int tile, int column) const {
+    if (i.partial >= 0) {
+      const float4 partial = *row_sum(i, tile, column);
+      sum[0] = partial.x, sum[1] = partial.y, sum[2] = partial.z, sum[3] = partial.w;
+    } else {
+      begin_with_bias(sum, i, tile);
+    }
+  }
+
+  __device__ void begin_with_bias(float (&sum)[4], const InstructionPlan& i, int tile) const {
+    const float* bias = table<float>(i.bias) + channel_of_lane(tile);
+    sum[0] = sum[1] = bias[0];
+    sum[2] = sum[3] = bias[1];
+  }
+
+  // Steps on a sum, or on the base; then it is stored.
+  __device__ void finish(float (&x)[4], const InstructionPlan& i, int tile, int column) {
+    const int channel = channel_of_lane(tile);
+    if (i.base >= 0) load(x, i.base, i.base_lag, channel, column);
+    const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
+    for (int s = 0; s < i.n_steps; s++) apply(x, steps[s], channel, column);
+    if (i.is_output) {
+      for (int n = 0; n < 2; n++)
+        *reinterpret_cast<float2*>(logits_of(i, image_of_lane() + n) + channel) = float2{x[n], x[n + 2]};
+      return;
+    }
+    const ValuePlan& v = values_[i.out];
+    for (int n = 0; n < 2; n++) {
+      const int offset = offset_of<kMath>(channel, image_of_lane() + n);
+      if (v.shared_columns) store_pair<kMath>(in_shared(v, column) + offset, x[n], x[n + 2]);
+      if (v.kept) store_pair<kMath>(in_workspace(v, 0, column) + offset, x[n], x[n + 2]);
+    }
+  }
+
+  // -- where things lie
+
+  __device__ float4* row_sum(const InstructionPlan& i, int tile, int column) const {
+    return reinterpret_cast<float4*>(memory_ + i.partial + (int64_t{column} * i.tiles + tile) * kSumBytes) + lane;
+  }
+
+  // A value's column in a row above or in the present one.
+  __device__ char* in_workspace(const ValuePlan& v, int dy, int column) const {
+    const int row = (batch.y + dy + v.rows) % v.rows;
+    return memory_ + v.global + (int64_t{row} * v.columns + v.pad_left + column) * (v.fragments * kInputBytes);
+  }
+
+  // One of a value's newest columns.
+  __device__ char* in_shared(const ValuePlan& v, int column) const {
+    // Columns may lie left of the grid.
+    const int place = v.shared_columns == 1 ? 0 : (column + v.shared_columns * v.columns) % v.shared_columns;
+    return shared_ + v.shared + slot_ * v.slot_bytes + place * (v.fragments * kInputBytes);
+  }
+
+ private:
+  __device__ bool in_grid(int column) const { return column >= 0 && column < layout.width; }
+  __device__ int tiles_of_warp(const InstructionPlan& i) const { return (i.tiles - warp + kWarps - 1) / kWarps; }
+  __device__ int channel_of_lane(int tile) const { return tile * kRows + lane / 4 * 2; }  // and the next one
+  __device__ int image_of_lane() const { return lane % 4 * 2; }                           // and the next one
+
+  __device__ float4* early_sum(const InstructionPlan& i, int tile) const {
+    return reinterpret_cast<float4*>(shared_ + i.sums + tile * kSumBytes) + lane;
+  }
+
+  // A value's column in the present row, made `lag` jobs ago.
+  __device__ const char* place(int value, int lag, int column) const {
+    const ValuePlan& v = values_[value];
+    return lag < v.shared_columns ? in_shared(v, column) : in_workspace(v, 0, column);
+  }
+
+  __device__ float* logits_of(const InstructionPlan& i, int image) const {
+    char* logits = i.logits >= 0 ? shared_ + i.logits : memory_ + layout.logits_global;
+    return reinterpret_cast<float*>(logits) + image * layout.logits_stride;
+  }
+
+  __device__ int64_t sub_pixel(int image, int channel, int x) const {
+    return ((int64_t{image} * layout.image_channels + channel) * layout.height + batch.y) * layout.width + x;
+  }
+
+  template <class Weights>
+  __device__ void accumulate(float (&sum)[4], int first, int count, int column, Weights& weights) const {
+    using F = Fragment<kMath>;
+    float odd[4] = {};
+    const TapPlan* taps = table<TapPlan>(layout.taps) + first;
+    for (int t = 0; t < count; t++) {
+      const TapPlan tap = taps[t];
+      const char* input = place(tap.value, tap.lag, column + tap.dx);
+      const int fragments = values_[tap.value].fragments;
+      for (int f = 0; f < fragments; f++)
+        F::multiply(sum, odd, F::weights(weights.next(), lane), F::input(input + f * kInputBytes, lane));
+    }
+    for (int r = 0; r < 4; r++) sum[r] += odd[r];
+  }
+
+  __device__ void load(float (&x)[4], int value, int lag, int channel, int column) const {
+    const char* at = place(value, lag, column);
+    for (int n = 0; n < 2; n++) {
+      const float2 pair = load_pair<kMath>(at + offset_of<kMath>(channel, image_of_lane() + n));
+      x[n] = pair.x, x[n + 2] = pair.y;
+    }
+  }
+
+  __device__ void load_condition(float (&x)[4], int index, int channel, int column) const {
+    const SlotPlan& slot = table<SlotPlan>(layout.slots)[index];
+    const float* data = batch.conditions + slot.before * batch.images;
+    for (int r = 0; r < 4; r++) {
+      int64_t at = min(tile_ * kTile + image_of_lane() + r % 2, batch.images - 1);
+      if (slot.varies_over_pixels) at = (at * layout.height + batch.y) * layout.width + column;
+      const int c = channel + r / 2;
+      x[r] = c < slot.channels ? data[at * slot.channels + c] : 0.f;
+    }
+  }
+
+  // (x - mean) / sqrt(variance + epsilon) over all channels of a value that the block has met for.
+  __device__ void normalise(float (&x)[4], const StepPlan& step, int channels, int column) const {
+    const char* at = place(step.operand, step.lag, column);
+    for (int n = 0; n < 2; n++) {
+      const auto sum = [&](float mean, bool squares) {
+        float total = 0;
+        for (int c = 0; c < channels; c += 2) {
+          const float2 pair = load_pair<kMath>(at + offset_of<kMath>(c, image_of_lane() + n));
+          const float a = pair.x - mean, b = c + 1 < channels ? pair.y - mean : 0.f;
+          total += squares ? a * a + b * b : a + b;
+        }
+        return total / channels;
+      };
+      const float mean = sum(0, false), scale = 1.f / sqrtf(sum(mean, true) + step.alpha);
+      x[n] = (x[n] - mean) * scale, x[n + 2] = (x[n + 2] - mean) * scale;
+    }
+  }
+
+  __device__ void apply(float (&x)[4], const StepPlan& step, int channel, int column) const {
+    float operand[4];
+    switch (step.kind) {
+      case StepKind::affine: {
+        const float *scale = table<float>(step.scale) + channel, *shift = table<float>(step.shift) + channel;
+        for (int r = 0; r < 4; r++) x[r] = x[r] * scale[r / 2] + shift[r / 2];
+        return;
+      }
+      case StepKind::add:
+      case StepKind::multiply:
+        load(operand, step.operand, step.lag, channel, column);
+        break;
+      case StepKind::add_condition:
+      case StepKind::multiply_condition:
+        load_condition(operand, step.operand, channel, column);
+        break;
+      case StepKind::layer_norm:
+        return normalise(x, step, step.scale, column);
+      default:
+        for (int r = 0; r < 4; r++) x[r] = activated(step.kind, step.alpha, x[r]);
+        return;
+    }
+    const bool adds = step.kind == StepKind::add || step.kind == StepKind::add_condition;
+    for (int r = 0; r < 4; r++) x[r] = adds ? x[r] + step.alpha * operand[r] : x[r] * operand[r];
+  }
+
+  // Draws levels from an output's logits, each warp some sub-pixels.
+  __device__ void draw_levels(const InstructionPlan& i, int x) {
+    for (int d = warp; d < kTile * i.n_levels; d += kWarps) {
+      const int image = tile_ * kTile + d % kTile, channel = i.first_level + d / kTile;
+      if (image >= batch.images) continue;
+      const int64_t at = sub_pixel(image, channel, x);
+      const float* logits = logits_of(i, d % kTile) + d / kTile * layout.levels;
+      if (batch.logits)
+        for (int k = lane; k < layout.levels; k += 32) batch.logits[at * layout.levels + k] = logits[k];
+      if (batch.known && batch.known[at]) continue;
+      const int level = draw(logits, layout.levels, batch.inverse_temperature, batch.noise[at], lane);
+      if (batch.log_probability && level >= 0) {
+        const double log_probability = log_probability_of(level, logits, layout.levels, lane);
+        if (lane == 0) batch.log_probability[at] = log_probability;
+      }
+      if (lane == 0) {
+        batch.levels[at] = max(level, 0);
+        if (level < 0) atomic_min(batch.error, error_code(batch.y * layout.width + x, image, channel));
+      }
+    }
+  }
+
+  // Levels as a value that the network reads. Images that a tile lacks have level 0.
+  __device__ void encode(const InstructionPlan& i, int column) {
+    const ValuePlan& v = values_[i.out];
+    const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
+    for (int d = thread; d < kTile * i.channels; d += kThreads) {
+      const int image = tile_ * kTile + d % kTile, channel = d / kTile;
+      const int64_t at = sub_pixel(image, i.first_level + channel / i.width, column);
+      const int level = image < batch.images ? batch.levels[at] : 0;
+      float x = i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width];
+      for (int s = 0; s < i.n_steps; s++)
+        x = steps[s].kind == StepKind::affine
+                ? x * table<float>(steps[s].scale)[channel] + table<float>(steps[s].shift)[channel]
+                : activated(steps[s].kind, steps[s].alpha, x);
+      const int offset = offset_of<kMath>(channel, d % kTile);
+      if (v.shared_columns) store_one<kMath>(in_shared(v, column) + offset, x);
+      if (v.kept) store_one<kMath>(in_workspace(v, 0, column) + offset, x);
+    }
+  }
+
+  const StagePlan& stage_;
+  const ValuePlan* values_;
+  char* const shared_;
+  char* memory_ = nullptr;
+  int tile_ = 0, slot_ = 0;
+};
+
+}  // namespace pcf

@@ -1,0 +1,26 @@
+"""Flags between blocks: a release or an acquire left out is no matter of schedules, so the thread sanitizer watches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[2] / "build" / "emulation-thread" / "check_cuda"
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="not built: run make sanitize-thread")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    quiet = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=quiet)
+
+
+def test_every_flag_orders_what_it_announces():
+    sites = [line.split() for line in run("list").stdout.splitlines()]
+    flags = [site for site in sites if site[0] in ("publish", "observe")]
+    assert {name for name, _ in flags} == {"publish", "observe"}
+    for name, line in flags:
+        done = run("without", name, line)
+        assert done.returncode != 0 and "ThreadSanitizer: data race" in done.stderr, f"{name} in line {line}"

@@ -1,0 +1,55 @@
+// Runs CUDA kernels on the host: every thread of a block is a fiber, all fibers take turns on one OS thread, and a
+// seeded generator decides whose turn it is wherever a fiber waits. So a run can be repeated exactly, and another
+// seed is another schedule. scheduler.cpp must be compiled without sanitizers; kernels may be compiled with them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace emulation {
+
+struct Launch {
+  unsigned blocks, blocks_y = 1, threads;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;      // consecutive blocks that see each other's shared memory
+  bool cooperative = false;  // all blocks at once; else a few at a time, in any order
+};
+
+// One synchronisation can be made to do nothing, to show that its absence is noticed: all calls of `name` in source
+// line `line`. `seen` holds the calls that kernels have made, so that a test can leave out each in turn.
+struct Site {
+  std::string name;
+  unsigned line;
+};
+void leave_out(const Site&);
+std::vector<Site> seen();
+void forget();  // ... those seen so far
+bool left_out(const char* name, unsigned line);
+
+void set_seed(uint64_t seed);
+void run(const Launch&, const std::function<void()>& kernel);
+
+// -- called by the running fiber; errors in the kernel's use of them end the run with std::runtime_error
+
+unsigned thread_index();
+unsigned block_index();
+unsigned block_index_y();
+char* shared_memory();
+void sync_block(unsigned line);
+void sync_cluster();
+unsigned cluster_rank();
+char* shared_of_block(const char* mine, unsigned rank);
+void give_way();
+
+// All lanes of the warp meet; the last to arrive calls act(posts), where posts[lane] is what each lane brought.
+// orders_memory: what a lane wrote before is seen by the others afterwards.
+void meet_warp(void* post, void (*act)(void** posts), bool orders_memory);
+
+void copy_async(void* to, const void* from);
+void commit_copies();
+void wait_copies(unsigned groups_left);
+
+}  // namespace emulation
