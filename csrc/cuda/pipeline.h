@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
   if (kCluster)
     sync_cluster();  // others may write into this block's memory from here on
   else
-    sync_block();
+    sync_warp();  // whose lanes read what the others copied
 
   for (int x = 0; x <= layout.width; x++)
     for (int t = 0; t < tiles; t++, job++) {

@@ -262,8 +262,8 @@ def test_every_synchronisation_is_needed(variant):
     for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
-        for weights in ("same", "bf16"):
-            engine = runtime(sampler, variant, weights, 227 << 10 if variant == "block" else None)
+        for weights, shared in (("same", 227 << 10), ("same", None), ("bf16", None)):
+            engine = runtime(sampler, variant, weights, shared)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 
     def noticed(seeds: int = 8) -> bool:
