@@ -39,7 +39,7 @@ demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes
 bench: setup ## measure the ops and the samplers on this machine, in out/
 	@mkdir -p out
 	$(python) -m pytest -q benchmarks/test_ops_bench.py --benchmark-json=out/ops-benchmark.json
-	$(python) benchmarks/tabulate.py out/ops-benchmark.json --out out
+	$(python) benchmarks/ops_table.py out/ops-benchmark.json --out out
 	$(python) -m pixelcnn_fast bench
 
 # Into the environment at hand: a machine with a GPU often has no network to set up another one.

@@ -1,6 +1,6 @@
 """Every op against plain PyTorch, a kernel cropped by hand and ``torch.compile``: ``make bench``, or
 
-    pytest benchmarks/test_ops_bench.py --benchmark-json=ops.json && python benchmarks/tabulate.py ops.json
+    pytest benchmarks/test_ops_bench.py --benchmark-json=ops.json && python benchmarks/ops_table.py ops.json
 
 On CUDA too where there is a device. Results are compared before anything is timed. For the targets' figures, with
 contestants that take turns, there is layer_targets.py.

@@ -49,13 +49,15 @@ def _bare(args: tuple) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_function_stack()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_any_autocast_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return False
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    if any(type(x) not in PLAIN or torch.is_autocast_enabled(x.device.type) for x in tensors):
-        return False
-    return not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors)
+    gradients = torch.is_grad_enabled()
+    for x in args:
+        if isinstance(x, Tensor) and (type(x) not in PLAIN or (gradients and x.requires_grad)):
+            return False
+    return True
 
 
 def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tuple[int, ...]) -> Callable:
@@ -101,7 +103,8 @@ def computed(x: Tensor | None) -> Tensor | None:
     """A vector dense and in the dtype that sums are computed in: float64 for float64, else float32."""
     if x is None:
         return None
-    return x.to(x.dtype if x.dtype == torch.float64 else torch.float32).contiguous()
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -61,39 +61,39 @@ def check_masked_conv2d(
     dilation: tuple[int, int],
 ) -> None:
     """Raises ValueError, naming the argument, if the arguments do not fit together."""
-    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
+    size, kernel = x.shape, weight.shape
+    if len(size) != 4 or len(kernel) != 4 or size[1] != kernel[1]:
         raise ValueError(
-            f"x {list(x.shape)} does not fit weight {list(weight.shape)}: expected [N, I, H, W] and [O, I, kH, kW]"
+            f"x {list(size)} does not fit weight {list(kernel)}: expected [N, I, H, W] and [O, I, kH, kW]"
         )
-    if mask.shape != weight.shape:
-        raise ValueError(f"mask {list(mask.shape)} is not of the weight's shape {list(weight.shape)}")
-    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(f"kernel {weight.shape[2]}x{weight.shape[3]}: a masked kernel needs odd sizes")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(weight.shape)}: expected [O]")
-    for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} is {other.dtype}, x is {x.dtype}: convert one of them")
+    if mask.shape != kernel:
+        raise ValueError(f"mask {list(mask.shape)} is not of the weight's shape {list(kernel)}")
+    if kernel[2] % 2 == 0 or kernel[3] % 2 == 0:
+        raise ValueError(f"kernel {kernel[2]}x{kernel[3]}: a masked kernel needs odd sizes")
+    if bias is not None and bias.shape != kernel[:1]:
+        raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(kernel)}: expected [O]")
+    dtype, device = x.dtype, x.device
     for name, other in (("weight", weight), ("bias", bias), ("mask", mask)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"{name} is on {other.device}, x is on {x.device}: move one of them")
-    for axis, (size, kernel, pad, step) in enumerate(
-        zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
-    ):
+        if other is None:
+            continue
+        if other.dtype != dtype and name != "mask" and not torch.is_autocast_enabled(device.type):
+            raise ValueError(f"{name} is {other.dtype}, x is {dtype}: convert one of them")
+        if other.device != device:
+            raise ValueError(f"{name} is on {other.device}, x is on {device}: move one of them")
+    for axis, side in ((0, "height"), (1, "width")):
+        pad, step = padding[axis], dilation[axis]
         if pad < 0 or step < 1:
             raise ValueError(f"padding {padding}, dilation {dilation}: expected 0 or more, 1 or more")
-        if size + 2 * pad < step * (kernel - 1) + 1:
-            side = "height" if axis == 0 else "width"
-            raise ValueError(
-                f"x {list(x.shape)}: its {side}, padded by {pad}, is smaller than the dilated kernel"
-            )
+        if size[axis + 2] + 2 * pad < step * (kernel[axis + 2] - 1) + 1:
+            raise ValueError(f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
 
 
 def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
     """An empty tensor for the result."""
-    height, width = (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) for i in (0, 1))
-    size = (x.shape[0], weight.shape[0], height, width)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    (n, _, height, width), (out, _, rows, columns) = x.shape, weight.shape
+    height += 2 * padding[0] - dilation[0] * (rows - 1)
+    width += 2 * padding[1] - dilation[1] * (columns - 1)
+    return torch.empty((n, out, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 # -- computing

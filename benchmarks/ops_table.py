@@ -1,6 +1,6 @@
 """Turns pytest-benchmark's JSON into a table (Markdown and CSV, one row a device, op and contestant) and a chart.
 
-python benchmarks/tabulate.py ops.json [--out FOLDER]
+python benchmarks/ops_table.py ops.json [--out FOLDER]
 """
 
 from __future__ import annotations
