@@ -53,12 +53,16 @@ def compare(
     weights = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
     samplers = {w: Sampler(work.model, work.shape, weights=w) for w in {"same", *weights.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
-    contestants = {name: WholeImages(name, samplers[weights[name]], work, progress) for name in names}
+    naive = Sampler(work.plain_model(), work.shape) if NAIVE in names else None
+    contestants = {
+        name: WholeImages(name, naive if name == NAIVE else samplers[weights[name]], work, progress)
+        for name in names
+    }
     warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
     exact = [images for name, images in warm.items() if weights[name] == "same"]
     common = exact[-1] if exact else samplers["same"].sample(work.images, work.labels, noise=work.noise)
     if NAIVE in names and 0 < naive_pixels < work.pixels:
-        contestants[NAIVE] = SomePixels(samplers["same"], work, common, naive_pixels, naive_rounds)
+        contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
 
     turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
     with tqdm(turns, unit="run", disable=not progress) as bar:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.models import PixelCNN, reference
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Workload:
     @property
     def pixels(self) -> int:
         return self.noise.shape[2] * self.noise.shape[3]
+
+    def plain_model(self) -> nn.Module:
+        """The model with its weights in plain PyTorch layers: what a naive sampler runs."""
+        model = self.model
+        plain = getattr(reference, type(model).__name__)(**model.config)
+        plain.load_state_dict(model.state_dict())
+        plain.n_classes = model.n_classes
+        return plain.to(next(model.parameters())).eval()
 
 
 def workload(model: PixelCNN, n: int, height: int, width: int, seed: int = 0) -> Workload:
