@@ -14,17 +14,16 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
-from targets import RESULTS, Target, in_fresh_process, peak_rise, percent, ratio, write
+from targets import Target, in_fresh_process, options, peak_rise, percent, ratio, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import accelerate, ops
 from pixelcnn_fast.cli import report
-from pixelcnn_fast.cli.arguments import Parser, count, output_folder
+from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.cli.checks import CheckFailed
 from pixelcnn_fast.cli.measure import interleaved
 from pixelcnn_fast.likelihood import nll
@@ -221,18 +220,7 @@ def overhead(s: Settings) -> Target:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--repeats", type=count, default=15, help="rounds of each measurement")
-    add("--threads", type=count, default=2, help="of PyTorch and of the compiled ops")
-    add(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="FOLDER",
-        help="for the files (default: benchmarks/results)",
-    )
-    add("--quick", action="store_true", help="tiny layers: tries the script")
+    parser = options(__doc__, repeats=15)
     args = parser.parse_args()
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)

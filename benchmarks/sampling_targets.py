@@ -12,14 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
-from targets import MB, RESULTS, Target, in_fresh_process, megabytes, peak_rise, percent, ratio, write
+from targets import MB, Target, in_fresh_process, megabytes, options, peak_rise, percent, ratio, write
 
 from pixelcnn_fast.cli import report
-from pixelcnn_fast.cli.arguments import Parser, count, count_or_zero, output_folder
+from pixelcnn_fast.cli.arguments import count_or_zero, output_folder
 from pixelcnn_fast.cli.contestants import NAIVE, Result
 from pixelcnn_fast.cli.measure import compare, interleaved
 from pixelcnn_fast.cli.workload import random_model, workload
@@ -125,24 +124,13 @@ def building(settings: Settings) -> Target:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--repeats", type=count, default=5, help="rounds of each measurement")
-    add(
+    parser = options(__doc__, repeats=5)
+    parser.add_argument(
         "--naive-pixels",
         type=count_or_zero,
         default=100,
         help="that the naive sampler draws; 0: whole images",
     )
-    add("--threads", type=count, default=2, help="of PyTorch and of the compiled sampler")
-    add(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="FOLDER",
-        help="for the files (default: benchmarks/results)",
-    )
-    add("--quick", action="store_true", help="a tiny model: tries the script")
     args = parser.parse_args()
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)

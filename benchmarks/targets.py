@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from pixelcnn_fast.cli import report
+from pixelcnn_fast.cli.arguments import Parser, count
 
 RESULTS = Path(__file__).parent / "results"
 MB = 1e6
@@ -56,6 +57,23 @@ class Target:
 def ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
     """scale * a / b: of the medians, and of each round."""
     return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
+
+
+def options(description: str | None, repeats: int) -> Parser:
+    """The command line that the targets' scripts have in common."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("--repeats", type=count, default=repeats, help="rounds of each measurement")
+    add("--threads", type=count, default=2, help="of PyTorch and of the compiled code")
+    add(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="for the files (default: benchmarks/results)",
+    )
+    add("--quick", action="store_true", help="something tiny: tries the script")
+    return parser
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:

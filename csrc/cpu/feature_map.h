@@ -70,33 +70,32 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
   corner(0, channels, 0, width);
 }
 
-// Rows first...last-1 of an image into buffers, and back; row_at(y) is where row y's channel 0 begins. A map that lies
-// in memory channel by channel is walked so: few channels of all rows, then the next.
-template <class T, class RowAt>
-void load_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t to_c, int64_t to_x) {
+// f(part, y, c, n) for the pieces of rows first...last-1 of an image: `part` is where channels c...c+n-1 of
+// row y begin in the map's memory. A map that lies channel by channel is walked so: few channels of all
+// rows, then the next.
+template <class F>
+void each_part(const FeatureMap& map, int image, int first, int last, const F& f) {
   with_element(map.element, [&](auto element) {
-    using From = decltype(element);
+    auto* begin = static_cast<decltype(element)*>(map.data) + image * map.stride_n;
     const int group = map.stride_c == 1 ? map.channels : 4;
     for (int c = 0; c < map.channels; c += group)
-      for (int y = first; y < last; y++) {
-        const auto* from = static_cast<const From*>(map.data) + image * map.stride_n + c * map.stride_c + y * map.stride_y;
-        copy_row(from, map.stride_c, map.stride_x, static_cast<T*>(row_at(y)) + c * to_c, to_c, to_x,
-                 std::min(group, map.channels - c), map.width);
-      }
+      for (int y = first; y < last; y++)
+        f(begin + c * map.stride_c + y * map.stride_y, y, c, std::min(group, map.channels - c));
+  });
+}
+
+// Rows first...last-1 of an image into buffers, and back; row_at(y) is where row y's channel 0 begins.
+template <class T, class RowAt>
+void load_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t to_c, int64_t to_x) {
+  each_part(map, image, first, last, [&](const auto* part, int y, int c, int n) {
+    copy_row(part, map.stride_c, map.stride_x, static_cast<T*>(row_at(y)) + c * to_c, to_c, to_x, n, map.width);
   });
 }
 
 template <class T, class RowAt>
 void store_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t from_c, int64_t from_x) {
-  with_element(map.element, [&](auto element) {
-    using To = decltype(element);
-    const int group = map.stride_c == 1 ? map.channels : 4;
-    for (int c = 0; c < map.channels; c += group)
-      for (int y = first; y < last; y++) {
-        auto* to = static_cast<To*>(map.data) + image * map.stride_n + c * map.stride_c + y * map.stride_y;
-        copy_row(static_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, to, map.stride_c, map.stride_x,
-                 std::min(group, map.channels - c), map.width);
-      }
+  each_part(map, image, first, last, [&](auto* part, int y, int c, int n) {
+    copy_row(static_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n, map.width);
   });
 }
 

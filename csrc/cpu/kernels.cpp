@@ -217,7 +217,7 @@ void layer_norm(const T* all, int channels, T epsilon, T* x, int n) {
 // x: n channels from `first` on; row: the row of the operand.
 template <class T>
 void apply(const BoundStep<T>& step, const T* row, T* x, int first, int n) {
-  const T* operand = row + first;
+  const T* operand = row ? row + first : nullptr;
   const T alpha = step.alpha;
   switch (step.kind) {
     case StepKind::affine: {

@@ -98,7 +98,7 @@ class Convolution {
     const int bands = std::clamp((4 * threads - 1) / std::max(out.images, 1), 1, std::max(1, out.height / 4));
     const Frame frame(*this, in, out);
     std::vector<Scratch> scratch;
-    for (int t = 0; t < threads; t++) scratch.emplace_back(*this, in, out, frame, epilogue);
+    for (int t = 0; t < threads; t++) scratch.emplace_back(*this, out, frame, epilogue);
     parallel(threads, out.images * bands, [&](int member, int i) {
       const int image = i / bands, band = i % bands;
       convolve(in, out, epilogue, frame, scratch[member], image, out.height * band / bands, out.height * (band + 1) / bands);
@@ -120,7 +120,7 @@ class Convolution {
   };
 
   struct Scratch {
-    Scratch(const Convolution& c, const FeatureMap&, const FeatureMap& out, const Frame& f, const ConvEpilogue& e)
+    Scratch(const Convolution& c, const FeatureMap& out, const Frame& f, const ConvEpilogue& e)
         : memory((int64_t{f.kept} * f.pitch * c.channels_in_ + c.padded_ +
                   (f.direct ? 0 : int64_t{f.rows} * out.width * c.padded_) +
                   (e.residual.data ? int64_t{f.rows} * out.width * c.channels_out_ : 0)) * sizeof(T)),

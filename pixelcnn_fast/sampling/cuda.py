@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.sampling.conditions import Conditions
 from pixelcnn_fast.sampling.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.sampling.drawing import NonFiniteLogits
@@ -155,12 +156,12 @@ class CudaRuntime:
                 constants=batch.constants.data_ptr(),
                 workspace=batch.workspace.data_ptr(),
                 levels=batch.levels.data_ptr(),
-                known=_address(batch.known),
+                known=address(batch.known),
                 noise=batch.noise.data_ptr(),
-                conditions=_address(batch.conditions),
+                conditions=address(batch.conditions),
                 temperature=batch.job.drawing.temperature,
-                logits=_address(batch.logits),
-                log_probability=_address(batch.log_probability),
+                logits=address(batch.logits),
+                log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),
                 stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
                 on_row=batch.job.on_row,
@@ -221,7 +222,3 @@ class CudaRuntime:
         """(image, channel, row, column) of error_code() in csrc/cuda/worker.h."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -88,25 +88,32 @@ def check_masked_conv2d(
             raise ValueError(f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
 
 
-def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """An empty tensor for the result."""
+def result_size(
+    x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
     (n, _, height, width), (out, _, rows, columns) = x.shape, weight.shape
     height += 2 * padding[0] - dilation[0] * (rows - 1)
     width += 2 * padding[1] - dilation[1] * (columns - 1)
-    return torch.empty((n, out, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    return n, out, height, width
+
+
+def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """An empty tensor for the result."""
+    size = result_size(x, weight, padding, dilation)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 # -- computing
 
 
 def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema has the types
-    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
+    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
     if backend == "reference":
         return reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.forward(x, weight * mask, bias, live_taps(mask), dilation, padding)
+        return triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
     out = like_result(x, weight, padding, dilation)
     bias = computed(bias)
     native().masked_conv2d(
@@ -117,13 +124,13 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
 
 
 def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
-    backend, mask = choose(backend, grad.device, grad.dtype), mask.to(grad.dtype)
+    backend, given, mask = choose(backend, grad.device, grad.dtype), mask, mask.to(grad.dtype)
     if backend == "reference":
         return torch.nn.grad.conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.input_gradient(grad, weight * mask, live_taps(mask), size, dilation, padding)
+        return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
     grad_x = _like_input(grad, weight, mask, size, padding, dilation, backend)
     native().masked_conv2d_input_gradient(
         element(grad), as_map(grad), as_map(weight), as_map(mask), padding, dilation, as_map(grad_x),
@@ -137,14 +144,14 @@ def _like_input(grad, weight, mask, size, padding, dilation, backend):
 
 
 def _weight_gradient(grad, x, mask, padding, dilation, backend):
-    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
+    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
     if backend == "reference":
         weight = torch.nn.grad.conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        weight = triton.weight_gradient(grad, x, tuple(mask.shape), live_taps(mask), dilation, padding)
+        weight = triton.weight_gradient(grad, x, tuple(mask.shape), live_taps(given), dilation, padding)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
     native().masked_conv2d_weight_gradient(

@@ -8,7 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.environment import native
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import address, as_map, computed, define, element
-from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result
+from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result, result_size
 from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 from pixelcnn_fast.ops.masked_conv_block import reference
 
@@ -51,8 +51,7 @@ def masked_conv_block(
         if tensor is not None and tensor.shape != size:
             raise ValueError(f"{name} {list(tensor.shape)}: expected {list(size)}")
     if residual is not None:
-        with torch.device("meta"):
-            size = like_result(x.to("meta"), weight, padding, dilation).shape
+        size = result_size(x, weight, padding, dilation)
         if residual.shape != size:
             raise ValueError(f"residual {list(residual.shape)}: expected the result's shape {list(size)}")
     return _block(
@@ -60,25 +59,12 @@ def masked_conv_block(
     )
 
 
-def _compute(  # the schema has the types
-    x,
-    weight,
-    bias,
-    mask,
-    scale,
-    shift,
-    condition,
-    residual,
-    activation,
-    alpha,
-    padding,
-    dilation,
-    backend,
-):
-    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
-    terms = (x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation)
+def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the types
+    *terms, backend = terms_and_backend
+    scale, shift, condition, residual, activation, alpha, padding, dilation = terms
+    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
     if backend == "reference":
-        return reference.masked_conv_block(*terms)
+        return reference.masked_conv_block(x, weight, bias, mask, *terms)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv_block import triton
 
@@ -89,7 +75,7 @@ def _compute(  # the schema has the types
         if shift is not None:
             bias = shift if bias is None else bias + shift
         return triton.forward(
-            x, folded, bias, live_taps(mask), dilation, padding, activation, residual, condition, alpha
+            x, folded, bias, live_taps(given), dilation, padding, activation, residual, condition, alpha
         )
     out = like_result(x, weight, padding, dilation)
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
@@ -103,21 +89,8 @@ def _compute(  # the schema has the types
     return out
 
 
-def _like(
-    x,
-    weight,
-    bias,
-    mask,
-    scale,
-    shift,
-    condition,
-    residual,
-    activation,
-    alpha,
-    padding,
-    dilation,
-    backend,
-):
+def _like(x, weight, *terms_and_backend):
+    *_, padding, dilation, _ = terms_and_backend
     return like_result(x, weight, padding, dilation)
 
 
