@@ -1,4 +1,4 @@
-// Work split into tasks for a stateless op. The sampler, whose threads meet at every layer, has its own thread_team.h.
+// Work split into tasks, for a stateless op.
 #pragma once
 
 #include <functional>

@@ -1,8 +1,9 @@
-// A team of threads for one run: nothing is left spinning, or alive, when it ends.
+// A team of threads, and where its members meet.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace pcf {
 
 // All members of a team meet here. Each announces itself on a cache line of its own and watches the others', so that
 // a meeting of two costs one transfer between cores. Spins, since a layer's work is about a microsecond; yields after
-// a while, so that a team on a busy machine does not burn the time its missing member needs.
+// some 50 microseconds, so that a team on a busy machine does not burn the time its missing member needs.
 class SpinBarrier {
  public:
   explicit SpinBarrier(int members) : seats_(members) {}
@@ -35,7 +36,7 @@ class SpinBarrier {
   struct alignas(128) Seat {  // 128: processors prefetch lines in pairs
     std::atomic<uint32_t> meetings{0};
   };
-  static constexpr int kSpins = 40000;
+  static constexpr int kSpins = 1000;
 
   static bool behind(uint32_t other, uint32_t meeting) { return static_cast<int32_t>(other - meeting) < 0; }
 
@@ -50,13 +51,8 @@ class SpinBarrier {
   std::vector<Seat> seats_;
 };
 
-// Runs work(member) on `members` threads, the caller among them, and returns when all have. work must not throw.
-template <class Work>
-void run_team(int members, const Work& work) {
-  std::vector<std::thread> others;
-  for (int t = 1; t < members; t++) others.emplace_back(work, t);
-  work(0);
-  for (auto& thread : others) thread.join();
-}
+// Calls work(member) for each of `members` threads, all at once, the caller being member 0; returns when all have.
+// They are threads of the OpenMP that torch has loaded, where there is one. work must not throw.
+void run_team(int members, const std::function<void(int member)>& work);
 
 }  // namespace pcf
