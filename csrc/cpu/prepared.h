@@ -39,8 +39,11 @@ struct PreparedInstruction {
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
-  // Another thread may still be writing what is read: in the row phase, at a pixel after it, at a wavefront's pixels.
-  bool meet_in_row = false, meet_at_pixel = false, meet_in_wave = false;
+  // Another thread may still be writing what is read: by the sums over rows above, or at a pixel.
+  bool meet_in_row = false, meet_at_pixel = false;
+
+  // Its sum over rows above is kept until its pixel's turn comes.
+  bool keeps_partial() const { return !row_runs.empty() && (phase != Phase::row || is_output); }
 };
 
 template <class T>
@@ -66,8 +69,12 @@ class PreparedProgram {
   std::vector<const PreparedInstruction<T>*> inputs, outputs;
   Buffer packed;
   int depth = 0;    // the furthest row above that anything reads
-  int widest = 0;   // channels of the widest instruction, padded
-  int longest = 0;  // the largest lead
+  int widest = 0;      // channels of the widest instruction, padded
+  int widest_row = 0;  // of the widest in the row phase
+  int longest = 0;     // the largest lead
+  // Multiply-adds and meetings, for a pixel: of sums over rows above, and of the rest.
+  double row_work = 0, pixel_work = 0;
+  int row_meetings = 1, pixel_meetings = 0;
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
@@ -111,6 +118,9 @@ class PreparedProgram {
       p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
       if (p.is_input) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
+      if (p.phase == Phase::row) widest_row = std::max(widest_row, p.padded);
+      for (const auto& run : p.row_runs) row_work += double{1} * run.weights.depth * p.padded;
+      for (const auto& run : p.pixel_runs) pixel_work += double{1} * run.weights.depth * p.padded;
       longest = std::max(longest, p.lead);
     }
     for (int output : program.outputs)
@@ -120,36 +130,39 @@ class PreparedProgram {
 
   // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
   // own; but whoever reads all channels of a value that was written since the last meeting reads other threads', so
-  // the team meets in between; one meeting serves all writes before it. Instructions are walked in the order in which
-  // they run without a meeting: what comes after the last draw is read one pixel later, and a draw is a meeting.
+  // the team meets in between; one meeting serves all writes before it. It also meets between the sums over rows above
+  // and the pixels, and twice at each draw.
   void place_meetings(int draws) {
-    using Instruction = PreparedInstruction<T>;
     std::set<int> written;
-    const auto meets = [&](const Instruction& i, bool rows, bool pixels) {
+    const auto meets = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
       bool reads = false;
-      if (rows) for (const auto& run : i.row_runs) reads |= written.count(run.source) > 0;
-      if (pixels) for (const auto& run : i.pixel_runs) reads |= written.count(run.source) > 0;
-      if (pixels) for (const auto& step : i.steps) reads |= step.reads_all_channels() && written.count(step.operand);
+      for (const auto& run : runs) reads |= written.count(run.source) > 0;
+      for (const auto& step : steps) reads |= step.reads_all_channels() && written.count(step.operand);
       if (reads) written.clear();
       return reads;
     };
-    for (auto& i : instructions) {
-      i.meet_in_row = meets(i, true, i.phase == Phase::row);
-      if (i.phase == Phase::row) written.insert(i.out);
-    }
-    const auto walk = [&](bool Instruction::*meet, bool wave) {
-      for (int turn = 0; turn <= draws; turn++) {
-        const int after = turn == 0 ? draws : turn - 1;
-        if (turn != 1) written.clear();
-        for (auto& i : instructions) {
-          if (i.is_input || i.after != after || (i.phase == Phase::row && !wave)) continue;
-          i.*meet = meets(i, wave, true);
-          written.insert(i.out);
-        }
+    const auto at_pixels = [&](int after) {
+      for (auto& i : instructions) {
+        if (i.is_input || i.after != after || i.phase == Phase::row) continue;
+        pixel_meetings += i.meet_at_pixel = meets(i.pixel_runs, i.steps);
+        written.insert(i.out);
       }
     };
-    walk(&Instruction::meet_at_pixel, false);
-    walk(&Instruction::meet_in_wave, true);
+    // What comes after a pixel's last draw is read by the next sums over rows above, or by the next pixel if no sums
+    // come between.
+    at_pixels(draws);
+    const std::set<int> last_written = written;
+    for (auto& i : instructions) {
+      if (i.phase != Phase::row && i.row_runs.empty()) continue;
+      row_meetings += i.meet_in_row = meets(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
+      if (!i.keeps_partial()) written.insert(i.out);
+    }
+    written = last_written;
+    for (int draw = 0; draw < draws; draw++) {
+      at_pixels(draw);
+      pixel_meetings += 2;
+      written.clear();
+    }
   }
 };
 

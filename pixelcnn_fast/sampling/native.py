@@ -79,9 +79,7 @@ def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype
 class _Describer:
     """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
 
-    def __init__(
-        self, module: Any, program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> None:
         self._module, self._program, self._borrowed, self._dtype = module, program, borrowed, dtype
         self._front = wavefront(program)
         self._number = {i.out: index for index, i in enumerate(program.instructions)}

@@ -27,26 +27,36 @@ def test_lag_is_the_least(name):
     assert (front.lag if front else None) == lag
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack"])
-def test_nothing_is_read_before_it_is_computed(name):
+def test_nothing_is_read_before_it_is_computed(name, chunk):
     """Plays the steps: marks what each instruction computes, and looks at what it reads."""
     model, shape, _ = MODELS[name]
     program = Sampler(model, shape)._phased
     front, (_, height, width) = wavefront(program), shape
+    lag, longest = front.lag + chunk - 1, max(front.leads.values())
     done: set[tuple[int, int, int]] = set()
-    order = [i for i in program.instructions if i.phase is not Phase.DRAWN] + program.in_phase(Phase.DRAWN)
-    longest = max(front.leads.values())
     assert longest > 0 or name != "vertical stack"
-    for t in range(-longest, width + front.lag * (height - 1)):
-        for i in order:
-            pixels = [(y, t - front.lag * y + front.leads[i.out]) for y in range(height)]
-            pixels = [(y, x) for y, x in pixels if 0 <= x < width]
-            for y, x in pixels:
-                for source, dy, dx in _reads(i):
+
+    def visit(i, t, columns, row_phase):
+        start = {y: t - lag * y + front.leads[i.out] for y in range(height)}
+        pixels = [(y, x) for y in range(height) for x in range(start[y], start[y] + columns) if 0 <= x < width]
+        for y, x in pixels:
+            for source, dy, dx, summed_first in _reads(i):
+                if (summed_first or i.phase is Phase.ROW) == row_phase:
                     if 0 <= y + dy and 0 <= x + dx < width:
                         assert (source, y + dy, x + dx) in done, (i.name, t, y, x, dy, dx)
-            done |= {(i.out, y, x) for y, x in pixels}
-    assert len(done) == len(order) * height * width
+        if row_phase == (i.phase is Phase.ROW):
+            done.update((i.out, y, x) for y, x in pixels)
+
+    for t in range(-longest - -longest % chunk, width + lag * (height - 1)):
+        if t % chunk == 0:
+            for i in program.instructions:
+                visit(i, t, chunk, row_phase=True)
+        for phase in (Phase.PIXEL, Phase.DRAWN):
+            for i in program.in_phase(phase):
+                visit(i, t, 1, row_phase=False)
+    assert len(done) == len(program.instructions) * height * width
 
 
 @pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
