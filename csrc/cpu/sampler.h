@@ -21,7 +21,7 @@ class CpuSampler {
   virtual ~CpuSampler() = default;
 
   // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y; if it throws, the run stops
-  // and the exception passes on. Uses at most `threads` threads, which end with the run.
+  // and the exception passes on. Uses at most `threads` threads.
   virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t weight_bytes() const = 0;
