@@ -15,12 +15,24 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from targets import MB, Target, in_fresh_process, megabytes, options, peak_rise, percent, ratio, write
+from targets import (
+    MB,
+    Target,
+    building,
+    in_fresh_process,
+    megabytes,
+    options,
+    peak_rise,
+    percent,
+    ratio,
+    speed,
+    write,
+)
 
 from pixelcnn_fast.cli import report
 from pixelcnn_fast.cli.arguments import count_or_zero, output_folder
-from pixelcnn_fast.cli.contestants import NAIVE, Result
-from pixelcnn_fast.cli.measure import compare, interleaved
+from pixelcnn_fast.cli.contestants import NAIVE
+from pixelcnn_fast.cli.measure import interleaved
 from pixelcnn_fast.cli.workload import random_model, workload
 from pixelcnn_fast.sampling import Sampler
 
@@ -39,27 +51,6 @@ class Settings:
     def sampler(self, side: int | None = None) -> Sampler:
         model = random_model(**self.config)
         return Sampler(model, (model.input_channels, side or self.side, side or self.side))
-
-
-def speed(
-    settings: Settings, batch: int, names: list[str], wanted: list[tuple[str, str, float, float]]
-) -> tuple[list[Target], list[Result]]:
-    """wanted: (slow, fast, must, reach) -> (targets, the comparison)."""
-    model = random_model(**settings.config)
-    work = workload(model, batch, settings.side, settings.side)
-    results = compare(work, names, settings.repeats, settings.naive_pixels, progress=sys.stderr.isatty())
-    by_name = {result.name: result for result in results}
-    targets = []
-    for slow, fast, must, reach in wanted:
-        a, b = by_name[slow], by_name[fast]
-        how = f" (naive from {a.timed} of {a.pixels} pixels)" if a.extrapolated else ""
-        baseline = "naive" if slow == NAIVE else "cached PyTorch"
-        weights = "bf16 weights" if fast.endswith("bf16") else "float32"
-        name = f"fast vs {baseline}, {batch} at once, {weights}{how}"
-        targets.append(
-            Target(name, must, reach, a.median / b.median, report.paired_ratios(a, b), report.factor)
-        )
-    return targets, results
 
 
 def flops(settings: Settings) -> Target:
@@ -116,13 +107,6 @@ def memory_rise(settings: Settings) -> float | None:
     return peak_rise(lambda: sampler.sample(settings.batch, batch_size=settings.batch, runtime="cpu"))
 
 
-def building(settings: Settings) -> Target:
-    model = random_model(**settings.config)
-    shape = (model.input_channels, settings.side, settings.side)
-    seconds = interleaved({"build": lambda: Sampler(model, shape)}, settings.repeats)["build"]
-    return Target("building a Sampler", 1.0, 0.2, median(seconds), seconds, report.duration, at_most=True)
-
-
 def main() -> int:
     parser = options(__doc__, repeats=5)
     parser.add_argument(
@@ -140,19 +124,17 @@ def main() -> int:
         settings = Settings({}, 32, 16, args.repeats, args.naive_pixels, MM_SIZE)
 
     found = report.machine()
+    model = random_model(**settings.config)
+    how = (settings.repeats, settings.naive_pixels)
     one, alone = speed(
-        settings,
-        1,
-        [NAIVE, "eager", "cpu", "cpu-bf16"],
-        [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)],
-    )
+        model, settings.side, 1,
+        [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)], *how,
+    )  # fmt: skip
     many, together = speed(
-        settings,
-        settings.batch,
-        [NAIVE, "eager", "cpu"],
-        [(NAIVE, "cpu", 1300, 2000), ("eager", "cpu", 3.5, 5)],
+        model, settings.side, settings.batch, [(NAIVE, "cpu", 1300, 2000), ("eager", "cpu", 3.5, 5)], *how
     )
-    targets = [*one, *many, flops(settings), growth(settings), *memory(settings), building(settings)]
+    targets = [*one, *many, flops(settings), growth(settings), *memory(settings)]
+    targets.append(building(model, settings.side, 1.0, 0.2, settings.repeats))
 
     compared = report.markdown([alone, together])
     record = {"comparisons": [report.record(alone), report.record(together)]}

@@ -6,6 +6,7 @@ import ctypes
 import json
 import multiprocessing
 import re
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +16,10 @@ from typing import Any
 
 from pixelcnn_fast.cli import report
 from pixelcnn_fast.cli.arguments import Parser, count
+from pixelcnn_fast.cli.contestants import NAIVE, Result
+from pixelcnn_fast.cli.measure import compare, interleaved
+from pixelcnn_fast.cli.workload import Model, workload
+from pixelcnn_fast.sampling import Sampler
 
 RESULTS = Path(__file__).parent / "results"
 MB = 1e6
@@ -57,6 +62,35 @@ class Target:
 def ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[float]]:
     """scale * a / b: of the medians, and of each round."""
     return scale * median(a) / median(b), [scale * x / y for x, y in zip(a, b, strict=True)]
+
+
+def speed(
+    model: Model, side: int, batch: int, wanted: Sequence[tuple[str, str, float, float]], repeats: int,
+    naive_pixels: int, subject: str = "",
+) -> tuple[list[Target], list[Result]]:  # fmt: skip
+    """wanted: (slow, fast, must, reach), for side x side images -> (targets, the comparison)."""
+    names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
+    work = workload(model, batch, side, side)
+    results = compare(work, names, repeats, naive_pixels, progress=sys.stderr.isatty())
+    by_name = {result.name: result for result in results}
+    targets = []
+    for slow, fast, must, reach in wanted:
+        a, b = by_name[slow], by_name[fast]
+        how = f" (naive from {a.timed} of {a.pixels} pixels)" if a.extrapolated else ""
+        baseline = "naive" if slow == NAIVE else "cached PyTorch"
+        weights = "bf16 weights" if fast.endswith("bf16") else "float32"
+        name = f"{subject}fast vs {baseline}, {batch} at once, {weights}{how}"
+        targets.append(
+            Target(name, must, reach, a.median / b.median, report.paired_ratios(a, b), report.factor)
+        )
+    return targets, results
+
+
+def building(model: Model, side: int, must: float, reach: float, repeats: int, subject: str = "") -> Target:
+    shape = (model.input_channels, side, side)
+    seconds = interleaved({"build": lambda: Sampler(model, shape)}, repeats)["build"]
+    name = f"{subject}building a Sampler"
+    return Target(name, must, reach, median(seconds), seconds, report.duration, at_most=True)
 
 
 def options(description: str | None, repeats: int) -> Parser:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.models import PixelCNN, reference
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
+
+Model = PixelCNN | GatedPixelCNN
 
 
 @dataclass(frozen=True)
 class Workload:
     """noise: u, float64 [n, C, H, W] in [0, 1); labels: [n] for a conditional model."""
 
-    model: PixelCNN
+    model: Model
     noise: Tensor
     labels: Tensor | None
 
@@ -39,7 +42,7 @@ class Workload:
         return plain.to(next(model.parameters())).eval()
 
 
-def workload(model: PixelCNN, n: int, height: int, width: int, seed: int = 0) -> Workload:
+def workload(model: Model, n: int, height: int, width: int, seed: int = 0) -> Workload:
     """n images, in turns of each class if the model has classes."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(n, model.input_channels, height, width, generator=generator, dtype=torch.float64)
@@ -47,14 +50,14 @@ def workload(model: PixelCNN, n: int, height: int, width: int, seed: int = 0) ->
     return Workload(model.eval(), noise, labels)
 
 
-def random_model(seed: int = 0, **config: int | None) -> PixelCNN:
-    """PixelCNN(**config), not trivial to sample from: batch norms move and scale, logits are not flat.
+def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -> Model:
+    """family(**config), not trivial to sample from: batch norms move and scale, logits are not flat.
 
     PyTorch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = PixelCNN(**config).eval()
+        model = family(**config).eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
