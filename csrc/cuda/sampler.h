@@ -19,6 +19,8 @@ struct CudaJob {
   const void* noise;       // double [images, C, H, W]
   const void* conditions;  // float, one slot after the other: [images, channels] or [images, H, W, channels]
   double temperature;      // 0: argmax
+  int top_k;               // 0: all levels
+  double top_p;
   void* logits;            // float [images, C, H, W, levels], or null
   void* log_probability;   // double [images, C, H, W], or null
   void* error;             // one uint64, all ones: kept so, or the place of the first logits that are not finite

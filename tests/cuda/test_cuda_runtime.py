@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 
 import pytest
@@ -19,6 +20,7 @@ from pixelcnn_fast.sampling.job import Job
 from tests.cuda.emulated import emulated
 from tests.foreign import NETWORKS
 from tests.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
+from tests.sampling.test_drawing import DRAWINGS
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -73,7 +75,7 @@ def inputs(shape, n=IMAGES):
 
 
 def run(
-    engine, sampler, u, *, levels=None, known=None, labels=None, temperature=1.0, seed=0, log_probability=None
+    engine, sampler, u, *, levels=None, known=None, labels=None, drawing=None, seed=0, log_probability=None
 ):
     """-> (levels, logits). Logits that are not written stay NaN."""
     emulated().set_seed(seed)
@@ -82,7 +84,8 @@ def run(
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows = []
     given = Given(labels if sampler._model.conditional else None)
-    engine.run(Job(levels, known, u, given, Drawing(temperature), logits, log_probability, rows.append))
+    drawing = drawing or Drawing()
+    engine.run(Job(levels, known, u, given, drawing, logits, log_probability, rows.append))
     assert rows == list(range(u.shape[2])) and levels.shape[0] == n
     return levels, logits
 
@@ -143,10 +146,51 @@ def test_temperature_and_known_pixels(variant, temperature):
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     got, _ = run(
         runtime(sampler, variant), sampler, u,
-        levels=images.masked_fill(~known, 0), known=known, labels=labels, temperature=temperature,
+        levels=images.masked_fill(~known, 0), known=known, labels=labels, drawing=Drawing(temperature),
     )  # fmt: skip
     expected = sampler.complete(images, known, labels, temperature, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_top_k_and_top_p(drawing, variant):
+    """With logits of which many are equal, known pixels, and log-probabilities under all levels."""
+    model, shape = CASES["two stacks"]()
+    with torch.no_grad():
+        for parameter in model.conv_out.parameters():
+            parameter.mul_(2).round_().div_(2)
+    sampler = Sampler(model, shape)
+    images, u, labels = inputs(shape)
+    u[:3], u[3:6] = 0, math.nextafter(1, 0)
+    known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.3
+    images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
+    got, _ = run(
+        runtime(sampler, variant), sampler, u,
+        levels=images, known=known, labels=labels, drawing=Drawing(**drawing), log_probability=found,
+    )  # fmt: skip
+    for other in ("cpu", "reference"):
+        expected, log_probability = sampler.complete(
+            images, known, labels, noise=u, runtime=other, log_probability=True, **drawing
+        )
+        assert torch.equal(got, expected.int())
+        torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_draws_equal_the_reference_draw(drawing):
+    """One pixel, its logits the layer's bias: all equal, some equal, some too unlikely for float32."""
+    model = pixelcnn(channels=1, hidden=5, kernel=5)
+    with torch.no_grad():
+        model.conv_out.weight.zero_()
+        bias = 9 * torch.randn(256, generator=torch.Generator().manual_seed(4))
+        for logits in (torch.zeros(256), bias, bias.round(), (bias / 4).round(), 30 * bias.round()):
+            model.conv_out.bias.copy_(logits)
+            sampler = Sampler(model, (1, 1, 1))
+            _, u, _ = inputs((1, 1, 1), 24)
+            u[0], u[1] = 0, 1 - 1e-9
+            got, _ = run(runtime(sampler, "block"), sampler, u, drawing=Drawing(**drawing))
+            assert torch.equal(got.flatten(), Drawing(**drawing).draw(logits.expand(24, 256), u.flatten()).int())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
