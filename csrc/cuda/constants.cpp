@@ -51,6 +51,7 @@ class Writer {
     layout.instructions = constants_.add(instructions);
     layout.stage_plans = constants_.add(places_.stages);
     layout.row_lists = constants_.add(row_lists());
+    layout.row_levels = constants_.add(plan_.row_levels);
     plan_.constants = constants_.take();
   }
 
@@ -194,7 +195,7 @@ class Writer {
     }
     std::vector<int> lists;
     for (const auto& [level, list] : by_level) {
-      plan_.row_launches.push_back({static_cast<int>(lists.size()), static_cast<int>(list.size())});
+      plan_.row_levels.push_back({static_cast<int>(lists.size()), static_cast<int>(list.size())});
       lists.insert(lists.end(), list.begin(), list.end());
     }
     return lists;

@@ -35,6 +35,7 @@ class CudaSampler {
   const Plan& plan() const { return plan_; }
   int groups(int images) const;  // pipelines side by side; block: 1
   bool uses_clusters() const { return plan_.layout.stages > 1 && plan_.layout.stages <= limits_.largest_cluster; }
+  int row_launches() const;  // before the pixel phase's one
   int64_t workspace_bytes(int images) const;
 
   // Enqueues everything on the stream, row by row; on_row(y) is called before row y is enqueued, and stops by throwing.

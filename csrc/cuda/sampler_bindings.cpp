@@ -52,8 +52,10 @@ void bind_cuda_sampler(py::module_& m) {
       .def_property_readonly("uses_clusters", &pcf::CudaSampler::uses_clusters)
       .def_property_readonly("facts", [](const pcf::CudaSampler& s) {
         const pcf::Plan& p = s.plan();
-        return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes, "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
-                        "row_launches"_a = p.row_launches.size(), "stage_instructions"_a = p.stage_instructions,
+        return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes,
+                        "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
+                        "row_levels"_a = p.row_levels.size(), "row_launches"_a = s.row_launches(),
+                        "stage_instructions"_a = p.stage_instructions,
                         "stage_meetings"_a = p.stage_meetings, "stage_weight_bytes"_a = p.stage_weight_bytes,
                         "stage_early_bytes"_a = p.stage_early_bytes,
                         "tile_bytes"_a = p.layout.tile_bytes);

@@ -18,6 +18,7 @@ from pixelcnn_fast.sampling.cuda import CudaRuntime, Limits
 from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.job import Job
 from tests.cuda.emulated import emulated
+from tests.cuda.test_flags import FLAGS
 from tests.foreign import NETWORKS
 from tests.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
 from tests.sampling.test_drawing import DRAWINGS
@@ -54,14 +55,17 @@ def gated(**kwargs) -> torch.nn.Module:
     return enlivened(GatedPixelCNN(hidden_channels=8, dilations=(1, 2), **kwargs))
 
 
-def runtime(sampler: Sampler, variant: str, weights: str = "same", shared: int | None = None) -> CudaRuntime:
+def runtime(
+    sampler: Sampler, variant: str, weights: str = "same", shared: int | None = None, multiprocessors: int = 20
+) -> CudaRuntime:
     """``shared`` bytes of memory, else as little as the variant can do with: so a pipeline has many stages."""
     name, cluster = VARIANTS[variant]
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._phased, sampler._conditions, weights, name, emulated(), Limits(size, 20, cluster)
-            )
+                sampler._phased, sampler._conditions, weights, name, emulated(),
+                Limits(size, multiprocessors, cluster),
+            )  # fmt: skip
         except RuntimeError:
             if shared:
                 raise
@@ -243,6 +247,25 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     assert (image, row, column) == (9, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["two stacks", "gated"])
+def test_a_vertical_stack_takes_one_launch_a_row(name):
+    """The same bits from few blocks that take several instructions and tiles in turn, from many, and by launches."""
+    model, shape = CASES[name]()
+    shape = (*shape[:2], 9)  # three columns' worth of blocks
+    sampler = Sampler(model, shape)
+    _, u, labels = inputs(shape, 18)
+    results = {}
+    for multiprocessors in (1, 2, 3, 6, 100):
+        engine = runtime(sampler, "block", multiprocessors=multiprocessors)
+        levels = facts(engine)["row_levels"]
+        assert levels >= 3 and facts(engine)["row_launches"] == (levels if multiprocessors == 1 else 1)
+        results[multiprocessors] = [run(engine, sampler, u, labels=labels, seed=seed) for seed in range(3)]
+    expected = sampler.sample(18, labels if sampler._model.conditional else None, noise=u, runtime="cpu")
+    for of_seeds in results.values():
+        for levels, logits in of_seeds:
+            assert torch.equal(levels, expected.int()) and torch.equal(logits, results[1][0][1])
+
+
 def facts(engine: CudaRuntime) -> dict:
     (sampler,) = engine._samplers.values()
     return sampler.facts
@@ -324,7 +347,7 @@ def test_every_synchronisation_is_needed(variant):
     assert not noticed(seeds=2)
     missed = []
     for name, line in emulated().synchronisations():
-        if name in ("publish", "observe"):
+        if name in FLAGS:
             continue
         emulated().leave_out(name, line)
         try:
