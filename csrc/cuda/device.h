@@ -85,6 +85,10 @@ __device__ __forceinline__ uint32_t observe(const uint32_t* flag) {
   asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
   return value;
 }
+// One more at a number that others observe.
+__device__ __forceinline__ void arrive(uint32_t* number) {
+  asm volatile("red.release.gpu.add.u32 [%0], 1;" ::"l"(number) : "memory");
+}
 __device__ __forceinline__ void pause() { __nanosleep(20); }
 
 __device__ __forceinline__ void atomic_min(unsigned long long* at, unsigned long long value) { atomicMin(at, value); }

@@ -1,4 +1,5 @@
-// A warp draws a level from a sub-pixel's logits.
+// A warp draws a level from a sub-pixel's logits. All lanes call with the same arguments and get the same result; each
+// looks after some neighbouring levels.
 #pragma once
 
 #include "cuda/device.h"
@@ -12,43 +13,131 @@ __device__ __forceinline__ T over_warp(T x, F combine) {
   return x;
 }
 
-// The smallest k with u < cdf_k of softmax(logits * inverse_temperature), the last level if rounding leaves none;
-// argmax where inverse_temperature is 0; -1 if a logit is not finite. Probabilities are float32, their sums double.
-// All lanes call it with the same arguments and get the same result.
-__device__ inline int draw(const float* logits, int levels, float inverse_temperature, double u, int lane) {
-  const int each = (levels + 31) / 32;
-  const int first = min(lane * each, levels), last = min(first + each, levels);
+// The sum of this lane's x and those of the lanes below.
+template <class T>
+__device__ __forceinline__ T up_to_lane(T x, int lane) {
+  for (int apart = 1; apart < 32; apart *= 2) {
+    const T below = shuffle_up(x, apart);
+    if (lane >= apart) x += below;
+  }
+  return x;
+}
+
+struct Share {
+  int first, last;  // levels first ... last - 1
+
+  __device__ Share(int levels, int lane) {
+    const int each = (levels + 31) / 32;
+    first = min(lane * each, levels), last = min(first + each, levels);
+  }
+};
+
+// The smallest k with u < cdf_k, the last one with a weight if rounding leaves none. weight(k): float32; their sums
+// are double.
+template <class Weight>
+__device__ __forceinline__ int pick(int levels, double u, int lane, const Weight& weight) {
+  const Share mine(levels, lane);
+  double sum = 0;
+  for (int k = mine.first; k < mine.last; k++) sum += weight(k);
+  const double up_to = up_to_lane(sum, lane);
+  const double target = u * shuffle(up_to, 31);
+  double before = shuffle_up(up_to, 1);
+  if (lane == 0) before = 0;
+  int found = levels;
+  for (int k = mine.first; k < mine.last && found == levels; k++) {
+    before += weight(k);
+    if (target < before) found = k;
+  }
+  found = over_warp(found, [](int a, int b) { return min(a, b); });
+  if (found < levels) return found;
+  for (int k = mine.first; k < mine.last; k++)
+    if (weight(k) > 0) found = k;
+  return over_warp(found == levels ? 0 : found, [](int a, int b) { return max(a, b); });
+}
+
+// -- top-k and nucleus sampling
+
+// Levels in the order of falling logits, the lower of equal ones first, up to and with level `last` of this logit.
+struct Cut {
+  float logit;
+  int last;          // -1: no level of this logit
+  double weight;     // of the levels before the cut
+
+  __device__ bool keeps(const float* logits, int k) const {
+    return logits[k] > logit || (logits[k] == logit && k <= last);
+  }
+};
+
+// The first `most` levels, or fewer: no level after the first once those before it weigh `enough`. The sums are those
+// of drawing.py, in the same order.
+template <class Weight>
+__device__ __forceinline__ Cut cut_after(int most, double enough, const float* logits, int levels, float high, int lane,
+                                         const Weight& weight) {
+  const Share mine(levels, lane);
+  Cut cut{high, -1, 0};
+  for (int rank = 0;;) {
+    int equal = 0;
+    float next = -INFINITY;
+    for (int k = mine.first; k < mine.last; k++) {
+      equal += logits[k] == cut.logit;
+      if (logits[k] < cut.logit) next = fmaxf(next, logits[k]);
+    }
+    const int up_to = up_to_lane(equal, lane), all = shuffle(up_to, 31);
+    const double each = weight(cut.logit);
+    int kept = 0;
+    for (; kept < all && rank < most && (rank == 0 || cut.weight < enough); kept++, rank++) cut.weight += each;
+    next = over_warp(next, [](float a, float b) { return fmaxf(a, b); });
+    if (kept == all && next > -INFINITY) {
+      cut.logit = next;
+      continue;
+    }
+    int left = kept - (up_to - equal);  // of those kept, the ones from this lane's first level on
+    for (int k = mine.first; k < mine.last && left > 0; k++)
+      if (logits[k] == cut.logit) left--, cut.last = k;
+    cut.last = over_warp(cut.last, [](int a, int b) { return max(a, b); });
+    return cut;
+  }
+}
+
+// A function of its own, so that it costs the plain draw no registers. Each of its turns finds the next smaller logit.
+__device__ __noinline__ inline int draw_from_likeliest(const float* logits, int levels, float inverse_temperature,
+                                                       int top_k, double top_p, double u, float high, int lane) {
+  const auto weight_of = [=](float logit) { return expf((logit - high) * inverse_temperature); };
+  const int most = top_k > 0 ? top_k : levels;
+  Cut cut{-INFINITY, -1, 0};
+  if (top_k > 0) {
+    cut = cut_after(most, INFINITY, logits, levels, high, lane, weight_of);
+  } else {
+    const Share mine(levels, lane);
+    for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
+    cut.weight = over_warp(cut.weight, [](double a, double b) { return a + b; });
+  }
+  if (top_p < 1) cut = cut_after(most, top_p * cut.weight, logits, levels, high, lane, weight_of);
+  return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
+}
+
+// From softmax(logits * inverse_temperature); argmax where inverse_temperature is 0; -1 if a logit is not finite.
+// top_k (0: all levels), top_p: as in drawing.py.
+__device__ inline int draw(const float* logits, int levels, float inverse_temperature, int top_k, double top_p,
+                           double u, int lane) {
+  const Share mine(levels, lane);
   float high = -INFINITY, zero = 0;
-  for (int k = first; k < last; k++) {
+  for (int k = mine.first; k < mine.last; k++) {
     high = fmaxf(high, logits[k]);
     zero += logits[k] - logits[k];  // stays 0 while all are finite
   }
   high = over_warp(high, [](float a, float b) { return fmaxf(a, b); });
   zero = over_warp(zero, [](float a, float b) { return a + b; });
   if (zero != 0) return -1;
-
-  int found = levels;
   if (inverse_temperature == 0) {
-    for (int k = last - 1; k >= first; k--)
+    int found = levels;
+    for (int k = mine.last - 1; k >= mine.first; k--)
       if (logits[k] == high) found = k;
-  } else {
-    double sum = 0;
-    for (int k = first; k < last; k++) sum += expf((logits[k] - high) * inverse_temperature);
-    double up_to = sum;  // of this lane's levels and those of the lanes below
-    for (int apart = 1; apart < 32; apart *= 2) {
-      const double below = shuffle_up(up_to, apart);
-      if (lane >= apart) up_to += below;
-    }
-    const double target = u * shuffle(up_to, 31);
-    double before = shuffle_up(up_to, 1);
-    if (lane == 0) before = 0;
-    for (int k = first; k < last && found == levels; k++) {
-      before += expf((logits[k] - high) * inverse_temperature);
-      if (target < before) found = k;
-    }
+    return over_warp(found, [](int a, int b) { return min(a, b); });
   }
-  found = over_warp(found, [](int a, int b) { return min(a, b); });
-  return min(found, levels - 1);
+  if (top_k > 0 || top_p < 1)
+    return draw_from_likeliest(logits, levels, inverse_temperature, top_k, top_p, u, high, lane);
+  return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 
 // ln of the probability of a level under softmax(logits), which are finite.

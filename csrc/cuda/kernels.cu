@@ -16,11 +16,17 @@ Launch of_pipelines(const Plan& plan, int count, bool clusters) {
 }  // namespace
 
 template <Math kMath>
-void run_row(const Plan& plan, const Batch& batch, bool clusters, Stream stream) {
-  const unsigned column_groups = (plan.layout.width + kRowColumns<kMath> - 1) / kRowColumns<kMath>;
-  for (const auto& [list, count] : plan.row_launches)
-    launch(run_row_phase<kMath>, {batch.tiles * column_groups, static_cast<unsigned>(count), 32 * kRowWarps}, stream,
-           batch, list);
+void run_row(const Plan& plan, const Batch& batch, const RowSplit& rows, bool clusters, Stream stream) {
+  const int levels = static_cast<int>(plan.row_levels.size());
+  const auto launch_levels = [&](const RowWork& work) {
+    const unsigned blocks = work.groups * row_column_groups(kMath, plan.layout.width);
+    launch(run_row_phase<kMath>, {blocks, static_cast<unsigned>(work.workers), 32 * kRowWarps, 0, 1, work.levels > 1},
+           stream, batch, work);
+  };
+  if (rows.groups > 0)
+    launch_levels({0, levels, rows.groups, rows.workers});
+  else
+    for (int level = 0; level < levels; level++) launch_levels({level, 1, batch.tiles, plan.row_levels[level].count});
   if (plan.variant == Variant::block)
     launch(sample_row_in_blocks<kMath>,
            {static_cast<unsigned>(batch.tiles), 1, kThreads, static_cast<size_t>(plan.shared_bytes)}, stream, batch);
@@ -35,6 +41,6 @@ int pipelines_at_once(const Plan& plan, int wanted) {
 }
 
 template int pipelines_at_once<Math::PCF_MATH>(const Plan&, int);
-template void run_row<Math::PCF_MATH>(const Plan&, const Batch&, bool, Stream);
+template void run_row<Math::PCF_MATH>(const Plan&, const Batch&, const RowSplit&, bool, Stream);
 
 }  // namespace pcf

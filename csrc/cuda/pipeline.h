@@ -7,6 +7,7 @@
 // the number of the next job, so it never has to be reset.
 #pragma once
 
+#include "cuda/flags.h"
 #include "cuda/worker.h"
 
 namespace pcf {
@@ -68,16 +69,8 @@ class Group {
     return slots + job % 2 * stages_[rank].received_bytes;
   }
 
-  // All threads of the block wait until the flag says `job` or a later one.
-  template <Scope kOf>
-  __device__ static void wait(const uint32_t* flag, uint32_t job) {
-    if (thread_index() == 0)
-      while (static_cast<int32_t>(observe<kOf>(flag) - job) < 0) pause();
-    sync_block();
-  }
-
   __device__ void receive(uint32_t job) const {
-    wait<kScope>(&flags(rank_)->arrived, job + 1);
+    wait_for<kScope>(&flags(rank_)->arrived, job + 1);
     if (kCluster) return;
     const char* from = slot(rank_, job);
     char* to = shared_ + stages_[rank_].shared_slots + job % 2 * stages_[rank_].received_bytes;
@@ -89,7 +82,7 @@ class Group {
   // Waits for the block's values, and for the slot, which the job before the last may still be read from.
   template <class Worker>
   __device__ void send(const Worker& worker, uint32_t job, int column) const {
-    wait<kScope>(&flags(rank_)->taken, job - 1);
+    wait_for<kScope>(&flags(rank_)->taken, job - 1);
     char* to = slot(rank_ + 1, job);
     const StagePlan& stage = stages_[rank_];
     for (int s = 0; s < stage.n_sent; s++) {
@@ -141,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
       if (rank > 0)
         group.receive(job);
       else if (x > 0)  // the tile's previous pixel was drawn so many jobs ago
-        group.template wait<Scope::device>(group.drawn(), job - tiles + 1);
+        wait_for<Scope::device>(group.drawn(), job - tiles + 1);
       worker.run(x, weights);
       if (!last) {
         group.send(worker, job, x);

@@ -26,7 +26,13 @@ constexpr int kTile = 8, kRows = 16, kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kInputBytes = 512, kWeightBytes = 1024, kSumBytes = 512;
 constexpr int kRing = 8;  // block: weight fragments of each warp on their way or in use
 constexpr int kFlagBytes = 16;  // of a stage: what has arrived, what the next stage has taken, what has been drawn
+constexpr int kRowBlocks = 2;   // of the row phase, on each multiprocessor at once
+constexpr int kMeetingWords = 32;  // of each group of its blocks: how many have arrived, on a cache line of its own
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }  // channels of a fragment
+
+// Columns that a warp makes at once in the row phase, as many as its registers hold sums of; blocks that a row takes.
+constexpr int row_columns(Math math) { return math == Math::fp32 ? 4 : 8; }
+constexpr int row_column_groups(Math math, int width) { return (width + row_columns(math) - 1) / row_columns(math); }
 
 struct StepPlan {
   StepKind kind;
@@ -86,6 +92,11 @@ struct StagePlan {
   int resident;                    // pipeline: so many of each warp's last fragments stay in shared memory
 };
 
+// Instructions of the row phase that do not depend on each other: some of row_lists.
+struct RowLevel {
+  int first, count;
+};
+
 // The parts that kernels take by value. Offsets are in bytes and multiples of 16.
 struct Layout {
   int image_channels, height, width, levels;
@@ -93,7 +104,7 @@ struct Layout {
   int stages;
   int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
   int64_t logits_global;
-  int64_t steps, slots, taps, values, instructions, stage_plans, row_lists, sent;  // tables in the constants
+  int64_t steps, slots, taps, values, instructions, stage_plans, row_levels, row_lists, sent;  // tables in the constants
   int64_t tile_bytes;      // workspace of a tile
   int64_t group_bytes;     // pipeline: workspace of a group of blocks: flags, then slots
 };
@@ -109,7 +120,7 @@ struct Plan {
   Variant variant;
   Layout layout;
   std::vector<char> constants;  // goes to the device once
-  std::vector<std::pair<int, int>> row_launches;  // (begin in row_lists, count): instructions independent of each other
+  std::vector<RowLevel> row_levels;
   int shared_bytes = 0;
   int64_t pixel_weight_bytes = 0, row_weight_bytes = 0;
   std::vector<int> stage_instructions, stage_meetings;  // of each stage in a job; meetings: barriers of instructions

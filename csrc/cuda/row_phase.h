@@ -1,14 +1,20 @@
-// The row phase: taps that need only rows above, for a whole row of every tile, as matrix products.
+// The row phase: taps that need only rows above, for a whole row of every tile, as matrix products. Its instructions
+// have levels: one of a level reads what those of the levels before made in the same row of the same tile.
 #pragma once
 
+#include "cuda/flags.h"
 #include "cuda/worker.h"
 
 namespace pcf {
 
 constexpr int kRowWarps = 4;
-// Columns that a warp makes at once: as many as its registers hold sums of.
-template <Math kMath>
-constexpr int kRowColumns = kMath == Math::fp32 ? 4 : 8;
+
+// Which levels a launch makes. A group of blocks takes a tile of images at a time, each block some columns of it and,
+// in each level, some instructions; more than one level must be a cooperative launch.
+struct RowWork {
+  int first_level, levels;
+  int groups, workers;  // in a group: workers x blocks that a row's columns take
+};
 
 // Not inlined: 16 copies of it would cost the kernel its registers.
 template <Math kMath>
@@ -19,19 +25,15 @@ __device__ __noinline__ void finish_in_row(const Batch& batch, int images, float
   worker.finish(x, worker.instruction(index), tile, column);
 }
 
-// Instructions that do not depend on each other: block_index_y() is one in the list that begins at `list`,
-// block_index() a tile of images and some columns of it. A warp makes two tiles of channels at a time for all of these
+// One instruction in some columns of a tile of images. A warp makes two tiles of channels at a time for all of these
 // columns, so that what it reads serves 16 products.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, 2) run_row_phase(__grid_constant__ const Batch batch, int list) {
+__device__ __forceinline__ void make_in_row(const Batch& batch, int images, int index, int first) {
   using F = Fragment<kMath>;
   Worker<kMath> worker(batch, 0, nullptr);
-  const int lane = worker.lane, width = batch.layout.width;
-  constexpr int kColumns = kRowColumns<kMath>;
-  const int column_groups = (width + kColumns - 1) / kColumns;
-  const int first = block_index() % column_groups * kColumns, images = block_index() / column_groups;
   worker.take(images, 0);
-  const int index = worker.template table<int>(batch.layout.row_lists)[list + block_index_y()];
+  const int lane = worker.lane, width = batch.layout.width;
+  constexpr int kColumns = row_columns(kMath);
   const InstructionPlan& i = worker.instruction(index);
   const TapPlan* taps = worker.template table<TapPlan>(batch.layout.taps) + i.row;
   const int64_t tile_bytes = int64_t{i.row_fragments} * kWeightBytes;
@@ -73,6 +75,24 @@ __global__ void __launch_bounds__(32 * kRowWarps, 2) run_row_phase(__grid_consta
           finish_in_row<kMath>(batch, images, float4{x[0], x[1], x[2], x[3]}, index, tile + n, first + c);
       }
   }
+}
+
+template <Math kMath>
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_phase(__grid_constant__ const Batch batch,
+                                                                           __grid_constant__ const RowWork work) {
+  const int column_groups = row_column_groups(kMath, batch.layout.width);
+  const int first = block_index() % column_groups * row_columns(kMath), group = block_index() / column_groups;
+  const RowLevel* levels = reinterpret_cast<const RowLevel*>(batch.constants + batch.layout.row_levels);
+  const int* lists = reinterpret_cast<const int*>(batch.constants + batch.layout.row_lists);
+  const uint32_t blocks = column_groups * work.workers, tiles = (batch.tiles - group + work.groups - 1) / work.groups;
+  uint32_t arrived = batch.y * tiles * (work.levels - 1) * blocks;
+  for (int images = group; images < batch.tiles; images += work.groups)
+    for (int l = 0; l < work.levels; l++) {
+      if (l > 0) meet_blocks(batch.row_meetings + group * kMeetingWords, arrived += blocks);
+      const RowLevel level = levels[work.first_level + l];
+      for (int n = block_index_y(); n < level.count; n += work.workers)
+        make_in_row<kMath>(batch, images, lists[level.first + n], first);
+    }
 }
 
 }  // namespace pcf

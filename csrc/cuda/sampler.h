@@ -19,6 +19,8 @@ struct CudaJob {
   const void* noise;       // double [images, C, H, W]
   const void* conditions;  // float, one slot after the other: [images, channels] or [images, H, W, channels]
   double temperature;      // 0: argmax
+  int top_k;               // 0: all levels
+  double top_p;
   void* logits;            // float [images, C, H, W, levels], or null
   void* log_probability;   // double [images, C, H, W], or null
   void* error;             // one uint64, all ones: kept so, or the place of the first logits that are not finite
@@ -33,6 +35,7 @@ class CudaSampler {
   const Plan& plan() const { return plan_; }
   int groups(int images) const;  // pipelines side by side; block: 1
   bool uses_clusters() const { return plan_.layout.stages > 1 && plan_.layout.stages <= limits_.largest_cluster; }
+  int row_launches() const;  // before the pixel phase's one
   int64_t workspace_bytes(int images) const;
 
   // Enqueues everything on the stream, row by row; on_row(y) is called before row y is enqueued, and stops by throwing.

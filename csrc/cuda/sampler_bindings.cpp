@@ -23,10 +23,10 @@ pcf::Math math_of(const std::string& name) {
 }
 
 void run(const pcf::CudaSampler& sampler, int images, Address constants, Address workspace, Address levels,
-         Address known, Address noise, Address conditions, double temperature, Address logits,
+         Address known, Address noise, Address conditions, double temperature, int top_k, double top_p, Address logits,
          Address log_probability, Address error, Address stream, const std::function<void(int)>& on_row) {
   const pcf::CudaJob job{images, at(constants), at(workspace), at(levels), at(known), at(noise), at(conditions),
-                         temperature, at(logits), at(log_probability), at(error), at(stream)};
+                         temperature, top_k, top_p, at(logits), at(log_probability), at(error), at(stream)};
   py::gil_scoped_release release;
   sampler.run(job, on_row);  // on_row takes the GIL by itself
 }
@@ -44,7 +44,7 @@ void bind_cuda_sampler(py::module_& m) {
            }),
            "program"_a, "math"_a, "pipeline"_a, "shared_bytes"_a, "multiprocessors"_a, "largest_cluster"_a)
       .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a,
-           "temperature"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
+           "temperature"_a, "top_k"_a, "top_p"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
       .def("constants",
            [](const pcf::CudaSampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
       .def("workspace_bytes", &pcf::CudaSampler::workspace_bytes, "images"_a)
@@ -52,8 +52,10 @@ void bind_cuda_sampler(py::module_& m) {
       .def_property_readonly("uses_clusters", &pcf::CudaSampler::uses_clusters)
       .def_property_readonly("facts", [](const pcf::CudaSampler& s) {
         const pcf::Plan& p = s.plan();
-        return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes, "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
-                        "row_launches"_a = p.row_launches.size(), "stage_instructions"_a = p.stage_instructions,
+        return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes,
+                        "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
+                        "row_levels"_a = p.row_levels.size(), "row_launches"_a = s.row_launches(),
+                        "stage_instructions"_a = p.stage_instructions,
                         "stage_meetings"_a = p.stage_meetings, "stage_weight_bytes"_a = p.stage_weight_bytes,
                         "stage_early_bytes"_a = p.stage_early_bytes,
                         "tile_bytes"_a = p.layout.tile_bytes);

@@ -12,12 +12,15 @@ struct Batch {
   const char* constants;
   char* workspace;                // [tiles][layout.tile_bytes]
   char* groups;                   // pipeline: [n_groups][layout.group_bytes]
+  uint32_t* row_meetings;         // [RowWork::groups][kMeetingWords], zero when the image begins
   int images, tiles, n_groups, y;
   int32_t* levels;                // known ones in, all out
   const uint8_t* known;           // null: none
   const double* noise;
   const float* conditions;        // one slot after the other
   float inverse_temperature;      // 0: argmax
+  int top_k;                      // 0: all levels
+  double top_p;
   float* logits;                  // [..., levels]; null: not wanted
   double* log_probability;        // of the levels drawn, at temperature 1; null: not wanted
   unsigned long long* error;      // the first sub-pixel with logits that are not finite, as error_code() has it
@@ -302,7 +305,8 @@ class Worker {
       if (batch.logits)
         for (int k = lane; k < layout.levels; k += 32) batch.logits[at * layout.levels + k] = logits[k];
       if (batch.known && batch.known[at]) continue;
-      const int level = draw(logits, layout.levels, batch.inverse_temperature, batch.noise[at], lane);
+      const int level = draw(logits, layout.levels, batch.inverse_temperature, batch.top_k, batch.top_p,
+                             batch.noise[at], lane);
       if (batch.log_probability && level >= 0) {
         const double log_probability = log_probability_of(level, logits, layout.levels, lane);
         if (lane == 0) batch.log_probability[at] = log_probability;

@@ -126,8 +126,6 @@ class CudaRuntime:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
         name, _ = self.choose(job.levels.shape[0])
-        if job.drawing.top_k or job.drawing.top_p is not None:
-            raise ValueError("runtime 'cuda' draws from all levels: for top_k or top_p use runtime='eager'")
         slots = self._program.slots
         operands = self._conditions(slots, job.given, job.levels.shape[0])
         conditions = [operands[slot].float().reshape(-1) for slot in slots]
@@ -160,6 +158,8 @@ class CudaRuntime:
                 noise=batch.noise.data_ptr(),
                 conditions=address(batch.conditions),
                 temperature=batch.job.drawing.temperature,
+                top_k=min(batch.job.drawing.top_k or 0, self._program.levels),
+                top_p=1.0 if batch.job.drawing.top_p is None else batch.job.drawing.top_p,
                 logits=address(batch.logits),
                 log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),

@@ -61,6 +61,7 @@ def seconds(
     tiles = -(-images // TILE)
     flop = tiles * width * facts["row_weight_bytes"] / FRAGMENT * 2 * 4096
     row = flop / (ROW_RATE * gpu.multiprocessors) / gpu.ghz / 1e3 + (facts["row_launches"] + 1) * LAUNCH_US
+    row += (facts["row_levels"] - facts["row_launches"]) * HAND_OVER[False] / gpu.ghz / 1e3  # blocks meet
     return height * (width * microseconds_per_pixel(facts, variant, gpu, images, cluster) + row) / 1e6
 
 

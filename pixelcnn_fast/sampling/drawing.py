@@ -67,7 +67,7 @@ class Drawing:
         if self.top_k is not None:
             ranked[..., self.top_k :] = 0
         kept = ranked > 0
-        if self.top_p is not None:
+        if self.top_p is not None and self.top_p < 1:  # 1 keeps also levels too unlikely to change the sum
             sums = ranked.cumsum(-1)
             kept[..., 1:] &= sums[..., :-1] < self.top_p * sums[..., -1:]
         return torch.zeros_like(kept).scatter(-1, order, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 
 import pytest
@@ -17,8 +18,10 @@ from pixelcnn_fast.sampling.cuda import CudaRuntime, Limits
 from pixelcnn_fast.sampling.drawing import Drawing
 from pixelcnn_fast.sampling.job import Job
 from tests.cuda.emulated import emulated
+from tests.cuda.test_flags import FLAGS
 from tests.foreign import NETWORKS
 from tests.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
+from tests.sampling.test_drawing import DRAWINGS
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -52,14 +55,17 @@ def gated(**kwargs) -> torch.nn.Module:
     return enlivened(GatedPixelCNN(hidden_channels=8, dilations=(1, 2), **kwargs))
 
 
-def runtime(sampler: Sampler, variant: str, weights: str = "same", shared: int | None = None) -> CudaRuntime:
+def runtime(
+    sampler: Sampler, variant: str, weights: str = "same", shared: int | None = None, multiprocessors: int = 20
+) -> CudaRuntime:
     """``shared`` bytes of memory, else as little as the variant can do with: so a pipeline has many stages."""
     name, cluster = VARIANTS[variant]
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._phased, sampler._conditions, weights, name, emulated(), Limits(size, 20, cluster)
-            )
+                sampler._phased, sampler._conditions, weights, name, emulated(),
+                Limits(size, multiprocessors, cluster),
+            )  # fmt: skip
         except RuntimeError:
             if shared:
                 raise
@@ -73,7 +79,7 @@ def inputs(shape, n=IMAGES):
 
 
 def run(
-    engine, sampler, u, *, levels=None, known=None, labels=None, temperature=1.0, seed=0, log_probability=None
+    engine, sampler, u, *, levels=None, known=None, labels=None, drawing=None, seed=0, log_probability=None
 ):
     """-> (levels, logits). Logits that are not written stay NaN."""
     emulated().set_seed(seed)
@@ -82,7 +88,8 @@ def run(
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows = []
     given = Given(labels if sampler._model.conditional else None)
-    engine.run(Job(levels, known, u, given, Drawing(temperature), logits, log_probability, rows.append))
+    drawing = drawing or Drawing()
+    engine.run(Job(levels, known, u, given, drawing, logits, log_probability, rows.append))
     assert rows == list(range(u.shape[2])) and levels.shape[0] == n
     return levels, logits
 
@@ -143,10 +150,51 @@ def test_temperature_and_known_pixels(variant, temperature):
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     got, _ = run(
         runtime(sampler, variant), sampler, u,
-        levels=images.masked_fill(~known, 0), known=known, labels=labels, temperature=temperature,
+        levels=images.masked_fill(~known, 0), known=known, labels=labels, drawing=Drawing(temperature),
     )  # fmt: skip
     expected = sampler.complete(images, known, labels, temperature, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_top_k_and_top_p(drawing, variant):
+    """With logits of which many are equal, known pixels, and log-probabilities under all levels."""
+    model, shape = CASES["two stacks"]()
+    with torch.no_grad():
+        for parameter in model.conv_out.parameters():
+            parameter.mul_(2).round_().div_(2)
+    sampler = Sampler(model, shape)
+    images, u, labels = inputs(shape)
+    u[:3], u[3:6] = 0, math.nextafter(1, 0)
+    known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.3
+    images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
+    got, _ = run(
+        runtime(sampler, variant), sampler, u,
+        levels=images, known=known, labels=labels, drawing=Drawing(**drawing), log_probability=found,
+    )  # fmt: skip
+    for other in ("cpu", "reference"):
+        expected, log_probability = sampler.complete(
+            images, known, labels, noise=u, runtime=other, log_probability=True, **drawing
+        )
+        assert torch.equal(got, expected.int())
+        torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_draws_equal_the_reference_draw(drawing):
+    """One pixel, its logits the layer's bias: all equal, some equal, some too unlikely for float32."""
+    model = pixelcnn(channels=1, hidden=5, kernel=5)
+    with torch.no_grad():
+        model.conv_out.weight.zero_()
+        bias = 9 * torch.randn(256, generator=torch.Generator().manual_seed(4))
+        for logits in (torch.zeros(256), bias, bias.round(), (bias / 4).round(), 30 * bias.round()):
+            model.conv_out.bias.copy_(logits)
+            sampler = Sampler(model, (1, 1, 1))
+            _, u, _ = inputs((1, 1, 1), 24)
+            u[0], u[1] = 0, 1 - 1e-9
+            got, _ = run(runtime(sampler, "block"), sampler, u, drawing=Drawing(**drawing))
+            assert torch.equal(got.flatten(), Drawing(**drawing).draw(logits.expand(24, 256), u.flatten()).int())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -197,6 +245,25 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
         run(engine, sampler, u, labels=labels)
     image, _, row, column = found.value.place
     assert (image, row, column) == (9, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["two stacks", "gated"])
+def test_a_vertical_stack_takes_one_launch_a_row(name):
+    """The same bits from few blocks that take several instructions and tiles in turn, from many, and by launches."""
+    model, shape = CASES[name]()
+    shape = (*shape[:2], 9)  # three columns' worth of blocks
+    sampler = Sampler(model, shape)
+    _, u, labels = inputs(shape, 18)
+    results = {}
+    for multiprocessors in (1, 2, 3, 6, 100):
+        engine = runtime(sampler, "block", multiprocessors=multiprocessors)
+        levels = facts(engine)["row_levels"]
+        assert levels >= 3 and facts(engine)["row_launches"] == (levels if multiprocessors == 1 else 1)
+        results[multiprocessors] = [run(engine, sampler, u, labels=labels, seed=seed) for seed in range(3)]
+    expected = sampler.sample(18, labels if sampler._model.conditional else None, noise=u, runtime="cpu")
+    for of_seeds in results.values():
+        for levels, logits in of_seeds:
+            assert torch.equal(levels, expected.int()) and torch.equal(logits, results[1][0][1])
 
 
 def facts(engine: CudaRuntime) -> dict:
@@ -280,7 +347,7 @@ def test_every_synchronisation_is_needed(variant):
     assert not noticed(seeds=2)
     missed = []
     for name, line in emulated().synchronisations():
-        if name in ("publish", "observe"):
+        if name in FLAGS:
             continue
         emulated().leave_out(name, line)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[2] / "build" / "emulation-thread" / "check_cuda"
+FLAGS = ("publish", "arrive", "observe")
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="not built: run make sanitize-thread")
 
 
@@ -19,8 +20,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_flag_orders_what_it_announces():
     sites = [line.split() for line in run("list").stdout.splitlines()]
-    flags = [site for site in sites if site[0] in ("publish", "observe")]
-    assert {name for name, _ in flags} == {"publish", "observe"}
+    flags = [site for site in sites if site[0] in FLAGS]
+    assert {name for name, _ in flags} == set(FLAGS)
     for name, line in flags:
         done = run("without", name, line)
         assert done.returncode != 0 and "ThreadSanitizer: data race" in done.stderr, f"{name} in line {line}"

@@ -77,6 +77,10 @@ uint32_t observe(const uint32_t* flag, unsigned line = __builtin_LINE()) {
   const int order = emulation::left_out("observe", line) ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
   return __atomic_load_n(flag, order);
 }
+inline void arrive(uint32_t* number, unsigned line = __builtin_LINE()) {
+  __atomic_fetch_add(number, 1, emulation::left_out("arrive", line) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
+  emulation::give_way();
+}
 inline void pause() { emulation::give_way(); }
 
 inline void atomic_min(unsigned long long* at, unsigned long long value) {

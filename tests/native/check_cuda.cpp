@@ -65,7 +65,8 @@ struct Network {
   }
 };
 
-std::vector<float> sample(const pcf::CudaSampler& sampler, int images, int first, unsigned seed) {
+// top_k, 0: the plain draw.
+std::vector<float> sample(const pcf::CudaSampler& sampler, int images, int first, unsigned seed, int top_k = 0) {
   emulation::set_seed(seed);
   std::mt19937 random(11);
   std::uniform_real_distribution<float> uniform(0, 1);
@@ -80,7 +81,7 @@ std::vector<float> sample(const pcf::CudaSampler& sampler, int images, int first
   std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
   uint64_t error = ~uint64_t{0};
   sampler.run({images, aligned(constants.data(), 16), aligned(workspace.data(), 128), levels.data(), nullptr,
-               noise.data() + first * kSubPixels, condition.data() + first * kLabel, 0.9, logits.data(), nullptr, &error, nullptr},
+               noise.data() + first * kSubPixels, condition.data() + first * kLabel, 0.9, top_k, top_k ? 0.8 : 1.0, logits.data(), nullptr, &error, nullptr},
               [](int) {});
   require(error == ~uint64_t{0}, "the logits are finite");
   return logits;
@@ -112,6 +113,7 @@ void check(pcf::Math math, double tolerance) {
     for (unsigned seed : {2, 3}) require(sample(sampler, kImages, 0, seed) == whole, "the same on every schedule");
     const std::vector<float> part = sample(sampler, 3, 7, 4);
     require(std::equal(part.begin(), part.end(), whole.begin() + 7 * kSubPixels * kLevels), "the same in any batch");
+    sample(sampler, 3, 7, 4, 5);
   }
 }
 

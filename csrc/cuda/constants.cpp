@@ -1,0 +1,221 @@
+#include "cuda/constants.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "cuda/pack.h"
+
+namespace pcf {
+namespace {
+
+// The constants while they grow.
+class Constants {
+ public:
+  template <class T>
+  int64_t add(const std::vector<T>& items) {
+    return add(items.data(), items.size() * sizeof(T));
+  }
+  int64_t add(const void* data, size_t bytes) {
+    const size_t at = bytes_.size();
+    bytes_.resize(at + (bytes + 15) / 16 * 16);
+    if (bytes) std::copy_n(static_cast<const char*>(data), bytes, bytes_.data() + at);
+    return static_cast<int64_t>(at);
+  }
+  int64_t size() const { return static_cast<int64_t>(bytes_.size()); }
+  std::vector<char> take() { return std::move(bytes_); }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+class Writer {
+ public:
+  Writer(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan)
+      : jobs_(jobs), program_(jobs.program), ranges_(stages), places_(places), plan_(plan) {}
+
+  void write() {
+    for (PlannedInstruction& i : jobs_.instructions) write_instruction(i);
+    for (size_t s = 0; s < ranges_.size(); s++) write_stage(s);
+    std::vector<InstructionPlan> instructions;
+    for (const auto& i : jobs_.instructions) instructions.push_back(i.plan);
+    std::vector<ValuePlan> values;
+    for (const auto& table : places_.values) values.insert(values.end(), table.begin(), table.end());
+    Layout& layout = plan_.layout;
+    layout.stages = static_cast<int>(ranges_.size());
+    layout.steps = constants_.add(steps_);
+    layout.slots = constants_.add(slots());
+    layout.taps = constants_.add(taps_);
+    layout.sent = constants_.add(sent_);
+    layout.values = constants_.add(values);
+    layout.instructions = constants_.add(instructions);
+    layout.stage_plans = constants_.add(places_.stages);
+    layout.row_lists = constants_.add(row_lists());
+    layout.row_levels = constants_.add(plan_.row_levels);
+    plan_.constants = constants_.take();
+  }
+
+ private:
+  static constexpr int kLevels = -1;  // in place of a value
+
+  void write_instruction(PlannedInstruction& i) {
+    InstructionPlan& p = i.plan;
+    const int padded = round_up(p.channels, kRows);
+    p.bias = static_cast<int>(floats(i.source->bias, p.channels, padded));
+    p.steps = static_cast<int>(steps_.size());
+    p.n_steps = write_steps(*i.source, padded);
+    const Input& input = i.source->input;
+    const int table = program_.levels * input.width;
+    p.table = input.table ? static_cast<int>(floats(input.table, table, table)) : -1;
+    const auto write_taps = [&](int& begin, int& count, int& total, const std::vector<Tap>& taps, auto chosen) {
+      begin = static_cast<int>(taps_.size());
+      for (const Tap& tap : taps) {
+        if (!chosen(tap)) continue;
+        taps_.push_back(tap.plan);
+        count++;
+        total += jobs_.fragments(tap.plan.value);
+      }
+    };
+    write_taps(p.row, p.n_row, p.row_fragments, i.row, [](const Tap&) { return true; });
+    write_taps(p.early, p.n_early, p.early_fragments, i.pixel, [](const Tap& tap) { return tap.early; });
+    write_taps(p.late, p.n_late, p.late_fragments, i.pixel, [](const Tap& tap) { return !tap.early; });
+    // The row phase makes two tiles of channels at a time.
+    p.row_weights = constants_.size();
+    for (int tile = 0; tile < round_up(p.tiles, 2); tile++)
+      for (const Tap& tap : i.row) write_weights(i, tap, tile);
+    plan_.row_weight_bytes += constants_.size() - p.row_weights;
+  }
+
+  int write_steps(const Instruction& i, int padded) {
+    for (const auto& s : i.steps) {
+      StepPlan p{s.kind, static_cast<float>(s.alpha), s.operand, 0, 0, 0};
+      if (reads_value(s)) p.lag = jobs_.lag(i, s.operand, 0);
+      if (s.kind == StepKind::layer_norm) p.scale = program_.storage[s.operand].channels;
+      if (s.kind == StepKind::affine) {
+        p.scale = static_cast<int>(floats(s.scale, i.channels, padded));
+        p.shift = static_cast<int>(floats(s.shift, i.channels, padded));
+      }
+      steps_.push_back(p);
+    }
+    return static_cast<int>(i.steps.size());
+  }
+
+  int64_t floats(const void* data, int count, int padded) {
+    if (constants_.size() > std::numeric_limits<int>::max())
+      throw std::invalid_argument("its weights take more than 2 GiB");
+    std::vector<float> copy(padded);
+    if (data) std::copy_n(static_cast<const float*>(data), count, copy.begin());
+    return constants_.add(copy);
+  }
+
+  void write_weights(const PlannedInstruction& i, const Tap& tap, int tile) {
+    const int inputs = program_.storage[tap.plan.value].channels;
+    for (int f = 0; f < jobs_.fragments(tap.plan.value); f++) {
+      char fragment[kWeightBytes];
+      pack_weights(jobs_.math, tap.weight, inputs, i.plan.channels, f * jobs_.depth(), tile * kRows, fragment);
+      constants_.add(fragment, kWeightBytes);
+    }
+  }
+
+  // Each warp's weights in the order in which it reads them: the early ones of all instructions, then the late ones.
+  void write_stage(size_t s) {
+    StagePlan& stage = places_.stages[s];
+    const Range range = ranges_[s];
+    stage.first = range.first, stage.count = range.last - range.first;
+    stage.values = static_cast<int>(s * program_.storage.size());
+    for (int warp = 0; warp < kWarps; warp++) {
+      stage.weights[warp] = constants_.size();
+      for (bool early : {true, false})
+        for (int i = range.first; i < range.last; i++) {
+          const PlannedInstruction& instruction = jobs_.instructions[i];
+          for (int tile = warp; tile < instruction.plan.tiles; tile += kWarps) {
+            for (const Tap& tap : instruction.pixel)
+              if (tap.early == early) write_weights(instruction, tap, tile);
+            if (!early && instruction.plan.drawn) stage.drawn_fragments[warp] += instruction.plan.late_fragments;
+          }
+        }
+    }
+    stage.weights[kWarps] = constants_.size();
+    stage.sent = static_cast<int>(sent_.size());
+    if (s + 1 < ranges_.size())
+      for (int value : crossing(jobs_, range.last)) sent_.push_back(value);
+    stage.n_sent = static_cast<int>(sent_.size()) - stage.sent;
+    plan_.pixel_weight_bytes += constants_.size() - stage.weights[0];
+    plan_.stage_weight_bytes.push_back(constants_.size() - stage.weights[0]);
+    plan_.stage_instructions.push_back(stage.count);
+    int64_t early = 0;
+    for (int i = range.first; i < range.last; i++)
+      early += int64_t{jobs_.instructions[i].plan.early_fragments} * jobs_.instructions[i].plan.tiles * kWeightBytes;
+    plan_.stage_early_bytes.push_back(early);
+    plan_.stage_meetings.push_back(place_meetings(range));
+  }
+
+  // Warps own channels, and matrix products read those of other warps: the block meets before an instruction reads
+  // what was written since the last meeting. What is older has been waited for: every job ends in a meeting.
+  int place_meetings(Range range) {
+    std::set<int> written;
+    int meetings = 0;
+    for (int i = range.first; i < range.last; i++) {
+      InstructionPlan& p = jobs_.instructions[i].plan;
+      for (const auto& [value, lag] : jobs_.reads(jobs_.instructions[i])) p.meet |= lag == 0 && written.count(value);
+      // Levels that have just been drawn are read, or the logits that they were drawn from are overwritten.
+      p.meet |= written.count(kLevels) && ((p.tiles == 0 && !p.drawn) || p.is_output);
+      if (p.meet) written.clear();
+      meetings += p.meet;
+      written.insert(p.is_output ? kLevels : p.out);
+    }
+    return meetings;
+  }
+
+  std::vector<SlotPlan> slots() const {
+    std::vector<SlotPlan> result;
+    int64_t numbers = 0;
+    for (const Slot& slot : program_.conditions) {
+      result.push_back({slot.channels, slot.varies_over_pixels, numbers});
+      numbers += (slot.varies_over_pixels ? int64_t{program_.height} * program_.width : 1) * slot.channels;
+    }
+    return result;
+  }
+
+  // The row phase by levels: an instruction comes after the row values that it reads in the present row.
+  std::vector<int> row_lists() {
+    std::map<int, int> level_of;  // by value
+    std::map<int, std::vector<int>> by_level;
+    const auto after = [&](int value) { return jobs_.in_row_phase(value) ? level_of.at(value) + 1 : 0; };
+    for (const auto& i : program_.instructions) {
+      int& level = level_of[i.out] = 0;
+      const bool in_row_phase = jobs_.in_row_phase(i.out);
+      for (const auto& run : i.row_runs)
+        if (run.dy == 0) level = std::max(level, after(run.source));
+      if (i.row_runs.empty() && !in_row_phase) continue;
+      if (in_row_phase && i.base >= 0) level = std::max(level, after(i.base));
+      for (const auto& s : i.steps)
+        if (in_row_phase && reads_value(s)) level = std::max(level, after(s.operand));
+      by_level[level].push_back(jobs_.index_of(i.out));
+    }
+    std::vector<int> lists;
+    for (const auto& [level, list] : by_level) {
+      plan_.row_levels.push_back({static_cast<int>(lists.size()), static_cast<int>(list.size())});
+      lists.insert(lists.end(), list.begin(), list.end());
+    }
+    return lists;
+  }
+
+  Jobs& jobs_;
+  const Program& program_;
+  const std::vector<Range>& ranges_;
+  Places& places_;
+  Plan& plan_;
+  Constants constants_;
+  std::vector<StepPlan> steps_;
+  std::vector<TapPlan> taps_;
+  std::vector<int> sent_;
+};
+
+}  // namespace
+
+void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan) {
+  Writer(jobs, stages, places, plan).write();
+}
+
+}  // namespace pcf

@@ -1,0 +1,24 @@
+// How blocks of one launch wait for each other: through numbers that only grow, so that they never have to be reset.
+#pragma once
+
+#include "cuda/device.h"
+
+namespace pcf {
+
+// All threads of the block wait until the number is this one or a later one.
+template <Scope kScope>
+__device__ inline void wait_for(const uint32_t* number, uint32_t value) {
+  if (thread_index() == 0)
+    while (static_cast<int32_t>(observe<kScope>(number) - value) < 0) pause();
+  sync_block();
+}
+
+// Blocks meet: what each wrote before, all see afterwards. all: how many will have arrived by then, meetings before
+// this one counted.
+__device__ inline void meet_blocks(uint32_t* arrived, uint32_t all) {
+  sync_block();
+  if (thread_index() == 0) arrive(arrived);
+  wait_for<Scope::device>(arrived, all);
+}
+
+}  // namespace pcf

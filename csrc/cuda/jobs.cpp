@@ -1,0 +1,91 @@
+#include "cuda/jobs.h"
+
+#include <algorithm>
+
+namespace pcf {
+
+Jobs::Jobs(const Program& program, Math math) : program(program), math(math) {
+  for (const auto& i : program.instructions) by_value_[i.out] = &i;
+  // What runs in the row phase alone comes last.
+  const int draws = static_cast<int>(program.outputs.size());
+  for (int turn = -1; turn <= draws; turn++)
+    for (const auto& i : program.instructions) {
+      if (turn != turn_of(i)) continue;
+      if (turn < draws) count++;
+      add(i, turn < draws);
+    }
+}
+
+// -1: drawn; how many draws come before it; the number of draws: only in the row phase. An output ends its turn.
+int Jobs::turn_of(const Instruction& i) const {
+  if (i.phase == Phase::drawn) return -1;
+  return i.phase == Phase::row && draw_of(i.out) < 0 ? static_cast<int>(program.outputs.size()) : i.after;
+}
+
+int Jobs::draw_of(int value) const {
+  const auto found = std::find(program.outputs.begin(), program.outputs.end(), value);
+  return found == program.outputs.end() ? -1 : static_cast<int>(found - program.outputs.begin());
+}
+
+bool Jobs::in_row_phase(int value) const {
+  return turn_of(*by_value_.at(value)) == static_cast<int>(program.outputs.size());
+}
+
+// Values of the row phase are at hand.
+int Jobs::lag(const Instruction& i, int value, int dx) const {
+  return in_row_phase(value) ? 0 : -(dx + is_drawn(value) - (i.phase == Phase::drawn));
+}
+
+void Jobs::add(const Instruction& i, bool at_pixel) {
+  PlannedInstruction planned{&i, {}, taps(i, i.row_runs), taps(i, i.pixel_runs), at_pixel};
+  InstructionPlan& p = planned.plan;
+  p.out = i.out, p.channels = i.channels;
+  p.tiles = i.input.count ? 0 : (i.channels + kRows - 1) / kRows;
+  p.n_levels = i.input.count ? i.input.count : program.image_channels / static_cast<int>(program.outputs.size());
+  p.first_level = i.input.count ? i.input.first : draw_of(i.out) * p.n_levels;
+  p.width = i.input.width;
+  p.base = i.base, p.base_lag = i.base < 0 ? 0 : lag(i, i.base, 0);
+  p.drawn = i.phase == Phase::drawn, p.is_output = draw_of(i.out) >= 0;
+  p.sums = -1;
+  instructions.push_back(planned);
+  index_[i.out] = static_cast<int>(instructions.size()) - 1;
+}
+
+std::vector<Tap> Jobs::taps(const Instruction& i, const std::vector<Run>& runs) const {
+  std::vector<Tap> result;
+  for (const auto& run : runs)
+    for (int d = 0; d < run.width; d++) {
+      const int64_t skipped = int64_t{d} * program.storage[run.source].channels * i.channels;
+      result.push_back({{run.source, run.dy, run.dx + d, lag(i, run.source, run.dx + d)},
+                        static_cast<const float*>(run.weight) + skipped, false});
+    }
+  return result;
+}
+
+std::vector<std::pair<int, int>> Jobs::reads(const PlannedInstruction& i) const {
+  std::vector<std::pair<int, int>> result;
+  for (const Tap& tap : i.pixel) result.push_back({tap.plan.value, tap.plan.lag});
+  if (i.plan.base >= 0) result.push_back({i.plan.base, i.plan.base_lag});
+  for (const auto& s : i.source->steps)
+    if (reads_value(s)) result.push_back({s.operand, lag(*i.source, s.operand, 0)});
+  return result;
+}
+
+int Jobs::weight_bytes(const PlannedInstruction& i) const {
+  int fragments_of_tile = 0;
+  for (const Tap& tap : i.pixel) fragments_of_tile += fragments(tap.plan.value);
+  return fragments_of_tile * i.plan.tiles * kWeightBytes;
+}
+
+int Jobs::sum_bytes(const PlannedInstruction& i) const {
+  const bool early = std::any_of(i.pixel.begin(), i.pixel.end(), [](const Tap& tap) { return tap.plan.lag > 0; });
+  return early || !i.row.empty() ? i.plan.tiles * kSumBytes : 0;
+}
+
+int Jobs::logits_bytes() const {
+  int tiles = 0;
+  for (int output : program.outputs) tiles = std::max(tiles, instructions[index_of(output)].plan.tiles);
+  return (tiles * kRows + 4) * kTile * static_cast<int>(sizeof(float));
+}
+
+}  // namespace pcf

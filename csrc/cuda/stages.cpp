@@ -1,0 +1,97 @@
+#include "cuda/stages.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace pcf {
+namespace {
+
+// Shared memory of a stage, but for its weights.
+int bytes_besides_weights(const Jobs& jobs, Range range) {
+  int bytes = kFlagBytes + (range.first ? 2 * bytes_of(jobs, crossing(jobs, range.first)) : 0);
+  for (int i = range.first; i < range.last; i++) {
+    const PlannedInstruction& instruction = jobs.instructions[i];
+    bytes += jobs.sum_bytes(instruction);
+    bytes += instruction.plan.is_output ? jobs.logits_bytes() : jobs.column_bytes(instruction.plan.out);
+  }
+  return bytes;
+}
+
+int stage_bytes(const Jobs& jobs, Range range) {
+  int bytes = bytes_besides_weights(jobs, range);
+  for (int i = range.first; i < range.last; i++) bytes += jobs.weight_bytes(jobs.instructions[i]);
+  return bytes;
+}
+
+// Each stage as long as shared memory and this many bytes of weights allow; empty where a layer exceeds them.
+std::vector<Range> split(const Jobs& jobs, int shared_bytes, int64_t most_weights) {
+  std::vector<Range> ranges;
+  int64_t weights = 0;
+  for (int i = 0; i < jobs.count; i++) {
+    const int more = jobs.weight_bytes(jobs.instructions[i]);
+    weights += more;
+    const bool full = ranges.empty() || stage_bytes(jobs, {ranges.back().first, i + 1}) > shared_bytes ||
+                      weights > most_weights;
+    if (full) {
+      ranges.push_back({i, i + 1});
+      weights = more;
+      if (bytes_besides_weights(jobs, ranges.back()) > shared_bytes || weights > most_weights) return {};
+    }
+    ranges.back().last = i + 1;
+  }
+  return ranges;
+}
+
+}  // namespace
+
+std::vector<Range> split_into_stages(const Jobs& jobs, const Limits& limits) {
+  int64_t total = 0;
+  for (int i = 0; i < jobs.count; i++) total += jobs.weight_bytes(jobs.instructions[i]);
+  const std::vector<Range> fewest = split(jobs, limits.shared_bytes, total);
+  if (fewest.empty())
+    throw std::invalid_argument("what one layer computes does not fit the shared memory of one block");
+  if (static_cast<int>(fewest.size()) > limits.multiprocessors)
+    throw std::invalid_argument("its layers need " + std::to_string(fewest.size()) +
+                                " blocks, more than the device has multiprocessors");
+  int64_t low = 0, high = total;  // the least that gives as few stages lies in (low, high]
+  while (high - low > kWeightBytes) {
+    const int64_t middle = (low + high) / 2;
+    const bool as_few = split(jobs, limits.shared_bytes, middle).size() == fewest.size();
+    (as_few ? high : low) = middle;
+  }
+  return split(jobs, limits.shared_bytes, high);
+}
+
+std::set<int> crossing(const Jobs& jobs, int at) {
+  std::set<int> result;
+  for (int i = at; i < jobs.count; i++)
+    for (const auto& [value, lag] : jobs.reads(jobs.instructions[i]))
+      if (lag == 0 && !jobs.in_row_phase(value) && jobs.index_of(value) < at) result.insert(value);
+  return result;
+}
+
+int bytes_of(const Jobs& jobs, const std::set<int>& values) {
+  int bytes = 0;
+  for (int value : values) bytes += jobs.column_bytes(value);
+  return bytes;
+}
+
+int resident_fragments(const Jobs& jobs, Range range, int room) {
+  int fragments_of_warp[kWarps] = {};
+  for (int i = range.first; i < range.last; i++) {
+    const InstructionPlan& p = jobs.instructions[i].plan;
+    for (int tile = 0; tile < p.tiles; tile++)
+      fragments_of_warp[tile % kWarps] += jobs.weight_bytes(jobs.instructions[i]) / p.tiles / kWeightBytes;
+  }
+  int most = *std::max_element(fragments_of_warp, fragments_of_warp + kWarps);
+  const auto bytes = [&](int most) {
+    int fragments = 0;
+    for (int n : fragments_of_warp) fragments += std::min(n, most);
+    return fragments * kWeightBytes;
+  };
+  while (bytes(most) > room) most--;
+  return most;
+}
+
+}  // namespace pcf
