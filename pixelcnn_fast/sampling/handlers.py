@@ -30,6 +30,19 @@ FRESH = frozenset(
     "new_tensor".split()
 )
 
+# Calls that take a feature map, beside their first argument, for its shape or dtype alone.
+LIKE = frozenset("expand_as view_as reshape_as type_as to".split())
+# Those of the movements that also take what depends on the condition alone.
+JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+
+
+def is_in_place(func: Callable) -> bool:
+    """Whether a call changes its first argument: add_, __iadd__, __setitem__."""
+    name = getattr(func, "__name__", "")
+    if name.endswith("__"):
+        return name.strip("_") in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")
+    return name.endswith("_")
+
 
 def plain_name(func: Callable) -> str:
     """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""

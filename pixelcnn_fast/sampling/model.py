@@ -57,12 +57,12 @@ class Model:
         self.dtype, self.device = _dtype_and_device(module)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random levels [2, C, H, W], and what the model takes beside images: another class for another seed."""
+        """Random levels [2, C, H, W], and what the model takes beside images: other classes for another seed."""
         generator = torch.Generator().manual_seed(seed)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
         labels = None
         if self.conditional:
-            labels = torch.full((EXAMPLE_BATCH,), seed % (self.n_classes or 1), device=self.device)
+            labels = seed * torch.arange(1, EXAMPLE_BATCH + 1, device=self.device) % (self.n_classes or 2)
         condition = None
         if self.condition_shape is not None:
             condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)

@@ -107,7 +107,18 @@ def normed_by_hand(x):
     return (x - mean) / torch.sqrt(variance + 1e-3)
 
 
+def summed_up(net, h):
+    """From zeros, as skip connections are summed."""
+    total = torch.zeros_like(h)
+    total += h
+    for layer in (net.same, net.same):
+        total.add_(layer(h))
+    return total
+
+
 BODIES = {
+    "summed up in place": lambda net, h, x, i: summed_up(net, h),
+    "a plane of ones": lambda net, h, x, i: net.narrow(torch.cat([h, h[:, :5], torch.ones(len(h), 1, 5, 6).to(h)], 1)),
     "gate": lambda net, h, x, i: gate(net.wide(h)),
     "gate also read whole": lambda net, h, x, i: (lambda v: gate(v) + net.narrow(v))(net.wide(h)),
     "gate with a condition first": lambda net, h, x, i: gate(F.relu(net.wide(h)) + torch.arange(12)[:, None, None] / 6),
