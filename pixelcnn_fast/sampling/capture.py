@@ -35,6 +35,7 @@ from pixelcnn_fast.sampling.heads import Head, resolved
 from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
 from pixelcnn_fast.sampling.program import Program
 from pixelcnn_fast.sampling.recording import Recording
+from pixelcnn_fast.sampling.softmax import check_no_softmax, without_log_softmax
 
 Mark = FeatureMap | Condition | Opaque
 
@@ -61,7 +62,7 @@ def capture(
         output = given.call(model, images)
         head = resolved(head, output, images.shape)
         output = head.arranged(output, images.shape[1])
-    recording, result, levels = recorder.finish(output)
+    recording, result, levels, normalised = recorder.finish(output)
     program = Program(
         tuple(images.shape[1:]),
         levels,
@@ -69,6 +70,7 @@ def capture(
         (result,),
         parameter.dtype,
         parameter.device,
+        normalised,
     )
     return program, Conditions(recording.calls), output, head
 
@@ -273,8 +275,8 @@ class Recorder(TorchFunctionMode):
 
     # -- the result
 
-    def finish(self, output: Any) -> tuple[Recording, int, int]:
-        """-> (recording, output value, levels)."""
+    def finish(self, output: Any) -> tuple[Recording, int, int, bool]:
+        """-> (recording, output value, levels, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
@@ -287,13 +289,14 @@ class Recorder(TorchFunctionMode):
                 f"cannot sample from this model: its output has shape {shape}, expected logits "
                 f"[N, C, H, W, levels] = [{n}, {c}, {height}, {width}, levels]"
             )
-        logits = mark.addresses.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits))
+        logits, normalised = without_log_softmax(self.recording, mark.addresses.permute(0, 1, 4, 2, 3))
+        result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits.flatten(1, 2)))
+        check_no_softmax(self.recording, result)
         if any(
             result in i.reads() for i in self.recording.instructions
         ):  # logits are not kept for others to read
             result = self.recording.emit(self.recording.space.channels(result), base=result).whole()
-        return self.recording, result, shape[4]
+        return self.recording, result, shape[4], normalised
 
 
 def _on_a_copy(func: Callable) -> Callable:

@@ -262,15 +262,37 @@ def _dropout(
     return r.feature_map(input)
 
 
-def _logit(r: Recorder, output: Tensor, input: Tensor, eps: float | None = None) -> FeatureMap:
-    """Of a sigmoid: what went into it."""
-    addresses, recording = r.feature_map(input).addresses, r.recording
-    values = {value: recording.instructions[value] for value in recording.space.values(addresses)}
-    for i in values.values():
-        if i.base is None or i.base < 0 or [step.kind for step in i.steps] != ["sigmoid"]:
-            raise Unsupported("logit of something that is not a sigmoid")
-    moved = recording.space.moved(addresses, {value: i.base for value, i in values.items()})
-    return FeatureMap(recording.space, addresses=moved)
+def _inverse(kind: str, maker: str) -> Callable:
+    """Of what that step made: what went into it."""
+
+    def handler(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
+        x = r.feature_map(input)
+        taken_of = r.recording.made_by(kind, x)
+        if taken_of is None:
+            raise Unsupported(f"of something that is not a {maker}")
+        return FeatureMap(r.recording.space, addresses=r.recording.space.moved(x.addresses, taken_of))
+
+    return handler
+
+
+def _log_softmax(
+    r: Recorder, output: Tensor, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
+) -> FeatureMap:
+    if dim is None:
+        raise Unsupported("no axis is named: pass dim=")
+    return r.recording.log_softmax(r.feature_map(input), dim)
+
+
+def _softmax(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
+    logarithms = _log_softmax(r, output, input, *args, **kwargs)
+    return r.recording.pointwise(logarithms, lambda _: [Step("exp")], keeps_zero=False)
+
+
+def _clamp_min(r: Recorder, output: Tensor, input: Tensor, min: float) -> FeatureMap:
+    """Of probabilities, by less than any that matters."""
+    if min > torch.finfo(input.dtype).tiny or r.recording.made_by("exp", r.feature_map(input)) is None:
+        raise Unsupported("this call is not supported")
+    return r.feature_map(input)
 
 
 def _pad(
@@ -327,7 +349,11 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "sum": _sum,
     **{name: _identity for name in ("detach", "data")},
     **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
-    "logit": _logit,
+    "logit": _inverse("sigmoid", "sigmoid"),
+    "log": _inverse("exp", "softmax"),
+    "clamp_min": _clamp_min,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "dropout": _dropout,
     "dropout2d": _dropout,
     "pad": _pad,

@@ -84,6 +84,7 @@ class Sampler:
             raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
         if weights in ROUNDED:
             program = rounded_weights(program, ROUNDED[weights])
+        self._normalised = program.normalised
         self._phased = split_phases(program)
         self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
@@ -207,7 +208,7 @@ class Sampler:
         self._run(
             levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
         )
-        return out
+        return out.log_softmax(-1) if self._normalised else out
 
     def runtime(self, name: str) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
