@@ -16,7 +16,7 @@ from pixelcnn_fast.sampling.recording import Recording
 
 
 def without_log_softmax(recording: Recording, logits: Tensor) -> tuple[Tensor, bool]:
-    """Addresses of a model's output [N, C, L, H, W] -> (those that its log-softmax over the levels was taken of, whether
+    """Addresses of a model's output [N, C, L, H, W] -> (those that its log-softmax over the levels is of, whether
     there was one). Raises Unsupported for one over other axes."""
     taken_of = recording.made_by("log_softmax", FeatureMap(recording.space, addresses=logits))
     if taken_of is None:
