@@ -52,7 +52,8 @@ def capture(
 ) -> tuple[Program, Conditions, Tensor, Head]:
     """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W] as the model takes them; given: of two images; logits: [2, C, H, W, L].
+    images: [2, C, H, W], or [2, H, W] for one channel, as the model takes them; given: of two images;
+    logits: [2, C, H, W, L].
     Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
     that the head can't read.
     """
@@ -60,11 +61,11 @@ def capture(
     recorder = Recorder(images, given, parameter.dtype, parameter.device)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
         output = given.call(model, images)
-        head = resolved(head, output, images.shape)
-        output = head.arranged(output, images.shape[1])
+        head = resolved(head, output, recorder.shape)
+        output = head.arranged(output, recorder.shape[1])
     recording, result, levels, normalised = recorder.finish(output)
     program = Program(
-        tuple(images.shape[1:]),
+        tuple(recorder.shape[1:]),
         levels,
         tuple(recording.instructions),
         (result,),
@@ -97,11 +98,14 @@ class Recorder(TorchFunctionMode):
     def __init__(self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.path: list[str] = []
-        self.recording = Recording(images.shape, dtype, device)
+        n, *channels, height, width = images.shape
+        self.shape = (n, *(channels or [1]), height, width)
+        self.recording = Recording(self.shape, dtype, device)
         self.recording.place = self._where
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}
-        self._images = images
-        self._track(images, self.recording.images)
+        self.holds_levels = bool((images == images.floor()).all())
+        addresses = self.recording.images.addresses
+        self._track(images, FeatureMap(self.recording.space, addresses=addresses.view(images.shape)))
         for index, tensor in enumerate(given):
             if tensor is not None:
                 self.recording.calls.append(Call(operator.getitem, (Condition(0), index), {}))
@@ -282,7 +286,7 @@ class Recorder(TorchFunctionMode):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
         if not isinstance(mark, FeatureMap):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
-        n, c, height, width = self._images.shape
+        n, c, height, width = self.shape
         shape = list(output.shape)
         if len(shape) != 5 or shape[:4] != [n, c, height, width]:
             raise Unsupported(

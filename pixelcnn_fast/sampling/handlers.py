@@ -147,6 +147,28 @@ def _softplus(
     return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero=False)
 
 
+def _prelu(r: Recorder, output: Tensor, input: Tensor, weight: Tensor) -> FeatureMap:
+    """relu(x) - weight * relu(-x)"""
+    x, recording, relu = r.feature_map(input), r.recording, [Step("relu")]
+    below = recording.pointwise(recording.affine(x, -1.0, 0.0), lambda _: relu, keeps_zero=True)
+    weight = r.constant(weight).detach().view(-1, *[1] * (input.dim() - 2))
+    below = recording.with_constant("multiply", below, weight)
+    return recording.pairwise("add", recording.pointwise(x, lambda _: relu, keeps_zero=True), below, -1.0)
+
+
+def _glu(r: Recorder, output: Tensor, input: Tensor, dim: int = -1) -> FeatureMap:
+    space, recording = r.recording.space, r.recording
+    a, b = (FeatureMap(space, addresses=x) for x in r.feature_map(input).addresses.chunk(2, dim))
+    gate = recording.pointwise(b, lambda _: [Step("sigmoid")], keeps_zero=False)
+    return recording.pairwise("multiply", a, gate)
+
+
+def _matmul(r: Recorder, output: Tensor, input: Tensor, other: Tensor) -> FeatureMap:
+    if r.mark(other) is not None or other.dim() != 2:
+        raise Unsupported("only features, on the last axis, times a constant matrix")
+    return r.recording.linear(r.feature_map(input), other.detach().T, None)
+
+
 def _power(exponent: float) -> Callable:
     def handler(r: Recorder, output: Tensor, input: Tensor) -> FeatureMap:
         step = Step("power", exponent)
@@ -249,9 +271,16 @@ def _identity(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: 
 
 
 def _cast(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    if input.is_floating_point() and not output.is_floating_point():
-        raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
-    return r.feature_map(input)
+    x = r.feature_map(input)
+    if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
+        levels = r.holds_levels and r.recording.space.values(x.addresses) == [0]
+        if not levels:
+            raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
+    return x
+
+
+def _keeps(before: torch.dtype, after: torch.dtype) -> bool:
+    return after.is_floating_point and torch.finfo(after).eps <= torch.finfo(before).eps
 
 
 def _dropout(
@@ -327,6 +356,9 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "sigmoid": _activation("sigmoid", keeps_zero=False),
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
     "gelu": _gelu,
+    "glu": _glu,
+    "prelu": _prelu,
+    "matmul": _matmul,
     "softplus": _softplus,
     "square": _power(2.0),
     "sqrt": _power(0.5),
@@ -348,7 +380,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "mean": _mean,
     "sum": _sum,
     **{name: _identity for name in ("detach", "data")},
-    **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
+    **{name: _cast for name in ("to", "float", "double", "half", "bfloat16", "long", "int", "type", "type_as")},
     "logit": _inverse("sigmoid", "sigmoid"),
     "log": _inverse("exp", "softmax"),
     "clamp_min": _clamp_min,

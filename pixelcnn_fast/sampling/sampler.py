@@ -53,15 +53,15 @@ class Sampler:
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
     bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
     labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
-    the model takes for an image: 'uint8', 'unit' (floating point level / (L - 1)) or 'levels' (floating point
-    0...L-1). condition_shape: of a further tensor that the model takes, without its batch axis, such as
-    (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model with that attribute. It is
-    passed as ``condition=`` where the model's forward has it, else last.
+    the model takes for an image: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in floating point 'unit'
+    (0...1), 'centred' (-1...1) or 'levels' (0...L-1). condition_shape: of a further tensor that the model takes,
+    without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model
+    with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
 
-    Raises NotCausal if an output sees its own or a later pixel, naming the layer and the tap; Unsupported for a
-    call that has no place in a causal program, naming module and call; UnknownLayout, with the alternatives, if the
-    output fits no head or several; CaptureMismatch if the program, checked
-    once against the model on a random image, computes something else.
+    Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
+    a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
+    module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
+    program, checked once against the model on a random image, computes something else.
     """
 
     def __init__(

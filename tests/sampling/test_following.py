@@ -117,6 +117,13 @@ def summed_up(net, h):
 
 
 BODIES = {
+    "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
+    "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
+    "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),
+    "a matrix product": lambda net, h, x, i: channels_last(lambda y: y @ net.point.weight)(h),
+    "depthwise and pointwise": lambda net, h, x, i: F.conv2d(
+        F.conv2d(h, net.same.weight[:, :1] * net.same.mask[:, :1], groups=C, padding=1), weights(2)[:, :, :1, :1], groups=3
+    ),
     "summed up in place": lambda net, h, x, i: summed_up(net, h),
     "a plane of ones": lambda net, h, x, i: net.narrow(torch.cat([h, h[:, :5], torch.ones(len(h), 1, 5, 6).to(h)], 1)),
     "gate": lambda net, h, x, i: gate(net.wide(h)),
@@ -218,6 +225,15 @@ REFUSED = {
     "attention": (
         lambda net, h, x, i: (h.flatten(2) @ F.softmax(h.flatten(2).mT @ h.flatten(2), -1)).view(h.shape),
         "matmul|softmax",
+    ),
+    "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
+    "a transposed convolution": (
+        lambda net, h, x, i: F.conv_transpose2d(h, net.same.weight, padding=1),
+        "conv_transpose2d: this call",
+    ),
+    "strides": (
+        lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2, padding=1), (5, 6)),
+        "only stride 1",
     ),
     "a sum over space": (lambda net, h, x, i: h + h.sum((2, 3), keepdim=True), "sum"),
 }
