@@ -107,6 +107,11 @@ def normed_by_hand(x):
     return (x - mean) / torch.sqrt(variance + 1e-3)
 
 
+def depthwise_and_pointwise(net, h):
+    causal = net.same.weight * net.same.mask
+    return F.conv2d(F.conv2d(h, causal[:, :1], groups=C, padding=1), causal[:, :2, :1, :1], groups=3)
+
+
 def summed_up(net, h):
     """From zeros, as skip connections are summed."""
     total = torch.zeros_like(h)
@@ -121,9 +126,7 @@ BODIES = {
     "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
     "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),
     "a matrix product": lambda net, h, x, i: channels_last(lambda y: y @ net.point.weight)(h),
-    "depthwise and pointwise": lambda net, h, x, i: F.conv2d(
-        F.conv2d(h, net.same.weight[:, :1] * net.same.mask[:, :1], groups=C, padding=1), weights(2)[:, :, :1, :1], groups=3
-    ),
+    "depthwise and pointwise": lambda net, h, x, i: depthwise_and_pointwise(net, h),
     "summed up in place": lambda net, h, x, i: summed_up(net, h),
     "a plane of ones": lambda net, h, x, i: net.narrow(torch.cat([h, h[:, :5], torch.ones(len(h), 1, 5, 6).to(h)], 1)),
     "gate": lambda net, h, x, i: gate(net.wide(h)),
