@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import FusedSequential, MaskedConv2d, ResidualBlock
@@ -100,7 +101,12 @@ def _mask_of(conv: nn.Conv2d) -> tuple[str | None, str]:
     """Name of the attribute that holds the mask; or None, and why the convolution is left."""
     kind = type(conv).__name__
     if type(conv) is nn.Conv2d:
-        return None, "Conv2d without a mask"
+        return None, "Conv2d without a mask of its own"
+    if "weight" not in conv._parameters and not is_parametrized(conv):
+        return (
+            None,
+            f"{kind} under the old weight_norm; torch.nn.utils.parametrizations.weight_norm can be swapped",
+        )
     if conv.stride != (1, 1) or conv.groups != 1 or conv.padding_mode != "zeros":
         return None, f"{kind} with a stride, groups or padding other than zeros"
     if conv.kernel_size[0] % 2 == 0 or conv.kernel_size[1] % 2 == 0:

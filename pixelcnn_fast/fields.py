@@ -107,7 +107,7 @@ class ReceptiveField:
     def _map(self, channel: int) -> list[str]:
         """One character per pixel, for the rows and columns that matter."""
         _, height, width = self.shape
-        seen, earlier, blind = self.seen[channel], self.earlier[channel], self.blind_spots[channel]
+        seen, earlier, blind = (x[channel].numpy() for x in (self.seen, self.earlier, self.blind_spots))
         symbols = np.full((2 * height - 1, 2 * width - 1), UNSEEN)
         visible = seen & earlier
         symbols[visible.any(0)] = PARTLY

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixelcnn_fast.ops import categorical_nll
+from pixelcnn_fast.sampling.heads import Categorical, Head, resolved
 
 
 def to_levels(images: Tensor, levels: int = 256) -> Tensor:
@@ -31,27 +32,41 @@ def to_levels(images: Tensor, levels: int = 256) -> Tensor:
     return images
 
 
-def nll(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
+def nll(
+    model: nn.Module, images: Tensor, *given: Tensor | None, head: Head | None = None, **named: Tensor
+) -> Tensor:
     """Teacher-forced negative log-likelihood of each image, in nats.
 
-    images: [N, C, H, W] as the model takes them; labels: [N] or None; the model returns logits
-    [N, C, H, W, L] -> [N], differentiable in the model's parameters.
-    Raises ValueError if the logits do not fit the images.
+    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model takes:
+    it is called as ``model(images, *given, **named)``, trailing Nones left out. head: how its output is read, from
+    ``heads``; by default one logit per level, in the only layout that fits the output's shape, as for ``Sampler``
+    -> [N], differentiable in the model's parameters.
+    Raises UnknownLayout (a ValueError), with the alternatives, if the output fits no head or several.
     """
-    logits = model(images) if labels is None else model(images, labels)
-    if logits.shape[:-1] != images.shape:
-        raise ValueError(
-            f"logits {list(logits.shape)} do not fit images {list(images.shape)}: expected [N, C, H, W, L]"
-        )
-    return categorical_nll(logits, to_levels(images, logits.shape[-1]))
+    while given and given[-1] is None:
+        given = given[:-1]
+    output = model(images, *given, **named)
+    n, *channels, height, width = images.shape
+    shape = (n, *(channels or [1]), height, width)
+    head = resolved(Categorical(_levels(model, output, shape)) if head is None else head, output, shape)
+    logits = head.arranged(output, shape[1])
+    return categorical_nll(logits, to_levels(images, head.levels).view(shape))
+
+
+def _levels(model: nn.Module, output: object, shape: tuple[int, ...]) -> int:
+    """The model's own attribute; else the output's last axis where that can hold them; else 256."""
+    if not hasattr(model, "levels") and isinstance(output, Tensor) and output.shape[:-1] == shape:
+        return output.shape[-1]
+    return getattr(model, "levels", 256)
 
 
 @torch.no_grad()
-def bits_per_dim(model: nn.Module, loader: Iterable, progress: bool = False) -> float:
+def bits_per_dim(model: nn.Module, loader: Iterable, progress: bool = False, head: Head | None = None) -> float:
     """Mean negative log-likelihood over a data set, in bits per sub-pixel; exact for batches of unequal size.
 
-    loader yields images [N, C, H, W], or tuples (images, labels); tensors are moved to the model's device.
-    The model is evaluated in eval mode and put back as it was.
+    loader yields images [N, C, H, W], or tuples (images, labels), (images, labels, condition): whatever the model takes
+    by position, None where it takes nothing; a dict at the end holds what it takes by name. Tensors are moved to the
+    model's device. head: as of ``nll``. The model is evaluated in eval mode and put back as it was.
     Raises ValueError if the loader yields no image.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -60,9 +75,11 @@ def bits_per_dim(model: nn.Module, loader: Iterable, progress: bool = False) -> 
     nats, dimensions = 0.0, 0
     try:
         for batch in tqdm(loader, desc="bits/dim", unit="batch", disable=not progress):
-            images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            labels = labels.to(device) if labels is not None else None
-            nats += float(nll(model, images.to(device), labels).double().sum())
+            images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
+            named = given.pop() if given and isinstance(given[-1], dict) else {}
+            given = [x if x is None else x.to(device) for x in given]
+            named = {name: x.to(device) for name, x in named.items()}
+            nats += float(nll(model, images.to(device), *given, head=head, **named).double().sum())
             dimensions += images.numel()
     finally:
         model.train(was_training)

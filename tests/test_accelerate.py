@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -153,7 +154,7 @@ def test_says_what_it_did(capsys):
     assert set(handle.swapped) == {"body.0", "body"}
     assert "first: its forward was replaced on the instance" in text
     assert "body.3: Scaled computes something else than a convolution masked by its 'mask'" in text
-    assert "conv_out: Conv2d without a mask" in text
+    assert "conv_out: Conv2d without a mask of its own" in text
     assert str(accelerate(model, quiet=True)) != text and not accelerate(model, quiet=True).swapped
     assert "nothing to swap" in str(accelerate(nn.ReLU(), quiet=True))
 
@@ -166,3 +167,31 @@ def test_only_this_instance_changes_and_a_sampler_takes_it():
     assert isinstance(model.body, nn.Sequential) and not isinstance(model.body, FusedSequential)
     assert_identical_up_to_rounding(Sampler(model, (1, 6, 5)).logits(IMAGES[..., :6, :5]), expected)
     assert_identical_up_to_rounding(copy.deepcopy(model)(IMAGES).detach(), model(IMAGES).detach())
+
+
+@pytest.mark.parametrize("order", [None, "thirds"])
+def test_a_plain_gated_network(order):
+    torch.manual_seed(0)
+    model = reference.GatedPixelCNN(3, 6, [1, 2], channel_order=order, levels=8).double()
+    images = torch.randint(0, 8, (2, 3, 6, 5), dtype=torch.uint8)
+    expected = model(images).detach()
+    handle = accelerate(model, quiet=True)
+    blocks = {f"blocks.{k}.{name}" for k in range(2) for name in ("vertical", "horizontal", "out")}
+    assert set(handle.swapped) == {*blocks, "conv_hidden", "conv_out"}
+    assert handle.left == {f"blocks.{k}.link": "Conv2d without a mask of its own" for k in range(2)}
+    assert_identical_up_to_rounding(model(images).detach(), expected)
+    handle.undo()
+    assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_weight_norm(old):
+    norm = torch.nn.utils.weight_norm if old else torch.nn.utils.parametrizations.weight_norm
+    model = Foreign(Functional).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        norm(model.first)
+    expected = model.eval()(IMAGES).detach()
+    handle = accelerate(model, quiet=True)
+    assert ("first" in handle.left) == old and (not old or "old weight_norm" in handle.left["first"])
+    assert_identical_up_to_rounding(model(IMAGES).detach(), expected)

@@ -96,6 +96,11 @@ def test_the_map_in_words():
     assert "\n  ##########?\n" in text and "\n  #####@.....\n" in text  # the rows next to the pixel
 
 
+def test_an_image_of_one_pixel():
+    text = str(receptive_field(small("convolutional"), (2, 1, 1)))
+    assert "causal" in text and "sees no earlier pixel\n  @\n" in text and "!" not in text
+
+
 def test_channels_that_see_different_things_are_told_apart():
     model = small("thirds")
     model.conv_in.mask[:, 1] = 0  # nobody looks at green

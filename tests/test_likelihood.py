@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
+from pixelcnn_fast.models import GatedPixelCNN
+from pixelcnn_fast.sampling.heads import Bernoulli, Categorical
 from tests.networks import pixelcnn
 
 
@@ -66,3 +68,84 @@ def test_bad_images_are_refused(bad):
 def test_an_empty_loader_is_an_error():
     with pytest.raises(ValueError, match="no image"):
         bits_per_dim(pixelcnn(), [])
+
+
+LEVELS = 5
+READINGS = {  # from [N, C, L, H, W]
+    "levels last, inferred": (lambda x: x.permute(0, 1, 3, 4, 2), None),
+    "log-probabilities": (lambda x: x.log_softmax(2), Categorical(LEVELS, "N,C,L,H,W")),
+    "probabilities": (
+        lambda x: x.softmax(2).transpose(1, 2),
+        Categorical(LEVELS, "N,L,C,H,W", probabilities=True),
+    ),
+    "channels first": (lambda x: x.flatten(1, 2), Categorical(LEVELS, "N,C*L,H,W")),
+    "levels first": (lambda x: x.transpose(1, 2).flatten(1, 2), Categorical(LEVELS, "N,L*C,H,W")),
+}
+
+
+class Read(nn.Module):
+    def __init__(self, reading):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.reading = nn.Conv2d(2, 2 * LEVELS, 3, padding=1).double(), reading
+
+    def forward(self, images):
+        return self.reading(self.conv(images.double()).unflatten(1, (2, LEVELS)))
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_head_gives_the_same_likelihood(name):
+    reading, head = READINGS[name]
+    images = torch.randint(0, LEVELS, (3, 2, 4, 6), dtype=torch.uint8)
+    p = Read(lambda x: x)(images).log_softmax(2).gather(2, images.long()[:, :, None])[:, :, 0]
+    assert torch.allclose(nll(Read(reading), images, head=head), -p.sum((1, 2, 3)), rtol=1e-12)
+    assert bits_per_dim(Read(reading), [images[:1], images[1:]], head=head) == pytest.approx(
+        -p.mean().item() / math.log(2)
+    )
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_binary_images(probabilities):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1), nn.Sigmoid() if probabilities else nn.Identity()
+    ).double()
+    images = torch.randint(0, 2, (3, 1, 4, 6)).double()
+    p = model(images) if probabilities else model(images).sigmoid()
+    expected = nn.functional.binary_cross_entropy(p, images, reduction="none").sum((1, 2, 3))
+    assert torch.allclose(nll(model, images, head=Bernoulli(probabilities)), expected, rtol=1e-9)
+
+
+def test_whatever_the_model_takes():
+    torch.manual_seed(0)
+    model = GatedPixelCNN(1, 4, [1], n_classes=3, condition_channels=2, levels=LEVELS)
+    images, labels = torch.randint(0, LEVELS, (3, 1, 4, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
+    condition = torch.randn(3, 2, 4, 6)
+    expected = nll(model, images, labels, condition)
+    assert not torch.allclose(expected, nll(model, images, labels, -condition))
+    assert torch.equal(nll(model, images, labels, condition=condition), expected)
+    mean = expected.mean().item() / 24 / math.log(2)
+    assert bits_per_dim(model, [(images, labels, condition)]) == pytest.approx(mean)
+    assert bits_per_dim(model, [(images, labels, {"condition": condition})]) == pytest.approx(mean)
+    only = GatedPixelCNN(1, 4, [1], condition_channels=2, levels=LEVELS)
+    assert torch.equal(nll(only, images, None, condition), nll(only, images, condition=condition))
+    assert bits_per_dim(only, [(images, {"condition": condition})]) > 0
+
+
+def test_codes_of_one_channel():
+    embedding = nn.Embedding(LEVELS, LEVELS)
+
+    class Codes(nn.Module):
+        def forward(self, codes):
+            return embedding(codes).permute(0, 3, 1, 2)
+
+    codes = torch.randint(0, LEVELS, (3, 4, 6))
+    expected = nn.functional.cross_entropy(Codes()(codes), codes, reduction="none").sum((1, 2))
+    assert torch.allclose(nll(Codes(), codes, head=Categorical(LEVELS)), expected)
+
+
+def test_a_doubtful_output_is_refused():
+    with pytest.raises(ValueError, match="several ways"):
+        nll(Read(lambda x: x.flatten(1, 2)), torch.zeros(3, 2, 4, 6), head=Categorical(LEVELS))
+    with pytest.raises(ValueError, match="for 256 levels"):
+        nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6))

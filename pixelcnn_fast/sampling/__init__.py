@@ -1,5 +1,6 @@
 """Incremental sampling: capture -> causal program -> passes -> runtime."""
 
+from pixelcnn_fast.sampling.conditions import ModelFailed
 from pixelcnn_fast.sampling.drawing import NonFiniteLogits
 from pixelcnn_fast.sampling.heads import UnknownLayout
 from pixelcnn_fast.sampling.legality import NotCausal
@@ -8,6 +9,7 @@ from pixelcnn_fast.sampling.sampler import CaptureMismatch, Sampler, SamplingInt
 
 __all__ = [
     "CaptureMismatch",
+    "ModelFailed",
     "NonFiniteLogits",
     "NotCausal",
     "Sampler",

@@ -22,11 +22,20 @@ from pixelcnn_fast.ops.masked_conv2d.reference import masked_conv2d
 from pixelcnn_fast.ops.masked_conv_block.reference import masked_conv_block
 from pixelcnn_fast.sampling.addresses import FeatureMap
 from pixelcnn_fast.sampling.conditions import Call, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.sampling.handlers import FRESH, HANDLERS, MOVEMENTS, plain_name
+from pixelcnn_fast.sampling.handlers import (
+    FRESH,
+    HANDLERS,
+    JOINS,
+    LIKE,
+    MOVEMENTS,
+    is_in_place,
+    plain_name,
+)
 from pixelcnn_fast.sampling.heads import Head, resolved
 from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
 from pixelcnn_fast.sampling.program import Program
 from pixelcnn_fast.sampling.recording import Recording
+from pixelcnn_fast.sampling.softmax import check_no_softmax, without_log_softmax
 
 Mark = FeatureMap | Condition | Opaque
 
@@ -43,7 +52,8 @@ def capture(
 ) -> tuple[Program, Conditions, Tensor, Head]:
     """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W] as the model takes them; given: of two images; logits: [2, C, H, W, L].
+    images: [2, C, H, W], or [2, H, W] for one channel, as the model takes them; given: of two images;
+    logits: [2, C, H, W, L].
     Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
     that the head can't read.
     """
@@ -51,16 +61,17 @@ def capture(
     recorder = Recorder(images, given, parameter.dtype, parameter.device)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
         output = given.call(model, images)
-        head = resolved(head, output, images.shape)
-        output = head.arranged(output, images.shape[1])
-    recording, result, levels = recorder.finish(output)
+        head = resolved(head, output, recorder.shape)
+        output = head.arranged(output, recorder.shape[1])
+    recording, result, levels, normalised = recorder.finish(output)
     program = Program(
-        tuple(images.shape[1:]),
+        tuple(recorder.shape[1:]),
         levels,
         tuple(recording.instructions),
         (result,),
         parameter.dtype,
         parameter.device,
+        normalised,
     )
     return program, Conditions(recording.calls), output, head
 
@@ -87,11 +98,14 @@ class Recorder(TorchFunctionMode):
     def __init__(self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.path: list[str] = []
-        self.recording = Recording(images.shape, dtype, device)
+        n, *channels, height, width = images.shape
+        self.shape = (n, *(channels or [1]), height, width)
+        self.recording = Recording(self.shape, dtype, device)
         self.recording.place = self._where
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}
-        self._images = images
-        self._track(images, self.recording.images)
+        self.holds_levels = bool((images == images.floor()).all())
+        addresses = self.recording.images.addresses
+        self._track(images, FeatureMap(self.recording.space, addresses=addresses.view(images.shape)))
         for index, tensor in enumerate(given):
             if tensor is not None:
                 self.recording.calls.append(Call(operator.getitem, (Condition(0), index), {}))
@@ -107,17 +121,29 @@ class Recorder(TorchFunctionMode):
             *args, _ = args  # the backend
             with self:
                 return SPELLED_OUT[func](*args)
+        if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (FeatureMap, Opaque)):
+            args = (args[0], *map_leaves(self._blank, args[1:]))
         marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]
-        if plain_name(func) == "setitem" and any(isinstance(mark, (FeatureMap, Opaque)) for mark in marks):
+        of_condition = all(isinstance(mark, Condition) for mark in marks)
+        if plain_name(func) == "setitem" and not of_condition:
             self._assign(func, args)
             return func(*args)
+        if plain_name(func) == "fill" and not of_condition:
+            self._assign(Tensor.__setitem__, (args[0], ..., args[1]))
+            return func(*args)
+        before, in_place = args, bool(marks) and is_in_place(func)
+        if in_place and self.mark(args[0]) is None:
+            before = (args[0].clone(), *args[1:])  # a constant until now
         output = func(*args, **kwargs)
+        if in_place and of_condition:
+            self._record_condition(_on_a_copy(func), before, kwargs, args[0])
+            return output
         if not marks or plain_name(func) in FRESH or not any(isinstance(x, Tensor) for x in leaves(output)):
             return output
-        if all(isinstance(mark, Condition) for mark in marks):
+        if of_condition:
             self._record_condition(func, args, kwargs, output)
             return output
-        result = self._placed(func, marks, args, kwargs, output)
+        result = self._placed(func, marks, before, kwargs, output)
         for x, mark in zip(_tensors(output), _tensors(result), strict=False):
             self._track(x, mark)
         return output
@@ -189,14 +215,10 @@ class Recorder(TorchFunctionMode):
 
         def addresses(x: Any) -> Any:
             mark = self.mark(x)
-            if isinstance(mark, FeatureMap):
-                return mark.addresses
-            if isinstance(mark, Condition):
-                raise Unsupported(
-                    "a condition is joined to a feature map: add it, or expand it to one by arithmetic"
-                )
-            if isinstance(x, Tensor) and x.is_floating_point():
-                return self._of_constant(x).addresses
+            if isinstance(mark, Condition) and plain_name(func) not in JOINS:
+                raise Unsupported("it moves the elements of a feature map as a condition says")
+            if mark is not None or (isinstance(x, Tensor) and x.is_floating_point()):
+                return self._addresses(x)
             return x.cpu() if isinstance(x, Tensor) else x
 
         result = func(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
@@ -204,24 +226,50 @@ class Recorder(TorchFunctionMode):
             lambda x: FeatureMap(self.recording.space, addresses=x) if isinstance(x, Tensor) else x, result
         )
 
-    def _of_constant(self, x: Tensor) -> FeatureMap:
+    def _addresses(self, x: Tensor) -> Tensor:
+        """Those of a feature map; or of what becomes one: a condition, or a constant."""
+        mark = self.mark(x)
+        if isinstance(mark, FeatureMap):
+            return mark.addresses
         zeros = FeatureMap(self.recording.space, addresses=torch.zeros(x.shape, dtype=torch.long))
-        return self.recording.with_constant("add", zeros, x) if bool(x.any()) else zeros
+        if isinstance(mark, Condition):
+            return self.recording.with_condition("add", zeros, mark, x).addresses
+        return (self.recording.with_constant("add", zeros, x) if bool(x.any()) else zeros).addresses
+
+    def _blank(self, x: Any) -> Any:
+        """In place of a feature map, a constant of its shape and dtype."""
+        return x if self.mark(x) is None else x.new_zeros(()).expand(x.shape)
 
     def _assign(self, func: Callable, args: tuple) -> None:
         """target[index] = x, on addresses."""
         target, index, x = args
-        try:
-            if self.mark(target) is None:
-                self._track(target, self._of_constant(target))
-            addresses = self.feature_map(target).addresses
-            if isinstance(x, Tensor):
-                x = (self.mark(x) or self._of_constant(x)).addresses
-            elif x != 0:
-                raise Unsupported(f"{x} is assigned to a part of a feature map; only zeros can be")
-            func(addresses, index, x)
-        except (Unsupported, AttributeError) as error:
-            self._tracked[id(target)] = (target, self._refusal(func, str(error)))
+        refused = next((m for m in map(self.mark, (target, x)) if isinstance(m, Opaque)), None)
+        if refused is None:
+            try:
+                if any(self.mark(i) is not None for i in leaves(index)):
+                    raise Unsupported("where it assigns depends on the image or the condition")
+                if not isinstance(self.mark(target), FeatureMap):
+                    addresses = self._addresses(target)
+                    self._tracked[id(target)] = (
+                        target,
+                        FeatureMap(self.recording.space, addresses=addresses),
+                    )
+                func(self.feature_map(target).addresses, index, self._assigned(func, target.shape, index, x))
+            except Unsupported as error:
+                refused = self._refusal(func, str(error))
+        if refused is not None:
+            self._tracked[id(target)] = (target, refused)
+
+    def _assigned(self, func: Callable, shape: torch.Size, index: Any, x: Any) -> Tensor:
+        """Addresses of what an assignment writes into a map of that shape."""
+        if isinstance(mark := self.mark(x), FeatureMap):
+            return mark.addresses
+        whole = torch.zeros(shape, dtype=self.recording.dtype, device=self.recording.device)
+        if mark is None:
+            func(whole, index, x)
+        else:
+            whole = self.condition(_on_a_copy(func), whole, index, x)
+        return self._addresses(whole)[index]
 
     def _refusal(self, func: Callable, why: str) -> Opaque:
         return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")
@@ -231,27 +279,39 @@ class Recorder(TorchFunctionMode):
 
     # -- the result
 
-    def finish(self, output: Any) -> tuple[Recording, int, int]:
-        """-> (recording, output value, levels)."""
+    def finish(self, output: Any) -> tuple[Recording, int, int, bool]:
+        """-> (recording, output value, levels, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
         if not isinstance(mark, FeatureMap):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
-        n, c, height, width = self._images.shape
+        n, c, height, width = self.shape
         shape = list(output.shape)
         if len(shape) != 5 or shape[:4] != [n, c, height, width]:
             raise Unsupported(
                 f"cannot sample from this model: its output has shape {shape}, expected logits "
                 f"[N, C, H, W, levels] = [{n}, {c}, {height}, {width}, levels]"
             )
-        logits = mark.addresses.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits))
+        logits, normalised = without_log_softmax(self.recording, mark.addresses.permute(0, 1, 4, 2, 3))
+        result = self.recording.gathered(FeatureMap(self.recording.space, addresses=logits.flatten(1, 2)))
+        check_no_softmax(self.recording, result)
         if any(
             result in i.reads() for i in self.recording.instructions
         ):  # logits are not kept for others to read
             result = self.recording.emit(self.recording.space.channels(result), base=result).whole()
-        return self.recording, result, shape[4]
+        return self.recording, result, shape[4], normalised
+
+
+def _on_a_copy(func: Callable) -> Callable:
+    """An in-place call that leaves its argument as it was, since other calls read that, and returns the result."""
+
+    def call(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        target = target.clone()
+        func(target, *args, **kwargs)
+        return target
+
+    return call
 
 
 def _tensors(x: Any) -> list[Any]:

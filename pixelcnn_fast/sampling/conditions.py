@@ -28,13 +28,28 @@ class Given(NamedTuple):
         return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
-        """The module's output. A condition goes where the module's forward has an argument of that name, else last."""
-        positional = [x for x in (self.labels,) if x is not None]
-        if self.condition is None:
-            return module(images, *positional)
-        if "condition" in inspect.signature(module.forward).parameters:
-            return module(images, *positional, condition=self.condition)
-        return module(images, *positional, self.condition)
+        """The module's output. A condition goes where the module's forward has an argument of that name, else last.
+
+        Raises ModelFailed where the module raises.
+        """
+        positional = [x for x in self if x is not None]
+        named = {}
+        if self.condition is not None and "condition" in inspect.signature(module.forward).parameters:
+            named["condition"] = positional.pop()
+        try:
+            return module(images, *positional, **named)
+        except Exception as error:
+            given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
+            labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
+            raise ModelFailed(
+                f"the model raised {type(error).__name__}: {error}\n"
+                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says what it takes "
+                f"for an image, conditional= and condition_shape= what beside.{labels}"
+            ) from error
+
+
+class ModelFailed(RuntimeError):
+    """The model raised when it was called."""
 
 
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts

@@ -30,6 +30,19 @@ FRESH = frozenset(
     "new_tensor".split()
 )
 
+# Calls that take a feature map, beside their first argument, for its shape or dtype alone.
+LIKE = frozenset("expand_as view_as reshape_as type_as to".split())
+# Those of the movements that also take what depends on the condition alone.
+JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+
+
+def is_in_place(func: Callable) -> bool:
+    """Whether a call changes its first argument: add_, __iadd__, __setitem__."""
+    name = getattr(func, "__name__", "")
+    if name.endswith("__"):
+        return name.strip("_") in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")
+    return name.endswith("_")
+
 
 def plain_name(func: Callable) -> str:
     """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""
@@ -134,6 +147,28 @@ def _softplus(
     return r.recording.pointwise(r.feature_map(input), lambda _: [step], keeps_zero=False)
 
 
+def _prelu(r: Recorder, output: Tensor, input: Tensor, weight: Tensor) -> FeatureMap:
+    """relu(x) - weight * relu(-x)"""
+    x, recording, relu = r.feature_map(input), r.recording, [Step("relu")]
+    below = recording.pointwise(recording.affine(x, -1.0, 0.0), lambda _: relu, keeps_zero=True)
+    weight = r.constant(weight).detach().view(-1, *[1] * (input.dim() - 2))
+    below = recording.with_constant("multiply", below, weight)
+    return recording.pairwise("add", recording.pointwise(x, lambda _: relu, keeps_zero=True), below, -1.0)
+
+
+def _glu(r: Recorder, output: Tensor, input: Tensor, dim: int = -1) -> FeatureMap:
+    space, recording = r.recording.space, r.recording
+    a, b = (FeatureMap(space, addresses=x) for x in r.feature_map(input).addresses.chunk(2, dim))
+    gate = recording.pointwise(b, lambda _: [Step("sigmoid")], keeps_zero=False)
+    return recording.pairwise("multiply", a, gate)
+
+
+def _matmul(r: Recorder, output: Tensor, input: Tensor, other: Tensor) -> FeatureMap:
+    if r.mark(other) is not None or other.dim() != 2:
+        raise Unsupported("only features, on the last axis, times a constant matrix")
+    return r.recording.linear(r.feature_map(input), other.detach().T, None)
+
+
 def _power(exponent: float) -> Callable:
     def handler(r: Recorder, output: Tensor, input: Tensor) -> FeatureMap:
         step = Step("power", exponent)
@@ -236,9 +271,16 @@ def _identity(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: 
 
 
 def _cast(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
-    if input.is_floating_point() and not output.is_floating_point():
-        raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
-    return r.feature_map(input)
+    x = r.feature_map(input)
+    if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
+        levels = r.holds_levels and r.recording.space.values(x.addresses) == [0]
+        if not levels:
+            raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
+    return x
+
+
+def _keeps(before: torch.dtype, after: torch.dtype) -> bool:
+    return after.is_floating_point and torch.finfo(after).eps <= torch.finfo(before).eps
 
 
 def _dropout(
@@ -249,15 +291,37 @@ def _dropout(
     return r.feature_map(input)
 
 
-def _logit(r: Recorder, output: Tensor, input: Tensor, eps: float | None = None) -> FeatureMap:
-    """Of a sigmoid: what went into it."""
-    addresses, recording = r.feature_map(input).addresses, r.recording
-    values = {value: recording.instructions[value] for value in recording.space.values(addresses)}
-    for i in values.values():
-        if i.base is None or i.base < 0 or [step.kind for step in i.steps] != ["sigmoid"]:
-            raise Unsupported("logit of something that is not a sigmoid")
-    moved = recording.space.moved(addresses, {value: i.base for value, i in values.items()})
-    return FeatureMap(recording.space, addresses=moved)
+def _inverse(kind: str, maker: str) -> Callable:
+    """Of what that step made: what went into it."""
+
+    def handler(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
+        x = r.feature_map(input)
+        taken_of = r.recording.made_by(kind, x)
+        if taken_of is None:
+            raise Unsupported(f"of something that is not a {maker}")
+        return FeatureMap(r.recording.space, addresses=r.recording.space.moved(x.addresses, taken_of))
+
+    return handler
+
+
+def _log_softmax(
+    r: Recorder, output: Tensor, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
+) -> FeatureMap:
+    if dim is None:
+        raise Unsupported("no axis is named: pass dim=")
+    return r.recording.log_softmax(r.feature_map(input), dim)
+
+
+def _softmax(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
+    logarithms = _log_softmax(r, output, input, *args, **kwargs)
+    return r.recording.pointwise(logarithms, lambda _: [Step("exp")], keeps_zero=False)
+
+
+def _clamp_min(r: Recorder, output: Tensor, input: Tensor, min: float) -> FeatureMap:
+    """Of probabilities, by less than any that matters."""
+    if min > torch.finfo(input.dtype).tiny or r.recording.made_by("exp", r.feature_map(input)) is None:
+        raise Unsupported("this call is not supported")
+    return r.feature_map(input)
 
 
 def _pad(
@@ -292,6 +356,9 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "sigmoid": _activation("sigmoid", keeps_zero=False),
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
     "gelu": _gelu,
+    "glu": _glu,
+    "prelu": _prelu,
+    "matmul": _matmul,
     "softplus": _softplus,
     "square": _power(2.0),
     "sqrt": _power(0.5),
@@ -313,8 +380,12 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "mean": _mean,
     "sum": _sum,
     **{name: _identity for name in ("detach", "data")},
-    **{name: _cast for name in ("to", "float", "double", "long", "int", "type", "type_as")},
-    "logit": _logit,
+    **{name: _cast for name in ("to", "float", "double", "half", "bfloat16", "long", "int", "type", "type_as")},
+    "logit": _inverse("sigmoid", "sigmoid"),
+    "log": _inverse("exp", "softmax"),
+    "clamp_min": _clamp_min,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "dropout": _dropout,
     "dropout2d": _dropout,
     "pad": _pad,

@@ -24,11 +24,13 @@ class Categorical:
     """One logit per level.
 
     levels: L, the number of levels; layout: of the model's output, one of ``LAYOUTS``; None: inferred from the
-    output's shape where only one fits.
+    output's shape where only one fits. probabilities: whether the output is the levels' probabilities, after a
+    softmax, or their logits, before one; log-probabilities are logits, too.
     """
 
     levels: int = 256
     layout: Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"] | None = None
+    probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in LAYOUTS:
@@ -44,6 +46,8 @@ class Categorical:
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         """The model's output, in a layout that is given -> logits [N, C, H, W, L]."""
         layout = self.layout
+        if self.probabilities:  # one of 0 would have an infinite logit
+            output = output.clamp_min(torch.finfo(output.dtype).tiny).log()
         if layout in ("N,C*L,H,W", "N,L*C,H,W"):
             n, _, height, width = output.shape
             split = (channels, self.levels) if layout == "N,C*L,H,W" else (self.levels, channels)
@@ -53,7 +57,7 @@ class Categorical:
 
     def comparable(self, logits: Tensor) -> Tensor:
         """What the captured program and the model are compared by."""
-        return logits
+        return logits.softmax(-1) if self.probabilities else logits
 
 
 @dataclass(frozen=True)

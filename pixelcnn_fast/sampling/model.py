@@ -15,7 +15,9 @@ from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.sampling.heads import Categorical, Head
 from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Step
 
-IMAGE_FORMS = ("uint8", "unit", "levels")
+# What a module takes for an image. Those in floating point: (from, to) that levels 0...L-1 are mapped to; None: as is.
+SCALED_FORMS: dict[str, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
+IMAGE_FORMS = ("uint8", "int64", "codes", *SCALED_FORMS)
 
 
 class Model:
@@ -47,7 +49,12 @@ class Model:
         check_choice("image_form", image_form, IMAGE_FORMS)
         if self.levels < 2 or (image_form == "uint8" and self.levels > 256):
             raise ValueError(
-                f"levels is {self.levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256"
+                f"levels is {self.levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256; beyond, "
+                "image_form='int64', 'codes' or a floating point form says what the model takes"
+            )
+        if image_form == "codes" and self.shape[0] != 1:
+            raise ValueError(
+                f"image_form 'codes' is [N, H, W], of one channel; the shape {self.shape} has {self.shape[0]}"
             )
         self.conditional = _takes_labels(module) if conditional is None else conditional
         self.n_classes = getattr(module, "n_classes", None)
@@ -57,12 +64,12 @@ class Model:
         self.dtype, self.device = _dtype_and_device(module)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random levels [2, C, H, W], and what the model takes beside images: another class for another seed."""
+        """Random levels [2, C, H, W], and what the model takes beside images: other classes for another seed."""
         generator = torch.Generator().manual_seed(seed)
         levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
         labels = None
         if self.conditional:
-            labels = torch.full((EXAMPLE_BATCH,), seed % (self.n_classes or 1), device=self.device)
+            labels = seed * torch.arange(1, EXAMPLE_BATCH + 1, device=self.device) % (self.n_classes or 2)
         condition = None
         if self.condition_shape is not None:
             condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
@@ -73,8 +80,8 @@ class Model:
         """Runs the module on an example -> (program, conditions, the model's own logits [N, C, H, W, L])."""
         with self.evaluating():
             program, conditions, logits, self.head = capture(self.module, self.encode(levels), given, self.head)
-        if self.image_form == "unit":
-            program = _with_unit_input(program)
+        if (interval := SCALED_FORMS.get(self.image_form)) is not None:
+            program = _with_scaled_input(program, *interval)
         return program, conditions, logits
 
     @torch.no_grad()
@@ -87,8 +94,13 @@ class Model:
         levels = levels.to(self.device)
         if self.image_form == "uint8":
             return levels.to(torch.uint8)
-        images = levels.to(self.dtype)
-        return images / (self.levels - 1) if self.image_form == "unit" else images
+        if self.image_form in ("int64", "codes"):
+            return levels.long() if self.image_form == "int64" else levels.long()[:, 0]
+        images, interval = levels.to(self.dtype), SCALED_FORMS[self.image_form]
+        if interval is None:
+            return images
+        low, high = interval
+        return images / (self.levels - 1) * (high - low) + low
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -137,13 +149,14 @@ def _takes_labels(model: nn.Module) -> bool:
     return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
 
 
-def _with_unit_input(program: Program) -> Program:
-    """The program reads levels; this model was run on level / (L - 1)."""
+def _with_scaled_input(program: Program, low: float, high: float) -> Program:
+    """The program reads levels; this model was run on what they are in low...high."""
 
     def scaled(i: Instruction) -> Instruction:
         if i.base != LEVELS or i.table is not None:
             return i
-        scale = torch.full((i.channels,), 1 / (program.levels - 1), dtype=program.dtype, device=program.device)
-        return replace(i, steps=(Step("affine", scale=scale, shift=torch.zeros_like(scale)), *i.steps))
+        one = torch.ones(i.channels, dtype=program.dtype, device=program.device)
+        step = Step("affine", scale=one * ((high - low) / (program.levels - 1)), shift=one * low)
+        return replace(i, steps=(step, *i.steps))
 
     return replace(program, instructions=tuple(map(scaled, program.instructions)))

@@ -120,7 +120,7 @@ class Program:
 
     ``shape``: (image channels, H, W); ``outputs``: the values that hold, one after the other,
     ``image channels * levels`` logits, channel index = image channel * levels + level; ``dtype``: what the model
-    computes in.
+    computes in; ``normalised``: whether the model's output is the log-softmax of these logits.
     """
 
     shape: tuple[int, int, int]
@@ -129,6 +129,7 @@ class Program:
     outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    normalised: bool = False
 
     def producer(self) -> dict[int, Instruction]:
         return {instruction.out: instruction for instruction in self.instructions}
@@ -195,7 +196,8 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tenso
                 x = x + shifted(values[tap.source], tap.dy, tap.dx) @ tap.weight
         values[instruction.out] = apply_steps(x, instruction.steps, values.__getitem__, operand)
     logits = torch.cat([values[output] for output in program.outputs], -1)
-    return logits.view(n, height, width, c, program.levels).permute(0, 3, 1, 2, 4)
+    logits = logits.view(n, height, width, c, program.levels).permute(0, 3, 1, 2, 4)
+    return logits.log_softmax(-1) if program.normalised else logits
 
 
 def shifted(x: Tensor, dy: int, dx: int) -> Tensor:

@@ -32,6 +32,7 @@ class Recording:
         self.place: Callable[[], str] = lambda: "model"
         self._shifted: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
+        self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.images = self.emit(channels, base=LEVELS)
 
     def emit(self, channels: int, frame: tuple[int, int] | None = None, **fields: Any) -> FeatureMap:
@@ -389,6 +390,20 @@ class Recording:
             normed = self.emit(standard.shape[1], base=value, steps=(Step("layer_norm", eps, value=value),))
             out[tuple(at)] = back(normed.addresses)
         return FeatureMap(self.space, addresses=out.view(x.addresses.shape))
+
+    def log_softmax(self, x: FeatureMap, dim: int) -> FeatureMap:
+        """A program has no such step: what to do about that, softmax.py knows."""
+        result = self.pointwise(x, lambda _: [Step("log_softmax")], keeps_zero=False)
+        self.distributions.append(result.addresses.movedim(dim, -1))
+        return result
+
+    def made_by(self, kind: str, x: FeatureMap) -> dict[int, int] | None:
+        """Value -> what this one step was taken of, for all values that x is made of; None if some are not."""
+        values = {value: self.instructions[value] for value in self.space.values(x.addresses)}
+        made = all(
+            i.base not in (None, LEVELS) and [step.kind for step in i.steps] == [kind] for i in values.values()
+        )
+        return {value: i.base for value, i in values.items()} if made and bool(x.addresses.all()) else None
 
     def looked_up(self, x: FeatureMap, table: Tensor) -> FeatureMap:
         """Levels x of any shape as rows of ``table`` [levels, width] -> [..., width]."""

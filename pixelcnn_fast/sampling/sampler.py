@@ -53,15 +53,15 @@ class Sampler:
     weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
     bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
     labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
-    the model takes for an image: 'uint8', 'unit' (floating point level / (L - 1)) or 'levels' (floating point
-    0...L-1). condition_shape: of a further tensor that the model takes, without its batch axis, such as
-    (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model with that attribute. It is
-    passed as ``condition=`` where the model's forward has it, else last.
+    the model takes for an image: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in floating point 'unit'
+    (0...1), 'centred' (-1...1) or 'levels' (0...L-1). condition_shape: of a further tensor that the model takes,
+    without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model
+    with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
 
-    Raises NotCausal if an output sees its own or a later pixel, naming the layer and the tap; Unsupported for a
-    call that has no place in a causal program, naming module and call; UnknownLayout, with the alternatives, if the
-    output fits no head or several; CaptureMismatch if the program, checked
-    once against the model on a random image, computes something else.
+    Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
+    a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
+    module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
+    program, checked once against the model on a random image, computes something else.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Sampler:
             raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
         if weights in ROUNDED:
             program = rounded_weights(program, ROUNDED[weights])
+        self._normalised = program.normalised
         self._phased = split_phases(program)
         self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
@@ -207,7 +208,7 @@ class Sampler:
         self._run(
             levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
         )
-        return out
+        return out.log_softmax(-1) if self._normalised else out
 
     def runtime(self, name: str) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""

@@ -107,7 +107,28 @@ def normed_by_hand(x):
     return (x - mean) / torch.sqrt(variance + 1e-3)
 
 
+def depthwise_and_pointwise(net, h):
+    causal = net.same.weight * net.same.mask
+    return F.conv2d(F.conv2d(h, causal[:, :1], groups=C, padding=1), causal[:, :2, :1, :1], groups=3)
+
+
+def summed_up(net, h):
+    """From zeros, as skip connections are summed."""
+    total = torch.zeros_like(h)
+    total += h
+    for layer in (net.same, net.same):
+        total.add_(layer(h))
+    return total
+
+
 BODIES = {
+    "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
+    "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
+    "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),
+    "a matrix product": lambda net, h, x, i: channels_last(lambda y: y @ net.point.weight)(h),
+    "depthwise and pointwise": lambda net, h, x, i: depthwise_and_pointwise(net, h),
+    "summed up in place": lambda net, h, x, i: summed_up(net, h),
+    "a plane of ones": lambda net, h, x, i: net.narrow(torch.cat([h, h[:, :5], torch.ones(len(h), 1, 5, 6).to(h)], 1)),
     "gate": lambda net, h, x, i: gate(net.wide(h)),
     "gate also read whole": lambda net, h, x, i: (lambda v: gate(v) + net.narrow(v))(net.wide(h)),
     "gate with a condition first": lambda net, h, x, i: gate(F.relu(net.wide(h)) + torch.arange(12)[:, None, None] / 6),
@@ -207,6 +228,15 @@ REFUSED = {
     "attention": (
         lambda net, h, x, i: (h.flatten(2) @ F.softmax(h.flatten(2).mT @ h.flatten(2), -1)).view(h.shape),
         "matmul|softmax",
+    ),
+    "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
+    "a transposed convolution": (
+        lambda net, h, x, i: F.conv_transpose2d(h, net.same.weight, padding=1),
+        "conv_transpose2d: this call",
+    ),
+    "strides": (
+        lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2, padding=1), (5, 6)),
+        "only stride 1",
     ),
     "a sum over space": (lambda net, h, x, i: h + h.sum((2, 3), keepdim=True), "sum"),
 }

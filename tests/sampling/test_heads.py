@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.environment import native
 from pixelcnn_fast.nn import MaskedConv2d
-from pixelcnn_fast.sampling import UnknownLayout
+from pixelcnn_fast.sampling import UnknownLayout, Unsupported
 from pixelcnn_fast.sampling.heads import LAYOUTS, Bernoulli, Categorical
 
 RUNTIMES = ["eager", "cpu"] if native() else ["eager"]
@@ -111,6 +112,61 @@ def test_probabilities_that_are_certain():
     net = Net(1, lambda x: (100 * x).sigmoid(), levels=1).double()
     assert net(torch.ones(1, 1, 4, 5)).max() == 1
     assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Bernoulli(probabilities=True)))
+
+
+SOFTMAX = {  # over the levels, from [N, C * L, H, W], channels first
+    "N,C,H,W,L": lambda f, x: f(OUTPUTS["N,C,H,W,L"](x), -1),
+    "N,L,C,H,W": lambda f, x: f(OUTPUTS["N,L,C,H,W"](x), dim=1),
+    "N,C*L,H,W": lambda f, x: f(split(x), dim=2).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", SOFTMAX)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_softmax_at_the_end_is_taken_off(layout, probabilities):
+    f = F.softmax if probabilities else F.log_softmax
+    net = Net(2, lambda x: SOFTMAX[layout](f, x)).double()
+    head = Categorical(LEVELS, layout, probabilities)
+    sampler, plain = (
+        Sampler(net, (2, 4, 5), head=head),
+        Sampler(Net(2, split).double(), (2, 4, 5), levels=LEVELS),
+    )
+    assert sampler.program.weight_bytes == plain.program.weight_bytes
+    images = assert_all_runtimes_agree(sampler)
+    assert torch.equal(images, plain.sample(4, noise=noise(4, (2, 4, 5))))
+    expected = head.arranged(net(images).detach(), 2)
+    for runtime in ("reference", *RUNTIMES):
+        assert torch.allclose(sampler.logits(images, runtime=runtime), expected, rtol=1e-12)
+
+
+def test_a_log_of_a_softmax_and_one_that_is_thrown_away():
+    def with_side_effect(x):
+        x.softmax(1).mean()
+        return torch.log(torch.softmax(split(x), 2))
+
+    assert_all_runtimes_agree(Sampler(Net(2, with_side_effect).double(), (2, 4, 5), levels=LEVELS))
+
+
+def test_levels_of_probability_zero():
+    net = Net(1, lambda x: (200 * x).softmax(1)).double()
+    assert net(torch.ones(1, 1, 4, 5)).min() == 0
+    assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Categorical(LEVELS, probabilities=True)))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: split(x).softmax(2), "softmax.*probabilities=True"),
+        (lambda x: 2 * split(x).log_softmax(2), "softmax: only where it is the last call"),
+        (lambda x: split(x).log_softmax(-1), "not over the levels"),
+        (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
+        (lambda x: split(x).log_softmax(2).roll(1, 4), "rearrangement"),
+        (lambda x: split(x).exp().log(), "exp: this call is not supported"),
+    ],
+)
+def test_another_softmax_is_refused(output, message):
+    with pytest.raises(Unsupported, match=message):
+        Sampler(Net(2, output).double(), (2, 4, 5), levels=LEVELS)
 
 
 def test_bad_heads_are_refused():

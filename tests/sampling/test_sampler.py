@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from tests.networks import pixelcnn, two_stacks
+from pixelcnn_fast.sampling import ModelFailed, Unsupported
+from tests.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +107,10 @@ def test_the_model_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("form", ["unit", "levels"])
+@pytest.mark.parametrize("form", ["unit", "centred", "levels"])
 def test_models_that_take_floating_point_images(form):
     inner = two_stacks(n_classes=None).double()
-    factor = 255 if form == "unit" else 1
+    factor, shift = {"unit": (255, 0), "centred": (127.5, 127.5), "levels": (1, 0)}[form]
 
     class Wrapped(torch.nn.Module):
         def __init__(self):
@@ -118,13 +119,63 @@ def test_models_that_take_floating_point_images(form):
 
         def forward(self, x):
             assert x.dtype == torch.float64
-            return self.inner(x * factor)
+            return self.inner(x * factor + shift)
 
     u = torch.rand(3, 2, 5, 4, dtype=torch.float64)
     sampler = Sampler(Wrapped(), (2, 5, 4), image_form=form)
     expected = Sampler(inner, (2, 5, 4)).sample(3, noise=u, runtime="reference")
     for runtime in ("reference", "eager", "auto"):
         assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), expected)
+
+
+class Prior(torch.nn.Module):
+    """Of codes, as a quantising autoencoder has them: many levels, embedded."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(levels, 6)
+        self.conv, self.out = Masked(6, 9, [*ABOVE, *LEFT]), torch.nn.Conv2d(9, levels, 1)
+
+    def forward(self, codes):
+        codes = codes.reshape(-1, *codes.shape[-2:])
+        x = self.embedding(codes.flatten().long()).view(*codes.shape, 6).permute(0, 3, 1, 2)
+        return 3 * self.out(torch.tanh(self.conv(x)))
+
+
+@pytest.mark.parametrize("form", ["int64", "codes", "levels", "uint8"])
+def test_models_that_take_codes(form):
+    torch.manual_seed(0)
+    levels = 200 if form == "uint8" else 512
+    sampler = Sampler(Prior(levels).double(), (1, 4, 5), levels=levels, image_form=form)
+    u = torch.rand(3, 1, 4, 5, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    assert naive.max() > 100
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+def test_codes_are_no_other_form():
+    with pytest.raises(ValueError, match="int64"):
+        Sampler(Prior(512), (1, 4, 5), levels=512)
+    with pytest.raises(ValueError, match="one channel"):
+        Sampler(Prior(8), (2, 4, 5), levels=8, image_form="codes")
+    with pytest.raises(Unsupported, match="it rounds"):
+        Sampler(Prior(8), (1, 4, 5), levels=8, image_form="unit")  # 0 and 1 are not the levels
+
+
+def test_a_model_that_raises_says_what_it_was_given():
+    class Strict(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, x, y):
+            return self.conv(x)
+
+    with pytest.raises(
+        ModelFailed, match=r"(?s)raised RuntimeError.*torch.uint8 \[2, 1, 4, 5\], labels \[2\].*image_form="
+    ):
+        Sampler(Strict(), (1, 4, 5), levels=8)
 
 
 def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
