@@ -36,18 +36,23 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     args = parser.parse_args(argv)
     try:
         images, labels = load_npz(args.npz) if args.npz else load_torchvision(args.torchvision_root)
-        if not 0 < args.held_out < len(images):
-            raise ValueError(
-                f"--held-out {args.held_out} of {len(images)} images: none is left to "
-                f"{'judge by' if args.held_out < 1 else 'train on'}"
-            )
-        if not args.out.parent.is_dir():
-            raise FileNotFoundError(f"--out {args.out}: no folder {args.out.parent}, create it first")
+        check_options(args, len(images))
         torch.manual_seed(args.seed)
         model = initial_model(args, n_classes=int(labels.max()) + 1)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     return train(args, model, images, labels)
+
+
+def check_options(args: argparse.Namespace, n_images: int) -> None:
+    """ValueError if --held-out leaves nothing of n_images; FileNotFoundError if there is no folder for --out."""
+    if not 0 < args.held_out < n_images:
+        raise ValueError(
+            f"--held-out {args.held_out} of {n_images} images: none is left to "
+            f"{'judge by' if args.held_out < 1 else 'train on'}"
+        )
+    if not args.out.parent.is_dir():
+        raise FileNotFoundError(f"--out {args.out}: no folder {args.out.parent}, create it first")
 
 
 def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:

@@ -1,0 +1,133 @@
+"""The refining example: its critic, what it credits to whom, and that samples get better by it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler, checkpoint
+from pixelcnn_fast.likelihood import bits_per_dim
+from pixelcnn_fast.models import PixelCNN
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLES)  # it imports its neighbour
+    spec = importlib.util.spec_from_file_location("refine_mnist", EXAMPLES / "refine_mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Black images, 7x5, with a white column at the label's place."""
+    labels = torch.arange(70) % 3
+    images = torch.zeros(70, 1, 7, 5, dtype=torch.uint8)
+    images[torch.arange(70), 0, :, labels + 1] = 255
+    return images, labels
+
+
+@pytest.fixture
+def options(data: tuple, tmp_path: Path) -> list[str]:
+    """For a run of seconds, from a model that has learned nothing."""
+    np.savez(tmp_path / "data.npz", images=data[0][:, 0].numpy(), labels=data[1].numpy())
+    torch.manual_seed(0)
+    checkpoint.save(PixelCNN(1, 8, 1, n_classes=3), tmp_path / "model.safetensors")
+    given = dict(npz="data.npz", checkpoint="model.safetensors", out="refined.safetensors")
+    given = {name: tmp_path / file for name, file in given.items()}
+    given |= {"held-out": 10, "rounds": 2, "samples": 16, "critic-steps": 5, "batch": 8, "lr": 0.01}
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+
+def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(
+    script: ModuleType, data: tuple
+) -> None:
+    torch.manual_seed(0)
+    images, labels = data
+    noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+    critic = script.Critic(images.shape[1:], 3)
+    critic.learn(images, labels, noise, steps=150)
+    real, wrong, sampled = (
+        critic.realness(x, y) for x, y in ((images, labels), (images, (labels + 1) % 3), (noise, labels))
+    )
+    assert real.shape == (70, 3)  # before, after 4 rows, after 7
+    assert real[:, -1].min() > 2 and wrong[:, -1].max() < real[:, -1].min() and sampled[:, -1].max() < -2
+    later = images.clone()
+    later[:, :, 4:] = noise[:, :, 4:]
+    mixed = critic.realness(later, labels)
+    torch.testing.assert_close(mixed[:, :2], real[:, :2])
+    assert (mixed[:, 2] < real[:, 2]).all()
+    torch.testing.assert_close(real[:, 0], sampled[:, 0])
+
+
+def test_a_strip_is_credited_with_its_gain_and_less_of_later_ones(script: ModuleType) -> None:
+    realness = torch.tensor([[0.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+    own = torch.tensor([1 - 2 * script.FORESIGHT**2, -2 * script.FORESIGHT, -2.0])
+    torch.testing.assert_close(script.merits(realness), torch.stack([own / 2, -own / 2]))
+
+
+def test_samples_become_more_real_and_the_average_is_saved(
+    script: ModuleType, data: tuple, options: list[str], tmp_path: Path
+) -> None:
+    images, labels = data
+    history = script.main([*options, "--rounds", "6", "--average", "0.9"])
+    assert len(history) == 6
+    refined = checkpoint.load(tmp_path / "refined.safetensors")
+    assert bits_per_dim(refined, [(images[-10:], labels[-10:])]) == pytest.approx(history[-1], rel=1e-4)
+    notes = checkpoint.read_notes(tmp_path / "refined.safetensors")
+    assert notes["rounds"] == "6" and notes["refined_from"].endswith("model.safetensors")
+
+    def distance(model: PixelCNN) -> float:
+        """Mean |level| between samples and the image of their label."""
+        samples = Sampler(model, (1, 7, 5)).sample(60, labels[:60], generator=torch.Generator().manual_seed(1))
+        return (samples.float() - images[:60].float()).abs().mean().item()
+
+    assert distance(refined) < 0.8 * distance(checkpoint.load(tmp_path / "model.safetensors"))
+
+
+def test_the_seed_decides(script: ModuleType, options: list[str]) -> None:
+    runs = [script.main([*options, "--rounds", "1", "--seed", seed]) for seed in ("1", "1", "2")]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0] != pytest.approx(runs[2], rel=1e-5)
+
+
+def test_ctrl_c_keeps_the_last_round(
+    script: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def interrupted(*args: object, **kwargs: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return bits_per_dim(*args, **kwargs)
+
+    monkeypatch.setattr(script, "bits_per_dim", interrupted)
+    assert len(script.main(options)) == 1
+    checkpoint.load(tmp_path / "refined.safetensors")
+
+
+def test_wrong_files_and_options(
+    script: ModuleType, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def error(*more: object) -> str:
+        with pytest.raises(SystemExit):
+            script.main([*options, *map(str, more)])
+        return capsys.readouterr().err
+
+    assert "no such file" in error("--npz", tmp_path / "absent.npz")
+    assert "no such file" in error("--checkpoint", tmp_path / "absent.safetensors")
+    assert "none is left to train on" in error("--held-out", 70)
+    assert "no folder" in error("--out", tmp_path / "absent" / "model.safetensors")
+    for n_classes in (None, 2):
+        checkpoint.save(PixelCNN(1, 8, 1, n_classes=n_classes), tmp_path / "model.safetensors")
+        assert f"n_classes={n_classes}, but the labels reach 2" in error()
