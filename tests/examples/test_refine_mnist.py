@@ -93,6 +93,26 @@ def test_samples_become_more_real_and_the_average_is_saved(
     assert distance(refined) < 0.8 * distance(checkpoint.load(tmp_path / "model.safetensors"))
 
 
+def test_what_the_critic_praises_becomes_more_likely(
+    script: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def brightness(sign: int) -> float:
+        """Mean level of samples after refining for a critic that praises light (+1) or dark (-1) images."""
+
+        def realness(critic: torch.nn.Module, samples: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            light = sign * samples.float().mean((1, 3)).cumsum(1) / 10
+            return torch.stack([torch.zeros(len(samples)), light[:, 3], light[:, 6]], 1)
+
+        monkeypatch.setattr(script.Critic, "realness", realness)
+        script.main([*options, "--rounds", "3", "--average", "0.9"])
+        refined = checkpoint.load(tmp_path / "refined.safetensors")
+        labels = torch.arange(60) % 3
+        return Sampler(refined, (1, 7, 5)).sample(60, labels).float().mean().item()
+
+    monkeypatch.setattr(script, "WARMUP_STEPS", 1)
+    assert brightness(1) > brightness(-1) + 10
+
+
 def test_the_seed_decides(script: ModuleType, options: list[str]) -> None:
     runs = [script.main([*options, "--rounds", "1", "--seed", seed]) for seed in ("1", "1", "2")]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
