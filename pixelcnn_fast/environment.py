@@ -56,10 +56,7 @@ def _remedy() -> str:
 def runtimes() -> dict[str, str]:
     """The runtime that ``auto`` takes for each type of device."""
     module = native()
-    return {
-        "cpu": "cpu" if module else "eager",
-        "cuda": "cuda" if module and module.build_info()["cuda"] else "eager",
-    }
+    return {"cpu": "cpu" if module else "eager", "cuda": "cuda" if module and module.build_info()["cuda"] else "eager"}
 
 
 def report() -> str:

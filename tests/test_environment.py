@@ -37,14 +37,7 @@ def test_report_names_versions_and_threads() -> None:
     report = environment.report()
     assert torch.__version__ in report
     assert f"{torch.get_num_threads()} (torch.set_num_threads" in report
-    for title in (
-        "pixelcnn_fast",
-        "compiled module",
-        "CUDA",
-        "threads",
-        "runtime that auto",
-        "backend that auto",
-    ):
+    for title in ("pixelcnn_fast", "compiled module", "CUDA", "threads", "runtime that auto", "backend that auto"):
         assert any(line.startswith(title) for line in report.splitlines())
 
 
