@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
 KERNELS = {  # pattern of its mangled name -> (name, threads)
-    "run_row_phase": ("row phase", 128),
+    "run_row_levelI": ("row phase", 128),
+    "run_row_levelsI": ("row phase, all levels", 128),
     "sample_row_in_blocks": ("block", 256),
     "sample_row_in_pipelinesILNS_4MathE.ELb0": ("pipeline", 256),
     "sample_row_in_pipelinesILNS_4MathE.ELb1": ("pipeline, cluster", 256),
@@ -71,7 +72,7 @@ def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tu
 
 def shared_bytes(kernel: str, math: str, arch: str, plans) -> int | None:
     """Of the default PixelCNN; None where the variant does not serve it."""
-    if kernel == "row phase":
+    if kernel.startswith("row phase"):
         return 0
     plan = plans.get((math, arch, "block" if kernel == "block" else "pipeline"))
     return None if plan is None else plan["shared_bytes"]

@@ -17,16 +17,17 @@ Launch of_pipelines(const Plan& plan, int count, bool clusters) {
 
 template <Math kMath>
 void run_row(const Plan& plan, const Batch& batch, const RowSplit& rows, bool clusters, Stream stream) {
-  const int levels = static_cast<int>(plan.row_levels.size());
-  const auto launch_levels = [&](const RowWork& work) {
-    const unsigned blocks = work.groups * row_column_groups(kMath, plan.layout.width);
-    launch(run_row_phase<kMath>, {blocks, static_cast<unsigned>(work.workers), 32 * kRowWarps, 0, 1, work.levels > 1},
-           stream, batch, work);
+  const auto of_row = [&](int groups, int workers) {
+    return Launch{static_cast<unsigned>(groups * plan.layout.row_column_groups), static_cast<unsigned>(workers), 32 * kRowWarps};
   };
-  if (rows.groups > 0)
-    launch_levels({0, levels, rows.groups, rows.workers});
-  else
-    for (int level = 0; level < levels; level++) launch_levels({level, 1, batch.tiles, plan.row_levels[level].count});
+  if (rows.groups > 0) {
+    Launch together = of_row(rows.groups, rows.workers);
+    together.cooperative = true;
+    launch(run_row_levels<kMath>, together, stream, batch, static_cast<int>(plan.row_levels.size()), rows);
+  } else {
+    for (const RowLevel& level : plan.row_levels)
+      launch(run_row_level<kMath>, of_row(batch.tiles, level.count), stream, batch, level);
+  }
   if (plan.variant == Variant::block)
     launch(sample_row_in_blocks<kMath>,
            {static_cast<unsigned>(batch.tiles), 1, kThreads, static_cast<size_t>(plan.shared_bytes)}, stream, batch);

@@ -5,12 +5,6 @@
 
 namespace pcf {
 
-// Groups of blocks that make all levels of the row phase in one launch; 0: too few blocks run at once, so that each
-// level is a launch. workers: of a group, for each part of a row's columns.
-struct RowSplit {
-  int groups, workers;
-};
-
 // Row batch.y of all tiles: the row phase, then the row's jobs. clusters: pipelines that fit a cluster are one.
 template <Math kMath>
 void run_row(const Plan&, const Batch&, const RowSplit&, bool clusters, Stream);

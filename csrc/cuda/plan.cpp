@@ -10,6 +10,7 @@ Plan make_plan(const Program& program, Math math, Variant variant, const Limits&
   Layout& layout = plan.layout;
   layout.image_channels = program.image_channels, layout.height = program.height;
   layout.width = program.width, layout.levels = program.levels;
+  layout.row_column_groups = (program.width + row_columns(math) - 1) / row_columns(math);
   Jobs jobs(program, math);
   std::vector<Range> stages = {{0, jobs.count}};
   if (variant == Variant::pipeline) stages = split_into_stages(jobs, limits);

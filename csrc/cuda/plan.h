@@ -30,9 +30,8 @@ constexpr int kRowBlocks = 2;   // of the row phase, on each multiprocessor at o
 constexpr int kMeetingWords = 32;  // of each group of its blocks: how many have arrived, on a cache line of its own
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }  // channels of a fragment
 
-// Columns that a warp makes at once in the row phase, as many as its registers hold sums of; blocks that a row takes.
+// Columns that a warp makes at once in the row phase: as many as its registers hold sums of.
 constexpr int row_columns(Math math) { return math == Math::fp32 ? 4 : 8; }
-constexpr int row_column_groups(Math math, int width) { return (width + row_columns(math) - 1) / row_columns(math); }
 
 struct StepPlan {
   StepKind kind;
@@ -97,11 +96,18 @@ struct RowLevel {
   int first, count;
 };
 
+// Groups of blocks that make all levels of the row phase in one launch; 0: too few blocks run at once, so that each
+// level is a launch. workers: of a group, for each part of a row's columns.
+struct RowSplit {
+  int groups, workers;
+};
+
 // The parts that kernels take by value. Offsets are in bytes and multiples of 16.
 struct Layout {
   int image_channels, height, width, levels;
   int logits_stride;       // floats from one image's logits to the next
   int stages;
+  int row_column_groups;   // blocks that share a row's columns in the row phase
   int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
   int64_t logits_global;
   int64_t steps, slots, taps, values, instructions, stage_plans, row_levels, row_lists, sent;  // tables in the constants

@@ -8,13 +8,8 @@
 namespace pcf {
 
 constexpr int kRowWarps = 4;
-
-// Which levels a launch makes. A group of blocks takes a tile of images at a time, each block some columns of it and,
-// in each level, some instructions; more than one level must be a cooperative launch.
-struct RowWork {
-  int first_level, levels;
-  int groups, workers;  // in a group: workers x blocks that a row's columns take
-};
+template <Math kMath>
+constexpr int kRowColumns = row_columns(kMath);
 
 // Not inlined: 16 copies of it would cost the kernel its registers.
 template <Math kMath>
@@ -33,7 +28,7 @@ __device__ __forceinline__ void make_in_row(const Batch& batch, int images, int 
   Worker<kMath> worker(batch, 0, nullptr);
   worker.take(images, 0);
   const int lane = worker.lane, width = batch.layout.width;
-  constexpr int kColumns = row_columns(kMath);
+  constexpr int kColumns = kRowColumns<kMath>;
   const InstructionPlan& i = worker.instruction(index);
   const TapPlan* taps = worker.template table<TapPlan>(batch.layout.taps) + i.row;
   const int64_t tile_bytes = int64_t{i.row_fragments} * kWeightBytes;
@@ -77,21 +72,32 @@ __device__ __forceinline__ void make_in_row(const Batch& batch, int images, int 
   }
 }
 
+// One level: block_index_y() is one of its instructions, block_index() a tile of images and some columns of it.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_phase(__grid_constant__ const Batch batch,
-                                                                           __grid_constant__ const RowWork work) {
-  const int column_groups = row_column_groups(kMath, batch.layout.width);
-  const int first = block_index() % column_groups * row_columns(kMath), group = block_index() / column_groups;
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_level(__grid_constant__ const Batch batch,
+                                                                           RowLevel level) {
+  const int column_groups = batch.layout.row_column_groups;
+  const int* list = reinterpret_cast<const int*>(batch.constants + batch.layout.row_lists) + level.first;
+  make_in_row<kMath>(batch, block_index() / column_groups, list[block_index_y()],
+                     block_index() % column_groups * kRowColumns<kMath>);
+}
+
+// All levels; the launch must be cooperative. A group of blocks takes a tile of images at a time, each block some
+// columns of it and, in each level, every workers-th instruction.
+template <Math kMath>
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_levels(__grid_constant__ const Batch batch,
+                                                                            int n_levels, RowSplit split) {
+  const int column_groups = batch.layout.row_column_groups;
+  const int first = block_index() % column_groups * kRowColumns<kMath>, group = block_index() / column_groups;
   const RowLevel* levels = reinterpret_cast<const RowLevel*>(batch.constants + batch.layout.row_levels);
   const int* lists = reinterpret_cast<const int*>(batch.constants + batch.layout.row_lists);
-  const uint32_t blocks = column_groups * work.workers, tiles = (batch.tiles - group + work.groups - 1) / work.groups;
-  uint32_t arrived = batch.y * tiles * (work.levels - 1) * blocks;
-  for (int images = group; images < batch.tiles; images += work.groups)
-    for (int l = 0; l < work.levels; l++) {
+  const uint32_t blocks = column_groups * split.workers, tiles = (batch.tiles - group + split.groups - 1) / split.groups;
+  uint32_t arrived = batch.y * tiles * (n_levels - 1) * blocks;
+  for (int images = group; images < batch.tiles; images += split.groups)
+    for (int l = 0; l < n_levels; l++) {
       if (l > 0) meet_blocks(batch.row_meetings + group * kMeetingWords, arrived += blocks);
-      const RowLevel level = levels[work.first_level + l];
-      for (int n = block_index_y(); n < level.count; n += work.workers)
-        make_in_row<kMath>(batch, images, lists[level.first + n], first);
+      for (int n = block_index_y(); n < levels[l].count; n += split.workers)
+        make_in_row<kMath>(batch, images, lists[levels[l].first + n], first);
     }
 }
 

@@ -30,7 +30,7 @@ int tiles_of(int images) { return (images + kTile - 1) / kTile; }
 
 // As many groups as there are tiles, as far as all their blocks run at once, then as many workers as find work.
 RowSplit row_split(const Plan& plan, const Limits& limits, int tiles) {
-  const int columns = row_column_groups(plan.math, plan.layout.width), at_once = kRowBlocks * limits.multiprocessors;
+  const int columns = plan.layout.row_column_groups, at_once = kRowBlocks * limits.multiprocessors;
   if (plan.row_levels.size() < 2 || columns > at_once) return {0, 0};
   int most = 1;
   for (const RowLevel& level : plan.row_levels) most = std::max(most, level.count);

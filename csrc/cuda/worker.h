@@ -12,7 +12,7 @@ struct Batch {
   const char* constants;
   char* workspace;                // [tiles][layout.tile_bytes]
   char* groups;                   // pipeline: [n_groups][layout.group_bytes]
-  uint32_t* row_meetings;         // [RowWork::groups][kMeetingWords], zero when the image begins
+  uint32_t* row_meetings;         // [RowSplit::groups][kMeetingWords], zero when the image begins
   int images, tiles, n_groups, y;
   int32_t* levels;                // known ones in, all out
   const uint8_t* known;           // null: none

@@ -194,7 +194,9 @@ def test_draws_equal_the_reference_draw(drawing):
             _, u, _ = inputs((1, 1, 1), 24)
             u[0], u[1] = 0, 1 - 1e-9
             got, _ = run(runtime(sampler, "block"), sampler, u, drawing=Drawing(**drawing))
-            assert torch.equal(got.flatten(), Drawing(**drawing).draw(logits.expand(24, 256), u.flatten()).int())
+            assert torch.equal(
+                got.flatten(), Drawing(**drawing).draw(logits.expand(24, 256), u.flatten()).int()
+            )
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -18,7 +18,8 @@ extern "C" const char* __asan_default_options() { return "detect_stack_use_after
 
 namespace {
 
-constexpr int kChannels = 2, kHeight = 2, kWidth = 4, kLevels = 19, kImages = 27, kLabel = 21;
+// 5 columns are those of two blocks in the row phase.
+constexpr int kChannels = 2, kHeight = 2, kWidth = 5, kLevels = 19, kImages = 27, kLabel = 21;
 constexpr int64_t kSubPixels = kChannels * kHeight * kWidth;
 
 void require(bool ok, const char* what) {
