@@ -6,12 +6,13 @@
 namespace pcf {
 namespace {
 
+const pid_t process = getpid();  // that loaded this
+
 // The OpenMP that torch has loaded, if any. Its threads spin for milliseconds after each of torch's operators; threads
 // of our own would share the processors with them. A child after fork() has none of its threads, and must not ask.
 struct OpenMp {
   void (*parallel)(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
   int (*team_size)();
-  pid_t process = getpid();
 
   OpenMp() {
     parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
