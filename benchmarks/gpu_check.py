@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BATCHES = (1, 8, 64, 1024)
 SAMPLERS = ("naive", "naive, torch.compile", "naive, CUDA graph", "cached", "block", "pipeline")
-OPS = ("masked_conv2d 3x3 B", "masked_conv2d 7x7 A", "gated_activation", "categorical_nll")
+OPS = ("masked_conv2d 3x3 B", "masked_conv2d 7x7 A", "masked_conv_block", "gated_activation", "categorical_nll")
 MOST_CHARACTERS = 10_000
 
 
@@ -161,18 +161,32 @@ def layer_milliseconds() -> dict[str, dict[str, float]]:
         mask[size // 2, : size // 2 + (kind == "B")] = 1
         return mask
 
-    def convolution(title, c, size, kind, hw, dtype):
+    def convolution(title, c, size, kind, hw, dtype, joined=False):
+        """joined: with batch norm's shift, residual and activation, each of them a call where it is not fused."""
         x = torch.randn(256, c, hw, hw, device="cuda", dtype=dtype).contiguous(
             memory_format=torch.channels_last
         )
         w = torch.randn(c, c, size, size, device="cuda", dtype=dtype)
         m = masked(size, kind).to(dtype).expand_as(w).contiguous()
         live, half = (w * m)[:, :, : size // 2 + 1].contiguous(), size // 2
+        shift = torch.randn(c, device="cuda", dtype=dtype) if joined else None
+
+        def finished(y):
+            return F.relu(y + x) if joined else y
+
+        def fast():
+            if joined:
+                return ops.masked_conv_block(x, w, None, m, shift=shift, residual=x, activation="relu")
+            return ops.masked_conv2d(x, w, None, m)
+
+        def dense():
+            return finished(F.conv2d(x, w * m, shift, padding=half))
+
         contestants = {
-            "pixelcnn_fast": lambda: ops.masked_conv2d(x, w, None, m),
-            "cuDNN, masked": lambda: F.conv2d(x, w * m, padding=half),
-            "cuDNN, cropped": lambda: F.conv2d(F.pad(x, (half, half, half, 0)), live),
-            "torch.compile": torch.compile(lambda: F.conv2d(x, w * m, padding=half)),
+            "pixelcnn_fast": fast,
+            "cuDNN, masked": dense,
+            "cuDNN, cropped": lambda: finished(F.conv2d(F.pad(x, (half, half, half, 0)), live, shift)),
+            "torch.compile": torch.compile(dense),
         }
         found[title] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
 
@@ -196,20 +210,25 @@ def layer_milliseconds() -> dict[str, dict[str, float]]:
             "eager": gated,
             "torch.compile": torch.compile(gated),
         }
-        found[OPS[2]] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
+        found[OPS[3]] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
+
+    def entropy():
+        return F.cross_entropy(logits, levels, reduction="none").sum((1, 2))
 
     def nll():
         last = logits.permute(0, 2, 3, 1).contiguous()[:, None]
         contestants = {
             "pixelcnn_fast": lambda: ops.categorical_nll(last, levels[:, None]),
-            "eager": lambda: F.cross_entropy(logits, levels, reduction="none").sum((1, 2)),
+            "eager": entropy,
+            "torch.compile": torch.compile(entropy),
         }
-        found[OPS[3]] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
+        found[OPS[4]] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
 
     tolerant(OPS[0], lambda: convolution(OPS[0], 128, 3, "B", 32, torch.bfloat16))
     tolerant(OPS[1], lambda: convolution(OPS[1], 64, 7, "A", 28, torch.bfloat16))
-    tolerant(OPS[2], gate)
-    tolerant(OPS[3], nll)
+    tolerant(OPS[2], lambda: convolution(OPS[2], 128, 3, "B", 32, torch.bfloat16, joined=True))
+    tolerant(OPS[3], gate)
+    tolerant(OPS[4], nll)
     return found
 
 

@@ -18,7 +18,8 @@ Launch of_pipelines(const Plan& plan, int count, bool clusters) {
 template <Math kMath>
 void run_row(const Plan& plan, const Batch& batch, const RowSplit& rows, bool clusters, Stream stream) {
   const auto of_row = [&](int groups, int workers) {
-    return Launch{static_cast<unsigned>(groups * plan.layout.row_column_groups), static_cast<unsigned>(workers), 32 * kRowWarps};
+    const int blocks = groups * plan.layout.row_column_groups;
+    return Launch{static_cast<unsigned>(blocks), static_cast<unsigned>(workers), 32 * kRowWarps};
   };
   if (rows.groups > 0) {
     Launch together = of_row(rows.groups, rows.workers);

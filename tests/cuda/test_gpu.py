@@ -47,6 +47,19 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     assert torch.equal(levels, expected.int())
 
 
+@pytest.mark.parametrize("variant", ["block", "pipeline"])
+@pytest.mark.parametrize(
+    "drawing", [dict(top_k=40), dict(top_p=0.7), dict(top_k=9, top_p=0.8, temperature=0.7)]
+)
+def test_top_k_and_top_p(variant, drawing):
+    model, shape, _, engine = built("wide", variant=variant)
+    noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **drawing)
+    levels = torch.zeros(21, *shape, dtype=torch.int32)
+    engine.run(Job(levels, None, noise, Given(), Drawing(**drawing), None, None, lambda _: None))
+    assert torch.equal(levels, expected.int())
+
+
 @pytest.mark.parametrize("weights", ["same", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_as_exact_as_plain_torch(name, weights):
