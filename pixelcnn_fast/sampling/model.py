@@ -106,7 +106,8 @@ class Model:
     def evaluating(self) -> Iterator[None]:
         """Eval mode, for every module by itself put back afterwards."""
         training = [module for module in self.module.modules() if module.training]
-        self.module.eval()
+        if training:
+            self.module.eval()
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.sampling.compose import compose
 from pixelcnn_fast.sampling.legality import Field, receptive_fields
 from pixelcnn_fast.sampling.marks import Unsupported
 from pixelcnn_fast.sampling.pieces import cut, draws_needed
@@ -18,7 +19,8 @@ from pixelcnn_fast.sampling.program import LEVELS, Instruction, Program, Slot, S
 
 
 def fuse(program: Program, fields: dict[int, Field] | None = None) -> Program:
-    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights.
+    """Fewer instructions, same meaning: pointwise ones join the convolution before them, batch norm its weights,
+    and convolutions one another.
 
     fields: what the values see, if that is known already.
     """
@@ -33,7 +35,7 @@ def fuse(program: Program, fields: dict[int, Field] | None = None) -> Program:
                 instruction = _joined(fused.pop(base), rest, fused, readers)
                 break
         fused[instruction.out] = instruction
-    return replace(program, instructions=tuple(fused.values()))
+    return _without_unread(compose(replace(program, instructions=tuple(fused.values()))))
 
 
 def _without_unread(program: Program) -> Program:
@@ -74,7 +76,13 @@ def _joined(
         linear = not joined.steps and joined.base is None
         if linear and step.kind == "affine":
             joined = _scaled(joined, step.scale, step.shift)
-        elif linear and step.kind == "add" and readers[step.value] == 1 and _is_linear(fused.get(step.value)):
+        elif (
+            linear
+            and step.kind == "add"
+            and readers[step.value] == 1
+            and step.value in fused
+            and fused[step.value].is_sum
+        ):
             other = fused.pop(step.value)
             if step.alpha != 1.0:
                 other = _scaled(
@@ -85,15 +93,6 @@ def _joined(
         else:
             joined = replace(joined, steps=joined.steps + (step,))
     return joined
-
-
-def _is_linear(instruction: Instruction | None) -> bool:
-    return (
-        instruction is not None
-        and instruction.base is None
-        and not instruction.steps
-        and bool(instruction.taps)
-    )
 
 
 def _bias(instruction: Instruction) -> Tensor:

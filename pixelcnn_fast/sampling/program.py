@@ -108,6 +108,11 @@ class Instruction:
     table: Tensor | None = None
     steps: tuple[Step, ...] = ()
 
+    @property
+    def is_sum(self) -> bool:
+        """Of taps, and nothing else."""
+        return self.base is None and not self.steps and bool(self.taps)
+
     def reads(self) -> list[int]:
         """Every value this instruction reads, once per reading."""
         base = [] if self.base in (None, LEVELS) else [self.base]
