@@ -100,6 +100,8 @@ void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Row
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     x[m] = rows[m];
+    if constexpr (M <= 4)  // half of it was written by another core just now
+      for (int k = 0; k < depth; k += 64 / sizeof(T)) __builtin_prefetch(x[m] + k);
 #pragma GCC unroll 16
     for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
   }
