@@ -7,15 +7,16 @@
 
 namespace pcf {
 
-// Zeroed memory on cache-line boundaries; pages that are never touched cost nothing.
+// Zeroed memory on boundaries of pairs of cache lines, which processors fetch together: lines that two threads write
+// must not be one pair. Pages that are never touched cost nothing.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + 64, 1)) {
+  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + 128, 1)) {
     if (!memory_) throw std::bad_alloc();
   }
   char* get() const {
-    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63});
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 127) & ~uintptr_t{127});
   }
   int64_t bytes() const { return bytes_; }
 

@@ -13,7 +13,7 @@
 namespace pcf {
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
