@@ -1,6 +1,6 @@
 """Measures the targets of the other families on this machine, each in one run, and says which are met.
 
-    python benchmarks/family_targets.py            a Gated PixelCNN, and ordered colours: some 10 minutes on 2 cores
+    python benchmarks/family_targets.py            a Gated PixelCNN, and ordered colours: a minute or two on 2 cores
     python benchmarks/family_targets.py --quick    tiny models: tries the script, its figures mean nothing
 
 Contestants take turns on the same noise, and every image is checked before a speed-up is shown. Leave the

@@ -11,12 +11,16 @@ namespace pcf {
 // must not be one pair. Pages that are never touched cost nothing.
 class Buffer {
  public:
+  static constexpr int64_t kBoundary = 128;
+
+  static constexpr int64_t aligned(int64_t bytes) { return (bytes + kBoundary - 1) / kBoundary * kBoundary; }
+
   Buffer() = default;
-  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + 128, 1)) {
+  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + kBoundary, 1)) {
     if (!memory_) throw std::bad_alloc();
   }
   char* get() const {
-    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + 127) & ~uintptr_t{127});
+    return reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(memory_.get())));
   }
   int64_t bytes() const { return bytes_; }
 

@@ -13,7 +13,6 @@
 namespace pcf {
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
@@ -114,16 +113,16 @@ class Sampler final : public CpuSampler {
   // Rows that are kept of a value: those in flight, and those above that somebody still reads.
   static int rows_kept(const Storage& s, const Schedule& schedule) { return s.rows + schedule.rows_in_flight - 1; }
   int64_t value_bytes(const Storage& s, const Schedule& schedule, int images) const {
-    return aligned(row_stride(s) * rows_kept(s, schedule) * images * sizeof(T));
+    return Buffer::aligned(row_stride(s) * rows_kept(s, schedule) * images * sizeof(T));
   }
   // What rows above give to an instruction at the pixels of a chunk: [rows in flight][images][chunk][padded].
   int64_t partial_bytes(const PreparedInstruction<T>& i, const Schedule& s, int images) const {
-    return i.keeps_partial() ? aligned(int64_t{i.padded} * s.chunk * s.rows_in_flight * images * sizeof(T)) : 0;
+    return i.keeps_partial() ? Buffer::aligned(int64_t{i.padded} * s.chunk * s.rows_in_flight * images * sizeof(T)) : 0;
   }
   int64_t logits_bytes(const Schedule& schedule, int images) const {
     int widest = 0;
     for (const auto* output : prepared_.outputs) widest = std::max(widest, output->padded);
-    return aligned(int64_t{widest} * schedule.rows_in_flight * images * sizeof(T));
+    return Buffer::aligned(int64_t{widest} * schedule.rows_in_flight * images * sizeof(T));
   }
 
   Program program_;

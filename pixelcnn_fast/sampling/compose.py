@@ -18,8 +18,10 @@ def compose(program: Program) -> Program:
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):
         inner = instructions[value]
+        if not inner.is_sum or value in program.outputs:
+            continue
         readers = [i for i in instructions.values() if any(tap.source == value for tap in i.taps)]
-        if inner.is_sum and value not in program.outputs and _is_cheaper(inner, readers, instructions):
+        if _is_cheaper(inner, readers, instructions):
             for reader in readers:
                 instructions[reader.out] = _composed(inner, reader)
     return replace(program, instructions=tuple(instructions.values()))

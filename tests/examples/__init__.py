@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def interrupted_at_its_second_call(function: Callable[..., float]) -> Callable[..., float]:
+    """As if the user pressed Ctrl-C then."""
+    calls = 0
+
+    def interrupted(*args: object, **kwargs: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return interrupted

@@ -13,6 +13,7 @@ import torch
 from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
 from pixelcnn_fast.models import PixelCNN
+from tests.examples import interrupted_at_its_second_call
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -122,16 +123,7 @@ def test_the_seed_decides(script: ModuleType, options: list[str]) -> None:
 def test_ctrl_c_keeps_the_last_round(
     script: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-
-    def interrupted(*args: object, **kwargs: object) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return bits_per_dim(*args, **kwargs)
-
-    monkeypatch.setattr(script, "bits_per_dim", interrupted)
+    monkeypatch.setattr(script, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
     assert len(script.main(options)) == 1
     checkpoint.load(tmp_path / "refined.safetensors")
 

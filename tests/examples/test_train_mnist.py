@@ -13,6 +13,7 @@ import torch
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
+from tests.examples import interrupted_at_its_second_call
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_mnist.py"
 
@@ -102,17 +103,8 @@ def test_minutes_stop_it(script: ModuleType, data: dict, tmp_path: Path) -> None
 def test_ctrl_c_keeps_the_best_epoch(
     script: ModuleType, data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-
-    def interrupted(*args: object, **kwargs: object) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return bits_per_dim(*args, **kwargs)
-
     np.savez(tmp_path / "data.npz", **data)
-    monkeypatch.setattr(script, "bits_per_dim", interrupted)
+    monkeypatch.setattr(script, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
     history = script.main(options(tmp_path))
     assert len(history) == 1
     checkpoint.load(tmp_path / "model.safetensors")
