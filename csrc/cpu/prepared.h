@@ -8,6 +8,7 @@
 #include "buffer.h"
 #include "kernels.h"
 #include "program.h"
+#include "schedule.h"
 
 namespace pcf {
 
@@ -27,6 +28,11 @@ struct PreparedStep {
   bool reads_all_channels() const { return kind == StepKind::layer_norm; }
   bool reads_condition() const {
     return kind == StepKind::add_condition || kind == StepKind::multiply_condition;
+  }
+  // For a channel, in multiply-adds.
+  int cost() const {
+    const bool exponential = kind == StepKind::elu || kind >= StepKind::silu;
+    return exponential ? 50 : 4;
   }
 };
 
@@ -62,6 +68,7 @@ class PreparedProgram {
     packed = Buffer(total);
     pack(program, weights);
     place_meetings(program.outputs.size());
+    count_work(program);
   }
 
   const Kernels<T>& kernels;
@@ -71,10 +78,8 @@ class PreparedProgram {
   int depth = 0;    // the furthest row above that anything reads
   int widest = 0;      // channels of the widest instruction, padded
   int widest_row = 0;  // of the widest in the row phase
-  int longest = 0;     // the largest lead
-  // Multiply-adds and meetings, for a pixel: of sums over rows above, and of the rest.
-  double row_work = 0, pixel_work = 0;
-  int row_meetings = 1, pixel_meetings = 0;
+  int most_steps = 0;  // of an instruction
+  ProgramWork work;
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
@@ -119,9 +124,7 @@ class PreparedProgram {
       if (p.is_input) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
       if (p.phase == Phase::row) widest_row = std::max(widest_row, p.padded);
-      for (const auto& run : p.row_runs) row_work += double{1} * run.weights.depth * p.padded;
-      for (const auto& run : p.pixel_runs) pixel_work += double{1} * run.weights.depth * p.padded;
-      longest = std::max(longest, p.lead);
+      most_steps = std::max<int>(most_steps, p.steps.size());
     }
     for (int output : program.outputs)
       for (const auto& p : instructions)
@@ -144,7 +147,7 @@ class PreparedProgram {
     const auto at_pixels = [&](int after) {
       for (auto& i : instructions) {
         if (i.is_input || i.after != after || i.phase == Phase::row) continue;
-        pixel_meetings += i.meet_at_pixel = meets(i.pixel_runs, i.steps);
+        i.meet_at_pixel = meets(i.pixel_runs, i.steps);
         written.insert(i.out);
       }
     };
@@ -154,15 +157,36 @@ class PreparedProgram {
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
       if (i.phase != Phase::row && i.row_runs.empty()) continue;
-      row_meetings += i.meet_in_row = meets(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
+      i.meet_in_row = meets(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
       if (!i.keeps_partial()) written.insert(i.out);
     }
     written = last_written;
     for (int draw = 0; draw < draws; draw++) {
       at_pixels(draw);
-      pixel_meetings += 2;
       written.clear();
     }
+  }
+
+  void count_work(const Program& program) {
+    const auto products = [](const std::vector<PreparedRun>& runs, int channels) {
+      double sum = 0;
+      for (const auto& run : runs) sum += double{1} * run.weights.depth * channels;
+      return sum;
+    };
+    for (const auto& i : instructions) {
+      Work& sums = work.partial_sums.emplace_back();
+      Work& rest = i.phase == Phase::row && !i.is_output ? work.row_phase : work.pixels;
+      Work& above = i.keeps_partial() ? sums : rest;
+      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.meetings += i.meet_in_row;
+      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.meetings += i.meet_at_pixel;
+      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * step.cost();
+      work.longest_lead = std::max(work.longest_lead, i.lead);
+    }
+    constexpr int kOfLevel = 60;
+    work.pixels.elements += double{kOfLevel} * program.levels * program.image_channels;
+    work.pixels.meetings += 2 * outputs.size();
+    work.row_phase.meetings++;
+    work.most_threads = widest / kernels.block;
   }
 };
 

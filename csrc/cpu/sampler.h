@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "program.h"
+#include "schedule.h"
 
 namespace pcf {
 
@@ -20,12 +21,16 @@ class CpuSampler {
  public:
   virtual ~CpuSampler() = default;
 
-  // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y; if it throws, the run stops
-  // and the exception passes on. Uses at most `threads` threads.
-  virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
+  // The ways to sample that many images on at most `threads` threads, and the cheapest of them.
+  virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
+  virtual Schedule schedule(int images, int threads) const = 0;
+
+  // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the run
+  // stops and the exception passes on. schedule: one of schedules(job.images, ...).
+  virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t weight_bytes() const = 0;
-  virtual int64_t workspace_bytes(int images) const = 0;
+  virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };
 
 enum class Dtype { float32, float64 };

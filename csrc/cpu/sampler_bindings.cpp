@@ -24,7 +24,7 @@ void run(const pcf::CpuSampler& sampler, int images, Address levels, Address kno
                reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
-  sampler.run(job, threads, on_row);  // on_row takes the GIL by itself
+  sampler.run(job, sampler.schedule(images, threads), on_row);  // on_row takes the GIL by itself
 }
 
 }  // namespace
@@ -96,7 +96,9 @@ void bind_sampler(py::module_& m) {
       .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "top_k"_a,
            "top_p"_a, "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &pcf::CpuSampler::weight_bytes)
-      .def("workspace_bytes", &pcf::CpuSampler::workspace_bytes, "images"_a);
+      .def("workspace_bytes", [](const pcf::CpuSampler& sampler, int images, int threads) {
+        return sampler.workspace_bytes(sampler.schedule(images, threads));
+      }, "images"_a, "threads"_a);
 
   static py::exception<pcf::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);
   py::register_exception_translator([](std::exception_ptr error) {

@@ -13,18 +13,20 @@
 
 namespace pcf {
 
-// All members of a team meet here. Each announces itself on a cache line of its own and watches the others', so that
-// a meeting of two costs one transfer between cores. Spins, since a layer's work is about a microsecond; yields after
-// some 50 microseconds, so that a team on a busy machine does not burn the time its missing member needs.
-class SpinBarrier {
+// How far each member of a team has come: each announces it on a cache line of its own, for whoever waits for it. Waiting
+// spins, since a layer's work is about a microsecond; and yields after some 50 microseconds, so that a team on a busy
+// machine does not burn the time its missing member needs.
+class Progress {
  public:
-  explicit SpinBarrier(int members) : seats_(members) {}
+  explicit Progress(int members) : seats_(members) {}
 
-  void wait(int member) {
-    const uint32_t meeting = seats_[member].meetings.load(std::memory_order_relaxed) + 1;
-    seats_[member].meetings.store(meeting, std::memory_order_release);
-    for (auto& seat : seats_)
-      for (int spins = 0; behind(seat.meetings.load(std::memory_order_acquire), meeting); spins++) {
+  void announce(int member, int64_t done) { seats_[member].done.store(done, std::memory_order_release); }
+  int64_t of(int member) const { return seats_[member].done.load(std::memory_order_relaxed); }
+
+  // Until all members have announced `done` or more.
+  void await(int64_t done) const {
+    for (const auto& seat : seats_)
+      for (int spins = 0; seat.done.load(std::memory_order_acquire) < done; spins++) {
         if (spins < kSpins)
           pause();
         else
@@ -34,11 +36,9 @@ class SpinBarrier {
 
  private:
   struct alignas(128) Seat {  // 128: processors prefetch lines in pairs
-    std::atomic<uint32_t> meetings{0};
+    std::atomic<int64_t> done{0};
   };
   static constexpr int kSpins = 1000;
-
-  static bool behind(uint32_t other, uint32_t meeting) { return static_cast<int32_t>(other - meeting) < 0; }
 
   static void pause() {
 #if defined(__x86_64__)
@@ -49,6 +49,21 @@ class SpinBarrier {
   }
 
   std::vector<Seat> seats_;
+};
+
+// All members of a team meet here. A meeting of two costs one transfer between cores.
+class SpinBarrier {
+ public:
+  explicit SpinBarrier(int members) : meetings_(members) {}
+
+  void wait(int member) {
+    const int64_t meeting = meetings_.of(member) + 1;
+    meetings_.announce(member, meeting);
+    meetings_.await(meeting);
+  }
+
+ private:
+  Progress meetings_;
 };
 
 // Calls work(member) for each of `members` threads, all at once, the caller being member 0; returns when all have.

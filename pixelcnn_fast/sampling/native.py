@@ -68,7 +68,7 @@ class CpuRuntime:
         return self._sampler.weight_bytes()
 
     def workspace_bytes(self, images: int) -> int:
-        return self._sampler.workspace_bytes(images)
+        return self._sampler.workspace_bytes(images, torch.get_num_threads())
 
 
 def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
