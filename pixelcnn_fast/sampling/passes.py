@@ -211,7 +211,8 @@ def split_phases(program: Program) -> PhasedProgram:
     fields = receptive_fields(program)
     draws = len(program.outputs)
     row_values = computed_by_rows(program)
-    instructions = []
+    instructions: list[PhasedInstruction] = []
+    afters: dict[int, int] = {}
     for i in program.instructions:
         for tap in i.taps:
             if tap.dy > 0 or (tap.dy == 0 and tap.dx > 0 and tap.source not in row_values):
@@ -221,6 +222,11 @@ def split_phases(program: Program) -> PhasedProgram:
                 )
         in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
         after = min(int(draws_needed(fields[i.out]).max()), draws)
+        if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
+            after = program.outputs.index(i.out)
+        here = [tap.source for tap in i.taps if (tap.dy, tap.dx) == (0, 0)] + i.reads()[len(i.taps) :]
+        assert all(afters[value] <= after for value in here), f"{i.name} reads of its pixel what is drawn later"
+        afters[i.out] = after
         if i.out in row_values:
             phase = Phase.ROW
         else:

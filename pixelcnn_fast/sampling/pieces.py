@@ -1,7 +1,7 @@
 """Values cut into pieces: channels that are computed at different times, or read apart, become values of their own.
 
-Two things cut a value. Where some logits see other channels of their own pixel, channels differ in how many of those
-must be drawn first. And where a step reads some channels of a value (a gate reads both halves of a convolution), the
+Two things cut a value. Its channels may differ in how many channels of their pixel must be drawn first: where some
+logits see other channels of their own pixel, or where some channels see nothing of it but others do. And where a step reads some channels of a value (a gate reads both halves of a convolution), the
 halves are only alike channel by channel when each is a value. Cuts spread along steps, since a step works channel by
 channel; a convolution reads and gives any pieces, by rows and columns of its weights.
 """
@@ -27,20 +27,20 @@ def cut(program: Program, fields: dict[int, Field]) -> Program:
     """The same program in which every step reads whole values, and the channels of one value can be computed
     together. Logits that need draws of their own pixel are one output per image channel. fields: of its values."""
     ordered = orders_channels(program, fields)
-    if not ordered and all(i.pick is None for i in program.instructions):
+    most = program.shape[0] if ordered else 1  # draws of a pixel
+    draws = {value: draws_needed(field).clamp_max(most) for value, field in fields.items()}
+    alike = all(len(needed.unique()) == 1 for needed in draws.values())
+    if not ordered and alike and all(i.pick is None for i in program.instructions):
         return program
-    return _Cutter(program, _labels(program, fields, ordered)).cut()
+    return _Cutter(program, _labels(program, draws, ordered)).cut()
 
 
-def _labels(program: Program, fields: dict[int, Field], ordered: bool) -> dict[int, Tensor]:
-    """Value -> [channels]: channels with one label make a piece."""
-    labels = {}
-    for i in program.instructions:
-        labels[i.out] = torch.zeros(i.channels, dtype=torch.long)
-        if ordered and i.out in program.outputs:
-            labels[i.out] = torch.arange(i.channels) // program.levels
-        elif ordered:
-            labels[i.out] = draws_needed(fields[i.out])
+def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
+    """Value -> [channels]: channels with one label make a piece. draws: how many each channel needs."""
+    labels = {i.out: draws[i.out] for i in program.instructions}
+    if ordered:
+        for output in program.outputs:
+            labels[output] = torch.arange(len(labels[output])) // program.levels
     pointwise = [i for i in program.instructions if i.base is not None and i.base != LEVELS]
     changed = True
     while changed:

@@ -22,7 +22,35 @@ def ordered(order: str, **kwargs) -> torch.nn.Module:
     return enlivened(PixelCNN(3, 8, 1, channel_order=order, **kwargs)).double()
 
 
+class TwoLayers(torch.nn.Module):
+    """Two 3x3 convolutions that see rows above and the left; centre[o, i]: whether output o sees input i at its pixel."""
+
+    n_classes = None
+
+    def __init__(self, colours: int, centre1: list[list[int]], centre2: list[list[int]]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.convs, self.masks = torch.nn.ModuleList(), []
+        for width, centre in ((colours, torch.tensor(centre1)), (len(centre1), torch.tensor(centre2))):
+            self.convs.append(torch.nn.Conv2d(width, len(centre), 3, padding=1))
+            mask = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]]).repeat(len(centre), width, 1, 1)
+            mask[:, :, 1, 1] = centre
+            self.masks.append(mask)
+        self.double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.double() / 128 - 1
+        for conv, mask in zip(self.convs, self.masks, strict=True):
+            x = torch.nn.functional.conv2d(torch.tanh(x), conv.weight * mask, conv.bias, padding=1)
+        return (8 * x).unflatten(1, (images.shape[1], -1)).permute(0, 1, 3, 4, 2)
+
+
+SEES_IT, DOES_NOT = [1], [0]
 CASES = {
+    # Green and blue can be computed at the same time, but are drawn one after the other.
+    "green and blue see red": (TwoLayers(3, [[0, 0, 0], [1, 0, 0]] * 2, [[1, 0] * 2] * 256 + [[1, 1] * 2] * 512), (3, 4, 5)),
+    # The logits read, at their own pixel, what the other features of the same layer can't be read for.
+    "some features see their pixel": (TwoLayers(1, [SEES_IT, DOES_NOT] * 3, [[0, 1] * 3] * 256), (1, 5, 5)),
     "gated": (gated(input_channels=1), (1, 7, 6)),
     "gated with labels": (gated(input_channels=2, n_classes=4), (2, 5, 6)),
     "gated, 5x5": (gated(input_channels=1, kernel_size=5, dilations=(1, 1)), (1, 6, 6)),
