@@ -22,6 +22,8 @@ CLASSES = 3
 ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     torch.relu, torch.tanh, torch.sigmoid, F.elu, F.gelu, F.silu, F.softplus, nn.LeakyReLU(0.3), nn.ELU(0.5),
     lambda x: F.relu(x, inplace=True), lambda x: F.gelu(x, approximate="tanh"), lambda x: x.clone(),
+    F.selu, F.mish, F.hardswish, F.logsigmoid, F.softsign, nn.CELU(0.7), lambda x: torch.exp(-x.abs()),
+    lambda x: F.hardtanh(x, -0.3, 0.2, inplace=True), lambda x: x.clamp(max=0.1),
 ]  # fmt: skip
 
 
@@ -84,6 +86,7 @@ class Layer(nn.Module):
         self.linear = nn.Linear(width, width)
         self.embedding = nn.Embedding(CLASSES, 2 * width)
         self.constant = nn.Parameter(torch.rand(width, 1, 1))
+        self.prelu = nn.PReLU(width)
 
     def forward(self, h: Tensor, labels: Tensor) -> Tensor:
         return getattr(self, self.kind)(h, labels)
@@ -151,6 +154,19 @@ class Layer(nn.Module):
     def vertical(self, h: Tensor, labels: Tensor) -> Tensor:
         return h + self.activation(self.point(self.above(h)))
 
+    def glu(self, h: Tensor, labels: Tensor) -> Tensor:
+        return F.glu(self.widen(h), dim=1) + self.prelu(h)
+
+    def stacked(self, h: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([h, self.conv(h), self.point(h)]).mean(0)
+
+    def larger(self, h: Tensor, labels: Tensor) -> Tensor:
+        return torch.maximum(h, self.conv(h)) - torch.minimum(self.above(h), h)
+
+    def chosen(self, h: Tensor, labels: Tensor) -> Tensor:
+        mask = self.constant > 0.5
+        return torch.where(mask, self.conv(h), h).masked_fill(~mask, self.numbers[0])
+
     def dropped(self, h: Tensor, labels: Tensor) -> Tensor:
         return F.dropout(h, 0.5, self.training)
 
@@ -160,7 +176,12 @@ class Layer(nn.Module):
         return self.layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def channels_last(self, h: Tensor, labels: Tensor) -> Tensor:
-        return h + self.linear(h.movedim(1, -1)).movedim(-1, 1)
+        x = h.movedim(1, -1)
+        return h + (self.linear(x) if self.numbers[0] > 0 else x @ self.linear.weight).movedim(-1, 1)
+
+    def rms_normed(self, h: Tensor, labels: Tensor) -> Tensor:
+        x = h.permute(0, 2, 3, 1)
+        return F.rms_norm(x, x.shape[3:], self.constant.flatten(), 0.1).permute(0, 3, 1, 2)
 
     def swapped(self, h: Tensor, labels: Tensor) -> Tensor:
         return torch.cat(h.tensor_split(2, dim=1)[::-1], 1) + h.flip(1)
@@ -169,9 +190,9 @@ class Layer(nn.Module):
 KINDS = [
     "convolved", "pointwise", "residual", "residual_twice", "gated", "gated_by_label", "scaled_by_label", "normed",
     "concat_elu", "dense", "arithmetic", "product", "shifted_down", "shifted_right", "rolled", "moved_down",
-    "vertical", "dropped",
+    "vertical", "dropped", "glu", "stacked", "larger", "chosen",
 ]  # fmt: skip
-MIXING_KINDS = ["layer_normed", "channels_last", "swapped", "moved_right"]
+MIXING_KINDS = ["layer_normed", "rms_normed", "channels_last", "swapped", "moved_right"]
 
 
 class Fuzzed(nn.Module):

@@ -218,7 +218,7 @@ class Recorder(TorchFunctionMode):
             if isinstance(mark, Condition) and plain_name(func) not in JOINS:
                 raise Unsupported("it moves the elements of a feature map as a condition says")
             if mark is not None or (isinstance(x, Tensor) and x.is_floating_point()):
-                return self._addresses(x)
+                return self.addresses(x, x.shape)
             return x.cpu() if isinstance(x, Tensor) else x
 
         result = func(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
@@ -226,12 +226,12 @@ class Recorder(TorchFunctionMode):
             lambda x: FeatureMap(self.recording.space, addresses=x) if isinstance(x, Tensor) else x, result
         )
 
-    def _addresses(self, x: Tensor) -> Tensor:
-        """Those of a feature map; or of what becomes one: a condition, or a constant."""
+    def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Those of a feature map, broadcast to a shape; or of what becomes one: a condition, or a constant."""
         mark = self.mark(x)
         if isinstance(mark, FeatureMap):
-            return mark.addresses
-        zeros = FeatureMap(self.recording.space, addresses=torch.zeros(x.shape, dtype=torch.long))
+            return mark.addresses.expand(shape)
+        zeros = FeatureMap(self.recording.space, addresses=torch.zeros(shape, dtype=torch.long))
         if isinstance(mark, Condition):
             return self.recording.with_condition("add", zeros, mark, x).addresses
         return (self.recording.with_constant("add", zeros, x) if bool(x.any()) else zeros).addresses
@@ -249,7 +249,7 @@ class Recorder(TorchFunctionMode):
                 if any(self.mark(i) is not None for i in leaves(index)):
                     raise Unsupported("where it assigns depends on the image or the condition")
                 if not isinstance(self.mark(target), FeatureMap):
-                    addresses = self._addresses(target)
+                    addresses = self.addresses(target, target.shape)
                     self._tracked[id(target)] = (
                         target,
                         FeatureMap(self.recording.space, addresses=addresses),
@@ -269,7 +269,7 @@ class Recorder(TorchFunctionMode):
             func(whole, index, x)
         else:
             whole = self.condition(_on_a_copy(func), whole, index, x)
-        return self._addresses(whole)[index]
+        return self.addresses(whole, shape)[index]
 
     def _refusal(self, func: Callable, why: str) -> Opaque:
         return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")

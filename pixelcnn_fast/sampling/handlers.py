@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.sampling.addresses import FeatureMap
 from pixelcnn_fast.sampling.marks import Condition, Unsupported
 from pixelcnn_fast.sampling.program import Step
+from pixelcnn_fast.sampling.spelled_out import FORMULAS
 
 if TYPE_CHECKING:
     from pixelcnn_fast.sampling.capture import Recorder
@@ -257,10 +258,21 @@ def _channel_sum(r: Recorder, input: Tensor, dim: Any, keepdim: bool, scale: flo
         raise Unsupported("a sum over more than one axis; only the channels of a pixel may be summed")
     dim = dim if isinstance(dim, int) else dim[0]
     x = r.feature_map(input).addresses.movedim(dim, -1)
+    if len(r.recording.space.layout(x)[1]) > 1:  # layers that were stacked
+        return _sum_of_parts(r, x.movedim(-1, dim), dim, keepdim, scale)
     weight = torch.full((1, x.shape[-1]), scale, dtype=r.recording.dtype, device=r.recording.device)
     total = r.recording.linear(FeatureMap(r.recording.space, addresses=x), weight, None).addresses
     total = total.movedim(-1, dim)
     return FeatureMap(r.recording.space, addresses=total if keepdim else total.squeeze(dim))
+
+
+def _sum_of_parts(r: Recorder, addresses: Tensor, dim: int, keepdim: bool, scale: float) -> FeatureMap:
+    total, *others = (FeatureMap(r.recording.space, addresses=x) for x in addresses.unbind(dim))
+    for part in others:
+        total = r.recording.pairwise("add", total, part)
+    if scale != 1:
+        total = r.recording.affine(total, scale, 0.0)
+    return FeatureMap(r.recording.space, addresses=total.addresses.unsqueeze(dim)) if keepdim else total
 
 
 # -- the rest
@@ -317,11 +329,37 @@ def _softmax(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: A
     return r.recording.pointwise(logarithms, lambda _: [Step("exp")], keeps_zero=False)
 
 
+def _exp(r: Recorder, output: Tensor, input: Tensor) -> FeatureMap:
+    x = r.feature_map(input)
+    if r.recording.made_by("log_softmax", x) is None:
+        return _spelled_out("exp")(r, output, input)
+    return r.recording.pointwise(x, lambda _: [Step("exp")], keeps_zero=False)
+
+
 def _clamp_min(r: Recorder, output: Tensor, input: Tensor, min: float) -> FeatureMap:
-    """Of probabilities, by less than any that matters."""
-    if min > torch.finfo(input.dtype).tiny or r.recording.made_by("exp", r.feature_map(input)) is None:
-        raise Unsupported("this call is not supported")
-    return r.feature_map(input)
+    x = r.feature_map(input)
+    of_probabilities = r.recording.made_by("exp", x) is not None
+    if of_probabilities and min <= torch.finfo(input.dtype).tiny:  # less than any that matters
+        return x
+    return _spelled_out("clamp_min")(r, output, input, min)
+
+
+def _spelled_out(name: str) -> Callable:
+    def handler(r: Recorder, output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with r:
+            return r.mark(FORMULAS[name](*args, **kwargs))
+
+    return handler
+
+
+def _where(r: Recorder, output: Tensor, condition: Tensor, input: Any, other: Any) -> FeatureMap:
+    chosen = r.constant(condition).cpu()
+    sides = [r.addresses(x if isinstance(x, Tensor) else output.new_full((), x), output.shape) for x in (input, other)]
+    return FeatureMap(r.recording.space, addresses=torch.where(chosen, *sides))
+
+
+def _masked_fill(r: Recorder, output: Tensor, input: Tensor, mask: Tensor, value: Any) -> FeatureMap:
+    return _where(r, output, mask, value, input)
 
 
 def _pad(
@@ -348,6 +386,7 @@ def _embedding(
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {
+    **{name: _spelled_out(name) for name in FORMULAS},
     "conv2d": _conv2d,
     "linear": _linear,
     "batch_norm": _batch_norm,
@@ -384,6 +423,9 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "logit": _inverse("sigmoid", "sigmoid"),
     "log": _inverse("exp", "softmax"),
     "clamp_min": _clamp_min,
+    "exp": _exp,
+    "where": _where,
+    "masked_fill": _masked_fill,
     "softmax": _softmax,
     "log_softmax": _log_softmax,
     "dropout": _dropout,

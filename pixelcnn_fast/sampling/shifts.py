@@ -94,6 +94,8 @@ class _Shifter:
         taps = tuple(self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight) for tap in i.taps)
         base = i.base if i.base in (None, LEVELS) else self._at(i.base, dy, dx)
         steps = tuple(s if s.value is None else replace(s, value=self._at(s.value, dy, dx)) for s in i.steps)
+        if moved and any(s.kind == "power" and s.alpha < 0 for s in steps):  # of the zeros outside it would be infinite
+            steps = (Step("add", value=self._outside(i.channels, dy, dx)), *steps)
         out = self._emit(replace(i, taps=taps, base=base, steps=steps))
         if not moved:
             return out
@@ -111,6 +113,14 @@ class _Shifter:
             up = self._up[source]
             return Tap(self._at(source, -up, 0), dy + up, dx, weight)
         return Tap(self._at(source, dy, dx), 0, 0, weight)
+
+    def _outside(self, channels: int, dy: int, dx: int) -> int:
+        """The opposite of inside."""
+        inside = self._inside(channels, dy, dx)
+        ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
+        return self._emit(
+            Instruction(0, channels, "outside", base=inside, steps=(Step("affine", scale=-ones, shift=ones),))
+        )
 
     def _inside(self, channels: int, dy: int, dx: int) -> int:
         """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""

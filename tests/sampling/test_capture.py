@@ -56,10 +56,21 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     assert len(fuse(program).instructions) < len(program.instructions) / 2
 
 
+EVEN = torch.arange(6)[:, None, None] % 2 == 0
 BODIES = {
     "activations": lambda net, h, x: torch.tanh(
         F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))
     ),
+    "activations spelled out": lambda net, h, x: F.softsign(F.mish(F.selu(F.celu(F.hardtanh(h, -0.2, 0.3) * 9, 0.7)))),
+    "more of them": lambda net, h, x: F.hardswish(h * 5) - F.logsigmoid(h) * F.hardsigmoid(h * 4) + F.relu6(h * 20),
+    "and more": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
+    "clamped in place": lambda net, h, x: net.middle(h).clamp_(min=-0.1).clamp_max_(0.1),
+    "larger and smaller": lambda net, h, x: torch.maximum(h, net.middle(h)) - torch.minimum(h, net.middle(h)),
+    "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
+    "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
+    "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
+    "RMS norm": lambda net, h, x: F.rms_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
+    "lerp": lambda net, h, x: torch.lerp(h, net.middle(h), 0.3) + torch.addcmul(h, h, h, value=0.2),
     "in place": lambda net, h, x: F.relu(net.middle(h).add_(1).mul_(2), inplace=True),
     "residual added twice": lambda net, h, x: (net.middle(h) + h) + h,
     "product of two layers": lambda net, h, x: net.middle(h) * torch.sigmoid(net.middle(h)),
@@ -97,6 +108,8 @@ REFUSED = {
         lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1),
         "conv2d|mean",
     ),
+    "chosen by the image": (lambda net, h, x: torch.where(h > 0, h, h * 2), "gt"),
+    "filled by column": (lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3), "rearrangement"),
     "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
 }
 
