@@ -110,8 +110,8 @@ class Group {
     Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites, int levels)
         : team(team), index(index), span(span),
           memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + levels) * sizeof(T)),
-          weights(reinterpret_cast<T*>(memory.get())), operands(p.most_steps) {
-      T* const sums = weights + levels;
+          weights(reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - levels), operands(p.most_steps) {
+      T* const sums = reinterpret_cast<T*>(memory.get());
       for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
       for (int i = 0; i < sites * schedule.chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
       for (auto* table : {&x, &from, &out}) table->resize(sites * schedule.chunk);
