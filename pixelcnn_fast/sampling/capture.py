@@ -17,9 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pixelcnn_fast.ops.gated_activation.reference import gated_activation
-from pixelcnn_fast.ops.masked_conv2d.reference import masked_conv2d
-from pixelcnn_fast.ops.masked_conv_block.reference import masked_conv_block
 from pixelcnn_fast.sampling.addresses import FeatureMap
 from pixelcnn_fast.sampling.conditions import Call, Conditions, Given, leaves, map_leaves
 from pixelcnn_fast.sampling.handlers import (
@@ -36,15 +33,9 @@ from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
 from pixelcnn_fast.sampling.program import Program
 from pixelcnn_fast.sampling.recording import Recording
 from pixelcnn_fast.sampling.softmax import check_no_softmax, without_log_softmax
+from pixelcnn_fast.sampling.spelled_out import OWN_OPS
 
 Mark = FeatureMap | Condition | Opaque
-
-# This library's own ops are recorded as the plain calls they stand for.
-SPELLED_OUT = {
-    torch.ops.pixelcnn_fast.masked_conv2d.default: masked_conv2d,
-    torch.ops.pixelcnn_fast.masked_conv_block.default: masked_conv_block,
-    torch.ops.pixelcnn_fast.gated_activation.default: gated_activation,
-}
 
 
 def capture(
@@ -117,10 +108,10 @@ class Recorder(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in SPELLED_OUT:
+        if func in OWN_OPS:
             *args, _ = args  # the backend
             with self:
-                return SPELLED_OUT[func](*args)
+                return OWN_OPS[func](*args)
         if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (FeatureMap, Opaque)):
             args = (args[0], *map_leaves(self._blank, args[1:]))
         marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]

@@ -1,9 +1,10 @@
 """Values cut into pieces: channels that are computed at different times, or read apart, become values of their own.
 
 Two things cut a value. Its channels may differ in how many channels of their pixel must be drawn first: where some
-logits see other channels of their own pixel, or where some channels see nothing of it but others do. And where a step reads some channels of a value (a gate reads both halves of a convolution), the
-halves are only alike channel by channel when each is a value. Cuts spread along steps, since a step works channel by
-channel; a convolution reads and gives any pieces, by rows and columns of its weights.
+logits see other channels of their own pixel, or where some channels see nothing of it but others do. And where a step
+reads some channels of a value (a gate reads both halves of a convolution), the halves are only alike channel by
+channel when each is a value. Cuts spread along steps, since a step works channel by channel; a convolution reads and
+gives any pieces, by rows and columns of its weights.
 """
 
 from __future__ import annotations

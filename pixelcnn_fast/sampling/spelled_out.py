@@ -12,6 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelcnn_fast.ops.gated_activation.reference import gated_activation
+from pixelcnn_fast.ops.masked_conv2d.reference import masked_conv2d
+from pixelcnn_fast.ops.masked_conv_block.reference import masked_conv_block
+
+OWN_OPS: dict[Callable, Callable[..., Tensor]] = {
+    torch.ops.pixelcnn_fast.masked_conv2d.default: masked_conv2d,
+    torch.ops.pixelcnn_fast.masked_conv_block.default: masked_conv_block,
+    torch.ops.pixelcnn_fast.gated_activation.default: gated_activation,
+}
+
 
 def _clamp(x: Tensor, min: Any = None, max: Any = None, inplace: bool = False) -> Tensor:
     y = x  # what lies between the bounds stays as it is, to the bit

@@ -17,7 +17,8 @@ class Wavefront:
     """At step t, value v is computed for every row y at column t - lag * y + leads[v], where that is in the grid.
 
     A step begins with the row phase and with the sums over row runs. So these may as well be computed for the next c
-    steps at once, with a lag longer by c - 1: then a row starts that much later than the values above it.
+    steps at once, with a lag longer by c - 1: then a row starts that much later than the values above it. With a lag
+    longer by 2c - 1, they may be computed while the c steps before those are still worked on.
     """
 
     lag: int

@@ -23,7 +23,7 @@ def ordered(order: str, **kwargs) -> torch.nn.Module:
 
 
 class TwoLayers(torch.nn.Module):
-    """Two 3x3 convolutions that see rows above and the left; centre[o, i]: whether output o sees input i at its pixel."""
+    """Two 3x3 convolutions on rows above and the left; centre[o, i]: whether output o sees input i at its pixel."""
 
     n_classes = None
 
@@ -48,7 +48,9 @@ class TwoLayers(torch.nn.Module):
 SEES_IT, DOES_NOT = [1], [0]
 CASES = {
     # Green and blue can be computed at the same time, but are drawn one after the other.
-    "green and blue see red": (TwoLayers(3, [[0, 0, 0], [1, 0, 0]] * 2, [[1, 0] * 2] * 256 + [[1, 1] * 2] * 512), (3, 4, 5)),
+    "green and blue see red": (
+        TwoLayers(3, [[0, 0, 0], [1, 0, 0]] * 2, [[1, 0] * 2] * 256 + [[1, 1] * 2] * 512), (3, 4, 5)
+    ),
     # The logits read, at their own pixel, what the other features of the same layer can't be read for.
     "some features see their pixel": (TwoLayers(1, [SEES_IT, DOES_NOT] * 3, [[0, 1] * 3] * 256), (1, 5, 5)),
     "gated": (gated(input_channels=1), (1, 7, 6)),

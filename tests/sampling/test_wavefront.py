@@ -27,14 +27,18 @@ def test_lag_is_the_least(name):
     assert (front.lag if front else None) == lag
 
 
+@pytest.mark.parametrize("teams", [1, 2])
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack"])
-def test_nothing_is_read_before_it_is_computed(name, chunk):
-    """Plays the steps: marks what each instruction computes, and looks at what it reads."""
+def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
+    """Plays the steps: marks what each instruction computes, and looks at what it reads.
+
+    One of two teams makes what a chunk's steps begin with before the other has begun the chunk before it.
+    """
     model, shape, _ = MODELS[name]
     program = Sampler(model, shape)._phased
     front, (_, height, width) = wavefront(program), shape
-    lag, longest = front.lag + chunk - 1, max(front.leads.values())
+    lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())
     done: set[tuple[int, int, int]] = set()
     assert longest > 0 or name != "vertical stack"
 
@@ -49,10 +53,10 @@ def test_nothing_is_read_before_it_is_computed(name, chunk):
         if row_phase == (i.phase is Phase.ROW):
             done.update((i.out, y, x) for y, x in pixels)
 
-    for t in range(-longest - -longest % chunk, width + lag * (height - 1)):
+    for t in range(-longest - -longest % chunk - teams * chunk, width + lag * (height - 1)):
         if t % chunk == 0:
             for i in program.instructions:
-                visit(i, t, chunk, row_phase=True)
+                visit(i, t + (teams - 1) * chunk, chunk, row_phase=True)
         for phase in (Phase.PIXEL, Phase.DRAWN):
             for i in program.in_phase(phase):
                 visit(i, t, 1, row_phase=False)
