@@ -117,6 +117,13 @@ class AddressSpace:
                     spatial[axis] = dim
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
+    def is_stack(self, addresses: Tensor) -> bool:
+        """Whether the last dimension is one more than those of the image and of channels: layers that were stacked."""
+        try:
+            return len(self.layout(addresses)[1]) > 1
+        except Unsupported:  # they were shifted against each other
+            return addresses.dim() > 4
+
     def segments(self, addresses: Tensor) -> list[Segment]:
         """Addresses laid out [N, C, h, w] as segments; channels that are all zero are in none."""
         images, _, height, width = addresses.shape

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pixelcnn_fast.sampling.addresses import FeatureMap
 from pixelcnn_fast.sampling.conditions import Call, Conditions, Given, leaves, map_leaves
 from pixelcnn_fast.sampling.handlers import (
+    ARITHMETIC,
     FRESH,
     HANDLERS,
     JOINS,
@@ -28,7 +29,7 @@ from pixelcnn_fast.sampling.handlers import (
     is_in_place,
     plain_name,
 )
-from pixelcnn_fast.sampling.heads import Head, resolved
+from pixelcnn_fast.sampling.heads import Bernoulli, Head, resolved
 from pixelcnn_fast.sampling.marks import Condition, Opaque, Unsupported
 from pixelcnn_fast.sampling.program import Program
 from pixelcnn_fast.sampling.recording import Recording
@@ -49,9 +50,10 @@ def capture(
     that the head can't read.
     """
     parameter = next(model.parameters())
-    recorder = Recorder(images, given, parameter.dtype, parameter.device)
+    recorder = Recorder(images, given, parameter.dtype, parameter.device, head.levels)
     with torch.no_grad(), _module_paths(model, recorder.path), recorder:
         output = given.call(model, images)
+        recorder.check_logits(output, head)
         head = resolved(head, output, recorder.shape)
         output = head.arranged(output, recorder.shape[1])
     recording, result, levels, normalised = recorder.finish(output)
@@ -86,14 +88,18 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 class Recorder(TorchFunctionMode):
-    def __init__(self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device, levels: int
+    ) -> None:
         super().__init__()
         self.path: list[str] = []
+        self.levels = levels
         n, *channels, height, width = images.shape
         self.shape = (n, *(channels or [1]), height, width)
         self.recording = Recording(self.shape, dtype, device)
         self.recording.place = self._where
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}
+        self._forgotten: dict[int, tuple[Mark, Tensor]] = {}  # what a tensor was, and the view that was changed
         self.holds_levels = bool((images == images.floor()).all())
         addresses = self.recording.images.addresses
         self._track(images, FeatureMap(self.recording.space, addresses=addresses.view(images.shape)))
@@ -112,6 +118,8 @@ class Recorder(TorchFunctionMode):
             *args, _ = args  # the backend
             with self:
                 return OWN_OPS[func](*args)
+        if plain_name(func) == "setitem":
+            self._recall(args[0], args[2])
         if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (FeatureMap, Opaque)):
             args = (args[0], *map_leaves(self._blank, args[1:]))
         marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]
@@ -122,12 +130,13 @@ class Recorder(TorchFunctionMode):
         if plain_name(func) == "fill" and not of_condition:
             self._assign(Tensor.__setitem__, (args[0], ..., args[1]))
             return func(*args)
-        before, in_place = args, bool(marks) and is_in_place(func)
+        before, in_place = args, bool(marks) and (is_in_place(func) or kwargs.get("inplace") is True)
         if in_place and self.mark(args[0]) is None:
             before = (args[0].clone(), *args[1:])  # a constant until now
         output = func(*args, **kwargs)
         if in_place and of_condition:
             self._record_condition(_on_a_copy(func), before, kwargs, args[0])
+            self._forget_views(func, args[0])
             return output
         if not marks or plain_name(func) in FRESH or not any(isinstance(x, Tensor) for x in leaves(output)):
             return output
@@ -137,6 +146,8 @@ class Recorder(TorchFunctionMode):
         result = self._placed(func, marks, before, kwargs, output)
         for x, mark in zip(_tensors(output), _tensors(result), strict=False):
             self._track(x, mark)
+        if in_place:
+            self._forget_views(func, args[0])
         return output
 
     def mark(self, x: Any) -> Mark | None:
@@ -161,6 +172,25 @@ class Recorder(TorchFunctionMode):
             old.addresses.copy_(mark.addresses)  # written in place: views of the tensor see it too
             return
         self._tracked[id(tensor)] = (tensor, mark)  # the reference keeps the id from being used again
+
+    def _forget_views(self, func: Callable, changed: Tensor) -> None:
+        """Other tensors in the memory of one that was changed in place: unless their addresses are the same memory,
+        too, what they now are is not known."""
+        mark = self.mark(changed)
+        refusal = self._refusal(func, "it changes a tensor whose memory another tensor that is used later shares")
+        for key, (tensor, other) in list(self._tracked.items()):
+            if tensor is changed or isinstance(other, Opaque) or not _share_memory(tensor, changed):
+                continue
+            follows = isinstance(mark, FeatureMap) and isinstance(other, FeatureMap)
+            if not (follows and _share_memory(mark.addresses, other.addresses)):
+                self._tracked[key] = (tensor, refusal)
+                self._forgotten[key] = (other, changed)
+
+    def _recall(self, target: Tensor, x: Any) -> None:
+        """e[:, :3] *= 2 changes a view of e, and then assigns it to where it is."""
+        before, changed = self._forgotten.get(id(target), (None, None))
+        if before is not None and changed is x:
+            self._tracked[id(target)] = (target, before)
 
     def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The result of a call on conditions, recorded like one that the model makes itself."""
@@ -191,9 +221,11 @@ class Recorder(TorchFunctionMode):
         name = plain_name(func)
         try:
             if name in MOVEMENTS:
-                return self._moved(func, args, kwargs)
+                return self._moved(func, args, kwargs, output)
             if name not in HANDLERS:
                 raise Unsupported("this call is not supported")
+            if name in ARITHMETIC and output.dtype in (torch.uint8, torch.int8, torch.int16):
+                raise Unsupported(f"arithmetic in {output.dtype}, which may wrap round: convert it to floats first")
             return HANDLERS[name](self, output, *args, **kwargs)
         except Unsupported as error:
             refusal = self._refusal(func, str(error))
@@ -201,7 +233,7 @@ class Recorder(TorchFunctionMode):
             refusal = self._refusal(func, f"not with these arguments ({error})")
         return map_leaves(lambda _: refusal, output)
 
-    def _moved(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _moved(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> Any:
         """A call that only moves elements, run on their addresses."""
 
         def addresses(x: Any) -> Any:
@@ -212,9 +244,17 @@ class Recorder(TorchFunctionMode):
                 return self.addresses(x, x.shape)
             return x.cpu() if isinstance(x, Tensor) else x
 
-        result = func(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
+        on_addresses = Tensor.reshape if func is Tensor.view else func  # they may lie otherwise
+        result = on_addresses(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
+        taken = [x for x in leaves((args, kwargs)) if isinstance(self.mark(x), FeatureMap)]
+        copied = not any(_share_memory(x, y) for x in _tensors(output) for y in taken)
         return map_leaves(
-            lambda x: FeatureMap(self.recording.space, addresses=x) if isinstance(x, Tensor) else x, result
+            lambda x: (
+                FeatureMap(self.recording.space, addresses=x.clone() if copied else x)
+                if isinstance(x, Tensor)
+                else x
+            ),
+            result,
         )
 
     def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
@@ -270,6 +310,16 @@ class Recorder(TorchFunctionMode):
 
     # -- the result
 
+    def check_logits(self, output: Any, head: Head) -> None:
+        """Raises Unsupported for what are probabilities, though the head expects logits."""
+        mark = self.mark(output)
+        if isinstance(head, Bernoulli) and not head.probabilities and isinstance(mark, FeatureMap):
+            if self.recording.made_by("sigmoid", mark) is not None:
+                raise Unsupported(
+                    "cannot sample from this model: its last call is a sigmoid, so it returns probabilities, not "
+                    "logits: say so by head=heads.Bernoulli(probabilities=True)"
+                )
+
     def finish(self, output: Any) -> tuple[Recording, int, int, bool]:
         """-> (recording, output value, levels, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
@@ -303,6 +353,10 @@ def _on_a_copy(func: Callable) -> Callable:
         return target
 
     return call
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.numel() > 0 and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _tensors(x: Any) -> list[Any]:

@@ -31,6 +31,10 @@ FRESH = frozenset(
     "new_tensor".split()
 )
 
+CASTS = "to float double half bfloat16 long int bool type type_as".split()
+# Calls whose result may not fit the type of small integers.
+ARITHMETIC = frozenset("add sub subtract rsub mul multiply neg negative pow square".split())
+
 # Calls that take a feature map, beside their first argument, for its shape or dtype alone.
 LIKE = frozenset("expand_as view_as reshape_as type_as to".split())
 # Those of the movements that also take what depends on the condition alone.
@@ -258,7 +262,7 @@ def _channel_sum(r: Recorder, input: Tensor, dim: Any, keepdim: bool, scale: flo
         raise Unsupported("a sum over more than one axis; only the channels of a pixel may be summed")
     dim = dim if isinstance(dim, int) else dim[0]
     x = r.feature_map(input).addresses.movedim(dim, -1)
-    if len(r.recording.space.layout(x)[1]) > 1:  # layers that were stacked
+    if r.recording.space.is_stack(x):
         return _sum_of_parts(r, x.movedim(-1, dim), dim, keepdim, scale)
     weight = torch.full((1, x.shape[-1]), scale, dtype=r.recording.dtype, device=r.recording.device)
     total = r.recording.linear(FeatureMap(r.recording.space, addresses=x), weight, None).addresses
@@ -284,6 +288,10 @@ def _identity(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: 
 
 def _cast(r: Recorder, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> FeatureMap:
     x = r.feature_map(input)
+    if not input.is_floating_point():
+        levels = torch.arange(r.levels)
+        if not torch.equal(levels.to(output.dtype).long(), levels) or not torch.equal(output.double(), input.double()):
+            raise Unsupported(f"{output.dtype} does not hold all of {r.levels} levels")
     if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
         levels = r.holds_levels and r.recording.space.values(x.addresses) == [0]
         if not levels:
@@ -352,7 +360,9 @@ def _spelled_out(name: str) -> Callable:
     return handler
 
 
-def _where(r: Recorder, output: Tensor, condition: Tensor, input: Any, other: Any) -> FeatureMap:
+def _where(r: Recorder, output: Tensor, condition: Any, input: Any, other: Any) -> FeatureMap:
+    if not (isinstance(condition, Tensor) and condition.dtype == torch.bool):
+        condition, input = input, condition  # Tensor.where(self, condition, other)
     chosen = r.constant(condition).cpu()
     sides = [r.addresses(x if isinstance(x, Tensor) else output.new_full((), x), output.shape) for x in (input, other)]
     return FeatureMap(r.recording.space, addresses=torch.where(chosen, *sides))
@@ -419,7 +429,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "mean": _mean,
     "sum": _sum,
     **{name: _identity for name in ("detach", "data")},
-    **{name: _cast for name in ("to", "float", "double", "half", "bfloat16", "long", "int", "type", "type_as")},
+    **{name: _cast for name in CASTS},
     "logit": _inverse("sigmoid", "sigmoid"),
     "log": _inverse("exp", "softmax"),
     "clamp_min": _clamp_min,

@@ -208,6 +208,7 @@ def computed_by_rows(program: Program) -> set[int]:
 
 def split_phases(program: Program) -> PhasedProgram:
     """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
+    program = _without_unread(_without_zeros(program))
     fields = receptive_fields(program)
     draws = len(program.outputs)
     row_values = computed_by_rows(program)
@@ -248,6 +249,14 @@ def split_phases(program: Program) -> PhasedProgram:
         program.dtype,
         program.device,
     )
+
+
+def _without_zeros(program: Program) -> Program:
+    """Weights that were scaled by zero read nothing."""
+    instructions = (
+        replace(i, taps=tuple(tap for tap in i.taps if bool(tap.weight.any()))) for i in program.instructions
+    )
+    return replace(program, instructions=tuple(instructions))
 
 
 def _runs(taps: list[Tap]) -> tuple[Run, ...]:

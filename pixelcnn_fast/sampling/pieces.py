@@ -33,7 +33,7 @@ def cut(program: Program, fields: dict[int, Field]) -> Program:
     alike = all(len(needed.unique()) == 1 for needed in draws.values())
     if not ordered and alike and all(i.pick is None for i in program.instructions):
         return program
-    return _Cutter(program, _labels(program, draws, ordered)).cut()
+    return _Cutter(program, _labels(program, draws, ordered), ordered).cut()
 
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
@@ -67,8 +67,8 @@ def draws_needed(field: Field) -> Tensor:
 
 
 class _Cutter:
-    def __init__(self, program: Program, labels: dict[int, Tensor]) -> None:
-        self._program = program
+    def __init__(self, program: Program, labels: dict[int, Tensor], ordered: bool) -> None:
+        self._program, self._ordered = program, ordered
         self._channels = {
             value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
             for value, label in labels.items()
@@ -78,8 +78,16 @@ class _Cutter:
 
     def cut(self) -> Program:
         for i in self._program.instructions:
-            self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
-        outputs = [piece for value in self._program.outputs for piece in self._in_order(value)]
+            if i.base == LEVELS and not self._is_cut_between_image_channels(i):
+                self._pieces[i.out] = self._parts_of_input(i)
+            else:
+                self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
+        draws = self._program.shape[0] if self._ordered else 1
+        outputs = [
+            self._joined(value, torch.arange(self._program.levels * self._program.shape[0]).chunk(draws)[draw])
+            for value in self._program.outputs
+            for draw in range(draws)
+        ]
         return replace(self._program, instructions=tuple(self._out), outputs=tuple(outputs))
 
     def _emit(self, i: Instruction, **changes) -> int:
@@ -91,7 +99,8 @@ class _Cutter:
         for step in i.steps:
             step = step.picked(channels)
             if step.kind == "layer_norm":
-                step = replace(step, value=self._whole(step.value))
+                channels_of = torch.cat(self._channels[step.value]).sort().values
+                step = replace(step, value=self._joined(step.value, channels_of))
             elif step.value is not None:
                 step = replace(step, value=self._piece_with(step.value, channels))
             steps.append(step)
@@ -124,22 +133,43 @@ class _Cutter:
                     result.append(Tap(piece, tap.dy, tap.dx, weight))
         return result
 
-    def _whole(self, value: int) -> int:
-        """A value of all channels, put together again where it was cut."""
-        pieces = self._pieces[value]
-        if len(pieces) == 1:
-            return pieces[0]
-        channels = sum(len(rows) for rows in self._channels[value])
-        identity = torch.eye(channels, dtype=self._program.dtype, device=self._program.device)
-        taps = [
-            Tap(piece, 0, 0, identity[rows]) for piece, rows in zip(pieces, self._channels[value], strict=True)
+    def _joined(self, value: int, channels: Tensor) -> int:
+        """A value of these channels, put together again where they were cut."""
+        pieces = [
+            (piece, torch.searchsorted(channels, rows))
+            for piece, rows in zip(self._pieces[value], self._channels[value], strict=True)
+            if bool(torch.isin(rows, channels).all())
         ]
-        return self._emit(Instruction(0, channels, "joined", taps=tuple(taps)))
+        if len(pieces) == 1:
+            return pieces[0][0]
+        return self._gathered("joined", pieces, len(channels))
 
-    def _in_order(self, value: int) -> list[int]:
-        """Pieces of logits, in order; together again if a piece holds parts of several image channels."""
-        levels, channels = self._program.levels, self._channels[value]
-        starts = [(int(rows[0]), piece) for piece, rows in zip(self._pieces[value], channels, strict=True)]
-        if all(len(rows) == levels and int(rows[0]) % levels == 0 for rows in channels):
-            return [piece for _, piece in sorted(starts)]
-        return [self._whole(value)]
+    def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: int) -> int:
+        """A value that holds each piece at the channels that are named beside it."""
+        identity = torch.eye(channels, dtype=self._program.dtype, device=self._program.device)
+        taps = tuple(Tap(piece, 0, 0, identity[at]) for piece, at in pieces)
+        return self._emit(Instruction(0, channels, name, taps=taps))
+
+    # -- what levels are turned into
+
+    def _is_cut_between_image_channels(self, i: Instruction) -> bool:
+        width = i.channels // (self._program.shape[0] if i.pick is None else len(i.pick))
+        return all(
+            len(rows) % width == 0 and torch.equal(rows, torch.arange(len(rows)) + rows[0] // width * width)
+            for rows in self._channels[i.out]
+        )
+
+    def _parts_of_input(self, i: Instruction) -> list[int]:
+        """Pieces of an input that is made for whole image channels: for those that are drawn together."""
+        width = i.channels // self._program.shape[0]
+        together = torch.arange(i.channels).split(width if self._ordered else i.channels)
+        inputs = [(self._piece(i, rows), rows) for rows in together]
+        return [self._part(i, inputs, channels) for channels in self._channels[i.out]]
+
+    def _part(self, i: Instruction, inputs: list[tuple[int, Tensor]], channels: Tensor) -> int:
+        taps = []
+        for value, rows in inputs:
+            weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
+            if bool(weight.any()):
+                taps.append(Tap(value, 0, 0, weight))
+        return self._emit(Instruction(0, len(channels), i.name, taps=tuple(taps)))

@@ -333,8 +333,13 @@ class Recording:
 
     def _standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Addresses laid out as [N, C, H, W], and the way back to their own shape."""
-        spatial, channels = self.space.layout(addresses)
         whole = (self.space.images, *addresses.shape[1:2], *self.space.grid)
+        try:
+            spatial, channels = self.space.layout(addresses)
+        except Unsupported:
+            if addresses.shape != whole:
+                raise
+            return addresses, lambda standard: standard  # channels that are shifted against each other
         if addresses.shape == whole and all(
             dim in (-1, usual) for dim, usual in zip(spatial, (0, 2, 3), strict=True)
         ):

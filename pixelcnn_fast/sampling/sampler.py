@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pixelcnn_fast.sampling.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.sampling.cuda import CudaRuntime, why_not_cuda
-from pixelcnn_fast.sampling.drawing import Drawing
+from pixelcnn_fast.sampling.drawing import Drawing, NonFiniteLogits
 from pixelcnn_fast.sampling.eager import EagerRuntime
 from pixelcnn_fast.sampling.heads import Head
 from pixelcnn_fast.sampling.job import Job, Runtime
@@ -228,7 +228,8 @@ class Sampler:
 
     def _capture(self) -> tuple[Program, Conditions]:
         """The fused program, checked for causality and, on another example than the one recorded, against the model."""
-        captured, conditions, _ = self._model.captured(*self._model.example())
+        captured, conditions, logits = self._model.captured(*self._model.example())
+        self._check_finite(logits)
         fields = check_causal(captured)
         program = without_reading_ahead(captured)
         program = fuse(program, fields if program is captured else None)
@@ -238,6 +239,7 @@ class Sampler:
         operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
         computed = evaluate(program, levels, operands.__getitem__)
         computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
+        self._check_finite(logits)
         scale = expected.abs().max().item()
         error = (computed - expected).abs().max().item()
         if not error <= 1e3 * torch.finfo(program.dtype).eps * max(scale, 1.0):
@@ -247,6 +249,11 @@ class Sampler:
                 "values in Python; please report it with the model"
             )
         return program, conditions
+
+    def _check_finite(self, logits: Tensor) -> None:
+        bad = ~self._model.head.comparable(logits).isfinite()
+        if bool(bad.any()):
+            raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())
 
     def _build(self, name: str) -> Runtime:
         if name == "cuda":
@@ -309,6 +316,9 @@ class Sampler:
                     )
                     bar.update(count)
                     finished = part.stop
+            except NonFiniteLogits as error:
+                image, *place = error.place
+                raise NonFiniteLogits(image + part.start, *place) from None
             except KeyboardInterrupt:
                 raise SamplingInterrupted(self._as_images(levels[:finished]), n) from None
         images = self._as_images(levels)
@@ -344,7 +354,10 @@ class Sampler:
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         if not self._model.conditional:
             if labels is not None:
-                raise ValueError("labels were given, but the sampler was built for a model without labels")
+                raise ValueError(
+                    "labels were given, but the sampler was built for a model without labels: where its forward "
+                    "takes some, build the sampler with conditional=True"
+                )
             return None
         if labels is None:
             raise ValueError(f"this model is conditional: pass labels, integers [{n}]")

@@ -27,7 +27,7 @@ def _clamp(x: Tensor, min: Any = None, max: Any = None, inplace: bool = False) -
     y = x  # what lies between the bounds stays as it is, to the bit
     if min is not None:
         y = y + F.relu(min - x)
-    return y if max is None else y - F.relu(x - max)
+    return y if max is None else y - F.relu(y - max)
 
 
 def _hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:

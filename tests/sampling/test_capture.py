@@ -57,6 +57,19 @@ def test_the_fused_program_computes_what_the_model_computes(model):
 
 
 EVEN = torch.arange(6)[:, None, None] % 2 == 0
+
+
+def down(h):
+    return F.pad(h, (0, 0, 1, 0))[:, :, :-1]
+
+
+def a_copy_changed_in_place(net, h, x):
+    last = (h + net.middle(h)).permute(0, 2, 3, 1)
+    copy = last.contiguous()
+    copy.mul_(2)
+    return (last - 0.3 * copy).permute(0, 3, 1, 2)
+
+
 BODIES = {
     "activations": lambda net, h, x: torch.tanh(
         F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))
@@ -69,6 +82,13 @@ BODIES = {
     "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
     "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
     "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
+    "chosen by a method": lambda net, h, x: h.where(EVEN, 0.5) + net.conv_in.bias[:, None, None].where(~EVEN, h),
+    "a layer scaled by zero": lambda net, h, x: h - F.relu(torch.zeros(1, dtype=h.dtype) * net.middle(h)),
+    "shifted beside itself": lambda net, h, x: torch.cat([h, down(h)], 1).sigmoid()[:, 3:9] + h,
+    "stacked and shifted": lambda net, h, x: torch.stack([h, down(h)]).sum(0) - torch.stack([h, down(h)], 1).mean(1),
+    "viewed, having lain otherwise": lambda net, h, x: F.linear(h.permute(0, 2, 3, 1), net.conv_out.weight[:6, :, 0, 0])
+    .view(h.shape[0], -1, 6).permute(0, 2, 1).reshape(h.shape),
+    "a copy changed in place": a_copy_changed_in_place,
     "RMS norm": lambda net, h, x: F.rms_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
     "lerp": lambda net, h, x: torch.lerp(h, net.middle(h), 0.3) + torch.addcmul(h, h, h, value=0.2),
     "in place": lambda net, h, x: F.relu(net.middle(h).add_(1).mul_(2), inplace=True),
@@ -110,6 +130,7 @@ REFUSED = {
     ),
     "chosen by the image": (lambda net, h, x: torch.where(h > 0, h, h * 2), "gt"),
     "filled by column": (lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3), "rearrangement"),
+    "changed through another name": (lambda net, h, x: (h.detach().clamp_(max=0.0), h)[1], "memory"),
     "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
 }
 
@@ -119,6 +140,23 @@ def test_what_is_refused_says_what_and_where(name):
     body, message = REFUSED[name]
     with pytest.raises(Unsupported, match=message):
         Sampler(Net(body).double(), (1, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "levels"),
+    [(lambda x: x * 2, 200), (lambda x: -x, 3), (lambda x: x.to(torch.int8), 200), (lambda x: x.bool(), 3)],
+)
+def test_small_integers_that_may_wrap_round_are_refused(arithmetic, levels):
+    class Wraps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, levels, [*ABOVE, *LEFT])
+
+        def forward(self, images):
+            return self.conv(arithmetic(images).float())
+
+    with pytest.raises(Unsupported, match="wrap|does not hold"):
+        Sampler(Wraps(), (1, 1, 2), levels=levels)
 
 
 def test_a_refusal_names_the_module():

@@ -137,3 +137,15 @@ def test_a_branch_on_the_label_is_a_mismatch():
     """The check is made with other labels than the recording."""
     with pytest.raises(CaptureMismatch):
         Sampler(Net(lambda net, h, y: h if int(y[0]) == 0 else 2 * h), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def test_a_condition_changed_through_a_view_is_refused():
+    """Only some labels' embeddings need be changed by it, and then the check's labels may not tell."""
+
+    def body(net, h, y):
+        e = net.embedding(y)
+        e[:, :3].clamp_(max=2)
+        return added(h, e)
+
+    with pytest.raises(Unsupported, match="clamp_: it changes a tensor whose memory"):
+        Sampler(Net(body).double(), SHAPE, levels=LEVELS, image_form="unit")

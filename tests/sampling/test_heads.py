@@ -169,6 +169,11 @@ def test_another_softmax_is_refused(output, message):
         Sampler(Net(2, output).double(), (2, 4, 5), levels=LEVELS)
 
 
+def test_probabilities_where_logits_are_expected_are_refused():
+    with pytest.raises(Unsupported, match=r"heads\.Bernoulli\(probabilities=True\)"):
+        Sampler(Net(1, lambda x: x[:, :1].sigmoid()).double(), (1, 4, 5), head=Bernoulli())
+
+
 def test_bad_heads_are_refused():
     with pytest.raises(ValueError, match="layout"):
         Categorical(4, "NCHW")

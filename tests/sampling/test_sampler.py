@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.sampling import ModelFailed, Unsupported
+from pixelcnn_fast.sampling import ModelFailed, NonFiniteLogits, Unsupported
 from tests.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 
 
@@ -217,3 +217,23 @@ def test_the_listing_names_layers_taps_and_costs(sampler):
         "add_condition",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize("runtime", ["reference", "eager", "auto"])
+def test_logits_that_are_not_finite_name_their_image_among_all(runtime):
+    model = pixelcnn(classes=5)
+    sampler = Sampler(model, (1, 5, 5))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "embedding" in name)[4] = float("nan")
+    broken = Sampler(model, (1, 5, 5)) if runtime != "reference" else sampler
+    with pytest.raises(NonFiniteLogits) as caught:
+        broken.sample(5, torch.tensor([0, 1, 2, 4, 3]), batch_size=2, runtime=runtime)
+    assert caught.value.place == (3, 0, 0, 0)
+
+
+def test_a_model_that_is_not_finite_is_refused_at_once():
+    model = pixelcnn()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    with pytest.raises(NonFiniteLogits):
+        Sampler(model, (1, 5, 5))
