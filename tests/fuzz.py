@@ -134,6 +134,10 @@ class Layer(nn.Module):
     def shifted_down(self, h: Tensor, labels: Tensor) -> Tensor:
         return h + F.pad(h, (0, 0, 1, 0))[:, :, :-1]
 
+    def beside_itself(self, h: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([h, F.pad(h, (0, 0, 1, 0))[:, :, :-1]], 1)
+        return self.narrow(self.activation(both * self.constant.repeat(2, 1, 1))) + h
+
     def shifted_right(self, h: Tensor, labels: Tensor) -> Tensor:
         return self.point(F.pad(h, (1, 0))[..., : h.shape[3]]) + h
 
@@ -189,8 +193,8 @@ class Layer(nn.Module):
 
 KINDS = [
     "convolved", "pointwise", "residual", "residual_twice", "gated", "gated_by_label", "scaled_by_label", "normed",
-    "concat_elu", "dense", "arithmetic", "product", "shifted_down", "shifted_right", "rolled", "moved_down",
-    "vertical", "dropped", "glu", "stacked", "larger", "chosen",
+    "concat_elu", "dense", "arithmetic", "product", "shifted_down", "beside_itself", "shifted_right", "rolled",
+    "moved_down", "vertical", "dropped", "glu", "stacked", "larger", "chosen",
 ]  # fmt: skip
 MIXING_KINDS = ["layer_normed", "rms_normed", "channels_last", "swapped", "moved_right"]
 

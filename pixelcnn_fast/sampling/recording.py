@@ -113,7 +113,7 @@ class Recording:
         return self.pointwise(x, steps, keeps_zero=kind == "multiply")
 
     def _aligned(
-        self, kind: str, x: FeatureMap, operand: Tensor, per_image: int = 0
+        self, kind: str, x: FeatureMap, operand: Tensor, per_image: int = 0, is_copy: bool = False
     ) -> tuple[FeatureMap, dict[int, Tensor]]:
         """x, broadcast against the operand, and for each of its values the operand by channel, [C], or by pixel,
         [H, W, C]. per_image: the operand counts elements, that many per image; then they are counted in the image."""
@@ -125,6 +125,7 @@ class Recording:
         if shape != x.addresses.shape or (kind == "add" and bool((x.addresses == 0).any())):
             x = self.copied(FeatureMap(self.space, addresses=x.addresses.expand(shape)))
         elements = self.space.decode(x.addresses)
+        whole_operand = operand
         operand = operand.expand(shape)
         if per_image:
             if not bool(((operand // per_image == elements.image) | (elements.value < 0)).all()):
@@ -140,7 +141,9 @@ class Recording:
                 table = operand.new_zeros(*self.space.frame(value), self.space.channels(value))
                 table[y, y_x, channel] = found
                 if not torch.equal(table[y, y_x, channel], found):
-                    raise Unsupported("a constant differs from image to image, or between copies of a feature")
+                    if not is_copy:  # features stand in it several times, perhaps shifted against each other
+                        return self._aligned(kind, self.copied(x), whole_operand, per_image, is_copy=True)
+                    raise Unsupported("a constant differs from image to image")
             tables[value] = table
         return x, tables
 

@@ -85,6 +85,9 @@ BODIES = {
     "chosen by a method": lambda net, h, x: h.where(EVEN, 0.5) + net.conv_in.bias[:, None, None].where(~EVEN, h),
     "a layer scaled by zero": lambda net, h, x: h - F.relu(torch.zeros(1, dtype=h.dtype) * net.middle(h)),
     "shifted beside itself": lambda net, h, x: torch.cat([h, down(h)], 1).sigmoid()[:, 3:9] + h,
+    "shifted beside itself, normed": lambda net, h, x: (
+        lambda both: F.batch_norm(both, torch.arange(12.0).to(h), torch.arange(1.0, 13).to(h))[:, 3:9] * h
+    )(torch.cat([h, down(h)], 1)),
     "stacked and shifted": lambda net, h, x: torch.stack([h, down(h)]).sum(0) - torch.stack([h, down(h)], 1).mean(1),
     "viewed, having lain otherwise": lambda net, h, x: F.linear(h.permute(0, 2, 3, 1), net.conv_out.weight[:6, :, 0, 0])
     .view(h.shape[0], -1, 6).permute(0, 2, 1).reshape(h.shape),
