@@ -64,7 +64,8 @@ def down(h):
 
 
 def a_copy_changed_in_place(net, h, x):
-    last = (h + net.middle(h)).permute(0, 2, 3, 1)
+    last = h.permute(0, 2, 3, 1)
+    last = last + 0.5 * last
     copy = last.contiguous()
     copy.mul_(2)
     return (last - 0.3 * copy).permute(0, 3, 1, 2)
@@ -83,14 +84,13 @@ BODIES = {
     "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
     "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
     "chosen by a method": lambda net, h, x: h.where(EVEN, 0.5) + net.conv_in.bias[:, None, None].where(~EVEN, h),
-    "a layer scaled by zero": lambda net, h, x: h - F.relu(torch.zeros(1, dtype=h.dtype) * net.middle(h)),
     "shifted beside itself": lambda net, h, x: torch.cat([h, down(h)], 1).sigmoid()[:, 3:9] + h,
     "shifted beside itself, normed": lambda net, h, x: (
         lambda both: F.batch_norm(both, torch.arange(12.0).to(h), torch.arange(1.0, 13).to(h))[:, 3:9] * h
     )(torch.cat([h, down(h)], 1)),
     "stacked and shifted": lambda net, h, x: torch.stack([h, down(h)]).sum(0) - torch.stack([h, down(h)], 1).mean(1),
     "viewed, having lain otherwise": lambda net, h, x: F.linear(h.permute(0, 2, 3, 1), net.conv_out.weight[:6, :, 0, 0])
-    .view(h.shape[0], -1, 6).permute(0, 2, 1).reshape(h.shape),
+    .view(h.shape[0], -1).view(h.shape[0], *h.shape[2:], 6).permute(0, 3, 1, 2),
     "a copy changed in place": a_copy_changed_in_place,
     "RMS norm": lambda net, h, x: F.rms_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
     "lerp": lambda net, h, x: torch.lerp(h, net.middle(h), 0.3) + torch.addcmul(h, h, h, value=0.2),

@@ -22,6 +22,14 @@ def ordered(order: str, **kwargs) -> torch.nn.Module:
     return enlivened(PixelCNN(3, 8, 1, channel_order=order, **kwargs)).double()
 
 
+def with_zero_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """As residual blocks often start."""
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.weight.data.zero_()
+    return model
+
+
 class TwoLayers(torch.nn.Module):
     """Two 3x3 convolutions on rows above and the left; centre[o, i]: whether output o sees input i at its pixel."""
 
@@ -57,6 +65,7 @@ CASES = {
     "gated with labels": (gated(input_channels=2, n_classes=4), (2, 5, 6)),
     "gated, 5x5": (gated(input_channels=1, kernel_size=5, dilations=(1, 1)), (1, 6, 6)),
     "thirds": (ordered("thirds"), (3, 5, 6)),
+    "thirds, with zero norms": (with_zero_norms(ordered("thirds")), (3, 4, 4)),
     "interleaved with labels": (ordered("interleaved", n_classes=4, kernel_size=3), (3, 6, 5)),
     "gated thirds": (gated(channel_order="thirds"), (3, 5, 6)),
     "gated interleaved with labels": (gated(channel_order="interleaved", n_classes=4), (3, 6, 6)),
