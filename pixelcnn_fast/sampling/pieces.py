@@ -135,20 +135,20 @@ class _Cutter:
 
     def _joined(self, value: int, channels: Tensor) -> int:
         """A value of these channels, put together again where they were cut."""
-        pieces = [
-            (piece, torch.searchsorted(channels, rows))
-            for piece, rows in zip(self._pieces[value], self._channels[value], strict=True)
-            if bool(torch.isin(rows, channels).all())
-        ]
-        if len(pieces) == 1:
-            return pieces[0][0]
-        return self._gathered("joined", pieces, len(channels))
+        pieces = list(zip(self._pieces[value], self._channels[value], strict=True))
+        for piece, rows in pieces:
+            if torch.equal(rows, channels):
+                return piece
+        return self._gathered("joined", pieces, channels)
 
-    def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: int) -> int:
-        """A value that holds each piece at the channels that are named beside it."""
-        identity = torch.eye(channels, dtype=self._program.dtype, device=self._program.device)
-        taps = tuple(Tap(piece, 0, 0, identity[at]) for piece, at in pieces)
-        return self._emit(Instruction(0, channels, name, taps=taps))
+    def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: Tensor) -> int:
+        """A value of these channels; which channels the pieces are of is named beside them."""
+        taps = []
+        for piece, rows in pieces:
+            weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
+            if bool(weight.any()):
+                taps.append(Tap(piece, 0, 0, weight))
+        return self._emit(Instruction(0, len(channels), name, taps=tuple(taps)))
 
     # -- what levels are turned into
 
@@ -164,12 +164,4 @@ class _Cutter:
         width = i.channels // self._program.shape[0]
         together = torch.arange(i.channels).split(width if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
-        return [self._part(i, inputs, channels) for channels in self._channels[i.out]]
-
-    def _part(self, i: Instruction, inputs: list[tuple[int, Tensor]], channels: Tensor) -> int:
-        taps = []
-        for value, rows in inputs:
-            weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
-            if bool(weight.any()):
-                taps.append(Tap(value, 0, 0, weight))
-        return self._emit(Instruction(0, len(channels), i.name, taps=tuple(taps)))
+        return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]
