@@ -31,7 +31,7 @@ test: setup ## run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
 
 fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
-	$(python) -m tests.fuzz $(N) $(FIRST)
+	$(python) -m tests.system.fuzz $(N) $(FIRST)
 
 demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes)
 	$(python) -m pixelcnn_fast demo

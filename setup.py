@@ -117,8 +117,11 @@ def cuda_settings() -> dict[str, str]:
         archs = os.environ.get("PIXELCNN_FAST_CUDA_ARCHS") or default_archs(nvcc)
         return {"PIXELCNN_FAST_NVCC": nvcc, "PIXELCNN_FAST_CUDA_ARCHS": archs}
     if mode == "1":
-        fail(f"PIXELCNN_FAST_CUDA=1, but {reason}", "install the CUDA toolkit and set CUDA_HOME to it, "
-             "or set PIXELCNN_FAST_CUDA=0 to build without CUDA")
+        fail(
+            f"PIXELCNN_FAST_CUDA=1, but {reason}",
+            "install the CUDA toolkit and set CUDA_HOME to it, "
+            "or set PIXELCNN_FAST_CUDA=0 to build without CUDA",
+        )
     print(f"pixelcnn_fast: building without the CUDA part: {reason}", flush=True)
     return {"PIXELCNN_FAST_CUDA_OFF": reason}
 
@@ -133,8 +136,10 @@ def default_archs(nvcc: str) -> str:
 def check_python_headers() -> None:
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
-        fail(f"Python's headers are missing ({include}/Python.h)",
-             f"install them (Debian, Ubuntu: apt install python3-dev), or {PURE}")
+        fail(
+            f"Python's headers are missing ({include}/Python.h)",
+            f"install them (Debian, Ubuntu: apt install python3-dev), or {PURE}",
+        )
 
 
 def compile_native() -> Path:
@@ -190,8 +195,10 @@ class CMakeBuild(build_ext):
 
 
 if int(__version__.partition(".")[0]) < 77:
-    fail(f"setuptools {__version__} is older than 77, so it cannot read pyproject.toml",
-         "pip install 'setuptools>=77', or leave out --no-build-isolation, so that pip brings one")
+    fail(
+        f"setuptools {__version__} is older than 77, so it cannot read pyproject.toml",
+        "pip install 'setuptools>=77', or leave out --no-build-isolation, so that pip brings one",
+    )
 native = choice("PIXELCNN_FAST_NATIVE", "1", "0") == "1"
 setup(
     ext_modules=[Extension("pixelcnn_fast._native", sources=[])] if native else [],

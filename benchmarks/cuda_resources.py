@@ -103,7 +103,7 @@ def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str,
     """(math, arch, variant) -> the plan's facts; module: any with CudaSampler."""
     from pixelcnn_fast import Sampler
     from pixelcnn_fast.models import PixelCNN
-    from pixelcnn_fast.sampling.cuda import CudaRuntime, Limits
+    from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 
     sampler = Sampler(PixelCNN().eval(), (3, 8, 8))  # the size of images changes neither
     plans = {}
@@ -140,7 +140,7 @@ def table(nvcc: str, module) -> str:
 
 
 def main() -> None:
-    from pixelcnn_fast.environment import native
+    from pixelcnn_fast.native import native
 
     nvcc = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc") or shutil.which("nvcc")
     if nvcc is None or not native().build_info()["cuda"]:

@@ -14,10 +14,10 @@ import sys
 import torch
 from targets import building, options, speed, write
 
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.contestants import NAIVE
+from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.cli.arguments import output_folder
-from pixelcnn_fast.cli.contestants import NAIVE
-from pixelcnn_fast.cli.workload import random_model
 from pixelcnn_fast.models import GatedPixelCNN
 
 GATED = dict(input_channels=1, hidden_channels=64, dilations=(1, 2, 1, 4, 1, 2, 1))
@@ -36,9 +36,14 @@ def main() -> int:
     found = report.machine()
     subject = f"Gated PixelCNN, 1x{wide}x{wide}: "
     targets, compared = speed(
-        gated, wide, 1, [(NAIVE, "cpu", 1000, 3000), ("eager", "cpu", 15, 30)], args.repeats,
-        10 if args.quick else 100, subject,
-    )  # fmt: skip
+        gated,
+        wide,
+        1,
+        [(NAIVE, "cpu", 1000, 3000), ("eager", "cpu", 15, 30)],
+        args.repeats,
+        10 if args.quick else 100,
+        subject,
+    )
     targets.append(building(gated, wide, 2.0, 0.5, args.repeats, subject))
     subject = f"PixelCNN with ordered colours, 3x{tall}x{tall}: "
     more, compared_ordered = speed(

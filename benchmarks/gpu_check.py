@@ -27,9 +27,14 @@ def run(name: str, command: list[str], limit: float, **env: str) -> dict:
     start = time.monotonic()
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | env, timeout=limit, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=os.environ | env,
+            timeout=limit,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         status, output = "ok" if done.returncode == 0 else f"status {done.returncode}", done.stdout
     except subprocess.TimeoutExpired as error:
         status, output = f"not finished in {limit:.0f} s", (error.stdout or b"").decode(errors="replace")
@@ -80,10 +85,10 @@ def sampling_seconds(name: str) -> dict[str, float]:
     import torch
 
     from pixelcnn_fast import Sampler
-    from pixelcnn_fast.sampling.conditions import Given
-    from pixelcnn_fast.sampling.cuda import CudaRuntime
-    from pixelcnn_fast.sampling.drawing import Drawing
-    from pixelcnn_fast.sampling.job import Job
+    from pixelcnn_fast.heads.drawing import Drawing
+    from pixelcnn_fast.program.conditions import Given
+    from pixelcnn_fast.runtimes.cuda import CudaRuntime
+    from pixelcnn_fast.runtimes.job import Job
 
     model, shape = default_model(), (3, 32, 32)
     results = {}
@@ -238,8 +243,8 @@ def layer_milliseconds() -> dict[str, dict[str, float]]:
 def predictions(device: str) -> dict[tuple[str, int], float]:
     """(variant, batch) -> seconds, of the default model in bf16; of an H100 where there is no GPU."""
     from benchmarks.cuda_resources import ARCHS, plans_of_default
-    from pixelcnn_fast.environment import native
-    from pixelcnn_fast.sampling.cuda_cost import GPUS, gpu_like, seconds
+    from pixelcnn_fast.native import native
+    from pixelcnn_fast.runtimes.cuda_cost import GPUS, gpu_like, seconds
 
     if native() is None or not native().build_info()["cuda"]:
         return {}

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import accelerate, ops
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.cli.arguments import output_folder
-from pixelcnn_fast.cli.checks import CheckFailed
-from pixelcnn_fast.cli.measure import interleaved
+from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
@@ -167,9 +167,13 @@ def networks(s: Settings) -> Iterator[Target]:
         return F.cross_entropy(logits.flatten(0, -2), images.long().flatten())
 
     yield faster(
-        "whole PixelCNN, training step", s, step(plain, cross_entropy),
-        step(fast, lambda model: nll(model, images).mean() / math.prod(images.shape[1:])), 1.4, 1.7,
-    )  # fmt: skip
+        "whole PixelCNN, training step",
+        s,
+        step(plain, cross_entropy),
+        step(fast, lambda model: nll(model, images).mean() / math.prod(images.shape[1:])),
+        1.4,
+        1.7,
+    )
 
 
 def likelihood_memory(s: Settings) -> Iterator[Target]:

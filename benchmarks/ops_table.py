@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
 from pixelcnn_fast.cli.arguments import Parser, output_folder
 
 HEADER = ["device", "op", "contestant", "median", "fastest", "slowest", "vs plain"]

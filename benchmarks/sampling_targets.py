@@ -29,12 +29,12 @@ from targets import (
     write,
 )
 
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.contestants import NAIVE
+from pixelcnn_fast.bench.measure import interleaved
+from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.cli.arguments import count_or_zero, output_folder
-from pixelcnn_fast.cli.contestants import NAIVE
-from pixelcnn_fast.cli.measure import interleaved
-from pixelcnn_fast.cli.workload import random_model, workload
-from pixelcnn_fast.sampling import Sampler
+from pixelcnn_fast.sampler import Sampler
 
 MM_SIZE = 4096
 
@@ -127,9 +127,12 @@ def main() -> int:
     model = random_model(**settings.config)
     how = (settings.repeats, settings.naive_pixels)
     one, alone = speed(
-        model, settings.side, 1,
-        [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)], *how,
-    )  # fmt: skip
+        model,
+        settings.side,
+        1,
+        [(NAIVE, "cpu", 900, 1500), (NAIVE, "cpu-bf16", 1200, 2500), ("eager", "cpu", 18, 30)],
+        *how,
+    )
     many, together = speed(
         model, settings.side, settings.batch, [(NAIVE, "cpu", 1300, 2000), ("eager", "cpu", 3.5, 5)], *how
     )

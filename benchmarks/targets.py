@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.contestants import NAIVE, Result
+from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.workload import Model, workload
 from pixelcnn_fast.cli.arguments import Parser, count
-from pixelcnn_fast.cli.contestants import NAIVE, Result
-from pixelcnn_fast.cli.measure import compare, interleaved
-from pixelcnn_fast.cli.workload import Model, workload
-from pixelcnn_fast.sampling import Sampler
+from pixelcnn_fast.sampler import Sampler
 
 RESULTS = Path(__file__).parent / "results"
 MB = 1e6
@@ -65,9 +65,14 @@ def ratio(a: list[float], b: list[float], scale: float) -> tuple[float, list[flo
 
 
 def speed(
-    model: Model, side: int, batch: int, wanted: Sequence[tuple[str, str, float, float]], repeats: int,
-    naive_pixels: int, subject: str = "",
-) -> tuple[list[Target], list[Result]]:  # fmt: skip
+    model: Model,
+    side: int,
+    batch: int,
+    wanted: Sequence[tuple[str, str, float, float]],
+    repeats: int,
+    naive_pixels: int,
+    subject: str = "",
+) -> tuple[list[Target], list[Result]]:
     """wanted: (slow, fast, must, reach), for side x side images -> (targets, the comparison)."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
     work = workload(model, batch, side, side)
@@ -140,9 +145,15 @@ def megabytes(value: float) -> str:
 
 
 def write(
-    folder: Path, subject: str, title: str, found: dict[str, Any], quick: bool, targets: Sequence[Target], more: str,
+    folder: Path,
+    subject: str,
+    title: str,
+    found: dict[str, Any],
+    quick: bool,
+    targets: Sequence[Target],
+    more: str,
     record: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Writes folder/<processor>-<isa>-<subject>.json and .md, and prints the latter."""
     table = report.table([["target", "must", "reach", "measured", "spread", "ok"], *(t.row() for t in targets)])
     slug = re.sub(r"[^a-z0-9]+", "-", f"{found['processor']} {found['isa']}".lower()).strip("-")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pixelcnn_fast.cli.checks import LIMIT, Oracle
-from pixelcnn_fast.cli.workload import random_model, workload
-from pixelcnn_fast.environment import native, why_not_native
-from pixelcnn_fast.sampling import Sampler
+from pixelcnn_fast.bench.checks import LIMIT, Oracle
+from pixelcnn_fast.bench.workload import random_model, workload
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.sampler import Sampler
 
 SIDE = 16
 MODELS = {

@@ -47,11 +47,21 @@ class Critic(nn.Module):
         super().__init__()
         self.samples = n_classes  # the class of samples
         self.net = nn.Sequential(
-            nn.Conv2d(2, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3),
-            nn.LazyLinear(128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, n_classes + 1),
-        )  # fmt: skip
+            nn.Conv2d(2, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.LazyLinear(128),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(128, n_classes + 1),
+        )
         self(torch.zeros(1, *shape), torch.zeros(1))  # gives the lazy layer its size
         self.optimizer = torch.optim.Adam(self.parameters(), 5e-4, betas=(0.5, 0.99))
 
@@ -153,9 +163,15 @@ def refine(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Te
             history.append(bits)
             print(f"round {number}: held-out {bits:.4f} bits/dim", flush=True)
             checkpoint.save(
-                average, args.out, data="MNIST", held_out=f"{args.held_out} images", seed=str(args.seed),
-                bits_per_dim=f"{bits:.4f}", rounds=str(number), refined_from=str(args.checkpoint),
-            )  # fmt: skip
+                average,
+                args.out,
+                data="MNIST",
+                held_out=f"{args.held_out} images",
+                seed=str(args.seed),
+                bits_per_dim=f"{bits:.4f}",
+                rounds=str(number),
+                refined_from=str(args.checkpoint),
+            )
     except KeyboardInterrupt:
         print("stopped early")
     print(

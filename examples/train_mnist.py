@@ -114,8 +114,14 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
             print(f"epoch {epoch}: held-out {bits:.4f} bits/dim after {minutes:.1f} min{mark}", flush=True)
             if best:
                 checkpoint.save(
-                    average, args.out, data="MNIST", held_out=f"{args.held_out} images", seed=str(args.seed),
-                    bits_per_dim=f"{bits:.4f}", epoch=str(epoch), minutes=f"{minutes:.1f}",
+                    average,
+                    args.out,
+                    data="MNIST",
+                    held_out=f"{args.held_out} images",
+                    seed=str(args.seed),
+                    bits_per_dim=f"{bits:.4f}",
+                    epoch=str(epoch),
+                    minutes=f"{minutes:.1f}",
                 )
             if args.minutes and minutes >= args.minutes:
                 break
@@ -189,18 +195,35 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--torchvision-root", type=Path, metavar="DIR",
-                        help="folder of torchvision's MNIST; downloaded there (12 MB) if absent")
-    source.add_argument("--npz", type=Path, metavar="FILE",
-                        help="a numpy .npz with uint8 images [N, H, W] and integer labels [N]")
+    source.add_argument(
+        "--torchvision-root",
+        type=Path,
+        metavar="DIR",
+        help="folder of torchvision's MNIST; downloaded there (12 MB) if absent",
+    )
+    source.add_argument(
+        "--npz",
+        type=Path,
+        metavar="FILE",
+        help="a numpy .npz with uint8 images [N, H, W] and integer labels [N]",
+    )
     add = parser.add_argument
-    add("--held-out", type=int, default=1000, metavar="N",
-        help="the last N images are never trained on: they give the bits/dim after each epoch")
+    add(
+        "--held-out",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="the last N images are never trained on: they give the bits/dim after each epoch",
+    )
     add("--hidden", type=int, default=64, help="channels of every layer; time grows with its square")
     add("--residual", type=int, default=4, help="residual blocks; each lets a pixel see 2 rows further up")
     add("--epochs", type=int, default=15, help="passes over the training images")
-    add("--minutes", type=float, default=0,
-        help="stop after this long, the learning rate reaching 0 by the clock; 0: only --epochs counts")
+    add(
+        "--minutes",
+        type=float,
+        default=0,
+        help="stop after this long, the learning rate reaching 0 by the clock; 0: only --epochs counts",
+    )
     add("--batch", type=int, default=16, help="images per step")
     add("--lr", type=float, default=2e-3, help="peak learning rate of Adam, after the warm-up")
     add("--resume", type=Path, metavar="FILE", help="train on from this checkpoint's weights")

@@ -1,17 +1,38 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
-from pixelcnn_fast import likelihood, models, nn, ops
+from pixelcnn_fast import checkpoint, heads, likelihood, models, nn, ops
 from pixelcnn_fast.accelerate import accelerate
-from pixelcnn_fast.fields import ReceptiveField, check_causal, receptive_field
-from pixelcnn_fast.sampling import Sampler, heads
+from pixelcnn_fast.errors import (
+    CaptureMismatch,
+    CheckFailed,
+    ModelFailed,
+    NonFiniteLogits,
+    NotCausal,
+    PixelCNNFastError,
+    SamplingInterrupted,
+    UnknownLayout,
+    Unsupported,
+)
+from pixelcnn_fast.receptive_field import ReceptiveField, check_causal, receptive_field
+from pixelcnn_fast.sampler import Sampler
 
 __version__ = "0.1.0"
 __all__ = [
+    "CaptureMismatch",
+    "CheckFailed",
+    "ModelFailed",
+    "NonFiniteLogits",
+    "NotCausal",
+    "PixelCNNFastError",
     "ReceptiveField",
     "Sampler",
+    "SamplingInterrupted",
+    "UnknownLayout",
+    "Unsupported",
     "__version__",
     "accelerate",
     "check_causal",
+    "checkpoint",
     "heads",
     "likelihood",
     "models",

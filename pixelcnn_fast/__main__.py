@@ -10,7 +10,7 @@ import pixelcnn_fast
 from pixelcnn_fast import environment
 from pixelcnn_fast.cli import bench, demo, receptive_field, sample
 from pixelcnn_fast.cli.arguments import Parser
-from pixelcnn_fast.cli.checks import CheckFailed
+from pixelcnn_fast.errors import CheckFailed
 
 EPILOG = """examples:
   python -m pixelcnn_fast demo                        in 3 minutes: pictures and a comparison, in out/

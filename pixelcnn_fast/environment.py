@@ -1,68 +1,30 @@
-"""What is installed, built and usable here: the compiled module, and a report for people."""
+"""A report for people: what is installed, built and usable here."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from importlib import metadata, util
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
-
-def native() -> ModuleType | None:
-    """The compiled module, or None; ``why_not_native`` says why. Everything that uses it asks here.
-
-    With PIXELCNN_FAST_NATIVE=0 in the environment it is left alone, as if it had not been built.
-    """
-    return _load()[0]
-
-
-def why_not_native() -> str:
-    """Why ``native()`` is None and what to do about it; '' where the module is there."""
-    return _load()[1]
-
-
-def _load() -> tuple[ModuleType | None, str]:
-    if os.environ.get("PIXELCNN_FAST_NATIVE") == "0":
-        return None, "PIXELCNN_FAST_NATIVE=0 is set: unset it to use the compiled module"
-    name = "pixelcnn_fast._native"
-    try:
-        return importlib.import_module(name), ""
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        found = sorted(path.name for path in Path(__file__).parent.glob("_native*.so"))
-        cause = (
-            f"the compiled module is for another Python than {platform.python_version()} ({', '.join(found)})"
-            if found
-            else "there is no compiled module: the package was installed with PIXELCNN_FAST_NATIVE=0, "
-            "or runs from a source folder where it was not built"
-        )
-        return None, f"{cause}: {_remedy()}"
-    except ImportError as error:
-        return None, f"the compiled module does not load ({error}): {_remedy()}"
-
-
-def _remedy() -> str:
-    source = Path(__file__).parents[1]
-    if (source / "CMakeLists.txt").exists():
-        return f"run `make native` or `pip install -e .` in {source}"
-    return "install a C++ compiler (GCC 11 or newer, or Clang), then the package again from its source"
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
 
 
 def runtimes() -> dict[str, str]:
     """The runtime that ``auto`` takes for each type of device."""
     module = native()
-    return {"cpu": "cpu" if module else "eager", "cuda": "cuda" if module and module.build_info()["cuda"] else "eager"}
+    return {
+        "cpu": "cpu" if module else "eager",
+        "cuda": "cuda" if module and module.build_info()["cuda"] else "eager",
+    }
 
 
 def report() -> str:
     """Versions, the compiled module, CUDA, threads and runtimes; what is missing says why and what to do."""
     sections = {
-        f"pixelcnn_fast {_version('pixelcnn_fast')}": _versions(),
+        f"pixelcnn_fast {version('pixelcnn_fast')}": _versions(),
         "compiled module": _native_rows(),
         "CUDA": _cuda_rows(),
         "threads": _thread_rows(),
@@ -76,7 +38,8 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def _version(distribution: str) -> str:
+def version(distribution: str) -> str:
+    """Of an installed distribution, or a sentence that it isn't installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -87,12 +50,12 @@ def _versions() -> dict[str, str]:
     rows = {
         "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
+        "numpy": version("numpy"),
     }
     if util.find_spec("triton") is None:
         rows["triton"] = "not installed: `pip install triton` for an NVIDIA GPU; sampling works without it"
     else:
-        rows["triton"] = _version("triton")
+        rows["triton"] = version("triton")
     return rows
 
 
@@ -168,8 +131,6 @@ def _runtime_rows() -> dict[str, str]:
 
 
 def _backend_rows() -> dict[str, str]:
-    from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
-
     rows = {}
     for device, best in (("cpu", "compiled"), ("cuda", "triton")):
         chosen = choose("auto", torch.device(device), torch.float32)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pixelcnn_fast.heads import Categorical, Head, resolved
 from pixelcnn_fast.ops import categorical_nll
-from pixelcnn_fast.sampling.heads import Categorical, Head, resolved
 
 
 def to_levels(images: Tensor, levels: int = 256) -> Tensor:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import Tensor
 
 GAP_LEVEL = 255  # white lines between images
@@ -45,6 +43,8 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
     """Writes uint8 [h, w, 3] as PNG, whatever the file's suffix. Raises ValueError for another array."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
+    from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
+
     imsave(os.fspath(path), array, format="png")
 
 
@@ -72,6 +72,8 @@ def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axi
     seconds = [bar.seconds for panel in panels for bar in panel.bars]
     if not seconds or not all(s > 0 for s in seconds):
         raise ValueError(f"bars of {seconds} seconds: a logarithmic chart needs positive ones")
+    from matplotlib.figure import Figure
+
     rows = [len(panel.bars) for panel in panels]
     figure = Figure(figsize=(9, 1.2 + sum(0.46 * n + 0.75 for n in rows)), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")

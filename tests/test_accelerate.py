@@ -12,7 +12,7 @@ from pixelcnn_fast import Sampler, accelerate
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import FusedSequential, raster_mask
-from tests.networks import enlivened
+from tests.system.networks import enlivened
 from tests.tolerances import assert_identical_up_to_rounding
 
 

@@ -27,9 +27,14 @@ def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> str:
     """Output and errors of a command that is expected to succeed (or, with check=False, to fail)."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIXELCNN_FAST_")}
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment | env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment | env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     assert (done.returncode == 0) == check, f"exit status {done.returncode}:\n{done.stdout}"
     return done.stdout
 
@@ -37,8 +42,20 @@ def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> str:
 def pip_wheel(what: Path, folder: Path, check: bool = True, **env: str) -> str:
     # Without network where the build tools are at hand.
     isolation = ["--no-build-isolation"] if all(map(importlib.util.find_spec, BUILD_TOOLS)) else []
-    return run(sys.executable, "-m", "pip", "wheel", *isolation, "--no-deps", "-w", folder, what,
-               cwd=folder, check=check, **env)  # fmt: skip
+    return run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        *isolation,
+        "--no-deps",
+        "-w",
+        folder,
+        what,
+        cwd=folder,
+        check=check,
+        **env,
+    )
 
 
 def one(folder: Path, pattern: str) -> Path:

@@ -11,16 +11,19 @@ from types import ModuleType
 import pytest
 import torch
 
-from pixelcnn_fast import environment
+from pixelcnn_fast import environment, native
 
-needs_native = pytest.mark.skipif(environment.native() is None, reason=environment.why_not_native())
+needs_native = pytest.mark.skipif(native.native() is None, reason=native.why_not_native())
 
 
 def report_in_new_process(**env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from pixelcnn_fast import environment; print(environment.report())"],
-        env=os.environ | env, text=True, stdout=subprocess.PIPE, check=True,
-    )  # fmt: skip
+        env=os.environ | env,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     return done.stdout
 
 
@@ -37,49 +40,56 @@ def test_report_names_versions_and_threads() -> None:
     report = environment.report()
     assert torch.__version__ in report
     assert f"{torch.get_num_threads()} (torch.set_num_threads" in report
-    for title in ("pixelcnn_fast", "compiled module", "CUDA", "threads", "runtime that auto", "backend that auto"):
+    for title in (
+        "pixelcnn_fast",
+        "compiled module",
+        "CUDA",
+        "threads",
+        "runtime that auto",
+        "backend that auto",
+    ):
         assert any(line.startswith(title) for line in report.splitlines())
 
 
 def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
-    assert environment.native() is None
-    assert "unset it" in environment.why_not_native()
+    assert native.native() is None
+    assert "unset it" in native.why_not_native()
     assert environment.runtimes()["cpu"] == "eager"
-    assert environment.why_not_native() in environment.report()
+    assert native.why_not_native() in environment.report()
 
 
 def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     failing_import(monkeypatch, ModuleNotFoundError("none", name="pixelcnn_fast._native"))
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "pixelcnn_fast" / "environment.py"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "pixelcnn_fast" / "native.py"))
     (tmp_path / "pixelcnn_fast").mkdir()
-    assert environment.native() is None
-    assert "PIXELCNN_FAST_NATIVE=0" in environment.why_not_native()
-    assert "install a C++ compiler" in environment.why_not_native()
+    assert native.native() is None
+    assert "PIXELCNN_FAST_NATIVE=0" in native.why_not_native()
+    assert "install a C++ compiler" in native.why_not_native()
 
     (tmp_path / "CMakeLists.txt").touch()
-    assert f"`make native` or `pip install -e .` in {tmp_path}" in environment.why_not_native()
+    assert f"`make native` or `pip install -e .` in {tmp_path}" in native.why_not_native()
 
     (tmp_path / "pixelcnn_fast" / "_native.cpython-27-other.so").touch()
-    assert "for another Python than " in environment.why_not_native()
-    assert "_native.cpython-27-other.so" in environment.why_not_native()
+    assert "for another Python than " in native.why_not_native()
+    assert "_native.cpython-27-other.so" in native.why_not_native()
 
 
 def test_module_that_does_not_load_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_import(monkeypatch, ImportError("libstdc++.so.6: version GLIBCXX_9 not found"))
-    assert "does not load (libstdc++.so.6: version GLIBCXX_9 not found)" in environment.why_not_native()
+    assert "does not load (libstdc++.so.6: version GLIBCXX_9 not found)" in native.why_not_native()
     assert "eager" in environment.report()
 
 
 def test_missing_dependency_is_not_taken_for_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_import(monkeypatch, ModuleNotFoundError("none", name="numpy"))
     with pytest.raises(ModuleNotFoundError):
-        environment.native()
+        native.native()
 
 
 @needs_native
 def test_instruction_set_can_be_named_by_environment() -> None:
-    module = environment.native()
+    module = native.native()
     assert module is not None and set(module.isas()) <= set(module.build_info()["isas"])
     lowest = module.isas()[0]
     assert f"in use          {lowest} " in report_in_new_process(PIXELCNN_FAST_ISA=lowest)
@@ -87,7 +97,7 @@ def test_instruction_set_can_be_named_by_environment() -> None:
 
 @needs_native
 def test_unknown_instruction_set_is_refused_with_the_available_ones() -> None:
-    module = environment.native()
+    module = native.native()
     assert module is not None
     refusal = f"available: {', '.join(module.isas())}"
     with pytest.raises(ValueError, match=refusal):
@@ -98,7 +108,7 @@ def test_unknown_instruction_set_is_refused_with_the_available_ones() -> None:
 
 @needs_native
 def test_forced_instruction_set_is_in_use_until_reset() -> None:
-    module = environment.native()
+    module = native.native()
     assert module is not None
     default = module.chosen_isa()
     for isa in module.isas():
@@ -111,7 +121,7 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
 @needs_native
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_device_is_a_clear_refusal() -> None:
-    module = environment.native()
+    module = native.native()
     assert module is not None
     try:
         assert module.cuda_devices(), "an empty list would say nothing"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from pixelcnn_fast.heads import Bernoulli, Categorical
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
 from pixelcnn_fast.models import GatedPixelCNN
-from pixelcnn_fast.sampling.heads import Bernoulli, Categorical
-from tests.networks import pixelcnn
+from tests.system.networks import pixelcnn
 
 
 class Uniform(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pixelcnn_fast import checkpoint
-from pixelcnn_fast.cli.workload import random_model
+from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.models import PixelCNN
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from pixelcnn_fast import checkpoint, pictures
-from pixelcnn_fast.cli import report
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.measure import compare
+from pixelcnn_fast.bench.workload import Workload, workload
 from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.cli.bench import available
-from pixelcnn_fast.cli.measure import compare
-from pixelcnn_fast.cli.workload import Workload, workload
-from pixelcnn_fast.environment import native, why_not_native
-from pixelcnn_fast.sampling import Sampler
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.sampler import Sampler
 
 SIZE = 28
 ROWS = 8

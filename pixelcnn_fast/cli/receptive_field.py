@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.cli.arguments import output_file, size
-from pixelcnn_fast.fields import receptive_field
+from pixelcnn_fast.receptive_field import receptive_field
 
 EPILOG = """examples:
   python -m pixelcnn_fast receptive-field

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import checkpoint, pictures
+from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.cli.arguments import count, output_file, size
-from pixelcnn_fast.cli.report import duration
+from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.models import PixelCNN
-from pixelcnn_fast.sampling import Sampler, SamplingInterrupted
-from pixelcnn_fast.sampling.sampler import RUNTIMES, WEIGHTS
+from pixelcnn_fast.sampler import RUNTIMES, WEIGHTS, Sampler
 
 EPILOG = """examples:
   python -m pixelcnn_fast sample --label 3 --n 64 --out threes.png

@@ -58,10 +58,17 @@ class GatedPixelCNN(nn.Module):
             channels, mask_type = (input_channels, "A") if index == 0 else (hidden_channels, "B")
             self.blocks.append(
                 GatedBlock(
-                    channels, hidden_channels, kernel_size, mask_type, dilation,
-                    n_classes, condition_channels, input_channels, order,
+                    channels,
+                    hidden_channels,
+                    kernel_size,
+                    mask_type,
+                    dilation,
+                    n_classes,
+                    condition_channels,
+                    input_channels,
+                    order,
                 )
-            )  # fmt: skip
+            )
         hidden, logits = None, None
         if order is not None:
             groups = channel_groups(hidden_channels, input_channels, order)

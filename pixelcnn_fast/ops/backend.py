@@ -6,7 +6,7 @@ from importlib import util
 
 import torch
 
-from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.native import native, why_not_native
 
 BACKENDS = ("compiled", "triton", "reference")
 DTYPES = {

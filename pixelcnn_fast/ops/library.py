@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 
 NAME = "pixelcnn_fast"
 library = torch.library.Library(NAME, "DEF")

@@ -23,11 +23,19 @@ def build(target: str, sanitizer: str = "") -> Path:
     folder = ROOT / "build" / f"emulation-{sanitizer or python}"
     tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
     configure = [
-        tool, "-S", ROOT / "tests" / "emulation", "-B", folder, "-G", "Ninja", "--log-level=ERROR",
+        tool,
+        "-S",
+        ROOT / "tests" / "emulation",
+        "-B",
+        folder,
+        "-G",
+        "Ninja",
+        "--log-level=ERROR",
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
         f"-DEMULATION_SANITIZE={sanitizer}",
-    ]  # fmt: skip
+    ]
     for command in (configure, [tool, "--build", folder, "--target", target, "-j2"]):
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.environment import native, why_not_native
+from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.heads.drawing import Drawing
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
-from pixelcnn_fast.sampling import NonFiniteLogits
-from pixelcnn_fast.sampling.conditions import Given
-from pixelcnn_fast.sampling.cuda import CudaRuntime, Limits
-from pixelcnn_fast.sampling.drawing import Drawing
-from pixelcnn_fast.sampling.job import Job
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.job import Job
 from tests.cuda.emulated import emulated
 from tests.cuda.test_flags import FLAGS
-from tests.foreign import NETWORKS
-from tests.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
-from tests.sampling.test_drawing import DRAWINGS
+from tests.heads.test_drawing import DRAWINGS
+from tests.system.foreign import NETWORKS
+from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -63,9 +63,13 @@ def runtime(
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._phased, sampler._conditions, weights, name, emulated(),
+                sampler._phased,
+                sampler._conditions,
+                weights,
+                name,
+                emulated(),
                 Limits(size, multiprocessors, cluster),
-            )  # fmt: skip
+            )
         except RuntimeError:
             if shared:
                 raise
@@ -149,9 +153,14 @@ def test_temperature_and_known_pixels(variant, temperature):
     images, u, labels = inputs(shape)
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     got, _ = run(
-        runtime(sampler, variant), sampler, u,
-        levels=images.masked_fill(~known, 0), known=known, labels=labels, drawing=Drawing(temperature),
-    )  # fmt: skip
+        runtime(sampler, variant),
+        sampler,
+        u,
+        levels=images.masked_fill(~known, 0),
+        known=known,
+        labels=labels,
+        drawing=Drawing(temperature),
+    )
     expected = sampler.complete(images, known, labels, temperature, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
 
@@ -170,9 +179,15 @@ def test_top_k_and_top_p(drawing, variant):
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.3
     images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
     got, _ = run(
-        runtime(sampler, variant), sampler, u,
-        levels=images, known=known, labels=labels, drawing=Drawing(**drawing), log_probability=found,
-    )  # fmt: skip
+        runtime(sampler, variant),
+        sampler,
+        u,
+        levels=images,
+        known=known,
+        labels=labels,
+        drawing=Drawing(**drawing),
+        log_probability=found,
+    )
     for other in ("cpu", "reference"):
         expected, log_probability = sampler.complete(
             images, known, labels, noise=u, runtime=other, log_probability=True, **drawing
@@ -245,7 +260,7 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     engine._conditions = Broken()
     with pytest.raises(NonFiniteLogits) as found:
         run(engine, sampler, u, labels=labels)
-    image, _, row, column = found.value.place
+    image, _, row, column = found.value.location
     assert (image, row, column) == (9, 0, 0)
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.environment import native
-from pixelcnn_fast.sampling.conditions import Given
-from pixelcnn_fast.sampling.cuda import CudaRuntime
-from pixelcnn_fast.sampling.drawing import Drawing
-from pixelcnn_fast.sampling.job import Job
-from tests.networks import pixelcnn, two_stacks
+from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.native import native
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.runtimes.cuda import CudaRuntime
+from pixelcnn_fast.runtimes.job import Job
+from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
 
 pytestmark = [

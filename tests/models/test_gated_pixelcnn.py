@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
-from tests.networks import positive
+from tests.system.networks import positive
 from tests.tolerances import assert_identical_up_to_rounding
 
 SIZES = dict(

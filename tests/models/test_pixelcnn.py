@@ -5,7 +5,7 @@ import torch
 
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import PixelCNN, reference
-from tests.networks import pixelcnn
+from tests.system.networks import pixelcnn
 from tests.tolerances import assert_identical_up_to_rounding
 
 SIZES = dict(input_channels=3, hidden_channels=9, n_residual=2, n_classes=4, kernel_size=5)

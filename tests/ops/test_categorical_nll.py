@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 3, 7, 5, 256), (1, 1, 1, 1, 2), (3, 2, 4, 40, 33), (1, 1, 9, 8, 5)]

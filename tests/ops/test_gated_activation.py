@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from pixelcnn_fast.ops.gated_activation import reference
 from tests.tolerances import assert_right
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import raster_mask
 from tests.tolerances import assert_right
 

@@ -24,8 +24,13 @@ def test_the_kernels_compute_in_the_interpreter_what_plain_torch_computes():
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, MODULES)]
     done = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout, done.stdout

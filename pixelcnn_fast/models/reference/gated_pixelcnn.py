@@ -133,10 +133,17 @@ class GatedPixelCNN(nn.Module):
         for dilation in dilations:
             self.blocks.append(
                 GatedBlock(
-                    channels, hidden_channels, kernel_size, mask_type, dilation,
-                    n_classes, condition_channels, input_channels, channel_order,
+                    channels,
+                    hidden_channels,
+                    kernel_size,
+                    mask_type,
+                    dilation,
+                    n_classes,
+                    condition_channels,
+                    input_channels,
+                    channel_order,
                 )
-            )  # fmt: skip
+            )
             channels, mask_type = hidden_channels, "B"
         hidden = groups_of(hidden_channels, input_channels, channel_order)
         logits = groups_of(input_channels * levels, input_channels, channel_order and "thirds")

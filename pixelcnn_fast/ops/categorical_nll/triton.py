@@ -26,9 +26,18 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     logsumexp = logits.new_empty((n, channels, height, width), dtype=torch.float64)
     with torch.cuda.device_of(logits):
         _forward_kernel[grid](
-            rows, levels.contiguous(), logsumexp, partial, channels, rows.shape[2], rows.stride(),
-            LEVELS=rows.shape[3], BLOCK_P=size.rows, BLOCK_L=size.columns, num_warps=size.warps,
-        )  # fmt: skip
+            rows,
+            levels.contiguous(),
+            logsumexp,
+            partial,
+            channels,
+            rows.shape[2],
+            rows.stride(),
+            LEVELS=rows.shape[3],
+            BLOCK_P=size.rows,
+            BLOCK_L=size.columns,
+            num_warps=size.warps,
+        )
     return partial.sum(1), logsumexp
 
 
@@ -40,10 +49,20 @@ def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor
     grad = torch.empty_like(logits).flatten(2, 3)
     with torch.cuda.device_of(logits):
         _backward_kernel[grid](
-            rows, levels.contiguous(), logsumexp.contiguous(), grad_nll.contiguous(), grad,
-            logits.shape[1], rows.shape[2], rows.stride(), grad.stride(),
-            LEVELS=rows.shape[3], BLOCK_P=size.rows, BLOCK_L=size.columns, num_warps=size.warps,
-        )  # fmt: skip
+            rows,
+            levels.contiguous(),
+            logsumexp.contiguous(),
+            grad_nll.contiguous(),
+            grad,
+            logits.shape[1],
+            rows.shape[2],
+            rows.stride(),
+            grad.stride(),
+            LEVELS=rows.shape[3],
+            BLOCK_P=size.rows,
+            BLOCK_L=size.columns,
+            num_warps=size.warps,
+        )
     return grad.unflatten(2, logits.shape[2:4])
 
 
@@ -79,9 +98,17 @@ def _logits(pointer, image, channel, pixel, strides):
 
 @triton.jit
 def _forward_kernel(
-    logits, levels, logsumexp, partial, channels, pixels, strides,
-    LEVELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
+    logits,
+    levels,
+    logsumexp,
+    partial,
+    channels,
+    pixels,
+    strides,
+    LEVELS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
     """BLOCK_P pixels of one channel of one image a program; their sum goes to partial[program]."""
     image, channel, pixel = _locate(channels, pixels, BLOCK_P)
     inside = pixel < pixels
@@ -109,9 +136,19 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    logits, levels, logsumexp, grad_nll, grad, channels, pixels, strides, grad_strides,
-    LEVELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
+    logits,
+    levels,
+    logsumexp,
+    grad_nll,
+    grad,
+    channels,
+    pixels,
+    strides,
+    grad_strides,
+    LEVELS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
     image, channel, pixel = _locate(channels, pixels, BLOCK_P)
     inside = pixel < pixels
     rows = _logits(logits, image, channel, pixel, strides)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
 from pixelcnn_fast.ops.library import NAME, address, define, dense, element, library, memory_format
@@ -92,9 +92,14 @@ def _compute_gradient(grad, x, condition, backend):
         return triton.backward(grad, x, condition)
     condition, grad_x = _as(x, condition), _like_x(grad, x, condition, backend)
     native().gated_activation_gradient(
-        element(x), _shape(x, condition), address(x), address(condition), address(grad), address(grad_x),
+        element(x),
+        _shape(x, condition),
+        address(x),
+        address(condition),
+        address(grad),
+        address(grad_x),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return grad_x
 
 

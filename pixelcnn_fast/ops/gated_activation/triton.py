@@ -54,17 +54,35 @@ def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tenso
     grid = (triton.cdiv(rows, block_rows) * triton.cdiv(size, block),)
     with torch.cuda.device_of(x):
         _gated_activation_kernel[grid](
-            x, condition, grad, out, rows, size, pixels,
-            PER_IMAGE=per_image, CHANNELS_LAST=channels_last, BLOCK_ROWS=block_rows, BLOCK=block,
+            x,
+            condition,
+            grad,
+            out,
+            rows,
+            size,
+            pixels,
+            PER_IMAGE=per_image,
+            CHANNELS_LAST=channels_last,
+            BLOCK_ROWS=block_rows,
+            BLOCK=block,
             num_warps=warps,
-        )  # fmt: skip
+        )
 
 
 @triton.jit
 def _gated_activation_kernel(
-    x, condition, grad, out, rows, size, pixels,
-    PER_IMAGE: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x,
+    condition,
+    grad,
+    out,
+    rows,
+    size,
+    pixels,
+    PER_IMAGE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """x: [rows, 2, size]; without grad: out [rows, size]; with it: grad [rows, size], out [rows, 2, size]."""
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import NAME, address, as_map, computed, define, element, library, memory_format
 from pixelcnn_fast.ops.masked_conv2d import reference
@@ -117,9 +117,16 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
     out = like_result(x, weight, padding, dilation)
     bias = computed(bias)
     native().masked_conv2d(
-        element(x), as_map(x), as_map(weight), as_map(mask), padding, dilation, address(bias), as_map(out),
+        element(x),
+        as_map(x),
+        as_map(weight),
+        as_map(mask),
+        padding,
+        dilation,
+        address(bias),
+        as_map(out),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return out
 
 
@@ -133,9 +140,15 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
         return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
     grad_x = _like_input(grad, weight, mask, size, padding, dilation, backend)
     native().masked_conv2d_input_gradient(
-        element(grad), as_map(grad), as_map(weight), as_map(mask), padding, dilation, as_map(grad_x),
+        element(grad),
+        as_map(grad),
+        as_map(weight),
+        as_map(mask),
+        padding,
+        dilation,
+        as_map(grad_x),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return grad_x
 
 
@@ -155,9 +168,16 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
     native().masked_conv2d_weight_gradient(
-        element(x), as_map(grad), as_map(x), as_map(mask), padding, dilation, address(weight), address(bias),
+        element(x),
+        as_map(grad),
+        as_map(x),
+        as_map(mask),
+        padding,
+        dilation,
+        address(weight),
+        address(bias),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return weight, bias
 
 

@@ -97,13 +97,28 @@ def weight_gradient(
     partial = x.new_empty((splits, len(taps), in_channels, out_channels), dtype=torch.float32)
     with torch.cuda.device_of(x):
         _outer_product_over_taps_kernel[blocks, splits](
-            grad, x, offsets, partial, positions, share, x.shape[2], x.shape[3], *grad.shape[2:],
-            grad.stride(), x.stride(), partial.stride(),
-            IN_CHANNELS=in_channels, OUT_CHANNELS=out_channels,
-            PRECISION=precision, INTERPRETED=INTERPRETED,
-            BLOCK_I=size.rows, BLOCK_O=size.columns, BLOCK_P=size.depth,
-            num_warps=size.warps, num_stages=size.stages,
-        )  # fmt: skip
+            grad,
+            x,
+            offsets,
+            partial,
+            positions,
+            share,
+            x.shape[2],
+            x.shape[3],
+            *grad.shape[2:],
+            grad.stride(),
+            x.stride(),
+            partial.stride(),
+            IN_CHANNELS=in_channels,
+            OUT_CHANNELS=out_channels,
+            PRECISION=precision,
+            INTERPRETED=INTERPRETED,
+            BLOCK_I=size.rows,
+            BLOCK_O=size.columns,
+            BLOCK_P=size.depth,
+            num_warps=size.warps,
+            num_stages=size.stages,
+        )
     gradient = x.new_zeros(weight_shape)
     by_tap = gradient.permute(2, 3, 1, 0).view(kernel[0] * kernel[1], in_channels, out_channels)
     by_tap.index_copy_(0, index, partial.sum(0).to(x.dtype))
@@ -133,16 +148,37 @@ def _product_over_taps(
     blocks = triton.cdiv(positions, size.rows) * triton.cdiv(out_channels, size.columns)
     with torch.cuda.device_of(x):
         _product_over_taps_kernel[blocks,](
-            x, matrices, offsets, bias, residual, condition, out, alpha,
-            offsets.shape[0], positions, x.shape[2], x.shape[3], shape[2], shape[3],
-            x.stride(), matrices.stride(), out.stride(),
+            x,
+            matrices,
+            offsets,
+            bias,
+            residual,
+            condition,
+            out,
+            alpha,
+            offsets.shape[0],
+            positions,
+            x.shape[2],
+            x.shape[3],
+            shape[2],
+            shape[3],
+            x.stride(),
+            matrices.stride(),
+            out.stride(),
             residual.stride() if residual is not None else None,
             condition.stride() if condition is not None else None,
-            IN_CHANNELS=in_channels, OUT_CHANNELS=out_channels, CHANNELS_LAST=memory_format(out) == torch.channels_last,
-            ACTIVATION=activation, PRECISION=precision, INTERPRETED=INTERPRETED,
-            BLOCK_P=size.rows, BLOCK_O=size.columns, BLOCK_I=size.depth,
-            num_warps=size.warps, num_stages=size.stages,
-        )  # fmt: skip
+            IN_CHANNELS=in_channels,
+            OUT_CHANNELS=out_channels,
+            CHANNELS_LAST=memory_format(out) == torch.channels_last,
+            ACTIVATION=activation,
+            PRECISION=precision,
+            INTERPRETED=INTERPRETED,
+            BLOCK_P=size.rows,
+            BLOCK_O=size.columns,
+            BLOCK_I=size.depth,
+            num_warps=size.warps,
+            num_stages=size.stages,
+        )
     return out
 
 
@@ -188,13 +224,35 @@ def _locate(positions, count, height, width):
 
 @triton.jit
 def _product_over_taps_kernel(
-    x, matrices, offsets, bias, residual, condition, out, alpha,
-    taps, positions, height, width, out_height, out_width,
-    x_strides, matrix_strides, out_strides, residual_strides, condition_strides,
-    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+    x,
+    matrices,
+    offsets,
+    bias,
+    residual,
+    condition,
+    out,
+    alpha,
+    taps,
+    positions,
+    height,
+    width,
+    out_height,
+    out_width,
+    x_strides,
+    matrix_strides,
+    out_strides,
+    residual_strides,
+    condition_strides,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
     """One tile [BLOCK_P positions, BLOCK_O output channels] a program; see ``_product_over_taps``."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
@@ -217,9 +275,11 @@ def _product_over_taps_kernel(
         shift = dy.to(tl.int64) * x_strides[2] + dx.to(tl.int64) * x_strides[3]
         a = load_tile(source + shift, inside, i * x_strides[1], i < IN_CHANNELS)
         b = load_tile(
-            matrices + tap * matrix_strides[0] + i * matrix_strides[1], i < IN_CHANNELS,
-            o * matrix_strides[2], o < OUT_CHANNELS,
-        )  # fmt: skip
+            matrices + tap * matrix_strides[0] + i * matrix_strides[1],
+            i < IN_CHANNELS,
+            o * matrix_strides[2],
+            o < OUT_CHANNELS,
+        )
         total = multiply_add(a, b, total, PRECISION, INTERPRETED)
         following = tl.minimum((step + 1) // I_BLOCKS, taps - 1)
         dy = tl.load(offsets + 2 * following)
@@ -244,12 +304,27 @@ def _product_over_taps_kernel(
 
 @triton.jit
 def _outer_product_over_taps_kernel(
-    grad, x, offsets, partial, positions, share, height, width, out_height, out_width,
-    grad_strides, x_strides, partial_strides,
-    IN_CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    grad,
+    x,
+    offsets,
+    partial,
+    positions,
+    share,
+    height,
+    width,
+    out_height,
+    out_width,
+    grad_strides,
+    x_strides,
+    partial_strides,
+    IN_CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     """One tile [BLOCK_I, BLOCK_O] of one tap's gradient over one share of the positions a program."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.environment import native
+from pixelcnn_fast.native import native
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import address, as_map, computed, define, element
 from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result, result_size
@@ -81,11 +81,22 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = native()
     module.masked_conv_block(
-        element(x), as_map(x), as_map(weight), as_map(mask), padding, dilation, address(bias), address(scale),
-        address(shift), address(condition), None if residual is None else as_map(residual),
-        None if activation == "none" else getattr(module.StepKind, activation), alpha, as_map(out),
+        element(x),
+        as_map(x),
+        as_map(weight),
+        as_map(mask),
+        padding,
+        dilation,
+        address(bias),
+        address(scale),
+        address(shift),
+        address(condition),
+        None if residual is None else as_map(residual),
+        None if activation == "none" else getattr(module.StepKind, activation),
+        alpha,
+        as_map(out),
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return out
 
 

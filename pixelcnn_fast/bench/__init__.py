@@ -1,0 +1,1 @@
+"""Measuring samplers side by side: what the command and benchmarks/ share."""

@@ -1,0 +1,82 @@
+"""Timing side by side: contestants take turns, so that a machine that drifts drifts for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm import tqdm
+
+from pixelcnn_fast.bench.checks import Oracle
+from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, SomePixels, WholeImages
+from pixelcnn_fast.bench.workload import Workload
+from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.sampler import Sampler
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function, called in turns (A B A B ...) ``repeats`` times after one call to warm up."""
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError for contestants that don't exist or are named twice."""
+    if not names or len(set(names)) < len(names) or any(name not in LABELS for name in names):
+        raise ValueError(
+            f"runtimes are {','.join(names) or 'none'}: choose from {', '.join(LABELS)}, each once"
+        )
+
+
+def compare(
+    work: Workload,
+    names: Sequence[str],
+    repeats: int,
+    naive_pixels: int = 0,
+    naive_repeats: int | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Warms up, times the named contestants in turns on the same noise, and checks every image they drew.
+
+    naive_pixels: the naive sampler draws so many pixels in all, given the others, and its time is scaled up;
+    0: it draws whole images. naive_repeats: it takes part in the first so many rounds only.
+    Raises CheckFailed, naming the contestant, if an image is not what the model gives for the noise;
+    ValueError and RuntimeError as Sampler does.
+    """
+    check_names(names)
+    weights = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
+    samplers = {w: Sampler(work.model, work.shape, weights=w) for w in {"same", *weights.values()}}
+    naive_rounds = min(naive_repeats or repeats, repeats)
+    naive = Sampler(work.plain_model(), work.shape) if NAIVE in names else None
+    contestants = {
+        name: WholeImages(name, naive if name == NAIVE else samplers[weights[name]], work, progress)
+        for name in names
+    }
+    warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
+    exact = [images for name, images in warm.items() if weights[name] == "same"]
+    common = exact[-1] if exact else samplers["same"].sample(work.images, work.labels, noise=work.noise)
+    if NAIVE in names and 0 < naive_pixels < work.pixels:
+        contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
+
+    turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
+    with tqdm(turns, unit="run", disable=not progress) as bar:
+        for round, name in bar:
+            bar.set_description(f"{work.images} at once, {name}")
+            contestants[name].run(round)
+
+    oracle = Oracle(work)
+    results = []
+    for name, contestant in contestants.items():
+        result = contestant.result
+        result.check = contestant.check(common, oracle)
+        if not result.check.ok:
+            raise CheckFailed(f"{name}, {work.images} at once: {result.check.evidence}")
+        results.append(result)
+    return results

@@ -1,0 +1,177 @@
+"""What a comparison found: a Markdown table, JSON and a chart, and the machine it was found on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixelcnn_fast import environment, pictures
+from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result
+from pixelcnn_fast.native import native
+
+BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
+BUSY = 0.8  # load average before the run
+HEADER = [
+    "images at once",
+    "sampler",
+    "time per image",
+    "spread",
+    "images/s",
+    *BASELINES.values(),
+    "images drawn",
+]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, without anything that names the machine."""
+    module = native()
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": module.chosen_isa() if module else None,
+        "compiler": module.build_info()["compiler"] if module else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pixelcnn_fast": environment.version("pixelcnn_fast"),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def duration(seconds: float) -> str:
+    """Three digits with a unit that suits: 56.8 s, 1.20 s, 56.0 ms, 73.1 µs."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            value = seconds / size
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    raise AssertionError
+
+
+def factor(value: float) -> str:
+    return f"{value:,.0f}×" if value >= 10 else f"{value:.2g}×"
+
+
+def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part."""
+    medians = {result.name: result.median for result in results}
+    return {
+        base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians
+    }
+
+
+def paired_ratios(slow: Result, fast: Result) -> list[float]:
+    """How many times faster, round by round."""
+    return [a / b for a, b in zip(slow.seconds, fast.seconds, strict=False)]  # naive may sit rounds out
+
+
+def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
+    """One table of all comparisons, each on one batch, and the evidence where images differ."""
+    rows, evidence = [HEADER], []
+    for results in comparisons:
+        ups = speed_ups(results)
+        for r in results:
+            spread = f"{duration(min(r.seconds) / r.images)} – {duration(max(r.seconds) / r.images)}"
+            rows.append(
+                [
+                    str(r.images),
+                    LABELS[r.name] + _extrapolated(r),
+                    duration(r.median / r.images),
+                    spread if len(r.seconds) > 1 else "one run",
+                    f"{r.images / r.median:.3g}",
+                    *(factor(ups[base][r.name]) if base in ups else "" for base in BASELINES),
+                    str(r.check),
+                ]
+            )
+            if r.check.differing:
+                evidence.append(f"{LABELS[r.name]}, {r.images} at once: {r.check.evidence}")
+    return "\n\n".join([table(rows), *evidence])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def save(
+    comparisons: Sequence[Sequence[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]
+) -> list[Path]:
+    """Writes folder/stem.md, .json and .png -> their paths. found: ``machine()`` before the measuring."""
+    paths = [folder / f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
+    paths[0].write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", encoding="utf-8")
+    whole = {"title": title, "machine": found, "comparisons": [record(results) for results in comparisons]}
+    paths[1].write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    pictures.chart([_panel(results) for results in comparisons], paths[2], title, axis="seconds per image")
+    return paths
+
+
+def about(found: dict[str, Any]) -> str:
+    """A line on the machine, and a warning where others were using it. found: ``machine()``."""
+    busy = (found["load_average"] or 0) > BUSY
+    return (
+        f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
+        f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. "
+        "Medians; spread is fastest to slowest run."
+        + f" The machine was busy before (load average {found['load_average']}): don't trust the times."
+        * busy
+    )
+
+
+def _extrapolated(r: Result) -> str:
+    return f" (extrapolated from {r.timed} of {r.pixels} pixels)" if r.extrapolated else ""
+
+
+def record(results: Sequence[Result]) -> dict[str, Any]:
+    """One comparison for JSON, with every sample."""
+    return {
+        "images": results[0].images,
+        "speed_ups": speed_ups(results),
+        "contestants": [
+            {
+                "name": r.name,
+                "label": LABELS[r.name],
+                "seconds": r.seconds,
+                "median": r.median,
+                "pixels": r.pixels,
+                "timed_pixels": r.timed,
+                "extrapolated": r.extrapolated,
+                "check": {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence},
+            }
+            for r in results
+        ],
+    }
+
+
+def _panel(results: Sequence[Result]) -> pictures.Panel:
+    base, ups = next(iter(speed_ups(results).items()), ("", {}))
+    bars = []
+    for r in results:
+        note = duration(r.median / r.images)
+        if ups and r.name != base:
+            note += f"   {factor(ups[r.name])}"
+        label = LABELS[r.name] + (
+            f"\nextrapolated from {r.timed} of {r.pixels} pixels" if r.extrapolated else ""
+        )
+        bars.append(pictures.Bar(label, r.median / r.images, note, r.extrapolated))
+    plural = "s" if results[0].images > 1 else ""
+    return pictures.Panel(f"{results[0].images} image{plural} at once", bars)

@@ -1,0 +1,155 @@
+"""The user's module together with what is needed to call it: what it takes for an image, and how its output is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, check_choice
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
+from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step
+
+
+class Model:
+    """The arguments are those of ``Sampler``. The module is captured in eval mode; its weights are copied.
+
+    ``head`` has its layout once the model is captured.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, int, int],
+        head: Head | None,
+        levels: int | None,
+        conditional: bool | None,
+        image_form: str,
+        condition_shape: tuple[int, ...] | None,
+    ) -> None:
+        self.module, self.image_form = module, image_form
+        self.shape = _checked_shape(shape)
+        if head is not None and not isinstance(head, Head):
+            raise ValueError(f"head is {head!r}, expected heads.Categorical(...) or heads.Bernoulli(...)")
+        if head is not None and levels not in (None, head.levels):
+            raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
+        if levels is None:
+            levels = getattr(module, "levels", 256)
+        self.head = head if head is not None else Categorical(levels)
+        self.levels = self.head.levels
+        check_choice("image_form", image_form, IMAGE_FORMS)
+        if self.levels < 2 or (image_form == "uint8" and self.levels > 256):
+            raise ValueError(
+                f"levels is {self.levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256; beyond, "
+                "image_form='int64', 'codes' or a floating point form says what the model takes"
+            )
+        if image_form == "codes" and self.shape[0] != 1:
+            raise ValueError(
+                f"image_form 'codes' is [N, H, W], of one channel; the shape {self.shape} has {self.shape[0]}"
+            )
+        self.conditional = _takes_labels(module) if conditional is None else conditional
+        self.n_classes = getattr(module, "n_classes", None)
+        if condition_shape is None and getattr(module, "condition_channels", None) is not None:
+            condition_shape = (module.condition_channels, *self.shape[1:])
+        self.condition_shape = condition_shape
+        self.dtype, self.device = _dtype_and_device(module)
+
+    def example(self, seed: int = 0) -> tuple[Tensor, Given]:
+        """Random levels [2, C, H, W], and what the model takes beside images: other classes for another seed."""
+        generator = torch.Generator().manual_seed(seed)
+        levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
+        labels = None
+        if self.conditional:
+            labels = seed * torch.arange(1, EXAMPLE_BATCH + 1, device=self.device) % (self.n_classes or 2)
+        condition = None
+        if self.condition_shape is not None:
+            condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
+            condition = condition.to(self.device, self.dtype)
+        return levels, Given(labels, condition)
+
+    def captured(self, levels: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
+        """Runs the module on an example -> (program, conditions, the model's own logits [N, C, H, W, L])."""
+        with self.evaluating():
+            program, conditions, logits, self.head = capture(self.module, self.encode(levels), given, self.head)
+        if (interval := SCALED_FORMS.get(self.image_form)) is not None:
+            program = _with_scaled_input(program, *interval)
+        return program, conditions, logits
+
+    @torch.no_grad()
+    def logits(self, levels: Tensor, given: Given) -> Tensor:
+        """levels: [N, C, H, W] -> [N, C, H, W, L], by the module's own forward."""
+        return self.head.arranged(given.call(self.module, self.encode(levels)), self.shape[0])
+
+    def encode(self, levels: Tensor) -> Tensor:
+        """Integer levels -> what the module takes for an image."""
+        levels = levels.to(self.device)
+        if self.image_form == "uint8":
+            return levels.to(torch.uint8)
+        if self.image_form in ("int64", "codes"):
+            return levels.long() if self.image_form == "int64" else levels.long()[:, 0]
+        images, interval = levels.to(self.dtype), SCALED_FORMS[self.image_form]
+        if interval is None:
+            return images
+        low, high = interval
+        return images / (self.levels - 1) * (high - low) + low
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, for every module by itself put back afterwards."""
+        training = [module for module in self.module.modules() if module.training]
+        if training:
+            self.module.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    shape = tuple(shape)
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
+    return shape
+
+
+def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if not kinds:
+        raise ValueError("the model has no parameters")
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise ValueError(
+            f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)"
+        )
+    return kinds.pop()
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    if hasattr(model, "n_classes"):
+        return model.n_classes is not None
+    positional = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
+
+
+def _with_scaled_input(program: Program, low: float, high: float) -> Program:
+    """The program reads levels; this model was run on what they are in low...high."""
+
+    def scaled(i: Instruction) -> Instruction:
+        if i.base != LEVELS or i.table is not None:
+            return i
+        one = torch.ones(i.channels, dtype=program.dtype, device=program.device)
+        step = Step("affine", scale=one * ((high - low) / (program.levels - 1)), shift=one * low)
+        return replace(i, steps=(step, *i.steps))
+
+    return replace(program, instructions=tuple(map(scaled, program.instructions)))

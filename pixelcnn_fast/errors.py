@@ -1,0 +1,66 @@
+"""The errors that the library raises by itself: one family, so that one ``except`` can catch them all.
+
+Each kind is also the built-in error that it was most like: bad models and arguments are ValueErrors, failures while
+something runs are RuntimeErrors. Plain ValueErrors are raised for arguments that are wrong whatever the model.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class PixelCNNFastError(Exception):
+    """The base of the library's own errors."""
+
+
+class Unsupported(PixelCNNFastError, ValueError):
+    """The model does something that has no place in a causal program."""
+
+
+class NotCausal(PixelCNNFastError, ValueError):
+    """The model's output at a sub-pixel depends on that sub-pixel or a later one."""
+
+
+class UnknownLayout(PixelCNNFastError, ValueError):
+    """The model's output fits no head, or several."""
+
+
+class NonFiniteLogits(PixelCNNFastError, ValueError):
+    """The model gave NaN or infinite logits, so there is nothing to draw from.
+
+    location: (image, channel, row, column) of the first such sub-pixel.
+    """
+
+    def __init__(self, image: int, channel: int, row: int, column: int) -> None:
+        self.location = (image, channel, row, column)
+        super().__init__(image, channel, row, column)
+
+    def __str__(self) -> str:
+        image, channel, row, column = self.location
+        return (
+            f"image {image}, channel {channel}, row {row}, column {column}: the logits are NaN or infinite; "
+            "check the model's weights, and the scale of known pixels if you gave any"
+        )
+
+
+class ModelFailed(PixelCNNFastError, RuntimeError):
+    """The model raised when it was called."""
+
+
+class CaptureMismatch(PixelCNNFastError, RuntimeError):
+    """The captured program does not compute what the model computes."""
+
+
+class CheckFailed(PixelCNNFastError, RuntimeError):
+    """A sampler did not draw what the model gives for the noise, so its time means nothing."""
+
+
+class SamplingInterrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run; ``images`` [m, C, H, W] are the m images that were finished.
+
+    It is no PixelCNNFastError: ``except Exception`` must not swallow what the user asked for.
+    """
+
+    def __init__(self, images: Tensor, wanted: int) -> None:
+        super().__init__(f"sampling was interrupted: {images.shape[0]} of {wanted} images are finished")
+        self.images = images

@@ -1,0 +1,59 @@
+"""One convolution for two in a row, where it takes fewer multiply-adds: those of a Gated PixelCNN's links do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from pixelcnn_fast.program.program import Instruction, Program, Tap
+
+
+def compose(program: Program) -> Program:
+    """Same meaning: values that only sum taps are summed by their readers instead, where that is cheaper.
+
+    Only where they are read at the same pixel: elsewhere a value is zero outside the grid, but its sum isn't.
+    Values that nobody reads any more are left in.
+    """
+    instructions = {i.out: i for i in program.instructions}
+    for value in list(instructions):
+        inner = instructions[value]
+        if not inner.is_sum or value in program.outputs:
+            continue
+        readers = [i for i in instructions.values() if any(tap.source == value for tap in i.taps)]
+        if _is_cheaper(inner, readers, instructions):
+            for reader in readers:
+                instructions[reader.out] = _composed(inner, reader)
+    return replace(program, instructions=tuple(instructions.values()))
+
+
+def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[int, Instruction]) -> bool:
+    """Counts multiply-adds per pixel. False where a reader looks at another pixel."""
+    offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
+    if offsets != {(0, 0)}:
+        return False
+    depth, width = sum(len(tap.weight) for tap in inner.taps), sum(i.channels for i in readers)
+    stays = any(inner.out in i.reads()[len(i.taps) :] for i in program.values())
+    return depth * width < inner.channels * width + (0 if stays else depth * inner.channels)
+
+
+def _composed(inner: Instruction, reader: Instruction) -> Instruction:
+    weights: dict[tuple[int, int, int], Tensor] = {}
+    bias = reader.bias
+
+    def add(source: int, dy: int, dx: int, weight: Tensor) -> None:
+        place = (source, dy, dx)
+        weights[place] = weights[place] + weight if place in weights else weight
+
+    for tap in reader.taps:
+        if tap.source != inner.out:
+            add(tap.source, tap.dy, tap.dx, tap.weight)
+            continue
+        for first in inner.taps:
+            product = (first.weight.double() @ tap.weight.double()).to(tap.weight.dtype)
+            add(first.source, first.dy, first.dx, product)
+        if inner.bias is not None:
+            shift = (inner.bias.double() @ tap.weight.double()).to(tap.weight.dtype)
+            bias = shift if bias is None else bias + shift
+    taps = tuple(Tap(*place, weight) for place, weight in weights.items())
+    return replace(reader, taps=taps, bias=bias)

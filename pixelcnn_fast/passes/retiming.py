@@ -1,0 +1,136 @@
+"""Layers that read ahead and are shifted back later: a convolution over whole rows, say, then moved down by one.
+
+Such a value can't be computed when its pixel's turn comes. What is read of it is the value shifted, so the shift is
+moved up through the layers, onto taps, until every layer reads only what is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.passes.phases import computed_by_rows
+from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step, Tap
+
+
+def without_reading_ahead(program: Program) -> Program:
+    """The same causal program, with taps only on rows above, or on the present row up to the present pixel, or on any
+    pixel of the present row of what sees only rows above. Raises Unsupported where that can't be had."""
+    shifter = _Shifter(program)
+    in_time = all(shifter.in_time(tap.source, tap.dy, tap.dx) for i in program.instructions for tap in i.taps)
+    return program if in_time else shifter.shifted_program()
+
+
+class _Shifter:
+    def __init__(self, program: Program) -> None:
+        self._program, self._producer = program, program.producer()
+        self._rows = computed_by_rows(program)
+        self._computable: dict[tuple[int, int, int], bool] = {}
+        self.late: set[int] = set()  # what can't be computed when its pixel's turn comes
+        self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
+        for i in program.instructions:
+            if not self._is_computable(i.out, 0, 0):
+                self.late.add(i.out)
+            below = [tap.dy + self._up[tap.source] for tap in i.taps]
+            below += [self._up[value] for value in i.reads()[len(i.taps) :]]
+            self._up[i.out] = 1 if i.base == LEVELS else max(0, *below) if below else 0
+        self._out: list[Instruction] = []
+        self._made: dict[tuple[int, int, int], int] = {}
+        self._insides: dict[tuple[int, int, int], int] = {}
+
+    def in_time(self, value: int, dy: int, dx: int) -> bool:
+        """Whether the value, computed in its turn, can be read there."""
+        return value not in self.late and (dy < 0 or (dy == 0 and (dx <= 0 or value in self._rows)))
+
+    def _is_computable(self, value: int, dy: int, dx: int) -> bool:
+        """Whether what the value is at (dy, dx) from a pixel is known when that pixel's turn comes, moved or not."""
+        key = (value, dy, dx)
+        if key not in self._computable:
+            i = self._producer[value]
+            if (dy, dx) != (0, 0) and i.base != LEVELS and self.in_time(*key):
+                self._computable[key] = True
+            elif i.base == LEVELS:
+                self._computable[key] = (dy, dx) <= (0, 0)
+            else:
+                self._computable[key] = (
+                    dy <= 0
+                    and all(self._is_computable(tap.source, tap.dy + dy, tap.dx + dx) for tap in i.taps)
+                    and all(self._is_computable(operand, dy, dx) for operand in i.reads()[len(i.taps) :])
+                )
+        return self._computable[key]
+
+    def shifted_program(self) -> Program:
+        outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
+        return replace(self._program, instructions=tuple(self._out), outputs=outputs)
+
+    def _emit(self, i: Instruction) -> int:
+        self._out.append(replace(i, out=len(self._out)))
+        return len(self._out) - 1
+
+    def _at(self, value: int, dy: int, dx: int) -> int:
+        """The new value that is at every pixel what ``value`` is at (dy, dx) from there: zero outside the grid."""
+        key = (value, dy, dx)
+        if key not in self._made:
+            self._made[key] = self._make(self._producer[value], dy, dx)
+        return self._made[key]
+
+    def _make(self, i: Instruction, dy: int, dx: int) -> int:
+        moved = (dy, dx) != (0, 0)
+        if moved and (
+            self.in_time(i.out, dy, dx) or self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
+        ):
+            identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
+            return self._emit(Instruction(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
+        if moved and i.base == LEVELS:
+            raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
+        if moved and any(s.condition is not None and s.condition.varies_over_pixels for s in i.steps):
+            raise Unsupported(
+                f"{i.name}: it reads ahead of the present pixel, a later layer shifts it back, and it meets a map that "
+                "varies over pixels; shift the input of this layer instead"
+            )
+        taps = tuple(self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight) for tap in i.taps)
+        base = i.base if i.base in (None, LEVELS) else self._at(i.base, dy, dx)
+        steps = tuple(s if s.value is None else replace(s, value=self._at(s.value, dy, dx)) for s in i.steps)
+        if moved and any(
+            s.kind == "power" and s.alpha < 0 for s in steps
+        ):  # of the zeros outside it would be infinite
+            steps = (Step("add", value=self._outside(i.channels, dy, dx)), *steps)
+        out = self._emit(replace(i, taps=taps, base=base, steps=steps))
+        if not moved:
+            return out
+        inside = Step("multiply", value=self._inside(i.channels, dy, dx))
+        return self._emit(Instruction(0, i.channels, i.name, base=out, steps=(inside,)))
+
+    def _below(self, value: int, dy: int) -> bool:
+        """Whether a late value is read from so far below that it then sees only rows above."""
+        return value in self.late and dy <= -self._up[value]
+
+    def _read(self, source: int, dy: int, dx: int, weight: Tensor) -> Tap:
+        if self.in_time(source, dy, dx):
+            return Tap(self._at(source, 0, 0), dy, dx, weight)
+        if self._below(source, dy):  # one moved value serves all its readers
+            up = self._up[source]
+            return Tap(self._at(source, -up, 0), dy + up, dx, weight)
+        return Tap(self._at(source, dy, dx), 0, 0, weight)
+
+    def _outside(self, channels: int, dy: int, dx: int) -> int:
+        """The opposite of inside."""
+        inside = self._inside(channels, dy, dx)
+        ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
+        return self._emit(
+            Instruction(0, channels, "outside", base=inside, steps=(Step("affine", scale=-ones, shift=ones),))
+        )
+
+    def _inside(self, channels: int, dy: int, dx: int) -> int:
+        """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""
+        key = (channels, dy, dx)
+        if key not in self._insides:
+            ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
+            whole = self._emit(Instruction(0, 1, "inside", bias=ones[0, :1]))
+            self._insides[key] = self._emit(
+                Instruction(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
+            )
+        return self._insides[key]

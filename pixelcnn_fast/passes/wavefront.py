@@ -1,0 +1,51 @@
+"""When several rows can be sampled at once: each starts ``lag`` columns behind the row above.
+
+A pixel needs its row's earlier pixels and, of the rows above, only columns up to a fixed distance to its right. So
+pixel (y, x) can be drawn at step x + lag * y, together with all other pixels of that step. A value that is read to
+the right within its row (a vertical stack does that) is computed ``lead`` columns ahead of the pixel drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
+
+
+def with_wavefront(program: PhasedProgram) -> PhasedProgram:
+    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all."""
+    for lag in range(1, program.shape[2]):
+        leads = _leads(program, lag)
+        if leads is not None:
+            return replace(program, wavefront=Wavefront(lag, leads))
+    return program
+
+
+def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
+    """The least leads with which everything is computed before it is read, or None if the lag is too small."""
+    after = {i.out: i.after for i in program.instructions}
+    rows = {i.out for i in program.in_phase(Phase.ROW)}
+    leads = {i.out: 0 for i in program.instructions}
+    for i in reversed(program.instructions):
+        for source, dy, dx, summed_first in _reads(i):
+            # Columns by which the source must be ahead of its own row's pixel.
+            ahead = leads[i.out] + dx + lag * dy
+            if summed_first and source not in rows:
+                ahead += 1
+            if after[source] == 0:
+                leads[source] = max(leads[source], ahead)
+            elif ahead > 0 or (ahead == 0 and after[i.out] < after[source] and not summed_first):
+                return None  # it would be read before it is drawn
+    return leads
+
+
+def _reads(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
+    """(value, dy, dx, whether a step begins with it) of everything an instruction reads."""
+    taps = [
+        (run.source, run.dy, run.dx + run.width - 1, runs is i.row_runs)
+        for runs in (i.row_runs, i.pixel_runs)
+        for run in runs
+    ]
+    here = [step.value for step in i.steps if step.value is not None]
+    here += [i.base] if i.base is not None and i.base >= 0 else []
+    return taps + [(value, 0, 0, False) for value in here]

@@ -1,0 +1,141 @@
+"""The part of a model that depends on the condition alone: recorded once, replayed by PyTorch for each batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.program.program import Slot
+
+
+class Given(NamedTuple):
+    """What a model takes beside the images: either, both or neither; each with one entry per image."""
+
+    labels: Tensor | None = None  # [n]
+    condition: Tensor | None = None  # [n, ...]
+
+    def part(self, images: slice) -> Given:
+        return Given(*(x if x is None else x[images] for x in self))
+
+    def padded(self, n: int) -> Given:
+        """With n more images, like the last."""
+        return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
+
+    def call(self, module: nn.Module, images: Tensor) -> Any:
+        """The module's output. A condition goes where the module's forward has an argument of that name, else last.
+
+        Raises ModelFailed where the module raises.
+        """
+        positional = [x for x in self if x is not None]
+        named = {}
+        if self.condition is not None and "condition" in inspect.signature(module.forward).parameters:
+            named["condition"] = positional.pop()
+        try:
+            return module(images, *positional, **named)
+        except Exception as error:
+            given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
+            labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
+            raise ModelFailed(
+                f"the model raised {type(error).__name__}: {error}\n"
+                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says what it takes "
+                f"for an image, conditional= and condition_shape= what beside.{labels}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Condition:
+    """In place of a tensor that depends on the condition alone: the recorded call, by node, that computes it."""
+
+    node: int
+
+
+EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call on conditions; arguments that are conditions stand as ``Condition``."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict
+
+
+class Conditions:
+    """Recorded calls by node; node 0 is what is ``Given``, constants are calls without arguments."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+
+    @torch.no_grad()
+    def __call__(self, slots: Sequence[Slot], given: Given, n: int) -> dict[Slot, Tensor]:
+        """given: of n images -> for each slot [n, channels], or [n, H, W, channels].
+
+        Runs in groups of the example's batch size, because a model may have written that size into a view.
+        """
+        if not slots:
+            return {}
+        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(slots)
+        starts = range(0, n, EXAMPLE_BATCH)
+        results = [self._evaluate(nodes, given.part(slice(start, start + EXAMPLE_BATCH))) for start in starts]
+        return {slot: torch.cat([_filled(slot, group) for group in results])[:n] for slot in slots}
+
+    def _needed(self, slots: Sequence[Slot]) -> list[int]:
+        needed: set[int] = set()
+        pending = [slot.node for slot in slots]
+        while pending:
+            node = pending.pop()
+            if node not in needed:
+                needed.add(node)
+                inputs = leaves((self._calls[node].args, self._calls[node].kwargs))
+                pending += [c.node for c in inputs if isinstance(c, Condition)]
+        return sorted(needed)
+
+    def _evaluate(self, nodes: Sequence[int], given: Given) -> dict[int, Any]:
+        results: dict[int, Any] = {}
+
+        def filled(x: Any) -> Any:
+            return results[x.node] if isinstance(x, Condition) else x
+
+        for node in nodes:
+            call = self._calls[node]
+            results[node] = (
+                call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
+                if node
+                else given
+            )
+        return results
+
+
+def _filled(slot: Slot, results: dict[int, Any]) -> Tensor:
+    """-> [EXAMPLE_BATCH, *slot.index.shape]"""
+    result = results[slot.node]
+    index = slot.index.to(result.device)
+    if slot.per_image:
+        return result.flatten(1)[:, index]
+    return result.flatten()[index].expand(EXAMPLE_BATCH, *index.shape)
+
+
+def leaves(x: Any) -> Iterator[Any]:
+    if isinstance(x, (tuple, list)):
+        for item in x:
+            yield from leaves(item)
+    elif isinstance(x, dict):
+        yield from leaves(list(x.values()))
+    else:
+        yield x
+
+
+def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        items = [map_leaves(f, item) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    if isinstance(x, dict):
+        return {key: map_leaves(f, item) for key, item in x.items()}
+    return f(x)

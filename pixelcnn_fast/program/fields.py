@@ -1,0 +1,104 @@
+"""What each value of a program can see, exactly, from the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.program.program import LEVELS, Program
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the channels of a value see. Channels that see the same are one group.
+
+    group: [channels], each channel's group; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: entry
+    (g, c, dy + H - 1, dx + W - 1) tells whether group g sees image channel c of the pixel at (dy, dx). Offsets that
+    leave the grid from every pixel are outside the array.
+    """
+
+    group: Tensor
+    seen: Tensor
+
+    def of_channels(self) -> Tensor:
+        """[channels, image channels, 2H - 1, 2W - 1]"""
+        return self.seen[self.group]
+
+    def present(self) -> Tensor:
+        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
+        return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
+
+    def pixels(self) -> Tensor:
+        """[2H - 1, 2W - 1]: the pixels of which any channel sees anything."""
+        return self.seen.any(0).any(0)
+
+    def sees_only_rows_above(self) -> bool:
+        return not bool(self.seen[:, :, self.seen.shape[2] // 2 :].any())
+
+
+def receptive_fields(program: Program) -> dict[int, Field]:
+    """The field of every value."""
+    c, height, width = program.shape
+    fields: dict[int, Field] = {}
+    for i in program.instructions:
+        # Each channel sees the union of some parts: reads[channel, part] tells which.
+        parts: list[Tensor] = []
+        reads: list[Tensor] = []
+        if i.base == LEVELS:
+            own = torch.zeros(c, c, 2 * height - 1, 2 * width - 1, dtype=torch.bool)
+            own[range(c), range(c), height - 1, width - 1] = True
+            of_channel = torch.arange(c) if i.pick is None else i.pick
+            parts.append(own)
+            reads.append(_one_hot(of_channel.repeat_interleave(i.channels // len(of_channel)), c))
+        elif i.base is not None:
+            field = fields[i.base]
+            parts.append(field.seen)
+            reads.append(_one_hot(field.group if i.pick is None else field.group[i.pick], len(field.seen)))
+        for tap in i.taps:
+            field = fields[tap.source]
+            parts.append(_shift(field.seen, tap.dy, tap.dx))
+            live = (tap.weight != 0).to("cpu", torch.float32)
+            reads.append(live.T @ _one_hot(field.group, len(field.seen)).float() > 0)
+        for step in i.steps:
+            if step.value is not None:
+                field = fields[step.value]
+                parts.append(field.seen)
+                group = _one_hot(field.group, len(field.seen))
+                reads.append(group.any(0).expand(i.channels, -1) if step.kind == "layer_norm" else group)
+        fields[i.out] = _united(parts, reads, i.channels, (c, 2 * height - 1, 2 * width - 1))
+    return fields
+
+
+def _one_hot(group: Tensor, groups: int) -> Tensor:
+    return group[:, None] == torch.arange(groups)
+
+
+def _united(parts: list[Tensor], reads: list[Tensor], channels: int, shape: tuple[int, int, int]) -> Field:
+    if not parts:
+        return Field(torch.zeros(channels, dtype=torch.long), torch.zeros(1, *shape, dtype=torch.bool))
+    kinds, kind = torch.unique(torch.cat(reads, 1), dim=0, return_inverse=True)
+    every = torch.cat(parts).flatten(1).float()
+    seen = kinds.float() @ every > 0
+    if len(seen) > 1:
+        seen, merged = torch.unique(seen, dim=0, return_inverse=True)
+        kind = merged[kind]
+    return Field(kind, seen.view(-1, *shape))
+
+
+def _shift(seen: Tensor, dy: int, dx: int) -> Tensor:
+    out = torch.zeros_like(seen)
+    rows, columns = seen.shape[-2:]
+    if abs(dy) < rows and abs(dx) < columns:
+        out[..., max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
+            ..., max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
+        ]
+    return out
+
+
+def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
+    """What the logits of each image channel see: [image channels, image channels seen, 2H - 1, 2W - 1]."""
+    c, height, width = program.shape
+    seen = torch.cat([fields[output].of_channels() for output in program.outputs])
+    return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)

@@ -1,0 +1,184 @@
+"""Seeing what a model sees: the sub-pixels that each output depends on, exactly, read off the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import pictures
+from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.program.causality import why_not_causal
+from pixelcnn_fast.program.fields import output_field, receptive_fields
+
+PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
+COLOURS = {
+    PRESENT: (20, 20, 20),
+    LEAK: (208, 0, 0),
+    SEEN: (42, 111, 151),
+    PARTLY: (137, 194, 217),
+    BLIND: (244, 162, 97),
+    UNSEEN: (235, 235, 235),
+}
+MEANING = {
+    PRESENT: "the present pixel",
+    SEEN: "seen",
+    PARTLY: "some channels seen",
+    BLIND: "blind spot",
+    LEAK: "seen, and must not be",
+}
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What the output at a pixel sees, by offset from that pixel; print it, or draw it with ``picture``.
+
+    shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether image channel c of the output sees
+    channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1]. At a pixel near the border, offsets outside
+    the image fall away. leak: why the model isn't causal, naming the layer, or None.
+    """
+
+    shape: tuple[int, int, int]
+    seen: Tensor
+    leak: str | None
+
+    @property
+    def causal(self) -> bool:
+        return self.leak is None
+
+    @cached_property
+    def earlier(self) -> Tensor:
+        """The sub-pixels that come before the output, and may be seen: bool, as ``seen``. Channels of the present
+        pixel are among them where the model orders channels, so that some output sees one."""
+        c, height, width = self.shape
+        earlier = torch.zeros_like(self.seen)
+        earlier[:, :, : height - 1] = True
+        earlier[:, :, height - 1, : width - 1] = True
+        if self.seen[:, :, height - 1, width - 1].any():
+            earlier[:, :, height - 1, width - 1] = torch.ones(c, c, dtype=torch.bool).tril(-1)
+        return earlier
+
+    @cached_property
+    def blind_spots(self) -> Tensor:
+        """Earlier sub-pixels that are not seen, though they lie within the rows and columns that are: bool, as
+        ``seen``."""
+        inside = torch.zeros_like(self.seen)
+        for c, field in enumerate(self.seen & self.earlier):
+            rows, columns = (field.any(0).any(axis).nonzero() for axis in (1, 0))
+            if len(rows):
+                inside[c, :, rows[0] :, columns[0] : columns[-1] + 1] = True
+        return inside & self.earlier & ~self.seen
+
+    def __str__(self) -> str:
+        c, height, width = self.shape
+        lines = [f"receptive field in {c}x{height}x{width} images: {'causal' if self.causal else 'NOT CAUSAL'}"]
+        if self.leak is not None:
+            lines.append(f"  {self.leak}")
+        maps: dict[tuple[str, ...], list[int]] = {}
+        for channel in range(c):
+            maps.setdefault(tuple(self._map(channel)), []).append(channel)
+        for rows, channels in maps.items():
+            lines += ["", self._summary(channels, c), *(f"  {row}" for row in rows)]
+        used = {symbol for rows in maps for row in rows for symbol in row}
+        legend = [f"{symbol} {meaning}" for symbol, meaning in MEANING.items() if symbol in used]
+        return "\n".join([*lines, "", "  " + "   ".join(legend)])
+
+    def _summary(self, channels: Sequence[int], of: int) -> str:
+        """Of channels that see alike but for the channel order."""
+        c, height, width = self.shape
+        field = (self.seen & self.earlier)[channels[0]]
+        name = "" if len(channels) == of else f"channel {', '.join(map(str, channels))}: "
+        if not field.any():
+            return f"{name}sees no earlier pixel"
+        rows, columns = (field.any(0).any(axis).nonzero().flatten() for axis in (1, 0))
+        blind = int(self.blind_spots[channels[0]].sum())
+        right = max(int(columns[-1]) - width + 1, 0)
+        return (
+            f"{name}sees {int(field.sum())} earlier sub-pixels, up to {height - 1 - int(rows[0])} rows above, "
+            f"{max(width - 1 - int(columns[0]), 0)} columns to the left and {right} to the right; "
+            f"{f'{blind} sub-pixels in blind spots' if blind else 'no blind spot'}"
+        )
+
+    def _map(self, channel: int) -> list[str]:
+        """One character per pixel, for the rows and columns that matter."""
+        _, height, width = self.shape
+        seen, earlier, blind = (x[channel].numpy() for x in (self.seen, self.earlier, self.blind_spots))
+        symbols = np.full((2 * height - 1, 2 * width - 1), UNSEEN)
+        visible = seen & earlier
+        symbols[visible.any(0)] = PARTLY
+        symbols[(visible | ~earlier).all(0) & visible.any(0)] = SEEN
+        symbols[blind.all(0) | (blind.any(0) & ~visible.any(0))] = BLIND
+        symbols[height - 1, width - 1] = PRESENT
+        symbols[(seen & ~earlier).any(0)] = LEAK
+        used = symbols != UNSEEN
+        rows, columns = (used.any(axis).nonzero()[0] for axis in (1, 0))
+        return ["".join(row) for row in symbols[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]]
+
+    def picture(self, path: str | os.PathLike[str], scale: int = 9) -> None:
+        """A PNG of the maps of all channels, side by side; the colours are ``COLOURS``."""
+        maps = [np.array([list(row) for row in self._map(channel)]) for channel in range(self.shape[0])]
+        height = max(len(m) for m in maps)
+        panels = []
+        for symbols in maps:
+            picture = np.zeros((*symbols.shape, 3), np.uint8)
+            for symbol, colour in COLOURS.items():
+                picture[symbols == symbol] = colour
+            picture = picture.repeat(scale, 0).repeat(scale, 1)
+            picture[::scale], picture[:, ::scale] = 255, 255  # lines between the pixels
+            below = np.full(((height - len(symbols)) * scale, picture.shape[1], 3), 255, np.uint8)
+            gap = np.full((height * scale, scale, 3), 255, np.uint8)
+            panels += [np.concatenate([picture, below]), gap]
+        pictures.save_png(np.concatenate(panels[:-1], 1), path)
+
+
+def receptive_field(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    head: Head | None = None,
+    levels: int | None = None,
+    conditional: bool | None = None,
+    image_form: str = "uint8",
+    condition_shape: tuple[int, ...] | None = None,
+) -> ReceptiveField:
+    """What the model's output sees of images of ``shape`` (C, H, W), from the weights: a weight of zero hides.
+
+    The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
+    Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
+    """
+    wrapped = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+    program, _, _ = wrapped.captured(*wrapped.example())
+    fields = receptive_fields(program)
+    return ReceptiveField(wrapped.shape, output_field(program, fields), why_not_causal(program, fields))
+
+
+def check_causal(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    head: Head | None = None,
+    levels: int | None = None,
+    conditional: bool | None = None,
+    image_form: str = "uint8",
+    condition_shape: tuple[int, ...] | None = None,
+) -> None:
+    """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later
+    sub-pixel. Arguments and other errors as of ``receptive_field``; the model is left as it was."""
+    field = receptive_field(
+        model,
+        shape,
+        head=head,
+        levels=levels,
+        conditional=conditional,
+        image_form=image_form,
+        condition_shape=condition_shape,
+    )
+    if field.leak is not None:
+        raise NotCausal(field.leak)

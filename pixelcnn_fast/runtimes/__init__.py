@@ -1,0 +1,1 @@
+"""What draws images: each executes a phased program, or the model itself."""

@@ -1,0 +1,68 @@
+"""The compiled CPU runtime, csrc/cpu, fed with a phased program."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.pack import described
+
+
+def why_not_cpu(program: PhasedProgram) -> str | None:
+    """Why the compiled CPU runtime can't serve this program, or None if it can."""
+    if native() is None:
+        return why_not_native()
+    if program.device.type != "cpu":
+        return f"the model is on {program.device}, the compiled runtime works on the CPU: use model.cpu()"
+    if program.dtype not in (torch.float32, torch.float64):
+        return f"the model is {program.dtype}, the compiled runtime computes in float32 or float64: use model.float()"
+    return None
+
+
+class CpuRuntime:
+    """Packs the weights once; ``run`` may then be called from several threads."""
+
+    def __init__(self, program: PhasedProgram, conditions: Conditions, bf16_weights: bool) -> None:
+        if (why := why_not_cpu(program)) is not None:
+            raise RuntimeError(f"runtime 'cpu' is not available: {why}")
+        self._native = native()
+        self._program, self._conditions, self._slots = program, conditions, program.slots
+        borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
+        description = described(program, borrowed, program.dtype)
+        self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, bf16_weights)
+
+    def run(self, job: Job) -> None:
+        operands = self._conditions(self._slots, job.given, job.levels.shape[0])
+        conditions = [operands[slot].to(self._program.dtype).contiguous() for slot in self._slots]
+        known = None if job.known is None else job.known.to(torch.uint8).contiguous()
+        noise = job.noise.contiguous()
+        for written in (job.levels, job.logits, job.log_probability):
+            assert written is None or written.is_contiguous()
+        try:
+            self._sampler.run(
+                images=job.levels.shape[0],
+                levels=job.levels.data_ptr(),
+                known=0 if known is None else known.data_ptr(),
+                noise=noise.data_ptr(),
+                conditions=[c.data_ptr() for c in conditions],
+                temperature=job.drawing.temperature,
+                top_k=min(job.drawing.top_k or 0, self._program.levels),
+                top_p=1.0 if job.drawing.top_p is None else job.drawing.top_p,
+                logits=0 if job.logits is None else job.logits.data_ptr(),
+                log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
+                threads=torch.get_num_threads(),
+                on_row=job.on_row,
+            )
+        except self._native.NonFiniteLogits as error:
+            raise NonFiniteLogits(*error.args) from None
+
+    def weight_bytes(self) -> int:
+        return self._sampler.weight_bytes()
+
+    def workspace_bytes(self, images: int) -> int:
+        return self._sampler.workspace_bytes(images, torch.get_num_threads())

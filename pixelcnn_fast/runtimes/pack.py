@@ -1,0 +1,83 @@
+"""A phased program as the compiled runtimes take it: the structs of csrc/program.h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.native import native
+from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.program.program import LEVELS, Step
+
+
+def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
+    """The program as csrc/program.h has it, its arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
+    return _Describer(native(), program, borrowed, dtype).program()
+
+
+class _Describer:
+    """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
+
+    def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> None:
+        self._module, self._program, self._borrowed, self._dtype = module, program, borrowed, dtype
+        self._front = program.wavefront
+        self._number = {i.out: index for index, i in enumerate(program.instructions)}
+        self._slots = program.slots
+
+    def program(self) -> Any:
+        storage = [self._program.storage[value] for value in self._number]
+        c, height, width = self._program.shape
+        return self._module.Program(
+            image_channels=c,
+            height=height,
+            width=width,
+            levels=self._program.levels,
+            outputs=[self._number[output] for output in self._program.outputs],
+            storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
+            instructions=[self._instruction(i) for i in self._program.instructions],
+            conditions=[self._module.Slot(s.index.shape[-1], s.varies_over_pixels) for s in self._slots],
+            lag=self._front.lag if self._front else 0,
+        )
+
+    def _instruction(self, i: PhasedInstruction) -> Any:
+        return self._module.Instruction(
+            out=self._number[i.out],
+            channels=i.channels,
+            phase=getattr(self._module.Phase, i.phase.value),
+            base=-1 if i.base in (None, LEVELS) else self._number[i.base],
+            input=self._input(i),
+            bias=self._address(i.bias),
+            row_runs=[self._run(run) for run in i.row_runs],
+            pixel_runs=[self._run(run) for run in i.pixel_runs],
+            steps=[self._step(step) for step in i.steps],
+            lead=self._front.leads[i.out] if self._front else 0,
+            after=i.after,
+        )
+
+    def _input(self, i: PhasedInstruction) -> Any:
+        if i.base != LEVELS:
+            return self._module.Input(0, 0, 1, 0)
+        channels = i.reads_levels(self._program.shape[0])
+        assert channels == list(range(channels[0], channels[-1] + 1)), "cut gives each draw its own input"
+        return self._module.Input(
+            channels[0], len(channels), i.channels // len(channels), self._address(i.table)
+        )
+
+    def _run(self, run: Run) -> Any:
+        return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
+
+    def _step(self, step: Step) -> Any:
+        operand = -1 if step.condition is None else self._slots.index(step.condition)
+        operand = operand if step.value is None else self._number[step.value]
+        kind = getattr(self._module.StepKind, step.kind)
+        return self._module.Step(
+            kind, step.alpha, operand, self._address(step.scale), self._address(step.shift)
+        )
+
+    def _address(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        self._borrowed.append(tensor.detach().to("cpu", self._dtype).contiguous())
+        return self._borrowed[-1].data_ptr()

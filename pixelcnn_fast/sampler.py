@@ -1,0 +1,395 @@
+"""The sampler: what a user calls. Captures the model once, then samples, completes or teacher-forces batches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pixelcnn_fast.capture.wrapped_model import Model, check_choice
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.passes.precision import rounded_weights
+from pixelcnn_fast.passes.retiming import without_reading_ahead
+from pixelcnn_fast.passes.wavefront import with_wavefront
+from pixelcnn_fast.program.causality import check_causal
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.listing import ProgramListing
+from pixelcnn_fast.program.program import Program, slots_of
+from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Job, Runtime
+from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+
+RUNTIMES = ("auto", "reference", "eager", "cpu", "cuda")
+WEIGHTS = ("same", "bf16", "fp16", "tf32")
+ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
+LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
+
+
+class Sampler:
+    """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
+
+    model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
+    head reads; it is captured in eval mode and its weights are copied: build a new sampler after training on.
+    shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
+    ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
+    layout that fits the output's shape.
+    weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
+    bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
+    labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
+    the model takes for an image: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in floating point 'unit'
+    (0...1), 'centred' (-1...1) or 'levels' (0...L-1). condition_shape: of a further tensor that the model takes,
+    without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model
+    with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
+
+    Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
+    a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
+    module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
+    program, checked once against the model on a random image, computes something else.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        *,
+        head: Head | None = None,
+        levels: int | None = None,
+        weights: str = "same",
+        conditional: bool | None = None,
+        image_form: str = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        check_choice("weights", weights, WEIGHTS)
+        self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+        self._weights = weights
+        program, self._conditions = self._capture()
+        if weights != "same" and program.dtype != torch.float32:
+            raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
+        if weights in ROUNDED:
+            program = rounded_weights(program, ROUNDED[weights])
+        self._normalised = program.normalised
+        self._phased = with_wavefront(split_phases(program))
+        self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
+        self._runtimes: dict[str, Runtime] = {}
+        self.runtime("auto")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self._model.shape
+
+    @property
+    def head(self) -> Head:
+        """How the model's output is read."""
+        return self._model.head
+
+    # -- what a user calls
+
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        batch_size: int | None = None,
+        runtime: str = "auto",
+        progress: bool = False,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        log_probability: bool = False,
+        condition: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
+
+        labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
+        level. top_k, top_p: draw from the most likely levels only, see ``drawing.Drawing``. noise: u [n, C, H, W] in
+        [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
+        'cpu' or 'cuda' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
+        log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
+        temperature 1, with all levels. condition: [n, *condition_shape].
+        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
+        SamplingInterrupted on Ctrl-C, with the finished images.
+        """
+        if n < 0:
+            raise ValueError(f"n is {n}: the number of images can't be negative")
+        levels = torch.zeros(n, *self.shape, dtype=torch.int32)
+        drawing = Drawing(temperature, top_k, top_p)
+        return self._run(
+            levels,
+            None,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
+        )
+
+    def complete(
+        self,
+        images: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        batch_size: int | None = None,
+        runtime: str = "auto",
+        progress: bool = False,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        log_probability: bool = False,
+        condition: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
+
+        images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
+        A pixel sees the known pixels before it, never those after it. The rest as in ``sample``.
+        """
+        levels = self._checked_levels(images)
+        if known.dtype != torch.bool:
+            raise ValueError(f"known is {known.dtype}, expected torch.bool")
+        try:
+            known = known.cpu().expand(levels.shape).contiguous()
+        except RuntimeError:
+            raise ValueError(
+                f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
+            ) from None
+        levels = levels.masked_fill(~known, 0)
+        drawing = Drawing(temperature, top_k, top_p)
+        return self._run(
+            levels,
+            known,
+            Given(labels, condition),
+            drawing,
+            generator,
+            noise,
+            batch_size,
+            runtime,
+            progress,
+            log_probability,
+        )
+
+    def logits(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        runtime: str = "auto",
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
+
+        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype. For checks; the model's own
+        forward gives the same, faster.
+        """
+        levels = self._checked_levels(images)
+        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._phased.dtype)
+        known = torch.ones_like(levels, dtype=torch.bool)
+        self._run(
+            levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
+        )
+        return out.log_softmax(-1) if self._normalised else out
+
+    def runtime(self, name: str) -> Runtime:
+        """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
+        check_choice("runtime", name, RUNTIMES)
+        if name == "auto":
+            name = self._fastest()
+        if name not in self._runtimes:
+            self._runtimes[name] = self._build(name)
+        return self._runtimes[name]
+
+    def _fastest(self) -> str:
+        if why_not_cpu(self._phased) is None and self._weights in ("same", "bf16"):
+            return "cpu"
+        return "cuda" if why_not_cuda(self._phased) is None else "eager"
+
+    # -- capture
+
+    def _capture(self) -> tuple[Program, Conditions]:
+        """The fused program, checked for causality and, on another example than the one recorded, against the model."""
+        captured, conditions, logits = self._model.captured(*self._model.example())
+        self._check_finite(logits)
+        fields = check_causal(captured)
+        program = without_reading_ahead(captured)
+        program = fuse(program, fields if program is captured else None)
+        levels, given = self._model.example(seed=1)
+        with self._model.evaluating():
+            logits = self._model.logits(levels, given)
+        operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
+        computed = evaluate(program, levels, operands.__getitem__)
+        computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
+        self._check_finite(logits)
+        scale = expected.abs().max().item()
+        error = (computed - expected).abs().max().item()
+        if not error <= 1e3 * torch.finfo(program.dtype).eps * max(scale, 1.0):
+            raise CaptureMismatch(
+                f"on a random image the captured program differs from the model by {error:.3g} (logits up to "
+                f"{scale:.3g}): the model probably changes a tensor through an alias or depends on the image's "
+                "values in Python; please report it with the model"
+            )
+        return program, conditions
+
+    def _check_finite(self, logits: Tensor) -> None:
+        bad = ~self._model.head.comparable(logits).isfinite()
+        if bool(bad.any()):
+            raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())
+
+    def _build(self, name: str) -> Runtime:
+        if name == "cuda":
+            return CudaRuntime(self._phased, self._conditions, self._weights)
+        if self._weights == "tf32" or (self._weights == "fp16" and name == "cpu"):
+            raise ValueError(f"weights={self._weights!r} is for runtime 'cuda', not for {name!r}")
+        if name == "cpu":
+            return CpuRuntime(self._phased, self._conditions, self._weights == "bf16")
+        if name == "eager":
+            return EagerRuntime(self._phased, self._conditions)
+        if self._weights != "same":
+            raise ValueError(
+                "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
+            )
+        draws = [self._phased.drawn_by(draw) for draw in range(len(self._phased.outputs))]
+        return ReferenceRuntime(self._model, draws)
+
+    # -- running
+
+    def _run(
+        self,
+        levels: Tensor,
+        known: Tensor | None,
+        given: Given,
+        drawing: Drawing,
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+        batch_size: int | None,
+        runtime: str,
+        progress: bool,
+        log_probability: bool = False,
+        logits: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Fills ``levels`` int32 [n, C, H, W] batch by batch; the arguments are those of ``sample``."""
+        n, height = levels.shape[0], self.shape[1]
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
+        given = Given(self._checked_labels(given.labels, n), self._checked_condition(given.condition, n))
+        noise = self._checked_noise(noise, levels.shape, generator)
+        engine = self.runtime(runtime)
+        size = batch_size or self._default_batch(n, engine)
+        log_probabilities = torch.zeros(levels.shape, dtype=torch.float64) if log_probability else None
+        finished = 0
+        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not progress) as bar:
+            try:
+                for start in range(0, n, size):
+                    part = slice(start, min(start + size, n))
+                    count = part.stop - part.start
+                    engine.run(
+                        Job(
+                            levels=levels[part],
+                            known=None if known is None else known[part],
+                            noise=noise[part],
+                            given=given.part(part),
+                            drawing=drawing,
+                            logits=None if logits is None else logits[part],
+                            log_probability=None if log_probabilities is None else log_probabilities[part],
+                            on_row=lambda y, count=count: bar.update(count if y else 0),
+                        )
+                    )
+                    bar.update(count)
+                    finished = part.stop
+            except NonFiniteLogits as error:
+                image, *rest = error.location
+                raise NonFiniteLogits(image + part.start, *rest) from None
+            except KeyboardInterrupt:
+                raise SamplingInterrupted(self._as_images(levels[:finished]), n) from None
+        images = self._as_images(levels)
+        return images if log_probabilities is None else (images, log_probabilities.sum((1, 2, 3)))
+
+    def _as_images(self, levels: Tensor) -> Tensor:
+        return levels.to(torch.uint8) if self._model.levels <= 256 else levels
+
+    def _default_batch(self, n: int, engine: Runtime) -> int:
+        if isinstance(engine, CudaRuntime):
+            largest = engine.largest_batch()
+        else:
+            largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // self.program.workspace_bytes))
+        batches = max(1, math.ceil(n / largest))
+        return max(1, math.ceil(n / batches))  # of equal size
+
+    def _checked_levels(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
+            )
+        if images.is_floating_point() or images.dtype == torch.bool:
+            raise ValueError(
+                f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
+            )
+        levels = images.cpu().to(torch.int32, copy=True).contiguous()
+        if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self._model.levels:
+            raise ValueError(
+                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self._model.levels - 1}"
+            )
+        return levels
+
+    def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+        if not self._model.conditional:
+            if labels is not None:
+                raise ValueError(
+                    "labels were given, but the sampler was built for a model without labels: where its forward "
+                    "takes some, build the sampler with conditional=True"
+                )
+            return None
+        if labels is None:
+            raise ValueError(f"this model is conditional: pass labels, integers [{n}]")
+        labels = torch.as_tensor(labels)
+        if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
+        if (
+            n
+            and self._model.n_classes
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self._model.n_classes
+        ):
+            raise ValueError(
+                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self._model.n_classes - 1}"
+            )
+        return labels.to(self._model.device, torch.long)
+
+    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        shape = self._model.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "a condition was given, but the sampler was built without: pass condition_shape="
+                )
+            return None
+        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
+            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
+        return condition.to(self._model.device, self._model.dtype)
+
+    def _checked_noise(
+        self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
+    ) -> Tensor:
+        if noise is None:
+            device = generator.device if generator is not None else "cpu"
+            return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
+        if noise.shape != shape or not noise.is_floating_point():
+            raise ValueError(
+                f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"
+            )
+        if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
+            raise ValueError("noise must lie in [0, 1), and some of it is outside or NaN")
+        return noise.double().cpu().contiguous()

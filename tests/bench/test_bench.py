@@ -1,0 +1,230 @@
+"""The benchmark reports no speed-up over wrong images, and says what it timed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixelcnn_fast import checkpoint
+from pixelcnn_fast.__main__ import main
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.checks import LIMIT, Check, Oracle, cdf_excess
+from pixelcnn_fast.bench.contestants import Result
+from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.workload import Workload, random_model, workload
+from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.native import native
+from pixelcnn_fast.sampler import Sampler
+
+TINY = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
+needs_native = pytest.mark.skipif(native() is None, reason="there is no compiled module")
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    return workload(random_model(**TINY), 3, 5, 4)
+
+
+draw = Drawing.draw
+
+
+def one_too_high(drawing: Drawing, logits: Tensor, noise: Tensor) -> Tensor:
+    return (draw(drawing, logits, noise) + 1).clamp_max(logits.shape[-1] - 1)
+
+
+# -- the check
+
+
+def test_excess_of_every_level() -> None:
+    """Inside the interval it is 0; outside, the distance to the nearer end."""
+    probability = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    for noise, expected in [
+        (0.1, [0, 0.1, 0.6]),
+        (0.2, [0, 0, 0.5]),
+        (0.6, [0.4, 0, 0.1]),
+        (0.95, [0.75, 0.25, 0]),
+    ]:
+        u = torch.full((3,), noise, dtype=torch.float64)
+        excess = cdf_excess(probability.log().expand(3, 3), torch.arange(3), u)
+        torch.testing.assert_close(excess, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_last_level_is_right_beyond_the_rounded_sum() -> None:
+    almost_one = torch.tensor(1 - 1e-16, dtype=torch.float64)
+    assert cdf_excess(torch.zeros(256), torch.tensor(255), almost_one) == 0
+
+
+def test_oracle_finds_one_wrong_level(work: Workload) -> None:
+    images = Sampler(work.model, work.shape).sample(work.images, noise=work.noise, runtime="reference")
+    oracle = Oracle(work)
+    assert oracle.excess(images).max() <= LIMIT
+    wrong = images.clone()
+    wrong[2, 1, 4, 3] = (int(wrong[2, 1, 4, 3]) + 128) % 256  # the last pixel: no later one could give it away
+    assert oracle.excess(wrong).argmax() == images.numel() - 1
+    assert oracle.excess(wrong).max() > LIMIT
+
+
+def test_nan_is_not_ok() -> None:
+    assert not Check(0, 1, float("nan")).ok
+    assert not Check(0, 1, 0.0, model_excess=float("nan")).ok
+    assert Check(0, 1, 0.0).ok
+
+
+def test_rounding_is_told_from_identity() -> None:
+    assert str(Check(0, 9, 3e-7)) == "identical"
+    assert str(Check(2, 9, 3e-7)) == "2 of 9 sub-pixels differ, all within rounding"
+    assert str(Check(2, 9, 3e-3)) == "WRONG"
+
+
+# -- comparisons
+
+
+@pytest.mark.parametrize("naive_pixels", [0, 6])
+def test_compare(work: Workload, naive_pixels: int) -> None:
+    names = ["reference", "eager"] + ["cpu", "cpu-bf16"] * (native() is not None)
+    results = compare(work, names, repeats=3, naive_pixels=naive_pixels)
+    assert [result.name for result in results] == names
+    naive = results[0]
+    assert (naive.timed, naive.extrapolated) == ((6, True) if naive_pixels else (20, False))
+    for result in results:
+        assert result.check.ok and len(result.seconds) == 3 and min(result.seconds) > 0
+        assert result.check.drawn == work.images * 2 * result.timed  # rounds with the same images count once
+        if not result.name.endswith("-bf16"):
+            assert result.check.excess <= LIMIT
+
+
+def test_conditional_models_compare(tmp_path: Path) -> None:
+    work = workload(random_model(n_classes=2, **TINY), 3, 3, 4)
+    assert work.labels.tolist() == [0, 1, 0]
+    assert all(result.check.ok for result in compare(work, ["reference", "eager"], 1, naive_pixels=5))
+
+
+def test_naive_may_run_in_one_round_only(work: Workload) -> None:
+    results = compare(work, ["reference", "eager"], repeats=2, naive_repeats=1)
+    assert [len(result.seconds) for result in results] == [1, 2]
+
+
+@pytest.mark.parametrize("naive_pixels", [0, 6])
+def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
+    """Both Python runtimes draw alike and wrong: only the probabilities give them away."""
+    monkeypatch.setattr(Drawing, "draw", one_too_high)
+    with pytest.raises(CheckFailed, match="reference, 3 at once"):
+        compare(work, ["reference", "eager"], 1, naive_pixels)
+
+
+@needs_native
+def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
+    from pixelcnn_fast.runtimes.cpu import CpuRuntime
+
+    run = CpuRuntime.run
+
+    def shifted(self, job) -> None:
+        run(self, job)
+        job.levels.copy_((job.levels + 1) % 256)
+
+    monkeypatch.setattr(CpuRuntime, "run", shifted)
+    with pytest.raises(CheckFailed, match="cpu-bf16"):
+        compare(work, ["eager", "cpu-bf16"], 1)
+
+
+def test_contestants_take_turns() -> None:
+    calls: list[str] = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ab" + "abab" and {name: len(s) for name, s in seconds.items()} == {
+        "a": 2,
+        "b": 2,
+    }
+
+
+# -- reports
+
+
+def test_speed_ups_are_ratios_of_medians() -> None:
+    naive = Result("reference", 2, 16, 4, [8.0, 10.0, 90.0], Check(0, 8, 0.0))
+    fast = Result("cpu", 2, 16, 16, [0.4, 0.5, 0.1], Check(1, 8, 1e-7))
+    assert report.speed_ups([naive, fast]) == {"reference": {"reference": 1.0, "cpu": 25.0}}
+    header, _, first, second, *rest = report.markdown([[naive, fast]]).splitlines()
+    assert "extrapolated from 4 of 16 pixels" in first and "5.00 s" in first and "4.00 s – 45.0 s" in first
+    assert "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
+    assert "1.0e-07" in rest[-1]
+    assert {line.count("|") for line in (header, first, second)} == {header.count("|")}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(123.4, "123 s"), (5.678, "5.68 s"), (0.0561, "56.1 ms"), (2e-6, "2.00 µs"), (3e-8, "0.03 µs")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def bench(tmp_path: Path, *more: str) -> int:
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save(random_model(**TINY), path)
+    options = [
+        "--model",
+        str(path),
+        "--size",
+        "4x5",
+        "--repeats",
+        "2",
+        "--naive-pixels",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
+    return main(["bench", "sampling", *options, *more])
+
+
+def test_bench_writes_table_json_and_chart(tmp_path: Path, capsys) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1,2", "--threads", "1") == 0
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert re.search(r"naive.*extrapolated from 4 of 20 pixels.*identical", out) and "×" in out
+    assert out.split()[-3:] == [str(tmp_path / f"sampling.{suffix}") for suffix in ("md", "json", "png")]
+    found = json.loads((tmp_path / "sampling.json").read_text())
+    assert found["machine"]["threads"] == 1 and found["machine"]["torch"] == torch.__version__
+    assert [comparison["images"] for comparison in found["comparisons"]] == [1, 2]
+    naive, eager = found["comparisons"][1]["contestants"]
+    assert len(naive["seconds"]) == 2 and naive["extrapolated"] and not eager["extrapolated"]
+    assert "extrapolated" in (tmp_path / "sampling.md").read_text()
+    assert (tmp_path / "sampling.png").stat().st_size > 10_000
+
+
+def test_bench_prints_no_speed_up_over_a_failed_check(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Drawing, "draw", one_too_high)
+    assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1") == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "×" not in captured.err
+    assert captured.err.startswith("check failed") and captured.err.count("\n") == 1
+    assert not (tmp_path / "sampling.json").exists()
+
+
+def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, monkeypatch) -> None:
+    from pixelcnn_fast.cli import bench as module
+
+    def interrupted(work: Workload, *args, **kwargs):
+        if work.images == 2:
+            raise KeyboardInterrupt
+        return compare(work, *args, **kwargs)
+
+    monkeypatch.setattr(module, "compare", interrupted)
+    assert bench(tmp_path, "--runtimes", "eager", "--batch", "1,2,3") == 130
+    assert "1 of 3 batch sizes" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "sampling.json").read_text())["comparisons"]) == 1
+
+
+def test_a_busy_machine_is_mentioned() -> None:
+    machine = report.machine()
+    assert "busy" in report.about({**machine, "load_average": 3.5})
+    assert "busy" not in report.about({**machine, "load_average": 0.1})
+    assert "busy" not in report.about({**machine, "load_average": None})

@@ -1,0 +1,243 @@
+"""What capture follows, and what it refuses with the module and the call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
+from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.program import slots_of
+from tests.system.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
+from tests.tolerances import assert_identical_up_to_rounding
+
+
+class Net(nn.Module):
+    """conv_in -> body(h) -> conv_out, with hooks for tests to go wrong."""
+
+    def __init__(self, body=lambda net, h, x: h, taps=(*ABOVE, *LEFT)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in = Masked(1, 6, list(taps))
+        self.middle = Masked(6, 6, [*ABOVE, *LEFT, *HERE])
+        self.norm = nn.BatchNorm2d(6)
+        self.conv_out = nn.Conv2d(6, 256, 1)
+        self.body = body
+
+    def forward(self, images):
+        x = images.to(self.conv_in.weight.dtype) / 255
+        h = self.body(self, self.conv_in(x), x)
+        n, _, height, width = images.shape
+        return self.conv_out(h).view(n, 1, 256, height, width).permute(0, 1, 3, 4, 2)
+
+
+@pytest.mark.parametrize(
+    "model", [pixelcnn(channels=3, classes=4), two_stacks()], ids=["PixelCNN", "TwoStacks"]
+)
+def test_the_fused_program_computes_what_the_model_computes(model):
+    model = model.double()
+    c = 3 if hasattr(model, "blocks") else 2
+    images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
+    program, conditions, output, _ = capture(model, images, Given(labels), Categorical())
+    others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
+    for form in (program, fuse(program)):
+        slots, expected = slots_of(form.instructions), model(others, other_labels).detach()
+        operand = conditions(slots, Given(labels), 2).__getitem__
+        assert_identical_up_to_rounding(evaluate(form, images, operand), output)
+        operand = conditions(slots, Given(other_labels), 3).__getitem__
+        assert_identical_up_to_rounding(evaluate(form, others, operand), expected)
+    assert len(fuse(program).instructions) < len(program.instructions) / 2
+
+
+EVEN = torch.arange(6)[:, None, None] % 2 == 0
+
+
+def down(h):
+    return F.pad(h, (0, 0, 1, 0))[:, :, :-1]
+
+
+def a_copy_changed_in_place(net, h, x):
+    last = h.permute(0, 2, 3, 1)
+    last = last + 0.5 * last
+    copy = last.contiguous()
+    copy.mul_(2)
+    return (last - 0.3 * copy).permute(0, 3, 1, 2)
+
+
+BODIES = {
+    "activations": lambda net, h, x: torch.tanh(
+        F.silu(torch.sigmoid(F.elu(F.leaky_relu(F.relu(h - 0.1), 0.3), 1.5)))
+    ),
+    "activations spelled out": lambda net, h, x: F.softsign(
+        F.mish(F.selu(F.celu(F.hardtanh(h, -0.2, 0.3) * 9, 0.7)))
+    ),
+    "more of them": lambda net, h, x: (
+        F.hardswish(h * 5) - F.logsigmoid(h) * F.hardsigmoid(h * 4) + F.relu6(h * 20)
+    ),
+    "and more": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
+    "clamped in place": lambda net, h, x: net.middle(h).clamp_(min=-0.1).clamp_max_(0.1),
+    "larger and smaller": lambda net, h, x: torch.maximum(h, net.middle(h)) - torch.minimum(h, net.middle(h)),
+    "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
+    "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
+    "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
+    "chosen by a method": lambda net, h, x: (
+        h.where(EVEN, 0.5) + net.conv_in.bias[:, None, None].where(~EVEN, h)
+    ),
+    "shifted beside itself": lambda net, h, x: torch.cat([h, down(h)], 1).sigmoid()[:, 3:9] + h,
+    "shifted beside itself, normed": lambda net, h, x: (
+        lambda both: F.batch_norm(both, torch.arange(12.0).to(h), torch.arange(1.0, 13).to(h))[:, 3:9] * h
+    )(torch.cat([h, down(h)], 1)),
+    "stacked and shifted": lambda net, h, x: (
+        torch.stack([h, down(h)]).sum(0) - torch.stack([h, down(h)], 1).mean(1)
+    ),
+    "viewed, having lain otherwise": lambda net, h, x: (
+        F.linear(h.permute(0, 2, 3, 1), net.conv_out.weight[:6, :, 0, 0])
+        .view(h.shape[0], -1)
+        .view(h.shape[0], *h.shape[2:], 6)
+        .permute(0, 3, 1, 2)
+    ),
+    "a copy changed in place": a_copy_changed_in_place,
+    "RMS norm": lambda net, h, x: F.rms_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
+    "lerp": lambda net, h, x: torch.lerp(h, net.middle(h), 0.3) + torch.addcmul(h, h, h, value=0.2),
+    "in place": lambda net, h, x: F.relu(net.middle(h).add_(1).mul_(2), inplace=True),
+    "residual added twice": lambda net, h, x: (net.middle(h) + h) + h,
+    "product of two layers": lambda net, h, x: net.middle(h) * torch.sigmoid(net.middle(h)),
+    "difference of two layers": lambda net, h, x: net.middle(h) - net.middle(F.relu(h)),
+    "sum of two linear layers": lambda net, h, x: torch.add(net.middle(h), net.middle(h * 2), alpha=0.5),
+    "constants per channel": lambda net, h, x: h * torch.arange(6.0, dtype=h.dtype)[:, None, None] + 1 / 3,
+    "batch norm twice": lambda net, h, x: net.norm(F.relu(net.norm(net.middle(h)))),
+    "reversed arithmetic": lambda net, h, x: -(2 - 3 * h) / 4,
+    "a branch": lambda net, h, x: net.middle(h) if x.mean() < 10 and x.shape[1] == 1 else h,
+    "unread work": lambda net, h, x: (x.sum(), h.mean(), h.flatten(), h)[3],
+    "no-ops": lambda net, h, x: F.dropout(h.contiguous().clone(), training=net.training).to(h.dtype),
+    "depth of none": lambda net, h, x: h,
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_is_followed(name):
+    net = Net(BODIES[name]).double()
+    sampler, u = Sampler(net, (1, 5, 6)), torch.rand(3, 1, 5, 6, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+REFUSED = {
+    "mean over space": (lambda net, h, x: h - h.mean((2, 3), keepdim=True), "model: torch.Tensor.mean"),
+    "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
+    "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
+    "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),
+    "a stride": (
+        lambda net, h, x: F.conv2d(F.pad(h, (0, 6, 0, 5)), net.middle.weight, stride=2, padding=1),
+        "stride",
+    ),
+    "weights from the image": (
+        lambda net, h, x: F.conv2d(h, net.middle.weight * h.mean(), padding=1),
+        "conv2d|mean",
+    ),
+    "chosen by the image": (lambda net, h, x: torch.where(h > 0, h, h * 2), "gt"),
+    "filled by column": (lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3), "rearrangement"),
+    "changed through another name": (lambda net, h, x: (h.detach().clamp_(max=0.0), h)[1], "memory"),
+    "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_what_and_where(name):
+    body, message = REFUSED[name]
+    with pytest.raises(Unsupported, match=message):
+        Sampler(Net(body).double(), (1, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "levels"),
+    [(lambda x: x * 2, 200), (lambda x: -x, 3), (lambda x: x.to(torch.int8), 200), (lambda x: x.bool(), 3)],
+)
+def test_small_integers_that_may_wrap_round_are_refused(arithmetic, levels):
+    class Wraps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, levels, [*ABOVE, *LEFT])
+
+        def forward(self, images):
+            return self.conv(arithmetic(images).float())
+
+    with pytest.raises(Unsupported, match="wrap|does not hold"):
+        Sampler(Wraps(), (1, 1, 2), levels=levels)
+
+
+def test_a_refusal_names_the_module():
+    class Pool(nn.Module):
+        def forward(self, h):
+            return F.avg_pool2d(h, 3, 1, 1)
+
+    net = Net(lambda net, h, x: net.pool(h))
+    net.pool = Pool()
+    with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
+        Sampler(net, (1, 5, 6))
+
+
+def test_levels_first_in_the_channels_are_followed():
+    """[N, L * C, H, W] with the level as the slower index, brought into [N, C, H, W, L]."""
+
+    class LevelsFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = MaskedConv2d(2, 512, 3, "A")
+
+        def forward(self, x):
+            n, c, height, width = x.shape
+            return 4 * self.conv(x.double() / 255).view(n, 256, c, height, width).permute(0, 2, 3, 4, 1)
+
+    sampler, u = Sampler(LevelsFirst().double(), (2, 4, 4)), torch.rand(3, 2, 4, 4, dtype=torch.float64)
+    assert torch.equal(sampler.sample(3, noise=u), sampler.sample(3, noise=u, runtime="reference"))
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ([*ABOVE, *LEFT, *HERE], r"conv_in: kernel tap \(\+0, \+0\) has weight .* sees its own pixel"),
+        ([*ABOVE, *LEFT, (0, 1)], r"conv_in: kernel tap \(\+0, \+1\) has weight .* sees a later pixel"),
+        ([*ABOVE, *LEFT, (1, -1)], r"conv_in: kernel tap \(\+1, -1\) has weight .* sees a later pixel"),
+    ],
+)
+def test_leaking_masks_are_refused_naming_layer_and_tap(taps, message):
+    with pytest.raises(NotCausal, match=message):
+        Sampler(Net(taps=taps), (1, 5, 6))
+
+
+def test_a_leak_in_a_later_layer_is_refused():
+    net = Net(lambda net, h, x: net.middle(h))
+    net.middle.mask[0, 0, 1, 2] = 1
+    with pytest.raises(NotCausal, match=r"middle: kernel tap \(\+0, \+1\)"):
+        Sampler(net, (1, 5, 6))
+    with torch.no_grad():
+        net.middle.weight[0, 0, 1, 2] = 0  # a live mask over a weight of zero leaks nothing
+    Sampler(net, (1, 5, 6))
+
+
+def test_a_skip_around_the_first_mask_is_refused():
+    with pytest.raises(NotCausal, match="own"):
+        Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
+
+
+def test_a_model_that_does_something_else_the_next_time_is_an_error():
+    calls = []
+    with pytest.raises(CaptureMismatch, match="depends on the image's values"):
+        Sampler(Net(lambda net, h, x: (calls.append(h), h * len(calls))[1]), (1, 5, 6))
+
+
+def test_a_program_that_differs_from_the_model_is_an_error():
+    """A write through a view that capture cannot see."""
+    net = Net(lambda net, h, x: (h, h.detach().numpy().__imul__(2))[0])
+    with pytest.raises(CaptureMismatch, match="differs from the model"):
+        Sampler(net, (1, 5, 6))

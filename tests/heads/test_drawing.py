@@ -1,0 +1,126 @@
+"""Temperature, top-k and top-p: against a draw written out level by level, and the same in every runtime."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.likelihood import nll
+from pixelcnn_fast.native import native, why_not_native
+from tests.system.networks import pixelcnn
+
+needs_native = pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
+RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
+DRAWINGS = [
+    dict(top_k=1),
+    dict(top_k=3),
+    dict(top_k=999),
+    dict(top_p=1e-9),
+    dict(top_p=0.6, temperature=1.7),
+    dict(top_p=1.0),
+    dict(top_k=5, top_p=0.8, temperature=0.5),
+    dict(top_k=2, temperature=0),
+]
+
+
+def drawn_slowly(logits: list[float], u: float, temperature=1.0, top_k=None, top_p=None) -> int:
+    levels = sorted(range(len(logits)), key=lambda k: (-logits[k], k))
+    if temperature == 0:
+        return levels[0]
+    weights = [math.exp((x - max(logits)) / temperature) for x in logits]
+    levels = levels[:top_k]
+    if top_p is not None:
+        total, before, kept = sum(weights[k] for k in levels), 0.0, []
+        for k in levels:
+            if before < top_p * total or not kept:
+                kept.append(k)
+            before += weights[k]
+        levels = kept
+    levels.sort()
+    target, cumulative = u * sum(weights[k] for k in levels), 0.0
+    for k in levels:
+        cumulative += weights[k]
+        if target < cumulative:
+            return k
+    return levels[-1]
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_equals_the_draw_level_by_level(drawing):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 9, dtype=torch.float64, generator=generator)
+    logits[50:100] = logits[50:100].round()  # ties
+    logits[100:120] = 0
+    u = torch.rand(200, dtype=torch.float64, generator=generator)
+    u[:5], u[5:10] = 0, math.nextafter(1, 0)
+    expected = [drawn_slowly(row.tolist(), float(x), **drawing) for row, x in zip(logits, u, strict=True)]
+    assert Drawing(**drawing).draw(logits, u).tolist() == expected
+
+
+def test_rounding_never_draws_a_level_that_is_excluded():
+    logits, u = torch.tensor([[0.0, 0.0, -50.0, 0.0]]).double(), torch.tensor([math.nextafter(1, 0)]).double()
+    assert Drawing(top_k=2).draw(logits, u).item() == 1
+    assert Drawing(top_p=0.5).draw(logits, u).item() == 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
+def test_all_runtimes_draw_what_the_reference_draws(runtime, drawing):
+    sampler = Sampler(pixelcnn(channels=2, kernel=3).double(), (2, 3, 4))
+    u = torch.rand(3, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    known = torch.zeros(3, 4, dtype=torch.bool)
+    known[0, :2] = True
+    naive = sampler.sample(3, noise=u, runtime="reference", **drawing)
+    assert torch.equal(sampler.sample(3, noise=u, runtime=runtime, **drawing), naive)
+    completed = sampler.complete(255 - naive, known, noise=u, runtime="reference", **drawing)
+    assert torch.equal(sampler.complete(255 - naive, known, noise=u, runtime=runtime, **drawing), completed)
+
+
+@needs_native
+def test_ties_are_broken_as_in_the_reference():
+    model = pixelcnn(kernel=3).double()
+    with torch.no_grad():
+        for parameter in model.conv_out.parameters():
+            parameter.mul_(4).round_().div_(4)
+        model.conv_out.weight.zero_()
+    sampler, u = Sampler(model, (1, 8, 8)), torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    for drawing in (dict(top_k=40), dict(top_p=0.5)):
+        images = sampler.sample(4, noise=u, runtime="cpu", **drawing)
+        assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference", **drawing))
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_log_probabilities_are_the_teacher_forced_likelihood(runtime):
+    model = pixelcnn(channels=2, classes=3).double()
+    sampler, labels = Sampler(model, (2, 3, 4)), torch.tensor([0, 2, 1])
+    u = torch.rand(3, 2, 3, 4, dtype=torch.float64)
+    for drawing in (dict(), dict(temperature=0.7, top_k=9), dict(temperature=0)):
+        arguments = dict(noise=u, runtime=runtime, log_probability=True, **drawing)
+        images, found = sampler.sample(3, labels, batch_size=2, **arguments)
+        assert torch.allclose(found, -nll(model, images, labels).detach(), rtol=1e-12, atol=0)
+    known = torch.ones(3, 4, dtype=torch.bool)
+    known[2, 3] = False
+    completed, found = sampler.complete(images, known, labels, **arguments)
+    logits = model(completed, labels).detach()[:, :, 2, 3].log_softmax(-1)
+    expected = logits.gather(-1, completed[:, :, 2, 3].long()[..., None]).sum((1, 2))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(top_k=0), "top_k"),
+        (dict(top_k=1.5), "top_k"),
+        (dict(top_p=0), "top_p"),
+        (dict(top_p=1.1), "top_p"),
+        (dict(top_p=math.nan), "top_p"),
+        (dict(temperature=-1), "temperature"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Drawing(**arguments)

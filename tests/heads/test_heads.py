@@ -1,0 +1,183 @@
+"""How outputs are read: every layout, what is inferred, and what is refused with the alternatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, heads
+from pixelcnn_fast.errors import UnknownLayout, Unsupported
+from pixelcnn_fast.heads import LAYOUTS, Bernoulli, Categorical
+from pixelcnn_fast.native import native
+from pixelcnn_fast.nn import MaskedConv2d
+
+RUNTIMES = ["eager", "cpu"] if native() else ["eager"]
+LEVELS = 7
+
+
+class Net(nn.Module):
+    """One masked layer; ``shape``: from its [N, C * L, H, W] to the output."""
+
+    def __init__(self, channels: int, shape=lambda x: x, levels: int = LEVELS) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = MaskedConv2d(channels, channels * levels, 3, "A")
+        self.shape = shape
+
+    def forward(self, images):
+        return self.shape(6 * self.conv(images.to(self.conv.weight.dtype)))
+
+
+def split(x):
+    """[N, C * L, H, W] -> [N, C, L, H, W]."""
+    return x.unflatten(1, (-1, LEVELS))
+
+
+OUTPUTS = {
+    "N,C,H,W,L": lambda x: split(x).permute(0, 1, 3, 4, 2),
+    "N,L,C,H,W": lambda x: split(x).transpose(1, 2),
+    "N,C,L,H,W": split,
+    "N,C*L,H,W": lambda x: x,
+    "N,L*C,H,W": lambda x: x,
+}
+
+
+def noise(n: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_all_runtimes_agree(sampler: Sampler, n: int = 4) -> torch.Tensor:
+    u = noise(n, sampler.shape)
+    naive = sampler.sample(n, noise=u, runtime="reference")
+    for runtime in RUNTIMES:
+        assert torch.equal(sampler.sample(n, noise=u, runtime=runtime), naive), runtime
+    return naive
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_alike_by_all_runtimes(layout):
+    sampler = Sampler(Net(2, OUTPUTS[layout]).double(), (2, 4, 5), head=heads.Categorical(LEVELS, layout))
+    images = assert_all_runtimes_agree(sampler)
+    assert images.unique().numel() == LEVELS
+    net = Net(2, OUTPUTS["N,C,H,W,L"]).double()
+    same = Sampler(net, (2, 4, 5), levels=LEVELS).sample(4, noise=noise(4, (2, 4, 5)), runtime="reference")
+    assert torch.equal(images, same) == (layout != "N,L*C,H,W")  # whose channels are in another order
+
+
+@pytest.mark.parametrize("layout", ["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W"])
+def test_layouts_that_are_inferred(layout):
+    sampler = Sampler(Net(2, OUTPUTS[layout]).double(), (2, 4, 5), levels=LEVELS)
+    assert sampler.head == Categorical(LEVELS, layout)
+
+
+def test_one_channel_leaves_no_doubt():
+    sampler = Sampler(Net(1).double(), (1, 4, 5), levels=LEVELS)
+    assert assert_all_runtimes_agree(sampler).unique().numel() > 3
+
+
+def test_doubt_is_refused_with_the_alternatives():
+    with pytest.raises(
+        UnknownLayout, match=r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"
+    ):
+        Sampler(Net(2, OUTPUTS["N,C*L,H,W"]), (2, 4, 5), levels=LEVELS)
+    with pytest.raises(UnknownLayout, match=r"(?s)several ways.*'N,L,C,H,W'.*'N,C,L,H,W'"):
+        Sampler(Net(3, lambda x: x.unflatten(1, (3, 3)), levels=3), (3, 4, 5), levels=3)
+
+
+def test_other_outputs_are_refused_with_what_is_expected():
+    with pytest.raises(
+        UnknownLayout, match=r"(?s)shape \[2, 4, 5\].*for 7 levels.*\[2, 2, 4, 5, 7\].*Bernoulli"
+    ):
+        Sampler(Net(2, lambda x: x.mean(1)), (2, 4, 5), levels=LEVELS)
+    with pytest.raises(UnknownLayout, match="returned a tuple"):
+        Sampler(Net(2, lambda x: (x, x)), (2, 4, 5), levels=LEVELS)
+    with pytest.raises(UnknownLayout, match=r"Categorical.*expects \[2, 14, 4, 5\]"):
+        Sampler(Net(2, split), (2, 4, 5), head=Categorical(LEVELS, "N,C*L,H,W"))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_bernoulli(channels, probabilities):
+    net = Net(channels, torch.sigmoid if probabilities else lambda x: x, levels=1).double()
+    sampler = Sampler(net, (channels, 4, 5), head=heads.Bernoulli(probabilities))
+    images = assert_all_runtimes_agree(sampler)
+    assert images.unique().tolist() == [0, 1]
+    p = net(images).detach() if probabilities else net(images).detach().sigmoid()
+    assert torch.allclose(sampler.logits(images).softmax(-1)[..., 1], p, rtol=1e-12)
+
+
+def test_probabilities_that_are_certain():
+    net = Net(1, lambda x: (100 * x).sigmoid(), levels=1).double()
+    assert net(torch.ones(1, 1, 4, 5)).max() == 1
+    assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Bernoulli(probabilities=True)))
+
+
+SOFTMAX = {  # over the levels, from [N, C * L, H, W], channels first
+    "N,C,H,W,L": lambda f, x: f(OUTPUTS["N,C,H,W,L"](x), -1),
+    "N,L,C,H,W": lambda f, x: f(OUTPUTS["N,L,C,H,W"](x), dim=1),
+    "N,C*L,H,W": lambda f, x: f(split(x), dim=2).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", SOFTMAX)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_softmax_at_the_end_is_taken_off(layout, probabilities):
+    f = F.softmax if probabilities else F.log_softmax
+    net = Net(2, lambda x: SOFTMAX[layout](f, x)).double()
+    head = Categorical(LEVELS, layout, probabilities)
+    sampler, plain = (
+        Sampler(net, (2, 4, 5), head=head),
+        Sampler(Net(2, split).double(), (2, 4, 5), levels=LEVELS),
+    )
+    assert sampler.program.weight_bytes == plain.program.weight_bytes
+    images = assert_all_runtimes_agree(sampler)
+    assert torch.equal(images, plain.sample(4, noise=noise(4, (2, 4, 5))))
+    expected = head.arranged(net(images).detach(), 2)
+    for runtime in ("reference", *RUNTIMES):
+        assert torch.allclose(sampler.logits(images, runtime=runtime), expected, rtol=1e-12)
+
+
+def test_a_log_of_a_softmax_and_one_that_is_thrown_away():
+    def with_side_effect(x):
+        x.softmax(1).mean()
+        return torch.log(torch.softmax(split(x), 2))
+
+    assert_all_runtimes_agree(Sampler(Net(2, with_side_effect).double(), (2, 4, 5), levels=LEVELS))
+
+
+def test_levels_of_probability_zero():
+    net = Net(1, lambda x: (200 * x).softmax(1)).double()
+    assert net(torch.ones(1, 1, 4, 5)).min() == 0
+    assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Categorical(LEVELS, probabilities=True)))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: split(x).softmax(2), "softmax.*probabilities=True"),
+        (lambda x: 2 * split(x).log_softmax(2), "softmax: only where it is the last call"),
+        (lambda x: split(x).log_softmax(-1), "not over the levels"),
+        (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
+        (lambda x: split(x).log_softmax(2).roll(1, 4), "rearrangement"),
+        (lambda x: split(x).exp().log(), "log: of something that is not a softmax"),
+    ],
+)
+def test_another_softmax_is_refused(output, message):
+    with pytest.raises(Unsupported, match=message):
+        Sampler(Net(2, output).double(), (2, 4, 5), levels=LEVELS)
+
+
+def test_probabilities_where_logits_are_expected_are_refused():
+    with pytest.raises(Unsupported, match=r"heads\.Bernoulli\(probabilities=True\)"):
+        Sampler(Net(1, lambda x: x[:, :1].sigmoid()).double(), (1, 4, 5), head=Bernoulli())
+
+
+def test_bad_heads_are_refused():
+    with pytest.raises(ValueError, match="layout"):
+        Categorical(4, "NCHW")
+    with pytest.raises(ValueError, match=r"heads\.Categorical"):
+        Sampler(Net(1), (1, 4, 5), head="categorical")
+    with pytest.raises(ValueError, match="leave levels out"):
+        Sampler(Net(1), (1, 4, 5), head=Categorical(4), levels=5)

@@ -1,0 +1,86 @@
+"""Layers that read ahead and are shifted back: the same program, in which nothing reads ahead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.passes.phases import computed_by_rows
+from pixelcnn_fast.passes.retiming import without_reading_ahead
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.program import slots_of
+from tests.tolerances import assert_identical_up_to_rounding
+
+LEVELS = 5
+
+
+class Shifted(nn.Module):
+    """Whole rows, ahead too, through ``body``, then ``rows`` down; and a way along the row."""
+
+    def __init__(self, body, rows: int = 1, height: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.whole = nn.Conv2d(1, 6, (height, 5))
+        self.more = nn.Conv2d(6, 6, (1, 3), padding=(0, 1))
+        self.left = nn.Conv2d(1, 6, (1, 2))
+        self.out = nn.Conv2d(6, LEVELS, 1)
+        self.body, self.rows, self.height = body, rows, height
+
+    def forward(self, x):
+        ahead = self.body(self, self.whole(F.pad(x, (2, 2, 0, self.height - 1))))
+        above = F.pad(ahead, (0, 0, self.rows, 0))[:, :, : x.shape[2]]
+        return 3 * self.out(torch.tanh(above) + self.left(F.pad(x, (2, 0)))[..., :-1])
+
+
+BODIES = {
+    "nothing": lambda net, h: h,
+    "an activation and a bias": lambda net, h: torch.sigmoid(h) + 1,
+    "another layer": lambda net, h: net.more(F.relu(h)) + h,
+    "a gate": lambda net, h: (lambda a, b: a.tanh() * b.sigmoid())(*net.more(h).chunk(2, 1)).repeat(1, 2, 1, 1),
+    "divisions": lambda net, h: F.softsign(net.more(torch.exp(h))) + torch.exp(h).rsqrt(),  # by zero, outside
+    "layer norm": lambda net, h: F.layer_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
+}
+
+
+def captured(model: nn.Module, shape=(1, 5, 6)):
+    wrapped = Model(model.double().eval(), shape, None, LEVELS, False, "unit", None)
+    levels, given = wrapped.example()
+    return levels, given, *wrapped.captured(levels, given)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", BODIES)
+def test_same_meaning_and_nothing_reads_ahead(name, rows):
+    levels, given, program, conditions, logits = captured(Shifted(BODIES[name], rows, height=rows))
+    moved = without_reading_ahead(program)
+    operands = conditions(slots_of(moved.instructions), given, EXAMPLE_BATCH)
+    assert_identical_up_to_rounding(evaluate(moved, levels, operands.__getitem__), logits)
+    by_rows = computed_by_rows(moved)
+    for i in moved.instructions:
+        for tap in i.taps:
+            assert tap.dy < 0 or (tap.dy == 0 and (tap.dx <= 0 or tap.source in by_rows)), i.name
+    assert len(moved.instructions) <= 3 * len(program.instructions) + 2  # one moved copy serves all readers
+    u = torch.rand(3, 1, 5, 6, dtype=torch.float64)
+    sampler = Sampler(
+        Shifted(BODIES[name], rows, height=rows).double(), (1, 5, 6), levels=LEVELS, image_form="unit"
+    )
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+def test_a_program_that_reads_nothing_ahead_is_left_alone():
+    _, _, program, _, _ = captured(nn.Sequential(nn.ZeroPad2d((1, 1, 2, -1)), nn.Conv2d(1, LEVELS, (2, 3))))
+    assert without_reading_ahead(program) is program
+
+
+def test_what_is_not_supported_says_what_to_do():
+    body = lambda net, h: h * torch.rand(1, 6, 5, 6, dtype=h.dtype)  # noqa: E731
+    with pytest.raises(Unsupported, match="varies over pixels; shift the input of this layer"):
+        Sampler(Shifted(body).double(), (1, 5, 6), levels=LEVELS, image_form="unit")

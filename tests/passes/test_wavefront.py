@@ -1,0 +1,74 @@
+"""A wavefront computes everything before it is read, and starts rows as early as that allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.passes.wavefront import _reads
+from pixelcnn_fast.program.phased import Phase
+from tests.system.networks import pixelcnn, two_stacks
+
+MODELS = {
+    "kernel 3": (pixelcnn(kernel=3), (1, 9, 12), 2),
+    "kernel 7": (pixelcnn(kernel=7), (1, 9, 12), 4),
+    "7 at width 4": (pixelcnn(kernel=7), (1, 9, 4), None),
+    "one column": (pixelcnn(kernel=3), (1, 9, 1), None),
+    "vertical stack": (two_stacks(n_classes=None), (2, 9, 12), 4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lag_is_the_least(name):
+    model, shape, lag = MODELS[name]
+    front = Sampler(model, shape)._phased.wavefront
+    assert (front.lag if front else None) == lag
+
+
+@pytest.mark.parametrize("teams", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack"])
+def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
+    """Plays the steps: marks what each instruction computes, and looks at what it reads.
+
+    One of two teams makes what a chunk's steps begin with before the other has begun the chunk before it.
+    """
+    model, shape, _ = MODELS[name]
+    program = Sampler(model, shape)._phased
+    front, (_, height, width) = program.wavefront, shape
+    lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())
+    done: set[tuple[int, int, int]] = set()
+    assert longest > 0 or name != "vertical stack"
+
+    def visit(i, t, columns, row_phase):
+        start = {y: t - lag * y + front.leads[i.out] for y in range(height)}
+        pixels = [(y, x) for y in range(height) for x in range(start[y], start[y] + columns) if 0 <= x < width]
+        for y, x in pixels:
+            for source, dy, dx, summed_first in _reads(i):
+                if (summed_first or i.phase is Phase.ROW) == row_phase:
+                    if 0 <= y + dy and 0 <= x + dx < width:
+                        assert (source, y + dy, x + dx) in done, (i.name, t, y, x, dy, dx)
+        if row_phase == (i.phase is Phase.ROW):
+            done.update((i.out, y, x) for y, x in pixels)
+
+    for t in range(-longest - -longest % chunk - teams * chunk, width + lag * (height - 1)):
+        if t % chunk == 0:
+            for i in program.instructions:
+                visit(i, t + (teams - 1) * chunk, chunk, row_phase=True)
+        for phase in (Phase.PIXEL, Phase.DRAWN):
+            for i in program.in_phase(phase):
+                visit(i, t, 1, row_phase=False)
+    assert len(done) == len(program.instructions) * height * width
+
+
+@pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
+@pytest.mark.parametrize("name", MODELS)
+def test_waves_and_single_rows_give_the_same_bits(name):
+    """Few images are sampled in waves, many row by row."""
+    model, shape, _ = MODELS[name]
+    sampler, images = Sampler(model, shape), torch.randint(0, 256, (30, *shape))
+    whole = torch.cat([sampler.logits(part) for part in images.split(15)])
+    for size in (1, 2, 4, 7):
+        assert torch.equal(torch.cat([sampler.logits(part) for part in images.split(size)]), whole)

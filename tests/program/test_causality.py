@@ -1,0 +1,51 @@
+"""Receptive fields read off the weights, against the ones that autograd sees: nothing leaks, nothing is starved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.fields import receptive_fields
+from tests.system.networks import pixelcnn, positive, two_stacks
+
+
+def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:
+    """[H, W]: the pixels that logits at (y, x) depend on. Positive weights and inputs, so that nothing cancels."""
+    images = torch.rand(2, *shape, dtype=torch.float64, requires_grad=True)
+    labels = torch.zeros(2, dtype=torch.long) if model.n_classes else None
+    logits = model(images) if labels is None else model(images, labels)
+    (gradient,) = torch.autograd.grad(logits[:, :, y, x].sum(), images)
+    return gradient.abs().sum((0, 1)) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "channels"),
+    [
+        (pixelcnn(channels=3, blocks=1, kernel=5), 3),
+        (pixelcnn(channels=1, blocks=2, kernel=3), 1),
+        (two_stacks(n_classes=None), 2),
+    ],
+    ids=["PixelCNN 5x5", "PixelCNN 3x3", "TwoStacks"],
+)
+def test_fields_are_exact(model, channels):
+    model, (height, width) = positive(model.double()), (7, 9)
+    images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
+    program, *_ = capture(model, images, Given(), Categorical())
+    for form in (program, fuse(program)):
+        field = receptive_fields(form)[form.outputs[0]].pixels()
+        for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
+            window = field[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x]
+            assert torch.equal(window, seen_by_autograd(model, (channels, height, width), y, x)), (y, x)
+
+
+def test_the_whole_context_is_used():
+    """A pixel sees its left neighbour, and all three neighbours above."""
+    images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
+    program, *_ = capture(pixelcnn(kernel=3), images, Given(), Categorical())
+    field = receptive_fields(program)[program.outputs[0]].pixels()
+    assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
+    assert not field[4, 4:].any() and not field[5:].any()

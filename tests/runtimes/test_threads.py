@@ -1,0 +1,46 @@
+"""The compiled runtime's threads are those of the OpenMP that torch uses; where that has none to give, its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixelcnn_fast.native import native, why_not_native
+
+pytestmark = [
+    pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here"),
+]
+
+SCRIPT = """
+import os, signal, torch
+from pixelcnn_fast import Sampler
+from tests.system.networks import pixelcnn
+
+torch.set_num_threads(2)
+sampler, noise = Sampler(pixelcnn(hidden=64), (1, 5, 5)), torch.rand(3, 1, 5, 5, dtype=torch.float64)
+torch.rand(1 << 20).exp()  # OpenMP now has threads, if it may
+images = sampler.sample(3, noise=noise, runtime="cpu")
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(not torch.equal(sampler.sample(3, noise=noise, runtime="cpu"), images))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("limit", [None, "1"], ids=["OpenMP", "OpenMP with one thread"])
+def test_the_same_images_after_a_fork(limit):
+    """A child has the memory of OpenMP's threads, but not the threads: who asks for them waits for ever."""
+    environment = dict(os.environ)
+    if limit is not None:
+        environment["OMP_THREAD_LIMIT"] = limit
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=root, env=environment, timeout=300, text=True, capture_output=True
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,469 @@
+"""Causal networks written the way people write them, each in its own style and knowing nothing of this library.
+
+``NETWORKS``: name -> Network. All are small, in float64 and eval mode, with weights that make lively logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.heads import Bernoulli, Categorical
+
+LEVELS = 8
+
+
+@dataclass(frozen=True)
+class Network:
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int] = (1, 5, 6)
+    arguments: dict = field(default_factory=dict)  # of Sampler
+    classes: int | None = None
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        model = self.make().double()
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.uniform_(-0.5, 0.5)
+                    module.running_var.uniform_(0.5, 1.5)
+        return model.eval()
+
+    def sampler(self, model: nn.Module) -> Sampler:
+        return Sampler(model, self.shape, **self.settings())
+
+    def settings(self) -> dict:
+        """Arguments of Sampler, receptive_field and check_causal."""
+        levels = {} if "head" in self.arguments else {"levels": LEVELS}
+        return {"conditional": self.classes is not None, **levels, **self.arguments}
+
+    def labels(self, n: int) -> torch.Tensor | None:
+        return None if self.classes is None else torch.arange(n) % self.classes
+
+
+# -- masks written into the weights in forward; one nn.Sequential; [N, levels, H, W]
+
+
+class InPlaceConv(nn.Conv2d):
+    def __init__(self, kind, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", self.weight.data.clone())
+        _, _, h, w = self.weight.size()
+        self.mask.fill_(1)
+        self.mask[:, :, h // 2, w // 2 + (kind == "B") :] = 0
+        self.mask[:, :, h // 2 + 1 :] = 0
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def in_place():
+    def layer(kind, c_in, c_out, k):
+        return [InPlaceConv(kind, c_in, c_out, k, 1, k // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(True)]
+
+    return nn.Sequential(
+        *layer("A", 1, 9, 7), *layer("B", 9, 9, 3), *layer("B", 9, 9, 3), nn.Conv2d(9, LEVELS, 1)
+    )
+
+
+# -- no masks: the input is padded on one side and shifted by cropping; gated residual networks; concat-ELU
+
+
+def down_shift(x):
+    return F.pad(x, (0, 0, 1, 0))[:, :, : x.size(2), :]
+
+
+def right_shift(x):
+    return F.pad(x, (1, 0))[:, :, :, : x.size(3)]
+
+
+def concat_elu(x):
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+class DownConv(nn.Module):
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.pad = nn.ZeroPad2d((1, 1, 1, 0))
+        self.conv = weight_norm(nn.Conv2d(c_in, c_out, (2, 3)))
+
+    def forward(self, x):
+        return self.conv(self.pad(x))
+
+
+class DownRightConv(DownConv):
+    def __init__(self, c_in, c_out):
+        super().__init__(c_in, c_out)
+        self.pad = nn.ZeroPad2d((1, 0, 1, 0))
+        self.conv = weight_norm(nn.Conv2d(c_in, c_out, (2, 2)))
+
+
+class NetworkInNetwork(nn.Module):
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.linear = weight_norm(nn.Linear(c_in, c_out))
+
+    def forward(self, x):
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GatedResnet(nn.Module):
+    def __init__(self, width, conv, skip=0):
+        super().__init__()
+        self.conv_in = conv(2 * width, width)
+        self.skip = NetworkInNetwork(2 * skip, width) if skip else None
+        self.dropout = nn.Dropout2d(0.5)
+        self.conv_out = conv(2 * width, 2 * width)
+
+    def forward(self, x, above=None):
+        h = self.conv_in(concat_elu(x))
+        if above is not None:
+            h += self.skip(concat_elu(above))
+        h = self.conv_out(self.dropout(concat_elu(h)))
+        a, b = torch.chunk(h, 2, dim=1)
+        return x + a * torch.sigmoid(b)
+
+
+class CroppedShifts(nn.Module):
+    def __init__(self, channels=2, width=6):
+        super().__init__()
+        self.u_init = DownConv(channels + 1, width)
+        self.ul_init = nn.ModuleList([DownConv(channels + 1, width), DownRightConv(channels + 1, width)])
+        self.u = nn.ModuleList(GatedResnet(width, DownConv) for _ in range(2))
+        self.ul = nn.ModuleList(GatedResnet(width, DownRightConv, width) for _ in range(2))
+        self.out = NetworkInNetwork(width, channels * LEVELS)
+
+    def forward(self, x):
+        x = 2 * x - 1
+        ones = torch.ones(x.size(0), 1, x.size(2), x.size(3), dtype=x.dtype)
+        x = torch.cat((x, ones), 1)  # tells the padding from the image
+        u = down_shift(self.u_init(x))
+        ul = down_shift(self.ul_init[0](x)) + right_shift(self.ul_init[1](x))
+        for up, across in zip(self.u, self.ul, strict=True):
+            u = up(u)
+            ul = across(ul, above=u)
+        return 6 * self.out(F.elu(ul))
+
+
+# -- weight norm over a masked weight, pre-activations, leaky ReLU
+
+
+class NormedConv(nn.Module):
+    def __init__(self, c_in, c_out, k, include_present):
+        super().__init__()
+        self.v = nn.Parameter(torch.randn(c_out, c_in, k, k) * 0.3)
+        self.g = nn.Parameter(torch.ones(c_out))
+        self.b = nn.Parameter(torch.zeros(c_out).uniform_(-0.2, 0.2))
+        keep = torch.arange(k * k).view(k, k) < k * k // 2 + include_present
+        self.register_buffer("keep", keep)
+
+    def forward(self, x):
+        v = torch.where(self.keep, self.v, torch.zeros_like(self.v))
+        w = self.g.view(-1, 1, 1, 1) * v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return F.conv2d(x, w, self.b, padding=self.keep.shape[0] // 2)
+
+
+class WeightNormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = NormedConv(1, 8, 5, False)
+        self.layers = nn.ModuleList(NormedConv(8, 8, 3, True) for _ in range(2))
+        self.last = NormedConv(8, LEVELS, 1, True)
+
+    def forward(self, x):
+        h = self.first((x - 3.5) / 2.3)
+        for layer in self.layers:
+            h = h + layer(F.leaky_relu(h, 0.2))
+        return (2 * self.last(F.leaky_relu(h, 0.2))).unsqueeze(1).permute(0, 1, 3, 4, 2)
+
+
+# -- colours, interleaved: feature k belongs to colour k modulo 3
+
+
+class InterleavedConv(nn.Conv2d):
+    def __init__(self, kind, c_in, c_out, k):
+        super().__init__(c_in, c_out, k, padding=k // 2)
+        mask = torch.ones(c_out, c_in, k, k)
+        mask[:, :, k // 2, k // 2 + 1 :] = 0
+        mask[:, :, k // 2 + 1 :] = 0
+        for out in range(3):
+            for source in range(3):
+                if source > out or (source == out and kind == "A"):
+                    mask[out::3, source::3, k // 2, k // 2] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.mask, self.bias, self.stride, self.padding)
+
+
+class Interleaved(nn.Module):
+    """11 features: 4 red, 4 green, 3 blue. Output [N, levels * 3, H, W], the level the slower index."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_in = InterleavedConv("A", 3, 11, 5)
+        self.norm = nn.BatchNorm2d(11)
+        self.conv = InterleavedConv("B", 11, 11, 3)
+        self.conv_out = InterleavedConv("B", 11, 3 * LEVELS, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.conv_in(x)))
+        return 4 * self.conv_out(F.silu(self.conv(h)) + h)
+
+
+# -- colours, in thirds: masks by slices of a third of the channels; unfolded outputs
+
+
+def third_mask(c_out, c_in, k, kind):
+    mask = torch.zeros(c_out, c_in, k, k)
+    mask[:, :, : k // 2] = 1
+    mask[:, :, k // 2, : k // 2] = 1
+    out, source = c_out // 3, c_in // 3
+    for i in range(3):
+        mask[i * out : (i + 1) * out, : i * source, k // 2, k // 2] = 1
+        if kind == "B":
+            mask[i * out : (i + 1) * out, i * source : (i + 1) * source, k // 2, k // 2] = 1
+    return mask
+
+
+class Thirds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        sizes = [("A", 3, 9, 3), ("B", 9, 9, 3), ("B", 9, 3 * LEVELS, 1)]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, padding=k // 2) for _, i, o, k in sizes)
+        self.masks = [third_mask(o, i, k, kind) for kind, i, o, k in sizes]
+
+    def forward(self, x):
+        for index, (conv, mask) in enumerate(zip(self.convs, self.masks, strict=True)):
+            with torch.no_grad():
+                conv.weight.mul_(mask)
+            x = conv(x)
+            if index < 2:
+                x = F.softplus(x) - 0.7
+        n, _, h, w = x.shape
+        return 5 * x.reshape(n, 3, LEVELS, h, w).transpose(1, 2)  # [N, levels, 3, H, W]
+
+
+# -- functional: weights in a ParameterDict, Python control flow, tuples between functions
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.p = nn.ParameterDict(
+            {
+                "above": torch.randn(7, 1, 2, 5) * 0.4,
+                "left": torch.randn(7, 1, 1, 2) * 0.4,
+                "left2": torch.randn(7, 7, 1, 2) * 0.3,
+                "mix": torch.randn(7, 7, 1, 1) * 0.4,
+                "out": torch.randn(LEVELS, 7, 1, 1),
+                "bias": torch.randn(LEVELS),
+            }
+        )
+
+    def stacks(self, x):
+        vertical = F.conv2d(F.pad(x, (2, 2, 2, 0)), self.p["above"])[:, :, :-1]
+        horizontal = F.conv2d(F.pad(x, [2, 0, 0, 0]), self.p["left"])[..., :-1]
+        return vertical, horizontal
+
+    def forward(self, x):
+        if x.max() > 1:
+            x = x / (LEVELS - 1)
+        vertical, horizontal = self.stacks(x - 0.5)
+        h = horizontal + F.conv2d(vertical, self.p["mix"])
+        for _ in range(2):
+            h = h + torch.tanh(F.conv2d(F.pad(h, (1, 0)), self.p["left2"]))
+        return F.conv2d(h, self.p["out"], self.p["bias"])
+
+
+# -- levels as one-hot vectors; GELU; a gate written out; 1x1 head
+
+
+class OneHot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = InPlaceConv("A", 2 * LEVELS, 10, 3, 1, 1)
+        self.second = InPlaceConv("B", 10, 20, 3, 1, 1)
+        self.head = nn.Sequential(nn.GELU(), nn.Conv2d(10, 2 * LEVELS, 1))
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        x = F.one_hot(x.long(), LEVELS).permute(0, 1, 4, 2, 3).reshape(n, c * LEVELS, h, w)
+        h = self.second(F.gelu(self.first(x.to(self.first.weight.dtype))))
+        return 4 * self.head(h[:, :10] * h[:, 10:].sigmoid())  # [N, 2 * levels, H, W]
+
+
+# -- the two stacks of a tutorial: dilations, 1xk horizontal masks, labels in both gates
+
+
+class StackConv(nn.Module):
+    def __init__(self, c_in, c_out, mask, dilation=1):
+        super().__init__()
+        size = mask.shape
+        padding = tuple(dilation * (k - 1) // 2 for k in size)
+        self.conv = nn.Conv2d(c_in, c_out, size, padding=padding, dilation=dilation)
+        self.register_buffer("mask", mask[None, None])
+
+    def forward(self, x):
+        self.conv.weight.data *= self.mask
+        return self.conv(x)
+
+
+def vertical_mask(k, center):
+    mask = torch.ones(k, k)
+    mask[k // 2 + (not center) :] = 0
+    return mask
+
+
+def horizontal_mask(k, center):
+    mask = torch.ones(1, k)
+    mask[0, k // 2 + (not center) :] = 0
+    return mask
+
+
+class DilatedGated(nn.Module):
+    def __init__(self, width=6, classes=3):
+        super().__init__()
+        mask_v, mask_h = vertical_mask(3, False), horizontal_mask(3, False)
+        mask_v[1], mask_h[0, 1] = 0, 0
+        self.v_in, self.h_in = StackConv(1, width, mask_v), StackConv(1, width, mask_h)
+        self.layers = nn.ModuleList()
+        for dilation in (1, 2):
+            self.layers.append(
+                nn.ModuleDict(
+                    {
+                        "v": StackConv(width, 2 * width, self.whole_rows(), dilation),
+                        "h": StackConv(width, 2 * width, torch.tensor([[1.0, 1.0, 0.0]]), dilation),
+                        "link": nn.Conv2d(2 * width, 2 * width, 1),
+                        "out": nn.Conv2d(width, width, 1),
+                        "label_v": nn.Linear(classes, 2 * width, bias=False),
+                        "label_h": nn.Linear(classes, 2 * width, bias=False),
+                    }
+                )
+            )
+        self.conv_out = nn.Conv2d(width, LEVELS, 1)
+        self.classes = classes
+
+    @staticmethod
+    def whole_rows():
+        return torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+
+    def forward(self, x, y):
+        y = F.one_hot(y, self.classes).to(self.conv_out.weight.dtype)
+        x = x.to(self.conv_out.weight.dtype) / (LEVELS - 1) * 2 - 1
+        v, h = self.v_in(x), self.h_in(x)
+        for layer in self.layers:
+            v_features = layer["v"](v)
+            a, b = (v_features + layer["label_v"](y)[..., None, None]).chunk(2, dim=1)
+            v = torch.tanh(a) * torch.sigmoid(b)
+            h_features = layer["h"](h) + layer["link"](v_features) + layer["label_h"](y)[..., None, None]
+            a, b = h_features.chunk(2, dim=1)
+            h = h + layer["out"](torch.tanh(a) * torch.sigmoid(b))
+        return (8 * self.conv_out(F.elu(h))).reshape(x.shape[0], LEVELS, 1, *x.shape[2:])
+
+
+# -- a residual that is added twice, bottlenecks, a skip sum over all blocks
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width // 2, 1),
+            nn.ReLU(),
+            InPlaceConv("B", width // 2, width // 2, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 1),
+        )
+
+    def forward(self, x):
+        return self.net(x) + x
+
+
+class ResidualTwice(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.first = InPlaceConv("A", 1, width, 5, 1, 2)
+        self.blocks = nn.ModuleList(Bottleneck(width) for _ in range(2))
+        self.last = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(width, LEVELS, 1))
+
+    def forward(self, x):
+        x = self.first(x)
+        total = 0
+        for block in self.blocks:
+            x = block(x) + x  # the block has added it already
+            total = total + x
+        return self.last(total / len(self.blocks))
+
+
+# -- channels last: layer norm, linear layers, an embedding of the levels; rows shifted by assignment
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.embed = nn.Embedding(LEVELS, width)
+        self.conv = nn.Conv2d(width, width, (2, 3), padding=(1, 1))
+        self.along = nn.Conv2d(width, width, (1, 2))
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.out = nn.Linear(width, LEVELS)
+
+    def forward(self, x):
+        e = self.embed(x[:, 0].long()).permute(0, 3, 1, 2)
+        left = torch.zeros_like(e)
+        left[:, :, :, 1:] = e[:, :, :, :-1]
+        above = self.conv(e)[:, :, :-2]
+        above = torch.cat([torch.zeros_like(above[:, :, :1]), above], 2)
+        h = (F.pad(above, (0, 0, 0, 1))[:, :, : x.shape[2]] + self.along(F.pad(left, (1, 0)))).permute(
+            0, 2, 3, 1
+        )
+        h = h + self.mlp(self.norm(h))
+        return 3 * self.out(h).unsqueeze(1)
+
+
+# -- binary images, probabilities
+
+
+class Binary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            InPlaceConv("A", 1, 6, 7, 1, 3),
+            nn.LeakyReLU(0.3),
+            InPlaceConv("B", 6, 6, 3, 1, 1),
+            nn.ELU(),
+            nn.Conv2d(6, 1, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x):
+        return self.net(x.to(next(self.parameters()).dtype))
+
+
+NETWORKS = {
+    "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
+    "cropped shifts": Network(
+        CroppedShifts, (2, 4, 5), dict(image_form="unit", head=Categorical(LEVELS, "N,C*L,H,W"))
+    ),
+    "weight norm": Network(WeightNormed, arguments=dict(image_form="levels")),
+    "interleaved": Network(
+        Interleaved, (3, 4, 4), dict(image_form="unit", head=Categorical(LEVELS, "N,L*C,H,W"))
+    ),
+    "thirds": Network(Thirds, (3, 4, 4), dict(image_form="unit")),
+    "functional": Network(Functional, arguments=dict(image_form="levels")),
+    "one-hot": Network(OneHot, (2, 4, 5), dict(head=Categorical(LEVELS, "N,C*L,H,W"))),
+    "dilated gated": Network(DilatedGated, (1, 6, 7), dict(), classes=3),
+    "residual added twice": Network(ResidualTwice, arguments=dict(image_form="unit")),
+    "channels last": Network(ChannelsLast, arguments=dict()),
+    "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
+}

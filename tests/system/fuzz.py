@@ -1,0 +1,329 @@
+"""Random causal networks made of the calls that capture follows, sampled by every runtime: ``make fuzz N=1000``.
+
+``check(seed)`` builds the network of a seed and raises AssertionError, naming the seed, where runtimes disagree.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, heads
+from pixelcnn_fast.native import native
+from pixelcnn_fast.nn import channel_groups
+from tests.tolerances import assert_identical_up_to_rounding
+
+CLASSES = 3
+ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    F.elu,
+    F.gelu,
+    F.silu,
+    F.softplus,
+    nn.LeakyReLU(0.3),
+    nn.ELU(0.5),
+    lambda x: F.relu(x, inplace=True),
+    lambda x: F.gelu(x, approximate="tanh"),
+    lambda x: x.clone(),
+    F.selu,
+    F.mish,
+    F.hardswish,
+    F.logsigmoid,
+    F.softsign,
+    nn.CELU(0.7),
+    lambda x: torch.exp(-x.abs()),
+    lambda x: F.hardtanh(x, -0.3, 0.2, inplace=True),
+    lambda x: x.clamp(max=0.1),
+]
+
+
+class Conv(nn.Conv2d):
+    """Masked in one of several ways. groups: of the input's and the output's channels, which order the colours."""
+
+    def __init__(self, r: random.Random, groups_in: Tensor, groups_out: Tensor, kind: str, ordered: bool):
+        height, width, dilation = r.choice([1, 3, 5]), r.choice([1, 3]), r.choice([1, 1, 2])
+        if kind == "1x1":
+            height = width = 1
+        if kind == "A" and not ordered and height == width == 1:
+            width = 3  # something to see
+        padding = (dilation * (height // 2), dilation * (width // 2))
+        super().__init__(len(groups_in), len(groups_out), (height, width), padding=padding, dilation=dilation)
+        mask = torch.ones(height * width)
+        mask[height * width // 2 :] = 0
+        mask = mask.view(height, width).expand_as(self.weight).clone()
+        if kind == "rows above":
+            mask[:, :, : height // 2] = 1
+            mask[:, :, height // 2] = 0
+        elif kind == "A":
+            centre = groups_in[None, :] < groups_out[:, None] if ordered else torch.zeros(1, 1)
+            mask[:, :, height // 2, width // 2] = centre.to(mask)
+        else:
+            centre = groups_in[None, :] <= groups_out[:, None] if ordered else torch.ones(1, 1)
+            mask[:, :, height // 2, width // 2] = centre.to(mask)
+        self.register_buffer("mask", mask)
+        self.style = r.choice(["multiply", "in place", "where"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.style == "in place":
+            self.weight.data *= self.mask
+            return super().forward(x)
+        weight = self.weight * self.mask
+        if self.style == "where":
+            weight = torch.where(self.mask > 0, self.weight, torch.zeros(()).to(self.weight))
+        return F.conv2d(x, weight, self.bias, padding=self.padding, dilation=self.dilation)
+
+
+class Layer(nn.Module):
+    """One random operation that keeps width and groups; ``KINDS`` lists them."""
+
+    def __init__(self, r: random.Random, groups: Tensor, ordered: bool) -> None:
+        super().__init__()
+        twice = torch.cat([groups, groups])
+        kinds = KINDS if ordered else KINDS + MIXING_KINDS
+        self.kind, width = r.choice(kinds), len(groups)
+        self.activation = r.choice(ACTIVATIONS)
+        self.numbers = [r.uniform(-1, 1) for _ in range(2)]
+        self.conv = Conv(r, groups, groups, "B", ordered)
+        self.point = Conv(r, groups, groups, "1x1", ordered)
+        self.widen = Conv(r, groups, twice, r.choice(["B", "1x1"]), ordered)
+        self.narrow = Conv(r, twice, groups, r.choice(["B", "1x1"]), ordered)
+        self.above = Conv(r, groups, groups, "rows above", ordered)
+        self.free = nn.Conv2d(width, width, (r.choice([1, 2]), 3))
+        self.norm = nn.BatchNorm2d(width)
+        self.norm.running_mean.uniform_(-0.5, 0.5)
+        self.norm.running_var.uniform_(0.5, 1.5)
+        self.layer_norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+        self.embedding = nn.Embedding(CLASSES, 2 * width)
+        self.constant = nn.Parameter(torch.rand(width, 1, 1))
+        self.prelu = nn.PReLU(width)
+
+    def forward(self, h: Tensor, labels: Tensor) -> Tensor:
+        return getattr(self, self.kind)(h, labels)
+
+    def convolved(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.activation(self.conv(h))
+
+    def pointwise(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.point(self.activation(h + 0.1))
+
+    def residual(self, h: Tensor, labels: Tensor) -> Tensor:
+        return h + self.point(self.activation(self.conv(h)))
+
+    def residual_twice(self, h: Tensor, labels: Tensor) -> Tensor:
+        f = self.conv(self.activation(1 * h))
+        return (f + h) * 0.5 + h
+
+    def gated(self, h: Tensor, labels: Tensor) -> Tensor:
+        a, b = self.widen(h).chunk(2, 1)
+        return torch.tanh(a) * b.sigmoid()
+
+    def gated_by_label(self, h: Tensor, labels: Tensor) -> Tensor:
+        x = self.widen(h) + self.embedding(labels)[:, :, None, None]
+        return h + x[:, : h.shape[1]].tanh() * torch.sigmoid(x[:, h.shape[1] :])
+
+    def scaled_by_label(self, h: Tensor, labels: Tensor) -> Tensor:
+        scale, shift = self.embedding(labels).view(-1, 2 * h.shape[1], 1, 1).split(h.shape[1], 1)
+        return h * scale + shift
+
+    def normed(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.norm(self.conv(h)) if self.numbers[0] > 0 else self.norm(h)
+
+    def concat_elu(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.narrow(F.elu(torch.cat([h, -h], 1)))
+
+    def dense(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.narrow(torch.cat((self.activation(self.conv(h)), h), dim=1))
+
+    def arithmetic(self, h: Tensor, labels: Tensor) -> Tensor:
+        return (self.numbers[0] - h * self.constant) / 2 + self.numbers[1]
+
+    def product(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.conv(h) * torch.sigmoid(self.above(h)) + h
+
+    def shifted_down(self, h: Tensor, labels: Tensor) -> Tensor:
+        return h + F.pad(h, (0, 0, 1, 0))[:, :, :-1]
+
+    def beside_itself(self, h: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([h, F.pad(h, (0, 0, 1, 0))[:, :, :-1]], 1)
+        return self.narrow(self.activation(both * self.constant.repeat(2, 1, 1))) + h
+
+    def shifted_right(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.point(F.pad(h, (1, 0))[..., : h.shape[3]]) + h
+
+    def moved_down(self, h: Tensor, labels: Tensor) -> Tensor:
+        rows = self.free.kernel_size[0]  # with two it looks at the row below, too
+        ahead = self.activation(self.norm(self.free(F.pad(h, (1, 1, 0, rows - 1)))))
+        return F.pad(ahead, (0, 0, rows, 0))[:, :, :-rows] - h
+
+    def moved_right(self, h: Tensor, labels: Tensor) -> Tensor:
+        ahead = self.conv(h) + F.conv2d(F.pad(h, (0, 1)), self.free.weight[:, :, :1, :2])
+        return self.point(F.pad(ahead, (1, 0))[..., :-1]) + h
+
+    def rolled(self, h: Tensor, labels: Tensor) -> Tensor:
+        rolled = torch.roll(h, 1, 2)
+        rolled[:, :, 0] = 0
+        return self.above(h) + rolled
+
+    def vertical(self, h: Tensor, labels: Tensor) -> Tensor:
+        return h + self.activation(self.point(self.above(h)))
+
+    def glu(self, h: Tensor, labels: Tensor) -> Tensor:
+        return F.glu(self.widen(h), dim=1) + self.prelu(h)
+
+    def stacked(self, h: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([h, self.conv(h), self.point(h)]).mean(0)
+
+    def larger(self, h: Tensor, labels: Tensor) -> Tensor:
+        return torch.maximum(h, self.conv(h)) - torch.minimum(self.above(h), h)
+
+    def chosen(self, h: Tensor, labels: Tensor) -> Tensor:
+        mask = self.constant > 0.5
+        return torch.where(mask, self.conv(h), h).masked_fill(~mask, self.numbers[0])
+
+    def dropped(self, h: Tensor, labels: Tensor) -> Tensor:
+        return F.dropout(h, 0.5, self.training)
+
+    # those that mix all channels of a pixel
+
+    def layer_normed(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def channels_last(self, h: Tensor, labels: Tensor) -> Tensor:
+        x = h.movedim(1, -1)
+        return h + (self.linear(x) if self.numbers[0] > 0 else x @ self.linear.weight).movedim(-1, 1)
+
+    def rms_normed(self, h: Tensor, labels: Tensor) -> Tensor:
+        x = h.permute(0, 2, 3, 1)
+        return F.rms_norm(x, x.shape[3:], self.constant.flatten(), 0.1).permute(0, 3, 1, 2)
+
+    def swapped(self, h: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat(h.tensor_split(2, dim=1)[::-1], 1) + h.flip(1)
+
+
+KINDS = [
+    "convolved",
+    "pointwise",
+    "residual",
+    "residual_twice",
+    "gated",
+    "gated_by_label",
+    "scaled_by_label",
+    "normed",
+    "concat_elu",
+    "dense",
+    "arithmetic",
+    "product",
+    "shifted_down",
+    "beside_itself",
+    "shifted_right",
+    "rolled",
+    "moved_down",
+    "vertical",
+    "dropped",
+    "glu",
+    "stacked",
+    "larger",
+    "chosen",
+]
+MIXING_KINDS = ["layer_normed", "rms_normed", "channels_last", "swapped", "moved_right"]
+
+
+class Fuzzed(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        r = random.Random(seed)
+        torch.manual_seed(seed)
+        colours = r.choice([1, 1, 2, 3])
+        self.shape = (colours, r.randint(1, 6), r.randint(1, 6))
+        self.levels = r.choice([2, 3, 7])
+        order = r.choice([None, "thirds", "interleaved"]) if colours > 1 else None
+        self.name = f"seed {seed}, {self.shape}, {self.levels} levels, {order}"
+        groups = channel_groups(r.randint(colours, 9), colours, order or "thirds")
+        self.input = r.choice(["unit", "centred", "one-hot", "embedded"])
+        each = {"one-hot": self.levels, "embedded": 3}.get(self.input, 1)
+        self.embedding = nn.Embedding(self.levels, 3)
+        self.first = Conv(r, torch.arange(colours).repeat_interleave(each), groups, "A", order is not None)
+        self.layers = nn.ModuleList(Layer(r, groups, order is not None) for _ in range(r.randint(1, 5)))
+        bernoulli = self.levels == 2 and r.random() < 0.5
+        outputs = 1 if bernoulli else self.levels
+        self.probabilities = bernoulli and r.random() < 0.5
+        layout = r.choice(list(heads.LAYOUTS))
+        self.head = heads.Bernoulli(self.probabilities) if bernoulli else heads.Categorical(self.levels, layout)
+        colour_of = torch.arange(colours).repeat_interleave(outputs)
+        if layout in ("N,L*C,H,W", "N,L,C,H,W"):
+            colour_of = torch.arange(colours).repeat(outputs)
+        self.last = Conv(r, groups, colour_of, "1x1", order is not None)
+        self.double().eval()
+        self.scale = 1.0
+        with torch.no_grad():
+            levels = torch.randint(self.levels, (2, *self.shape))
+            self.scale = 2 / max(float(self.features(levels, torch.tensor([0, 1])).std()), 1e-3)
+
+    def features(self, images: Tensor, labels: Tensor) -> Tensor:
+        x = images.to(self.first.weight.dtype)
+        if self.input == "unit":
+            x = x / (self.levels - 1)
+        elif self.input == "centred":
+            x = (2 * x - self.levels) / self.levels
+        else:
+            rows = (
+                F.one_hot(images.long(), self.levels)
+                if self.input == "one-hot"
+                else self.embedding(images.long())
+            )
+            x = rows.permute(0, 1, 4, 2, 3).flatten(1, 2).to(x)
+        h = self.first(x)
+        for layer in self.layers:
+            h = layer(h, labels)
+        return self.last(h)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        x = self.scale * self.features(images, labels)
+        if isinstance(self.head, heads.Bernoulli):
+            return torch.sigmoid(x) if self.probabilities else x
+        layout, colours = self.head.layout, self.shape[0]
+        if layout in ("N,C*L,H,W", "N,L*C,H,W"):
+            return x
+        if layout == "N,L,C,H,W":
+            return x.unflatten(1, (self.levels, colours))
+        x = x.view(x.shape[0], colours, self.levels, *x.shape[2:])
+        return x if layout == "N,C,L,H,W" else x.permute(0, 1, 3, 4, 2)
+
+
+def check(seed: int) -> None:
+    model, labels = Fuzzed(seed), torch.tensor([0, 2, 1])
+    sampler = Sampler(model, model.shape, head=model.head, conditional=True)
+    u = torch.rand(3, *model.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    naive = sampler.sample(3, labels, noise=u, runtime="reference")
+    expected = sampler.logits(naive, labels, runtime="reference")
+    for runtime in ("eager", "cpu") if native() else ("eager",):
+        message = (
+            f"{model.name}: {runtime} differs from reference; layers {[layer.kind for layer in model.layers]}"
+        )
+        assert torch.equal(sampler.sample(3, labels, noise=u, runtime=runtime), naive), message
+        found = sampler.logits(naive, labels, runtime=runtime)
+        assert_identical_up_to_rounding(*(sampler.head.comparable(x) for x in (found, expected)))
+
+
+def main(first: int, count: int) -> int:
+    failures = 0
+    for seed in range(first, first + count):
+        try:
+            check(seed)
+        except Exception as error:
+            failures += 1
+            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+    print(f"{count} networks, {failures} failures")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[2]) if len(sys.argv) > 2 else 0, int(sys.argv[1])))

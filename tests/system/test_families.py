@@ -1,0 +1,172 @@
+"""Gated PixelCNN and colours in order: same noise, same images in every runtime, in the right phases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.program.phased import Phase
+from tests.system.networks import enlivened
+from tests.tolerances import assert_identical_up_to_rounding
+
+
+def gated(**kwargs) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return enlivened(GatedPixelCNN(**{"hidden_channels": 8, "dilations": (1, 2, 1), **kwargs})).double()
+
+
+def ordered(order: str, **kwargs) -> torch.nn.Module:
+    torch.manual_seed(2)
+    return enlivened(PixelCNN(3, 8, 1, channel_order=order, **kwargs)).double()
+
+
+def with_zero_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """As residual blocks often start."""
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.weight.data.zero_()
+    return model
+
+
+class TwoLayers(torch.nn.Module):
+    """Two 3x3 convolutions on rows above and the left; centre[o, i]: whether output o sees input i at its pixel."""
+
+    n_classes = None
+
+    def __init__(self, colours: int, centre1: list[list[int]], centre2: list[list[int]]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.convs, self.masks = torch.nn.ModuleList(), []
+        for width, centre in ((colours, torch.tensor(centre1)), (len(centre1), torch.tensor(centre2))):
+            self.convs.append(torch.nn.Conv2d(width, len(centre), 3, padding=1))
+            mask = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]]).repeat(len(centre), width, 1, 1)
+            mask[:, :, 1, 1] = centre
+            self.masks.append(mask)
+        self.double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.double() / 128 - 1
+        for conv, mask in zip(self.convs, self.masks, strict=True):
+            x = torch.nn.functional.conv2d(torch.tanh(x), conv.weight * mask, conv.bias, padding=1)
+        return (8 * x).unflatten(1, (images.shape[1], -1)).permute(0, 1, 3, 4, 2)
+
+
+SEES_IT, DOES_NOT = [1], [0]
+CASES = {
+    # Green and blue can be computed at the same time, but are drawn one after the other.
+    "green and blue see red": (
+        TwoLayers(3, [[0, 0, 0], [1, 0, 0]] * 2, [[1, 0] * 2] * 256 + [[1, 1] * 2] * 512),
+        (3, 4, 5),
+    ),
+    # The logits read, at their own pixel, what the other features of the same layer can't be read for.
+    "some features see their pixel": (TwoLayers(1, [SEES_IT, DOES_NOT] * 3, [[0, 1] * 3] * 256), (1, 5, 5)),
+    "gated": (gated(input_channels=1), (1, 7, 6)),
+    "gated with labels": (gated(input_channels=2, n_classes=4), (2, 5, 6)),
+    "gated, 5x5": (gated(input_channels=1, kernel_size=5, dilations=(1, 1)), (1, 6, 6)),
+    "thirds": (ordered("thirds"), (3, 5, 6)),
+    "thirds, with zero norms": (with_zero_norms(ordered("thirds")), (3, 4, 4)),
+    "interleaved with labels": (ordered("interleaved", n_classes=4, kernel_size=3), (3, 6, 5)),
+    "gated thirds": (gated(channel_order="thirds"), (3, 5, 6)),
+    "gated interleaved with labels": (gated(channel_order="interleaved", n_classes=4), (3, 6, 6)),
+    "gated of two colours": (gated(input_channels=2, channel_order="thirds"), (2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_noise_same_images_as_naive(name):
+    model, shape = CASES[name]
+    labels = torch.tensor([0, 3, 1]) if model.n_classes else None
+    sampler, u = Sampler(model, shape), torch.rand(3, *shape, dtype=torch.float64)
+    naive = sampler.sample(3, labels, noise=u, runtime="reference")
+    images = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    expected = (model(images) if labels is None else model(images, labels)).detach()
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, labels, noise=u, runtime=runtime), naive)
+        assert_identical_up_to_rounding(sampler.logits(images, labels, runtime), expected)
+    known = torch.rand(3, *shape) < 0.5
+    kept = sampler.complete(naive, known, labels, noise=u)
+    assert torch.equal(kept, naive)
+
+
+@pytest.mark.parametrize("name", ["gated", "thirds", "gated interleaved with labels"])
+def test_waves_and_single_rows_give_the_same_bits(name):
+    model, shape = CASES[name]
+    sampler, images = Sampler(model, shape), torch.randint(0, 256, (15, *shape))
+    labels = torch.arange(15) % 4 if model.n_classes else None
+    whole = sampler.logits(images, labels)
+    for n in (1, 2, 5):
+        few = None if labels is None else labels[:n]
+        assert torch.equal(sampler.logits(images[:n], few), whole[:n])
+
+
+def test_a_vertical_stack_is_all_row_phase():
+    program = Sampler(CASES["gated"][0], CASES["gated"][1])._phased
+    vertical = [i for i in program.instructions if i.name.endswith((".vertical", ".link"))]
+    assert vertical and all(i.phase is Phase.ROW for i in vertical)
+
+
+def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
+    """The colours' features are apart, so that what sees one colour more is computed after its draw, and once."""
+    model, shape = CASES["thirds"]
+    program = Sampler(model, shape)._phased
+    assert len(program.outputs) == 3
+    live = sum(int(m.mask.sum()) for m in model.modules() if hasattr(m, "mask"))
+    listed = sum(
+        int((run.weight != 0).sum()) for i in program.instructions for run in i.row_runs + i.pixel_runs
+    )
+    assert listed == live
+    for draw in range(3):
+        assert any(i.after == draw and i.phase is Phase.PIXEL for i in program.instructions)
+
+
+class Foreign(torch.nn.Module):
+    """Takes its condition, a vector, as the last argument, under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = gated(input_channels=1, condition_channels=2, n_classes=4)
+
+    def forward(self, x, y, z):
+        return self.inner(x, y, z[:, :, None, None].expand(-1, -1, *x.shape[2:]).sin())
+
+
+@pytest.mark.parametrize("name", ["a map", "a map and labels", "colours in order", "a vector, last"])
+def test_conditions_that_are_given(name):
+    model, settings, shape = {
+        "a map": (gated(input_channels=1, condition_channels=3), {}, (3, 5, 6)),
+        "a map and labels": (gated(input_channels=1, condition_channels=2, n_classes=4), {}, (2, 5, 6)),
+        "colours in order": (gated(condition_channels=2, channel_order=True), {}, (2, 5, 6)),
+        "a vector, last": (Foreign(), dict(condition_shape=(2,)), (2,)),
+    }[name]
+    channels = 3 if name == "colours in order" else 1
+    labels = torch.tensor([0, 3, 1]) if "labels" in name or "vector" in name else None
+    sampler = Sampler(model, (channels, 5, 6), **settings)
+    condition, u = torch.randn(3, *shape), torch.rand(3, channels, 5, 6, dtype=torch.float64)
+    naive = sampler.sample(3, labels, condition=condition, noise=u, runtime="reference")
+    assert not torch.equal(naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference"))
+    for runtime in ("eager", "auto"):
+        arguments = dict(condition=condition, noise=u, runtime=runtime)
+        assert torch.equal(sampler.sample(3, labels, batch_size=2, **arguments), naive)
+        assert torch.equal(sampler.complete(naive, torch.eye(5, 6).bool(), labels, **arguments), naive)
+        logits = sampler.logits(naive, labels, runtime, condition)
+        assert_identical_up_to_rounding(logits, sampler.logits(naive, labels, "reference", condition))
+    for wrong in (None, condition[:2], condition.long()):
+        with pytest.raises(ValueError, match="the condition is"):
+            sampler.sample(3, labels, condition=wrong)
+
+
+def test_an_unexpected_condition_is_refused():
+    with pytest.raises(ValueError, match="condition_shape="):
+        Sampler(CASES["gated"][0], CASES["gated"][1]).sample(1, condition=torch.zeros(1, 1, 7, 6))
+
+
+def test_a_leak_between_colours_is_refused():
+    from pixelcnn_fast.errors import NotCausal
+
+    model = ordered("thirds")
+    layer = model.blocks[0].conv1
+    layer.mask[0, -1, 1, 1] = 1  # a feature of the first colour sees one of the last
+    with pytest.raises(NotCausal, match=r"conv1.*channels' masks"):
+        Sampler(model, (3, 5, 6))

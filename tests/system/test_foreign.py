@@ -1,0 +1,155 @@
+"""Networks that other people could have written: sampled alike by all runtimes; and mutants of them, all found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixelcnn_fast import receptive_field
+from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.native import native
+from pixelcnn_fast.program.causality import why_not_causal
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.fields import receptive_fields
+from pixelcnn_fast.program.program import Program, Tap
+from tests.system.foreign import LEVELS, NETWORKS, Network
+from tests.tolerances import assert_identical_up_to_rounding
+
+RUNTIMES = ["eager", "cpu"] if native() else ["eager"]
+
+
+def gated(**kwargs) -> GatedPixelCNN:
+    return GatedPixelCNN(**{"hidden_channels": 6, "dilations": [1, 2], "levels": LEVELS, **kwargs})
+
+
+OWN = {
+    "gated": Network(lambda: gated(input_channels=1), (1, 5, 6), {"head": Categorical(LEVELS)}),
+    "gated thirds": Network(
+        lambda: gated(hidden_channels=14, channel_order="thirds", n_classes=3),
+        (3, 4, 5),
+        {"head": Categorical(LEVELS)},
+        classes=3,
+    ),
+    "gated interleaved": Network(
+        lambda: gated(hidden_channels=13, channel_order="interleaved"), (3, 4, 5), {"head": Categorical(LEVELS)}
+    ),
+    "thirds": Network(
+        lambda: PixelCNN(3, 14, 1, kernel_size=3, channel_order="thirds"), (3, 4, 4), {"head": Categorical(256)}
+    ),
+}
+MUTATED = {**NETWORKS, **{f"own {name}": network for name, network in OWN.items()}}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_runtimes_give_the_naive_images(name):
+    network = NETWORKS[name]
+    model = network.model()
+    sampler, labels = network.sampler(model), network.labels(5)
+    u = torch.rand(5, *network.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    naive = sampler.sample(5, labels, noise=u, runtime="reference")
+    assert naive.unique().numel() >= min(4, sampler.head.levels)  # lively
+    for runtime in RUNTIMES:
+        assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
+        images, found = sampler.sample(5, labels, noise=u, runtime=runtime, top_p=0.9, log_probability=True)
+        _, expected = sampler.sample(5, labels, noise=u, runtime="reference", top_p=0.9, log_probability=True)
+        assert_identical_up_to_rounding(found, expected)
+        known = torch.rand(network.shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5
+        completed = sampler.complete(naive, known, labels, noise=u, runtime=runtime)
+        assert torch.equal(completed, naive)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_are_causal_and_see_their_neighbours(name):
+    network = NETWORKS[name]
+    field = receptive_field(network.model(), network.shape, **network.settings())
+    assert field.causal
+    _, height, width = network.shape
+    left, above, right = (height - 1, width - 2), (height - 2, width - 1), (height - 2, width)
+    for y, x in (left, above, right):
+        assert field.seen[:, :, y, x].all()
+
+
+# -- mutants: one tap more or one tap fewer, in every layer
+
+
+def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
+    """(program, levels, the model's own logits, what evaluates its conditions)."""
+    defaults = {"head": None, "levels": None, "image_form": "uint8", "condition_shape": None}
+    wrapped = Model(network.model(), network.shape, **{**defaults, **network.settings()})
+    levels, given = wrapped.example()
+    program, conditions, logits = wrapped.captured(levels, given)
+    slots = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
+    return program, levels, logits, conditions(slots, given, EXAMPLE_BATCH).__getitem__
+
+
+def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
+    changed = list(program.instructions)
+    changed[index] = replace(changed[index], taps=taps)
+    return replace(program, instructions=tuple(changed))
+
+
+def matters(program: Program, index: int) -> bool:
+    """Whether the output depends on an instruction at all: capture also records work that is thrown away."""
+    needed, producer = set(program.outputs), program.producer()
+    for out in sorted(producer, reverse=True):
+        if out in needed:
+            needed.update(producer[out].reads())
+    return program.instructions[index].out in needed
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_a_lost_tap_is_a_mismatch(name):
+    """What the sampler's own check would compare differs visibly for each tap of each layer."""
+    program, levels, logits, condition = captured(MUTATED[name])
+    assert_identical_up_to_rounding(evaluate(program, levels, condition), logits)
+    for index, i in enumerate(program.instructions):
+        if not matters(program, index):
+            continue
+        for lost in range(len(i.taps)):
+            mutant = with_taps(program, index, i.taps[:lost] + i.taps[lost + 1 :])
+            error = (evaluate(mutant, levels, condition) - logits).abs().max()
+            assert error > 1e-6, (i.name, i.taps[lost].dy, i.taps[lost].dx)
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_a_leaking_tap_is_not_causal(name):
+    """A tap one pixel ahead, or on the present pixel, in each layer: refused exactly where the logits then change
+    with a sub-pixel that they must not see."""
+    program, levels, _, condition = captured(MUTATED[name])
+    _, height, width = program.shape
+    generator = torch.Generator().manual_seed(0)
+    leaks = 0
+    for index, i in enumerate(program.instructions):
+        if not i.taps or not matters(program, index):
+            continue
+        like = i.taps[0]
+        for dy, dx in ((0, 0), (0, 1), (1, -1)):
+            weight = torch.rand(like.weight.shape, dtype=torch.float64, generator=generator)
+            mutant = with_taps(program, index, (*i.taps, Tap(like.source, dy, dx, weight)))
+            why = why_not_causal(mutant, receptive_fields(mutant))
+            assert (why is not None) == sees_too_much(mutant, levels, condition), (i.name, dy, dx, why)
+            if why is not None and (dy, dx) != (0, 0) and name != "cropped shifts":  # it reads ahead by right
+                assert why.startswith(f"{i.name}: kernel tap ({dy:+d}, {dx:+d})"), why
+            leaks += why is not None
+    assert leaks > 2
+
+
+def sees_too_much(program: Program, levels: Tensor, condition) -> bool:
+    """Whether some logits change with their own sub-pixel or a later one: tried at three places."""
+    c, height, width = program.shape
+    before = evaluate(program, levels, condition)
+    order = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)  # raster, then channels
+    for y, x in ((0, 0), (height // 2, width // 2), (height - 1, width - 1)):
+        for channel in range(c):
+            changed = levels.clone()
+            changed[:, channel, y, x] = program.levels - 1 - changed[:, channel, y, x]
+            moved = ((evaluate(program, changed, condition) - before).abs() > 1e-9).any(-1).any(0)
+            if bool(moved[order <= order[channel, y, x]].any()):
+                return True
+    return False

@@ -1,0 +1,19 @@
+"""A fixed few of the random networks; ``make fuzz N=1000`` tries as many as wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system import fuzz
+
+SEEDS = range(40)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_runtimes_agree(seed):
+    fuzz.check(seed)
+
+
+def test_the_seeds_reach_every_kind_of_layer():
+    kinds = {layer.kind for seed in SEEDS for layer in fuzz.Fuzzed(seed).layers}
+    assert kinds == {*fuzz.KINDS, *fuzz.MIXING_KINDS}

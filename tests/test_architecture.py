@@ -1,0 +1,92 @@
+"""Imports run downwards, in the order that docs/architecture.md shows, and there is no circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
+# From the bottom; rooms of one tier do not import each other.
+TIERS = [
+    {"errors", "native", "pictures", "image_forms"},
+    {"ops"},
+    {"environment"},
+    {"nn"},
+    {"models"},
+    {"checkpoint"},
+    {"program"},
+    {"heads"},
+    {"capture", "passes"},
+    {"runtimes"},
+    {"compiler"},
+    {"sampler", "receptive_field", "likelihood", "accelerate"},
+    {"distributed"},
+    {"bench"},
+    {"cli"},
+    {"__init__"},
+    {"__main__"},
+]
+TIER_OF = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    return (module.split(".") + ["__init__"])[1]
+
+
+def imports(source: str, module: str, known: set[str]) -> Iterator[str]:
+    """The package's modules that a source imports anywhere: at the top, in functions, under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide the order"
+            for name in node.names:
+                found = f"{node.module}.{name.name}"
+                if found in known:
+                    yield found
+                elif node.module in known:
+                    yield node.module
+
+
+def circle(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+GRAPH = {name: set(imports(path.read_text(), name, set(MODULES))) for name, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module: str) -> None:
+    tier = TIER_OF[room(module)]
+    for other in GRAPH[module]:
+        above = TIER_OF[room(other)] >= tier and room(other) != room(module)
+        assert not above, f"{module} imports {other}, which is not below it"
+
+
+def test_there_is_no_circle() -> None:
+    assert circle(GRAPH) is None
+
+
+def test_a_planted_circle_is_found() -> None:
+    planted = {
+        "pixelcnn_fast.a": "def f():\n    from pixelcnn_fast.b import g\n",
+        "pixelcnn_fast.b": "if TYPE_CHECKING:\n    from pixelcnn_fast import a\n",
+    }
+    graph = {name: set(imports(source, name, set(planted))) for name, source in planted.items()}
+    assert circle(graph) is not None

@@ -1,0 +1,239 @@
+"""What the user calls: arguments, defaults, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, Unsupported
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return Sampler(pixelcnn(channels=2, classes=3), (2, 4, 4))
+
+
+LABELS = torch.tensor([0, 2])
+
+
+def test_zero_images_are_an_empty_result(sampler):
+    for runtime in ("reference", "eager", "auto"):
+        images = sampler.sample(0, torch.zeros(0, dtype=torch.long), runtime=runtime)
+        assert images.shape == (0, 2, 4, 4) and images.dtype == torch.uint8
+    assert (
+        sampler.logits(torch.zeros(0, 2, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)).numel()
+        == 0
+    )
+
+
+def test_a_generator_makes_a_run_repeatable(sampler):
+    first, again, other = (
+        sampler.sample(2, LABELS, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    u = torch.rand(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(sampler.sample(2, LABELS, noise=u), first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(n=-1, labels=LABELS), "negative"),
+        (dict(n=2), "conditional"),
+        (dict(n=2, labels=torch.tensor([0, 3])), "labels span"),
+        (dict(n=2, labels=torch.tensor([-1, 0])), "labels span"),
+        (dict(n=2, labels=torch.tensor([0])), "expected integers"),
+        (dict(n=2, labels=torch.tensor([0.0, 1.0])), "expected integers"),
+        (dict(n=2, labels=LABELS, temperature=-1.0), "temperature"),
+        (dict(n=2, labels=LABELS, temperature=float("nan")), "temperature"),
+        (dict(n=2, labels=LABELS, batch_size=0), "batch_size"),
+        (dict(n=2, labels=LABELS, runtime="gpu"), "runtime"),
+        (dict(n=2, labels=LABELS, noise=torch.rand(2, 2, 4, 5)), "noise"),
+        (dict(n=2, labels=LABELS, noise=torch.ones(2, 2, 4, 4)), r"\[0, 1\)"),
+        (dict(n=2, labels=LABELS, noise=torch.full((2, 2, 4, 4), float("nan"))), "NaN"),
+        (dict(n=2, labels=LABELS, noise=torch.zeros(2, 2, 4, 4, dtype=torch.long)), "noise"),
+    ],
+)
+def test_bad_arguments_are_refused(sampler, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "known", "message"),
+    [
+        (torch.zeros(2, 2, 4, 5, dtype=torch.uint8), torch.ones(4, 5, dtype=torch.bool), "shape"),
+        (torch.zeros(2, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool), "integer levels"),
+        (torch.full((2, 2, 4, 4), 256), torch.ones(4, 4, dtype=torch.bool), "levels span"),
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(4, 4), "torch.bool"),
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(3, 4, dtype=torch.bool), "broadcast"),
+    ],
+)
+def test_bad_images_are_refused(sampler, images, known, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.complete(images, known, LABELS)
+
+
+def test_bad_construction_is_refused():
+    model = pixelcnn()
+    with pytest.raises(ValueError, match="shape"):
+        Sampler(model, (1, 0, 4))
+    with pytest.raises(ValueError, match="weights"):
+        Sampler(model, (1, 4, 4), weights="int4")
+    with pytest.raises(ValueError, match="levels"):
+        Sampler(model, (1, 4, 4), levels=512)
+    with pytest.raises(ValueError, match="for 32 levels"):
+        Sampler(model, (1, 4, 4), levels=32)
+    with pytest.raises(ValueError, match="differ in dtype"):
+        model.conv_out.double()
+        Sampler(model, (1, 4, 4))
+
+
+def test_labels_for_a_model_without_them_are_refused():
+    with pytest.raises(ValueError, match="without labels"):
+        Sampler(pixelcnn(), (1, 4, 4)).sample(1, torch.tensor([0]))
+
+
+def test_the_model_is_left_as_it_was():
+    model = pixelcnn().train()
+    model.tail.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Sampler(model, (1, 4, 4)).sample(2, runtime="reference")
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("form", ["unit", "centred", "levels"])
+def test_models_that_take_floating_point_images(form):
+    inner = two_stacks(n_classes=None).double()
+    factor, shift = {"unit": (255, 0), "centred": (127.5, 127.5), "levels": (1, 0)}[form]
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            assert x.dtype == torch.float64
+            return self.inner(x * factor + shift)
+
+    u = torch.rand(3, 2, 5, 4, dtype=torch.float64)
+    sampler = Sampler(Wrapped(), (2, 5, 4), image_form=form)
+    expected = Sampler(inner, (2, 5, 4)).sample(3, noise=u, runtime="reference")
+    for runtime in ("reference", "eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), expected)
+
+
+class Prior(torch.nn.Module):
+    """Of codes, as a quantising autoencoder has them: many levels, embedded."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(levels, 6)
+        self.conv, self.out = Masked(6, 9, [*ABOVE, *LEFT]), torch.nn.Conv2d(9, levels, 1)
+
+    def forward(self, codes):
+        codes = codes.reshape(-1, *codes.shape[-2:])
+        x = self.embedding(codes.flatten().long()).view(*codes.shape, 6).permute(0, 3, 1, 2)
+        return 3 * self.out(torch.tanh(self.conv(x)))
+
+
+@pytest.mark.parametrize("form", ["int64", "codes", "levels", "uint8"])
+def test_models_that_take_codes(form):
+    torch.manual_seed(0)
+    levels = 200 if form == "uint8" else 512
+    sampler = Sampler(Prior(levels).double(), (1, 4, 5), levels=levels, image_form=form)
+    u = torch.rand(3, 1, 4, 5, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    assert naive.max() > 100
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+def test_codes_are_no_other_form():
+    with pytest.raises(ValueError, match="int64"):
+        Sampler(Prior(512), (1, 4, 5), levels=512)
+    with pytest.raises(ValueError, match="one channel"):
+        Sampler(Prior(8), (2, 4, 5), levels=8, image_form="codes")
+    with pytest.raises(Unsupported, match="it rounds"):
+        Sampler(Prior(8), (1, 4, 5), levels=8, image_form="unit")  # 0 and 1 are not the levels
+
+
+def test_a_model_that_raises_says_what_it_was_given():
+    class Strict(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, x, y):
+            return self.conv(x)
+
+    with pytest.raises(
+        ModelFailed, match=r"(?s)raised RuntimeError.*torch.uint8 \[2, 1, 4, 5\], labels \[2\].*image_form="
+    ):
+        Sampler(Strict(), (1, 4, 5), levels=8)
+
+
+def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
+    model = pixelcnn().bfloat16()
+    sampler = Sampler(model, (1, 3, 3))
+    assert sampler.sample(2).shape == (2, 1, 3, 3)
+    with pytest.raises(RuntimeError, match="bfloat16|compiled"):
+        sampler.sample(2, runtime="cpu")
+
+
+def test_more_than_256_levels():
+    class Codes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            from pixelcnn_fast.nn import MaskedConv2d
+
+            self.conv = MaskedConv2d(1, 300, 3, "A")
+
+        def forward(self, x):
+            n, _, height, width = x.shape
+            return self.conv(x / 300).view(n, 1, 300, height, width).permute(0, 1, 3, 4, 2) * 3
+
+    sampler, u = (
+        Sampler(Codes().double(), (1, 5, 5), levels=300, image_form="levels"),
+        torch.rand(4, 1, 5, 5).double(),
+    )
+    images = sampler.sample(4, noise=u)
+    assert images.dtype == torch.int32 and images.max() > 255
+    assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference"))
+
+
+def test_the_listing_names_layers_taps_and_costs(sampler):
+    text = str(sampler.program)
+    for expected in (
+        "blocks.0.conv1",
+        "MFLOP in the row phase",
+        "MB of weights",
+        "(-1, -1..+1)",
+        "add_condition",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize("runtime", ["reference", "eager", "auto"])
+def test_logits_that_are_not_finite_name_their_image_among_all(runtime):
+    model = pixelcnn(classes=5)
+    sampler = Sampler(model, (1, 5, 5))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "embedding" in name)[4] = float("nan")
+    broken = Sampler(model, (1, 5, 5)) if runtime != "reference" else sampler
+    with pytest.raises(NonFiniteLogits) as caught:
+        broken.sample(5, torch.tensor([0, 1, 2, 4, 3]), batch_size=2, runtime=runtime)
+    assert caught.value.location == (3, 0, 0, 0)
+
+
+def test_a_model_that_is_not_finite_is_refused_at_once():
+    model = pixelcnn()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    with pytest.raises(NonFiniteLogits):
+        Sampler(model, (1, 5, 5))
