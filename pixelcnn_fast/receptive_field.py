@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.wrapped_model import Model
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.causality import why_not_causal
-from pixelcnn_fast.program.fields import output_field, receptive_fields
+from pixelcnn_fast.program.fields import output_field
 
 PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
 COLOURS = {
@@ -155,8 +155,7 @@ def receptive_field(
     """
     wrapped = Model(model, shape, head, levels, conditional, image_form, condition_shape)
     program, _, _ = wrapped.captured(*wrapped.example())
-    fields = receptive_fields(program)
-    return ReceptiveField(wrapped.shape, output_field(program, fields), why_not_causal(program, fields))
+    return ReceptiveField(wrapped.shape, output_field(program), why_not_causal(program))
 
 
 def check_causal(

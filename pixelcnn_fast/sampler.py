@@ -12,11 +12,8 @@ from pixelcnn_fast.capture.wrapped_model import Model, check_choice
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
-from pixelcnn_fast.passes.fuse import fuse
-from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.passes.pipeline import phased, simplified
 from pixelcnn_fast.passes.precision import rounded_weights
-from pixelcnn_fast.passes.retiming import without_reading_ahead
-from pixelcnn_fast.passes.wavefront import with_wavefront
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.evaluate import evaluate
@@ -78,7 +75,7 @@ class Sampler:
         if weights in ROUNDED:
             program = rounded_weights(program, ROUNDED[weights])
         self._normalised = program.normalised
-        self._phased = with_wavefront(split_phases(program))
+        self._phased = phased(program)
         self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
         self._runtimes: dict[str, Runtime] = {}
         self.runtime("auto")
@@ -223,9 +220,8 @@ class Sampler:
         """The fused program, checked for causality and, on another example than the one recorded, against the model."""
         captured, conditions, logits = self._model.captured(*self._model.example())
         self._check_finite(logits)
-        fields = check_causal(captured)
-        program = without_reading_ahead(captured)
-        program = fuse(program, fields if program is captured else None)
+        check_causal(captured)
+        program = simplified(captured)
         levels, given = self._model.example(seed=1)
         with self._model.evaluating():
             logits = self._model.logits(levels, given)

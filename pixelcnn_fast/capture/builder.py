@@ -12,7 +12,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.shadow import AddressSpace, Segment, ShadowMap
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.conditions import Call, Condition
-from pixelcnn_fast.program.program import LEVELS, Instruction, Slot, Step, Tap
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Slot, Step, Tap
 
 Kernel = Sequence[tuple[int, int, Tensor]]  # taps (dy, dx, weight [in, out])
 
@@ -34,12 +34,14 @@ class Builder:
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.closings: dict[int, str] = {}  # values that are part of a closing softmax: which
-        self.images = self.emit(channels, base=LEVELS)
+        self.images = self.emit(FromLevels, channels)
 
-    def emit(self, channels: int, frame: tuple[int, int] | None = None, **fields: Any) -> ShadowMap:
+    def emit(
+        self, kind: type[Instruction], channels: int, frame: tuple[int, int] | None = None, **fields: Any
+    ) -> ShadowMap:
         result = self.space.allot(channels, frame or self.space.grid)
-        name = "input" if fields.get("base") == LEVELS else self.where()
-        self.instructions.append(Instruction(len(self.instructions), channels, name, **fields))
+        name = "input" if kind is FromLevels else self.where()
+        self.instructions.append(kind(len(self.instructions), channels, name, **fields))
         return result
 
     # -- channel by channel
@@ -60,7 +62,7 @@ class Builder:
         if frame != self.space.grid and any(step.condition is not None for step in steps):
             if any(step.condition is not None and step.condition.varies_over_pixels for step in steps):
                 raise Unsupported(f"an operand that varies over pixels meets a map of {list(frame)} pixels")
-        return self.emit(self.space.channels(value), frame, base=value, steps=tuple(steps))
+        return self.emit(Pointwise, self.space.channels(value), frame, base=value, steps=tuple(steps))
 
     def affine(self, x: ShadowMap, scale: float, shift: float) -> ShadowMap:
         return self.pointwise(x, lambda value: [self._affine(value, scale, shift)], keeps_zero=shift == 0)
@@ -197,7 +199,7 @@ class Builder:
         if self.space.frame(a) != self.space.frame(b):
             raise Unsupported("it combines maps of different sizes")
         step = Step(kind, alpha, value=b)
-        return self.emit(self.space.channels(a), self.space.frame(a), base=a, steps=(step,))
+        return self.emit(Pointwise, self.space.channels(a), self.space.frame(a), base=a, steps=(step,))
 
     def selected(self, value: int, channels: Sequence[int]) -> int:
         """A value of these channels of another value, in that order."""
@@ -212,17 +214,19 @@ class Builder:
     def _select(self, value: int, pick: Tensor) -> ShadowMap:
         definition, frame, n = self.instructions[value], self.space.frame(value), len(pick)
         if bool((pick[1:] > pick[:-1]).all()):
-            return self.emit(n, frame, base=value, pick=pick)
-        if definition.base is None:  # other columns of its weights
+            return self.emit(Pointwise, n, frame, base=value, pick=pick)
+        if isinstance(definition, Convolution):  # other columns of its weights
             taps = tuple(replace(tap, weight=tap.weight[:, pick]) for tap in definition.taps)
             bias = None if definition.bias is None else definition.bias[pick]
-            return self.emit(n, frame, taps=taps, bias=bias)
-        if definition.base >= 0 and all(step.value is None for step in definition.steps):
-            inner = pick if definition.pick is None else definition.pick[pick]
-            base = self.selected(definition.base, inner.tolist())
-            result = self.emit(n, frame, base=base, steps=tuple(step.picked(pick) for step in definition.steps))
+            return self.emit(Convolution, n, frame, taps=taps, bias=bias)
+        if isinstance(definition, Pointwise) and all(step.value is None for step in definition.steps):
+            copy = definition.picked(
+                pick, lambda base, inner: self.selected(base, inner.tolist()), whole=_no_operand
+            )
+            result = self.emit(Pointwise, n, frame, base=copy.base, steps=copy.steps)
             return self._marked_alike(value, result)
-        return self.emit(n, frame, taps=(Tap(value, 0, 0, self._identity(value, pick.tolist(), range(n), n)),))
+        identity = self._identity(value, pick.tolist(), range(n), n)
+        return self.emit(Convolution, n, frame, taps=(Tap(value, 0, 0, identity),))
 
     def _marked_alike(self, value: int, copy: ShadowMap) -> ShadowMap:
         """A value that repeats what ``value`` computes, with its mark."""
@@ -257,6 +261,7 @@ class Builder:
                     key = (segment.value, dy + segment.dy, dx + segment.dx)
                     taps[key] = taps[key] + full if key in taps else full
         return self.emit(
+            Convolution,
             out[1],
             frame,
             bias=None if bias is None else bias.detach().clone(),
@@ -297,7 +302,8 @@ class Builder:
             mask = mask.expand(-1, -1, channels).contiguous()
             index = torch.arange(mask.numel()).view(mask.shape)
             step = Step("multiply_condition", condition=Slot(self.constant(mask), index, per_image=False))
-            segment = segment._replace(value=self.emit(channels, base=segment.value, steps=(step,)).whole())
+            masked_value = self.emit(Pointwise, channels, base=segment.value, steps=(step,)).whole()
+            segment = segment._replace(value=masked_value)
         return segment
 
     def _shifted_value(self, value: int, dy: int, dx: int) -> int:
@@ -309,21 +315,12 @@ class Builder:
                 raise Unsupported(
                     "a map that is larger or smaller than the image varies by constants over pixels"
                 )
-            moved = {
-                v: self._shifted_value(v, dy, dx)
-                for v in (
-                    *([i.base] if i.base is not None else []),
-                    *(s.value for s in i.steps if s.value is not None),
-                )
-            }
-            result = self.emit(
-                i.channels,
-                bias=i.bias,
-                pick=i.pick,
-                base=moved.get(i.base),
-                taps=tuple(replace(tap, dy=tap.dy + dy, dx=tap.dx + dx) for tap in i.taps),
-                steps=tuple(replace(step, value=moved.get(step.value)) for step in i.steps),
+            copy = i.rewired(
+                operand=lambda operand: self._shifted_value(operand, dy, dx),
+                tap=lambda tap: replace(tap, dy=tap.dy + dy, dx=tap.dx + dx),
             )
+            result = self.space.allot(i.channels, self.space.grid)
+            self.instructions.append(replace(copy, out=len(self.instructions), name=self.where()))
             self._shifted[key] = self._marked_alike(value, result).whole()
         return self._shifted[key]
 
@@ -410,7 +407,8 @@ class Builder:
                 at[dim] = slice(index, index + 1)
             standard, back = self._standard(addresses[tuple(at)])
             value = self.gathered(ShadowMap(self.space, addresses=standard))
-            normed = self.emit(standard.shape[1], base=value, steps=(Step("layer_norm", eps, value=value),))
+            norm = Step("layer_norm", eps, value=value)
+            normed = self.emit(Pointwise, standard.shape[1], base=value, steps=(norm,))
             out[tuple(at)] = back(normed.addresses)
         return ShadowMap(self.space, addresses=out.view(x.addresses.shape))
 
@@ -431,13 +429,14 @@ class Builder:
     def made_by(self, kind: str, x: ShadowMap) -> dict[int, int] | None:
         """For all values that x is made of: what this one step, or part of a closing softmax, was taken of; None if
         some are made otherwise."""
-        values = {value: self.instructions[value] for value in self.space.values(x.addresses)}
-        made = all(
-            i.base not in (None, LEVELS)
-            and (self.closings.get(v) == kind or [step.kind for step in i.steps] == [kind])
-            for v, i in values.items()
-        )
-        return {value: i.base for value, i in values.items()} if made and bool(x.addresses.all()) else None
+        taken_of = {}
+        for value in self.space.values(x.addresses):
+            i = self.instructions[value]
+            steps = [step.kind for step in i.steps]
+            if not isinstance(i, Pointwise) or not (self.closings.get(value) == kind or steps == [kind]):
+                return None
+            taken_of[value] = i.base
+        return taken_of if bool(x.addresses.all()) else None
 
     def looked_up(self, x: ShadowMap, table: Tensor) -> ShadowMap:
         """Levels x of any shape as rows of ``table`` [levels, width] -> [..., width]."""
@@ -446,11 +445,16 @@ class Builder:
             raise Unsupported("it looks up something else than the image's levels")
         width = table.shape[1]
         channels = self.space.channels(0)
-        value = self.emit(channels * width, base=LEVELS, table=table.detach().to(self.dtype).clone()).whole()
+        own_table = table.detach().to(self.dtype).clone()
+        value = self.emit(FromLevels, channels * width, table=own_table).whole()
         image, channel, y, x_ = (part[..., None] for part in elements[1:])
         return ShadowMap(
             self.space, addresses=self.space.at(value, image, channel * width + torch.arange(width), y, x_)
         )
+
+
+def _no_operand(value: int) -> int:
+    raise AssertionError(f"value {value} is read by a step")
 
 
 def _is_one_per_channel(operand: Tensor, channels: int) -> bool:

@@ -34,7 +34,7 @@ from pixelcnn_fast.capture.shadow import ShadowMap
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Bernoulli, Head, resolved
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import Program
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ def capture(
         tracer.check_logits(output, head)
         head = resolved(head, output, tracer.shape)
         output = head.arranged(output, tracer.shape[1])
-    builder, result, levels, normalised = tracer.finish(output)
+    instructions, result, levels, normalised = tracer.finish(output)
     program = Program(
         tuple(tracer.shape[1:]),
         levels,
-        tuple(builder.instructions),
+        tuple(instructions),
         (result,),
         parameter.dtype,
         parameter.device,
         normalised,
     )
-    return program, Conditions(builder.calls), output, head
+    return program, Conditions(tracer.builder.calls), output, head
 
 
 @contextmanager
@@ -332,8 +332,8 @@ class Tracer(TorchFunctionMode):
                     "logits: say so by head=heads.Bernoulli(probabilities=True)"
                 )
 
-    def finish(self, output: Any) -> tuple[Builder, int, int, bool]:
-        """-> (builder, output value, levels, whether the model's output is their log-softmax)."""
+    def finish(self, output: Any) -> tuple[list[Instruction], int, int, bool]:
+        """-> (instructions, output value, levels, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
@@ -348,12 +348,10 @@ class Tracer(TorchFunctionMode):
             )
         logits, normalised = without_log_softmax(self.builder, mark.addresses.permute(0, 1, 4, 2, 3))
         result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))
-        check_no_softmax(self.builder, result)
-        if any(
-            result in i.reads() for i in self.builder.instructions
-        ):  # logits are not kept for others to read
-            result = self.builder.emit(self.builder.space.channels(result), base=result).whole()
-        return self.builder, result, shape[4], normalised
+        if any(read.value == result for i in self.builder.instructions for read in i.reads()):
+            # Logits are not kept for others to read.
+            result = self.builder.emit(Pointwise, self.builder.space.channels(result), base=result).whole()
+        return needed_instructions(self.builder, result), result, shape[4], normalised
 
 
 def _on_a_copy(func: Callable) -> Callable:
@@ -390,18 +388,21 @@ def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]
     return builder.space.moved(logits, taken_of), True
 
 
-def check_no_softmax(builder: Builder, result: int) -> None:
-    """Raises Unsupported if a value that ``result`` needs is a softmax."""
-    needed = {result}
+def needed_instructions(builder: Builder, result: int) -> list[Instruction]:
+    """Those that ``result`` needs, in their order. Raises Unsupported if one of them is a softmax."""
+    values, needed = {result}, []
     for i in reversed(builder.instructions):
-        if i.out in needed and i.out in builder.closings:
+        if i.out not in values:
+            continue
+        if i.out in builder.closings:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: only where it is the last call, over the levels, "
                 "has it a place in a program. If the model returns probabilities, say so: "
                 "head=heads.Categorical(levels, layout, probabilities=True)"
             )
-        if i.out in needed:
-            needed.update(i.reads())
+        values.update(read.value for read in i.reads())
+        needed.append(i)
+    return needed[::-1]
 
 
 def _sorted_rows(addresses: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, check_choice
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step
+from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
 
 class Model:
@@ -146,7 +146,7 @@ def _with_scaled_input(program: Program, low: float, high: float) -> Program:
     """The program reads levels; this model was run on what they are in low...high."""
 
     def scaled(i: Instruction) -> Instruction:
-        if i.base != LEVELS or i.table is not None:
+        if not isinstance(i, FromLevels) or i.table is not None:
             return i
         one = torch.ones(i.channels, dtype=program.dtype, device=program.device)
         step = Step("affine", scale=one * ((high - low) / (program.levels - 1)), shift=one * low)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Instruction, Program, Tap
+from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
 
 
 def compose(program: Program) -> Program:
@@ -18,32 +18,36 @@ def compose(program: Program) -> Program:
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):
         inner = instructions[value]
-        if not inner.is_sum or value in program.outputs:
+        if not isinstance(inner, Convolution) or not inner.is_sum or value in program.outputs:
             continue
-        readers = [i for i in instructions.values() if any(tap.source == value for tap in i.taps)]
+        readers = [
+            i
+            for i in instructions.values()
+            if isinstance(i, Convolution) and any(tap.source == value for tap in i.taps)
+        ]
         if _is_cheaper(inner, readers, instructions):
             for reader in readers:
                 instructions[reader.out] = _composed(inner, reader)
     return replace(program, instructions=tuple(instructions.values()))
 
 
-def _is_cheaper(inner: Instruction, readers: list[Instruction], program: dict[int, Instruction]) -> bool:
+def _is_cheaper(inner: Convolution, readers: list[Convolution], program: dict[int, Instruction]) -> bool:
     """Counts multiply-adds per pixel. False where a reader looks at another pixel."""
     offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
     if offsets != {(0, 0)}:
         return False
     depth, width = sum(len(tap.weight) for tap in inner.taps), sum(i.channels for i in readers)
-    stays = any(inner.out in i.reads()[len(i.taps) :] for i in program.values())
+    stays = any(read.value == inner.out for i in program.values() for read in i.operands())
     return depth * width < inner.channels * width + (0 if stays else depth * inner.channels)
 
 
-def _composed(inner: Instruction, reader: Instruction) -> Instruction:
+def _composed(inner: Convolution, reader: Convolution) -> Convolution:
     weights: dict[tuple[int, int, int], Tensor] = {}
     bias = reader.bias
 
     def add(source: int, dy: int, dx: int, weight: Tensor) -> None:
-        place = (source, dy, dx)
-        weights[place] = weights[place] + weight if place in weights else weight
+        key = (source, dy, dx)
+        weights[key] = weights[key] + weight if key in weights else weight
 
     for tap in reader.taps:
         if tap.source != inner.out:
@@ -55,5 +59,5 @@ def _composed(inner: Instruction, reader: Instruction) -> Instruction:
         if inner.bias is not None:
             shift = (inner.bias.double() @ tap.weight.double()).to(tap.weight.dtype)
             bias = shift if bias is None else bias + shift
-    taps = tuple(Tap(*place, weight) for place, weight in weights.items())
+    taps = tuple(Tap(*key, weight) for key, weight in weights.items())
     return replace(reader, taps=taps, bias=bias)

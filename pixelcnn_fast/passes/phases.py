@@ -1,72 +1,58 @@
-"""Splits the instructions of a program by when they can run."""
+"""Splits a program by when its instructions can run, and its taps into those of the row and of the pixel phase."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.passes.fuse import _without_unread
 from pixelcnn_fast.passes.split_channels import draws_needed
 from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Storage
-from pixelcnn_fast.program.program import LEVELS, Program, Tap
+from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 
 
 def computed_by_rows(program: Program) -> set[int]:
     """The values that can be computed for a whole row at once: from rows above, and from such values."""
     rows: set[int] = set()
     for i in program.instructions:
-        operands = i.reads()[len(i.taps) :]
-        if i.base != LEVELS and all(tap.dy < 0 or (tap.dy == 0 and tap.source in rows) for tap in i.taps):
-            if rows.issuperset(operands):
-                rows.add(i.out)
+        if isinstance(i, FromLevels):
+            continue
+        if all(read.dy < 0 or (read.dy == 0 and read.value in rows) for read in i.reads()):
+            rows.add(i.out)
     return rows
 
 
 def split_phases(program: Program) -> PhasedProgram:
     """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
-    program = _without_unread(_without_zeros(program))
     fields = receptive_fields(program)
     draws = len(program.outputs)
     row_values = computed_by_rows(program)
     instructions: list[PhasedInstruction] = []
     afters: dict[int, int] = {}
     for i in program.instructions:
-        for tap in i.taps:
-            if tap.dy > 0 or (tap.dy == 0 and tap.dx > 0 and tap.source not in row_values):
+        for read in i.reads():
+            if read.dy > 0 or (read.dy == 0 and read.dx > 0 and read.value not in row_values):
                 raise Unsupported(
-                    f"{i.name}: tap ({tap.dy:+d}, {tap.dx:+d}) reads ahead of the present pixel and a later layer "
+                    f"{i.name}: tap ({read.dy:+d}, {read.dx:+d}) reads ahead of the present pixel and a later layer "
                     "shifts it back; shift the input of this layer instead"
                 )
-        in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
         after = min(int(draws_needed(fields[i.out]).max()), draws)
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
-        here = [tap.source for tap in i.taps if (tap.dy, tap.dx) == (0, 0)] + i.reads()[len(i.taps) :]
+        here = [read.value for read in i.reads() if read.is_here]
         assert all(afters[value] <= after for value in here), f"{i.name} reads of its pixel what is drawn later"
         afters[i.out] = after
         if i.out in row_values:
             phase = Phase.ROW
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
-        instructions.append(
-            PhasedInstruction(
-                i.out,
-                i.channels,
-                i.name,
-                phase,
-                after,
-                row_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row]),
-                pixel_runs=_runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row]),
-                bias=i.bias,
-                base=i.base,
-                pick=i.pick,
-                table=i.table,
-                steps=i.steps,
-            )
-        )
+        if isinstance(i, Convolution):
+            instructions.append(_with_runs(i, phase, after, row_values))
+        else:
+            instructions.append(PhasedInstruction(i, phase, after))
     return PhasedProgram(
         program.shape,
         program.levels,
@@ -78,34 +64,44 @@ def split_phases(program: Program) -> PhasedProgram:
     )
 
 
-def _without_zeros(program: Program) -> Program:
-    """Weights that were scaled by zero read nothing."""
-    instructions = (
-        replace(i, taps=tuple(tap for tap in i.taps if bool(tap.weight.any()))) for i in program.instructions
-    )
-    return replace(program, instructions=tuple(instructions))
+def _with_runs(i: Convolution, phase: Phase, after: int, row_values: set[int]) -> PhasedInstruction:
+    views: dict[int, Tap] = {}
+    in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
+    row_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row], views)
+    pixel_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row], views)
+    taps = tuple(views[id(tap)] for tap in i.taps)
+    return PhasedInstruction(replace(i, taps=taps), phase, after, row_runs, pixel_runs)
 
 
-def _runs(taps: list[Tap]) -> tuple[Run, ...]:
-    runs: list[Run] = []
+def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
+    """Taps as runs; ``views`` gets each tap, by its id, with a view of the run's weight in place of its own."""
+    groups: list[list[Tap]] = []
     for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx)):
-        last = runs[-1] if runs else None
-        if last is not None and (last.source, last.dy, last.dx + last.width) == (tap.source, tap.dy, tap.dx):
-            runs[-1] = replace(last, width=last.width + 1, weight=torch.cat([last.weight, tap.weight]))
+        last = groups[-1][-1] if groups else None
+        if last is not None and (last.source, last.dy, last.dx + 1) == (tap.source, tap.dy, tap.dx):
+            groups[-1].append(tap)
         else:
-            runs.append(Run(tap.source, tap.dy, tap.dx, 1, tap.weight))
-    return tuple(runs)
+            groups.append([tap])
+    return tuple(_run(group, views) for group in groups)
+
+
+def _run(taps: Sequence[Tap], views: dict[int, Tap]) -> Run:
+    first = taps[0]
+    weight = torch.cat([tap.weight for tap in taps]) if len(taps) > 1 else first.weight
+    for tap, rows in zip(taps, weight.chunk(len(taps)), strict=True):
+        views[id(tap)] = replace(tap, weight=rows)
+    return Run(first.source, first.dy, first.dx, len(taps), weight)
 
 
 def _storage(program: Program) -> dict[int, Storage]:
-    taps = [tap for i in program.instructions for tap in i.taps]
+    reads = [read for i in program.instructions for read in i.reads()]
     storage = {}
     for i in program.instructions:
-        reads = [tap for tap in taps if tap.source == i.out]
+        mine = [read for read in reads if read.value == i.out]
         storage[i.out] = Storage(
             i.channels,
-            rows=1 + max((-tap.dy for tap in reads), default=0),
-            pad_left=max((-tap.dx for tap in reads if tap.dx < 0), default=0),
-            pad_right=max((tap.dx for tap in reads if tap.dx > 0), default=0),
+            rows=1 + max((-read.dy for read in mine), default=0),
+            pad_left=max((-read.dx for read in mine if read.dx < 0), default=0),
+            pad_right=max((read.dx for read in mine if read.dx > 0), default=0),
         )
     return storage

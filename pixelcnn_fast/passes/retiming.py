@@ -13,14 +13,15 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.phases import computed_by_rows
-from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step, Tap
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step, Tap
 
 
 def without_reading_ahead(program: Program) -> Program:
     """The same causal program, with taps only on rows above, or on the present row up to the present pixel, or on any
     pixel of the present row of what sees only rows above. Raises Unsupported where that can't be had."""
     shifter = _Shifter(program)
-    in_time = all(shifter.in_time(tap.source, tap.dy, tap.dx) for i in program.instructions for tap in i.taps)
+    reads = [read for i in program.instructions for read in i.reads()]
+    in_time = all(shifter.in_time(read.value, read.dy, read.dx) for read in reads)
     return program if in_time else shifter.shifted_program()
 
 
@@ -34,9 +35,8 @@ class _Shifter:
         for i in program.instructions:
             if not self._is_computable(i.out, 0, 0):
                 self.late.add(i.out)
-            below = [tap.dy + self._up[tap.source] for tap in i.taps]
-            below += [self._up[value] for value in i.reads()[len(i.taps) :]]
-            self._up[i.out] = 1 if i.base == LEVELS else max(0, *below) if below else 0
+            below = [read.dy + self._up[read.value] for read in i.reads()]
+            self._up[i.out] = 1 if isinstance(i, FromLevels) else max(0, *below) if below else 0
         self._out: list[Instruction] = []
         self._made: dict[tuple[int, int, int], int] = {}
         self._insides: dict[tuple[int, int, int], int] = {}
@@ -50,15 +50,13 @@ class _Shifter:
         key = (value, dy, dx)
         if key not in self._computable:
             i = self._producer[value]
-            if (dy, dx) != (0, 0) and i.base != LEVELS and self.in_time(*key):
-                self._computable[key] = True
-            elif i.base == LEVELS:
+            if isinstance(i, FromLevels):
                 self._computable[key] = (dy, dx) <= (0, 0)
+            elif (dy, dx) != (0, 0) and self.in_time(*key):
+                self._computable[key] = True
             else:
-                self._computable[key] = (
-                    dy <= 0
-                    and all(self._is_computable(tap.source, tap.dy + dy, tap.dx + dx) for tap in i.taps)
-                    and all(self._is_computable(operand, dy, dx) for operand in i.reads()[len(i.taps) :])
+                self._computable[key] = dy <= 0 and all(
+                    self._is_computable(read.value, read.dy + dy, read.dx + dx) for read in i.reads()
                 )
         return self._computable[key]
 
@@ -83,26 +81,27 @@ class _Shifter:
             self.in_time(i.out, dy, dx) or self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
         ):
             identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
-            return self._emit(Instruction(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
-        if moved and i.base == LEVELS:
+            return self._emit(Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
+        if moved and isinstance(i, FromLevels):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         if moved and any(s.condition is not None and s.condition.varies_over_pixels for s in i.steps):
             raise Unsupported(
                 f"{i.name}: it reads ahead of the present pixel, a later layer shifts it back, and it meets a map that "
                 "varies over pixels; shift the input of this layer instead"
             )
-        taps = tuple(self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight) for tap in i.taps)
-        base = i.base if i.base in (None, LEVELS) else self._at(i.base, dy, dx)
-        steps = tuple(s if s.value is None else replace(s, value=self._at(s.value, dy, dx)) for s in i.steps)
-        if moved and any(
-            s.kind == "power" and s.alpha < 0 for s in steps
-        ):  # of the zeros outside it would be infinite
-            steps = (Step("add", value=self._outside(i.channels, dy, dx)), *steps)
-        out = self._emit(replace(i, taps=taps, base=base, steps=steps))
+        there = i.rewired(
+            operand=lambda value: self._at(value, dy, dx),
+            tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
+        )
+        if moved and any(s.kind == "power" and s.alpha < 0 for s in i.steps):
+            # Of the zeros outside the grid it would be infinite.
+            ones_outside = Step("add", value=self._outside(i.channels, dy, dx))
+            there = replace(there, steps=(ones_outside, *there.steps))
+        out = self._emit(there)
         if not moved:
             return out
         inside = Step("multiply", value=self._inside(i.channels, dy, dx))
-        return self._emit(Instruction(0, i.channels, i.name, base=out, steps=(inside,)))
+        return self._emit(Pointwise(0, i.channels, i.name, base=out, steps=(inside,)))
 
     def _below(self, value: int, dy: int) -> bool:
         """Whether a late value is read from so far below that it then sees only rows above."""
@@ -120,17 +119,16 @@ class _Shifter:
         """The opposite of inside."""
         inside = self._inside(channels, dy, dx)
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
-        return self._emit(
-            Instruction(0, channels, "outside", base=inside, steps=(Step("affine", scale=-ones, shift=ones),))
-        )
+        opposite = Step("affine", scale=-ones, shift=ones)
+        return self._emit(Pointwise(0, channels, "outside", base=inside, steps=(opposite,)))
 
     def _inside(self, channels: int, dy: int, dx: int) -> int:
         """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""
         key = (channels, dy, dx)
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
-            whole = self._emit(Instruction(0, 1, "inside", bias=ones[0, :1]))
+            whole = self._emit(Convolution(0, 1, "inside", bias=ones[0, :1]))
             self._insides[key] = self._emit(
-                Instruction(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
+                Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
             )
         return self._insides[key]

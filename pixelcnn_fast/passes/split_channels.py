@@ -1,9 +1,9 @@
-"""Values cut into pieces: channels that are computed at different times, or read apart, become values of their own.
+"""Splits values: channels that are computed at different times, or read apart, become values of their own.
 
-Two things cut a value. Its channels may differ in how many channels of their pixel must be drawn first: where some
+Two things split a value. Its channels may differ in how many channels of their pixel must be drawn first: where some
 logits see other channels of their own pixel, or where some channels see nothing of it but others do. And where a step
 reads some channels of a value (a gate reads both halves of a convolution), the halves are only alike channel by
-channel when each is a value. Cuts spread along steps, since a step works channel by channel; a convolution reads and
+channel when each is a value. Splits spread along steps, since a step works channel by channel; a convolution reads and
 gives any pieces, by rows and columns of its weights.
 """
 
@@ -14,47 +14,49 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.fields import Field, output_field
-from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Tap
+from pixelcnn_fast.program.fields import Field, output_field, receptive_fields
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
 
 
-def orders_channels(program: Program, fields: dict[int, Field]) -> bool:
-    """Whether some logits see channels of their own pixel."""
-    seen = output_field(program, fields)
-    return bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())
-
-
-def cut(program: Program, fields: dict[int, Field]) -> Program:
+def split_channels(program: Program) -> Program:
     """The same program in which every step reads whole values, and the channels of one value can be computed
-    together. Logits that need draws of their own pixel are one output per image channel. fields: of its values."""
-    ordered = orders_channels(program, fields)
+    together. Logits that need draws of their own pixel are one output per image channel."""
+    ordered = orders_channels(program)
     most = program.shape[0] if ordered else 1  # draws of a pixel
-    draws = {value: draws_needed(field).clamp_max(most) for value, field in fields.items()}
+    fields = receptive_fields(program)
+    draws = {i.out: draws_needed(fields[i.out]).clamp_max(most) for i in program.instructions}
     alike = all(len(needed.unique()) == 1 for needed in draws.values())
-    if not ordered and alike and all(i.pick is None for i in program.instructions):
+    picks = any(pick is not None for i in program.instructions for _, pick in i.channelwise())
+    if not ordered and alike and not picks:
         return program
-    return _Cutter(program, _labels(program, draws, ordered), ordered).cut()
+    return _Splitter(program, _labels(program, draws, ordered), ordered).split()
+
+
+def orders_channels(program: Program) -> bool:
+    """Whether some logits see channels of their own pixel."""
+    seen = output_field(program)
+    return bool(seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].any())
 
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
     """Value -> [channels]: channels with one label make a piece. draws: how many each channel needs."""
-    labels = {i.out: draws[i.out] for i in program.instructions}
+    labels = dict(draws)
     if ordered:
         for output in program.outputs:
             labels[output] = torch.arange(len(labels[output])) // program.levels
-    pointwise = [i for i in program.instructions if i.base is not None and i.base != LEVELS]
     changed = True
     while changed:
         changed = False
-        for i in pointwise:
-            operands = [step.value for step in i.steps if step.value is not None and step.kind != "layer_norm"]
-            base = labels[i.base]
-            picked = base if i.pick is None else base[i.pick]
-            aligned = torch.stack([picked, labels[i.out], *(labels[v] for v in operands)])
+        for i in program.instructions:
+            read = [(value, slice(None) if pick is None else pick) for value, pick in i.channelwise()]
+            if not read:
+                continue
+            together = [read[0], (i.out, slice(None)), *read[1:]]
+            aligned = torch.stack([labels[value][pick] for value, pick in together])
             _, joint = torch.unique(aligned, dim=1, return_inverse=True)
-            new_base = base + int(joint.max()) + 1  # channels that are not picked keep to themselves
-            new_base[slice(None) if i.pick is None else i.pick] = joint
-            for value, label in [(i.base, new_base), *((v, joint) for v in (i.out, *operands))]:
+            for value, pick in together:
+                label = labels[value] + int(joint.max()) + 1  # channels that are not picked keep to themselves
+                label[pick] = joint
                 changed |= len(label.unique()) > len(labels[value].unique())
                 labels[value] = label
     return labels
@@ -66,7 +68,7 @@ def draws_needed(field: Field) -> Tensor:
     return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
 
 
-class _Cutter:
+class _Splitter:
     def __init__(self, program: Program, labels: dict[int, Tensor], ordered: bool) -> None:
         self._program, self._ordered = program, ordered
         self._channels = {
@@ -76,9 +78,9 @@ class _Cutter:
         self._pieces: dict[int, list[int]] = {}  # value -> the new values that are its pieces
         self._out: list[Instruction] = []
 
-    def cut(self) -> Program:
+    def split(self) -> Program:
         for i in self._program.instructions:
-            if i.base == LEVELS and not self._is_cut_between_image_channels(i):
+            if isinstance(i, FromLevels) and not self._is_split_between_image_channels(i):
                 self._pieces[i.out] = self._parts_of_input(i)
             else:
                 self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
@@ -90,31 +92,15 @@ class _Cutter:
         ]
         return replace(self._program, instructions=tuple(self._out), outputs=tuple(outputs))
 
-    def _emit(self, i: Instruction, **changes) -> int:
-        self._out.append(replace(i, out=len(self._out), **changes))
+    def _emit(self, i: Instruction) -> int:
+        self._out.append(replace(i, out=len(self._out)))
         return len(self._out) - 1
 
     def _piece(self, i: Instruction, channels: Tensor) -> int:
-        steps = []
-        for step in i.steps:
-            step = step.picked(channels)
-            if step.kind == "layer_norm":
-                channels_of = torch.cat(self._channels[step.value]).sort().values
-                step = replace(step, value=self._joined(step.value, channels_of))
-            elif step.value is not None:
-                step = replace(step, value=self._piece_with(step.value, channels))
-            steps.append(step)
-        changes: dict = dict(channels=len(channels), pick=None, steps=tuple(steps))
-        if i.base == LEVELS:
-            width = 1 if i.table is None else i.table.shape[1]
-            drawn = channels[::width] // width
-            changes["pick"] = drawn if i.pick is None else i.pick[drawn]
-        elif i.base is not None:
-            changes["base"] = self._piece_with(i.base, channels if i.pick is None else i.pick[channels])
-        else:
-            changes["bias"] = None if i.bias is None else i.bias[channels]
-            changes["taps"] = tuple(self._taps(i.taps, channels))
-        return self._emit(i, **changes)
+        piece = i.picked(channels, self._piece_with, self._whole)
+        if isinstance(piece, Convolution):
+            piece = replace(piece, taps=tuple(self._taps(piece.taps)))
+        return self._emit(piece)
 
     def _piece_with(self, value: int, channels: Tensor) -> int:
         """The piece that is exactly these channels."""
@@ -123,18 +109,20 @@ class _Cutter:
                 return piece
         raise AssertionError(f"no piece of value {value} has channels {channels.tolist()}")
 
-    def _taps(self, taps: tuple[Tap, ...], columns: Tensor) -> list[Tap]:
+    def _whole(self, value: int) -> int:
+        return self._joined(value, torch.cat(self._channels[value]).sort().values)
+
+    def _taps(self, taps: tuple[Tap, ...]) -> list[Tap]:
         result = []
-        device = self._program.device
         for tap in taps:
             for piece, rows in zip(self._pieces[tap.source], self._channels[tap.source], strict=True):
-                weight = tap.weight.index_select(0, rows.to(device)).index_select(1, columns.to(device))
+                weight = tap.weight.index_select(0, rows.to(tap.weight.device))
                 if bool(weight.any()):
                     result.append(Tap(piece, tap.dy, tap.dx, weight))
         return result
 
     def _joined(self, value: int, channels: Tensor) -> int:
-        """A value of these channels, put together again where they were cut."""
+        """A value of these channels, put together again where they were split."""
         pieces = list(zip(self._pieces[value], self._channels[value], strict=True))
         for piece, rows in pieces:
             if torch.equal(rows, channels):
@@ -148,20 +136,19 @@ class _Cutter:
             weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
             if bool(weight.any()):
                 taps.append(Tap(piece, 0, 0, weight))
-        return self._emit(Instruction(0, len(channels), name, taps=tuple(taps)))
+        return self._emit(Convolution(0, len(channels), name, taps=tuple(taps)))
 
     # -- what levels are turned into
 
-    def _is_cut_between_image_channels(self, i: Instruction) -> bool:
-        width = i.channels // (self._program.shape[0] if i.pick is None else len(i.pick))
+    def _is_split_between_image_channels(self, i: FromLevels) -> bool:
         return all(
-            len(rows) % width == 0 and torch.equal(rows, torch.arange(len(rows)) + rows[0] // width * width)
+            len(rows) % i.width == 0
+            and torch.equal(rows, torch.arange(len(rows)) + rows[0] // i.width * i.width)
             for rows in self._channels[i.out]
         )
 
-    def _parts_of_input(self, i: Instruction) -> list[int]:
+    def _parts_of_input(self, i: FromLevels) -> list[int]:
         """Pieces of an input that is made for whole image channels: for those that are drawn together."""
-        width = i.channels // self._program.shape[0]
-        together = torch.arange(i.channels).split(width if self._ordered else i.channels)
+        together = torch.arange(i.channels).split(i.width if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
         return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]

@@ -46,6 +46,4 @@ def _reads(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
         for runs in (i.row_runs, i.pixel_runs)
         for run in runs
     ]
-    here = [step.value for step in i.steps if step.value is not None]
-    here += [i.base] if i.base is not None and i.base >= 0 else []
-    return taps + [(value, 0, 0, False) for value in here]
+    return taps + [(read.value, read.dy, read.dx, False) for read in i.instruction.operands()]

@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pixelcnn_fast.errors import NotCausal
-from pixelcnn_fast.program.fields import Field, output_field, receptive_fields
-from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Tap
+from pixelcnn_fast.program.fields import output_field, receptive_fields
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
 
 
-def check_causal(program: Program) -> dict[int, Field]:
-    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one.
-
-    -> The fields of all values.
-    """
-    fields = receptive_fields(program)
-    why = why_not_causal(program, fields)
+def check_causal(program: Program) -> None:
+    """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
+    why = why_not_causal(program)
     if why is not None:
         raise NotCausal(why)
-    return fields
 
 
-def why_not_causal(program: Program, fields: dict[int, Field]) -> str | None:
+def why_not_causal(program: Program) -> str | None:
     """What the output sees that it must not, and through which layer and tap; None for a causal program."""
     _, height, width = program.shape
-    seen = output_field(program, fields)
+    seen = output_field(program)
     later = torch.zeros(seen.shape[2:], dtype=torch.bool)
     later.view(-1)[later.numel() // 2 + 1 :] = True
     ahead = (seen & later).nonzero().tolist()
     present = (
         seen[:, :, height - 1, width - 1].triu().nonzero().tolist()
-    )  # [channel of the output, channel seen]
+    )  # (channel of the output, channel seen)
     if ahead:
-        channel, other, y, x = min(ahead, key=lambda place: place[2:])
-        return blame(program, fields, channel, other, y - height + 1, x - width + 1)
-    return blame(program, fields, *present[0], 0, 0) if present else None
+        channel, other, y, x = min(ahead, key=lambda found: found[2:])
+        return blame(program, channel, other, y - height + 1, x - width + 1)
+    return blame(program, *present[0], 0, 0) if present else None
 
 
-def blame(program: Program, fields: dict[int, Field], channel: int, seen: int, dy: int, dx: int) -> str:
+def blame(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
     """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
 
     To blame is, on the path from there to the output, the tap that looks furthest ahead (the first of several), else
     the first of a layer that has other taps than the present pixel's, and should be masked, else the first of all.
     """
-    path = list(reversed(_path(program, fields, channel, seen, dy, dx)))
+    fields = receptive_fields(program)
+    path = list(reversed(_path(program, channel, seen, dy, dx)))
     ahead = sorted((s for s in path if _is_ahead(s[1])), key=lambda s: (-s[1].dy, -s[1].dx))
     spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
     if not path:
@@ -70,19 +67,27 @@ def _is_ahead(tap: Tap) -> bool:
     return (tap.dy, tap.dx) > (0, 0)
 
 
-def _path(
-    program: Program, fields: dict[int, Field], channel: int, seen: int, dy: int, dx: int
-) -> list[tuple[Instruction, Tap]]:
+def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Convolution, Tap]]:
     """The taps of one path, from the output down to the levels; it looks ahead as late as possible."""
-    producer = program.producer()
+    fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
 
-    def sees(value: int, dy: int, dx: int) -> torch.Tensor:
+    def sees(value: int, dy: int, dx: int) -> Tensor:
         """Which channels of the value see it: bool [channels]."""
         field = fields[value]
         if abs(dy) >= height or abs(dx) >= width:
             return torch.zeros(len(field.group), dtype=torch.bool)
         return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
+
+    def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[int, int, Tap | None]:
+        """(value, its channel, the tap that reads it): one thing that channel ``at`` reads and that sees the pixel."""
+        connections = i.connections(lambda value: len(fields[value].group))
+        for connection in sorted(connections, key=lambda c: c.tap is not None and _is_ahead(c.tap)):
+            read = connection.read
+            found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
+            if found.any():
+                return read.value, int(found.int().argmax()), connection.tap
+        raise AssertionError("a field tells more than its parts")
 
     first = channel * program.levels
     for value in program.outputs:
@@ -91,31 +96,11 @@ def _path(
             break
         first -= channels
     at = first + int(sees(value, dy, dx)[first : first + program.levels].int().argmax())
-    path: list[tuple[Instruction, Tap]] = []
-    while (i := producer[value]).base != LEVELS:
-        value, at, tap = _step(i, at, dy, dx, sees)
+    path: list[tuple[Convolution, Tap]] = []
+    while not isinstance(i := producer[value], FromLevels):
+        value, at, tap = step_down(i, at, dy, dx)
         if tap is not None:
+            assert isinstance(i, Convolution)
             path.append((i, tap))
             dy, dx = dy - tap.dy, dx - tap.dx
     return path
-
-
-def _step(i: Instruction, at: int, dy: int, dx: int, sees) -> tuple[int, int, Tap | None]:
-    """(value, its channel, the tap that reads it): one thing that channel ``at`` of an instruction reads and that
-    sees the pixel at (dy, dx)."""
-    for tap in sorted(i.taps, key=_is_ahead):
-        found = (tap.weight[:, at] != 0).cpu() & sees(tap.source, dy - tap.dy, dx - tap.dx)
-        if found.any():
-            return tap.source, int(found.int().argmax()), tap
-    if i.base is not None:
-        below = at if i.pick is None else int(i.pick[at])
-        if sees(i.base, dy, dx)[below]:
-            return i.base, below, None
-    for step in i.steps:
-        if step.value is not None:
-            found = sees(step.value, dy, dx)
-            if step.kind == "layer_norm" and found.any():
-                return step.value, int(found.int().argmax()), None
-            if step.kind != "layer_norm" and found[at]:
-                return step.value, at, None
-    raise AssertionError("a field tells more than its parts")

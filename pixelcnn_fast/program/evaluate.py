@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import LEVELS, Program, Slot, apply_steps, from_levels
+from pixelcnn_fast.program.program import Program, Read, Slot, apply_steps
 
 
 def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tensor]) -> Tensor:
@@ -16,32 +16,41 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tenso
     levels: integers [N, C, H, W]; condition: slot -> [N, channels] or [N, H, W, channels]
     -> logits [N, C, H, W, L].
     """
-    values: dict[int, Tensor] = {}
-    n, (c, height, width) = levels.shape[0], program.shape
+    grid = _Grid(program, levels)
 
     def operand(slot: Slot) -> Tensor:
         return condition(slot) if slot.varies_over_pixels else condition(slot)[:, None, None]
 
-    for instruction in program.instructions:
-        if instruction.base == LEVELS:
-            x = from_levels(instruction, levels.permute(0, 2, 3, 1), program.dtype)
-        elif instruction.base is not None:
-            x = values[instruction.base]
-            x = x if instruction.pick is None else x[..., instruction.pick]
-        else:
-            x = levels.new_zeros((n, height, width, instruction.channels), dtype=program.dtype)
-            if instruction.bias is not None:
-                x = x + instruction.bias
-            for tap in instruction.taps:
-                x = x + shifted(values[tap.source], tap.dy, tap.dx) @ tap.weight
-        values[instruction.out] = apply_steps(x, instruction.steps, values.__getitem__, operand)
-    logits = torch.cat([values[output] for output in program.outputs], -1)
-    logits = logits.view(n, height, width, c, program.levels).permute(0, 3, 1, 2, 4)
+    for i in program.instructions:
+        x = i.start(grid)
+        grid.values[i.out] = apply_steps(x, i.steps, grid.values.__getitem__, operand)
+    logits = torch.cat([grid.values[output] for output in program.outputs], -1)
+    logits = logits.unflatten(-1, (program.shape[0], program.levels)).permute(0, 3, 1, 2, 4)
     return logits.log_softmax(-1) if program.normalised else logits
+
+
+class _Grid:
+    """Surroundings of all pixels at once: [N, H, W, channels]."""
+
+    def __init__(self, program: Program, levels: Tensor) -> None:
+        self.dtype, self._levels = program.dtype, levels
+        self.values: dict[int, Tensor] = {}
+
+    def value(self, read: Read) -> Tensor:
+        return shifted(self.values[read.value], read.dy, read.dx)
+
+    def image(self) -> Tensor:
+        return self._levels.permute(0, 2, 3, 1)
+
+    def zeros(self, channels: int) -> Tensor:
+        n, _, height, width = self._levels.shape
+        return self._levels.new_zeros((n, height, width, channels), dtype=self.dtype)
 
 
 def shifted(x: Tensor, dy: int, dx: int) -> Tensor:
     """x: [N, H, W, C] read at (row + dy, column + dx), zero outside -> [N, H, W, C]."""
+    if (dy, dx) == (0, 0):
+        return x
     height, width = x.shape[1:3]
     out = torch.zeros_like(x)
     rows, columns = max(height - abs(dy), 0), max(width - abs(dx), 0)

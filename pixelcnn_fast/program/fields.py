@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import LEVELS, Program
+from pixelcnn_fast.program.program import Program
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,32 @@ class Field:
         return not bool(self.seen[:, :, self.seen.shape[2] // 2 :].any())
 
 
+_known: WeakKeyDictionary[Program, dict[int, Field]] = WeakKeyDictionary()
+
+
 def receptive_fields(program: Program) -> dict[int, Field]:
-    """The field of every value."""
+    """The field of every value; computed once for each program."""
+    if program not in _known:
+        _known[program] = _computed(program)
+    return _known[program]
+
+
+def _computed(program: Program) -> dict[int, Field]:
     c, height, width = program.shape
     fields: dict[int, Field] = {}
     for i in program.instructions:
         # Each channel sees the union of some parts: reads[channel, part] tells which.
         parts: list[Tensor] = []
         reads: list[Tensor] = []
-        if i.base == LEVELS:
+        if (levels := i.levels_seen(c)) is not None:
             own = torch.zeros(c, c, 2 * height - 1, 2 * width - 1, dtype=torch.bool)
             own[range(c), range(c), height - 1, width - 1] = True
-            of_channel = torch.arange(c) if i.pick is None else i.pick
             parts.append(own)
-            reads.append(_one_hot(of_channel.repeat_interleave(i.channels // len(of_channel)), c))
-        elif i.base is not None:
-            field = fields[i.base]
-            parts.append(field.seen)
-            reads.append(_one_hot(field.group if i.pick is None else field.group[i.pick], len(field.seen)))
-        for tap in i.taps:
-            field = fields[tap.source]
-            parts.append(_shift(field.seen, tap.dy, tap.dx))
-            live = (tap.weight != 0).to("cpu", torch.float32)
-            reads.append(live.T @ _one_hot(field.group, len(field.seen)).float() > 0)
-        for step in i.steps:
-            if step.value is not None:
-                field = fields[step.value]
-                parts.append(field.seen)
-                group = _one_hot(field.group, len(field.seen))
-                reads.append(group.any(0).expand(i.channels, -1) if step.kind == "layer_norm" else group)
+            reads.append(levels)
+        for connection in i.connections(lambda value: len(fields[value].group)):
+            field, read = fields[connection.read.value], connection.read
+            parts.append(_shift(field.seen, read.dy, read.dx))
+            reads.append(connection.channels.float() @ _one_hot(field.group, len(field.seen)).float() > 0)
         fields[i.out] = _united(parts, reads, i.channels, (c, 2 * height - 1, 2 * width - 1))
     return fields
 
@@ -97,8 +95,9 @@ def _shift(seen: Tensor, dy: int, dx: int) -> Tensor:
     return out
 
 
-def output_field(program: Program, fields: dict[int, Field]) -> Tensor:
+def output_field(program: Program) -> Tensor:
     """What the logits of each image channel see: [image channels, image channels seen, 2H - 1, 2W - 1]."""
     c, height, width = program.shape
+    fields = receptive_fields(program)
     seen = torch.cat([fields[output].of_channels() for output in program.outputs])
     return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)

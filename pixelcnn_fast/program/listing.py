@@ -1,9 +1,8 @@
-"""A phased program as a listing for people, with what it costs."""
+"""What a phased program costs, as a listing for people."""
 
 from __future__ import annotations
 
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import LEVELS
+from pixelcnn_fast.program.phased import PhasedProgram
 
 
 class ProgramListing:
@@ -26,56 +25,13 @@ class ProgramListing:
         self.workspace_bytes = (stored + partial) * program.dtype.itemsize
 
     def __str__(self) -> str:
-        c, height, width = self._program.shape
-        lines = [
-            f"causal program for {c}x{height}x{width} images of {self._program.levels} levels, "
-            f"{str(self._program.dtype).removeprefix('torch.')}, {len(self._program.instructions)} instructions",
+        title, *lines = str(self._program).split("\n")
+        costs = [
             f"  {self.weight_bytes / 1e6:.2f} MB of weights, "
             f"{self.workspace_bytes / 1e6:.2f} MB of workspace per image",
             f"  per pixel: {self.row_flops / 1e6:.3f} MFLOP in the row phase, "
             f"{self.pixel_flops / 1e6:.3f} MFLOP in the pixel phase",
         ]
-        front = self._program.wavefront
-        if front is not None:
-            lines.append(f"  wavefront: a row can start {front.lag} columns behind the row above")
-        meaning = {
-            Phase.ROW: "row phase: a whole row at once",
-            Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",
-            Phase.DRAWN: "after the pixel is drawn",
-        }
-        draws = len(self._program.outputs)
-        for phase in Phase:
-            for after in range(draws + 1):
-                instructions = [i for i in self._program.in_phase(phase) if i.after == after]
-                if instructions:
-                    title = (
-                        meaning[phase]
-                        if after == 0 or phase is Phase.DRAWN
-                        else f"after draw {after} of {draws}"
-                    )
-                    lines += ["", title, *map(self._line, instructions)]
-        return "\n".join(lines)
+        return "\n".join([title, *costs, *lines])
 
     __repr__ = __str__
-
-    def _line(self, i: PhasedInstruction) -> str:
-        if i.base == LEVELS:
-            channels = i.reads_levels(self._program.shape[0])
-            reads = ["levels" if i.pick is None else f"levels of channel {', '.join(map(str, channels))}"]
-        elif i.base is not None:
-            reads = [f"%{i.base}"]
-        else:
-            reads = [f"row {_taps(run)}" for run in i.row_runs] + [
-                f"pixel {_taps(run)}" for run in i.pixel_runs
-            ]
-        storage = self._program.storage[i.out]
-        kept = (
-            "" if i.out in self._program.outputs else f"  (keeps {storage.rows} row{'s' * (storage.rows > 1)})"
-        )
-        steps = "".join(f" | {step}" for step in i.steps)
-        return f"  %{i.out:<4} {i.name:<24} {i.channels:>5} ch = {' + '.join(reads) or 'bias'}{steps}{kept}"
-
-
-def _taps(run: Run) -> str:
-    columns = f"{run.dx:+d}" if run.width == 1 else f"{run.dx:+d}..{run.dx + run.width - 1:+d}"
-    return f"%{run.source}({run.dy:+d}, {columns})"

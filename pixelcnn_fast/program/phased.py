@@ -8,13 +8,20 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Slot, Step, slots_of
+from pixelcnn_fast.program.program import Instruction, Slot, slots_of
 
 
 class Phase(Enum):
     ROW = "row"  # sees only rows above: a whole row at once
     PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
     DRAWN = "drawn"  # after all of the pixel's levels are drawn
+
+
+HEADINGS = {
+    Phase.ROW: "row phase: a whole row at once",
+    Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",
+    Phase.DRAWN: "after the pixel is drawn",
+}
 
 
 @dataclass(frozen=True)
@@ -28,31 +35,35 @@ class Run:
     width: int
     weight: Tensor
 
+    def __str__(self) -> str:
+        columns = f"{self.dx:+d}" if self.width == 1 else f"{self.dx:+d}..{self.dx + self.width - 1:+d}"
+        return f"%{self.source}({self.dy:+d}, {columns})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class PhasedInstruction:
-    """out = steps(bias + row runs + pixel runs), or steps(base). Row runs are summed for a whole row beforehand.
+    """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
 
-    after: how many draws of the pixel come before. With base LEVELS, ``pick`` are the image channels it reads, and
-    ``table`` is as in ``Instruction``.
+    after: how many draws of the pixel come before. Row runs are summed for a whole row beforehand.
     """
 
-    out: int
-    channels: int
-    name: str
+    instruction: Instruction
     phase: Phase
     after: int
-    row_runs: tuple[Run, ...]
-    pixel_runs: tuple[Run, ...]
-    bias: Tensor | None
-    base: int | None
-    pick: Tensor | None
-    table: Tensor | None
-    steps: tuple[Step, ...]
+    row_runs: tuple[Run, ...] = ()
+    pixel_runs: tuple[Run, ...] = ()
 
-    def reads_levels(self, image_channels: int) -> list[int]:
-        """The image channels that an input instruction reads."""
-        return list(range(image_channels)) if self.pick is None else self.pick.tolist()
+    @property
+    def out(self) -> int:
+        return self.instruction.out
+
+    @property
+    def channels(self) -> int:
+        return self.instruction.channels
+
+    @property
+    def name(self) -> str:
+        return self.instruction.name
 
 
 @dataclass(frozen=True)
@@ -104,4 +115,30 @@ class PhasedProgram:
 
     @property
     def slots(self) -> list[Slot]:
-        return slots_of(self.instructions)
+        return slots_of(i.instruction for i in self.instructions)
+
+    def __str__(self) -> str:
+        c, height, width = self.shape
+        lines = [
+            f"causal program for {c}x{height}x{width} images of {self.levels} levels, "
+            f"{str(self.dtype).removeprefix('torch.')}, {len(self.instructions)} instructions"
+        ]
+        if self.wavefront is not None:
+            lines.append(f"  wavefront: a row can start {self.wavefront.lag} columns behind the row above")
+        for phase in Phase:
+            for after in range(len(self.outputs) + 1):
+                instructions = [i for i in self.in_phase(phase) if i.after == after]
+                if instructions:
+                    lines += ["", self._heading(phase, after), *map(self._line, instructions)]
+        return "\n".join(lines)
+
+    def _heading(self, phase: Phase, after: int) -> str:
+        if after and phase is not Phase.DRAWN:
+            return f"after draw {after} of {len(self.outputs)}"
+        return HEADINGS[phase]
+
+    def _line(self, i: PhasedInstruction) -> str:
+        runs = [f"row {run}" for run in i.row_runs] + [f"pixel {run}" for run in i.pixel_runs]
+        rows = self.storage[i.out].rows
+        kept = "" if i.out in self.outputs else f"  (keeps {rows} row{'s' * (rows > 1)})"
+        return f"  {i.instruction.line(runs or i.instruction.sources())}{kept}"

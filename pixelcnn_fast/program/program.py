@@ -1,20 +1,26 @@
 """The causal program: what a captured model becomes.
 
-A program is a list of instructions on feature maps ("values") of one grid. An instruction sums taps, or takes a
-value as it stands, and puts the sum through its steps. Values are real numbers in the model's dtype; outside the
-grid every value is zero. Steps work channel by channel, but for 'layer_norm'.
+A program is a list of instructions on feature maps ("values") of one grid. An instruction starts from the levels
+(``FromLevels``), from a sum of taps (``Convolution``) or from another value (``Pointwise``), and puts that through its
+steps. All three answer the same questions: what they read and at which offset, which channels of it, what they mean in
+PyTorch, and what they are on some of their channels. So a pass asks an instruction and need not know its kind. Values
+are real numbers in the model's dtype; outside the grid every value is zero. Steps work channel by channel, unless
+their kind reads all channels of its operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS = -1  # the base of the input instruction: the levels themselves
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda x, alpha: F.relu(x),
@@ -30,7 +36,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
+# For a value and some of its channels [n], the value that is exactly those.
+Exchange = Callable[[int, Tensor], int]
+
+
+@dataclass(frozen=True, eq=False)
 class Tap:
     """``weight`` [channels of source, channels of out] applied to the source at (row + dy, column + dx)."""
 
@@ -38,6 +48,10 @@ class Tap:
     dy: int
     dx: int
     weight: Tensor
+
+    @property
+    def read(self) -> Read:
+        return Read(self.source, self.dy, self.dx)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +95,29 @@ class Step:
             return f"{self.kind} %{self.value}"
         return self.kind
 
-    def picked(self, channels: Tensor) -> Step:
-        """The same step on some of its channels; a value it reads must be exchanged by the caller."""
+    @property
+    def reads_all_channels(self) -> bool:
+        """Whether every channel reads all channels of the operand, and not just its own."""
+        return self.kind == "layer_norm"
+
+    def reads(self) -> list[Read]:
+        return [] if self.value is None else [Read(self.value)]
+
+    def connected(self, channels: int, of: int) -> Tensor:
+        """Which channels of the value that it reads each of its channels reads: bool [channels, of]."""
+        if self.reads_all_channels:
+            return torch.ones(channels, of, dtype=torch.bool)
+        return torch.eye(channels, dtype=torch.bool)
+
+    def rewired(self, operand: Callable[[int], int]) -> Step:
+        """The same step on another value."""
+        return self if self.value is None else replace(self, value=operand(self.value))
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
+        """The same step on some of its channels; see ``Instruction.picked``."""
+        if self.value is not None:
+            value = whole(self.value) if self.reads_all_channels else exchanged(self.value, channels)
+            return replace(self, value=value)
         if self.condition is not None:
             return replace(self, condition=self.condition.picked(channels))
         if self.scale is not None:
@@ -91,35 +126,236 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Instruction:
-    """``out`` = steps(bias + sum of taps), or steps(base) where ``base`` is a value read at the same pixel.
+class Read:
+    """That an instruction reads a value at (row + dy, column + dx)."""
 
-    pick: the channels of base that are taken, in rising order (None: all). With base LEVELS they are image channels,
-    and ``table`` [levels, width] turns each level into ``width`` channels: one-hot vectors, or an embedding.
+    value: int
+    dy: int = 0
+    dx: int = 0
+
+    @property
+    def is_here(self) -> bool:
+        """At the pixel itself."""
+        return (self.dy, self.dx) == (0, 0)
+
+    def __str__(self) -> str:
+        return f"%{self.value}({self.dy:+d}, {self.dx:+d})"
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """What an instruction reads, channel by channel.
+
+    channels: bool [channels of out, channels of the value]: which of the value's channels each channel reads.
+    tap: the tap that reads it, or None for an operand.
+    """
+
+    read: Read
+    channels: Tensor
+    tap: Tap | None = None
+
+
+class Surroundings(Protocol):
+    """What an instruction finds around the pixels for which it is evaluated; their axes are [...] below."""
+
+    dtype: torch.dtype
+
+    def value(self, read: Read) -> Tensor:
+        """[..., channels of the value]"""
+
+    def image(self) -> Tensor:
+        """The pixels' own levels, [..., image channels]."""
+
+    def zeros(self, channels: int) -> Tensor:
+        """[..., channels]"""
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction(ABC):
+    """What computes one value: something to start from, then steps.
+
+    out: the value; channels: how many it has; name: the module that it comes from.
     """
 
     out: int
     channels: int
     name: str
-    taps: tuple[Tap, ...] = ()
-    bias: Tensor | None = None
-    base: int | None = None
+    steps: tuple[Step, ...] = field(default=(), kw_only=True)
+
+    def reads(self) -> list[Read]:
+        """Everything that it reads, once per reading: taps first, then operands."""
+        return self.operands()
+
+    def operands(self) -> list[Read]:
+        """What it reads without a weight: the value that it starts from, and what its steps read."""
+        return [read for step in self.steps for read in step.reads()]
+
+    def channelwise(self) -> list[tuple[int, Tensor | None]]:
+        """The operands of which each channel reads one: (value, the channels that are read in order; None: all)."""
+        return [(r.value, None) for step in self.steps if not step.reads_all_channels for r in step.reads()]
+
+    def sources(self) -> list[str]:
+        """What the steps start from, for people."""
+        return []
+
+    def line(self, sources: Sequence[str]) -> str:
+        """For a listing: the value, its name, its channels, what the steps start from, and the steps."""
+        steps = "".join(f" | {step}" for step in self.steps)
+        return (
+            f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"
+        )
+
+    def __str__(self) -> str:
+        return self.line(self.sources())
+
+    def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
+        """In the order of ``reads()``. channels_of: of a value that is read."""
+        for step in self.steps:
+            for read in step.reads():
+                yield Connection(read, step.connected(self.channels, channels_of(read.value)))
+
+    def levels_seen(self, image_channels: int) -> Tensor | None:
+        """Which of its pixel's own image channels each channel reads: bool [channels, image channels]; None: none."""
+        return None
+
+    @abstractmethod
+    def start(self, around: Surroundings) -> Tensor:
+        """What the steps start from, [..., channels]."""
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        """The same instruction on some of its channels.
+
+        exchanged: for a value and some of its channels, the value that is exactly those; whole: for a value of which
+        every channel is read, the one to read instead. Taps read what they did.
+        """
+        steps = tuple(step.picked(channels, exchanged, whole) for step in self.steps)
+        return replace(self, channels=len(channels), steps=steps)
+
+    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+        """The same instruction with other operands and taps in place of its own."""
+        return replace(self, steps=tuple(step.rewired(operand) for step in self.steps))
+
+
+@dataclass(frozen=True, eq=False)
+class FromLevels(Instruction):
+    """Starts from the levels of its own pixel: each as the number it is, or as a row of a table.
+
+    pick: the image channels that are taken, in rising order (None: all). table: [levels, width] turns each level into
+    ``width`` channels: one-hot vectors, or an embedding.
+    """
+
     pick: Tensor | None = None
     table: Tensor | None = None
-    steps: tuple[Step, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Channels that one image channel becomes."""
+        return 1 if self.table is None else self.table.shape[1]
+
+    def image_channels(self, of: int) -> Tensor:
+        """Those that are taken from an image of that many."""
+        return torch.arange(of) if self.pick is None else self.pick
+
+    def sources(self) -> list[str]:
+        if self.pick is None:
+            return ["levels"]
+        return [f"levels of channel {', '.join(map(str, self.pick.tolist()))}"]
+
+    def levels_seen(self, image_channels: int) -> Tensor | None:
+        own = self.image_channels(image_channels).repeat_interleave(self.width)
+        return own[:, None] == torch.arange(image_channels)
+
+    def start(self, around: Surroundings) -> Tensor:
+        levels = around.image()
+        if self.pick is not None:
+            levels = levels[..., self.pick]
+        return levels.to(around.dtype) if self.table is None else self.table[levels.long()].flatten(-2)
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        """Only whole image channels can be picked."""
+        image_channels = channels[:: self.width] // self.width
+        pick = image_channels if self.pick is None else self.pick[image_channels]
+        return replace(super().picked(channels, exchanged, whole), pick=pick)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Instruction):
+    """Starts from a bias, [channels] (None: zero), and the sum of its taps; with neither it is a constant."""
+
+    taps: tuple[Tap, ...] = ()
+    bias: Tensor | None = None
 
     @property
     def is_sum(self) -> bool:
         """Of taps, and nothing else."""
-        return self.base is None and not self.steps and bool(self.taps)
+        return bool(self.taps) and not self.steps
 
-    def reads(self) -> list[int]:
-        """Every value this instruction reads, once per reading."""
-        base = [] if self.base in (None, LEVELS) else [self.base]
-        return [tap.source for tap in self.taps] + base + [s.value for s in self.steps if s.value is not None]
+    def sources(self) -> list[str]:
+        return (["bias"] if self.bias is not None else []) + [str(tap.read) for tap in self.taps]
+
+    def reads(self) -> list[Read]:
+        return [tap.read for tap in self.taps] + super().reads()
+
+    def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
+        for tap in self.taps:
+            yield Connection(tap.read, (tap.weight != 0).T.cpu(), tap)
+        yield from super().connections(channels_of)
+
+    def start(self, around: Surroundings) -> Tensor:
+        x = around.zeros(self.channels)
+        if self.bias is not None:
+            x = x + self.bias
+        for tap in self.taps:
+            x = x + around.value(tap.read) @ tap.weight
+        return x
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        taps = tuple(replace(tap, weight=tap.weight[:, channels]) for tap in self.taps)
+        bias = None if self.bias is None else self.bias[channels]
+        return replace(super().picked(channels, exchanged, whole), taps=taps, bias=bias)
+
+    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+        return replace(super().rewired(operand, tap), taps=tuple(map(tap, self.taps)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Pointwise(Instruction):
+    """Starts from a value at the same pixel.
+
+    pick: the channels of base that are taken, in rising order (None: all).
+    """
+
+    base: int
+    pick: Tensor | None = None
+
+    def sources(self) -> list[str]:
+        return [f"%{self.base}" if self.pick is None else f"{len(self.pick)} channels of %{self.base}"]
+
+    def operands(self) -> list[Read]:
+        return [Read(self.base), *super().operands()]
+
+    def channelwise(self) -> list[tuple[int, Tensor | None]]:
+        return [(self.base, self.pick), *super().channelwise()]
+
+    def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
+        channels = torch.arange(channels_of(self.base))
+        taken = channels if self.pick is None else self.pick
+        yield Connection(Read(self.base), taken[:, None] == channels)
+        yield from super().connections(channels_of)
+
+    def start(self, around: Surroundings) -> Tensor:
+        x = around.value(Read(self.base))
+        return x if self.pick is None else x[..., self.pick]
+
+    def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
+        base = exchanged(self.base, channels if self.pick is None else self.pick[channels])
+        return replace(super().picked(channels, exchanged, whole), base=base, pick=None)
+
+    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+        return replace(super().rewired(operand, tap), base=operand(self.base))
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """Instructions in an order in which each reads only values defined before it.
 
@@ -136,12 +372,22 @@ class Program:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     normalised: bool = False
 
+    def __str__(self) -> str:
+        c, height, width = self.shape
+        title = (
+            f"program for {c}x{height}x{width} images of {self.levels} levels, "
+            f"{str(self.dtype).removeprefix('torch.')}, {len(self.instructions)} instructions"
+        )
+        logits = ", ".join(f"%{output}" for output in self.outputs)
+        return "\n".join([title, *(f"  {i}" for i in self.instructions), f"  logits: {logits}"])
+
     def producer(self) -> dict[int, Instruction]:
+        """By value, the instruction that computes it."""
         return {instruction.out: instruction for instruction in self.instructions}
 
 
-def slots_of(instructions: Iterable) -> list[Slot]:
-    """What the steps of captured or phased instructions read of the condition."""
+def slots_of(instructions: Iterable[Instruction]) -> list[Slot]:
+    """What the instructions' steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]
 
 
@@ -166,10 +412,3 @@ def apply_steps(
         else:
             x = ACTIVATIONS[step.kind](x, step.alpha)
     return x
-
-
-def from_levels(instruction: Instruction, levels: Tensor, dtype: torch.dtype) -> Tensor:
-    """What an input instruction starts from. levels: [..., image channels] -> [..., channels]."""
-    if instruction.pick is not None:
-        levels = levels[..., instruction.pick]
-    return levels.to(dtype) if instruction.table is None else instruction.table[levels.long()].flatten(-2)

@@ -5,12 +5,14 @@ Values lie channels-last with zero columns on both sides, so that the taps of a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import LEVELS, Slot, apply_steps, from_levels
+from pixelcnn_fast.program.program import Convolution, FromLevels, Read, Slot, apply_steps
 from pixelcnn_fast.runtimes.job import Job
 
 
@@ -22,27 +24,27 @@ class EagerRuntime:
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
         n, draws = job.levels.shape[0], len(self._program.outputs)
-        batch = _Batch(self._program, n, self._conditions(self._program.slots, job.given, n))
+        caches = _Caches(self._program, n, self._conditions(self._program.slots, job.given, n))
         for y in range(height):
             job.on_row(y)
-            batch.row_phase(y)
+            caches.row_phase(y)
             for x in range(width):
                 for draw in range(draws):
                     channels = self._program.drawn_by(draw)
                     wanted = job.wants(y, x, channels)
-                    batch.pixel_phase(y, x, draw, skip_output=not wanted)
+                    caches.pixel_phase(y, x, draw, skip_output=not wanted)
                     if wanted:
-                        job.settle(y, x, channels, batch.logits(y, x, draw))
-                    batch.read_levels(y, x, draw, job.levels[:, :, y, x])
-                batch.pixel_phase(y, x, draws)
+                        job.settle(y, x, channels, caches.logits(y, x, draw))
+                    caches.read_levels(y, x, draw, job.levels[:, :, y, x])
+                caches.pixel_phase(y, x, draws)
 
 
-class _Batch:
+class _Caches:
     """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
 
     def __init__(self, program: PhasedProgram, n: int, conditions: dict[Slot, Tensor]) -> None:
         self._program, self._n, self._conditions = program, n, conditions
-        self._width = program.shape[2]
+        self.dtype, self._width = program.dtype, program.shape[2]
         self._rows = {
             value: torch.zeros(
                 s.rows,
@@ -56,19 +58,21 @@ class _Batch:
         }
         self._partial: dict[int, Tensor] = {}
         draws = len(program.outputs)
-        inputs = [i for i in program.instructions if i.base == LEVELS]
-        others = [i for i in program.instructions if i.base != LEVELS and i.phase is not Phase.ROW]
+        inputs = [i for i in program.instructions if isinstance(i.instruction, FromLevels)]
+        others = [i for i in program.instructions if i not in inputs and i.phase is not Phase.ROW]
         self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
         self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
 
     def row_phase(self, y: int) -> None:
         for i in self._program.instructions:
-            if i.row_runs or i.phase is Phase.ROW:
+            starts_from_sum = isinstance(i.instruction, Convolution)
+            if i.row_runs or (i.phase is Phase.ROW and starts_from_sum):
                 windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
                 self._partial[i.out] = self._sum(i, windows, None, (self._n, self._width))
             if i.phase is Phase.ROW:
-                x = self._partial[i.out] if i.base is None else self._read_row(i.base, y)
-                self._read_row(i.out, y).copy_(self._stepped(i, x, lambda v: self._read_row(v, y), y, None))
+                around = _Row(self, y)
+                x = self._partial[i.out] if starts_from_sum else i.instruction.start(around)
+                self.row(i.out, y).copy_(around.stepped(x, i))
 
     def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
         """What can be computed of pixel (y, x) after that many of its draws, and not before."""
@@ -78,22 +82,23 @@ class _Batch:
 
     def logits(self, y: int, x: int, draw: int) -> Tensor:
         """[n, C, L] of pixel (y, x), for the image channels of this draw."""
-        return self._read(self._program.outputs[draw], y, x).view(self._n, -1, self._program.levels)
+        return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.levels))
 
     def read_levels(self, y: int, x: int, draw: int, levels: Tensor) -> None:
         """levels: [n, C] of pixel (y, x), of which this draw gave some."""
+        around = _Pixel(self, y, x, levels.to(self._program.device))
         for i in self._inputs[draw]:
-            value = from_levels(i, levels.to(self._program.device), self._program.dtype)
-            self._read(i.out, y, x).copy_(apply_steps(value, i.steps, self._no_value, self._no_value))
+            self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i))
 
     def _at_pixel(self, i: PhasedInstruction, y: int, x: int) -> None:
-        if i.base is not None:
-            total = self._read(i.base, y, x)
-        else:
+        around = _Pixel(self, y, x)
+        if isinstance(i.instruction, Convolution):
             partial = self._partial[i.out][:, x] if i.row_runs else None
             windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
             total = self._sum(i, windows, partial, (self._n,))
-        self._read(i.out, y, x).copy_(self._stepped(i, total, lambda v: self._read(v, y, x), y, x))
+        else:
+            total = i.instruction.start(around)
+        self.pixel(i.out, y, x).copy_(around.stepped(total, i))
 
     def _sum(
         self,
@@ -102,8 +107,10 @@ class _Batch:
         start: Tensor | None,
         shape: tuple[int, ...],
     ) -> Tensor:
-        if start is None and i.bias is not None:
-            start = i.bias.expand(*shape, i.channels)
+        """What a convolution's steps start from: ``start``, else its bias, and the windows times their weights."""
+        assert isinstance(i.instruction, Convolution)
+        if start is None and i.instruction.bias is not None:
+            start = i.instruction.bias.expand(*shape, i.channels)
         for window, weight in windows:
             if start is None:
                 start = window @ weight
@@ -113,44 +120,86 @@ class _Batch:
                 start = start + window @ weight
         return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
 
-    def _stepped(self, i: PhasedInstruction, total: Tensor, value, y: int, x: int | None) -> Tensor:
-        """x: the column, or None for the whole row."""
-
-        def condition(slot: Slot) -> Tensor:
-            operand = self._conditions[slot].to(self._program.dtype)
-            if slot.varies_over_pixels:
-                return operand[:, y] if x is None else operand[:, y, x]
-            return operand[:, None] if x is None else operand
-
-        return apply_steps(total, i.steps, value, condition)
-
-    @staticmethod
-    def _no_value(_) -> Tensor:
-        raise AssertionError("the passes keep operands away from the input instruction")
+    def condition(self, slot: Slot) -> Tensor:
+        """[n, channels], or [n, H, W, channels]"""
+        return self._conditions[slot].to(self._program.dtype)
 
     # -- views of the caches
 
-    def _slot(self, value: int, y: int) -> Tensor:
+    def _ring(self, value: int, y: int) -> Tensor:
         rows = self._rows[value]
         return rows[y % rows.shape[0]]
 
-    def _read(self, value: int, y: int, x: int) -> Tensor:
+    def pixel(self, value: int, y: int, x: int) -> Tensor:
         """Pixel (y, x): [n, channels]."""
-        return self._slot(value, y)[:, self._program.storage[value].pad_left + x]
+        return self._ring(value, y)[:, self._program.storage[value].pad_left + x]
 
-    def _read_row(self, value: int, y: int) -> Tensor:
+    def row(self, value: int, y: int) -> Tensor:
         """Row y: [n, W, channels]."""
-        return self._slot(value, y).narrow(1, self._program.storage[value].pad_left, self._width)
+        return self._ring(value, y).narrow(1, self._program.storage[value].pad_left, self._width)
 
     def _window(self, run: Run, y: int, x: int) -> Tensor:
         """What a run reads for pixel (y, x): [n, width * channels]."""
         start = self._program.storage[run.source].pad_left + x + run.dx
-        return self._slot(run.source, y + run.dy).narrow(1, start, run.width).flatten(1)
+        return self._ring(run.source, y + run.dy).narrow(1, start, run.width).flatten(1)
 
     def _row_windows(self, run: Run, y: int) -> Tensor:
         """What a run reads for each pixel of row y: [n, W, width * channels], an overlapping view."""
-        row = self._slot(run.source, y + run.dy)
+        row = self._ring(run.source, y + run.dy)
         channels = row.shape[2]
         offset = row.storage_offset() + (self._program.storage[run.source].pad_left + run.dx) * channels
         size = (self._n, self._width, run.width * channels)
         return row.as_strided(size, (row.stride(0), channels, 1), offset)
+
+
+class _Around(ABC):
+    """Surroundings (see program.py) of a whole row, or of one pixel, out of the caches."""
+
+    def __init__(self, caches: _Caches, y: int) -> None:
+        self.caches, self.y, self.dtype = caches, y, caches.dtype
+
+    @abstractmethod
+    def value(self, read: Read) -> Tensor: ...
+
+    @abstractmethod
+    def condition(self, slot: Slot) -> Tensor: ...
+
+    def image(self) -> Tensor:
+        raise AssertionError("levels are read when they are drawn")
+
+    def zeros(self, channels: int) -> Tensor:
+        raise AssertionError("sums are taken run by run")
+
+    def stepped(self, x: Tensor, i: PhasedInstruction) -> Tensor:
+        return apply_steps(x, i.instruction.steps, lambda value: self.value(Read(value)), self.condition)
+
+
+class _Row(_Around):
+    """[n, W, channels]"""
+
+    def value(self, read: Read) -> Tensor:
+        assert read.is_here
+        return self.caches.row(read.value, self.y)
+
+    def condition(self, slot: Slot) -> Tensor:
+        operand = self.caches.condition(slot)
+        return operand[:, self.y] if slot.varies_over_pixels else operand[:, None]
+
+
+class _Pixel(_Around):
+    """[n, channels]; levels: [n, C], just drawn."""
+
+    def __init__(self, caches: _Caches, y: int, x: int, levels: Tensor | None = None) -> None:
+        super().__init__(caches, y)
+        self.x, self.levels = x, levels
+
+    def value(self, read: Read) -> Tensor:
+        assert read.is_here
+        return self.caches.pixel(read.value, self.y, self.x)
+
+    def image(self) -> Tensor:
+        return super().image() if self.levels is None else self.levels
+
+    def condition(self, slot: Slot) -> Tensor:
+        operand = self.caches.condition(slot)
+        return operand[:, self.y, self.x] if slot.varies_over_pixels else operand

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.native import native
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import LEVELS, Step
+from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
 
 
 def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
@@ -41,29 +41,26 @@ class _Describer:
             lag=self._front.lag if self._front else 0,
         )
 
-    def _instruction(self, i: PhasedInstruction) -> Any:
+    def _instruction(self, phased: PhasedInstruction) -> Any:
+        i = phased.instruction
         return self._module.Instruction(
             out=self._number[i.out],
             channels=i.channels,
-            phase=getattr(self._module.Phase, i.phase.value),
-            base=-1 if i.base in (None, LEVELS) else self._number[i.base],
-            input=self._input(i),
-            bias=self._address(i.bias),
-            row_runs=[self._run(run) for run in i.row_runs],
-            pixel_runs=[self._run(run) for run in i.pixel_runs],
+            phase=getattr(self._module.Phase, phased.phase.value),
+            base=self._number[i.base] if isinstance(i, Pointwise) else -1,
+            input=self._input(i) if isinstance(i, FromLevels) else self._module.Input(0, 0, 1, 0),
+            bias=self._address(i.bias) if isinstance(i, Convolution) else 0,
+            row_runs=[self._run(run) for run in phased.row_runs],
+            pixel_runs=[self._run(run) for run in phased.pixel_runs],
             steps=[self._step(step) for step in i.steps],
             lead=self._front.leads[i.out] if self._front else 0,
-            after=i.after,
+            after=phased.after,
         )
 
-    def _input(self, i: PhasedInstruction) -> Any:
-        if i.base != LEVELS:
-            return self._module.Input(0, 0, 1, 0)
-        channels = i.reads_levels(self._program.shape[0])
-        assert channels == list(range(channels[0], channels[-1] + 1)), "cut gives each draw its own input"
-        return self._module.Input(
-            channels[0], len(channels), i.channels // len(channels), self._address(i.table)
-        )
+    def _input(self, i: FromLevels) -> Any:
+        channels = i.image_channels(self._program.shape[0]).tolist()
+        assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
+        return self._module.Input(channels[0], len(channels), i.width, self._address(i.table))
 
     def _run(self, run: Run) -> Any:
         return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))

@@ -12,7 +12,7 @@ from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
-from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import slots_of
@@ -48,13 +48,13 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     images, labels = torch.randint(0, 256, (2, c, 5, 6), dtype=torch.uint8), torch.tensor([1, 3])
     program, conditions, output, _ = capture(model, images, Given(labels), Categorical())
     others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
-    for form in (program, fuse(program)):
+    for form in (program, simplified(program)):
         slots, expected = slots_of(form.instructions), model(others, other_labels).detach()
         operand = conditions(slots, Given(labels), 2).__getitem__
         assert_identical_up_to_rounding(evaluate(form, images, operand), output)
         operand = conditions(slots, Given(other_labels), 3).__getitem__
         assert_identical_up_to_rounding(evaluate(form, others, operand), expected)
-    assert len(fuse(program).instructions) < len(program.instructions) / 2
+    assert len(simplified(program).instructions) < len(program.instructions) / 2
 
 
 EVEN = torch.arange(6)[:, None, None] % 2 == 0

@@ -7,7 +7,7 @@ import torch
 
 from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step, Tap
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step, Tap
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -22,15 +22,14 @@ def tap(source: int, channels: tuple[int, int], dy: int = -1, dx: int = 0) -> Ta
 
 def chain(inner: int, *readers: Instruction, steps: tuple[Step, ...] = ()) -> Program:
     """Levels %0 -> %1, a sum over them with ``inner`` channels -> ``readers``, of which the last gives 3 logits."""
-    levels = Instruction(0, 1, "levels", base=LEVELS)
-    first = Instruction(
-        1, inner, "inner", (tap(0, (1, inner)), tap(0, (1, inner), dx=1)), random(inner), steps=steps
-    )
+    levels = FromLevels(0, 1, "levels")
+    taps = (tap(0, (1, inner)), tap(0, (1, inner), dx=1))
+    first = Convolution(1, inner, "inner", taps, random(inner), steps=steps)
     return Program((1, 4, 5), 3, (levels, first, *readers), (readers[-1].out,), torch.float64)
 
 
 def at_pixel(out: int, channels: tuple[int, int], *more: Tap) -> Instruction:
-    return Instruction(out, channels[1], "reader", (tap(1, channels, dy=0), *more), random(channels[1]))
+    return Convolution(out, channels[1], "reader", (tap(1, channels, dy=0), *more), random(channels[1]))
 
 
 WIDE, NARROW = (8, 3), (1, 3)
@@ -39,7 +38,7 @@ CASES = {
     "beside a tap on the same place": (chain(8, at_pixel(2, WIDE, tap(0, (1, 3)))), True),
     "two readers": (chain(8, at_pixel(2, (8, 4)), at_pixel(3, WIDE, tap(2, (4, 3)))), True),
     "kept for another reader": (
-        chain(8, Instruction(2, 8, "other", base=1), at_pixel(3, WIDE, tap(2, WIDE))),
+        chain(8, Pointwise(2, 8, "other", 1), at_pixel(3, WIDE, tap(2, WIDE))),
         True,
     ),
     "narrow: dearer": (chain(1, at_pixel(2, NARROW)), False),
@@ -52,7 +51,10 @@ CASES = {
 def test_composed_where_it_pays(name):
     program, composes = CASES[name]
     composed = compose(program)
-    assert any(t.source == 1 for i in composed.instructions for t in i.taps) != composes
+    assert (
+        any(t.source == 1 for i in composed.instructions if isinstance(i, Convolution) for t in i.taps)
+        != composes
+    )
     levels = torch.randint(3, (2, 1, 4, 5), generator=GENERATOR)
     expected, result = (evaluate(p, levels, lambda slot: None) for p in (program, composed))
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)

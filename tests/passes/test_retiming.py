@@ -63,8 +63,8 @@ def test_same_meaning_and_nothing_reads_ahead(name, rows):
     assert_identical_up_to_rounding(evaluate(moved, levels, operands.__getitem__), logits)
     by_rows = computed_by_rows(moved)
     for i in moved.instructions:
-        for tap in i.taps:
-            assert tap.dy < 0 or (tap.dy == 0 and (tap.dx <= 0 or tap.source in by_rows)), i.name
+        for read in i.reads():
+            assert read.dy < 0 or (read.dy == 0 and (read.dx <= 0 or read.value in by_rows)), i.name
     assert len(moved.instructions) <= 3 * len(program.instructions) + 2  # one moved copy serves all readers
     u = torch.rand(3, 1, 5, 6, dtype=torch.float64)
     sampler = Sampler(

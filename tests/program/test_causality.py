@@ -7,7 +7,7 @@ import torch
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical
-from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.fields import receptive_fields
 from tests.system.networks import pixelcnn, positive, two_stacks
@@ -35,7 +35,7 @@ def test_fields_are_exact(model, channels):
     model, (height, width) = positive(model.double()), (7, 9)
     images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8)
     program, *_ = capture(model, images, Given(), Categorical())
-    for form in (program, fuse(program)):
+    for form in (program, simplified(program)):
         field = receptive_fields(form)[form.outputs[0]].pixels()
         for y, x in [(0, 0), (3, 4), (6, 8), (5, 0)]:
             window = field[height - 1 - y : 2 * height - 1 - y, width - 1 - x : 2 * width - 1 - x]

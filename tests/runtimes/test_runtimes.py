@@ -201,11 +201,10 @@ def test_logits_that_are_not_finite(runtime):
 def _with_bias(program, bias):
     from dataclasses import replace
 
-    *rest, last = (i for i in program.instructions)
-    return replace(
-        program,
-        instructions=tuple(replace(i, bias=bias) if i.out in program.outputs else i for i in [*rest, last]),
-    )
+    def changed(i):
+        return replace(i, instruction=replace(i.instruction, bias=bias)) if i.out in program.outputs else i
+
+    return replace(program, instructions=tuple(map(changed, program.instructions)))
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])

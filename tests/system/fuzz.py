@@ -16,7 +16,11 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import channel_groups
+from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.program.verify import verify
 from tests.tolerances import assert_identical_up_to_rounding
+
+pipeline.always_watch = lambda name, program: verify(program)
 
 CLASSES = 3
 ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [

@@ -1,0 +1,64 @@
+"""The passes in their order: from a captured program to a phased one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pixelcnn_fast.passes.compose import compose
+from pixelcnn_fast.passes.fuse import fuse
+from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.passes.retiming import without_reading_ahead
+from pixelcnn_fast.passes.split_channels import split_channels
+from pixelcnn_fast.passes.unread import without_unread, without_zeros
+from pixelcnn_fast.passes.wavefront import with_wavefront
+from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.program.program import Program
+
+# Called after each pass with its name and what it made.
+Watch = Callable[[str, "Program | PhasedProgram"], None]
+
+# Watches every run, besides what a run is given: tests verify programs here.
+always_watch: Watch | None = None
+
+# Same meaning, fewer instructions; the result is what the check compares with the model.
+SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
+    without_unread,
+    without_reading_ahead,
+    split_channels,
+    without_unread,
+    fuse,
+    compose,
+    without_unread,
+)
+# Weights may have been rounded in between. Then instructions get the time at which they run.
+CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
+PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
+
+
+def simplified(program: Program, watch: Watch | None = None) -> Program:
+    """A captured causal program -> one with the same meaning that takes less work."""
+    return _through(SIMPLIFYING, program, watch)
+
+
+def phased(program: Program, watch: Watch | None = None) -> PhasedProgram:
+    """A simplified program -> one that runtimes can execute."""
+    result = split_phases(_through(CLEANING, program, watch))
+    _show(split_phases, result, watch)
+    return _through(PHASING, result, watch)
+
+
+P = TypeVar("P", Program, PhasedProgram)
+
+
+def _through(passes: Sequence[Callable[[P], P]], program: P, watch: Watch | None) -> P:
+    for transform in passes:
+        program = transform(program)
+        _show(transform, program, watch)
+    return program
+
+
+def _show(transform: Callable, program: Program | PhasedProgram, watch: Watch | None) -> None:
+    for each in (always_watch, watch):
+        if each is not None:
+            each(transform.__name__, program)

@@ -1,0 +1,151 @@
+"""What every program must be, captured or phased: checked after each pass in tests, and always in the fuzzer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step
+
+
+class InvalidProgram(AssertionError):
+    """A pass, or capture, has made a program that breaks a rule. Never the user's fault."""
+
+
+def verify(program: Program | PhasedProgram) -> None:
+    """Raises InvalidProgram, naming the instruction and the rule, where the program breaks one."""
+    if isinstance(program, PhasedProgram):
+        _verify_phased(program)
+        return
+    _verify_instructions(program, program.instructions)
+
+
+def _require(holds: bool, i: Instruction, rule: str) -> None:
+    if not holds:
+        raise InvalidProgram(f"%{i.out} {i.name}: {rule}; it is\n  {i}")
+
+
+def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[Instruction, ...]) -> None:
+    channels: dict[int, int] = {}
+    for i in instructions:
+        _require(i.out not in channels, i, "a value is defined once")
+        for read in i.reads():
+            _require(read.value in channels, i, f"%{read.value} is defined before it is read")
+        _verify_start(program, i, channels)
+        for step in i.steps:
+            _verify_step(program, i, step, channels)
+        for read in i.operands():
+            _require(read.is_here, i, f"operands lie at the same pixel, and {read} does not")
+        channels[i.out] = i.channels
+    for output in program.outputs:
+        if output not in channels:
+            raise InvalidProgram(f"output %{output} is not defined")
+    for i in instructions:
+        for read in i.reads():
+            _require(read.value not in program.outputs, i, f"nobody reads the logits, %{read.value}")
+    found, expected = sum(channels[output] for output in program.outputs), program.shape[0] * program.levels
+    if found != expected:
+        raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected} logits")
+
+
+def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: dict[int, int]) -> None:
+    if isinstance(i, FromLevels):
+        taken = i.image_channels(program.shape[0])
+        _require(_rises(taken, program.shape[0]), i, "picked image channels rise and exist")
+        _require(
+            i.channels == len(taken) * i.width,
+            i,
+            "each picked image channel gives as many as the table is wide",
+        )
+        if i.table is not None:
+            _require(len(i.table) >= program.levels, i, "the table has a row for each level")
+            _verify_tensor(program, i, i.table, i.table.shape)
+    elif isinstance(i, Convolution):
+        for tap in i.taps:
+            _verify_tensor(program, i, tap.weight, (channels[tap.source], i.channels))
+        if i.bias is not None:
+            _verify_tensor(program, i, i.bias, (i.channels,))
+    elif isinstance(i, Pointwise):
+        if i.pick is not None:
+            _require(_rises(i.pick, channels[i.base]), i, "picked channels rise and exist")
+        _require(
+            i.channels == (channels[i.base] if i.pick is None else len(i.pick)), i, "it has its base's channels"
+        )
+    else:
+        raise InvalidProgram(f"%{i.out} {i.name} is a {type(i).__name__}, which is no kind of instruction")
+
+
+def _verify_step(
+    program: Program | PhasedProgram, i: Instruction, step: Step, channels: dict[int, int]
+) -> None:
+    if step.value is not None and not step.reads_all_channels:
+        _require(channels[step.value] == i.channels, i, f"{step} reads a value with as many channels")
+    if step.condition is not None:
+        frame = program.shape[1:] if step.condition.varies_over_pixels else ()
+        shape = (*frame, i.channels)
+        _require(
+            tuple(step.condition.index.shape) == shape, i, f"{step} reads a condition of shape {list(shape)}"
+        )
+    for constant in (step.scale, step.shift):
+        if constant is not None:
+            _verify_tensor(program, i, constant, (i.channels,))
+    if isinstance(i, FromLevels):
+        alone = step.value is None and step.condition is None
+        _require(
+            alone or isinstance(program, Program), i, "levels are turned into values one by one: no operands"
+        )
+
+
+def _verify_tensor(
+    program: Program | PhasedProgram, i: Instruction, tensor: Tensor, shape: tuple[int, ...]
+) -> None:
+    _require(
+        tuple(tensor.shape) == tuple(shape), i, f"a constant has shape {list(shape)}, not {list(tensor.shape)}"
+    )
+    alike = tensor.dtype == program.dtype and tensor.device.type == program.device.type
+    _require(
+        alike, i, f"constants are {program.dtype} on {program.device}, not {tensor.dtype} on {tensor.device}"
+    )
+
+
+def _rises(channels: Tensor, below: int) -> bool:
+    return bool((channels[1:] > channels[:-1]).all()) and bool(((channels >= 0) & (channels < below)).all())
+
+
+def _verify_phased(program: PhasedProgram) -> None:
+    _verify_instructions(program, tuple(i.instruction for i in program.instructions))
+    rows = {i.out for i in program.in_phase(Phase.ROW)}
+    after = {i.out: i.after for i in program.instructions}
+    draws = len(program.outputs)
+    for i in program.instructions:
+        inner = i.instruction
+        _verify_runs(i)
+        _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
+        _require(
+            (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows), inner, "phase and draws agree"
+        )
+        for read in inner.reads():
+            storage, here = program.storage[read.value], read.is_here
+            in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)
+            _require(read.dy <= 0, inner, f"{read} reads a row below")
+            _require(
+                i.phase is not Phase.ROW or in_rows,
+                inner,
+                f"{read} is read in the row phase and not known there",
+            )
+            _require(in_rows or read.dx <= 0, inner, f"{read} reads ahead of the pixel")
+            _require(not here or after[read.value] <= i.after, inner, f"{read} is drawn later")
+            _require(storage.rows > -read.dy, inner, f"{read} reads a row that is not kept")
+            padded = storage.pad_left >= -read.dx and storage.pad_right >= read.dx
+            _require(padded, inner, f"{read} reads a column that is not there")
+    for draw, output in enumerate(program.outputs):
+        if after[output] != draw:
+            raise InvalidProgram(f"output %{output} of draw {draw} comes after {after[output]} draws")
+
+
+def _verify_runs(i: PhasedInstruction) -> None:
+    """Runs hold exactly the taps."""
+    runs = [(run.source, run.dy, run.dx + k) for run in (*i.row_runs, *i.pixel_runs) for k in range(run.width)]
+    taps = [] if not isinstance(i.instruction, Convolution) else i.instruction.taps
+    expected = [(tap.source, tap.dy, tap.dx) for tap in taps]
+    _require(sorted(runs) == sorted(expected), i.instruction, "its runs are its taps")
