@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.causality import why_not_causal
@@ -153,7 +153,7 @@ def receptive_field(
     The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
-    wrapped = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+    wrapped = WrappedModel(model, shape, head, levels, conditional, image_form, condition_shape)
     program, _, _ = wrapped.captured(*wrapped.example())
     fields = receptive_fields(program)
     return ReceptiveField(wrapped.shape, output_field(program, fields), why_not_causal(program, fields))

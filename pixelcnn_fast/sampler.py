@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.capture.wrapped_model import Model, check_choice
+from pixelcnn_fast.capture.wrapped_model import WrappedModel, check_choice
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
@@ -70,7 +70,7 @@ class Sampler:
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         check_choice("weights", weights, WEIGHTS)
-        self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+        self._model = WrappedModel(model, shape, head, levels, conditional, image_form, condition_shape)
         self._weights = weights
         program, self._conditions = self._capture()
         if weights != "same" and program.dtype != torch.float32:

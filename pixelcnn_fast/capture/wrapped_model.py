@@ -17,7 +17,7 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step
 
 
-class Model:
+class WrappedModel:
     """The arguments are those of ``Sampler``. The module is captured in eval mode; its weights are copied.
 
     ``head`` has its layout once the model is captured.
