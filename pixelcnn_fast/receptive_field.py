@@ -15,6 +15,7 @@ from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.heads import Head
+from pixelcnn_fast.image_forms import ImageForm
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.fields import output_field, receptive_fields
 
@@ -145,7 +146,7 @@ def receptive_field(
     head: Head | None = None,
     levels: int | None = None,
     conditional: bool | None = None,
-    image_form: str = "uint8",
+    image_form: ImageForm = "uint8",
     condition_shape: tuple[int, ...] | None = None,
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), from the weights: a weight of zero hides.
@@ -166,7 +167,7 @@ def check_causal(
     head: Head | None = None,
     levels: int | None = None,
     conditional: bool | None = None,
-    image_form: str = "uint8",
+    image_form: ImageForm = "uint8",
     condition_shape: tuple[int, ...] | None = None,
 ) -> None:
     """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later

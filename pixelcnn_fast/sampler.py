@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel, check_choice
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.image_forms import ImageForm, check_choice, check_levels
 from pixelcnn_fast.passes.fuse import fuse
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.passes.precision import rounded_weights
@@ -66,7 +67,7 @@ class Sampler:
         levels: int | None = None,
         weights: str = "same",
         conditional: bool | None = None,
-        image_form: str = "uint8",
+        image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         check_choice("weights", weights, WEIGHTS)
@@ -338,10 +339,7 @@ class Sampler:
                 f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
             )
         levels = images.cpu().to(torch.int32, copy=True).contiguous()
-        if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self._model.levels:
-            raise ValueError(
-                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self._model.levels - 1}"
-            )
+        check_levels(levels, self._model.levels)
         return levels
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
-from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, check_choice
+from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, ImageForm, check_choice, from_levels
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step
 
@@ -30,7 +30,7 @@ class WrappedModel:
         head: Head | None,
         levels: int | None,
         conditional: bool | None,
-        image_form: str,
+        image_form: ImageForm,
         condition_shape: tuple[int, ...] | None,
     ) -> None:
         self.module, self.image_form = module, image_form
@@ -88,16 +88,7 @@ class WrappedModel:
 
     def encode(self, levels: Tensor) -> Tensor:
         """Integer levels -> what the module takes for an image."""
-        levels = levels.to(self.device)
-        if self.image_form == "uint8":
-            return levels.to(torch.uint8)
-        if self.image_form in ("int64", "codes"):
-            return levels.long() if self.image_form == "int64" else levels.long()[:, 0]
-        images, interval = levels.to(self.dtype), SCALED_FORMS[self.image_form]
-        if interval is None:
-            return images
-        low, high = interval
-        return images / (self.levels - 1) * (high - low) + low
+        return from_levels(levels.to(self.device), self.image_form, self.levels, self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
