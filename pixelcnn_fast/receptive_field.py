@@ -154,7 +154,15 @@ def receptive_field(
     The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
-    wrapped = WrappedModel(model, shape, head, levels, conditional, image_form, condition_shape)
+    wrapped = WrappedModel(
+        model,
+        shape,
+        head=head,
+        levels=levels,
+        conditional=conditional,
+        image_form=image_form,
+        condition_shape=condition_shape,
+    )
     program, _, _ = wrapped.captured(*wrapped.example())
     fields = receptive_fields(program)
     return ReceptiveField(wrapped.shape, output_field(program, fields), why_not_causal(program, fields))

@@ -9,29 +9,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.compiler import compiled
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
 from pixelcnn_fast.image_forms import ImageForm, check_choice, check_levels
-from pixelcnn_fast.passes.fuse import fuse
-from pixelcnn_fast.passes.phases import split_phases
-from pixelcnn_fast.passes.precision import rounded_weights
-from pixelcnn_fast.passes.retiming import without_reading_ahead
-from pixelcnn_fast.passes.wavefront import with_wavefront
-from pixelcnn_fast.program.causality import check_causal
-from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.program.program import Program, slots_of
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 
-RUNTIMES = ("auto", "reference", "eager", "cpu", "cuda")
-WEIGHTS = ("same", "bf16", "fp16", "tf32")
-ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
 
@@ -65,23 +55,24 @@ class Sampler:
         *,
         head: Head | None = None,
         levels: int | None = None,
-        weights: str = "same",
+        weights: Precision = "same",
         conditional: bool | None = None,
         image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
-        check_choice("weights", weights, WEIGHTS)
-        self._model = WrappedModel(model, shape, head, levels, conditional, image_form, condition_shape)
-        self._weights = weights
-        program, self._conditions = self._capture()
-        if weights != "same" and program.dtype != torch.float32:
-            raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
-        if weights in ROUNDED:
-            program = rounded_weights(program, ROUNDED[weights])
-        self._normalised = program.normalised
-        self._phased = with_wavefront(split_phases(program))
-        self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
-        self._runtimes: dict[str, Runtime] = {}
+        check_choice("weights", weights, PRECISIONS)
+        self._model = WrappedModel(
+            model,
+            shape,
+            head=head,
+            levels=levels,
+            conditional=conditional,
+            image_form=image_form,
+            condition_shape=condition_shape,
+        )
+        self._compiled = compiled(self._model, weights)
+        self.program = self._compiled.listing
+        self._runtimes: dict[RuntimeName, Runtime] = {}
         self.runtime("auto")
 
     @property
@@ -104,7 +95,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         batch_size: int | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         progress: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -148,7 +139,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         batch_size: int | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         progress: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -188,7 +179,7 @@ class Sampler:
         self,
         images: Tensor,
         labels: Tensor | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         condition: Tensor | None = None,
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
@@ -197,14 +188,14 @@ class Sampler:
         forward gives the same, faster.
         """
         levels = self._checked_levels(images)
-        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._phased.dtype)
+        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._compiled.program.dtype)
         known = torch.ones_like(levels, dtype=torch.bool)
         self._run(
             levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
         )
-        return out.log_softmax(-1) if self._normalised else out
+        return out.log_softmax(-1) if self._compiled.normalised else out
 
-    def runtime(self, name: str) -> Runtime:
+    def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         if name == "auto":
@@ -213,57 +204,30 @@ class Sampler:
             self._runtimes[name] = self._build(name)
         return self._runtimes[name]
 
-    def _fastest(self) -> str:
-        if why_not_cpu(self._phased) is None and self._weights in ("same", "bf16"):
+    def _fastest(self) -> RuntimeName:
+        if why_not_cpu(self._compiled.program) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
-        return "cuda" if why_not_cuda(self._phased) is None else "eager"
+        return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
 
-    # -- capture
-
-    def _capture(self) -> tuple[Program, Conditions]:
-        """The fused program, checked for causality and, on another example than the one recorded, against the model."""
-        captured, conditions, logits = self._model.captured(*self._model.example())
-        self._check_finite(logits)
-        fields = check_causal(captured)
-        program = without_reading_ahead(captured)
-        program = fuse(program, fields if program is captured else None)
-        levels, given = self._model.example(seed=1)
-        with self._model.evaluating():
-            logits = self._model.logits(levels, given)
-        operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
-        computed = evaluate(program, levels, operands.__getitem__)
-        computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
-        self._check_finite(logits)
-        scale = expected.abs().max().item()
-        error = (computed - expected).abs().max().item()
-        if not error <= 1e3 * torch.finfo(program.dtype).eps * max(scale, 1.0):
-            raise CaptureMismatch(
-                f"on a random image the captured program differs from the model by {error:.3g} (logits up to "
-                f"{scale:.3g}): the model probably changes a tensor through an alias or depends on the image's "
-                "values in Python; please report it with the model"
-            )
-        return program, conditions
-
-    def _check_finite(self, logits: Tensor) -> None:
-        bad = ~self._model.head.comparable(logits).isfinite()
-        if bool(bad.any()):
-            raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())
-
-    def _build(self, name: str) -> Runtime:
+    def _build(self, name: RuntimeName) -> Runtime:
+        program, conditions, precision = (
+            self._compiled.program,
+            self._compiled.conditions,
+            self._compiled.precision,
+        )
         if name == "cuda":
-            return CudaRuntime(self._phased, self._conditions, self._weights)
-        if self._weights == "tf32" or (self._weights == "fp16" and name == "cpu"):
-            raise ValueError(f"weights={self._weights!r} is for runtime 'cuda', not for {name!r}")
+            return CudaRuntime(program, conditions, precision)
+        if precision == "tf32" or (precision == "fp16" and name == "cpu"):
+            raise ValueError(f"weights={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(self._phased, self._conditions, self._weights == "bf16")
+            return CpuRuntime(program, conditions, precision == "bf16")
         if name == "eager":
-            return EagerRuntime(self._phased, self._conditions)
-        if self._weights != "same":
+            return EagerRuntime(program, conditions)
+        if precision != "same":
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        draws = [self._phased.drawn_by(draw) for draw in range(len(self._phased.outputs))]
-        return ReferenceRuntime(self._model, draws)
+        return ReferenceRuntime(self._model, [program.drawn_by(draw) for draw in range(len(program.outputs))])
 
     # -- running
 
@@ -276,7 +240,7 @@ class Sampler:
         generator: torch.Generator | None,
         noise: Tensor | None,
         batch_size: int | None,
-        runtime: str,
+        runtime: RuntimeName,
         progress: bool,
         log_probability: bool = False,
         logits: Tensor | None = None,

@@ -27,11 +27,12 @@ class WrappedModel:
         self,
         module: nn.Module,
         shape: tuple[int, int, int],
-        head: Head | None,
-        levels: int | None,
-        conditional: bool | None,
-        image_form: ImageForm,
-        condition_shape: tuple[int, ...] | None,
+        *,
+        head: Head | None = None,
+        levels: int | None = None,
+        conditional: bool | None = None,
+        image_form: ImageForm = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.module, self.image_form = module, image_form
         self.shape = _checked_shape(shape)

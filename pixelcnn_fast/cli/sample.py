@@ -17,7 +17,8 @@ from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.cli.arguments import count, output_file, size
 from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.models import PixelCNN
-from pixelcnn_fast.sampler import RUNTIMES, WEIGHTS, Sampler
+from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
+from pixelcnn_fast.sampler import Sampler
 
 EPILOG = """examples:
   python -m pixelcnn_fast sample --label 3 --n 64 --out threes.png
@@ -51,7 +52,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--top-p", type=float, metavar="P", help="draw from the most likely levels that together reach P")
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
-    add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
+    add(
+        "--weights",
+        choices=PRECISIONS,
+        default="same",
+        help="bf16 halves the weights' memory, and is not exact",
+    )
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
     add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
     add("--npz", type=Path, help="also write images, labels and settings here")

@@ -63,8 +63,8 @@ def runtime(
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._phased,
-                sampler._conditions,
+                sampler._compiled.program,
+                sampler._compiled.conditions,
                 weights,
                 name,
                 emulated(),
@@ -249,7 +249,7 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
     engine = runtime(sampler, variant)
-    original = sampler._conditions
+    original = sampler._compiled.conditions
 
     class Broken:  # image 9 alone has a condition that is not finite
         def __call__(self, slots, *arguments):
@@ -305,7 +305,9 @@ def test_the_split_of_layers_over_blocks(name):
     sampler = Sampler(PixelCNN(3, hidden, blocks).eval(), (3, 4, 4))
 
     def built(variant, limits=limits):
-        return CudaRuntime(sampler._phased, sampler._conditions, "bf16", variant, emulated(), limits)
+        return CudaRuntime(
+            sampler._compiled.program, sampler._compiled.conditions, "bf16", variant, emulated(), limits
+        )
 
     engine = built("auto")
     block, pipeline = engine.facts("block"), engine.facts("pipeline")

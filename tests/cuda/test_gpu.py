@@ -31,7 +31,12 @@ VARIANTS = ("block", "pipeline", "auto")
 def built(name, weights="same", variant="auto"):
     model, shape = CASES[name]()
     sampler = Sampler(model.cuda(), shape, weights=weights)
-    return model, shape, sampler, CudaRuntime(sampler._phased, sampler._conditions, weights, variant)
+    return (
+        model,
+        shape,
+        sampler,
+        CudaRuntime(sampler._compiled.program, sampler._compiled.conditions, weights, variant),
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -49,7 +49,7 @@ BODIES = {
 
 
 def captured(model: nn.Module, shape=(1, 5, 6)):
-    wrapped = WrappedModel(model.double().eval(), shape, None, LEVELS, False, "unit", None)
+    wrapped = WrappedModel(model.double().eval(), shape, levels=LEVELS, image_form="unit")
     levels, given = wrapped.example()
     return levels, given, *wrapped.captured(levels, given)
 

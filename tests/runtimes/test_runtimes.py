@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,13 +195,12 @@ def test_logits_that_are_not_finite(runtime):
             )  # the check at capture would refuse NaN: break the model afterwards
             broken.__dict__ = dict(sampler.__dict__, _runtimes={})
             if runtime != "reference":
-                broken._phased = _with_bias(sampler._phased, model.conv_out.bias.detach())
+                program = _with_bias(sampler._compiled.program, model.conv_out.bias.detach())
+                broken._compiled = replace(sampler._compiled, program=program)
             broken.sample(2, runtime=runtime)
 
 
 def _with_bias(program, bias):
-    from dataclasses import replace
-
     *rest, last = (i for i in program.instructions)
     return replace(
         program,

@@ -80,8 +80,7 @@ def test_all_are_causal_and_see_their_neighbours(name):
 
 def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
-    defaults = {"head": None, "levels": None, "image_form": "uint8", "condition_shape": None}
-    wrapped = WrappedModel(network.model(), network.shape, **{**defaults, **network.settings()})
+    wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
     program, conditions, logits = wrapped.captured(levels, given)
     slots = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
