@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.compiler import compiled
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
-from pixelcnn_fast.image_forms import ImageForm, check_choice, check_levels
+from pixelcnn_fast.image_forms import check_choice, check_levels
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
@@ -21,6 +22,7 @@ from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+from pixelcnn_fast.signatures import takes_arguments_of
 
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
@@ -48,28 +50,17 @@ class Sampler:
     program, checked once against the model on a random image, computes something else.
     """
 
+    @takes_arguments_of(WrappedModel)
     def __init__(
         self,
         model: nn.Module,
         shape: tuple[int, int, int],
         *,
-        head: Head | None = None,
-        levels: int | None = None,
         weights: Precision = "same",
-        conditional: bool | None = None,
-        image_form: ImageForm = "uint8",
-        condition_shape: tuple[int, ...] | None = None,
+        **arguments: Unpack[ModelArguments],
     ) -> None:
         check_choice("weights", weights, PRECISIONS)
-        self._model = WrappedModel(
-            model,
-            shape,
-            head=head,
-            levels=levels,
-            conditional=conditional,
-            image_form=image_form,
-            condition_shape=condition_shape,
-        )
+        self._model = WrappedModel(model, shape, **arguments)
         self._compiled = compiled(self._model, weights)
         self.program = self._compiled.listing
         self._runtimes: dict[RuntimeName, Runtime] = {}

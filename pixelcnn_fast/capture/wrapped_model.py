@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,20 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import LEVELS, Instruction, Program, Step
 
 
-class WrappedModel:
-    """The arguments are those of ``Sampler``. The module is captured in eval mode; its weights are copied.
+class ModelArguments(TypedDict, total=False):
+    """What a user may say about a model, by keyword: of ``Sampler``, ``receptive_field`` and ``check_causal``."""
 
-    ``head`` has its layout once the model is captured.
+    head: Head | None
+    levels: int | None
+    conditional: bool | None
+    image_form: ImageForm
+    condition_shape: tuple[int, ...] | None
+
+
+class WrappedModel:
+    """The arguments are those of ``Sampler``, which explains them. The module is captured in eval mode.
+
+    Its weights are copied. ``head`` has its layout once the model is captured.
     """
 
     def __init__(
