@@ -36,13 +36,14 @@ class Sampler:
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
-    weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
-    bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
-    labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
-    the model takes for an image: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in floating point 'unit'
-    (0...1), 'centred' (-1...1) or 'levels' (0...L-1). condition_shape: of a further tensor that the model takes,
-    without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model
-    with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
+    precision: 'same' as the model's, or 'bf16' to store weights narrower (sums stay float32; not exact, and faster
+    where memory bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply.
+    conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a second
+    argument without default. image_form: what the model takes for an image: 'uint8', 'int64', 'codes' (int64
+    [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: of a further tensor that the model takes, without its batch axis, such as (channels, H, W) of a
+    feature map; by default (condition_channels, H, W) of a model with that attribute. It is passed as ``condition=``
+    where the model's forward has it, else last.
 
     Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
     a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
@@ -50,18 +51,18 @@ class Sampler:
     program, checked once against the model on a random image, computes something else.
     """
 
-    @takes_arguments_of(WrappedModel)
+    @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
     def __init__(
         self,
         model: nn.Module,
         shape: tuple[int, int, int],
         *,
-        weights: Precision = "same",
+        precision: Precision = "same",
         **arguments: Unpack[ModelArguments],
     ) -> None:
-        check_choice("weights", weights, PRECISIONS)
+        check_choice("precision", precision, PRECISIONS)
         self._model = WrappedModel(model, shape, **arguments)
-        self._compiled = compiled(self._model, weights)
+        self._compiled = compiled(self._model, precision)
         self.program = self._compiled.listing
         self._runtimes: dict[RuntimeName, Runtime] = {}
         self.runtime("auto")
@@ -209,9 +210,9 @@ class Sampler:
         if name == "cuda":
             return CudaRuntime(program, conditions, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
-            raise ValueError(f"weights={precision!r} is for runtime 'cuda', not for {name!r}")
+            raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(program, conditions, precision == "bf16")
+            return CpuRuntime(program, conditions, precision)
         if name == "eager":
             return EagerRuntime(program, conditions)
         if precision != "same":

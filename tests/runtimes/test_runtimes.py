@@ -112,7 +112,7 @@ def test_bf16_weights(runtime):
     """Both runtimes on the same rounded weights agree; rounding moves the logits by about a bf16 step."""
     model, shape, labels = case("labels")
     single, images = model.float(), torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
-    narrow, same = Sampler(single, shape, weights="bf16"), Sampler(single, shape)
+    narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)
     difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
     scale = same.logits(images, labels, runtime).abs().max()
     assert 1e-5 * scale < difference < 0.05 * scale
@@ -122,7 +122,7 @@ def test_bf16_weights(runtime):
     with pytest.raises(ValueError, match="reference"):
         narrow.sample(1, labels[:1], runtime="reference")
     with pytest.raises(ValueError, match="float32"):
-        Sampler(model.double(), shape, weights="bf16")
+        Sampler(model.double(), shape, precision="bf16")
 
 
 @needs_native
