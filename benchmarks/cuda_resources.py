@@ -101,22 +101,21 @@ def rows(compiled_rows, math: str, plans) -> list[str]:
 
 def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str, str, str], dict]:
     """(math, arch, variant) -> the plan's facts; module: any with CudaSampler."""
-    from pixelcnn_fast import Sampler
+    from pixelcnn_fast.capture.wrapped_model import WrappedModel
+    from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN
     from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 
-    sampler = Sampler(PixelCNN().eval(), (3, 8, 8))  # the size of images changes neither
+    found = compiled(WrappedModel(PixelCNN().eval(), (3, 8, 8)))  # the size of images changes neither
     plans = {}
     for math in maths:
         for name in archs:
             for variant in ("block", "pipeline"):
                 arch = ARCHS[name]
                 limits = Limits(arch.shared_of_block, arch.multiprocessors, arch.largest_cluster)
-                weights = "same" if math == "fp32" else math
+                precision = "same" if math == "fp32" else math
                 try:
-                    runtime = CudaRuntime(
-                        sampler._phased, sampler._conditions, weights, variant, module, limits
-                    )
+                    runtime = CudaRuntime(found.program, found.conditions, precision, variant, module, limits)
                 except RuntimeError:
                     continue
                 plans[math, name, variant] = runtime.facts(variant)

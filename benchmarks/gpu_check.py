@@ -85,6 +85,8 @@ def sampling_seconds(name: str) -> dict[str, float]:
     import torch
 
     from pixelcnn_fast import Sampler
+    from pixelcnn_fast.capture.wrapped_model import WrappedModel
+    from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.heads.drawing import Drawing
     from pixelcnn_fast.program.conditions import Given
     from pixelcnn_fast.runtimes.cuda import CudaRuntime
@@ -93,8 +95,8 @@ def sampling_seconds(name: str) -> dict[str, float]:
     model, shape = default_model(), (3, 32, 32)
     results = {}
     if name in ("block", "pipeline"):
-        sampler = Sampler(model, shape, weights="bf16")
-        engine = CudaRuntime(sampler._phased, sampler._conditions, "bf16", name)
+        found = compiled(WrappedModel(model, shape), "bf16")
+        engine = CudaRuntime(found.program, found.conditions, "bf16", name)
     for n in BATCHES:
         if name.startswith("naive"):
             forward = naive_forward(model, name, n, shape)

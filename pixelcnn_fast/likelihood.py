@@ -10,26 +10,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixelcnn_fast.heads import Categorical, Head, resolved
+from pixelcnn_fast.image_forms import to_levels, with_channels
 from pixelcnn_fast.ops import categorical_nll
 
-
-def to_levels(images: Tensor, levels: int = 256) -> Tensor:
-    """Images -> their integer levels (int64, same shape).
-
-    uint8 and other integers are levels already. Floating point is read as 0...1, or as 0...levels-1 when some
-    value exceeds 1, and rounded: truncation is wrong for most levels once an image has been float16.
-    Raises ValueError for values that are NaN or outside the range.
-    """
-    if images.is_floating_point():
-        x = images.double()
-        x = x if x.numel() and x.max() > 1 else x * (levels - 1)
-        images = x.round()
-        if not torch.isfinite(images).all():
-            raise ValueError("images hold NaN or infinite values")
-    images = images.long()
-    if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < levels:
-        raise ValueError(f"levels span {int(images.min())}...{int(images.max())}, expected 0...{levels - 1}")
-    return images
+__all__ = ["bits_per_dim", "nll", "to_levels"]
 
 
 def nll(
@@ -46,8 +30,7 @@ def nll(
     while given and given[-1] is None:
         given = given[:-1]
     output = model(images, *given, **named)
-    n, *channels, height, width = images.shape
-    shape = (n, *(channels or [1]), height, width)
+    shape = with_channels(images.shape)
     head = resolved(Categorical(_levels(model, output, shape)) if head is None else head, output, shape)
     logits = head.arranged(output, shape[1])
     return categorical_nll(logits, to_levels(images, head.levels).view(shape))

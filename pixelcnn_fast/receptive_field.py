@@ -10,13 +10,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.errors import NotCausal
-from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.fields import output_field
+from pixelcnn_fast.signatures import takes_arguments_of
 
 PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
 COLOURS = {
@@ -138,46 +139,30 @@ class ReceptiveField:
         pictures.save_png(np.concatenate(panels[:-1], 1), path)
 
 
+@takes_arguments_of(WrappedModel)
 def receptive_field(
     model: nn.Module,
     shape: tuple[int, int, int],
-    *,
-    head: Head | None = None,
-    levels: int | None = None,
-    conditional: bool | None = None,
-    image_form: str = "uint8",
-    condition_shape: tuple[int, ...] | None = None,
+    **arguments: Unpack[ModelArguments],
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), from the weights: a weight of zero hides.
 
     The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
-    wrapped = Model(model, shape, head, levels, conditional, image_form, condition_shape)
+    wrapped = WrappedModel(model, shape, **arguments)
     program, _, _ = wrapped.captured(*wrapped.example())
     return ReceptiveField(wrapped.shape, output_field(program), why_not_causal(program))
 
 
+@takes_arguments_of(WrappedModel)
 def check_causal(
     model: nn.Module,
     shape: tuple[int, int, int],
-    *,
-    head: Head | None = None,
-    levels: int | None = None,
-    conditional: bool | None = None,
-    image_form: str = "uint8",
-    condition_shape: tuple[int, ...] | None = None,
+    **arguments: Unpack[ModelArguments],
 ) -> None:
     """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later
     sub-pixel. Arguments and other errors as of ``receptive_field``; the model is left as it was."""
-    field = receptive_field(
-        model,
-        shape,
-        head=head,
-        levels=levels,
-        conditional=conditional,
-        image_form=image_form,
-        condition_shape=condition_shape,
-    )
+    field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)

@@ -7,27 +7,23 @@ import math
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from pixelcnn_fast.capture.wrapped_model import Model, check_choice
-from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
+from pixelcnn_fast.compiler import compiled
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.drawing import Drawing
-from pixelcnn_fast.passes.pipeline import phased, simplified
-from pixelcnn_fast.passes.precision import rounded_weights
-from pixelcnn_fast.program.causality import check_causal
-from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.listing import ProgramListing
-from pixelcnn_fast.program.program import Program, slots_of
+from pixelcnn_fast.image_forms import check_choice, check_levels
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+from pixelcnn_fast.signatures import takes_arguments_of
 
-RUNTIMES = ("auto", "reference", "eager", "cpu", "cuda")
-WEIGHTS = ("same", "bf16", "fp16", "tf32")
-ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
 
@@ -40,13 +36,14 @@ class Sampler:
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
-    weights: 'same', or 'bf16' to store weights narrower (sums stay float32; not exact, and faster where memory
-    bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply. conditional: whether the model takes
-    labels; by default, if it has ``n_classes`` or its forward has a second argument without default. image_form: what
-    the model takes for an image: 'uint8', 'int64', 'codes' (int64 [N, H, W], one channel), or in floating point 'unit'
-    (0...1), 'centred' (-1...1) or 'levels' (0...L-1). condition_shape: of a further tensor that the model takes,
-    without its batch axis, such as (channels, H, W) of a feature map; by default (condition_channels, H, W) of a model
-    with that attribute. It is passed as ``condition=`` where the model's forward has it, else last.
+    precision: 'same' as the model's, or 'bf16' to store weights narrower (sums stay float32; not exact, and faster
+    where memory bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply.
+    conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a second
+    argument without default. image_form: what the model takes for an image: 'uint8', 'int64', 'codes' (int64
+    [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: of a further tensor that the model takes, without its batch axis, such as (channels, H, W) of a
+    feature map; by default (condition_channels, H, W) of a model with that attribute. It is passed as ``condition=``
+    where the model's forward has it, else last.
 
     Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
     a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
@@ -54,30 +51,20 @@ class Sampler:
     program, checked once against the model on a random image, computes something else.
     """
 
+    @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
     def __init__(
         self,
         model: nn.Module,
         shape: tuple[int, int, int],
         *,
-        head: Head | None = None,
-        levels: int | None = None,
-        weights: str = "same",
-        conditional: bool | None = None,
-        image_form: str = "uint8",
-        condition_shape: tuple[int, ...] | None = None,
+        precision: Precision = "same",
+        **arguments: Unpack[ModelArguments],
     ) -> None:
-        check_choice("weights", weights, WEIGHTS)
-        self._model = Model(model, shape, head, levels, conditional, image_form, condition_shape)
-        self._weights = weights
-        program, self._conditions = self._capture()
-        if weights != "same" and program.dtype != torch.float32:
-            raise ValueError(f"weights={weights!r} goes with a float32 model, this one is {program.dtype}")
-        if weights in ROUNDED:
-            program = rounded_weights(program, ROUNDED[weights])
-        self._normalised = program.normalised
-        self._phased = phased(program)
-        self.program = ProgramListing(self._phased, 2 if weights in ROUNDED else program.dtype.itemsize)
-        self._runtimes: dict[str, Runtime] = {}
+        check_choice("precision", precision, PRECISIONS)
+        self._model = WrappedModel(model, shape, **arguments)
+        self._compiled = compiled(self._model, precision)
+        self.program = self._compiled.listing
+        self._runtimes: dict[RuntimeName, Runtime] = {}
         self.runtime("auto")
 
     @property
@@ -100,7 +87,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         batch_size: int | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         progress: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -144,7 +131,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         batch_size: int | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         progress: bool = False,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -184,7 +171,7 @@ class Sampler:
         self,
         images: Tensor,
         labels: Tensor | None = None,
-        runtime: str = "auto",
+        runtime: RuntimeName = "auto",
         condition: Tensor | None = None,
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
@@ -193,14 +180,14 @@ class Sampler:
         forward gives the same, faster.
         """
         levels = self._checked_levels(images)
-        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._phased.dtype)
+        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._compiled.program.dtype)
         known = torch.ones_like(levels, dtype=torch.bool)
         self._run(
             levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
         )
-        return out.log_softmax(-1) if self._normalised else out
+        return out.log_softmax(-1) if self._compiled.normalised else out
 
-    def runtime(self, name: str) -> Runtime:
+    def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         if name == "auto":
@@ -209,56 +196,30 @@ class Sampler:
             self._runtimes[name] = self._build(name)
         return self._runtimes[name]
 
-    def _fastest(self) -> str:
-        if why_not_cpu(self._phased) is None and self._weights in ("same", "bf16"):
+    def _fastest(self) -> RuntimeName:
+        if why_not_cpu(self._compiled.program) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
-        return "cuda" if why_not_cuda(self._phased) is None else "eager"
+        return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
 
-    # -- capture
-
-    def _capture(self) -> tuple[Program, Conditions]:
-        """The fused program, checked for causality and, on another example than the one recorded, against the model."""
-        captured, conditions, logits = self._model.captured(*self._model.example())
-        self._check_finite(logits)
-        check_causal(captured)
-        program = simplified(captured)
-        levels, given = self._model.example(seed=1)
-        with self._model.evaluating():
-            logits = self._model.logits(levels, given)
-        operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
-        computed = evaluate(program, levels, operands.__getitem__)
-        computed, expected = (self._model.head.comparable(x) for x in (computed, logits))
-        self._check_finite(logits)
-        scale = expected.abs().max().item()
-        error = (computed - expected).abs().max().item()
-        if not error <= 1e3 * torch.finfo(program.dtype).eps * max(scale, 1.0):
-            raise CaptureMismatch(
-                f"on a random image the captured program differs from the model by {error:.3g} (logits up to "
-                f"{scale:.3g}): the model probably changes a tensor through an alias or depends on the image's "
-                "values in Python; please report it with the model"
-            )
-        return program, conditions
-
-    def _check_finite(self, logits: Tensor) -> None:
-        bad = ~self._model.head.comparable(logits).isfinite()
-        if bool(bad.any()):
-            raise NonFiniteLogits(*bad.nonzero()[0, :4].tolist())
-
-    def _build(self, name: str) -> Runtime:
+    def _build(self, name: RuntimeName) -> Runtime:
+        program, conditions, precision = (
+            self._compiled.program,
+            self._compiled.conditions,
+            self._compiled.precision,
+        )
         if name == "cuda":
-            return CudaRuntime(self._phased, self._conditions, self._weights)
-        if self._weights == "tf32" or (self._weights == "fp16" and name == "cpu"):
-            raise ValueError(f"weights={self._weights!r} is for runtime 'cuda', not for {name!r}")
+            return CudaRuntime(program, conditions, precision)
+        if precision == "tf32" or (precision == "fp16" and name == "cpu"):
+            raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(self._phased, self._conditions, self._weights == "bf16")
+            return CpuRuntime(program, conditions, precision)
         if name == "eager":
-            return EagerRuntime(self._phased, self._conditions)
-        if self._weights != "same":
+            return EagerRuntime(program, conditions)
+        if precision != "same":
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        draws = [self._phased.drawn_by(draw) for draw in range(len(self._phased.outputs))]
-        return ReferenceRuntime(self._model, draws)
+        return ReferenceRuntime(self._model, [program.drawn_by(draw) for draw in range(len(program.outputs))])
 
     # -- running
 
@@ -271,7 +232,7 @@ class Sampler:
         generator: torch.Generator | None,
         noise: Tensor | None,
         batch_size: int | None,
-        runtime: str,
+        runtime: RuntimeName,
         progress: bool,
         log_probability: bool = False,
         logits: Tensor | None = None,
@@ -334,10 +295,7 @@ class Sampler:
                 f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
             )
         levels = images.cpu().to(torch.int32, copy=True).contiguous()
-        if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < self._model.levels:
-            raise ValueError(
-                f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{self._model.levels - 1}"
-            )
+        check_levels(levels, self._model.levels)
         return levels
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; rooms of one tier do not import each other.
 TIERS = [
-    {"errors", "native", "pictures", "image_forms"},
+    {"errors", "native", "pictures", "image_forms", "signatures"},
     {"ops"},
     {"environment"},
     {"nn"},

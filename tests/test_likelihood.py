@@ -65,6 +65,15 @@ def test_bad_images_are_refused(bad):
         to_levels(bad)
 
 
+def test_images_of_one_channel_may_leave_its_axis_out():
+    model, images = pixelcnn(), torch.randint(0, 256, (3, 1, 4, 5), dtype=torch.uint8)
+    codes = nn.Module()
+    codes.forward = lambda x: model(x[:, None])
+    assert torch.equal(nll(codes, images[:, 0]), nll(model, images))
+    with pytest.raises(ValueError, match=r"\[3, 1, 1, 4, 5\], expected \[N, C, H, W\]"):
+        nll(lambda x: model(x[:, 0]), images[:, None])
+
+
 def test_an_empty_loader_is_an_error():
     with pytest.raises(ValueError, match="no image"):
         bits_per_dim(pixelcnn(), [])

@@ -80,8 +80,10 @@ def test_bad_construction_is_refused():
     model = pixelcnn()
     with pytest.raises(ValueError, match="shape"):
         Sampler(model, (1, 0, 4))
-    with pytest.raises(ValueError, match="weights"):
-        Sampler(model, (1, 4, 4), weights="int4")
+    with pytest.raises(ValueError, match="precision is 'int4', expected one of 'same', 'bf16'"):
+        Sampler(model, (1, 4, 4), precision="int4")
+    with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):
+        Sampler(model, (1, 4, 4), weights="bf16")
     with pytest.raises(ValueError, match="levels"):
         Sampler(model, (1, 4, 4), levels=512)
     with pytest.raises(ValueError, match="for 32 levels"):

@@ -11,6 +11,7 @@ from pixelcnn_fast.bench.checks import Oracle
 from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, SomePixels, WholeImages
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.sampler import Sampler
 
 
@@ -51,16 +52,16 @@ def compare(
     ValueError and RuntimeError as Sampler does.
     """
     check_names(names)
-    weights = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
-    samplers = {w: Sampler(work.model, work.shape, weights=w) for w in {"same", *weights.values()}}
+    precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
+    samplers = {p: Sampler(work.model, work.shape, precision=p) for p in {"same", *precisions.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
     naive = Sampler(work.plain_model(), work.shape) if NAIVE in names else None
     contestants = {
-        name: WholeImages(name, naive if name == NAIVE else samplers[weights[name]], work, progress)
+        name: WholeImages(name, naive if name == NAIVE else samplers[precisions[name]], work, progress)
         for name in names
     }
     warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
-    exact = [images for name, images in warm.items() if weights[name] == "same"]
+    exact = [images for name, images in warm.items() if precisions[name] == "same"]
     common = exact[-1] if exact else samplers["same"].sample(work.images, work.labels, noise=work.noise)
     if NAIVE in names and 0 < naive_pixels < work.pixels:
         contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)

@@ -33,6 +33,7 @@ from pixelcnn_fast.capture.lowering import (
 from pixelcnn_fast.capture.shadow import ShadowMap
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Bernoulli, Head, resolved
+from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
 from pixelcnn_fast.program.program import Instruction, Pointwise, Program
 
@@ -102,8 +103,7 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.path: list[str] = []
         self.levels = levels
-        n, *channels, height, width = images.shape
-        self.shape = (n, *(channels or [1]), height, width)
+        self.shape = with_channels(images.shape)
         self.builder = Builder(self.shape, dtype, device)
         self.builder.where = self._where
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}

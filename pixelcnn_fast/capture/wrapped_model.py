@@ -6,32 +6,44 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
-from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, check_choice
+from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, ImageForm, check_choice, from_levels
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
 
-class Model:
-    """The arguments are those of ``Sampler``. The module is captured in eval mode; its weights are copied.
+class ModelArguments(TypedDict, total=False):
+    """What a user may say about a model, by keyword: of ``Sampler``, ``receptive_field`` and ``check_causal``."""
 
-    ``head`` has its layout once the model is captured.
+    head: Head | None
+    levels: int | None
+    conditional: bool | None
+    image_form: ImageForm
+    condition_shape: tuple[int, ...] | None
+
+
+class WrappedModel:
+    """The arguments are those of ``Sampler``, which explains them. The module is captured in eval mode.
+
+    Its weights are copied. ``head`` has its layout once the model is captured.
     """
 
     def __init__(
         self,
         module: nn.Module,
         shape: tuple[int, int, int],
-        head: Head | None,
-        levels: int | None,
-        conditional: bool | None,
-        image_form: str,
-        condition_shape: tuple[int, ...] | None,
+        *,
+        head: Head | None = None,
+        levels: int | None = None,
+        conditional: bool | None = None,
+        image_form: ImageForm = "uint8",
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.module, self.image_form = module, image_form
         self.shape = _checked_shape(shape)
@@ -88,16 +100,7 @@ class Model:
 
     def encode(self, levels: Tensor) -> Tensor:
         """Integer levels -> what the module takes for an image."""
-        levels = levels.to(self.device)
-        if self.image_form == "uint8":
-            return levels.to(torch.uint8)
-        if self.image_form in ("int64", "codes"):
-            return levels.long() if self.image_form == "int64" else levels.long()[:, 0]
-        images, interval = levels.to(self.dtype), SCALED_FORMS[self.image_form]
-        if interval is None:
-            return images
-        low, high = interval
-        return images / (self.levels - 1) * (high - low) + low
+        return from_levels(levels.to(self.device), self.image_form, self.levels, self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

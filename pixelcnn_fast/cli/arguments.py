@@ -31,6 +31,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (try {self.prog} --help)\n")
 
 
+class Renamed(argparse.Action):
+    """An option that has another name now: the error tells it."""
+
+    def __init__(self, option_strings: list[str], dest: str, to: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self._to = to
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} is called {self._to} now")
+
+
 def count(text: str) -> int:
     """An integer, 1 or more."""
     value = int(text)

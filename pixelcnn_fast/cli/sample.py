@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench.report import duration
-from pixelcnn_fast.cli.arguments import count, output_file, size
+from pixelcnn_fast.cli.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.models import PixelCNN
-from pixelcnn_fast.sampler import RUNTIMES, WEIGHTS, Sampler
+from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
+from pixelcnn_fast.sampler import Sampler
 
 EPILOG = """examples:
   python -m pixelcnn_fast sample --label 3 --n 64 --out threes.png
@@ -51,7 +52,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--top-p", type=float, metavar="P", help="draw from the most likely levels that together reach P")
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
-    add("--weights", choices=WEIGHTS, default="same", help="bf16 halves the weights' memory, and is not exact")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="same",
+        help="bf16 halves the weights' memory, and is not exact",
+    )
+    add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
     add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
     add("--npz", type=Path, help="also write images, labels and settings here")
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     classes = _classes(args.label, model)
     labels = torch.tensor(classes).repeat(args.n) if classes else None
     wanted = args.n * max(len(classes), 1)
-    sampler = Sampler(model, (model.input_channels, *args.size), weights=args.weights)
+    sampler = Sampler(model, (model.input_channels, *args.size), precision=args.precision)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.perf_counter()
     interrupted = False

@@ -1,1 +1,11 @@
-"""What draws images: each executes a phased program, or the model itself."""
+"""Runtimes draw images. Here are the names that a user calls them by, and what they may multiply."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+RuntimeName = Literal["auto", "reference", "eager", "cpu", "cuda"]
+RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+
+Precision = Literal["same", "bf16", "fp16", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -9,6 +9,7 @@ from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described
 
@@ -25,16 +26,21 @@ def why_not_cpu(program: PhasedProgram) -> str | None:
 
 
 class CpuRuntime:
-    """Packs the weights once; ``run`` may then be called from several threads."""
+    """Packs the weights once; ``run`` may then be called from several threads.
 
-    def __init__(self, program: PhasedProgram, conditions: Conditions, bf16_weights: bool) -> None:
+    precision: 'same' or 'bf16', which the multiplied weights are then stored in.
+    """
+
+    def __init__(self, program: PhasedProgram, conditions: Conditions, precision: Precision = "same") -> None:
         if (why := why_not_cpu(program)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
         self._native = native()
         self._program, self._conditions, self._slots = program, conditions, program.slots
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
         description = described(program, borrowed, program.dtype)
-        self._sampler = self._native.CpuSampler(description, program.dtype == torch.float64, bf16_weights)
+        self._sampler = self._native.CpuSampler(
+            description, program.dtype == torch.float64, precision == "bf16"
+        )
 
     def run(self, job: Job) -> None:
         operands = self._conditions(self._slots, job.given, job.levels.shape[0])

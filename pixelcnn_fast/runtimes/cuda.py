@@ -14,12 +14,13 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described
 
 VARIANTS = ("auto", "block", "pipeline")
-# What is multiplied, if weights= does not say it; sums and pointwise steps are float32.
+# What is multiplied, if precision= does not say it; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 
@@ -76,7 +77,7 @@ class Batch:
 class CudaRuntime:
     """Puts the weights on the device once. What is chosen for a batch, and why: ``explain(images)``.
 
-    weights: as of ``Sampler``. variant: 'block', 'pipeline', or 'auto'.
+    precision: as of ``Sampler``. variant: 'block', 'pipeline', or 'auto'.
     module, limits: for tests, which run the kernels on the host.
     """
 
@@ -84,7 +85,7 @@ class CudaRuntime:
         self,
         program: PhasedProgram,
         conditions: Conditions,
-        weights: str = "same",
+        precision: Precision = "same",
         variant: str = "auto",
         module: Any = None,
         limits: Limits | None = None,
@@ -94,7 +95,7 @@ class CudaRuntime:
         if module is None and (why := why_not_cuda(program)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
         self._program, self._conditions, self._variant = program, conditions, variant
-        self.math = MATH_BY_DTYPE[program.dtype] if weights == "same" else weights
+        self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
         name = torch.cuda.get_device_name(program.device) if program.device.type == "cuda" else ""
         self._gpu = gpu_like(name, self._limits.multiprocessors)

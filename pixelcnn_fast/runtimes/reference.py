@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.runtimes.job import Job
 
 
 class ReferenceRuntime:
     """The model's own forward, for every pixel once for each of ``draws``, the image channels drawn together."""
 
-    def __init__(self, model: Model, draws: Sequence[slice]) -> None:
+    def __init__(self, model: WrappedModel, draws: Sequence[slice]) -> None:
         self._model, self._draws = model, draws
 
     @torch.no_grad()

@@ -85,6 +85,7 @@ def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
         (["sample", "--out", "a.jpg"], "name it .png"),
         (["sample", "--n", "0"], "expected 1 or more"),
         (["sample", "--size", "28x"], "28x28"),
+        (["sample", "--weights", "bf16"], "--weights is called --precision now"),
         (["sample", "--nn", "3"], "unrecognized arguments"),
         (["bench", "--runtimes", "cpu,magic"], "choose from reference, eager, cpu, cpu-bf16"),
         (["bench", "--batch", "1,x"], "--batch"),

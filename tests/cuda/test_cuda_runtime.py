@@ -56,16 +56,20 @@ def gated(**kwargs) -> torch.nn.Module:
 
 
 def runtime(
-    sampler: Sampler, variant: str, weights: str = "same", shared: int | None = None, multiprocessors: int = 20
+    sampler: Sampler,
+    variant: str,
+    precision: str = "same",
+    shared: int | None = None,
+    multiprocessors: int = 20,
 ) -> CudaRuntime:
     """``shared`` bytes of memory, else as little as the variant can do with: so a pipeline has many stages."""
     name, cluster = VARIANTS[variant]
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._phased,
-                sampler._conditions,
-                weights,
+                sampler._compiled.program,
+                sampler._compiled.conditions,
+                precision,
                 name,
                 emulated(),
                 Limits(size, multiprocessors, cluster),
@@ -110,25 +114,25 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     assert got.numel() < 50 or got.unique().numel() > 10
 
 
-@pytest.mark.parametrize("weights", ["same", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
-def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, variant, weights):
+def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, variant, precision):
     model, shape = CASES[name]()
     images, u, labels = inputs(shape, 9)
     arguments = (images.to(torch.uint8), labels) if model.n_classes else (images.to(torch.uint8),)
     exact = copy.deepcopy(model).double()(*arguments).detach()
     # tf32 keeps as many bits as fp16.
-    dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(weights, torch.float16)
+    dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(precision, torch.float16)
     plain = copy.deepcopy(model).to(dtype)(*arguments).detach()
     sampler = Sampler(model, shape)
-    engine = runtime(sampler, variant, weights)
+    engine = runtime(sampler, variant, precision)
     known = torch.ones_like(images, dtype=torch.bool)
     levels, logits = run(engine, sampler, u, levels=images, known=known, labels=labels)
     assert torch.equal(levels, images)
     again = run(engine, sampler, u, levels=images, known=known, labels=labels, seed=1)
     assert torch.equal(again[1], logits), "the schedule changes nothing"
-    if weights == "tf32":
+    if precision == "tf32":
         plain = plain.float()
     assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
 
@@ -249,7 +253,7 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
     engine = runtime(sampler, variant)
-    original = sampler._conditions
+    original = sampler._compiled.conditions
 
     class Broken:  # image 9 alone has a condition that is not finite
         def __call__(self, slots, *arguments):
@@ -305,7 +309,9 @@ def test_the_split_of_layers_over_blocks(name):
     sampler = Sampler(PixelCNN(3, hidden, blocks).eval(), (3, 4, 4))
 
     def built(variant, limits=limits):
-        return CudaRuntime(sampler._phased, sampler._conditions, "bf16", variant, emulated(), limits)
+        return CudaRuntime(
+            sampler._compiled.program, sampler._compiled.conditions, "bf16", variant, emulated(), limits
+        )
 
     engine = built("auto")
     block, pipeline = engine.facts("block"), engine.facts("pipeline")
@@ -346,8 +352,8 @@ def test_every_synchronisation_is_needed(variant):
     for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
-        for weights, shared in (("same", 227 << 10), ("same", None), ("bf16", None)):
-            engine = runtime(sampler, variant, weights, shared)
+        for precision, shared in (("same", 227 << 10), ("same", None), ("bf16", None)):
+            engine = runtime(sampler, variant, precision, shared)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 
     def noticed(seeds: int = 8) -> bool:

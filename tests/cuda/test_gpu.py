@@ -28,10 +28,15 @@ CASES = {
 VARIANTS = ("block", "pipeline", "auto")
 
 
-def built(name, weights="same", variant="auto"):
+def built(name, precision="same", variant="auto"):
     model, shape = CASES[name]()
-    sampler = Sampler(model.cuda(), shape, weights=weights)
-    return model, shape, sampler, CudaRuntime(sampler._phased, sampler._conditions, weights, variant)
+    sampler = Sampler(model.cuda(), shape, precision=precision)
+    return (
+        model,
+        shape,
+        sampler,
+        CudaRuntime(sampler._compiled.program, sampler._compiled.conditions, precision, variant),
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -60,18 +65,18 @@ def test_top_k_and_top_p(variant, drawing):
     assert torch.equal(levels, expected.int())
 
 
-@pytest.mark.parametrize("weights", ["same", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_as_exact_as_plain_torch(name, weights):
-    model, shape, sampler, _ = built(name, weights)
+def test_logits_are_as_exact_as_plain_torch(name, precision):
+    model, shape, sampler, _ = built(name, precision)
     images = torch.randint(0, 256, (13, *shape), dtype=torch.uint8)
     labels = torch.arange(13) % 4 if sampler._model.conditional else None
     logits = sampler.logits(images, labels, "cuda")
     arguments = (images.cuda(),) if labels is None else (images.cuda(), labels.cuda())
-    dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(weights, torch.float16)
+    dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(precision, torch.float16)
     plain = model.to(dtype)(*arguments).detach().cpu()
     exact = CASES[name]()[0].double()(*(a.cpu() for a in arguments)).detach()
-    plain = plain.float() if weights == "tf32" else plain
+    plain = plain.float() if precision == "tf32" else plain
     assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
 
 

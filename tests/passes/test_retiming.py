@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.phases import computed_by_rows
 from pixelcnn_fast.passes.retiming import without_reading_ahead
@@ -49,7 +49,7 @@ BODIES = {
 
 
 def captured(model: nn.Module, shape=(1, 5, 6)):
-    wrapped = Model(model.double().eval(), shape, None, LEVELS, False, "unit", None)
+    wrapped = WrappedModel(model.double().eval(), shape, levels=LEVELS, image_form="unit")
     levels, given = wrapped.example()
     return levels, given, *wrapped.captured(levels, given)
 

@@ -23,7 +23,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_lag_is_the_least(name):
     model, shape, lag = MODELS[name]
-    front = Sampler(model, shape)._phased.wavefront
+    front = Sampler(model, shape)._compiled.program.wavefront
     assert (front.lag if front else None) == lag
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     One of two teams makes what a chunk's steps begin with before the other has begun the chunk before it.
     """
     model, shape, _ = MODELS[name]
-    program = Sampler(model, shape)._phased
+    program = Sampler(model, shape)._compiled.program
     front, (_, height, width) = program.wavefront, shape
     lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())
     done: set[tuple[int, int, int]] = set()

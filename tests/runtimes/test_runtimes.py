@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_bf16_weights(runtime):
     """Both runtimes on the same rounded weights agree; rounding moves the logits by about a bf16 step."""
     model, shape, labels = case("labels")
     single, images = model.float(), torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
-    narrow, same = Sampler(single, shape, weights="bf16"), Sampler(single, shape)
+    narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)
     difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
     scale = same.logits(images, labels, runtime).abs().max()
     assert 1e-5 * scale < difference < 0.05 * scale
@@ -121,7 +122,7 @@ def test_bf16_weights(runtime):
     with pytest.raises(ValueError, match="reference"):
         narrow.sample(1, labels[:1], runtime="reference")
     with pytest.raises(ValueError, match="float32"):
-        Sampler(model.double(), shape, weights="bf16")
+        Sampler(model.double(), shape, precision="bf16")
 
 
 @needs_native
@@ -194,13 +195,12 @@ def test_logits_that_are_not_finite(runtime):
             )  # the check at capture would refuse NaN: break the model afterwards
             broken.__dict__ = dict(sampler.__dict__, _runtimes={})
             if runtime != "reference":
-                broken._phased = _with_bias(sampler._phased, model.conv_out.bias.detach())
+                program = _with_bias(sampler._compiled.program, model.conv_out.bias.detach())
+                broken._compiled = replace(sampler._compiled, program=program)
             broken.sample(2, runtime=runtime)
 
 
 def _with_bias(program, bias):
-    from dataclasses import replace
-
     def changed(i):
         return replace(i, instruction=replace(i.instruction, bias=bias)) if i.out in program.outputs else i
 

@@ -102,7 +102,7 @@ def test_waves_and_single_rows_give_the_same_bits(name):
 
 
 def test_a_vertical_stack_is_all_row_phase():
-    program = Sampler(CASES["gated"][0], CASES["gated"][1])._phased
+    program = Sampler(CASES["gated"][0], CASES["gated"][1])._compiled.program
     vertical = [i for i in program.instructions if i.name.endswith((".vertical", ".link"))]
     assert vertical and all(i.phase is Phase.ROW for i in vertical)
 
@@ -110,7 +110,7 @@ def test_a_vertical_stack_is_all_row_phase():
 def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
     """The colours' features are apart, so that what sees one colour more is computed after its draw, and once."""
     model, shape = CASES["thirds"]
-    program = Sampler(model, shape)._phased
+    program = Sampler(model, shape)._compiled.program
     assert len(program.outputs) == 3
     live = sum(int(m.mask.sum()) for m in model.modules() if hasattr(m, "mask"))
     listed = sum(

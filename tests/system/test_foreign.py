@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import receptive_field
-from pixelcnn_fast.capture.wrapped_model import Model
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native
@@ -79,8 +79,7 @@ def test_all_are_causal_and_see_their_neighbours(name):
 
 def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
-    defaults = {"head": None, "levels": None, "image_form": "uint8", "condition_shape": None}
-    wrapped = Model(network.model(), network.shape, **{**defaults, **network.settings()})
+    wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
     program, conditions, logits = wrapped.captured(levels, given)
     slots = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]

@@ -1,0 +1,49 @@
+"""Functions that share keyword arguments: the arguments are written once, and ``help`` shows them everywhere."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_arguments_of(
+    source: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Function], Function]:
+    """For a function with ``**arguments``, which it hands on: they are the keyword-only parameters of ``source``.
+
+    renamed: old words -> the new ones, for the error that an old word gets.
+    The function's signature shows the parameters in the place of ``**arguments``, without those that it sets itself.
+    Calling it with any other keyword raises TypeError, in the function's own name.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in own}
+        shared = [
+            p
+            for p in inspect.signature(source).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in names
+        ]
+        known = names | {p.name for p in shared}
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: Any, **keywords: Any) -> Any:
+            for keyword in keywords:
+                if keyword in renamed:
+                    raise TypeError(f"{name}: {keyword}= is called {renamed[keyword]}= now")
+                if keyword not in known:
+                    raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
+            return function(*args, **keywords)
+
+        shown = cast(Any, checked)
+        shown.__signature__ = signature.replace(parameters=[*own, *shared])
+        return shown
+
+    return decorate

@@ -1,0 +1,128 @@
+"""From a model to a compiled one: what is refused on the way, and that the check can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import check_finite, check_program, compiled
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, NotCausal
+from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.program.program import Convolution
+from tests.system.networks import pixelcnn
+
+SHAPE = (1, 5, 4)
+
+
+def wrapped(**arguments) -> WrappedModel:
+    return WrappedModel(pixelcnn(**arguments), SHAPE)
+
+
+def test_a_model_becomes_a_phased_program_with_its_head_resolved():
+    model = wrapped()
+    found = compiled(model)
+    assert isinstance(found.program, PhasedProgram) and found.program.wavefront is not None
+    assert found.program.shape == SHAPE and model.head == Categorical(256, "N,C,H,W,L")
+    assert found.precision == "same" and not found.normalised
+    assert "causal program for 1x5x4 images" in str(found.listing)
+
+
+def test_a_closing_softmax_is_left_out_and_told():
+    class Normalised(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = MaskedConv2d(1, 7, 3, "A")
+
+        def forward(self, images):
+            return self.conv(images.float()).log_softmax(1)
+
+    assert compiled(WrappedModel(Normalised(), SHAPE, levels=7)).normalised
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", 8), ("fp16", 11), ("tf32", 24), ("same", 24)])
+def test_weights_are_rounded_to_the_precision_that_stores_them(precision, kept):
+    found = compiled(wrapped(), precision)
+    weights = [run.weight for i in found.program.instructions for run in (*i.row_runs, *i.pixel_runs)]
+    mantissas = torch.cat([weight.flatten() for weight in weights]).frexp().mantissa.double()
+    exact = [bits for bits in range(1, 25) if bool((mantissas * 2**bits).frac().eq(0).all())]
+    assert exact[0] == kept
+    narrow = precision in ("bf16", "fp16")
+    assert (found.listing.weight_bytes < compiled(wrapped()).listing.weight_bytes) == narrow
+
+
+def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
+    with pytest.raises(
+        ValueError, match="precision='bf16' goes with a float32 model, this one is torch.float64"
+    ):
+        compiled(WrappedModel(pixelcnn().double(), SHAPE), "bf16")
+
+
+def test_what_the_check_sees():
+    """A weight that is off by one part in a hundred, in any instruction, is found."""
+    model = wrapped(classes=3)
+    program, conditions, _ = model.captured(*model.example())
+    check_program(program, conditions, model)
+    for index, instruction in enumerate(program.instructions):
+        if isinstance(instruction, Convolution):
+            taps = tuple(replace(tap, weight=1.01 * tap.weight) for tap in instruction.taps)
+            broken = list(program.instructions)
+            broken[index] = replace(instruction, taps=taps)
+            with pytest.raises(CaptureMismatch, match="differs from the model by"):
+                check_program(replace(program, instructions=tuple(broken)), conditions, model)
+
+
+def test_a_branch_that_only_the_checked_image_takes_is_found():
+    class Branching(torch.nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.conv = MaskedConv2d(1, 7, 3, "A")
+
+        def forward(self, images):
+            self.calls += 1
+            return self.conv(images.float()) * self.calls
+
+    with pytest.raises(CaptureMismatch):
+        compiled(WrappedModel(Branching(), SHAPE, levels=7))
+
+
+def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch):
+    def wrong(program):
+        *rest, last = program.instructions
+        last = replace(last, taps=tuple(replace(tap, weight=2 * tap.weight) for tap in last.taps))
+        return replace(program, instructions=(*rest, last))
+
+    monkeypatch.setattr(pipeline, "SIMPLIFYING", (*pipeline.SIMPLIFYING, wrong))
+    with pytest.raises(CaptureMismatch):
+        compiled(wrapped())
+
+
+def test_every_stage_can_be_watched():
+    seen = []
+    compiled(wrapped(), watch=lambda name, program: seen.append((name, str(program).split(" for ")[0])))
+    assert seen[0] == ("capture", "program") and seen[-1] == ("with_wavefront", "causal program")
+    assert [name for name, _ in seen[1:8]] == [each.__name__ for each in pipeline.SIMPLIFYING]
+
+
+def test_a_model_that_leaks_is_refused():
+    model = pixelcnn()
+    model.conv_in.mask.fill_(1)
+    with pytest.raises(NotCausal, match="conv_in"):
+        compiled(WrappedModel(model, SHAPE))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_logits_that_are_not_finite_are_named(bad):
+    logits = torch.zeros(2, 3, 4, 5, 6)
+    check_finite(logits, Categorical(6))
+    logits[1, 2, 3, 0, 5] = logits[1, 2, 3, 4, 0] = bad
+    with pytest.raises(NonFiniteLogits) as caught:
+        check_finite(logits, Categorical(6))
+    assert caught.value.location == (1, 2, 3, 0)
