@@ -22,22 +22,22 @@ class EagerRuntime:
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
         n, draws = job.levels.shape[0], len(self._program.outputs)
-        batch = _Batch(self._program, n, self._conditions(self._program.slots, job.given, n))
+        caches = _Caches(self._program, n, self._conditions(self._program.slots, job.given, n))
         for y in range(height):
             job.on_row(y)
-            batch.row_phase(y)
+            caches.row_phase(y)
             for x in range(width):
                 for draw in range(draws):
                     channels = self._program.drawn_by(draw)
                     wanted = job.wants(y, x, channels)
-                    batch.pixel_phase(y, x, draw, skip_output=not wanted)
+                    caches.pixel_phase(y, x, draw, skip_output=not wanted)
                     if wanted:
-                        job.settle(y, x, channels, batch.logits(y, x, draw))
-                    batch.read_levels(y, x, draw, job.levels[:, :, y, x])
-                batch.pixel_phase(y, x, draws)
+                        job.settle(y, x, channels, caches.logits(y, x, draw))
+                    caches.read_levels(y, x, draw, job.levels[:, :, y, x])
+                caches.pixel_phase(y, x, draws)
 
 
-class _Batch:
+class _Caches:
     """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
 
     def __init__(self, program: PhasedProgram, n: int, conditions: dict[Slot, Tensor]) -> None:
