@@ -87,7 +87,7 @@ def sampling_seconds(name: str) -> dict[str, float]:
     from pixelcnn_fast import Sampler
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
-    from pixelcnn_fast.heads.drawing import Drawing
+    from pixelcnn_fast.heads.options import SamplingOptions
     from pixelcnn_fast.program.conditions import Given
     from pixelcnn_fast.runtimes.cuda import CudaRuntime
     from pixelcnn_fast.runtimes.job import Job
@@ -109,7 +109,7 @@ def sampling_seconds(name: str) -> dict[str, float]:
 
             def batch(n=n, noise=noise):
                 levels = torch.zeros(n, *shape, dtype=torch.int32)
-                engine.run(Job(levels, None, noise, Given(), Drawing(), None, None, lambda _: None))
+                engine.run(Job(levels, None, noise, Given(), SamplingOptions(), None, None, lambda _: None))
 
             results[n] = seconds_of(batch, repeat=3)
     return results

@@ -13,7 +13,7 @@ from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.compiler import compiled
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.image_forms import check_choice, check_levels
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
@@ -97,7 +97,8 @@ class Sampler:
         """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. top_k, top_p: draw from the most likely levels only, see ``drawing.Drawing``. noise: u [n, C, H, W] in
+        level. top_k, top_p: draw from the most likely levels only, see ``heads.SamplingOptions``.
+        noise: u [n, C, H, W] in
         [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
         'cpu' or 'cuda' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
         log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
@@ -108,12 +109,12 @@ class Sampler:
         if n < 0:
             raise ValueError(f"n is {n}: the number of images can't be negative")
         levels = torch.zeros(n, *self.shape, dtype=torch.int32)
-        drawing = Drawing(temperature, top_k, top_p)
+        options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
         return self._run(
             levels,
             None,
             Given(labels, condition),
-            drawing,
+            options,
             generator,
             noise,
             batch_size,
@@ -153,12 +154,12 @@ class Sampler:
                 f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
             ) from None
         levels = levels.masked_fill(~known, 0)
-        drawing = Drawing(temperature, top_k, top_p)
+        options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
         return self._run(
             levels,
             known,
             Given(labels, condition),
-            drawing,
+            options,
             generator,
             noise,
             batch_size,
@@ -183,7 +184,16 @@ class Sampler:
         out = torch.zeros(*levels.shape, self._model.levels, dtype=self._compiled.program.dtype)
         known = torch.ones_like(levels, dtype=torch.bool)
         self._run(
-            levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
+            levels,
+            known,
+            Given(labels, condition),
+            SamplingOptions(),
+            None,
+            None,
+            None,
+            runtime,
+            False,
+            logits=out,
         )
         return out.log_softmax(-1) if self._compiled.normalised else out
 
@@ -228,7 +238,7 @@ class Sampler:
         levels: Tensor,
         known: Tensor | None,
         given: Given,
-        drawing: Drawing,
+        options: SamplingOptions,
         generator: torch.Generator | None,
         noise: Tensor | None,
         batch_size: int | None,
@@ -258,7 +268,7 @@ class Sampler:
                             known=None if known is None else known[part],
                             noise=noise[part],
                             given=given.part(part),
-                            drawing=drawing,
+                            options=options,
                             logits=None if logits is None else logits[part],
                             log_probability=None if log_probabilities is None else log_probabilities[part],
                             on_row=lambda y, count=count: bar.update(count if y else 0),

@@ -58,7 +58,7 @@ def why_not_cuda(program: PhasedProgram) -> str | None:
 
 
 @dataclass
-class Batch:
+class DeviceJob:
     """A job's tensors on the device. error: -1, or the place of the first logits that are not finite."""
 
     job: Job
@@ -123,14 +123,14 @@ class CudaRuntime:
         if job.log_probability is not None:
             job.log_probability.copy_(batch.log_probability)
 
-    def prepared(self, job: Job) -> Batch:
+    def prepared(self, job: Job) -> DeviceJob:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
         name, _ = self.choose(job.levels.shape[0])
         slots = self._program.slots
         operands = self._conditions(slots, job.given, job.levels.shape[0])
         conditions = [operands[slot].float().reshape(-1) for slot in slots]
-        return Batch(
+        return DeviceJob(
             job,
             name,
             levels=job.levels.to(device),
@@ -146,7 +146,7 @@ class CudaRuntime:
             error=torch.full((1,), -1, dtype=torch.int64, device=device),
         )
 
-    def enqueue(self, batch: Batch) -> None:
+    def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         device = self._program.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -158,9 +158,7 @@ class CudaRuntime:
                 known=address(batch.known),
                 noise=batch.noise.data_ptr(),
                 conditions=address(batch.conditions),
-                temperature=batch.job.drawing.temperature,
-                top_k=min(batch.job.drawing.top_k or 0, self._program.levels),
-                top_p=1.0 if batch.job.drawing.top_p is None else batch.job.drawing.top_p,
+                **batch.job.options.native_arguments(self._program.levels),
                 logits=address(batch.logits),
                 log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pixelcnn_fast.heads.drawing import Drawing, check_finite
+from pixelcnn_fast.heads.drawing import check_finite, draw
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.program.conditions import Given
 
 
@@ -26,7 +27,7 @@ class Job:
     known: Tensor | None
     noise: Tensor
     given: Given
-    drawing: Drawing
+    options: SamplingOptions
     logits: Tensor | None
     log_probability: Tensor | None
     on_row: Callable[[int], None]
@@ -46,7 +47,7 @@ class Job:
             check_finite(
                 logits if known is None else logits.masked_fill(known[..., None], 0), y, x, channels.start
             )
-            drawn = self.drawing.draw(logits, self.noise[:, channels, y, x]).to(here)
+            drawn = draw(logits, self.noise[:, channels, y, x], self.options).to(here)
             here.copy_(drawn if known is None else drawn.where(~known, here))
             if self.log_probability is not None:
                 of_levels = logits.double().log_softmax(-1).gather(-1, here.long()[..., None])[..., 0]
