@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
-from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, ImageForm, check_choice, from_levels
+from pixelcnn_fast.image_forms import (
+    IMAGE_FORMS,
+    SCALED_FORMS,
+    ImageForm,
+    check_choice,
+    check_levels,
+    from_levels,
+)
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
@@ -101,6 +108,56 @@ class WrappedModel:
     def encode(self, levels: Tensor) -> Tensor:
         """Integer levels -> what the module takes for an image."""
         return from_levels(levels.to(self.device), self.image_form, self.levels, self.dtype)
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Images of integer levels that a user gave -> a copy, int32 on the CPU. Raises ValueError for others."""
+        if images.dim() != 4 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
+            )
+        if images.is_floating_point() or images.dtype == torch.bool:
+            raise ValueError(
+                f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
+            )
+        levels = images.cpu().to(torch.int32, copy=True).contiguous()
+        check_levels(levels, self.levels)
+        return levels
+
+    def checked_given(self, labels: Tensor | None, condition: Tensor | None, n: int) -> Given:
+        """What a user gave beside n images, on the model's device. Raises ValueError if it isn't what it takes."""
+        return Given(self._checked_labels(labels, n), self._checked_condition(condition, n))
+
+    def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+        if not self.conditional:
+            if labels is not None:
+                raise ValueError(
+                    "labels were given, but the sampler was built for a model without labels: where its forward "
+                    "takes some, build the sampler with conditional=True"
+                )
+            return None
+        if labels is None:
+            raise ValueError(f"this model is conditional: pass labels, integers [{n}]")
+        labels = torch.as_tensor(labels)
+        if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
+        if n and self.n_classes and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
+            raise ValueError(
+                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self.n_classes - 1}"
+            )
+        return labels.to(self.device, torch.long)
+
+    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        shape = self.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "a condition was given, but the sampler was built without: pass condition_shape="
+                )
+            return None
+        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
+            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
+        return condition.to(self.device, self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
