@@ -23,6 +23,7 @@ from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
+from pixelcnn_fast.runtimes.pack import why_not_compiled
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
 
@@ -170,8 +171,8 @@ class Sampler:
         """
         if n < 0:
             raise ValueError(f"n is {n}: the number of images can't be negative")
-        levels = torch.zeros(n, *self.shape, dtype=torch.int32)
-        return self._sampled(levels, None, labels, temperature, generator, noise, log_probability, arguments)
+        values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
+        return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
     @overload
     def complete(
@@ -234,17 +235,17 @@ class Sampler:
         A pixel sees the known pixels before it, never those after it. The other arguments, what is returned and what
         is raised are as of ``sample``.
         """
-        levels = self._model.checked_images(images)
+        values = self._model.checked_images(images)
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
         try:
-            known = known.cpu().expand(levels.shape).contiguous()
+            known = known.cpu().expand(values.shape).contiguous()
         except RuntimeError:
             raise ValueError(
-                f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
+                f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
             ) from None
-        levels = levels.masked_fill(~known, 0)
-        return self._sampled(levels, known, labels, temperature, generator, noise, log_probability, arguments)
+        values = values.masked_fill(~known, 0)
+        return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
 
     def logits(
         self,
@@ -255,14 +256,17 @@ class Sampler:
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
-        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype. For checks; the model's own
-        forward gives the same, faster.
+        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; of a head that reads no logits,
+        the parameters of each distribution, [n, D, H, W, P]. For checks; the model's own forward gives the same,
+        faster.
         """
-        levels = self._model.checked_images(images)
-        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._compiled.program.dtype)
-        known = torch.ones_like(levels, dtype=torch.bool)
+        values = self._model.checked_images(images)
+        n, _, height, width = values.shape
+        program = self._compiled.program
+        out = torch.zeros(n, program.distributions, height, width, program.parameters, dtype=program.dtype)
+        known = torch.ones_like(values, dtype=torch.bool)
         settings = RunSettings(runtime=runtime, condition=condition)
-        self._run(levels, known, labels, None, None, SamplingOptions(), settings, logits=out)
+        self._run(values, known, labels, None, None, SamplingOptions(), settings, parameters=out)
         return out.log_softmax(-1) if self._compiled.normalised else out
 
     def runtime(self, name: RuntimeName) -> Runtime:
@@ -275,6 +279,8 @@ class Sampler:
         return self._runtimes[name]
 
     def _fastest(self) -> RuntimeName:
+        if why_not_compiled(self.head) is not None:
+            return "eager"
         if why_not_cpu(self._compiled.program) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
         return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
@@ -285,6 +291,8 @@ class Sampler:
             self._compiled.conditions,
             self._compiled.precision,
         )
+        if name in ("cpu", "cuda") and (why := why_not_compiled(self.head)) is not None:
+            raise RuntimeError(f"runtime {name!r} is not available: {why}")
         if name == "cuda":
             return CudaRuntime(program, conditions, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
@@ -297,13 +305,13 @@ class Sampler:
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        return ReferenceRuntime(self._model, [program.drawn_by(draw) for draw in range(len(program.outputs))])
+        return ReferenceRuntime(self._model, draws=len(program.outputs))
 
     # -- running
 
     def _sampled(
         self,
-        levels: Tensor,
+        values: Tensor,
         known: Tensor | None,
         labels: Tensor | None,
         temperature: float,
@@ -312,16 +320,16 @@ class Sampler:
         log_probability: bool,
         arguments: Mapping[str, Any],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """What ``sample`` and ``complete`` return; ``levels`` are filled where they are not known."""
+        """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
         options = _fields_among(SamplingOptions, arguments, temperature=temperature)
         settings = _fields_among(RunSettings, arguments)
-        found = torch.zeros(levels.shape, dtype=torch.float64) if log_probability else None
-        images = self._run(levels, known, labels, generator, noise, options, settings, log_probability=found)
+        found = torch.zeros(values.shape, dtype=torch.float64) if log_probability else None
+        images = self._run(values, known, labels, generator, noise, options, settings, log_probability=found)
         return images if found is None else (images, found.sum((1, 2, 3)))
 
     def _run(
         self,
-        levels: Tensor,
+        values: Tensor,
         known: Tensor | None,
         labels: Tensor | None,
         generator: torch.Generator | None,
@@ -330,12 +338,13 @@ class Sampler:
         settings: RunSettings,
         *,
         log_probability: Tensor | None = None,
-        logits: Tensor | None = None,
+        parameters: Tensor | None = None,
     ) -> Tensor:
-        """Fills ``levels`` int32 [n, C, H, W], and the other outputs as of ``Job``, batch by batch -> the images."""
-        n, height = levels.shape[0], self.shape[1]
+        """Fills ``values`` [n, C, H, W], and the other outputs as of ``Job``, batch by batch -> the images."""
+        n, height = values.shape[0], self.shape[1]
         given = self._model.checked_given(labels, settings.condition, n)
-        noise = self._checked_noise(noise, levels.shape, generator)
+        uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
+        noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
         engine = self.runtime(settings.runtime)
         size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
@@ -346,12 +355,13 @@ class Sampler:
                     count = part.stop - part.start
                     engine.run(
                         Job(
-                            levels=levels[part],
+                            values=values[part],
                             known=None if known is None else known[part],
                             noise=noise[part],
                             given=given.part(part),
+                            head=self.head,
                             options=options,
-                            logits=None if logits is None else logits[part],
+                            parameters=None if parameters is None else parameters[part],
                             log_probability=None if log_probability is None else log_probability[part],
                             on_row=lambda y, count=count: bar.update(count if y else 0),
                         )
@@ -362,11 +372,8 @@ class Sampler:
                 image, *rest = error.location
                 raise NonFiniteLogits(image + part.start, *rest) from None
             except KeyboardInterrupt:
-                raise SamplingInterrupted(self._as_images(levels[:finished]), n) from None
-        return self._as_images(levels)
-
-    def _as_images(self, levels: Tensor) -> Tensor:
-        return levels.to(torch.uint8) if self._model.levels <= 256 else levels
+                raise SamplingInterrupted(self.head.as_images(values[:finished]), n) from None
+        return self.head.as_images(values)
 
     def _default_batch(self, n: int, engine: Runtime) -> int:
         if isinstance(engine, CudaRuntime):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads.options import SamplingOptions
 
 
@@ -37,11 +36,3 @@ def _possible(logits: Tensor, weights: Tensor, options: SamplingOptions) -> Tens
         sums = ranked.cumsum(-1)
         kept[..., 1:] &= sums[..., :-1] < options.top_p * sums[..., -1:]
     return torch.zeros_like(kept).scatter(-1, order, kept)
-
-
-def check_finite(logits: Tensor, row: int, column: int, first_channel: int = 0) -> None:
-    """logits: [N, C, L] of pixel (row, column) from that image channel on. Raises NonFiniteLogits."""
-    bad = ~torch.isfinite(logits).all(-1)
-    if bad.any():
-        image, channel = bad.nonzero()[0].tolist()
-        raise NonFiniteLogits(image, first_channel + channel, row, column)

@@ -98,7 +98,19 @@ def run(
     rows = []
     given = Given(labels if sampler._model.conditional else None)
     options = options or SamplingOptions()
-    engine.run(Job(levels, known, u, given, options, logits, log_probability, rows.append))
+    engine.run(
+        Job(
+            values=levels,
+            noise=u,
+            head=sampler.head,
+            given=given,
+            options=options,
+            known=known,
+            parameters=logits,
+            log_probability=log_probability,
+            on_row=rows.append,
+        )
+    )
     assert rows == list(range(u.shape[2])) and levels.shape[0] == n
     return levels, logits
 
