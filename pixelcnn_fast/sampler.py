@@ -280,11 +280,8 @@ class Sampler:
         return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
-        program, conditions, precision = (
-            self._compiled.program,
-            self._compiled.conditions,
-            self._compiled.precision,
-        )
+        program, conditions = self._compiled.program, self._compiled.conditions
+        precision = self._compiled.precision
         if name == "cuda":
             return CudaRuntime(program, conditions, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
@@ -344,6 +341,10 @@ class Sampler:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))
                     count = part.stop - part.start
+
+                    def on_row(y: int, count: int = count) -> None:
+                        bar.update(count if y else 0)
+
                     engine.run(
                         Job(
                             levels=levels[part],
@@ -353,7 +354,7 @@ class Sampler:
                             options=options,
                             logits=None if logits is None else logits[part],
                             log_probability=None if log_probability is None else log_probability[part],
-                            on_row=lambda y, count=count: bar.update(count if y else 0),
+                            on_row=on_row,
                         )
                     )
                     bar.update(count)
