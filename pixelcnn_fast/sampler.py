@@ -286,11 +286,8 @@ class Sampler:
         return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
-        program, conditions, precision = (
-            self._compiled.program,
-            self._compiled.conditions,
-            self._compiled.precision,
-        )
+        program, conditions = self._compiled.program, self._compiled.conditions
+        precision = self._compiled.precision
         if name in ("cpu", "cuda") and (why := why_not_compiled(self.head)) is not None:
             raise RuntimeError(f"runtime {name!r} is not available: {why}")
         if name == "cuda":
@@ -353,6 +350,10 @@ class Sampler:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))
                     count = part.stop - part.start
+
+                    def on_row(y: int, count: int = count) -> None:
+                        bar.update(count if y else 0)
+
                     engine.run(
                         Job(
                             values=values[part],
@@ -363,7 +364,7 @@ class Sampler:
                             options=options,
                             parameters=None if parameters is None else parameters[part],
                             log_probability=None if log_probability is None else log_probability[part],
-                            on_row=lambda y, count=count: bar.update(count if y else 0),
+                            on_row=on_row,
                         )
                     )
                     bar.update(count)

@@ -8,6 +8,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
 
@@ -256,15 +257,13 @@ def test_a_model_that_is_not_finite_is_refused_at_once():
 # -- what sample and complete share
 
 SHARED = {
+    **asdict(SamplingOptions()),
     "labels": None,
-    "temperature": 1.0,
     "generator": None,
     "noise": None,
     "batch_size": None,
     "runtime": "auto",
     "progress": False,
-    "top_k": None,
-    "top_p": None,
     "log_probability": False,
     "condition": None,
 }
