@@ -55,11 +55,11 @@ sanitize-%: $(VENV)/.package
 	@$(VENV)/bin/cmake --build build/sanitize-$*
 	build/sanitize-$*/check_sampler
 	@echo "check_cuda: the CUDA kernels on the host, under the $* sanitizer"
-	@$(VENV)/bin/cmake -S tests/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
+	@$(VENV)/bin/cmake -S tests/csrc/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DEMULATION_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda
 	build/emulation-$*/check_cuda
-	$(if $(filter thread,$*),$(python) -m pytest -q tests/cuda/test_flags.py)
+	$(if $(filter thread,$*),$(python) -m pytest -q tests/csrc/test_flags.py)
 
 wheel: setup ## build a wheel into dist/
 	$(pip) wheel -q --no-build-isolation --no-deps -w dist .

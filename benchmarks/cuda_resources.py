@@ -20,8 +20,8 @@ KERNELS = {  # pattern of its mangled name -> (name, threads)
     "run_row_levelI": ("row phase", 128),
     "run_row_levelsI": ("row phase, all levels", 128),
     "sample_row_in_blocks": ("block", 256),
-    "sample_row_in_pipelinesILNS_4MathE.ELb0": ("pipeline", 256),
-    "sample_row_in_pipelinesILNS_4MathE.ELb1": ("pipeline, cluster", 256),
+    "sample_row_in_pipelinesILNS0_4MathE.ELb0": ("pipeline", 256),
+    "sample_row_in_pipelinesILNS0_4MathE.ELb1": ("pipeline, cluster", 256),
 }
 
 

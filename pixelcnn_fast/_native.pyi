@@ -165,7 +165,7 @@ class CudaSampler:
         stream: int,
         on_row: Callable[[int], object],
     ) -> None:
-        """Enqueues a batch, without the GIL; device addresses as in CudaJob of csrc/cuda/sampler.h."""
+        """Enqueues a batch, without the GIL; device addresses as in DeviceJob of csrc/cuda/sampler.h."""
 
     def constants(self) -> bytes: ...
     def workspace_bytes(self, images: int) -> int: ...

@@ -6,7 +6,7 @@
 
 #include "cuda/pack.h"
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 // The constants while they grow.
@@ -218,4 +218,4 @@ void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& place
   Writer(jobs, stages, places, plan).write();
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -8,7 +8,7 @@
 
 #include "cuda/plan.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 struct Tap {
   TapPlan plan;
@@ -62,4 +62,4 @@ class Jobs {
   std::map<int, int> index_;
 };
 
-}  // namespace pcf
+}  // namespace pcf::cuda

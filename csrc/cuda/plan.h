@@ -17,7 +17,7 @@
 
 #include "program.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 enum class Math { fp32, tf32, bf16, fp16 };  // what is multiplied; sums and steps are float32
 enum class Variant { block, pipeline };
@@ -136,4 +136,4 @@ struct Plan {
 // Throws std::invalid_argument, saying why, where the program does not fit the variant.
 Plan make_plan(const Program&, Math, Variant, const Limits&);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -4,7 +4,7 @@
 #include "cuda/draw.h"
 #include "cuda/fragments.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // One batch on the device. All arrays are dense; sub-pixels are [images, C, H, W].
 struct Batch {
@@ -344,4 +344,4 @@ class Worker {
   int tile_ = 0, slot_ = 0;
 };
 
-}  // namespace pcf
+}  // namespace pcf::cuda

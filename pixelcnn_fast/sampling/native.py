@@ -1,4 +1,4 @@
-"""The compiled CPU runtime, csrc/cpu/sampler.cpp, fed with a phased program."""
+"""The compiled CPU runtime, csrc/cpu/sampler/sampler.cpp, fed with a phased program."""
 
 from __future__ import annotations
 
