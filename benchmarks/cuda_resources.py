@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,10 @@ def nvcc_version(nvcc: str) -> str:
 def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
     """(kernel, arch) -> (registers, bytes spilled), as ptxas reports them."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-DPCF_MATH={math}", "-Xptxas=-v", "-c"]
+        steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
+        subprocess.run([sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True)
+        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-I{folder}", f"-DPCF_MATH={math}"]
+        command += ["-Xptxas=-v", "-c"]
         command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
         command += ["-o", f"{folder}/kernels.o", str(ROOT / "csrc" / "cuda" / "kernels.cu")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr

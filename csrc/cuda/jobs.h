@@ -26,9 +26,7 @@ struct PlannedInstruction {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-inline bool reads_value(const Step& s) {
-  return s.kind == StepKind::add || s.kind == StepKind::multiply || s.kind == StepKind::layer_norm;
-}
+inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
 
 class Jobs {
  public:

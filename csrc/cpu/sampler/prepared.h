@@ -24,16 +24,8 @@ struct PreparedStep {
   int operand;
   std::vector<T> scale, shift;
 
-  bool reads_value() const { return kind == StepKind::add || kind == StepKind::multiply || reads_all_channels(); }
-  bool reads_all_channels() const { return kind == StepKind::layer_norm; }
-  bool reads_condition() const {
-    return kind == StepKind::add_condition || kind == StepKind::multiply_condition;
-  }
-  // For a channel, in multiply-adds.
-  int cost() const {
-    const bool exponential = kind == StepKind::elu || kind >= StepKind::silu;
-    return exponential ? 50 : 4;
-  }
+  bool reads_value() const { return operand_of(kind) == Operand::value; }
+  bool reads_condition() const { return operand_of(kind) == Operand::condition; }
 };
 
 template <class T>
@@ -140,7 +132,7 @@ class PreparedProgram {
     const auto meets = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
       bool reads = false;
       for (const auto& run : runs) reads |= written.count(run.source) > 0;
-      for (const auto& step : steps) reads |= step.reads_all_channels() && written.count(step.operand);
+      for (const auto& step : steps) reads |= reads_all_channels(step.kind) && written.count(step.operand);
       if (reads) written.clear();
       return reads;
     };
@@ -179,7 +171,7 @@ class PreparedProgram {
       Work& above = i.keeps_partial() ? sums : rest;
       above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.meetings += i.meet_in_row;
       rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.meetings += i.meet_at_pixel;
-      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * step.cost();
+      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
     constexpr int kOfLevel = 60;

@@ -31,23 +31,9 @@ void run(const cpu::Sampler& sampler, int images, Address levels, Address known,
 }  // namespace
 
 void bind_sampler(py::module_& m) {
-  py::enum_<pcf::StepKind>(m, "StepKind")
-      .value("affine", pcf::StepKind::affine)
-      .value("add", pcf::StepKind::add)
-      .value("multiply", pcf::StepKind::multiply)
-      .value("add_condition", pcf::StepKind::add_condition)
-      .value("multiply_condition", pcf::StepKind::multiply_condition)
-      .value("relu", pcf::StepKind::relu)
-      .value("leaky_relu", pcf::StepKind::leaky_relu)
-      .value("elu", pcf::StepKind::elu)
-      .value("silu", pcf::StepKind::silu)
-      .value("sigmoid", pcf::StepKind::sigmoid)
-      .value("tanh", pcf::StepKind::tanh)
-      .value("gelu", pcf::StepKind::gelu)
-      .value("gelu_tanh", pcf::StepKind::gelu_tanh)
-      .value("softplus", pcf::StepKind::softplus)
-      .value("power", pcf::StepKind::power)
-      .value("layer_norm", pcf::StepKind::layer_norm);
+  py::enum_<pcf::StepKind> kinds(m, "StepKind");
+  for (const pcf::StepTraits& kind : pcf::kStepKinds)
+    kinds.value(kind.name, static_cast<pcf::StepKind>(&kind - pcf::kStepKinds));
   py::enum_<pcf::Phase>(m, "Phase")
       .value("row", pcf::Phase::row)
       .value("pixel", pcf::Phase::pixel)

@@ -9,6 +9,7 @@
 #include "scheduler.h"
 
 #define __global__
+#define __host__
 #define __device__
 #define __forceinline__ inline
 #define __noinline__

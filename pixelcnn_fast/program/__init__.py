@@ -1,0 +1,1 @@
+"""What a model is: a causal program of instructions and steps."""
