@@ -12,7 +12,7 @@ FIRST ?= 0
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
-native_sources := setup.py CMakeLists.txt $(shell find csrc -type f)
+native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell find csrc -type f)
 sanitizers := address undefined thread
 
 .PHONY: help setup native test fuzz demo bench gpu-check sanitize wheel clean
@@ -51,15 +51,15 @@ sanitize: $(sanitizers:%=sanitize-%) ## run the samplers under the address, unde
 sanitize-%: $(VENV)/.package
 	@echo "check_sampler under the $* sanitizer"
 	@$(VENV)/bin/cmake -S . -B build/sanitize-$* -G Ninja --log-level=NOTICE \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPIXELCNN_FAST_SANITIZE=$*
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DPIXELCNN_FAST_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/sanitize-$*
 	build/sanitize-$*/check_sampler
 	@echo "check_cuda: the CUDA kernels on the host, under the $* sanitizer"
-	@$(VENV)/bin/cmake -S tests/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DEMULATION_SANITIZE=$*
+	@$(VENV)/bin/cmake -S tests/csrc/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DEMULATION_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda
 	build/emulation-$*/check_cuda
-	$(if $(filter thread,$*),$(python) -m pytest -q tests/cuda/test_flags.py)
+	$(if $(filter thread,$*),$(python) -m pytest -q tests/csrc/test_flags.py)
 
 wheel: setup ## build a wheel into dist/
 	$(pip) wheel -q --no-build-isolation --no-deps -w dist .

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ KERNELS = {  # pattern of its mangled name -> (name, threads)
     "run_row_levelI": ("row phase", 128),
     "run_row_levelsI": ("row phase, all levels", 128),
     "sample_row_in_blocks": ("block", 256),
-    "sample_row_in_pipelinesILNS_4MathE.ELb0": ("pipeline", 256),
-    "sample_row_in_pipelinesILNS_4MathE.ELb1": ("pipeline, cluster", 256),
+    "sample_row_in_pipelinesILNS0_4MathE.ELb0": ("pipeline", 256),
+    "sample_row_in_pipelinesILNS0_4MathE.ELb1": ("pipeline, cluster", 256),
 }
 
 
@@ -57,7 +58,12 @@ def nvcc_version(nvcc: str) -> str:
 def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
     """(kernel, arch) -> (registers, bytes spilled), as ptxas reports them."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-DPCF_MATH={math}", "-Xptxas=-v", "-c"]
+        steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
+        subprocess.run(
+            [sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True
+        )
+        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-I{folder}", f"-DPCF_MATH={math}"]
+        command += ["-Xptxas=-v", "-c"]
         command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
         command += ["-o", f"{folder}/kernels.o", str(ROOT / "csrc" / "cuda" / "kernels.cu")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr

@@ -58,7 +58,7 @@ def stages(gpu: bool) -> list[dict]:
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-q", "-e", "."]
     archs = {"PIXELCNN_FAST_CUDA_ARCHS": "native"} if gpu else {}
     done = [run("build", pip, 180, **archs)]
-    done.append(run("tests of the CUDA runtime", [python, "-m", "pytest", "-q", "tests/cuda/test_gpu.py"], 120))
+    done.append(run("tests of the CUDA runtime", [python, "-m", "pytest", "-q", "tests/csrc/test_gpu.py"], 120))
     measure = [python, str(Path(__file__).resolve())]
     if not gpu:
         return done

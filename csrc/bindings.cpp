@@ -6,15 +6,15 @@
 #include <string>
 
 #include "build_info.h"
-#include "cpu/cpu_features.h"
+#include "cpu/simd/cpu_features.h"
 #ifdef PCF_HAVE_CUDA
 #include "cuda/device_query.h"
 #endif
 
 namespace py = pybind11;
 
-void bind_sampler(py::module_& m);       // cpu/sampler_bindings.cpp
-void bind_layers(py::module_& m);        // cpu/layers_bindings.cpp
+void bind_sampler(py::module_& m);       // cpu/sampler/sampler_bindings.cpp
+void bind_layers(py::module_& m);        // cpu/ops/layers_bindings.cpp
 void bind_cuda_sampler(py::module_& m);  // cuda/sampler_bindings.cpp
 
 namespace {
@@ -33,7 +33,7 @@ py::list cuda_devices() {
 #ifdef PCF_HAVE_CUDA
   using namespace py::literals;
   py::list devices;
-  for (const pcf::CudaDevice& device : pcf::cuda_devices())
+  for (const pcf::cuda::Device& device : pcf::cuda::devices())
     devices.append(py::dict("name"_a = device.name,
                             "capability"_a = py::make_tuple(device.major, device.minor),
                             "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors,
@@ -47,7 +47,7 @@ py::list cuda_devices() {
 
 int cuda_driver_version() {
 #ifdef PCF_HAVE_CUDA
-  return pcf::cuda_driver_version();
+  return pcf::cuda::driver_version();
 #else
   return 0;
 #endif
@@ -58,9 +58,9 @@ int cuda_driver_version() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The compiled part of pixelcnn_fast; pixelcnn_fast.environment.native() is how to get at it.";
   m.def("build_info", &build_info, "How the module was built.");
-  m.def("isas", &pcf::available_isas, "The instruction sets built that this processor has, lowest first.");
-  m.def("chosen_isa", &pcf::chosen_isa, "The instruction set in use. ValueError: a bad PIXELCNN_FAST_ISA.");
-  m.def("force_isa", &pcf::force_isa, py::arg("name"), "Uses this one from now on; '' the default.");
+  m.def("isas", &pcf::cpu::available_isas, "The instruction sets built that this processor has, lowest first.");
+  m.def("chosen_isa", &pcf::cpu::chosen_isa, "The instruction set in use. ValueError: a bad PIXELCNN_FAST_ISA.");
+  m.def("force_isa", &pcf::cpu::force_isa, py::arg("name"), "Uses this one from now on; '' the default.");
   m.def("cuda_devices", &cuda_devices, "The CUDA devices. RuntimeError where there are none, saying why.");
   m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
   bind_sampler(m);

@@ -5,21 +5,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "steps.h"
+
 namespace pcf {
 
-enum class StepKind {
-  affine, add, multiply, add_condition, multiply_condition,
-  relu, leaky_relu, elu, silu, sigmoid, tanh,
-  gelu, gelu_tanh, softplus, power, layer_norm,
-};
-
-// One operation on an instruction's sum x, channel by channel: it reads the same channels of its operand. Only
-// layer_norm reads all channels of its operand: (x - mean) / sqrt(variance + alpha).
+// One operation on an instruction's sum x, channel by channel. What its kind reads, and what alpha means, is said in
+// pixelcnn_fast/program/steps.py, the table from which CMake writes steps.h.
 struct Step {
   StepKind kind;
-  double alpha = 1;             // add: x + alpha * operand; leaky_relu, elu: the slope; softplus: beta; power: exponent
+  double alpha = 1;
   int operand = -1;             // the value or the condition slot it reads
-  const void* scale = nullptr;  // affine: [channels] each, in the program's dtype
+  const void* scale = nullptr;  // constants: [channels] each, in the program's dtype
   const void* shift = nullptr;
 };
 

@@ -5,6 +5,7 @@ from pixelcnn_fast.accelerate import accelerate
 from pixelcnn_fast.errors import (
     CaptureMismatch,
     CheckFailed,
+    InvalidProgram,
     ModelFailed,
     NonFiniteLogits,
     NotCausal,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureMismatch",
     "CheckFailed",
+    "InvalidProgram",
     "ModelFailed",
     "NonFiniteLogits",
     "NotCausal",

@@ -51,6 +51,10 @@ class CaptureMismatch(PixelCNNFastError, RuntimeError):
     """The captured program does not compute what the model computes."""
 
 
+class InvalidProgram(PixelCNNFastError, AssertionError):
+    """A pass, or capture, has made a program that breaks a rule. Never the user's fault: please report it."""
+
+
 class CheckFailed(PixelCNNFastError, RuntimeError):
     """A sampler did not draw what the model gives for the noise, so its time means nothing."""
 

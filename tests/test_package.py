@@ -39,6 +39,7 @@ def test_no_alias_of_the_old_package_is_left() -> None:
 KINDS = {
     "CaptureMismatch": RuntimeError,
     "CheckFailed": RuntimeError,
+    "InvalidProgram": AssertionError,
     "ModelFailed": RuntimeError,
     "NonFiniteLogits": ValueError,
     "NotCausal": ValueError,

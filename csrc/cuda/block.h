@@ -3,7 +3,7 @@
 
 #include "cuda/worker.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // A warp's own ring of weight fragments, copied ahead of their use, across instructions and pixels. It reads a stream
 // of `length` fragments over and over, from fragment `start` on, `total` in all.
@@ -66,4 +66,4 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_blocks(__grid_const
   }
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -6,7 +6,7 @@
 
 #include "cuda/pack.h"
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 // The constants while they grow.
@@ -88,10 +88,10 @@ class Writer {
 
   int write_steps(const Instruction& i, int padded) {
     for (const auto& s : i.steps) {
-      StepPlan p{s.kind, static_cast<float>(s.alpha), s.operand, 0, 0, 0};
+      StepPlan p{s.kind, static_cast<float>(s.alpha), operand_of(s.kind), s.operand, 0, 0, 0, 0};
       if (reads_value(s)) p.lag = jobs_.lag(i, s.operand, 0);
-      if (s.kind == StepKind::layer_norm) p.scale = program_.storage[s.operand].channels;
-      if (s.kind == StepKind::affine) {
+      if (reads_all_channels(s.kind)) p.all_channels = program_.storage[s.operand].channels;
+      if (p.reads == Operand::constants) {
         p.scale = static_cast<int>(floats(s.scale, i.channels, padded));
         p.shift = static_cast<int>(floats(s.shift, i.channels, padded));
       }
@@ -218,4 +218,4 @@ void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& place
   Writer(jobs, stages, places, plan).write();
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -5,10 +5,10 @@
 
 #include "cuda/places.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // Completes the plans in `jobs` and `places`, and writes them into `plan` with what its facts say of weights.
 // Throws std::invalid_argument where the weights are too large.
 void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -1,5 +1,5 @@
 // What kernels use of CUDA, and how they are launched. The tests have another device.h with the same functions, which
-// runs kernels on the host (tests/emulation), so kernels use nothing else.
+// runs kernels on the host (tests/csrc/emulation), so kernels use nothing else.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace pcf {
+namespace pcf::cuda {
 
 __device__ __forceinline__ unsigned thread_index() { return threadIdx.x; }
 __device__ __forceinline__ unsigned block_index() { return blockIdx.x; }
@@ -207,5 +207,5 @@ int clusters_at_once(void (*kernel)(Parameters...), const Launch& how) {
 
 inline void zero(void* memory, size_t bytes, Stream stream) { check(cudaMemsetAsync(memory, 0, bytes, stream)); }
 
-}  // namespace pcf
+}  // namespace pcf::cuda
 #endif

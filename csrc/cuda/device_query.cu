@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 std::string version_text(int version) {
@@ -13,7 +13,7 @@ std::string version_text(int version) {
 
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
-  const int driver = cuda_driver_version();
+  const int driver = driver_version();
   std::string text;
   // The runtime gives error 35 for both of the first two cases.
   if (error == cudaErrorInsufficientDriver && driver == 0)
@@ -30,22 +30,22 @@ void check(cudaError_t error) {
 
 }  // namespace
 
-std::vector<CudaDevice> cuda_devices() {
+std::vector<Device> devices() {
   int count = 0;
   check(cudaGetDeviceCount(&count));
-  std::vector<CudaDevice> devices;
+  std::vector<Device> found;
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, index));
-    devices.push_back({properties.name, properties.major, properties.minor, properties.totalGlobalMem,
+    found.push_back({properties.name, properties.major, properties.minor, properties.totalGlobalMem,
                        properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)});
   }
-  return devices;
+  return found;
 }
 
-int cuda_driver_version() {
+int driver_version() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

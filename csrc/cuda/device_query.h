@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-namespace pcf {
+namespace pcf::cuda {
 
-struct CudaDevice {
+struct Device {
   std::string name;
   int major, minor;           // compute capability
   std::size_t memory;         // bytes
@@ -17,9 +17,9 @@ struct CudaDevice {
 
 // The CUDA devices, in the runtime's order. Throws std::runtime_error, saying what to do, if there is no
 // driver, no device, or a driver older than the runtime.
-std::vector<CudaDevice> cuda_devices();
+std::vector<Device> devices();
 
 // The newest CUDA version that the driver serves, such as 13000; 0 if there is no driver.
-int cuda_driver_version();
+int driver_version();
 
-}  // namespace pcf
+}  // namespace pcf::cuda

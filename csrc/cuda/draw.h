@@ -4,7 +4,7 @@
 
 #include "cuda/device.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 template <class T, class F>
 __device__ __forceinline__ T over_warp(T x, F combine) {
@@ -151,4 +151,4 @@ __device__ inline double log_probability_of(int level, const float* logits, int 
   return static_cast<double>(logits[level] - high) - log(sum);
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -3,7 +3,7 @@
 
 #include "cuda/device.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // All threads of the block wait until the number is this one or a later one.
 template <Scope kScope>
@@ -21,4 +21,4 @@ __device__ inline void meet_blocks(uint32_t* arrived, uint32_t all) {
   wait_for<Scope::device>(arrived, all);
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -4,7 +4,7 @@
 #include "cuda/device.h"
 #include "cuda/plan.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // sum[16 channels, 8 images] += weights . input. A lane's sums are those of two neighbouring channels and images:
 // (channel 2g, image 2m), (2g, 2m + 1), (2g + 1, 2m), (2g + 1, 2m + 1). The two halves of the depth go to two sums,
@@ -109,4 +109,4 @@ __device__ __forceinline__ void store_one(char* at, float x) {
   if constexpr (kDepth<kMath> == 16) *reinterpret_cast<float*>(at) = x;
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace pcf {
+namespace pcf::cuda {
 
 Jobs::Jobs(const Program& program, Math math) : program(program), math(math) {
   for (const auto& i : program.instructions) by_value_[i.out] = &i;
@@ -88,4 +88,4 @@ int Jobs::logits_bytes() const {
   return (tiles * kRows + 4) * kTile * static_cast<int>(sizeof(float));
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -8,7 +8,7 @@
 
 #include "cuda/plan.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 struct Tap {
   TapPlan plan;
@@ -26,9 +26,7 @@ struct PlannedInstruction {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-inline bool reads_value(const Step& s) {
-  return s.kind == StepKind::add || s.kind == StepKind::multiply || s.kind == StepKind::layer_norm;
-}
+inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
 
 class Jobs {
  public:
@@ -62,4 +60,4 @@ class Jobs {
   std::map<int, int> index_;
 };
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -5,7 +5,7 @@
 #include "cuda/pipeline.h"
 #include "cuda/row_phase.h"
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 Launch of_pipelines(const Plan& plan, int count, bool clusters) {
@@ -45,4 +45,4 @@ int pipelines_at_once(const Plan& plan, int wanted) {
 template int pipelines_at_once<Math::PCF_MATH>(const Plan&, int);
 template void run_row<Math::PCF_MATH>(const Plan&, const Batch&, const RowSplit&, bool, Stream);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -3,7 +3,7 @@
 
 #include "cuda/worker.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // Row batch.y of all tiles: the row phase, then the row's jobs. clusters: pipelines that fit a cluster are one.
 template <Math kMath>
@@ -13,4 +13,4 @@ void run_row(const Plan&, const Batch&, const RowSplit&, bool clusters, Stream);
 template <Math kMath>
 int pipelines_at_once(const Plan&, int wanted);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace pcf {
+namespace pcf::cuda {
 
 inline uint32_t bits_of(float x) {
   uint32_t bits;
@@ -44,4 +44,4 @@ inline float to_tf32(float x) {
   return (bits & 0x7f800000) == 0x7f800000 ? x : float_of((bits + 0x1000) & 0xffffe000);
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

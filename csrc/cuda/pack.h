@@ -4,7 +4,7 @@
 #include "cuda/narrow.h"
 #include "cuda/plan.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // Row r of a matrix instruction is this channel of its 16, so that a lane's two rows (g and g + 8) are neighbours.
 inline int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
@@ -41,4 +41,4 @@ inline void pack_weights(Math math, const float* weight, int inputs, int outputs
       }
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

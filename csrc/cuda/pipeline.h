@@ -10,7 +10,7 @@
 #include "cuda/flags.h"
 #include "cuda/worker.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // A warp's fragments in the order in which it uses them in a job. The last ones stay in shared memory; those of a layer
 // too large for it are read from L2.
@@ -147,4 +147,4 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
   if (kCluster) sync_cluster();  // ... until here
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

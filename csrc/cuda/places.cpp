@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 class Placing {
@@ -157,4 +157,4 @@ Places placed(Jobs& jobs, const std::vector<Range>& stages, const Limits& limits
   return Placing(jobs, stages, limits, plan).make();
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

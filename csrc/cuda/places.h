@@ -5,7 +5,7 @@
 
 #include "cuda/stages.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 struct Places {
   std::vector<std::vector<ValuePlan>> values;  // per stage, by value
@@ -16,4 +16,4 @@ struct Places {
 // Throws std::invalid_argument, saying why, where shared memory is too small.
 Places placed(Jobs& jobs, const std::vector<Range>& stages, const Limits& limits, Plan& plan);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

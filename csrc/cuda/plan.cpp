@@ -2,7 +2,7 @@
 
 #include "cuda/constants.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 Plan make_plan(const Program& program, Math math, Variant variant, const Limits& limits) {
   Plan plan{};
@@ -21,4 +21,4 @@ Plan make_plan(const Program& program, Math math, Variant variant, const Limits&
   return plan;
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -17,7 +17,7 @@
 
 #include "program.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 enum class Math { fp32, tf32, bf16, fp16 };  // what is multiplied; sums and steps are float32
 enum class Variant { block, pipeline };
@@ -36,8 +36,10 @@ constexpr int row_columns(Math math) { return math == Math::fp32 ? 4 : 8; }
 struct StepPlan {
   StepKind kind;
   float alpha;
-  int operand, lag;   // a value and how long ago it was made, or a condition slot
-  int scale, shift;   // affine: where they lie in the constants, float32; layer_norm: scale is the operand's channels
+  Operand reads;
+  int operand, lag;  // a value and how long ago it was made, or a condition slot
+  int all_channels;  // of the operand, where the step reads all of them; else 0
+  int scale, shift;  // where they lie in the constants, float32
 };
 
 // Conditions lie one after the other, each [images, channels] or [images, H, W, channels].
@@ -136,4 +138,4 @@ struct Plan {
 // Throws std::invalid_argument, saying why, where the program does not fit the variant.
 Plan make_plan(const Program&, Math, Variant, const Limits&);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -5,7 +5,7 @@
 #include "cuda/flags.h"
 #include "cuda/worker.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 constexpr int kRowWarps = 4;
 template <Math kMath>
@@ -101,4 +101,4 @@ __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_levels(__g
     }
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

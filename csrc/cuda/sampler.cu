@@ -4,7 +4,7 @@
 
 #include "cuda/kernels.h"
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 void run_row_as(Math math, const Plan& plan, const Batch& batch, const RowSplit& rows, bool clusters, Stream stream) {
@@ -40,23 +40,23 @@ RowSplit row_split(const Plan& plan, const Limits& limits, int tiles) {
 
 }  // namespace
 
-int CudaSampler::groups(int images) const {
+int Sampler::groups(int images) const {
   if (plan_.variant == Variant::block) return 1;
   const int fitting = limits_.multiprocessors / plan_.layout.stages;
   const int at_once = uses_clusters() ? pipelines_at_once_as(plan_.math, plan_, fitting) : fitting;
   return std::min(tiles_of(images), std::max(1, at_once));
 }
 
-int CudaSampler::row_launches() const {
+int Sampler::row_launches() const {
   return row_split(plan_, limits_, 1).groups ? 1 : static_cast<int>(plan_.row_levels.size());
 }
 
-int64_t CudaSampler::workspace_bytes(int images) const {
+int64_t Sampler::workspace_bytes(int images) const {
   const int64_t meetings = row_split(plan_, limits_, tiles_of(images)).groups * kMeetingWords * sizeof(uint32_t);
   return tiles_of(images) * plan_.layout.tile_bytes + groups(images) * plan_.layout.group_bytes + meetings;
 }
 
-void CudaSampler::run(const CudaJob& job, const std::function<void(int)>& on_row) const {
+void Sampler::run(const DeviceJob& job, const std::function<void(int)>& on_row) const {
   const Layout& layout = plan_.layout;
   const Stream stream = static_cast<Stream>(job.stream);
   Batch batch{};
@@ -84,4 +84,4 @@ void CudaSampler::run(const CudaJob& job, const std::function<void(int)>& on_row
   }
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -7,10 +7,10 @@
 #include "cuda/plan.h"
 #include "program.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // What Python passes on; device memory, owned by the caller, but for the scalars.
-struct CudaJob {
+struct DeviceJob {
   int images;
   void* constants;         // Plan::constants on the device
   void* workspace;         // workspace_bytes(images), 128-byte aligned, contents of no concern
@@ -27,9 +27,9 @@ struct CudaJob {
   void* stream;
 };
 
-class CudaSampler {
+class Sampler {
  public:
-  CudaSampler(const Program& program, Math math, Variant variant, const Limits& limits)
+  Sampler(const Program& program, Math math, Variant variant, const Limits& limits)
       : plan_(make_plan(program, math, variant, limits)), limits_(limits) {}
 
   const Plan& plan() const { return plan_; }
@@ -40,11 +40,11 @@ class CudaSampler {
 
   // Enqueues everything on the stream, row by row; on_row(y) is called before row y is enqueued, and stops by throwing.
   // Nothing waits for the device. Every launch is the same for the same arguments, so a CUDA graph can capture it.
-  void run(const CudaJob&, const std::function<void(int)>& on_row) const;
+  void run(const DeviceJob&, const std::function<void(int)>& on_row) const;
 
  private:
   Plan plan_;
   Limits limits_;
 };
 
-}  // namespace pcf
+}  // namespace pcf::cuda

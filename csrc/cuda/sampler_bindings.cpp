@@ -6,6 +6,7 @@
 #include "cuda/sampler.h"
 
 namespace py = pybind11;
+namespace cuda = pcf::cuda;
 using namespace py::literals;
 
 namespace {
@@ -14,18 +15,18 @@ using Address = uintptr_t;
 
 void* at(Address address) { return reinterpret_cast<void*>(address); }
 
-pcf::Math math_of(const std::string& name) {
-  if (name == "fp32") return pcf::Math::fp32;
-  if (name == "tf32") return pcf::Math::tf32;
-  if (name == "bf16") return pcf::Math::bf16;
-  if (name == "fp16") return pcf::Math::fp16;
+cuda::Math math_of(const std::string& name) {
+  if (name == "fp32") return cuda::Math::fp32;
+  if (name == "tf32") return cuda::Math::tf32;
+  if (name == "bf16") return cuda::Math::bf16;
+  if (name == "fp16") return cuda::Math::fp16;
   throw std::invalid_argument("math is '" + name + "', expected fp32, tf32, bf16 or fp16");
 }
 
-void run(const pcf::CudaSampler& sampler, int images, Address constants, Address workspace, Address levels,
+void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address levels,
          Address known, Address noise, Address conditions, double temperature, int top_k, double top_p, Address logits,
          Address log_probability, Address error, Address stream, const std::function<void(int)>& on_row) {
-  const pcf::CudaJob job{images, at(constants), at(workspace), at(levels), at(known), at(noise), at(conditions),
+  const cuda::DeviceJob job{images, at(constants), at(workspace), at(levels), at(known), at(noise), at(conditions),
                          temperature, top_k, top_p, at(logits), at(log_probability), at(error), at(stream)};
   py::gil_scoped_release release;
   sampler.run(job, on_row);  // on_row takes the GIL by itself
@@ -35,23 +36,23 @@ void run(const pcf::CudaSampler& sampler, int images, Address constants, Address
 
 void bind_cuda_sampler(py::module_& m) {
   // module_local: the tests load a second module with the same classes.
-  py::class_<pcf::CudaSampler>(m, "CudaSampler", py::module_local())
+  py::class_<cuda::Sampler>(m, "CudaSampler", py::module_local())
       .def(py::init([](const pcf::Program& program, const std::string& math, bool pipeline, int shared_bytes,
                        int multiprocessors, int largest_cluster) {
-             return pcf::CudaSampler(program, math_of(math),
-                                     pipeline ? pcf::Variant::pipeline : pcf::Variant::block,
+             return cuda::Sampler(program, math_of(math),
+                                     pipeline ? cuda::Variant::pipeline : cuda::Variant::block,
                                      {shared_bytes, multiprocessors, largest_cluster});
            }),
            "program"_a, "math"_a, "pipeline"_a, "shared_bytes"_a, "multiprocessors"_a, "largest_cluster"_a)
       .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a,
            "temperature"_a, "top_k"_a, "top_p"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
       .def("constants",
-           [](const pcf::CudaSampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
-      .def("workspace_bytes", &pcf::CudaSampler::workspace_bytes, "images"_a)
-      .def("groups", &pcf::CudaSampler::groups, "images"_a)
-      .def_property_readonly("uses_clusters", &pcf::CudaSampler::uses_clusters)
-      .def_property_readonly("facts", [](const pcf::CudaSampler& s) {
-        const pcf::Plan& p = s.plan();
+           [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
+      .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)
+      .def("groups", &cuda::Sampler::groups, "images"_a)
+      .def_property_readonly("uses_clusters", &cuda::Sampler::uses_clusters)
+      .def_property_readonly("facts", [](const cuda::Sampler& s) {
+        const cuda::Plan& p = s.plan();
         return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes,
                         "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
                         "row_levels"_a = p.row_levels.size(), "row_launches"_a = s.row_launches(),

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace pcf {
+namespace pcf::cuda {
 namespace {
 
 // Shared memory of a stage, but for its weights.
@@ -94,4 +94,4 @@ int resident_fragments(const Jobs& jobs, Range range, int room) {
   return most;
 }
 
-}  // namespace pcf
+}  // namespace pcf::cuda

@@ -6,7 +6,7 @@
 
 #include "cuda/jobs.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 struct Range {
   int first, last;  // instructions first ... last - 1
@@ -24,4 +24,4 @@ int bytes_of(const Jobs&, const std::set<int>& values);
 // As many of each warp's last fragments of weights as fit `room` bytes: the late ones, which nobody should wait for.
 int resident_fragments(const Jobs&, Range, int room);
 
-}  // namespace pcf
+}  // namespace pcf::cuda

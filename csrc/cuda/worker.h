@@ -3,8 +3,9 @@
 
 #include "cuda/draw.h"
 #include "cuda/fragments.h"
+#include "cuda/steps.h"
 
-namespace pcf {
+namespace pcf::cuda {
 
 // One batch on the device. All arrays are dense; sub-pixels are [images, C, H, W].
 struct Batch {
@@ -29,25 +30,6 @@ struct Batch {
 // In the order of drawing.
 __device__ inline unsigned long long error_code(int site, int image, int channel) {
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
-}
-
-__device__ inline float logistic(float x) { return 1.f / (1.f + expf(-x)); }
-
-// The steps that need nothing but x.
-__device__ inline float activated(StepKind kind, float alpha, float x) {
-  switch (kind) {
-    case StepKind::relu: return x < 0 ? 0.f : x;  // keeps NaN
-    case StepKind::leaky_relu: return x < 0 ? x * alpha : x;
-    case StepKind::elu: return x < 0 ? alpha * (expf(x) - 1.f) : x;
-    case StepKind::silu: return x * logistic(x);
-    case StepKind::sigmoid: return logistic(x);
-    case StepKind::tanh: return tanhf(x);
-    case StepKind::gelu: return 0.5f * x * (1.f + erff(x * 0.70710678f));
-    case StepKind::gelu_tanh: return 0.5f * x * (1.f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case StepKind::softplus: return x * alpha > 20 ? x : log1pf(expf(x * alpha)) / alpha;
-    case StepKind::power: return powf(x, alpha);
-    default: return x;
-  }
 }
 
 template <Math kMath>
@@ -251,48 +233,44 @@ class Worker {
     }
   }
 
-  // (x - mean) / sqrt(variance + epsilon) over all channels of a value that the block has met for.
-  __device__ void normalise(float (&x)[4], const StepPlan& step, int channels, int column) const {
+  // Mean and 1 / sqrt(variance + epsilon) over all channels of a value that the block has met for.
+  __device__ void load_moments(float (&scale)[4], float (&mean)[4], const StepPlan& step, int column) const {
     const char* at = place(step.operand, step.lag, column);
     for (int n = 0; n < 2; n++) {
       const auto sum = [&](float mean, bool squares) {
         float total = 0;
-        for (int c = 0; c < channels; c += 2) {
+        for (int c = 0; c < step.all_channels; c += 2) {
           const float2 pair = load_pair<kMath>(at + offset_of<kMath>(c, image_of_lane() + n));
-          const float a = pair.x - mean, b = c + 1 < channels ? pair.y - mean : 0.f;
+          const float a = pair.x - mean, b = c + 1 < step.all_channels ? pair.y - mean : 0.f;
           total += squares ? a * a + b * b : a + b;
         }
-        return total / channels;
+        return total / step.all_channels;
       };
-      const float mean = sum(0, false), scale = 1.f / sqrtf(sum(mean, true) + step.alpha);
-      x[n] = (x[n] - mean) * scale, x[n + 2] = (x[n + 2] - mean) * scale;
+      mean[n] = mean[n + 2] = sum(0, false);
+      scale[n] = scale[n + 2] = 1.f / sqrtf(sum(mean[n], true) + step.alpha);
     }
   }
 
   __device__ void apply(float (&x)[4], const StepPlan& step, int channel, int column) const {
-    float operand[4];
-    switch (step.kind) {
-      case StepKind::affine: {
-        const float *scale = table<float>(step.scale) + channel, *shift = table<float>(step.shift) + channel;
-        for (int r = 0; r < 4; r++) x[r] = x[r] * scale[r / 2] + shift[r / 2];
-        return;
-      }
-      case StepKind::add:
-      case StepKind::multiply:
-        load(operand, step.operand, step.lag, channel, column);
+    float operand[4] = {}, shift[4] = {};
+    switch (step.reads) {
+      case Operand::none:
         break;
-      case StepKind::add_condition:
-      case StepKind::multiply_condition:
+      case Operand::value:
+        step.all_channels ? load_moments(operand, shift, step, column)
+                          : load(operand, step.operand, step.lag, channel, column);
+        break;
+      case Operand::condition:
         load_condition(operand, step.operand, channel, column);
         break;
-      case StepKind::layer_norm:
-        return normalise(x, step, step.scale, column);
-      default:
-        for (int r = 0; r < 4; r++) x[r] = activated(step.kind, step.alpha, x[r]);
-        return;
+      case Operand::constants:
+        for (int r = 0; r < 4; r++) {
+          operand[r] = table<float>(step.scale)[channel + r / 2];
+          shift[r] = table<float>(step.shift)[channel + r / 2];
+        }
+        break;
     }
-    const bool adds = step.kind == StepKind::add || step.kind == StepKind::add_condition;
-    for (int r = 0; r < 4; r++) x[r] = adds ? x[r] + step.alpha * operand[r] : x[r] * operand[r];
+    apply_formula(step.kind, step.alpha, x, operand, shift);
   }
 
   // Draws levels from an output's logits, each warp some sub-pixels.
@@ -326,14 +304,16 @@ class Worker {
       const int image = tile_ * kTile + d % kTile, channel = d / kTile;
       const int64_t at = sub_pixel(image, i.first_level + channel / i.width, column);
       const int level = image < batch.images ? batch.levels[at] : 0;
-      float x = i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width];
-      for (int s = 0; s < i.n_steps; s++)
-        x = steps[s].kind == StepKind::affine
-                ? x * table<float>(steps[s].scale)[channel] + table<float>(steps[s].shift)[channel]
-                : activated(steps[s].kind, steps[s].alpha, x);
+      float x[4] = {i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width]};
+      for (int s = 0; s < i.n_steps; s++) {  // which read constants, or nothing; of the four, x[0] counts
+        float scale[4] = {}, shift[4] = {};
+        if (steps[s].reads == Operand::constants)
+          scale[0] = table<float>(steps[s].scale)[channel], shift[0] = table<float>(steps[s].shift)[channel];
+        apply_formula(steps[s].kind, steps[s].alpha, x, scale, shift);
+      }
       const int offset = offset_of<kMath>(channel, d % kTile);
-      if (v.shared_columns) store_one<kMath>(in_shared(v, column) + offset, x);
-      if (v.kept) store_one<kMath>(in_workspace(v, 0, column) + offset, x);
+      if (v.shared_columns) store_one<kMath>(in_shared(v, column) + offset, x[0]);
+      if (v.kept) store_one<kMath>(in_workspace(v, 0, column) + offset, x[0]);
     }
   }
 
@@ -344,4 +324,4 @@ class Worker {
   int tile_ = 0, slot_ = 0;
 };
 
-}  // namespace pcf
+}  // namespace pcf::cuda

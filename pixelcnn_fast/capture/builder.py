@@ -46,16 +46,23 @@ class Builder:
 
     # -- channel by channel
 
-    def pointwise(self, x: ShadowMap, steps: Callable[[int], Sequence[Step]], keeps_zero: bool) -> ShadowMap:
+    def pointwise(self, x: ShadowMap, steps: Callable[[int], Sequence[Step]]) -> ShadowMap:
         """Steps on every value that x is made of; ``steps`` gives those for one value."""
         value = x.whole()
         if value is not None:
             return self._stepped(value, steps(value))
-        if not keeps_zero and bool((x.addresses == 0).any()):
-            x = self.copied(x)
         values = self.space.values(x.addresses)
+        if not values or not all(step.keeps_zero for v in values for step in steps(v)):
+            x = self._without_zeros(x)
+            values = self.space.values(x.addresses)
         moved = {v: self._stepped(v, steps(v)).whole() for v in values}
         return ShadowMap(self.space, addresses=self.space.moved(x.addresses, moved))
+
+    def _without_zeros(self, x: ShadowMap) -> ShadowMap:
+        """The same map, whose zeros are elements of a value if it has any."""
+        if x.whole() is None and bool((x.addresses == 0).any()):
+            return self.copied(x)
+        return x
 
     def _stepped(self, value: int, steps: Sequence[Step]) -> ShadowMap:
         frame = self.space.frame(value)
@@ -65,7 +72,7 @@ class Builder:
         return self.emit(Pointwise, self.space.channels(value), frame, base=value, steps=tuple(steps))
 
     def affine(self, x: ShadowMap, scale: float, shift: float) -> ShadowMap:
-        return self.pointwise(x, lambda value: [self._affine(value, scale, shift)], keeps_zero=shift == 0)
+        return self.pointwise(x, lambda value: [self._affine(value, scale, shift)])
 
     def _affine(self, value: int, scale: float | Tensor, shift: float | Tensor) -> Step:
         channels = self.space.channels(value)
@@ -92,7 +99,7 @@ class Builder:
                 Step(f"{kind}_condition", alpha, condition=Slot(self.constant(table), index, per_image=False))
             ]
 
-        return self.pointwise(x, steps, keeps_zero=kind == "multiply")
+        return self.pointwise(x, steps)
 
     def constant(self, tensor: Tensor) -> int:
         self.calls.append(Call(lambda: tensor, (), {}))
@@ -113,7 +120,7 @@ class Builder:
                 Step(f"{kind}_condition", alpha, condition=Slot(condition.node, tables[value], per_image=True))
             ]
 
-        return self.pointwise(x, steps, keeps_zero=kind == "multiply")
+        return self.pointwise(x, steps)
 
     def _aligned(
         self, kind: str, x: ShadowMap, operand: Tensor, per_image: int = 0, is_copy: bool = False
@@ -421,7 +428,7 @@ class Builder:
     def closing(self, kind: str, x: ShadowMap) -> ShadowMap:
         """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
         values are marked; once the model has returned, the tracer takes it off or refuses it."""
-        result = self.pointwise(x, lambda _: [], keeps_zero=False)
+        result = self.pointwise(self._without_zeros(x), lambda _: [])
         for value in self.space.values(result.addresses):
             self.closings[value] = kind
         return result

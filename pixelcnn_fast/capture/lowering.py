@@ -180,18 +180,18 @@ def _layer_norm(
     return x if bias is None else t.builder.with_constant("add", x, t.constant(bias))
 
 
-def _activation(name: str, default: float = 1.0, argument: str = "alpha", keeps_zero: bool = True) -> Callable:
+def _activation(name: str, default: float = 1.0, argument: str = "alpha") -> Callable:
     def lowering(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
         number = kwargs.get(argument, args[0] if args and not isinstance(args[0], bool) else default)
         step = Step(name, float(number))
-        return t.builder.pointwise(t.feature_map(input), lambda _: [step], keeps_zero)
+        return t.builder.pointwise(t.feature_map(input), lambda _: [step])
 
     return lowering
 
 
 def _gelu(t: Tracing, output: Tensor, input: Tensor, approximate: str = "none") -> ShadowMap:
     step = Step("gelu" if approximate == "none" else "gelu_tanh")
-    return t.builder.pointwise(t.feature_map(input), lambda _: [step], keeps_zero=True)
+    return t.builder.pointwise(t.feature_map(input), lambda _: [step])
 
 
 def _softplus(
@@ -200,22 +200,22 @@ def _softplus(
     if threshold != 20:
         raise Unsupported(f"softplus with threshold {threshold}; only 20 is supported")
     step = Step("softplus", float(beta))
-    return t.builder.pointwise(t.feature_map(input), lambda _: [step], keeps_zero=False)
+    return t.builder.pointwise(t.feature_map(input), lambda _: [step])
 
 
 def _prelu(t: Tracing, output: Tensor, input: Tensor, weight: Tensor) -> ShadowMap:
     """relu(x) - weight * relu(-x)"""
     x, builder, relu = t.feature_map(input), t.builder, [Step("relu")]
-    below = builder.pointwise(builder.affine(x, -1.0, 0.0), lambda _: relu, keeps_zero=True)
+    below = builder.pointwise(builder.affine(x, -1.0, 0.0), lambda _: relu)
     weight = t.constant(weight).detach().view(-1, *[1] * (input.dim() - 2))
     below = builder.with_constant("multiply", below, weight)
-    return builder.pairwise("add", builder.pointwise(x, lambda _: relu, keeps_zero=True), below, -1.0)
+    return builder.pairwise("add", builder.pointwise(x, lambda _: relu), below, -1.0)
 
 
 def _glu(t: Tracing, output: Tensor, input: Tensor, dim: int = -1) -> ShadowMap:
     space, builder = t.builder.space, t.builder
     a, b = (ShadowMap(space, addresses=x) for x in t.feature_map(input).addresses.chunk(2, dim))
-    gate = builder.pointwise(b, lambda _: [Step("sigmoid")], keeps_zero=False)
+    gate = builder.pointwise(b, lambda _: [Step("sigmoid")])
     return builder.pairwise("multiply", a, gate)
 
 
@@ -228,7 +228,7 @@ def _matmul(t: Tracing, output: Tensor, input: Tensor, other: Tensor) -> ShadowM
 def _power(exponent: float) -> Callable:
     def lowering(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
         step = Step("power", exponent)
-        return t.builder.pointwise(t.feature_map(input), lambda _: [step], keeps_zero=exponent > 0)
+        return t.builder.pointwise(t.feature_map(input), lambda _: [step])
 
     return lowering
 
@@ -279,7 +279,7 @@ def _div(t: Tracing, output: Tensor, input: Any, other: Any) -> ShadowMap:
         return _combined(t, "multiply", input, t.condition(torch.reciprocal, other))
     if mark is None:
         return _combined(t, "multiply", input, 1 / torch.as_tensor(other, dtype=t.builder.dtype))
-    inverse = t.builder.pointwise(t.feature_map(other), lambda _: [Step("power", -1.0)], keeps_zero=False)
+    inverse = t.builder.pointwise(t.feature_map(other), lambda _: [Step("power", -1.0)])
     if isinstance(t.mark(input), ShadowMap):
         return t.builder.pairwise("multiply", t.feature_map(input), inverse)
     return t.builder.with_constant(
@@ -465,7 +465,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     **{name: _activation(name) for name in ("relu", "elu", "silu", "tanh")},
-    "sigmoid": _activation("sigmoid", keeps_zero=False),
+    "sigmoid": _activation("sigmoid"),
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
     "gelu": _gelu,
     "glu": _glu,

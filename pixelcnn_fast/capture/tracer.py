@@ -35,7 +35,8 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import ACTIVATIONS, Instruction, Pointwise, Program
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program
+from pixelcnn_fast.program.steps import KINDS
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ class Tracer(TorchFunctionMode):
     def check_last_call(self, output: Any, head: Head) -> None:
         """Raises Unsupported where the last call shows that the output is something else than the head reads."""
         mark = self.mark(output)
-        for kind in ACTIVATIONS if isinstance(mark, ShadowMap) else ():
+        for kind in KINDS if isinstance(mark, ShadowMap) else ():
             if (misread := head.misread(kind)) and self.builder.made_by(kind, mark) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
 

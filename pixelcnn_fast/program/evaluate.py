@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Program, Read, Slot, apply_steps
+from pixelcnn_fast.program.formulas import apply_steps
+from pixelcnn_fast.program.program import Program, Read, Slot
 
 
 def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tensor]) -> Tensor:

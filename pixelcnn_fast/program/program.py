@@ -17,24 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from pixelcnn_fast.program.steps import KINDS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "relu": lambda x, alpha: F.relu(x),
-    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
-    "elu": lambda x, alpha: F.elu(x, alpha),
-    "gelu": lambda x, alpha: F.gelu(x),
-    "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
-    "silu": lambda x, alpha: F.silu(x),
-    "softplus": lambda x, alpha: F.softplus(x, alpha),
-    "power": lambda x, alpha: x**alpha,
-    "sigmoid": lambda x, alpha: torch.sigmoid(x),
-    "tanh": lambda x, alpha: torch.tanh(x),
-}
-
 
 # For a value and some of its channels [n], the value that is exactly those.
 Exchange = Callable[[int, Tensor], int]
@@ -78,9 +65,8 @@ class Slot:
 class Step:
     """One operation on an instruction's sum x, channel by channel.
 
-    kind 'affine': scale * x + shift, both [channels]; 'add': x + alpha * value; 'multiply': x * value;
-    'add_condition': x + alpha * condition; 'multiply_condition'; a name in ``ACTIVATIONS``; or 'layer_norm':
-    (x - mean) / sqrt(variance + alpha), with mean and variance over all channels of ``value``.
+    kind: a name in ``program.steps.KINDS``, which says what it reads and what alpha means: ``value`` at the same
+    pixel, ``condition``, or ``scale`` and ``shift``, both [channels]. ``program.formulas`` has its formula.
     """
 
     kind: str
@@ -98,7 +84,14 @@ class Step:
     @property
     def reads_all_channels(self) -> bool:
         """Whether every channel reads all channels of the operand, and not just its own."""
-        return self.kind == "layer_norm"
+        return KINDS[self.kind].reads_all_channels
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether what is zero stays so, whatever its operand is."""
+        if self.shift is not None:
+            return not bool(self.shift.any())
+        return KINDS[self.kind].keeps_zero(self.alpha)
 
     def reads(self) -> list[Read]:
         return [] if self.value is None else [Read(self.value)]
@@ -404,26 +397,3 @@ class Program:
 def slots_of(instructions: Iterable[Instruction]) -> list[Slot]:
     """What the instructions' steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]
-
-
-def apply_steps(
-    x: Tensor, steps: Sequence[Step], value: Callable[[int], Tensor], condition: Callable[[Slot], Tensor]
-) -> Tensor:
-    """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""
-    for step in steps:
-        if step.kind == "affine":
-            x = x * step.scale + step.shift
-        elif step.kind == "add":
-            x = x + step.alpha * value(step.value)
-        elif step.kind == "multiply":
-            x = x * value(step.value)
-        elif step.kind == "add_condition":
-            x = x + step.alpha * condition(step.condition)
-        elif step.kind == "multiply_condition":
-            x = x * condition(step.condition)
-        elif step.kind == "layer_norm":
-            variance, mean = torch.var_mean(value(step.value), -1, correction=0, keepdim=True)
-            x = (x - mean) * (variance + step.alpha).rsqrt()
-        else:
-            x = ACTIVATIONS[step.kind](x, step.alpha)
-    return x

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
 from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step
-
-
-class InvalidProgram(AssertionError):
-    """A pass, or capture, has made a program that breaks a rule. Never the user's fault."""
+from pixelcnn_fast.program.steps import KINDS, Operand
 
 
 def verify(program: Program | PhasedProgram) -> None:
@@ -80,6 +78,14 @@ def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: di
 def _verify_step(
     program: Program | PhasedProgram, i: Instruction, step: Step, channels: dict[int, int]
 ) -> None:
+    _require(step.kind in KINDS, i, f"steps are of a kind that program/steps.py declares, not {step.kind!r}")
+    given = {
+        Operand.VALUE: step.value,
+        Operand.CONDITION: step.condition,
+        Operand.CONSTANTS: None if step.shift is None else step.scale,
+    }
+    operands = [operand for operand, found in given.items() if found is not None] or [Operand.NONE]
+    _require(operands == [KINDS[step.kind].operand], i, f"{step.kind} has the operand that its kind declares")
     if step.value is not None and not step.reads_all_channels:
         _require(channels[step.value] == i.channels, i, f"{step} reads a value with as many channels")
     if step.condition is not None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import Convolution, FromLevels, Read, Slot, apply_steps
+from pixelcnn_fast.program.program import Convolution, FromLevels, Read, Slot
 from pixelcnn_fast.runtimes.job import Job
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import Phase, PhasedProgram, Storage
 from pixelcnn_fast.program.program import (
@@ -19,7 +20,7 @@ from pixelcnn_fast.program.program import (
     Step,
     Tap,
 )
-from pixelcnn_fast.program.verify import InvalidProgram, verify
+from pixelcnn_fast.program.verify import verify
 
 
 def weight(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -72,6 +73,18 @@ BROKEN = {
     "a scale": (
         program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4), shift=weight(3)),)), LOGITS),
         r"not \[3\]",
+    ),
+    "an unknown step": (
+        program(LEVELS, CONV, replace(GATE, steps=(Step("log_softmax"),)), LOGITS),
+        "declares, not",
+    ),
+    "a missing operand": (
+        program(LEVELS, CONV, replace(GATE, steps=(Step("add"),)), LOGITS),
+        "its kind declares",
+    ),
+    "an operand too many": (
+        program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=1),)), LOGITS),
+        "its kind declares",
     ),
     "a condition's frame": (
         program(

@@ -1,0 +1,23 @@
+// Negative log-likelihood of levels under categorical logits. Probabilities are never stored.
+#pragma once
+
+#include "cpu/simd/element.h"
+
+namespace pcf::cpu {
+
+// [N, C, H, W, L], any strides (in elements).
+struct LogitsTensor {
+  Element element;
+  int64_t sizes[5], strides[5];
+};
+
+// levels [N, C, H, W] dense -> nll [N], float64 with float64 logits, else float32, and log_sum_exp [N, C, H, W].
+// False if a level lies outside 0...L-1: then the results mean nothing.
+bool categorical_nll(const LogitsTensor&, const void* logits, const int64_t* levels, void* nll, double* log_sum_exp,
+                     int threads);
+
+// grad_logits has the logits' strides; grad_nll [N] is of nll's type.
+void categorical_nll_gradient(const LogitsTensor&, const void* logits, const int64_t* levels, const double* log_sum_exp,
+                              const void* grad_nll, void* grad_logits, int threads);
+
+}  // namespace pcf::cpu

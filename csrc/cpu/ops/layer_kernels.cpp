@@ -1,0 +1,164 @@
+// One instruction set's kernels of the layers' ops. As in kernels.cpp: nothing but the tables has external linkage.
+#include "cpu/ops/layer_kernels.h"
+
+#include "cpu/simd/exponential.h"
+
+namespace pcf::cpu {
+namespace {
+
+template <class T>
+inline T clamped(T x, T limit) {  // keeps NaN
+  return x < -limit ? -limit : x > limit ? limit : x;
+}
+
+// tanh(a) = (1 - p) / (1 + p) and logistic(b) = 1 / (1 + q): p = exp(-2a), q = exp(-b).
+template <class T>
+struct Gate {
+  T p, q;
+  Gate(T a, T b) : p(exponential(T(-2) * clamped(a, T(30)))), q(exponential(-b)) {}
+  T value() const { return (T(1) - p) / ((T(1) + p) * (T(1) + q)); }
+};
+
+// f(i, a, b) for each i with the conditions added.
+template <class E, class F>
+inline void each_pair(const GateInput<E>& in, int64_t n, F f) {
+  using T = Computed<E>;
+  const E *a = in.a, *b = in.b, *ca = in.condition_a, *cb = in.condition_b;
+  if (!ca) {
+    for (int64_t i = 0; i < n; i++) f(i, convert<T>(a[i]), convert<T>(b[i]));
+  } else if (in.condition_stride) {
+    for (int64_t i = 0; i < n; i++) f(i, convert<T>(a[i]) + convert<T>(ca[i]), convert<T>(b[i]) + convert<T>(cb[i]));
+  } else {
+    const T add_a = convert<T>(*ca), add_b = convert<T>(*cb);
+    for (int64_t i = 0; i < n; i++) f(i, convert<T>(a[i]) + add_a, convert<T>(b[i]) + add_b);
+  }
+}
+
+template <class E>
+void gate(const GateInput<E>& in, E* __restrict__ out, int64_t n) {
+  using T = Computed<E>;
+  each_pair(in, n, [=](int64_t i, T a, T b) { out[i] = convert<E>(Gate<T>(a, b).value()); });
+}
+
+template <class E>
+void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a, E* __restrict__ grad_b, int64_t n) {
+  using T = Computed<E>;
+  each_pair(in, n, [=](int64_t i, T a, T b) {
+    const Gate<T> g(a, b);
+    const T t = (T(1) - g.p) / (T(1) + g.p), s = T(1) / (T(1) + g.q), d = convert<T>(grad[i]);
+    grad_a[i] = convert<E>(d * s * (T(1) - t * t));
+    grad_b[i] = convert<E>(d * t * s * (T(1) - s));
+  });
+}
+
+// -- likelihood. Lanes are sums of their own, which vectorizes without reordering what the source says.
+
+constexpr int kLanes = 32;
+
+template <class E, class T = Computed<E>>
+double log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
+  T high[kLanes], sum[kLanes] = {};
+  for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
+  int k = 0;
+  for (; stride == 1 && k + kLanes <= levels; k += kLanes)
+    for (int j = 0; j < kLanes; j++) {
+      const T v = convert<T>(logits[k + j]);
+      high[j] = high[j] > v ? high[j] : v;
+    }
+  for (; k < levels; k++) {
+    const T v = convert<T>(logits[k * stride]);
+    high[0] = high[0] > v ? high[0] : v;
+  }
+  T top = high[0];
+  for (int j = 1; j < kLanes; j++) top = high[j] > top ? high[j] : top;
+  for (k = 0; stride == 1 && k + kLanes <= levels; k += kLanes)
+    for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k + j]) - top);
+  double total = 0;
+  for (int j = 0; j < kLanes; j++) total += sum[j];
+  for (; k < levels; k++) total += exponential(convert<T>(logits[k * stride]) - top);
+  return top + std::log(total);
+}
+
+// kLanes sub-pixels side by side in memory.
+template <class E, class T = Computed<E>>
+void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, double* out) {
+  constexpr int kPart = 16;  // levels that are summed before they join the total: fewer roundings in a row
+  T high[kLanes], total[kLanes] = {};
+  for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
+  for (int k = 0; k < levels; k++)
+    for (int j = 0; j < kLanes; j++) {
+      const T v = convert<T>(logits[k * level_stride + j]);
+      high[j] = high[j] > v ? high[j] : v;
+    }
+  for (int part = 0; part < levels; part += kPart) {
+    T sum[kLanes] = {};
+    for (int k = part; k < levels && k < part + kPart; k++)
+      for (int j = 0; j < kLanes; j++) sum[j] += exponential(convert<T>(logits[k * level_stride + j]) - high[j]);
+    for (int j = 0; j < kLanes; j++) total[j] += sum[j];
+  }
+  for (int j = 0; j < kLanes; j++) out[j] = high[j] + std::log(double{total[j]});
+}
+
+template <class E>
+void log_sum_exp(const Logits<E>& l, int n, double* out) {
+  int i = 0;
+  for (; l.stride == 1 && i + kLanes <= n; i += kLanes) log_sum_exp_of_columns(l.data + i, l.level_stride, l.levels, out + i);
+  for (; i < n; i++) out[i] = log_sum_exp_of_row(l.data + i * l.stride, l.level_stride, l.levels);
+}
+
+// A log of a sum of exp in two parts of the computed type, so that subtracting it loses nothing.
+template <class T>
+struct Split {
+  T high, low;
+  explicit Split(double x) : high(static_cast<T>(x)), low(static_cast<T>(x - static_cast<double>(high))) {}
+  T probability(T logit) const { return exponential((logit - high) - low); }
+};
+
+template <class E, class T = Computed<E>>
+void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const int64_t* target, T scale, E* grad) {
+  int i = 0;
+  for (; l.stride == 1 && i + kLanes <= n; i += kLanes) {
+    T high[kLanes], low[kLanes];
+    for (int j = 0; j < kLanes; j++) {
+      const Split<T> split(log_sum_exp[i + j]);
+      high[j] = split.high, low[j] = split.low;
+    }
+    for (int k = 0; k < l.levels; k++) {
+      const E* __restrict__ from = l.data + i + k * l.level_stride;
+      E* __restrict__ to = grad + i + k * l.level_stride;
+      for (int j = 0; j < kLanes; j++) to[j] = convert<E>(scale * exponential((convert<T>(from[j]) - high[j]) - low[j]));
+    }
+  }
+  for (; i < n; i++) {
+    const E* __restrict__ from = l.data + i * l.stride;
+    E* __restrict__ to = grad + i * l.stride;
+    const Split<T> split(log_sum_exp[i]);
+    if (l.level_stride == 1)
+      for (int k = 0; k < l.levels; k++) to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
+    else
+      for (int64_t k = 0; k < l.levels * l.level_stride; k += l.level_stride)
+        to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
+  }
+  for (i = 0; i < n; i++) {  // anew, so that bfloat16 is rounded once
+    const int64_t at = i * l.stride + target[i] * l.level_stride;
+    grad[at] = convert<E>(scale * (Split<T>(log_sum_exp[i]).probability(convert<T>(l.data[at])) - T(1)));
+  }
+}
+
+template <class E>
+constexpr LayerKernels<E> table() {
+  return {gate<E>, gate_gradient<E>, log_sum_exp<E>, nll_gradient<E>};
+}
+
+}  // namespace
+
+#define PCF_JOIN_(a, b) a##b
+#define PCF_JOIN(a, b) PCF_JOIN_(a, b)
+#define PCF_TABLE(name, E)                          \
+  extern const LayerKernels<E> PCF_JOIN(name, PCF_ISA); \
+  const LayerKernels<E> PCF_JOIN(name, PCF_ISA) = table<E>();
+PCF_TABLE(layer_kernels_f32_, float)
+PCF_TABLE(layer_kernels_f64_, double)
+PCF_TABLE(layer_kernels_bf16_, Bfloat16)
+
+}  // namespace pcf::cpu

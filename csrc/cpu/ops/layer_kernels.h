@@ -1,0 +1,51 @@
+// Pointwise arithmetic of the layers' ops, compiled once per instruction set (layer_kernels.cpp). E: float, double or
+// Bfloat16, which is computed in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd/element.h"
+
+namespace pcf::cpu {
+
+// n values of each half of a gate's input. condition_a, condition_b: added to a and b; null for none, one value each
+// (condition_stride 0), or n values each (1).
+template <class E>
+struct GateInput {
+  const E *a, *b, *condition_a, *condition_b;
+  int64_t condition_stride;
+};
+
+// Logits of n sub-pixels: logit k of sub-pixel i is data[i * stride + k * level_stride].
+template <class E>
+struct Logits {
+  const E* data;
+  int64_t stride, level_stride;
+  int levels;
+};
+
+template <class E>
+struct LayerKernels {
+  // out = tanh(a) * logistic(b)
+  void (*gate)(const GateInput<E>&, E* out, int64_t n);
+  // The gradients of a and b; they may be written over `grad`.
+  void (*gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
+
+  // log of the sum of exp over each sub-pixel's logits
+  void (*log_sum_exp)(const Logits<E>&, int n, double* out);
+  // grad[as the logits] = scale * (softmax - one-hot of target)
+  void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
+                       E* grad);
+};
+
+// Of an instruction set named in cpu_features.h.
+template <class E>
+const LayerKernels<E>& layer_kernels(const char* isa);
+template <>
+const LayerKernels<float>& layer_kernels<float>(const char* isa);
+template <>
+const LayerKernels<double>& layer_kernels<double>(const char* isa);
+template <>
+const LayerKernels<Bfloat16>& layer_kernels<Bfloat16>(const char* isa);
+
+}  // namespace pcf::cpu

@@ -1,0 +1,45 @@
+// Masked 2-D convolution, stride 1: only live taps are computed. Sums are in float32, or float64 for float64 tensors.
+// Every result is the same whatever the number of threads, but for weight_gradient.
+#pragma once
+
+#include "cpu/ops/feature_map.h"
+#include "program.h"
+
+namespace pcf::cpu {
+
+// A weight [O, I, kH, kW] and its mask, of the same shape and element type. Both are borrowed and only read.
+struct MaskedWeight {
+  const void *weight, *mask;
+  Element element;
+  int out, in, height, width;
+  int64_t weight_strides[4], mask_strides[4];
+};
+
+struct Geometry {
+  int pad_y, pad_x, dilation_y, dilation_x;
+};
+
+// out = activation(scale * (convolution + bias) + shift + condition + residual); null or empty: left out.
+struct ConvEpilogue {
+  const void *bias = nullptr, *scale = nullptr, *shift = nullptr;  // [O], float64 with float64 tensors, else float32
+  const void* condition = nullptr;                                 // [N, O] of the same type
+  FeatureMap residual{};                                           // [N, O, H', W']
+  bool activates = false;
+  StepKind activation = StepKind::relu;
+  double alpha = 1;
+};
+
+// out [N, O, H', W'] from x [N, I, H, W]; out's memory is apart from all else.
+void masked_conv2d(const FeatureMap& x, const MaskedWeight&, const Geometry&, const ConvEpilogue&, const FeatureMap& out,
+                   int threads);
+
+// grad_x [N, I, H, W] from grad [N, O, H', W'].
+void masked_conv2d_input_gradient(const FeatureMap& grad, const MaskedWeight&, const Geometry&, const FeatureMap& grad_x,
+                                  int threads);
+
+// grad_weight [O, I, kH, kW], dense, of the weight's element type: exactly 0 where the mask is 0; grad_bias [O] or
+// null. `weight.weight` is not read.
+void masked_conv2d_weight_gradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& weight, const Geometry&,
+                                   void* grad_weight, void* grad_bias, int threads);
+
+}  // namespace pcf::cpu

@@ -1,0 +1,383 @@
+// What the threads of one group do: they sample some images together.
+#pragma once
+
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <tuple>
+
+#include "cpu/simd/likeliest.h"
+#include "cpu/sampler/prepared.h"
+#include "cpu/sampler/sampler.h"
+#include "cpu/sampler/schedule.h"
+#include "cpu/threads/thread_team.h"
+#include "cpu/sampler/workspace.h"
+
+namespace pcf::cpu {
+
+// What the groups of a run have in common: how it ends early.
+class Ending {
+ public:
+  // The caller's exception: all groups stop at their next row.
+  void stop(std::exception_ptr error) {
+    error_ = error;
+    stopped_.store(true, std::memory_order_release);
+  }
+  bool stopped() const { return stopped_.load(std::memory_order_acquire); }
+
+  // Keeps the first in the order of drawing, whichever thread comes first. The other groups go on: one of theirs may be first.
+  void report(const NonFiniteLogits& found) {
+    const std::lock_guard lock(mutex_);
+    const auto order = [](const NonFiniteLogits& e) { return std::tuple(e.row, e.column, e.image, e.channel); };
+    if (!non_finite_ || order(found) < order(*non_finite_)) non_finite_.emplace(found);
+  }
+
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+    if (non_finite_) throw *non_finite_;
+  }
+
+ private:
+  std::atomic<bool> stopped_{false};
+  std::exception_ptr error_;
+  std::mutex mutex_;
+  std::optional<NonFiniteLogits> non_finite_;
+};
+
+template <class T>
+class Group {
+  using Instruction = PreparedInstruction<T>;
+  static constexpr int kNever = std::numeric_limits<int>::max();
+
+ public:
+  // job: of this group's images, the first of which is number first_image of the run. on_row: called by thread 0, or null.
+  Group(const Program& program, const PreparedProgram<T>& prepared, const Schedule& schedule, const Job& job, int first_image,
+        const std::function<void(int)>* on_row, Ending& ending)
+      : program_(program), p_(prepared), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
+        on_row_(on_row), ending_(ending), workspace_(program, prepared, schedule, n_),
+        pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
+        row_team_(schedule.threads - pixel_team_.size) {}
+
+  // By each of the group's threads, numbered from 0.
+  void work(int thread) {
+    const bool for_pixels = thread < pixel_team_.size;
+    Member member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, schedule_,
+                  span(0, 0), schedule_.rows_in_flight * n_, program_.levels);
+    const int first = schedule_.first_step(), end = schedule_.steps(program_), chunk = schedule_.chunk;
+    if (!schedule_.two_teams()) {
+      for (int t = first; t < end; t += chunk) {
+        make_sums(member, t, [](const Instruction&) { return true; });
+        member.meet();
+        if (!draw_pixels(member, t)) return;
+      }
+    } else if (for_pixels) {
+      for (int t = first; t < end; t += chunk) {
+        row_team_.progress.await(t + chunk - first);
+        make_sums(member, t, [&](const Instruction& i) { return by_pixel_team(i); });
+        const bool going = draw_pixels(member, t);
+        pixel_team_.progress.announce(member.index, going ? t + chunk - first : kNever);
+        if (!going) return;
+      }
+    } else {
+      for (int t = first; t < end; t += chunk) {
+        // A chunk ahead, it reads what was drawn until the chunk before; and what it overwrites was read by then.
+        pixel_team_.progress.await(t - first - chunk);
+        if (t - chunk > stopped_at_.load(std::memory_order_relaxed)) return;  // all of the team, or none
+        make_sums(member, t, [&](const Instruction& i) { return !by_pixel_team(i); });
+        row_team_.progress.announce(member.index, t + chunk - first);
+      }
+    }
+  }
+
+ private:
+  // Threads that share the channels of everything that they compute.
+  struct Team {
+    explicit Team(int size) : size(size), barrier(size), progress(size) {}
+
+    const int size;
+    SpinBarrier barrier;
+    Progress progress;  // of two teams: steps done
+  };
+
+  // A table of rows: where each pixel of a span lies, image by image.
+  using Table = std::vector<T*>;
+
+  struct Member {
+    // sites: pixels of all images that one step works on, at most.
+    Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites, int levels)
+        : team(team), index(index), span(span),
+          memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + levels) * sizeof(T)),
+          weights(reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - levels), operands(p.most_steps) {
+      T* const sums = reinterpret_cast<T*>(memory.get());
+      for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
+      for (int i = 0; i < sites * schedule.chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
+      for (auto* table : {&x, &from, &out}) table->resize(sites * schedule.chunk);
+      for (auto& table : operands) table.resize(sites * schedule.chunk);
+    }
+
+    void meet() { team.barrier.wait(index); }
+
+    Team& team;
+    const int index;
+    Span span;
+    const Buffer memory;
+    T* const weights;              // [levels], of one draw
+    Table pixel_sums, row_sums;    // of one instruction, at a step's pixels and at a chunk's
+    std::vector<int> order;
+    Table x, from, out;
+    std::vector<Table> operands;
+    std::vector<BoundStep<T>> steps;
+  };
+
+  int draws() const { return p_.outputs.size(); }
+  int channels_per_draw() const { return program_.image_channels / draws(); }
+  int number(const Instruction& i) const { return &i - p_.instructions.data(); }
+  bool by_pixel_team(const Instruction& i) const { return schedule_.by_pixel_team[number(i)]; }
+
+  Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns); }
+
+  // Most instructions of a step work on the same pixels.
+  const Span& span(Member& member, int t, int columns) const {
+    if (!member.span.is(t, columns)) member.span = span(t, columns);
+    return member.span;
+  }
+  int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
+
+  // What rows above give to the chunk that begins at step t, as far as mine(instruction).
+  template <class Mine>
+  void make_sums(Member& member, int t, const Mine& mine) {
+    for (const auto& i : p_.instructions)
+      if ((i.phase == Phase::row || i.keeps_partial()) && mine(i)) from_rows_above(member, i, t);
+  }
+
+  // The chunk's pixels, step by step. False if the run stops here.
+  bool draw_pixels(Member& member, int first) {
+    for (int t = first; t < first + schedule_.chunk; t++) {
+      const int row = t / schedule_.lag;
+      if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
+      for (int after = 0; after <= draws(); after++) {
+        for (const auto& i : p_.instructions)
+          if (i.after == after && !i.is_input && (i.phase != Phase::row || i.is_output)) at_pixels(member, i, t);
+        if (after < draws()) settle(member, span(t, 1), after);
+      }
+    }
+    return true;
+  }
+
+  // False if the run stops here.
+  bool begin_row(Member& member, int y) {
+    if (member.index == 0) {
+      if (on_row_ && !ending_.stopped() && !fails_) try {
+          (*on_row_)(y);
+        } catch (...) {
+          ending_.stop(std::current_exception());
+        }
+      if (ending_.stopped() || fails_) stopped_at_.store(y * schedule_.lag, std::memory_order_relaxed);
+    }
+    member.meet();
+    return stopped_at_.load(std::memory_order_relaxed) == kNever;
+  }
+
+  // The member's blocks of an instruction's channels: first...last-1.
+  std::pair<int, int> share(const Member& member, const Instruction& i) const {
+    const int blocks = i.padded / p_.kernels.block;
+    return {blocks * member.index / member.team.size, blocks * (member.index + 1) / member.team.size};
+  }
+
+  // -- where things lie
+
+  // Image m of the span's pixel i is row i * images + m. first(y, x): where image 0 of the pixel lies; the next ones of its
+  // row are `step` further on each.
+  template <class First>
+  void tabulate(Table& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
+    T** next = table.data();
+    span.each_row([&](int y, int begin, int end) {
+      T* at = first(y, begin);
+      for (int x = begin; x < end; x++, at += step)
+        for (int m = 0; m < n_; m++) *next++ = at + m * image_stride;
+    });
+  }
+
+  void tabulate_value(Table& table, int value, const Span& span, int dy = 0, int dx = 0) const {
+    tabulate(table, span, workspace_.image_stride(value), workspace_.channels(value),
+             [&](int y, int x) { return workspace_.pixel(value, y + dy, x + dx); });
+  }
+
+  // From step t on, which is the chunk's first where the span has all of the chunk's columns.
+  void tabulate_partial(Table& table, const Instruction& i, const Span& span, int t) const {
+    tabulate(table, span, int64_t{schedule_.chunk} * i.padded, i.padded, [&](int y, int x) {
+      return workspace_.partial(number(i), i.padded, y, t) + int64_t{x - span.start(y)} * i.padded;
+    });
+  }
+
+  void tabulate_rows(Table& table, const Span& span, T* data, int64_t stride) const {
+    for (int r = 0; r < span.count() * n_; r++) table[r] = data + r * stride;
+  }
+
+  // -- instructions
+
+  // What rows above give to an instruction at the pixels of the chunk that begins at step t: all of it, or a partial sum.
+  void from_rows_above(Member& member, const Instruction& i, int t) {
+    if (i.meet_in_row) member.meet();
+    const Span& chunk = span(member, t + lead(i), schedule_.chunk);
+    if (chunk.count() == 0) return;
+    tabulate_rows(member.from, chunk, const_cast<T*>(i.bias.data()), 0);
+    if (i.keeps_partial()) {
+      tabulate_partial(member.out, i, chunk, t);
+      sum(member, i, i.row_runs, chunk, member.out);
+      return;
+    }
+    const bool summed = sum(member, i, i.row_runs, chunk, member.row_sums);
+    if (i.base >= 0) tabulate_value(member.from, i.base, chunk);
+    tabulate_value(member.out, i.out, chunk);
+    apply_steps(member, i, chunk, summed ? member.row_sums : member.from);
+  }
+
+  void at_pixels(Member& member, const Instruction& i, int t) {
+    if (i.meet_at_pixel) member.meet();
+    const Span& pixels = span(member, t + lead(i), 1);
+    if (pixels.count() == 0 || (i.is_output && !job_.logits && all_known(pixels, i.after))) return;
+    if (i.keeps_partial())
+      tabulate_partial(member.from, i, pixels, t);
+    else
+      tabulate_rows(member.from, pixels, const_cast<T*>(i.bias.data()), 0);
+    const bool summed = sum(member, i, i.pixel_runs, pixels, member.pixel_sums);
+    if (i.base >= 0) tabulate_value(member.from, i.base, pixels);
+    if (i.is_output)
+      tabulate_rows(member.out, pixels, workspace_.logits(), i.padded);
+    else
+      tabulate_value(member.out, i.out, pixels);
+    apply_steps(member, i, pixels, summed ? member.pixel_sums : member.from);
+  }
+
+  // to = member.from + the runs; false, and nothing done, where there are none.
+  bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span, const Table& to) {
+    const auto [first, last] = share(member, i);
+    const Table* from = &member.from;
+    for (const auto& run : runs) {
+      tabulate_value(member.x, run.source, span, run.dy, run.dx);
+      p_.kernels.matmul(member.x.data(), span.count() * n_, run.weights, first, last, from->data(), to.data());
+      from = &to;
+    }
+    return from == &to;
+  }
+
+  // member.out = steps(from) on the member's channels.
+  void apply_steps(Member& member, const Instruction& i, const Span& span, const Table& from) {
+    bind(member, i, span);
+    const auto [first, last] = share(member, i);
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), span.count() * n_, first * p_.kernels.block,
+                        std::min(last * p_.kernels.block, i.channels), from.data(), member.out.data());
+  }
+
+  // Resolves the operands of an instruction's steps.
+  void bind(Member& member, const Instruction& i, const Span& span) const {
+    member.steps.clear();
+    for (size_t s = 0; s < i.steps.size(); s++) {
+      const auto& step = i.steps[s];
+      auto& table = member.operands[s];
+      if (step.reads_value()) tabulate_value(table, step.operand, span);
+      if (step.reads_condition()) {
+        T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[step.operand]));
+        const Slot& slot = program_.conditions[step.operand];
+        if (slot.varies_over_pixels)
+          tabulate(table, span, int64_t{program_.height} * program_.width * slot.channels, slot.channels,
+                   [&](int y, int x) { return data + (int64_t{y} * program_.width + x) * slot.channels; });
+        else
+          tabulate(table, span, slot.channels, 0, [&](int, int) { return data; });
+      }
+      const bool reads = step.reads_value() || step.reads_condition();
+      const int channels = step.reads_value() ? workspace_.channels(step.operand) : 0;
+      member.steps.push_back(
+          {step.kind, step.alpha, reads ? table.data() : nullptr, step.scale.data(), step.shift.data(), channels});
+    }
+  }
+
+  // -- levels
+
+  int64_t sub_pixel(int image, int channel, int y, int x) const {
+    return ((int64_t{image} * program_.image_channels + channel) * program_.height + y) * program_.width + x;
+  }
+
+  bool all_known(const Span& span, int draw) const {
+    if (!job_.known) return false;
+    const int channels = channels_per_draw();
+    for (int i = 0; i < span.count(); i++)
+      for (int q = 0; q < n_ * channels; q++)
+        if (!job_.known[sub_pixel(q / channels, draw * channels + q % channels, span.row(i), span.column(i))])
+          return false;
+    return true;
+  }
+
+  // Draws levels of the span, or takes the known ones, between two meetings.
+  void settle(Member& member, const Span& span, int draw) {
+    member.meet();
+    const int channels = channels_per_draw(), count = span.count() * n_ * channels;
+    const int padded = p_.outputs[draw]->padded;
+    for (int q = count * member.index / member.team.size; q < count * (member.index + 1) / member.team.size; q++) {
+      const int i = q / (n_ * channels), image = q / channels % n_, channel = q % channels;
+      settle_one(member, workspace_.logits() + int64_t{q / channels} * padded + channel * program_.levels, image,
+                 draw * channels + channel, span.row(i), span.column(i));
+    }
+    member.meet();
+  }
+
+  void settle_one(Member& member, const T* logits, int image, int channel, int y, int x) {
+    const int64_t at = sub_pixel(image, channel, y, x);
+    const int levels = program_.levels;
+    if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
+    if (!job_.known || !job_.known[at]) {
+      job_.levels[at] = draw(member, logits, job_.noise[at]);
+      if (job_.levels[at] < 0) {
+        report(image, channel, y, x);
+        job_.levels[at] = 0;
+      } else if (job_.log_probability) {
+        job_.log_probability[at] = p_.kernels.log_probability(logits, levels, job_.levels[at], member.weights);
+      }
+    }
+    for (const auto* i : p_.inputs) read_level(member, *i, job_.levels[at], image, channel, y, x);
+  }
+
+  void read_level(Member& member, const Instruction& i, int level, int image, int channel, int y, int x) {
+    if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
+    T* out = workspace_.pixel(i.out, y, x) + image * workspace_.image_stride(i.out);
+    const int width = i.input.width, first = (channel - i.input.first) * width;
+    if (i.table.empty())
+      out[first] = static_cast<T>(level);
+    else
+      std::copy_n(i.table.data() + int64_t{level} * width, width, out + first);
+    bind(member, i, span(0, 0));  // such steps have no operands
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
+  }
+
+  // -1 if a logit is not finite.
+  int draw(Member& member, const T* logits, double u) const {
+    const int levels = program_.levels;
+    if (!p_.kernels.weigh(logits, levels, job_.temperature, member.weights)) return -1;
+    if (job_.temperature > 0 && (job_.top_k > 0 || job_.top_p < 1))
+      keep_likeliest(logits, member.weights, levels, job_.top_k, job_.top_p, member.order);
+    return p_.kernels.pick(member.weights, levels, u);
+  }
+
+  void report(int image, int channel, int y, int x) {
+    fails_ = true;
+    ending_.report(NonFiniteLogits(first_image_ + image, channel, y, x));
+  }
+
+  const Program& program_;
+  const PreparedProgram<T>& p_;
+  const Schedule& schedule_;
+  const Job job_;
+  const int n_, first_image_;
+  const std::function<void(int)>* const on_row_;
+  Ending& ending_;
+  const Workspace<T> workspace_;
+  Team pixel_team_, row_team_;  // the latter is empty where one team does all
+  std::atomic<bool> fails_{false};
+  std::atomic<int> stopped_at_{kNever};  // the step
+};
+
+}  // namespace pcf::cpu

@@ -1,0 +1,185 @@
+// A program made ready for the CPU: weights packed, sizes padded, and the places marked where threads must meet.
+#pragma once
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "cpu/simd/buffer.h"
+#include "cpu/simd/kernels.h"
+#include "program.h"
+#include "cpu/sampler/schedule.h"
+
+namespace pcf::cpu {
+
+struct PreparedRun {
+  int source, dy, dx;
+  Packed weights;
+};
+
+template <class T>
+struct PreparedStep {
+  StepKind kind;
+  T alpha;
+  int operand;
+  std::vector<T> scale, shift;
+
+  bool reads_value() const { return operand_of(kind) == Operand::value; }
+  bool reads_condition() const { return operand_of(kind) == Operand::condition; }
+};
+
+template <class T>
+struct PreparedInstruction {
+  int out, channels, padded, lead, base, after;
+  Phase phase;
+  bool is_input, is_output;
+  Input input;
+  std::vector<T> table, bias;  // bias: padded to whole blocks
+  std::vector<PreparedRun> row_runs, pixel_runs;
+  std::vector<PreparedStep<T>> steps;
+  // Another thread may still be writing what is read: by the sums over rows above, or at a pixel.
+  bool meet_in_row = false, meet_at_pixel = false;
+
+  // Its sum over rows above is kept until its pixel's turn comes.
+  bool keeps_partial() const { return !row_runs.empty() && (phase != Phase::row || is_output); }
+};
+
+template <class T>
+class PreparedProgram {
+ public:
+  PreparedProgram(const Program& program, Weights weights, const Kernels<T>& kernels) : kernels(kernels) {
+    for (const auto& s : program.storage) depth = std::max(depth, s.rows - 1);
+    const auto bytes = [&](const std::vector<Run>& runs, int channels, Weights weights) {
+      int64_t sum = 0;
+      for (const auto& run : runs) sum += kernels.block_bytes(depth_of(program, run), weights) * blocks(channels);
+      return sum;
+    };
+    int64_t total = 0;
+    for (const auto& i : program.instructions)
+      total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
+    packed = Buffer(total);
+    pack(program, weights);
+    place_meetings(program.outputs.size());
+    count_work(program);
+  }
+
+  const Kernels<T>& kernels;
+  std::vector<PreparedInstruction<T>> instructions;
+  std::vector<const PreparedInstruction<T>*> inputs, outputs;
+  Buffer packed;
+  int depth = 0;    // the furthest row above that anything reads
+  int widest = 0;      // channels of the widest instruction, padded
+  int widest_row = 0;  // of the widest in the row phase
+  int most_steps = 0;  // of an instruction
+  ProgramWork work;
+
+ private:
+  int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
+  static int depth_of(const Program& program, const Run& run) { return run.width * program.storage[run.source].channels; }
+
+  // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
+  // The row phase reads its own once per row, so there widening them would only cost time.
+  void pack(const Program& program, Weights weights) {
+    char* next = packed.get();
+    const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
+      std::vector<PreparedRun> result;
+      for (const auto& run : runs) {
+        const int k = depth_of(program, run);
+        const int64_t block_bytes = kernels.block_bytes(k, weights);
+        kernels.pack(static_cast<const T*>(run.weight), k, channels, weights, next);
+        result.push_back({run.source, run.dy, run.dx, {next, k, block_bytes, weights}});
+        next += block_bytes * blocks(channels);
+      }
+      return result;
+    };
+    const auto copy = [](const void* from, int n) {
+      const T* values = static_cast<const T*>(from);
+      return from ? std::vector<T>(values, values + n) : std::vector<T>();
+    };
+    for (const auto& i : program.instructions) {
+      PreparedInstruction<T> p{};
+      p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.base = i.base, p.phase = i.phase;
+      p.after = i.after, p.input = i.input, p.is_input = i.input.count > 0;
+      p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
+      p.table = copy(i.input.table, program.levels * i.input.width);
+      p.padded = blocks(i.channels) * kernels.block;
+      p.bias = copy(i.bias, i.channels);
+      p.bias.resize(p.padded);
+      p.pixel_runs = runs(i.pixel_runs, i.channels, weights);
+      for (const auto& s : i.steps)
+        p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, copy(s.scale, i.channels), copy(s.shift, i.channels)});
+      instructions.push_back(std::move(p));
+    }
+    for (size_t i = 0; i < instructions.size(); i++) {
+      auto& p = instructions[i];
+      p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
+      if (p.is_input) inputs.push_back(&p);
+      widest = std::max(widest, p.padded);
+      if (p.phase == Phase::row) widest_row = std::max(widest_row, p.padded);
+      most_steps = std::max<int>(most_steps, p.steps.size());
+    }
+    for (int output : program.outputs)
+      for (const auto& p : instructions)
+        if (p.out == output) outputs.push_back(&p);
+  }
+
+  // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
+  // own; but whoever reads all channels of a value that was written since the last meeting reads other threads', so
+  // the team meets in between; one meeting serves all writes before it. It also meets between the sums over rows above
+  // and the pixels, and twice at each draw.
+  void place_meetings(int draws) {
+    std::set<int> written;
+    const auto meets = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
+      bool reads = false;
+      for (const auto& run : runs) reads |= written.count(run.source) > 0;
+      for (const auto& step : steps) reads |= reads_all_channels(step.kind) && written.count(step.operand);
+      if (reads) written.clear();
+      return reads;
+    };
+    const auto at_pixels = [&](int after) {
+      for (auto& i : instructions) {
+        if (i.is_input || i.after != after || i.phase == Phase::row) continue;
+        i.meet_at_pixel = meets(i.pixel_runs, i.steps);
+        written.insert(i.out);
+      }
+    };
+    // What comes after a pixel's last draw is read by the next sums over rows above, or by the next pixel if no sums
+    // come between.
+    at_pixels(draws);
+    const std::set<int> last_written = written;
+    for (auto& i : instructions) {
+      if (i.phase != Phase::row && i.row_runs.empty()) continue;
+      i.meet_in_row = meets(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
+      if (!i.keeps_partial()) written.insert(i.out);
+    }
+    written = last_written;
+    for (int draw = 0; draw < draws; draw++) {
+      at_pixels(draw);
+      written.clear();
+    }
+  }
+
+  void count_work(const Program& program) {
+    const auto products = [](const std::vector<PreparedRun>& runs, int channels) {
+      double sum = 0;
+      for (const auto& run : runs) sum += double{1} * run.weights.depth * channels;
+      return sum;
+    };
+    for (const auto& i : instructions) {
+      Work& sums = work.partial_sums.emplace_back();
+      Work& rest = i.phase == Phase::row && !i.is_output ? work.row_phase : work.pixels;
+      Work& above = i.keeps_partial() ? sums : rest;
+      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.meetings += i.meet_in_row;
+      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.meetings += i.meet_at_pixel;
+      for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
+      work.longest_lead = std::max(work.longest_lead, i.lead);
+    }
+    constexpr int kOfLevel = 60;
+    work.pixels.elements += double{kOfLevel} * program.levels * program.image_channels;
+    work.pixels.meetings += 2 * outputs.size();
+    work.row_phase.meetings++;
+    work.most_threads = widest / kernels.block;
+  }
+};
+
+}  // namespace pcf::cpu

@@ -1,0 +1,72 @@
+#include "cpu/sampler/sampler.h"
+
+#include <deque>
+
+#include "cpu/sampler/group.h"
+
+namespace pcf::cpu {
+namespace {
+
+template <class T>
+class SamplerOf final : public Sampler {
+ public:
+  SamplerOf(const Program& program, Weights weights, const Kernels<T>& kernels)
+      : program_(program), prepared_(program, weights, kernels) {
+    program_.instructions.clear();  // they borrow weights that may be gone
+  }
+
+  std::vector<Schedule> schedules(int images, int threads) const override {
+    return possible_schedules(program_, prepared_.work, images, std::max(threads, 1));
+  }
+
+  Schedule schedule(int images, int threads) const override {
+    return choose_schedule(program_, prepared_.work, images, std::max(threads, 1));
+  }
+
+  void run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
+    Ending ending;
+    std::deque<Group<T>> groups;  // they are not moved
+    for (int g = 0; g < s.groups; g++)
+      groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images, g == 0 ? &on_row : nullptr, ending);
+    run_team(s.groups * s.threads, [&](int thread) { groups[thread / s.threads].work(thread % s.threads); });
+    ending.rethrow();
+  }
+
+  int64_t weight_bytes() const override { return prepared_.packed.bytes(); }
+
+  int64_t workspace_bytes(const Schedule& s) const override {
+    return s.groups * Workspace<T>(program_, prepared_, s, s.images).bytes();  // of memory that nobody touches
+  }
+
+ private:
+  // Of images first ... first + count - 1, as far as there are as many.
+  Job part(const Job& job, int first, int count) const {
+    const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
+    const auto moved = [&](auto* array, int64_t elements) { return array ? array + first * elements : nullptr; };
+    Job part = job;
+    part.images = std::min(count, job.images - first);
+    part.levels = moved(job.levels, sub_pixels);
+    part.known = moved(job.known, sub_pixels);
+    part.noise = moved(job.noise, sub_pixels);
+    part.logits = moved(static_cast<T*>(job.logits), sub_pixels * program_.levels);
+    part.log_probability = moved(job.log_probability, sub_pixels);
+    for (size_t c = 0; c < job.conditions.size(); c++) {
+      const Slot& slot = program_.conditions[c];
+      part.conditions[c] = moved(static_cast<const T*>(job.conditions[c]), slot.channels * (slot.varies_over_pixels ? pixels : 1));
+    }
+    return part;
+  }
+
+  Program program_;
+  const PreparedProgram<T> prepared_;
+};
+
+}  // namespace
+
+std::unique_ptr<Sampler> make_sampler(const Program& program, Dtype dtype, Weights weights, const char* isa) {
+  if (dtype == Dtype::float32) return std::make_unique<SamplerOf<float>>(program, weights, kernels<float>(isa));
+  if (weights != Weights::same) throw std::invalid_argument("bf16 weights go with float32 sums, not with float64");
+  return std::make_unique<SamplerOf<double>>(program, weights, kernels<double>(isa));
+}
+
+}  // namespace pcf::cpu

@@ -1,0 +1,41 @@
+// The CPU runtime of phased causal programs.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+#include "program.h"
+#include "cpu/sampler/schedule.h"
+
+namespace pcf::cpu {
+
+// A logit at this place is NaN or infinite.
+struct NonFiniteLogits : std::runtime_error {
+  NonFiniteLogits(int image, int channel, int row, int column)
+      : std::runtime_error("the logits are not finite"), image(image), channel(channel), row(row), column(column) {}
+  int image, channel, row, column;
+};
+
+class Sampler {
+ public:
+  virtual ~Sampler() = default;
+
+  // The ways to sample that many images on at most `threads` threads, and the cheapest of them.
+  virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
+  virtual Schedule schedule(int images, int threads) const = 0;
+
+  // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the run
+  // stops and the exception passes on. schedule: one of schedules(job.images, ...).
+  virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
+
+  virtual int64_t weight_bytes() const = 0;
+  virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
+};
+
+enum class Dtype { float32, float64 };
+
+// isa: a name from available_isas(). Throws std::invalid_argument for bf16 weights with float64.
+std::unique_ptr<Sampler> make_sampler(const Program&, Dtype, Weights, const char* isa);
+
+}  // namespace pcf::cpu

@@ -1,0 +1,98 @@
+// The CPU sampler in Python. Arrays come as addresses (Tensor.data_ptr()): Python checks shapes, dtypes and devices
+// and keeps them alive, so this file needs no torch.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/simd/cpu_features.h"
+#include "cpu/sampler/sampler.h"
+
+namespace py = pybind11;
+namespace cpu = pcf::cpu;
+using namespace py::literals;
+
+namespace {
+
+using Address = uintptr_t;
+
+const void* at(Address address) { return reinterpret_cast<const void*>(address); }
+
+void run(const cpu::Sampler& sampler, int images, Address levels, Address known, Address noise,
+         const std::vector<Address>& conditions, double temperature, int top_k, double top_p, Address logits,
+         Address log_probability, int threads, const std::function<void(int)>& on_row) {
+  pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
+               static_cast<const double*>(at(noise)), {}, temperature, top_k, top_p, reinterpret_cast<void*>(logits),
+               reinterpret_cast<double*>(log_probability)};
+  for (Address condition : conditions) job.conditions.push_back(at(condition));
+  py::gil_scoped_release release;
+  sampler.run(job, sampler.schedule(images, threads), on_row);  // on_row takes the GIL by itself
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& m) {
+  py::enum_<pcf::StepKind> kinds(m, "StepKind");
+  for (const pcf::StepTraits& kind : pcf::kStepKinds)
+    kinds.value(kind.name, static_cast<pcf::StepKind>(&kind - pcf::kStepKinds));
+  py::enum_<pcf::Phase>(m, "Phase")
+      .value("row", pcf::Phase::row)
+      .value("pixel", pcf::Phase::pixel)
+      .value("drawn", pcf::Phase::drawn);
+
+  py::class_<pcf::Step>(m, "Step").def(
+      py::init([](pcf::StepKind kind, double alpha, int operand, Address scale, Address shift) {
+        return pcf::Step{kind, alpha, operand, at(scale), at(shift)};
+      }),
+      "kind"_a, "alpha"_a, "operand"_a, "scale"_a, "shift"_a);
+  py::class_<pcf::Run>(m, "Run").def(py::init([](int source, int dy, int dx, int width, Address weight) {
+                                       return pcf::Run{source, dy, dx, width, at(weight)};
+                                     }),
+                                     "source"_a, "dy"_a, "dx"_a, "width"_a, "weight"_a);
+  py::class_<pcf::Storage>(m, "Storage")
+      .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
+  py::class_<pcf::Input>(m, "Input").def(py::init([](int first, int count, int width, Address table) {
+                                           return pcf::Input{first, count, width, at(table)};
+                                         }),
+                                         "first"_a, "count"_a, "width"_a, "table"_a);
+  py::class_<pcf::Slot>(m, "Slot").def(py::init<int, bool>(), "channels"_a, "varies_over_pixels"_a);
+  py::class_<pcf::Instruction>(m, "Instruction")
+      .def(py::init([](int out, int channels, pcf::Phase phase, int base, pcf::Input input, Address bias,
+                       std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps,
+                       int lead, int after) {
+             return pcf::Instruction{out,      channels,   phase, base, input, at(bias),
+                                     row_runs, pixel_runs, steps, lead, after};
+           }),
+           "out"_a, "channels"_a, "phase"_a, "base"_a, "input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
+           "lead"_a, "after"_a);
+  py::class_<pcf::Program>(m, "Program")
+      .def(py::init([](int image_channels, int height, int width, int levels, std::vector<int> outputs,
+                       std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
+                       std::vector<pcf::Slot> conditions, int lag) {
+             return pcf::Program{image_channels, height,       width,      levels, outputs,
+                                 storage,        instructions, conditions, lag};
+           }),
+           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "outputs"_a, "storage"_a, "instructions"_a,
+           "conditions"_a, "lag"_a);
+
+  py::class_<cpu::Sampler>(m, "CpuSampler")
+      .def(py::init([](const pcf::Program& program, bool float64, bool bf16_weights) {
+             return cpu::make_sampler(program, float64 ? cpu::Dtype::float64 : cpu::Dtype::float32,
+                                          bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, cpu::chosen_isa());
+           }),
+           "program"_a, "float64"_a, "bf16_weights"_a)
+      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "top_k"_a,
+           "top_p"_a, "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
+      .def("weight_bytes", &cpu::Sampler::weight_bytes)
+      .def("workspace_bytes", [](const cpu::Sampler& sampler, int images, int threads) {
+        return sampler.workspace_bytes(sampler.schedule(images, threads));
+      }, "images"_a, "threads"_a);
+
+  static py::exception<cpu::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const cpu::NonFiniteLogits& e) {
+      py::set_error(non_finite, py::make_tuple(e.image, e.channel, e.row, e.column));
+    }
+  });
+}

@@ -1,0 +1,77 @@
+#include "cpu/sampler/schedule.h"
+
+namespace pcf::cpu {
+namespace {
+
+// Measured on two cores with AVX-512. What counts as how many multiply-adds of one thread: loading a weight, the tables
+// and calls of an instruction, a meeting.
+constexpr double kLoading = 1.2, kCall = 5e3, kMeeting = 1.2e4;
+constexpr int kPixelsInFlight = 12, kImagesForRows = 4;
+
+// Per pixel, where the threads work on that many pixels together.
+double cost_of(const Work& work, double together, int threads) {
+  const double meetings = threads > 1 ? work.meetings * kMeeting : 0;
+  return (work.products * (1 + kLoading / together) + work.elements) / threads + (work.calls * kCall + meetings) / together;
+}
+
+// Sets the cost, and which team makes which sums.
+void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
+  const double pixels = double{1} * s.images * program.width * program.height;
+  const double together = pixels / s.steps(program), in_chunk = together * s.chunk;
+  const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
+  double rows = cost_of(work.row_phase, in_chunk, row_threads);
+  for (const Work& sum : work.partial_sums) rows += cost_of(sum, in_chunk, row_threads);
+  double at_pixels = cost_of(work.pixels, together, pixel_threads);
+  s.by_pixel_team.assign(work.partial_sums.size(), false);
+  s.cost = pixels * (rows + at_pixels);
+  if (!s.two_teams()) return;
+  for (size_t i = work.partial_sums.size(); i-- > 0;) {
+    const double fewer = rows - cost_of(work.partial_sums[i], in_chunk, row_threads);
+    const double more = at_pixels + cost_of(work.partial_sums[i], in_chunk, pixel_threads);
+    if (std::max(fewer, more) >= std::max(rows, at_pixels)) continue;
+    s.by_pixel_team[i] = true, rows = fewer, at_pixels = more;
+  }
+  s.cost = pixels * (std::max(rows, at_pixels) + 2 * kMeeting / in_chunk);
+}
+
+// Rows behind each other, pixel_threads: 0 for one team.
+Schedule in_waves(Schedule s, const Program& program, const ProgramWork& work, int chunk, int pixel_threads) {
+  const int rows = (kPixelsInFlight + s.images - 1) / s.images, ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
+  s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = work.longest_lead;
+  s.lag = std::max(program.lag + ahead - 1, (program.width + rows - 1) / rows);
+  // Longer than a row is worked on: no row's memory is taken while a slower thread still reads it.
+  s.rows_in_flight = std::min((program.width + s.lead + ahead + s.lag - 1) / s.lag, program.height);
+  estimate(s, program, work);
+  return s;
+}
+
+Schedule row_by_row(Schedule s, const Program& program, const ProgramWork& work) {
+  s.lag = s.chunk = program.width;
+  estimate(s, program, work);
+  return s;
+}
+
+}  // namespace
+
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads) {
+  std::vector<Schedule> all;
+  for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
+    Schedule s;
+    s.images = (images + groups - 1) / groups;
+    s.groups = groups, s.threads = std::min(threads / groups, work.most_threads);
+    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // one would have none
+    all.push_back(row_by_row(s, program, work));
+    if (program.lag == 0 || images == 0 || s.images >= kImagesForRows) continue;
+    for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)
+      for (int pixel_threads = 0; pixel_threads < s.threads; pixel_threads++)
+        all.push_back(in_waves(s, program, work, chunk, pixel_threads));
+  }
+  return all;
+}
+
+Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads) {
+  const auto all = possible_schedules(program, work, images, threads);
+  return *std::min_element(all.begin(), all.end(), [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
+}
+
+}  // namespace pcf::cpu

@@ -1,0 +1,89 @@
+// In which order a batch's pixels are worked on, and by which threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "program.h"
+
+namespace pcf::cpu {
+
+inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
+
+// At step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid; every `chunk` steps, and before
+// them, so is what rows above give to the pixels of the next `chunk` steps.
+//
+// A matrix product needs some tens of rows to be fast. So with few images, rows are sampled at once, as close behind
+// each other as the model's view allows; a chunk makes the products over rows above larger, but rows start that much
+// later. With many images, one row at a time is as fast and takes less memory: a chunk is then the whole row.
+//
+// Threads that share an instruction's channels meet at every layer. Fewer meet where they are two teams: while one works
+// on the pixels of a chunk, the other makes what rows above give to the next; rows then start one more chunk later.
+// None meet where each group of threads has images of its own.
+struct Schedule {
+  int groups = 1, threads = 1;  // groups of that many threads; each has the next images
+  int images = 0;               // of a group; the last may have fewer
+  int lag = 0, chunk = 0;
+  int rows_in_flight = 1;
+  int lead = 0;                     // of the value computed furthest ahead; 0 where a row is one chunk
+  int pixel_threads = 0;            // of two teams in a group, those for pixels; 0: one team does all
+  std::vector<bool> by_pixel_team;  // by instruction: sums over rows above that this team makes, to even the work out
+  double cost = 0;                  // of the whole, in multiply-adds of one thread
+
+  bool two_teams() const { return pixel_threads > 0; }
+  int steps(const Program& program) const { return program.width + lag * (program.height - 1); }
+  int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
+  // Buffers for sums over rows above: one team reads a chunk's while the other writes the next.
+  int partials() const { return two_teams() ? 2 : 1; }
+};
+
+// What one thread does at one pixel, and the times that threads meet.
+struct Work {
+  double products = 0, elements = 0;  // multiply-adds, and as many as steps are worth
+  int calls = 0, meetings = 0;
+};
+
+struct ProgramWork {
+  Work row_phase, pixels;          // without the sums over rows above that wait for their pixel
+  std::vector<Work> partial_sums;  // those, by instruction
+  int longest_lead = 0;
+  int most_threads = 1;  // more would own no channels
+};
+
+// All that come into question for `images` images on at most `threads` threads; each gives the same results to the bit.
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads);
+
+// The cheapest of them.
+Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads);
+
+// Pixels that are worked on together, in every image: for some rows y, `columns` from t - lag * y on, as far as they
+// lie in the grid.
+class Span {
+ public:
+  Span(const Program& program, int lag, int t, int columns)
+      : t_(t), lag_(lag), columns_(columns), width_(program.width),
+        first_(std::max(0, floor_div(t - program.width, lag) + 1)),
+        last_(std::min(program.height - 1, floor_div(t + columns - 1, lag))) {
+    each_row([&](int, int begin, int end) { count_ += end - begin; });
+  }
+
+  bool is(int t, int columns) const { return t == t_ && columns == columns_; }
+  int count() const { return count_; }
+
+  // f(y, begin, end) for each row's columns begin ... end - 1.
+  template <class F>
+  void each_row(const F& f) const {
+    for (int y = first_; y <= last_; y++) f(y, std::max(0, start(y)), std::min(width_, start(y) + columns_));
+  }
+
+  int start(int y) const { return t_ - lag_ * y; }
+  // Of a span of one column: row and column of its i-th pixel.
+  int row(int i) const { return first_ + i; }
+  int column(int i) const { return start(row(i)); }
+
+ private:
+  int t_, lag_, columns_, width_, first_, last_, count_ = 0;
+};
+
+}  // namespace pcf::cpu

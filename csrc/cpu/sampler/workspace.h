@@ -1,0 +1,83 @@
+// Where the values of a group of images lie: of each, the rows that somebody still reads; sums over rows above that wait
+// for their pixel; logits.
+#pragma once
+
+#include <vector>
+
+#include "cpu/simd/buffer.h"
+#include "cpu/sampler/prepared.h"
+#include "cpu/sampler/schedule.h"
+
+namespace pcf::cpu {
+
+template <class T>
+class Workspace {
+ public:
+  Workspace(const Program& program, const PreparedProgram<T>& p, const Schedule& schedule, int images)
+      : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight), buffers_(schedule.partials()),
+        images_(images) {
+    int64_t size = 0;
+    const auto place = [&](int64_t elements) {
+      const int64_t at = size;
+      size += Buffer::aligned(elements * sizeof(T));
+      return at;
+    };
+    std::vector<int64_t> value_at, partial_at;
+    for (const auto& s : program.storage) {
+      const int64_t stride = int64_t{s.pad_left + program.width + s.pad_right} * s.channels;
+      values_.push_back({stride, s.channels, {}});
+      value_at.push_back(place(stride * rows_kept(s) * images));
+    }
+    for (const auto& i : p.instructions)
+      for (int k = 0; k < buffers_; k++)
+        partial_at.push_back(place(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
+    int widest = 0;
+    for (const auto* output : p.outputs) widest = std::max(widest, output->padded);
+    const int64_t logits_at = place(int64_t{widest} * rows_in_flight_ * images);
+
+    memory_ = Buffer(size);
+    for (size_t v = 0; v < values_.size(); v++) {
+      const Storage& s = program.storage[v];
+      for (int y = 0; y < depth_ + program.height; y++)
+        values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride + s.pad_left * s.channels);
+    }
+    for (int64_t place : partial_at) partials_.push_back(at(place));
+    logits_ = at(logits_at);
+  }
+
+  int64_t bytes() const { return memory_.bytes(); }
+
+  int channels(int value) const { return values_[value].channels; }
+  // From an image's row to the next image's.
+  int64_t image_stride(int value) const { return values_[value].image_stride; }
+  // Image 0 of a value's pixel. Rows above the first hold zeros: nothing has been written there yet.
+  T* pixel(int value, int y, int x) const { return values_[value].rows[y + depth_] + int64_t{x} * values_[value].channels; }
+
+  // Of an instruction's sum over rows above: image 0 at row y and the column that is worked on at step t.
+  // [images][chunk][padded]
+  T* partial(int instruction, int padded, int y, int t) const {
+    T* data = partials_[instruction * buffers_ + floor_mod(floor_div(t, chunk_), buffers_)];
+    return data + (y % rows_in_flight_ * int64_t{images_} * chunk_ + floor_mod(t, chunk_)) * padded;
+  }
+
+  T* logits() const { return logits_; }  // [pixels][padded]
+
+ private:
+  struct Value {
+    int64_t image_stride;
+    int channels;
+    std::vector<T*> rows;  // from the row `depth` above the grid on: image 0 of the row's first pixel
+  };
+
+  // Rows in flight, and those above that somebody still reads.
+  int rows_kept(const Storage& s) const { return s.rows + rows_in_flight_ - 1; }
+  T* at(int64_t place) const { return reinterpret_cast<T*>(memory_.get() + place); }
+
+  const int depth_, chunk_, rows_in_flight_, buffers_, images_;
+  std::vector<Value> values_;
+  std::vector<T*> partials_;  // by instruction, then buffer
+  T* logits_ = nullptr;
+  Buffer memory_;
+};
+
+}  // namespace pcf::cpu

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace pcf::cpu {
+
+// Zeroed memory on boundaries of pairs of cache lines, which processors fetch together: lines that two threads write
+// must not be one pair. Pages that are never touched cost nothing.
+class Buffer {
+ public:
+  static constexpr int64_t kBoundary = 128;
+
+  static constexpr int64_t aligned(int64_t bytes) { return (bytes + kBoundary - 1) / kBoundary * kBoundary; }
+
+  Buffer() = default;
+  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + kBoundary, 1)) {
+    if (!memory_) throw std::bad_alloc();
+  }
+  char* get() const {
+    return reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(memory_.get())));
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  int64_t bytes_ = 0;
+  std::unique_ptr<void, Free> memory_;
+};
+
+}  // namespace pcf::cpu

@@ -1,0 +1,75 @@
+#include "cpu/simd/cpu_features.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace pcf::cpu {
+namespace {
+
+struct Isa {
+  const char* name;
+  bool available;
+};
+
+// Lowest first. __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> all = {
+#ifdef PCF_HAVE_PORTABLE
+      {"portable", true},
+#endif
+#ifdef PCF_HAVE_SSE2
+      {"sse2", true},
+#endif
+#ifdef PCF_HAVE_AVX2
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+#ifdef PCF_HAVE_AVX512
+      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("fma")},
+#endif
+  };
+  return all;
+}
+
+const char* find(const std::string& name, const char* asked_by) {
+  std::string known;
+  for (const Isa& isa : isas()) {
+    if (!isa.available) continue;
+    if (isa.name == name) return isa.name;
+    known += (known.empty() ? "" : ", ") + std::string(isa.name);
+  }
+  throw std::invalid_argument(std::string(asked_by) + ": instruction set '" + name +
+                              "' is unknown, not built or not in this processor; available: " + known);
+}
+
+const char* default_isa() {
+  const char* named = std::getenv("PIXELCNN_FAST_ISA");
+  if (named && *named) return find(named, "PIXELCNN_FAST_ISA");
+  const char* best = nullptr;
+  for (const Isa& isa : isas())
+    if (isa.available) best = isa.name;
+  return best;
+}
+
+std::atomic<const char*> forced{nullptr};
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.available) names.emplace_back(isa.name);
+  return names;
+}
+
+const char* chosen_isa() {
+  if (const char* name = forced.load()) return name;
+  static const char* const name = default_isa();
+  return name;
+}
+
+void force_isa(const std::string& name) { forced = name.empty() ? nullptr : find(name, "force_isa"); }
+
+}  // namespace pcf::cpu

@@ -1,0 +1,20 @@
+// Which instruction set the kernels use. Names: sse2, avx2, avx512; portable where there is no x86-64.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace pcf::cpu {
+
+// The instruction sets that were built and that this processor has, lowest first.
+std::vector<std::string> available_isas();
+
+// The instruction set in use: the one forced, else the one PIXELCNN_FAST_ISA names, else the best available.
+// Throws std::invalid_argument if PIXELCNN_FAST_ISA names one that is not available. The string is static.
+const char* chosen_isa();
+
+// Uses this instruction set from now on; "" goes back to the default. Samplers that exist keep theirs.
+// Throws std::invalid_argument, with the available ones, for any other name.
+void force_isa(const std::string& name);
+
+}  // namespace pcf::cpu

@@ -1,0 +1,30 @@
+// One instruction set's kernels. Everything here has internal linkage or the instruction set in its name, and no
+// standard template is instantiated: else the linker could pick wide code for a narrow processor.
+#include "cpu/simd/kernels.h"
+
+#include "cpu/simd/drawing.h"
+#include "cpu/simd/product.h"
+#include "cpu/simd/steps.h"
+
+#ifndef PCF_ISA
+#error "PCF_ISA names the instruction set: sse2, avx2, avx512 or portable"
+#endif
+
+namespace pcf::cpu {
+namespace {
+
+template <class T>
+constexpr Kernels<T> table() {
+  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, weigh<T>, pick<T>, log_probability<T>};
+}
+
+}  // namespace
+
+#define PCF_JOIN_(a, b) a##b
+#define PCF_JOIN(a, b) PCF_JOIN_(a, b)
+extern const Kernels<float> PCF_JOIN(kernels_f32_, PCF_ISA);
+extern const Kernels<double> PCF_JOIN(kernels_f64_, PCF_ISA);
+const Kernels<float> PCF_JOIN(kernels_f32_, PCF_ISA) = table<float>();
+const Kernels<double> PCF_JOIN(kernels_f64_, PCF_ISA) = table<double>();
+
+}  // namespace pcf::cpu

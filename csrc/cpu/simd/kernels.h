@@ -1,0 +1,68 @@
+// The arithmetic of the CPU sampler, compiled once per instruction set (kernels.cpp) and chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "program.h"
+
+namespace pcf::cpu {
+
+// A weight matrix [depth, channels] packed as blocks of `block` channels, each [depth][block], zero-padded.
+struct Packed {
+  const void* data;
+  int depth;
+  int64_t block_bytes;
+  Weights weights;
+};
+
+// Rows of a matrix: row r starts at rows[r].
+template <class T>
+using Rows = T* const*;
+
+// A step with its operand resolved for one call.
+template <class T>
+struct BoundStep {
+  StepKind kind;
+  T alpha;
+  Rows<const T> operand;  // add, multiply, conditions and layer_norm
+  const T *scale, *shift;
+  int operand_channels = 0;  // layer_norm
+};
+
+template <class T>
+struct Kernels {
+  int block;  // output channels in a packed block
+
+  // Bytes of one packed block, and packing of weight [depth, channels] into all of its blocks.
+  int64_t (*block_bytes)(int depth, Weights);
+  void (*pack)(const T* weight, int depth, int channels, Weights, void* packed);
+
+  // out[r] = from[r] + x[r] . W for the blocks first...last-1. Sums run over depth in one order whatever the number
+  // of rows, so a result does not depend on how images are batched. `from` may be `out` itself; from and out are
+  // padded to whole blocks.
+  void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
+
+  // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
+  void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out);
+
+  // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
+  // False if a logit is not finite. `weights` may be `logits`.
+  bool (*weigh)(const T* logits, int levels, double temperature, T* weights);
+
+  // The smallest k with u < cdf_k of the weights; the last with any weight if rounding leaves none.
+  int (*pick)(const T* weights, int levels, double u);
+
+  // ln softmax(logits)[level]. scratch: [levels].
+  double (*log_probability)(const T* logits, int levels, int level, T* scratch);
+};
+
+// The kernels of an instruction set named in cpu_features.h.
+template <class T>
+const Kernels<T>& kernels(const char* isa);
+template <>
+const Kernels<float>& kernels<float>(const char* isa);
+template <>
+const Kernels<double>& kernels<double>(const char* isa);
+
+}  // namespace pcf::cpu

@@ -1,0 +1,43 @@
+// Vectors as wide as the instruction set's registers. Internal linkage, as everything that kernels.cpp includes.
+#pragma once
+
+namespace pcf::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kMaxRows = 12;  // 32 registers: 24 sums
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kMaxRows = 6;   // 16 registers: 12 sums, 2 weights, 1 broadcast
+#else
+constexpr int kVectorBytes = 16, kMaxRows = 6;
+#endif
+constexpr int kVectors = 2;  // per block
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+template <class T>
+constexpr int kBlock = kVectors * kLanes<T>;
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x - 0 is x to the bit, so this is one broadcast; x + 0 is not, for x = -0
+}
+
+}  // namespace
+}  // namespace pcf::cpu

@@ -1,0 +1,65 @@
+"""Writes the C++ header of the kinds of step: python steps_header.py pixelcnn_fast/program/steps.py steps.h"""
+
+import runpy
+import sys
+from pathlib import Path
+
+HEADER = """\
+// The kinds of step. Written by csrc/steps_header.py from the table in pixelcnn_fast/program/steps.py.
+#pragma once
+
+#include <iterator>
+
+namespace pcf {{
+
+enum class StepKind {{ {kinds} }};
+enum class Operand {{ {operands} }};  // constants: a scale and a shift for each channel
+enum class OnZero {{ {on_zero} }};
+
+struct StepTraits {{
+  const char* name;
+  Operand operand;
+  bool reads_all_channels;  // of its operand, where other kinds read the channel that they change
+  OnZero on_zero;
+  int cost;  // for one channel of one pixel, in multiply-adds
+}};
+
+inline constexpr StepTraits kStepKinds[] = {{
+{rows}
+}};
+static_assert(std::size(kStepKinds) == static_cast<int>(StepKind::{last}) + 1);
+
+constexpr const StepTraits& traits(StepKind kind) {{ return kStepKinds[static_cast<int>(kind)]; }}
+constexpr Operand operand_of(StepKind kind) {{ return traits(kind).operand; }}
+constexpr bool reads_all_channels(StepKind kind) {{ return traits(kind).reads_all_channels; }}
+constexpr int cost(StepKind kind) {{ return traits(kind).cost; }}
+constexpr bool keeps_zero(StepKind kind, double alpha) {{
+  const OnZero on_zero = traits(kind).on_zero;
+  return on_zero == OnZero::kept || (on_zero == OnZero::kept_if_alpha_is_positive && alpha > 0);
+}}
+
+}}  // namespace pcf
+"""
+
+
+def header(table: dict) -> str:
+    rows = (
+        f'    {{"{kind.name}", Operand::{kind.operand.value}, {str(kind.reads_all_channels).lower()}, '
+        f"OnZero::{kind.on_zero.value}, {kind.cost}}},"
+        for kind in table["KINDS"].values()
+    )
+    return HEADER.format(
+        kinds=", ".join(table["KINDS"]),
+        last=list(table["KINDS"])[-1],
+        operands=", ".join(member.value for member in table["Operand"]),
+        on_zero=", ".join(member.value for member in table["OnZero"]),
+        rows="\n".join(rows),
+    )
+
+
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:])
+    text = header(runpy.run_path(str(source)))
+    if not target.exists() or target.read_text() != text:  # else everything would be compiled again
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)

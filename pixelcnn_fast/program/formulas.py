@@ -1,0 +1,63 @@
+"""The formula of each kind of step in PyTorch: what the compiled runtimes' formulas are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelcnn_fast.program.steps import KINDS
+
+if TYPE_CHECKING:
+    from pixelcnn_fast.program.program import Slot, Step
+
+
+def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(operand, -1, correction=0, keepdim=True)
+    return (x - mean) * (variance + alpha).rsqrt()
+
+
+# Of (x, alpha), followed by the operand, or by scale and shift, as the kind's table entry says. x: [..., channels].
+FORMULAS: dict[str, Callable[..., Tensor]] = {
+    "affine": lambda x, alpha, scale, shift: x * scale + shift,
+    "add": lambda x, alpha, operand: x + alpha * operand,
+    "multiply": lambda x, alpha, operand: x * operand,
+    "add_condition": lambda x, alpha, operand: x + alpha * operand,
+    "multiply_condition": lambda x, alpha, operand: x * operand,
+    "relu": lambda x, alpha: F.relu(x),
+    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
+    "elu": lambda x, alpha: F.elu(x, alpha),
+    "silu": lambda x, alpha: F.silu(x),
+    "sigmoid": lambda x, alpha: torch.sigmoid(x),
+    "tanh": lambda x, alpha: torch.tanh(x),
+    "gelu": lambda x, alpha: F.gelu(x),
+    "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
+    "softplus": lambda x, alpha: F.softplus(x, alpha),
+    "power": lambda x, alpha: x**alpha,
+    "layer_norm": _layer_norm,
+}
+
+if differing := KINDS.keys() ^ FORMULAS.keys():
+    raise ImportError(
+        "program/steps.py and program/formulas.py do not list the same kinds of step: "
+        f"{', '.join(sorted(differing))} in one of them only"
+    )
+
+
+def apply_steps(
+    x: Tensor, steps: Sequence[Step], value: Callable[[int], Tensor], condition: Callable[[Slot], Tensor]
+) -> Tensor:
+    """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""
+    for step in steps:
+        operands: tuple[Tensor, ...] = ()
+        if step.value is not None:
+            operands = (value(step.value),)
+        elif step.condition is not None:
+            operands = (condition(step.condition),)
+        elif step.scale is not None and step.shift is not None:
+            operands = (step.scale, step.shift)
+        x = FORMULAS[step.kind](x, step.alpha, *operands)
+    return x

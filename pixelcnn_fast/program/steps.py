@@ -1,0 +1,75 @@
+"""The kinds of step: every list of them, in Python, C++ and CUDA, is made from this table.
+
+A kind that is added here needs a formula in program/formulas.py, csrc/cpu/simd/steps.h and csrc/cuda/steps.h; until it
+has all three, the package does not import and csrc does not compile. CMake runs this file with a bare Python
+(csrc/steps_header.py), so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Operand(Enum):
+    """What a step reads beside the x that it changes."""
+
+    NONE = "none"
+    VALUE = "value"  # another value, at the same pixel
+    CONDITION = "condition"  # what depends on the condition alone
+    CONSTANTS = "constants"  # a scale and a shift for each channel
+
+
+class OnZero(Enum):
+    """What a step makes of x = 0, whatever its operand is."""
+
+    KEPT = "kept"
+    LOST = "lost"
+    KEPT_IF_ALPHA_IS_POSITIVE = "kept_if_alpha_is_positive"
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """One kind of pointwise operation on x.
+
+    reads_all_channels: of its operand, where other kinds read the channel that they change;
+    cost: for one channel of one pixel, in multiply-adds, by which schedules are chosen;
+    alpha: what the step's number means; empty where the formula has none.
+    """
+
+    name: str
+    operand: Operand = Operand.NONE
+    reads_all_channels: bool = False
+    on_zero: OnZero = OnZero.KEPT
+    cost: int = 4
+    alpha: str = ""
+
+    def keeps_zero(self, alpha: float = 1.0) -> bool:
+        """Whether 0 stays 0, so that zeros outside the grid may go through the step."""
+        return self.on_zero is OnZero.KEPT or (self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha > 0)
+
+
+EXPONENTIAL = 50  # the cost of a formula that takes an exponential, a root or a logarithm
+
+_KINDS = (
+    StepKind("affine", Operand.CONSTANTS, on_zero=OnZero.LOST),
+    StepKind("add", Operand.VALUE, on_zero=OnZero.LOST, alpha="the operand is multiplied by it"),
+    StepKind("multiply", Operand.VALUE),
+    StepKind("add_condition", Operand.CONDITION, on_zero=OnZero.LOST, alpha="the operand is multiplied by it"),
+    StepKind("multiply_condition", Operand.CONDITION),
+    StepKind("relu"),
+    StepKind("leaky_relu", alpha="the slope below zero"),
+    StepKind("elu", cost=EXPONENTIAL, alpha="x < 0 becomes alpha * (exp(x) - 1)"),
+    StepKind("silu", cost=EXPONENTIAL),
+    StepKind("sigmoid", on_zero=OnZero.LOST, cost=EXPONENTIAL),
+    StepKind("tanh", cost=EXPONENTIAL),
+    StepKind("gelu", cost=EXPONENTIAL),
+    StepKind("gelu_tanh", cost=EXPONENTIAL),
+    StepKind("softplus", on_zero=OnZero.LOST, cost=EXPONENTIAL, alpha="beta"),
+    StepKind("power", on_zero=OnZero.KEPT_IF_ALPHA_IS_POSITIVE, cost=EXPONENTIAL, alpha="the exponent"),
+    StepKind(
+        "layer_norm", Operand.VALUE, reads_all_channels=True, on_zero=OnZero.LOST, cost=EXPONENTIAL,
+        alpha="epsilon: (x - mean) / sqrt(variance + alpha), both over all channels of the operand",
+    ),
+)  # fmt: skip
+KINDS: dict[str, StepKind] = {kind.name: kind for kind in _KINDS}

@@ -1,0 +1,137 @@
+// Runs the CUDA kernels on the host for the sanitizers, and checks that neither the schedule nor the batch changes a
+// bit, and that the variants agree. Exits 1 at the first difference.
+//   check_cuda                   everything
+//   check_cuda list              "name line" of every synchronisation that the kernels run
+//   check_cuda without NAME LINE the same with this synchronisation left out: a sanitizer should object
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+
+#include "cuda/sampler.h"
+#include "emulation/scheduler.h"
+
+// Fibers on stacks of their own make this check slow, and find nothing in kernels.
+extern "C" const char* __asan_default_options() { return "detect_stack_use_after_return=0"; }
+
+namespace {
+
+// 5 columns are those of two blocks in the row phase.
+constexpr int kChannels = 2, kHeight = 2, kWidth = 5, kLevels = 19, kImages = 27, kLabel = 21;
+constexpr int64_t kSubPixels = kChannels * kHeight * kWidth;
+
+void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("FAILED: %s\n", what);
+  std::exit(1);
+}
+
+// Every phase: a value drawn, one of the rows above that is read to its right, a skip, a condition, odd channels.
+struct Network {
+  std::mt19937 random{7};
+  std::vector<std::vector<float>> arrays;
+  pcf::Program program;
+
+  const float* array(int64_t size, double scale) {
+    std::normal_distribution<float> normal(0, static_cast<float>(scale));
+    arrays.emplace_back(size);
+    for (float& x : arrays.back()) x = normal(random);
+    return arrays.back().data();
+  }
+
+  Network() {
+    using pcf::Phase, pcf::StepKind;
+    program = {kChannels, kHeight, kWidth, kLevels, {5}, {}, {}, {{kLabel, false}}};
+    program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1}, {9, 1, 1, 1},
+                       {kLabel, 2, 1, 1},    {kChannels * kLevels, 1, 0, 0}};
+    pcf::Instruction input{0, kChannels, Phase::drawn, -1, {0, kChannels}, nullptr, {}, {}, {}};
+    input.steps = {{StepKind::affine, 1, -1, array(kChannels, 0.1), array(kChannels, 0.1)}};
+    pcf::Instruction drawn{1, 7, Phase::drawn, -1, {}, nullptr, {}, {{0, 0, 0, 1, array(kChannels * 7, 0.5)}},
+                           {{StepKind::elu}}};
+    pcf::Instruction above{3, 9, Phase::row, -1, {}, array(9, 0.1), {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}}, {},
+                           {{StepKind::tanh}}};
+    pcf::Instruction first{2, kLabel, Phase::pixel, -1, {}, array(kLabel, 0.1),
+                           {{1, -1, -1, 3, array(3 * 7 * kLabel, 0.2)}, {3, 0, -1, 3, array(3 * 9 * kLabel, 0.2)}},
+                           {{1, 0, -1, 1, array(7 * kLabel, 0.3)}},
+                           {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}}};
+    pcf::Instruction second{4, kLabel, Phase::pixel, -1, {}, array(kLabel, 0.1),
+                            {{2, -1, -1, 3, array(3 * kLabel * kLabel, 0.1)}},
+                            {{2, 0, -1, 2, array(2 * kLabel * kLabel, 0.2)}},
+                            {{StepKind::add, 1, 2}, {StepKind::silu}}};
+    pcf::Instruction logits{5, kChannels * kLevels, Phase::pixel, -1, {}, nullptr, {},
+                            {{4, 0, 0, 1, array(kLabel * kChannels * kLevels, 0.5)}}, {}};
+    program.instructions = {input, drawn, above, first, second, logits};
+  }
+};
+
+// top_k, 0: the plain draw.
+std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int first, unsigned seed, int top_k = 0) {
+  emulation::set_seed(seed);
+  std::mt19937 random(11);
+  std::uniform_real_distribution<float> uniform(0, 1);
+  std::vector<double> noise(kImages * kSubPixels);
+  for (double& u : noise) u = uniform(random);
+  std::vector<float> condition(kImages * kLabel), logits(images * kSubPixels * kLevels, NAN);
+  for (float& c : condition) c = uniform(random);
+  std::vector<int32_t> levels(images * kSubPixels);
+  std::vector<char> workspace(sampler.workspace_bytes(images) + 127);
+  std::vector<char> constants(sampler.plan().constants.size() + 15);
+  const auto aligned = [](char* p, uintptr_t to) { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + to - 1) / to * to); };
+  std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
+  uint64_t error = ~uint64_t{0};
+  sampler.run({images, aligned(constants.data(), 16), aligned(workspace.data(), 128), levels.data(), nullptr,
+               noise.data() + first * kSubPixels, condition.data() + first * kLabel, 0.9, top_k, top_k ? 0.8 : 1.0, logits.data(), nullptr, &error, nullptr},
+              [](int) {});
+  require(error == ~uint64_t{0}, "the logits are finite");
+  return logits;
+}
+
+// The less shared memory, the more stages a pipeline has, and the more a block keeps in the workspace.
+pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Math math, pcf::cuda::Variant variant, int cluster) {
+  for (int kilobytes = 1;; kilobytes++) try {
+      return pcf::cuda::Sampler(program, math, variant, {kilobytes << 10, 5, cluster});
+    } catch (const std::invalid_argument&) {
+      require(kilobytes < 200, "the network fits");
+    }
+}
+
+void check(pcf::cuda::Math math, double tolerance) {
+  const Network network;
+  std::vector<float> of_block;
+  for (const auto& [variant, cluster] : {std::pair(pcf::cuda::Variant::block, 1), std::pair(pcf::cuda::Variant::pipeline, 1),
+                                         std::pair(pcf::cuda::Variant::pipeline, 8)}) {
+    const auto sampler = with_least_memory(network.program, math, variant, cluster);
+    // More tiles than the two that a stage has slots for, so that it must wait until they are taken.
+    require(variant == pcf::cuda::Variant::block || (sampler.plan().layout.stages > 2 && sampler.groups(kImages) == 1),
+            "one pipeline of several stages");
+    const std::vector<float> whole = sample(sampler, kImages, 0, 1);
+    if (of_block.empty()) of_block = whole;
+    double apart = 0;
+    for (size_t i = 0; i < whole.size(); i++) apart = std::fmax(apart, std::fabs(whole[i] - of_block[i]));
+    require(apart <= tolerance, "the variants agree");
+    for (unsigned seed : {2, 3}) require(sample(sampler, kImages, 0, seed) == whole, "the same on every schedule");
+    const std::vector<float> part = sample(sampler, 3, 7, 4);
+    require(std::equal(part.begin(), part.end(), whole.begin() + 7 * kSubPixels * kLevels), "the same in any batch");
+    sample(sampler, 3, 7, 4, 5);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 4) emulation::leave_out({argv[2], static_cast<unsigned>(std::atoi(argv[3]))});
+  try {
+    check(pcf::cuda::Math::fp32, 1e-4);
+    if (argc == 1)
+      for (pcf::cuda::Math math : {pcf::cuda::Math::tf32, pcf::cuda::Math::bf16, pcf::cuda::Math::fp16}) check(math, 0.2);
+  } catch (const std::runtime_error& error) {
+    std::printf("FAILED: %s\n", error.what());
+    return 1;
+  }
+  if (argc == 2)
+    for (const auto& [name, line] : emulation::seen()) std::printf("%s %u\n", name.c_str(), line);
+  else
+    std::printf("ok\n");
+}

@@ -1,0 +1,196 @@
+// Runs the C++ sampler on small programs for the sanitizers, and checks that threads, batching and instruction sets
+// do not change what comes out. Exits 1 at the first difference.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "cpu/simd/cpu_features.h"
+#include "cpu/sampler/sampler.h"
+
+namespace {
+
+constexpr int kImageChannels = 3, kHeight = 5, kWidth = 6, kLevels = 37;
+constexpr int64_t kSubPixels = kImageChannels * kHeight * kWidth, kMap = kHeight * kWidth * 33;
+
+void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("FAILED: %s\n", what);
+  std::exit(1);
+}
+
+template <class T>
+struct Network {
+  std::mt19937 random{7};
+  std::vector<std::vector<T>> arrays;
+  pcf::Program program;
+
+  const T* array(int64_t size, double scale) {
+    std::normal_distribution<double> normal(0, scale);
+    arrays.emplace_back(size);
+    for (T& x : arrays.back()) x = static_cast<T>(normal(random));
+    return arrays.back().data();
+  }
+
+  // A convolution of 3 rows above and at the present pixel (mask A or B) over value `source`.
+  pcf::Instruction convolution(int out, int source, int channels, int last_dx, std::vector<pcf::Step> steps) {
+    const int in = program.storage[source].channels;
+    const double scale = 0.5 / std::sqrt(5.0 * in);
+    pcf::Instruction i{out, channels, pcf::Phase::pixel, -1, {}, array(channels, 0.1), {}, {}, std::move(steps)};
+    i.row_runs = {{source, -1, -1, 3, array(3 * in * channels, scale)}};
+    i.pixel_runs = {{source, 0, -1, last_dx + 2, array((last_dx + 2) * in * channels, scale)}};
+    return i;
+  }
+
+  // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, a
+  // norm, a table of levels, odd numbers of channels. lag: 3 is the least with which rows can start behind the row
+  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it.
+  Network(int lag, int draws) {
+    using pcf::StepKind;
+    program = {kImageChannels, kHeight, kWidth, kLevels, {}, {}, {}, {{33, false}, {33, true}}};
+    program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1},
+                       {33, 2, 1, 1}, {33, 1, 0, 0}, {kImageChannels * 4, 1, 1, 0}};
+    const T* scale = array(kImageChannels, 0.02);
+    const T* shift = array(kImageChannels, 0.1);
+    pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, {0, kImageChannels}, nullptr, {}, {}, {}};
+    input.steps = {{StepKind::affine, 1, -1, scale, shift}};
+    pcf::Instruction drawn{1, 7, pcf::Phase::drawn, -1, {}, nullptr, {}, {}, {{StepKind::elu}}};
+    drawn.pixel_runs = {{0, 0, 0, 1, array(kImageChannels * 7, 0.5)}};
+    pcf::Instruction above{3, 9, pcf::Phase::row, -1, {}, array(9, 0.1), {}, {}, {{StepKind::tanh}}};
+    above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
+    pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
+    first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
+    first.pixel_runs.push_back({6, 0, -1, 1, array(kImageChannels * 4 * 33, 0.3)});
+    pcf::Instruction second = convolution(
+        4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}, {StepKind::add_condition, 1, 1}, {StepKind::softplus, 2}});
+    second.row_runs.push_back({1, -1, 0, 1, array(7 * 33, 0.3)});
+    pcf::Instruction norm{5, 33, pcf::Phase::pixel, 4, {}, nullptr, {}, {}, {{StepKind::layer_norm, 1e-5, 4}, {StepKind::gelu}}};
+    pcf::Instruction embedded{6, kImageChannels * 4, pcf::Phase::drawn, -1, {0, kImageChannels, 4, array(kLevels * 4, 1)},
+                              nullptr, {}, {}, {{StepKind::power, 2}}};
+    program.lag = lag;
+    input.after = embedded.after = drawn.after = draws;
+    above.lead = 1;
+    program.instructions = {input, embedded, drawn, above, first, second, norm};
+    for (int draw = 0; draw < draws; draw++) program.instructions.push_back(logits(draw, kImageChannels / draws));
+  }
+
+  // Of one draw. It reads the image channels drawn before it; the others' weights are zero.
+  pcf::Instruction logits(int draw, int image_channels) {
+    const int value = program.storage.size(), channels = image_channels * kLevels;
+    program.storage.push_back({channels, 1, 0, 0});
+    program.outputs.push_back(value);
+    pcf::Instruction i{value, channels, pcf::Phase::pixel, -1, {}, nullptr, {}, {}, {}};
+    i.after = draw;
+    T* of_levels = const_cast<T*>(array(kImageChannels * channels, 0.5));
+    std::fill(of_levels + draw * channels, of_levels + kImageChannels * channels, T(0));
+    i.pixel_runs = {{5, 0, 0, 1, array(33 * channels, 0.5)}, {0, 0, 0, 1, of_levels}};
+    return i;
+  }
+};
+
+template <class T>
+struct Result {
+  std::vector<int32_t> levels;
+  std::vector<T> logits;
+};
+
+template <class T>
+Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const pcf::cpu::Schedule& schedule,
+                 const std::vector<uint8_t>* known) {
+  std::mt19937 random(11);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<double> noise(16 * kSubPixels);
+  for (double& u : noise) u = uniform(random);
+  std::vector<T> condition(16 * 33), map(16 * kMap);
+  for (T& c : condition) c = static_cast<T>(uniform(random));
+  for (T& c : map) c = static_cast<T>(uniform(random));
+  Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
+  pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
+               {condition.data() + first * 33, map.data() + first * kMap}, 0.9, 5, 0.8, result.logits.data()};
+  int rows = 0;
+  sampler.run(job, schedule, [&](int) { rows++; });
+  require(rows == kHeight, "on_row is called once a row");
+  return result;
+}
+
+// Known levels, no images, and the ways in which a run ends early.
+template <class T>
+void check_ends(const pcf::cpu::Sampler& sampler, int threads) {
+  const std::vector<uint8_t> known(14 * kSubPixels, 1);
+  for (int32_t level : sample<T>(sampler, 14, 0, sampler.schedule(14, threads), &known).levels)
+    require(level == 3, "known levels are kept");
+
+  pcf::Job job{0, nullptr, nullptr, nullptr, {nullptr, nullptr}};
+  sampler.run(job, sampler.schedule(0, threads), [](int) {});
+  constexpr int kImages = 3;
+  std::vector<int32_t> levels(kImages * kSubPixels);
+  const std::vector<double> noise(kImages * kSubPixels, 0.5);
+  std::vector<T> condition(kImages * 33), map(kImages * kMap);
+  job = {kImages, levels.data(), nullptr, noise.data(), {condition.data(), map.data()}};
+  for (const auto& schedule : sampler.schedules(kImages, threads)) {
+    bool stopped = false, refused = false;
+    try {
+      sampler.run(job, schedule, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
+    } catch (const std::runtime_error&) {
+      stopped = true;
+    }
+    require(stopped, "an exception in on_row stops the run");
+
+    condition[33] = map[(kImages - 1) * kMap + 3 * kWidth * 33] = std::nan("");
+    try {
+      sampler.run(job, schedule, [](int) {});
+    } catch (const pcf::cpu::NonFiniteLogits& e) {
+      refused = e.image == 1 && e.row == 0;
+    }
+    require(refused, "the first logits that are not finite are reported");
+    condition[33] = map[(kImages - 1) * kMap + 3 * kWidth * 33] = 0;
+  }
+}
+
+// Ways to cut the work: how close rows may follow each other, batches, and the threads for each batch. More threads than
+// a machine has spend their time on waiting for each other.
+struct Cuts {
+  std::vector<int> lags;
+  std::vector<std::pair<int, int>> sizes_and_threads;
+};
+
+template <class T>
+void check(pcf::cpu::Dtype dtype, pcf::Weights weights, const char* isa, int draws, const Cuts& cuts) {
+  const Network<T> by_rows(0, draws);
+  const auto whole_sampler = pcf::cpu::make_sampler(by_rows.program, dtype, weights, isa);
+  const Result<T> whole = sample<T>(*whole_sampler, 14, 0, whole_sampler->schedule(14, 1), nullptr);
+  for (int32_t level : whole.levels) require(level >= 0 && level < kLevels, "levels in range");
+  for (int lag : cuts.lags) {
+    const Network<T> network(lag, draws);
+    const auto sampler = pcf::cpu::make_sampler(network.program, dtype, weights, isa);
+    for (const auto& [size, threads] : cuts.sizes_and_threads)
+      for (auto schedule : sampler->schedules(size, threads))
+        for (const int sums_from : {0, 5, 99}) {  // from which instruction on the team for pixels makes sums
+          if (sums_from < 99 && !schedule.two_teams()) continue;
+          for (size_t i = 0; i < schedule.by_pixel_team.size(); i++) schedule.by_pixel_team[i] = int(i) >= sums_from;
+          const Result<T> part = sample<T>(*sampler, size, 1, schedule, nullptr);
+          require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+                  "the same in any batch, in any order, on any number of threads");
+        }
+    check_ends<T>(*sampler, 3);
+  }
+}
+
+}  // namespace
+
+// Every cut once, of the one kind of numbers and with the instruction set that most people have; the other kinds
+// differ in their products and draws, for which few cuts do.
+int main() {
+  const Cuts all{{0, 3, 5, 6}, {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}}};  // 16: more than have channels to own
+  const Cuts few{{0, 3}, {{2, 2}, {13, 2}}};
+  const std::vector<std::string> isas = pcf::cpu::available_isas();
+  for (const std::string& isa : isas) {
+    for (int draws : {1, kImageChannels}) {
+      const bool thorough = isa == isas.back() && draws == 1;
+      check<float>(pcf::cpu::Dtype::float32, pcf::Weights::same, isa.c_str(), draws, thorough ? all : few);
+      check<float>(pcf::cpu::Dtype::float32, pcf::Weights::bf16, isa.c_str(), draws, few);
+      check<double>(pcf::cpu::Dtype::float64, pcf::Weights::same, isa.c_str(), draws, few);
+    }
+    std::printf("%s: ok\n", isa.c_str());
+  }
+}

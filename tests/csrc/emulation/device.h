@@ -1,0 +1,194 @@
+// csrc/cuda/device.h for the host: the same functions, on the scheduler's fibers.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cuda/narrow.h"
+#include "scheduler.h"
+
+#define __global__
+#define __host__
+#define __device__
+#define __forceinline__ inline
+#define __noinline__
+#define __grid_constant__
+#define __launch_bounds__(...)
+// What lanes tell each other through the scheduler is no access to memory.
+#define EMULATION_UNSEEN __attribute__((no_sanitize("thread")))
+
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace pcf::cuda {
+
+using std::max;
+using std::min;
+
+inline unsigned thread_index() { return emulation::thread_index(); }
+inline unsigned block_index() { return emulation::block_index(); }
+inline unsigned block_index_y() { return emulation::block_index_y(); }
+inline char* shared_memory() { return emulation::shared_memory(); }
+
+inline void sync_block(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
+}
+inline void sync_warp(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("sync_warp", line)) emulation::meet_warp(nullptr, nullptr, true);
+}
+inline void sync_cluster(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("sync_cluster", line)) emulation::sync_cluster();
+}
+inline unsigned cluster_rank() { return emulation::cluster_rank(); }
+template <class T>
+T* map_to_block(T* mine, unsigned rank) {
+  return reinterpret_cast<T*>(emulation::shared_of_block(reinterpret_cast<char*>(mine), rank));
+}
+
+// Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
+inline void copy_async(void* to, const void* from) {
+  volatile char *target = static_cast<char*>(to), value = *static_cast<const volatile char*>(from);
+  (void)value;
+  *target = *target;
+  emulation::copy_async(to, from);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <unsigned kLeft>
+void wait_copies(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("wait_copies", line)) emulation::wait_copies(kLeft);
+}
+
+enum class Scope { cluster, device };
+template <Scope>
+void publish(uint32_t* flag, uint32_t value, unsigned line = __builtin_LINE()) {
+  const int order = emulation::left_out("publish", line) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
+  __atomic_store_n(flag, value, order);
+  emulation::give_way();
+}
+template <Scope>
+uint32_t observe(const uint32_t* flag, unsigned line = __builtin_LINE()) {
+  const int order = emulation::left_out("observe", line) ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
+  return __atomic_load_n(flag, order);
+}
+inline void arrive(uint32_t* number, unsigned line = __builtin_LINE()) {
+  __atomic_fetch_add(number, 1, emulation::left_out("arrive", line) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
+  emulation::give_way();
+}
+inline void pause() { emulation::give_way(); }
+
+inline void atomic_min(unsigned long long* at, unsigned long long value) {
+  unsigned long long now = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value < now && !__atomic_compare_exchange_n(at, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
+// -- what the lanes of a warp tell each other
+
+template <class T>
+struct Shuffle {
+  T value;
+  int from;
+};
+template <class T>
+T shuffle(T value, int from) {
+  Shuffle<T> mine{value, from};
+  emulation::meet_warp(&mine, [](void** posts) EMULATION_UNSEEN {
+    T values[32];
+    for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
+    for (int lane = 0; lane < 32; lane++) {
+      auto* post = static_cast<Shuffle<T>*>(posts[lane]);
+      post->value = values[post->from & 31];
+    }
+  }, false);
+  return mine.value;
+}
+template <class T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, (static_cast<int>(thread_index()) & 31) ^ mask);
+}
+template <class T>
+T shuffle_up(T value, int by) {
+  const int lane = static_cast<int>(thread_index()) & 31;
+  return shuffle(value, lane < by ? lane : lane - by);
+}
+
+// -- numbers
+
+inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | uint32_t{to_bf16(high)} << 16; }
+inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | uint32_t{to_fp16(high)} << 16; }
+inline float2 unpack_bf16(uint32_t pair) { return {from_bf16(pair & 0xffff), from_bf16(pair >> 16)}; }
+inline float2 unpack_fp16(uint32_t pair) { return {from_fp16(pair & 0xffff), from_fp16(pair >> 16)}; }
+inline uint32_t round_tf32(uint32_t bits) { return bits_of(to_tf32(float_of(bits))); }
+
+// -- sum[16, 8] += a[16, k] . b[k, 8], each lane holding its part of the three, as PTX lays them out
+
+struct Mma {
+  float* sum;
+  uint32_t a[4], b[2];
+};
+
+// unpack(register, half) -> float; a register holds kPer values, neighbours in k.
+template <int kPer, float (*kUnpack)(uint32_t, int)>
+void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  Mma mine{sum, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  emulation::meet_warp(&mine, [](void** posts) EMULATION_UNSEEN {
+    constexpr int kDepth = 8 * kPer;
+    float left[16][kDepth], right[kDepth][8];
+    for (int lane = 0; lane < 32; lane++) {
+      const Mma& post = *static_cast<Mma*>(posts[lane]);
+      const int group = lane / 4, member = lane % 4;
+      for (int half = 0; half < kPer; half++) {
+        for (int r = 0; r < 4; r++)
+          left[group + r % 2 * 8][member * kPer + half + r / 2 * 4 * kPer] = kUnpack(post.a[r], half);
+        for (int r = 0; r < 2; r++) right[member * kPer + half + r * 4 * kPer][group] = kUnpack(post.b[r], half);
+      }
+    }
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++) {
+        float& s = static_cast<Mma*>(posts[lane])->sum[r];
+        for (int k = 0; k < kDepth; k++) s += left[lane / 4 + r / 2 * 8][k] * right[k][lane % 4 * 2 + r % 2];
+      }
+  }, false);
+}
+inline float half_of_bf16(uint32_t pair, int half) { return from_bf16(half ? pair >> 16 : pair & 0xffff); }
+inline float half_of_fp16(uint32_t pair, int half) { return from_fp16(half ? pair >> 16 : pair & 0xffff); }
+// The tensor cores look at the upper bits alone.
+inline float whole_tf32(uint32_t bits, int) { return float_of(bits & 0xffffe000); }
+
+inline void mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, half_of_bf16>(sum, a, b); }
+inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, half_of_fp16>(sum, a, b); }
+inline void mma_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<1, whole_tf32>(sum, a, b); }
+
+// -- the host's side
+
+using Stream = void*;
+
+struct Launch {
+  unsigned blocks, blocks_y = 1, threads;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;
+  bool cooperative = false;
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, Stream, const Arguments&... arguments) {
+  emulation::run({how.blocks, how.blocks_y, how.threads, how.shared_bytes, how.cluster, how.cooperative},
+                 [&] { kernel(arguments...); });
+}
+
+template <class... Parameters>
+int clusters_at_once(void (*)(Parameters...), const Launch& how) {
+  return static_cast<int>(how.blocks / how.cluster);
+}
+
+inline void zero(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
+
+}  // namespace pcf::cuda

@@ -1,0 +1,74 @@
+"""A kind of step without a formula: no machine compiles, and the package does not import."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources with one more kind in the table, and nowhere else."""
+    copy = tmp_path_factory.mktemp("source")
+    for folder in ("csrc", "tests/csrc", "pixelcnn_fast/program"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    shutil.copy(ROOT / "CMakeLists.txt", copy)
+    (copy / "pixelcnn_fast" / "__init__.py").touch()
+    table = copy / "pixelcnn_fast" / "program" / "steps.py"
+    text = table.read_text()
+    assert text.count('StepKind("relu"),') == 1
+    table.write_text(text.replace('StepKind("relu"),', 'StepKind("relu"), StepKind("cube"),'))
+    return copy
+
+
+def build(source: Path, folder: Path, target: str, *settings: str) -> str:
+    """The output of a build that is expected to fail."""
+    cmake, ninja = pytest.importorskip("cmake"), pytest.importorskip("ninja")
+    pybind11 = pytest.importorskip("pybind11")
+    tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
+    configure = [
+        tool, "-S", source, "-B", folder, "-G", "Ninja", "--log-level=ERROR",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}", *settings,
+    ]  # fmt: skip
+    subprocess.run([str(word) for word in configure], check=True)
+    done = subprocess.run([tool, "--build", str(folder), "--target", target], capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stdout
+
+
+def assert_names_the_kind(output: str) -> None:
+    errors = [line for line in output.splitlines() if "error: " in line]
+    assert errors and all("cube" in line and "not handled in switch" in line for line in errors)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+@pytest.mark.parametrize("machine", ["cpu", "emulation"])
+def test_the_host_does_not_compile(source, tmp_path, machine):
+    if machine == "cpu":
+        output = build(source, tmp_path, "kernels_sse2")
+    else:
+        output = build(source / "tests" / "csrc" / "emulation", tmp_path, "kernels_fp32")
+    assert_names_the_kind(output)
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
+def test_cuda_does_not_compile(source, tmp_path):
+    settings = (f"-DPIXELCNN_FAST_NVCC={NVCC}", "-DPIXELCNN_FAST_CUDA_ARCHS=90a-real")
+    assert_names_the_kind(build(source, tmp_path, "cuda_fp32", *settings))
+
+
+def test_the_package_does_not_import(source):
+    done = subprocess.run(
+        [sys.executable, "-c", "import pixelcnn_fast.program.formulas"],
+        cwd=source, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0 and "ImportError" in done.stderr and "cube" in done.stderr
