@@ -401,7 +401,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    **{name: _activation(name) for name in ("relu", "elu", "silu", "tanh")},
+    **{name: _activation(name) for name in ("relu", "elu", "silu", "tanh", "hardswish")},
     "sigmoid": _activation("sigmoid", keeps_zero=False),
     "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
     "gelu": _gelu,
