@@ -49,6 +49,11 @@ __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alph
       return each([](float v) { return 0.5f * v * (1.f + erff(v * 0.70710678f)); });
     case StepKind::gelu_tanh:
       return each([](float v) { return 0.5f * v * (1.f + tanhf(0.79788456f * (v + 0.044715f * v * v * v))); });
+    case StepKind::hardswish:
+      return each([](float v) {
+        const float shifted = v + 3.f, clamped = shifted < 0 ? 0.f : shifted > 6 ? 6.f : shifted;
+        return v * clamped / 6.f;
+      });
     case StepKind::softplus:
       return each([=](float v) { return v * alpha > 20 ? v : log1pf(expf(v * alpha)) / alpha; });
     case StepKind::power:

@@ -142,6 +142,8 @@ class Worker {
     if (i.base >= 0) load(x, i.base, i.base_lag, channel, column);
     const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
     for (int s = 0; s < i.n_steps; s++) apply(x, steps[s], channel, column);
+    // Channels that fill up a tile stay zero: a step may have made them infinite, and weights of zero then NaN.
+    for (int r = 0; r < 4; r++) x[r] = channel + r / 2 < i.channels ? x[r] : 0.f;
     if (i.is_output) {
       for (int n = 0; n < 2; n++)
         *reinterpret_cast<float2*>(logits_of(i, image_of_lane() + n) + channel) = float2{x[n], x[n + 2]};

@@ -73,7 +73,6 @@ DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
     "clamp_min": lambda x, min: _clamp(x, min=min),
     "exp": lambda x: torch.sigmoid(x) / torch.sigmoid(-x),
     "hardsigmoid": _hardsigmoid,
-    "hardswish": lambda x, inplace=False: x * _hardsigmoid(x),
     "hardtanh": _hardtanh,
     "lerp": lambda x, end, weight: x + weight * (end - x),
     "log_sigmoid": lambda x: -F.softplus(-x),

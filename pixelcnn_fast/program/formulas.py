@@ -35,6 +35,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "tanh": lambda x, alpha: torch.tanh(x),
     "gelu": lambda x, alpha: F.gelu(x),
     "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
+    "hardswish": lambda x, alpha: F.hardswish(x),
     "softplus": lambda x, alpha: F.softplus(x, alpha),
     "power": lambda x, alpha: x**alpha,
     "layer_norm": _layer_norm,

@@ -65,6 +65,7 @@ _KINDS = (
     StepKind("tanh", cost=EXPONENTIAL),
     StepKind("gelu", cost=EXPONENTIAL),
     StepKind("gelu_tanh", cost=EXPONENTIAL),
+    StepKind("hardswish"),
     StepKind("softplus", on_zero=OnZero.LOST, cost=EXPONENTIAL, alpha="beta"),
     StepKind("power", on_zero=OnZero.KEPT_IF_ALPHA_IS_POSITIVE, cost=EXPONENTIAL, alpha="the exponent"),
     StepKind(

@@ -74,6 +74,11 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
         const T inner = T(0.79788456080286535588) * (v + T(0.044715) * v * v * v);
         return v * T(0.5) * (T(1) + hyperbolic_tangent(inner));
       });
+    case StepKind::hardswish:
+      return each([](T v) {
+        const T shifted = v + T(3), clamped = shifted < 0 ? T(0) : shifted > 6 ? T(6) : shifted;
+        return v * clamped / T(6);
+      });
     case StepKind::softplus:
       return each([=](T v) {
         return v * alpha > 20 ? v : logarithm_of_1_plus(exponential(v * alpha)) / alpha;  // 20 as in PyTorch

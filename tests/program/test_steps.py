@@ -1,0 +1,173 @@
+"""Every kind of step on every runtime, against its formula in PyTorch. A new kind is tested without a change here."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.formulas import FORMULAS
+from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Slot, Step, Tap, slots_of
+from pixelcnn_fast.program.steps import KINDS, OnZero, Operand, StepKind
+from pixelcnn_fast.program.verify import verify
+from pixelcnn_fast.runtimes.cpu import CpuRuntime
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Job
+from tests.csrc.emulated import emulated
+from tests.tolerances import assert_right
+
+LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than whole vectors, and than two tiles
+needs_native = pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
+RUNTIMES = {
+    "eager": (torch.float64, lambda program, given: EagerRuntime(program, given)),
+    "cpu float32": (torch.float32, lambda program, given: CpuRuntime(program, given)),
+    "cpu float64": (torch.float64, lambda program, given: CpuRuntime(program, given)),
+    "cuda emulated": (
+        torch.float32,
+        lambda program, given: CudaRuntime(
+            program, given, variant="block", module=emulated(), limits=Limits(227 << 10, 4, 1)
+        ),
+    ),
+}
+MARKS = {"eager": (), "cuda emulated": (needs_native, needs_compiler)}
+
+
+def alphas(kind: StepKind) -> list[float]:
+    if kind.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE:
+        return [2.0, 0.5, -0.5, -1.0, 1.7]
+    return [0.6, 2.5] if kind.alpha else [1.0]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def half_of_x(kind: StepKind, alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """[levels, channels]: of both signs, unless the formula is not defined at or below zero."""
+    x = torch.linspace(-9, 9, LEVEL_COUNT * LEVEL_COUNT, dtype=torch.float64)
+    tried = torch.cat([x, torch.zeros(1, dtype=x.dtype)])
+    operands = {Operand.NONE: 0, Operand.CONSTANTS: 2}.get(kind.operand, 1)
+    defined = torch.isfinite(FORMULAS[kind.name](tried, alpha, *[torch.ones_like(tried)] * operands)).all()
+    x = x / 2 if defined else x.abs() / 2 + 0.25
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].view(-1, LEVEL_COUNT).to(dtype)
+
+
+def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
+    """The step on a value of the pixel phase, on one of the row phase, and on levels where its operand allows it."""
+    halves, identity = half_of_x(kind, alpha, dtype), torch.eye(LEVEL_COUNT, dtype=dtype)
+
+    def step(value: int, map_of_conditions: bool) -> Step:
+        if kind.operand is Operand.VALUE:
+            return Step(kind.name, alpha, value=value)
+        if kind.operand is Operand.CONDITION:
+            shape = (HEIGHT, WIDTH, LEVEL_COUNT) if map_of_conditions else (LEVEL_COUNT,)
+            return Step(kind.name, alpha, condition=Slot(1, torch.zeros(shape, dtype=torch.long), False))
+        if kind.operand is Operand.CONSTANTS:
+            scale, shift = normal(2, LEVEL_COUNT, seed=2).to(dtype)
+            return Step(kind.name, alpha, scale=scale, shift=shift)
+        return Step(kind.name, alpha)
+
+    def random_taps(dy: int, dx: int, seed: int) -> tuple[Tap, ...]:
+        return (Tap(0, dy, dx, (normal(LEVEL_COUNT, LEVEL_COUNT, seed=seed) / 6).to(dtype)),)
+
+    on_levels = (step(-1, False),) if kind.operand in (Operand.NONE, Operand.CONSTANTS) else ()
+
+    def convolution(out: int, name: str, *taps: Tap, bias: torch.Tensor | None = None, **fields) -> Convolution:
+        return Convolution(out, LEVEL_COUNT, name, taps, bias, **fields)
+
+    at_logits = (
+        Tap(1, 0, -1, identity),
+        Tap(4, 0, 0, 0.5 * identity.flip(0)),
+        Tap(5, 0, 0, identity.roll(1, 0)),
+    )
+    instructions = (
+        FromLevels(0, LEVEL_COUNT, "halves of x", table=halves),
+        FromLevels(1, LEVEL_COUNT, "of levels", table=2 * halves, steps=on_levels),
+        convolution(2, "operand", *random_taps(0, -1, 3), bias=normal(LEVEL_COUNT).to(dtype)),
+        convolution(3, "operand in row", *random_taps(-1, 0, 4)),
+        convolution(4, "in row", Tap(0, -1, 0, identity), bias=halves[3], steps=(step(3, False),)),
+        convolution(5, "at pixel", Tap(0, 0, -1, identity), bias=halves[4], steps=(step(2, True),)),
+        convolution(6, "logits", *at_logits),
+    )
+    program = Program((1, HEIGHT, WIDTH), LEVEL_COUNT, instructions, (6,), dtype)
+    verify(program)
+    return program
+
+
+def conditions(slots, given, n):
+    return {slot: normal(n, *slot.index.shape, seed=len(slot.index.shape)) for slot in slots}
+
+
+@pytest.mark.parametrize("runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES])
+@pytest.mark.parametrize(
+    "kind, alpha", [(k, a) for k in KINDS.values() for a in alphas(k)], ids=lambda p: getattr(p, "name", str(p))
+)
+def test_each_kind_is_its_formula(kind, alpha, runtime):
+    dtype, make = RUNTIMES[runtime]
+    program = program_with(kind, alpha, dtype)
+    levels = torch.randint(
+        0, LEVEL_COUNT, (IMAGES, 1, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0)
+    )
+    levels, logits = levels.int(), torch.full((*levels.shape, LEVEL_COUNT), float("nan"), dtype=dtype)
+    job = Job(
+        values=levels,
+        noise=torch.zeros(levels.shape, dtype=torch.float64),
+        head=Categorical(LEVEL_COUNT),
+        known=torch.ones_like(levels, dtype=torch.bool),
+        parameters=logits,
+    )
+    make(split_phases(program), conditions).run(job)
+
+    def meaning(dtype: torch.dtype) -> torch.Tensor:
+        slots = slots_of(program.instructions)
+        operands = {slot: x.to(dtype) for slot, x in conditions(slots, None, IMAGES).items()}
+        return evaluate(program_with(kind, alpha, dtype), levels, _ByShape(operands))
+
+    exact = meaning(torch.float64)
+    assert exact.std() > 0.1
+    assert_right(logits, meaning(dtype), exact)
+
+
+class _ByShape:
+    """Operands for a program whose slots are equal to those of another one, but not the same."""
+
+    def __init__(self, operands: dict[Slot, torch.Tensor]) -> None:
+        self._of_shape = {slot.index.shape: x for slot, x in operands.items()}
+
+    def __call__(self, slot: Slot) -> torch.Tensor:
+        return self._of_shape[slot.index.shape]
+
+
+@needs_native
+def test_the_compiled_module_was_built_from_this_table():
+    assert list(native().StepKind.__members__) == list(KINDS), "run make native"
+
+
+def test_zero_stays_zero_where_the_table_says_so():
+    """Whatever the operand is: one as good as any other, and another."""
+    zero, operands = torch.zeros(3, 7, dtype=torch.float64), [normal(3, 7, seed=seed) for seed in (5, 6)]
+    for kind in KINDS.values():
+        count = {Operand.NONE: 0, Operand.CONSTANTS: 2}.get(kind.operand, 1)
+        for alpha in alphas(kind):
+            y = FORMULAS[kind.name](zero, alpha, *operands[:count])
+            assert kind.keeps_zero(alpha) == bool((y == 0).all()), kind.name
+
+
+def test_what_the_table_says_of_operands_is_what_formulas_take():
+    x, other = normal(4, 7, seed=5), normal(4, 7, seed=6)
+    for kind in KINDS.values():
+        if kind.operand not in (Operand.VALUE, Operand.CONDITION):
+            assert not kind.reads_all_channels
+            continue
+        changed = other.clone()
+        changed[:, 2] += 1
+        before, after = (FORMULAS[kind.name](x, 0.6, operand) for operand in (other, changed))
+        moved = (before != after).any(0)
+        assert bool(moved[2]) and bool(moved.sum() > 1) == kind.reads_all_channels, kind.name
