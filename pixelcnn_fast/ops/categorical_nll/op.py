@@ -56,8 +56,7 @@ def _compute(logits, levels, backend):  # the schema has the types
         torch.get_num_threads(),
     )
     if not in_range:
-        low, high = int(levels.min()), int(levels.max())
-        raise ValueError(f"levels span {low}...{high}, expected 0...{logits.shape[-1] - 1}")
+        raise reference.out_of_range(levels, logits.shape[-1])
     return nll, log_sum_exp
 
 
