@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import environment, native
-
-needs_native = pytest.mark.skipif(native.native() is None, reason=native.why_not_native())
+from tests.needs import needs_native
 
 
 def report_in_new_process(**env: str) -> str:
