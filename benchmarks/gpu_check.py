@@ -242,7 +242,7 @@ def layer_milliseconds() -> dict[str, dict[str, float]]:
 
 def predictions(device: str) -> dict[tuple[str, int], float]:
     """(variant, batch) -> seconds, of the default model in bf16; of an H100 where there is no GPU."""
-    from benchmarks.cuda_resources import ARCHS, plans_of_default
+    from cuda_resources import ARCHS, plans_of_default
     from pixelcnn_fast.native import native
     from pixelcnn_fast.runtimes.cuda_cost import GPUS, gpu_like, seconds
 

@@ -56,6 +56,8 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unset it" in native.why_not_native()
     assert environment.runtimes()["cpu"] == "eager"
     assert native.why_not_native() in environment.report()
+    with pytest.raises(RuntimeError, match="unset it"):
+        native.required()
 
 
 def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
