@@ -41,7 +41,7 @@ lint-clang-format: $(VENV)/.package
 	@echo "clang-format --dry-run -Werror, on $(words $(cxx_sources)) files"
 	@$(VENV)/bin/clang-format --dry-run -Werror --style=file --fallback-style=none $(cxx_sources)
 
-test: setup ## run the tests
+test: setup lint ## lint, then run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
 
 fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
