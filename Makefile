@@ -13,9 +13,10 @@ FIRST ?= 0
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell find csrc -type f)
+cxx_sources := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
-.PHONY: help setup native test fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native lint lint-ruff lint-mypy lint-clang-format test fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,7 +28,20 @@ native: $(VENV)/.package ## compile what changed in csrc, into pixelcnn_fast/
 	@$(python) setup.py -q build_ext --inplace
 	@touch $(VENV)/.native
 
-test: setup ## run the tests
+lint: lint-ruff lint-mypy lint-clang-format ## ruff, mypy and clang-format; .pre-commit-config.yaml runs the same
+
+lint-ruff: $(VENV)/.package
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+lint-mypy: $(VENV)/.package
+	$(python) -m mypy
+
+lint-clang-format: $(VENV)/.package
+	@echo "clang-format --dry-run -Werror, on $(words $(cxx_sources)) files"
+	@$(VENV)/bin/clang-format --dry-run -Werror --style=file --fallback-style=none $(cxx_sources)
+
+test: setup lint ## lint, then run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
 
 fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
@@ -66,7 +80,7 @@ wheel: setup ## build a wheel into dist/
 	@ls dist/*.whl
 
 clean: ## remove what was built; the virtual environment stays
-	rm -rf build dist *.egg-info .pytest_cache .benchmarks .hypothesis pixelcnn_fast/_native*.so $(VENV)/.native
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .benchmarks .hypothesis pixelcnn_fast/_native*.so $(VENV)/.native
 	find pixelcnn_fast tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(python):
@@ -80,7 +94,7 @@ $(python):
 $(VENV)/.package: pyproject.toml constraints-dev.txt | $(python)
 	@echo "Installing into $(VENV); PyTorch is large, so the first time takes minutes"
 	@$(if $(TORCH_ARGS),$(pip) install -q -c constraints-dev.txt $(TORCH_ARGS) torch)
-	@PIXELCNN_FAST_NATIVE=0 $(pip) install -q -c constraints-dev.txt -e '.[test]'
+	@PIXELCNN_FAST_NATIVE=0 $(pip) install -q -c constraints-dev.txt -e '.[test,lint]'
 	@touch $@
 
 $(VENV)/.native: $(VENV)/.package $(native_sources)

@@ -52,7 +52,8 @@ REGISTERS, WARPS, RESERVED = (
 
 def nvcc_version(nvcc: str) -> str:
     output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release [\d.]+, V([\d.]+)", output)[1]
+    (version,) = re.findall(r"release [\d.]+, V([\d.]+)", output)
+    return version
 
 
 def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
@@ -69,7 +70,7 @@ def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tu
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = {}
     for part in output.split("Compiling entry function ")[1:]:
-        mangled, arch = re.match(r"'(\w+)' for 'sm_(\w+)'", part).groups()
+        mangled, arch = re.findall(r"^'(\w+)' for 'sm_(\w+)'", part)[0]
         (kernel,) = (name for pattern, (name, _) in KERNELS.items() if re.search(pattern, mangled))
         registers = max(int(n) for n in re.findall(r"Used (\d+) registers", part))
         found[kernel, arch] = registers, max(int(n) for n in re.findall(r"(\d+) bytes spill stores", part))
@@ -148,9 +149,10 @@ def main() -> None:
     from pixelcnn_fast.native import native
 
     nvcc = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc") or shutil.which("nvcc")
-    if nvcc is None or not native().build_info()["cuda"]:
+    module = native()
+    if nvcc is None or module is None or not module.build_info()["cuda"]:
         raise SystemExit("nvcc and a build with the CUDA part are needed: set CUDA_HOME, then make native")
-    TABLE.write_text(table(nvcc, native()))
+    TABLE.write_text(table(nvcc, module))
 
 
 if __name__ == "__main__":

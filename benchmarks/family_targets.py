@@ -10,6 +10,7 @@ machine alone meanwhile. Writes FOLDER/<processor>-<isa>-family.json, .md; statu
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from targets import building, options, speed, write
@@ -20,9 +21,9 @@ from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.models import GatedPixelCNN
 
-GATED = dict(input_channels=1, hidden_channels=64, dilations=(1, 2, 1, 4, 1, 2, 1))
-TINY_GATED = dict(input_channels=1, hidden_channels=8, dilations=(1, 2))
-TINY = dict(hidden_channels=9, n_residual=1)
+GATED: dict[str, Any] = dict(input_channels=1, hidden_channels=64, dilations=(1, 2, 1, 4, 1, 2, 1))
+TINY_GATED: dict[str, Any] = dict(input_channels=1, hidden_channels=8, dilations=(1, 2))
+TINY: dict[str, Any] = dict(hidden_channels=9, n_residual=1)
 
 
 def main() -> int:

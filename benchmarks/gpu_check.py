@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BATCHES = (1, 8, 64, 1024)
@@ -39,7 +40,7 @@ def run(name: str, command: list[str], limit: float, **env: str) -> dict:
     except subprocess.TimeoutExpired as error:
         status, output = f"not finished in {limit:.0f} s", (error.stdout or b"").decode(errors="replace")
     lines = output.strip().splitlines() or [""]
-    found = {
+    found: dict[str, Any] = {
         "stage": name,
         "status": status,
         "seconds": round(time.monotonic() - start, 1),
@@ -80,7 +81,7 @@ def default_model():
     return PixelCNN().eval().cuda()
 
 
-def sampling_seconds(name: str) -> dict[str, float]:
+def sampling_seconds(name: str) -> dict[int, float]:
     """Batch size -> seconds for all images. Naive ones are extrapolated from a few of the 1,024 pixels."""
     import torch
 
@@ -152,14 +153,14 @@ def seconds_of(call, repeat: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def layer_milliseconds() -> dict[str, dict[str, float]]:
-    """Layer -> contestant -> milliseconds, forward, batch 256."""
+def layer_milliseconds() -> dict[str, dict[str, float | str]]:
+    """Layer -> contestant -> milliseconds, forward, batch 256; or 'failed' -> why."""
     import torch
     from torch.nn import functional as F
 
     from pixelcnn_fast import ops
 
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float | str]] = {}
 
     def masked(size, kind):
         mask = torch.zeros(size, size, device="cuda")
@@ -243,14 +244,16 @@ def layer_milliseconds() -> dict[str, dict[str, float]]:
 
 def predictions(device: str) -> dict[tuple[str, int], float]:
     """(variant, batch) -> seconds, of the default model in bf16; of an H100 where there is no GPU."""
-    from benchmarks.cuda_resources import ARCHS, plans_of_default
+    from cuda_resources import ARCHS, plans_of_default
+
     from pixelcnn_fast.native import native
     from pixelcnn_fast.runtimes.cuda_cost import GPUS, gpu_like, seconds
 
-    if native() is None or not native().build_info()["cuda"]:
+    module = native()
+    if module is None or not module.build_info()["cuda"]:
         return {}
     arch = next((a for a, figures in ARCHS.items() if figures.gpu in device), "90a")
-    plans, gpu = plans_of_default(native(), ("bf16",), (arch,)), gpu_like(device, GPUS["H100"].multiprocessors)
+    plans, gpu = plans_of_default(module, ("bf16",), (arch,)), gpu_like(device, GPUS["H100"].multiprocessors)
     found = {}
     for (_, _, variant), facts in plans.items():
         cluster = 1 < facts["stages"] <= ARCHS[arch].largest_cluster
@@ -274,7 +277,7 @@ def table(device: str, done: list[dict]) -> str:
                 f"{f'{guess:.4g}' if guess else '-'} / {f'{value:.4g}' if value else 'not yet measured'}"
             )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    layers = next((d["result"] for d in done if d["stage"] == "layers" and "result" in d), {})
+    layers: dict = next((d["result"] for d in done if d["stage"] == "layers" and "result" in d), {})
     if layers:
         lines += ["", "Layers, forward, batch 256: milliseconds", "", "| layer | |", "|---|---|"]
         for layer, times in layers.items():

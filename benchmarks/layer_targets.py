@@ -29,6 +29,7 @@ from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.nn.masked_conv2d import MaskType
 
 Work = Callable[[], Sequence[Tensor]]
 TOLERANCE = 1e-3  # of a result's largest value: float32 sums in another order, through a whole network at most
@@ -63,7 +64,9 @@ class Convolution:
     mask: Tensor
 
     @classmethod
-    def random(cls, n: int, channels: int, kernel: int, mask_type: str, side: int, layout: torch.memory_format):
+    def random(
+        cls, n: int, channels: int, kernel: int, mask_type: MaskType, side: int, layout: torch.memory_format
+    ):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(n, channels, side, side, generator=generator).to(memory_format=layout)
         weight = torch.randn(channels, channels, kernel, kernel, generator=generator) / (kernel * channels**0.5)

@@ -29,13 +29,14 @@ def main() -> int:
     args = parser.parse_args()
     folder = output_folder(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    groups = defaultdict(dict)
+    groups: dict[str, dict[str, dict]] = defaultdict(dict)
     for entry in json.loads(args.json.read_text(encoding="utf-8"))["benchmarks"]:
         if "contestant" in entry["extra_info"]:
             groups[entry["group"]][entry["extra_info"]["contestant"]] = entry["stats"]
     if not groups:
         parser.error(f"{args.json} holds no op's benchmark")
-    rows, numbers, panels = [HEADER], [HEADER], []
+    rows, panels = [HEADER], []
+    numbers: list[list] = [HEADER]
     for group, found in groups.items():
         op, _, device = group.rpartition(", ")
         device = torch.cuda.get_device_name() if device == "cuda" else report.processor()

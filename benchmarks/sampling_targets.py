@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from targets import (
@@ -34,6 +35,7 @@ from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.bench.workload import random_model, workload
 from pixelcnn_fast.cli.arguments import count_or_zero, output_folder
+from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from pixelcnn_fast.sampler import Sampler
 
 MM_SIZE = 4096
@@ -41,7 +43,7 @@ MM_SIZE = 4096
 
 @dataclass(frozen=True)
 class Settings:
-    config: dict[str, int]
+    config: dict[str, Any]
     side: int
     batch: int
     repeats: int
@@ -88,7 +90,9 @@ def growth(settings: Settings) -> Target:
 
 
 def memory(settings: Settings) -> Iterator[Target]:
-    counted = settings.sampler().runtime("cpu").workspace_bytes(settings.batch) / MB
+    runtime = settings.sampler().runtime("cpu")
+    assert isinstance(runtime, CpuRuntime)
+    counted = runtime.workspace_bytes(settings.batch) / MB
     name = f"memory beyond the weights, {settings.batch} at once"
     yield Target(f"{name}: workspace_bytes", 64, 32, counted, [counted], megabytes, at_most=True)
     risen = []

@@ -133,7 +133,8 @@ def peak_rise(work: Callable[[], object]) -> float | None:
 
 
 def _kilobytes(status: Path, field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1])
+    (found,) = re.findall(rf"{field}:\s+(\d+) kB", status.read_text())
+    return int(found)
 
 
 def percent(share: float) -> str:

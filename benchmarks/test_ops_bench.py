@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.nn.masked_conv2d import MaskType
 from pixelcnn_fast.ops.gated_activation.reference import gated_activation as plain_gate
 from pixelcnn_fast.ops.masked_conv_block.reference import masked_conv_block as plain_block
 
@@ -26,7 +27,7 @@ CONTESTANTS = ("plain", "cropped", "compiled by torch", "pixelcnn_fast")
 
 
 def convolution(
-    kernel: int, channels: int, mask_type: str, device: str
+    kernel: int, channels: int, mask_type: MaskType, device: str
 ) -> tuple[list[Tensor], dict[str, Callable]]:
     side, pad = 32, kernel // 2
     x = torch.randn(BATCH, channels, side, side, device=device)

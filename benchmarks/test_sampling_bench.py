@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pixelcnn_fast.bench.checks import LIMIT, Oracle
@@ -10,7 +12,7 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.sampler import Sampler
 
 SIDE = 16
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "tiny": dict(input_channels=1, hidden_channels=8, n_residual=1),
     "small": dict(input_channels=3, hidden_channels=64, n_residual=4),
 }

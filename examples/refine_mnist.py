@@ -26,7 +26,6 @@ from train_mnist import check_options, follow, load_npz
 
 from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
-from pixelcnn_fast.models import PixelCNN
 
 STRIP = 4  # rows
 TURNS = 5  # in a round; each samples, judges the samples, and trains critic and model
@@ -106,7 +105,7 @@ def merits(realness: Tensor) -> Tensor:
     return gains - gains.mean(0)
 
 
-def refine(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Tensor) -> list[float]:
+def refine(args: argparse.Namespace, model: checkpoint.Model, images: Tensor, labels: Tensor) -> list[float]:
     """Policy gradient on the critic's logits, and likelihood of real images beside it to stay close to the data.
 
     A sample's logit estimates ln p(data) - ln p(model), so this lowers KL(model || data), which counts what the model
@@ -114,17 +113,20 @@ def refine(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Te
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each round. A moving average of the weights is
     saved in args.out. Batch norm keeps its statistics: what is trained is the very function that samples.
     """
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, and missing from torch's annotations
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     split = len(images) - args.held_out
     held_out = DataLoader(TensorDataset(images[split:], labels[split:]), 100)
     images, labels = images[:split], labels[:split]
-    critic = Critic(images.shape[1:], model.n_classes)
+    channels, height, width = images.shape[1:]
+    n_classes = model.n_classes
+    assert n_classes is not None, "main has compared it with the labels"
+    critic = Critic(images.shape[1:], n_classes)
 
     def draw(n: int) -> tuple[Tensor, Tensor]:
-        classes = torch.randint(model.n_classes, (n,))
-        return Sampler(model, tuple(images.shape[1:])).sample(n, classes), classes
+        classes = torch.randint(n_classes, (n,))
+        return Sampler(model, (channels, height, width)).sample(n, classes), classes
 
     history: list[float] = []
     step = 0

@@ -60,7 +60,7 @@ def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:
     model = PixelCNN(1, args.hidden, args.residual, n_classes)
     if args.resume:
         resumed = checkpoint.load(args.resume)
-        if resumed.config != model.config:
+        if not isinstance(resumed, PixelCNN) or resumed.config != model.config:
             raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config} as asked")
         model = resumed
     return model
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, and missing from torch's annotations
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     data = TensorDataset(images, labels)

@@ -1,4 +1,4 @@
-"""The compiled part; get at it with pixelcnn_fast.environment.native()."""
+"""The compiled part; get at it with pixelcnn_fast.native.native()."""
 
 from collections.abc import Callable
 from enum import Enum

@@ -17,6 +17,14 @@ def native() -> ModuleType | None:
     return _load()[0]
 
 
+def required() -> ModuleType:
+    """The compiled module, for what has made sure of it. Raises RuntimeError, saying why, where it is missing."""
+    module, why_not = _load()
+    if module is None:
+        raise RuntimeError(why_not)
+    return module
+
+
 def why_not_native() -> str:
     """Why ``native()`` is None and what to do about it; '' where the module is there."""
     return _load()[1]

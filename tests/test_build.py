@@ -25,7 +25,8 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on PAT
 
 def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> str:
     """Output and errors of a command that is expected to succeed (or, with check=False, to fail)."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIXELCNN_FAST_")}
+    own = ("PIXELCNN_FAST_", "PYTHONPATH")  # the latter would hide an installed wheel behind a source tree
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -77,12 +78,27 @@ def clean_environment(folder: Path, wheel: Path) -> Path:
     return python
 
 
+def files_of_a_clone() -> set[str]:
+    """What git has, or will have of what is new; in an unpacked sdist: what is there, but for what tools leave."""
+    git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(git, check=True, capture_output=True, text=True).stdout.splitlines()
+        return {name for name in listed if (ROOT / name).is_file()}
+    left = re.compile(
+        r"(^|/)(\.(?!clang-format|pre-commit)|(build|dist|out|__pycache__)/|[^/]*\.(egg-info/|so$))"
+    )
+    found = (path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file())
+    return {name for name in found if not left.search(name)}
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source tree, so that the tests leave the real one alone."""
     copy = tmp_path_factory.mktemp("source") / "pixelcnn_fast"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
-    return Path(shutil.copytree(ROOT, copy, ignore=unwanted))
+    for name in files_of_a_clone():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +134,20 @@ def wheel_files(wheel: Path) -> set[str]:
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
-def test_sdist_holds_what_a_build_needs(source: Path, sdist: Path) -> None:
+def test_sdist_holds_what_a_clone_does(sdist: Path) -> None:
+    """So it builds, and runs its own tests, lint and sanitizers."""
     with tarfile.open(sdist) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
-    native = {path.relative_to(source).as_posix() for path in (source / "csrc").rglob("*") if path.is_file()}
-    assert native and native <= held
-    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md"} <= held
-    assert python_files(source) <= held
-    assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
+        held = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    clone = {name for name in files_of_a_clone() if not name.startswith((".git", ".ci/"))}
+    assert {"setup.py", "csrc/program.h", "Makefile", "LICENSE"} <= clone
+    assert sorted(clone - held) == [], "of a clone, missing from the sdist: see MANIFEST.in"
+    assert {name for name in held - clone if ".egg-info/" not in name} <= {"PKG-INFO", "setup.cfg"}
+
+
+def test_wheel_holds_the_licence(pure_wheel: Path) -> None:
+    with zipfile.ZipFile(pure_wheel) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        assert archive.read(licence).decode() == (ROOT / "LICENSE").read_text()
 
 
 @needs_compiler

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import environment, native
-
-needs_native = pytest.mark.skipif(native.native() is None, reason=native.why_not_native())
+from tests.needs import needs_native
 
 
 def report_in_new_process(**env: str) -> str:
@@ -57,6 +56,8 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unset it" in native.why_not_native()
     assert environment.runtimes()["cpu"] == "eager"
     assert native.why_not_native() in environment.report()
+    with pytest.raises(RuntimeError, match="unset it"):
+        native.required()
 
 
 def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

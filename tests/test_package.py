@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import pixelcnn_fast
+
+ROOT = Path(__file__).parents[1]
 
 
 def in_new_process(code: str) -> str:
@@ -73,3 +76,22 @@ def test_no_other_file_defines_an_error() -> None:
 def test_an_interrupt_is_not_swallowed_by_except_exception() -> None:
     assert issubclass(pixelcnn_fast.SamplingInterrupted, KeyboardInterrupt)
     assert not issubclass(pixelcnn_fast.SamplingInterrupted, Exception)
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("pyproject.toml", r'version = "(.+)"'),
+        ("CITATION.cff", r"version: (.+)"),
+        ("CHANGELOG.md", r"## \[(\d.*?)\]"),  # the newest that is released
+    ],
+)
+def test_the_version_is_the_same_everywhere(file: str, line: str) -> None:
+    found = re.search(f"^{line}", (ROOT / file).read_text(), re.MULTILINE)
+    assert found and found[1] == pixelcnn_fast.__version__
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_relative_links_lead_somewhere(file: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / file).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []

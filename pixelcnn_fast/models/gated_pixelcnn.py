@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.models.inputs import check_condition, check_images, check_labels, to_unit_range
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
+from pixelcnn_fast.nn.masked_conv2d import MaskType
 
 
 class GatedPixelCNN(nn.Module):
@@ -55,7 +56,8 @@ class GatedPixelCNN(nn.Module):
         self.levels = levels
         self.blocks = nn.ModuleList()
         for index, dilation in enumerate(dilations):
-            channels, mask_type = (input_channels, "A") if index == 0 else (hidden_channels, "B")
+            mask_type: MaskType = "A" if index == 0 else "B"
+            channels = input_channels if index == 0 else hidden_channels
             self.blocks.append(
                 GatedBlock(
                     channels,

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast.ops import masked_conv_block
+
+
+class MaskedConvolution(nn.Conv2d):
+    """A convolution that computes ``ops.masked_conv2d`` of its weight and its mask, the buffer called ``mask_name``.
+
+    ``accelerate`` makes such convolutions of a user's classes: ``is_masked`` asks for the name alone.
+    """
+
+    mask_name: str
+    # What nn.Conv2d makes sure of and does not say.
+    kernel_size: tuple[int, int]
+    padding: Literal["same", "valid"] | tuple[int, int]
+    dilation: tuple[int, int]
 
 
 def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
@@ -38,7 +51,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def fused(
     x: Tensor,
-    conv: nn.Conv2d,
+    conv: MaskedConvolution,
     norm: nn.BatchNorm2d | None,
     activation: str = "none",
     alpha: float = 1.0,
@@ -47,9 +60,11 @@ def fused(
     """activation(norm(conv(x)) + residual) through ``ops.masked_conv_block``."""
     scale = shift = None
     if norm is not None:
-        scale = (norm.running_var + norm.eps).rsqrt()
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None, "can_fuse refuses a norm without statistics"
+        scale = torch.rsqrt(variance + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale
+        shift = -mean * scale
         shift = shift if norm.bias is None else shift + norm.bias
     return masked_conv_block(
         x,
@@ -76,7 +91,7 @@ class FusedSequential(nn.Sequential):
     def forward(self, input: Any) -> Any:
         for conv, norm, activation in _runs(self):
             run = [module for module in (conv, norm, activation) if module is not None]
-            if len(run) > 1 and can_fuse(input, *run):
+            if len(run) > 1 and is_masked(conv) and can_fuse(input, *run):
                 name, alpha = (
                     ACTIVATIONS[type(activation)](activation) if activation is not None else ("none", 1.0)
                 )
@@ -92,25 +107,27 @@ class FusedSequential(nn.Sequential):
         return any(norm is not None or activation is not None for _, norm, activation in _runs(modules))
 
 
-def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.BatchNorm2d | None, nn.Module | None]]:
     """A masked convolution with the batch norm and the activation after it; any other module by itself."""
     rest = list(modules)
     while rest:
-        first, norm, activation = rest.pop(0), None, None
+        first = rest.pop(0)
+        norm, activation = None, None
         if is_masked(first):
-            if rest and isinstance(rest[0], nn.BatchNorm2d):
-                norm = rest.pop(0)
+            if rest and isinstance(after := rest[0], nn.BatchNorm2d):
+                norm = after
+                del rest[0]
             if rest and type(rest[0]) in ACTIVATIONS:
                 activation = rest.pop(0)
         yield first, norm, activation
 
 
-def is_masked(module: nn.Module) -> bool:
+def is_masked(module: nn.Module) -> TypeGuard[MaskedConvolution]:
     """True for a convolution that computes ``ops.masked_conv2d`` of its weight and mask."""
     return hasattr(type(module), "mask_name")
 
 
-def kernel_mask(conv: nn.Conv2d) -> Tensor:
+def kernel_mask(conv: MaskedConvolution) -> Tensor:
     """The mask of such a convolution, in its weight's shape."""
     mask = getattr(conv, conv.mask_name)
     return mask if mask.shape == conv.weight.shape else mask.expand_as(conv.weight)

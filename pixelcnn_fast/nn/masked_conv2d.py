@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixelcnn_fast.nn.channel_order import channel_mask
-from pixelcnn_fast.nn.fused import kernel_mask
+from pixelcnn_fast.nn.fused import MaskedConvolution, kernel_mask
 from pixelcnn_fast.ops import masked_conv2d
 
 MaskType = Literal["A", "B"]
@@ -32,7 +32,7 @@ def raster_mask(height: int, width: int, mask_type: MaskType) -> Tensor:
     return mask.view(height, width)
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(MaskedConvolution):
     """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.

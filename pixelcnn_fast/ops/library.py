@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import required
 
 NAME = "pixelcnn_fast"
 library = torch.library.Library(NAME, "DEF")
@@ -82,7 +82,7 @@ def _lowered(x: Any, dtype: torch.dtype) -> Any:
 
 @functools.cache
 def _elements() -> dict[torch.dtype, Any]:
-    kinds = native().Element
+    kinds = required().Element
     return {torch.float32: kinds.float32, torch.float64: kinds.float64, torch.bfloat16: kinds.bfloat16}
 
 

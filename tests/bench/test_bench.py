@@ -23,9 +23,9 @@ from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import job
 from pixelcnn_fast.sampler import Sampler
+from tests.needs import needs_native
 
 TINY = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
-needs_native = pytest.mark.skipif(native() is None, reason="there is no compiled module")
 
 
 @pytest.fixture(scope="module")

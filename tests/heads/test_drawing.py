@@ -15,11 +15,9 @@ from pixelcnn_fast.cli import sample as command
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.likelihood import nll
-from pixelcnn_fast.native import native, why_not_native
+from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn
 
-needs_native = pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
-RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
 DRAWINGS = [
     dict(top_k=1),
     dict(top_k=3),

@@ -78,11 +78,12 @@ def test_gradients_and_registration():
     ("logits", "levels", "message"),
     [
         (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), 4), "levels span 4...4"),
-        (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), -1), "levels span"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), -1), "levels span -1...-1, expected 0...3"),
         (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 2, 2, dtype=torch.long), "do not fit"),
         (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 1, 2, 2), "integers"),
     ],
 )
-def test_refusals(logits, levels, message):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_refusals(logits, levels, message, backend):
     with pytest.raises(ValueError, match=message):
-        ops.categorical_nll(logits, levels)
+        ops.categorical_nll(logits, levels, backend)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.passes.wavefront import _reads
 from pixelcnn_fast.program.phased import Phase
+from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
 
 MODELS = {
@@ -63,7 +63,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     assert len(done) == len(program.instructions) * height * width
 
 
-@pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
+@needs_native
 @pytest.mark.parametrize("name", MODELS)
 def test_waves_and_single_rows_give_the_same_bits(name):
     """Few images are sampled in waves, many row by row."""

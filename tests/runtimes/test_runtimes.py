@@ -10,12 +10,11 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
-from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.native import native
+from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
-needs_native = pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
-RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
 ISAS = native().isas() if native() else []
 
 # (model, shape, has labels)

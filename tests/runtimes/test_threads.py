@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pixelcnn_fast.native import native, why_not_native
+from tests.needs import needs_native
 
 pytestmark = [
-    pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}"),
+    needs_native,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here"),
 ]
 

@@ -8,6 +8,7 @@ import torch
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.program.phased import Phase
+from tests.needs import needs_native
 from tests.system.networks import enlivened
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -90,6 +91,7 @@ def test_same_noise_same_images_as_naive(name):
     assert torch.equal(kept, naive)
 
 
+@needs_native
 @pytest.mark.parametrize("name", ["gated", "thirds", "gated interleaved with labels"])
 def test_waves_and_single_rows_give_the_same_bits(name):
     model, shape = CASES[name]

@@ -13,6 +13,8 @@ from pixelcnn_fast.models.reference.pixelcnn import MaskedConv2d, groups_of
 class StackConv2d(nn.Conv2d):
     """A convolution of one stack, its kernel [height, width]."""
 
+    mask: Tensor
+
     def __init__(
         self, channels_in: int, channels_out: int, height: int, width: int, dilation: int, mask: Tensor
     ) -> None:

@@ -17,6 +17,8 @@ def groups_of(channels: int, colours: int, channel_order: str | None) -> list[in
 class MaskedConv2d(nn.Conv2d):
     """Plain version of ``pixelcnn_fast.nn.MaskedConv2d``."""
 
+    mask: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -59,7 +61,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = MaskedConv2d(channels_out, channels_out, 3, "B", groups_out, groups_out)
         self.norm2 = nn.BatchNorm2d(channels_out)
         if channels_in == channels_out:
-            self.skip = nn.Identity()
+            self.skip: nn.Module = nn.Identity()
         elif groups_in is None:
             self.skip = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1), nn.BatchNorm2d(channels_out))
         else:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.categorical_nll import reference
 from pixelcnn_fast.ops.library import NAME, address, define, element, library
@@ -45,7 +45,7 @@ def _compute(logits, levels, backend):  # the schema has the types
 
         return triton.forward(logits, levels)
     nll, log_sum_exp = _like_nll(logits, levels, backend)
-    in_range = native().categorical_nll(
+    in_range = required().categorical_nll(
         element(logits),
         tuple(logits.shape),
         logits.stride(),
@@ -56,8 +56,7 @@ def _compute(logits, levels, backend):  # the schema has the types
         torch.get_num_threads(),
     )
     if not in_range:
-        low, high = int(levels.min()), int(levels.max())
-        raise ValueError(f"levels span {low}...{high}, expected 0...{logits.shape[-1] - 1}")
+        raise reference.out_of_range(levels, logits.shape[-1])
     return nll, log_sum_exp
 
 
@@ -83,7 +82,7 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend):
     levels, grad = levels.contiguous(), grad.contiguous()
     if grad_logits.stride() != logits.stride():  # has gaps
         logits = torch.empty_like(grad_logits).copy_(logits)
-    native().categorical_nll_gradient(
+    required().categorical_nll_gradient(
         element(logits),
         tuple(logits.shape),
         logits.stride(),

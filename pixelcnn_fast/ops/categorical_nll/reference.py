@@ -10,8 +10,17 @@ def categorical_nll(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L]; levels: [N, C, H, W] int64 -> nats [N], log of the sum of exp [N, C, H, W].
 
     The first in float32, or in float64 for float64 logits; the second in float64.
+    Raises ValueError for levels out of range on the CPU; on CUDA the check would wait for the GPU.
     """
+    count = logits.shape[-1]
+    if levels.device.type == "cpu" and not bool(((levels >= 0) & (levels < count)).all()):
+        raise out_of_range(levels, count)
     log_sum_exp = logits.double().logsumexp(-1)
     of_levels = logits.gather(-1, levels[..., None])[..., 0]
     nll = (log_sum_exp - of_levels).flatten(1).sum(1)
     return nll.to(torch.promote_types(logits.dtype, torch.float32)), log_sum_exp
+
+
+def out_of_range(levels: Tensor, count: int) -> ValueError:
+    """What to raise for levels that are not all in 0...count-1."""
+    return ValueError(f"levels span {int(levels.min())}...{int(levels.max())}, expected 0...{count - 1}")

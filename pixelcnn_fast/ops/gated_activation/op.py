@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
 from pixelcnn_fast.ops.library import NAME, address, define, dense, element, library, memory_format
@@ -37,7 +37,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = 
 
 
 def _shape(x: Tensor, condition: Tensor | None) -> Any:
-    module = native()
+    module = required()
     kind = "none" if condition is None else "per_image" if condition.dim() == 2 else "per_pixel"
     n, channels, height, width = x.shape
     last = memory_format(x) == torch.channels_last
@@ -61,7 +61,7 @@ def _compute(x, condition, backend):  # the schema has the types
 
         return triton.forward(x, condition)
     condition, out = _as(x, condition), _like_gate(x, condition, backend)
-    native().gated_activation(
+    required().gated_activation(
         element(x), _shape(x, condition), address(x), address(condition), address(out), torch.get_num_threads()
     )
     return out
@@ -91,7 +91,7 @@ def _compute_gradient(grad, x, condition, backend):
 
         return triton.backward(grad, x, condition)
     condition, grad_x = _as(x, condition), _like_x(grad, x, condition, backend)
-    native().gated_activation_gradient(
+    required().gated_activation_gradient(
         element(x),
         _shape(x, condition),
         address(x),

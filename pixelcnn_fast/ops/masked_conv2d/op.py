@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import NAME, address, as_map, computed, define, element, library, memory_format
 from pixelcnn_fast.ops.masked_conv2d import reference
@@ -116,7 +117,7 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
         return triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
     out = like_result(x, weight, padding, dilation)
     bias = computed(bias)
-    native().masked_conv2d(
+    required().masked_conv2d(
         element(x),
         as_map(x),
         as_map(weight),
@@ -133,13 +134,13 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
 def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
     backend, given, mask = choose(backend, grad.device, grad.dtype), mask, mask.to(grad.dtype)
     if backend == "reference":
-        return torch.nn.grad.conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
+        return conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
     grad_x = _like_input(grad, weight, mask, size, padding, dilation, backend)
-    native().masked_conv2d_input_gradient(
+    required().masked_conv2d_input_gradient(
         element(grad),
         as_map(grad),
         as_map(weight),
@@ -159,7 +160,7 @@ def _like_input(grad, weight, mask, size, padding, dilation, backend):
 def _weight_gradient(grad, x, mask, padding, dilation, backend):
     backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
     if backend == "reference":
-        weight = torch.nn.grad.conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
+        weight = conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
@@ -167,7 +168,7 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):
         weight = triton.weight_gradient(grad, x, tuple(mask.shape), live_taps(given), dilation, padding)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
-    native().masked_conv2d_weight_gradient(
+    required().masked_conv2d_weight_gradient(
         element(x),
         as_map(grad),
         as_map(x),

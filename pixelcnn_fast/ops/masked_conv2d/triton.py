@@ -210,7 +210,8 @@ def _positions(shape: Sequence[int]) -> int:
 def _precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "16 bit"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it while it runs
+    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit

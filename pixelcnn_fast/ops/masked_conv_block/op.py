@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import address, as_map, computed, define, element
 from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result, result_size
@@ -43,11 +43,12 @@ def masked_conv_block(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
     n, out = x.shape[0], weight.shape[0]
-    for name, tensor, size in (
+    terms: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
         ("scale", scale, (out,)),
         ("shift", shift, (out,)),
         ("condition", condition, (n, out)),
-    ):
+    )
+    for name, tensor, size in terms:
         if tensor is not None and tensor.shape != size:
             raise ValueError(f"{name} {list(tensor.shape)}: expected {list(size)}")
     if residual is not None:
@@ -79,7 +80,7 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
         )
     out = like_result(x, weight, padding, dilation)
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
-    module = native()
+    module = required()
     module.masked_conv_block(
         element(x),
         as_map(x),
