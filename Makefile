@@ -15,7 +15,7 @@ pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt $(shell find csrc -type f)
 sanitizers := address undefined thread
 
-.PHONY: help setup native test fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native test docs fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -29,6 +29,9 @@ native: $(VENV)/.package ## compile what changed in csrc, into pixelcnn_fast/
 
 test: setup ## run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
+
+docs: setup ## write what is generated in docs/: tables, listings, drawings
+	$(python) docs/generate.py
 
 fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
 	$(python) -m tests.system.fuzz $(N) $(FIRST)
