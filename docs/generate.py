@@ -1,4 +1,4 @@
-"""Writes what is generated in this folder: parts of pages. Run it as `make docs`.
+"""Writes what is generated in this folder: parts of pages, and drawings. Run it as `make docs`.
 
 A page is prose, in which `<!-- generated: NAME -->` and `<!-- end -->` enclose what is written here; all else in it is
 left alone. NAME is a key of `parts()` in the script that has the page's name. Nothing here draws random numbers or
@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import architecture
 import supported_calls
 
 DOCS = Path(__file__).parent
-PAGES = {"supported_calls.md": supported_calls.parts}
+PAGES = {"architecture.md": architecture.parts, "supported_calls.md": supported_calls.parts}
 PART = re.compile(r"(<!-- generated: (?P<name>[^>]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -27,7 +28,8 @@ def filled(page: str, parts: dict[str, str]) -> str:
 
 def generated() -> dict[str, str]:
     """By its name, what each generated file of this folder should hold."""
-    return {name: filled((DOCS / name).read_text(), parts()) for name, parts in PAGES.items()}
+    pages = {name: filled((DOCS / name).read_text(), parts()) for name, parts in PAGES.items()}
+    return {**pages, **architecture.drawings()}
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from tests.docs import DOCS, script
@@ -9,9 +11,21 @@ from tests.docs import DOCS, script
 generate = script("generate")
 
 
-@pytest.mark.parametrize("name", generate.generated())
+@cache
+def generated() -> dict[str, str]:
+    return generate.generated()
+
+
+@pytest.mark.parametrize("name", [*generate.PAGES, "provenance.svg", "wavefront.svg"])
 def test_generated_files_are_fresh(name: str) -> None:
-    assert (DOCS / name).read_text() == generate.generated()[name], f"docs/{name} is stale: run `make docs`"
+    assert (DOCS / name).read_text() == generated()[name], f"docs/{name} is stale: run `make docs`"
+
+
+def test_every_drawing_is_on_a_page() -> None:
+    drawings = {path.name for path in DOCS.glob("*.svg")}
+    pages = "".join((DOCS / name).read_text() for name in generate.PAGES)
+    assert drawings == set(generated()) - set(generate.PAGES)
+    assert all(f"({name})" in pages for name in drawings)
 
 
 PAGE = "Before.\n<!-- generated: a part -->\nold\n<!-- end -->\nAfter.\n"
