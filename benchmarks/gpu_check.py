@@ -87,15 +87,14 @@ def sampling_seconds(name: str) -> dict[str, float]:
     from pixelcnn_fast import Sampler
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
-    from pixelcnn_fast.heads.drawing import Drawing
-    from pixelcnn_fast.program.conditions import Given
     from pixelcnn_fast.runtimes.cuda import CudaRuntime
     from pixelcnn_fast.runtimes.job import Job
 
     model, shape = default_model(), (3, 32, 32)
     results = {}
     if name in ("block", "pipeline"):
-        found = compiled(WrappedModel(model, shape), "bf16")
+        wrapped = WrappedModel(model, shape)
+        found = compiled(wrapped, "bf16")
         engine = CudaRuntime(found.program, found.conditions, "bf16", name)
     for n in BATCHES:
         if name.startswith("naive"):
@@ -109,7 +108,7 @@ def sampling_seconds(name: str) -> dict[str, float]:
 
             def batch(n=n, noise=noise):
                 levels = torch.zeros(n, *shape, dtype=torch.int32)
-                engine.run(Job(levels, None, noise, Given(), Drawing(), None, None, lambda _: None))
+                engine.run(Job(values=levels, noise=noise, head=wrapped.head))
 
             results[n] = seconds_of(batch, repeat=3)
     return results

@@ -73,12 +73,12 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel)
 
     Raises CaptureMismatch where they differ, NonFiniteLogits where the model gives some.
     """
-    levels, given = model.example(seed=1)
+    values, given = model.example(seed=1)
     with model.evaluating():
-        logits = model.logits(levels, given)
+        logits = model.parameters(values, given)
     check_finite(logits, model.head)
     operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
-    computed = model.head.comparable(evaluate(program, levels, operands.__getitem__))
+    computed = model.head.comparable(evaluate(program, values, operands.__getitem__))
     expected = model.head.comparable(logits)
     scale = expected.abs().max().item()
     error = (computed - expected).abs().max().item()

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from pixelcnn_fast.heads import Categorical, Head, resolved
 from pixelcnn_fast.image_forms import to_levels, with_channels
-from pixelcnn_fast.ops import categorical_nll
 
 __all__ = ["bits_per_dim", "nll", "to_levels"]
 
@@ -32,8 +31,8 @@ def nll(
     output = model(images, *given, **named)
     shape = with_channels(images.shape)
     head = resolved(Categorical(_levels(model, output, shape)) if head is None else head, output, shape)
-    logits = head.arranged(output, shape[1])
-    return categorical_nll(logits, to_levels(images, head.levels).view(shape))
+    values = images if head.levels is None else to_levels(images, head.levels)
+    return head.nll(head.arranged(output, shape[1]), values.view(shape))
 
 
 def _levels(model: nn.Module, output: object, shape: tuple[int, ...]) -> int:

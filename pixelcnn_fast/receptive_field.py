@@ -152,7 +152,9 @@ def receptive_field(
     """
     wrapped = WrappedModel(model, shape, **arguments)
     program, _, _ = wrapped.captured(*wrapped.example())
-    return ReceptiveField(wrapped.shape, output_field(program), why_not_causal(program))
+    c = program.shape[0]
+    seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
+    return ReceptiveField(wrapped.shape, seen, why_not_causal(program))
 
 
 @takes_arguments_of(WrappedModel)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +16,42 @@ from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.compiler import compiled
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.heads.drawing import Drawing
-from pixelcnn_fast.image_forms import check_choice, check_levels
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
+from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
+from pixelcnn_fast.runtimes.pack import why_not_compiled
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
 
 BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What ``sample`` and ``complete`` take by keyword, beside the options of drawing."""
+
+    batch_size: int | None = None
+    runtime: RuntimeName = "auto"
+    progress: bool = False
+    condition: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: expected 1 or more")
+
+
+class SamplingArguments(OptionArguments, total=False):
+    """All keywords that ``sample`` and ``complete`` share, as type checkers read them."""
+
+    batch_size: int | None
+    runtime: RuntimeName
+    progress: bool
+    condition: Tensor | None
 
 
 class Sampler:
@@ -79,6 +105,7 @@ class Sampler:
 
     # -- what a user calls
 
+    @overload
     def sample(
         self,
         n: int,
@@ -86,42 +113,68 @@ class Sampler:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-        batch_size: int | None = None,
-        runtime: RuntimeName = "auto",
-        progress: bool = False,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        *,
+        log_probability: Literal[False] = False,
+        **arguments: Unpack[SamplingArguments],
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
+        log_probability: Literal[True],
+        **arguments: Unpack[SamplingArguments],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
+        log_probability: bool,
+        **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+    @takes_arguments_of(SamplingOptions, RunSettings)
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
         log_probability: bool = False,
-        condition: Tensor | None = None,
+        **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. top_k, top_p: draw from the most likely levels only, see ``drawing.Drawing``. noise: u [n, C, H, W] in
-        [0, 1), else drawn from ``generator``; same noise, same image, whatever the batch size. runtime: 'auto',
-        'cpu' or 'cuda' (compiled), 'eager' (plain PyTorch with caches) or 'reference' (a full forward per pixel).
-        log_probability: return (images, ln p [n] float64) of the sub-pixels drawn, under the model itself: at
-        temperature 1, with all levels. condition: [n, *condition_shape].
+        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1), instead; same noise, same
+        image, whatever the batch size. log_probability: return (images, ln p [n] float64) of the sub-pixels drawn,
+        under the model itself: at temperature 1, with all levels.
+        top_k, top_p: draw from the most likely levels only; these options are explained at ``heads.SamplingOptions``.
+        batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
+        (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
+        condition: [n, *condition_shape].
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
         if n < 0:
             raise ValueError(f"n is {n}: the number of images can't be negative")
-        levels = torch.zeros(n, *self.shape, dtype=torch.int32)
-        drawing = Drawing(temperature, top_k, top_p)
-        return self._run(
-            levels,
-            None,
-            Given(labels, condition),
-            drawing,
-            generator,
-            noise,
-            batch_size,
-            runtime,
-            progress,
-            log_probability,
-        )
+        values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
+        return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
+    @overload
     def complete(
         self,
         images: Tensor,
@@ -130,42 +183,69 @@ class Sampler:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
-        batch_size: int | None = None,
-        runtime: RuntimeName = "auto",
-        progress: bool = False,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        *,
+        log_probability: Literal[False] = False,
+        **arguments: Unpack[SamplingArguments],
+    ) -> Tensor: ...
+
+    @overload
+    def complete(
+        self,
+        images: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
+        log_probability: Literal[True],
+        **arguments: Unpack[SamplingArguments],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def complete(
+        self,
+        images: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
+        log_probability: bool,
+        **arguments: Unpack[SamplingArguments],
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+    @takes_arguments_of(SamplingOptions, RunSettings)
+    def complete(
+        self,
+        images: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        *,
         log_probability: bool = False,
-        condition: Tensor | None = None,
+        **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
         images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
-        A pixel sees the known pixels before it, never those after it. The rest as in ``sample``.
+        A pixel sees the known pixels before it, never those after it. The other arguments, what is returned and what
+        is raised are as of ``sample``.
         """
-        levels = self._checked_levels(images)
+        values = self._model.checked_images(images)
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
         try:
-            known = known.cpu().expand(levels.shape).contiguous()
+            known = known.cpu().expand(values.shape).contiguous()
         except RuntimeError:
             raise ValueError(
-                f"known {list(known.shape)} does not broadcast to images {list(levels.shape)}"
+                f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
             ) from None
-        levels = levels.masked_fill(~known, 0)
-        drawing = Drawing(temperature, top_k, top_p)
-        return self._run(
-            levels,
-            known,
-            Given(labels, condition),
-            drawing,
-            generator,
-            noise,
-            batch_size,
-            runtime,
-            progress,
-            log_probability,
-        )
+        values = values.masked_fill(~known, 0)
+        return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
 
     def logits(
         self,
@@ -176,15 +256,17 @@ class Sampler:
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
-        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype. For checks; the model's own
-        forward gives the same, faster.
+        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; of a head that reads no logits,
+        the parameters of each distribution, [n, D, H, W, P]. For checks; the model's own forward gives the same,
+        faster.
         """
-        levels = self._checked_levels(images)
-        out = torch.zeros(*levels.shape, self._model.levels, dtype=self._compiled.program.dtype)
-        known = torch.ones_like(levels, dtype=torch.bool)
-        self._run(
-            levels, known, Given(labels, condition), Drawing(), None, None, None, runtime, False, logits=out
-        )
+        values = self._model.checked_images(images)
+        n, _, height, width = values.shape
+        program = self._compiled.program
+        out = torch.zeros(n, program.distributions, height, width, program.parameters, dtype=program.dtype)
+        known = torch.ones_like(values, dtype=torch.bool)
+        settings = RunSettings(runtime=runtime, condition=condition)
+        self._run(values, known, labels, None, None, SamplingOptions(), settings, parameters=out)
         return out.log_softmax(-1) if self._compiled.normalised else out
 
     def runtime(self, name: RuntimeName) -> Runtime:
@@ -197,16 +279,17 @@ class Sampler:
         return self._runtimes[name]
 
     def _fastest(self) -> RuntimeName:
+        if why_not_compiled(self.head) is not None:
+            return "eager"
         if why_not_cpu(self._compiled.program) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
         return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
-        program, conditions, precision = (
-            self._compiled.program,
-            self._compiled.conditions,
-            self._compiled.precision,
-        )
+        program, conditions = self._compiled.program, self._compiled.conditions
+        precision = self._compiled.precision
+        if name in ("cpu", "cuda") and (why := why_not_compiled(self.head)) is not None:
+            raise RuntimeError(f"runtime {name!r} is not available: {why}")
         if name == "cuda":
             return CudaRuntime(program, conditions, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
@@ -219,49 +302,69 @@ class Sampler:
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
             )
-        return ReferenceRuntime(self._model, [program.drawn_by(draw) for draw in range(len(program.outputs))])
+        return ReferenceRuntime(self._model, draws=len(program.outputs))
 
     # -- running
 
-    def _run(
+    def _sampled(
         self,
-        levels: Tensor,
+        values: Tensor,
         known: Tensor | None,
-        given: Given,
-        drawing: Drawing,
+        labels: Tensor | None,
+        temperature: float,
         generator: torch.Generator | None,
         noise: Tensor | None,
-        batch_size: int | None,
-        runtime: RuntimeName,
-        progress: bool,
-        log_probability: bool = False,
-        logits: Tensor | None = None,
+        log_probability: bool,
+        arguments: Mapping[str, Any],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Fills ``levels`` int32 [n, C, H, W] batch by batch; the arguments are those of ``sample``."""
-        n, height = levels.shape[0], self.shape[1]
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
-        given = Given(self._checked_labels(given.labels, n), self._checked_condition(given.condition, n))
-        noise = self._checked_noise(noise, levels.shape, generator)
-        engine = self.runtime(runtime)
-        size = batch_size or self._default_batch(n, engine)
-        log_probabilities = torch.zeros(levels.shape, dtype=torch.float64) if log_probability else None
+        """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
+        options = _fields_among(SamplingOptions, arguments, temperature=temperature)
+        settings = _fields_among(RunSettings, arguments)
+        found = torch.zeros(values.shape, dtype=torch.float64) if log_probability else None
+        images = self._run(values, known, labels, generator, noise, options, settings, log_probability=found)
+        return images if found is None else (images, found.sum((1, 2, 3)))
+
+    def _run(
+        self,
+        values: Tensor,
+        known: Tensor | None,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+        noise: Tensor | None,
+        options: SamplingOptions,
+        settings: RunSettings,
+        *,
+        log_probability: Tensor | None = None,
+        parameters: Tensor | None = None,
+    ) -> Tensor:
+        """Fills ``values`` [n, C, H, W], and the other outputs as of ``Job``, batch by batch -> the images."""
+        n, height = values.shape[0], self.shape[1]
+        given = self._model.checked_given(labels, settings.condition, n)
+        uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
+        noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
+        engine = self.runtime(settings.runtime)
+        size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
-        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not progress) as bar:
+        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
             try:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))
                     count = part.stop - part.start
+
+                    def on_row(y: int, count: int = count) -> None:
+                        bar.update(count if y else 0)
+
                     engine.run(
                         Job(
-                            levels=levels[part],
+                            values=values[part],
                             known=None if known is None else known[part],
                             noise=noise[part],
                             given=given.part(part),
-                            drawing=drawing,
-                            logits=None if logits is None else logits[part],
-                            log_probability=None if log_probabilities is None else log_probabilities[part],
-                            on_row=lambda y, count=count: bar.update(count if y else 0),
+                            head=self.head,
+                            options=options,
+                            parameters=None if parameters is None else parameters[part],
+                            log_probability=None if log_probability is None else log_probability[part],
+                            on_row=on_row,
                         )
                     )
                     bar.update(count)
@@ -270,12 +373,8 @@ class Sampler:
                 image, *rest = error.location
                 raise NonFiniteLogits(image + part.start, *rest) from None
             except KeyboardInterrupt:
-                raise SamplingInterrupted(self._as_images(levels[:finished]), n) from None
-        images = self._as_images(levels)
-        return images if log_probabilities is None else (images, log_probabilities.sum((1, 2, 3)))
-
-    def _as_images(self, levels: Tensor) -> Tensor:
-        return levels.to(torch.uint8) if self._model.levels <= 256 else levels
+                raise SamplingInterrupted(self.head.as_images(values[:finished]), n) from None
+        return self.head.as_images(values)
 
     def _default_batch(self, n: int, engine: Runtime) -> int:
         if isinstance(engine, CudaRuntime):
@@ -284,55 +383,6 @@ class Sampler:
             largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // self.program.workspace_bytes))
         batches = max(1, math.ceil(n / largest))
         return max(1, math.ceil(n / batches))  # of equal size
-
-    def _checked_levels(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1:] != self.shape:
-            raise ValueError(
-                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
-            )
-        if images.is_floating_point() or images.dtype == torch.bool:
-            raise ValueError(
-                f"images are {images.dtype}: expected integer levels (likelihood.to_levels makes them)"
-            )
-        levels = images.cpu().to(torch.int32, copy=True).contiguous()
-        check_levels(levels, self._model.levels)
-        return levels
-
-    def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
-        if not self._model.conditional:
-            if labels is not None:
-                raise ValueError(
-                    "labels were given, but the sampler was built for a model without labels: where its forward "
-                    "takes some, build the sampler with conditional=True"
-                )
-            return None
-        if labels is None:
-            raise ValueError(f"this model is conditional: pass labels, integers [{n}]")
-        labels = torch.as_tensor(labels)
-        if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        if (
-            n
-            and self._model.n_classes
-            and not 0 <= int(labels.min()) <= int(labels.max()) < self._model.n_classes
-        ):
-            raise ValueError(
-                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self._model.n_classes - 1}"
-            )
-        return labels.to(self._model.device, torch.long)
-
-    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
-        shape = self._model.condition_shape
-        if shape is None:
-            if condition is not None:
-                raise ValueError(
-                    "a condition was given, but the sampler was built without: pass condition_shape="
-                )
-            return None
-        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
-            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
-            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
-        return condition.to(self._model.device, self._model.dtype)
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
@@ -347,3 +397,12 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), and some of it is outside or NaN")
         return noise.double().cpu().contiguous()
+
+
+Fields = TypeVar("Fields")
+
+
+def _fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
+    """A dataclass, from those of the arguments that are its fields."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**more, **{name: value for name, value in arguments.items() if name in names})

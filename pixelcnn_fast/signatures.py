@@ -12,9 +12,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes_arguments_of(
-    source: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
+    *sources: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Function], Function]:
-    """For a function with ``**arguments``, which it hands on: they are the keyword-only parameters of ``source``.
+    """For a function with ``**arguments``, which it hands on: they are the keyword-only parameters of ``sources``.
 
     renamed: old words -> the new ones, for the error that an old word gets.
     The function's signature shows the parameters in the place of ``**arguments``, without those that it sets itself.
@@ -27,6 +27,7 @@ def takes_arguments_of(
         names = {p.name for p in own}
         shared = [
             p
+            for source in sources
             for p in inspect.signature(source).parameters.values()
             if p.kind is p.KEYWORD_ONLY and p.name not in names
         ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +55,18 @@ def test_errors_are_one_family(name: str) -> None:
 
 def test_the_family_is_complete() -> None:
     assert {kind.__name__ for kind in pixelcnn_fast.PixelCNNFastError.__subclasses__()} == set(KINDS)
+
+
+def test_no_other_file_defines_an_error() -> None:
+    package = Path(pixelcnn_fast.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = [getattr(builtins, base.id, None) for base in node.bases if isinstance(base, ast.Name)]
+                if any(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
+                    found.add(path.relative_to(package).as_posix())
+    assert found == {"errors.py"}
 
 
 def test_an_interrupt_is_not_swallowed_by_except_exception() -> None:

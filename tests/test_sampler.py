@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import pydoc
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_type_hints
+
 import pytest
 import torch
 
+import pixelcnn_fast
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, Unsupported
+from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.sampler import RunSettings, SamplingArguments
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 
 
@@ -239,3 +252,102 @@ def test_a_model_that_is_not_finite_is_refused_at_once():
         next(model.parameters())[0] = float("nan")
     with pytest.raises(NonFiniteLogits):
         Sampler(model, (1, 5, 5))
+
+
+# -- what sample and complete share
+
+SHARED = {
+    **asdict(SamplingOptions()),
+    "labels": None,
+    "generator": None,
+    "noise": None,
+    "batch_size": None,
+    "runtime": "auto",
+    "progress": False,
+    "log_probability": False,
+    "condition": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "own"), [("sample", ["self", "n"]), ("complete", ["self", "images", "known"])]
+)
+def test_every_argument_is_shown(method, own):
+    function = getattr(Sampler, method)
+    parameters = inspect.signature(function).parameters
+    assert {name: p.default for name, p in parameters.items() if name not in own} == SHARED
+    assert list(parameters)[: len(own) + 4] == [*own, "labels", "temperature", "generator", "noise"]
+    shown = pydoc.render_doc(function)
+    assert all(f"{name}: " in shown.partition(" -> ")[0] for name in SHARED)
+
+
+def test_type_checkers_know_every_keyword():
+    expected = {**get_type_hints(SamplingOptions), **get_type_hints(RunSettings)}
+    del expected["temperature"]  # it has a place
+    assert get_type_hints(SamplingArguments) == expected
+
+
+def test_the_first_arguments_may_be_given_by_place(sampler):
+    u = torch.rand(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    other = torch.Generator().manual_seed(2)
+    expected = sampler.sample(2, labels=LABELS, temperature=0.5, noise=u)
+    assert torch.equal(sampler.sample(2, LABELS, 0.5, other, u), expected)
+    again = torch.Generator().manual_seed(1)
+    assert torch.equal(sampler.sample(2, LABELS, 0.5, again), expected)
+    known = torch.eye(4, dtype=torch.bool)
+    kept = sampler.complete(expected, known, labels=LABELS, temperature=0.7, noise=1 - u)
+    assert torch.equal(sampler.complete(expected, known, LABELS, 0.7, other, 1 - u), kept)
+
+
+@pytest.mark.parametrize("method", ["sample", "complete"])
+def test_an_unknown_keyword_is_named(sampler, method):
+    with pytest.raises(TypeError, match=rf"^Sampler\.{method}\(\) got an unexpected keyword argument 'top_q'$"):
+        getattr(sampler, method)(*[None] * (2 if method == "complete" else 1), labels=LABELS, top_q=0.9)
+
+
+def test_log_probabilities_come_with_the_images(sampler):
+    u = torch.rand(2, 2, 4, 4, dtype=torch.float64)
+    images, found = sampler.sample(2, LABELS, noise=u, log_probability=True, batch_size=1)
+    assert torch.equal(images, sampler.sample(2, LABELS, noise=u)) and found.shape == (2,)
+    completed, found = sampler.complete(
+        images, torch.ones(4, 4, dtype=torch.bool), LABELS, log_probability=True
+    )
+    assert torch.equal(completed, images) and found.tolist() == [0, 0]
+
+
+SNIPPET = """
+import torch
+from torch import Tensor
+from pixelcnn_fast import Sampler
+
+def f(sampler: Sampler, flag: bool, x: Tensor, generator: torch.Generator) -> None:
+    reveal_type(sampler.sample(2))
+    reveal_type(sampler.sample(2, None, 0.9, generator, x))
+    reveal_type(sampler.sample(2, log_probability=True, top_k=3, runtime="cpu"))
+    reveal_type(sampler.complete(x, x, temperature=0.5, condition=x))
+    reveal_type(sampler.complete(x, x, x, log_probability=True))
+    reveal_type(sampler.complete(x, x, log_probability=flag))
+    sampler.sample(2, colour=True)
+    sampler.sample(2, runtime="gpu")
+    sampler.complete(x, x, top_k="many")
+    Sampler(torch.nn.Identity(), (1, 2, 3), precision="int4")
+    Sampler(torch.nn.Identity(), (1, 2, 3), image_form="grey")
+"""
+
+
+def test_types_are_honest(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    (tmp_path / "snippet.py").write_text(SNIPPET)
+    root = Path(pixelcnn_fast.__file__).parents[1]
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", tmp_path / "cache"]
+    command += ["--config-file", os.devnull, "--hide-error-context", tmp_path / "snippet.py"]
+    found = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(root)}
+    )
+    tensor = "torch._tensor.Tensor"
+    pair = f"tuple[{tensor}, {tensor}]"
+    revealed = re.findall(r'Revealed type is "(.*)"', found.stdout)
+    assert revealed == [tensor, tensor, pair, tensor, pair, f"{tensor} | {pair}"], found.stdout + found.stderr
+    first = SNIPPET.split("\n").index("    sampler.sample(2, colour=True)") + 1
+    refused = {int(line) for line in re.findall(r"snippet\.py:(\d+): error", found.stdout)}
+    assert refused == set(range(first, first + 5)), found.stdout

@@ -17,8 +17,11 @@ from tests.system.networks import pixelcnn
 def source(positional: int, *, first: int = 1, second: str = "two") -> None: ...
 
 
+def another(*, third: bool = False) -> None: ...
+
+
 class Thing:
-    @takes_arguments_of(source, renamed={"old": "second"})
+    @takes_arguments_of(source, another, renamed={"old": "second"})
     def method(self, x: int, *, first: int = 7, **arguments) -> dict:
         """Its own docstring."""
         return {"x": x, "first": first, **arguments}
@@ -26,7 +29,7 @@ class Thing:
 
 def test_the_signature_shows_what_is_taken():
     assert str(inspect.signature(Thing.method)) == (
-        "(self, x: 'int', *, first: 'int' = 7, second: 'str' = 'two') -> 'dict'"
+        "(self, x: 'int', *, first: 'int' = 7, second: 'str' = 'two', third: 'bool' = False) -> 'dict'"
     )
     assert "second: 'str' = 'two'" in pydoc.render_doc(Thing) and Thing.method.__doc__ == "Its own docstring."
 

@@ -15,10 +15,6 @@ BF16_LIMIT = 0.05  # how far bf16 weights may move it from where the model's own
 CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 MB
 
 
-class CheckFailed(Exception):
-    """A sampler did not draw what the model gives for the noise, so its time means nothing."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One contestant's images against the common ones and against probabilities computed apart.

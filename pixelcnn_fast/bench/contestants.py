@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.bench.checks import Check, Oracle, cdf_excess
 from pixelcnn_fast.bench.workload import Workload
+from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
-NAIVE = "reference"
+NAIVE: RuntimeName = "reference"
 LABELS = {
     NAIVE: "naive: a full forward per pixel",
     "eager": "cached: PyTorch, layer by layer",
@@ -69,7 +70,7 @@ class WholeImages:
             self._work.labels,
             noise=self._work.noise,
             batch_size=self._work.images,
-            runtime=self.name.removesuffix("-bf16"),
+            runtime=cast(RuntimeName, self.name.removesuffix("-bf16")),
             progress=self._progress,
         )
 

@@ -22,7 +22,7 @@ class Tracing(Protocol):
     """What a lowering may ask of the tracer that follows the model's tensors; entered, it records further calls."""
 
     builder: Builder
-    levels: int
+    levels: int | None
     holds_levels: bool
 
     def mark(self, x: Any) -> Any:
@@ -339,7 +339,7 @@ def _identity(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: A
 
 def _cast(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
     x = t.feature_map(input)
-    if not input.is_floating_point():
+    if not input.is_floating_point() and t.levels is not None:
         levels = torch.arange(t.levels)
         if not torch.equal(levels.to(output.dtype).long(), levels) or not torch.equal(
             output.double(), input.double()

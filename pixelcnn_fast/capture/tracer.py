@@ -32,10 +32,10 @@ from pixelcnn_fast.capture.lowering import (
 )
 from pixelcnn_fast.capture.shadow import ShadowMap
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.heads import Bernoulli, Head, resolved
+from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program
+from pixelcnn_fast.program.program import ACTIVATIONS, Instruction, Pointwise, Program
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,19 @@ def capture(
     tracer = Tracer(images, given, parameter.dtype, parameter.device, head.levels)
     with torch.no_grad(), _module_paths(model, tracer.path), tracer:
         output = given.call(model, images)
-        tracer.check_logits(output, head)
+        tracer.check_last_call(output, head)
         head = resolved(head, output, tracer.shape)
         output = head.arranged(output, tracer.shape[1])
-    instructions, result, levels, normalised = tracer.finish(output)
+    instructions, result, parameters, normalised = tracer.finish(output, head)
     program = Program(
         tuple(tracer.shape[1:]),
-        levels,
+        parameters,
         tuple(instructions),
         (result,),
         parameter.dtype,
         parameter.device,
         normalised,
+        head.joint,
     )
     return program, Conditions(tracer.builder.calls), output, head
 
@@ -98,7 +99,7 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 class Tracer(TorchFunctionMode):
     def __init__(
-        self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device, levels: int
+        self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device, levels: int | None
     ) -> None:
         super().__init__()
         self.path: list[str] = []
@@ -322,18 +323,15 @@ class Tracer(TorchFunctionMode):
 
     # -- the result
 
-    def check_logits(self, output: Any, head: Head) -> None:
-        """Raises Unsupported for what are probabilities, though the head expects logits."""
+    def check_last_call(self, output: Any, head: Head) -> None:
+        """Raises Unsupported where the last call shows that the output is something else than the head reads."""
         mark = self.mark(output)
-        if isinstance(head, Bernoulli) and not head.probabilities and isinstance(mark, ShadowMap):
-            if self.builder.made_by("sigmoid", mark) is not None:
-                raise Unsupported(
-                    "cannot sample from this model: its last call is a sigmoid, so it returns probabilities, not "
-                    "logits: say so by head=heads.Bernoulli(probabilities=True)"
-                )
+        for kind in ACTIVATIONS if isinstance(mark, ShadowMap) else ():
+            if (misread := head.misread(kind)) and self.builder.made_by(kind, mark) is not None:
+                raise Unsupported(f"cannot sample from this model: {misread}")
 
-    def finish(self, output: Any) -> tuple[list[Instruction], int, int, bool]:
-        """-> (instructions, output value, levels, whether the model's output is their log-softmax)."""
+    def finish(self, output: Any, head: Head) -> tuple[list[Instruction], int, int, bool]:
+        """-> (instructions, output value, parameters, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
@@ -341,10 +339,11 @@ class Tracer(TorchFunctionMode):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         n, c, height, width = self.shape
         shape = list(output.shape)
-        if len(shape) != 5 or shape[:4] != [n, c, height, width]:
+        expected = [n, head.distributions(c), height, width]
+        if len(shape) != 5 or shape[:4] != expected:
             raise Unsupported(
-                f"cannot sample from this model: its output has shape {shape}, expected logits "
-                f"[N, C, H, W, levels] = [{n}, {c}, {height}, {width}, levels]"
+                f"cannot sample from this model: its output has shape {shape}, expected "
+                f"[N, distributions, H, W, parameters] = [{', '.join(map(str, expected))}, parameters]"
             )
         logits, normalised = without_log_softmax(self.builder, mark.addresses.permute(0, 1, 4, 2, 3))
         result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
-from pixelcnn_fast.image_forms import IMAGE_FORMS, SCALED_FORMS, ImageForm, check_choice, from_levels
+from pixelcnn_fast.image_forms import (
+    IMAGE_FORMS,
+    SCALED_FORMS,
+    ImageForm,
+    check_choice,
+    from_levels,
+)
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
@@ -48,7 +54,7 @@ class WrappedModel:
         self.module, self.image_form = module, image_form
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
-            raise ValueError(f"head is {head!r}, expected heads.Categorical(...) or heads.Bernoulli(...)")
+            raise ValueError(f"head is {head!r}, expected one of heads, such as heads.Categorical(...)")
         if head is not None and levels not in (None, head.levels):
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
         if levels is None:
@@ -56,7 +62,12 @@ class WrappedModel:
         self.head = head if head is not None else Categorical(levels)
         self.levels = self.head.levels
         check_choice("image_form", image_form, IMAGE_FORMS)
-        if self.levels < 2 or (image_form == "uint8" and self.levels > 256):
+        if self.levels is None:
+            if image_form != "levels":
+                raise ValueError(
+                    f"{self.head} draws real numbers, which a model takes as they are: pass image_form='levels'"
+                )
+        elif self.levels < 2 or (image_form == "uint8" and self.levels > 256):
             raise ValueError(
                 f"levels is {self.levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256; beyond, "
                 "image_form='int64', 'codes' or a floating point form says what the model takes"
@@ -73,9 +84,9 @@ class WrappedModel:
         self.dtype, self.device = _dtype_and_device(module)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random levels [2, C, H, W], and what the model takes beside images: other classes for another seed."""
+        """Random values [2, C, H, W], and what the model takes beside images: other classes for another seed."""
         generator = torch.Generator().manual_seed(seed)
-        levels = torch.randint(self.levels, (EXAMPLE_BATCH, *self.shape), generator=generator).to(self.device)
+        values = self.head.examples((EXAMPLE_BATCH, *self.shape), generator).to(self.device)
         labels = None
         if self.conditional:
             labels = seed * torch.arange(1, EXAMPLE_BATCH + 1, device=self.device) % (self.n_classes or 2)
@@ -83,24 +94,71 @@ class WrappedModel:
         if self.condition_shape is not None:
             condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
             condition = condition.to(self.device, self.dtype)
-        return levels, Given(labels, condition)
+        return values, Given(labels, condition)
 
-    def captured(self, levels: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
-        """Runs the module on an example -> (program, conditions, the model's own logits [N, C, H, W, L])."""
+    def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
+        """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
         with self.evaluating():
-            program, conditions, logits, self.head = capture(self.module, self.encode(levels), given, self.head)
-        if (interval := SCALED_FORMS.get(self.image_form)) is not None:
-            program = _with_scaled_input(program, *interval)
-        return program, conditions, logits
+            program, conditions, output, self.head = capture(self.module, self.encode(values), given, self.head)
+        if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
+            program = _with_scaled_input(program, self.levels, *interval)
+        return program, conditions, output
 
     @torch.no_grad()
-    def logits(self, levels: Tensor, given: Given) -> Tensor:
-        """levels: [N, C, H, W] -> [N, C, H, W, L], by the module's own forward."""
-        return self.head.arranged(given.call(self.module, self.encode(levels)), self.shape[0])
+    def parameters(self, values: Tensor, given: Given) -> Tensor:
+        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward."""
+        return self.head.arranged(given.call(self.module, self.encode(values)), self.shape[0])
 
-    def encode(self, levels: Tensor) -> Tensor:
-        """Integer levels -> what the module takes for an image."""
-        return from_levels(levels.to(self.device), self.image_form, self.levels, self.dtype)
+    def encode(self, values: Tensor) -> Tensor:
+        """Values as they are drawn -> what the module takes for an image."""
+        values = values.to(self.device)
+        if self.levels is None:
+            return values.to(self.dtype)
+        return from_levels(values, self.image_form, self.levels, self.dtype)
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Images that a user gave -> a copy of their values, as the head draws them. Raises ValueError for bad ones."""
+        if images.dim() != 4 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
+            )
+        return self.head.checked(images)
+
+    def checked_given(self, labels: Tensor | None, condition: Tensor | None, n: int) -> Given:
+        """What a user gave beside n images, on the model's device. Raises ValueError if it isn't what it takes."""
+        return Given(self._checked_labels(labels, n), self._checked_condition(condition, n))
+
+    def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+        if not self.conditional:
+            if labels is not None:
+                raise ValueError(
+                    "labels were given, but the sampler was built for a model without labels: where its forward "
+                    "takes some, build the sampler with conditional=True"
+                )
+            return None
+        if labels is None:
+            raise ValueError(f"this model is conditional: pass labels, integers [{n}]")
+        labels = torch.as_tensor(labels)
+        if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
+        if n and self.n_classes and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
+            raise ValueError(
+                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self.n_classes - 1}"
+            )
+        return labels.to(self.device, torch.long)
+
+    def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
+        shape = self.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "a condition was given, but the sampler was built without: pass condition_shape="
+                )
+            return None
+        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+            found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
+            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
+        return condition.to(self.device, self.dtype)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -145,14 +203,14 @@ def _takes_labels(model: nn.Module) -> bool:
     return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
 
 
-def _with_scaled_input(program: Program, low: float, high: float) -> Program:
+def _with_scaled_input(program: Program, levels: int, low: float, high: float) -> Program:
     """The program reads levels; this model was run on what they are in low...high."""
 
     def scaled(i: Instruction) -> Instruction:
         if not isinstance(i, FromLevels) or i.table is not None:
             return i
         one = torch.ones(i.channels, dtype=program.dtype, device=program.device)
-        step = Step("affine", scale=one * ((high - low) / (program.levels - 1)), shift=one * low)
+        step = Step("affine", scale=one * ((high - low) / (levels - 1)), shift=one * low)
         return replace(i, steps=(step, *i.steps))
 
     return replace(program, instructions=tuple(map(scaled, program.instructions)))

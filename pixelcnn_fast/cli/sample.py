@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.cli.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.errors import SamplingInterrupted
+from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
 from pixelcnn_fast.sampler import Sampler
@@ -42,14 +44,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--n", type=count, default=16, help="images of each class, or in all if there are no classes")
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
-    add(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="logits are divided by it; 0 takes the most likely level",
-    )
-    add("--top-k", type=count, metavar="K", help="draw from the K most likely levels only")
-    add("--top-p", type=float, metavar="P", help="draw from the most likely levels that together reach P")
+    for option in fields(SamplingOptions):
+        flag, known = f"--{option.name.replace('_', '-')}", option.metadata
+        add(flag, type=known["parse"], default=option.default, metavar=known["metavar"], help=known["help"])
     add("--seed", type=int, default=0, help="of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
@@ -71,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
     for path in filter(None, (args.out, args.npz)):
         output_file(path)
+    options = _options(args)
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
     labels = torch.tensor(classes).repeat(args.n) if classes else None
@@ -83,13 +81,11 @@ def run(args: argparse.Namespace) -> int:
         images = sampler.sample(
             wanted,
             labels,
-            args.temperature,
-            generator,
+            generator=generator,
             batch_size=args.batch,
             runtime=args.runtime,
             progress=args.progress,
-            top_k=args.top_k,
-            top_p=args.top_p,
+            **asdict(options),
         )
     except SamplingInterrupted as stop:
         images, interrupted = stop.images, True
@@ -101,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
         _save(images, labels, columns, args)
         print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} an image")
     return 130 if interrupted else 0
+
+
+def _options(args: argparse.Namespace) -> SamplingOptions:
+    return SamplingOptions(**{option.name: getattr(args, option.name) for option in fields(SamplingOptions)})
 
 
 def _classes(wanted: list[str] | None, model: PixelCNN) -> list[int]:
@@ -122,9 +122,8 @@ def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Na
     pictures.save_png(pictures.image_grid(images, columns, scale), args.out)
     print(args.out)
     if args.npz:
-        given = {"top_k": args.top_k, "top_p": args.top_p}
-        settings = dict(temperature=args.temperature, seed=args.seed, checkpoint=args.checkpoint)
-        settings |= {name: value for name, value in given.items() if value is not None}
+        settings = {"seed": args.seed, "checkpoint": args.checkpoint}
+        settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
         kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
         with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
             np.savez_compressed(file, images=images.numpy(), **kept, **settings)

@@ -1,7 +1,8 @@
-"""Heads: how a model's output is read as the distribution of each sub-pixel's value."""
+"""Heads: how a model's output is read as the distribution of each pixel's values."""
 
+from pixelcnn_fast.heads.base import Head, resolved
 from pixelcnn_fast.heads.bernoulli import Bernoulli
 from pixelcnn_fast.heads.categorical import LAYOUTS, Categorical
-from pixelcnn_fast.heads.resolve import Head, resolved
+from pixelcnn_fast.heads.options import SamplingOptions
 
-__all__ = ["LAYOUTS", "Bernoulli", "Categorical", "Head", "resolved"]
+__all__ = ["LAYOUTS", "Bernoulli", "Categorical", "Head", "SamplingOptions", "resolved"]

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
-from pixelcnn_fast.heads.categorical import Categorical
+from pixelcnn_fast.errors import UnknownLayout
+from pixelcnn_fast.heads.categorical import OfLevels
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(OfLevels):
     """Images of two levels, 0 and 1; the model's output is [N, C, H, W], one number per sub-pixel.
 
     probabilities: whether that number is the probability of level 1, after a sigmoid, or its logit, before one.
     """
 
     probabilities: bool = False
-    levels = 2
-    layout = "N,C,H,W"
+    levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images
+    layout: ClassVar[str] = "N,C,H,W"
 
-    def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(shape)
+    def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
+        if output.shape != shape:
+            raise UnknownLayout(
+                f"the model's output has shape {list(output.shape)}, {self} expects {list(shape)}"
+            )
+        return self
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         """[N, C, H, W] -> logits [N, C, H, W, 2], that of level 0 being zero."""
@@ -31,7 +38,15 @@ class Bernoulli:
             output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
         pairs = torch.zeros(2 * channels, channels, 1, 1, dtype=output.dtype, device=output.device)
         pairs[1::2, :, 0, 0].fill_diagonal_(1)
-        return Categorical(2, "N,C*L,H,W").arranged(F.conv2d(output, pairs), channels)
+        return F.conv2d(output, pairs).unflatten(1, (channels, 2)).permute(0, 1, 3, 4, 2)
 
-    def comparable(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.probabilities else logits
+    def comparable(self, parameters: Tensor) -> Tensor:
+        return parameters.sigmoid() if self.probabilities else parameters
+
+    def misread(self, last_call: str) -> str | None:
+        if last_call != "sigmoid" or self.probabilities:
+            return None
+        return (
+            "its last call is a sigmoid, so it returns probabilities, not logits: say so by "
+            "head=heads.Bernoulli(probabilities=True)"
+        )

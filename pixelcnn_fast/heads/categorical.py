@@ -1,25 +1,74 @@
-"""Heads: how a model's output is read as the distribution of each sub-pixel's level."""
+"""One logit per level of a sub-pixel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-LAYOUTS = {
-    "N,C,H,W,L": "one axis for the levels, last",
-    "N,L,C,H,W": "one axis for the levels, before the channels",
-    "N,C,L,H,W": "one axis for the levels, after the channels",
-    "N,C*L,H,W": "index = channel * L + level",
-    "N,L*C,H,W": "index = level * C + channel",
-}
+from pixelcnn_fast.errors import UnknownLayout
+from pixelcnn_fast.heads import drawing
+from pixelcnn_fast.heads.base import Head
+from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.image_forms import check_levels
+from pixelcnn_fast.ops import categorical_nll
+
+Layout = Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"]
+LAYOUTS: dict[Layout, str] = dict(
+    zip(
+        get_args(Layout),
+        (
+            "one axis for the levels, last",
+            "one axis for the levels, before the channels",
+            "one axis for the levels, after the channels",
+            "index = channel * L + level",
+            "index = level * C + channel",
+        ),
+        strict=True,
+    )
+)
 ORDERS = {"N,C,H,W,L": (0, 1, 2, 3, 4), "N,L,C,H,W": (0, 2, 3, 4, 1), "N,C,L,H,W": (0, 1, 3, 4, 2)}
 
 
+class OfLevels(Head):
+    """A head whose values are levels, with one logit for each: parameters are logits [N, C, H, W, L]."""
+
+    levels: int
+    native = "categorical"
+
+    def draw(
+        self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
+    ) -> Tensor:
+        return drawing.draw(parameters, noise[..., 0], options)[..., None]
+
+    def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+        return parameters.double().log_softmax(-1).gather(-1, values.long())
+
+    def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randint(self.levels, shape, generator=generator)
+
+    def checked(self, values: Tensor) -> Tensor:
+        if values.is_floating_point() or values.dtype == torch.bool:
+            raise ValueError(
+                f"images are {values.dtype}: expected integer levels (likelihood.to_levels makes them)"
+            )
+        levels = values.cpu().to(self.value_dtype, copy=True).contiguous()
+        check_levels(levels, self.levels)
+        return levels
+
+    def as_images(self, values: Tensor) -> Tensor:
+        """uint8 where all levels fit in it."""
+        return values.to(torch.uint8) if self.levels <= 256 else values
+
+    def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
+        return categorical_nll(parameters, values)
+
+
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(OfLevels):
     """One logit per level.
 
     levels: L, the number of levels; layout: of the model's output, one of ``LAYOUTS``; None: inferred from the
@@ -28,23 +77,46 @@ class Categorical:
     """
 
     levels: int = 256
-    layout: Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"] | None = None
+    layout: Layout | None = None
     probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 
-    def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def expected(self, shape: tuple[int, ...]) -> list[int]:
         """The output's shape for images of ``shape`` [N, C, H, W], in a layout that is given."""
+        assert self.layout is not None
         n, c, height, width = shape
         sizes = {"N": n, "C": c, "H": height, "W": width, "L": self.levels}
         sizes["C*L"] = sizes["L*C"] = c * self.levels
-        return tuple(sizes[axis] for axis in self.layout.split(","))
+        return [sizes[axis] for axis in self.layout.split(",")]
+
+    def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
+        found = list(output.shape)
+        if self.layout is not None:
+            if found != self.expected(shape):
+                raise UnknownLayout(
+                    f"the model's output has shape {found}, {self} expects {self.expected(shape)}"
+                )
+            return self
+        heads = [replace(self, layout=layout) for layout in LAYOUTS]
+        fitting = [head for head in heads if found == head.expected(shape)]
+        if len(fitting) == 1 or (len(fitting) == 2 and shape[1] == 1 and output.dim() == 4):
+            return fitting[0]  # of one channel, both orders of the channels are the same
+        if fitting:
+            title = f"the model's output {found} can be read in several ways; say which:"
+            lines = [f"  head={head!r}: {LAYOUTS[head.layout]}" for head in fitting if head.layout is not None]
+        else:
+            title = f"the model's output has shape {found}; for {self.levels} levels it is expected to be"
+            lines = [f"  {head.expected(shape)} for head={head!r}" for head in heads]
+            lines.append(
+                f"  {list(shape)} for head=Bernoulli() of logits or head=Bernoulli(probabilities=True), two levels"
+            )
+        raise UnknownLayout("\n".join([title, *lines]))
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a layout that is given -> logits [N, C, H, W, L]."""
-        layout = self.layout
+        layout: str | None = self.layout
         if self.probabilities:  # one of 0 would have an infinite logit
             output = output.clamp_min(torch.finfo(output.dtype).tiny).log()
         if layout in ("N,C*L,H,W", "N,L*C,H,W"):
@@ -52,8 +124,8 @@ class Categorical:
             split = (channels, self.levels) if layout == "N,C*L,H,W" else (self.levels, channels)
             output = output.reshape(n, *split, height, width)
             layout = "N,C,L,H,W" if layout == "N,C*L,H,W" else "N,L,C,H,W"
+        assert layout is not None
         return output if layout == "N,C,H,W,L" else output.permute(*ORDERS[layout])
 
-    def comparable(self, logits: Tensor) -> Tensor:
-        """What the captured program and the model are compared by."""
-        return logits.softmax(-1) if self.probabilities else logits
+    def comparable(self, parameters: Tensor) -> Tensor:
+        return parameters.softmax(-1) if self.probabilities else parameters

@@ -55,12 +55,13 @@ def split_phases(program: Program) -> PhasedProgram:
             instructions.append(PhasedInstruction(i, phase, after))
     return PhasedProgram(
         program.shape,
-        program.levels,
+        program.parameters,
         tuple(instructions),
         _storage(program),
         program.outputs,
         program.dtype,
         program.device,
+        program.joint,
     )
 
 

@@ -43,7 +43,7 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
     labels = dict(draws)
     if ordered:
         for output in program.outputs:
-            labels[output] = torch.arange(len(labels[output])) // program.levels
+            labels[output] = torch.arange(len(labels[output])) // program.parameters
     changed = True
     while changed:
         changed = False
@@ -86,7 +86,9 @@ class _Splitter:
                 self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
         draws = self._program.shape[0] if self._ordered else 1
         outputs = [
-            self._joined(value, torch.arange(self._program.levels * self._program.shape[0]).chunk(draws)[draw])
+            self._joined(
+                value, torch.arange(self._program.parameters * self._program.distributions).chunk(draws)[draw]
+            )
             for value in self._program.outputs
             for draw in range(draws)
         ]

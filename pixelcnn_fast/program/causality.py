@@ -24,9 +24,7 @@ def why_not_causal(program: Program) -> str | None:
     later = torch.zeros(seen.shape[2:], dtype=torch.bool)
     later.view(-1)[later.numel() // 2 + 1 :] = True
     ahead = (seen & later).nonzero().tolist()
-    present = (
-        seen[:, :, height - 1, width - 1].triu().nonzero().tolist()
-    )  # (channel of the output, channel seen)
+    present = seen[:, :, height - 1, width - 1].triu().nonzero().tolist()  # (distribution, channel seen)
     if ahead:
         channel, other, y, x = min(ahead, key=lambda found: found[2:])
         return blame(program, channel, other, y - height + 1, x - width + 1)
@@ -89,13 +87,13 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
                 return read.value, int(found.int().argmax()), connection.tap
         raise AssertionError("a field tells more than its parts")
 
-    first = channel * program.levels
+    first = channel * program.parameters
     for value in program.outputs:
         channels = producer[value].channels
         if first < channels:
             break
         first -= channels
-    at = first + int(sees(value, dy, dx)[first : first + program.levels].int().argmax())
+    at = first + int(sees(value, dy, dx)[first : first + program.parameters].int().argmax())
     path: list[tuple[Convolution, Tap]] = []
     while not isinstance(i := producer[value], FromLevels):
         value, at, tap = step_down(i, at, dy, dx)

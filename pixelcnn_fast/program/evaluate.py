@@ -14,7 +14,7 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tenso
     """The program's meaning, teacher-forced: all pixels at once, no phases.
 
     levels: integers [N, C, H, W]; condition: slot -> [N, channels] or [N, H, W, channels]
-    -> logits [N, C, H, W, L].
+    -> [N, distributions, H, W, parameters]; of a categorical head, logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels)
 
@@ -24,9 +24,9 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tenso
     for i in program.instructions:
         x = i.start(grid)
         grid.values[i.out] = apply_steps(x, i.steps, grid.values.__getitem__, operand)
-    logits = torch.cat([grid.values[output] for output in program.outputs], -1)
-    logits = logits.unflatten(-1, (program.shape[0], program.levels)).permute(0, 3, 1, 2, 4)
-    return logits.log_softmax(-1) if program.normalised else logits
+    output = torch.cat([grid.values[output] for output in program.outputs], -1)
+    output = output.unflatten(-1, (program.distributions, program.parameters)).permute(0, 3, 1, 2, 4)
+    return output.log_softmax(-1) if program.normalised else output
 
 
 class _Grid:

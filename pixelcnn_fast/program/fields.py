@@ -96,8 +96,8 @@ def _shift(seen: Tensor, dy: int, dx: int) -> Tensor:
 
 
 def output_field(program: Program) -> Tensor:
-    """What the logits of each image channel see: [image channels, image channels seen, 2H - 1, 2W - 1]."""
+    """What each distribution sees: bool [distributions, image channels, 2H - 1, 2W - 1]."""
     c, height, width = program.shape
     fields = receptive_fields(program)
     seen = torch.cat([fields[output].of_channels() for output in program.outputs])
-    return seen.view(c, program.levels, c, 2 * height - 1, 2 * width - 1).any(1)
+    return seen.view(program.distributions, program.parameters, c, 2 * height - 1, 2 * width - 1).any(1)

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Instruction, Slot, slots_of
+from pixelcnn_fast.program.program import Instruction, Slot, slots_of, title
 
 
 class Phase(Enum):
@@ -93,36 +93,34 @@ class Wavefront:
 class PhasedProgram:
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
-    Draw d reads ``outputs[d]`` and gives the image channels that ``drawn_by(d)`` names. slots: what the steps read
-    of the condition. wavefront: None where rows are sampled one at a time.
+    Draw d reads ``outputs[d]`` and gives the next image channels, as many as each other draw. slots: what the steps
+    read of the condition. parameters, joint: as of ``Program``. wavefront: None where rows are sampled one at a time.
     """
 
     shape: tuple[int, int, int]
-    levels: int
+    parameters: int
     instructions: tuple[PhasedInstruction, ...]
     storage: dict[int, Storage]
     outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    joint: bool = False
     wavefront: Wavefront | None = None
+
+    @property
+    def distributions(self) -> int:
+        """Of a pixel."""
+        return 1 if self.joint else self.shape[0]
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]
-
-    def drawn_by(self, draw: int) -> slice:
-        each = self.shape[0] // len(self.outputs)
-        return slice(draw * each, (draw + 1) * each)
 
     @property
     def slots(self) -> list[Slot]:
         return slots_of(i.instruction for i in self.instructions)
 
     def __str__(self) -> str:
-        c, height, width = self.shape
-        lines = [
-            f"causal program for {c}x{height}x{width} images of {self.levels} levels, "
-            f"{str(self.dtype).removeprefix('torch.')}, {len(self.instructions)} instructions"
-        ]
+        lines = [title("causal program", self)]
         if self.wavefront is not None:
             lines.append(f"  wavefront: a row can start {self.wavefront.lag} columns behind the row above")
         for phase in Phase:

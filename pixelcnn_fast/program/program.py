@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -355,31 +355,46 @@ class Pointwise(Instruction):
         return replace(super().rewired(operand, tap), base=operand(self.base))
 
 
+def title(kind: str, program: Any) -> str:
+    """The first line of a program's listing, captured or phased."""
+    c, height, width = program.shape
+    dtype = str(program.dtype).removeprefix("torch.")
+    return (
+        f"{kind} for {c}x{height}x{width} images, {program.distributions * program.parameters} outputs per pixel, "
+        f"{dtype}, {len(program.instructions)} instructions"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """Instructions in an order in which each reads only values defined before it.
 
-    ``shape``: (image channels, H, W); ``outputs``: the values that hold, one after the other,
-    ``image channels * levels`` logits, channel index = image channel * levels + level; ``dtype``: what the model
-    computes in; ``normalised``: whether the model's output is the log-softmax of these logits.
+    shape: (image channels, H, W). parameters: how many numbers, such as the logits of all levels, give one
+    distribution. joint: whether one distribution gives all channels of a pixel; else each image channel has its own.
+    outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
+    index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
+    output is the log-softmax of these numbers.
     """
 
     shape: tuple[int, int, int]
-    levels: int
+    parameters: int
     instructions: tuple[Instruction, ...]
     outputs: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     normalised: bool = False
+    joint: bool = False
+
+    @property
+    def distributions(self) -> int:
+        """Of a pixel."""
+        return 1 if self.joint else self.shape[0]
 
     def __str__(self) -> str:
-        c, height, width = self.shape
-        title = (
-            f"program for {c}x{height}x{width} images of {self.levels} levels, "
-            f"{str(self.dtype).removeprefix('torch.')}, {len(self.instructions)} instructions"
+        outputs = ", ".join(f"%{output}" for output in self.outputs)
+        return "\n".join(
+            [title("program", self), *(f"  {i}" for i in self.instructions), f"  outputs: {outputs}"]
         )
-        logits = ", ".join(f"%{output}" for output in self.outputs)
-        return "\n".join([title, *(f"  {i}" for i in self.instructions), f"  logits: {logits}"])
 
     def producer(self) -> dict[int, Instruction]:
         """By value, the instruction that computes it."""

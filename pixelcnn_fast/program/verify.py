@@ -42,10 +42,13 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
             raise InvalidProgram(f"output %{output} is not defined")
     for i in instructions:
         for read in i.reads():
-            _require(read.value not in program.outputs, i, f"nobody reads the logits, %{read.value}")
-    found, expected = sum(channels[output] for output in program.outputs), program.shape[0] * program.levels
+            _require(read.value not in program.outputs, i, f"nobody reads the outputs, %{read.value}")
+    found, expected = (
+        sum(channels[output] for output in program.outputs),
+        program.distributions * program.parameters,
+    )
     if found != expected:
-        raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected} logits")
+        raise InvalidProgram(f"the outputs have {found} channels in all, expected {expected}")
 
 
 def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: dict[int, int]) -> None:
@@ -58,7 +61,6 @@ def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: di
             "each picked image channel gives as many as the table is wide",
         )
         if i.table is not None:
-            _require(len(i.table) >= program.levels, i, "the table has a row for each level")
             _verify_tensor(program, i, i.table, i.table.shape)
     elif isinstance(i, Convolution):
         for tap in i.taps:

@@ -43,23 +43,21 @@ class CpuRuntime:
         )
 
     def run(self, job: Job) -> None:
-        operands = self._conditions(self._slots, job.given, job.levels.shape[0])
+        operands = self._conditions(self._slots, job.given, job.values.shape[0])
         conditions = [operands[slot].to(self._program.dtype).contiguous() for slot in self._slots]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         noise = job.noise.contiguous()
-        for written in (job.levels, job.logits, job.log_probability):
+        for written in (job.values, job.parameters, job.log_probability):
             assert written is None or written.is_contiguous()
         try:
             self._sampler.run(
-                images=job.levels.shape[0],
-                levels=job.levels.data_ptr(),
+                images=job.values.shape[0],
+                levels=job.values.data_ptr(),
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
-                temperature=job.drawing.temperature,
-                top_k=min(job.drawing.top_k or 0, self._program.levels),
-                top_p=1.0 if job.drawing.top_p is None else job.drawing.top_p,
-                logits=0 if job.logits is None else job.logits.data_ptr(),
+                **job.options.native_arguments(self._program.parameters),
+                logits=0 if job.parameters is None else job.parameters.data_ptr(),
                 log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
                 on_row=job.on_row,

@@ -58,7 +58,7 @@ def why_not_cuda(program: PhasedProgram) -> str | None:
 
 
 @dataclass
-class Batch:
+class DeviceJob:
     """A job's tensors on the device. error: -1, or the place of the first logits that are not finite."""
 
     job: Job
@@ -111,42 +111,42 @@ class CudaRuntime:
             raise RuntimeError(f"runtime 'cuda' is not available: {'; '.join(self._why_not.values())}")
 
     def run(self, job: Job) -> None:
-        if job.levels.shape[0] == 0:
+        if job.values.shape[0] == 0:
             return
         batch = self.prepared(job)
         self.enqueue(batch)
         if (code := int(batch.error)) != -1:  # waits for the device
             raise NonFiniteLogits(*self._place(code))
-        job.levels.copy_(batch.levels)
-        if job.logits is not None:
-            job.logits.copy_(batch.logits)
+        job.values.copy_(batch.levels)
+        if job.parameters is not None:
+            job.parameters.copy_(batch.logits)
         if job.log_probability is not None:
             job.log_probability.copy_(batch.log_probability)
 
-    def prepared(self, job: Job) -> Batch:
+    def prepared(self, job: Job) -> DeviceJob:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
-        name, _ = self.choose(job.levels.shape[0])
+        name, _ = self.choose(job.values.shape[0])
         slots = self._program.slots
-        operands = self._conditions(slots, job.given, job.levels.shape[0])
+        operands = self._conditions(slots, job.given, job.values.shape[0])
         conditions = [operands[slot].float().reshape(-1) for slot in slots]
-        return Batch(
+        return DeviceJob(
             job,
             name,
-            levels=job.levels.to(device),
+            levels=job.values.to(device),
             known=None if job.known is None else job.known.to(device, torch.uint8),
             noise=job.noise.to(device, torch.float64),
             conditions=torch.cat(conditions).to(device) if conditions else None,
-            logits=None if job.logits is None else torch.empty(job.logits.shape, device=device),
+            logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
             log_probability=None if job.log_probability is None else job.log_probability.to(device),
             constants=self._constants_of(name),
             workspace=torch.empty(
-                self._samplers[name].workspace_bytes(job.levels.shape[0]), dtype=torch.uint8, device=device
+                self._samplers[name].workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
             ),
             error=torch.full((1,), -1, dtype=torch.int64, device=device),
         )
 
-    def enqueue(self, batch: Batch) -> None:
+    def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         device = self._program.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -158,9 +158,7 @@ class CudaRuntime:
                 known=address(batch.known),
                 noise=batch.noise.data_ptr(),
                 conditions=address(batch.conditions),
-                temperature=batch.job.drawing.temperature,
-                top_k=min(batch.job.drawing.top_k or 0, self._program.levels),
-                top_p=1.0 if batch.job.drawing.top_p is None else batch.job.drawing.top_p,
+                **batch.job.options.native_arguments(self._program.parameters),
                 logits=address(batch.logits),
                 log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),

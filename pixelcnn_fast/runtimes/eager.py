@@ -23,19 +23,18 @@ class EagerRuntime:
     @torch.no_grad()
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
-        n, draws = job.levels.shape[0], len(self._program.outputs)
+        n, draws = job.values.shape[0], len(self._program.outputs)
         caches = _Caches(self._program, n, self._conditions(self._program.slots, job.given, n))
         for y in range(height):
             job.on_row(y)
             caches.row_phase(y)
             for x in range(width):
                 for draw in range(draws):
-                    channels = self._program.drawn_by(draw)
-                    wanted = job.wants(y, x, channels)
+                    wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, skip_output=not wanted)
                     if wanted:
-                        job.settle(y, x, channels, caches.logits(y, x, draw))
-                    caches.read_levels(y, x, draw, job.levels[:, :, y, x])
+                        job.settle(y, x, draw, draws, caches.output(y, x, draw))
+                    caches.read_values(y, x, draw, job.values[:, :, y, x])
                 caches.pixel_phase(y, x, draws)
 
 
@@ -80,13 +79,13 @@ class _Caches:
             if not (skip_output and i.out in self._program.outputs):
                 self._at_pixel(i, y, x)
 
-    def logits(self, y: int, x: int, draw: int) -> Tensor:
-        """[n, C, L] of pixel (y, x), for the image channels of this draw."""
-        return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.levels))
+    def output(self, y: int, x: int, draw: int) -> Tensor:
+        """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
+        return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.parameters))
 
-    def read_levels(self, y: int, x: int, draw: int, levels: Tensor) -> None:
-        """levels: [n, C] of pixel (y, x), of which this draw gave some."""
-        around = _Pixel(self, y, x, levels.to(self._program.device))
+    def read_values(self, y: int, x: int, draw: int, values: Tensor) -> None:
+        """values: [n, C] of pixel (y, x), of which this draw gave some."""
+        around = _Pixel(self, y, x, values.to(self._program.device))
         for i in self._inputs[draw]:
             self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i))
 
@@ -165,7 +164,7 @@ class _Around(ABC):
     def condition(self, slot: Slot) -> Tensor: ...
 
     def image(self) -> Tensor:
-        raise AssertionError("levels are read when they are drawn")
+        raise AssertionError("values are read when they are drawn")
 
     def zeros(self, channels: int) -> Tensor:
         raise AssertionError("sums are taken run by run")
@@ -187,18 +186,18 @@ class _Row(_Around):
 
 
 class _Pixel(_Around):
-    """[n, channels]; levels: [n, C], just drawn."""
+    """[n, channels]; drawn: values [n, C]."""
 
-    def __init__(self, caches: _Caches, y: int, x: int, levels: Tensor | None = None) -> None:
+    def __init__(self, caches: _Caches, y: int, x: int, drawn: Tensor | None = None) -> None:
         super().__init__(caches, y)
-        self.x, self.levels = x, levels
+        self.x, self.drawn = x, drawn
 
     def value(self, read: Read) -> Tensor:
         assert read.is_here
         return self.caches.pixel(read.value, self.y, self.x)
 
     def image(self) -> Tensor:
-        return super().image() if self.levels is None else self.levels
+        return super().image() if self.drawn is None else self.drawn
 
     def condition(self, slot: Slot) -> Tensor:
         operand = self.caches.condition(slot)

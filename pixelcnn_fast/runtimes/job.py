@@ -6,56 +6,74 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from pixelcnn_fast.heads.drawing import Drawing, check_finite
+from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.program.conditions import Given
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """One batch of n images to sample, complete or teacher-force.
 
-    levels: int32 [n, C, H, W], known levels in, all levels out; known: bool [n, C, H, W] or None (none known);
-    noise: float64 [n, C, H, W] in [0, 1); given: of n images; logits: [n, C, H, W, L] to fill, or None;
-    log_probability: float64 [n, C, H, W], zeros, to fill where levels are drawn, or None; on_row(y) is called before
+    A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
+    values: [n, C, H, W] in the head's dtype, known values in, all values out; known: bool [n, C, H, W] or None (none
+    known); noise: float64 [n, U, H, W] in [0, 1); given: of n images; parameters: [n, D, H, W, P] to fill, or None;
+    log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called before
     row y, and stops the run by raising.
     """
 
-    levels: Tensor
-    known: Tensor | None
+    values: Tensor
     noise: Tensor
-    given: Given
-    drawing: Drawing
-    logits: Tensor | None
-    log_probability: Tensor | None
-    on_row: Callable[[int], None]
+    head: Head
+    given: Given = Given()
+    options: SamplingOptions = SamplingOptions()
+    known: Tensor | None = None
+    parameters: Tensor | None = None
+    log_probability: Tensor | None = None
+    on_row: Callable[[int], None] = lambda y: None
 
-    def wants(self, y: int, x: int, channels: slice) -> bool:
-        """Whether the logits of these image channels of pixel (y, x) are needed at all."""
-        return self.logits is not None or self.known is None or not bool(self.known[:, channels, y, x].all())
+    def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
+        """Whether the parameters of this draw, of so many of pixel (y, x), are needed at all."""
+        if self.parameters is not None or self.known is None:
+            return True
+        return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
-    def settle(self, y: int, x: int, channels: slice, logits: Tensor) -> None:
-        """Puts levels at these image channels of pixel (y, x), from logits [n, c, L]: the known ones, else drawn."""
-        logits = logits.to(self.levels.device)
-        if self.logits is not None:
-            self.logits[:, channels, y, x] = logits
-        here = self.levels[:, channels, y, x]
-        known = None if self.known is None else self.known[:, channels, y, x]
-        if known is None or not known.all():
-            check_finite(
-                logits if known is None else logits.masked_fill(known[..., None], 0), y, x, channels.start
-            )
-            drawn = self.drawing.draw(logits, self.noise[:, channels, y, x]).to(here)
-            here.copy_(drawn if known is None else drawn.where(~known, here))
-            if self.log_probability is not None:
-                of_levels = logits.double().log_softmax(-1).gather(-1, here.long()[..., None])[..., 0]
-                self.log_probability[:, channels, y, x] = (
-                    of_levels if known is None else of_levels.masked_fill(known, 0)
-                )
+    def settle(self, y: int, x: int, draw: int, draws: int, parameters: Tensor) -> None:
+        """Puts values at pixel (y, x): those of one draw of so many, known or drawn. parameters: [n, d, P]."""
+        parameters = parameters.to(self.values.device)
+        if self.parameters is not None:
+            self.parameters[:, _part(self.parameters, draw, draws), y, x] = parameters
+        channels = _part(self.values, draw, draws)
+        here = self.values[:, channels, y, x]
+        by_distribution = here.unflatten(1, (parameters.shape[1], -1))
+        each = by_distribution.shape[2]
+        known = None if self.known is None else self.known[:, channels, y, x].view(by_distribution.shape)
+        if known is not None and known.all():
+            return
+        drawn_from = parameters
+        if known is not None:
+            drawn_from = parameters.masked_fill(known.all(-1, keepdim=True), 0)
+        self.head.check_finite(drawn_from, y, x, channels.start, each)
+        noise = self.noise[:, _part(self.noise, draw, draws), y, x].unflatten(1, (parameters.shape[1], -1))
+        is_known = torch.zeros_like(by_distribution, dtype=torch.bool) if known is None else known
+        drawn = self.head.draw(parameters, noise, self.options, by_distribution, is_known).to(here)
+        values = drawn if known is None else drawn.where(~known, by_distribution)
+        here.copy_(values.flatten(1))
+        if self.log_probability is not None:
+            scored = self.head.log_probability(parameters, values)
+            scored = scored if known is None else scored.masked_fill(known, 0)
+            self.log_probability[:, channels, y, x] = scored.flatten(1)
+
+
+def _part(of: Tensor, draw: int, draws: int) -> slice:
+    """A draw's share of what [n, something, ...] holds for all draws of a pixel."""
+    each = of.shape[1] // draws
+    return slice(draw * each, (draw + 1) * each)
 
 
 class Runtime(Protocol):
-    """Executes jobs. All runtimes give the same images for the same noise, up to rounding of the logits."""
+    """Executes jobs. All runtimes give the same images for the same noise, up to rounding of the parameters."""
 
     def run(self, job: Job) -> None: ...

@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
+
+
+def why_not_compiled(head: Head) -> str | None:
+    """Why the compiled runtimes can't draw from this head, or None if they can."""
+    if head.native is not None:
+        return None
+    return f"{head} is drawn in Python only: use runtime 'eager'"
 
 
 def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
@@ -33,7 +41,7 @@ class _Describer:
             image_channels=c,
             height=height,
             width=width,
-            levels=self._program.levels,
+            levels=self._program.parameters,
             outputs=[self._number[output] for output in self._program.outputs],
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
@@ -11,18 +9,18 @@ from pixelcnn_fast.runtimes.job import Job
 
 
 class ReferenceRuntime:
-    """The model's own forward, for every pixel once for each of ``draws``, the image channels drawn together."""
+    """The model's own forward, for every pixel once for each of its ``draws``."""
 
-    def __init__(self, model: WrappedModel, draws: Sequence[slice]) -> None:
+    def __init__(self, model: WrappedModel, draws: int) -> None:
         self._model, self._draws = model, draws
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
-        height, width = job.levels.shape[2:]
+        height, width = job.values.shape[2:]
         for y in range(height):
             job.on_row(y)
             for x in range(width):
-                for channels in self._draws:
-                    if job.wants(y, x, channels):
-                        logits = self._model.logits(job.levels, job.given)[:, channels, y, x]
-                        job.settle(y, x, channels, logits)
+                for draw in range(self._draws):
+                    if job.wants(y, x, draw, self._draws):
+                        parameters = self._model.parameters(job.values, job.given)[:, :, y, x]
+                        job.settle(y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw])

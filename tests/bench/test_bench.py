@@ -18,8 +18,10 @@ from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
-from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.heads.drawing import draw
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native
+from pixelcnn_fast.runtimes import job
 from pixelcnn_fast.sampler import Sampler
 
 TINY = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
@@ -31,11 +33,8 @@ def work() -> Workload:
     return workload(random_model(**TINY), 3, 5, 4)
 
 
-draw = Drawing.draw
-
-
-def one_too_high(drawing: Drawing, logits: Tensor, noise: Tensor) -> Tensor:
-    return (draw(drawing, logits, noise) + 1).clamp_max(logits.shape[-1] - 1)
+def one_too_high(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
+    return (draw(logits, noise, options) + 1).clamp_max(logits.shape[-1] - 1)
 
 
 # -- the check
@@ -113,7 +112,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 @pytest.mark.parametrize("naive_pixels", [0, 6])
 def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
     """Both Python runtimes draw alike and wrong: only the probabilities give them away."""
-    monkeypatch.setattr(Drawing, "draw", one_too_high)
+    monkeypatch.setattr(job, "draw", one_too_high)
     with pytest.raises(CheckFailed, match="reference, 3 at once"):
         compare(work, ["reference", "eager"], 1, naive_pixels)
 
@@ -201,7 +200,7 @@ def test_bench_writes_table_json_and_chart(tmp_path: Path, capsys) -> None:
 
 
 def test_bench_prints_no_speed_up_over_a_failed_check(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(Drawing, "draw", one_too_high)
+    monkeypatch.setattr(job, "draw", one_too_high)
     assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1") == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "×" not in captured.err

@@ -11,7 +11,8 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.heads.drawing import draw
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Given
@@ -87,7 +88,7 @@ def inputs(shape, n=IMAGES):
 
 
 def run(
-    engine, sampler, u, *, levels=None, known=None, labels=None, drawing=None, seed=0, log_probability=None
+    engine, sampler, u, *, levels=None, known=None, labels=None, options=None, seed=0, log_probability=None
 ):
     """-> (levels, logits). Logits that are not written stay NaN."""
     emulated().set_seed(seed)
@@ -96,8 +97,20 @@ def run(
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows = []
     given = Given(labels if sampler._model.conditional else None)
-    drawing = drawing or Drawing()
-    engine.run(Job(levels, known, u, given, drawing, logits, log_probability, rows.append))
+    options = options or SamplingOptions()
+    engine.run(
+        Job(
+            values=levels,
+            noise=u,
+            head=sampler.head,
+            given=given,
+            options=options,
+            known=known,
+            parameters=logits,
+            log_probability=log_probability,
+            on_row=rows.append,
+        )
+    )
     assert rows == list(range(u.shape[2])) and levels.shape[0] == n
     return levels, logits
 
@@ -163,7 +176,7 @@ def test_temperature_and_known_pixels(variant, temperature):
         levels=images.masked_fill(~known, 0),
         known=known,
         labels=labels,
-        drawing=Drawing(temperature),
+        options=SamplingOptions(temperature=temperature),
     )
     expected = sampler.complete(images, known, labels, temperature, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
@@ -189,7 +202,7 @@ def test_top_k_and_top_p(drawing, variant):
         levels=images,
         known=known,
         labels=labels,
-        drawing=Drawing(**drawing),
+        options=SamplingOptions(**drawing),
         log_probability=found,
     )
     for other in ("cpu", "reference"):
@@ -212,9 +225,9 @@ def test_draws_equal_the_reference_draw(drawing):
             sampler = Sampler(model, (1, 1, 1))
             _, u, _ = inputs((1, 1, 1), 24)
             u[0], u[1] = 0, 1 - 1e-9
-            got, _ = run(runtime(sampler, "block"), sampler, u, drawing=Drawing(**drawing))
+            got, _ = run(runtime(sampler, "block"), sampler, u, options=SamplingOptions(**drawing))
             assert torch.equal(
-                got.flatten(), Drawing(**drawing).draw(logits.expand(24, 256), u.flatten()).int()
+                got.flatten(), draw(logits.expand(24, 256), u.flatten(), SamplingOptions(**drawing)).int()
             )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.cuda import CudaRuntime
@@ -48,7 +48,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     expected = Sampler(model.cpu(), shape).sample(21, labels, noise=noise, runtime="cpu")
     levels = torch.zeros(21, *shape, dtype=torch.int32)
     device_labels = None if labels is None else labels.cuda()
-    engine.run(Job(levels, None, noise, Given(device_labels), Drawing(), None, None, lambda _: None))
+    engine.run(Job(values=levels, noise=noise, head=sampler.head, given=Given(device_labels)))
     assert torch.equal(levels, expected.int())
 
 
@@ -57,11 +57,11 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     "drawing", [dict(top_k=40), dict(top_p=0.7), dict(top_k=9, top_p=0.8, temperature=0.7)]
 )
 def test_top_k_and_top_p(variant, drawing):
-    model, shape, _, engine = built("wide", variant=variant)
+    model, shape, sampler, engine = built("wide", variant=variant)
     noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **drawing)
     levels = torch.zeros(21, *shape, dtype=torch.int32)
-    engine.run(Job(levels, None, noise, Given(), Drawing(**drawing), None, None, lambda _: None))
+    engine.run(Job(values=levels, noise=noise, head=sampler.head, options=SamplingOptions(**drawing)))
     assert torch.equal(levels, expected.int())
 
 
@@ -85,10 +85,8 @@ def test_a_cuda_graph_captures_a_batch(variant):
     _, shape, sampler, engine = built("wide", variant=variant)
     noise = torch.rand(5, *shape, dtype=torch.float64)
     eager = torch.zeros(5, *shape, dtype=torch.int32)
-    engine.run(Job(eager, None, noise, Given(), Drawing(), None, None, lambda _: None))
-    batch = engine.prepared(
-        Job(torch.zeros_like(eager), None, noise, Given(), Drawing(), None, None, lambda _: None)
-    )
+    engine.run(Job(values=eager, noise=noise, head=sampler.head))
+    batch = engine.prepared(Job(values=torch.zeros_like(eager), noise=noise, head=sampler.head))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         engine.enqueue(batch)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from dataclasses import MISSING, asdict, fields
+from typing import get_type_hints
 
 import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.heads.drawing import Drawing
+from pixelcnn_fast.cli import sample as command
+from pixelcnn_fast.heads.drawing import draw
+from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.native import native, why_not_native
 from tests.system.networks import pixelcnn
@@ -58,13 +63,13 @@ def test_equals_the_draw_level_by_level(drawing):
     u = torch.rand(200, dtype=torch.float64, generator=generator)
     u[:5], u[5:10] = 0, math.nextafter(1, 0)
     expected = [drawn_slowly(row.tolist(), float(x), **drawing) for row, x in zip(logits, u, strict=True)]
-    assert Drawing(**drawing).draw(logits, u).tolist() == expected
+    assert draw(logits, u, SamplingOptions(**drawing)).tolist() == expected
 
 
 def test_rounding_never_draws_a_level_that_is_excluded():
     logits, u = torch.tensor([[0.0, 0.0, -50.0, 0.0]]).double(), torch.tensor([math.nextafter(1, 0)]).double()
-    assert Drawing(top_k=2).draw(logits, u).item() == 1
-    assert Drawing(top_p=0.5).draw(logits, u).item() == 1
+    assert draw(logits, u, SamplingOptions(top_k=2)).item() == 1
+    assert draw(logits, u, SamplingOptions(top_p=0.5)).item() == 1
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -123,4 +128,35 @@ def test_log_probabilities_are_the_teacher_forced_likelihood(runtime):
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Drawing(**arguments)
+        SamplingOptions(**arguments)
+
+
+# -- an option is declared once
+
+
+@pytest.mark.parametrize("option", fields(SamplingOptions), ids=lambda option: option.name)
+def test_every_option_is_an_argument_of_the_command_line(option):
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    flag = f"--{option.name.replace('_', '-')}"
+    given, left_out = parser.parse_args(["sample", flag, "1"]), parser.parse_args(["sample"])
+    assert option.default is not MISSING and getattr(left_out, option.name) == option.default
+    assert getattr(given, option.name) == 1 and type(getattr(given, option.name)) is option.metadata["parse"]
+    assert asdict(command._options(given)) == {**asdict(SamplingOptions()), option.name: 1}
+    help = " ".join(parser._subparsers._group_actions[0].choices["sample"].format_help().split())
+    assert flag in help and option.metadata["help"] in help
+
+
+def test_type_checkers_know_every_option():
+    """Temperature alone has a place among the positional arguments of ``Sampler.sample``."""
+    expected = get_type_hints(SamplingOptions)
+    assert {**get_type_hints(OptionArguments), "temperature": float} == expected
+
+
+def test_what_the_compiled_runtimes_are_passed():
+    nothing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert SamplingOptions().native_arguments(8) == nothing
+    assert SamplingOptions(top_k=9).native_arguments(8) == {**nothing, "top_k": 8}
+    some = {"temperature": 0.5, "top_k": 3, "top_p": 0.25}
+    assert SamplingOptions(**some).native_arguments(8) == some
+    assert some.keys() == {option.name for option in fields(SamplingOptions)}

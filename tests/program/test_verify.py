@@ -42,8 +42,8 @@ BROKEN = {
     "used before it is defined": (program(LEVELS, GATE, CONV, LOGITS), "defined before it is read"),
     "defined twice": (program(LEVELS, CONV, replace(GATE, out=1), LOGITS), "defined once"),
     "no such output": (replace(VALID, outputs=(7,)), "output %7 is not defined"),
-    "too few logits": (replace(VALID, levels=4), "3 channels in all, expected 4"),
-    "a read output": (replace(VALID, outputs=(2,)), "nobody reads the logits"),
+    "too few outputs": (replace(VALID, parameters=4), "3 channels in all, expected 4"),
+    "a read output": (replace(VALID, outputs=(2,)), "nobody reads the outputs"),
     "a tap's rows": (
         program(LEVELS, replace(CONV, taps=(Tap(0, 0, -1, weight(2, 4)),)), GATE, LOGITS),
         r"\[1, 4\]",
@@ -69,7 +69,6 @@ BROKEN = {
         program(replace(LEVELS, pick=torch.tensor([1])), CONV, GATE, LOGITS),
         "rise and exist",
     ),
-    "a small table": (program(replace(LEVELS, table=weight(2, 1)), CONV, GATE, LOGITS), "a row for each level"),
     "a scale": (
         program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4), shift=weight(3)),)), LOGITS),
         r"not \[3\]",
@@ -130,7 +129,7 @@ def test_programs_print_before_and_after_every_pass() -> None:
     names = [transform.__name__ for transform in pipeline.SIMPLIFYING]
     assert list(seen) == list(dict.fromkeys(names))
     assert "%1    conv                         4 ch = bias + %0(-1, +0) + %0(+0, -1)" in str(VALID)
-    assert "| multiply %1" in str(VALID) and str(VALID).endswith("logits: %3")
+    assert "| multiply %1" in str(VALID) and str(VALID).endswith("outputs: %3")
 
 
 def test_the_tests_verify_after_every_pass() -> None:

@@ -1,0 +1,114 @@
+"""What a head is: it turns what a model gives for a pixel, and noise, into the pixel's values, and scores them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from pixelcnn_fast.errors import NonFiniteLogits, UnknownLayout
+from pixelcnn_fast.heads.options import SamplingOptions
+
+
+class Head(ABC):
+    """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
+
+    A pixel has D distributions of P parameters each: one for each image channel, or, where ``joint``, one for all of
+    them. Each is drawn with ``uniforms`` numbers of the noise and gives c = C / D values. Derive from this class to
+    sample from a distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
+    """
+
+    levels: int | None = (
+        None  # how many values a sub-pixel can have, integers from 0; None: they are real numbers
+    )
+    joint: ClassVar[bool] = False
+    uniforms: ClassVar[int] = 1
+    value_dtype: ClassVar[torch.dtype] = torch.int32  # of values while they are drawn
+    native: ClassVar[str | None] = (
+        None  # its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it
+    )
+
+    # -- the model's output
+
+    @abstractmethod
+    def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
+        """The head with its layout, read off the model's output for images of ``shape`` [N, C, H, W].
+
+        Raises UnknownLayout, with the alternatives, where none fits or where several do.
+        """
+
+    @abstractmethod
+    def arranged(self, output: Tensor, channels: int) -> Tensor:
+        """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C."""
+
+    def comparable(self, parameters: Tensor) -> Tensor:
+        """What the captured program and the model are compared by, and what must be finite."""
+        return parameters
+
+    def misread(self, last_call: str) -> str | None:
+        """What to say where the model's last call shows that its output is something else than the head reads."""
+        return None
+
+    def distributions(self, channels: int) -> int:
+        """D, for images of so many channels."""
+        return 1 if self.joint else channels
+
+    # -- values
+
+    @abstractmethod
+    def draw(
+        self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
+    ) -> Tensor:
+        """Draws the values of distributions.
+
+        parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c], of which those that are
+        ``known``, bool [..., c], were given: where one distribution gives several values, the others depend on them
+        -> [..., c]. What is drawn in place of a known value does not matter.
+        """
+
+    @abstractmethod
+    def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+        """ln p of each value given those before it, float64: parameters [..., P], values [..., c] -> [..., c]."""
+
+    @abstractmethod
+    def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Random values of ``shape``, such as a model may meet."""
+
+    @abstractmethod
+    def checked(self, values: Tensor) -> Tensor:
+        """Values that a user gave, any shape -> a copy in ``value_dtype`` on the CPU. Raises ValueError, saying why."""
+
+    @abstractmethod
+    def as_images(self, values: Tensor) -> Tensor:
+        """Drawn values as users get them."""
+
+    def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
+        """parameters: [N, D, H, W, P], differentiable; values: [N, C, H, W] -> nats [N]."""
+        by_distribution = values.unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
+        return -self.log_probability(parameters, by_distribution).flatten(1).sum(1)
+
+    def check_finite(
+        self, parameters: Tensor, row: int, column: int, first_channel: int = 0, each: int = 1
+    ) -> None:
+        """parameters: [N, d, P] of pixel (row, column), from that image channel on. Raises NonFiniteLogits.
+
+        each: image channels of one distribution.
+        """
+        bad = ~torch.isfinite(parameters).all(-1)
+        if bad.any():
+            image, distribution = bad.nonzero()[0].tolist()
+            raise NonFiniteLogits(image, first_channel + distribution * each, row, column)
+
+
+def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
+    """The head with its layout, read off the output where there is no doubt.
+
+    output: what the model gave for images of ``shape`` [N, C, H, W].
+    Raises UnknownLayout, with the alternatives, where none fits or where several do.
+    """
+    if not isinstance(output, Tensor):
+        raise UnknownLayout(f"the model returned a {type(output).__name__}, expected one tensor of logits")
+    return head.resolved(output, shape)

@@ -1,0 +1,53 @@
+"""What a user may change about how values are drawn. A new option is a field here, and its meaning in drawing.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None) -> Any:
+    """A field that is also an argument of the command line; parse: from its text there."""
+    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level.
+
+    top_k: only that many levels, the most likely, may be drawn (None: all). top_p: only the most likely levels that
+    together just reach this probability; after top_k, which counts as probability 1. Of equally likely levels the
+    lower counts as more likely.
+    Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    """
+
+    temperature: float = option(1.0, float, "logits are divided by it; 0 takes the most likely level")
+    top_k: int | None = option(None, int, "draw from the K most likely levels only", "K")
+    top_p: float | None = option(None, float, "draw from the most likely levels that together reach P", "P")
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}: expected a finite number, 0 or larger")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise ValueError(f"top_k is {self.top_k}: expected an integer, 1 or more, or None for all levels")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p is {self.top_p}: expected more than 0 and at most 1, or None for all levels"
+            )
+
+    def native_arguments(self, levels: int) -> dict[str, Any]:
+        """What the compiled runtimes are passed, as in Job of csrc/program.h, for a model of so many levels."""
+        return {
+            "temperature": self.temperature,
+            "top_k": min(self.top_k or 0, levels),
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+        }
+
+
+class OptionArguments(TypedDict, total=False):
+    """The options that are keyword arguments of ``Sampler.sample``, for type checkers; temperature has a place."""
+
+    top_k: int | None
+    top_p: float | None

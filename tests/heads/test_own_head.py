@@ -1,0 +1,151 @@
+"""A head of a user's own: two real-valued channels of which the second depends on the first, drawn jointly.
+
+The runtimes know nothing of it: what they need, the head says.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
+from pixelcnn_fast.heads import Head, SamplingOptions
+from pixelcnn_fast.nn import MaskedConv2d
+from tests.tolerances import assert_identical_up_to_rounding
+
+SHAPE = (2, 4, 5)
+RUNTIMES = ("reference", "eager")
+
+
+@dataclass(frozen=True)
+class Pair(Head):
+    """a ~ N(m, exp(s)), then b ~ N(n + k a, exp(t)); the model's output is [N, 5, H, W]: m, s, n, t, k."""
+
+    joint = True
+    uniforms = 2
+    value_dtype = torch.float64
+
+    def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Pair:
+        if list(output.shape) != [shape[0], 5, *shape[2:]]:
+            raise UnknownLayout(f"{list(output.shape)} is not [N, 5, H, W]")
+        return self
+
+    def arranged(self, output: Tensor, channels: int) -> Tensor:
+        return output.permute(0, 2, 3, 1)[:, None]
+
+    def draw(
+        self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
+    ) -> Tensor:
+        m, s, n, t, k = parameters.double().unbind(-1)
+        z = torch.special.ndtri(noise.clamp(1e-12, 1 - 1e-12)) * options.temperature
+        a = torch.where(known[..., 0], values[..., 0], m + s.exp() * z[..., 0])
+        return torch.stack([a, n + k * a + t.exp() * z[..., 1]], -1)
+
+    def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+        m, s, n, t, k = parameters.double().unbind(-1)
+        a, b = values.double().unbind(-1)
+
+        def normal(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+            return -0.5 * ((x - mean) / log_scale.exp()) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
+
+        return torch.stack([normal(a, m, s), normal(b, n + k * a, t)], -1)
+
+    def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def checked(self, values: Tensor) -> Tensor:
+        if not values.is_floating_point():
+            raise ValueError(f"images are {values.dtype}: expected real numbers")
+        return values.to(self.value_dtype, copy=True)
+
+    def as_images(self, values: Tensor) -> Tensor:
+        return values.float()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = MaskedConv2d(2, 6, 3, "A")
+        self.second = MaskedConv2d(6, 6, 3, "B")
+        self.out = nn.Conv2d(6, 5, 1)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 0.5 * self.out(torch.tanh(self.second(torch.relu(self.first(images)))))
+
+
+def sampler() -> Sampler:
+    return Sampler(Net(), SHAPE, head=Pair(), image_form="levels")
+
+
+def noise(n: int) -> Tensor:
+    return torch.rand(n, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_same_noise_same_images() -> None:
+    reference, eager = (sampler().sample(3, noise=noise(3), runtime=runtime) for runtime in RUNTIMES)
+    assert reference.dtype == torch.float32 and len(reference.unique()) > 100
+    torch.testing.assert_close(eager, reference)
+    torch.testing.assert_close(sampler().sample(3, noise=noise(3), batch_size=2), reference)
+
+
+def test_the_second_channel_depends_on_the_first() -> None:
+    """Of the known first channel, not of one that was drawn in its place."""
+    values = torch.randn(1, *SHAPE, dtype=torch.float64)
+    known = torch.tensor([True, False])[:, None, None].expand(SHAPE)
+    one, other = (
+        sampler().complete(images, known, noise=noise(1), runtime="eager") for images in (values, values + 1)
+    )
+    assert torch.equal(one[:, 0], values[:, 0].float())
+    assert (one[:, 1, 0, 0] != other[:, 1, 0, 0]).all()
+    for runtime in RUNTIMES:
+        torch.testing.assert_close(sampler().complete(values, known, noise=noise(1), runtime=runtime), one)
+
+
+def test_log_probabilities_are_the_likelihood() -> None:
+    for runtime in RUNTIMES:
+        images, log_p = sampler().sample(3, noise=noise(3), log_probability=True, runtime=runtime)
+        nats = likelihood.nll(Net(), images.double(), head=Pair())
+        torch.testing.assert_close(-log_p, nats, rtol=1e-5, atol=1e-4)  # images are float32
+
+
+def test_parameters_by_every_runtime() -> None:
+    images = torch.randn(2, *SHAPE, dtype=torch.float64)
+    expected = sampler().logits(images, runtime="reference")
+    assert expected.shape == (2, 1, 4, 5, 5)
+    assert_identical_up_to_rounding(sampler().logits(images, runtime="eager"), expected)
+
+
+def test_temperature_is_the_heads() -> None:
+    cold = sampler().sample(2, temperature=0.0, noise=noise(2))
+    assert torch.equal(cold, sampler().sample(2, temperature=0.0, noise=1 - noise(2)))
+
+
+def test_the_compiled_runtime_says_that_it_can_not() -> None:
+    assert isinstance(sampler().runtime("auto"), type(sampler().runtime("eager")))
+    with pytest.raises(RuntimeError, match="Pair.*eager"):
+        sampler().sample(1, runtime="cpu")
+
+
+def test_its_own_checks() -> None:
+    with pytest.raises(ValueError, match="expected real numbers"):
+        sampler().logits(torch.zeros(1, *SHAPE, dtype=torch.long))
+    with pytest.raises(ValueError, match="image_form='levels'"):
+        Sampler(Net(), SHAPE, head=Pair())
+    with pytest.raises(ValueError, match="expected floating point"):
+        sampler().sample(1, noise=torch.rand(1, 3, 4, 5, dtype=torch.float64))
+
+
+def test_a_leak_is_found() -> None:
+    """One draw gives both channels, so neither may be seen at its own pixel."""
+    check_causal(Net(), SHAPE, head=Pair(), image_form="levels")
+    net = Net()
+    with torch.no_grad():
+        net.first.mask[0, 1, 1, 1] = 1
+    with pytest.raises(ValueError, match="first: .*own pixel"):
+        Sampler(net, SHAPE, head=Pair(), image_form="levels")
