@@ -16,7 +16,7 @@ native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell
 cxx_sources := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
-.PHONY: help setup native lint lint-ruff lint-mypy lint-clang-format test fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native docs lint lint-ruff lint-mypy lint-clang-format test fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -43,6 +43,9 @@ lint-clang-format: $(VENV)/.package
 
 test: setup lint ## lint, then run the tests
 	$(python) -m pytest $(PYTEST_ARGS)
+
+docs: setup ## write what is generated in docs/: tables, listings, drawings
+	$(python) docs/generate.py
 
 fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
 	$(python) -m tests.system.fuzz $(N) $(FIRST)
