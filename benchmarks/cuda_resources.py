@@ -111,6 +111,7 @@ def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str,
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN
+    from pixelcnn_fast.runtimes import Precision
     from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 
     found = compiled(WrappedModel(PixelCNN().eval(), (3, 8, 8)))  # the size of images changes neither
@@ -120,7 +121,7 @@ def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str,
             for variant in ("block", "pipeline"):
                 arch = ARCHS[name]
                 limits = Limits(arch.shared_of_block, arch.multiprocessors, arch.largest_cluster)
-                precision = "same" if math == "fp32" else math
+                precision: Precision = "same" if math == "fp32" else math
                 try:
                     runtime = CudaRuntime(found.program, found.conditions, precision, variant, module, limits)
                 except RuntimeError:

@@ -40,8 +40,8 @@ def cuda_driver_version() -> int:
 class NonFiniteLogits(ValueError):
     """args: image, channel, row, column."""
 
-class StepKind(Enum):
-    """The kinds in pixelcnn_fast.program.steps.KINDS, by name: getattr(StepKind, name)."""
+class StepKind:
+    """An enumeration of the kinds in pixelcnn_fast.program.steps.KINDS, by name: getattr(StepKind, name)."""
 
 class Phase(Enum):
     row = ...

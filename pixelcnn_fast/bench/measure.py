@@ -55,16 +55,20 @@ def compare(
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
     samplers = {p: Sampler(work.model, work.shape, precision=p) for p in {"same", *precisions.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
-    naive = Sampler(work.plain_model(), work.shape) if NAIVE in names else None
-    contestants = {
-        name: WholeImages(name, naive if name == NAIVE else samplers[precisions[name]], work, progress)
-        for name in names
-    }
-    warm = {name: contestant.draw() for name, contestant in contestants.items() if name != NAIVE}
+    fast = {name: WholeImages(name, samplers[precisions[name]], work) for name in names if name != NAIVE}
+    warm = {name: contestant.draw() for name, contestant in fast.items()}
     exact = [images for name, images in warm.items() if precisions[name] == "same"]
     common = exact[-1] if exact else samplers["same"].sample(work.images, work.labels, noise=work.noise)
-    if NAIVE in names and 0 < naive_pixels < work.pixels:
-        contestants[NAIVE] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
+    contestants: dict[str, WholeImages | SomePixels] = {}
+    for name in names:
+        if name != NAIVE:
+            contestants[name] = fast[name]
+            continue
+        naive = Sampler(work.plain_model(), work.shape)
+        if 0 < naive_pixels < work.pixels:
+            contestants[name] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
+        else:
+            contestants[name] = WholeImages(name, naive, work, progress)
 
     turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
     with tqdm(turns, unit="run", disable=not progress) as bar:

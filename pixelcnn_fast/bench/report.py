@@ -99,7 +99,7 @@ def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
                     str(r.check),
                 ]
             )
-            if r.check.differing:
+            if r.check is not None and r.check.differing:
                 evidence.append(f"{LABELS[r.name]}, {r.images} at once: {r.check.evidence}")
     return "\n\n".join([table(rows), *evidence])
 
@@ -155,7 +155,9 @@ def record(results: Sequence[Result]) -> dict[str, Any]:
                 "pixels": r.pixels,
                 "timed_pixels": r.timed,
                 "extrapolated": r.extrapolated,
-                "check": {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence},
+                "check": None
+                if r.check is None
+                else {**vars(r.check), "text": str(r.check), "evidence": r.check.evidence},
             }
             for r in results
         ],

@@ -27,7 +27,8 @@ class Workload:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.noise.shape[1:])
+        _, channels, height, width = self.noise.shape
+        return channels, height, width
 
     @property
     def pixels(self) -> int:
@@ -60,6 +61,7 @@ def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -
         model = family(**config).eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)

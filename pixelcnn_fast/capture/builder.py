@@ -55,7 +55,7 @@ class Builder:
         if not values or not all(step.keeps_zero for v in values for step in steps(v)):
             x = self._without_zeros(x)
             values = self.space.values(x.addresses)
-        moved = {v: self._stepped(v, steps(v)).whole() for v in values}
+        moved = {v: self._stepped(v, steps(v)).value() for v in values}
         return ShadowMap(self.space, addresses=self.space.moved(x.addresses, moved))
 
     def _without_zeros(self, x: ShadowMap) -> ShadowMap:
@@ -187,7 +187,7 @@ class Builder:
             channels = combinations[chosen] % (most * most)
             a = self.selected(a, (channels // most).tolist())
             b = self.selected(b, (channels % most).tolist())
-            value = self._paired(kind, a, b, alpha).whole()
+            value = self._paired(kind, a, b, alpha).value()
             here = (place >= chosen[0]) & (place <= chosen[-1])
             spot = self.space.at(value, left.image, place - chosen[0], left.y, left.x)
             out = torch.where(here, spot, out)
@@ -215,7 +215,7 @@ class Builder:
             return value
         key = (value, *channels)
         if key not in self._selected:
-            self._selected[key] = self._select(value, torch.tensor(channels)).whole()
+            self._selected[key] = self._select(value, torch.tensor(channels)).value()
         return self._selected[key]
 
     def _select(self, value: int, pick: Tensor) -> ShadowMap:
@@ -238,7 +238,7 @@ class Builder:
     def _marked_alike(self, value: int, copy: ShadowMap) -> ShadowMap:
         """A value that repeats what ``value`` computes, with its mark."""
         if value in self.closings:
-            self.closings[copy.whole()] = self.closings[value]
+            self.closings[copy.value()] = self.closings[value]
         return copy
 
     def _identity(self, value: int, channels: Sequence[int], at: Sequence[int], count: int) -> Tensor:
@@ -248,9 +248,7 @@ class Builder:
 
     # -- over pixels
 
-    def convolution(
-        self, x: ShadowMap, kernel: Kernel, bias: Tensor | None, out: Tensor | torch.Size
-    ) -> ShadowMap:
+    def convolution(self, x: ShadowMap, kernel: Kernel, bias: Tensor | None, out: torch.Size) -> ShadowMap:
         """x: laid out [N, C, h, w]; out: the shape of the result, [N, channels, h, w]."""
         frame = (out[2], out[3])
         live = [(dy, dx, weight) for dy, dx, weight in kernel if bool(weight.any())]
@@ -309,7 +307,7 @@ class Builder:
             mask = mask.expand(-1, -1, channels).contiguous()
             index = torch.arange(mask.numel()).view(mask.shape)
             step = Step("multiply_condition", condition=Slot(self.constant(mask), index, per_image=False))
-            masked_value = self.emit(Pointwise, channels, base=segment.value, steps=(step,)).whole()
+            masked_value = self.emit(Pointwise, channels, base=segment.value, steps=(step,)).value()
             segment = segment._replace(value=masked_value)
         return segment
 
@@ -328,7 +326,7 @@ class Builder:
             )
             result = self.space.allot(i.channels, self.space.grid)
             self.instructions.append(replace(copy, out=len(self.instructions), name=self.where()))
-            self._shifted[key] = self._marked_alike(value, result).whole()
+            self._shifted[key] = self._marked_alike(value, result).value()
         return self._shifted[key]
 
     def copied(self, x: ShadowMap) -> ShadowMap:
@@ -349,7 +347,7 @@ class Builder:
                 if (s.dy, s.dx, s.rows, s.columns) == (0, 0, (0, frame[0]), (0, frame[1])):
                     return self.selected(s.value, s.channels)
         identity = torch.eye(channels, dtype=self.dtype, device=self.device)
-        return self.convolution(x, [(0, 0, identity)], None, x.addresses.shape).whole()
+        return self.convolution(x, [(0, 0, identity)], None, x.addresses.shape).value()
 
     def _standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Addresses laid out as [N, C, H, W], and the way back to their own shape."""
@@ -453,7 +451,7 @@ class Builder:
         width = table.shape[1]
         channels = self.space.channels(0)
         own_table = table.detach().to(self.dtype).clone()
-        value = self.emit(FromLevels, channels * width, table=own_table).whole()
+        value = self.emit(FromLevels, channels * width, table=own_table).value()
         image, channel, y, x_ = (part[..., None] for part in elements[1:])
         return ShadowMap(
             self.space, addresses=self.space.at(value, image, channel * width + torch.arange(width), y, x_)

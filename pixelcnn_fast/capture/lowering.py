@@ -346,8 +346,8 @@ def _cast(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) 
         ):
             raise Unsupported(f"{output.dtype} does not hold all of {t.levels} levels")
     if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
-        levels = t.holds_levels and t.builder.space.values(x.addresses) == [0]
-        if not levels:
+        are_levels = t.holds_levels and t.builder.space.values(x.addresses) == [0]
+        if not are_levels:
             raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
     return x
 
@@ -417,11 +417,11 @@ def _where(t: Tracing, output: Tensor, condition: Any, input: Any, other: Any) -
     if not (isinstance(condition, Tensor) and condition.dtype == torch.bool):
         condition, input = input, condition  # Tensor.where(self, condition, other)
     chosen = t.constant(condition).cpu()
-    sides = [
+    one, two = (
         t.addresses(x if isinstance(x, Tensor) else output.new_full((), x), output.shape)
         for x in (input, other)
-    ]
-    return ShadowMap(t.builder.space, addresses=torch.where(chosen, *sides))
+    )
+    return ShadowMap(t.builder.space, addresses=torch.where(chosen, one, two))
 
 
 def _masked_fill(t: Tracing, output: Tensor, input: Tensor, mask: Tensor, value: Any) -> ShadowMap:

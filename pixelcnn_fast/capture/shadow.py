@@ -136,17 +136,17 @@ class AddressSpace:
         groups: dict[tuple, tuple[list[int], list[int]]] = {}
         fields = torch.stack([start.value, dy, dx, *bounds[0], *bounds[1], start.channel], 1).tolist()
         expected = torch.zeros_like(addresses)
-        for at, (*key, channel) in enumerate(fields):
+        for row, (*key, channel) in enumerate(fields):
             if key[0] >= 0:
-                channels, places = groups.setdefault(tuple(key), ([], []))
-                channels.append(channel)
-                places.append(at)
+                of_group, rows_of_group = groups.setdefault(tuple(key), ([], []))
+                of_group.append(channel)
+                rows_of_group.append(row)
         result = []
         for (value, dy, dx, r0, r1, c0, c1), (channels, at) in groups.items():
             segment = Segment(value, channels, at, dy, dx, (r0, r1), (c0, c1))
-            image, channel = torch.arange(images)[:, None, None, None], torch.tensor(channels)[:, None, None]
+            image, of_value = torch.arange(images)[:, None, None, None], torch.tensor(channels)[:, None, None]
             y, x = torch.arange(r0, r1)[:, None] + dy, torch.arange(c0, c1) + dx
-            expected[:, at, r0:r1, c0:c1] = self.at(value, image, channel, y, x)
+            expected[:, at, r0:r1, c0:c1] = self.at(value, image, of_value, y, x)
             result.append(segment)
         if not torch.equal(expected, addresses):
             raise Unsupported(
@@ -176,7 +176,7 @@ class ShadowMap:
     @property
     def addresses(self) -> Tensor:
         if self._addresses is None:
-            self._addresses = self._space.of(self._value)
+            self._addresses = self._space.of(self.value())
         return self._addresses
 
     def whole(self) -> int | None:
@@ -189,3 +189,9 @@ class ShadowMap:
         value = int(first.value)
         expected = self._space.of(value)
         return value if torch.equal(expected, self._addresses) else None
+
+    def value(self) -> int:
+        """The value that this is, for a map that can be nothing else."""
+        value = self._value if self._addresses is None else self.whole()
+        assert value is not None, "the map is not one value"
+        return value

@@ -68,7 +68,7 @@ def capture(
         output = head.arranged(output, tracer.shape[1])
     instructions, result, parameters, normalised = tracer.finish(output, head)
     program = Program(
-        tuple(tracer.shape[1:]),
+        tracer.shape[1:],
         parameters,
         tuple(instructions),
         (result,),
@@ -125,9 +125,8 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in OWN_OPS:
-            *args, _ = args  # the backend
             with self:
-                return OWN_OPS[func](*args)
+                return OWN_OPS[func](*args[:-1])  # the last is the backend
         if plain_name(func) == "setitem":
             self._recall(args[0], args[2])
         if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (ShadowMap, Opaque)):
@@ -193,10 +192,11 @@ class Tracer(TorchFunctionMode):
         for key, (tensor, other) in list(self._tracked.items()):
             if tensor is changed or isinstance(other, Opaque) or not _share_memory(tensor, changed):
                 continue
-            follows = isinstance(mark, ShadowMap) and isinstance(other, ShadowMap)
-            if not (follows and _share_memory(mark.addresses, other.addresses)):
-                self._tracked[key] = (tensor, refusal)
-                self._forgotten[key] = (other, changed)
+            if isinstance(mark, ShadowMap) and isinstance(other, ShadowMap):
+                if _share_memory(mark.addresses, other.addresses):
+                    continue
+            self._tracked[key] = (tensor, refusal)
+            self._forgotten[key] = (other, changed)
 
     def _recall(self, target: Tensor, x: Any) -> None:
         """e[:, :3] *= 2 changes a view of e, and then assigns it to where it is."""
@@ -327,7 +327,9 @@ class Tracer(TorchFunctionMode):
     def check_last_call(self, output: Any, head: Head) -> None:
         """Raises Unsupported where the last call shows that the output is something else than the head reads."""
         mark = self.mark(output)
-        for kind in KINDS if isinstance(mark, ShadowMap) else ():
+        if not isinstance(mark, ShadowMap):
+            return
+        for kind in KINDS:
             if (misread := head.misread(kind)) and self.builder.made_by(kind, mark) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
 
@@ -350,7 +352,7 @@ class Tracer(TorchFunctionMode):
         result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Logits are not kept for others to read.
-            result = self.builder.emit(Pointwise, self.builder.space.channels(result), base=result).whole()
+            result = self.builder.emit(Pointwise, self.builder.space.channels(result), base=result).value()
         return needed_instructions(self.builder, result), result, shape[4], normalised
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class WrappedModel:
         self.conditional = _takes_labels(module) if conditional is None else conditional
         self.n_classes = getattr(module, "n_classes", None)
         if condition_shape is None and getattr(module, "condition_channels", None) is not None:
-            condition_shape = (module.condition_channels, *self.shape[1:])
+            channels: Any = module.condition_channels
+            condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
 
@@ -173,11 +174,11 @@ class WrappedModel:
                 module.training = True
 
 
-def _checked_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    shape = tuple(shape)
+def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
-    return shape
+        raise ValueError(f"shape is {tuple(shape)}, expected (C, H, W), all positive integers")
+    channels, height, width = shape
+    return channels, height, width
 
 
 def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:

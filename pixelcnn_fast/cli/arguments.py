@@ -6,11 +6,10 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.models import PixelCNN
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -24,7 +23,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
@@ -92,6 +91,6 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def model_of(name: str) -> PixelCNN:
+def model_of(name: str) -> checkpoint.Model:
     """'default': PixelCNN() with random weights; 'mnist' or a path: that checkpoint."""
     return random_model() if name == "default" else checkpoint.load(name)

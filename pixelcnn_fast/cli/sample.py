@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.cli.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.heads import SamplingOptions
-from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
 from pixelcnn_fast.sampler import Sampler
 
@@ -103,7 +103,7 @@ def _options(args: argparse.Namespace) -> SamplingOptions:
     return SamplingOptions(**{option.name: getattr(args, option.name) for option in fields(SamplingOptions)})
 
 
-def _classes(wanted: list[str] | None, model: PixelCNN) -> list[int]:
+def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
     """The classes to draw; none for a model without classes."""
     if model.n_classes is None:
         if wanted:
@@ -126,5 +126,6 @@ def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Na
         settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
         kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
         with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
-            np.savez_compressed(file, images=images.numpy(), **kept, **settings)
+            arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
+            np.savez_compressed(file, **arrays)
         print(args.npz)

@@ -53,26 +53,30 @@ def _joined(
     """``rest``, whose base is what ``first`` computes, made one with it."""
     joined = replace(first, out=rest.out)
     for step in rest.steps:
-        linear = isinstance(joined, Convolution) and not joined.steps
-        other = None if step.value is None else fused.get(step.value)
-        if linear and step.kind == "affine":
+        if not isinstance(joined, Convolution) or joined.steps:
+            joined = replace(joined, steps=joined.steps + (step,))
+        elif step.scale is not None and step.shift is not None:
             joined = _scaled(joined, step.scale, step.shift)
-        elif (
-            linear
-            and step.kind == "add"
-            and readers[step.value] == 1
-            and isinstance(other, Convolution)
-            and other.is_sum
-        ):
-            fused.pop(step.value)
+        elif step.kind == "add" and (other := _sum_read_once(step.value, fused, readers)) is not None:
+            fused.pop(other.out)
             if step.alpha != 1.0:
                 zero = torch.zeros_like(_bias(other))
                 other = _scaled(other, torch.full_like(zero, step.alpha), zero)
             bias = _bias(other) if joined.bias is None else joined.bias + _bias(other)
             joined = replace(joined, taps=joined.taps + other.taps, bias=bias)
         else:
-            joined = replace(joined, steps=joined.steps + (step,))
+            joined = replace(joined, steps=(step,))
     return joined
+
+
+def _sum_read_once(
+    value: int | None, fused: dict[int, Instruction], readers: Counter[int]
+) -> Convolution | None:
+    """What computes the value, if that is a sum of taps and nobody else reads it."""
+    if value is None or readers[value] != 1:
+        return None
+    instruction = fused.get(value)
+    return instruction if isinstance(instruction, Convolution) and instruction.is_sum else None
 
 
 def _bias(instruction: Convolution) -> Tensor:

@@ -28,7 +28,10 @@ def why_not_causal(program: Program) -> str | None:
     if ahead:
         channel, other, y, x = min(ahead, key=lambda found: found[2:])
         return blame(program, channel, other, y - height + 1, x - width + 1)
-    return blame(program, *present[0], 0, 0) if present else None
+    if present:
+        channel, other = present[0]
+        return blame(program, channel, other, 0, 0)
+    return None
 
 
 def blame(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:

@@ -113,7 +113,7 @@ class Step:
             return replace(self, value=value)
         if self.condition is not None:
             return replace(self, condition=self.condition.picked(channels))
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             return replace(self, scale=self.scale[channels], shift=self.shift[channels])
         return self
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
@@ -34,7 +34,7 @@ class CpuRuntime:
     def __init__(self, program: PhasedProgram, conditions: Conditions, precision: Precision = "same") -> None:
         if (why := why_not_cpu(program)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
-        self._native = native()
+        self._native = required()
         self._program, self._conditions, self._slots = program, conditions, program.slots
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
         description = described(program, borrowed, program.dtype)

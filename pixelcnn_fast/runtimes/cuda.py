@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -36,19 +36,19 @@ class Limits:
 
 def limits_of(device: torch.device) -> Limits:
     index = torch.cuda.current_device() if device.index is None else device.index
-    found = native().cuda_devices()[index]
+    found = required().cuda_devices()[index]
     largest_cluster = {9: 16, 10: 16, 12: 8}.get(found["capability"][0], 1)
     return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster)
 
 
 def why_not_cuda(program: PhasedProgram) -> str | None:
     """Why the compiled CUDA runtime can't serve this program, or None if it can."""
-    if native() is None:
+    if (module := native()) is None:
         return why_not_native()
     if program.device.type != "cuda":
         return f"the model is on {program.device}: use model.cuda()"
-    if not native().build_info()["cuda"]:
-        return f"this build has no CUDA part ({native().build_info()['cuda_off']}): rebuild where nvcc is installed"
+    if not (info := module.build_info())["cuda"]:
+        return f"this build has no CUDA part ({info['cuda_off']}): rebuild where nvcc is installed"
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, and 8.0 is needed: use 'eager'"
@@ -118,9 +118,9 @@ class CudaRuntime:
         if (code := int(batch.error)) != -1:  # waits for the device
             raise NonFiniteLogits(*self._place(code))
         job.values.copy_(batch.levels)
-        if job.parameters is not None:
+        if job.parameters is not None and batch.logits is not None:
             job.parameters.copy_(batch.logits)
-        if job.log_probability is not None:
+        if job.log_probability is not None and batch.log_probability is not None:
             job.log_probability.copy_(batch.log_probability)
 
     def prepared(self, job: Job) -> DeviceJob:
@@ -173,7 +173,7 @@ class CudaRuntime:
         if "block" not in self._samplers:
             return "pipeline", self._why_not.get("block", "it was asked for")
         times = {name: self.predicted_microseconds_per_pixel(name, images) for name in self._samplers}
-        best, other = sorted(times, key=times.get)
+        best, other = sorted(times, key=lambda name: times[name])
         return best, f"predicted {times[best]:.1f} us a pixel for {images} images, {other} {times[other]:.1f}"
 
     def predicted_microseconds_per_pixel(self, variant: str, images: int) -> float:
