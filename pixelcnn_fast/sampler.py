@@ -404,5 +404,5 @@ Fields = TypeVar("Fields")
 
 def _fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
     """A dataclass, from those of the arguments that are its fields."""
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
     return kind(**more, **{name: value for name, value in arguments.items() if name in names})

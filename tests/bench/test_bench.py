@@ -18,10 +18,10 @@ from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native
-from pixelcnn_fast.runtimes import job
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import needs_native
 
@@ -112,7 +112,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 @pytest.mark.parametrize("naive_pixels", [0, 6])
 def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
     """Both Python runtimes draw alike and wrong: only the probabilities give them away."""
-    monkeypatch.setattr(job, "draw", one_too_high)
+    monkeypatch.setattr(drawing, "draw", one_too_high)
     with pytest.raises(CheckFailed, match="reference, 3 at once"):
         compare(work, ["reference", "eager"], 1, naive_pixels)
 
@@ -125,7 +125,7 @@ def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
 
     def shifted(self, job) -> None:
         run(self, job)
-        job.levels.copy_((job.levels + 1) % 256)
+        job.values.copy_((job.values + 1) % 256)
 
     monkeypatch.setattr(CpuRuntime, "run", shifted)
     with pytest.raises(CheckFailed, match="cpu-bf16"):
@@ -200,7 +200,7 @@ def test_bench_writes_table_json_and_chart(tmp_path: Path, capsys) -> None:
 
 
 def test_bench_prints_no_speed_up_over_a_failed_check(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(job, "draw", one_too_high)
+    monkeypatch.setattr(drawing, "draw", one_too_high)
     assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1") == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "×" not in captured.err

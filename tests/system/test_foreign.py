@@ -93,7 +93,7 @@ def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
 
 
 def convolutions(program: Program) -> list[tuple[int, Convolution]]:
-    return [(index, i) for index, i in enumerate(program.instructions) if isinstance(i, Convolution)]
+    return [(index, i) for index, i in enumerate(program.instructions) if isinstance(i, Convolution) and i.taps]
 
 
 @pytest.mark.parametrize("name", MUTATED)
@@ -137,7 +137,7 @@ def sees_too_much(program: Program, levels: Tensor, condition) -> bool:
     for y, x in ((0, 0), (height // 2, width // 2), (height - 1, width - 1)):
         for channel in range(c):
             changed = levels.clone()
-            changed[:, channel, y, x] = program.levels - 1 - changed[:, channel, y, x]
+            changed[:, channel, y, x] = program.parameters - 1 - changed[:, channel, y, x]
             moved = ((evaluate(program, changed, condition) - before).abs() > 1e-9).any(-1).any(0)
             if bool(moved[order <= order[channel, y, x]].any()):
                 return True
