@@ -15,7 +15,7 @@ from pixelcnn_fast.sampling.conditions import Conditions
 from pixelcnn_fast.sampling.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.sampling.drawing import NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
-from pixelcnn_fast.sampling.native import described
+from pixelcnn_fast.sampling.native import described, sampling_options
 from pixelcnn_fast.sampling.passes import PhasedProgram
 
 VARIANTS = ("auto", "block", "pipeline")
@@ -157,9 +157,7 @@ class CudaRuntime:
                 known=address(batch.known),
                 noise=batch.noise.data_ptr(),
                 conditions=address(batch.conditions),
-                temperature=batch.job.drawing.temperature,
-                top_k=min(batch.job.drawing.top_k or 0, self._program.levels),
-                top_p=1.0 if batch.job.drawing.top_p is None else batch.job.drawing.top_p,
+                options=sampling_options(native(), batch.job.drawing),
                 logits=address(batch.logits),
                 log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),

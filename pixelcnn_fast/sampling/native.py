@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pixelcnn_fast.environment import native, why_not_native
 from pixelcnn_fast.sampling.conditions import Conditions
-from pixelcnn_fast.sampling.drawing import NonFiniteLogits
+from pixelcnn_fast.sampling.drawing import Drawing, NonFiniteLogits
 from pixelcnn_fast.sampling.job import Job
 from pixelcnn_fast.sampling.passes import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.sampling.program import LEVELS, Step
@@ -53,9 +54,7 @@ class CpuRuntime:
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
-                temperature=job.drawing.temperature,
-                top_k=min(job.drawing.top_k or 0, self._program.levels),
-                top_p=1.0 if job.drawing.top_p is None else job.drawing.top_p,
+                options=sampling_options(self._native, job.drawing),
                 logits=0 if job.logits is None else job.logits.data_ptr(),
                 log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
@@ -69,6 +68,14 @@ class CpuRuntime:
 
     def workspace_bytes(self, images: int) -> int:
         return self._sampler.workspace_bytes(images, torch.get_num_threads())
+
+
+def sampling_options(module: Any, drawing: Drawing) -> Any:
+    """Those of csrc/program.h, which has its own way to say None."""
+    given = {name: value for name, value in asdict(drawing).items() if value is not None}
+    if "top_k" in given:
+        given["top_k"] = min(given["top_k"], torch.iinfo(torch.int32).max)
+    return module.SamplingOptions(**given)
 
 
 def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
