@@ -71,6 +71,13 @@ struct Program {
   int lag = 0;                   // rows may start that many columns behind the row above; 0: one row at a time
 };
 
+// How values are drawn; by default from what the model says.
+struct SamplingOptions {
+  double temperature = 1;  // logits are divided by it; 0: the most likely level
+  int top_k = 0;           // only the k most likely levels may be drawn; 0: all
+  double top_p = 1;        // of those, the most likely that together just reach this probability
+};
+
 // One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
 struct Job {
   int images;
@@ -78,9 +85,7 @@ struct Job {
   const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given level; null: none known
   const double* noise;                  // [images, C, H, W] in [0, 1)
   std::vector<const void*> conditions;  // per slot [images, channels] or [images, H, W, channels]
-  double temperature = 1;               // 0: argmax
-  int top_k = 0;                        // only the k most likely levels may be drawn; 0: all
-  double top_p = 1;                     // of those, the most likely that together just reach this probability
+  SamplingOptions options;
   void* logits = nullptr;               // [images, C, H, W, levels] or null: not wanted
   double* log_probability = nullptr;    // [images, C, H, W] at temperature 1, 0 where known; or null: not wanted
 };

@@ -96,6 +96,9 @@ class Program:
         lag: int,
     ) -> None: ...
 
+class SamplingOptions:
+    def __init__(self, *, temperature: float = 1, top_k: int = 0, top_p: float = 1) -> None: ...
+
 class CpuSampler:
     def __init__(self, program: Program, float64: bool, bf16_weights: bool) -> None:
         """Uses the instruction set chosen now. Raises ValueError for bf16 weights with float64."""
@@ -107,9 +110,7 @@ class CpuSampler:
         known: int,
         noise: int,
         conditions: list[int],
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        options: SamplingOptions,
         logits: int,
         log_probability: int,
         threads: int,
@@ -143,7 +144,7 @@ class CudaSampler:
         known: int,
         noise: int,
         conditions: int,
-        temperature: float,
+        options: SamplingOptions,
         logits: int,
         log_probability: int,
         error: int,

@@ -3,8 +3,19 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "program.h"
 
 namespace pcf::cuda {
+
+// The options with what follows from them, so that a warp need not divide.
+struct DrawOptions : SamplingOptions {
+  float inverse_temperature = 1;  // 0: the most likely level
+
+  DrawOptions() = default;
+  explicit DrawOptions(const SamplingOptions& options)
+      : SamplingOptions(options),
+        inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)) {}
+};
 
 template <class T, class F>
 __device__ __forceinline__ T over_warp(T x, F combine) {
@@ -100,26 +111,26 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, const float* l
 }
 
 // A function of its own, so that it costs the plain draw no registers. Each of its turns finds the next smaller logit.
-__device__ __noinline__ inline int draw_from_likeliest(const float* logits, int levels, float inverse_temperature,
-                                                       int top_k, double top_p, double u, float high, int lane) {
+__device__ __noinline__ inline int draw_from_likeliest(const float* logits, int levels, const DrawOptions& options,
+                                                       double u, float high, int lane) {
+  const float inverse_temperature = options.inverse_temperature;
   const auto weight_of = [=](float logit) { return expf((logit - high) * inverse_temperature); };
-  const int most = top_k > 0 ? top_k : levels;
+  const int most = options.top_k > 0 ? options.top_k : levels;
   Cut cut{-INFINITY, -1, 0};
-  if (top_k > 0) {
+  if (options.top_k > 0) {
     cut = cut_after(most, INFINITY, logits, levels, high, lane, weight_of);
   } else {
     const Share mine(levels, lane);
     for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
     cut.weight = over_warp(cut.weight, [](double a, double b) { return a + b; });
   }
-  if (top_p < 1) cut = cut_after(most, top_p * cut.weight, logits, levels, high, lane, weight_of);
+  if (options.top_p < 1) cut = cut_after(most, options.top_p * cut.weight, logits, levels, high, lane, weight_of);
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
-// From softmax(logits * inverse_temperature); argmax where inverse_temperature is 0; -1 if a logit is not finite.
-// top_k (0: all levels), top_p: as in drawing.py.
-__device__ inline int draw(const float* logits, int levels, float inverse_temperature, int top_k, double top_p,
-                           double u, int lane) {
+// From softmax(logits / temperature), as drawing.py says it; -1 if a logit is not finite.
+__device__ inline int draw(const float* logits, int levels, const DrawOptions& options, double u, int lane) {
+  const float inverse_temperature = options.inverse_temperature;
   const Share mine(levels, lane);
   float high = -INFINITY, zero = 0;
   for (int k = mine.first; k < mine.last; k++) {
@@ -135,8 +146,8 @@ __device__ inline int draw(const float* logits, int levels, float inverse_temper
       if (logits[k] == high) found = k;
     return over_warp(found, [](int a, int b) { return min(a, b); });
   }
-  if (top_k > 0 || top_p < 1)
-    return draw_from_likeliest(logits, levels, inverse_temperature, top_k, top_p, u, high, lane);
+  if (options.top_k > 0 || options.top_p < 1)
+    return draw_from_likeliest(logits, levels, options, u, high, lane);
   return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 

@@ -70,8 +70,7 @@ void Sampler::run(const DeviceJob& job, const std::function<void(int)>& on_row) 
   batch.known = static_cast<const uint8_t*>(job.known);
   batch.noise = static_cast<const double*>(job.noise);
   batch.conditions = static_cast<const float*>(job.conditions);
-  batch.inverse_temperature = job.temperature == 0 ? 0 : static_cast<float>(1 / job.temperature);
-  batch.top_k = job.top_k, batch.top_p = job.top_p;
+  batch.options = DrawOptions(job.options);
   batch.logits = static_cast<float*>(job.logits);
   batch.log_probability = static_cast<double*>(job.log_probability);
   batch.error = static_cast<unsigned long long*>(job.error);

@@ -9,7 +9,7 @@
 
 namespace pcf::cuda {
 
-// What Python passes on; device memory, owned by the caller, but for the scalars.
+// What Python passes on; device memory, owned by the caller, but for images, options and stream.
 struct DeviceJob {
   int images;
   void* constants;         // Plan::constants on the device
@@ -18,9 +18,7 @@ struct DeviceJob {
   const void* known;       // uint8 [images, C, H, W], or null
   const void* noise;       // double [images, C, H, W]
   const void* conditions;  // float, one slot after the other: [images, channels] or [images, H, W, channels]
-  double temperature;      // 0: argmax
-  int top_k;               // 0: all levels
-  double top_p;
+  SamplingOptions options;
   void* logits;            // float [images, C, H, W, levels], or null
   void* log_probability;   // double [images, C, H, W], or null
   void* error;             // one uint64, all ones: kept so, or the place of the first logits that are not finite

@@ -24,10 +24,10 @@ cuda::Math math_of(const std::string& name) {
 }
 
 void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address levels,
-         Address known, Address noise, Address conditions, double temperature, int top_k, double top_p, Address logits,
+         Address known, Address noise, Address conditions, const pcf::SamplingOptions& options, Address logits,
          Address log_probability, Address error, Address stream, const std::function<void(int)>& on_row) {
   const cuda::DeviceJob job{images, at(constants), at(workspace), at(levels), at(known), at(noise), at(conditions),
-                         temperature, top_k, top_p, at(logits), at(log_probability), at(error), at(stream)};
+                         options, at(logits), at(log_probability), at(error), at(stream)};
   py::gil_scoped_release release;
   sampler.run(job, on_row);  // on_row takes the GIL by itself
 }
@@ -45,7 +45,7 @@ void bind_cuda_sampler(py::module_& m) {
            }),
            "program"_a, "math"_a, "pipeline"_a, "shared_bytes"_a, "multiprocessors"_a, "largest_cluster"_a)
       .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a,
-           "temperature"_a, "top_k"_a, "top_p"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
+           "options"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
       .def("constants",
            [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
       .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)

@@ -19,9 +19,7 @@ struct Batch {
   const uint8_t* known;           // null: none
   const double* noise;
   const float* conditions;        // one slot after the other
-  float inverse_temperature;      // 0: argmax
-  int top_k;                      // 0: all levels
-  double top_p;
+  DrawOptions options;
   float* logits;                  // [..., levels]; null: not wanted
   double* log_probability;        // of the levels drawn, at temperature 1; null: not wanted
   unsigned long long* error;      // the first sub-pixel with logits that are not finite, as error_code() has it
@@ -285,8 +283,7 @@ class Worker {
       if (batch.logits)
         for (int k = lane; k < layout.levels; k += 32) batch.logits[at * layout.levels + k] = logits[k];
       if (batch.known && batch.known[at]) continue;
-      const int level = draw(logits, layout.levels, batch.inverse_temperature, batch.top_k, batch.top_p,
-                             batch.noise[at], lane);
+      const int level = draw(logits, layout.levels, batch.options, batch.noise[at], lane);
       if (batch.log_probability && level >= 0) {
         const double log_probability = log_probability_of(level, logits, layout.levels, lane);
         if (lane == 0) batch.log_probability[at] = log_probability;

@@ -37,14 +37,6 @@ class SamplingOptions:
                 f"top_p is {self.top_p}: expected more than 0 and at most 1, or None for all levels"
             )
 
-    def native_arguments(self, levels: int) -> dict[str, Any]:
-        """What the compiled runtimes are passed, as in Job of csrc/program.h, for a model of so many levels."""
-        return {
-            "temperature": self.temperature,
-            "top_k": min(self.top_k or 0, levels),
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-        }
-
 
 class OptionArguments(TypedDict, total=False):
     """The options that are keyword arguments of ``Sampler.sample``, for type checkers; temperature has a place."""

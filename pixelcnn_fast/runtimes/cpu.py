@@ -11,7 +11,7 @@ from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job
-from pixelcnn_fast.runtimes.pack import described
+from pixelcnn_fast.runtimes.pack import described, sampling_options
 
 
 def why_not_cpu(program: PhasedProgram) -> str | None:
@@ -56,7 +56,7 @@ class CpuRuntime:
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
-                **job.options.native_arguments(self._program.parameters),
+                options=sampling_options(job.options),
                 logits=0 if job.parameters is None else job.parameters.data_ptr(),
                 log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),

@@ -17,7 +17,7 @@ from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.runtimes.job import Job
-from pixelcnn_fast.runtimes.pack import described
+from pixelcnn_fast.runtimes.pack import described, sampling_options
 
 VARIANTS = ("auto", "block", "pipeline")
 # What is multiplied, if precision= does not say it; sums and pointwise steps are float32.
@@ -158,7 +158,7 @@ class CudaRuntime:
                 known=address(batch.known),
                 noise=batch.noise.data_ptr(),
                 conditions=address(batch.conditions),
-                **batch.job.options.native_arguments(self._program.parameters),
+                options=sampling_options(batch.job.options),
                 logits=address(batch.logits),
                 log_probability=address(batch.log_probability),
                 error=batch.error.data_ptr(),

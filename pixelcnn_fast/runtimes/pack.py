@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.heads import Head
-from pixelcnn_fast.native import native
+from pixelcnn_fast.heads import Head, SamplingOptions
+from pixelcnn_fast.native import required
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
 
@@ -20,9 +21,17 @@ def why_not_compiled(head: Head) -> str | None:
     return f"{head} is drawn in Python only: use runtime 'eager'"
 
 
+def sampling_options(options: SamplingOptions) -> Any:
+    """Those of csrc/program.h, which has its own way to say None."""
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    if "top_k" in given:
+        given["top_k"] = min(given["top_k"], torch.iinfo(torch.int32).max)
+    return required().SamplingOptions(**given)
+
+
 def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
     """The program as csrc/program.h has it, its arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
-    return _Describer(native(), program, borrowed, dtype).program()
+    return _Describer(required(), program, borrowed, dtype).program()
 
 
 class _Describer:

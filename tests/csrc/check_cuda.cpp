@@ -82,7 +82,7 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
   std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
   uint64_t error = ~uint64_t{0};
   sampler.run({images, aligned(constants.data(), 16), aligned(workspace.data(), 128), levels.data(), nullptr,
-               noise.data() + first * kSubPixels, condition.data() + first * kLabel, 0.9, top_k, top_k ? 0.8 : 1.0, logits.data(), nullptr, &error, nullptr},
+               noise.data() + first * kSubPixels, condition.data() + first * kLabel, {0.9, top_k, top_k ? 0.8 : 1.0}, logits.data(), nullptr, &error, nullptr},
               [](int) {});
   require(error == ~uint64_t{0}, "the logits are finite");
   return logits;

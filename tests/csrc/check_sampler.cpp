@@ -106,7 +106,7 @@ Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const 
   for (T& c : map) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
   pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
-               {condition.data() + first * 33, map.data() + first * kMap}, 0.9, 5, 0.8, result.logits.data()};
+               {condition.data() + first * 33, map.data() + first * kMap}, {0.9, 5, 0.8}, result.logits.data()};
   int rows = 0;
   sampler.run(job, schedule, [&](int) { rows++; });
   require(rows == kHeight, "on_row is called once a row");

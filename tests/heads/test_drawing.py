@@ -15,6 +15,8 @@ from pixelcnn_fast.cli import sample as command
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.likelihood import nll
+from pixelcnn_fast.native import required
+from pixelcnn_fast.runtimes.pack import sampling_options
 from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn
 
@@ -151,10 +153,11 @@ def test_type_checkers_know_every_option():
     assert {**get_type_hints(OptionArguments), "temperature": float} == expected
 
 
-def test_what_the_compiled_runtimes_are_passed():
-    nothing = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    assert SamplingOptions().native_arguments(8) == nothing
-    assert SamplingOptions(top_k=9).native_arguments(8) == {**nothing, "top_k": 8}
+@needs_native
+def test_the_compiled_runtimes_take_every_option():
     some = {"temperature": 0.5, "top_k": 3, "top_p": 0.25}
-    assert SamplingOptions(**some).native_arguments(8) == some
     assert some.keys() == {option.name for option in fields(SamplingOptions)}
+    sampling_options(SamplingOptions(**some))
+    sampling_options(SamplingOptions(top_k=10**12))  # more than all levels
+    with pytest.raises(TypeError):
+        required().SamplingOptions(unknown=1)

@@ -355,10 +355,11 @@ class Group {
 
   // -1 if a logit is not finite.
   int draw(Member& member, const T* logits, double u) const {
+    const SamplingOptions& options = job_.options;
     const int levels = program_.levels;
-    if (!p_.kernels.weigh(logits, levels, job_.temperature, member.weights)) return -1;
-    if (job_.temperature > 0 && (job_.top_k > 0 || job_.top_p < 1))
-      keep_likeliest(logits, member.weights, levels, job_.top_k, job_.top_p, member.order);
+    if (!p_.kernels.weigh(logits, levels, options.temperature, member.weights)) return -1;
+    if (options.temperature > 0 && (options.top_k > 0 || options.top_p < 1))
+      keep_likeliest(logits, member.weights, levels, options, member.order);
     return p_.kernels.pick(member.weights, levels, u);
   }
 

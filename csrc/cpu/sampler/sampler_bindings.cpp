@@ -18,10 +18,10 @@ using Address = uintptr_t;
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
 void run(const cpu::Sampler& sampler, int images, Address levels, Address known, Address noise,
-         const std::vector<Address>& conditions, double temperature, int top_k, double top_p, Address logits,
+         const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address logits,
          Address log_probability, int threads, const std::function<void(int)>& on_row) {
   pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
-               static_cast<const double*>(at(noise)), {}, temperature, top_k, top_p, reinterpret_cast<void*>(logits),
+               static_cast<const double*>(at(noise)), {}, options, reinterpret_cast<void*>(logits),
                reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
@@ -74,14 +74,21 @@ void bind_sampler(py::module_& m) {
            "image_channels"_a, "height"_a, "width"_a, "levels"_a, "outputs"_a, "storage"_a, "instructions"_a,
            "conditions"_a, "lag"_a);
 
+  const pcf::SamplingOptions none;
+  py::class_<pcf::SamplingOptions>(m, "SamplingOptions")
+      .def(py::init([](double temperature, int top_k, double top_p) {
+             return pcf::SamplingOptions{temperature, top_k, top_p};
+           }),
+           py::kw_only(), "temperature"_a = none.temperature, "top_k"_a = none.top_k, "top_p"_a = none.top_p);
+
   py::class_<cpu::Sampler>(m, "CpuSampler")
       .def(py::init([](const pcf::Program& program, bool float64, bool bf16_weights) {
              return cpu::make_sampler(program, float64 ? cpu::Dtype::float64 : cpu::Dtype::float32,
                                           bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
-      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "temperature"_a, "top_k"_a,
-           "top_p"_a, "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a,
+           "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &cpu::Sampler::weight_bytes)
       .def("workspace_bytes", [](const cpu::Sampler& sampler, int images, int threads) {
         return sampler.workspace_bytes(sampler.schedule(images, threads));
