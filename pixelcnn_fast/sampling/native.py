@@ -50,12 +50,12 @@ class CpuRuntime:
         try:
             self._sampler.run(
                 images=job.levels.shape[0],
-                levels=job.levels.data_ptr(),
+                values=job.levels.data_ptr(),
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
                 options=sampling_options(self._native, job.drawing),
-                logits=0 if job.logits is None else job.logits.data_ptr(),
+                parameters=0 if job.logits is None else job.logits.data_ptr(),
                 log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
                 on_row=job.on_row,
@@ -96,31 +96,48 @@ class _Describer:
         storage = [self._program.storage[value] for value in self._number]
         c, height, width = self._program.shape
         return self._module.Program(
-            image_channels=c, height=height, width=width, levels=self._program.levels,
+            image_channels=c, height=height, width=width, head=self._head(),
             outputs=[self._number[output] for output in self._program.outputs],
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
-            conditions=[self._module.Slot(s.index.shape[-1], s.varies_over_pixels) for s in self._slots],
+            conditions=[self._module.ConditionOperand(s.index.shape[-1], s.varies_over_pixels) for s in self._slots],
             lag=self._front.lag if self._front else 0,
         )  # fmt: skip
 
     def _instruction(self, i: PhasedInstruction) -> Any:
         return self._module.Instruction(
             out=self._number[i.out], channels=i.channels, phase=getattr(self._module.Phase, i.phase.value),
-            base=-1 if i.base in (None, LEVELS) else self._number[i.base], input=self._input(i),
-            bias=self._address(i.bias), row_runs=[self._run(run) for run in i.row_runs],
-            pixel_runs=[self._run(run) for run in i.pixel_runs], steps=[self._step(step) for step in i.steps],
-            lead=self._front.leads[i.out] if self._front else 0, after=i.after,
+            steps=[self._step(step) for step in i.steps],
+            lead=self._front.leads[i.out] if self._front else 0, after=i.after, **self._own(i),
         )  # fmt: skip
 
+    def _own(self, i: PhasedInstruction) -> dict[str, Any]:
+        """What an instruction has as one of its kind."""
+        kinds = self._module.InstructionKind
+        if i.base == LEVELS:
+            return {"kind": kinds.from_levels, "input": self._input(i)}
+        if i.base is not None:
+            return {"kind": kinds.pointwise, "value": self._number[i.base]}
+        return {
+            "kind": kinds.convolution,
+            "bias": self._address(i.bias),
+            "row_runs": [self._run(run) for run in i.row_runs],
+            "pixel_runs": [self._run(run) for run in i.pixel_runs],
+        }
+
     def _input(self, i: PhasedInstruction) -> Any:
-        if i.base != LEVELS:
-            return self._module.Input(0, 0, 1, 0)
         channels = i.reads_levels(self._program.shape[0])
         assert channels == list(range(channels[0], channels[-1] + 1)), "cut gives each draw its own input"
-        return self._module.Input(
-            channels[0], len(channels), i.channels // len(channels), self._address(i.table)
-        )
+        return self._module.ImageInput(
+            first=channels[0], count=len(channels), width=i.channels // len(channels),
+            table=self._address(i.table), levels=0 if i.table is None else len(i.table),
+        )  # fmt: skip
+
+    def _head(self) -> Any:
+        return self._module.Head(
+            self._module.HeadKind.categorical, distributions=self._program.shape[0],
+            parameters=self._program.levels, uniforms=1,
+        )  # fmt: skip
 
     def _run(self, run: Run) -> Any:
         return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
