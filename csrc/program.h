@@ -9,12 +9,12 @@
 
 namespace pcf {
 
-// One operation on an instruction's sum x, channel by channel. What its kind reads, and what alpha means, is said in
+// One operation on an instruction's x, channel by channel. What its kind reads, and what alpha means, is said in
 // pixelcnn_fast/program/steps.py, the table from which CMake writes steps.h.
 struct Step {
   StepKind kind;
   double alpha = 1;
-  int operand = -1;             // the value or the condition slot it reads
+  int operand = -1;             // the value, or the number of the condition operand, that it reads
   const void* scale = nullptr;  // constants: [channels] each, in the program's dtype
   const void* shift = nullptr;
 };
@@ -28,25 +28,28 @@ struct Run {
 // A whole row at once | at a pixel, before its last draw | after it.
 enum class Phase { row, pixel, drawn };
 
-// Levels as an instruction reads them: those of image channels first ... first + count - 1, each as the number it is,
-// or as row `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width
-// channels.
-struct Input {
+// The image as an instruction reads it: image channels first ... first + count - 1, each as the number it is, or as row
+// `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels.
+struct ImageInput {
   int first = 0, count = 0, width = 1;
   const void* table = nullptr;
+  int levels = 0;  // rows of the table
 };
 
-// out = steps(bias + row runs + pixel runs), or steps(base) where base >= 0, or steps(levels just drawn).
+// out = steps(x), where x is what was drawn of the image, or bias + row runs + pixel runs, or a value.
+enum class InstructionKind { from_levels, convolution, pointwise };
+
 struct Instruction {
   int out, channels;
+  InstructionKind kind;
   Phase phase;
-  int base = -1;
-  Input input;                  // count > 0: its sum is the levels just drawn
-  const void* bias = nullptr;   // [channels]
-  std::vector<Run> row_runs, pixel_runs;
+  ImageInput input = {};                   // from_levels
+  const void* bias = nullptr;              // convolution: [channels], or null for zeros
+  std::vector<Run> row_runs, pixel_runs;   // convolution; the row runs are summed in the row phase
+  int value = -1;                          // pointwise
   std::vector<Step> steps;
-  int lead = 0;                 // of the wavefront: columns ahead of the pixel that is drawn
-  int after = 0;                // how many draws of its pixel come before it
+  int lead = 0;                            // of the wavefront: columns ahead of the pixel that is drawn
+  int after = 0;                           // how many draws of its pixel come before it
 };
 
 // What is kept of a value when rows are sampled one by one: that many rows, each with zero columns on both sides.
@@ -54,20 +57,30 @@ struct Storage {
   int channels, rows, pad_left, pad_right;
 };
 
-// What steps read of a condition: one vector per image, or one per pixel.
-struct Slot {
+// What steps read of the condition: one vector per image, or one per pixel.
+struct ConditionOperand {
   int channels;
   bool varies_over_pixels;
 };
 
+// A pixel's model output is `distributions` distributions of `parameters` numbers each. Each takes `uniforms` of the
+// noise and gives the values of the next image_channels / distributions image channels.
+enum class HeadKind { categorical };  // parameters: the logits of the levels; values: int32
+
+struct Head {
+  HeadKind kind;
+  int distributions, parameters, uniforms;
+};
+
 struct Program {
-  int image_channels, height, width, levels;
-  // The values that hold the logits, one per draw, channel * levels + level. Each draw gives the next
-  // image_channels / outputs.size() image channels: all at once, or one after the other, seeing those before.
+  int image_channels, height, width;
+  Head head;
+  // The values that hold the parameters, one per draw. Each draw gives the next distributions / outputs.size()
+  // distributions: all at once, or one after the other, seeing those before.
   std::vector<int> outputs;
   std::vector<Storage> storage;  // by value; values are numbered from 0
   std::vector<Instruction> instructions;
-  std::vector<Slot> conditions;
+  std::vector<ConditionOperand> conditions;
   int lag = 0;                   // rows may start that many columns behind the row above; 0: one row at a time
 };
 
@@ -81,13 +94,13 @@ struct SamplingOptions {
 // One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
 struct Job {
   int images;
-  int32_t* levels;                      // [images, C, H, W]: known levels in, all levels out
-  const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given level; null: none known
-  const double* noise;                  // [images, C, H, W] in [0, 1)
-  std::vector<const void*> conditions;  // per slot [images, channels] or [images, H, W, channels]
+  void* values;                         // [images, C, H, W] of the head's type: known ones in, all of them out
+  const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given value; null: none known
+  const double* noise;                  // [images, distributions * uniforms, H, W] in [0, 1)
+  std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
   SamplingOptions options;
-  void* logits = nullptr;               // [images, C, H, W, levels] or null: not wanted
-  double* log_probability = nullptr;    // [images, C, H, W] at temperature 1, 0 where known; or null: not wanted
+  void* parameters = nullptr;           // [images, distributions, H, W, parameters] or null: not wanted
+  double* log_probability = nullptr;    // [images, distributions, H, W] of what is drawn, as the model has it; or null
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

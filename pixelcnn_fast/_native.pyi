@@ -60,10 +60,15 @@ class Run:
 class Storage:
     def __init__(self, channels: int, rows: int, pad_left: int, pad_right: int) -> None: ...
 
-class Input:
-    def __init__(self, first: int, count: int, width: int, table: int) -> None: ...
+class InstructionKind(Enum):
+    from_levels = ...
+    convolution = ...
+    pointwise = ...
 
-class Slot:
+class ImageInput:
+    def __init__(self, first: int, count: int, width: int, table: int, levels: int) -> None: ...
+
+class ConditionOperand:
     def __init__(self, channels: int, varies_over_pixels: bool) -> None: ...
 
 class Instruction:
@@ -71,16 +76,24 @@ class Instruction:
         self,
         out: int,
         channels: int,
+        kind: InstructionKind,
         phase: Phase,
-        base: int,
-        input: Input,
-        bias: int,
-        row_runs: list[Run],
-        pixel_runs: list[Run],
+        input: ImageInput = ...,
+        bias: int = 0,
+        row_runs: list[Run] = ...,
+        pixel_runs: list[Run] = ...,
+        value: int = -1,
+        *,
         steps: list[Step],
         lead: int,
         after: int,
     ) -> None: ...
+
+class HeadKind(Enum):
+    categorical = ...
+
+class Head:
+    def __init__(self, kind: HeadKind, distributions: int, parameters: int, uniforms: int) -> None: ...
 
 class Program:
     def __init__(
@@ -88,11 +101,11 @@ class Program:
         image_channels: int,
         height: int,
         width: int,
-        levels: int,
+        head: Head,
         outputs: list[int],
         storage: list[Storage],
         instructions: list[Instruction],
-        conditions: list[Slot],
+        conditions: list[ConditionOperand],
         lag: int,
     ) -> None: ...
 
@@ -106,12 +119,12 @@ class CpuSampler:
     def run(
         self,
         images: int,
-        levels: int,
+        values: int,
         known: int,
         noise: int,
         conditions: list[int],
         options: SamplingOptions,
-        logits: int,
+        parameters: int,
         log_probability: int,
         threads: int,
         on_row: Callable[[int], object],
@@ -140,12 +153,12 @@ class CudaSampler:
         images: int,
         constants: int,
         workspace: int,
-        levels: int,
+        values: int,
         known: int,
         noise: int,
         conditions: int,
         options: SamplingOptions,
-        logits: int,
+        parameters: int,
         log_probability: int,
         error: int,
         stream: int,

@@ -44,7 +44,7 @@ class Writer {
     Layout& layout = plan_.layout;
     layout.stages = static_cast<int>(ranges_.size());
     layout.steps = constants_.add(steps_);
-    layout.slots = constants_.add(slots());
+    layout.conditions = constants_.add(conditions());
     layout.taps = constants_.add(taps_);
     layout.sent = constants_.add(sent_);
     layout.values = constants_.add(values);
@@ -64,8 +64,8 @@ class Writer {
     p.bias = static_cast<int>(floats(i.source->bias, p.channels, padded));
     p.steps = static_cast<int>(steps_.size());
     p.n_steps = write_steps(*i.source, padded);
-    const Input& input = i.source->input;
-    const int table = program_.levels * input.width;
+    const ImageInput& input = i.source->input;
+    const int table = input.levels * input.width;
     p.table = input.table ? static_cast<int>(floats(input.table, table, table)) : -1;
     const auto write_taps = [&](int& begin, int& count, int& total, const std::vector<Tap>& taps, auto chosen) {
       begin = static_cast<int>(taps_.size());
@@ -167,12 +167,12 @@ class Writer {
     return meetings;
   }
 
-  std::vector<SlotPlan> slots() const {
-    std::vector<SlotPlan> result;
+  std::vector<ConditionPlan> conditions() const {
+    std::vector<ConditionPlan> result;
     int64_t numbers = 0;
-    for (const Slot& slot : program_.conditions) {
-      result.push_back({slot.channels, slot.varies_over_pixels, numbers});
-      numbers += (slot.varies_over_pixels ? int64_t{program_.height} * program_.width : 1) * slot.channels;
+    for (const ConditionOperand& operand : program_.conditions) {
+      result.push_back({operand.channels, operand.varies_over_pixels, numbers});
+      numbers += (operand.varies_over_pixels ? int64_t{program_.height} * program_.width : 1) * operand.channels;
     }
     return result;
   }
@@ -188,7 +188,7 @@ class Writer {
       for (const auto& run : i.row_runs)
         if (run.dy == 0) level = std::max(level, after(run.source));
       if (i.row_runs.empty() && !in_row_phase) continue;
-      if (in_row_phase && i.base >= 0) level = std::max(level, after(i.base));
+      if (in_row_phase && i.kind == InstructionKind::pointwise) level = std::max(level, after(i.value));
       for (const auto& s : i.steps)
         if (in_row_phase && reads_value(s)) level = std::max(level, after(s.operand));
       by_level[level].push_back(jobs_.index_of(i.out));

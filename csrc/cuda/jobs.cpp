@@ -40,11 +40,12 @@ void Jobs::add(const Instruction& i, bool at_pixel) {
   PlannedInstruction planned{&i, {}, taps(i, i.row_runs), taps(i, i.pixel_runs), at_pixel};
   InstructionPlan& p = planned.plan;
   p.out = i.out, p.channels = i.channels;
-  p.tiles = i.input.count ? 0 : (i.channels + kRows - 1) / kRows;
-  p.n_levels = i.input.count ? i.input.count : program.image_channels / static_cast<int>(program.outputs.size());
-  p.first_level = i.input.count ? i.input.first : draw_of(i.out) * p.n_levels;
+  p.tiles = i.kind == InstructionKind::from_levels ? 0 : (i.channels + kRows - 1) / kRows;
+  const bool reads_image = i.kind == InstructionKind::from_levels;
+  p.n_image_channels = reads_image ? i.input.count : program.image_channels / static_cast<int>(program.outputs.size());
+  p.first_image_channel = reads_image ? i.input.first : draw_of(i.out) * p.n_image_channels;
   p.width = i.input.width;
-  p.base = i.base, p.base_lag = i.base < 0 ? 0 : lag(i, i.base, 0);
+  p.value = i.value, p.value_lag = i.kind == InstructionKind::pointwise ? lag(i, i.value, 0) : 0;
   p.drawn = i.phase == Phase::drawn, p.is_output = draw_of(i.out) >= 0;
   p.sums = -1;
   instructions.push_back(planned);
@@ -65,7 +66,7 @@ std::vector<Tap> Jobs::taps(const Instruction& i, const std::vector<Run>& runs) 
 std::vector<std::pair<int, int>> Jobs::reads(const PlannedInstruction& i) const {
   std::vector<std::pair<int, int>> result;
   for (const Tap& tap : i.pixel) result.push_back({tap.plan.value, tap.plan.lag});
-  if (i.plan.base >= 0) result.push_back({i.plan.base, i.plan.base_lag});
+  if (i.plan.value >= 0) result.push_back({i.plan.value, i.plan.value_lag});
   for (const auto& s : i.source->steps)
     if (reads_value(s)) result.push_back({s.operand, lag(*i.source, s.operand, 0)});
   return result;

@@ -4,12 +4,25 @@
 
 namespace pcf::cuda {
 
+namespace {
+
+// The kernels draw levels (worker.h). Another kind of head is refused here, until they can draw it.
+void check_drawable(const Head& head) {
+  switch (head.kind) {
+    case HeadKind::categorical:
+      return;
+  }
+}
+
+}  // namespace
+
 Plan make_plan(const Program& program, Math math, Variant variant, const Limits& limits) {
   Plan plan{};
   plan.math = math, plan.variant = variant;
   Layout& layout = plan.layout;
   layout.image_channels = program.image_channels, layout.height = program.height;
-  layout.width = program.width, layout.levels = program.levels;
+  layout.width = program.width, layout.head = program.head;
+  check_drawable(program.head);
   layout.row_column_groups = (program.width + row_columns(math) - 1) / row_columns(math);
   Jobs jobs(program, math);
   std::vector<Range> stages = {{0, jobs.count}};

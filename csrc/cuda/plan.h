@@ -37,15 +37,15 @@ struct StepPlan {
   StepKind kind;
   float alpha;
   Operand reads;
-  int operand, lag;  // a value and how long ago it was made, or a condition slot
+  int operand, lag;  // a value and how long ago it was made, or a condition operand
   int all_channels;  // of the operand, where the step reads all of them; else 0
   int scale, shift;  // where they lie in the constants, float32
 };
 
 // Conditions lie one after the other, each [images, channels] or [images, H, W, channels].
-struct SlotPlan {
+struct ConditionPlan {
   int channels, varies_over_pixels;
-  int64_t before;  // numbers of the slots before it, for one image
+  int64_t before;  // numbers of the operands before it, for one image
 };
 
 struct TapPlan {
@@ -63,9 +63,9 @@ struct ValuePlan {
 
 struct InstructionPlan {
   int out, channels, tiles;  // tiles: of 16 channels; 0: it turns levels into a value
-  int base, base_lag;        // -1: a sum
+  int value, value_lag;      // pointwise: what its steps work on; -1: a sum
   int drawn;                 // it runs one column behind
-  int first_level, n_levels; // image channels that it reads, or draws if it is an output
+  int first_image_channel, n_image_channels;  // that it reads, or draws if it is an output
   int width, table;          // of what it turns a level into: row `level` of a table in the constants; -1: a number
   int is_output;
   int logits;                // an output's, in shared memory; -1: they lie in the workspace, at logits_global
@@ -106,13 +106,14 @@ struct RowSplit {
 
 // The parts that kernels take by value. Offsets are in bytes and multiples of 16.
 struct Layout {
-  int image_channels, height, width, levels;
+  int image_channels, height, width;
+  Head head;
   int logits_stride;       // floats from one image's logits to the next
   int stages;
   int row_column_groups;   // blocks that share a row's columns in the row phase
   int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
   int64_t logits_global;
-  int64_t steps, slots, taps, values, instructions, stage_plans, row_levels, row_lists, sent;  // tables in the constants
+  int64_t steps, conditions, taps, values, instructions, stage_plans, row_levels, row_lists, sent;  // tables in the constants
   int64_t tile_bytes;      // workspace of a tile
   int64_t group_bytes;     // pipeline: workspace of a group of blocks: flags, then slots
 };

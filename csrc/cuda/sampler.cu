@@ -66,12 +66,12 @@ void Sampler::run(const DeviceJob& job, const std::function<void(int)>& on_row) 
   batch.images = job.images, batch.tiles = tiles_of(job.images), batch.n_groups = groups(job.images);
   batch.groups = batch.workspace + batch.tiles * layout.tile_bytes;
   batch.row_meetings = reinterpret_cast<uint32_t*>(batch.groups + batch.n_groups * layout.group_bytes);
-  batch.levels = static_cast<int32_t*>(job.levels);
+  batch.levels = static_cast<int32_t*>(job.values);
   batch.known = static_cast<const uint8_t*>(job.known);
   batch.noise = static_cast<const double*>(job.noise);
   batch.conditions = static_cast<const float*>(job.conditions);
   batch.options = DrawOptions(job.options);
-  batch.logits = static_cast<float*>(job.logits);
+  batch.logits = static_cast<float*>(job.parameters);
   batch.log_probability = static_cast<double*>(job.log_probability);
   batch.error = static_cast<unsigned long long*>(job.error);
   if (job.images == 0) return;

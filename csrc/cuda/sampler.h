@@ -14,12 +14,12 @@ struct DeviceJob {
   int images;
   void* constants;         // Plan::constants on the device
   void* workspace;         // workspace_bytes(images), 128-byte aligned, contents of no concern
-  void* levels;            // int32 [images, C, H, W]: known levels in, all levels out
+  void* values;            // int32 [images, C, H, W]: known levels in, all levels out
   const void* known;       // uint8 [images, C, H, W], or null
   const void* noise;       // double [images, C, H, W]
-  const void* conditions;  // float, one slot after the other: [images, channels] or [images, H, W, channels]
+  const void* conditions;  // float, one operand after the other: [images, channels] or [images, H, W, channels]
   SamplingOptions options;
-  void* logits;            // float [images, C, H, W, levels], or null
+  void* parameters;        // float [images, C, H, W, levels], or null
   void* log_probability;   // double [images, C, H, W], or null
   void* error;             // one uint64, all ones: kept so, or the place of the first logits that are not finite
   void* stream;

@@ -23,11 +23,11 @@ cuda::Math math_of(const std::string& name) {
   throw std::invalid_argument("math is '" + name + "', expected fp32, tf32, bf16 or fp16");
 }
 
-void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address levels,
-         Address known, Address noise, Address conditions, const pcf::SamplingOptions& options, Address logits,
+void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address values,
+         Address known, Address noise, Address conditions, const pcf::SamplingOptions& options, Address parameters,
          Address log_probability, Address error, Address stream, const std::function<void(int)>& on_row) {
-  const cuda::DeviceJob job{images, at(constants), at(workspace), at(levels), at(known), at(noise), at(conditions),
-                         options, at(logits), at(log_probability), at(error), at(stream)};
+  const cuda::DeviceJob job{images, at(constants), at(workspace), at(values), at(known), at(noise), at(conditions),
+                         options, at(parameters), at(log_probability), at(error), at(stream)};
   py::gil_scoped_release release;
   sampler.run(job, on_row);  // on_row takes the GIL by itself
 }
@@ -44,8 +44,8 @@ void bind_cuda_sampler(py::module_& m) {
                                      {shared_bytes, multiprocessors, largest_cluster});
            }),
            "program"_a, "math"_a, "pipeline"_a, "shared_bytes"_a, "multiprocessors"_a, "largest_cluster"_a)
-      .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a,
-           "options"_a, "logits"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a,
+           "options"_a, "parameters"_a, "log_probability"_a, "error"_a, "stream"_a, "on_row"_a)
       .def("constants",
            [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
       .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)

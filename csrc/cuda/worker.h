@@ -18,7 +18,7 @@ struct Batch {
   int32_t* levels;                // known ones in, all out
   const uint8_t* known;           // null: none
   const double* noise;
-  const float* conditions;        // one slot after the other
+  const float* conditions;        // one operand after the other
   DrawOptions options;
   float* logits;                  // [..., levels]; null: not wanted
   double* log_probability;        // of the levels drawn, at temperature 1; null: not wanted
@@ -134,10 +134,10 @@ class Worker {
     sum[2] = sum[3] = bias[1];
   }
 
-  // Steps on a sum, or on the base; then it is stored.
+  // Steps on a sum, or on a value; then it is stored.
   __device__ void finish(float (&x)[4], const InstructionPlan& i, int tile, int column) {
     const int channel = channel_of_lane(tile);
-    if (i.base >= 0) load(x, i.base, i.base_lag, channel, column);
+    if (i.value >= 0) load(x, i.value, i.value_lag, channel, column);
     const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
     for (int s = 0; s < i.n_steps; s++) apply(x, steps[s], channel, column);
     // Channels that fill up a tile stay zero: a step may have made them infinite, and weights of zero then NaN.
@@ -223,13 +223,13 @@ class Worker {
   }
 
   __device__ void load_condition(float (&x)[4], int index, int channel, int column) const {
-    const SlotPlan& slot = table<SlotPlan>(layout.slots)[index];
-    const float* data = batch.conditions + slot.before * batch.images;
+    const ConditionPlan& operand = table<ConditionPlan>(layout.conditions)[index];
+    const float* data = batch.conditions + operand.before * batch.images;
     for (int r = 0; r < 4; r++) {
       int64_t at = min(tile_ * kTile + image_of_lane() + r % 2, batch.images - 1);
-      if (slot.varies_over_pixels) at = (at * layout.height + batch.y) * layout.width + column;
+      if (operand.varies_over_pixels) at = (at * layout.height + batch.y) * layout.width + column;
       const int c = channel + r / 2;
-      x[r] = c < slot.channels ? data[at * slot.channels + c] : 0.f;
+      x[r] = c < operand.channels ? data[at * operand.channels + c] : 0.f;
     }
   }
 
@@ -275,17 +275,17 @@ class Worker {
 
   // Draws levels from an output's logits, each warp some sub-pixels.
   __device__ void draw_levels(const InstructionPlan& i, int x) {
-    for (int d = warp; d < kTile * i.n_levels; d += kWarps) {
-      const int image = tile_ * kTile + d % kTile, channel = i.first_level + d / kTile;
+    for (int d = warp; d < kTile * i.n_image_channels; d += kWarps) {
+      const int image = tile_ * kTile + d % kTile, channel = i.first_image_channel + d / kTile;
       if (image >= batch.images) continue;
       const int64_t at = sub_pixel(image, channel, x);
-      const float* logits = logits_of(i, d % kTile) + d / kTile * layout.levels;
+      const float* logits = logits_of(i, d % kTile) + d / kTile * layout.head.parameters;
       if (batch.logits)
-        for (int k = lane; k < layout.levels; k += 32) batch.logits[at * layout.levels + k] = logits[k];
+        for (int k = lane; k < layout.head.parameters; k += 32) batch.logits[at * layout.head.parameters + k] = logits[k];
       if (batch.known && batch.known[at]) continue;
-      const int level = draw(logits, layout.levels, batch.options, batch.noise[at], lane);
+      const int level = draw(logits, layout.head.parameters, batch.options, batch.noise[at], lane);
       if (batch.log_probability && level >= 0) {
-        const double log_probability = log_probability_of(level, logits, layout.levels, lane);
+        const double log_probability = log_probability_of(level, logits, layout.head.parameters, lane);
         if (lane == 0) batch.log_probability[at] = log_probability;
       }
       if (lane == 0) {
@@ -301,7 +301,7 @@ class Worker {
     const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
     for (int d = thread; d < kTile * i.channels; d += kThreads) {
       const int image = tile_ * kTile + d % kTile, channel = d / kTile;
-      const int64_t at = sub_pixel(image, i.first_level + channel / i.width, column);
+      const int64_t at = sub_pixel(image, i.first_image_channel + channel / i.width, column);
       const int level = image < batch.images ? batch.levels[at] : 0;
       float x[4] = {i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width]};
       for (int s = 0; s < i.n_steps; s++) {  // which read constants, or nothing; of the four, x[0] counts

@@ -52,12 +52,12 @@ class CpuRuntime:
         try:
             self._sampler.run(
                 images=job.values.shape[0],
-                levels=job.values.data_ptr(),
+                values=job.values.data_ptr(),
                 known=0 if known is None else known.data_ptr(),
                 noise=noise.data_ptr(),
                 conditions=[c.data_ptr() for c in conditions],
                 options=sampling_options(job.options),
-                logits=0 if job.parameters is None else job.parameters.data_ptr(),
+                parameters=0 if job.parameters is None else job.parameters.data_ptr(),
                 log_probability=0 if job.log_probability is None else job.log_probability.data_ptr(),
                 threads=torch.get_num_threads(),
                 on_row=job.on_row,

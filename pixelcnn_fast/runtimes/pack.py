@@ -50,12 +50,22 @@ class _Describer:
             image_channels=c,
             height=height,
             width=width,
-            levels=self._program.parameters,
+            head=self._head(),
             outputs=[self._number[output] for output in self._program.outputs],
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
-            conditions=[self._module.Slot(s.index.shape[-1], s.varies_over_pixels) for s in self._slots],
+            conditions=[
+                self._module.ConditionOperand(s.index.shape[-1], s.varies_over_pixels) for s in self._slots
+            ],
             lag=self._front.lag if self._front else 0,
+        )
+
+    def _head(self) -> Any:
+        return self._module.Head(
+            self._module.HeadKind.categorical,
+            distributions=self._program.distributions,
+            parameters=self._program.parameters,
+            uniforms=1,
         )
 
     def _instruction(self, phased: PhasedInstruction) -> Any:
@@ -64,20 +74,37 @@ class _Describer:
             out=self._number[i.out],
             channels=i.channels,
             phase=getattr(self._module.Phase, phased.phase.value),
-            base=self._number[i.base] if isinstance(i, Pointwise) else -1,
-            input=self._input(i) if isinstance(i, FromLevels) else self._module.Input(0, 0, 1, 0),
-            bias=self._address(i.bias) if isinstance(i, Convolution) else 0,
-            row_runs=[self._run(run) for run in phased.row_runs],
-            pixel_runs=[self._run(run) for run in phased.pixel_runs],
             steps=[self._step(step) for step in i.steps],
             lead=self._front.leads[i.out] if self._front else 0,
             after=phased.after,
+            **self._start(phased),
         )
+
+    def _start(self, phased: PhasedInstruction) -> dict[str, Any]:
+        """What an instruction's steps start from, which depends on its kind."""
+        i, kinds = phased.instruction, self._module.InstructionKind
+        if isinstance(i, FromLevels):
+            return {"kind": kinds.from_levels, "input": self._input(i)}
+        if isinstance(i, Pointwise):
+            return {"kind": kinds.pointwise, "value": self._number[i.base]}
+        assert isinstance(i, Convolution)
+        return {
+            "kind": kinds.convolution,
+            "bias": self._address(i.bias),
+            "row_runs": [self._run(run) for run in phased.row_runs],
+            "pixel_runs": [self._run(run) for run in phased.pixel_runs],
+        }
 
     def _input(self, i: FromLevels) -> Any:
         channels = i.image_channels(self._program.shape[0]).tolist()
         assert channels == list(range(channels[0], channels[-1] + 1)), "each draw has its own input"
-        return self._module.Input(channels[0], len(channels), i.width, self._address(i.table))
+        return self._module.ImageInput(
+            first=channels[0],
+            count=len(channels),
+            width=i.width,
+            table=self._address(i.table),
+            levels=0 if i.table is None else len(i.table),
+        )
 
     def _run(self, run: Run) -> Any:
         return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))

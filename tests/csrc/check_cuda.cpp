@@ -42,26 +42,29 @@ struct Network {
   }
 
   Network() {
-    using pcf::Phase, pcf::StepKind;
-    program = {kChannels, kHeight, kWidth, kLevels, {5}, {}, {}, {{kLabel, false}}};
+    using pcf::InstructionKind, pcf::Phase, pcf::StepKind;
+    constexpr auto kConvolution = InstructionKind::convolution;
+    program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1}, {5}, {}, {}, {{kLabel, false}}};
     program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1}, {9, 1, 1, 1},
                        {kLabel, 2, 1, 1},    {kChannels * kLevels, 1, 0, 0}};
-    pcf::Instruction input{0, kChannels, Phase::drawn, -1, {0, kChannels}, nullptr, {}, {}, {}};
+    pcf::Instruction input{0, kChannels, InstructionKind::from_levels, Phase::drawn, {0, kChannels}};
     input.steps = {{StepKind::affine, 1, -1, array(kChannels, 0.1), array(kChannels, 0.1)}};
-    pcf::Instruction drawn{1, 7, Phase::drawn, -1, {}, nullptr, {}, {{0, 0, 0, 1, array(kChannels * 7, 0.5)}},
-                           {{StepKind::elu}}};
-    pcf::Instruction above{3, 9, Phase::row, -1, {}, array(9, 0.1), {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}}, {},
-                           {{StepKind::tanh}}};
-    pcf::Instruction first{2, kLabel, Phase::pixel, -1, {}, array(kLabel, 0.1),
-                           {{1, -1, -1, 3, array(3 * 7 * kLabel, 0.2)}, {3, 0, -1, 3, array(3 * 9 * kLabel, 0.2)}},
-                           {{1, 0, -1, 1, array(7 * kLabel, 0.3)}},
-                           {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}}};
-    pcf::Instruction second{4, kLabel, Phase::pixel, -1, {}, array(kLabel, 0.1),
-                            {{2, -1, -1, 3, array(3 * kLabel * kLabel, 0.1)}},
-                            {{2, 0, -1, 2, array(2 * kLabel * kLabel, 0.2)}},
-                            {{StepKind::add, 1, 2}, {StepKind::silu}}};
-    pcf::Instruction logits{5, kChannels * kLevels, Phase::pixel, -1, {}, nullptr, {},
-                            {{4, 0, 0, 1, array(kLabel * kChannels * kLevels, 0.5)}}, {}};
+    pcf::Instruction drawn{1, 7, kConvolution, Phase::drawn};
+    drawn.pixel_runs = {{0, 0, 0, 1, array(kChannels * 7, 0.5)}};
+    drawn.steps = {{StepKind::elu}};
+    pcf::Instruction above{3, 9, kConvolution, Phase::row, {}, array(9, 0.1)};
+    above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
+    above.steps = {{StepKind::tanh}};
+    pcf::Instruction first{2, kLabel, kConvolution, Phase::pixel, {}, array(kLabel, 0.1)};
+    first.row_runs = {{1, -1, -1, 3, array(3 * 7 * kLabel, 0.2)}, {3, 0, -1, 3, array(3 * 9 * kLabel, 0.2)}};
+    first.pixel_runs = {{1, 0, -1, 1, array(7 * kLabel, 0.3)}};
+    first.steps = {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}};
+    pcf::Instruction second{4, kLabel, kConvolution, Phase::pixel, {}, array(kLabel, 0.1)};
+    second.row_runs = {{2, -1, -1, 3, array(3 * kLabel * kLabel, 0.1)}};
+    second.pixel_runs = {{2, 0, -1, 2, array(2 * kLabel * kLabel, 0.2)}};
+    second.steps = {{StepKind::add, 1, 2}, {StepKind::silu}};
+    pcf::Instruction logits{5, kChannels * kLevels, kConvolution, Phase::pixel};
+    logits.pixel_runs = {{4, 0, 0, 1, array(kLabel * kChannels * kLevels, 0.5)}};
     program.instructions = {input, drawn, above, first, second, logits};
   }
 };

@@ -10,6 +10,7 @@
 
 namespace {
 
+constexpr auto kFromLevels = pcf::InstructionKind::from_levels, kConvolution = pcf::InstructionKind::convolution;
 constexpr int kImageChannels = 3, kHeight = 5, kWidth = 6, kLevels = 37;
 constexpr int64_t kSubPixels = kImageChannels * kHeight * kWidth, kMap = kHeight * kWidth * 33;
 
@@ -36,7 +37,8 @@ struct Network {
   pcf::Instruction convolution(int out, int source, int channels, int last_dx, std::vector<pcf::Step> steps) {
     const int in = program.storage[source].channels;
     const double scale = 0.5 / std::sqrt(5.0 * in);
-    pcf::Instruction i{out, channels, pcf::Phase::pixel, -1, {}, array(channels, 0.1), {}, {}, std::move(steps)};
+    pcf::Instruction i{out, channels, kConvolution, pcf::Phase::pixel, {}, array(channels, 0.1)};
+    i.steps = std::move(steps);
     i.row_runs = {{source, -1, -1, 3, array(3 * in * channels, scale)}};
     i.pixel_runs = {{source, 0, -1, last_dx + 2, array((last_dx + 2) * in * channels, scale)}};
     return i;
@@ -47,16 +49,19 @@ struct Network {
   // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it.
   Network(int lag, int draws) {
     using pcf::StepKind;
-    program = {kImageChannels, kHeight, kWidth, kLevels, {}, {}, {}, {{33, false}, {33, true}}};
+    const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1};
+    program = {kImageChannels, kHeight, kWidth, head, {}, {}, {}, {{33, false}, {33, true}}};
     program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1},
                        {33, 2, 1, 1}, {33, 1, 0, 0}, {kImageChannels * 4, 1, 1, 0}};
     const T* scale = array(kImageChannels, 0.02);
     const T* shift = array(kImageChannels, 0.1);
-    pcf::Instruction input{0, kImageChannels, pcf::Phase::drawn, -1, {0, kImageChannels}, nullptr, {}, {}, {}};
+    pcf::Instruction input{0, kImageChannels, kFromLevels, pcf::Phase::drawn, {0, kImageChannels}};
     input.steps = {{StepKind::affine, 1, -1, scale, shift}};
-    pcf::Instruction drawn{1, 7, pcf::Phase::drawn, -1, {}, nullptr, {}, {}, {{StepKind::elu}}};
+    pcf::Instruction drawn{1, 7, kConvolution, pcf::Phase::drawn};
+    drawn.steps = {{StepKind::elu}};
     drawn.pixel_runs = {{0, 0, 0, 1, array(kImageChannels * 7, 0.5)}};
-    pcf::Instruction above{3, 9, pcf::Phase::row, -1, {}, array(9, 0.1), {}, {}, {{StepKind::tanh}}};
+    pcf::Instruction above{3, 9, kConvolution, pcf::Phase::row, {}, array(9, 0.1)};
+    above.steps = {{StepKind::tanh}};
     above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
     pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
     first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
@@ -64,9 +69,12 @@ struct Network {
     pcf::Instruction second = convolution(
         4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}, {StepKind::add_condition, 1, 1}, {StepKind::softplus, 2}});
     second.row_runs.push_back({1, -1, 0, 1, array(7 * 33, 0.3)});
-    pcf::Instruction norm{5, 33, pcf::Phase::pixel, 4, {}, nullptr, {}, {}, {{StepKind::layer_norm, 1e-5, 4}, {StepKind::gelu}}};
-    pcf::Instruction embedded{6, kImageChannels * 4, pcf::Phase::drawn, -1, {0, kImageChannels, 4, array(kLevels * 4, 1)},
-                              nullptr, {}, {}, {{StepKind::power, 2}}};
+    pcf::Instruction norm{5, 33, pcf::InstructionKind::pointwise, pcf::Phase::pixel};
+    norm.value = 4;
+    norm.steps = {{StepKind::layer_norm, 1e-5, 4}, {StepKind::gelu}};
+    pcf::Instruction embedded{6, kImageChannels * 4, kFromLevels, pcf::Phase::drawn};
+    embedded.input = {0, kImageChannels, 4, array(kLevels * 4, 1), kLevels};
+    embedded.steps = {{StepKind::power, 2}};
     program.lag = lag;
     input.after = embedded.after = drawn.after = draws;
     above.lead = 1;
@@ -79,7 +87,7 @@ struct Network {
     const int value = program.storage.size(), channels = image_channels * kLevels;
     program.storage.push_back({channels, 1, 0, 0});
     program.outputs.push_back(value);
-    pcf::Instruction i{value, channels, pcf::Phase::pixel, -1, {}, nullptr, {}, {}, {}};
+    pcf::Instruction i{value, channels, kConvolution, pcf::Phase::pixel};
     i.after = draw;
     T* of_levels = const_cast<T*>(array(kImageChannels * channels, 0.5));
     std::fill(of_levels + draw * channels, of_levels + kImageChannels * channels, T(0));

@@ -9,7 +9,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cpu/simd/likeliest.h"
+#include "cpu/sampler/head.h"
 #include "cpu/sampler/prepared.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/sampler/schedule.h"
@@ -65,7 +65,7 @@ class Group {
   void work(int thread) {
     const bool for_pixels = thread < pixel_team_.size;
     Member member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, schedule_,
-                  span(0, 0), schedule_.rows_in_flight * n_, program_.levels);
+                  span(0, 0), schedule_.rows_in_flight * n_, program_.head, job_);
     const int first = schedule_.first_step(), end = schedule_.steps(program_), chunk = schedule_.chunk;
     if (!schedule_.two_teams()) {
       for (int t = first; t < end; t += chunk) {
@@ -107,10 +107,12 @@ class Group {
 
   struct Member {
     // sites: pixels of all images that one step works on, at most.
-    Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites, int levels)
+    Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites,
+           const Head& head, const Job& job)
         : team(team), index(index), span(span),
-          memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + levels) * sizeof(T)),
-          weights(reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - levels), operands(p.most_steps) {
+          memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + head.parameters) * sizeof(T)),
+          drawer(head, job, p.kernels, reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
+          operands(p.most_steps) {
       T* const sums = reinterpret_cast<T*>(memory.get());
       for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
       for (int i = 0; i < sites * schedule.chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
@@ -124,16 +126,16 @@ class Group {
     const int index;
     Span span;
     const Buffer memory;
-    T* const weights;              // [levels], of one draw
+    HeadDrawer<T> drawer;
     Table pixel_sums, row_sums;    // of one instruction, at a step's pixels and at a chunk's
-    std::vector<int> order;
     Table x, from, out;
     std::vector<Table> operands;
     std::vector<BoundStep<T>> steps;
   };
 
   int draws() const { return p_.outputs.size(); }
-  int channels_per_draw() const { return program_.image_channels / draws(); }
+  int distributions_per_draw() const { return program_.head.distributions / draws(); }
+  int channels_per_distribution() const { return program_.image_channels / program_.head.distributions; }
   int number(const Instruction& i) const { return &i - p_.instructions.data(); }
   bool by_pixel_team(const Instruction& i) const { return schedule_.by_pixel_team[number(i)]; }
 
@@ -160,7 +162,7 @@ class Group {
       if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
       for (int after = 0; after <= draws(); after++) {
         for (const auto& i : p_.instructions)
-          if (i.after == after && !i.is_input && (i.phase != Phase::row || i.is_output)) at_pixels(member, i, t);
+          if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output)) at_pixels(member, i, t);
         if (after < draws()) settle(member, span(t, 1), after);
       }
     }
@@ -231,7 +233,7 @@ class Group {
       return;
     }
     const bool summed = sum(member, i, i.row_runs, chunk, member.row_sums);
-    if (i.base >= 0) tabulate_value(member.from, i.base, chunk);
+    if (i.kind == InstructionKind::pointwise) tabulate_value(member.from, i.value, chunk);
     tabulate_value(member.out, i.out, chunk);
     apply_steps(member, i, chunk, summed ? member.row_sums : member.from);
   }
@@ -239,15 +241,15 @@ class Group {
   void at_pixels(Member& member, const Instruction& i, int t) {
     if (i.meet_at_pixel) member.meet();
     const Span& pixels = span(member, t + lead(i), 1);
-    if (pixels.count() == 0 || (i.is_output && !job_.logits && all_known(pixels, i.after))) return;
+    if (pixels.count() == 0 || (i.is_output && !job_.parameters && all_known(pixels, i.after))) return;
     if (i.keeps_partial())
       tabulate_partial(member.from, i, pixels, t);
     else
       tabulate_rows(member.from, pixels, const_cast<T*>(i.bias.data()), 0);
     const bool summed = sum(member, i, i.pixel_runs, pixels, member.pixel_sums);
-    if (i.base >= 0) tabulate_value(member.from, i.base, pixels);
+    if (i.kind == InstructionKind::pointwise) tabulate_value(member.from, i.value, pixels);
     if (i.is_output)
-      tabulate_rows(member.out, pixels, workspace_.logits(), i.padded);
+      tabulate_rows(member.out, pixels, workspace_.parameters(), i.padded);
     else
       tabulate_value(member.out, i.out, pixels);
     apply_steps(member, i, pixels, summed ? member.pixel_sums : member.from);
@@ -282,12 +284,12 @@ class Group {
       if (step.reads_value()) tabulate_value(table, step.operand, span);
       if (step.reads_condition()) {
         T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[step.operand]));
-        const Slot& slot = program_.conditions[step.operand];
-        if (slot.varies_over_pixels)
-          tabulate(table, span, int64_t{program_.height} * program_.width * slot.channels, slot.channels,
-                   [&](int y, int x) { return data + (int64_t{y} * program_.width + x) * slot.channels; });
+        const ConditionOperand& operand = program_.conditions[step.operand];
+        if (operand.varies_over_pixels)
+          tabulate(table, span, int64_t{program_.height} * program_.width * operand.channels, operand.channels,
+                   [&](int y, int x) { return data + (int64_t{y} * program_.width + x) * operand.channels; });
         else
-          tabulate(table, span, slot.channels, 0, [&](int, int) { return data; });
+          tabulate(table, span, operand.channels, 0, [&](int, int) { return data; });
       }
       const bool reads = step.reads_value() || step.reads_condition();
       const int channels = step.reads_value() ? workspace_.channels(step.operand) : 0;
@@ -296,49 +298,61 @@ class Group {
     }
   }
 
-  // -- levels
+  // -- values of the image
 
+  // Element of an array [images, channels, H, W].
+  int64_t element(int image, int channels, int channel, int y, int x) const {
+    return ((int64_t{image} * channels + channel) * program_.height + y) * program_.width + x;
+  }
   int64_t sub_pixel(int image, int channel, int y, int x) const {
-    return ((int64_t{image} * program_.image_channels + channel) * program_.height + y) * program_.width + x;
+    return element(image, program_.image_channels, channel, y, x);
+  }
+
+  bool known(int image, int distribution, int y, int x) const {
+    if (!job_.known) return false;
+    const int channels = channels_per_distribution();
+    for (int c = distribution * channels; c < (distribution + 1) * channels; c++)
+      if (!job_.known[sub_pixel(image, c, y, x)]) return false;
+    return true;
   }
 
   bool all_known(const Span& span, int draw) const {
     if (!job_.known) return false;
-    const int channels = channels_per_draw();
+    const int count = distributions_per_draw();
     for (int i = 0; i < span.count(); i++)
-      for (int q = 0; q < n_ * channels; q++)
-        if (!job_.known[sub_pixel(q / channels, draw * channels + q % channels, span.row(i), span.column(i))])
-          return false;
+      for (int q = 0; q < n_ * count; q++)
+        if (!known(q / count, draw * count + q % count, span.row(i), span.column(i))) return false;
     return true;
   }
 
-  // Draws levels of the span, or takes the known ones, between two meetings.
+  // Draws the span's values, or takes the known ones, between two meetings.
   void settle(Member& member, const Span& span, int draw) {
     member.meet();
-    const int channels = channels_per_draw(), count = span.count() * n_ * channels;
+    const int of_draw = distributions_per_draw(), count = span.count() * n_ * of_draw;
     const int padded = p_.outputs[draw]->padded;
     for (int q = count * member.index / member.team.size; q < count * (member.index + 1) / member.team.size; q++) {
-      const int i = q / (n_ * channels), image = q / channels % n_, channel = q % channels;
-      settle_one(member, workspace_.logits() + int64_t{q / channels} * padded + channel * program_.levels, image,
-                 draw * channels + channel, span.row(i), span.column(i));
+      const int i = q / (n_ * of_draw), image = q / of_draw % n_, distribution = q % of_draw;
+      settle_one(member, workspace_.parameters() + int64_t{q / of_draw} * padded + distribution * program_.head.parameters,
+                 image, draw * of_draw + distribution, span.row(i), span.column(i));
     }
     member.meet();
   }
 
-  void settle_one(Member& member, const T* logits, int image, int channel, int y, int x) {
-    const int64_t at = sub_pixel(image, channel, y, x);
-    const int levels = program_.levels;
-    if (job_.logits) std::copy_n(logits, levels, static_cast<T*>(job_.logits) + at * levels);
-    if (!job_.known || !job_.known[at]) {
-      job_.levels[at] = draw(member, logits, job_.noise[at]);
-      if (job_.levels[at] < 0) {
-        report(image, channel, y, x);
-        job_.levels[at] = 0;
-      } else if (job_.log_probability) {
-        job_.log_probability[at] = p_.kernels.log_probability(logits, levels, job_.levels[at], member.weights);
-      }
+  void settle_one(Member& member, const T* parameters, int image, int distribution, int y, int x) {
+    const Head& head = program_.head;
+    const int channels = channels_per_distribution(), first = distribution * channels;
+    const int64_t at = element(image, head.distributions, distribution, y, x);
+    if (job_.parameters) std::copy_n(parameters, head.parameters, static_cast<T*>(job_.parameters) + at * head.parameters);
+    if (!known(image, distribution, y, x)) {
+      const int64_t noise = element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
+      double* log_probability = job_.log_probability ? job_.log_probability + at : nullptr;
+      const int64_t stride = int64_t{program_.height} * program_.width;
+      if (!member.drawer.draw({parameters, noise, sub_pixel(image, first, y, x), stride, log_probability}))
+        report(image, first, y, x);
     }
-    for (const auto* i : p_.inputs) read_level(member, *i, job_.levels[at], image, channel, y, x);
+    for (int channel = first; channel < first + channels; channel++)
+      for (const auto* i : p_.inputs)
+        read_level(member, *i, level_of(head.kind, job_.values, sub_pixel(image, channel, y, x)), image, channel, y, x);
   }
 
   void read_level(Member& member, const Instruction& i, int level, int image, int channel, int y, int x) {
@@ -351,16 +365,6 @@ class Group {
       std::copy_n(i.table.data() + int64_t{level} * width, width, out + first);
     bind(member, i, span(0, 0));  // such steps have no operands
     p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
-  }
-
-  // -1 if a logit is not finite.
-  int draw(Member& member, const T* logits, double u) const {
-    const SamplingOptions& options = job_.options;
-    const int levels = program_.levels;
-    if (!p_.kernels.weigh(logits, levels, options.temperature, member.weights)) return -1;
-    if (options.temperature > 0 && (options.top_k > 0 || options.top_p < 1))
-      keep_likeliest(logits, member.weights, levels, options, member.order);
-    return p_.kernels.pick(member.weights, levels, u);
   }
 
   void report(int image, int channel, int y, int x) {

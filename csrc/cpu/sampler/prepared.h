@@ -30,10 +30,12 @@ struct PreparedStep {
 
 template <class T>
 struct PreparedInstruction {
-  int out, channels, padded, lead, base, after;
+  int out, channels, padded, lead, after;
+  InstructionKind kind;
   Phase phase;
-  bool is_input, is_output;
-  Input input;
+  bool is_output;
+  ImageInput input;
+  int value;
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
@@ -98,10 +100,10 @@ class PreparedProgram {
     };
     for (const auto& i : program.instructions) {
       PreparedInstruction<T> p{};
-      p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.base = i.base, p.phase = i.phase;
-      p.after = i.after, p.input = i.input, p.is_input = i.input.count > 0;
+      p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.after = i.after;
+      p.kind = i.kind, p.phase = i.phase, p.input = i.input, p.value = i.value;
       p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
-      p.table = copy(i.input.table, program.levels * i.input.width);
+      p.table = copy(i.input.table, i.input.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;
       p.bias = copy(i.bias, i.channels);
       p.bias.resize(p.padded);
@@ -113,7 +115,7 @@ class PreparedProgram {
     for (size_t i = 0; i < instructions.size(); i++) {
       auto& p = instructions[i];
       p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
-      if (p.is_input) inputs.push_back(&p);
+      if (p.kind == InstructionKind::from_levels) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
       if (p.phase == Phase::row) widest_row = std::max(widest_row, p.padded);
       most_steps = std::max<int>(most_steps, p.steps.size());
@@ -138,7 +140,7 @@ class PreparedProgram {
     };
     const auto at_pixels = [&](int after) {
       for (auto& i : instructions) {
-        if (i.is_input || i.after != after || i.phase == Phase::row) continue;
+        if (i.kind == InstructionKind::from_levels || i.after != after || i.phase == Phase::row) continue;
         i.meet_at_pixel = meets(i.pixel_runs, i.steps);
         written.insert(i.out);
       }
@@ -174,8 +176,8 @@ class PreparedProgram {
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
-    constexpr int kOfLevel = 60;
-    work.pixels.elements += double{kOfLevel} * program.levels * program.image_channels;
+    constexpr int kOfParameter = 60;  // drawing from it
+    work.pixels.elements += double{kOfParameter} * program.head.parameters * program.head.distributions;
     work.pixels.meetings += 2 * outputs.size();
     work.row_phase.meetings++;
     work.most_threads = widest / kernels.block;

@@ -42,17 +42,20 @@ class SamplerOf final : public Sampler {
   // Of images first ... first + count - 1, as far as there are as many.
   Job part(const Job& job, int first, int count) const {
     const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
+    const Head& head = program_.head;
+    const int64_t distributions = pixels * head.distributions;
     const auto moved = [&](auto* array, int64_t elements) { return array ? array + first * elements : nullptr; };
     Job part = job;
     part.images = std::min(count, job.images - first);
-    part.levels = moved(job.levels, sub_pixels);
+    part.values = moved(static_cast<char*>(job.values), sub_pixels * bytes_of_value(head.kind));
     part.known = moved(job.known, sub_pixels);
-    part.noise = moved(job.noise, sub_pixels);
-    part.logits = moved(static_cast<T*>(job.logits), sub_pixels * program_.levels);
-    part.log_probability = moved(job.log_probability, sub_pixels);
+    part.noise = moved(job.noise, distributions * head.uniforms);
+    part.parameters = moved(static_cast<T*>(job.parameters), distributions * head.parameters);
+    part.log_probability = moved(job.log_probability, distributions);
     for (size_t c = 0; c < job.conditions.size(); c++) {
-      const Slot& slot = program_.conditions[c];
-      part.conditions[c] = moved(static_cast<const T*>(job.conditions[c]), slot.channels * (slot.varies_over_pixels ? pixels : 1));
+      const ConditionOperand& operand = program_.conditions[c];
+      part.conditions[c] = moved(static_cast<const T*>(job.conditions[c]),
+                                 operand.channels * (operand.varies_over_pixels ? pixels : 1));
     }
     return part;
   }

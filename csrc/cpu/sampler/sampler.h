@@ -25,7 +25,7 @@ class Sampler {
   virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
   virtual Schedule schedule(int images, int threads) const = 0;
 
-  // Fills job.levels, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the run
+  // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the run
   // stops and the exception passes on. schedule: one of schedules(job.images, ...).
   virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 

@@ -17,11 +17,11 @@ using Address = uintptr_t;
 
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
-void run(const cpu::Sampler& sampler, int images, Address levels, Address known, Address noise,
-         const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address logits,
+void run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
+         const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
          Address log_probability, int threads, const std::function<void(int)>& on_row) {
-  pcf::Job job{images, reinterpret_cast<int32_t*>(levels), static_cast<const uint8_t*>(at(known)),
-               static_cast<const double*>(at(noise)), {}, options, reinterpret_cast<void*>(logits),
+  pcf::Job job{images, reinterpret_cast<void*>(values), static_cast<const uint8_t*>(at(known)),
+               static_cast<const double*>(at(noise)), {}, options, reinterpret_cast<void*>(parameters),
                reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
@@ -50,28 +50,38 @@ void bind_sampler(py::module_& m) {
                                      "source"_a, "dy"_a, "dx"_a, "width"_a, "weight"_a);
   py::class_<pcf::Storage>(m, "Storage")
       .def(py::init<int, int, int, int>(), "channels"_a, "rows"_a, "pad_left"_a, "pad_right"_a);
-  py::class_<pcf::Input>(m, "Input").def(py::init([](int first, int count, int width, Address table) {
-                                           return pcf::Input{first, count, width, at(table)};
-                                         }),
-                                         "first"_a, "count"_a, "width"_a, "table"_a);
-  py::class_<pcf::Slot>(m, "Slot").def(py::init<int, bool>(), "channels"_a, "varies_over_pixels"_a);
-  py::class_<pcf::Instruction>(m, "Instruction")
-      .def(py::init([](int out, int channels, pcf::Phase phase, int base, pcf::Input input, Address bias,
-                       std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, std::vector<pcf::Step> steps,
-                       int lead, int after) {
-             return pcf::Instruction{out,      channels,   phase, base, input, at(bias),
-                                     row_runs, pixel_runs, steps, lead, after};
+  py::enum_<pcf::InstructionKind>(m, "InstructionKind")
+      .value("from_levels", pcf::InstructionKind::from_levels)
+      .value("convolution", pcf::InstructionKind::convolution)
+      .value("pointwise", pcf::InstructionKind::pointwise);
+  py::class_<pcf::ImageInput>(m, "ImageInput")
+      .def(py::init([](int first, int count, int width, Address table, int levels) {
+             return pcf::ImageInput{first, count, width, at(table), levels};
            }),
-           "out"_a, "channels"_a, "phase"_a, "base"_a, "input"_a, "bias"_a, "row_runs"_a, "pixel_runs"_a, "steps"_a,
+           "first"_a, "count"_a, "width"_a, "table"_a, "levels"_a);
+  py::class_<pcf::ConditionOperand>(m, "ConditionOperand")
+      .def(py::init<int, bool>(), "channels"_a, "varies_over_pixels"_a);
+  py::class_<pcf::Instruction>(m, "Instruction")
+      .def(py::init([](int out, int channels, pcf::InstructionKind kind, pcf::Phase phase, pcf::ImageInput input,
+                       Address bias, std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, int value,
+                       std::vector<pcf::Step> steps, int lead, int after) {
+             return pcf::Instruction{out,      channels,   kind,  phase, input, at(bias),
+                                     row_runs, pixel_runs, value, steps, lead,  after};
+           }),
+           "out"_a, "channels"_a, "kind"_a, "phase"_a, "input"_a = pcf::ImageInput{}, "bias"_a = 0,
+           "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
            "lead"_a, "after"_a);
+  py::enum_<pcf::HeadKind>(m, "HeadKind").value("categorical", pcf::HeadKind::categorical);
+  py::class_<pcf::Head>(m, "Head")
+      .def(py::init<pcf::HeadKind, int, int, int>(), "kind"_a, "distributions"_a, "parameters"_a, "uniforms"_a);
   py::class_<pcf::Program>(m, "Program")
-      .def(py::init([](int image_channels, int height, int width, int levels, std::vector<int> outputs,
+      .def(py::init([](int image_channels, int height, int width, pcf::Head head, std::vector<int> outputs,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
-                       std::vector<pcf::Slot> conditions, int lag) {
-             return pcf::Program{image_channels, height,       width,      levels, outputs,
+                       std::vector<pcf::ConditionOperand> conditions, int lag) {
+             return pcf::Program{image_channels, height,       width,      head, outputs,
                                  storage,        instructions, conditions, lag};
            }),
-           "image_channels"_a, "height"_a, "width"_a, "levels"_a, "outputs"_a, "storage"_a, "instructions"_a,
+           "image_channels"_a, "height"_a, "width"_a, "head"_a, "outputs"_a, "storage"_a, "instructions"_a,
            "conditions"_a, "lag"_a);
 
   const pcf::SamplingOptions none;
@@ -87,8 +97,8 @@ void bind_sampler(py::module_& m) {
                                           bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
-      .def("run", &run, "images"_a, "levels"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a,
-           "logits"_a, "log_probability"_a, "threads"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a,
+           "parameters"_a, "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &cpu::Sampler::weight_bytes)
       .def("workspace_bytes", [](const cpu::Sampler& sampler, int images, int threads) {
         return sampler.workspace_bytes(sampler.schedule(images, threads));

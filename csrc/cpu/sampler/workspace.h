@@ -1,5 +1,5 @@
 // Where the values of a group of images lie: of each, the rows that somebody still reads; sums over rows above that wait
-// for their pixel; logits.
+// for their pixel; what the present draw is drawn from.
 #pragma once
 
 #include <vector>
@@ -33,7 +33,7 @@ class Workspace {
         partial_at.push_back(place(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
     int widest = 0;
     for (const auto* output : p.outputs) widest = std::max(widest, output->padded);
-    const int64_t logits_at = place(int64_t{widest} * rows_in_flight_ * images);
+    const int64_t parameters_at = place(int64_t{widest} * rows_in_flight_ * images);
 
     memory_ = Buffer(size);
     for (size_t v = 0; v < values_.size(); v++) {
@@ -42,7 +42,7 @@ class Workspace {
         values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride + s.pad_left * s.channels);
     }
     for (int64_t place : partial_at) partials_.push_back(at(place));
-    logits_ = at(logits_at);
+    parameters_ = at(parameters_at);
   }
 
   int64_t bytes() const { return memory_.bytes(); }
@@ -60,7 +60,7 @@ class Workspace {
     return data + (y % rows_in_flight_ * int64_t{images_} * chunk_ + floor_mod(t, chunk_)) * padded;
   }
 
-  T* logits() const { return logits_; }  // [pixels][padded]
+  T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels][padded]
 
  private:
   struct Value {
@@ -76,7 +76,7 @@ class Workspace {
   const int depth_, chunk_, rows_in_flight_, buffers_, images_;
   std::vector<Value> values_;
   std::vector<T*> partials_;  // by instruction, then buffer
-  T* logits_ = nullptr;
+  T* parameters_ = nullptr;
   Buffer memory_;
 };
 

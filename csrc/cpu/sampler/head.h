@@ -1,0 +1,80 @@
+// From the numbers that describe a distribution to values of the image: the draw, its log-probability, and the check
+// that the numbers are finite. Another kind of head is a case in each function here; the walk over the image does not
+// know what it draws.
+#pragma once
+
+#include <vector>
+
+#include "cpu/simd/kernels.h"
+#include "cpu/simd/likeliest.h"
+#include "program.h"
+
+namespace pcf::cpu {
+
+inline int64_t bytes_of_value(HeadKind kind) {
+  switch (kind) {
+    case HeadKind::categorical:
+      return sizeof(int32_t);
+  }
+  __builtin_unreachable();
+}
+
+// The level at element `at` of Job::values.
+inline int level_of(HeadKind kind, const void* values, int64_t at) {
+  switch (kind) {
+    case HeadKind::categorical:
+      return static_cast<const int32_t*>(values)[at];
+  }
+  __builtin_unreachable();
+}
+
+// One distribution of one pixel of one image: its parameters, and at which element of the job's arrays its noise and its
+// values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
+template <class T>
+struct Distribution {
+  const T* parameters;
+  int64_t noise, values, stride;
+  double* log_probability;  // or null: not wanted
+};
+
+// Draws for one thread.
+template <class T>
+class HeadDrawer {
+ public:
+  // scratch: [head.parameters]
+  HeadDrawer(const Head& head, const Job& job, const Kernels<T>& kernels, T* scratch)
+      : head_(head), job_(job), kernels_(kernels), weights_(scratch) {}
+
+  // Writes the distribution's values. False if its parameters are not finite; the values are then 0.
+  bool draw(const Distribution<T>& d) {
+    switch (head_.kind) {
+      case HeadKind::categorical:
+        return draw_categorical(d);
+    }
+    __builtin_unreachable();
+  }
+
+ private:
+  bool draw_categorical(const Distribution<T>& d) {
+    const SamplingOptions& options = job_.options;
+    const int levels = head_.parameters;
+    int32_t& level = static_cast<int32_t*>(job_.values)[d.values];
+    if (!kernels_.weigh(d.parameters, levels, options.temperature, weights_)) {
+      level = 0;
+      return false;
+    }
+    if (options.temperature > 0 && (options.top_k > 0 || options.top_p < 1))
+      keep_likeliest(d.parameters, weights_, levels, options, order_);
+    level = kernels_.pick(weights_, levels, job_.noise[d.noise]);
+    if (d.log_probability) *d.log_probability = kernels_.log_probability(d.parameters, levels, level, weights_);
+    return true;
+  }
+
+  const Head& head_;
+  const Job& job_;
+  const Kernels<T>& kernels_;
+  T* const weights_;
+  std::vector<int> order_;
+};
+
+}  // namespace pcf::cpu
