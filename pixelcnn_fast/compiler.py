@@ -17,7 +17,7 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.program import Program, slots_of
+from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.runtimes import Precision
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
@@ -28,8 +28,8 @@ TOLERANCE = 1e3  # of the check, in roundings of the program's dtype
 class Compiled:
     """A model as the runtimes take it.
 
-    conditions: the part of the model that depends on the condition alone, for ``program.slots``. normalised: whether
-    the model's logits are log-probabilities, whose closing softmax the program leaves out.
+    conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``.
+    normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
     """
 
     program: PhasedProgram
@@ -77,7 +77,7 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel)
     with model.evaluating():
         logits = model.parameters(values, given)
     check_finite(logits, model.head)
-    operands = conditions(slots_of(program.instructions), given, EXAMPLE_BATCH)
+    operands = conditions(condition_operands(program.instructions), given, EXAMPLE_BATCH)
     computed = model.head.comparable(evaluate(program, values, operands.__getitem__))
     expected = model.head.comparable(logits)
     scale = expected.abs().max().item()

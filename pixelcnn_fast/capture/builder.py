@@ -12,7 +12,15 @@ from torch import Tensor
 from pixelcnn_fast.capture.shadow import AddressSpace, Segment, ShadowMap
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.conditions import Call, Condition
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Slot, Step, Tap
+from pixelcnn_fast.program.program import (
+    ConditionOperand,
+    Convolution,
+    FromLevels,
+    Instruction,
+    Pointwise,
+    Step,
+    Tap,
+)
 
 Kernel = Sequence[tuple[int, int, Tensor]]  # taps (dy, dx, weight [in, out])
 
@@ -96,7 +104,11 @@ class Builder:
                 return [self._affine(value, *((1.0, alpha * table) if kind == "add" else (table, 0.0)))]
             index = torch.arange(table.numel()).view(table.shape)
             return [
-                Step(f"{kind}_condition", alpha, condition=Slot(self.constant(table), index, per_image=False))
+                Step(
+                    f"{kind}_condition",
+                    alpha,
+                    condition=ConditionOperand(self.constant(table), index, per_image=False),
+                )
             ]
 
         return self.pointwise(x, steps)
@@ -117,7 +129,11 @@ class Builder:
 
         def steps(value: int) -> list[Step]:
             return [
-                Step(f"{kind}_condition", alpha, condition=Slot(condition.node, tables[value], per_image=True))
+                Step(
+                    f"{kind}_condition",
+                    alpha,
+                    condition=ConditionOperand(condition.node, tables[value], per_image=True),
+                )
             ]
 
         return self.pointwise(x, steps)
@@ -176,8 +192,8 @@ class Builder:
         key = ((left.value * values + right.value) * most + left.channel) * most + right.channel
         corner = (left.image == 0) & (left.y == 0) & (left.x == 0)
         combinations = torch.unique(key[corner])
-        place = torch.searchsorted(combinations, key.contiguous()).clamp_max(len(combinations) - 1)
-        if not torch.equal(combinations[place], key):
+        found = torch.searchsorted(combinations, key.contiguous()).clamp_max(len(combinations) - 1)
+        if not torch.equal(combinations[found], key):
             raise Unsupported("it combines different features at different pixels")
         out = torch.zeros_like(key)
         pair = combinations // (most * most)
@@ -188,8 +204,8 @@ class Builder:
             a = self.selected(a, (channels // most).tolist())
             b = self.selected(b, (channels % most).tolist())
             value = self._paired(kind, a, b, alpha).value()
-            here = (place >= chosen[0]) & (place <= chosen[-1])
-            spot = self.space.at(value, left.image, place - chosen[0], left.y, left.x)
+            here = (found >= chosen[0]) & (found <= chosen[-1])
+            spot = self.space.at(value, left.image, found - chosen[0], left.y, left.x)
             out = torch.where(here, spot, out)
         return ShadowMap(self.space, addresses=out)
 
@@ -306,7 +322,9 @@ class Builder:
             channels = self.space.channels(segment.value)
             mask = mask.expand(-1, -1, channels).contiguous()
             index = torch.arange(mask.numel()).view(mask.shape)
-            step = Step("multiply_condition", condition=Slot(self.constant(mask), index, per_image=False))
+            step = Step(
+                "multiply_condition", condition=ConditionOperand(self.constant(mask), index, per_image=False)
+            )
             masked_value = self.emit(Pointwise, channels, base=segment.value, steps=(step,)).value()
             segment = segment._replace(value=masked_value)
         return segment

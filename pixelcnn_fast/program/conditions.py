@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed
-from pixelcnn_fast.program.program import Slot
+from pixelcnn_fast.program.program import ConditionOperand
 
 
 class Given(NamedTuple):
@@ -74,21 +74,23 @@ class Conditions:
         self._calls = calls
 
     @torch.no_grad()
-    def __call__(self, slots: Sequence[Slot], given: Given, n: int) -> dict[Slot, Tensor]:
-        """given: of n images -> for each slot [n, channels], or [n, H, W, channels].
+    def __call__(
+        self, operands: Sequence[ConditionOperand], given: Given, n: int
+    ) -> dict[ConditionOperand, Tensor]:
+        """given: of n images -> for each operand [n, channels], or [n, H, W, channels].
 
         Runs in groups of the example's batch size, because a model may have written that size into a view.
         """
-        if not slots:
+        if not operands:
             return {}
-        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(slots)
+        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(operands)
         starts = range(0, n, EXAMPLE_BATCH)
         results = [self._evaluate(nodes, given.part(slice(start, start + EXAMPLE_BATCH))) for start in starts]
-        return {slot: torch.cat([_filled(slot, group) for group in results])[:n] for slot in slots}
+        return {operand: torch.cat([_filled(operand, group) for group in results])[:n] for operand in operands}
 
-    def _needed(self, slots: Sequence[Slot]) -> list[int]:
+    def _needed(self, operands: Sequence[ConditionOperand]) -> list[int]:
         needed: set[int] = set()
-        pending = [slot.node for slot in slots]
+        pending = [operand.node for operand in operands]
         while pending:
             node = pending.pop()
             if node not in needed:
@@ -113,11 +115,11 @@ class Conditions:
         return results
 
 
-def _filled(slot: Slot, results: dict[int, Any]) -> Tensor:
-    """-> [EXAMPLE_BATCH, *slot.index.shape]"""
-    result = results[slot.node]
-    index = slot.index.to(result.device)
-    if slot.per_image:
+def _filled(operand: ConditionOperand, results: dict[int, Any]) -> Tensor:
+    """-> [EXAMPLE_BATCH, *operand.index.shape]"""
+    result = results[operand.node]
+    index = operand.index.to(result.device)
+    if operand.per_image:
         return result.flatten(1)[:, index]
     return result.flatten()[index].expand(EXAMPLE_BATCH, *index.shape)
 

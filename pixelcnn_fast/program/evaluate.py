@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.formulas import apply_steps
-from pixelcnn_fast.program.program import Program, Read, Slot
+from pixelcnn_fast.program.program import ConditionOperand, Program, Read
 
 
-def evaluate(program: Program, levels: Tensor, condition: Callable[[Slot], Tensor]) -> Tensor:
+def evaluate(program: Program, levels: Tensor, condition: Callable[[ConditionOperand], Tensor]) -> Tensor:
     """The program's meaning, teacher-forced: all pixels at once, no phases.
 
-    levels: integers [N, C, H, W]; condition: slot -> [N, channels] or [N, H, W, channels]
+    levels: integers [N, C, H, W]; condition: operand -> [N, channels] or [N, H, W, channels]
     -> [N, distributions, H, W, parameters]; of a categorical head, logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels)
 
-    def operand(slot: Slot) -> Tensor:
-        return condition(slot) if slot.varies_over_pixels else condition(slot)[:, None, None]
+    def over_pixels(operand: ConditionOperand) -> Tensor:
+        return condition(operand) if operand.varies_over_pixels else condition(operand)[:, None, None]
 
     for i in program.instructions:
         x = i.start(grid)
-        grid.values[i.out] = apply_steps(x, i.steps, grid.values.__getitem__, operand)
+        grid.values[i.out] = apply_steps(x, i.steps, grid.values.__getitem__, over_pixels)
     output = torch.cat([grid.values[output] for output in program.outputs], -1)
     output = output.unflatten(-1, (program.distributions, program.parameters)).permute(0, 3, 1, 2, 4)
     return output.log_softmax(-1) if program.normalised else output

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.program.steps import KINDS
 
 if TYPE_CHECKING:
-    from pixelcnn_fast.program.program import Slot, Step
+    from pixelcnn_fast.program.program import ConditionOperand, Step
 
 
 def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
@@ -49,7 +49,10 @@ if differing := KINDS.keys() ^ FORMULAS.keys():
 
 
 def apply_steps(
-    x: Tensor, steps: Sequence[Step], value: Callable[[int], Tensor], condition: Callable[[Slot], Tensor]
+    x: Tensor,
+    steps: Sequence[Step],
+    value: Callable[[int], Tensor],
+    condition: Callable[[ConditionOperand], Tensor],
 ) -> Tensor:
     """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""
     for step in steps:

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Instruction, Slot, slots_of, title
+from pixelcnn_fast.program.program import ConditionOperand, Instruction, condition_operands, title
 
 
 class Phase(Enum):
@@ -93,8 +93,9 @@ class Wavefront:
 class PhasedProgram:
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
-    Draw d reads ``outputs[d]`` and gives the next image channels, as many as each other draw. slots: what the steps
-    read of the condition. parameters, joint: as of ``Program``. wavefront: None where rows are sampled one at a time.
+    Draw d reads ``outputs[d]`` and gives the next image channels, as many as each other draw. condition_operands: what
+    the steps read of the condition. parameters, joint: as of ``Program``. wavefront: None where rows are sampled one at
+    a time.
     """
 
     shape: tuple[int, int, int]
@@ -116,8 +117,8 @@ class PhasedProgram:
         return [i for i in self.instructions if i.phase is phase]
 
     @property
-    def slots(self) -> list[Slot]:
-        return slots_of(i.instruction for i in self.instructions)
+    def condition_operands(self) -> list[ConditionOperand]:
+        return condition_operands(i.instruction for i in self.instructions)
 
     def __str__(self) -> str:
         lines = [title("causal program", self)]

@@ -42,7 +42,7 @@ class Tap:
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class ConditionOperand:
     """An operand that depends on the condition alone, or on nothing: elements of a recorded call's result.
 
     node: the call; index: [channels], or [H, W, channels] where the operand varies over pixels, into the flattened
@@ -57,7 +57,7 @@ class Slot:
     def varies_over_pixels(self) -> bool:
         return self.index.dim() == 3
 
-    def picked(self, channels: Tensor) -> Slot:
+    def picked(self, channels: Tensor) -> ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
 
@@ -72,7 +72,7 @@ class Step:
     kind: str
     alpha: float = 1.0
     value: int | None = None
-    condition: Slot | None = None
+    condition: ConditionOperand | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
 
@@ -394,6 +394,6 @@ class Program:
         return {instruction.out: instruction for instruction in self.instructions}
 
 
-def slots_of(instructions: Iterable[Instruction]) -> list[Slot]:
+def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
     """What the instructions' steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]

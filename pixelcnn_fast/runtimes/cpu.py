@@ -35,7 +35,7 @@ class CpuRuntime:
         if (why := why_not_cpu(program)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
         self._native = required()
-        self._program, self._conditions, self._slots = program, conditions, program.slots
+        self._program, self._conditions = program, conditions
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
         description = described(program, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(
@@ -43,8 +43,9 @@ class CpuRuntime:
         )
 
     def run(self, job: Job) -> None:
-        operands = self._conditions(self._slots, job.given, job.values.shape[0])
-        conditions = [operands[slot].to(self._program.dtype).contiguous() for slot in self._slots]
+        operands = self._program.condition_operands
+        found = self._conditions(operands, job.given, job.values.shape[0])
+        conditions = [found[operand].to(self._program.dtype).contiguous() for operand in operands]
         known = None if job.known is None else job.known.to(torch.uint8).contiguous()
         noise = job.noise.contiguous()
         for written in (job.values, job.parameters, job.log_probability):

@@ -59,7 +59,7 @@ def why_not_cuda(program: PhasedProgram) -> str | None:
 
 @dataclass
 class DeviceJob:
-    """A job's tensors on the device. error: -1, or the place of the first logits that are not finite."""
+    """A job's tensors on the device. error: -1, or where the first logits are that are not finite."""
 
     job: Job
     variant: str
@@ -127,9 +127,9 @@ class CudaRuntime:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
         name, _ = self.choose(job.values.shape[0])
-        slots = self._program.slots
-        operands = self._conditions(slots, job.given, job.values.shape[0])
-        conditions = [operands[slot].float().reshape(-1) for slot in slots]
+        operands = self._program.condition_operands
+        found = self._conditions(operands, job.given, job.values.shape[0])
+        conditions = [found[operand].float().reshape(-1) for operand in operands]
         return DeviceJob(
             job,
             name,

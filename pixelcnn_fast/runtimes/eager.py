@@ -13,7 +13,7 @@ from torch import Tensor
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import Convolution, FromLevels, Read, Slot
+from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Read
 from pixelcnn_fast.runtimes.job import Job
 
 
@@ -25,7 +25,7 @@ class EagerRuntime:
     def run(self, job: Job) -> None:
         _, height, width = self._program.shape
         n, draws = job.values.shape[0], len(self._program.outputs)
-        caches = _Caches(self._program, n, self._conditions(self._program.slots, job.given, n))
+        caches = _Caches(self._program, n, self._conditions(self._program.condition_operands, job.given, n))
         for y in range(height):
             job.on_row(y)
             caches.row_phase(y)
@@ -42,7 +42,7 @@ class EagerRuntime:
 class _Caches:
     """The caches of one batch: rows of each value, and each instruction's sum over its row runs."""
 
-    def __init__(self, program: PhasedProgram, n: int, conditions: dict[Slot, Tensor]) -> None:
+    def __init__(self, program: PhasedProgram, n: int, conditions: dict[ConditionOperand, Tensor]) -> None:
         self._program, self._n, self._conditions = program, n, conditions
         self.dtype, self._width = program.dtype, program.shape[2]
         self._rows = {
@@ -120,9 +120,9 @@ class _Caches:
                 start = start + window @ weight
         return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
 
-    def condition(self, slot: Slot) -> Tensor:
+    def condition(self, operand: ConditionOperand) -> Tensor:
         """[n, channels], or [n, H, W, channels]"""
-        return self._conditions[slot].to(self._program.dtype)
+        return self._conditions[operand].to(self._program.dtype)
 
     # -- views of the caches
 
@@ -162,7 +162,7 @@ class _Around(ABC):
     def value(self, read: Read) -> Tensor: ...
 
     @abstractmethod
-    def condition(self, slot: Slot) -> Tensor: ...
+    def condition(self, operand: ConditionOperand) -> Tensor: ...
 
     def image(self) -> Tensor:
         raise AssertionError("values are read when they are drawn")
@@ -181,9 +181,9 @@ class _Row(_Around):
         assert read.is_here
         return self.caches.row(read.value, self.y)
 
-    def condition(self, slot: Slot) -> Tensor:
-        operand = self.caches.condition(slot)
-        return operand[:, self.y] if slot.varies_over_pixels else operand[:, None]
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        x = self.caches.condition(operand)
+        return x[:, self.y] if operand.varies_over_pixels else x[:, None]
 
 
 class _Pixel(_Around):
@@ -200,6 +200,6 @@ class _Pixel(_Around):
     def image(self) -> Tensor:
         return super().image() if self.drawn is None else self.drawn
 
-    def condition(self, slot: Slot) -> Tensor:
-        operand = self.caches.condition(slot)
-        return operand[:, self.y, self.x] if slot.varies_over_pixels else operand
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        x = self.caches.condition(operand)
+        return x[:, self.y, self.x] if operand.varies_over_pixels else x

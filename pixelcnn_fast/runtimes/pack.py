@@ -41,7 +41,7 @@ class _Describer:
         self._module, self._program, self._borrowed, self._dtype = module, program, borrowed, dtype
         self._front = program.wavefront
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
-        self._slots = program.slots
+        self._condition_operands = program.condition_operands
 
     def program(self) -> Any:
         storage = [self._program.storage[value] for value in self._number]
@@ -55,7 +55,8 @@ class _Describer:
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
             conditions=[
-                self._module.ConditionOperand(s.index.shape[-1], s.varies_over_pixels) for s in self._slots
+                self._module.ConditionOperand(s.index.shape[-1], s.varies_over_pixels)
+                for s in self._condition_operands
             ],
             lag=self._front.lag if self._front else 0,
         )
@@ -110,7 +111,7 @@ class _Describer:
         return self._module.Run(self._number[run.source], run.dy, run.dx, run.width, self._address(run.weight))
 
     def _step(self, step: Step) -> Any:
-        operand = -1 if step.condition is None else self._slots.index(step.condition)
+        operand = -1 if step.condition is None else self._condition_operands.index(step.condition)
         operand = operand if step.value is None else self._number[step.value]
         kind = getattr(self._module.StepKind, step.kind)
         return self._module.Step(

@@ -15,7 +15,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import slots_of
+from pixelcnn_fast.program.program import condition_operands
 from tests.system.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -49,10 +49,10 @@ def test_the_fused_program_computes_what_the_model_computes(model):
     program, conditions, output, _ = capture(model, images, Given(labels), Categorical())
     others, other_labels = torch.randint(0, 256, (3, c, 5, 6), dtype=torch.uint8), torch.tensor([2, 0, 1])
     for form in (program, simplified(program)):
-        slots, expected = slots_of(form.instructions), model(others, other_labels).detach()
-        operand = conditions(slots, Given(labels), 2).__getitem__
+        operands, expected = condition_operands(form.instructions), model(others, other_labels).detach()
+        operand = conditions(operands, Given(labels), 2).__getitem__
         assert_identical_up_to_rounding(evaluate(form, images, operand), output)
-        operand = conditions(slots, Given(other_labels), 3).__getitem__
+        operand = conditions(operands, Given(other_labels), 3).__getitem__
         assert_identical_up_to_rounding(evaluate(form, others, operand), expected)
     assert len(simplified(program).instructions) < len(program.instructions) / 2
 

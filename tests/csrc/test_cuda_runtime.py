@@ -269,9 +269,9 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     original = sampler._compiled.conditions
 
     class Broken:  # image 9 alone has a condition that is not finite
-        def __call__(self, slots, *arguments):
-            conditions = original(slots, *arguments)
-            conditions[slots[0]][9] = bad
+        def __call__(self, operands, *arguments):
+            conditions = original(operands, *arguments)
+            conditions[operands[0]][9] = bad
             return conditions
 
     engine._conditions = Broken()

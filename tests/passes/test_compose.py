@@ -56,5 +56,5 @@ def test_composed_where_it_pays(name):
         != composes
     )
     levels = torch.randint(3, (2, 1, 4, 5), generator=GENERATOR)
-    expected, result = (evaluate(p, levels, lambda slot: None) for p in (program, composed))
+    expected, result = (evaluate(p, levels, lambda operand: None) for p in (program, composed))
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from pixelcnn_fast.passes.phases import computed_by_rows
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import slots_of
+from pixelcnn_fast.program.program import condition_operands
 from tests.tolerances import assert_identical_up_to_rounding
 
 LEVELS = 5
@@ -59,7 +59,7 @@ def captured(model: nn.Module, shape=(1, 5, 6)):
 def test_same_meaning_and_nothing_reads_ahead(name, rows):
     levels, given, program, conditions, logits = captured(Shifted(BODIES[name], rows, height=rows))
     moved = without_reading_ahead(program)
-    operands = conditions(slots_of(moved.instructions), given, EXAMPLE_BATCH)
+    operands = conditions(condition_operands(moved.instructions), given, EXAMPLE_BATCH)
     assert_identical_up_to_rounding(evaluate(moved, levels, operands.__getitem__), logits)
     by_rows = computed_by_rows(moved)
     for i in moved.instructions:

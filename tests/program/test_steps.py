@@ -12,7 +12,15 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Slot, Step, Tap, slots_of
+from pixelcnn_fast.program.program import (
+    ConditionOperand,
+    Convolution,
+    FromLevels,
+    Program,
+    Step,
+    Tap,
+    condition_operands,
+)
 from pixelcnn_fast.program.steps import KINDS, OnZero, Operand, StepKind
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
@@ -68,7 +76,9 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
             return Step(kind.name, alpha, value=value)
         if kind.operand is Operand.CONDITION:
             shape = (HEIGHT, WIDTH, LEVEL_COUNT) if map_of_conditions else (LEVEL_COUNT,)
-            return Step(kind.name, alpha, condition=Slot(1, torch.zeros(shape, dtype=torch.long), False))
+            return Step(
+                kind.name, alpha, condition=ConditionOperand(1, torch.zeros(shape, dtype=torch.long), False)
+            )
         if kind.operand is Operand.CONSTANTS:
             scale, shift = normal(2, LEVEL_COUNT, seed=2).to(dtype)
             return Step(kind.name, alpha, scale=scale, shift=shift)
@@ -101,8 +111,8 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
     return program
 
 
-def conditions(slots, given, n):
-    return {slot: normal(n, *slot.index.shape, seed=len(slot.index.shape)) for slot in slots}
+def conditions(operands, given, n):
+    return {operand: normal(n, *operand.index.shape, seed=len(operand.index.shape)) for operand in operands}
 
 
 @pytest.mark.parametrize("runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES])
@@ -126,8 +136,8 @@ def test_each_kind_is_its_formula(kind, alpha, runtime):
     make(split_phases(program), conditions).run(job)
 
     def meaning(dtype: torch.dtype) -> torch.Tensor:
-        slots = slots_of(program.instructions)
-        operands = {slot: x.to(dtype) for slot, x in conditions(slots, None, IMAGES).items()}
+        given = conditions(condition_operands(program.instructions), None, IMAGES)
+        operands = {operand: x.to(dtype) for operand, x in given.items()}
         return evaluate(program_with(kind, alpha, dtype), levels, _ByShape(operands))
 
     exact = meaning(torch.float64)
@@ -136,13 +146,13 @@ def test_each_kind_is_its_formula(kind, alpha, runtime):
 
 
 class _ByShape:
-    """Operands for a program whose slots are equal to those of another one, but not the same."""
+    """For a program whose operands are equal to those of another one, but not the same."""
 
-    def __init__(self, operands: dict[Slot, torch.Tensor]) -> None:
-        self._of_shape = {slot.index.shape: x for slot, x in operands.items()}
+    def __init__(self, operands: dict[ConditionOperand, torch.Tensor]) -> None:
+        self._of_shape = {operand.index.shape: x for operand, x in operands.items()}
 
-    def __call__(self, slot: Slot) -> torch.Tensor:
-        return self._of_shape[slot.index.shape]
+    def __call__(self, operand: ConditionOperand) -> torch.Tensor:
+        return self._of_shape[operand.index.shape]
 
 
 @needs_native

@@ -11,12 +11,12 @@ from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import Phase, PhasedProgram, Storage
 from pixelcnn_fast.program.program import (
+    ConditionOperand,
     Convolution,
     FromLevels,
     Instruction,
     Pointwise,
     Program,
-    Slot,
     Step,
     Tap,
 )
@@ -88,7 +88,10 @@ BROKEN = {
     ),
     "a condition's frame": (
         program(
-            LEVELS, CONV, replace(GATE, steps=(Step("add_condition", condition=Slot(0, INDEX, True)),)), LOGITS
+            LEVELS,
+            CONV,
+            replace(GATE, steps=(Step("add_condition", condition=ConditionOperand(0, INDEX, True)),)),
+            LOGITS,
         ),
         r"\[4, 5, 4\]",
     ),

@@ -82,8 +82,8 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
     program, conditions, logits = wrapped.captured(levels, given)
-    slots = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
-    return program, levels, logits, conditions(slots, given, EXAMPLE_BATCH).__getitem__
+    operands = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
+    return program, levels, logits, conditions(operands, given, EXAMPLE_BATCH).__getitem__
 
 
 def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
