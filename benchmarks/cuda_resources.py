@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
 KERNELS = {  # pattern of its mangled name -> (name, threads)
-    "run_row_levelI": ("row phase", 128),
-    "run_row_levelsI": ("row phase, all levels", 128),
+    "run_row_depthI": ("row phase", 128),
+    "run_row_depthsI": ("row phase, all depths", 128),
     "sample_row_in_blocks": ("block", 256),
     "sample_row_in_pipelinesILNS0_4MathE.ELb0": ("pipeline", 256),
     "sample_row_in_pipelinesILNS0_4MathE.ELb1": ("pipeline, cluster", 256),

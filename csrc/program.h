@@ -45,9 +45,10 @@ struct Instruction {
   Phase phase;
   ImageInput input = {};                   // from_levels
   const void* bias = nullptr;              // convolution: [channels], or null for zeros
-  std::vector<Run> row_runs, pixel_runs;   // convolution; the row runs are summed in the row phase
+  std::vector<Run> row_runs = {};          // convolution; summed in the row phase
+  std::vector<Run> pixel_runs = {};
   int value = -1;                          // pointwise
-  std::vector<Step> steps;
+  std::vector<Step> steps = {};
   int lead = 0;                            // of the wavefront: columns ahead of the pixel that is drawn
   int after = 0;                           // how many draws of its pixel come before it
 };

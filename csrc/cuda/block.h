@@ -48,15 +48,15 @@ class Ring {
 };
 
 template <Math kMath>
-__global__ void __launch_bounds__(kThreads, 1) sample_row_in_blocks(__grid_constant__ const Batch batch) {
+__global__ void __launch_bounds__(kThreads, 1) sample_row_in_blocks(__grid_constant__ const KernelParams params) {
   char* shared = shared_memory();
-  Worker<kMath> worker(batch, 0, shared);
+  Worker<kMath> worker(params, 0, shared);
   worker.take(block_index(), 0);
   const StagePlan& stage = worker.stage();
-  const int warp = worker.warp, width = batch.layout.width;
+  const int warp = worker.warp, width = params.layout.width;
   const int length = static_cast<int>((stage.weights[warp + 1] - stage.weights[warp]) / kWeightBytes);
-  const int drawn = stage.drawn_fragments[warp];  // the first job runs no drawn instructions, the last one nothing else
-  Ring weights(shared + warp * kRing * kWeightBytes, batch.constants + stage.weights[warp], length,
+  const int drawn = stage.drawn_fragments[warp];  // the first column step runs no drawn instructions, the last one nothing else
+  Ring weights(shared + warp * kRing * kWeightBytes, params.constants + stage.weights[warp], length,
                       drawn == length ? 0 : drawn, length * width, worker.lane);
   worker.clear_shared();
   sync_block();

@@ -31,16 +31,16 @@ class Constants {
 
 class Writer {
  public:
-  Writer(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan)
-      : jobs_(jobs), program_(jobs.program), ranges_(stages), places_(places), plan_(plan) {}
+  Writer(ColumnSteps& steps, const std::vector<Range>& stages, MemoryPlan& memory, Plan& plan)
+      : column_steps_(steps), program_(steps.program), ranges_(stages), memory_(memory), plan_(plan) {}
 
   void write() {
-    for (PlannedInstruction& i : jobs_.instructions) write_instruction(i);
+    for (PlannedInstruction& i : column_steps_.instructions) write_instruction(i);
     for (size_t s = 0; s < ranges_.size(); s++) write_stage(s);
     std::vector<InstructionPlan> instructions;
-    for (const auto& i : jobs_.instructions) instructions.push_back(i.plan);
+    for (const auto& i : column_steps_.instructions) instructions.push_back(i.plan);
     std::vector<ValuePlan> values;
-    for (const auto& table : places_.values) values.insert(values.end(), table.begin(), table.end());
+    for (const auto& table : memory_.values) values.insert(values.end(), table.begin(), table.end());
     Layout& layout = plan_.layout;
     layout.stages = static_cast<int>(ranges_.size());
     layout.steps = constants_.add(steps_);
@@ -49,14 +49,14 @@ class Writer {
     layout.sent = constants_.add(sent_);
     layout.values = constants_.add(values);
     layout.instructions = constants_.add(instructions);
-    layout.stage_plans = constants_.add(places_.stages);
+    layout.stage_plans = constants_.add(memory_.stages);
     layout.row_lists = constants_.add(row_lists());
-    layout.row_levels = constants_.add(plan_.row_levels);
+    layout.row_depths = constants_.add(plan_.row_depths);
     plan_.constants = constants_.take();
   }
 
  private:
-  static constexpr int kLevels = -1;  // in place of a value
+  static constexpr int kDrawnLevels = -1;  // stands for a value
 
   void write_instruction(PlannedInstruction& i) {
     InstructionPlan& p = i.plan;
@@ -73,7 +73,7 @@ class Writer {
         if (!chosen(tap)) continue;
         taps_.push_back(tap.plan);
         count++;
-        total += jobs_.fragments(tap.plan.value);
+        total += column_steps_.fragments(tap.plan.value);
       }
     };
     write_taps(p.row, p.n_row, p.row_fragments, i.row, [](const Tap&) { return true; });
@@ -89,7 +89,7 @@ class Writer {
   int write_steps(const Instruction& i, int padded) {
     for (const auto& s : i.steps) {
       StepPlan p{s.kind, static_cast<float>(s.alpha), operand_of(s.kind), s.operand, 0, 0, 0, 0};
-      if (reads_value(s)) p.lag = jobs_.lag(i, s.operand, 0);
+      if (reads_value(s)) p.lag = column_steps_.lag(i, s.operand, 0);
       if (reads_all_channels(s.kind)) p.all_channels = program_.storage[s.operand].channels;
       if (p.reads == Operand::constants) {
         p.scale = static_cast<int>(floats(s.scale, i.channels, padded));
@@ -110,16 +110,16 @@ class Writer {
 
   void write_weights(const PlannedInstruction& i, const Tap& tap, int tile) {
     const int inputs = program_.storage[tap.plan.value].channels;
-    for (int f = 0; f < jobs_.fragments(tap.plan.value); f++) {
+    for (int f = 0; f < column_steps_.fragments(tap.plan.value); f++) {
       char fragment[kWeightBytes];
-      pack_weights(jobs_.math, tap.weight, inputs, i.plan.channels, f * jobs_.depth(), tile * kRows, fragment);
+      pack_weights(column_steps_.math, tap.weight, inputs, i.plan.channels, f * column_steps_.depth(), tile * kRows, fragment);
       constants_.add(fragment, kWeightBytes);
     }
   }
 
   // Each warp's weights in the order in which it reads them: the early ones of all instructions, then the late ones.
   void write_stage(size_t s) {
-    StagePlan& stage = places_.stages[s];
+    StagePlan& stage = memory_.stages[s];
     const Range range = ranges_[s];
     stage.first = range.first, stage.count = range.last - range.first;
     stage.values = static_cast<int>(s * program_.storage.size());
@@ -127,7 +127,7 @@ class Writer {
       stage.weights[warp] = constants_.size();
       for (bool early : {true, false})
         for (int i = range.first; i < range.last; i++) {
-          const PlannedInstruction& instruction = jobs_.instructions[i];
+          const PlannedInstruction& instruction = column_steps_.instructions[i];
           for (int tile = warp; tile < instruction.plan.tiles; tile += kWarps) {
             for (const Tap& tap : instruction.pixel)
               if (tap.early == early) write_weights(instruction, tap, tile);
@@ -138,33 +138,33 @@ class Writer {
     stage.weights[kWarps] = constants_.size();
     stage.sent = static_cast<int>(sent_.size());
     if (s + 1 < ranges_.size())
-      for (int value : crossing(jobs_, range.last)) sent_.push_back(value);
+      for (int value : crossing(column_steps_, range.last)) sent_.push_back(value);
     stage.n_sent = static_cast<int>(sent_.size()) - stage.sent;
     plan_.pixel_weight_bytes += constants_.size() - stage.weights[0];
     plan_.stage_weight_bytes.push_back(constants_.size() - stage.weights[0]);
     plan_.stage_instructions.push_back(stage.count);
     int64_t early = 0;
     for (int i = range.first; i < range.last; i++)
-      early += int64_t{jobs_.instructions[i].plan.early_fragments} * jobs_.instructions[i].plan.tiles * kWeightBytes;
+      early += int64_t{column_steps_.instructions[i].plan.early_fragments} * column_steps_.instructions[i].plan.tiles * kWeightBytes;
     plan_.stage_early_bytes.push_back(early);
-    plan_.stage_meetings.push_back(place_meetings(range));
+    plan_.stage_barriers.push_back(set_barriers(range));
   }
 
-  // Warps own channels, and matrix products read those of other warps: the block meets before an instruction reads
-  // what was written since the last meeting. What is older has been waited for: every job ends in a meeting.
-  int place_meetings(Range range) {
+  // Warps own channels, and matrix products read those of other warps: there is a barrier of the block before an
+  // instruction that reads what was written since the last one. Every column step ends with a barrier. -> how many
+  int set_barriers(Range range) {
     std::set<int> written;
-    int meetings = 0;
+    int barriers = 0;
     for (int i = range.first; i < range.last; i++) {
-      InstructionPlan& p = jobs_.instructions[i].plan;
-      for (const auto& [value, lag] : jobs_.reads(jobs_.instructions[i])) p.meet |= lag == 0 && written.count(value);
+      InstructionPlan& p = column_steps_.instructions[i].plan;
+      for (const auto& [value, lag] : column_steps_.reads(column_steps_.instructions[i])) p.barrier |= lag == 0 && written.count(value);
       // Levels that have just been drawn are read, or the logits that they were drawn from are overwritten.
-      p.meet |= written.count(kLevels) && ((p.tiles == 0 && !p.drawn) || p.is_output);
-      if (p.meet) written.clear();
-      meetings += p.meet;
-      written.insert(p.is_output ? kLevels : p.out);
+      p.barrier |= written.count(kDrawnLevels) && ((p.tiles == 0 && !p.drawn) || p.is_output);
+      if (p.barrier) written.clear();
+      barriers += p.barrier;
+      written.insert(p.is_output ? kDrawnLevels : p.out);
     }
-    return meetings;
+    return barriers;
   }
 
   std::vector<ConditionPlan> conditions() const {
@@ -177,34 +177,34 @@ class Writer {
     return result;
   }
 
-  // The row phase by levels: an instruction comes after the row values that it reads in the present row.
+  // The row phase by depth: an instruction comes after the row values that it reads in the present row.
   std::vector<int> row_lists() {
-    std::map<int, int> level_of;  // by value
-    std::map<int, std::vector<int>> by_level;
-    const auto after = [&](int value) { return jobs_.in_row_phase(value) ? level_of.at(value) + 1 : 0; };
+    std::map<int, int> depth_of;  // by value
+    std::map<int, std::vector<int>> by_depth;
+    const auto after = [&](int value) { return column_steps_.in_row_phase(value) ? depth_of.at(value) + 1 : 0; };
     for (const auto& i : program_.instructions) {
-      int& level = level_of[i.out] = 0;
-      const bool in_row_phase = jobs_.in_row_phase(i.out);
+      int& depth = depth_of[i.out] = 0;
+      const bool in_row_phase = column_steps_.in_row_phase(i.out);
       for (const auto& run : i.row_runs)
-        if (run.dy == 0) level = std::max(level, after(run.source));
+        if (run.dy == 0) depth = std::max(depth, after(run.source));
       if (i.row_runs.empty() && !in_row_phase) continue;
-      if (in_row_phase && i.kind == InstructionKind::pointwise) level = std::max(level, after(i.value));
+      if (in_row_phase && i.kind == InstructionKind::pointwise) depth = std::max(depth, after(i.value));
       for (const auto& s : i.steps)
-        if (in_row_phase && reads_value(s)) level = std::max(level, after(s.operand));
-      by_level[level].push_back(jobs_.index_of(i.out));
+        if (in_row_phase && reads_value(s)) depth = std::max(depth, after(s.operand));
+      by_depth[depth].push_back(column_steps_.index_of(i.out));
     }
     std::vector<int> lists;
-    for (const auto& [level, list] : by_level) {
-      plan_.row_levels.push_back({static_cast<int>(lists.size()), static_cast<int>(list.size())});
+    for (const auto& [depth, list] : by_depth) {
+      plan_.row_depths.push_back({static_cast<int>(lists.size()), static_cast<int>(list.size())});
       lists.insert(lists.end(), list.begin(), list.end());
     }
     return lists;
   }
 
-  Jobs& jobs_;
+  ColumnSteps& column_steps_;
   const Program& program_;
   const std::vector<Range>& ranges_;
-  Places& places_;
+  MemoryPlan& memory_;
   Plan& plan_;
   Constants constants_;
   std::vector<StepPlan> steps_;
@@ -214,8 +214,8 @@ class Writer {
 
 }  // namespace
 
-void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan) {
-  Writer(jobs, stages, places, plan).write();
+void write_constants(ColumnSteps& steps, const std::vector<Range>& stages, MemoryPlan& memory, Plan& plan) {
+  Writer(steps, stages, memory, plan).write();
 }
 
 }  // namespace pcf::cuda

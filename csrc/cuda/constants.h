@@ -3,12 +3,12 @@
 
 #include <vector>
 
-#include "cuda/places.h"
+#include "cuda/memory_plan.h"
 
 namespace pcf::cuda {
 
-// Completes the plans in `jobs` and `places`, and writes them into `plan` with what its facts say of weights.
+// Completes the plans in `steps` and `memory`, and writes them into `plan` with what its facts say of weights.
 // Throws std::invalid_argument where the weights are too large.
-void write_constants(Jobs& jobs, const std::vector<Range>& stages, Places& places, Plan& plan);
+void write_constants(ColumnSteps& steps, const std::vector<Range>& stages, MemoryPlan& memory, Plan& plan);
 
 }  // namespace pcf::cuda

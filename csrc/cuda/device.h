@@ -39,7 +39,7 @@ __device__ __forceinline__ unsigned cluster_rank() {
 #endif
   return rank;
 }
-// The same place in the shared memory of another block of the cluster.
+// The same location in the shared memory of another block of the cluster.
 template <class T>
 __device__ __forceinline__ T* map_to_block(T* mine, unsigned rank) {
   uint64_t there = reinterpret_cast<uint64_t>(mine);

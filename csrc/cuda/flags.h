@@ -13,9 +13,9 @@ __device__ inline void wait_for(const uint32_t* number, uint32_t value) {
   sync_block();
 }
 
-// Blocks meet: what each wrote before, all see afterwards. all: how many will have arrived by then, meetings before
-// this one counted.
-__device__ inline void meet_blocks(uint32_t* arrived, uint32_t all) {
+// A barrier of blocks: what each wrote before it, all see afterwards. all: how many will have arrived by then, barriers
+// before this one counted.
+__device__ inline void sync_blocks(uint32_t* arrived, uint32_t all) {
   sync_block();
   if (thread_index() == 0) arrive(arrived);
   wait_for<Scope::device>(arrived, all);

@@ -16,25 +16,25 @@ Launch of_pipelines(const Plan& plan, int count, bool clusters) {
 }  // namespace
 
 template <Math kMath>
-void run_row(const Plan& plan, const Batch& batch, const RowSplit& rows, bool clusters, Stream stream) {
-  const auto of_row = [&](int groups, int workers) {
-    const int blocks = groups * plan.layout.row_column_groups;
+void run_row(const Plan& plan, const KernelParams& params, const RowSplit& rows, bool clusters, Stream stream) {
+  const auto of_row = [&](int teams, int workers) {
+    const int blocks = teams * plan.layout.row_column_parts;
     return Launch{static_cast<unsigned>(blocks), static_cast<unsigned>(workers), 32 * kRowWarps};
   };
-  if (rows.groups > 0) {
-    Launch together = of_row(rows.groups, rows.workers);
+  if (rows.teams > 0) {
+    Launch together = of_row(rows.teams, rows.workers);
     together.cooperative = true;
-    launch(run_row_levels<kMath>, together, stream, batch, static_cast<int>(plan.row_levels.size()), rows);
+    launch(run_row_depths<kMath>, together, stream, params, static_cast<int>(plan.row_depths.size()), rows);
   } else {
-    for (const RowLevel& level : plan.row_levels)
-      launch(run_row_level<kMath>, of_row(batch.tiles, level.count), stream, batch, level);
+    for (const RowDepth& depth : plan.row_depths)
+      launch(run_row_depth<kMath>, of_row(params.tiles, depth.count), stream, params, depth);
   }
   if (plan.variant == Variant::block)
     launch(sample_row_in_blocks<kMath>,
-           {static_cast<unsigned>(batch.tiles), 1, kThreads, static_cast<size_t>(plan.shared_bytes)}, stream, batch);
+           {static_cast<unsigned>(params.tiles), 1, kThreads, static_cast<size_t>(plan.shared_bytes)}, stream, params);
   else
     launch(clusters ? sample_row_in_pipelines<kMath, true> : sample_row_in_pipelines<kMath, false>,
-           of_pipelines(plan, batch.n_groups, clusters), stream, batch);
+           of_pipelines(plan, params.n_pipelines, clusters), stream, params);
 }
 
 template <Math kMath>
@@ -43,6 +43,6 @@ int pipelines_at_once(const Plan& plan, int wanted) {
 }
 
 template int pipelines_at_once<Math::PCF_MATH>(const Plan&, int);
-template void run_row<Math::PCF_MATH>(const Plan&, const Batch&, const RowSplit&, bool, Stream);
+template void run_row<Math::PCF_MATH>(const Plan&, const KernelParams&, const RowSplit&, bool, Stream);
 
 }  // namespace pcf::cuda

@@ -5,9 +5,9 @@
 
 namespace pcf::cuda {
 
-// Row batch.y of all tiles: the row phase, then the row's jobs. clusters: pipelines that fit a cluster are one.
+// Row params.y of all tiles: the row phase, then the row's column steps. clusters: pipelines that fit a cluster are one.
 template <Math kMath>
-void run_row(const Plan&, const Batch&, const RowSplit&, bool clusters, Stream);
+void run_row(const Plan&, const KernelParams&, const RowSplit&, bool clusters, Stream);
 
 // How many of `wanted` pipelines that are clusters the device runs at once.
 template <Math kMath>

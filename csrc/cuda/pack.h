@@ -28,7 +28,7 @@ inline void pack_weights(Math math, const float* weight, int inputs, int outputs
   for (int half = 0; half < 2; half++)
     for (int lane = 0; lane < 32; lane++)
       for (int r = 0; r < 4; r++) {
-        const int row = lane / 4 + r % 2 * 8, place = (half * 32 + lane) * 4 + r;
+        const int row = lane / 4 + r % 2 * 8, index = (half * 32 + lane) * 4 + r;
         uint32_t bits;
         if (math == Math::tf32) {
           bits = bits_of(to_tf32(at(lane % 4 * 4 + half * 2 + r / 2, row)));
@@ -37,7 +37,7 @@ inline void pack_weights(Math math, const float* weight, int inputs, int outputs
           const int k = lane % 4 * 8 + half * 4 + r / 2 * 2;
           bits = narrow(at(k, row)) | narrow(at(k + 1, row)) << 16;
         }
-        std::memcpy(fragment + place * 4, &bits, 4);
+        std::memcpy(fragment + index * 4, &bits, 4);
       }
 }
 

@@ -1,10 +1,11 @@
-// Variant `pipeline`: the blocks of a group are stages. Each keeps the weights of its few instructions in shared memory
-// for the whole launch, and hands each job's values on to the next; the last draws, and the first goes on with the
-// tile's next job. A group works on its tiles in turn, so that with as many tiles as stages every block is busy.
+// Variant `pipeline`: the blocks of a pipeline are its stages. Each keeps the weights of its few instructions in shared
+// memory for the whole launch, and hands each column step's values on to the next; the last draws, and the first goes on
+// with the tile's next column step. A pipeline works on its tiles in turn, so that with as many tiles as stages every
+// block is busy.
 //
-// kCluster: the group is a cluster, and values and flags go straight into the next block's shared memory; else they go
-// through global memory, and the launch must be cooperative. Jobs are numbered through the whole image; a flag holds
-// the number of the next job, so it never has to be reset.
+// kCluster: the pipeline is a cluster, and values and flags go straight into the next block's shared memory; else they go
+// through global memory, and the launch must be cooperative. Column steps are numbered through the whole
+// image; a flag holds the number of the next one, so it never has to be reset.
 #pragma once
 
 #include "cuda/flags.h"
@@ -12,7 +13,7 @@
 
 namespace pcf::cuda {
 
-// A warp's fragments in the order in which it uses them in a job. The last ones stay in shared memory; those of a layer
+// A warp's fragments in the order in which it uses them in a column step. The last ones stay in shared memory; those of a layer
 // too large for it are read from L2.
 class Resident {
  public:
@@ -44,18 +45,18 @@ class Resident {
 };
 
 struct Flags {
-  uint32_t arrived;  // of this stage's jobs, those whose values lie in its slots
-  uint32_t taken;    // of the next stage's jobs, those it is through with
+  uint32_t arrived;  // of this stage's column steps, those whose values lie in its slots
+  uint32_t taken;    // of the next stage's column steps, those it is through with
   uint32_t drawn;    // by the last stage, kept with the first
 };
 
 template <bool kCluster>
-class Group {
+class Pipeline {
  public:
   static constexpr Scope kScope = kCluster ? Scope::cluster : Scope::device;
 
-  __device__ Group(const Batch& batch, char* shared, const StagePlan* stages, int group, int rank)
-      : shared_(shared), memory_(batch.groups + group * batch.layout.group_bytes), stages_(stages), rank_(rank) {}
+  __device__ Pipeline(const KernelParams& params, char* shared, const StagePlan* stages, int index, int rank)
+      : shared_(shared), memory_(params.pipelines + index * params.layout.pipeline_bytes), stages_(stages), rank_(rank) {}
 
   __device__ Flags* flags(int rank) const {
     return reinterpret_cast<Flags*>(kCluster ? map_to_block(shared_, rank) : memory_ + rank * kFlagBytes);
@@ -63,27 +64,27 @@ class Group {
   // Always in global memory, as the levels are.
   __device__ uint32_t* drawn() const { return &reinterpret_cast<Flags*>(memory_)->drawn; }
 
-  // Where stage `rank` receives the values of a job.
-  __device__ char* slot(int rank, uint32_t job) const {
+  // Where stage `rank` receives the values of a column step.
+  __device__ char* slot(int rank, uint32_t step) const {
     char* slots = kCluster ? map_to_block(shared_, rank) + stages_[rank].shared_slots : memory_ + stages_[rank].global_slots;
-    return slots + job % 2 * stages_[rank].received_bytes;
+    return slots + step % 2 * stages_[rank].received_bytes;
   }
 
-  __device__ void receive(uint32_t job) const {
-    wait_for<kScope>(&flags(rank_)->arrived, job + 1);
+  __device__ void receive(uint32_t step) const {
+    wait_for<kScope>(&flags(rank_)->arrived, step + 1);
     if (kCluster) return;
-    const char* from = slot(rank_, job);
-    char* to = shared_ + stages_[rank_].shared_slots + job % 2 * stages_[rank_].received_bytes;
+    const char* from = slot(rank_, step);
+    char* to = shared_ + stages_[rank_].shared_slots + step % 2 * stages_[rank_].received_bytes;
     for (int at = thread_index() * 16; at < stages_[rank_].received_bytes; at += kThreads * 16)
       *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
     sync_block();
   }
 
-  // Waits for the block's values, and for the slot, which the job before the last may still be read from.
+  // Waits for the block's values, and for the slot, from which those of the column step before the last may still be read.
   template <class Worker>
-  __device__ void send(const Worker& worker, uint32_t job, int column) const {
-    wait_for<kScope>(&flags(rank_)->taken, job - 1);
-    char* to = slot(rank_ + 1, job);
+  __device__ void send(const Worker& worker, uint32_t step, int column) const {
+    wait_for<kScope>(&flags(rank_)->taken, step - 1);
+    char* to = slot(rank_ + 1, step);
     const StagePlan& stage = stages_[rank_];
     for (int s = 0; s < stage.n_sent; s++) {
       const int value = worker.template table<int>(worker.layout.sent)[stage.sent + s];
@@ -94,7 +95,7 @@ class Group {
       to += bytes;
     }
     sync_block();
-    if (thread_index() == 0) publish<kScope>(&flags(rank_ + 1)->arrived, job + 1);
+    if (thread_index() == 0) publish<kScope>(&flags(rank_ + 1)->arrived, step + 1);
   }
 
  private:
@@ -105,21 +106,21 @@ class Group {
 };
 
 template <Math kMath, bool kCluster>
-__global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_constant__ const Batch batch) {
+__global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_constant__ const KernelParams params) {
   char* shared = shared_memory();
-  const Layout& layout = batch.layout;
-  const int n_stages = layout.stages, rank = block_index() % n_stages, group_index = block_index() / n_stages;
-  Worker<kMath> worker(batch, rank, shared);
-  const Group<kCluster> group(batch, shared, worker.template table<StagePlan>(layout.stage_plans), group_index, rank);
-  const int tiles = (batch.tiles - group_index + batch.n_groups - 1) / batch.n_groups;
-  uint32_t job = static_cast<uint32_t>(batch.y) * (layout.width + 1) * tiles;
+  const Layout& layout = params.layout;
+  const int n_stages = layout.stages, rank = block_index() % n_stages, index = block_index() / n_stages;
+  Worker<kMath> worker(params, rank, shared);
+  const Pipeline<kCluster> pipeline(params, shared, worker.template table<StagePlan>(layout.stage_plans), index, rank);
+  const int tiles = (params.tiles - index + params.n_pipelines - 1) / params.n_pipelines;
+  uint32_t step = static_cast<uint32_t>(params.y) * (layout.width + 1) * tiles;
   const bool last = rank == n_stages - 1;
 
   worker.clear_shared();
   sync_block();
   const StagePlan& stage = worker.stage();
-  Resident weights(stage, batch.constants, shared + stage.shared_weights, worker.warp, worker.lane);
-  if (kCluster && worker.thread == 0) group.flags(rank)->arrived = group.flags(rank)->taken = job;
+  Resident weights(stage, params.constants, shared + stage.shared_weights, worker.warp, worker.lane);
+  if (kCluster && worker.thread == 0) pipeline.flags(rank)->arrived = pipeline.flags(rank)->taken = step;
   wait_copies<0>();
   if (kCluster)
     sync_cluster();  // others may write into this block's memory from here on
@@ -127,22 +128,22 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
     sync_warp();  // whose lanes read what the others copied
 
   for (int x = 0; x <= layout.width; x++)
-    for (int t = 0; t < tiles; t++, job++) {
-      worker.take(group_index + t * batch.n_groups, job % 2);
+    for (int t = 0; t < tiles; t++, step++) {
+      worker.take(index + t * params.n_pipelines, step % 2);
       weights.rewind();
       worker.sum_early(x, weights);
       if (rank > 0)
-        group.receive(job);
-      else if (x > 0)  // the tile's previous pixel was drawn so many jobs ago
-        wait_for<Scope::device>(group.drawn(), job - tiles + 1);
+        pipeline.receive(step);
+      else if (x > 0)  // the tile's previous pixel was drawn so many column steps ago
+        wait_for<Scope::device>(pipeline.drawn(), step - tiles + 1);
       worker.run(x, weights);
       if (!last) {
-        group.send(worker, job, x);
+        pipeline.send(worker, step, x);
       } else {
         sync_block();
-        if (worker.thread == 0) publish<Scope::device>(group.drawn(), job + 1);
+        if (worker.thread == 0) publish<Scope::device>(pipeline.drawn(), step + 1);
       }
-      if (rank > 0 && worker.thread == 0) publish<Group<kCluster>::kScope>(&group.flags(rank - 1)->taken, job + 1);
+      if (rank > 0 && worker.thread == 0) publish<Pipeline<kCluster>::kScope>(&pipeline.flags(rank - 1)->taken, step + 1);
     }
   if (kCluster) sync_cluster();  // ... until here
 }

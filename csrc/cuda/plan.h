@@ -6,9 +6,9 @@
 //   weights  1024 bytes, 16 output channels x 32 input channels (16), each lane's operands side by side
 //   sums     512 bytes, 16 channels x 8 images of float32, each lane's four side by side
 //
-// A row is made by jobs x = 0...width of each tile. Job x first runs the instructions that see the levels drawn in
+// A row of a tile is made in column steps x = 0...width. Step x first runs the instructions that see the levels drawn in
 // column x - 1 (drawn instructions, at that column), then the others in column x, and draws its levels. A tap's lag is
-// the number of jobs since what it reads was made.
+// the number of column steps since what it reads was made.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ constexpr int kInputBytes = 512, kWeightBytes = 1024, kSumBytes = 512;
 constexpr int kRing = 8;  // block: weight fragments of each warp on their way or in use
 constexpr int kFlagBytes = 16;  // of a stage: what has arrived, what the next stage has taken, what has been drawn
 constexpr int kRowBlocks = 2;   // of the row phase, on each multiprocessor at once
-constexpr int kMeetingWords = 32;  // of each group of its blocks: how many have arrived, on a cache line of its own
+constexpr int kBarrierWords = 32;  // of each of its teams of blocks: how many have arrived, on a cache line of its own
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }  // channels of a fragment
 
 // Columns that a warp makes at once in the row phase: as many as its registers hold sums of.
@@ -69,8 +69,8 @@ struct InstructionPlan {
   int width, table;          // of what it turns a level into: row `level` of a table in the constants; -1: a number
   int is_output;
   int logits;                // an output's, in shared memory; -1: they lie in the workspace, at logits_global
-  int meet;                  // other warps may still be writing what the taps read
-  int early, n_early;        // taps that can be summed before this job's inputs arrive, and where they begin
+  int barrier;               // before it: other warps may still be writing what the taps read
+  int early, n_early;        // taps that can be summed before this column step's inputs arrive, and where they begin
   int late, n_late;
   int row, n_row;            // taps of the row phase
   int early_fragments, late_fragments, row_fragments;  // weights of one tile of channels
@@ -88,20 +88,20 @@ struct StagePlan {
   int drawn_fragments[kWarps];     // how many belong to drawn instructions, which come first
   int sent, n_sent;                // values it sends on, and where they begin
   int received_bytes;              // one slot
-  int64_t global_slots;            // in a group's workspace
+  int64_t global_slots;            // in a pipeline's workspace
   int shared_weights, shared_slots;
   int resident;                    // pipeline: so many of each warp's last fragments stay in shared memory
 };
 
-// Instructions of the row phase that do not depend on each other: some of row_lists.
-struct RowLevel {
+// Instructions of the row phase at the same depth, which do not depend on each other: some of row_lists.
+struct RowDepth {
   int first, count;
 };
 
-// Groups of blocks that make all levels of the row phase in one launch; 0: too few blocks run at once, so that each
-// level is a launch. workers: of a group, for each part of a row's columns.
+// Teams of blocks that run all depths of the row phase in one launch; 0: too few blocks run at once, so that each
+// depth is a launch. workers: of a team, for each part of a row's columns.
 struct RowSplit {
-  int groups, workers;
+  int teams, workers;
 };
 
 // The parts that kernels take by value. Offsets are in bytes and multiples of 16.
@@ -110,12 +110,12 @@ struct Layout {
   Head head;
   int logits_stride;       // floats from one image's logits to the next
   int stages;
-  int row_column_groups;   // blocks that share a row's columns in the row phase
+  int row_column_parts;   // parts of a row's columns in the row phase, a block for each
   int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
   int64_t logits_global;
-  int64_t steps, conditions, taps, values, instructions, stage_plans, row_levels, row_lists, sent;  // tables in the constants
+  int64_t steps, conditions, taps, values, instructions, stage_plans, row_depths, row_lists, sent;  // tables in the constants
   int64_t tile_bytes;      // workspace of a tile
-  int64_t group_bytes;     // pipeline: workspace of a group of blocks: flags, then slots
+  int64_t pipeline_bytes;  // workspace of a pipeline: flags, then slots
 };
 
 struct Limits {
@@ -129,11 +129,11 @@ struct Plan {
   Variant variant;
   Layout layout;
   std::vector<char> constants;  // goes to the device once
-  std::vector<RowLevel> row_levels;
+  std::vector<RowDepth> row_depths;
   int shared_bytes = 0;
   int64_t pixel_weight_bytes = 0, row_weight_bytes = 0;
-  std::vector<int> stage_instructions, stage_meetings;  // of each stage in a job; meetings: barriers of instructions
-  std::vector<int64_t> stage_weight_bytes, stage_early_bytes;  // early: of taps summed before the job arrives
+  std::vector<int> stage_instructions, stage_barriers;  // of each stage in a column step; barriers: between instructions
+  std::vector<int64_t> stage_weight_bytes, stage_early_bytes;  // early: of taps summed before the inputs arrive
 };
 
 // Throws std::invalid_argument, saying why, where the program does not fit the variant.

@@ -1,5 +1,5 @@
-// The row phase: taps that need only rows above, for a whole row of every tile, as matrix products. Its instructions
-// have levels: one of a level reads what those of the levels before made in the same row of the same tile.
+// The row phase: taps that need only rows above, for a whole row of every tile, as matrix products. An
+// instruction's depth is one more than that of what it reads in the same row: depth by depth, in the same row of a tile.
 #pragma once
 
 #include "cuda/flags.h"
@@ -13,8 +13,8 @@ constexpr int kRowColumns = row_columns(kMath);
 
 // Not inlined: 16 copies of it would cost the kernel its registers.
 template <Math kMath>
-__device__ __noinline__ void finish_in_row(const Batch& batch, int images, float4 sum, int index, int tile, int column) {
-  Worker<kMath> worker(batch, 0, nullptr);
+__device__ __noinline__ void finish_in_row(const KernelParams& params, int images, float4 sum, int index, int tile, int column) {
+  Worker<kMath> worker(params, 0, nullptr);
   worker.take(images, 0);
   float x[4] = {sum.x, sum.y, sum.z, sum.w};
   worker.finish(x, worker.instruction(index), tile, column);
@@ -23,18 +23,18 @@ __device__ __noinline__ void finish_in_row(const Batch& batch, int images, float
 // One instruction in some columns of a tile of images. A warp makes two tiles of channels at a time for all of these
 // columns, so that what it reads serves 16 products.
 template <Math kMath>
-__device__ __forceinline__ void make_in_row(const Batch& batch, int images, int index, int first) {
+__device__ __forceinline__ void make_in_row(const KernelParams& params, int images, int index, int first) {
   using F = Fragment<kMath>;
-  Worker<kMath> worker(batch, 0, nullptr);
+  Worker<kMath> worker(params, 0, nullptr);
   worker.take(images, 0);
-  const int lane = worker.lane, width = batch.layout.width;
+  const int lane = worker.lane, width = params.layout.width;
   constexpr int kColumns = kRowColumns<kMath>;
   const InstructionPlan& i = worker.instruction(index);
-  const TapPlan* taps = worker.template table<TapPlan>(batch.layout.taps) + i.row;
+  const TapPlan* taps = worker.template table<TapPlan>(params.layout.taps) + i.row;
   const int64_t tile_bytes = int64_t{i.row_fragments} * kWeightBytes;
 
   for (int tile = 2 * worker.warp; tile < i.tiles; tile += 2 * kRowWarps) {
-    const char* weights = batch.constants + i.row_weights + tile * tile_bytes;
+    const char* weights = params.constants + i.row_weights + tile * tile_bytes;
     float sum[2][kColumns][4];
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
@@ -67,37 +67,37 @@ __device__ __forceinline__ void make_in_row(const Batch& batch, int images, int 
         if (i.partial >= 0)
           *worker.row_sum(i, tile + n, first + c) = float4{x[0], x[1], x[2], x[3]};
         else
-          finish_in_row<kMath>(batch, images, float4{x[0], x[1], x[2], x[3]}, index, tile + n, first + c);
+          finish_in_row<kMath>(params, images, float4{x[0], x[1], x[2], x[3]}, index, tile + n, first + c);
       }
   }
 }
 
-// One level: block_index_y() is one of its instructions, block_index() a tile of images and some columns of it.
+// One depth: block_index_y() is one of its instructions, block_index() a tile of images and some columns of it.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_level(__grid_constant__ const Batch batch,
-                                                                           RowLevel level) {
-  const int column_groups = batch.layout.row_column_groups;
-  const int* list = reinterpret_cast<const int*>(batch.constants + batch.layout.row_lists) + level.first;
-  make_in_row<kMath>(batch, block_index() / column_groups, list[block_index_y()],
-                     block_index() % column_groups * kRowColumns<kMath>);
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_depth(__grid_constant__ const KernelParams params,
+                                                                           RowDepth depth) {
+  const int column_parts = params.layout.row_column_parts;
+  const int* list = reinterpret_cast<const int*>(params.constants + params.layout.row_lists) + depth.first;
+  make_in_row<kMath>(params, block_index() / column_parts, list[block_index_y()],
+                     block_index() % column_parts * kRowColumns<kMath>);
 }
 
-// All levels; the launch must be cooperative. A group of blocks takes a tile of images at a time, each block some
-// columns of it and, in each level, every workers-th instruction.
+// All depths; the launch must be cooperative. A team of blocks takes a tile of images at a time, each block some
+// columns of it and, at each depth, every workers-th instruction.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_levels(__grid_constant__ const Batch batch,
-                                                                            int n_levels, RowSplit split) {
-  const int column_groups = batch.layout.row_column_groups;
-  const int first = block_index() % column_groups * kRowColumns<kMath>, group = block_index() / column_groups;
-  const RowLevel* levels = reinterpret_cast<const RowLevel*>(batch.constants + batch.layout.row_levels);
-  const int* lists = reinterpret_cast<const int*>(batch.constants + batch.layout.row_lists);
-  const uint32_t blocks = column_groups * split.workers, tiles = (batch.tiles - group + split.groups - 1) / split.groups;
-  uint32_t arrived = batch.y * tiles * (n_levels - 1) * blocks;
-  for (int images = group; images < batch.tiles; images += split.groups)
-    for (int l = 0; l < n_levels; l++) {
-      if (l > 0) meet_blocks(batch.row_meetings + group * kMeetingWords, arrived += blocks);
-      for (int n = block_index_y(); n < levels[l].count; n += split.workers)
-        make_in_row<kMath>(batch, images, lists[levels[l].first + n], first);
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_depths(__grid_constant__ const KernelParams params,
+                                                                            int n_depths, RowSplit split) {
+  const int column_parts = params.layout.row_column_parts;
+  const int first = block_index() % column_parts * kRowColumns<kMath>, team = block_index() / column_parts;
+  const RowDepth* depths = reinterpret_cast<const RowDepth*>(params.constants + params.layout.row_depths);
+  const int* lists = reinterpret_cast<const int*>(params.constants + params.layout.row_lists);
+  const uint32_t blocks = column_parts * split.workers, tiles = (params.tiles - team + split.teams - 1) / split.teams;
+  uint32_t arrived = params.y * tiles * (n_depths - 1) * blocks;
+  for (int images = team; images < params.tiles; images += split.teams)
+    for (int d = 0; d < n_depths; d++) {
+      if (d > 0) sync_blocks(params.row_barriers + team * kBarrierWords, arrived += blocks);
+      for (int n = block_index_y(); n < depths[d].count; n += split.workers)
+        make_in_row<kMath>(params, images, lists[depths[d].first + n], first);
     }
 }
 

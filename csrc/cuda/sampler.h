@@ -21,7 +21,7 @@ struct DeviceJob {
   SamplingOptions options;
   void* parameters;        // float [images, C, H, W, levels], or null
   void* log_probability;   // double [images, C, H, W], or null
-  void* error;             // one uint64, all ones: kept so, or the place of the first logits that are not finite
+  void* error;             // one uint64, all ones: kept so, or where the first logits are that are not finite
   void* stream;
 };
 
@@ -31,7 +31,7 @@ class Sampler {
       : plan_(make_plan(program, math, variant, limits)), limits_(limits) {}
 
   const Plan& plan() const { return plan_; }
-  int groups(int images) const;  // pipelines side by side; block: 1
+  int pipelines(int images) const;  // side by side; block: 1
   bool uses_clusters() const { return plan_.layout.stages > 1 && plan_.layout.stages <= limits_.largest_cluster; }
   int row_launches() const;  // before the pixel phase's one
   int64_t workspace_bytes(int images) const;

@@ -49,15 +49,15 @@ void bind_cuda_sampler(py::module_& m) {
       .def("constants",
            [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
       .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)
-      .def("groups", &cuda::Sampler::groups, "images"_a)
+      .def("pipelines", &cuda::Sampler::pipelines, "images"_a)
       .def_property_readonly("uses_clusters", &cuda::Sampler::uses_clusters)
       .def_property_readonly("facts", [](const cuda::Sampler& s) {
         const cuda::Plan& p = s.plan();
         return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes,
                         "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
-                        "row_levels"_a = p.row_levels.size(), "row_launches"_a = s.row_launches(),
+                        "row_depths"_a = p.row_depths.size(), "row_launches"_a = s.row_launches(),
                         "stage_instructions"_a = p.stage_instructions,
-                        "stage_meetings"_a = p.stage_meetings, "stage_weight_bytes"_a = p.stage_weight_bytes,
+                        "stage_barriers"_a = p.stage_barriers, "stage_weight_bytes"_a = p.stage_weight_bytes,
                         "stage_early_bytes"_a = p.stage_early_bytes,
                         "tile_bytes"_a = p.layout.tile_bytes);
       });

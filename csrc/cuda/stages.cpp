@@ -8,35 +8,35 @@ namespace pcf::cuda {
 namespace {
 
 // Shared memory of a stage, but for its weights.
-int bytes_besides_weights(const Jobs& jobs, Range range) {
-  int bytes = kFlagBytes + (range.first ? 2 * bytes_of(jobs, crossing(jobs, range.first)) : 0);
+int bytes_besides_weights(const ColumnSteps& steps, Range range) {
+  int bytes = kFlagBytes + (range.first ? 2 * bytes_of(steps, crossing(steps, range.first)) : 0);
   for (int i = range.first; i < range.last; i++) {
-    const PlannedInstruction& instruction = jobs.instructions[i];
-    bytes += jobs.sum_bytes(instruction);
-    bytes += instruction.plan.is_output ? jobs.logits_bytes() : jobs.column_bytes(instruction.plan.out);
+    const PlannedInstruction& instruction = steps.instructions[i];
+    bytes += steps.sum_bytes(instruction);
+    bytes += instruction.plan.is_output ? steps.logits_bytes() : steps.column_bytes(instruction.plan.out);
   }
   return bytes;
 }
 
-int stage_bytes(const Jobs& jobs, Range range) {
-  int bytes = bytes_besides_weights(jobs, range);
-  for (int i = range.first; i < range.last; i++) bytes += jobs.weight_bytes(jobs.instructions[i]);
+int stage_bytes(const ColumnSteps& steps, Range range) {
+  int bytes = bytes_besides_weights(steps, range);
+  for (int i = range.first; i < range.last; i++) bytes += steps.weight_bytes(steps.instructions[i]);
   return bytes;
 }
 
 // Each stage as long as shared memory and this many bytes of weights allow; empty where a layer exceeds them.
-std::vector<Range> split(const Jobs& jobs, int shared_bytes, int64_t most_weights) {
+std::vector<Range> split(const ColumnSteps& steps, int shared_bytes, int64_t most_weights) {
   std::vector<Range> ranges;
   int64_t weights = 0;
-  for (int i = 0; i < jobs.count; i++) {
-    const int more = jobs.weight_bytes(jobs.instructions[i]);
+  for (int i = 0; i < steps.count; i++) {
+    const int more = steps.weight_bytes(steps.instructions[i]);
     weights += more;
-    const bool full = ranges.empty() || stage_bytes(jobs, {ranges.back().first, i + 1}) > shared_bytes ||
+    const bool full = ranges.empty() || stage_bytes(steps, {ranges.back().first, i + 1}) > shared_bytes ||
                       weights > most_weights;
     if (full) {
       ranges.push_back({i, i + 1});
       weights = more;
-      if (bytes_besides_weights(jobs, ranges.back()) > shared_bytes || weights > most_weights) return {};
+      if (bytes_besides_weights(steps, ranges.back()) > shared_bytes || weights > most_weights) return {};
     }
     ranges.back().last = i + 1;
   }
@@ -45,10 +45,10 @@ std::vector<Range> split(const Jobs& jobs, int shared_bytes, int64_t most_weight
 
 }  // namespace
 
-std::vector<Range> split_into_stages(const Jobs& jobs, const Limits& limits) {
+std::vector<Range> split_into_stages(const ColumnSteps& steps, const Limits& limits) {
   int64_t total = 0;
-  for (int i = 0; i < jobs.count; i++) total += jobs.weight_bytes(jobs.instructions[i]);
-  const std::vector<Range> fewest = split(jobs, limits.shared_bytes, total);
+  for (int i = 0; i < steps.count; i++) total += steps.weight_bytes(steps.instructions[i]);
+  const std::vector<Range> fewest = split(steps, limits.shared_bytes, total);
   if (fewest.empty())
     throw std::invalid_argument("what one layer computes does not fit the shared memory of one block");
   if (static_cast<int>(fewest.size()) > limits.multiprocessors)
@@ -57,32 +57,32 @@ std::vector<Range> split_into_stages(const Jobs& jobs, const Limits& limits) {
   int64_t low = 0, high = total;  // the least that gives as few stages lies in (low, high]
   while (high - low > kWeightBytes) {
     const int64_t middle = (low + high) / 2;
-    const bool as_few = split(jobs, limits.shared_bytes, middle).size() == fewest.size();
+    const bool as_few = split(steps, limits.shared_bytes, middle).size() == fewest.size();
     (as_few ? high : low) = middle;
   }
-  return split(jobs, limits.shared_bytes, high);
+  return split(steps, limits.shared_bytes, high);
 }
 
-std::set<int> crossing(const Jobs& jobs, int at) {
+std::set<int> crossing(const ColumnSteps& steps, int at) {
   std::set<int> result;
-  for (int i = at; i < jobs.count; i++)
-    for (const auto& [value, lag] : jobs.reads(jobs.instructions[i]))
-      if (lag == 0 && !jobs.in_row_phase(value) && jobs.index_of(value) < at) result.insert(value);
+  for (int i = at; i < steps.count; i++)
+    for (const auto& [value, lag] : steps.reads(steps.instructions[i]))
+      if (lag == 0 && !steps.in_row_phase(value) && steps.index_of(value) < at) result.insert(value);
   return result;
 }
 
-int bytes_of(const Jobs& jobs, const std::set<int>& values) {
+int bytes_of(const ColumnSteps& steps, const std::set<int>& values) {
   int bytes = 0;
-  for (int value : values) bytes += jobs.column_bytes(value);
+  for (int value : values) bytes += steps.column_bytes(value);
   return bytes;
 }
 
-int resident_fragments(const Jobs& jobs, Range range, int room) {
+int resident_fragments(const ColumnSteps& steps, Range range, int room) {
   int fragments_of_warp[kWarps] = {};
   for (int i = range.first; i < range.last; i++) {
-    const InstructionPlan& p = jobs.instructions[i].plan;
+    const InstructionPlan& p = steps.instructions[i].plan;
     for (int tile = 0; tile < p.tiles; tile++)
-      fragments_of_warp[tile % kWarps] += jobs.weight_bytes(jobs.instructions[i]) / p.tiles / kWeightBytes;
+      fragments_of_warp[tile % kWarps] += steps.weight_bytes(steps.instructions[i]) / p.tiles / kWeightBytes;
   }
   int most = *std::max_element(fragments_of_warp, fragments_of_warp + kWarps);
   const auto bytes = [&](int most) {

@@ -1,4 +1,4 @@
-// What a block does with one tile of images in one job (plan.h), whatever the variant.
+// What a block does with one tile of images in one column step (plan.h), whatever the variant.
 #pragma once
 
 #include "cuda/draw.h"
@@ -7,14 +7,14 @@
 
 namespace pcf::cuda {
 
-// One batch on the device. All arrays are dense; sub-pixels are [images, C, H, W].
-struct Batch {
+// What kernels take by value: a batch of images on the device. Arrays are dense; sub-pixels are [images, C, H, W].
+struct KernelParams {
   Layout layout;
   const char* constants;
   char* workspace;                // [tiles][layout.tile_bytes]
-  char* groups;                   // pipeline: [n_groups][layout.group_bytes]
-  uint32_t* row_meetings;         // [RowSplit::groups][kMeetingWords], zero when the image begins
-  int images, tiles, n_groups, y;
+  char* pipelines;                // [n_pipelines][layout.pipeline_bytes]
+  uint32_t* row_barriers;         // [RowSplit::teams][kBarrierWords], zero when the image begins
+  int images, tiles, n_pipelines, y;
   int32_t* levels;                // known ones in, all out
   const uint8_t* known;           // null: none
   const double* noise;
@@ -33,24 +33,24 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
 template <Math kMath>
 class Worker {
  public:
-  const Batch& batch;
+  const KernelParams& params;
   const Layout& layout;
   const int thread, warp, lane;
 
-  __device__ Worker(const Batch& b, int stage, char* shared_memory_or_null)
-      : batch(b), layout(b.layout), thread(thread_index()), warp(thread / 32), lane(thread % 32),
+  __device__ Worker(const KernelParams& b, int stage, char* shared_memory_or_null)
+      : params(b), layout(b.layout), thread(thread_index()), warp(thread / 32), lane(thread % 32),
         stage_(table<StagePlan>(b.layout.stage_plans)[stage]),
         values_(table<ValuePlan>(b.layout.values) + stage_.values), shared_(shared_memory_or_null) {}
 
-  // slot: the one of two in which this job's values were received.
+  // slot: the one of two in which this column step's values were received.
   __device__ void take(int tile, int slot) {
     tile_ = tile, slot_ = slot;
-    memory_ = batch.workspace + tile * layout.tile_bytes;
+    memory_ = params.workspace + tile * layout.tile_bytes;
   }
 
   template <class T>
   __device__ const T* table(int64_t offset) const {
-    return reinterpret_cast<const T*>(batch.constants + offset);
+    return reinterpret_cast<const T*>(params.constants + offset);
   }
   __device__ const InstructionPlan& instruction(int index) const {
     return table<InstructionPlan>(layout.instructions)[index];
@@ -64,9 +64,9 @@ class Worker {
       *reinterpret_cast<uint4*>(shared_ + layout.clear_from + at) = uint4{0, 0, 0, 0};
   }
 
-  // -- jobs
+  // -- column steps
 
-  // Sums that need nothing of this job, ready in shared memory.
+  // Sums that need nothing of this column step, ready in shared memory.
   template <class Weights>
   __device__ void sum_early(int x, Weights& weights) {
     for (int index = 0; index < stage_.count; index++) {
@@ -86,7 +86,7 @@ class Worker {
     }
   }
 
-  // The rest of the job. Whoever goes on with the tile must wait for the block.
+  // The rest of the column step. Whoever goes on with the tile must wait for the block.
   template <class Weights>
   __device__ void run(int x, Weights& weights) {
     for (int index = 0; index < stage_.count; index++) {
@@ -96,7 +96,7 @@ class Worker {
         weights.skip(tiles_of_warp(i) * i.late_fragments);
         continue;
       }
-      if (i.meet) sync_block();
+      if (i.barrier) sync_block();
       for (int tile = warp; tile < i.tiles; tile += kWarps) {
         float sum[4];
         if (i.sums >= 0) {
@@ -163,15 +163,15 @@ class Worker {
 
   // A value's column in a row above or in the present one.
   __device__ char* in_workspace(const ValuePlan& v, int dy, int column) const {
-    const int row = (batch.y + dy + v.rows) % v.rows;
+    const int row = (params.y + dy + v.rows) % v.rows;
     return memory_ + v.global + (int64_t{row} * v.columns + v.pad_left + column) * (v.fragments * kInputBytes);
   }
 
   // One of a value's newest columns.
   __device__ char* in_shared(const ValuePlan& v, int column) const {
     // Columns may lie left of the grid.
-    const int place = v.shared_columns == 1 ? 0 : (column + v.shared_columns * v.columns) % v.shared_columns;
-    return shared_ + v.shared + slot_ * v.slot_bytes + place * (v.fragments * kInputBytes);
+    const int index = v.shared_columns == 1 ? 0 : (column + v.shared_columns * v.columns) % v.shared_columns;
+    return shared_ + v.shared + slot_ * v.slot_bytes + index * (v.fragments * kInputBytes);
   }
 
  private:
@@ -184,8 +184,8 @@ class Worker {
     return reinterpret_cast<float4*>(shared_ + i.sums + tile * kSumBytes) + lane;
   }
 
-  // A value's column in the present row, made `lag` jobs ago.
-  __device__ const char* place(int value, int lag, int column) const {
+  // A value's column in the present row, made `lag` column steps ago.
+  __device__ const char* column_of(int value, int lag, int column) const {
     const ValuePlan& v = values_[value];
     return lag < v.shared_columns ? in_shared(v, column) : in_workspace(v, 0, column);
   }
@@ -196,7 +196,7 @@ class Worker {
   }
 
   __device__ int64_t sub_pixel(int image, int channel, int x) const {
-    return ((int64_t{image} * layout.image_channels + channel) * layout.height + batch.y) * layout.width + x;
+    return ((int64_t{image} * layout.image_channels + channel) * layout.height + params.y) * layout.width + x;
   }
 
   template <class Weights>
@@ -206,7 +206,7 @@ class Worker {
     const TapPlan* taps = table<TapPlan>(layout.taps) + first;
     for (int t = 0; t < count; t++) {
       const TapPlan tap = taps[t];
-      const char* input = place(tap.value, tap.lag, column + tap.dx);
+      const char* input = column_of(tap.value, tap.lag, column + tap.dx);
       const int fragments = values_[tap.value].fragments;
       for (int f = 0; f < fragments; f++)
         F::multiply(sum, odd, F::weights(weights.next(), lane), F::input(input + f * kInputBytes, lane));
@@ -215,7 +215,7 @@ class Worker {
   }
 
   __device__ void load(float (&x)[4], int value, int lag, int channel, int column) const {
-    const char* at = place(value, lag, column);
+    const char* at = column_of(value, lag, column);
     for (int n = 0; n < 2; n++) {
       const float2 pair = load_pair<kMath>(at + offset_of<kMath>(channel, image_of_lane() + n));
       x[n] = pair.x, x[n + 2] = pair.y;
@@ -224,18 +224,18 @@ class Worker {
 
   __device__ void load_condition(float (&x)[4], int index, int channel, int column) const {
     const ConditionPlan& operand = table<ConditionPlan>(layout.conditions)[index];
-    const float* data = batch.conditions + operand.before * batch.images;
+    const float* data = params.conditions + operand.before * params.images;
     for (int r = 0; r < 4; r++) {
-      int64_t at = min(tile_ * kTile + image_of_lane() + r % 2, batch.images - 1);
-      if (operand.varies_over_pixels) at = (at * layout.height + batch.y) * layout.width + column;
+      int64_t at = min(tile_ * kTile + image_of_lane() + r % 2, params.images - 1);
+      if (operand.varies_over_pixels) at = (at * layout.height + params.y) * layout.width + column;
       const int c = channel + r / 2;
       x[r] = c < operand.channels ? data[at * operand.channels + c] : 0.f;
     }
   }
 
-  // Mean and 1 / sqrt(variance + epsilon) over all channels of a value that the block has met for.
+  // Mean and 1 / sqrt(variance + epsilon) over all channels of a value, which a barrier of the block has come after.
   __device__ void load_moments(float (&scale)[4], float (&mean)[4], const StepPlan& step, int column) const {
-    const char* at = place(step.operand, step.lag, column);
+    const char* at = column_of(step.operand, step.lag, column);
     for (int n = 0; n < 2; n++) {
       const auto sum = [&](float mean, bool squares) {
         float total = 0;
@@ -277,20 +277,20 @@ class Worker {
   __device__ void draw_levels(const InstructionPlan& i, int x) {
     for (int d = warp; d < kTile * i.n_image_channels; d += kWarps) {
       const int image = tile_ * kTile + d % kTile, channel = i.first_image_channel + d / kTile;
-      if (image >= batch.images) continue;
+      if (image >= params.images) continue;
       const int64_t at = sub_pixel(image, channel, x);
       const float* logits = logits_of(i, d % kTile) + d / kTile * layout.head.parameters;
-      if (batch.logits)
-        for (int k = lane; k < layout.head.parameters; k += 32) batch.logits[at * layout.head.parameters + k] = logits[k];
-      if (batch.known && batch.known[at]) continue;
-      const int level = draw(logits, layout.head.parameters, batch.options, batch.noise[at], lane);
-      if (batch.log_probability && level >= 0) {
+      if (params.logits)
+        for (int k = lane; k < layout.head.parameters; k += 32) params.logits[at * layout.head.parameters + k] = logits[k];
+      if (params.known && params.known[at]) continue;
+      const int level = draw(logits, layout.head.parameters, params.options, params.noise[at], lane);
+      if (params.log_probability && level >= 0) {
         const double log_probability = log_probability_of(level, logits, layout.head.parameters, lane);
-        if (lane == 0) batch.log_probability[at] = log_probability;
+        if (lane == 0) params.log_probability[at] = log_probability;
       }
       if (lane == 0) {
-        batch.levels[at] = max(level, 0);
-        if (level < 0) atomic_min(batch.error, error_code(batch.y * layout.width + x, image, channel));
+        params.levels[at] = max(level, 0);
+        if (level < 0) atomic_min(params.error, error_code(params.y * layout.width + x, image, channel));
       }
     }
   }
@@ -302,7 +302,7 @@ class Worker {
     for (int d = thread; d < kTile * i.channels; d += kThreads) {
       const int image = tile_ * kTile + d % kTile, channel = d / kTile;
       const int64_t at = sub_pixel(image, i.first_image_channel + channel / i.width, column);
-      const int level = image < batch.images ? batch.levels[at] : 0;
+      const int level = image < params.images ? params.levels[at] : 0;
       float x[4] = {i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width]};
       for (int s = 0; s < i.n_steps; s++) {  // which read constants, or nothing; of the four, x[0] counts
         float scale[4] = {}, shift[4] = {};

@@ -1,4 +1,4 @@
-"""What a batch should cost on a GPU, from bytes, products and meetings: a model to be confirmed or refuted.
+"""What a batch should cost on a GPU, from bytes, products and barriers: a model to be confirmed or refuted.
 
 It chooses the variant, and `make gpu-check` prints its figures beside the measured ones. docs/cuda.md explains it.
 """
@@ -14,7 +14,7 @@ TILE, WARPS, FRAGMENT = 8, 8, 1024
 PRODUCT = 33  # of one warp: a fragment of weights, two chains of dependent mma.sync
 INSTRUCTION = 200  # addresses, steps, storing
 FETCH = 600  # the row phase's sums out of L2: `block` waits for them, `pipeline` has them ready
-MEETING = 40  # __syncthreads of 8 warps
+BARRIER = 40  # __syncthreads of 8 warps
 DRAW = 1500
 HAND_OVER = {True: 900, False: 1800}  # by whether it goes through distributed shared memory
 ROW_RATE = 1500  # FLOP per cycle and multiprocessor of the row phase, which L1 bounds
@@ -61,7 +61,7 @@ def seconds(
     tiles = -(-images // TILE)
     flop = tiles * width * facts["row_weight_bytes"] / FRAGMENT * 2 * 4096
     row = flop / (ROW_RATE * gpu.multiprocessors) / gpu.ghz / 1e3 + (facts["row_launches"] + 1) * LAUNCH_US
-    row += (facts["row_levels"] - facts["row_launches"]) * HAND_OVER[False] / gpu.ghz / 1e3  # blocks meet
+    row += (facts["row_depths"] - facts["row_launches"]) * HAND_OVER[False] / gpu.ghz / 1e3  # barriers of blocks
     return height * (width * microseconds_per_pixel(facts, variant, gpu, images, cluster) + row) / 1e6
 
 
@@ -71,17 +71,17 @@ def _products(weight_bytes: int) -> float:
 
 def _block(facts: dict[str, Any], gpu: Gpu, tiles: int) -> float:
     rate = min(gpu.l2_bytes_of_one, gpu.l2_bytes / min(tiles, gpu.multiprocessors))
-    job = max(facts["pixel_weight_bytes"] / rate, _products(facts["pixel_weight_bytes"]))
-    job += facts["stage_instructions"][0] * (INSTRUCTION + FETCH)
-    job += (facts["stage_meetings"][0] + 2) * MEETING + DRAW
-    return job * -(-tiles // gpu.multiprocessors)
+    step = max(facts["pixel_weight_bytes"] / rate, _products(facts["pixel_weight_bytes"]))
+    step += facts["stage_instructions"][0] * (INSTRUCTION + FETCH)
+    step += (facts["stage_barriers"][0] + 2) * BARRIER + DRAW
+    return step * -(-tiles // gpu.multiprocessors)
 
 
 def _pipeline(facts: dict[str, Any], gpu: Gpu, tiles: int, cluster: bool) -> float:
     stages = facts["stages"]
     steps = [
-        instructions * INSTRUCTION + meetings * MEETING
-        for instructions, meetings in zip(facts["stage_instructions"], facts["stage_meetings"], strict=True)
+        instructions * INSTRUCTION + barriers * BARRIER
+        for instructions, barriers in zip(facts["stage_instructions"], facts["stage_barriers"], strict=True)
     ]
     early = facts["stage_early_bytes"]
     late = [weights - e for weights, e in zip(facts["stage_weight_bytes"], early, strict=True)]

@@ -107,7 +107,7 @@ void check(pcf::cuda::Math math, double tolerance) {
                                          std::pair(pcf::cuda::Variant::pipeline, 8)}) {
     const auto sampler = with_least_memory(network.program, math, variant, cluster);
     // More tiles than the two that a stage has slots for, so that it must wait until they are taken.
-    require(variant == pcf::cuda::Variant::block || (sampler.plan().layout.stages > 2 && sampler.groups(kImages) == 1),
+    require(variant == pcf::cuda::Variant::block || (sampler.plan().layout.stages > 2 && sampler.pipelines(kImages) == 1),
             "one pipeline of several stages");
     const std::vector<float> whole = sample(sampler, kImages, 0, 1);
     if (of_block.empty()) of_block = whole;

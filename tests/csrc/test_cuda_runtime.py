@@ -291,8 +291,8 @@ def test_a_vertical_stack_takes_one_launch_a_row(name):
     results = {}
     for multiprocessors in (1, 2, 3, 6, 100):
         engine = runtime(sampler, "block", multiprocessors=multiprocessors)
-        levels = facts(engine)["row_levels"]
-        assert levels >= 3 and facts(engine)["row_launches"] == (levels if multiprocessors == 1 else 1)
+        depths = facts(engine)["row_depths"]
+        assert depths >= 3 and facts(engine)["row_launches"] == (depths if multiprocessors == 1 else 1)
         results[multiprocessors] = [run(engine, sampler, u, labels=labels, seed=seed) for seed in range(3)]
     expected = sampler.sample(18, labels if sampler._model.conditional else None, noise=u, runtime="cpu")
     for of_seeds in results.values():

@@ -47,7 +47,7 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
     // One side runs along x and the other along c: 4 by 4 in registers. All of a channel before the next, since in
-    // memory channel by channel the lines of different channels often fall into the same few places of the cache.
+    // memory channel by channel the lines of different channels often fall into the same few sets of the cache.
     const bool along_x = from_x == 1 && to_c == 1;
     if (along_x || (from_c == 1 && to_x == 1)) {
       const int64_t from_line = along_x ? from_c : from_x, to_line = along_x ? to_x : to_c;

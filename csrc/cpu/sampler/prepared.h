@@ -1,4 +1,4 @@
-// A program made ready for the CPU: weights packed, sizes padded, and the places marked where threads must meet.
+// A program made ready for the CPU: weights packed, sizes padded, and barriers set where threads must wait for each other.
 #pragma once
 
 #include <algorithm>
@@ -40,7 +40,7 @@ struct PreparedInstruction {
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
   // Another thread may still be writing what is read: by the sums over rows above, or at a pixel.
-  bool meet_in_row = false, meet_at_pixel = false;
+  bool barrier_in_row = false, barrier_at_pixel = false;
 
   // Its sum over rows above is kept until its pixel's turn comes.
   bool keeps_partial() const { return !row_runs.empty() && (phase != Phase::row || is_output); }
@@ -61,7 +61,7 @@ class PreparedProgram {
       total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
-    place_meetings(program.outputs.size());
+    set_barriers(program.outputs.size());
     count_work(program);
   }
 
@@ -126,12 +126,12 @@ class PreparedProgram {
   }
 
   // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
-  // own; but whoever reads all channels of a value that was written since the last meeting reads other threads', so
-  // the team meets in between; one meeting serves all writes before it. It also meets between the sums over rows above
+  // own; but whoever reads all channels of a value that was written since the last barrier reads other threads', so
+  // there is a barrier in between, which serves all writes before it. There is one also between the sums over rows above
   // and the pixels, and twice at each draw.
-  void place_meetings(int draws) {
+  void set_barriers(int draws) {
     std::set<int> written;
-    const auto meets = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
+    const auto needs_barrier = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
       bool reads = false;
       for (const auto& run : runs) reads |= written.count(run.source) > 0;
       for (const auto& step : steps) reads |= reads_all_channels(step.kind) && written.count(step.operand);
@@ -141,7 +141,7 @@ class PreparedProgram {
     const auto at_pixels = [&](int after) {
       for (auto& i : instructions) {
         if (i.kind == InstructionKind::from_levels || i.after != after || i.phase == Phase::row) continue;
-        i.meet_at_pixel = meets(i.pixel_runs, i.steps);
+        i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
         written.insert(i.out);
       }
     };
@@ -151,7 +151,7 @@ class PreparedProgram {
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
       if (i.phase != Phase::row && i.row_runs.empty()) continue;
-      i.meet_in_row = meets(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
+      i.barrier_in_row = needs_barrier(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
       if (!i.keeps_partial()) written.insert(i.out);
     }
     written = last_written;
@@ -171,15 +171,15 @@ class PreparedProgram {
       Work& sums = work.partial_sums.emplace_back();
       Work& rest = i.phase == Phase::row && !i.is_output ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
-      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.meetings += i.meet_in_row;
-      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.meetings += i.meet_at_pixel;
+      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.barriers += i.barrier_in_row;
+      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.barriers += i.barrier_at_pixel;
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
     constexpr int kOfParameter = 60;  // drawing from it
     work.pixels.elements += double{kOfParameter} * program.head.parameters * program.head.distributions;
-    work.pixels.meetings += 2 * outputs.size();
-    work.row_phase.meetings++;
+    work.pixels.barriers += 2 * outputs.size();
+    work.row_phase.barriers++;
     work.most_threads = widest / kernels.block;
   }
 };

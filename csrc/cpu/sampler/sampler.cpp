@@ -2,7 +2,8 @@
 
 #include <deque>
 
-#include "cpu/sampler/group.h"
+#include "cpu/sampler/thread_group.h"
+#include "cpu/threads/thread_team.h"
 
 namespace pcf::cpu {
 namespace {
@@ -25,7 +26,7 @@ class SamplerOf final : public Sampler {
 
   void run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
     Ending ending;
-    std::deque<Group<T>> groups;  // they are not moved
+    std::deque<ThreadGroup<T>> groups;  // they are not moved
     for (int g = 0; g < s.groups; g++)
       groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images, g == 0 ? &on_row : nullptr, ending);
     run_team(s.groups * s.threads, [&](int thread) { groups[thread / s.threads].work(thread % s.threads); });

@@ -10,7 +10,7 @@
 
 namespace pcf::cpu {
 
-// A logit at this place is NaN or infinite.
+// A logit of this sub-pixel is NaN or infinite.
 struct NonFiniteLogits : std::runtime_error {
   NonFiniteLogits(int image, int channel, int row, int column)
       : std::runtime_error("the logits are not finite"), image(image), channel(channel), row(row), column(column) {}

@@ -4,14 +4,14 @@ namespace pcf::cpu {
 namespace {
 
 // Measured on two cores with AVX-512. What counts as how many multiply-adds of one thread: loading a weight, the tables
-// and calls of an instruction, a meeting.
-constexpr double kLoading = 1.2, kCall = 5e3, kMeeting = 1.2e4;
+// and calls of an instruction, a barrier.
+constexpr double kLoading = 1.2, kCall = 5e3, kBarrier = 1.2e4;
 constexpr int kPixelsInFlight = 12, kImagesForRows = 4;
 
 // Per pixel, where the threads work on that many pixels together.
 double cost_of(const Work& work, double together, int threads) {
-  const double meetings = threads > 1 ? work.meetings * kMeeting : 0;
-  return (work.products * (1 + kLoading / together) + work.elements) / threads + (work.calls * kCall + meetings) / together;
+  const double barriers = threads > 1 ? work.barriers * kBarrier : 0;
+  return (work.products * (1 + kLoading / together) + work.elements) / threads + (work.calls * kCall + barriers) / together;
 }
 
 // Sets the cost, and which team makes which sums.
@@ -31,7 +31,7 @@ void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
     if (std::max(fewer, more) >= std::max(rows, at_pixels)) continue;
     s.by_pixel_team[i] = true, rows = fewer, at_pixels = more;
   }
-  s.cost = pixels * (std::max(rows, at_pixels) + 2 * kMeeting / in_chunk);
+  s.cost = pixels * (std::max(rows, at_pixels) + 2 * kBarrier / in_chunk);
 }
 
 // Rows behind each other, pixel_threads: 0 for one team.

@@ -1,4 +1,4 @@
-// Where the values of a group of images lie: of each, the rows that somebody still reads; sums over rows above that wait
+// The memory of a group of images: of each value, the rows that somebody still reads; sums over rows above that wait
 // for their pixel; what the present draw is drawn from.
 #pragma once
 
@@ -17,7 +17,7 @@ class Workspace {
       : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight), buffers_(schedule.partials()),
         images_(images) {
     int64_t size = 0;
-    const auto place = [&](int64_t elements) {
+    const auto allocate = [&](int64_t elements) {
       const int64_t at = size;
       size += Buffer::aligned(elements * sizeof(T));
       return at;
@@ -26,14 +26,14 @@ class Workspace {
     for (const auto& s : program.storage) {
       const int64_t stride = int64_t{s.pad_left + program.width + s.pad_right} * s.channels;
       values_.push_back({stride, s.channels, {}});
-      value_at.push_back(place(stride * rows_kept(s) * images));
+      value_at.push_back(allocate(stride * rows_kept(s) * images));
     }
     for (const auto& i : p.instructions)
       for (int k = 0; k < buffers_; k++)
-        partial_at.push_back(place(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
+        partial_at.push_back(allocate(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
     int widest = 0;
     for (const auto* output : p.outputs) widest = std::max(widest, output->padded);
-    const int64_t parameters_at = place(int64_t{widest} * rows_in_flight_ * images);
+    const int64_t parameters_at = allocate(int64_t{widest} * rows_in_flight_ * images);
 
     memory_ = Buffer(size);
     for (size_t v = 0; v < values_.size(); v++) {
@@ -41,7 +41,7 @@ class Workspace {
       for (int y = 0; y < depth_ + program.height; y++)
         values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride + s.pad_left * s.channels);
     }
-    for (int64_t place : partial_at) partials_.push_back(at(place));
+    for (int64_t offset : partial_at) partials_.push_back(at(offset));
     parameters_ = at(parameters_at);
   }
 
@@ -71,7 +71,7 @@ class Workspace {
 
   // Rows in flight, and those above that somebody still reads.
   int rows_kept(const Storage& s) const { return s.rows + rows_in_flight_ - 1; }
-  T* at(int64_t place) const { return reinterpret_cast<T*>(memory_.get() + place); }
+  T* at(int64_t offset) const { return reinterpret_cast<T*>(memory_.get() + offset); }
 
   const int depth_, chunk_, rows_in_flight_, buffers_, images_;
   std::vector<Value> values_;

@@ -42,7 +42,7 @@ inline void sync_block(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
 }
 inline void sync_warp(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("sync_warp", line)) emulation::meet_warp(nullptr, nullptr, true);
+  if (!emulation::left_out("sync_warp", line)) emulation::sync_lanes(nullptr, nullptr, true);
 }
 inline void sync_cluster(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_cluster", line)) emulation::sync_cluster();
@@ -100,7 +100,7 @@ struct Shuffle {
 template <class T>
 T shuffle(T value, int from) {
   Shuffle<T> mine{value, from};
-  emulation::meet_warp(&mine, [](void** posts) EMULATION_UNSEEN {
+  emulation::sync_lanes(&mine, [](void** posts) EMULATION_UNSEEN {
     T values[32];
     for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
     for (int lane = 0; lane < 32; lane++) {
@@ -139,7 +139,7 @@ struct Mma {
 template <int kPer, float (*kUnpack)(uint32_t, int)>
 void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Mma mine{sum, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  emulation::meet_warp(&mine, [](void** posts) EMULATION_UNSEEN {
+  emulation::sync_lanes(&mine, [](void** posts) EMULATION_UNSEEN {
     constexpr int kDepth = 8 * kPer;
     float left[16][kDepth], right[kDepth][8];
     for (int lane = 0; lane < 32; lane++) {

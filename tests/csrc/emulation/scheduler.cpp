@@ -82,9 +82,9 @@ struct Fiber {
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
 };
 
-// Where fibers wait until all have come. Two places for the sanitizer, used in turn, so that a fiber that is already
-// on its way to the next meeting is not taken for one of this.
-struct Meeting {
+// Where fibers wait until all have come. Two addresses for the sanitizer, used in turn, so that a fiber that is already
+// on its way to the next round is not taken for one of this.
+struct Barrier {
   unsigned expected = 0;
   std::vector<Fiber*> waiting;
   unsigned round = 0, line = 0;
@@ -96,9 +96,9 @@ struct Block {
   std::unique_ptr<char[]> memory;
   char* shared;
   std::vector<Fiber> fibers;
-  Meeting barrier;
-  std::vector<Meeting> warps;
-  Meeting* cluster;
+  Barrier barrier;
+  std::vector<Barrier> warps;
+  Barrier* cluster;
 };
 
 struct Grid {
@@ -106,18 +106,18 @@ struct Grid {
   const std::function<void()>* kernel;
   std::vector<std::unique_ptr<Block>> blocks;  // those that are running, by index
   std::vector<Fiber*> ready;
-  std::vector<Meeting> clusters;
+  std::vector<Barrier> clusters;
   void* stack_pointer;  // the scheduler's
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   char start, end;
   uint32_t favour;    // see take_ready()
-  unsigned idle = 0;  // turns given away since the last meeting
+  unsigned idle = 0;  // turns given away since the last barrier
   std::string error;
 };
 
-// Fibers meet here, so nothing is allocated and no library function called that the thread sanitizer watches.
+// Fibers wait here, so nothing is allocated and no library function called that the thread sanitizer watches.
 constexpr int kSites = 64;
 struct {
   char name[24] = {};
@@ -199,17 +199,17 @@ void entry() {
 }
 
 // orders_memory: as in scheduler.h. act runs once, when all have come.
-void meet(Meeting& meeting, bool orders_memory, const std::function<void()>& act = {}) {
-  char* order = &meeting.order[meeting.round & 1];
+void wait_at(Barrier& barrier, bool orders_memory, const std::function<void()>& act = {}) {
+  char* order = &barrier.order[barrier.round & 1];
   if (orders_memory) __tsan_release(order);
-  meeting.waiting.push_back(self);
+  barrier.waiting.push_back(self);
   Fiber* me = self;
-  if (meeting.waiting.size() == meeting.expected) {
+  if (barrier.waiting.size() == barrier.expected) {
     if (act) act();
-    meeting.round++;
+    barrier.round++;
     grid->idle = 0;
-    for (Fiber* fiber : meeting.waiting) grid->ready.push_back(fiber);
-    meeting.waiting.clear();
+    for (Fiber* fiber : barrier.waiting) grid->ready.push_back(fiber);
+    barrier.waiting.clear();
   }
   to_scheduler(me);
   if (orders_memory) __tsan_acquire(order);
@@ -225,11 +225,11 @@ void start_block(unsigned index) {
   std::memset(block->shared, 0xff, grid->launch.shared_bytes);  // NaN to whoever reads what nobody wrote
   block->fibers = std::vector<Fiber>(grid->launch.threads);
   block->barrier.expected = grid->launch.threads;
-  block->warps = std::vector<Meeting>((grid->launch.threads + kWarp - 1) / kWarp);
+  block->warps = std::vector<Barrier>((grid->launch.threads + kWarp - 1) / kWarp);
   block->cluster = grid->clusters.empty() ? nullptr : &grid->clusters[index / grid->launch.cluster];
   // Fibers append to these lists and must not allocate: the sanitizer would take one's malloc and another's free for a race.
   block->barrier.waiting.reserve(grid->launch.threads);
-  for (Meeting& warp : block->warps) warp.waiting.reserve(kWarp);
+  for (Barrier& warp : block->warps) warp.waiting.reserve(kWarp);
   for (unsigned i = 0; i < grid->launch.threads; i++) {
     Fiber& fiber = block->fibers[i];
     block->warps[i / kWarp].expected++;
@@ -311,8 +311,8 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
   grid = &g;
   g.launch = launch, g.kernel = &kernel, g.favour = static_cast<uint32_t>(random_bits());
   g.blocks.resize(count);
-  if (launch.cluster > 1) g.clusters = std::vector<Meeting>(count / launch.cluster);
-  for (Meeting& cluster : g.clusters) {
+  if (launch.cluster > 1) g.clusters = std::vector<Barrier>(count / launch.cluster);
+  for (Barrier& cluster : g.clusters) {
     cluster.expected = launch.cluster * launch.threads;
     cluster.waiting.reserve(cluster.expected);
   }
@@ -350,17 +350,17 @@ char* shared_memory() { return self->block->shared; }
 unsigned cluster_rank() { return self->block->index % grid->launch.cluster; }
 
 void sync_block(unsigned line) {
-  Meeting& barrier = self->block->barrier;
+  Barrier& barrier = self->block->barrier;
   if (barrier.waiting.empty()) barrier.line = line;
   if (barrier.line != line)
     give_up("sync_block in line " + std::to_string(line) + " while others wait in line " + std::to_string(barrier.line));
   if (self->block->live < grid->launch.threads) give_up("sync_block after a thread of the block has ended");
-  meet(barrier, true);
+  wait_at(barrier, true);
 }
 
 void sync_cluster() {
   if (!self->block->cluster) give_up("sync_cluster without a cluster");
-  meet(*self->block->cluster, true);
+  wait_at(*self->block->cluster, true);
 }
 
 char* shared_of_block(const char* mine, unsigned rank) {
@@ -377,10 +377,10 @@ void give_way() {
   to_scheduler(self);
 }
 
-void meet_warp(void* post, void (*act)(void**), bool orders_memory) {
-  Meeting& warp = self->block->warps[self->index / kWarp];
+void sync_lanes(void* post, void (*act)(void**), bool orders_memory) {
+  Barrier& warp = self->block->warps[self->index / kWarp];
   self->post = post;
-  meet(warp, orders_memory, [&] {
+  wait_at(warp, orders_memory, [&] {
     void* posts[kWarp] = {};
     for (Fiber* fiber : warp.waiting) posts[fiber->index % kWarp] = fiber->post;
     if (act) act(posts);

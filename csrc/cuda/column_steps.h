@@ -1,5 +1,5 @@
-// The program in the order in which a job runs it: what each instruction reads, how many jobs ago that was made, and
-// how much memory it takes.
+// The program in the order in which a column step runs it: what each instruction reads, how many column steps ago that
+// was made, and how much memory it takes.
 #pragma once
 
 #include <map>
@@ -20,7 +20,7 @@ struct PlannedInstruction {
   const Instruction* source;
   InstructionPlan plan;
   std::vector<Tap> row, pixel;
-  bool at_pixel;  // runs in jobs, not only in the row phase
+  bool at_pixel;  // runs in column steps, not only in the row phase
   int stage = 0;
 };
 
@@ -28,26 +28,26 @@ inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
 
-class Jobs {
+class ColumnSteps {
  public:
-  Jobs(const Program&, Math);  // the program is borrowed
+  ColumnSteps(const Program&, Math);  // the program is borrowed
 
   const Program& program;
   const Math math;
   std::vector<PlannedInstruction> instructions;
-  int count = 0;  // of instructions that run in jobs: the first ones
+  int count = 0;  // of instructions that run in column steps: the first ones
 
   int index_of(int value) const { return index_.at(value); }  // of the instruction that makes it
   int draw_of(int value) const;  // which draw takes its logits from the value; -1: none
   bool in_row_phase(int value) const;
-  int lag(const Instruction&, int value, int dx) const;  // jobs since the value's column x + dx was made, read at x
-  std::vector<std::pair<int, int>> reads(const PlannedInstruction&) const;  // in jobs: (value, lag)
+  int lag(const Instruction&, int value, int dx) const;  // column steps since the value's column x + dx was made, read at x
+  std::vector<std::pair<int, int>> reads(const PlannedInstruction&) const;  // in column steps: (value, lag)
 
   int depth() const { return depth_of(math); }
   int fragments(int value) const { return round_up(program.storage[value].channels, depth()) / depth(); }
   int column_bytes(int value) const { return fragments(value) * kInputBytes; }
-  int weight_bytes(const PlannedInstruction&) const;  // of the taps in jobs
-  int sum_bytes(const PlannedInstruction&) const;     // of sums that are ready before the job arrives
+  int weight_bytes(const PlannedInstruction&) const;  // of the taps in column steps
+  int sum_bytes(const PlannedInstruction&) const;     // of sums that are ready before the inputs arrive
   int logits_bytes() const;
 
  private:

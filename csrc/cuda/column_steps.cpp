@@ -1,10 +1,10 @@
-#include "cuda/jobs.h"
+#include "cuda/column_steps.h"
 
 #include <algorithm>
 
 namespace pcf::cuda {
 
-Jobs::Jobs(const Program& program, Math math) : program(program), math(math) {
+ColumnSteps::ColumnSteps(const Program& program, Math math) : program(program), math(math) {
   for (const auto& i : program.instructions) by_value_[i.out] = &i;
   // What runs in the row phase alone comes last.
   const int draws = static_cast<int>(program.outputs.size());
@@ -17,26 +17,26 @@ Jobs::Jobs(const Program& program, Math math) : program(program), math(math) {
 }
 
 // -1: drawn; how many draws come before it; the number of draws: only in the row phase. An output ends its turn.
-int Jobs::turn_of(const Instruction& i) const {
+int ColumnSteps::turn_of(const Instruction& i) const {
   if (i.phase == Phase::drawn) return -1;
   return i.phase == Phase::row && draw_of(i.out) < 0 ? static_cast<int>(program.outputs.size()) : i.after;
 }
 
-int Jobs::draw_of(int value) const {
+int ColumnSteps::draw_of(int value) const {
   const auto found = std::find(program.outputs.begin(), program.outputs.end(), value);
   return found == program.outputs.end() ? -1 : static_cast<int>(found - program.outputs.begin());
 }
 
-bool Jobs::in_row_phase(int value) const {
+bool ColumnSteps::in_row_phase(int value) const {
   return turn_of(*by_value_.at(value)) == static_cast<int>(program.outputs.size());
 }
 
 // Values of the row phase are at hand.
-int Jobs::lag(const Instruction& i, int value, int dx) const {
+int ColumnSteps::lag(const Instruction& i, int value, int dx) const {
   return in_row_phase(value) ? 0 : -(dx + is_drawn(value) - (i.phase == Phase::drawn));
 }
 
-void Jobs::add(const Instruction& i, bool at_pixel) {
+void ColumnSteps::add(const Instruction& i, bool at_pixel) {
   PlannedInstruction planned{&i, {}, taps(i, i.row_runs), taps(i, i.pixel_runs), at_pixel};
   InstructionPlan& p = planned.plan;
   p.out = i.out, p.channels = i.channels;
@@ -52,7 +52,7 @@ void Jobs::add(const Instruction& i, bool at_pixel) {
   index_[i.out] = static_cast<int>(instructions.size()) - 1;
 }
 
-std::vector<Tap> Jobs::taps(const Instruction& i, const std::vector<Run>& runs) const {
+std::vector<Tap> ColumnSteps::taps(const Instruction& i, const std::vector<Run>& runs) const {
   std::vector<Tap> result;
   for (const auto& run : runs)
     for (int d = 0; d < run.width; d++) {
@@ -63,7 +63,7 @@ std::vector<Tap> Jobs::taps(const Instruction& i, const std::vector<Run>& runs) 
   return result;
 }
 
-std::vector<std::pair<int, int>> Jobs::reads(const PlannedInstruction& i) const {
+std::vector<std::pair<int, int>> ColumnSteps::reads(const PlannedInstruction& i) const {
   std::vector<std::pair<int, int>> result;
   for (const Tap& tap : i.pixel) result.push_back({tap.plan.value, tap.plan.lag});
   if (i.plan.value >= 0) result.push_back({i.plan.value, i.plan.value_lag});
@@ -72,18 +72,18 @@ std::vector<std::pair<int, int>> Jobs::reads(const PlannedInstruction& i) const 
   return result;
 }
 
-int Jobs::weight_bytes(const PlannedInstruction& i) const {
+int ColumnSteps::weight_bytes(const PlannedInstruction& i) const {
   int fragments_of_tile = 0;
   for (const Tap& tap : i.pixel) fragments_of_tile += fragments(tap.plan.value);
   return fragments_of_tile * i.plan.tiles * kWeightBytes;
 }
 
-int Jobs::sum_bytes(const PlannedInstruction& i) const {
+int ColumnSteps::sum_bytes(const PlannedInstruction& i) const {
   const bool early = std::any_of(i.pixel.begin(), i.pixel.end(), [](const Tap& tap) { return tap.plan.lag > 0; });
   return early || !i.row.empty() ? i.plan.tiles * kSumBytes : 0;
 }
 
-int Jobs::logits_bytes() const {
+int ColumnSteps::logits_bytes() const {
   int tiles = 0;
   for (int output : program.outputs) tiles = std::max(tiles, instructions[index_of(output)].plan.tiles);
   return (tiles * kRows + 4) * kTile * static_cast<int>(sizeof(float));

@@ -1,4 +1,4 @@
-// What the threads of one group do: they sample some images together.
+// A group of threads that samples some images together.
 #pragma once
 
 #include <cstring>
@@ -13,7 +13,7 @@
 #include "cpu/sampler/prepared.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/sampler/schedule.h"
-#include "cpu/threads/thread_team.h"
+#include "cpu/threads/barrier.h"
 #include "cpu/sampler/workspace.h"
 
 namespace pcf::cpu {
@@ -48,13 +48,13 @@ class Ending {
 };
 
 template <class T>
-class Group {
+class ThreadGroup {
   using Instruction = PreparedInstruction<T>;
   static constexpr int kNever = std::numeric_limits<int>::max();
 
  public:
   // job: of this group's images, the first of which is number first_image of the run. on_row: called by thread 0, or null.
-  Group(const Program& program, const PreparedProgram<T>& prepared, const Schedule& schedule, const Job& job, int first_image,
+  ThreadGroup(const Program& program, const PreparedProgram<T>& prepared, const Schedule& schedule, const Job& job, int first_image,
         const std::function<void(int)>* on_row, Ending& ending)
       : program_(program), p_(prepared), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
         on_row_(on_row), ending_(ending), workspace_(program, prepared, schedule, n_),
@@ -70,7 +70,7 @@ class Group {
     if (!schedule_.two_teams()) {
       for (int t = first; t < end; t += chunk) {
         make_sums(member, t, [](const Instruction&) { return true; });
-        member.meet();
+        member.wait_for_team();
         if (!draw_pixels(member, t)) return;
       }
     } else if (for_pixels) {
@@ -120,7 +120,7 @@ class Group {
       for (auto& table : operands) table.resize(sites * schedule.chunk);
     }
 
-    void meet() { team.barrier.wait(index); }
+    void wait_for_team() { team.barrier.wait(index); }
 
     Team& team;
     const int index;
@@ -148,11 +148,11 @@ class Group {
   }
   int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
 
-  // What rows above give to the chunk that begins at step t, as far as mine(instruction).
+  // The sums that the rows above contribute to the chunk that begins at step t, of the instructions with mine(instruction).
   template <class Mine>
   void make_sums(Member& member, int t, const Mine& mine) {
     for (const auto& i : p_.instructions)
-      if ((i.phase == Phase::row || i.keeps_partial()) && mine(i)) from_rows_above(member, i, t);
+      if ((i.phase == Phase::row || i.keeps_partial()) && mine(i)) sum_rows_above(member, i, t);
   }
 
   // The chunk's pixels, step by step. False if the run stops here.
@@ -179,7 +179,7 @@ class Group {
         }
       if (ending_.stopped() || fails_) stopped_at_.store(y * schedule_.lag, std::memory_order_relaxed);
     }
-    member.meet();
+    member.wait_for_team();
     return stopped_at_.load(std::memory_order_relaxed) == kNever;
   }
 
@@ -189,7 +189,7 @@ class Group {
     return {blocks * member.index / member.team.size, blocks * (member.index + 1) / member.team.size};
   }
 
-  // -- where things lie
+  // -- locations in memory
 
   // Image m of the span's pixel i is row i * images + m. first(y, x): where image 0 of the pixel lies; the next ones of its
   // row are `step` further on each.
@@ -221,9 +221,10 @@ class Group {
 
   // -- instructions
 
-  // What rows above give to an instruction at the pixels of the chunk that begins at step t: all of it, or a partial sum.
-  void from_rows_above(Member& member, const Instruction& i, int t) {
-    if (i.meet_in_row) member.meet();
+  // An instruction's sum over the rows above at the pixels of the chunk that begins at step t: its whole value in the row
+  // phase, else the partial sum that the pixel phase begins with.
+  void sum_rows_above(Member& member, const Instruction& i, int t) {
+    if (i.barrier_in_row) member.wait_for_team();
     const Span& chunk = span(member, t + lead(i), schedule_.chunk);
     if (chunk.count() == 0) return;
     tabulate_rows(member.from, chunk, const_cast<T*>(i.bias.data()), 0);
@@ -239,7 +240,7 @@ class Group {
   }
 
   void at_pixels(Member& member, const Instruction& i, int t) {
-    if (i.meet_at_pixel) member.meet();
+    if (i.barrier_at_pixel) member.wait_for_team();
     const Span& pixels = span(member, t + lead(i), 1);
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && all_known(pixels, i.after))) return;
     if (i.keeps_partial())
@@ -325,9 +326,9 @@ class Group {
     return true;
   }
 
-  // Draws the span's values, or takes the known ones, between two meetings.
+  // Draws the span's values, or takes the known ones, between two barriers.
   void settle(Member& member, const Span& span, int draw) {
-    member.meet();
+    member.wait_for_team();
     const int of_draw = distributions_per_draw(), count = span.count() * n_ * of_draw;
     const int padded = p_.outputs[draw]->padded;
     for (int q = count * member.index / member.team.size; q < count * (member.index + 1) / member.team.size; q++) {
@@ -335,7 +336,7 @@ class Group {
       settle_one(member, workspace_.parameters() + int64_t{q / of_draw} * padded + distribution * program_.head.parameters,
                  image, draw * of_draw + distribution, span.row(i), span.column(i));
     }
-    member.meet();
+    member.wait_for_team();
   }
 
   void settle_one(Member& member, const T* parameters, int image, int distribution, int y, int x) {
