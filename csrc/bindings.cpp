@@ -24,8 +24,7 @@ py::list split(const std::string& names) { return py::str(names).attr("split")("
 py::dict build_info() {
   using namespace py::literals;
   return py::dict("compiler"_a = PCF_COMPILER, "isas"_a = split(PCF_ISAS), "cuda"_a = PCF_CUDA,
-                  "cuda_version"_a = PCF_CUDA_VERSION,
-                  "cuda_archs"_a = PCF_CUDA ? split(PCF_CUDA_ARCHS) : py::list(),
+                  "cuda_version"_a = PCF_CUDA_VERSION, "cuda_archs"_a = PCF_CUDA ? split(PCF_CUDA_ARCHS) : py::list(),
                   "cuda_off"_a = PCF_CUDA_OFF);
 }
 
@@ -34,8 +33,7 @@ py::list cuda_devices() {
   using namespace py::literals;
   py::list devices;
   for (const pcf::cuda::Device& device : pcf::cuda::devices())
-    devices.append(py::dict("name"_a = device.name,
-                            "capability"_a = py::make_tuple(device.major, device.minor),
+    devices.append(py::dict("name"_a = device.name, "capability"_a = py::make_tuple(device.major, device.minor),
                             "memory"_a = device.memory, "multiprocessors"_a = device.multiprocessors,
                             "shared_memory"_a = device.shared_memory));
   return devices;
@@ -56,7 +54,7 @@ int cuda_driver_version() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "The compiled part of pixelcnn_fast; pixelcnn_fast.environment.native() is how to get at it.";
+  m.doc() = "The compiled part of pixelcnn_fast; pixelcnn_fast.native.native() is how to get at it.";
   m.def("build_info", &build_info, "How the module was built.");
   m.def("isas", &pcf::cpu::available_isas, "The instruction sets built that this processor has, lowest first.");
   m.def("chosen_isa", &pcf::cpu::chosen_isa, "The instruction set in use. ValueError: a bad PIXELCNN_FAST_ISA.");

@@ -1,4 +1,4 @@
-// The phased causal program that the compiled runtimes execute: pixelcnn_fast/sampling/passes.py in C++.
+// The phased causal program that the compiled runtimes execute: pixelcnn_fast/program/phased.py in C++.
 // Weights are borrowed while a runtime is built (it packs its own copies) and not read afterwards.
 #pragma once
 
@@ -43,14 +43,14 @@ struct Instruction {
   int out, channels;
   InstructionKind kind;
   Phase phase;
-  ImageInput input = {};                   // from_levels
-  const void* bias = nullptr;              // convolution: [channels], or null for zeros
-  std::vector<Run> row_runs = {};          // convolution; summed in the row phase
+  ImageInput input = {};           // from_levels
+  const void* bias = nullptr;      // convolution: [channels], or null for zeros
+  std::vector<Run> row_runs = {};  // convolution; summed in the row phase
   std::vector<Run> pixel_runs = {};
-  int value = -1;                          // pointwise
+  int value = -1;  // pointwise
   std::vector<Step> steps = {};
-  int lead = 0;                            // of the wavefront: columns ahead of the pixel that is drawn
-  int after = 0;                           // how many draws of its pixel come before it
+  int lead = 0;   // of the wavefront: columns ahead of the pixel that is drawn
+  int after = 0;  // how many draws of its pixel come before it
 };
 
 // What is kept of a value when rows are sampled one by one: that many rows, each with zero columns on both sides.
@@ -82,7 +82,7 @@ struct Program {
   std::vector<Storage> storage;  // by value; values are numbered from 0
   std::vector<Instruction> instructions;
   std::vector<ConditionOperand> conditions;
-  int lag = 0;                   // rows may start that many columns behind the row above; 0: one row at a time
+  int lag = 0;  // rows may start that many columns behind the row above; 0: one row at a time
 };
 
 // How values are drawn; by default from what the model says.
@@ -100,8 +100,8 @@ struct Job {
   const double* noise;                  // [images, distributions * uniforms, H, W] in [0, 1)
   std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
   SamplingOptions options;
-  void* parameters = nullptr;           // [images, distributions, H, W, parameters] or null: not wanted
-  double* log_probability = nullptr;    // [images, distributions, H, W] of what is drawn, as the model has it; or null
+  void* parameters = nullptr;         // [images, distributions, H, W, parameters] or null: not wanted
+  double* log_probability = nullptr;  // [images, distributions, H, W] of what is drawn, as the model has it; or null
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

@@ -55,9 +55,10 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_blocks(__grid_const
   const StagePlan& stage = worker.stage();
   const int warp = worker.warp, width = params.layout.width;
   const int length = static_cast<int>((stage.weights[warp + 1] - stage.weights[warp]) / kWeightBytes);
-  const int drawn = stage.drawn_fragments[warp];  // the first column step runs no drawn instructions, the last one nothing else
+  const int drawn =
+      stage.drawn_fragments[warp];  // the first column step runs no drawn instructions, the last one nothing else
   Ring weights(shared + warp * kRing * kWeightBytes, params.constants + stage.weights[warp], length,
-                      drawn == length ? 0 : drawn, length * width, worker.lane);
+               drawn == length ? 0 : drawn, length * width, worker.lane);
   worker.clear_shared();
   sync_block();
   for (int x = 0; x <= width; x++) {

@@ -58,7 +58,8 @@ std::vector<Tap> ColumnSteps::taps(const Instruction& i, const std::vector<Run>&
     for (int d = 0; d < run.width; d++) {
       const int64_t skipped = int64_t{d} * program.storage[run.source].channels * i.channels;
       result.push_back({{run.source, run.dy, run.dx + d, lag(i, run.source, run.dx + d)},
-                        static_cast<const float*>(run.weight) + skipped, false});
+                        static_cast<const float*>(run.weight) + skipped,
+                        false});
     }
   return result;
 }

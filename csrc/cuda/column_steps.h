@@ -38,9 +38,10 @@ class ColumnSteps {
   int count = 0;  // of instructions that run in column steps: the first ones
 
   int index_of(int value) const { return index_.at(value); }  // of the instruction that makes it
-  int draw_of(int value) const;  // which draw takes its logits from the value; -1: none
+  int draw_of(int value) const;                               // which draw takes its logits from the value; -1: none
   bool in_row_phase(int value) const;
-  int lag(const Instruction&, int value, int dx) const;  // column steps since the value's column x + dx was made, read at x
+  int lag(const Instruction&, int value,
+          int dx) const;  // column steps since the value's column x + dx was made, read at x
   std::vector<std::pair<int, int>> reads(const PlannedInstruction&) const;  // in column steps: (value, lag)
 
   int depth() const { return depth_of(math); }

@@ -112,7 +112,8 @@ class Writer {
     const int inputs = program_.storage[tap.plan.value].channels;
     for (int f = 0; f < column_steps_.fragments(tap.plan.value); f++) {
       char fragment[kWeightBytes];
-      pack_weights(column_steps_.math, tap.weight, inputs, i.plan.channels, f * column_steps_.depth(), tile * kRows, fragment);
+      pack_weights(column_steps_.math, tap.weight, inputs, i.plan.channels, f * column_steps_.depth(), tile * kRows,
+                   fragment);
       constants_.add(fragment, kWeightBytes);
     }
   }
@@ -145,7 +146,8 @@ class Writer {
     plan_.stage_instructions.push_back(stage.count);
     int64_t early = 0;
     for (int i = range.first; i < range.last; i++)
-      early += int64_t{column_steps_.instructions[i].plan.early_fragments} * column_steps_.instructions[i].plan.tiles * kWeightBytes;
+      early += int64_t{column_steps_.instructions[i].plan.early_fragments} * column_steps_.instructions[i].plan.tiles *
+               kWeightBytes;
     plan_.stage_early_bytes.push_back(early);
     plan_.stage_barriers.push_back(set_barriers(range));
   }
@@ -157,7 +159,8 @@ class Writer {
     int barriers = 0;
     for (int i = range.first; i < range.last; i++) {
       InstructionPlan& p = column_steps_.instructions[i].plan;
-      for (const auto& [value, lag] : column_steps_.reads(column_steps_.instructions[i])) p.barrier |= lag == 0 && written.count(value);
+      for (const auto& [value, lag] : column_steps_.reads(column_steps_.instructions[i]))
+        p.barrier |= lag == 0 && written.count(value);
       // Levels that have just been drawn are read, or the logits that they were drawn from are overwritten.
       p.barrier |= written.count(kDrawnLevels) && ((p.tiles == 0 && !p.drawn) || p.is_output);
       if (p.barrier) written.clear();

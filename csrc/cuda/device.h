@@ -137,11 +137,11 @@ __device__ __forceinline__ uint32_t round_tf32(uint32_t bits) {
 
 // -- sum[16, 8] += a[16, k] . b[k, 8], each lane holding its part of the three, as PTX lays them out
 
-#define PCF_MMA(name, shape_and_types)                                                                          \
-  __device__ __forceinline__ void name(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {       \
-    asm("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"            \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                                \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
+#define PCF_MMA(name, shape_and_types)                                                                    \
+  __device__ __forceinline__ void name(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"      \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                          \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                              \
   }
 PCF_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 PCF_MMA(mma_fp16, "m16n8k16.row.col.f32.f16.f16.f32")

@@ -38,7 +38,7 @@ std::vector<Device> devices() {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, index));
     found.push_back({properties.name, properties.major, properties.minor, properties.totalGlobalMem,
-                       properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)});
+                     properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)});
   }
   return found;
 }

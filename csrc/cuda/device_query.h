@@ -9,10 +9,10 @@ namespace pcf::cuda {
 
 struct Device {
   std::string name;
-  int major, minor;           // compute capability
-  std::size_t memory;         // bytes
+  int major, minor;    // compute capability
+  std::size_t memory;  // bytes
   int multiprocessors;
-  int shared_memory;          // bytes that a block can have
+  int shared_memory;  // bytes that a block can have
 };
 
 // The CUDA devices, in the runtime's order. Throws std::runtime_error, saying what to do, if there is no

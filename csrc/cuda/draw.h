@@ -13,8 +13,7 @@ struct DrawOptions : SamplingOptions {
 
   DrawOptions() = default;
   explicit DrawOptions(const SamplingOptions& options)
-      : SamplingOptions(options),
-        inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)) {}
+      : SamplingOptions(options), inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)) {}
 };
 
 template <class T, class F>
@@ -71,8 +70,8 @@ __device__ __forceinline__ int pick(int levels, double u, int lane, const Weight
 // Levels in the order of falling logits, the lower of equal ones first, up to and with level `last` of this logit.
 struct Cut {
   float logit;
-  int last;          // -1: no level of this logit
-  double weight;     // of the levels before the cut
+  int last;       // -1: no level of this logit
+  double weight;  // of the levels before the cut
 
   __device__ bool keeps(const float* logits, int k) const {
     return logits[k] > logit || (logits[k] == logit && k <= last);
@@ -80,7 +79,7 @@ struct Cut {
 };
 
 // The first `most` levels, or fewer: no level after the first once those before it weigh `enough`. The sums are those
-// of drawing.py, in the same order.
+// of heads/drawing.py, in the same order.
 template <class Weight>
 __device__ __forceinline__ Cut cut_after(int most, double enough, const float* logits, int levels, float high, int lane,
                                          const Weight& weight) {
@@ -128,7 +127,7 @@ __device__ __noinline__ inline int draw_from_likeliest(const float* logits, int 
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
-// From softmax(logits / temperature), as drawing.py says it; -1 if a logit is not finite.
+// From softmax(logits / temperature), as heads/drawing.py says it; -1 if a logit is not finite.
 __device__ inline int draw(const float* logits, int levels, const DrawOptions& options, double u, int lane) {
   const float inverse_temperature = options.inverse_temperature;
   const Share mine(levels, lane);
@@ -146,8 +145,7 @@ __device__ inline int draw(const float* logits, int levels, const DrawOptions& o
       if (logits[k] == high) found = k;
     return over_warp(found, [](int a, int b) { return min(a, b); });
   }
-  if (options.top_k > 0 || options.top_p < 1)
-    return draw_from_likeliest(logits, levels, options, u, high, lane);
+  if (options.top_k > 0 || options.top_p < 1) return draw_from_likeliest(logits, levels, options, u, high, lane);
   return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 

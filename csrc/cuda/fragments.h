@@ -24,7 +24,8 @@ struct Fragment {
   static __device__ __forceinline__ Input input(const char* fragment, int lane) {
     return {reinterpret_cast<const uint4*>(fragment)[lane]};
   }
-  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w, const Input& in) {
+  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w,
+                                                  const Input& in) {
     product(even, w.half[0], in.x.x, in.x.y);
     product(odd, w.half[1], in.x.z, in.x.w);
   }
@@ -57,12 +58,13 @@ struct Fragment<Math::fp32> {
   static __device__ __forceinline__ Input input(const char* fragment, int lane) {
     return {reinterpret_cast<const float4*>(fragment) + lane % 4 * 8};
   }
-  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w, const Input& in) {
+  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w,
+                                                  const Input& in) {
 #pragma unroll
     for (int quarter = 0; quarter < 4; quarter++) {
       const float4 first = w.row[quarter * kRows], second = w.row[quarter * kRows + 8];
       const float4 left = in.image[quarter], right = in.image[quarter + 4];
-      float(&sum)[4] = quarter % 2 ? odd : even;
+      float (&sum)[4] = quarter % 2 ? odd : even;
       add_dot(sum[0], first, left);
       add_dot(sum[1], first, right);
       add_dot(sum[2], second, left);

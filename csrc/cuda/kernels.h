@@ -5,7 +5,8 @@
 
 namespace pcf::cuda {
 
-// Row params.y of all tiles: the row phase, then the row's column steps. clusters: pipelines that fit a cluster are one.
+// Row params.y of all tiles: the row phase, then the row's column steps. clusters: pipelines that fit a cluster are
+// one.
 template <Math kMath>
 void run_row(const Plan&, const KernelParams&, const RowSplit&, bool clusters, Stream);
 

@@ -62,8 +62,8 @@ class MemoryPlanner {
   void mark_early_taps() {
     for (int i = 0; i < column_steps_.count; i++)
       for (Tap& tap : column_steps_.instructions[i].pixel)
-        tap.early = tap.plan.lag > 0 &&
-                    column_steps_.instructions[column_steps_.index_of(tap.plan.value)].stage <= column_steps_.instructions[i].stage;
+        tap.early = tap.plan.lag > 0 && column_steps_.instructions[column_steps_.index_of(tap.plan.value)].stage <=
+                                            column_steps_.instructions[i].stage;
   }
 
   // What must be zero when a row begins comes first, at whatever length; weights come last, as their size varies.
@@ -136,7 +136,8 @@ class MemoryPlanner {
   bool read_in_workspace(int value) const {
     for (int i = 0; i < column_steps_.count; i++)
       for (const auto& [read, lag] : column_steps_.reads(column_steps_.instructions[i]))
-        if (read == value && lag >= memory_.values[column_steps_.instructions[i].stage][value].shared_columns) return true;
+        if (read == value && lag >= memory_.values[column_steps_.instructions[i].stage][value].shared_columns)
+          return true;
     for (const auto& i : column_steps_.instructions)
       for (const Tap& tap : i.row)
         if (tap.plan.value == value) return true;

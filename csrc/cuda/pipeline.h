@@ -1,11 +1,11 @@
 // Variant `pipeline`: the blocks of a pipeline are its stages. Each keeps the weights of its few instructions in shared
-// memory for the whole launch, and hands each column step's values on to the next; the last draws, and the first goes on
-// with the tile's next column step. A pipeline works on its tiles in turn, so that with as many tiles as stages every
-// block is busy.
+// memory for the whole launch, and hands each column step's values on to the next; the last draws, and the first goes
+// on with the tile's next column step. A pipeline works on its tiles in turn, so that with as many tiles as stages
+// every block is busy.
 //
-// kCluster: the pipeline is a cluster, and values and flags go straight into the next block's shared memory; else they go
-// through global memory, and the launch must be cooperative. Column steps are numbered through the whole
-// image; a flag holds the number of the next one, so it never has to be reset.
+// kCluster: the pipeline is a cluster, and values and flags go straight into the next block's shared memory; else they
+// go through global memory, and the launch must be cooperative. Column steps are numbered through the whole image; a
+// flag holds the number of the next one, so it never has to be reset.
 #pragma once
 
 #include "cuda/flags.h"
@@ -13,8 +13,8 @@
 
 namespace pcf::cuda {
 
-// A warp's fragments in the order in which it uses them in a column step. The last ones stay in shared memory; those of a layer
-// too large for it are read from L2.
+// A warp's fragments in the order in which it uses them in a column step. The last ones stay in shared memory; those of
+// a layer too large for it are read from L2.
 class Resident {
  public:
   // Called by all warps; the copies have still to be waited for.
@@ -56,7 +56,8 @@ class Pipeline {
   static constexpr Scope kScope = kCluster ? Scope::cluster : Scope::device;
 
   __device__ Pipeline(const KernelParams& params, char* shared, const StagePlan* stages, int index, int rank)
-      : shared_(shared), memory_(params.pipelines + index * params.layout.pipeline_bytes), stages_(stages), rank_(rank) {}
+      : shared_(shared), memory_(params.pipelines + index * params.layout.pipeline_bytes), stages_(stages),
+        rank_(rank) {}
 
   __device__ Flags* flags(int rank) const {
     return reinterpret_cast<Flags*>(kCluster ? map_to_block(shared_, rank) : memory_ + rank * kFlagBytes);
@@ -66,7 +67,8 @@ class Pipeline {
 
   // Where stage `rank` receives the values of a column step.
   __device__ char* slot(int rank, uint32_t step) const {
-    char* slots = kCluster ? map_to_block(shared_, rank) + stages_[rank].shared_slots : memory_ + stages_[rank].global_slots;
+    char* slots =
+        kCluster ? map_to_block(shared_, rank) + stages_[rank].shared_slots : memory_ + stages_[rank].global_slots;
     return slots + step % 2 * stages_[rank].received_bytes;
   }
 
@@ -80,7 +82,8 @@ class Pipeline {
     sync_block();
   }
 
-  // Waits for the block's values, and for the slot, from which those of the column step before the last may still be read.
+  // Waits for the block's values, and for the slot, from which those of the column step before the last may still be
+  // read.
   template <class Worker>
   __device__ void send(const Worker& worker, uint32_t step, int column) const {
     wait_for<kScope>(&flags(rank_)->taken, step - 1);
@@ -143,7 +146,8 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
         sync_block();
         if (worker.thread == 0) publish<Scope::device>(pipeline.drawn(), step + 1);
       }
-      if (rank > 0 && worker.thread == 0) publish<Pipeline<kCluster>::kScope>(&pipeline.flags(rank - 1)->taken, step + 1);
+      if (rank > 0 && worker.thread == 0)
+        publish<Pipeline<kCluster>::kScope>(&pipeline.flags(rank - 1)->taken, step + 1);
     }
   if (kCluster) sync_cluster();  // ... until here
 }

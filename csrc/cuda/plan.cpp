@@ -9,8 +9,7 @@ namespace {
 // The kernels draw levels (worker.h). Another kind of head is refused here, until they can draw it.
 void check_drawable(const Head& head) {
   switch (head.kind) {
-    case HeadKind::categorical:
-      return;
+    case HeadKind::categorical: return;
   }
 }
 

@@ -6,9 +6,9 @@
 //   weights  1024 bytes, 16 output channels x 32 input channels (16), each lane's operands side by side
 //   sums     512 bytes, 16 channels x 8 images of float32, each lane's four side by side
 //
-// A row of a tile is made in column steps x = 0...width. Step x first runs the instructions that see the levels drawn in
-// column x - 1 (drawn instructions, at that column), then the others in column x, and draws its levels. A tap's lag is
-// the number of column steps since what it reads was made.
+// A row of a tile is made in column steps x = 0...width. Step x first runs the instructions that see the levels drawn
+// in column x - 1 (drawn instructions, at that column), then the others in column x, and draws its levels. A tap's lag
+// is the number of column steps since what it reads was made.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,13 @@ enum class Variant { block, pipeline };
 
 constexpr int kTile = 8, kRows = 16, kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kInputBytes = 512, kWeightBytes = 1024, kSumBytes = 512;
-constexpr int kRing = 8;  // block: weight fragments of each warp on their way or in use
-constexpr int kFlagBytes = 16;  // of a stage: what has arrived, what the next stage has taken, what has been drawn
-constexpr int kRowBlocks = 2;   // of the row phase, on each multiprocessor at once
+constexpr int kRing = 8;           // block: weight fragments of each warp on their way or in use
+constexpr int kFlagBytes = 16;     // of a stage: what has arrived, what the next stage has taken, what has been drawn
+constexpr int kRowBlocks = 2;      // of the row phase, on each multiprocessor at once
 constexpr int kBarrierWords = 32;  // of each of its teams of blocks: how many have arrived, on a cache line of its own
-constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }  // channels of a fragment
+constexpr int depth_of(Math math) {
+  return math == Math::fp32 || math == Math::tf32 ? 16 : 32;
+}  // channels of a fragment
 
 // Columns that a warp makes at once in the row phase: as many as its registers hold sums of.
 constexpr int row_columns(Math math) { return math == Math::fp32 ? 4 : 8; }
@@ -53,44 +55,44 @@ struct TapPlan {
 };
 
 struct ValuePlan {
-  int fragments;               // of one column
-  int pad_left, rows, columns; // of the rows kept in the workspace, columns with zeros on both sides
-  int64_t global;              // where they lie in a tile's workspace
-  int kept;                    // 0: nobody reads them there, so they are not written
-  int shared, shared_columns;  // the newest columns in shared memory: where, and how many
-  int slot_bytes;              // between the two slots a stage receives the value in; 0: it makes it itself
+  int fragments;                // of one column
+  int pad_left, rows, columns;  // of the rows kept in the workspace, columns with zeros on both sides
+  int64_t global;               // where they lie in a tile's workspace
+  int kept;                     // 0: nobody reads them there, so they are not written
+  int shared, shared_columns;   // the newest columns in shared memory: where, and how many
+  int slot_bytes;               // between the two slots a stage receives the value in; 0: it makes it itself
 };
 
 struct InstructionPlan {
-  int out, channels, tiles;  // tiles: of 16 channels; 0: it turns levels into a value
-  int value, value_lag;      // pointwise: what its steps work on; -1: a sum
-  int drawn;                 // it runs one column behind
+  int out, channels, tiles;                   // tiles: of 16 channels; 0: it turns levels into a value
+  int value, value_lag;                       // pointwise: what its steps work on; -1: a sum
+  int drawn;                                  // it runs one column behind
   int first_image_channel, n_image_channels;  // that it reads, or draws if it is an output
-  int width, table;          // of what it turns a level into: row `level` of a table in the constants; -1: a number
+  int width, table;  // of what it turns a level into: row `level` of a table in the constants; -1: a number
   int is_output;
-  int logits;                // an output's, in shared memory; -1: they lie in the workspace, at logits_global
-  int barrier;               // before it: other warps may still be writing what the taps read
-  int early, n_early;        // taps that can be summed before this column step's inputs arrive, and where they begin
+  int logits;          // an output's, in shared memory; -1: they lie in the workspace, at logits_global
+  int barrier;         // before it: other warps may still be writing what the taps read
+  int early, n_early;  // taps that can be summed before this column step's inputs arrive, and where they begin
   int late, n_late;
-  int row, n_row;            // taps of the row phase
+  int row, n_row;                                      // taps of the row phase
   int early_fragments, late_fragments, row_fragments;  // weights of one tile of channels
   int steps, n_steps;
-  int sums;                  // pipeline: where the early sums wait in shared memory; -1: none
-  int bias;                  // in the constants, float32
-  int64_t row_weights;       // in the constants
-  int64_t partial;           // the row phase's sums in a tile's workspace; -1: there are none
+  int sums;             // pipeline: where the early sums wait in shared memory; -1: none
+  int bias;             // in the constants, float32
+  int64_t row_weights;  // in the constants
+  int64_t partial;      // the row phase's sums in a tile's workspace; -1: there are none
 };
 
 struct StagePlan {
-  int first, count;                // instructions
-  int values;                      // its table of values
-  int64_t weights[kWarps + 1];     // in the constants: each warp's fragments, in the order in which it reads them
-  int drawn_fragments[kWarps];     // how many belong to drawn instructions, which come first
-  int sent, n_sent;                // values it sends on, and where they begin
-  int received_bytes;              // one slot
-  int64_t global_slots;            // in a pipeline's workspace
+  int first, count;             // instructions
+  int values;                   // its table of values
+  int64_t weights[kWarps + 1];  // in the constants: each warp's fragments, in the order in which it reads them
+  int drawn_fragments[kWarps];  // how many belong to drawn instructions, which come first
+  int sent, n_sent;             // values it sends on, and where they begin
+  int received_bytes;           // one slot
+  int64_t global_slots;         // in a pipeline's workspace
   int shared_weights, shared_slots;
-  int resident;                    // pipeline: so many of each warp's last fragments stay in shared memory
+  int resident;  // pipeline: so many of each warp's last fragments stay in shared memory
 };
 
 // Instructions of the row phase at the same depth, which do not depend on each other: some of row_lists.
@@ -108,18 +110,19 @@ struct RowSplit {
 struct Layout {
   int image_channels, height, width;
   Head head;
-  int logits_stride;       // floats from one image's logits to the next
+  int logits_stride;  // floats from one image's logits to the next
   int stages;
-  int row_column_parts;   // parts of a row's columns in the row phase, a block for each
+  int row_column_parts;         // parts of a row's columns in the row phase, a block for each
   int clear_from, clear_bytes;  // shared memory of values, zero when a row begins
   int64_t logits_global;
-  int64_t steps, conditions, taps, values, instructions, stage_plans, row_depths, row_lists, sent;  // tables in the constants
+  int64_t steps, conditions, taps, values, instructions, stage_plans, row_depths, row_lists,
+      sent;                // tables in the constants
   int64_t tile_bytes;      // workspace of a tile
   int64_t pipeline_bytes;  // workspace of a pipeline: flags, then slots
 };
 
 struct Limits {
-  int shared_bytes = 0;     // that a block can have
+  int shared_bytes = 0;  // that a block can have
   int multiprocessors = 0;
   int largest_cluster = 1;  // blocks; 1: the device has no clusters
 };
@@ -132,7 +135,8 @@ struct Plan {
   std::vector<RowDepth> row_depths;
   int shared_bytes = 0;
   int64_t pixel_weight_bytes = 0, row_weight_bytes = 0;
-  std::vector<int> stage_instructions, stage_barriers;  // of each stage in a column step; barriers: between instructions
+  std::vector<int> stage_instructions,
+      stage_barriers;  // of each stage in a column step; barriers: between instructions
   std::vector<int64_t> stage_weight_bytes, stage_early_bytes;  // early: of taps summed before the inputs arrive
 };
 

@@ -1,5 +1,6 @@
 // The row phase: taps that need only rows above, for a whole row of every tile, as matrix products. An
-// instruction's depth is one more than that of what it reads in the same row: depth by depth, in the same row of a tile.
+// instruction's depth is one more than that of what it reads in the same row: depth by depth, in the same row of a
+// tile.
 #pragma once
 
 #include "cuda/flags.h"
@@ -13,7 +14,8 @@ constexpr int kRowColumns = row_columns(kMath);
 
 // Not inlined: 16 copies of it would cost the kernel its registers.
 template <Math kMath>
-__device__ __noinline__ void finish_in_row(const KernelParams& params, int images, float4 sum, int index, int tile, int column) {
+__device__ __noinline__ void finish_in_row(const KernelParams& params, int images, float4 sum, int index, int tile,
+                                           int column) {
   Worker<kMath> worker(params, 0, nullptr);
   worker.take(images, 0);
   float x[4] = {sum.x, sum.y, sum.z, sum.w};
@@ -63,7 +65,7 @@ __device__ __forceinline__ void make_in_row(const KernelParams& params, int imag
 #pragma unroll
       for (int n = 0; n < 2; n++) {
         if (first + c >= width || tile + n >= i.tiles) continue;
-        float(&x)[4] = sum[n][c];
+        float (&x)[4] = sum[n][c];
         if (i.partial >= 0)
           *worker.row_sum(i, tile + n, first + c) = float4{x[0], x[1], x[2], x[3]};
         else
@@ -74,8 +76,8 @@ __device__ __forceinline__ void make_in_row(const KernelParams& params, int imag
 
 // One depth: block_index_y() is one of its instructions, block_index() a tile of images and some columns of it.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_depth(__grid_constant__ const KernelParams params,
-                                                                           RowDepth depth) {
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    run_row_depth(__grid_constant__ const KernelParams params, RowDepth depth) {
   const int column_parts = params.layout.row_column_parts;
   const int* list = reinterpret_cast<const int*>(params.constants + params.layout.row_lists) + depth.first;
   make_in_row<kMath>(params, block_index() / column_parts, list[block_index_y()],
@@ -85,8 +87,8 @@ __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_depth(__gr
 // All depths; the launch must be cooperative. A team of blocks takes a tile of images at a time, each block some
 // columns of it and, at each depth, every workers-th instruction.
 template <Math kMath>
-__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks) run_row_depths(__grid_constant__ const KernelParams params,
-                                                                            int n_depths, RowSplit split) {
+__global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
+    run_row_depths(__grid_constant__ const KernelParams params, int n_depths, RowSplit split) {
   const int column_parts = params.layout.row_column_parts;
   const int first = block_index() % column_parts * kRowColumns<kMath>, team = block_index() / column_parts;
   const RowDepth* depths = reinterpret_cast<const RowDepth*>(params.constants + params.layout.row_depths);

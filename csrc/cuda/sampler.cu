@@ -7,7 +7,8 @@
 namespace pcf::cuda {
 namespace {
 
-void run_row_as(Math math, const Plan& plan, const KernelParams& params, const RowSplit& rows, bool clusters, Stream stream) {
+void run_row_as(Math math, const Plan& plan, const KernelParams& params, const RowSplit& rows, bool clusters,
+                Stream stream) {
   switch (math) {
     case Math::fp32: return run_row<Math::fp32>(plan, params, rows, clusters, stream);
     case Math::tf32: return run_row<Math::tf32>(plan, params, rows, clusters, stream);

@@ -19,9 +19,9 @@ struct DeviceJob {
   const void* noise;       // double [images, C, H, W]
   const void* conditions;  // float, one operand after the other: [images, channels] or [images, H, W, channels]
   SamplingOptions options;
-  void* parameters;        // float [images, C, H, W, levels], or null
-  void* log_probability;   // double [images, C, H, W], or null
-  void* error;             // one uint64, all ones: kept so, or where the first logits are that are not finite
+  void* parameters;       // float [images, C, H, W, levels], or null
+  void* log_probability;  // double [images, C, H, W], or null
+  void* error;            // one uint64, all ones: kept so, or where the first logits are that are not finite
   void* stream;
 };
 

@@ -23,11 +23,11 @@ cuda::Math math_of(const std::string& name) {
   throw std::invalid_argument("math is '" + name + "', expected fp32, tf32, bf16 or fp16");
 }
 
-void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address values,
-         Address known, Address noise, Address conditions, const pcf::SamplingOptions& options, Address parameters,
+void run(const cuda::Sampler& sampler, int images, Address constants, Address workspace, Address values, Address known,
+         Address noise, Address conditions, const pcf::SamplingOptions& options, Address parameters,
          Address log_probability, Address error, Address stream, const std::function<void(int)>& on_row) {
-  const cuda::DeviceJob job{images, at(constants), at(workspace), at(values), at(known), at(noise), at(conditions),
-                         options, at(parameters), at(log_probability), at(error), at(stream)};
+  const cuda::DeviceJob job{images,         at(constants), at(workspace),  at(values),          at(known), at(noise),
+                            at(conditions), options,       at(parameters), at(log_probability), at(error), at(stream)};
   py::gil_scoped_release release;
   sampler.run(job, on_row);  // on_row takes the GIL by itself
 }
@@ -39,9 +39,8 @@ void bind_cuda_sampler(py::module_& m) {
   py::class_<cuda::Sampler>(m, "CudaSampler", py::module_local())
       .def(py::init([](const pcf::Program& program, const std::string& math, bool pipeline, int shared_bytes,
                        int multiprocessors, int largest_cluster) {
-             return cuda::Sampler(program, math_of(math),
-                                     pipeline ? cuda::Variant::pipeline : cuda::Variant::block,
-                                     {shared_bytes, multiprocessors, largest_cluster});
+             return cuda::Sampler(program, math_of(math), pipeline ? cuda::Variant::pipeline : cuda::Variant::block,
+                                  {shared_bytes, multiprocessors, largest_cluster});
            }),
            "program"_a, "math"_a, "pipeline"_a, "shared_bytes"_a, "multiprocessors"_a, "largest_cluster"_a)
       .def("run", &run, "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a,
@@ -56,9 +55,8 @@ void bind_cuda_sampler(py::module_& m) {
         return py::dict("stages"_a = p.layout.stages, "shared_bytes"_a = p.shared_bytes,
                         "pixel_weight_bytes"_a = p.pixel_weight_bytes, "row_weight_bytes"_a = p.row_weight_bytes,
                         "row_depths"_a = p.row_depths.size(), "row_launches"_a = s.row_launches(),
-                        "stage_instructions"_a = p.stage_instructions,
-                        "stage_barriers"_a = p.stage_barriers, "stage_weight_bytes"_a = p.stage_weight_bytes,
-                        "stage_early_bytes"_a = p.stage_early_bytes,
+                        "stage_instructions"_a = p.stage_instructions, "stage_barriers"_a = p.stage_barriers,
+                        "stage_weight_bytes"_a = p.stage_weight_bytes, "stage_early_bytes"_a = p.stage_early_bytes,
                         "tile_bytes"_a = p.layout.tile_bytes);
       });
 }

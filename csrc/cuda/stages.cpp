@@ -31,8 +31,8 @@ std::vector<Range> split(const ColumnSteps& steps, int shared_bytes, int64_t mos
   for (int i = 0; i < steps.count; i++) {
     const int more = steps.weight_bytes(steps.instructions[i]);
     weights += more;
-    const bool full = ranges.empty() || stage_bytes(steps, {ranges.back().first, i + 1}) > shared_bytes ||
-                      weights > most_weights;
+    const bool full =
+        ranges.empty() || stage_bytes(steps, {ranges.back().first, i + 1}) > shared_bytes || weights > most_weights;
     if (full) {
       ranges.push_back({i, i + 1});
       weights = more;

@@ -14,8 +14,8 @@ __host__ __device__ inline float logistic(float x) { return 1.f / (1.f + expf(-x
 // For the host too, though it is not called there, and no template: nvcc checks nothing of a switch, and its host
 // compiler, which sees that a kind is missing (-Werror=switch), sees only what the host could call. So there must be no
 // `default` either.
-__host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alpha, float (&x)[4], const float (&operand)[4],
-                                                       const float (&shift)[4]) {
+__host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alpha, float (&x)[4],
+                                                       const float (&operand)[4], const float (&shift)[4]) {
   const auto each = [&](auto formula) {
     for (int i = 0; i < 4; i++) x[i] = formula(x[i]);
   };
@@ -26,27 +26,18 @@ __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alph
     case StepKind::affine:
       return each_with_operand([](float v, float scale, float shift) { return v * scale + shift; });
     case StepKind::add:
-    case StepKind::add_condition:
-      return each_with_operand([=](float v, float o, float) { return v + alpha * o; });
+    case StepKind::add_condition: return each_with_operand([=](float v, float o, float) { return v + alpha * o; });
     case StepKind::multiply:
-    case StepKind::multiply_condition:
-      return each_with_operand([](float v, float o, float) { return v * o; });
+    case StepKind::multiply_condition: return each_with_operand([](float v, float o, float) { return v * o; });
     case StepKind::layer_norm:
       return each_with_operand([](float v, float scale, float mean) { return (v - mean) * scale; });
-    case StepKind::relu:
-      return each([](float v) { return v < 0 ? 0.f : v; });  // keeps NaN
-    case StepKind::leaky_relu:
-      return each([=](float v) { return v < 0 ? v * alpha : v; });
-    case StepKind::elu:
-      return each([=](float v) { return v < 0 ? alpha * (expf(v) - 1.f) : v; });
-    case StepKind::silu:
-      return each([](float v) { return v * logistic(v); });
-    case StepKind::sigmoid:
-      return each([](float v) { return logistic(v); });
-    case StepKind::tanh:
-      return each([](float v) { return tanhf(v); });
-    case StepKind::gelu:
-      return each([](float v) { return 0.5f * v * (1.f + erff(v * 0.70710678f)); });
+    case StepKind::relu: return each([](float v) { return v < 0 ? 0.f : v; });  // keeps NaN
+    case StepKind::leaky_relu: return each([=](float v) { return v < 0 ? v * alpha : v; });
+    case StepKind::elu: return each([=](float v) { return v < 0 ? alpha * (expf(v) - 1.f) : v; });
+    case StepKind::silu: return each([](float v) { return v * logistic(v); });
+    case StepKind::sigmoid: return each([](float v) { return logistic(v); });
+    case StepKind::tanh: return each([](float v) { return tanhf(v); });
+    case StepKind::gelu: return each([](float v) { return 0.5f * v * (1.f + erff(v * 0.70710678f)); });
     case StepKind::gelu_tanh:
       return each([](float v) { return 0.5f * v * (1.f + tanhf(0.79788456f * (v + 0.044715f * v * v * v))); });
     case StepKind::hardswish:
@@ -54,10 +45,8 @@ __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alph
         const float shifted = v + 3.f, clamped = shifted < 0 ? 0.f : shifted > 6 ? 6.f : shifted;
         return v * clamped / 6.f;
       });
-    case StepKind::softplus:
-      return each([=](float v) { return v * alpha > 20 ? v : log1pf(expf(v * alpha)) / alpha; });
-    case StepKind::power:
-      return each([=](float v) { return powf(v, alpha); });
+    case StepKind::softplus: return each([=](float v) { return v * alpha > 20 ? v : log1pf(expf(v * alpha)) / alpha; });
+    case StepKind::power: return each([=](float v) { return powf(v, alpha); });
   }
 }
 

@@ -11,18 +11,18 @@ namespace pcf::cuda {
 struct KernelParams {
   Layout layout;
   const char* constants;
-  char* workspace;                // [tiles][layout.tile_bytes]
-  char* pipelines;                // [n_pipelines][layout.pipeline_bytes]
-  uint32_t* row_barriers;         // [RowSplit::teams][kBarrierWords], zero when the image begins
+  char* workspace;         // [tiles][layout.tile_bytes]
+  char* pipelines;         // [n_pipelines][layout.pipeline_bytes]
+  uint32_t* row_barriers;  // [RowSplit::teams][kBarrierWords], zero when the image begins
   int images, tiles, n_pipelines, y;
-  int32_t* levels;                // known ones in, all out
-  const uint8_t* known;           // null: none
+  int32_t* levels;       // known ones in, all out
+  const uint8_t* known;  // null: none
   const double* noise;
-  const float* conditions;        // one operand after the other
+  const float* conditions;  // one operand after the other
   DrawOptions options;
-  float* logits;                  // [..., levels]; null: not wanted
-  double* log_probability;        // of the levels drawn, at temperature 1; null: not wanted
-  unsigned long long* error;      // the first sub-pixel with logits that are not finite, as error_code() has it
+  float* logits;              // [..., levels]; null: not wanted
+  double* log_probability;    // of the levels drawn, at temperature 1; null: not wanted
+  unsigned long long* error;  // the first sub-pixel with logits that are not finite, as error_code() has it
 };
 
 // In the order of drawing.
@@ -254,15 +254,12 @@ class Worker {
   __device__ void apply(float (&x)[4], const StepPlan& step, int channel, int column) const {
     float operand[4] = {}, shift[4] = {};
     switch (step.reads) {
-      case Operand::none:
-        break;
+      case Operand::none: break;
       case Operand::value:
         step.all_channels ? load_moments(operand, shift, step, column)
                           : load(operand, step.operand, step.lag, channel, column);
         break;
-      case Operand::condition:
-        load_condition(operand, step.operand, channel, column);
-        break;
+      case Operand::condition: load_condition(operand, step.operand, channel, column); break;
       case Operand::constants:
         for (int r = 0; r < 4; r++) {
           operand[r] = table<float>(step.scale)[channel + r / 2];
@@ -281,7 +278,8 @@ class Worker {
       const int64_t at = sub_pixel(image, channel, x);
       const float* logits = logits_of(i, d % kTile) + d / kTile * layout.head.parameters;
       if (params.logits)
-        for (int k = lane; k < layout.head.parameters; k += 32) params.logits[at * layout.head.parameters + k] = logits[k];
+        for (int k = lane; k < layout.head.parameters; k += 32)
+          params.logits[at * layout.head.parameters + k] = logits[k];
       if (params.known && params.known[at]) continue;
       const int level = draw(logits, layout.head.parameters, params.options, params.noise[at], lane);
       if (params.log_probability && level >= 0) {
@@ -303,7 +301,8 @@ class Worker {
       const int image = tile_ * kTile + d % kTile, channel = d / kTile;
       const int64_t at = sub_pixel(image, i.first_image_channel + channel / i.width, column);
       const int level = image < params.images ? params.levels[at] : 0;
-      float x[4] = {i.table < 0 ? static_cast<float>(level) : table<float>(i.table)[level * i.width + channel % i.width]};
+      float x[4] = {i.table < 0 ? static_cast<float>(level)
+                                : table<float>(i.table)[level * i.width + channel % i.width]};
       for (int s = 0; s < i.n_steps; s++) {  // which read constants, or nothing; of the four, x[0] counts
         float scale[4] = {}, shift[4] = {};
         if (steps[s].reads == Operand::constants)

@@ -44,9 +44,10 @@ struct Network {
   Network() {
     using pcf::InstructionKind, pcf::Phase, pcf::StepKind;
     constexpr auto kConvolution = InstructionKind::convolution;
-    program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1}, {5}, {}, {}, {{kLabel, false}}};
-    program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1}, {9, 1, 1, 1},
-                       {kLabel, 2, 1, 1},    {kChannels * kLevels, 1, 0, 0}};
+    program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1},
+               {5},       {},      {},     {{kLabel, false}}};
+    program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1},
+                       {9, 1, 1, 1},         {kLabel, 2, 1, 1}, {kChannels * kLevels, 1, 0, 0}};
     pcf::Instruction input{0, kChannels, InstructionKind::from_levels, Phase::drawn, {0, kChannels}};
     input.steps = {{StepKind::affine, 1, -1, array(kChannels, 0.1), array(kChannels, 0.1)}};
     pcf::Instruction drawn{1, 7, kConvolution, Phase::drawn};
@@ -81,18 +82,31 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
   std::vector<int32_t> levels(images * kSubPixels);
   std::vector<char> workspace(sampler.workspace_bytes(images) + 127);
   std::vector<char> constants(sampler.plan().constants.size() + 15);
-  const auto aligned = [](char* p, uintptr_t to) { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + to - 1) / to * to); };
+  const auto aligned = [](char* p, uintptr_t to) {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + to - 1) / to * to);
+  };
   std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
   uint64_t error = ~uint64_t{0};
-  sampler.run({images, aligned(constants.data(), 16), aligned(workspace.data(), 128), levels.data(), nullptr,
-               noise.data() + first * kSubPixels, condition.data() + first * kLabel, {0.9, top_k, top_k ? 0.8 : 1.0}, logits.data(), nullptr, &error, nullptr},
+  sampler.run({images,
+               aligned(constants.data(), 16),
+               aligned(workspace.data(), 128),
+               levels.data(),
+               nullptr,
+               noise.data() + first * kSubPixels,
+               condition.data() + first * kLabel,
+               {0.9, top_k, top_k ? 0.8 : 1.0},
+               logits.data(),
+               nullptr,
+               &error,
+               nullptr},
               [](int) {});
   require(error == ~uint64_t{0}, "the logits are finite");
   return logits;
 }
 
 // The less shared memory, the more stages a pipeline has, and the more a block keeps in the workspace.
-pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Math math, pcf::cuda::Variant variant, int cluster) {
+pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Math math, pcf::cuda::Variant variant,
+                                     int cluster) {
   for (int kilobytes = 1;; kilobytes++) try {
       return pcf::cuda::Sampler(program, math, variant, {kilobytes << 10, 5, cluster});
     } catch (const std::invalid_argument&) {
@@ -103,12 +117,14 @@ pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Mat
 void check(pcf::cuda::Math math, double tolerance) {
   const Network network;
   std::vector<float> of_block;
-  for (const auto& [variant, cluster] : {std::pair(pcf::cuda::Variant::block, 1), std::pair(pcf::cuda::Variant::pipeline, 1),
-                                         std::pair(pcf::cuda::Variant::pipeline, 8)}) {
+  for (const auto& [variant, cluster] :
+       {std::pair(pcf::cuda::Variant::block, 1), std::pair(pcf::cuda::Variant::pipeline, 1),
+        std::pair(pcf::cuda::Variant::pipeline, 8)}) {
     const auto sampler = with_least_memory(network.program, math, variant, cluster);
     // More tiles than the two that a stage has slots for, so that it must wait until they are taken.
-    require(variant == pcf::cuda::Variant::block || (sampler.plan().layout.stages > 2 && sampler.pipelines(kImages) == 1),
-            "one pipeline of several stages");
+    require(
+        variant == pcf::cuda::Variant::block || (sampler.plan().layout.stages > 2 && sampler.pipelines(kImages) == 1),
+        "one pipeline of several stages");
     const std::vector<float> whole = sample(sampler, kImages, 0, 1);
     if (of_block.empty()) of_block = whole;
     double apart = 0;
@@ -128,7 +144,8 @@ int main(int argc, char** argv) {
   try {
     check(pcf::cuda::Math::fp32, 1e-4);
     if (argc == 1)
-      for (pcf::cuda::Math math : {pcf::cuda::Math::tf32, pcf::cuda::Math::bf16, pcf::cuda::Math::fp16}) check(math, 0.2);
+      for (pcf::cuda::Math math : {pcf::cuda::Math::tf32, pcf::cuda::Math::bf16, pcf::cuda::Math::fp16})
+        check(math, 0.2);
   } catch (const std::runtime_error& error) {
     std::printf("FAILED: %s\n", error.what());
     return 1;

@@ -5,8 +5,8 @@
 #include <cstdlib>
 #include <random>
 
-#include "cpu/simd/cpu_features.h"
 #include "cpu/sampler/sampler.h"
+#include "cpu/simd/cpu_features.h"
 
 namespace {
 
@@ -51,8 +51,9 @@ struct Network {
     using pcf::StepKind;
     const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1};
     program = {kImageChannels, kHeight, kWidth, head, {}, {}, {}, {{33, false}, {33, true}}};
-    program.storage = {{kImageChannels, 2, 1, 1}, {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1},
-                       {33, 2, 1, 1}, {33, 1, 0, 0}, {kImageChannels * 4, 1, 1, 0}};
+    program.storage = {
+        {kImageChannels, 2, 1, 1},    {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1}, {33, 1, 0, 0},
+        {kImageChannels * 4, 1, 1, 0}};
     const T* scale = array(kImageChannels, 0.02);
     const T* shift = array(kImageChannels, 0.1);
     pcf::Instruction input{0, kImageChannels, kFromLevels, pcf::Phase::drawn, {0, kImageChannels}};
@@ -67,7 +68,8 @@ struct Network {
     first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});
     first.pixel_runs.push_back({6, 0, -1, 1, array(kImageChannels * 4 * 33, 0.3)});
     pcf::Instruction second = convolution(
-        4, 2, 33, 0, {{StepKind::add, 1, 2}, {StepKind::silu}, {StepKind::add_condition, 1, 1}, {StepKind::softplus, 2}});
+        4, 2, 33, 0,
+        {{StepKind::add, 1, 2}, {StepKind::silu}, {StepKind::add_condition, 1, 1}, {StepKind::softplus, 2}});
     second.row_runs.push_back({1, -1, 0, 1, array(7 * 33, 0.3)});
     pcf::Instruction norm{5, 33, pcf::InstructionKind::pointwise, pcf::Phase::pixel};
     norm.value = 4;
@@ -113,8 +115,13 @@ Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const 
   for (T& c : condition) c = static_cast<T>(uniform(random));
   for (T& c : map) c = static_cast<T>(uniform(random));
   Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
-  pcf::Job job{images, result.levels.data(), known ? known->data() : nullptr, noise.data() + first * kSubPixels,
-               {condition.data() + first * 33, map.data() + first * kMap}, {0.9, 5, 0.8}, result.logits.data()};
+  pcf::Job job{images,
+               result.levels.data(),
+               known ? known->data() : nullptr,
+               noise.data() + first * kSubPixels,
+               {condition.data() + first * 33, map.data() + first * kMap},
+               {0.9, 5, 0.8},
+               result.logits.data()};
   int rows = 0;
   sampler.run(job, schedule, [&](int) { rows++; });
   require(rows == kHeight, "on_row is called once a row");
@@ -138,7 +145,9 @@ void check_ends(const pcf::cpu::Sampler& sampler, int threads) {
   for (const auto& schedule : sampler.schedules(kImages, threads)) {
     bool stopped = false, refused = false;
     try {
-      sampler.run(job, schedule, [](int y) { if (y == 2) throw std::runtime_error("stop"); });
+      sampler.run(job, schedule, [](int y) {
+        if (y == 2) throw std::runtime_error("stop");
+      });
     } catch (const std::runtime_error&) {
       stopped = true;
     }
@@ -155,8 +164,8 @@ void check_ends(const pcf::cpu::Sampler& sampler, int threads) {
   }
 }
 
-// Ways to cut the work: how close rows may follow each other, batches, and the threads for each batch. More threads than
-// a machine has spend their time on waiting for each other.
+// Ways to cut the work: how close rows may follow each other, batches, and the threads for each batch. More threads
+// than a machine has spend their time on waiting for each other.
 struct Cuts {
   std::vector<int> lags;
   std::vector<std::pair<int, int>> sizes_and_threads;
@@ -189,7 +198,8 @@ void check(pcf::cpu::Dtype dtype, pcf::Weights weights, const char* isa, int dra
 // Every cut once, of the one kind of numbers and with the instruction set that most people have; the other kinds
 // differ in their products and draws, for which few cuts do.
 int main() {
-  const Cuts all{{0, 3, 5, 6}, {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}}};  // 16: more than have channels to own
+  const Cuts all{{0, 3, 5, 6},
+                 {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}}};  // 16: more than have channels to own
   const Cuts few{{0, 3}, {{2, 2}, {13, 2}}};
   const std::vector<std::string> isas = pcf::cpu::available_isas();
   for (const std::string& isa : isas) {

@@ -3,8 +3,8 @@
 #include <atomic>
 #include <vector>
 
-#include "cpu/simd/cpu_features.h"
 #include "cpu/ops/layer_kernels.h"
+#include "cpu/simd/cpu_features.h"
 #include "cpu/threads/parallel.h"
 
 namespace pcf::cpu {
@@ -38,8 +38,8 @@ struct LogitRows {
 
 }  // namespace
 
-bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64_t* levels, void* nll, double* log_sum_exp,
-                     int threads) {
+bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64_t* levels, void* nll,
+                     double* log_sum_exp, int threads) {
   std::atomic<bool> in_range{true};
   const LogitRows rows(tensor);
   std::vector<double> sums(rows.total());
@@ -66,8 +66,8 @@ bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64
   return in_range;
 }
 
-void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, const int64_t* levels, const double* log_sum_exp,
-                              const void* grad_nll, void* grad_logits, int threads) {
+void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, const int64_t* levels,
+                              const double* log_sum_exp, const void* grad_nll, void* grad_logits, int threads) {
   const LogitRows rows(tensor);
   with_element(tensor.element, [&](auto e) {
     using E = decltype(e);

@@ -25,7 +25,8 @@ struct FeatureMap {
 
 // to[c * to_c + x * to_x] = from[c * from_c + x * from_x] for c < channels, x < width.
 template <class From, class To>
-void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t to_c, int64_t to_x, int channels, int width) {
+void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t to_c, int64_t to_x, int channels,
+              int width) {
   const auto line = [](const From* from, To* to, int n) {
     if constexpr (std::is_same_v<From, To>)
       std::memcpy(to, from, n * sizeof(To));
@@ -58,7 +59,8 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
           __m128 v0 = _mm_loadu_ps(f), v1 = _mm_loadu_ps(f + from_line), v2 = _mm_loadu_ps(f + 2 * from_line),
                  v3 = _mm_loadu_ps(f + 3 * from_line);
           _MM_TRANSPOSE4_PS(v0, v1, v2, v3);
-          _mm_storeu_ps(t, v0), _mm_storeu_ps(t + to_line, v1), _mm_storeu_ps(t + 2 * to_line, v2), _mm_storeu_ps(t + 3 * to_line, v3);
+          _mm_storeu_ps(t, v0), _mm_storeu_ps(t + to_line, v1), _mm_storeu_ps(t + 2 * to_line, v2),
+              _mm_storeu_ps(t + 3 * to_line, v3);
         }
       const int c4 = channels / 4 * 4, x4 = width / 4 * 4;
       corner(c4, channels, 0, width);
@@ -93,9 +95,11 @@ void load_rows(const FeatureMap& map, int image, int first, int last, const RowA
 }
 
 template <class T, class RowAt>
-void store_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t from_c, int64_t from_x) {
+void store_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t from_c,
+                int64_t from_x) {
   each_part(map, image, first, last, [&](auto* part, int y, int c, int n) {
-    copy_row(static_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n, map.width);
+    copy_row(static_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n,
+             map.width);
   });
 }
 

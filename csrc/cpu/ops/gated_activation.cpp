@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/simd/cpu_features.h"
 #include "cpu/ops/layer_kernels.h"
+#include "cpu/simd/cpu_features.h"
 #include "cpu/threads/parallel.h"
 
 namespace pcf::cpu {
@@ -43,7 +43,8 @@ void each_line(const GateShape& s, const void* x, const void* condition, int thr
 
 }  // namespace
 
-void gated_activation(Element element, const GateShape& shape, const void* x, const void* condition, void* out, int threads) {
+void gated_activation(Element element, const GateShape& shape, const void* x, const void* condition, void* out,
+                      int threads) {
   with_element(element, [&](auto e) {
     using E = decltype(e);
     const auto& k = layer_kernels<E>(chosen_isa());

@@ -102,7 +102,8 @@ void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, d
 template <class E>
 void log_sum_exp(const Logits<E>& l, int n, double* out) {
   int i = 0;
-  for (; l.stride == 1 && i + kLanes <= n; i += kLanes) log_sum_exp_of_columns(l.data + i, l.level_stride, l.levels, out + i);
+  for (; l.stride == 1 && i + kLanes <= n; i += kLanes)
+    log_sum_exp_of_columns(l.data + i, l.level_stride, l.levels, out + i);
   for (; i < n; i++) out[i] = log_sum_exp_of_row(l.data + i * l.stride, l.level_stride, l.levels);
 }
 
@@ -126,7 +127,8 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
     for (int k = 0; k < l.levels; k++) {
       const E* __restrict__ from = l.data + i + k * l.level_stride;
       E* __restrict__ to = grad + i + k * l.level_stride;
-      for (int j = 0; j < kLanes; j++) to[j] = convert<E>(scale * exponential((convert<T>(from[j]) - high[j]) - low[j]));
+      for (int j = 0; j < kLanes; j++)
+        to[j] = convert<E>(scale * exponential((convert<T>(from[j]) - high[j]) - low[j]));
     }
   }
   for (; i < n; i++) {
@@ -154,7 +156,7 @@ constexpr LayerKernels<E> table() {
 
 #define PCF_JOIN_(a, b) a##b
 #define PCF_JOIN(a, b) PCF_JOIN_(a, b)
-#define PCF_TABLE(name, E)                          \
+#define PCF_TABLE(name, E)                              \
   extern const LayerKernels<E> PCF_JOIN(name, PCF_ISA); \
   const LayerKernels<E> PCF_JOIN(name, PCF_ISA) = table<E>();
 PCF_TABLE(layer_kernels_f32_, float)

@@ -1,5 +1,5 @@
-// The layers' ops in Python. Tensors come as addresses with sizes and strides: Python checks shapes, dtypes and devices,
-// allocates results and keeps everything alive.
+// The layers' ops in Python. Tensors come as addresses with sizes and strides: Python checks shapes, dtypes and
+// devices, allocates results and keeps everything alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -33,8 +33,15 @@ cpu::MaskedWeight masked_weight(cpu::Element element, const Map& weight, const M
   const auto& [address, n, s] = weight;
   const auto& m = std::get<2>(mask);
   const auto size = [&n = n](int i) { return static_cast<int>(n[i]); };
-  return {at(address), at(std::get<0>(mask)), element, size(0), size(1), size(2), size(3),
-          {s[0], s[1], s[2], s[3]}, {m[0], m[1], m[2], m[3]}};
+  return {at(address),
+          at(std::get<0>(mask)),
+          element,
+          size(0),
+          size(1),
+          size(2),
+          size(3),
+          {s[0], s[1], s[2], s[3]},
+          {m[0], m[1], m[2], m[3]}};
 }
 
 cpu::Geometry geometry(const Sizes<2>& padding, const Sizes<2>& dilation) {
@@ -59,8 +66,8 @@ void masked_conv_block(cpu::Element element, const Map& x, const Map& weight, co
   epilogue.activates = activation.has_value();
   epilogue.activation = activation.value_or(pcf::StepKind::relu);
   epilogue.alpha = alpha;
-  cpu::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation), epilogue,
-                     feature_map(element, out), threads);
+  cpu::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation),
+                     epilogue, feature_map(element, out), threads);
 }
 
 void masked_conv2d_input_gradient(cpu::Element element, const Map& grad, const Map& weight, const Map& mask,
@@ -140,6 +147,6 @@ void bind_layers(py::module_& m) {
         "grad_x"_a, "threads"_a);
   m.def("categorical_nll", &categorical_nll, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a, "nll"_a,
         "log_sum_exp"_a, "threads"_a);
-  m.def("categorical_nll_gradient", &categorical_nll_gradient, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a,
-        "log_sum_exp"_a, "grad_nll"_a, "grad_logits"_a, "threads"_a);
+  m.def("categorical_nll_gradient", &categorical_nll_gradient, "element"_a, "sizes"_a, "strides"_a, "logits"_a,
+        "levels"_a, "log_sum_exp"_a, "grad_nll"_a, "grad_logits"_a, "threads"_a);
 }

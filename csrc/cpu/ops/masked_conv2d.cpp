@@ -44,7 +44,8 @@ struct Reach {
   Reach() = default;
   explicit Reach(const std::vector<Tap>& taps) {
     for (const Tap& t : taps)
-      up = std::max(up, -t.dy), down = std::max(down, t.dy), left = std::max(left, -t.dx), right = std::max(right, t.dx);
+      up = std::max(up, -t.dy), down = std::max(down, t.dy), left = std::max(left, -t.dx),
+      right = std::max(right, t.dx);
   }
 };
 
@@ -56,7 +57,8 @@ struct Run {
 };
 
 std::vector<Run> runs_of(std::vector<Tap> taps) {
-  std::sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) { return std::pair(a.dy, a.dx) < std::pair(b.dy, b.dx); });
+  std::sort(taps.begin(), taps.end(),
+            [](const Tap& a, const Tap& b) { return std::pair(a.dy, a.dx) < std::pair(b.dy, b.dx); });
   std::vector<Run> runs;
   for (const Tap& tap : taps) {
     const bool adjacent = !runs.empty() && runs.back().dy == tap.dy && runs.back().taps.back().dx + 1 == tap.dx;
@@ -71,14 +73,16 @@ template <class T>
 class Convolution {
  public:
   Convolution(const MaskedWeight& w, const Geometry& g, bool transposed, const void* scale, int threads)
-      : kernels_(kernels<T>(chosen_isa())), channels_in_(transposed ? w.out : w.in), channels_out_(transposed ? w.in : w.out),
-        blocks_((channels_out_ + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block) {
+      : kernels_(kernels<T>(chosen_isa())), channels_in_(transposed ? w.out : w.in),
+        channels_out_(transposed ? w.in : w.out), blocks_((channels_out_ + kernels_.block - 1) / kernels_.block),
+        padded_(blocks_ * kernels_.block) {
     std::vector<Tap> taps = live_taps(w, g);
     if (transposed)
       for (Tap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
     reach_ = Reach(taps);
     runs_ = runs_of(taps);
-    packed_ = Buffer(int64_t{blocks_} * kernels_.block_bytes(static_cast<int>(taps.size()) * channels_in_, Weights::same));
+    packed_ =
+        Buffer(int64_t{blocks_} * kernels_.block_bytes(static_cast<int>(taps.size()) * channels_in_, Weights::same));
     char* next = packed_.get();
     for (Run& run : runs_) {
       const int depth = static_cast<int>(run.taps.size()) * channels_in_;
@@ -101,7 +105,8 @@ class Convolution {
     for (int t = 0; t < threads; t++) scratch.emplace_back(*this, out, frame, epilogue);
     parallel(threads, out.images * bands, [&](int member, int i) {
       const int image = i / bands, band = i % bands;
-      convolve(in, out, epilogue, frame, scratch[member], image, out.height * band / bands, out.height * (band + 1) / bands);
+      convolve(in, out, epilogue, frame, scratch[member], image, out.height * band / bands,
+               out.height * (band + 1) / bands);
     });
   }
 
@@ -123,11 +128,12 @@ class Convolution {
     Scratch(const Convolution& c, const FeatureMap& out, const Frame& f, const ConvEpilogue& e)
         : memory((int64_t{f.kept} * f.pitch * c.channels_in_ + c.padded_ +
                   (f.direct ? 0 : int64_t{f.rows} * out.width * c.padded_) +
-                  (e.residual.data ? int64_t{f.rows} * out.width * c.channels_out_ : 0)) * sizeof(T)),
+                  (e.residual.data ? int64_t{f.rows} * out.width * c.channels_out_ : 0)) *
+                 sizeof(T)),
           ring(reinterpret_cast<T*>(memory.get())), bias(ring + int64_t{f.kept} * f.pitch * c.channels_in_),
           sums(bias + c.padded_), residual(sums + (f.direct ? 0 : int64_t{f.rows} * out.width * c.padded_)) {}
     Buffer memory;
-    T *ring;      // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
+    T* ring;  // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
     T *bias, *sums, *residual;
     std::vector<T*> x, from, to, all, residual_rows, condition_rows;
   };
@@ -137,7 +143,8 @@ class Convolution {
     const auto *weight = static_cast<const E*>(w.weight), *mask = static_cast<const E*>(w.mask);
     const int first = block * kernels_.block, lanes = std::min(kernels_.block, channels_out_ - first);
     for (const Run& run : runs_) {
-      T* to = reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(run.weights.data)) + block * run.weights.block_bytes);
+      T* to = reinterpret_cast<T*>(static_cast<char*>(const_cast<void*>(run.weights.data)) +
+                                   block * run.weights.block_bytes);
       for (size_t t = 0; t < run.taps.size(); t++) {
         const Tap& tap = run.taps[t];
         const auto put = [&](int depth, int lane) {
@@ -158,8 +165,8 @@ class Convolution {
   }
 
   // Rows first...last-1 of one image.
-  void convolve(const FeatureMap& in, const FeatureMap& out, const ConvEpilogue& e, const Frame& frame, Scratch& s, int image,
-                int first, int last) const {
+  void convolve(const FeatureMap& in, const FeatureMap& out, const ConvEpilogue& e, const Frame& frame, Scratch& s,
+                int image, int first, int last) const {
     for (int o = 0; o < channels_out_; o++) {
       T b = e.bias ? static_cast<const T*>(e.bias)[o] : T(0);
       if (e.scale) b *= static_cast<const T*>(e.scale)[o];
@@ -177,8 +184,8 @@ class Convolution {
 
       s.all.resize(rows * out.width);
       for (int p = 0; p < rows * out.width; p++)
-        s.all[p] = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n + (y + p / out.width) * out.stride_y +
-                                      p % out.width * out.stride_x
+        s.all[p] = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n +
+                                      (y + p / out.width) * out.stride_y + p % out.width * out.stride_x
                                 : s.sums + int64_t{p} * padded_;
       sum(in, out, s, y, rows, padded_row);
       apply(out, e, s, image, y, rows);
@@ -188,7 +195,8 @@ class Convolution {
   }
 
   template <class PaddedRow>
-  void sum(const FeatureMap& in, const FeatureMap& out, Scratch& s, int y, int rows, const PaddedRow& padded_row) const {
+  void sum(const FeatureMap& in, const FeatureMap& out, Scratch& s, int y, int rows,
+           const PaddedRow& padded_row) const {
     std::vector<char> begun(rows, false);
     for (const Run& run : runs_) {
       s.x.clear(), s.from.clear(), s.to.clear();
@@ -218,13 +226,15 @@ class Convolution {
     if (e.residual.data) {
       s.residual_rows.resize(pixels);
       for (int p = 0; p < pixels; p++) s.residual_rows[p] = s.residual + int64_t{p} * channels_out_;
-      load_rows<T>(e.residual, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1,
-                   channels_out_);
+      load_rows<T>(
+          e.residual, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1,
+          channels_out_);
       steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
     }
     if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
     if (!steps.empty())
-      kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(), s.all.data());
+      kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(),
+                        s.all.data());
   }
 
   const Kernels<T>& kernels_;
@@ -256,7 +266,8 @@ class WeightGradient {
       for (int s = total * i / threads; s < total * (i + 1) / threads; s++)
         add_strip(parts[i], s / strips, s % strips * rows_);
     });
-    with_element(w_.element, [&](auto element) { write(parts, static_cast<decltype(element)*>(grad_weight), grad_bias); });
+    with_element(w_.element,
+                 [&](auto element) { write(parts, static_cast<decltype(element)*>(grad_weight), grad_bias); });
   }
 
  private:
@@ -266,9 +277,11 @@ class WeightGradient {
   struct Part {
     explicit Part(const WeightGradient& g)
         : memory((int64_t{g.rows()} * g.padded_ + g.padded_ + g.w_.in * g.plane_ + int64_t{g.depth()} * g.padded_ +
-                  int64_t{g.depth()} * g.padded_) * sizeof(T)),
-          sums(reinterpret_cast<T*>(memory.get())), bias(sums + int64_t{g.rows()} * g.padded_), packed(bias + g.padded_),
-          strip(packed + int64_t{g.depth()} * g.padded_), planes(strip + int64_t{g.depth()} * g.padded_) {
+                  int64_t{g.depth()} * g.padded_) *
+                 sizeof(T)),
+          sums(reinterpret_cast<T*>(memory.get())), bias(sums + int64_t{g.rows()} * g.padded_),
+          packed(bias + g.padded_), strip(packed + int64_t{g.depth()} * g.padded_),
+          planes(strip + int64_t{g.depth()} * g.padded_) {
       for (int r = 0; r < g.rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
       for (const Tap& t : g.taps_)
         for (int i = 0; i < g.w_.in; i++)
@@ -289,9 +302,12 @@ class WeightGradient {
     for (int row = first; row < last; row++)
       if (row < 0 || row >= x_.height)
         for (int i = 0; i < w_.in; i++) std::fill_n(plane_row(row) + i * plane_, pitch_, T(0));
-    load_rows<T>(x_, image, std::max(first, 0), std::min(last, x_.height), [&](int row) { return plane_row(row) + reach_.left; },
-                 plane_, 1);
-    load_rows<T>(grad_, image, y, y + rows, [&](int row) { return part.strip + int64_t{row - y} * pitch_ * padded_; }, 1, padded_);
+    load_rows<T>(
+        x_, image, std::max(first, 0), std::min(last, x_.height), [&](int row) { return plane_row(row) + reach_.left; },
+        plane_, 1);
+    load_rows<T>(
+        grad_, image, y, y + rows, [&](int row) { return part.strip + int64_t{row - y} * pitch_ * padded_; }, 1,
+        padded_);
     for (int b = 0; b < blocks_; b++)
       for (int p = 0; p < rows * pitch_; p++)
         std::copy_n(part.strip + int64_t{p} * padded_ + b * kernels_.block, kernels_.block,
@@ -299,8 +315,8 @@ class WeightGradient {
     for (int p = 0; p < rows * pitch_; p++)
       for (int o = 0; o < padded_; o++) part.bias[o] += part.strip[int64_t{p} * padded_ + o];
     const int64_t block_bytes = kernels_.block_bytes(depth(), Weights::same);
-    kernels_.matmul(part.x_rows.data(), this->rows(), {part.packed, rows * pitch_, block_bytes, Weights::same}, 0, blocks_,
-                    part.sum_rows.data(), part.sum_rows.data());
+    kernels_.matmul(part.x_rows.data(), this->rows(), {part.packed, rows * pitch_, block_bytes, Weights::same}, 0,
+                    blocks_, part.sum_rows.data(), part.sum_rows.data());
   }
 
   template <class E>
@@ -316,7 +332,8 @@ class WeightGradient {
       for (int i = 0; i < w_.in; i++)
         for (int o = 0; o < w_.out; o++) {
           const Tap& tap = taps_[t];
-          const T mask = convert<T>(static_cast<const E*>(w_.mask)[o * m[0] + i * m[1] + tap.ky * m[2] + tap.kx * m[3]]);
+          const T mask =
+              convert<T>(static_cast<const E*>(w_.mask)[o * m[0] + i * m[1] + tap.ky * m[2] + tap.kx * m[3]]);
           if (mask != 0)
             grad_weight[((int64_t{o} * w_.in + i) * w_.height + tap.ky) * w_.width + tap.kx] =
                 convert<E>(mask * total((int64_t(t) * w_.in + i) * padded_ + o));
@@ -344,8 +361,8 @@ void in_computed_type(Element element, F f) {
 
 }  // namespace
 
-void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geometry& geometry, const ConvEpilogue& epilogue,
-                   const FeatureMap& out, int threads) {
+void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geometry& geometry,
+                   const ConvEpilogue& epilogue, const FeatureMap& out, int threads) {
   in_computed_type(x.element, [&](auto t) {
     Convolution<decltype(t)>(weight, geometry, false, epilogue.scale, threads).run(x, out, epilogue, threads);
   });

@@ -30,16 +30,16 @@ struct ConvEpilogue {
 };
 
 // out [N, O, H', W'] from x [N, I, H, W]; out's memory is apart from all else.
-void masked_conv2d(const FeatureMap& x, const MaskedWeight&, const Geometry&, const ConvEpilogue&, const FeatureMap& out,
-                   int threads);
+void masked_conv2d(const FeatureMap& x, const MaskedWeight&, const Geometry&, const ConvEpilogue&,
+                   const FeatureMap& out, int threads);
 
 // grad_x [N, I, H, W] from grad [N, O, H', W'].
-void masked_conv2d_input_gradient(const FeatureMap& grad, const MaskedWeight&, const Geometry&, const FeatureMap& grad_x,
-                                  int threads);
+void masked_conv2d_input_gradient(const FeatureMap& grad, const MaskedWeight&, const Geometry&,
+                                  const FeatureMap& grad_x, int threads);
 
 // grad_weight [O, I, kH, kW], dense, of the weight's element type: exactly 0 where the mask is 0; grad_bias [O] or
 // null. `weight.weight` is not read.
-void masked_conv2d_weight_gradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& weight, const Geometry&,
-                                   void* grad_weight, void* grad_bias, int threads);
+void masked_conv2d_weight_gradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& weight,
+                                   const Geometry&, void* grad_weight, void* grad_bias, int threads);
 
 }  // namespace pcf::cpu

@@ -13,8 +13,7 @@ namespace pcf::cpu {
 
 inline int64_t bytes_of_value(HeadKind kind) {
   switch (kind) {
-    case HeadKind::categorical:
-      return sizeof(int32_t);
+    case HeadKind::categorical: return sizeof(int32_t);
   }
   __builtin_unreachable();
 }
@@ -22,14 +21,13 @@ inline int64_t bytes_of_value(HeadKind kind) {
 // The level at element `at` of Job::values.
 inline int level_of(HeadKind kind, const void* values, int64_t at) {
   switch (kind) {
-    case HeadKind::categorical:
-      return static_cast<const int32_t*>(values)[at];
+    case HeadKind::categorical: return static_cast<const int32_t*>(values)[at];
   }
   __builtin_unreachable();
 }
 
-// One distribution of one pixel of one image: its parameters, and at which element of the job's arrays its noise and its
-// values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
+// One distribution of one pixel of one image: its parameters, and at which element of the job's arrays its noise and
+// its values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
 template <class T>
 struct Distribution {
   const T* parameters;
@@ -48,8 +46,7 @@ class HeadDrawer {
   // Writes the distribution's values. False if its parameters are not finite; the values are then 0.
   bool draw(const Distribution<T>& d) {
     switch (head_.kind) {
-      case HeadKind::categorical:
-        return draw_categorical(d);
+      case HeadKind::categorical: return draw_categorical(d);
     }
     __builtin_unreachable();
   }

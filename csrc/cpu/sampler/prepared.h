@@ -1,14 +1,15 @@
-// A program made ready for the CPU: weights packed, sizes padded, and barriers set where threads must wait for each other.
+// A program made ready for the CPU: weights packed, sizes padded, and barriers set where threads must wait for each
+// other.
 #pragma once
 
 #include <algorithm>
 #include <set>
 #include <vector>
 
+#include "cpu/sampler/schedule.h"
 #include "cpu/simd/buffer.h"
 #include "cpu/simd/kernels.h"
 #include "program.h"
-#include "cpu/sampler/schedule.h"
 
 namespace pcf::cpu {
 
@@ -69,7 +70,7 @@ class PreparedProgram {
   std::vector<PreparedInstruction<T>> instructions;
   std::vector<const PreparedInstruction<T>*> inputs, outputs;
   Buffer packed;
-  int depth = 0;    // the furthest row above that anything reads
+  int depth = 0;       // the furthest row above that anything reads
   int widest = 0;      // channels of the widest instruction, padded
   int widest_row = 0;  // of the widest in the row phase
   int most_steps = 0;  // of an instruction
@@ -77,7 +78,9 @@ class PreparedProgram {
 
  private:
   int blocks(int channels) const { return (channels + kernels.block - 1) / kernels.block; }
-  static int depth_of(const Program& program, const Run& run) { return run.width * program.storage[run.source].channels; }
+  static int depth_of(const Program& program, const Run& run) {
+    return run.width * program.storage[run.source].channels;
+  }
 
   // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
   // The row phase reads its own once per row, so there widening them would only cost time.
@@ -109,7 +112,8 @@ class PreparedProgram {
       p.bias.resize(p.padded);
       p.pixel_runs = runs(i.pixel_runs, i.channels, weights);
       for (const auto& s : i.steps)
-        p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, copy(s.scale, i.channels), copy(s.shift, i.channels)});
+        p.steps.push_back(
+            {s.kind, static_cast<T>(s.alpha), s.operand, copy(s.scale, i.channels), copy(s.shift, i.channels)});
       instructions.push_back(std::move(p));
     }
     for (size_t i = 0; i < instructions.size(); i++) {
@@ -127,8 +131,8 @@ class PreparedProgram {
 
   // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
   // own; but whoever reads all channels of a value that was written since the last barrier reads other threads', so
-  // there is a barrier in between, which serves all writes before it. There is one also between the sums over rows above
-  // and the pixels, and twice at each draw.
+  // there is a barrier in between, which serves all writes before it. There is one also between the sums over rows
+  // above and the pixels, and twice at each draw.
   void set_barriers(int draws) {
     std::set<int> written;
     const auto needs_barrier = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
@@ -171,7 +175,8 @@ class PreparedProgram {
       Work& sums = work.partial_sums.emplace_back();
       Work& rest = i.phase == Phase::row && !i.is_output ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
-      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums, above.barriers += i.barrier_in_row;
+      above.products += products(i.row_runs, i.padded), above.calls += &above == &sums,
+          above.barriers += i.barrier_in_row;
       rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.barriers += i.barrier_at_pixel;
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);

@@ -28,7 +28,8 @@ class SamplerOf final : public Sampler {
     Ending ending;
     std::deque<ThreadGroup<T>> groups;  // they are not moved
     for (int g = 0; g < s.groups; g++)
-      groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images, g == 0 ? &on_row : nullptr, ending);
+      groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images,
+                          g == 0 ? &on_row : nullptr, ending);
     run_team(s.groups * s.threads, [&](int thread) { groups[thread / s.threads].work(thread % s.threads); });
     ending.rethrow();
   }
@@ -55,8 +56,8 @@ class SamplerOf final : public Sampler {
     part.log_probability = moved(job.log_probability, distributions);
     for (size_t c = 0; c < job.conditions.size(); c++) {
       const ConditionOperand& operand = program_.conditions[c];
-      part.conditions[c] = moved(static_cast<const T*>(job.conditions[c]),
-                                 operand.channels * (operand.varies_over_pixels ? pixels : 1));
+      part.conditions[c] =
+          moved(static_cast<const T*>(job.conditions[c]), operand.channels * (operand.varies_over_pixels ? pixels : 1));
     }
     return part;
   }

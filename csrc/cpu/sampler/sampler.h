@@ -5,8 +5,8 @@
 #include <memory>
 #include <stdexcept>
 
-#include "program.h"
 #include "cpu/sampler/schedule.h"
+#include "program.h"
 
 namespace pcf::cpu {
 
@@ -25,8 +25,8 @@ class Sampler {
   virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
   virtual Schedule schedule(int images, int threads) const = 0;
 
-  // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the run
-  // stops and the exception passes on. schedule: one of schedules(job.images, ...).
+  // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
+  // run stops and the exception passes on. schedule: one of schedules(job.images, ...).
   virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t weight_bytes() const = 0;

@@ -4,8 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/simd/cpu_features.h"
 #include "cpu/sampler/sampler.h"
+#include "cpu/simd/cpu_features.h"
 
 namespace py = pybind11;
 namespace cpu = pcf::cpu;
@@ -20,8 +20,13 @@ const void* at(Address address) { return reinterpret_cast<const void*>(address);
 void run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
          const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
          Address log_probability, int threads, const std::function<void(int)>& on_row) {
-  pcf::Job job{images, reinterpret_cast<void*>(values), static_cast<const uint8_t*>(at(known)),
-               static_cast<const double*>(at(noise)), {}, options, reinterpret_cast<void*>(parameters),
+  pcf::Job job{images,
+               reinterpret_cast<void*>(values),
+               static_cast<const uint8_t*>(at(known)),
+               static_cast<const double*>(at(noise)),
+               {},
+               options,
+               reinterpret_cast<void*>(parameters),
                reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
@@ -72,14 +77,13 @@ void bind_sampler(py::module_& m) {
            "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
            "lead"_a, "after"_a);
   py::enum_<pcf::HeadKind>(m, "HeadKind").value("categorical", pcf::HeadKind::categorical);
-  py::class_<pcf::Head>(m, "Head")
-      .def(py::init<pcf::HeadKind, int, int, int>(), "kind"_a, "distributions"_a, "parameters"_a, "uniforms"_a);
+  py::class_<pcf::Head>(m, "Head").def(py::init<pcf::HeadKind, int, int, int>(), "kind"_a, "distributions"_a,
+                                       "parameters"_a, "uniforms"_a);
   py::class_<pcf::Program>(m, "Program")
       .def(py::init([](int image_channels, int height, int width, pcf::Head head, std::vector<int> outputs,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,
                        std::vector<pcf::ConditionOperand> conditions, int lag) {
-             return pcf::Program{image_channels, height,       width,      head, outputs,
-                                 storage,        instructions, conditions, lag};
+             return pcf::Program{image_channels, height, width, head, outputs, storage, instructions, conditions, lag};
            }),
            "image_channels"_a, "height"_a, "width"_a, "head"_a, "outputs"_a, "storage"_a, "instructions"_a,
            "conditions"_a, "lag"_a);
@@ -94,15 +98,18 @@ void bind_sampler(py::module_& m) {
   py::class_<cpu::Sampler>(m, "CpuSampler")
       .def(py::init([](const pcf::Program& program, bool float64, bool bf16_weights) {
              return cpu::make_sampler(program, float64 ? cpu::Dtype::float64 : cpu::Dtype::float32,
-                                          bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, cpu::chosen_isa());
+                                      bf16_weights ? pcf::Weights::bf16 : pcf::Weights::same, cpu::chosen_isa());
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
-      .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a,
-           "parameters"_a, "log_probability"_a, "threads"_a, "on_row"_a)
+      .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a, "parameters"_a,
+           "log_probability"_a, "threads"_a, "on_row"_a)
       .def("weight_bytes", &cpu::Sampler::weight_bytes)
-      .def("workspace_bytes", [](const cpu::Sampler& sampler, int images, int threads) {
-        return sampler.workspace_bytes(sampler.schedule(images, threads));
-      }, "images"_a, "threads"_a);
+      .def(
+          "workspace_bytes",
+          [](const cpu::Sampler& sampler, int images, int threads) {
+            return sampler.workspace_bytes(sampler.schedule(images, threads));
+          },
+          "images"_a, "threads"_a);
 
   static py::exception<cpu::NonFiniteLogits> non_finite(m, "NonFiniteLogits", PyExc_ValueError);
   py::register_exception_translator([](std::exception_ptr error) {

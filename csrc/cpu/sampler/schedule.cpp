@@ -11,7 +11,8 @@ constexpr int kPixelsInFlight = 12, kImagesForRows = 4;
 // Per pixel, where the threads work on that many pixels together.
 double cost_of(const Work& work, double together, int threads) {
   const double barriers = threads > 1 ? work.barriers * kBarrier : 0;
-  return (work.products * (1 + kLoading / together) + work.elements) / threads + (work.calls * kCall + barriers) / together;
+  return (work.products * (1 + kLoading / together) + work.elements) / threads +
+         (work.calls * kCall + barriers) / together;
 }
 
 // Sets the cost, and which team makes which sums.
@@ -71,7 +72,8 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
 
 Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads) {
   const auto all = possible_schedules(program, work, images, threads);
-  return *std::min_element(all.begin(), all.end(), [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
+  return *std::min_element(all.begin(), all.end(),
+                           [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
 }
 
 }  // namespace pcf::cpu

@@ -11,16 +11,16 @@ namespace pcf::cpu {
 inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
-// At step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid; every `chunk` steps, and before
-// them, the sums that the rows above contribute to the pixels of the next `chunk` steps are made.
+// At step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid; every `chunk` steps, and
+// before them, the sums that the rows above contribute to the pixels of the next `chunk` steps are made.
 //
 // A matrix product needs some tens of rows to be fast. So with few images, rows are sampled at once, as close behind
 // each other as the model's view allows; a chunk makes the products over rows above larger, but rows start that much
 // later. With many images, one row at a time is as fast and takes less memory: a chunk is then the whole row.
 //
 // Threads that share an instruction's channels wait for each other at every layer. Fewer wait where they are two teams:
-// while one works on the pixels of a chunk, the other makes the sums over the rows above for the next one; rows then start
-// one more chunk later. Groups of threads that have images of their own do not wait for each other.
+// while one works on the pixels of a chunk, the other makes the sums over the rows above for the next one; rows then
+// start one more chunk later. Groups of threads that have images of their own do not wait for each other.
 struct Schedule {
   int groups = 1, threads = 1;  // groups of that many threads; each has the next images
   int images = 0;               // of a group; the last may have fewer

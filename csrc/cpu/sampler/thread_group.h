@@ -13,8 +13,8 @@
 #include "cpu/sampler/prepared.h"
 #include "cpu/sampler/sampler.h"
 #include "cpu/sampler/schedule.h"
-#include "cpu/threads/barrier.h"
 #include "cpu/sampler/workspace.h"
+#include "cpu/threads/barrier.h"
 
 namespace pcf::cpu {
 
@@ -28,7 +28,8 @@ class Ending {
   }
   bool stopped() const { return stopped_.load(std::memory_order_acquire); }
 
-  // Keeps the first in the order of drawing, whichever thread comes first. The other groups go on: one of theirs may be first.
+  // Keeps the first in the order of drawing, whichever thread comes first. The other groups go on: one of theirs may be
+  // first.
   void report(const NonFiniteLogits& found) {
     const std::lock_guard lock(mutex_);
     const auto order = [](const NonFiniteLogits& e) { return std::tuple(e.row, e.column, e.image, e.channel); };
@@ -53,9 +54,10 @@ class ThreadGroup {
   static constexpr int kNever = std::numeric_limits<int>::max();
 
  public:
-  // job: of this group's images, the first of which is number first_image of the run. on_row: called by thread 0, or null.
-  ThreadGroup(const Program& program, const PreparedProgram<T>& prepared, const Schedule& schedule, const Job& job, int first_image,
-        const std::function<void(int)>* on_row, Ending& ending)
+  // job: of this group's images, the first of which is number first_image of the run. on_row: called by thread 0, or
+  // null.
+  ThreadGroup(const Program& program, const PreparedProgram<T>& prepared, const Schedule& schedule, const Job& job,
+              int first_image, const std::function<void(int)>* on_row, Ending& ending)
       : program_(program), p_(prepared), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
         on_row_(on_row), ending_(ending), workspace_(program, prepared, schedule, n_),
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
@@ -111,7 +113,8 @@ class ThreadGroup {
            const Head& head, const Job& job)
         : team(team), index(index), span(span),
           memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + head.parameters) * sizeof(T)),
-          drawer(head, job, p.kernels, reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
+          drawer(head, job, p.kernels,
+                 reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
           operands(p.most_steps) {
       T* const sums = reinterpret_cast<T*>(memory.get());
       for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
@@ -127,7 +130,7 @@ class ThreadGroup {
     Span span;
     const Buffer memory;
     HeadDrawer<T> drawer;
-    Table pixel_sums, row_sums;    // of one instruction, at a step's pixels and at a chunk's
+    Table pixel_sums, row_sums;  // of one instruction, at a step's pixels and at a chunk's
     Table x, from, out;
     std::vector<Table> operands;
     std::vector<BoundStep<T>> steps;
@@ -148,7 +151,8 @@ class ThreadGroup {
   }
   int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
 
-  // The sums that the rows above contribute to the chunk that begins at step t, of the instructions with mine(instruction).
+  // The sums that the rows above contribute to the chunk that begins at step t, of the instructions with
+  // mine(instruction).
   template <class Mine>
   void make_sums(Member& member, int t, const Mine& mine) {
     for (const auto& i : p_.instructions)
@@ -162,7 +166,8 @@ class ThreadGroup {
       if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
       for (int after = 0; after <= draws(); after++) {
         for (const auto& i : p_.instructions)
-          if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output)) at_pixels(member, i, t);
+          if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output))
+            at_pixels(member, i, t);
         if (after < draws()) settle(member, span(t, 1), after);
       }
     }
@@ -191,8 +196,8 @@ class ThreadGroup {
 
   // -- locations in memory
 
-  // Image m of the span's pixel i is row i * images + m. first(y, x): where image 0 of the pixel lies; the next ones of its
-  // row are `step` further on each.
+  // Image m of the span's pixel i is row i * images + m. first(y, x): where image 0 of the pixel lies; the next ones of
+  // its row are `step` further on each.
   template <class First>
   void tabulate(Table& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
     T** next = table.data();
@@ -221,8 +226,8 @@ class ThreadGroup {
 
   // -- instructions
 
-  // An instruction's sum over the rows above at the pixels of the chunk that begins at step t: its whole value in the row
-  // phase, else the partial sum that the pixel phase begins with.
+  // An instruction's sum over the rows above at the pixels of the chunk that begins at step t: its whole value in the
+  // row phase, else the partial sum that the pixel phase begins with.
   void sum_rows_above(Member& member, const Instruction& i, int t) {
     if (i.barrier_in_row) member.wait_for_team();
     const Span& chunk = span(member, t + lead(i), schedule_.chunk);
@@ -257,7 +262,8 @@ class ThreadGroup {
   }
 
   // to = member.from + the runs; false, and nothing done, where there are none.
-  bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span, const Table& to) {
+  bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
+           const Table& to) {
     const auto [first, last] = share(member, i);
     const Table* from = &member.from;
     for (const auto& run : runs) {
@@ -333,7 +339,8 @@ class ThreadGroup {
     const int padded = p_.outputs[draw]->padded;
     for (int q = count * member.index / member.team.size; q < count * (member.index + 1) / member.team.size; q++) {
       const int i = q / (n_ * of_draw), image = q / of_draw % n_, distribution = q % of_draw;
-      settle_one(member, workspace_.parameters() + int64_t{q / of_draw} * padded + distribution * program_.head.parameters,
+      settle_one(member,
+                 workspace_.parameters() + int64_t{q / of_draw} * padded + distribution * program_.head.parameters,
                  image, draw * of_draw + distribution, span.row(i), span.column(i));
     }
     member.wait_for_team();
@@ -343,7 +350,8 @@ class ThreadGroup {
     const Head& head = program_.head;
     const int channels = channels_per_distribution(), first = distribution * channels;
     const int64_t at = element(image, head.distributions, distribution, y, x);
-    if (job_.parameters) std::copy_n(parameters, head.parameters, static_cast<T*>(job_.parameters) + at * head.parameters);
+    if (job_.parameters)
+      std::copy_n(parameters, head.parameters, static_cast<T*>(job_.parameters) + at * head.parameters);
     if (!known(image, distribution, y, x)) {
       const int64_t noise = element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
       double* log_probability = job_.log_probability ? job_.log_probability + at : nullptr;

@@ -4,9 +4,9 @@
 
 #include <vector>
 
-#include "cpu/simd/buffer.h"
 #include "cpu/sampler/prepared.h"
 #include "cpu/sampler/schedule.h"
+#include "cpu/simd/buffer.h"
 
 namespace pcf::cpu {
 
@@ -14,8 +14,8 @@ template <class T>
 class Workspace {
  public:
   Workspace(const Program& program, const PreparedProgram<T>& p, const Schedule& schedule, int images)
-      : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight), buffers_(schedule.partials()),
-        images_(images) {
+      : depth_(p.depth), chunk_(schedule.chunk), rows_in_flight_(schedule.rows_in_flight),
+        buffers_(schedule.partials()), images_(images) {
     int64_t size = 0;
     const auto allocate = [&](int64_t elements) {
       const int64_t at = size;
@@ -39,7 +39,8 @@ class Workspace {
     for (size_t v = 0; v < values_.size(); v++) {
       const Storage& s = program.storage[v];
       for (int y = 0; y < depth_ + program.height; y++)
-        values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride + s.pad_left * s.channels);
+        values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride +
+                                  s.pad_left * s.channels);
     }
     for (int64_t offset : partial_at) partials_.push_back(at(offset));
     parameters_ = at(parameters_at);
@@ -51,7 +52,9 @@ class Workspace {
   // From an image's row to the next image's.
   int64_t image_stride(int value) const { return values_[value].image_stride; }
   // Image 0 of a value's pixel. Rows above the first hold zeros: nothing has been written there yet.
-  T* pixel(int value, int y, int x) const { return values_[value].rows[y + depth_] + int64_t{x} * values_[value].channels; }
+  T* pixel(int value, int y, int x) const {
+    return values_[value].rows[y + depth_] + int64_t{x} * values_[value].channels;
+  }
 
   // Of an instruction's sum over rows above: image 0 at row y and the column that is worked on at step t.
   // [images][chunk][padded]

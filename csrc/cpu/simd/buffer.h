@@ -19,9 +19,7 @@ class Buffer {
   explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + kBoundary, 1)) {
     if (!memory_) throw std::bad_alloc();
   }
-  char* get() const {
-    return reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(memory_.get())));
-  }
+  char* get() const { return reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(memory_.get()))); }
   int64_t bytes() const { return bytes_; }
 
  private:

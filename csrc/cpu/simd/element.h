@@ -39,12 +39,9 @@ inline To convert(From value) {
 template <class F>
 decltype(auto) with_element(Element element, F f) {
   switch (element) {
-    case Element::float64:
-      return f(double());
-    case Element::bfloat16:
-      return f(Bfloat16());
-    case Element::float32:
-      break;
+    case Element::float64: return f(double());
+    case Element::bfloat16: return f(Bfloat16());
+    case Element::float32: break;
   }
   return f(float());
 }

@@ -44,7 +44,8 @@ struct Kernels {
   void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
 
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
-  void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out);
+  void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,
+                   Rows<T> out);
 
   // exp((logits - largest) / temperature); at temperature 0, 1 for the first of the largest and 0 for all others.
   // False if a logit is not finite. `weights` may be `logits`.

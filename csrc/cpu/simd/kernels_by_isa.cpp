@@ -1,8 +1,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/simd/kernels.h"
 #include "cpu/ops/layer_kernels.h"
+#include "cpu/simd/kernels.h"
 
 namespace pcf::cpu {
 
@@ -28,10 +28,10 @@ namespace pcf::cpu {
 #define PCF_IF_AVX512(f)
 #endif
 
-#define PCF_DECLARE(isa)                                    \
-  extern const Kernels<float> kernels_f32_##isa;            \
-  extern const Kernels<double> kernels_f64_##isa;           \
-  extern const LayerKernels<float> layer_kernels_f32_##isa; \
+#define PCF_DECLARE(isa)                                     \
+  extern const Kernels<float> kernels_f32_##isa;             \
+  extern const Kernels<double> kernels_f64_##isa;            \
+  extern const LayerKernels<float> layer_kernels_f32_##isa;  \
   extern const LayerKernels<double> layer_kernels_f64_##isa; \
   extern const LayerKernels<Bfloat16> layer_kernels_bf16_##isa;
 PCF_EACH_ISA(PCF_DECLARE)
@@ -44,18 +44,23 @@ namespace {
 
 }  // namespace
 
-#define PCF_DEFINE(Table, function, E, prefix)    \
-  template <>                                     \
-  const Table<E>& function<E>(const char* isa) {  \
-    const std::string name = isa;                 \
-    PCF_EACH_ISA(PCF_RETURN_##prefix)             \
-    not_built(isa);                               \
+#define PCF_DEFINE(Table, function, E, prefix)   \
+  template <>                                    \
+  const Table<E>& function<E>(const char* isa) { \
+    const std::string name = isa;                \
+    PCF_EACH_ISA(PCF_RETURN_##prefix)            \
+    not_built(isa);                              \
   }
-#define PCF_RETURN_kernels_f32(isa) if (name == #isa) return kernels_f32_##isa;
-#define PCF_RETURN_kernels_f64(isa) if (name == #isa) return kernels_f64_##isa;
-#define PCF_RETURN_layer_f32(isa) if (name == #isa) return layer_kernels_f32_##isa;
-#define PCF_RETURN_layer_f64(isa) if (name == #isa) return layer_kernels_f64_##isa;
-#define PCF_RETURN_layer_bf16(isa) if (name == #isa) return layer_kernels_bf16_##isa;
+#define PCF_RETURN_kernels_f32(isa) \
+  if (name == #isa) return kernels_f32_##isa;
+#define PCF_RETURN_kernels_f64(isa) \
+  if (name == #isa) return kernels_f64_##isa;
+#define PCF_RETURN_layer_f32(isa) \
+  if (name == #isa) return layer_kernels_f32_##isa;
+#define PCF_RETURN_layer_f64(isa) \
+  if (name == #isa) return layer_kernels_f64_##isa;
+#define PCF_RETURN_layer_bf16(isa) \
+  if (name == #isa) return layer_kernels_bf16_##isa;
 PCF_DEFINE(Kernels, kernels, float, kernels_f32)
 PCF_DEFINE(Kernels, kernels, double, kernels_f64)
 PCF_DEFINE(LayerKernels, layer_kernels, float, layer_f32)

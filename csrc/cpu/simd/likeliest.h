@@ -10,7 +10,7 @@
 namespace pcf::cpu {
 
 // Sets the weights of all other levels to zero. logits, weights: [levels], the weights growing with the logits;
-// order: scratch. Of equal logits the lower level counts as more likely. The sums are those of drawing.py, in the
+// order: scratch. Of equal logits the lower level counts as more likely. The sums are those of heads/drawing.py, in the
 // same order: which level is the last to be kept does not depend on the runtime.
 template <class T>
 void keep_likeliest(const T* logits, T* weights, int levels, const SamplingOptions& options, std::vector<int>& order) {

@@ -22,9 +22,7 @@ struct Same {
 struct Bf16 {
   static constexpr int depths = 2;
   using Word = uint32_t;
-  static Vec<float> expand(Vec<uint32_t> word, int odd) {
-    return (Vec<float>)(odd ? word & 0xffff0000u : word << 16);
-  }
+  static Vec<float> expand(Vec<uint32_t> word, int odd) { return (Vec<float>)(odd ? word & 0xffff0000u : word << 16); }
   static void put(Word* word, int odd, float w) {  // the upper half of w: the passes have rounded it to that
     uint32_t bits;
     __builtin_memcpy(&bits, &w, 4);
@@ -44,7 +42,8 @@ void pack_blocks(const T* weight, int depth, int channels, char* packed) {
   for (int c = 0; c < channels; c++) {
     auto* words = reinterpret_cast<typename W::Word*>(packed + c / kBlock<T> * bytes_of_block<T, W>(depth));
     for (int k = 0; k < depth; k++)
-      W::put(words + int64_t{k / W::depths} * kBlock<T> + c % kBlock<T>, k % W::depths, weight[int64_t{k} * channels + c]);
+      W::put(words + int64_t{k / W::depths} * kBlock<T> + c % kBlock<T>, k % W::depths,
+             weight[int64_t{k} * channels + c]);
   }
 }
 
@@ -56,7 +55,8 @@ struct Constant {
 };
 
 template <class T, class W, int M, int G>
-void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from, Rows<T> out, int channel) {
+void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from, Rows<T> out,
+          int channel) {
   using Word = typename W::Word;
   const T* x[M];
   Vec<T> sum[M][G * kVectors];
@@ -145,7 +145,8 @@ void matmul(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const
 
 template <class T>
 int64_t block_bytes(int depth, Weights weights) {
-  return sizeof(T) == 4 && weights == Weights::bf16 ? bytes_of_block<T, Bf16>(depth) : bytes_of_block<T, Same<T>>(depth);
+  return sizeof(T) == 4 && weights == Weights::bf16 ? bytes_of_block<T, Bf16>(depth)
+                                                    : bytes_of_block<T, Same<T>>(depth);
 }
 
 template <class T>

@@ -50,23 +50,15 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
       return each_channel([=](T v, int c) { return v * scale[c] + shift[c]; });
     }
     case StepKind::add:
-    case StepKind::add_condition:
-      return each_with_operand([=](T v, T o) { return v + alpha * o; });
+    case StepKind::add_condition: return each_with_operand([=](T v, T o) { return v + alpha * o; });
     case StepKind::multiply:
-    case StepKind::multiply_condition:
-      return each_with_operand([](T v, T o) { return v * o; });
-    case StepKind::relu:
-      return each([](T v) { return v < 0 ? T(0) : v; });  // keeps NaN
-    case StepKind::leaky_relu:
-      return each([=](T v) { return v < 0 ? v * alpha : v; });
-    case StepKind::elu:
-      return each([=](T v) { return v < 0 ? alpha * (exponential(v) - T(1)) : v; });
-    case StepKind::silu:
-      return each([](T v) { return v * logistic(v); });
-    case StepKind::sigmoid:
-      return each([](T v) { return logistic(v); });
-    case StepKind::tanh:
-      return each([](T v) { return hyperbolic_tangent(v); });
+    case StepKind::multiply_condition: return each_with_operand([](T v, T o) { return v * o; });
+    case StepKind::relu: return each([](T v) { return v < 0 ? T(0) : v; });  // keeps NaN
+    case StepKind::leaky_relu: return each([=](T v) { return v < 0 ? v * alpha : v; });
+    case StepKind::elu: return each([=](T v) { return v < 0 ? alpha * (exponential(v) - T(1)) : v; });
+    case StepKind::silu: return each([](T v) { return v * logistic(v); });
+    case StepKind::sigmoid: return each([](T v) { return logistic(v); });
+    case StepKind::tanh: return each([](T v) { return hyperbolic_tangent(v); });
     case StepKind::gelu:
       return each([](T v) { return v * T(0.5) * (T(1) + error_function(v * T(0.70710678118654752440))); });
     case StepKind::gelu_tanh:
@@ -105,7 +97,8 @@ void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int l
     for (int r = 0; r < rows; r += together) {
       const int count = rows - r < together ? rows - r : together;
       for (int i = 0; i < count; i++) __builtin_memcpy(x + i * n, in[r + i] + c, n * sizeof(T));
-      for (int s = 0; s < n_steps; s++) apply(steps[s], steps[s].operand ? steps[s].operand + r : nullptr, x, count, c, n);
+      for (int s = 0; s < n_steps; s++)
+        apply(steps[s], steps[s].operand ? steps[s].operand + r : nullptr, x, count, c, n);
       for (int i = 0; i < count; i++) __builtin_memcpy(out[r + i] + c, x + i * n, n * sizeof(T));
     }
   }

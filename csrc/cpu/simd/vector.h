@@ -7,7 +7,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kMaxRows = 12;  // 32 registers: 24 sums
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kMaxRows = 6;   // 16 registers: 12 sums, 2 weights, 1 broadcast
+constexpr int kVectorBytes = 32, kMaxRows = 6;  // 16 registers: 12 sums, 2 weights, 1 broadcast
 #else
 constexpr int kVectorBytes = 16, kMaxRows = 6;
 #endif

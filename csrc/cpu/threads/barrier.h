@@ -12,9 +12,9 @@
 
 namespace pcf::cpu {
 
-// How far each member of a team has come: each announces it on a cache line of its own, for whoever waits for it. Waiting
-// spins, since a layer's work is about a microsecond; and yields after some 50 microseconds, so that a team on a busy
-// machine does not burn the time its missing member needs.
+// How far each member of a team has come: each announces it on a cache line of its own, for whoever waits for it.
+// Waiting spins, since a layer's work is about a microsecond; and yields after some 50 microseconds, so that a team on
+// a busy machine does not burn the time its missing member needs.
 class Progress {
  public:
   explicit Progress(int members) : counters_(members) {}

@@ -100,14 +100,17 @@ struct Shuffle {
 template <class T>
 T shuffle(T value, int from) {
   Shuffle<T> mine{value, from};
-  emulation::sync_lanes(&mine, [](void** posts) EMULATION_UNSEEN {
-    T values[32];
-    for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
-    for (int lane = 0; lane < 32; lane++) {
-      auto* post = static_cast<Shuffle<T>*>(posts[lane]);
-      post->value = values[post->from & 31];
-    }
-  }, false);
+  emulation::sync_lanes(
+      &mine,
+      [](void** posts) EMULATION_UNSEEN {
+        T values[32];
+        for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
+        for (int lane = 0; lane < 32; lane++) {
+          auto* post = static_cast<Shuffle<T>*>(posts[lane]);
+          post->value = values[post->from & 31];
+        }
+      },
+      false);
   return mine.value;
 }
 template <class T>
@@ -139,32 +142,39 @@ struct Mma {
 template <int kPer, float (*kUnpack)(uint32_t, int)>
 void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Mma mine{sum, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  emulation::sync_lanes(&mine, [](void** posts) EMULATION_UNSEEN {
-    constexpr int kDepth = 8 * kPer;
-    float left[16][kDepth], right[kDepth][8];
-    for (int lane = 0; lane < 32; lane++) {
-      const Mma& post = *static_cast<Mma*>(posts[lane]);
-      const int group = lane / 4, member = lane % 4;
-      for (int half = 0; half < kPer; half++) {
-        for (int r = 0; r < 4; r++)
-          left[group + r % 2 * 8][member * kPer + half + r / 2 * 4 * kPer] = kUnpack(post.a[r], half);
-        for (int r = 0; r < 2; r++) right[member * kPer + half + r * 4 * kPer][group] = kUnpack(post.b[r], half);
-      }
-    }
-    for (int lane = 0; lane < 32; lane++)
-      for (int r = 0; r < 4; r++) {
-        float& s = static_cast<Mma*>(posts[lane])->sum[r];
-        for (int k = 0; k < kDepth; k++) s += left[lane / 4 + r / 2 * 8][k] * right[k][lane % 4 * 2 + r % 2];
-      }
-  }, false);
+  emulation::sync_lanes(
+      &mine,
+      [](void** posts) EMULATION_UNSEEN {
+        constexpr int kDepth = 8 * kPer;
+        float left[16][kDepth], right[kDepth][8];
+        for (int lane = 0; lane < 32; lane++) {
+          const Mma& post = *static_cast<Mma*>(posts[lane]);
+          const int group = lane / 4, member = lane % 4;
+          for (int half = 0; half < kPer; half++) {
+            for (int r = 0; r < 4; r++)
+              left[group + r % 2 * 8][member * kPer + half + r / 2 * 4 * kPer] = kUnpack(post.a[r], half);
+            for (int r = 0; r < 2; r++) right[member * kPer + half + r * 4 * kPer][group] = kUnpack(post.b[r], half);
+          }
+        }
+        for (int lane = 0; lane < 32; lane++)
+          for (int r = 0; r < 4; r++) {
+            float& s = static_cast<Mma*>(posts[lane])->sum[r];
+            for (int k = 0; k < kDepth; k++) s += left[lane / 4 + r / 2 * 8][k] * right[k][lane % 4 * 2 + r % 2];
+          }
+      },
+      false);
 }
 inline float half_of_bf16(uint32_t pair, int half) { return from_bf16(half ? pair >> 16 : pair & 0xffff); }
 inline float half_of_fp16(uint32_t pair, int half) { return from_fp16(half ? pair >> 16 : pair & 0xffff); }
 // The tensor cores look at the upper bits alone.
 inline float whole_tf32(uint32_t bits, int) { return float_of(bits & 0xffffe000); }
 
-inline void mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, half_of_bf16>(sum, a, b); }
-inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, half_of_fp16>(sum, a, b); }
+inline void mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma<2, half_of_bf16>(sum, a, b);
+}
+inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma<2, half_of_fp16>(sum, a, b);
+}
 inline void mma_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<1, whole_tf32>(sum, a, b); }
 
 // -- the host's side

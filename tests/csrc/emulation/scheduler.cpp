@@ -179,7 +179,8 @@ void resume(Fiber* fiber) {
 // The fiber never runs again; the run ends with this error.
 void give_up(const std::string& error) {
   if (grid->error.empty()) {
-    grid->error = "block " + std::to_string(self->block->index) + ", thread " + std::to_string(self->index) + ": " + error;
+    grid->error =
+        "block " + std::to_string(self->block->index) + ", thread " + std::to_string(self->index) + ": " + error;
   }
   to_scheduler(self, true);
 }
@@ -227,7 +228,8 @@ void start_block(unsigned index) {
   block->barrier.expected = grid->launch.threads;
   block->warps = std::vector<Barrier>((grid->launch.threads + kWarp - 1) / kWarp);
   block->cluster = grid->clusters.empty() ? nullptr : &grid->clusters[index / grid->launch.cluster];
-  // Fibers append to these lists and must not allocate: the sanitizer would take one's malloc and another's free for a race.
+  // Fibers append to these lists and must not allocate: the sanitizer would take one's malloc and another's free for a
+  // race.
   block->barrier.waiting.reserve(grid->launch.threads);
   for (Barrier& warp : block->warps) warp.waiting.reserve(kWarp);
   for (unsigned i = 0; i < grid->launch.threads; i++) {
@@ -353,7 +355,8 @@ void sync_block(unsigned line) {
   Barrier& barrier = self->block->barrier;
   if (barrier.waiting.empty()) barrier.line = line;
   if (barrier.line != line)
-    give_up("sync_block in line " + std::to_string(line) + " while others wait in line " + std::to_string(barrier.line));
+    give_up("sync_block in line " + std::to_string(line) + " while others wait in line " +
+            std::to_string(barrier.line));
   if (self->block->live < grid->launch.threads) give_up("sync_block after a thread of the block has ended");
   wait_at(barrier, true);
 }

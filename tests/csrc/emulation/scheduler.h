@@ -44,8 +44,8 @@ unsigned cluster_rank();
 char* shared_of_block(const char* mine, unsigned rank);
 void give_way();
 
-// All lanes of the warp wait for each other; the last to arrive calls act(posts), where posts[lane] is what each lane brought.
-// orders_memory: what a lane wrote before is seen by the others afterwards.
+// All lanes of the warp wait for each other; the last to arrive calls act(posts), where posts[lane] is what each lane
+// brought. orders_memory: what a lane wrote before is seen by the others afterwards.
 void sync_lanes(void* post, void (*act)(void** posts), bool orders_memory);
 
 void copy_async(void* to, const void* from);
