@@ -61,7 +61,9 @@ def seconds(
     tiles = -(-images // TILE)
     flop = tiles * width * facts["row_weight_bytes"] / FRAGMENT * 2 * 4096
     row = flop / (ROW_RATE * gpu.multiprocessors) / gpu.ghz / 1e3 + (facts["row_launches"] + 1) * LAUNCH_US
-    row += (facts["row_depths"] - facts["row_launches"]) * HAND_OVER[False] / gpu.ghz / 1e3  # barriers of blocks
+    row += (
+        (facts["row_depths"] - facts["row_launches"]) * HAND_OVER[False] / gpu.ghz / 1e3
+    )  # barriers of blocks
     return height * (width * microseconds_per_pixel(facts, variant, gpu, images, cluster) + row) / 1e6
 
 
