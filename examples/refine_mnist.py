@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,8 @@ def refine(args: argparse.Namespace, model: checkpoint.Model, images: Tensor, la
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each round. A moving average of the weights is
     saved in args.out. Batch norm keeps its statistics: what is trained is the very function that samples.
     """
-    model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, and missing from torch's annotations
+    to: Any = model.eval().to  # some releases of torch have no annotation of memory_format
+    model = to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     split = len(images) - args.held_out

@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, and missing from torch's annotations
+    to: Any = model.to(device).to  # some releases of torch have no annotation of memory_format
+    model = to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     data = TensorDataset(images, labels)
