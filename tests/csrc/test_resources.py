@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks import cuda_resources
 from tests.csrc.emulated import emulated
+from tests.needs import needs_native
 
 NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 
 
+@needs_native
 @pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
 @pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
 def test_the_table_is_what_nvcc_reports(math, arch):

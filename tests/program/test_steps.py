@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.heads import Categorical
-from pixelcnn_fast.native import native, why_not_native
+from pixelcnn_fast.native import required
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
@@ -28,10 +28,10 @@ from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
+from tests.needs import needs_native
 from tests.tolerances import assert_right
 
 LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than whole vectors, and than two tiles
-needs_native = pytest.mark.skipif(native() is None, reason=f"no compiled runtime: {why_not_native()}")
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 RUNTIMES = {
     "eager": (torch.float64, lambda program, given: EagerRuntime(program, given)),
@@ -157,7 +157,7 @@ class _ByShape:
 
 @needs_native
 def test_the_compiled_module_was_built_from_this_table():
-    assert list(native().StepKind.__members__) == list(KINDS), "run make native"
+    assert list(required().StepKind.__members__) == list(KINDS), "run make native"
 
 
 def test_zero_stays_zero_where_the_table_says_so():
