@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +17,13 @@ from pixelcnn_fast.image_forms import check_levels
 from pixelcnn_fast.ops import categorical_nll
 
 Layout = Literal["N,C,H,W,L", "N,L,C,H,W", "N,C,L,H,W", "N,C*L,H,W", "N,L*C,H,W"]
-LAYOUTS: dict[Layout, str] = dict(
-    zip(
-        get_args(Layout),
-        (
-            "one axis for the levels, last",
-            "one axis for the levels, before the channels",
-            "one axis for the levels, after the channels",
-            "index = channel * L + level",
-            "index = level * C + channel",
-        ),
-        strict=True,
-    )
-)
+LAYOUTS: dict[Layout, str] = {
+    "N,C,H,W,L": "one axis for the levels, last",
+    "N,L,C,H,W": "one axis for the levels, before the channels",
+    "N,C,L,H,W": "one axis for the levels, after the channels",
+    "N,C*L,H,W": "index = channel * L + level",
+    "N,L*C,H,W": "index = level * C + channel",
+}
 ORDERS = {"N,C,H,W,L": (0, 1, 2, 3, 4), "N,L,C,H,W": (0, 2, 3, 4, 1), "N,C,L,H,W": (0, 1, 3, 4, 2)}
 
 
