@@ -35,9 +35,6 @@ class Field:
         """[2H - 1, 2W - 1]: the pixels of which any channel sees anything."""
         return self.seen.any(0).any(0)
 
-    def sees_only_rows_above(self) -> bool:
-        return not bool(self.seen[:, :, self.seen.shape[2] // 2 :].any())
-
 
 _known: WeakKeyDictionary[Program, dict[int, Field]] = WeakKeyDictionary()
 
