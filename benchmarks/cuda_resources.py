@@ -114,7 +114,8 @@ def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str,
     from pixelcnn_fast.runtimes import Precision
     from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 
-    found = compiled(WrappedModel(PixelCNN().eval(), (3, 8, 8)))  # the size of images changes neither
+    model = WrappedModel(PixelCNN().eval(), (3, 8, 8))  # the size of images changes neither
+    found = compiled(model)
     plans = {}
     for math in maths:
         for name in archs:
@@ -123,7 +124,9 @@ def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str,
                 limits = Limits(arch.shared_of_block, arch.multiprocessors, arch.largest_cluster)
                 precision: Precision = "same" if math == "fp32" else math
                 try:
-                    runtime = CudaRuntime(found.program, found.conditions, precision, variant, module, limits)
+                    runtime = CudaRuntime(
+                        found.program, found.conditions, model.head, precision, variant, module, limits
+                    )
                 except RuntimeError:
                     continue
                 plans[math, name, variant] = runtime.facts(variant)

@@ -96,7 +96,7 @@ def sampling_seconds(name: str) -> dict[int, float]:
     if name in ("block", "pipeline"):
         wrapped = WrappedModel(model, shape)
         found = compiled(wrapped, "bf16")
-        engine = CudaRuntime(found.program, found.conditions, "bf16", name)
+        engine = CudaRuntime(found.program, found.conditions, wrapped.head, "bf16", name)
     for n in BATCHES:
         if name.startswith("naive"):
             forward = naive_forward(model, name, n, shape)
@@ -109,7 +109,7 @@ def sampling_seconds(name: str) -> dict[int, float]:
 
             def batch(n=n, noise=noise):
                 levels = torch.zeros(n, *shape, dtype=torch.int32)
-                engine.run(Job(values=levels, noise=noise, head=wrapped.head))
+                engine.run(Job(values=levels, noise=noise))
 
             results[n] = seconds_of(batch, repeat=3)
     return results

@@ -23,7 +23,6 @@ from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from pixelcnn_fast.runtimes.pack import why_not_compiled
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
 
@@ -279,25 +278,22 @@ class Sampler:
         return self._runtimes[name]
 
     def _fastest(self) -> RuntimeName:
-        if why_not_compiled(self.head) is not None:
-            return "eager"
-        if why_not_cpu(self._compiled.program) is None and self._compiled.precision in ("same", "bf16"):
+        program, head = self._compiled.program, self.head
+        if why_not_cpu(program, head) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
-        return "cuda" if why_not_cuda(self._compiled.program) is None else "eager"
+        return "cuda" if why_not_cuda(program, head) is None else "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
         program, conditions = self._compiled.program, self._compiled.conditions
-        precision = self._compiled.precision
-        if name in ("cpu", "cuda") and (why := why_not_compiled(self.head)) is not None:
-            raise RuntimeError(f"runtime {name!r} is not available: {why}")
+        head, precision = self.head, self._compiled.precision
         if name == "cuda":
-            return CudaRuntime(program, conditions, precision)
+            return CudaRuntime(program, conditions, head, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
             raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(program, conditions, precision)
+            return CpuRuntime(program, conditions, head, precision)
         if name == "eager":
-            return EagerRuntime(program, conditions)
+            return EagerRuntime(program, conditions, head)
         if precision != "same":
             raise ValueError(
                 "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
@@ -360,7 +356,6 @@ class Sampler:
                             known=None if known is None else known[part],
                             noise=noise[part],
                             given=given.part(part),
-                            head=self.head,
                             options=options,
                             parameters=None if parameters is None else parameters[part],
                             log_probability=None if log_probability is None else log_probability[part],

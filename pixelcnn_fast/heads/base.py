@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,12 @@ class Head(ABC):
     native: ClassVar[str | None] = (
         None  # its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it
     )
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A class that draws or scores in its own way is not its parent to the compiled runtimes."""
+        super().__init_subclass__(**arguments)
+        if "native" not in vars(cls) and vars(cls).keys() & {"draw", "log_probability"}:
+            cls.native = None
 
     # -- the model's output
 

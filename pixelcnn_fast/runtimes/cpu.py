@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job
-from pixelcnn_fast.runtimes.pack import described, sampling_options
+from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
 
-def why_not_cpu(program: PhasedProgram) -> str | None:
-    """Why the compiled CPU runtime can't serve this program, or None if it can."""
+def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
+    """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
+    if (why := why_not_compiled(head)) is not None:
+        return why
     if native() is None:
         return why_not_native()
     if program.device.type != "cpu":
@@ -31,13 +34,15 @@ class CpuRuntime:
     precision: 'same' or 'bf16', which the multiplied weights are then stored in.
     """
 
-    def __init__(self, program: PhasedProgram, conditions: Conditions, precision: Precision = "same") -> None:
-        if (why := why_not_cpu(program)) is not None:
+    def __init__(
+        self, program: PhasedProgram, conditions: Conditions, head: Head, precision: Precision = "same"
+    ) -> None:
+        if (why := why_not_cpu(program, head)) is not None:
             raise RuntimeError(f"runtime 'cpu' is not available: {why}")
         self._native = required()
         self._program, self._conditions = program, conditions
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        description = described(program, borrowed, program.dtype)
+        description = described(program, head, borrowed, program.dtype)
         self._sampler = self._native.CpuSampler(
             description, program.dtype == torch.float64, precision == "bf16"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program.conditions import Conditions
@@ -17,7 +18,7 @@ from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.runtimes.job import Job
-from pixelcnn_fast.runtimes.pack import described, sampling_options
+from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
 VARIANTS = ("auto", "block", "pipeline")
 # What is multiplied, if precision= does not say it; sums and pointwise steps are float32.
@@ -41,8 +42,10 @@ def limits_of(device: torch.device) -> Limits:
     return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster)
 
 
-def why_not_cuda(program: PhasedProgram) -> str | None:
-    """Why the compiled CUDA runtime can't serve this program, or None if it can."""
+def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
+    """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
+    if (why := why_not_compiled(head)) is not None:
+        return why
     if (module := native()) is None:
         return why_not_native()
     if program.device.type != "cuda":
@@ -85,6 +88,7 @@ class CudaRuntime:
         self,
         program: PhasedProgram,
         conditions: Conditions,
+        head: Head,
         precision: Precision = "same",
         variant: str = "auto",
         module: Any = None,
@@ -92,7 +96,7 @@ class CudaRuntime:
     ) -> None:
         if variant not in VARIANTS:
             raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
-        if module is None and (why := why_not_cuda(program)) is not None:
+        if module is None and (why := why_not_cuda(program, head)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
         self._program, self._conditions, self._variant = program, conditions, variant
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
@@ -103,7 +107,7 @@ class CudaRuntime:
         self._why_not: dict[str, str] = {}
         self._constants: dict[str, Tensor] = {}
         borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        description = described(program, borrowed, torch.float32)
+        description = described(program, head, borrowed, torch.float32)
         for name in ("block", "pipeline"):
             if variant in ("auto", name):
                 self._add(name, description, module or native())

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
@@ -18,8 +19,8 @@ from pixelcnn_fast.runtimes.job import Job
 
 
 class EagerRuntime:
-    def __init__(self, program: PhasedProgram, conditions: Conditions) -> None:
-        self._program, self._conditions = program, conditions
+    def __init__(self, program: PhasedProgram, conditions: Conditions, head: Head) -> None:
+        self._program, self._conditions, self._head = program, conditions, head
 
     @torch.no_grad()
     def run(self, job: Job) -> None:
@@ -34,7 +35,7 @@ class EagerRuntime:
                     wanted = job.wants(y, x, draw, draws)
                     caches.pixel_phase(y, x, draw, skip_output=not wanted)
                     if wanted:
-                        job.settle(y, x, draw, draws, caches.output(y, x, draw))
+                        job.settle(y, x, draw, draws, caches.output(y, x, draw), self._head)
                     caches.read_values(y, x, draw, job.values[:, :, y, x])
                 caches.pixel_phase(y, x, draws)
 

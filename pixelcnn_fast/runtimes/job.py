@@ -26,7 +26,6 @@ class Job:
 
     values: Tensor
     noise: Tensor
-    head: Head
     given: Given = Given()
     options: SamplingOptions = SamplingOptions()
     known: Tensor | None = None
@@ -40,7 +39,7 @@ class Job:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
-    def settle(self, y: int, x: int, draw: int, draws: int, parameters: Tensor) -> None:
+    def settle(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
         """Puts values at pixel (y, x): those of one draw of so many, known or drawn. parameters: [n, d, P]."""
         parameters = parameters.to(self.values.device)
         if self.parameters is not None:
@@ -55,14 +54,14 @@ class Job:
         drawn_from = parameters
         if known is not None:
             drawn_from = parameters.masked_fill(known.all(-1, keepdim=True), 0)
-        self.head.check_finite(drawn_from, y, x, channels.start, each)
+        head.check_finite(drawn_from, y, x, channels.start, each)
         noise = self.noise[:, _part(self.noise, draw, draws), y, x].unflatten(1, (parameters.shape[1], -1))
         is_known = torch.zeros_like(by_distribution, dtype=torch.bool) if known is None else known
-        drawn = self.head.draw(parameters, noise, self.options, by_distribution, is_known).to(here)
+        drawn = head.draw(parameters, noise, self.options, by_distribution, is_known).to(here)
         values = drawn if known is None else drawn.where(~known, by_distribution)
         here.copy_(values.flatten(1))
         if self.log_probability is not None:
-            scored = self.head.log_probability(parameters, values)
+            scored = head.log_probability(parameters, values)
             scored = scored if known is None else scored.masked_fill(known, 0)
             self.log_probability[:, channels, y, x] = scored.flatten(1)
 
@@ -74,6 +73,9 @@ def _part(of: Tensor, draw: int, draws: int) -> slice:
 
 
 class Runtime(Protocol):
-    """Executes jobs. All runtimes give the same images for the same noise, up to rounding of the parameters."""
+    """Executes jobs for one program and head.
+
+    All runtimes give the same images for the same noise, up to rounding of the parameters.
+    """
 
     def run(self, job: Job) -> None: ...

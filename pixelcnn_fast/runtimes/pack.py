@@ -29,16 +29,19 @@ def sampling_options(options: SamplingOptions) -> Any:
     return required().SamplingOptions(**given)
 
 
-def described(program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
+def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
     """The program as csrc/program.h has it, its arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
-    return _Describer(required(), program, borrowed, dtype).program()
+    return _Describer(required(), program, head, borrowed, dtype).program()
 
 
 class _Describer:
     """A phased program as the structs of csrc/program.h; values are numbered anew, from 0."""
 
-    def __init__(self, module: Any, program: PhasedProgram, borrowed: list[Tensor], dtype: torch.dtype) -> None:
-        self._module, self._program, self._borrowed, self._dtype = module, program, borrowed, dtype
+    def __init__(
+        self, module: Any, program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype
+    ) -> None:
+        self._module, self._program, self._head = module, program, head
+        self._borrowed, self._dtype = borrowed, dtype
         self._front = program.wavefront
         self._number = {i.out: index for index, i in enumerate(program.instructions)}
         self._condition_operands = program.condition_operands
@@ -50,7 +53,7 @@ class _Describer:
             image_channels=c,
             height=height,
             width=width,
-            head=self._head(),
+            head=self._described_head(),
             outputs=[self._number[output] for output in self._program.outputs],
             storage=[self._module.Storage(s.channels, s.rows, s.pad_left, s.pad_right) for s in storage],
             instructions=[self._instruction(i) for i in self._program.instructions],
@@ -61,12 +64,12 @@ class _Describer:
             lag=self._front.lag if self._front else 0,
         )
 
-    def _head(self) -> Any:
+    def _described_head(self) -> Any:
         return self._module.Head(
-            self._module.HeadKind.categorical,
+            getattr(self._module.HeadKind, str(self._head.native)),
             distributions=self._program.distributions,
             parameters=self._program.parameters,
-            uniforms=1,
+            uniforms=self._head.uniforms,
         )
 
     def _instruction(self, phased: PhasedInstruction) -> Any:

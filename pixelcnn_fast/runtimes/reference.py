@@ -23,4 +23,6 @@ class ReferenceRuntime:
                 for draw in range(self._draws):
                     if job.wants(y, x, draw, self._draws):
                         parameters = self._model.parameters(job.values, job.given)[:, :, y, x]
-                        job.settle(y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw])
+                        job.settle(
+                            y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw], self._model.head
+                        )

@@ -70,6 +70,7 @@ def runtime(
             return CudaRuntime(
                 sampler._compiled.program,
                 sampler._compiled.conditions,
+                sampler.head,
                 precision,
                 name,
                 emulated(),
@@ -102,7 +103,6 @@ def run(
         Job(
             values=levels,
             noise=u,
-            head=sampler.head,
             given=given,
             options=options,
             known=known,
@@ -323,7 +323,13 @@ def test_the_split_of_layers_over_blocks(name):
 
     def built(variant, limits=limits):
         return CudaRuntime(
-            sampler._compiled.program, sampler._compiled.conditions, "bf16", variant, emulated(), limits
+            sampler._compiled.program,
+            sampler._compiled.conditions,
+            sampler.head,
+            "bf16",
+            variant,
+            emulated(),
+            limits,
         )
 
     engine = built("auto")

@@ -35,7 +35,7 @@ def built(name, precision="same", variant="auto"):
         model,
         shape,
         sampler,
-        CudaRuntime(sampler._compiled.program, sampler._compiled.conditions, precision, variant),
+        CudaRuntime(sampler._compiled.program, sampler._compiled.conditions, sampler.head, precision, variant),
     )
 
 
@@ -48,7 +48,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     expected = Sampler(model.cpu(), shape).sample(21, labels, noise=noise, runtime="cpu")
     levels = torch.zeros(21, *shape, dtype=torch.int32)
     device_labels = None if labels is None else labels.cuda()
-    engine.run(Job(values=levels, noise=noise, head=sampler.head, given=Given(device_labels)))
+    engine.run(Job(values=levels, noise=noise, given=Given(device_labels)))
     assert torch.equal(levels, expected.int())
 
 
@@ -61,7 +61,7 @@ def test_top_k_and_top_p(variant, drawing):
     noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **drawing)
     levels = torch.zeros(21, *shape, dtype=torch.int32)
-    engine.run(Job(values=levels, noise=noise, head=sampler.head, options=SamplingOptions(**drawing)))
+    engine.run(Job(values=levels, noise=noise, options=SamplingOptions(**drawing)))
     assert torch.equal(levels, expected.int())
 
 
@@ -85,8 +85,8 @@ def test_a_cuda_graph_captures_a_batch(variant):
     _, shape, sampler, engine = built("wide", variant=variant)
     noise = torch.rand(5, *shape, dtype=torch.float64)
     eager = torch.zeros(5, *shape, dtype=torch.int32)
-    engine.run(Job(values=eager, noise=noise, head=sampler.head))
-    batch = engine.prepared(Job(values=torch.zeros_like(eager), noise=noise, head=sampler.head))
+    engine.run(Job(values=eager, noise=noise))
+    batch = engine.prepared(Job(values=torch.zeros_like(eager), noise=noise))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         engine.enqueue(batch)

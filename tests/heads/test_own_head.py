@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
-from pixelcnn_fast.heads import Head, SamplingOptions
+from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
+from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -149,3 +150,19 @@ def test_a_leak_is_found() -> None:
         net.first.mask[0, 1, 1, 1] = 1
     with pytest.raises(ValueError, match="first: .*own pixel"):
         Sampler(net, SHAPE, head=Pair(), image_form="levels")
+
+
+class Greatest(Categorical):
+    """Draws the greatest level that is possible."""
+
+    def draw(
+        self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
+    ) -> Tensor:
+        return (parameters > -5).int().mul(torch.arange(self.levels)).amax(-1, keepdim=True)
+
+
+def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent() -> None:
+    own = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3), head=Greatest(256))
+    assert (own.sample(2) == 255).all()
+    with pytest.raises(RuntimeError, match=r"Greatest.*is drawn in Python only"):
+        own.sample(2, runtime="cpu")

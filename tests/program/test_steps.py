@@ -34,14 +34,12 @@ from tests.tolerances import assert_right
 LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than whole vectors, and than two tiles
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 RUNTIMES = {
-    "eager": (torch.float64, lambda program, given: EagerRuntime(program, given)),
-    "cpu float32": (torch.float32, lambda program, given: CpuRuntime(program, given)),
-    "cpu float64": (torch.float64, lambda program, given: CpuRuntime(program, given)),
+    "eager": (torch.float64, EagerRuntime),
+    "cpu float32": (torch.float32, CpuRuntime),
+    "cpu float64": (torch.float64, CpuRuntime),
     "cuda emulated": (
         torch.float32,
-        lambda program, given: CudaRuntime(
-            program, given, variant="block", module=emulated(), limits=Limits(227 << 10, 4, 1)
-        ),
+        lambda *given: CudaRuntime(*given, variant="block", module=emulated(), limits=Limits(227 << 10, 4, 1)),
     ),
 }
 MARKS = {"eager": (), "cuda emulated": (needs_native, needs_compiler)}
@@ -129,11 +127,10 @@ def test_each_kind_is_its_formula(kind, alpha, runtime):
     job = Job(
         values=levels,
         noise=torch.zeros(levels.shape, dtype=torch.float64),
-        head=Categorical(LEVEL_COUNT),
         known=torch.ones_like(levels, dtype=torch.bool),
         parameters=logits,
     )
-    make(split_phases(program), conditions).run(job)
+    make(split_phases(program), conditions, Categorical(LEVEL_COUNT)).run(job)
 
     def meaning(dtype: torch.dtype) -> torch.Tensor:
         given = conditions(condition_operands(program.instructions), None, IMAGES)
