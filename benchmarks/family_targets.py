@@ -16,9 +16,9 @@ import torch
 from targets import building, options, speed, write
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.models import GatedPixelCNN
 
 GATED: dict[str, Any] = dict(input_channels=1, hidden_channels=64, dilations=(1, 2, 1, 4, 1, 2, 1))

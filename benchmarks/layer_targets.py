@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import accelerate, ops
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.bench.measure import interleaved
-from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference

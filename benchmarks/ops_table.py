@@ -15,7 +15,7 @@ import torch
 
 from pixelcnn_fast import pictures
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.cli.arguments import Parser, output_folder
+from pixelcnn_fast.bench.arguments import Parser, output_folder
 
 HEADER = ["device", "op", "contestant", "median", "fastest", "slowest", "vs plain"]
 

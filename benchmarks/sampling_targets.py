@@ -31,10 +31,10 @@ from targets import (
 )
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import count_or_zero, output_folder
 from pixelcnn_fast.bench.contestants import NAIVE
 from pixelcnn_fast.bench.measure import interleaved
 from pixelcnn_fast.bench.workload import random_model, workload
-from pixelcnn_fast.cli.arguments import count_or_zero, output_folder
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from pixelcnn_fast.sampler import Sampler
 

@@ -15,10 +15,10 @@ from statistics import median
 from typing import Any
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import Parser, count
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Model, workload
-from pixelcnn_fast.cli.arguments import Parser, count
 from pixelcnn_fast.sampler import Sampler
 
 RESULTS = Path(__file__).parent / "results"

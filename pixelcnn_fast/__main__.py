@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pixelcnn_fast
 from pixelcnn_fast import environment
+from pixelcnn_fast.bench.arguments import Parser
 from pixelcnn_fast.cli import bench, demo, receptive_field, sample
-from pixelcnn_fast.cli.arguments import Parser
 from pixelcnn_fast.errors import CheckFailed
 
 EPILOG = """examples:

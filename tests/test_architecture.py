@@ -90,3 +90,12 @@ def test_a_planted_circle_is_found() -> None:
     }
     graph = {name: set(imports(source, name, set(planted))) for name, source in planted.items()}
     assert circle(graph) is not None
+
+
+SCRIPTS = [path for folder in ("benchmarks", "examples") for path in (PACKAGE.parent / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_do_not_import_the_commands(path: Path) -> None:
+    found = imports(path.read_text(), path.name, set(MODULES))
+    assert not [module for module in found if room(module) in ("cli", "__main__")]

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import count, count_or_zero, counts, model_of, names, output_folder, size
 from pixelcnn_fast.bench.contestants import LABELS
 from pixelcnn_fast.bench.measure import check_names, compare
 from pixelcnn_fast.bench.workload import workload
-from pixelcnn_fast.cli.arguments import count, count_or_zero, counts, model_of, names, output_folder, size
 from pixelcnn_fast.native import native
 
 EPILOG = f"""runtimes:

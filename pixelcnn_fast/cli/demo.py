@@ -11,9 +11,9 @@ import torch
 
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.bench.measure import compare
 from pixelcnn_fast.bench.workload import Workload, workload
-from pixelcnn_fast.cli.arguments import output_folder
 from pixelcnn_fast.cli.bench import available
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.sampler import Sampler

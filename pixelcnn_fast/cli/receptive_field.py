@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pixelcnn_fast import checkpoint
-from pixelcnn_fast.cli.arguments import output_file, size
+from pixelcnn_fast.bench.arguments import output_file, size
 from pixelcnn_fast.receptive_field import receptive_field
 
 EPILOG = """examples:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import checkpoint, pictures
+from pixelcnn_fast.bench.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.bench.report import duration
-from pixelcnn_fast.cli.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES

@@ -1,4 +1,4 @@
-"""Argument types and a parser whose errors are one line."""
+"""What commands and benchmark scripts take as arguments, and a parser whose errors are one line."""
 
 from __future__ import annotations
 
