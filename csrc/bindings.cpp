@@ -56,11 +56,15 @@ int cuda_driver_version() {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The compiled part of pixelcnn_fast; pixelcnn_fast.native.native() is how to get at it.";
   m.def("build_info", &build_info, "How the module was built.");
-  m.def("isas", &pcf::cpu::available_isas, "The instruction sets built that this processor has, lowest first.");
-  m.def("chosen_isa", &pcf::cpu::chosen_isa, "The instruction set in use. ValueError: a bad PIXELCNN_FAST_ISA.");
-  m.def("force_isa", &pcf::cpu::force_isa, py::arg("name"), "Uses this one from now on; '' the default.");
-  m.def("cuda_devices", &cuda_devices, "The CUDA devices. RuntimeError where there are none, saying why.");
-  m.def("cuda_driver_version", &cuda_driver_version, "Newest CUDA the driver serves (13000); 0: no driver.");
+  m.def("isas", &pcf::cpu::available_isas,
+        "The instruction sets that were built and this processor has, lowest first.");
+  m.def("chosen_isa", &pcf::cpu::chosen_isa,
+        "The instruction set in use. Raises ValueError for a bad PIXELCNN_FAST_ISA.");
+  m.def("force_isa", &pcf::cpu::force_isa, py::arg("name"),
+        "Uses this instruction set from now on; '' restores the default.");
+  m.def("cuda_devices", &cuda_devices, "The CUDA devices. Raises RuntimeError where there are none, saying why.");
+  m.def("cuda_driver_version", &cuda_driver_version,
+        "The newest CUDA version that the driver supports, such as 13000; 0 without a driver.");
   bind_sampler(m);
   bind_layers(m);
 #ifdef PCF_HAVE_CUDA

@@ -9,8 +9,8 @@
 
 namespace pcf {
 
-// One operation on an instruction's x, channel by channel. What its kind reads, and what alpha means, is said in
-// pixelcnn_fast/program/steps.py, the table from which CMake writes steps.h.
+// One operation on an instruction's x, channel by channel. pixelcnn_fast/program/steps.py, the table from which CMake
+// writes steps.h, says what each kind reads and what alpha means.
 struct Step {
   StepKind kind;
   double alpha = 1;
@@ -25,18 +25,18 @@ struct Run {
   const void* weight;
 };
 
-// A whole row at once | at a pixel, before its last draw | after it.
+// Runs for a whole row at once | at a pixel, before its last draw | at a pixel, after its last draw.
 enum class Phase { row, pixel, drawn };
 
-// The image as an instruction reads it: image channels first ... first + count - 1, each as the number it is, or as row
-// `level` of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels.
+// The image as an instruction reads it: image channels first ... first + count - 1, each as a number, or as row `level`
+// of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels.
 struct ImageInput {
   int first = 0, count = 0, width = 1;
   const void* table = nullptr;
   int levels = 0;  // rows of the table
 };
 
-// out = steps(x), where x is what was drawn of the image, or bias + row runs + pixel runs, or a value.
+// out = steps(x), where x is the part of the image that was drawn, or bias + row runs + pixel runs, or a value.
 enum class InstructionKind { from_levels, convolution, pointwise };
 
 struct Instruction {
@@ -49,11 +49,11 @@ struct Instruction {
   std::vector<Run> pixel_runs = {};
   int value = -1;  // pointwise
   std::vector<Step> steps = {};
-  int lead = 0;   // of the wavefront: columns ahead of the pixel that is drawn
+  int lead = 0;   // in a wavefront: how many columns ahead of the pixel that is drawn
   int after = 0;  // how many draws of its pixel come before it
 };
 
-// What is kept of a value when rows are sampled one by one: that many rows, each with zero columns on both sides.
+// What is kept of a value when rows are sampled one by one: `rows` rows, each with zero columns on both sides.
 struct Storage {
   int channels, rows, pad_left, pad_right;
 };
@@ -64,8 +64,8 @@ struct ConditionOperand {
   bool varies_over_pixels;
 };
 
-// A pixel's model output is `distributions` distributions of `parameters` numbers each. Each takes `uniforms` of the
-// noise and gives the values of the next image_channels / distributions image channels.
+// The model's output at a pixel is `distributions` distributions of `parameters` numbers each. Each distribution takes
+// `uniforms` numbers of the noise and gives the values of the next image_channels / distributions image channels.
 enum class HeadKind { categorical };  // parameters: the logits of the levels; values: int32
 
 struct Head {
@@ -76,32 +76,34 @@ struct Head {
 struct Program {
   int image_channels, height, width;
   Head head;
-  // The values that hold the parameters, one per draw. Each draw gives the next distributions / outputs.size()
-  // distributions: all at once, or one after the other, seeing those before.
+  // The values that hold the parameters, one per draw. Each draw takes the next distributions / outputs.size()
+  // distributions: all at once, or one after the other, where each sees those before.
   std::vector<int> outputs;
   std::vector<Storage> storage;  // by value; values are numbered from 0
   std::vector<Instruction> instructions;
   std::vector<ConditionOperand> conditions;
-  int lag = 0;  // rows may start that many columns behind the row above; 0: one row at a time
+  int lag = 0;  // how many columns behind the row above a row may start; 0: one row at a time
 };
 
-// How values are drawn; by default from what the model says.
+// How values are drawn; by default from the model's own distribution.
 struct SamplingOptions {
   double temperature = 1;  // logits are divided by it; 0: the most likely level
   int top_k = 0;           // only the k most likely levels may be drawn; 0: all
-  double top_p = 1;        // of those, the most likely that together just reach this probability
+  double top_p = 1;        // of those, the fewest that reach this probability, the likeliest first
 };
 
 // One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
 struct Job {
   int images;
-  void* values;                         // [images, C, H, W] of the head's type: known ones in, all of them out
-  const uint8_t* known = nullptr;       // [images, C, H, W]: nonzero keeps the given value; null: none known
+  void* values;  // [images, C, H, W] of the head's type: known ones in, all of them out
+  // [images, C, H, W]: nonzero where the value is known; null: none is. A distribution is drawn unless all its values
+  // are known.
+  const uint8_t* known = nullptr;
   const double* noise;                  // [images, distributions * uniforms, H, W] in [0, 1)
   std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
   SamplingOptions options;
   void* parameters = nullptr;         // [images, distributions, H, W, parameters] or null: not wanted
-  double* log_probability = nullptr;  // [images, distributions, H, W] of what is drawn, as the model has it; or null
+  double* log_probability = nullptr;  // [images, distributions, H, W] of what is drawn, under the model itself; or null
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

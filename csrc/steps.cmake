@@ -1,5 +1,6 @@
-# Writes the header steps.h from the table of steps, and again whenever that changes. For CMakeLists.txt, and for that
-# of tests/csrc/emulation. A step without a formula must not compile: GCC and Clang see it by the missing case.
+# Writes the header steps.h from the table of steps, and writes it again whenever the table changes. The project's
+# CMakeLists.txt and that of tests/csrc/emulation include this file. A step without a formula must not compile: GCC and
+# Clang report the missing case.
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 set(PCF_STEPS_TABLE ${CMAKE_CURRENT_LIST_DIR}/../pixelcnn_fast/program/steps.py)
 set(PCF_STEPS_WRITER ${CMAKE_CURRENT_LIST_DIR}/steps_header.py)

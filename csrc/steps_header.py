@@ -19,7 +19,7 @@ enum class OnZero {{ {on_zero} }};
 struct StepTraits {{
   const char* name;
   Operand operand;
-  bool reads_all_channels;  // of its operand, where other kinds read the channel that they change
+  bool reads_all_channels;  // of its operand; other kinds read only the channel that they change
   OnZero on_zero;
   int cost;  // for one channel of one pixel, in multiply-adds
 }};
@@ -60,6 +60,6 @@ def header(table: dict) -> str:
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
     text = header(runpy.run_path(str(source)))
-    if not target.exists() or target.read_text() != text:  # else everything would be compiled again
+    if not target.exists() or target.read_text() != text:  # a new file would make everything compile again
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)

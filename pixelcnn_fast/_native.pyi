@@ -29,13 +29,13 @@ def chosen_isa() -> str:
     """The instruction set in use. Raises ValueError if PIXELCNN_FAST_ISA names one that is not available."""
 
 def force_isa(name: str) -> None:
-    """Uses this instruction set from now on; '' the default. Raises ValueError if it is not available."""
+    """Uses this instruction set from now on; '' restores the default. Raises ValueError if it is not available."""
 
 def cuda_devices() -> list[CudaDevice]:
     """The CUDA devices. Raises RuntimeError where there are none, saying why."""
 
 def cuda_driver_version() -> int:
-    """The newest CUDA version that the driver serves, such as 13000; 0 where there is no driver."""
+    """The newest CUDA version that the driver supports, such as 13000; 0 without a driver."""
 
 class NonFiniteLogits(ValueError):
     """args: image, channel, row, column."""

@@ -1,4 +1,4 @@
-"""Swaps the layers of a model you already have for faster ones, in place, and undoes it."""
+"""Swaps layers of a model you already have for faster ones, in place, and can undo it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pixelcnn_fast.ops.backend import choose
 
 @dataclass
 class Accelerated:
-    """What ``accelerate`` did to a model. swapped, left: module path -> what it became, why it was left."""
+    """What ``accelerate`` did to a model, by module path. swapped: what became of it; left: why it was left."""
 
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     _originals: list[tuple[nn.Module, type]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Makes every module what it was; parameters stay as they are now. A second call does nothing."""
+        """Turns every module back into what it was; parameters stay as they are now. A second call does nothing."""
         for module, original in self._originals:
             module.__class__ = original
         self._originals.clear()
@@ -46,11 +46,11 @@ class Accelerated:
 def accelerate(model: nn.Module, quiet: bool = False) -> Accelerated:
     """Swaps masked convolutions, and in inference what follows them, for this library's fast ones.
 
-    Recognised are this library's plain modules, ``nn.Conv2d`` subclasses that multiply their weight by a mask of
-    zeros and ones (a buffer or an attribute, in place or not), and ``nn.Sequential`` where convolution, batch norm
-    and activation follow each other. Each swap is checked on a random input first. The modules stay the same
-    objects, with their parameters, state_dict keys and hooks; only this model changes. Prints what was swapped, and
-    what was left and why, unless ``quiet``.
+    It recognises this library's plain modules, ``nn.Conv2d`` subclasses that multiply their weight by a mask of zeros
+    and ones (a buffer or an attribute, in place or not), and ``nn.Sequential`` in which convolution, batch norm and
+    activation follow each other. A convolution is checked on a random input before it is swapped. The modules stay
+    the same objects, with their parameters, state_dict keys and hooks; only this model changes. Unless ``quiet``, it
+    prints what was swapped, and what was left and why.
 
         handle = accelerate(model)
         ...
@@ -89,7 +89,7 @@ def accelerate(model: nn.Module, quiet: bool = False) -> Accelerated:
 
 
 def _subclass(fast: type[nn.Module], original: type[nn.Module], **attributes: object) -> type[nn.Module]:
-    """``original`` with ``fast``'s forward: instances keep passing for what they were."""
+    """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
     return type(
         original.__name__,
         (original,),
@@ -98,14 +98,14 @@ def _subclass(fast: type[nn.Module], original: type[nn.Module], **attributes: ob
 
 
 def _mask_of(conv: nn.Conv2d) -> tuple[str | None, str]:
-    """Name of the attribute that holds the mask; or None, and why the convolution is left."""
+    """The name of the attribute that holds the mask, or None and why the convolution is left."""
     kind = type(conv).__name__
     if type(conv) is nn.Conv2d:
         return None, "Conv2d without a mask of its own"
     if "weight" not in conv._parameters and not is_parametrized(conv):
         return (
             None,
-            f"{kind} under the old weight_norm; torch.nn.utils.parametrizations.weight_norm can be swapped",
+            f"{kind} with the old weight_norm; one with torch.nn.utils.parametrizations.weight_norm can be swapped",
         )
     if conv.stride != (1, 1) or conv.groups != 1 or conv.padding_mode != "zeros":
         return None, f"{kind} with a stride, groups or padding other than zeros"
@@ -117,7 +117,7 @@ def _mask_of(conv: nn.Conv2d) -> tuple[str | None, str]:
         if _computes_masked_conv2d(conv, getattr(conv, name)):
             return name, ""
     if candidates:
-        return None, f"{kind} computes something else than a convolution masked by its {candidates[0]!r}"
+        return None, f"{kind} computes something other than a convolution masked by its {candidates[0]!r}"
     return None, f"{kind} has no mask of zeros and ones in the shape of its weight"
 
 
@@ -130,7 +130,7 @@ def _looks_like_mask(x: object, weight: Tensor) -> bool:
 
 @torch.no_grad()
 def _computes_masked_conv2d(conv: nn.Conv2d, mask: Tensor) -> bool:
-    """Tries a copy, so that masking in place and hooks have no effect."""
+    """Tries a copy without hooks, so that the module itself is neither masked in place nor observed."""
     copied = copy.deepcopy(conv).eval()
     for hooks in (copied._forward_hooks, copied._forward_pre_hooks):
         hooks.clear()
@@ -140,7 +140,7 @@ def _computes_masked_conv2d(conv: nn.Conv2d, mask: Tensor) -> bool:
     expected = F.conv2d(x, weight * mask, conv.bias, padding=conv.padding, dilation=conv.dilation)
     try:
         got = copied(x)
-    except Exception:  # a forward that takes other arguments, say; then it is left alone
+    except Exception:  # such as of a forward that takes other arguments: it is left alone
         return False
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return False

@@ -153,7 +153,7 @@ def test_says_what_it_did(capsys):
     text = capsys.readouterr().out
     assert set(handle.swapped) == {"body.0", "body"}
     assert "first: its forward was replaced on the instance" in text
-    assert "body.3: Scaled computes something else than a convolution masked by its 'mask'" in text
+    assert "body.3: Scaled computes something other than a convolution masked by its 'mask'" in text
     assert "conv_out: Conv2d without a mask of its own" in text
     assert str(accelerate(model, quiet=True)) != text and not accelerate(model, quiet=True).swapped
     assert "nothing to swap" in str(accelerate(nn.ReLU(), quiet=True))

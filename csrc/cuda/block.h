@@ -1,4 +1,4 @@
-// Variant `block`: one block of threads per tile of images, all weights streamed through shared memory for each pixel.
+// Variant `block`: one block of threads per tile of images, which streams all weights through shared memory per pixel.
 #pragma once
 
 #include "cuda/worker.h"
@@ -24,7 +24,7 @@ class Ring {
     return fragment;
   }
 
-  // Nothing: the stream begins and ends where instructions are left out.
+  // Does nothing, as the stream begins and ends where instructions are left out.
   __device__ void skip(int) {}
 
  private:
@@ -38,7 +38,7 @@ class Ring {
       left_--;
     }
     filled_ = (filled_ + 1) % kRing;
-    commit_copies();  // also where nothing was copied: waiting counts groups
+    commit_copies();  // even if nothing was copied, as waiting counts groups
   }
 
   char* const ring_;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_blocks(__grid_const
   const int warp = worker.warp, width = params.layout.width;
   const int length = static_cast<int>((stage.weights[warp + 1] - stage.weights[warp]) / kWeightBytes);
   const int drawn =
-      stage.drawn_fragments[warp];  // the first column step runs no drawn instructions, the last one nothing else
+      stage.drawn_fragments[warp];  // the first column step runs no drawn instructions, the last one only those
   Ring weights(shared + warp * kRing * kWeightBytes, params.constants + stage.weights[warp], length,
                drawn == length ? 0 : drawn, length * width, worker.lane);
   worker.clear_shared();

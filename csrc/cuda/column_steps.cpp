@@ -6,7 +6,7 @@ namespace pcf::cuda {
 
 ColumnSteps::ColumnSteps(const Program& program, Math math) : program(program), math(math) {
   for (const auto& i : program.instructions) by_value_[i.out] = &i;
-  // What runs in the row phase alone comes last.
+  // Instructions that run in the row phase alone come last.
   const int draws = static_cast<int>(program.outputs.size());
   for (int turn = -1; turn <= draws; turn++)
     for (const auto& i : program.instructions) {
@@ -16,7 +16,8 @@ ColumnSteps::ColumnSteps(const Program& program, Math math) : program(program), 
     }
 }
 
-// -1: drawn; how many draws come before it; the number of draws: only in the row phase. An output ends its turn.
+// -1 for drawn instructions, the number of draws for those of the row phase alone, and for others how many draws come
+// before them. An output ends its turn.
 int ColumnSteps::turn_of(const Instruction& i) const {
   if (i.phase == Phase::drawn) return -1;
   return i.phase == Phase::row && draw_of(i.out) < 0 ? static_cast<int>(program.outputs.size()) : i.after;
@@ -31,7 +32,7 @@ bool ColumnSteps::in_row_phase(int value) const {
   return turn_of(*by_value_.at(value)) == static_cast<int>(program.outputs.size());
 }
 
-// Values of the row phase are at hand.
+// Values of the row phase have always been computed.
 int ColumnSteps::lag(const Instruction& i, int value, int dx) const {
   return in_row_phase(value) ? 0 : -(dx + is_drawn(value) - (i.phase == Phase::drawn));
 }

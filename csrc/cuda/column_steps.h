@@ -1,5 +1,5 @@
 // The program in the order in which a column step runs it: what each instruction reads, how many column steps ago that
-// was made, and how much memory it takes.
+// was computed, and how much memory it takes.
 #pragma once
 
 #include <map>
@@ -35,13 +35,13 @@ class ColumnSteps {
   const Program& program;
   const Math math;
   std::vector<PlannedInstruction> instructions;
-  int count = 0;  // of instructions that run in column steps: the first ones
+  int count = 0;  // of instructions that run in column steps; they come first
 
-  int index_of(int value) const { return index_.at(value); }  // of the instruction that makes it
+  int index_of(int value) const { return index_.at(value); }  // of the instruction that computes it
   int draw_of(int value) const;                               // which draw takes its logits from the value; -1: none
   bool in_row_phase(int value) const;
   int lag(const Instruction&, int value,
-          int dx) const;  // column steps since the value's column x + dx was made, read at x
+          int dx) const;  // column steps since column x + dx of the value was computed, if read at x
   std::vector<std::pair<int, int>> reads(const PlannedInstruction&) const;  // in column steps: (value, lag)
 
   int depth() const { return depth_of(math); }

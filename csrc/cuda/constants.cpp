@@ -9,7 +9,7 @@
 namespace pcf::cuda {
 namespace {
 
-// The constants while they grow.
+// The constants as they are put together.
 class Constants {
  public:
   template <class T>
@@ -56,7 +56,7 @@ class Writer {
   }
 
  private:
-  static constexpr int kDrawnLevels = -1;  // stands for a value
+  static constexpr int kDrawnLevels = -1;  // in place of a value
 
   void write_instruction(PlannedInstruction& i) {
     InstructionPlan& p = i.plan;
@@ -152,8 +152,9 @@ class Writer {
     plan_.stage_barriers.push_back(set_barriers(range));
   }
 
-  // Warps own channels, and matrix products read those of other warps: there is a barrier of the block before an
-  // instruction that reads what was written since the last one. Every column step ends with a barrier. -> how many
+  // Each warp owns some channels, but matrix products read those of other warps too. So there is a barrier of the block
+  // before an instruction that reads what was written since the last barrier. Every column step ends with a barrier.
+  // Returns how many others there are.
   int set_barriers(Range range) {
     std::set<int> written;
     int barriers = 0;
@@ -180,7 +181,7 @@ class Writer {
     return result;
   }
 
-  // The row phase by depth: an instruction comes after the row values that it reads in the present row.
+  // The instructions of the row phase by depth: each comes after the row values that it reads in the present row.
   std::vector<int> row_lists() {
     std::map<int, int> depth_of;  // by value
     std::map<int, std::vector<int>> by_depth;

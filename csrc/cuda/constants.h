@@ -7,7 +7,7 @@
 
 namespace pcf::cuda {
 
-// Completes the plans in `steps` and `memory`, and writes them into `plan` with what its facts say of weights.
+// Completes the plans in `steps` and `memory`, and writes them into `plan`, with the facts about weights.
 // Throws std::invalid_argument where the weights are too large.
 void write_constants(ColumnSteps& steps, const std::vector<Range>& stages, MemoryPlan& memory, Plan& plan);
 

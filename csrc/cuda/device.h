@@ -49,8 +49,8 @@ __device__ __forceinline__ T* map_to_block(T* mine, unsigned rank) {
   return reinterpret_cast<T*>(there);
 }
 
-// 16 bytes from global to shared memory, both aligned, past L1. Done when the group they were committed in has been
-// waited for: all but the last kLeft groups are.
+// Copies 16 bytes from global to shared memory, both aligned, bypassing L1. The copy is done once the group that it was
+// committed in has been waited for; wait_copies waits for all but the last kLeft groups.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
@@ -61,7 +61,7 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-// A flag that says to other blocks: what was written before is there.
+// A flag tells other blocks that what was written before it is there.
 enum class Scope { cluster, device };
 template <Scope kScope>
 __device__ __forceinline__ void publish(uint32_t* flag, uint32_t value) {
@@ -85,7 +85,7 @@ __device__ __forceinline__ uint32_t observe(const uint32_t* flag) {
   asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
   return value;
 }
-// One more at a number that others observe.
+// Adds one to a number that others observe.
 __device__ __forceinline__ void arrive(uint32_t* number) {
   asm volatile("red.release.gpu.add.u32 [%0], 1;" ::"l"(number) : "memory");
 }
@@ -135,7 +135,7 @@ __device__ __forceinline__ uint32_t round_tf32(uint32_t bits) {
   return rounded;
 }
 
-// -- sum[16, 8] += a[16, k] . b[k, 8], each lane holding its part of the three, as PTX lays them out
+// -- sum[16, 8] += a[16, k] . b[k, 8]; each lane holds its part of the three, as PTX lays them out
 
 #define PCF_MMA(name, shape_and_types)                                                                    \
   __device__ __forceinline__ void name(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
@@ -164,7 +164,7 @@ inline void check(cudaError_t error) {
     throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
 }
 
-// A launch as CUDA wants it; attributes: two, which the result refers to.
+// A launch as CUDA expects it. attributes: room for two, which the result refers to.
 template <class... Parameters>
 cudaLaunchConfig_t configured(void (*kernel)(Parameters...), const Launch& how, Stream stream,
                               cudaLaunchAttribute* attributes) {
@@ -194,8 +194,8 @@ void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, con
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 
-// How many clusters of such a launch the device runs at once: fewer than its multiprocessors would hold, where they do
-// not divide the device's groups of multiprocessors.
+// How many clusters of such a launch the device runs at once: fewer than its multiprocessors would hold if a cluster's
+// size does not divide that of the device's groups of multiprocessors.
 template <class... Parameters>
 int clusters_at_once(void (*kernel)(Parameters...), const Launch& how) {
   cudaLaunchAttribute attributes[2];

@@ -15,11 +15,11 @@ void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   const int driver = driver_version();
   std::string text;
-  // The runtime gives error 35 for both of the first two cases.
+  // The runtime returns error 35 in both of the first two cases.
   if (error == cudaErrorInsufficientDriver && driver == 0)
     text = "no CUDA driver is installed: install NVIDIA's driver, or use the cpu runtime";
   else if (error == cudaErrorInsufficientDriver)
-    text = "the CUDA driver serves CUDA " + version_text(driver) + ", and this build needs " +
+    text = "the CUDA driver supports CUDA " + version_text(driver) + ", and this build needs " +
            version_text(CUDART_VERSION) + ": update the driver, or rebuild with an older toolkit";
   else if (error == cudaErrorNoDevice)
     text = "the CUDA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the cpu runtime";

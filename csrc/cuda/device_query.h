@@ -1,4 +1,4 @@
-// What the CUDA runtime, linked statically, says of this machine.
+// What the CUDA runtime, which is linked statically, says about this machine.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct Device {
 // driver, no device, or a driver older than the runtime.
 std::vector<Device> devices();
 
-// The newest CUDA version that the driver serves, such as 13000; 0 if there is no driver.
+// The newest CUDA version that the driver supports, such as 13000; 0 if there is no driver.
 int driver_version();
 
 }  // namespace pcf::cuda

@@ -1,5 +1,5 @@
 // A warp draws a level from a sub-pixel's logits. All lanes call with the same arguments and get the same result; each
-// looks after some neighbouring levels.
+// lane handles some neighbouring levels.
 #pragma once
 
 #include "cuda/device.h"
@@ -7,7 +7,7 @@
 
 namespace pcf::cuda {
 
-// The options with what follows from them, so that a warp need not divide.
+// The options, and what is computed from them once, so that a warp need not divide.
 struct DrawOptions : SamplingOptions {
   float inverse_temperature = 1;  // 0: the most likely level
 
@@ -42,8 +42,8 @@ struct Share {
   }
 };
 
-// The smallest k with u < cdf_k, the last one with a weight if rounding leaves none. weight(k): float32; their sums
-// are double.
+// The smallest k with u < cdf_k, or the last one with a weight if rounding leaves none. weight(k): float32; weights are
+// summed in double.
 template <class Weight>
 __device__ __forceinline__ int pick(int levels, double u, int lane, const Weight& weight) {
   const Share mine(levels, lane);
@@ -67,7 +67,8 @@ __device__ __forceinline__ int pick(int levels, double u, int lane, const Weight
 
 // -- top-k and nucleus sampling
 
-// Levels in the order of falling logits, the lower of equal ones first, up to and with level `last` of this logit.
+// A cut through the levels, sorted by falling logits and, for equal logits, by rising level: it keeps those up to and
+// including level `last`, which has this logit.
 struct Cut {
   float logit;
   int last;       // -1: no level of this logit
@@ -78,8 +79,8 @@ struct Cut {
   }
 };
 
-// The first `most` levels, or fewer: no level after the first once those before it weigh `enough`. The sums are those
-// of heads/drawing.py, in the same order.
+// Keeps the first `most` levels, or fewer: the first one, and others until those before them weigh `enough`. Each turn
+// of the loop takes the next smaller logit. The sums are those of heads/drawing.py, in the same order.
 template <class Weight>
 __device__ __forceinline__ Cut cut_after(int most, double enough, const float* logits, int levels, float high, int lane,
                                          const Weight& weight) {
@@ -101,7 +102,7 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, const float* l
       cut.logit = next;
       continue;
     }
-    int left = kept - (up_to - equal);  // of those kept, the ones from this lane's first level on
+    int left = kept - (up_to - equal);  // how many of those kept are at or after this lane's first level
     for (int k = mine.first; k < mine.last && left > 0; k++)
       if (logits[k] == cut.logit) left--, cut.last = k;
     cut.last = over_warp(cut.last, [](int a, int b) { return max(a, b); });
@@ -109,7 +110,7 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, const float* l
   }
 }
 
-// A function of its own, so that it costs the plain draw no registers. Each of its turns finds the next smaller logit.
+// Draws with top-k or top-p. It is a function of its own, so that it costs the plain draw no registers.
 __device__ __noinline__ inline int draw_from_likeliest(const float* logits, int levels, const DrawOptions& options,
                                                        double u, float high, int lane) {
   const float inverse_temperature = options.inverse_temperature;
@@ -127,7 +128,7 @@ __device__ __noinline__ inline int draw_from_likeliest(const float* logits, int 
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
-// From softmax(logits / temperature), as heads/drawing.py says it; -1 if a logit is not finite.
+// Draws from softmax(logits / temperature), as heads/drawing.py does; -1 if a logit is not finite.
 __device__ inline int draw(const float* logits, int levels, const DrawOptions& options, double u, int lane) {
   const float inverse_temperature = options.inverse_temperature;
   const Share mine(levels, lane);
@@ -149,7 +150,7 @@ __device__ inline int draw(const float* logits, int levels, const DrawOptions& o
   return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 
-// ln of the probability of a level under softmax(logits), which are finite.
+// ln of the probability of a level under softmax(logits). The logits must be finite.
 __device__ inline double log_probability_of(int level, const float* logits, int levels, int lane) {
   float high = -INFINITY;
   for (int k = lane; k < levels; k += 32) high = fmaxf(high, logits[k]);

@@ -5,7 +5,7 @@
 
 namespace pcf::cuda {
 
-// All threads of the block wait until the number is this one or a later one.
+// All threads of the block wait until the number has reached `value`.
 template <Scope kScope>
 __device__ inline void wait_for(const uint32_t* number, uint32_t value) {
   if (thread_index() == 0)
@@ -13,8 +13,8 @@ __device__ inline void wait_for(const uint32_t* number, uint32_t value) {
   sync_block();
 }
 
-// A barrier of blocks: what each wrote before it, all see afterwards. all: how many will have arrived by then, barriers
-// before this one counted.
+// A barrier between blocks: afterwards, all of them see what each wrote before it. all: how many blocks will have
+// arrived by then, counting those at earlier barriers.
 __device__ inline void sync_blocks(uint32_t* arrived, uint32_t all) {
   sync_block();
   if (thread_index() == 0) arrive(arrived);

@@ -8,7 +8,7 @@ namespace pcf::cuda {
 
 // sum[16 channels, 8 images] += weights . input. A lane's sums are those of two neighbouring channels and images:
 // (channel 2g, image 2m), (2g, 2m + 1), (2g + 1, 2m), (2g + 1, 2m + 1). The two halves of the depth go to two sums,
-// so that the second product need not wait for the first; they may be the same array.
+// so that the second product need not wait for the first; both may be the same array.
 template <Math kMath>
 struct Fragment {
   struct Weights {
@@ -43,7 +43,7 @@ struct Fragment {
   }
 };
 
-// float32 exactly as written: fused multiply-adds, each lane reading the rows and images of its sums.
+// Exact float32: fused multiply-adds, for which each lane reads the rows and images of its sums.
 template <>
 struct Fragment<Math::fp32> {
   struct Weights {

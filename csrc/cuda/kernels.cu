@@ -1,4 +1,4 @@
-// The kernels of one kind of numbers, PCF_MATH; compiled once for each.
+// The kernels for one kind of numbers, PCF_MATH; compiled once for each kind.
 #include "cuda/kernels.h"
 
 #include "cuda/block.h"

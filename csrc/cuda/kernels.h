@@ -5,12 +5,12 @@
 
 namespace pcf::cuda {
 
-// Row params.y of all tiles: the row phase, then the row's column steps. clusters: pipelines that fit a cluster are
-// one.
+// Launches row params.y of all tiles: the row phase, then the row's column steps. clusters: whether each pipeline is a
+// cluster.
 template <Math kMath>
 void run_row(const Plan&, const KernelParams&, const RowSplit&, bool clusters, Stream);
 
-// How many of `wanted` pipelines that are clusters the device runs at once.
+// How many of `wanted` pipelines, each a cluster, the device runs at once.
 template <Math kMath>
 int pipelines_at_once(const Plan&, int wanted);
 

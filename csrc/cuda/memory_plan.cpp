@@ -28,7 +28,7 @@ class MemoryPlanner {
   }
 
  private:
-  // Everything in shared memory if possible: first logits, then the newest column of each value, then older ones.
+  // Puts everything into shared memory if it fits: first logits, then each value's newest column, then older ones.
   void plan_block() {
     std::map<int, int> wanted;  // value -> columns
     for (int i = 0; i < column_steps_.count; i++)
@@ -66,7 +66,7 @@ class MemoryPlanner {
                                             column_steps_.instructions[i].stage;
   }
 
-  // What must be zero when a row begins comes first, at whatever length; weights come last, as their size varies.
+  // What must be zero when a row begins comes first, whatever its length; weights come last, as their size varies.
   void plan_stage(size_t s) {
     StagePlan& stage = memory_.stages[s];
     auto& table = memory_.values[s];
@@ -122,7 +122,7 @@ class MemoryPlanner {
       if (i.plan.partial >= 0) next += int64_t{column_steps_.program.width} * i.plan.tiles * kSumBytes;
     }
     plan_.layout.logits_global = next;
-    if (plan_.variant == Variant::block) next += column_steps_.logits_bytes();  // in case that shared memory lacks room
+    if (plan_.variant == Variant::block) next += column_steps_.logits_bytes();  // in case shared memory lacks room
     plan_.layout.tile_bytes = (next + 127) / 128 * 128;
     if (plan_.variant == Variant::block) return;
     int64_t pipeline = static_cast<int64_t>(ranges_.size()) * kFlagBytes;

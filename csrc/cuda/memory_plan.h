@@ -9,10 +9,10 @@ namespace pcf::cuda {
 
 struct MemoryPlan {
   std::vector<std::vector<ValuePlan>> values;  // per stage, by value
-  std::vector<StagePlan> stages;               // what shared memory they have
+  std::vector<StagePlan> stages;               // how their shared memory is used
 };
 
-// Writes where each instruction's sums and logits lie into `steps`, and the sizes of all that into `plan`.
+// Writes where each instruction's sums and logits lie into `steps`, and the resulting sizes into `plan`.
 // Throws std::invalid_argument, saying why, where shared memory is too small.
 MemoryPlan plan_memory(ColumnSteps& steps, const std::vector<Range>& stages, const Limits& limits, Plan& plan);
 

@@ -1,4 +1,4 @@
-// Narrow number formats as bits, on the host; to the nearest, ties to even (tf32: ties away, as the GPU's cvt.rna).
+// Narrow number formats as bits, on the host. Rounds to nearest, ties to even (tf32: ties away, as in cvt.rna).
 #pragma once
 
 #include <cstdint>

@@ -6,12 +6,12 @@
 
 namespace pcf::cuda {
 
-// Row r of a matrix instruction is this channel of its 16, so that a lane's two rows (g and g + 8) are neighbours.
+// Which of 16 channels is row `row` of a matrix instruction. A lane's two rows, g and g + 8, are neighbouring channels.
 inline int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
 
-// weight: [inputs, outputs]; those from (first_in, first_out) on go into `fragment`, zeros beyond the matrix.
-//   tensor cores  [half of the depth][lane][register], a lane's input channels being the neighbours that it also
-//                 holds of the input fragment
+// Packs weights [inputs, outputs] from (first_in, first_out) on into `fragment`, with zeros beyond the matrix:
+//   tensor cores  [half of the depth][lane][register], where a lane's input channels are the neighbouring ones that it
+//                 also holds of the input fragment
 //   fp32          [input channel / 4][row][input channel % 4]
 inline void pack_weights(Math math, const float* weight, int inputs, int outputs, int first_in, int first_out,
                          char* fragment) {

@@ -1,11 +1,11 @@
 // Variant `pipeline`: the blocks of a pipeline are its stages. Each keeps the weights of its few instructions in shared
-// memory for the whole launch, and hands each column step's values on to the next; the last draws, and the first goes
-// on with the tile's next column step. A pipeline works on its tiles in turn, so that with as many tiles as stages
-// every block is busy.
+// memory for the whole launch, and hands each column step's values on to the next. The last one draws; then the first
+// one can go on with the tile's next column step. A pipeline works on its tiles in turn, so that with as many tiles as
+// stages every block is busy.
 //
-// kCluster: the pipeline is a cluster, and values and flags go straight into the next block's shared memory; else they
-// go through global memory, and the launch must be cooperative. Column steps are numbered through the whole image; a
-// flag holds the number of the next one, so it never has to be reset.
+// kCluster: the pipeline is a cluster, and values and flags go straight into the next block's shared memory; otherwise
+// they go through global memory, and the launch must be cooperative. Column steps are numbered through the whole image,
+// and a flag holds the number of the next one, so it never has to be reset.
 #pragma once
 
 #include "cuda/flags.h"
@@ -13,11 +13,11 @@
 
 namespace pcf::cuda {
 
-// A warp's fragments in the order in which it uses them in a column step. The last ones stay in shared memory; those of
-// a layer too large for it are read from L2.
+// A warp's fragments in the order in which it uses them in a column step. The last ones stay in shared memory; if not
+// all fit there, the first ones are read from L2.
 class Resident {
  public:
-  // Called by all warps; the copies have still to be waited for.
+  // Called by all warps, which must then wait for the copies.
   __device__ Resident(const StagePlan& stage, const char* constants, char* shared, int warp, int lane)
       : global_(constants + stage.weights[warp]) {
     for (int w = 0; w <= warp; w++) {
@@ -45,9 +45,9 @@ class Resident {
 };
 
 struct Flags {
-  uint32_t arrived;  // of this stage's column steps, those whose values lie in its slots
-  uint32_t taken;    // of the next stage's column steps, those it is through with
-  uint32_t drawn;    // by the last stage, kept with the first
+  uint32_t arrived;  // how many column steps have put their values into this stage's slots
+  uint32_t taken;    // how many column steps the next stage has finished
+  uint32_t drawn;    // how many column steps the last stage has drawn; kept with the first stage
 };
 
 template <bool kCluster>
@@ -62,7 +62,7 @@ class Pipeline {
   __device__ Flags* flags(int rank) const {
     return reinterpret_cast<Flags*>(kCluster ? map_to_block(shared_, rank) : memory_ + rank * kFlagBytes);
   }
-  // Always in global memory, as the levels are.
+  // Always in global memory, like the levels.
   __device__ uint32_t* drawn() const { return &reinterpret_cast<Flags*>(memory_)->drawn; }
 
   // Where stage `rank` receives the values of a column step.
@@ -82,8 +82,8 @@ class Pipeline {
     sync_block();
   }
 
-  // Waits for the block's values, and for the slot, from which those of the column step before the last may still be
-  // read.
+  // Waits for the block's values, and for the slot, from which the next stage may still be reading values of two column
+  // steps ago.
   template <class Worker>
   __device__ void send(const Worker& worker, uint32_t step, int column) const {
     wait_for<kScope>(&flags(rank_)->taken, step - 1);
@@ -126,9 +126,9 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
   if (kCluster && worker.thread == 0) pipeline.flags(rank)->arrived = pipeline.flags(rank)->taken = step;
   wait_copies<0>();
   if (kCluster)
-    sync_cluster();  // others may write into this block's memory from here on
+    sync_cluster();  // from here on, others may write into this block's memory ...
   else
-    sync_warp();  // whose lanes read what the others copied
+    sync_warp();  // each lane reads what others of its warp have copied
 
   for (int x = 0; x <= layout.width; x++)
     for (int t = 0; t < tiles; t++, step++) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_row_in_pipelines(__grid_co
       worker.sum_early(x, weights);
       if (rank > 0)
         pipeline.receive(step);
-      else if (x > 0)  // the tile's previous pixel was drawn so many column steps ago
+      else if (x > 0)  // the tile's previous pixel was drawn `tiles` column steps ago
         wait_for<Scope::device>(pipeline.drawn(), step - tiles + 1);
       worker.run(x, weights);
       if (!last) {

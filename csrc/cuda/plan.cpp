@@ -6,7 +6,7 @@ namespace pcf::cuda {
 
 namespace {
 
-// The kernels draw levels (worker.h). Another kind of head is refused here, until they can draw it.
+// The kernels draw levels (worker.h). Another kind of head must be refused here until they can draw from it.
 void check_drawable(const Head& head) {
   switch (head.kind) {
     case HeadKind::categorical: return;

@@ -1,6 +1,5 @@
-// The row phase: taps that need only rows above, for a whole row of every tile, as matrix products. An
-// instruction's depth is one more than that of what it reads in the same row: depth by depth, in the same row of a
-// tile.
+// The row phase: sums taps that need only rows above, for a whole row of every tile, as matrix products. Within a row,
+// instructions run depth by depth: an instruction's depth is one more than that of what it reads in the same row.
 #pragma once
 
 #include "cuda/flags.h"
@@ -22,8 +21,8 @@ __device__ __noinline__ void finish_in_row(const KernelParams& params, int image
   worker.finish(x, worker.instruction(index), tile, column);
 }
 
-// One instruction in some columns of a tile of images. A warp makes two tiles of channels at a time for all of these
-// columns, so that what it reads serves 16 products.
+// Runs one instruction in some columns of a tile of images. A warp computes two tiles of channels at a time for all of
+// these columns, so that what it reads serves 16 products.
 template <Math kMath>
 __device__ __forceinline__ void make_in_row(const KernelParams& params, int images, int index, int first) {
   using F = Fragment<kMath>;
@@ -53,7 +52,7 @@ __device__ __forceinline__ void make_in_row(const KernelParams& params, int imag
         const auto w0 = F::weights(weights, lane), w1 = F::weights(weights + tile_bytes, lane);
 #pragma unroll
         for (int c = 0; c < kColumns; c++) {
-          const int step = min(c, width - 1 - first);  // beyond the grid the last column is made once more
+          const int step = min(c, width - 1 - first);  // beyond the grid, the last column is computed again
           const auto in = F::input(input + step * column_bytes, lane);
           F::multiply(sum[0][c], sum[0][c], w0, in);
           F::multiply(sum[1][c], sum[1][c], w1, in);
@@ -74,7 +73,7 @@ __device__ __forceinline__ void make_in_row(const KernelParams& params, int imag
   }
 }
 
-// One depth: block_index_y() is one of its instructions, block_index() a tile of images and some columns of it.
+// Runs one depth: block_index_y() says which of its instructions, block_index() which tile of images and which columns.
 template <Math kMath>
 __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     run_row_depth(__grid_constant__ const KernelParams params, RowDepth depth) {
@@ -84,8 +83,8 @@ __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
                      block_index() % column_parts * kRowColumns<kMath>);
 }
 
-// All depths; the launch must be cooperative. A team of blocks takes a tile of images at a time, each block some
-// columns of it and, at each depth, every workers-th instruction.
+// Runs all depths; the launch must be cooperative. A team of blocks takes one tile of images at a time, and each block
+// takes some columns of it and, at each depth, every workers-th instruction.
 template <Math kMath>
 __global__ void __launch_bounds__(32 * kRowWarps, kRowBlocks)
     run_row_depths(__grid_constant__ const KernelParams params, int n_depths, RowSplit split) {

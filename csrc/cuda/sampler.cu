@@ -29,7 +29,7 @@ int pipelines_at_once_as(Math math, const Plan& plan, int wanted) {
 
 int tiles_of(int images) { return (images + kTile - 1) / kTile; }
 
-// As many teams as there are tiles, as far as all their blocks run at once, then as many workers as find work.
+// As many teams as there are tiles, but only as many as run at once; then as many workers as find work.
 RowSplit row_split(const Plan& plan, const Limits& limits, int tiles) {
   const int columns = plan.layout.row_column_parts, at_once = kRowBlocks * limits.multiprocessors;
   if (plan.row_depths.size() < 2 || columns > at_once) return {0, 0};

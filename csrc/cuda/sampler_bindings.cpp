@@ -1,4 +1,4 @@
-// The CUDA sampler in Python. The tests build this file again, over kernels that run on the host.
+// The CUDA sampler in Python. The tests build this file again, with kernels that run on the host.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -7,7 +7,7 @@
 namespace pcf::cuda {
 namespace {
 
-// Shared memory of a stage, but for its weights.
+// The shared memory of a stage, without its weights.
 int bytes_besides_weights(const ColumnSteps& steps, Range range) {
   int bytes = kFlagBytes + (range.first ? 2 * bytes_of(steps, crossing(steps, range.first)) : 0);
   for (int i = range.first; i < range.last; i++) {
@@ -24,7 +24,7 @@ int stage_bytes(const ColumnSteps& steps, Range range) {
   return bytes;
 }
 
-// Each stage as long as shared memory and this many bytes of weights allow; empty where a layer exceeds them.
+// Makes each stage as long as shared memory and this many bytes of weights allow; empty if a layer exceeds them.
 std::vector<Range> split(const ColumnSteps& steps, int shared_bytes, int64_t most_weights) {
   std::vector<Range> ranges;
   int64_t weights = 0;
@@ -50,11 +50,11 @@ std::vector<Range> split_into_stages(const ColumnSteps& steps, const Limits& lim
   for (int i = 0; i < steps.count; i++) total += steps.weight_bytes(steps.instructions[i]);
   const std::vector<Range> fewest = split(steps, limits.shared_bytes, total);
   if (fewest.empty())
-    throw std::invalid_argument("what one layer computes does not fit the shared memory of one block");
+    throw std::invalid_argument("what one layer computes does not fit into the shared memory of one block");
   if (static_cast<int>(fewest.size()) > limits.multiprocessors)
     throw std::invalid_argument("its layers need " + std::to_string(fewest.size()) +
                                 " blocks, more than the device has multiprocessors");
-  int64_t low = 0, high = total;  // the least that gives as few stages lies in (low, high]
+  int64_t low = 0, high = total;  // the smallest limit that gives as few stages lies in (low, high]
   while (high - low > kWeightBytes) {
     const int64_t middle = (low + high) / 2;
     const bool as_few = split(steps, limits.shared_bytes, middle).size() == fewest.size();

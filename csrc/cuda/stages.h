@@ -1,4 +1,4 @@
-// The split of a pipeline's layers over blocks, by what each needs of shared memory.
+// Splits a pipeline's layers over blocks, by the shared memory that each needs.
 #pragma once
 
 #include <set>
@@ -12,8 +12,8 @@ struct Range {
   int first, last;  // instructions first ... last - 1
 };
 
-// As few stages as shared memory allows, a layer that exceeds it being a stage of its own; then the split that keeps
-// the largest share of weights small. Throws std::invalid_argument, saying why, where there is none.
+// Makes as few stages as shared memory allows; a layer that exceeds it is a stage of its own. Of such splits, it takes
+// the one whose largest share of weights is smallest. Throws std::invalid_argument, saying why, if there is none.
 std::vector<Range> split_into_stages(const ColumnSteps&, const Limits&);
 
 // Values made before instruction `at` and read in the same column step from there on.
@@ -21,7 +21,8 @@ std::set<int> crossing(const ColumnSteps&, int at);
 
 int bytes_of(const ColumnSteps&, const std::set<int>& values);
 
-// As many of each warp's last fragments of weights as fit `room` bytes: the late ones, which nobody should wait for.
+// How many of each warp's last fragments of weights fit into `room` bytes. They are the late ones, which must not make
+// anything wait.
 int resident_fragments(const ColumnSteps&, Range, int room);
 
 }  // namespace pcf::cuda

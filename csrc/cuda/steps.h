@@ -8,12 +8,12 @@ namespace pcf::cuda {
 
 __host__ __device__ inline float logistic(float x) { return 1.f / (1.f + expf(-x)); }
 
-// x[i] = formula(x[i]). operand: what the step reads, or its scale; shift: of the steps that have a scale. A kind that
-// reads all channels of a value has 1 / sqrt(variance + alpha) and the mean there.
+// x[i] = formula(x[i]). operand: what the step reads, or its scale; shift: the shift of steps that have a scale. A kind
+// that reads all channels of a value is given 1 / sqrt(variance + alpha) and the mean instead.
 //
-// For the host too, though it is not called there, and no template: nvcc checks nothing of a switch, and its host
-// compiler, which sees that a kind is missing (-Werror=switch), sees only what the host could call. So there must be no
-// `default` either.
+// This is a function for the host too, though the host does not call it, and not a template: nvcc does not check that a
+// switch is complete, and its host compiler, which does (-Werror=switch), sees only what the host could call. There
+// must be no `default` for the same reason.
 __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alpha, float (&x)[4],
                                                        const float (&operand)[4], const float (&shift)[4]) {
   const auto each = [&](auto formula) {

@@ -22,10 +22,10 @@ struct KernelParams {
   DrawOptions options;
   float* logits;              // [..., levels]; null: not wanted
   double* log_probability;    // of the levels drawn, at temperature 1; null: not wanted
-  unsigned long long* error;  // the first sub-pixel with logits that are not finite, as error_code() has it
+  unsigned long long* error;  // error_code() of the first sub-pixel with logits that are not finite
 };
 
-// In the order of drawing.
+// Grows in the order of drawing.
 __device__ inline unsigned long long error_code(int site, int image, int channel) {
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
 }
@@ -42,7 +42,7 @@ class Worker {
         stage_(table<StagePlan>(b.layout.stage_plans)[stage]),
         values_(table<ValuePlan>(b.layout.values) + stage_.values), shared_(shared_memory_or_null) {}
 
-  // slot: the one of two in which this column step's values were received.
+  // slot: which of the two slots holds the values received for this column step.
   __device__ void take(int tile, int slot) {
     tile_ = tile, slot_ = slot;
     memory_ = params.workspace + tile * layout.tile_bytes;
@@ -58,7 +58,7 @@ class Worker {
   __device__ const StagePlan& stage() const { return stage_; }
   __device__ const ValuePlan& value(int index) const { return values_[index]; }
 
-  // Values that have not been written are zero: columns left of the grid, channels that fill up a fragment.
+  // Columns left of the grid, and channels that fill up a fragment, are never written and must read as zero.
   __device__ void clear_shared() {
     for (int at = thread * 16; at < layout.clear_bytes; at += kThreads * 16)
       *reinterpret_cast<uint4*>(shared_ + layout.clear_from + at) = uint4{0, 0, 0, 0};
@@ -66,7 +66,7 @@ class Worker {
 
   // -- column steps
 
-  // Sums that need nothing of this column step, ready in shared memory.
+  // Puts sums that need nothing of this column step into shared memory.
   template <class Weights>
   __device__ void sum_early(int x, Weights& weights) {
     for (int index = 0; index < stage_.count; index++) {
@@ -86,7 +86,7 @@ class Worker {
     }
   }
 
-  // The rest of the column step. Whoever goes on with the tile must wait for the block.
+  // Runs the rest of the column step. Whatever goes on with the tile must wait for the block first.
   template <class Weights>
   __device__ void run(int x, Weights& weights) {
     for (int index = 0; index < stage_.count; index++) {
@@ -118,7 +118,7 @@ class Worker {
 
   // -- one instruction's channels 16 * tile ... of one column
 
-  // A sum begins as what the row phase left, or as the bias.
+  // A sum begins with what the row phase left, or with the bias.
   __device__ void begin(float (&sum)[4], const InstructionPlan& i, int tile, int column) const {
     if (i.partial >= 0) {
       const float4 partial = *row_sum(i, tile, column);
@@ -134,13 +134,13 @@ class Worker {
     sum[2] = sum[3] = bias[1];
   }
 
-  // Steps on a sum, or on a value; then it is stored.
+  // Applies the steps to a sum, or to a value, and stores the result.
   __device__ void finish(float (&x)[4], const InstructionPlan& i, int tile, int column) {
     const int channel = channel_of_lane(tile);
     if (i.value >= 0) load(x, i.value, i.value_lag, channel, column);
     const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
     for (int s = 0; s < i.n_steps; s++) apply(x, steps[s], channel, column);
-    // Channels that fill up a tile stay zero: a step may have made them infinite, and weights of zero then NaN.
+    // Channels that fill up a tile must be zero: a step may have made them infinite, and 0 times infinity is NaN.
     for (int r = 0; r < 4; r++) x[r] = channel + r / 2 < i.channels ? x[r] : 0.f;
     if (i.is_output) {
       for (int n = 0; n < 2; n++)
@@ -184,7 +184,7 @@ class Worker {
     return reinterpret_cast<float4*>(shared_ + i.sums + tile * kSumBytes) + lane;
   }
 
-  // A value's column in the present row, made `lag` column steps ago.
+  // A value's column in the present row, computed `lag` column steps ago.
   __device__ const char* column_of(int value, int lag, int column) const {
     const ValuePlan& v = values_[value];
     return lag < v.shared_columns ? in_shared(v, column) : in_workspace(v, 0, column);
@@ -233,7 +233,7 @@ class Worker {
     }
   }
 
-  // Mean and 1 / sqrt(variance + epsilon) over all channels of a value, which a barrier of the block has come after.
+  // Mean and 1 / sqrt(variance + epsilon) over all channels of a value; a barrier of the block must come before.
   __device__ void load_moments(float (&scale)[4], float (&mean)[4], const StepPlan& step, int column) const {
     const char* at = column_of(step.operand, step.lag, column);
     for (int n = 0; n < 2; n++) {
@@ -270,7 +270,7 @@ class Worker {
     apply_formula(step.kind, step.alpha, x, operand, shift);
   }
 
-  // Draws levels from an output's logits, each warp some sub-pixels.
+  // Draws levels from an output's logits; each warp draws some of the sub-pixels.
   __device__ void draw_levels(const InstructionPlan& i, int x) {
     for (int d = warp; d < kTile * i.n_image_channels; d += kWarps) {
       const int image = tile_ * kTile + d % kTile, channel = i.first_image_channel + d / kTile;
@@ -293,7 +293,7 @@ class Worker {
     }
   }
 
-  // Levels as a value that the network reads. Images that a tile lacks have level 0.
+  // Turns levels into a value that the network reads. Images that a tile lacks have level 0.
   __device__ void encode(const InstructionPlan& i, int column) {
     const ValuePlan& v = values_[i.out];
     const StepPlan* steps = table<StepPlan>(layout.steps) + i.steps;
@@ -303,7 +303,7 @@ class Worker {
       const int level = image < params.images ? params.levels[at] : 0;
       float x[4] = {i.table < 0 ? static_cast<float>(level)
                                 : table<float>(i.table)[level * i.width + channel % i.width]};
-      for (int s = 0; s < i.n_steps; s++) {  // which read constants, or nothing; of the four, x[0] counts
+      for (int s = 0; s < i.n_steps; s++) {  // they read constants, or nothing; only x[0] counts
         float scale[4] = {}, shift[4] = {};
         if (steps[s].reads == Operand::constants)
           scale[0] = table<float>(steps[s].scale)[channel], shift[0] = table<float>(steps[s].shift)[channel];

@@ -1,1 +1,1 @@
-"""From a module to a program: its calls on an example are recorded."""
+"""Turns a module into a program by recording the calls that it makes on an example."""

@@ -35,13 +35,13 @@ class Builder:
         n, channels, height, width = shape
         self.space = AddressSpace(n, height, width)
         self.instructions: list[Instruction] = []
-        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: what is given
+        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: what the model was given
         self.dtype, self.device = dtype, device
         self.where: Callable[[], str] = lambda: "model"
         self._shifted: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.closings: dict[int, str] = {}  # values that are part of a closing softmax: which
+        self.closings: dict[int, str] = {}  # by value: the part of a closing softmax that it is
         self.images = self.emit(FromLevels, channels)
 
     def emit(
@@ -55,7 +55,7 @@ class Builder:
     # -- channel by channel
 
     def pointwise(self, x: ShadowMap, steps: Callable[[int], Sequence[Step]]) -> ShadowMap:
-        """Steps on every value that x is made of; ``steps`` gives those for one value."""
+        """Applies steps to every value that x is made of; ``steps`` returns those for one value."""
         value = x.whole()
         if value is not None:
             return self._stepped(value, steps(value))
@@ -67,7 +67,7 @@ class Builder:
         return ShadowMap(self.space, addresses=self.space.moved(x.addresses, moved))
 
     def _without_zeros(self, x: ShadowMap) -> ShadowMap:
-        """The same map, whose zeros are elements of a value if it has any."""
+        """The same map, whose zeros, if it has any, are elements of a value."""
         if x.whole() is None and bool((x.addresses == 0).any()):
             return self.copied(x)
         return x
@@ -76,7 +76,10 @@ class Builder:
         frame = self.space.frame(value)
         if frame != self.space.grid and any(step.condition is not None for step in steps):
             if any(step.condition is not None and step.condition.varies_over_pixels for step in steps):
-                raise Unsupported(f"an operand that varies over pixels meets a map of {list(frame)} pixels")
+                raise Unsupported(
+                    f"an operand that varies over pixels is combined with a map of {list(frame)} pixels, which is not "
+                    "the size of the image"
+                )
         return self.emit(Pointwise, self.space.channels(value), frame, base=value, steps=tuple(steps))
 
     def affine(self, x: ShadowMap, scale: float, shift: float) -> ShadowMap:
@@ -91,7 +94,7 @@ class Builder:
         return Step("affine", scale=vector(scale), shift=vector(shift))
 
     def with_constant(self, kind: str, x: ShadowMap, constant: Tensor, alpha: float = 1.0) -> ShadowMap:
-        """x + alpha * constant, or x * constant, with a tensor that broadcasts to any shape against x."""
+        """x + alpha * constant, or x * constant; the constant may have any shape that broadcasts against that of x."""
         constant = constant.detach()
         if constant.numel() == 1:
             number = constant.item()
@@ -124,7 +127,10 @@ class Builder:
         shape = torch.broadcast_shapes(x.addresses.shape, tensor.shape)
         per_image = tensor.numel() // tensor.shape[0] if tensor.dim() else 0
         if tensor.dim() != len(shape) or tensor.shape[0] != self.space.images:
-            raise Unsupported(f"a condition of shape {list(tensor.shape)} meets a feature map of {list(shape)}")
+            raise Unsupported(
+                f"a condition of shape {list(tensor.shape)} is combined with a feature map of shape {list(shape)}: it "
+                "needs as many dimensions, the first being the batch"
+            )
         x, tables = self._aligned(kind, x, torch.arange(tensor.numel()).view(tensor.shape), per_image)
 
         def steps(value: int) -> list[Step]:
@@ -141,8 +147,12 @@ class Builder:
     def _aligned(
         self, kind: str, x: ShadowMap, operand: Tensor, per_image: int = 0, is_copy: bool = False
     ) -> tuple[ShadowMap, dict[int, Tensor]]:
-        """x, broadcast against the operand, and for each of its values the operand by channel, [C], or by pixel,
-        [H, W, C]. per_image: the operand counts elements, that many per image; then they are counted in the image."""
+        """Broadcasts x against an operand -> (x, for each of its values the operand by channel, [C], or by pixel,
+        [H, W, C]).
+
+        per_image: if not 0, the operand holds indices of elements, that many for each image, and the tables hold
+        indices within an image. is_copy: whether x was copied to make this possible.
+        """
         value = x.whole()
         if value is not None and _is_one_per_channel(operand, self.space.channels(value)):
             table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(value))
@@ -155,7 +165,7 @@ class Builder:
         operand = operand.expand(shape)
         if per_image:
             if not bool(((operand // per_image == elements.image) | (elements.value < 0)).all()):
-                raise Unsupported("a condition is combined with the images of other conditions")
+                raise Unsupported("the condition of one image is combined with another image")
             operand = operand % per_image
         tables = {}
         for value in self.space.values(x.addresses):
@@ -167,7 +177,7 @@ class Builder:
                 table = operand.new_zeros(*self.space.frame(value), self.space.channels(value))
                 table[y, y_x, channel] = found
                 if not torch.equal(table[y, y_x, channel], found):
-                    if not is_copy:  # features stand in it several times, perhaps shifted against each other
+                    if not is_copy:  # features occur in it several times, perhaps shifted against each other
                         return self._aligned(kind, self.copied(x), whole_operand, per_image, is_copy=True)
                     raise Unsupported("a constant differs from image to image")
             tables[value] = table
@@ -225,7 +235,7 @@ class Builder:
         return self.emit(Pointwise, self.space.channels(a), self.space.frame(a), base=a, steps=(step,))
 
     def selected(self, value: int, channels: Sequence[int]) -> int:
-        """A value of these channels of another value, in that order."""
+        """A value that consists of these channels of another value, in this order."""
         count = self.space.channels(value)
         if list(channels) == list(range(count)):
             return value
@@ -252,7 +262,7 @@ class Builder:
         return self.emit(Convolution, n, frame, taps=(Tap(value, 0, 0, identity),))
 
     def _marked_alike(self, value: int, copy: ShadowMap) -> ShadowMap:
-        """A value that repeats what ``value`` computes, with its mark."""
+        """Returns the copy of a value, marked as part of a closing softmax if the value is."""
         if value in self.closings:
             self.closings[copy.value()] = self.closings[value]
         return copy
@@ -265,7 +275,7 @@ class Builder:
     # -- over pixels
 
     def convolution(self, x: ShadowMap, kernel: Kernel, bias: Tensor | None, out: torch.Size) -> ShadowMap:
-        """x: laid out [N, C, h, w]; out: the shape of the result, [N, channels, h, w]."""
+        """x: laid out as [N, C, h, w]; out: the shape of the result, [N, channels, h, w]."""
         frame = (out[2], out[3])
         live = [(dy, dx, weight) for dy, dx, weight in kernel if bool(weight.any())]
         taps: dict[tuple[int, int, int], Tensor] = {}
@@ -297,8 +307,8 @@ class Builder:
         return [Segment(value, channels, channels, 0, 0, (0, height), (0, width))]
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """The segment, in which these taps, for every element of the frame, read what PyTorch reads there: a value
-        is zero outside the grid, so where the segment has zeros inside it, they are multiplied in."""
+        """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
+        zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
         if self.space.frame(segment.value) != self.space.grid and (segment.dy, segment.dx) != (0, 0):
             value = self._shifted_value(segment.value, segment.dy, segment.dx)
             segment = segment._replace(value=value, dy=0, dx=0)
@@ -310,8 +320,8 @@ class Builder:
                     inside, given = 0 <= at + shift < size, live[0] <= at < live[1]
                     if given and not inside:
                         raise Unsupported(
-                            "a convolution reads a feature map that is larger than the image where it lies outside: "
-                            "crop it first"
+                            "a convolution reads a feature map that is larger than the image at pixels outside the "
+                            "image: crop the map first"
                         )
                     masked |= inside and not given
         if masked:
@@ -330,13 +340,13 @@ class Builder:
         return segment
 
     def _shifted_value(self, value: int, dy: int, dx: int) -> int:
-        """The value that is at (y, x) what this one, whose frame is not the grid, is at (y + dy, x + dx)."""
+        """A value that holds at (y, x) what this one, whose frame is not the grid, holds at (y + dy, x + dx)."""
         key = (value, dy, dx)
         if key not in self._shifted:
             i = self.instructions[value]
             if any(step.condition is not None and step.condition.varies_over_pixels for step in i.steps):
                 raise Unsupported(
-                    "a map that is larger or smaller than the image varies by constants over pixels"
+                    "a map that is larger or smaller than the image is combined with an operand that varies over pixels"
                 )
             copy = i.rewired(
                 operand=lambda operand: self._shifted_value(operand, dy, dx),
@@ -348,16 +358,19 @@ class Builder:
         return self._shifted[key]
 
     def copied(self, x: ShadowMap) -> ShadowMap:
-        """The same map as one value: shifts, zeros and repeated channels are made real."""
+        """The same map as one value, which holds its shifts, zeros and repeated channels as elements of its own."""
         standard, back = self._standard(x.addresses)
         n, channels, height, width = standard.shape
         if (height, width) != self.space.grid:
-            raise Unsupported(f"a map of {[height, width]} pixels is shifted and combined with something else")
+            raise Unsupported(
+                f"a map of {[height, width]} pixels, which is not the size of the image, is shifted and combined with "
+                "something else"
+            )
         whole = self.gathered(ShadowMap(self.space, addresses=standard))
         return ShadowMap(self.space, addresses=back(self.space.of(whole)))
 
     def gathered(self, x: ShadowMap) -> int:
-        """The value that x, laid out [N, C, H, W], is; a new one unless it is some channels of a value."""
+        """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""
         channels, frame = x.addresses.shape[1], self.space.grid
         segments = self._segments(x)
         for s in segments:
@@ -368,7 +381,7 @@ class Builder:
         return self.convolution(x, [(0, 0, identity)], None, x.addresses.shape).value()
 
     def _standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Addresses laid out as [N, C, H, W], and the way back to their own shape."""
+        """Addresses laid out as [N, C, H, W], and a function that restores their own shape."""
         whole = (self.space.images, *addresses.shape[1:2], *self.space.grid)
         try:
             spatial, channels = self.space.layout(addresses)
@@ -382,7 +395,7 @@ class Builder:
             return (
                 addresses,
                 lambda standard: standard,
-            )  # also where an axis can't be told: of size 1, or all zeros
+            )  # also if an axis can't be told: its size is 1, or all is zero
         present = [dim for dim in spatial if dim >= 0]
         order = [*spatial[:1], *channels, *spatial[1:]]
         order = [dim for dim in order if dim >= 0]
@@ -403,7 +416,7 @@ class Builder:
         spatial, channels = self.space.layout(addresses)
         if channels[-1:] != [addresses.dim() - 1] or standard.shape[1] != addresses.shape[-1]:
             raise Unsupported(
-                f"a linear layer on shape {list(addresses.shape)}, whose last axis is not the channels"
+                f"a linear layer on shape {list(addresses.shape)}, whose last axis does not hold the channels"
             )
         out = self.convolution(
             ShadowMap(self.space, addresses=standard),
@@ -417,11 +430,11 @@ class Builder:
         return ShadowMap(self.space, addresses=result.reshape(*addresses.shape[:-1], weight.shape[0]))
 
     def layer_norm(self, x: ShadowMap, dims: int, eps: float) -> ShadowMap:
-        """Over the last ``dims`` dimensions of x, which must be channels."""
+        """The norm over the last ``dims`` dimensions of x, which must be channels."""
         addresses = x.addresses.flatten(-dims)
         spatial, channels = self.space.layout(addresses)
         if channels[-1:] != [addresses.dim() - 1]:
-            raise Unsupported(f"a norm over axes of shape {list(x.addresses.shape)} that are not channels")
+            raise Unsupported(f"a norm over axes of shape {list(x.addresses.shape)} that do not hold channels")
         out = torch.zeros_like(addresses)
         others = channels[:-1]
         for group in _indices([addresses.shape[dim] for dim in others]):
@@ -436,22 +449,22 @@ class Builder:
         return ShadowMap(self.space, addresses=out.view(x.addresses.shape))
 
     def log_softmax(self, x: ShadowMap, dim: int) -> ShadowMap:
-        """Over ``dim``; see ``closing``."""
+        """The log-softmax over ``dim``; see ``closing``."""
         result = self.closing("log_softmax", x)
         self.distributions.append(result.addresses.movedim(dim, -1))
         return result
 
     def closing(self, kind: str, x: ShadowMap) -> ShadowMap:
         """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
-        values are marked; once the model has returned, the tracer takes it off or refuses it."""
+        values only carry a mark; once the model has returned, the tracer removes the softmax or refuses it."""
         result = self.pointwise(self._without_zeros(x), lambda _: [])
         for value in self.space.values(result.addresses):
             self.closings[value] = kind
         return result
 
     def made_by(self, kind: str, x: ShadowMap) -> dict[int, int] | None:
-        """For all values that x is made of: what this one step, or part of a closing softmax, was taken of; None if
-        some are made otherwise."""
+        """Maps each value that x is made of to the value that this one step, or part of a closing softmax, was applied
+        to; None if any was computed otherwise."""
         taken_of = {}
         for value in self.space.values(x.addresses):
             i = self.instructions[value]
@@ -462,10 +475,10 @@ class Builder:
         return taken_of if bool(x.addresses.all()) else None
 
     def looked_up(self, x: ShadowMap, table: Tensor) -> ShadowMap:
-        """Levels x of any shape as rows of ``table`` [levels, width] -> [..., width]."""
+        """Looks up levels x, of any shape, in ``table`` [levels, width] -> [..., width]."""
         elements = self.space.decode(x.addresses)
         if not bool((elements.value == 0).all()):
-            raise Unsupported("it looks up something else than the image's levels")
+            raise Unsupported("it looks up something other than the image's levels")
         width = table.shape[1]
         channels = self.space.channels(0)
         own_table = table.detach().to(self.dtype).clone()

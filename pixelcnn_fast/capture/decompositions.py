@@ -1,6 +1,6 @@
-"""Calls that are recorded as the simpler ones they stand for, so that no runtime needs a step for each.
+"""Calls that are recorded as simpler ones, so that no runtime needs a step for each of them.
 
-A formula takes what the call takes, and gives the same to rounding. It must not write into its arguments.
+A formula takes the arguments of its call and returns the same, up to rounding. It must not write into its arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OWN_OPS: dict[Callable, Callable[..., Tensor]] = {
 
 
 def _clamp(x: Tensor, min: Any = None, max: Any = None, inplace: bool = False) -> Tensor:
-    y = x  # what lies between the bounds stays as it is, to the bit
+    y = x  # values within the bounds stay as they are, to the bit
     if min is not None:
         y = y + F.relu(min - x)
     return y if max is None else y - F.relu(y - max)

@@ -1,5 +1,8 @@
-"""What each call does to feature maps. A lowering takes (tracer, output, *args, **kwargs) of a call whose arguments
-hold a feature map, and returns what the output is; it raises Unsupported for what has no place in a program."""
+"""What each call does to feature maps.
+
+A lowering is called for a call that has a feature map among its arguments, as (tracer, output, *args, **kwargs), and
+returns the output's mark. It raises Unsupported if the call has no place in a program.
+"""
 
 from __future__ import annotations
 
@@ -19,52 +22,52 @@ from pixelcnn_fast.program.program import Step
 
 
 class Tracing(Protocol):
-    """What a lowering may ask of the tracer that follows the model's tensors; entered, it records further calls."""
+    """What a lowering may use of the tracer. Within ``with tracer:``, calls are recorded like the model's own."""
 
     builder: Builder
     levels: int | None
     holds_levels: bool
 
     def mark(self, x: Any) -> Any:
-        """What is known of x: a ShadowMap, a Condition, that it is opaque, or None for a constant."""
+        """What is known of x: a ShadowMap, a Condition, an Opaque, or None for a constant."""
 
     def feature_map(self, x: Any) -> ShadowMap:
-        """Raises Unsupported if x is none."""
+        """The feature map that x is. Raises Unsupported if it is none."""
 
     def constant(self, x: Any) -> Any:
-        """x, if it depends on neither image nor condition; else raises Unsupported."""
+        """Returns x, or raises Unsupported if it depends on the image or the condition."""
 
     def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The result of a call on conditions, recorded like one that the model makes itself."""
+        """The result of a call on conditions, which is recorded as if the model had made it."""
 
     def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Those of x broadcast to a shape."""
+        """The addresses of x, broadcast to a shape."""
 
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *args: Any) -> Any: ...
 
 
-# Calls that only move elements about: they are run on the elements' addresses.
+# Calls that only move elements; they are run on the elements' addresses.
 MOVEMENTS = frozenset(
     "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t T mT "
     "squeeze unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile chunk split split_with_sizes "
     "tensor_split unbind cat concat concatenate stack hstack vstack getitem narrow select index_select roll flip "
     "contiguous clone copy zero channel_shuffle pixel_unshuffle pixel_shuffle constant_pad_nd".split()
 )
-# Calls whose result does not depend on their argument's values.
+# Calls whose result does not depend on the values of their arguments.
 FRESH = frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
     "new_tensor".split()
 )
 
 CASTS = "to float double half bfloat16 long int bool type type_as".split()
-# Calls whose result may not fit the type of small integers.
+# Calls whose result may not fit into a small integer type.
 ARITHMETIC = frozenset("add sub subtract rsub mul multiply neg negative pow square".split())
 
-# Calls that take a feature map, beside their first argument, for its shape or dtype alone.
+# Calls that use only the shape or dtype of a feature map that is not their first argument.
 LIKE = frozenset("expand_as view_as reshape_as type_as to".split())
-# Those of the movements that also take what depends on the condition alone.
+# The movements that accept conditions as well.
 JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
 
 
@@ -77,7 +80,7 @@ def is_in_place(func: Callable) -> bool:
 
 
 def plain_name(func: Callable) -> str:
-    """'__iadd__', '__radd__', 'add_' and 'add' are one operation: in place or not is seen from the result."""
+    """The operation's name: 'add' for '__iadd__', '__radd__', 'add_' and 'add'. See also ``is_in_place``."""
     name = getattr(func, "__name__", str(func))
     if name == "__get__":  # of a property, such as Tensor.T
         name = getattr(getattr(func, "__self__", None), "__name__", name)
@@ -156,7 +159,7 @@ def _batch_norm(
 ) -> ShadowMap:
     if training or running_mean is None or running_var is None:
         raise Unsupported(
-            "batch norm over the batch's own statistics mixes pixels and images; call model.eval()"
+            "batch norm with the batch's own statistics mixes pixels and images; call model.eval()"
         )
     scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
@@ -221,7 +224,7 @@ def _glu(t: Tracing, output: Tensor, input: Tensor, dim: int = -1) -> ShadowMap:
 
 def _matmul(t: Tracing, output: Tensor, input: Tensor, other: Tensor) -> ShadowMap:
     if t.mark(other) is not None or other.dim() != 2:
-        raise Unsupported("only features, on the last axis, times a constant matrix")
+        raise Unsupported("only the product of features, on the last axis, with a constant matrix is supported")
     return t.builder.linear(t.feature_map(input), other.detach().T, None)
 
 
@@ -235,7 +238,7 @@ def _power(exponent: float) -> Callable:
 
 def _pow(t: Tracing, output: Tensor, input: Any, exponent: Any) -> ShadowMap:
     if not isinstance(exponent, (int, float)):
-        raise Unsupported("an exponent that is not a number")
+        raise Unsupported("its exponent is not a number")
     return _power(float(exponent))(t, output, input)
 
 
@@ -310,7 +313,7 @@ def _sum(
 
 def _channel_sum(t: Tracing, input: Tensor, dim: Any, keepdim: bool, scale: float) -> ShadowMap:
     if not isinstance(dim, int) and (dim is None or len(dim) != 1):
-        raise Unsupported("a sum over more than one axis; only the channels of a pixel may be summed")
+        raise Unsupported("it sums over more than one axis; only the channels of a pixel may be summed")
     dim = dim if isinstance(dim, int) else dim[0]
     x = t.feature_map(input).addresses.movedim(dim, -1)
     if t.builder.space.is_stack(x):
@@ -344,7 +347,7 @@ def _cast(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) 
         if not torch.equal(levels.to(output.dtype).long(), levels) or not torch.equal(
             output.double(), input.double()
         ):
-            raise Unsupported(f"{output.dtype} does not hold all of {t.levels} levels")
+            raise Unsupported(f"{output.dtype} does not hold all {t.levels} levels")
     if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
         are_levels = t.holds_levels and t.builder.space.values(x.addresses) == [0]
         if not are_levels:
@@ -365,13 +368,13 @@ def _dropout(
 
 
 def _inverse(kind: str, maker: str) -> Callable:
-    """Of what that step made: what went into it."""
+    """Lowers the inverse of a step, which gives back what the step was applied to."""
 
     def lowering(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
         x = t.feature_map(input)
         taken_of = t.builder.made_by(kind, x)
         if taken_of is None:
-            raise Unsupported(f"of something that is not a {maker}")
+            raise Unsupported(f"its argument is not the result of a {maker}")
         return ShadowMap(t.builder.space, addresses=t.builder.space.moved(x.addresses, taken_of))
 
     return lowering
@@ -381,7 +384,7 @@ def _log_softmax(
     t: Tracing, output: Tensor, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
 ) -> ShadowMap:
     if dim is None:
-        raise Unsupported("no axis is named: pass dim=")
+        raise Unsupported("it names no axis: pass dim=")
     return t.builder.log_softmax(t.feature_map(input), dim)
 
 
@@ -400,7 +403,7 @@ def _exp(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
 def _clamp_min(t: Tracing, output: Tensor, input: Tensor, min: float) -> ShadowMap:
     x = t.feature_map(input)
     of_probabilities = t.builder.made_by("exp", x) is not None
-    if of_probabilities and min <= torch.finfo(input.dtype).tiny:  # less than any that matters
+    if of_probabilities and min <= torch.finfo(input.dtype).tiny:  # lower than any probability that matters
         return x
     return _decomposed("clamp_min")(t, output, input, min)
 
@@ -438,7 +441,7 @@ def _pad(
 
 def _one_hot(t: Tracing, output: Tensor, tensor: Tensor, num_classes: int = -1) -> ShadowMap:
     if num_classes < 0:
-        raise Unsupported("one_hot without num_classes takes the number from the image: pass it")
+        raise Unsupported("one_hot without num_classes takes the number of classes from the image: pass it")
     return t.builder.looked_up(t.feature_map(tensor), torch.eye(num_classes, device=t.builder.device))
 
 
@@ -454,7 +457,7 @@ def _embedding(
     sparse: bool = False,
 ) -> ShadowMap:
     if max_norm is not None:
-        raise Unsupported("an embedding with max_norm")
+        raise Unsupported("max_norm is not supported")
     return t.builder.looked_up(t.feature_map(input), t.constant(weight))
 
 

@@ -1,8 +1,8 @@
 """Where the elements of a tensor come from.
 
-Every element of every value has an address; 0 is the address of a zero. A feature map is a tensor of the captured
-model together with the addresses of its elements, so PyTorch itself tells what a call does that only moves elements
-about: view, permute, chunk, cat, pad, crop, roll, or an assignment to a part are run on the addresses too.
+Every element of every value has an address; address 0 stands for a zero. A feature map is a tensor of the captured
+model together with the addresses of its elements. So PyTorch itself shows what a call that only moves elements does:
+view, permute, chunk, cat, pad, crop, roll and assignments to a part are run on the addresses as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ class Elements(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Channels of a map laid out [N, C, h, w]: element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the
-    value at (i + dy, j + dx) for the rows and columns (first, end) named, zero elsewhere."""
+    """Channels of a map laid out as [N, C, h, w] that come from one value.
+
+    Within ``rows`` and ``columns``, each (first, end), element (i, j) of channel ``at[k]`` is channel ``channels[k]``
+    of the value at (i + dy, j + dx); elsewhere it is zero.
+    """
 
     value: int
     channels: list[int]
@@ -39,8 +42,8 @@ class Segment(NamedTuple):
 
 
 class AddressSpace:
-    """Values are numbered from 0 as they are allotted. A value's frame is the height and width of its tensor: that
-    of the grid, unless a convolution was padded more or less than its kernel needs."""
+    """Values are numbered from 0 as they are allotted. A value's frame is the height and width of its tensor: those
+    of the grid, unless a convolution was padded by more or less than its kernel needs."""
 
     def __init__(self, images: int, height: int, width: int) -> None:
         self.images, self.grid = images, (height, width)
@@ -84,7 +87,7 @@ class AddressSpace:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
 
     def moved(self, addresses: Tensor, to: dict[int, int]) -> Tensor:
-        """The same elements of other values with the same shapes: ``to`` maps value to value."""
+        """Addresses of the same elements in other values of the same shapes: ``to`` maps each value to the other."""
         value = self._value_of(addresses)
         out = torch.zeros_like(addresses)
         for old, new in to.items():
@@ -96,9 +99,9 @@ class AddressSpace:
         return counts[1:].nonzero()[:, 0].tolist()
 
     def layout(self, addresses: Tensor) -> tuple[list[int], list[int]]:
-        """Which dimensions are N, H, W (-1: none varies) and which are channels, in order.
+        """Which dimensions are N, H and W (-1 where none varies), and which are channels, in order.
 
-        Raises Unsupported where two dimensions walk along one axis of the image.
+        Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
         """
         elements = self.decode(addresses)
         spatial = [-1, -1, -1]
@@ -112,20 +115,23 @@ class AddressSpace:
                 if bool(((index.narrow(dim, 0, size - 1) != index.narrow(dim, 1, size - 1)) & both).any()):
                     if spatial[axis] >= 0 or dim in spatial:
                         raise Unsupported(
-                            f"it mixes rows, columns or images in a shape {list(addresses.shape)}"
+                            f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
                         )
                     spatial[axis] = dim
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
     def is_stack(self, addresses: Tensor) -> bool:
-        """Whether the last dimension is one more than those of the image and of channels: layers that were stacked."""
+        """Whether maps were stacked along the last dimension, beside those of the image and the channels."""
         try:
             return len(self.layout(addresses)[1]) > 1
-        except Unsupported:  # they were shifted against each other
+        except Unsupported:  # the maps are shifted against each other
             return addresses.dim() > 4
 
     def segments(self, addresses: Tensor) -> list[Segment]:
-        """Addresses laid out [N, C, h, w] as segments; channels that are all zero are in none."""
+        """Splits addresses laid out as [N, C, h, w] into segments; channels that are all zero are in none of them.
+
+        Raises Unsupported if pixels are rearranged in any way other than by shifts that move zeros in.
+        """
         images, _, height, width = addresses.shape
         live = addresses[0] != 0
         first = live.flatten(1).int().argmax(1)
@@ -150,27 +156,27 @@ class AddressSpace:
             result.append(segment)
         if not torch.equal(expected, addresses):
             raise Unsupported(
-                "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows rolled "
-                "around the image, or flipped"
+                "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
+                "rolled around the image or flipped"
             )
         return result
 
 
 def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:
-    """live: [C, size] -> the first live index and the one behind the last, [C] each."""
+    """live: [C, size] -> the first live index and the one after the last, [C] each."""
     first = live.int().argmax(1)
     return first, live.shape[1] - live.flip(1).int().argmax(1)
 
 
 class ShadowMap:
-    """A tensor of the captured model: a whole value, laid out [N, C, h, w], or any addresses."""
+    """A feature map of the captured model: a whole value, laid out as [N, C, h, w], or any addresses."""
 
     def __init__(self, space: AddressSpace, value: int | None = None, addresses: Tensor | None = None) -> None:
         self._space, self._value, self._addresses = space, value, addresses
 
     @property
     def has_addresses(self) -> bool:
-        """Whether views of its addresses may exist, which must then see what is written to it."""
+        """Whether views of its addresses may exist; these must then see what is written to it."""
         return self._addresses is not None
 
     @property
@@ -180,7 +186,7 @@ class ShadowMap:
         return self._addresses
 
     def whole(self) -> int | None:
-        """The value that this is, if it is one as it stands."""
+        """The value that this map equals as it stands, or None."""
         if self._addresses is None:
             return self._value
         first = self._space.decode(self._addresses.flatten()[:1])
@@ -191,7 +197,7 @@ class ShadowMap:
         return value if torch.equal(expected, self._addresses) else None
 
     def value(self) -> int:
-        """The value that this is, for a map that can be nothing else."""
+        """The value that this map equals, for a map that is known to equal one."""
         value = self._value if self._addresses is None else self.whole()
         assert value is not None, "the map is not one value"
         return value

@@ -1,9 +1,9 @@
 """Capture: run the user's module once on an example and record what it does to the image.
 
-Three kinds of tensors meet in a forward: constants (weights), what depends on the condition alone (labels and
-their embeddings), and feature maps, which depend on the image. Calls on constants are left alone. Calls on
-conditions are kept to be replayed for other labels. Calls on feature maps become instructions, or are refused
-as soon as the result is used for the output: a reduction that only steers an ``if`` does no harm.
+A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
+embeddings; and feature maps, which depend on the image. Calls on constants are not recorded. Calls on conditions are
+recorded to be replayed for other labels. Calls on feature maps become instructions; one that can't is refused, but
+only if the output needs its result: a reduction that only steers an ``if`` does no harm.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pixelcnn_fast.program.steps import KINDS
 
 @dataclass(frozen=True)
 class Opaque:
-    """Depends on the image in a way that no instruction expresses."""
+    """The mark of a tensor that depends on the image in a way that no instruction expresses."""
 
     reason: str
 
@@ -54,10 +54,10 @@ def capture(
 ) -> tuple[Program, Conditions, Tensor, Head]:
     """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
 
-    images: [2, C, H, W], or [2, H, W] for one channel, as the model takes them; given: of two images;
+    images: [2, C, H, W], or [2, H, W] for one channel, as the model takes them; given: for both images;
     logits: [2, C, H, W, L].
-    Raises Unsupported, naming module and call, for what has no place in a program, and UnknownLayout for an output
-    that the head can't read.
+    Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
+    for an output that the head can't read.
     """
     parameter = next(model.parameters())
     tracer = Tracer(images, given, parameter.dtype, parameter.device, head.levels)
@@ -82,7 +82,7 @@ def capture(
 
 @contextmanager
 def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keeps in ``path`` the names of the modules whose forward is running."""
+    """Within the context, ``path`` holds the names of the modules whose forward is running."""
 
     def leave(*_: Any) -> None:
         path.pop()
@@ -109,7 +109,7 @@ class Tracer(TorchFunctionMode):
         self.builder = Builder(self.shape, dtype, device)
         self.builder.where = self._where
         self._tracked: dict[int, tuple[Tensor, Mark]] = {}
-        self._forgotten: dict[int, tuple[Mark, Tensor]] = {}  # what a tensor was, and the view that was changed
+        self._forgotten: dict[int, tuple[Mark, Tensor]] = {}  # the former mark, and the view that was changed
         self.holds_levels = bool((images == images.floor()).all())
         addresses = self.builder.images.addresses
         self._track(images, ShadowMap(self.builder.space, addresses=addresses.view(images.shape)))
@@ -126,7 +126,7 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in OWN_OPS:
             with self:
-                return OWN_OPS[func](*args[:-1])  # the last is the backend
+                return OWN_OPS[func](*args[:-1])  # without the last one, the backend
         if plain_name(func) == "setitem":
             self._recall(args[0], args[2])
         if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (ShadowMap, Opaque)):
@@ -170,7 +170,7 @@ class Tracer(TorchFunctionMode):
         return mark
 
     def constant(self, x: Any) -> Any:
-        """x, which must not depend on the image or the condition."""
+        """Returns x, or raises Unsupported if it depends on the image or the condition."""
         if self.mark(x) is not None:
             raise Unsupported("its weights depend on the image or the condition")
         return x
@@ -178,16 +178,16 @@ class Tracer(TorchFunctionMode):
     def _track(self, tensor: Tensor, mark: Mark) -> None:
         old = self.mark(tensor)
         if isinstance(old, ShadowMap) and isinstance(mark, ShadowMap) and old.has_addresses:
-            old.addresses.copy_(mark.addresses)  # written in place: views of the tensor see it too
+            old.addresses.copy_(mark.addresses)  # in place, so that views of the tensor see it too
             return
-        self._tracked[id(tensor)] = (tensor, mark)  # the reference keeps the id from being used again
+        self._tracked[id(tensor)] = (tensor, mark)  # keeping the tensor keeps its id from being reused
 
     def _forget_views(self, func: Callable, changed: Tensor) -> None:
-        """Other tensors in the memory of one that was changed in place: unless their addresses are the same memory,
-        too, what they now are is not known."""
+        """Marks tensors that share the memory of one that was changed in place as opaque: what they hold now is not
+        known, unless their addresses share memory, too."""
         mark = self.mark(changed)
         refusal = self._refusal(
-            func, "it changes a tensor whose memory another tensor that is used later shares"
+            func, "it changes a tensor in place, and another tensor that shares its memory is used later"
         )
         for key, (tensor, other) in list(self._tracked.items()):
             if tensor is changed or isinstance(other, Opaque) or not _share_memory(tensor, changed):
@@ -199,13 +199,13 @@ class Tracer(TorchFunctionMode):
             self._forgotten[key] = (other, changed)
 
     def _recall(self, target: Tensor, x: Any) -> None:
-        """e[:, :3] *= 2 changes a view of e, and then assigns it to where it is."""
+        """Restores the mark of e in ``e[:, :3] *= 2``, which changes a view of e and then assigns it to where it is."""
         before, changed = self._forgotten.get(id(target), (None, None))
         if before is not None and changed is x:
             self._tracked[id(target)] = (target, before)
 
     def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The result of a call on conditions, recorded like one that the model makes itself."""
+        """The result of a call on conditions, which is recorded as if the model had made it."""
         output = func(*args, **kwargs)
         self._record_condition(func, args, kwargs, output)
         return output
@@ -244,21 +244,21 @@ class Tracer(TorchFunctionMode):
         except Unsupported as error:
             refusal = self._refusal(func, str(error))
         except TypeError as error:
-            refusal = self._refusal(func, f"not with these arguments ({error})")
+            refusal = self._refusal(func, f"it is not supported with these arguments ({error})")
         return map_leaves(lambda _: refusal, output)
 
     def _moved(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> Any:
-        """A call that only moves elements, run on their addresses."""
+        """Runs a call that only moves elements on their addresses."""
 
         def addresses(x: Any) -> Any:
             mark = self.mark(x)
             if isinstance(mark, Condition) and plain_name(func) not in JOINS:
-                raise Unsupported("it moves the elements of a feature map as a condition says")
+                raise Unsupported("how it moves the elements of a feature map depends on the condition")
             if mark is not None or (isinstance(x, Tensor) and x.is_floating_point()):
                 return self.addresses(x, x.shape)
             return x.cpu() if isinstance(x, Tensor) else x
 
-        on_addresses = Tensor.reshape if func is Tensor.view else func  # they may lie otherwise
+        on_addresses = Tensor.reshape if func is Tensor.view else func  # their strides may differ
         result = on_addresses(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
         taken = [x for x in leaves((args, kwargs)) if isinstance(self.mark(x), ShadowMap)]
         copied = not any(_share_memory(x, y) for x in _tensors(output) for y in taken)
@@ -272,7 +272,7 @@ class Tracer(TorchFunctionMode):
         )
 
     def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Those of a feature map, broadcast to a shape; or of what becomes one: a condition, or a constant."""
+        """The addresses of x, broadcast to a shape. A condition or a constant becomes a feature map first."""
         mark = self.mark(x)
         if isinstance(mark, ShadowMap):
             return mark.addresses.expand(shape)
@@ -282,17 +282,17 @@ class Tracer(TorchFunctionMode):
         return (self.builder.with_constant("add", zeros, x) if bool(x.any()) else zeros).addresses
 
     def _blank(self, x: Any) -> Any:
-        """In place of a feature map, a constant of its shape and dtype."""
+        """A constant of the same shape and dtype in place of x, unless x is a constant itself."""
         return x if self.mark(x) is None else x.new_zeros(()).expand(x.shape)
 
     def _assign(self, func: Callable, args: tuple) -> None:
-        """target[index] = x, on addresses."""
+        """Performs ``target[index] = x`` on addresses."""
         target, index, x = args
         refused = next((m for m in map(self.mark, (target, x)) if isinstance(m, Opaque)), None)
         if refused is None:
             try:
                 if any(self.mark(i) is not None for i in leaves(index)):
-                    raise Unsupported("where it assigns depends on the image or the condition")
+                    raise Unsupported("the index that it assigns to depends on the image or the condition")
                 if not isinstance(self.mark(target), ShadowMap):
                     addresses = self.addresses(target, target.shape)
                     self._tracked[id(target)] = (
@@ -306,7 +306,7 @@ class Tracer(TorchFunctionMode):
             self._tracked[id(target)] = (target, refused)
 
     def _assigned(self, func: Callable, shape: torch.Size, index: Any, x: Any) -> Tensor:
-        """Addresses of what an assignment writes into a map of that shape."""
+        """The addresses of what an assignment writes into a map of this shape."""
         if isinstance(mark := self.mark(x), ShadowMap):
             return mark.addresses
         whole = torch.zeros(shape, dtype=self.builder.dtype, device=self.builder.device)
@@ -325,7 +325,7 @@ class Tracer(TorchFunctionMode):
     # -- the result
 
     def check_last_call(self, output: Any, head: Head) -> None:
-        """Raises Unsupported where the last call shows that the output is something else than the head reads."""
+        """Raises Unsupported if the last call shows that the output is not what the head reads."""
         mark = self.mark(output)
         if not isinstance(mark, ShadowMap):
             return
@@ -334,7 +334,7 @@ class Tracer(TorchFunctionMode):
                 raise Unsupported(f"cannot sample from this model: {misread}")
 
     def finish(self, output: Any, head: Head) -> tuple[list[Instruction], int, int, bool]:
-        """-> (instructions, output value, parameters, whether the model's output is their log-softmax)."""
+        """-> (instructions, output value, number of parameters, whether the model's output is their log-softmax)."""
         mark = self.mark(output)
         if isinstance(mark, Opaque):
             raise Unsupported(f"cannot sample from this model: {mark.reason}")
@@ -351,13 +351,13 @@ class Tracer(TorchFunctionMode):
         logits, normalised = without_log_softmax(self.builder, mark.addresses.permute(0, 1, 4, 2, 3))
         result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
-            # Logits are not kept for others to read.
+            # Runtimes do not keep logits for other instructions to read.
             result = self.builder.emit(Pointwise, self.builder.space.channels(result), base=result).value()
         return needed_instructions(self.builder, result), result, shape[4], normalised
 
 
 def _on_a_copy(func: Callable) -> Callable:
-    """An in-place call that leaves its argument as it was, since other calls read that, and returns the result."""
+    """The in-place call on a copy of its argument, which other calls may still read; it returns the copy."""
 
     def call(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         target = target.clone()
@@ -375,12 +375,12 @@ def _tensors(x: Any) -> list[Any]:
     return [leaf for leaf in leaves(x) if isinstance(leaf, (Tensor, ShadowMap, Opaque))]
 
 
-# -- a closing softmax over the levels: logits do as well, so it is taken off; elsewhere it is refused
+# -- a closing softmax over the levels is removed, since logits do as well; any other softmax is refused
 
 
 def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]:
-    """Addresses of a model's output [N, C, L, H, W] -> (those that its log-softmax over the levels is of, whether
-    there was one). Raises Unsupported for one over other axes."""
+    """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
+    -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
     taken_of = builder.made_by("log_softmax", ShadowMap(builder.space, addresses=logits))
     if taken_of is None:
         return logits, False
@@ -391,15 +391,15 @@ def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]
 
 
 def needed_instructions(builder: Builder, result: int) -> list[Instruction]:
-    """Those that ``result`` needs, in their order. Raises Unsupported if one of them is a softmax."""
+    """The instructions that ``result`` needs, in order. Raises Unsupported if one of them is a softmax."""
     values, needed = {result}, []
     for i in reversed(builder.instructions):
         if i.out not in values:
             continue
         if i.out in builder.closings:
             raise Unsupported(
-                f"cannot sample from this model: {i.name}: softmax: only where it is the last call, over the levels, "
-                "has it a place in a program. If the model returns probabilities, say so: "
+                f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
+                "levels. If the model returns probabilities, say so: "
                 "head=heads.Categorical(levels, layout, probabilities=True)"
             )
         values.update(read.value for read in i.reads())
@@ -412,7 +412,7 @@ def _sorted_rows(addresses: Tensor) -> Tensor:
 
 
 def _among(rows: Tensor, known: Tensor) -> bool:
-    """Whether all of the sorted rows [n, L] are among those known, [m, K], which share no element."""
+    """Whether all of the sorted rows [n, L] are among the known ones [m, K], no two of which share an element."""
     if rows.shape[1] != known.shape[1]:
         return False
     known = known[known[:, 0].argsort()]

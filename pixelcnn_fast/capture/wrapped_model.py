@@ -1,4 +1,4 @@
-"""The user's module together with what is needed to call it: what it takes for an image, and how its output is read."""
+"""The user's module with what is needed to call it: how it takes images, and how its output is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
 
 class ModelArguments(TypedDict, total=False):
-    """What a user may say about a model, by keyword: of ``Sampler``, ``receptive_field`` and ``check_causal``."""
+    """The keyword arguments of ``Sampler``, ``receptive_field`` and ``check_causal`` that describe a model."""
 
     head: Head | None
     levels: int | None
@@ -35,9 +35,9 @@ class ModelArguments(TypedDict, total=False):
 
 
 class WrappedModel:
-    """The arguments are those of ``Sampler``, which explains them. The module is captured in eval mode.
+    """``Sampler`` explains the arguments. The module is captured in eval mode, and its weights are copied.
 
-    Its weights are copied. ``head`` has its layout once the model is captured.
+    ``head`` has its layout once the model is captured.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class WrappedModel:
         self.module, self.image_form = module, image_form
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
-            raise ValueError(f"head is {head!r}, expected one of heads, such as heads.Categorical(...)")
+            raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
         if head is not None and levels not in (None, head.levels):
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
         if levels is None:
@@ -69,8 +69,8 @@ class WrappedModel:
                 )
         elif self.levels < 2 or (image_form == "uint8" and self.levels > 256):
             raise ValueError(
-                f"levels is {self.levels}: images as {image_form!r} need 2 or more levels, uint8 at most 256; beyond, "
-                "image_form='int64', 'codes' or a floating point form says what the model takes"
+                f"levels is {self.levels}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
+                "image_form='int64', 'codes' or a floating point form, whichever the model takes"
             )
         if image_form == "codes" and self.shape[0] != 1:
             raise ValueError(
@@ -85,7 +85,7 @@ class WrappedModel:
         self.dtype, self.device = _dtype_and_device(module)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random values [2, C, H, W], and what the model takes beside images: other classes for another seed."""
+        """Random values [2, C, H, W], and what the model takes beside images. Another seed gives other classes."""
         generator = torch.Generator().manual_seed(seed)
         values = self.head.examples((EXAMPLE_BATCH, *self.shape), generator).to(self.device)
         labels = None
@@ -111,14 +111,14 @@ class WrappedModel:
         return self.head.arranged(given.call(self.module, self.encode(values)), self.shape[0])
 
     def encode(self, values: Tensor) -> Tensor:
-        """Values as they are drawn -> what the module takes for an image."""
+        """Converts values as they are drawn to images as the module takes them."""
         values = values.to(self.device)
         if self.levels is None:
             return values.to(self.dtype)
         return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """Images that a user gave -> a copy of their values, as the head draws them. Raises ValueError for bad ones."""
+        """A copy of the values of images from a user, as the head draws them. Raises ValueError for bad images."""
         if images.dim() != 4 or images.shape[1:] != self.shape:
             raise ValueError(
                 f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
@@ -126,15 +126,15 @@ class WrappedModel:
         return self.head.checked(images)
 
     def checked_given(self, labels: Tensor | None, condition: Tensor | None, n: int) -> Given:
-        """What a user gave beside n images, on the model's device. Raises ValueError if it isn't what it takes."""
+        """What a user gave beside n images, on the model's device. Raises ValueError if the model does not take it."""
         return Given(self._checked_labels(labels, n), self._checked_condition(condition, n))
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         if not self.conditional:
             if labels is not None:
                 raise ValueError(
-                    "labels were given, but the sampler was built for a model without labels: where its forward "
-                    "takes some, build the sampler with conditional=True"
+                    "labels were given, but the sampler was built for a model without labels: if its forward takes "
+                    "labels, build the sampler with conditional=True"
                 )
             return None
         if labels is None:
@@ -153,7 +153,7 @@ class WrappedModel:
         if shape is None:
             if condition is not None:
                 raise ValueError(
-                    "a condition was given, but the sampler was built without: pass condition_shape="
+                    "a condition was given, but the sampler was built without one: pass condition_shape= to Sampler"
                 )
             return None
         if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
@@ -163,7 +163,7 @@ class WrappedModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, for every module by itself put back afterwards."""
+        """Within the context, the module is in eval mode; afterwards each of its modules is as it was."""
         training = [module for module in self.module.modules() if module.training]
         if training:
             self.module.eval()
@@ -205,7 +205,7 @@ def _takes_labels(model: nn.Module) -> bool:
 
 
 def _with_scaled_input(program: Program, levels: int, low: float, high: float) -> Program:
-    """The program reads levels; this model was run on what they are in low...high."""
+    """The program with levels scaled to low...high first, since the model was run on images in that range."""
 
     def scaled(i: Instruction) -> Instruction:
         if not isinstance(i, FromLevels) or i.table is not None:

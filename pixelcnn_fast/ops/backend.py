@@ -16,9 +16,9 @@ DTYPES = {
 
 
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """'auto' -> the first of BACKENDS that can; a name -> itself.
+    """Resolves 'auto' to the first of BACKENDS that can compute on such tensors; any other name stands for itself.
 
-    Raises ValueError, saying why, for a named backend that can't, and for an unknown name.
+    Raises ValueError for an unknown name, and, saying why, for a backend that can't.
     """
     if backend == "auto":
         if device.type == "cpu" and dtype in DTYPES["compiled"] and native():
@@ -37,7 +37,7 @@ def why_not(backend: str, device: str, dtype: torch.dtype) -> str:
         return ""
     needed = "cpu" if backend == "compiled" else "cuda"
     if device != needed:
-        return f"it computes on {needed} tensors, these are on {device}"
+        return f"it computes on {needed} tensors, and these are on {device}"
     if dtype not in DTYPES[backend]:
         return f"it computes in {', '.join(str(d) for d in DTYPES[backend])}, not in {dtype}"
     if backend == "compiled":

@@ -18,10 +18,10 @@ Map = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """Registers an op: ``compute`` for CPU and CUDA tensors, ``fake`` for shapes alone -> how to call it.
+    """Registers an op: ``compute`` for CPU and CUDA tensors, ``fake`` for shapes alone -> a function that calls it.
 
     casts: positions of the tensors that autocast converts to its dtype, as it does for convolutions.
-    Where PyTorch would add nothing to ``compute``, the call leaves out its dispatcher, which takes longer than a
+    Where PyTorch would add nothing to ``compute``, the function bypasses the dispatcher, which takes longer than a
     small op itself.
     """
     name = schema.partition("(")[0]
@@ -44,7 +44,7 @@ PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def _bare(args: tuple) -> bool:
-    """Nothing looks on or takes part: no compiler, mode, transform, autocast or gradient."""
+    """Whether nothing else takes part in a call: no compiler, mode, transform, autocast or gradient."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_function_stack()
@@ -72,7 +72,7 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tup
 
 
 def _lowered(x: Any, dtype: torch.dtype) -> Any:
-    """Autocast's rule: floating point but float64 is converted."""
+    """Autocast's rule: all floating-point tensors but those in float64 are converted."""
     eligible = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
     return x.to(dtype) if eligible else x
 
@@ -87,7 +87,7 @@ def _elements() -> dict[torch.dtype, Any]:
 
 
 def element(x: Tensor) -> Any:
-    """The compiled module's name of a dtype."""
+    """The compiled module's name for the dtype of x."""
     return _elements()[x.dtype]
 
 
@@ -100,7 +100,7 @@ def address(x: Tensor | None) -> int:
 
 
 def computed(x: Tensor | None) -> Tensor | None:
-    """A vector dense and in the dtype that sums are computed in: float64 for float64, else float32."""
+    """The vector, made dense, in the dtype that sums are computed in: float64 for float64, else float32."""
     if x is None:
         return None
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
@@ -108,11 +108,11 @@ def computed(x: Tensor | None) -> Tensor | None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """That of a result that follows x: channels-last where x's channels are innermost."""
+    """The memory format of a result that follows x: channels-last if the channels of x are innermost."""
     innermost = x.stride(1) == 1 and x.shape[1] > 1
     return torch.channels_last if innermost else torch.contiguous_format
 
 
 def dense(x: Tensor) -> Tensor:
-    """x, copied if need be, without gaps in its memory format."""
+    """x without gaps in its memory format, copied if need be."""
     return x.contiguous(memory_format=memory_format(x))

@@ -1,6 +1,6 @@
 """What the Triton kernels share: tiles in and out of memory, and float32 mathematics.
 
-Written for what Triton 3.6 and 3.9 have in common: raw pointers with masks. Everything also runs in Triton's
+They use only what Triton 3.6 and 3.9 have in common: raw pointers with masks. Everything also runs in Triton's
 interpreter, which has no bfloat16 arithmetic and no libdevice.
 """
 
@@ -15,7 +15,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
 def check_dtype(*tensors: Tensor) -> None:
-    """Raises TypeError unless all are float32, all bfloat16 or all float16: there is no other arithmetic."""
+    """Raises TypeError unless all are float32, all bfloat16 or all float16: the kernels have no others."""
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) > 1:
         raise TypeError(f"the Triton kernels take tensors of one dtype, not {dtypes}: convert them")
@@ -29,7 +29,7 @@ def check_dtype(*tensors: Tensor) -> None:
 def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.
 
-    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where it cannot tell, the compiler lets
+    ROWS_INNERMOST: neighbouring rows are neighbours in memory. Where the compiler cannot tell, it lets
     neighbouring threads load along the last dimension, so this decides whether loads coalesce.
     """
     if ROWS_INNERMOST:
@@ -55,7 +55,7 @@ def store_tile(rows, row_mask, columns, column_mask, tile, ROWS_INNERMOST: tl.co
 @triton.jit
 def multiply_add(a, b, total, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """total + a @ b in float32; a: [M, K], b: [K, N], of one dtype; PRECISION: '16 bit', 'tf32' or 'ieee'."""
-    if INTERPRETED:  # where bfloat16 is stored as integers, and numpy's float16 product is slow
+    if INTERPRETED:  # it stores bfloat16 as integers, and numpy's float16 product is slow
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="tf32" if PRECISION == "tf32" else "ieee")

@@ -1,7 +1,7 @@
-"""The one table of tile sizes of the Triton kernels, by kernel, arithmetic and device. Nothing tunes at run time.
+"""The one table of the Triton kernels' tile sizes, by kernel, arithmetic and device. Nothing is tuned at run time.
 
 The sizes follow from arithmetic (tiles that fill the tensor cores, stages that fit the shared memory) and
-from what compiles without spills; they are not yet measured.
+from what compiles without spills; they have not been measured yet.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Tile(NamedTuple):
     stages: int
 
 
-# In the interpreter an operation costs the same at any size; these leave odd sizes several tiles.
+# In the interpreter an operation costs the same at any size; with these tiles, odd sizes still take several.
 _INTERPRETER = 0
 
-# By compute capability; a device takes the entry of its own, else of the nearest lower one.
-# From large to small: the first that gives every multiprocessor a program is taken, else the last.
+# By compute capability; a device takes the entry for its own, or else for the nearest lower one.
+# Tiles go from large to small: the first that gives every multiprocessor a program is taken, or else the last.
 _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
     # rows: positions; columns: output channels; depth: input channels of one tap
     "product over taps, 16 bit": {
@@ -89,7 +89,7 @@ def tile(kernel: str, device: torch.device, rows: int, columns: int = 1, depth: 
 
 
 def _cut(size: int, wanted: int) -> int:
-    # The tensor cores take no fewer than 16.
+    # Tensor cores need at least 16.
     return min(size, max(16, triton.next_power_of_2(wanted)))
 
 

@@ -1,1 +1,1 @@
-"""From a program to a phased program, in the order of pipeline.py."""
+"""Turn a program into a phased program, in the order of pipeline.py."""

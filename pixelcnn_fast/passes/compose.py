@@ -1,4 +1,4 @@
-"""One convolution for two in a row, where it takes fewer multiply-adds: those of a Gated PixelCNN's links do."""
+"""Makes one convolution of two in a row where that takes less work, as in the links of a Gated PixelCNN."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
 
 
 def compose(program: Program) -> Program:
-    """Same meaning: values that only sum taps are summed by their readers instead, where that is cheaper.
+    """The same program, in which convolutions without steps are computed by their readers, where that is cheaper.
 
-    Only where they are read at the same pixel: elsewhere a value is zero outside the grid, but its sum isn't.
-    Values that nobody reads any more are left in.
+    This needs readers at the same pixel only: read at another pixel, a value is zero outside the grid, but the sum of
+    its taps may not be. Values that nobody reads any more are left in.
     """
     instructions = {i.out: i for i in program.instructions}
     for value in list(instructions):
@@ -32,7 +32,7 @@ def compose(program: Program) -> Program:
 
 
 def _is_cheaper(inner: Convolution, readers: list[Convolution], program: dict[int, Instruction]) -> bool:
-    """Counts multiply-adds per pixel. False where a reader looks at another pixel."""
+    """Whether composing takes fewer multiply-adds per pixel. False if a reader reads another pixel."""
     offsets = {(tap.dy, tap.dx) for i in readers for tap in i.taps if tap.source == inner.out}
     if offsets != {(0, 0)}:
         return False

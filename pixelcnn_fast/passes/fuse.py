@@ -1,4 +1,4 @@
-"""Fewer instructions: pointwise ones join the instruction before them, batch norm its weights."""
+"""Fuses pointwise instructions into the instruction before them, and batch norm into its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, 
 
 
 def fuse(program: Program) -> Program:
-    """The same program, in which whatever is read once, by steps, is part of the instruction that reads it.
+    """The same program, in which a value that is read once only, by steps, is computed by what reads it.
 
     Values must be read whole: see ``split_channels``.
     """
@@ -29,7 +29,7 @@ def fuse(program: Program) -> Program:
 
 
 def _ways_to_read(instruction: Instruction) -> list[tuple[int, Pointwise]]:
-    """(value, the instruction as steps on that value): x + y may be read as steps on y as well as on x."""
+    """(value, the instruction as steps on that value): x + y can be read as steps on x or on y."""
     if not isinstance(instruction, Pointwise):
         return []
     ways = [(instruction.base, instruction)]
@@ -42,7 +42,7 @@ def _ways_to_read(instruction: Instruction) -> list[tuple[int, Pointwise]]:
 
 
 def _can_join(first: Instruction, rest: Pointwise) -> bool:
-    """The levels are turned into their value one by one as they are drawn: no other operand is at hand there."""
+    """False if levels would need other operands: they become a value one by one, as they are drawn."""
     has_operands = any(step.value is not None or step.condition is not None for step in rest.steps)
     return not (isinstance(first, FromLevels) and has_operands)
 
@@ -50,7 +50,7 @@ def _can_join(first: Instruction, rest: Pointwise) -> bool:
 def _joined(
     first: Instruction, rest: Pointwise, fused: dict[int, Instruction], readers: Counter[int]
 ) -> Instruction:
-    """``rest``, whose base is what ``first`` computes, made one with it."""
+    """One instruction for ``first`` and ``rest``, which starts from what ``first`` computes."""
     joined = replace(first, out=rest.out)
     for step in rest.steps:
         if not isinstance(joined, Convolution) or joined.steps:
@@ -72,7 +72,7 @@ def _joined(
 def _sum_read_once(
     value: int | None, fused: dict[int, Instruction], readers: Counter[int]
 ) -> Convolution | None:
-    """What computes the value, if that is a sum of taps and nobody else reads it."""
+    """The instruction that computes the value, if it is a sum of taps and nothing else reads it."""
     if value is None or readers[value] != 1:
         return None
     instruction = fused.get(value)

@@ -1,4 +1,4 @@
-"""Splits a program by when its instructions can run, and its taps into those of the row and of the pixel phase."""
+"""Decides when each instruction runs, and splits taps into those of the row phase and those of the pixel phase."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 
 
 def computed_by_rows(program: Program) -> set[int]:
-    """The values that can be computed for a whole row at once: from rows above, and from such values."""
+    """The values that can be computed for a whole row at once, from the rows above and from other such values."""
     rows: set[int] = set()
     for i in program.instructions:
         if isinstance(i, FromLevels):
@@ -26,7 +26,7 @@ def computed_by_rows(program: Program) -> set[int]:
 
 
 def split_phases(program: Program) -> PhasedProgram:
-    """Raises Unsupported for a causal program that reads ahead and shifts back, which is not supported yet."""
+    """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
     row_values = computed_by_rows(program)
@@ -36,14 +36,14 @@ def split_phases(program: Program) -> PhasedProgram:
         for read in i.reads():
             if read.dy > 0 or (read.dy == 0 and read.dx > 0 and read.value not in row_values):
                 raise Unsupported(
-                    f"{i.name}: tap ({read.dy:+d}, {read.dx:+d}) reads ahead of the present pixel and a later layer "
-                    "shifts it back; shift the input of this layer instead"
+                    f"{i.name}: tap ({read.dy:+d}, {read.dx:+d}) reads ahead of the present pixel, and a later "
+                    "layer shifts it back; shift the input of this layer instead"
                 )
         after = min(int(draws_needed(fields[i.out]).max()), draws)
         if i.out in program.outputs:  # runtimes keep the logits of one draw at a time
             after = program.outputs.index(i.out)
         here = [read.value for read in i.reads() if read.is_here]
-        assert all(afters[value] <= after for value in here), f"{i.name} reads of its pixel what is drawn later"
+        assert all(afters[value] <= after for value in here), f"{i.name} reads a value that is computed later"
         afters[i.out] = after
         if i.out in row_values:
             phase = Phase.ROW
@@ -75,7 +75,7 @@ def _with_runs(i: Convolution, phase: Phase, after: int, row_values: set[int]) -
 
 
 def _runs(taps: list[Tap], views: dict[int, Tap]) -> tuple[Run, ...]:
-    """Taps as runs; ``views`` gets each tap, by its id, with a view of the run's weight in place of its own."""
+    """Groups taps into runs. ``views`` gets each tap, by its id, with a view of its run's weight as its own."""
     groups: list[list[Tap]] = []
     for tap in sorted(taps, key=lambda t: (t.source, t.dy, t.dx)):
         last = groups[-1][-1] if groups else None

@@ -18,10 +18,10 @@ from pixelcnn_fast.program.program import Program
 # Called after each pass with its name and what it made.
 Watch = Callable[[str, "Program | PhasedProgram"], None]
 
-# Watches every run, besides what a run is given: tests verify programs here.
+# Watches every run, in addition to the watch that a run is given: tests verify programs here.
 always_watch: Watch | None = None
 
-# Same meaning, fewer instructions; the result is what the check compares with the model.
+# These keep the meaning and leave fewer instructions; the check compares their result with the model.
 SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     without_unread,
     without_reading_ahead,
@@ -31,7 +31,7 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     compose,
     without_unread,
 )
-# Weights may have been rounded in between. Then instructions get the time at which they run.
+# Between the lists, weights may be rounded. Afterwards it is decided when each instruction runs.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
 PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
 

@@ -1,4 +1,4 @@
-"""Rounds weights to what a runtime is to multiply."""
+"""Rounds weights to the precision that a runtime multiplies in."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Layers that read ahead and are shifted back later: a convolution over whole rows, say, then moved down by one.
+"""Handles layers that read ahead and are shifted back later: a convolution over whole rows, say, moved down by one.
 
-Such a value can't be computed when its pixel's turn comes. What is read of it is the value shifted, so the shift is
-moved up through the layers, onto taps, until every layer reads only what is there.
+Such a value can't be computed when its pixel's turn comes. But only the shifted value is read, so the shift is moved
+up through the layers, onto their taps, until every layer reads only what is known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, 
 
 
 def without_reading_ahead(program: Program) -> Program:
-    """The same causal program, with taps only on rows above, or on the present row up to the present pixel, or on any
-    pixel of the present row of what sees only rows above. Raises Unsupported where that can't be had."""
+    """The same causal program, in which nothing reads ahead.
+
+    Then taps read rows above, the present row up to the present pixel, or, of values that see only rows above, any
+    pixel of the present row. Raises Unsupported if that is impossible.
+    """
     shifter = _Shifter(program)
     reads = [read for i in program.instructions for read in i.reads()]
     in_time = all(shifter.in_time(read.value, read.dy, read.dx) for read in reads)
@@ -30,7 +33,7 @@ class _Shifter:
         self._program, self._producer = program, program.producer()
         self._rows = computed_by_rows(program)
         self._computable: dict[tuple[int, int, int], bool] = {}
-        self.late: set[int] = set()  # what can't be computed when its pixel's turn comes
+        self.late: set[int] = set()  # values that can't be computed when their pixel's turn comes
         self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
         for i in program.instructions:
             if not self._is_computable(i.out, 0, 0):
@@ -42,11 +45,11 @@ class _Shifter:
         self._insides: dict[tuple[int, int, int], int] = {}
 
     def in_time(self, value: int, dy: int, dx: int) -> bool:
-        """Whether the value, computed in its turn, can be read there."""
+        """Whether the value at (dy, dx) from a pixel, if computed in its own turn, can be read in that pixel's turn."""
         return value not in self.late and (dy < 0 or (dy == 0 and (dx <= 0 or value in self._rows)))
 
     def _is_computable(self, value: int, dy: int, dx: int) -> bool:
-        """Whether what the value is at (dy, dx) from a pixel is known when that pixel's turn comes, moved or not."""
+        """Whether the value at (dy, dx) from a pixel can be known at that pixel's turn, if shifts may be moved."""
         key = (value, dy, dx)
         if key not in self._computable:
             i = self._producer[value]
@@ -69,7 +72,7 @@ class _Shifter:
         return len(self._out) - 1
 
     def _at(self, value: int, dy: int, dx: int) -> int:
-        """The new value that is at every pixel what ``value`` is at (dy, dx) from there: zero outside the grid."""
+        """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""
         key = (value, dy, dx)
         if key not in self._made:
             self._made[key] = self._make(self._producer[value], dy, dx)
@@ -86,7 +89,7 @@ class _Shifter:
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         if moved and any(s.condition is not None and s.condition.varies_over_pixels for s in i.steps):
             raise Unsupported(
-                f"{i.name}: it reads ahead of the present pixel, a later layer shifts it back, and it meets a map that "
+                f"{i.name}: it reads ahead of the present pixel, a later layer shifts it back, and one of its operands "
                 "varies over pixels; shift the input of this layer instead"
             )
         there = i.rewired(
@@ -94,7 +97,7 @@ class _Shifter:
             tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
         )
         if moved and any(s.kind == "power" and s.alpha < 0 for s in i.steps):
-            # Of the zeros outside the grid it would be infinite.
+            # The power of the zeros outside the grid would be infinite.
             ones_outside = Step("add", value=self._outside(i.channels, dy, dx))
             there = replace(there, steps=(ones_outside, *there.steps))
         out = self._emit(there)
@@ -104,7 +107,7 @@ class _Shifter:
         return self._emit(Pointwise(0, i.channels, i.name, base=out, steps=(inside,)))
 
     def _below(self, value: int, dy: int) -> bool:
-        """Whether a late value is read from so far below that it then sees only rows above."""
+        """Whether reading a late value at ``dy`` moves it down so far that it sees only rows above."""
         return value in self.late and dy <= -self._up[value]
 
     def _read(self, source: int, dy: int, dx: int, weight: Tensor) -> Tap:
@@ -116,7 +119,7 @@ class _Shifter:
         return Tap(self._at(source, dy, dx), 0, 0, weight)
 
     def _outside(self, channels: int, dy: int, dx: int) -> int:
-        """The opposite of inside."""
+        """A value of ones where (dy, dx) is outside the grid, and zeros where it is inside."""
         inside = self._inside(channels, dy, dx)
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
         opposite = Step("affine", scale=-ones, shift=ones)

@@ -1,10 +1,10 @@
-"""Splits values: channels that are computed at different times, or read apart, become values of their own.
+"""Splits values: channels that are computed at different times, or read separately, become values of their own.
 
-Two things split a value. Its channels may differ in how many channels of their pixel must be drawn first: where some
-logits see other channels of their own pixel, or where some channels see nothing of it but others do. And where a step
-reads some channels of a value (a gate reads both halves of a convolution), the halves are only alike channel by
-channel when each is a value. Splits spread along steps, since a step works channel by channel; a convolution reads and
-gives any pieces, by rows and columns of its weights.
+A value is split for two reasons. Its channels may differ in how many channels of their pixel must be drawn first: some
+logits may see other channels of their own pixel, or some channels may see nothing of it while others do. Or a step may
+read only some channels of the value, as a gate reads each half of a convolution; steps work on whole values, channel
+by channel, so each half must be a value. For the same reason, splits spread along steps. A convolution can read and
+compute any pieces, through rows and columns of its weights.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, 
 
 
 def split_channels(program: Program) -> Program:
-    """The same program in which every step reads whole values, and the channels of one value can be computed
-    together. Logits that need draws of their own pixel are one output per image channel."""
+    """The same program, in which every step reads whole values, and the channels of one value can be computed
+    together. If logits need draws of their own pixel, there is one output per image channel."""
     ordered = orders_channels(program)
     most = program.shape[0] if ordered else 1  # draws of a pixel
     fields = receptive_fields(program)
@@ -39,7 +39,7 @@ def orders_channels(program: Program) -> bool:
 
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
-    """Value -> [channels]: channels with one label make a piece. draws: how many each channel needs."""
+    """Value -> labels [channels]: channels with the same label form a piece. draws: how many each channel needs."""
     labels = dict(draws)
     if ordered:
         for output in program.outputs:
@@ -55,7 +55,7 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
             aligned = torch.stack([labels[value][pick] for value, pick in together])
             _, joint = torch.unique(aligned, dim=1, return_inverse=True)
             for value, pick in together:
-                label = labels[value] + int(joint.max()) + 1  # channels that are not picked keep to themselves
+                label = labels[value] + int(joint.max()) + 1  # apart from channels that are not picked
                 label[pick] = joint
                 changed |= len(label.unique()) > len(labels[value].unique())
                 labels[value] = label
@@ -63,7 +63,7 @@ def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[i
 
 
 def draws_needed(field: Field) -> Tensor:
-    """For each channel of a value, how many channels of its pixel must be drawn before: [channels]."""
+    """For each channel of a value, how many channels of its pixel must be drawn before it: [channels]."""
     present = field.present()
     return (present * torch.arange(1, present.shape[1] + 1)).amax(1)
 
@@ -105,7 +105,7 @@ class _Splitter:
         return self._emit(piece)
 
     def _piece_with(self, value: int, channels: Tensor) -> int:
-        """The piece that is exactly these channels."""
+        """The piece that consists of exactly these channels."""
         for piece, mine in zip(self._pieces[value], self._channels[value], strict=True):
             if torch.equal(mine, channels):
                 return piece
@@ -124,7 +124,7 @@ class _Splitter:
         return result
 
     def _joined(self, value: int, channels: Tensor) -> int:
-        """A value of these channels, put together again where they were split."""
+        """A value that consists of these channels, put together again if they were split."""
         pieces = list(zip(self._pieces[value], self._channels[value], strict=True))
         for piece, rows in pieces:
             if torch.equal(rows, channels):
@@ -132,7 +132,7 @@ class _Splitter:
         return self._gathered("joined", pieces, channels)
 
     def _gathered(self, name: str, pieces: list[tuple[int, Tensor]], channels: Tensor) -> int:
-        """A value of these channels; which channels the pieces are of is named beside them."""
+        """A value that consists of these channels. pieces: (piece, which channels it consists of)."""
         taps = []
         for piece, rows in pieces:
             weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
@@ -140,7 +140,7 @@ class _Splitter:
                 taps.append(Tap(piece, 0, 0, weight))
         return self._emit(Convolution(0, len(channels), name, taps=tuple(taps)))
 
-    # -- what levels are turned into
+    # -- the values that levels are turned into
 
     def _is_split_between_image_channels(self, i: FromLevels) -> bool:
         return all(
@@ -150,7 +150,7 @@ class _Splitter:
         )
 
     def _parts_of_input(self, i: FromLevels) -> list[int]:
-        """Pieces of an input that is made for whole image channels: for those that are drawn together."""
+        """The pieces of an input, gathered from inputs that each hold the image channels of one draw, whole."""
         together = torch.arange(i.channels).split(i.width if self._ordered else i.channels)
         inputs = [(self._piece(i, rows), rows) for rows in together]
         return [self._gathered(i.name, inputs, channels) for channels in self._channels[i.out]]

@@ -21,7 +21,7 @@ def without_unread(program: Program) -> Program:
 
 
 def without_zeros(program: Program) -> Program:
-    """The same program without taps that read nothing, such as those that were scaled by zero."""
+    """The same program without taps whose weights are all zero, such as those that were scaled by zero."""
 
     def live(i: Instruction) -> Instruction:
         if not isinstance(i, Convolution):

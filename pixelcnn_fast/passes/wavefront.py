@@ -1,8 +1,8 @@
-"""When several rows can be sampled at once: each starts ``lag`` columns behind the row above.
+"""Finds out whether several rows can be sampled at once, each starting ``lag`` columns behind the row above.
 
-A pixel needs its row's earlier pixels and, of the rows above, only columns up to a fixed distance to its right. So
-pixel (y, x) can be drawn at step x + lag * y, together with all other pixels of that step. A value that is read to
-the right within its row (a vertical stack does that) is computed ``lead`` columns ahead of the pixel drawn.
+A pixel needs the earlier pixels of its row and, in the rows above, only columns up to a fixed distance to its right. So
+pixel (y, x) can be drawn in column step x + lag * y, together with all other pixels of that step. A value that is read
+to the right within its row, as in a vertical stack, is computed ``lead`` columns ahead of the pixel that is drawn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
 
 
 def _reads(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
-    """(value, dy, dx, whether a step begins with it) of everything an instruction reads."""
+    """Everything that an instruction reads: (value, dy, dx, whether a column step begins with it)."""
     taps = [
         (run.source, run.dy, run.dx + run.width - 1, runs is i.row_runs)
         for runs in (i.row_runs, i.pixel_runs)

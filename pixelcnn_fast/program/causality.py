@@ -18,7 +18,7 @@ def check_causal(program: Program) -> None:
 
 
 def why_not_causal(program: Program) -> str | None:
-    """What the output sees that it must not, and through which layer and tap; None for a causal program."""
+    """What the output sees but must not, and through which layer and tap; None for a causal program."""
     _, height, width = program.shape
     seen = output_field(program)
     later = torch.zeros(seen.shape[2:], dtype=torch.bool)
@@ -37,8 +37,8 @@ def why_not_causal(program: Program) -> str | None:
 def blame(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
     """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
 
-    To blame is, on the path from there to the output, the tap that looks furthest ahead (the first of several), else
-    the first of a layer that has other taps than the present pixel's, and should be masked, else the first of all.
+    At fault is a tap on the path from there to the output: the one that looks furthest ahead (the first of several);
+    if none does, the first one of a layer with taps on other pixels, which should be masked; else the first of all.
     """
     fields = receptive_fields(program)
     path = list(reversed(_path(program, channel, seen, dy, dx)))
@@ -69,19 +69,19 @@ def _is_ahead(tap: Tap) -> bool:
 
 
 def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Convolution, Tap]]:
-    """The taps of one path, from the output down to the levels; it looks ahead as late as possible."""
+    """The taps of one path from the output down to the levels, which looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
 
     def sees(value: int, dy: int, dx: int) -> Tensor:
-        """Which channels of the value see it: bool [channels]."""
+        """Which channels of the value see the pixel at (dy, dx): bool [channels]."""
         field = fields[value]
         if abs(dy) >= height or abs(dx) >= width:
             return torch.zeros(len(field.group), dtype=torch.bool)
         return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
 
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[int, int, Tap | None]:
-        """(value, its channel, the tap that reads it): one thing that channel ``at`` reads and that sees the pixel."""
+        """Something that channel ``at`` reads and that sees the pixel: (value, its channel, the tap that reads it)."""
         connections = i.connections(lambda value: len(fields[value].group))
         for connection in sorted(connections, key=lambda c: c.tap is not None and _is_ahead(c.tap)):
             read = connection.read

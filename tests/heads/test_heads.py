@@ -157,11 +157,11 @@ def test_levels_of_probability_zero():
     ("output", "message"),
     [
         (lambda x: split(x).softmax(2), "softmax.*probabilities=True"),
-        (lambda x: 2 * split(x).log_softmax(2), "softmax: only where it is the last call"),
+        (lambda x: 2 * split(x).log_softmax(2), "softmax: it is supported only as the last call"),
         (lambda x: split(x).log_softmax(-1), "not over the levels"),
         (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
         (lambda x: split(x).log_softmax(2).roll(1, 4), "rearrangement"),
-        (lambda x: split(x).exp().log(), "log: of something that is not a softmax"),
+        (lambda x: split(x).exp().log(), "log: its argument is not the result of a softmax"),
     ],
 )
 def test_another_softmax_is_refused(output, message):

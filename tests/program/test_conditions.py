@@ -117,8 +117,8 @@ def test_every_label_gives_the_naive_images(name):
 
 
 REFUSED = {
-    "picked by label": (lambda net, h, y: h[y], "as a condition says"),
-    "assigned by label": (lambda net, h, y: (h.__setitem__(y, 0), h)[1], "where it assigns depends"),
+    "picked by label": (lambda net, h, y: h[y], "depends on the condition"),
+    "assigned by label": (lambda net, h, y: (h.__setitem__(y, 0), h)[1], "the index that it assigns to"),
     "one for the whole batch": (
         lambda net, h, y: h + net.embedding(y).mean(0)[:, None, None],
         r"shape \[6, 1, 1\]",
@@ -147,5 +147,5 @@ def test_a_condition_changed_through_a_view_is_refused():
         e[:, :3].clamp_(max=2)
         return added(h, e)
 
-    with pytest.raises(Unsupported, match="clamp_: it changes a tensor whose memory"):
+    with pytest.raises(Unsupported, match="clamp_: it changes a tensor in place"):
         Sampler(Net(body).double(), SHAPE, levels=LEVELS, image_form="unit")

@@ -10,7 +10,7 @@
 namespace pcf::cpu {
 namespace {
 
-// The logits as rows of sub-pixels: maps whose rows follow each other are one row each.
+// The logits as rows of sub-pixels. A map whose rows follow each other in memory is a single row.
 struct LogitRows {
   explicit LogitRows(const LogitsTensor& t) : t(t) {
     const bool whole = t.sizes[2] == 1 || t.strides[2] == t.sizes[3] * t.strides[3];

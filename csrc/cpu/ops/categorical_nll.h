@@ -12,7 +12,7 @@ struct LogitsTensor {
 };
 
 // levels [N, C, H, W] dense -> nll [N], float64 with float64 logits, else float32, and log_sum_exp [N, C, H, W].
-// False if a level lies outside 0...L-1: then the results mean nothing.
+// Returns false if a level lies outside 0...L-1; the results then mean nothing.
 bool categorical_nll(const LogitsTensor&, const void* logits, const int64_t* levels, void* nll, double* log_sum_exp,
                      int threads);
 

@@ -1,5 +1,5 @@
-// Feature maps in PyTorch's memory: any strides, any of three element types. Rows go through buffers in the type that
-// is computed in.
+// Feature maps in PyTorch's memory: any strides, any of three element types. Rows are copied to and from buffers of the
+// type that is computed in.
 #pragma once
 
 #include <algorithm>
@@ -47,8 +47,8 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
   };
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
-    // One side runs along x and the other along c: 4 by 4 in registers. All of a channel before the next, since in
-    // memory channel by channel the lines of different channels often fall into the same few sets of the cache.
+    // One side runs along x and the other along c, so blocks of 4 by 4 are transposed in registers. Four channels are
+    // done before the next: in maps stored channel by channel, lines of different channels often share few cache sets.
     const bool along_x = from_x == 1 && to_c == 1;
     if (along_x || (from_c == 1 && to_x == 1)) {
       const int64_t from_line = along_x ? from_c : from_x, to_line = along_x ? to_x : to_c;
@@ -72,9 +72,9 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
   corner(0, channels, 0, width);
 }
 
-// f(part, y, c, n) for the pieces of rows first...last-1 of an image: `part` is where channels c...c+n-1 of
-// row y begin in the map's memory. A map that lies channel by channel is walked so: few channels of all
-// rows, then the next.
+// Calls f(part, y, c, n) for the pieces of rows first...last-1 of an image: `part` is where channels c...c+n-1 of row y
+// begin in the map's memory. A map that is stored channel by channel is walked in that order: a few channels of all
+// rows, then the next few.
 template <class F>
 void each_part(const FeatureMap& map, int image, int first, int last, const F& f) {
   with_element(map.element, [&](auto element) {
@@ -86,7 +86,7 @@ void each_part(const FeatureMap& map, int image, int first, int last, const F& f
   });
 }
 
-// Rows first...last-1 of an image into buffers, and back; row_at(y) is where row y's channel 0 begins.
+// Copies rows first...last-1 of an image into buffers, and back; row_at(y) is where channel 0 of row y begins.
 template <class T, class RowAt>
 void load_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t to_c, int64_t to_x) {
   each_part(map, image, first, last, [&](const auto* part, int y, int c, int n) {

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t kValuesOfATask = 1 << 14;
 
-// f(input, at, at_half, n) for each line of memory: n values of both halves. `at` is where they begin in an array of C
-// channels, `at_half` where the first half's begin in one of 2C, as far from the second's as the input's.
+// Calls f(input, at, at_half, half, n) for each line of memory: n values of either half. `at` is where they begin in an
+// array of C channels, `at_half` where the first half's begin in one of 2C; the second half's begin `half` further on.
 template <class E, class F>
 void each_line(const GateShape& s, const void* x, const void* condition, int threads, const F& f) {
   const int64_t lines = s.images * (s.channels_last ? s.pixels : s.channels);

@@ -1,4 +1,4 @@
-// tanh(a) * logistic(b) of the two halves of a feature map's channels, in one pass over memory each way.
+// tanh(a) * logistic(b) of the two halves of a feature map's channels: one pass over memory forward, one backward.
 #pragma once
 
 #include "cpu/simd/element.h"
@@ -7,7 +7,7 @@ namespace pcf::cpu {
 
 enum class GateCondition { none, per_image, per_pixel };  // absent, [N, 2C], or laid out as x
 
-// x [N, 2C, pixels], or [N, pixels, 2C] where channels come last; out and gradients likewise. All are dense.
+// x is [N, 2C, pixels], or [N, pixels, 2C] if channels come last; out and gradients likewise. All are dense.
 struct GateShape {
   int64_t images, channels, pixels;  // channels: C
   bool channels_last;
@@ -16,7 +16,7 @@ struct GateShape {
 
 void gated_activation(Element, const GateShape&, const void* x, const void* condition, void* out, int threads);
 
-// The gradient of x plus condition; apart from `grad`.
+// The gradient of x + condition. grad_x must not overlap grad.
 void gated_activation_gradient(Element, const GateShape&, const void* x, const void* condition, const void* grad,
                                void* grad_x, int threads);
 

@@ -1,4 +1,4 @@
-// One instruction set's kernels of the layers' ops. As in kernels.cpp: nothing but the tables has external linkage.
+// One instruction set's kernels for the layers' ops. As in kernels.cpp, nothing but the tables has external linkage.
 #include "cpu/ops/layer_kernels.h"
 
 #include "cpu/simd/exponential.h"
@@ -19,7 +19,7 @@ struct Gate {
   T value() const { return (T(1) - p) / ((T(1) + p) * (T(1) + q)); }
 };
 
-// f(i, a, b) for each i with the conditions added.
+// Calls f(i, a, b) for each i, with the conditions added.
 template <class E, class F>
 inline void each_pair(const GateInput<E>& in, int64_t n, F f) {
   using T = Computed<E>;
@@ -51,7 +51,7 @@ void gate_gradient(const GateInput<E>& in, const E* grad, E* __restrict__ grad_a
   });
 }
 
-// -- likelihood. Lanes are sums of their own, which vectorizes without reordering what the source says.
+// -- likelihood. Each lane has a sum of its own, so loops vectorize without reordering the sums of the source.
 
 constexpr int kLanes = 32;
 
@@ -82,7 +82,7 @@ double log_sum_exp_of_row(const E* logits, int64_t stride, int levels) {
 // kLanes sub-pixels side by side in memory.
 template <class E, class T = Computed<E>>
 void log_sum_exp_of_columns(const E* logits, int64_t level_stride, int levels, double* out) {
-  constexpr int kPart = 16;  // levels that are summed before they join the total: fewer roundings in a row
+  constexpr int kPart = 16;  // levels that are summed before they join the total, so that fewer roundings add up
   T high[kLanes], total[kLanes] = {};
   for (int j = 0; j < kLanes; j++) high[j] = -__builtin_inf();
   for (int k = 0; k < levels; k++)
@@ -107,7 +107,7 @@ void log_sum_exp(const Logits<E>& l, int n, double* out) {
   for (; i < n; i++) out[i] = log_sum_exp_of_row(l.data + i * l.stride, l.level_stride, l.levels);
 }
 
-// A log of a sum of exp in two parts of the computed type, so that subtracting it loses nothing.
+// A log-sum-exp in two parts of the computed type, so that subtracting it loses nothing.
 template <class T>
 struct Split {
   T high, low;
@@ -141,7 +141,7 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
       for (int64_t k = 0; k < l.levels * l.level_stride; k += l.level_stride)
         to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
   }
-  for (i = 0; i < n; i++) {  // anew, so that bfloat16 is rounded once
+  for (i = 0; i < n; i++) {  // computed anew, so that bfloat16 is rounded only once
     const int64_t at = i * l.stride + target[i] * l.level_stride;
     grad[at] = convert<E>(scale * (Split<T>(log_sum_exp[i]).probability(convert<T>(l.data[at])) - T(1)));
   }

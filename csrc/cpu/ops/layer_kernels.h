@@ -1,5 +1,5 @@
-// Pointwise arithmetic of the layers' ops, compiled once per instruction set (layer_kernels.cpp). E: float, double or
-// Bfloat16, which is computed in float32.
+// The pointwise arithmetic of the layers' ops, compiled once per instruction set (layer_kernels.cpp). E: float, double
+// or Bfloat16, which is computed in float32.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,14 @@ struct LayerKernels {
   // The gradients of a and b; they may be written over `grad`.
   void (*gate_gradient)(const GateInput<E>&, const E* grad, E* grad_a, E* grad_b, int64_t n);
 
-  // log of the sum of exp over each sub-pixel's logits
+  // The log of the sum of exp over each sub-pixel's logits.
   void (*log_sum_exp)(const Logits<E>&, int n, double* out);
-  // grad[as the logits] = scale * (softmax - one-hot of target)
+  // grad = scale * (softmax - one-hot of target), laid out like the logits.
   void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
 };
 
-// Of an instruction set named in cpu_features.h.
+// The kernels of an instruction set named in cpu_features.h.
 template <class E>
 const LayerKernels<E>& layer_kernels(const char* isa);
 template <>

@@ -1,4 +1,4 @@
-// The layers' ops in Python. Tensors come as addresses with sizes and strides: Python checks shapes, dtypes and
+// The layers' ops in Python. Tensors are passed as addresses, sizes and strides: Python checks shapes, dtypes and
 // devices, allocates results and keeps everything alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

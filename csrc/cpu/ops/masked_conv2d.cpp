@@ -11,9 +11,9 @@
 namespace pcf::cpu {
 namespace {
 
-// Pixels of a matrix product's one side: a multiple of every micro-kernel's rows, and few enough to stay in cache.
+// Pixels in one matrix product: a multiple of every micro-kernel's rows, and few enough to stay in cache.
 constexpr int kPixels = 96;
-constexpr int kStripPixels = 288;  // the weight gradient sums over so many at once
+constexpr int kStripPixels = 288;  // the weight gradient sums over this many at once
 
 // A tap of the kernel, and what it reads: map(y + dy, x + dx) for the result at (y, x).
 struct Tap {
@@ -38,7 +38,7 @@ std::vector<Tap> live_taps(const MaskedWeight& w, const Geometry& g) {
   return taps;
 }
 
-// The extent of taps round a pixel.
+// The extent of taps around a pixel.
 struct Reach {
   int up = 0, down = 0, left = 0, right = 0;
   Reach() = default;
@@ -49,7 +49,7 @@ struct Reach {
   }
 };
 
-// Horizontally adjacent taps: one matrix [taps * channels in, channels out].
+// Horizontally adjacent taps as one matrix [taps * channels in, channels out].
 struct Run {
   int dy, dx;
   std::vector<Tap> taps;
@@ -68,7 +68,7 @@ std::vector<Run> runs_of(std::vector<Tap> taps) {
   return runs;
 }
 
-// One convolution between feature maps. Transposed, it is the input gradient: from O to I channels, taps mirrored.
+// One convolution between feature maps. Transposed, it is the input gradient, from O to I channels with mirrored taps.
 template <class T>
 class Convolution {
  public:
@@ -98,7 +98,7 @@ class Convolution {
   void run(const FeatureMap& in, const FeatureMap& out, const ConvEpilogue& epilogue, int threads) const {
     const int64_t work = int64_t{out.images} * out.height * out.width * packed_.bytes();
     if (work < 1 << 22) threads = 1;
-    // Bands of rows, where there are too few images to keep the threads busy.
+    // Images are split into bands of rows if there are too few images to keep the threads busy.
     const int bands = std::clamp((4 * threads - 1) / std::max(out.images, 1), 1, std::max(1, out.height / 4));
     const Frame frame(*this, in, out);
     std::vector<Scratch> scratch;
@@ -154,7 +154,7 @@ class Convolution {
                           convert<T>(mask[o * m[0] + i * m[1] + tap.ky * m[2] + tap.kx * m[3]]);
           to[(int64_t(t) * channels_in_ + depth) * kernels_.block + lane] = scale ? value * scale[o] : value;
         };
-        if (transposed)  // either way along the weight's memory
+        if (transposed)  // in either case in the order of the weight's memory
           for (int depth = 0; depth < channels_in_; depth++)
             for (int lane = 0; lane < lanes; lane++) put(depth, lane);
         else
@@ -291,7 +291,7 @@ class WeightGradient {
     T *sums, *bias;  // [taps * I][padded O], [padded O]
     T* packed;       // the strip of grad in blocks: [blocks][depth][block]
     T* strip;        // the same, [depth][padded O]; zero right of the map
-    T* planes;       // the strip of x and the rows round it, channel by channel; zero round the map
+    T* planes;       // the strip of x and the rows around it, channel by channel; zero around the map
     std::vector<T*> sum_rows, x_rows;
   };
 

@@ -1,5 +1,5 @@
 // Masked 2-D convolution, stride 1: only live taps are computed. Sums are in float32, or float64 for float64 tensors.
-// Every result is the same whatever the number of threads, but for weight_gradient.
+// No result depends on the number of threads, except that of the weight gradient.
 #pragma once
 
 #include "cpu/ops/feature_map.h"
@@ -19,7 +19,7 @@ struct Geometry {
   int pad_y, pad_x, dilation_y, dilation_x;
 };
 
-// out = activation(scale * (convolution + bias) + shift + condition + residual); null or empty: left out.
+// out = activation(scale * (convolution + bias) + shift + condition + residual). Null or empty terms are left out.
 struct ConvEpilogue {
   const void *bias = nullptr, *scale = nullptr, *shift = nullptr;  // [O], float64 with float64 tensors, else float32
   const void* condition = nullptr;                                 // [N, O] of the same type
@@ -29,7 +29,7 @@ struct ConvEpilogue {
   double alpha = 1;
 };
 
-// out [N, O, H', W'] from x [N, I, H, W]; out's memory is apart from all else.
+// out [N, O, H', W'] from x [N, I, H, W]; out must not overlap anything else.
 void masked_conv2d(const FeatureMap& x, const MaskedWeight&, const Geometry&, const ConvEpilogue&,
                    const FeatureMap& out, int threads);
 

@@ -1,5 +1,5 @@
-// From the numbers that describe a distribution to values of the image: the draw, its log-probability, and the check
-// that the numbers are finite. Another kind of head is a case in each function here; the walk over the image does not
+// Draws values of the image from the numbers that describe a distribution, scores what was drawn, and checks that the
+// numbers are finite. Another kind of head is one more case in each function here; the walk over the image does not
 // know what it draws.
 #pragma once
 
@@ -26,8 +26,8 @@ inline int level_of(HeadKind kind, const void* values, int64_t at) {
   __builtin_unreachable();
 }
 
-// One distribution of one pixel of one image: its parameters, and at which element of the job's arrays its noise and
-// its values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
+// One distribution of one pixel of one image: its parameters, and the elements of the job's arrays at which its noise
+// and its values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
 template <class T>
 struct Distribution {
   const T* parameters;

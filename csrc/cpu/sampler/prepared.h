@@ -40,10 +40,10 @@ struct PreparedInstruction {
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
-  // Another thread may still be writing what is read: by the sums over rows above, or at a pixel.
+  // Whether another thread may still be writing what is read, for the sums over rows above or at a pixel.
   bool barrier_in_row = false, barrier_at_pixel = false;
 
-  // Its sum over rows above is kept until its pixel's turn comes.
+  // Whether its sum over rows above is kept until its pixel's turn comes.
   bool keeps_partial() const { return !row_runs.empty() && (phase != Phase::row || is_output); }
 };
 
@@ -82,8 +82,8 @@ class PreparedProgram {
     return run.width * program.storage[run.source].channels;
   }
 
-  // The pixel phase streams its weights once per pixel: they lie together, in the order of use, and narrow if asked.
-  // The row phase reads its own once per row, so there widening them would only cost time.
+  // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
+  // the user asks for that. The row phase reads its own once per row, where widening narrow ones would only cost time.
   void pack(const Program& program, Weights weights) {
     char* next = packed.get();
     const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
@@ -129,10 +129,10 @@ class PreparedProgram {
         if (p.out == output) outputs.push_back(&p);
   }
 
-  // Threads own channels, the same ones of every value with as many. So a base or a step's operand is the thread's
-  // own; but whoever reads all channels of a value that was written since the last barrier reads other threads', so
-  // there is a barrier in between, which serves all writes before it. There is one also between the sums over rows
-  // above and the pixels, and twice at each draw.
+  // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts
+  // from, and a step's operand, is the thread's own. But whatever reads all channels of a value also reads those of
+  // other threads: if the value was written since the last barrier, there is a barrier before the read, which serves
+  // all writes before it. There is also one between the sums over rows above and the pixels, and two at each draw.
   void set_barriers(int draws) {
     std::set<int> written;
     const auto needs_barrier = [&](const std::vector<PreparedRun>& runs, const std::vector<PreparedStep<T>>& steps) {
@@ -149,8 +149,8 @@ class PreparedProgram {
         written.insert(i.out);
       }
     };
-    // What comes after a pixel's last draw is read by the next sums over rows above, or by the next pixel if no sums
-    // come between.
+    // What is computed after a pixel's last draw is read by the next sums over rows above, or, if there are none in
+    // between, by the next pixel.
     at_pixels(draws);
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
@@ -181,7 +181,7 @@ class PreparedProgram {
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }
-    constexpr int kOfParameter = 60;  // drawing from it
+    constexpr int kOfParameter = 60;  // the cost of drawing from it
     work.pixels.elements += double{kOfParameter} * program.head.parameters * program.head.distributions;
     work.pixels.barriers += 2 * outputs.size();
     work.row_phase.barriers++;

@@ -26,7 +26,7 @@ class SamplerOf final : public Sampler {
 
   void run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
     Ending ending;
-    std::deque<ThreadGroup<T>> groups;  // they are not moved
+    std::deque<ThreadGroup<T>> groups;  // groups can't be moved
     for (int g = 0; g < s.groups; g++)
       groups.emplace_back(program_, prepared_, s, part(job, g * s.images, s.images), g * s.images,
                           g == 0 ? &on_row : nullptr, ending);
@@ -37,11 +37,11 @@ class SamplerOf final : public Sampler {
   int64_t weight_bytes() const override { return prepared_.packed.bytes(); }
 
   int64_t workspace_bytes(const Schedule& s) const override {
-    return s.groups * Workspace<T>(program_, prepared_, s, s.images).bytes();  // of memory that nobody touches
+    return s.groups * Workspace<T>(program_, prepared_, s, s.images).bytes();  // nobody touches this memory
   }
 
  private:
-  // Of images first ... first + count - 1, as far as there are as many.
+  // The job for images first ... first + count - 1, or for as many of them as there are.
   Job part(const Job& job, int first, int count) const {
     const int64_t pixels = int64_t{program_.height} * program_.width, sub_pixels = pixels * program_.image_channels;
     const Head& head = program_.head;

@@ -21,12 +21,12 @@ class Sampler {
  public:
   virtual ~Sampler() = default;
 
-  // The ways to sample that many images on at most `threads` threads, and the cheapest of them.
+  // The ways to sample `images` images on at most `threads` threads, and the cheapest of them.
   virtual std::vector<Schedule> schedules(int images, int threads) const = 0;
   virtual Schedule schedule(int images, int threads) const = 0;
 
   // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
-  // run stops and the exception passes on. schedule: one of schedules(job.images, ...).
+  // run stops and passes the exception on. schedule: one of schedules(job.images, ...).
   virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t weight_bytes() const = 0;

@@ -1,5 +1,5 @@
-// The CPU sampler in Python. Arrays come as addresses (Tensor.data_ptr()): Python checks shapes, dtypes and devices
-// and keeps them alive, so this file needs no torch.
+// The CPU sampler in Python. Arrays are passed as addresses (Tensor.data_ptr()): Python checks shapes, dtypes and
+// devices and keeps them alive, so this file needs no torch.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

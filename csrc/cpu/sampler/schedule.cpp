@@ -3,12 +3,12 @@
 namespace pcf::cpu {
 namespace {
 
-// Measured on two cores with AVX-512. What counts as how many multiply-adds of one thread: loading a weight, the tables
-// and calls of an instruction, a barrier.
+// How many multiply-adds of one thread cost as much as loading a weight, as the tables and calls of an instruction, and
+// as a barrier; measured on two cores with AVX-512.
 constexpr double kLoading = 1.2, kCall = 5e3, kBarrier = 1.2e4;
 constexpr int kPixelsInFlight = 12, kImagesForRows = 4;
 
-// Per pixel, where the threads work on that many pixels together.
+// The cost per pixel, if the threads work on `together` pixels at once.
 double cost_of(const Work& work, double together, int threads) {
   const double barriers = threads > 1 ? work.barriers * kBarrier : 0;
   return (work.products * (1 + kLoading / together) + work.elements) / threads +
@@ -35,12 +35,12 @@ void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
   s.cost = pixels * (std::max(rows, at_pixels) + 2 * kBarrier / in_chunk);
 }
 
-// Rows behind each other, pixel_threads: 0 for one team.
+// Several rows in flight. pixel_threads: 0 for one team.
 Schedule in_waves(Schedule s, const Program& program, const ProgramWork& work, int chunk, int pixel_threads) {
   const int rows = (kPixelsInFlight + s.images - 1) / s.images, ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
   s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = work.longest_lead;
   s.lag = std::max(program.lag + ahead - 1, (program.width + rows - 1) / rows);
-  // Longer than a row is worked on: no row's memory is taken while a slower thread still reads it.
+  // Counted for longer than a row is worked on, so that no memory is reused while a slower thread still reads it.
   s.rows_in_flight = std::min((program.width + s.lead + ahead + s.lag - 1) / s.lag, program.height);
   estimate(s, program, work);
   return s;
@@ -60,7 +60,7 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
     Schedule s;
     s.images = (images + groups - 1) / groups;
     s.groups = groups, s.threads = std::min(threads / groups, work.most_threads);
-    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // one would have none
+    if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
     all.push_back(row_by_row(s, program, work));
     if (program.lag == 0 || images == 0 || s.images >= kImagesForRows) continue;
     for (int chunk = 1; chunk < program.width; chunk += (chunk + 1) / 2)

@@ -11,54 +11,55 @@ namespace pcf::cpu {
 inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
-// At step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid; every `chunk` steps, and
-// before them, the sums that the rows above contribute to the pixels of the next `chunk` steps are made.
+// In column step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid. Before every `chunk`
+// column steps, the sums that the rows above contribute to the pixels of these steps are computed.
 //
-// A matrix product needs some tens of rows to be fast. So with few images, rows are sampled at once, as close behind
-// each other as the model's view allows; a chunk makes the products over rows above larger, but rows start that much
-// later. With many images, one row at a time is as fast and takes less memory: a chunk is then the whole row.
+// A matrix product needs some tens of rows to be fast. So with few images, several rows are sampled at once, as close
+// behind each other as the model's receptive field allows. A longer chunk makes the products over rows above larger,
+// but rows start that much later. With many images, one row at a time is as fast and takes less memory; a chunk is then
+// the whole row.
 //
-// Threads that share an instruction's channels wait for each other at every layer. Fewer wait where they are two teams:
-// while one works on the pixels of a chunk, the other makes the sums over the rows above for the next one; rows then
-// start one more chunk later. Groups of threads that have images of their own do not wait for each other.
+// Threads that share an instruction's channels wait for each other at every layer. Fewer have to wait if they form two
+// teams: while one works on the pixels of a chunk, the other computes the sums over the rows above for the next chunk.
+// Rows then start one more chunk later. Groups of threads that have images of their own do not wait for each other.
 struct Schedule {
-  int groups = 1, threads = 1;  // groups of that many threads; each has the next images
+  int groups = 1, threads = 1;  // groups of `threads` threads; each takes the next images
   int images = 0;               // of a group; the last may have fewer
   int lag = 0, chunk = 0;
   int rows_in_flight = 1;
   int lead = 0;                     // of the value computed furthest ahead; 0 where a row is one chunk
-  int pixel_threads = 0;            // of two teams in a group, those for pixels; 0: one team does all
-  std::vector<bool> by_pixel_team;  // by instruction: sums over rows above that this team makes, to even the work out
+  int pixel_threads = 0;            // of the pixel team, if a group has two teams; 0: one team does all
+  std::vector<bool> by_pixel_team;  // by instruction: whether this team makes its sums over rows above, for balance
   double cost = 0;                  // of the whole, in multiply-adds of one thread
 
   bool two_teams() const { return pixel_threads > 0; }
   int steps(const Program& program) const { return program.width + lag * (program.height - 1); }
   int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
-  // Buffers for sums over rows above: one team reads a chunk's while the other writes the next.
+  // Buffers for sums over rows above: one team reads those of a chunk while the other writes those of the next.
   int partials() const { return two_teams() ? 2 : 1; }
 };
 
 // What one thread does at one pixel, and how many barriers it waits at.
 struct Work {
-  double products = 0, elements = 0;  // multiply-adds, and as many as steps are worth
+  double products = 0, elements = 0;  // multiply-adds; the cost of steps, in multiply-adds
   int calls = 0, barriers = 0;
 };
 
 struct ProgramWork {
   Work row_phase, pixels;          // without the sums over rows above that wait for their pixel
-  std::vector<Work> partial_sums;  // those, by instruction
+  std::vector<Work> partial_sums;  // those sums, by instruction
   int longest_lead = 0;
   int most_threads = 1;  // more would own no channels
 };
 
-// All that come into question for `images` images on at most `threads` threads; each gives the same results to the bit.
+// The schedules worth considering for `images` images on at most `threads` threads; all give the same bits.
 std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads);
 
 // The cheapest of them.
 Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads);
 
-// Pixels that are worked on together, in every image: for some rows y, `columns` from t - lag * y on, as far as they
-// lie in the grid.
+// Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
+// they lie in the grid.
 class Span {
  public:
   Span(const Program& program, int lag, int t, int columns)
@@ -78,7 +79,7 @@ class Span {
   }
 
   int start(int y) const { return t_ - lag_ * y; }
-  // Of a span of one column: row and column of its i-th pixel.
+  // The row and column of the i-th pixel, if the span has one column.
   int row(int i) const { return first_ + i; }
   int column(int i) const { return start(row(i)); }
 

@@ -18,7 +18,7 @@
 
 namespace pcf::cpu {
 
-// What the groups of a run have in common: how it ends early.
+// What the groups of a run share: how the run ends early.
 class Ending {
  public:
   // The caller's exception: all groups stop at their next row.
@@ -28,8 +28,8 @@ class Ending {
   }
   bool stopped() const { return stopped_.load(std::memory_order_acquire); }
 
-  // Keeps the first in the order of drawing, whichever thread comes first. The other groups go on: one of theirs may be
-  // first.
+  // Keeps the first one in the order of drawing, whichever thread reports first. The other groups go on, since one of
+  // theirs may be the first.
   void report(const NonFiniteLogits& found) {
     const std::lock_guard lock(mutex_);
     const auto order = [](const NonFiniteLogits& e) { return std::tuple(e.row, e.column, e.image, e.channel); };
@@ -63,7 +63,7 @@ class ThreadGroup {
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
         row_team_(schedule.threads - pixel_team_.size) {}
 
-  // By each of the group's threads, numbered from 0.
+  // Called by each of the group's threads, numbered from 0.
   void work(int thread) {
     const bool for_pixels = thread < pixel_team_.size;
     Member member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, schedule_,
@@ -85,9 +85,9 @@ class ThreadGroup {
       }
     } else {
       for (int t = first; t < end; t += chunk) {
-        // A chunk ahead, it reads what was drawn until the chunk before; and what it overwrites was read by then.
+        // A chunk ahead, this team reads what was drawn up to the chunk before; what it overwrites was read by then.
         pixel_team_.progress.await(t - first - chunk);
-        if (t - chunk > stopped_at_.load(std::memory_order_relaxed)) return;  // all of the team, or none
+        if (t - chunk > stopped_at_.load(std::memory_order_relaxed)) return;  // all of the team returns, or none
         make_sums(member, t, [&](const Instruction& i) { return !by_pixel_team(i); });
         row_team_.progress.announce(member.index, t + chunk - first);
       }
@@ -101,14 +101,14 @@ class ThreadGroup {
 
     const int size;
     SpinBarrier barrier;
-    Progress progress;  // of two teams: steps done
+    Progress progress;  // column steps done, if there are two teams
   };
 
   // A table of rows: where each pixel of a span lies, image by image.
   using Table = std::vector<T*>;
 
   struct Member {
-    // sites: pixels of all images that one step works on, at most.
+    // sites: how many sites one column step works on at most.
     Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites,
            const Head& head, const Job& job)
         : team(team), index(index), span(span),
@@ -130,7 +130,7 @@ class ThreadGroup {
     Span span;
     const Buffer memory;
     HeadDrawer<T> drawer;
-    Table pixel_sums, row_sums;  // of one instruction, at a step's pixels and at a chunk's
+    Table pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
     Table x, from, out;
     std::vector<Table> operands;
     std::vector<BoundStep<T>> steps;
@@ -144,22 +144,22 @@ class ThreadGroup {
 
   Span span(int t, int columns) const { return Span(program_, schedule_.lag, t, columns); }
 
-  // Most instructions of a step work on the same pixels.
+  // Kept for the next call, since most instructions of a column step work on the same pixels.
   const Span& span(Member& member, int t, int columns) const {
     if (!member.span.is(t, columns)) member.span = span(t, columns);
     return member.span;
   }
   int lead(const Instruction& i) const { return schedule_.lead ? i.lead : 0; }
 
-  // The sums that the rows above contribute to the chunk that begins at step t, of the instructions with
-  // mine(instruction).
+  // Computes the sums that the rows above contribute to the chunk that begins at column step t, for the instructions
+  // with mine(instruction).
   template <class Mine>
   void make_sums(Member& member, int t, const Mine& mine) {
     for (const auto& i : p_.instructions)
       if ((i.phase == Phase::row || i.keeps_partial()) && mine(i)) sum_rows_above(member, i, t);
   }
 
-  // The chunk's pixels, step by step. False if the run stops here.
+  // Draws the chunk's pixels, one column step after the other. False if the run stops here.
   bool draw_pixels(Member& member, int first) {
     for (int t = first; t < first + schedule_.chunk; t++) {
       const int row = t / schedule_.lag;
@@ -196,8 +196,8 @@ class ThreadGroup {
 
   // -- locations in memory
 
-  // Image m of the span's pixel i is row i * images + m. first(y, x): where image 0 of the pixel lies; the next ones of
-  // its row are `step` further on each.
+  // Image m of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
+  // of its row lies `step` elements further on.
   template <class First>
   void tabulate(Table& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
     T** next = table.data();
@@ -213,7 +213,7 @@ class ThreadGroup {
              [&](int y, int x) { return workspace_.pixel(value, y + dy, x + dx); });
   }
 
-  // From step t on, which is the chunk's first where the span has all of the chunk's columns.
+  // From column step t on, which is the chunk's first if the span has all of the chunk's columns.
   void tabulate_partial(Table& table, const Instruction& i, const Span& span, int t) const {
     tabulate(table, span, int64_t{schedule_.chunk} * i.padded, i.padded, [&](int y, int x) {
       return workspace_.partial(number(i), i.padded, y, t) + int64_t{x - span.start(y)} * i.padded;
@@ -226,8 +226,8 @@ class ThreadGroup {
 
   // -- instructions
 
-  // An instruction's sum over the rows above at the pixels of the chunk that begins at step t: its whole value in the
-  // row phase, else the partial sum that the pixel phase begins with.
+  // Computes an instruction's sum over the rows above, at the pixels of the chunk that begins at column step t: in the
+  // row phase this gives its whole value, else the partial sum that the pixel phase begins with.
   void sum_rows_above(Member& member, const Instruction& i, int t) {
     if (i.barrier_in_row) member.wait_for_team();
     const Span& chunk = span(member, t + lead(i), schedule_.chunk);
@@ -261,7 +261,7 @@ class ThreadGroup {
     apply_steps(member, i, pixels, summed ? member.pixel_sums : member.from);
   }
 
-  // to = member.from + the runs; false, and nothing done, where there are none.
+  // to = member.from + the runs. Does nothing and returns false if there are none.
   bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
            const Table& to) {
     const auto [first, last] = share(member, i);
@@ -307,7 +307,7 @@ class ThreadGroup {
 
   // -- values of the image
 
-  // Element of an array [images, channels, H, W].
+  // The index of an element of an array [images, channels, H, W].
   int64_t element(int image, int channels, int channel, int y, int x) const {
     return ((int64_t{image} * channels + channel) * program_.height + y) * program_.width + x;
   }
@@ -372,7 +372,7 @@ class ThreadGroup {
       out[first] = static_cast<T>(level);
     else
       std::copy_n(i.table.data() + int64_t{level} * width, width, out + first);
-    bind(member, i, span(0, 0));  // such steps have no operands
+    bind(member, i, span(0, 0));  // the steps on levels have no operands
     p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
   }
 
@@ -391,7 +391,7 @@ class ThreadGroup {
   const Workspace<T> workspace_;
   Team pixel_team_, row_team_;  // the latter is empty where one team does all
   std::atomic<bool> fails_{false};
-  std::atomic<int> stopped_at_{kNever};  // the step
+  std::atomic<int> stopped_at_{kNever};  // the column step
 };
 
 }  // namespace pcf::cpu

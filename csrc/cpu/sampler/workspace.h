@@ -1,5 +1,5 @@
-// The memory of a group of images: of each value, the rows that somebody still reads; sums over rows above that wait
-// for their pixel; what the present draw is drawn from.
+// The memory of a group of images: the rows of each value that are still read, the sums over rows above that wait for
+// their pixel, and the parameters of the present draw.
 #pragma once
 
 #include <vector>
@@ -49,15 +49,15 @@ class Workspace {
   int64_t bytes() const { return memory_.bytes(); }
 
   int channels(int value) const { return values_[value].channels; }
-  // From an image's row to the next image's.
+  // Elements from a row of one image to that row of the next image.
   int64_t image_stride(int value) const { return values_[value].image_stride; }
-  // Image 0 of a value's pixel. Rows above the first hold zeros: nothing has been written there yet.
+  // A value's pixel in image 0. Rows above the first hold zeros, since nothing has been written there yet.
   T* pixel(int value, int y, int x) const {
     return values_[value].rows[y + depth_] + int64_t{x} * values_[value].channels;
   }
 
-  // Of an instruction's sum over rows above: image 0 at row y and the column that is worked on at step t.
-  // [images][chunk][padded]
+  // An instruction's sum over rows above, [images][chunk][padded]: image 0, at row y and the column that is worked on
+  // in column step t.
   T* partial(int instruction, int padded, int y, int t) const {
     T* data = partials_[instruction * buffers_ + floor_mod(floor_div(t, chunk_), buffers_)];
     return data + (y % rows_in_flight_ * int64_t{images_} * chunk_ + floor_mod(t, chunk_)) * padded;
@@ -69,10 +69,10 @@ class Workspace {
   struct Value {
     int64_t image_stride;
     int channels;
-    std::vector<T*> rows;  // from the row `depth` above the grid on: image 0 of the row's first pixel
+    std::vector<T*> rows;  // from `depth` rows above the grid on: the row's first pixel in image 0
   };
 
-  // Rows in flight, and those above that somebody still reads.
+  // Rows in flight, and those above that are still read.
   int rows_kept(const Storage& s) const { return s.rows + rows_in_flight_ - 1; }
   T* at(int64_t offset) const { return reinterpret_cast<T*>(memory_.get() + offset); }
 

@@ -7,8 +7,8 @@
 
 namespace pcf::cpu {
 
-// Zeroed memory on boundaries of pairs of cache lines, which processors fetch together: lines that two threads write
-// must not be one pair. Pages that are never touched cost nothing.
+// Zeroed memory, aligned to pairs of cache lines. Processors fetch a pair together, so two threads must not write to
+// the lines of one pair. Pages that are never touched cost nothing.
 class Buffer {
  public:
   static constexpr int64_t kBoundary = 128;

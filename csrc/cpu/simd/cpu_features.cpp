@@ -12,7 +12,7 @@ struct Isa {
   bool available;
 };
 
-// Lowest first. __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+// Lowest first. __builtin_cpu_supports also checks that the operating system saves the wide registers.
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
 #ifdef PCF_HAVE_PORTABLE

@@ -13,8 +13,8 @@ std::vector<std::string> available_isas();
 // Throws std::invalid_argument if PIXELCNN_FAST_ISA names one that is not available. The string is static.
 const char* chosen_isa();
 
-// Uses this instruction set from now on; "" goes back to the default. Samplers that exist keep theirs.
-// Throws std::invalid_argument, with the available ones, for any other name.
+// Uses this instruction set from now on; "" goes back to the default. Existing samplers keep theirs.
+// Throws std::invalid_argument, naming those available, for any other name.
 void force_isa(const std::string& name);
 
 }  // namespace pcf::cpu

@@ -1,4 +1,5 @@
-// From logits to a level, and its log-probability. Internal linkage: each instruction set's object has its own.
+// Draws a level from logits, and gives its log-probability. Internal linkage: each instruction set's object file has
+// its own copy.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // exp, the logistic function and tanh in loops that the compiler vectorizes. Internal linkage: each instruction set's
-// object has its own.
+// object file has its own copy.
 #pragma once
 
 #include <cmath>
@@ -10,8 +10,8 @@ namespace {
 
 inline double exponential(double x) { return std::exp(x); }
 
-// exp in float32 to within about 1 ulp: 2^n by the exponent bits, exp of the remainder by its Taylor polynomial
-// to degree 7 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0, so that a sum of such terms stays exact.
+// exp in float32 to within about 1 ulp: 2^n through the exponent bits, exp of the remainder through its Taylor
+// polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0, so that a sum of such terms stays exact.
 inline float exponential(float x) {
   const float clamped = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
   const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
@@ -37,7 +37,7 @@ inline T logistic(T x) {
 }
 inline double hyperbolic_tangent(double x) { return std::tanh(x); }
 
-// In float32 to within about 2 ulp: near 0, where 1 - ... would cancel, by a minimax polynomial (that of Cephes).
+// tanh in float32 to within about 2 ulp: near 0, where 1 - ... would cancel, through a minimax polynomial (of Cephes).
 inline float hyperbolic_tangent(float x) {
   const float size = x < 0 ? -x : x, square = x * x;
   float p = -5.70498872745e-3f;

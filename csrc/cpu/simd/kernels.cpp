@@ -1,5 +1,5 @@
 // One instruction set's kernels. Everything here has internal linkage or the instruction set in its name, and no
-// standard template is instantiated: else the linker could pick wide code for a narrow processor.
+// standard template is instantiated: otherwise the linker could pick code that is too wide for the processor.
 #include "cpu/simd/kernels.h"
 
 #include "cpu/simd/drawing.h"

@@ -34,13 +34,13 @@ template <class T>
 struct Kernels {
   int block;  // output channels in a packed block
 
-  // Bytes of one packed block, and packing of weight [depth, channels] into all of its blocks.
+  // Gives the bytes of one packed block; packs weight [depth, channels] into all of its blocks.
   int64_t (*block_bytes)(int depth, Weights);
   void (*pack)(const T* weight, int depth, int channels, Weights, void* packed);
 
-  // out[r] = from[r] + x[r] . W for the blocks first...last-1. Sums run over depth in one order whatever the number
-  // of rows, so a result does not depend on how images are batched. `from` may be `out` itself; from and out are
-  // padded to whole blocks.
+  // out[r] = from[r] + x[r] . W for the blocks first...last-1. Sums run over depth in the same order whatever the
+  // number of rows, so a result does not depend on how images are batched. `from` may be `out` itself; both are padded
+  // to whole blocks.
   void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
 
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
@@ -51,7 +51,7 @@ struct Kernels {
   // False if a logit is not finite. `weights` may be `logits`.
   bool (*weigh)(const T* logits, int levels, double temperature, T* weights);
 
-  // The smallest k with u < cdf_k of the weights; the last with any weight if rounding leaves none.
+  // The smallest k with u < cdf_k of the weights; the last level with a weight if rounding leaves none.
   int (*pick)(const T* weights, int levels, double u);
 
   // ln softmax(logits)[level]. scratch: [levels].

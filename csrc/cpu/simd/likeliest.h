@@ -9,9 +9,9 @@
 
 namespace pcf::cpu {
 
-// Sets the weights of all other levels to zero. logits, weights: [levels], the weights growing with the logits;
-// order: scratch. Of equal logits the lower level counts as more likely. The sums are those of heads/drawing.py, in the
-// same order: which level is the last to be kept does not depend on the runtime.
+// Sets the weights of all levels that the options exclude to zero. logits, weights: [levels], where weights grow with
+// logits; order: scratch. Of equal logits, the lower level counts as more likely. The sums are those of
+// heads/drawing.py, in the same order, so the last level to be kept does not depend on the runtime.
 template <class T>
 void keep_likeliest(const T* logits, T* weights, int levels, const SamplingOptions& options, std::vector<int>& order) {
   order.resize(levels);

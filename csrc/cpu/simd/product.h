@@ -1,4 +1,5 @@
-// The matrix product of a few rows with packed weights. Internal linkage: each instruction set's object has its own.
+// The matrix product of a few rows with packed weights. Internal linkage: each instruction set's object file has its
+// own copy.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 namespace pcf::cpu {
 namespace {
 
-// -- weights in words: `Same` keeps one T to a word; `Bf16` a pair of depths in 32 bits, the even depth below
+// -- weights in words: `Same` keeps one T in a word, `Bf16` two depths in 32 bits, the even one in the lower half
 
 template <class T>
 struct Same {
@@ -23,7 +24,7 @@ struct Bf16 {
   static constexpr int depths = 2;
   using Word = uint32_t;
   static Vec<float> expand(Vec<uint32_t> word, int odd) { return (Vec<float>)(odd ? word & 0xffff0000u : word << 16); }
-  static void put(Word* word, int odd, float w) {  // the upper half of w: the passes have rounded it to that
+  static void put(Word* word, int odd, float w) {  // the upper half of w, to which the passes have rounded it
     uint32_t bits;
     __builtin_memcpy(&bits, &w, 4);
     *word |= odd ? bits & 0xffff0000u : bits >> 16;
@@ -63,14 +64,14 @@ void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Row
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     x[m] = rows[m];
-    if constexpr (M <= 4)  // half of it was written by another core just now
+    if constexpr (M <= 4)  // another core has just written half of it
       for (int k = 0; k < depth; k += 64 / sizeof(T)) __builtin_prefetch(x[m] + k);
 #pragma GCC unroll 16
     for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
   }
 
-  // The words at depth k, times the `count` depths they hold. One row: each word is loaded once and expanded at once.
-  // Several: the weights of one depth stay in registers while the rows pass.
+  // Multiplies with the words at depth k, which hold `count` depths. With one row, each word is loaded once and
+  // expanded at once. With several, the weights of one depth stay in registers while the rows pass.
   const auto word_at = [&](int k, int j) __attribute__((always_inline)) {
     return load(reinterpret_cast<const Word*>(w + j / kVectors * block_bytes) + int64_t{k} / W::depths * kBlock<T> +
                 j % kVectors * kLanes<T>);
@@ -108,7 +109,7 @@ void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Row
     for (int j = 0; j < G * kVectors; j++) store<T>(out[m] + channel + j * kLanes<T>, sum[m][j]);
 }
 
-// Few rows take several blocks at once, so that enough sums are in flight to hide the latency of multiply-add.
+// With few rows, several blocks are done at once, so that enough sums are in flight to hide multiply-add's latency.
 constexpr int group_of(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 template <class T, class W, int M>
@@ -128,7 +129,7 @@ void rows_by_blocks(int rows, Rows<const T> x, Packed w, int first, int last, Ro
 template <class T, class W>
 void matmul_as(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
   const int tiles = (rows + kMaxRows - 1) / kMaxRows;
-  const int step = tiles == 1 ? last - first : 1;  // more rows: one block stays in L1 while they pass
+  const int step = tiles == 1 ? last - first : 1;  // with more rows, a block stays in L1 while they pass
   for (int b = first; b < last; b += step)
     for (int t = 0; t < tiles; t++) {
       const int r = int64_t{rows} * t / tiles, end = int64_t{rows} * (t + 1) / tiles;

@@ -1,5 +1,5 @@
 // The formula of each kind of step (pixelcnn_fast/program/steps.py lists them). Internal linkage: each instruction
-// set's object has its own.
+// set's object file has its own copy.
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,7 @@ void layer_norm(const T* all, int channels, T epsilon, T* x, int n) {
   for (int c = 0; c < n; c++) x[c] = (x[c] - shift) * scale;
 }
 
-// x: [rows, n], dense, channels from `first` on; operand: of the same rows.
+// x: [rows, n], dense, channels from `first` on; operand: the same rows of it.
 template <class T>
 void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int first, int n) {
   const T alpha = step.alpha;
@@ -87,7 +87,7 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
   }
 }
 
-// Rows pass together, as many as fit, so that the latency of exp and division hides.
+// As many rows as fit are done together, which hides the latency of exp and division.
 template <class T>
 void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out) {
   constexpr int kChunk = 512;

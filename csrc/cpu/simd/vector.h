@@ -1,4 +1,4 @@
-// Vectors as wide as the instruction set's registers. Internal linkage, as everything that kernels.cpp includes.
+// Vectors as wide as the instruction set's registers. Internal linkage, like everything that kernels.cpp includes.
 #pragma once
 
 namespace pcf::cpu {

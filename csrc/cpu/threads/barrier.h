@@ -12,9 +12,9 @@
 
 namespace pcf::cpu {
 
-// How far each member of a team has come: each announces it on a cache line of its own, for whoever waits for it.
-// Waiting spins, since a layer's work is about a microsecond; and yields after some 50 microseconds, so that a team on
-// a busy machine does not burn the time its missing member needs.
+// How far each member of a team has come. Each announces it on a cache line of its own, for whoever waits for it.
+// Waiting spins, since a layer's work takes about a microsecond, and yields after some 50 microseconds, so that a team
+// on a busy machine does not use up the time that its missing member needs.
 class Progress {
  public:
   explicit Progress(int members) : counters_(members) {}
@@ -22,7 +22,7 @@ class Progress {
   void announce(int member, int64_t done) { counters_[member].done.store(done, std::memory_order_release); }
   int64_t of(int member) const { return counters_[member].done.load(std::memory_order_relaxed); }
 
-  // Until all members have announced `done` or more.
+  // Waits until all members have announced `done` or more.
   void await(int64_t done) const {
     for (const auto& counter : counters_)
       for (int spins = 0; counter.done.load(std::memory_order_acquire) < done; spins++) {

@@ -10,10 +10,10 @@
 namespace pcf::cpu {
 namespace {
 
-const pid_t process = getpid();  // that loaded this
+const pid_t process = getpid();  // the one that loaded this library
 
-// The OpenMP that torch has loaded, if any. Its threads spin for milliseconds after each of torch's operators; threads
-// of our own would share the processors with them. A child after fork() has none of its threads, and must not ask.
+// The OpenMP that torch has loaded, if any. Its threads spin for milliseconds after each of torch's operators, so
+// threads of our own would compete with them. A child after fork() has none of them, and must not ask for any.
 struct OpenMp {
   void (*parallel)(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
   int (*team_size)();
@@ -29,7 +29,7 @@ const OpenMp& torch_openmp() {
   return found;
 }
 
-// False, and nothing done, if OpenMP gives fewer threads: a limit was set, or the caller is one of a team already.
+// Does nothing and returns false if OpenMP gives fewer threads: a limit was set, or the caller is in a team already.
 bool run_openmp_team(const OpenMp& openmp, int members, const std::function<void(int)>& work) {
   struct Team {
     const OpenMp& openmp;

@@ -5,8 +5,8 @@
 
 namespace pcf::cpu {
 
-// Calls work(member) for each of `members` threads, all at once, the caller being member 0; returns when all have.
-// They are threads of the OpenMP that torch has loaded, where there is one. work must not throw.
+// Calls work(member) on each of `members` threads at the same time, and returns when all calls have. Member 0 is the
+// caller; the others are threads of the OpenMP that torch has loaded, if there is one. work must not throw.
 void run_team(int members, const std::function<void(int member)>& work);
 
 }  // namespace pcf::cpu

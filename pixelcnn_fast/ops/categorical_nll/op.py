@@ -18,8 +18,8 @@ def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Te
 
     logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] integers in 0...L-1 -> [N], in float32, or in float64
     for float64 logits. backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't; levels out of range are a
-    ValueError on the CPU and undefined elsewhere.
+    Raises ValueError if shapes, dtypes or devices do not fit, or the backend can't compute it. Levels out of range
+    raise ValueError on the CPU; elsewhere the result is undefined.
     """
     if logits.dim() != 5 or levels.shape != logits.shape[:-1]:
         raise ValueError(
@@ -80,7 +80,7 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend):
         softmax.scatter_add_(-1, levels[..., None], softmax.new_full((), -1).expand_as(levels[..., None]))
         return grad_logits.copy_(softmax * grad[:, None, None, None, None])
     levels, grad = levels.contiguous(), grad.contiguous()
-    if grad_logits.stride() != logits.stride():  # has gaps
+    if grad_logits.stride() != logits.stride():  # the logits have gaps
         logits = torch.empty_like(grad_logits).copy_(logits)
     required().categorical_nll_gradient(
         element(logits),

@@ -9,8 +9,8 @@ from torch import Tensor
 def categorical_nll(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L]; levels: [N, C, H, W] int64 -> nats [N], log of the sum of exp [N, C, H, W].
 
-    The first in float32, or in float64 for float64 logits; the second in float64.
-    Raises ValueError for levels out of range on the CPU; on CUDA the check would wait for the GPU.
+    The first is in float32, or in float64 for float64 logits; the second is in float64.
+    Raises ValueError for levels out of range, but only on the CPU: on CUDA the check would wait for the GPU.
     """
     count = logits.shape[-1]
     if levels.device.type == "cpu" and not bool(((levels >= 0) & (levels < count)).all()):

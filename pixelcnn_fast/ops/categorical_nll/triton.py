@@ -13,10 +13,10 @@ from pixelcnn_fast.ops.triton_tuning import Tile, tile
 
 def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1
-    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], in float64 as from the other
-    backends, but computed in float32.
+    -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], computed in float32 but
+    stored in float64, as by the other backends.
 
-    A level outside 0...L-1 makes its image's nats NaN. The sum's order is fixed: equal inputs, equal bits.
+    A level outside 0...L-1 makes its image's nats NaN. Sums have a fixed order, so equal inputs give equal bits.
     Raises TypeError for float64 and integer logits.
     """
     n, channels, height, width, _ = logits.shape
@@ -42,8 +42,8 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor) -> Tensor:
-    """grad_nll: [N]; logits, levels and logsumexp as in ``forward`` -> the logits' gradient, in their dtype and,
-    in their order of strides."""
+    """grad_nll: [N]; logits, levels and logsumexp as in ``forward`` -> the logits' gradient, in their dtype and
+    order of strides."""
     rows = _rows(logits)
     size, _, grid = _grid(rows)
     grad = torch.empty_like(logits).flatten(2, 3)
@@ -73,7 +73,7 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _grid(rows: Tensor) -> tuple[Tile, int, tuple[int]]:
-    """-> tile, blocks of positions in a channel, programs."""
+    """-> (tile, blocks of positions in a channel, number of programs)."""
     n, channels, pixels, levels = rows.shape
     size = tile("categorical nll", rows.device, pixels, levels)
     blocks = triton.cdiv(pixels, size.rows)
@@ -82,8 +82,8 @@ def _grid(rows: Tensor) -> tuple[Tile, int, tuple[int]]:
 
 @triton.jit
 def _locate(channels, pixels, BLOCK_P: tl.constexpr):
-    """This program's image and channel, and the pixels that it takes of them [P]; int64, because the logits of a
-    batch pass 2^31."""
+    """This program's image and channel, and its pixels [P]. They are int64, because a batch may have more than 2^31
+    logits."""
     blocks = tl.cdiv(pixels, BLOCK_P)
     plane = tl.program_id(0) // blocks
     pixel = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -109,7 +109,7 @@ def _forward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """BLOCK_P pixels of one channel of one image a program; their sum goes to partial[program]."""
+    """A program takes BLOCK_P pixels of one channel of one image, and stores their sum in partial[program]."""
     image, channel, pixel = _locate(channels, pixels, BLOCK_P)
     inside = pixel < pixels
     rows = _logits(logits, image, channel, pixel, strides)
@@ -122,7 +122,7 @@ def _forward_kernel(
         x = tl.load(address, mask=mask, other=float("-inf")).to(tl.float32)
         before = largest
         largest = tl.maximum(before, tl.max(x, 1))
-        # Where all are -inf so far, their difference would be NaN.
+        # If all logits so far are -inf, their difference would be NaN.
         finite = tl.where(largest == float("-inf"), 0.0, largest)
         total = total * tl.exp(before - finite) + tl.sum(tl.exp(x - finite[:, None]), 1)
     result = largest + tl.log(total)

@@ -18,7 +18,7 @@ def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = 
 
     x: [N, 2C, H, W], any strides; condition: [N, 2C] or [N, 2C, H, W], added to x first, or None -> [N, C, H, W],
     channels-last where x is. backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if the channels are odd, the condition does not fit, or the backend can't.
+    Raises ValueError if the channels are odd, the condition does not fit, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", equation 2.
     """
     if x.dim() != 4 or x.shape[1] % 2:
@@ -45,7 +45,7 @@ def _shape(x: Tensor, condition: Tensor | None) -> Any:
 
 
 def _as(x: Tensor, condition: Tensor | None) -> Tensor | None:
-    """The condition laid out as x."""
+    """The condition, laid out like x."""
     if condition is None or condition.dim() == 2:
         return None if condition is None else condition.contiguous()
     return condition.contiguous(memory_format=memory_format(x))

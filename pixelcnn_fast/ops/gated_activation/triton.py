@@ -35,7 +35,7 @@ def backward(grad: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
 
 
 def _launch(x: Tensor, condition: Tensor | None, grad: Tensor | None, out: Tensor) -> None:
-    """Both memory formats are [rows, 2, size]: a and b of an image, or of a pixel."""
+    """In either memory format, x is [rows, 2, size], where a row is a and b of an image or of a pixel."""
     check_dtype(x)
     layout = memory_format(x)
     channels_last = layout == torch.channels_last

@@ -28,10 +28,10 @@ def masked_conv2d(
 ) -> Tensor:
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
-    x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; bias: [O] or None; mask: as weight -> [N, O, H', W'],
+    x: [N, I, H, W], any strides; weight, mask: [O, I, kH, kW]; bias: [O] or None -> [N, O, H', W'],
     channels-last where x is. Weights where the mask is 0 take no part and get a gradient of exactly 0.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
-    Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't.
+    Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
     padding, dilation = geometry(weight, padding, dilation)

@@ -1,4 +1,4 @@
-"""The live taps of a mask, remembered for as long as the mask lives."""
+"""The live taps of a mask, remembered as long as the mask exists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def live_taps(mask: Tensor) -> Taps:
-    """mask: [O, I, kH, kW] -> its (row, column) pairs that are not 0 for all channels.
+    """mask: [O, I, kH, kW] -> (row, column) of each kernel element that is not 0 for all channels.
 
     On CUDA the first call for a mask waits for the device; later ones don't, until the mask is written to.
     """

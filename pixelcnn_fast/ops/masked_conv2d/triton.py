@@ -1,9 +1,9 @@
 """Masked 2-D convolution in Triton: implicit matrix products over the live taps only.
 
-A tap is a pair (i, j) of kernel indices. The kernels read one matrix a tap, packed beforehand by a small copy, and
-channels-last feature maps; others are copied first, because a shift by a tap leaves no two 16-bit elements of a
-row aligned for an asynchronous load. Sums are float32; float32 inputs are rounded to TF32 where torch allows it
-for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
+A tap is a pair (i, j) of kernel indices. The kernels read one matrix per tap, packed beforehand by a small copy, and
+channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit elements of their rows would not
+be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32 where torch allows it for
+convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def forward(
     """x: [N, C, H, W], any strides; weight: [O, C, kH, kW], zero outside the taps; bias: [O] or None
     -> [N, O, H', W'] in x's memory format.
 
-    Raises TypeError for float64, integers and unequal dtypes, ValueError where no pixel comes out or more than 2^30.
+    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or 2^30 or more.
     """
     return fused_forward(x, weight, bias, taps, dilation, padding)
 
@@ -136,8 +136,10 @@ def _product_over_taps(
     residual: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """x: [N, I, H, W]; matrices: [taps, I, O]; offsets: [taps, 2] -> ``shape`` [N, O, H', W'], in x's format:
-    the sum over taps of x, shifted by the tap's offset, times its matrix; then the epilogue."""
+    """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
+
+    x: [N, I, H, W]; matrices: [taps, I, O]; offsets: [taps, 2] -> ``shape`` [N, O, H', W'], in x's memory format.
+    """
     check_dtype(x, matrices)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     x = x.contiguous(memory_format=torch.channels_last)
@@ -184,7 +186,7 @@ def _product_over_taps(
 
 def _pack(weight: Tensor, taps: Taps, dilation: Pair, padding: Pair, sign: int) -> tuple[Tensor, Tensor]:
     """weight: [to, from, kH, kW] -> matrices [taps, from, to] and offsets [taps, 2] of the pixels they apply to."""
-    taps = tuple(taps) or ((0, 0),)  # of weights that are all zero, one tap is enough
+    taps = tuple(taps) or ((0, 0),)  # if all weights are zero, one tap is enough
     index, offsets = _tables(taps, weight.shape[3], tuple(dilation), tuple(padding), sign, weight.device)
     # In memory [taps, to, from]: sm_90 takes TF32 operands only with the summed dimension innermost.
     return weight.permute(2, 3, 0, 1).flatten(0, 1).index_select(0, index).transpose(1, 2), offsets
@@ -203,20 +205,22 @@ def _tables(
 def _positions(shape: Sequence[int]) -> int:
     positions = shape[0] * shape[2] * shape[3]
     if positions >= 2**30:
-        raise ValueError(f"{list(shape)} has {positions} pixels, the kernels count to 2^30: split the batch")
+        raise ValueError(
+            f"{list(shape)} has {positions} pixels, and the kernels take fewer than 2^30: split the batch"
+        )
     return positions
 
 
 def _precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "16 bit"
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it while it runs
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
     return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit
 def _locate(positions, count, height, width):
-    """Numbers of output pixels [P] -> image, row and column; of a number past the last: far outside any image."""
+    """Numbers of output pixels [P] -> image, row and column. For numbers past the last, the row is far outside."""
     image = positions // (height * width)
     pixel = positions % (height * width)
     row = tl.where(positions < count, pixel // width, -(1 << 30))
@@ -254,7 +258,7 @@ def _product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """One tile [BLOCK_P positions, BLOCK_O output channels] a program; see ``_product_over_taps``."""
+    """A program computes one tile [BLOCK_P positions, BLOCK_O output channels]; see ``_product_over_taps``."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     # Programs that read the same positions run side by side.
@@ -326,7 +330,7 @@ def _outer_product_over_taps_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One tile [BLOCK_I, BLOCK_O] of one tap's gradient over one share of the positions a program."""
+    """A program computes one tile [BLOCK_I, BLOCK_O] of one tap's gradient, over one share of the positions."""
     O_BLOCKS: tl.constexpr = (OUT_CHANNELS + BLOCK_O - 1) // BLOCK_O
     I_BLOCKS: tl.constexpr = (IN_CHANNELS + BLOCK_I - 1) // BLOCK_I
     block = tl.program_id(0)
@@ -346,7 +350,7 @@ def _outer_product_over_taps_kernel(
         row = row.to(tl.int64)
         column = column.to(tl.int64)
         source = image * x_strides[0] + (row + dy) * x_strides[2] + (column + dx) * x_strides[3]
-        # [I, P] at once: Triton pipelines no load that is transposed afterwards, on sm_80 and sm_120.
+        # Loaded as [I, P]: on sm_80 and sm_120, Triton does not pipeline a load that is transposed afterwards.
         a = load_tile(x + i * x_strides[1], i < IN_CHANNELS, source, inside)
         rows = grad + image * grad_strides[0] + row * grad_strides[2] + column * grad_strides[3]
         b = load_tile(rows, known, o * grad_strides[1], o < OUT_CHANNELS)

@@ -33,7 +33,7 @@ def masked_conv_block(
     x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias, scale, shift: [O]; condition: [N, O]; residual: [N, O, H', W']
     -> [N, O, H', W'], channels-last where x is. None leaves a term out. activation: 'none', 'relu', 'leaky_relu',
     'elu' (slope alpha), 'silu', 'sigmoid' or 'tanh'.
-    Raises ValueError as ``masked_conv2d``, and if a gradient would be needed: there it is no saving.
+    Raises ValueError like ``masked_conv2d``, and if a gradient would be needed, where fusing would save nothing.
     """
     given = [t for t in (x, weight, bias, scale, shift, condition, residual) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):

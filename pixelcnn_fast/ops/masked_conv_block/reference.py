@@ -34,7 +34,7 @@ def masked_conv_block(
 ) -> Tensor:
     """activation(scale * (masked convolution + bias) + shift + condition + residual)
 
-    scale, shift: [O]; condition: [N, O]; residual: as the result; None: left out.
+    scale, shift: [O]; condition: [N, O]; residual: the result's shape. None leaves a term out.
     """
     y = masked_conv2d(x, weight, bias, mask, padding, dilation)
     if scale is not None:

@@ -1,4 +1,4 @@
-"""Masked convolution with an epilogue, in one pass: the kernel of ``masked_conv2d``."""
+"""Masked convolution with an epilogue, in one pass, by the kernel of ``masked_conv2d``."""
 
 from __future__ import annotations
 
