@@ -18,6 +18,7 @@ from pixelcnn_fast.program.program import (
     FromLevels,
     Instruction,
     Pointwise,
+    Read,
     Step,
     Tap,
 )
@@ -80,7 +81,7 @@ class Builder:
                     f"an operand that varies over pixels is combined with a map of {list(frame)} pixels, which is not "
                     "the size of the image"
                 )
-        return self.emit(Pointwise, self.space.channels(value), frame, base=value, steps=tuple(steps))
+        return self.emit(Pointwise, self.space.channels(value), frame, base=Read(value), steps=tuple(steps))
 
     def affine(self, x: ShadowMap, scale: float, shift: float) -> ShadowMap:
         return self.pointwise(x, lambda value: [self._affine(value, scale, shift)])
@@ -231,8 +232,8 @@ class Builder:
     def _paired(self, kind: str, a: int, b: int, alpha: float) -> ShadowMap:
         if self.space.frame(a) != self.space.frame(b):
             raise Unsupported("it combines maps of different sizes")
-        step = Step(kind, alpha, value=b)
-        return self.emit(Pointwise, self.space.channels(a), self.space.frame(a), base=a, steps=(step,))
+        step = Step(kind, alpha, value=Read(b))
+        return self.emit(Pointwise, self.space.channels(a), self.space.frame(a), base=Read(a), steps=(step,))
 
     def selected(self, value: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another value, in this order."""
@@ -247,7 +248,7 @@ class Builder:
     def _select(self, value: int, pick: Tensor) -> ShadowMap:
         definition, frame, n = self.instructions[value], self.space.frame(value), len(pick)
         if bool((pick[1:] > pick[:-1]).all()):
-            return self.emit(Pointwise, n, frame, base=value, pick=pick)
+            return self.emit(Pointwise, n, frame, base=Read(value), pick=pick)
         if isinstance(definition, Convolution):  # other columns of its weights
             taps = tuple(replace(tap, weight=tap.weight[:, pick]) for tap in definition.taps)
             bias = None if definition.bias is None else definition.bias[pick]
@@ -335,7 +336,7 @@ class Builder:
             step = Step(
                 "multiply_condition", condition=ConditionOperand(self.constant(mask), index, per_image=False)
             )
-            masked_value = self.emit(Pointwise, channels, base=segment.value, steps=(step,)).value()
+            masked_value = self.emit(Pointwise, channels, base=Read(segment.value), steps=(step,)).value()
             segment = segment._replace(value=masked_value)
         return segment
 
@@ -349,7 +350,7 @@ class Builder:
                     "a map that is larger or smaller than the image is combined with an operand that varies over pixels"
                 )
             copy = i.rewired(
-                operand=lambda operand: self._shifted_value(operand, dy, dx),
+                operand=lambda read: read.of(self._shifted_value(read.value, dy, dx)),
                 tap=lambda tap: replace(tap, dy=tap.dy + dy, dx=tap.dx + dx),
             )
             result = self.space.allot(i.channels, self.space.grid)
@@ -443,8 +444,8 @@ class Builder:
                 at[dim] = slice(index, index + 1)
             standard, back = self._standard(addresses[tuple(at)])
             value = self.gathered(ShadowMap(self.space, addresses=standard))
-            norm = Step("layer_norm", eps, value=value)
-            normed = self.emit(Pointwise, standard.shape[1], base=value, steps=(norm,))
+            norm = Step("layer_norm", eps, value=Read(value))
+            normed = self.emit(Pointwise, standard.shape[1], base=Read(value), steps=(norm,))
             out[tuple(at)] = back(normed.addresses)
         return ShadowMap(self.space, addresses=out.view(x.addresses.shape))
 
@@ -471,7 +472,7 @@ class Builder:
             steps = [step.kind for step in i.steps]
             if not isinstance(i, Pointwise) or not (self.closings.get(value) == kind or steps == [kind]):
                 return None
-            taken_of[value] = i.base
+            taken_of[value] = i.base.value
         return taken_of if bool(x.addresses.all()) else None
 
     def looked_up(self, x: ShadowMap, table: Tensor) -> ShadowMap:

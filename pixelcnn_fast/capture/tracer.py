@@ -35,7 +35,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read
 from pixelcnn_fast.program.steps import KINDS
 
 
@@ -352,7 +352,9 @@ class Tracer(TorchFunctionMode):
         result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Runtimes do not keep logits for other instructions to read.
-            result = self.builder.emit(Pointwise, self.builder.space.channels(result), base=result).value()
+            result = self.builder.emit(
+                Pointwise, self.builder.space.channels(result), base=Read(result)
+            ).value()
         return needed_instructions(self.builder, result), result, shape[4], normalised
 
 

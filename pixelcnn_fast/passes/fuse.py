@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Read
 
 
 def fuse(program: Program) -> Program:
@@ -20,24 +20,26 @@ def fuse(program: Program) -> Program:
     readers.update(program.outputs)
     fused: dict[int, Instruction] = {}  # by the value they define, in order
     for instruction in program.instructions:
-        for base, rest in _ways_to_read(instruction):
-            if base in fused and readers[base] == 1 and _can_join(fused[base], rest):
-                instruction = _joined(fused.pop(base), rest, fused, readers)
+        for rest in _ways_to_read(instruction):
+            first = _read_once(rest.base, fused, readers)
+            if first is not None and _can_join(first, rest):
+                del fused[first.out]
+                instruction = _joined(first, rest, fused, readers)
                 break
         fused[instruction.out] = instruction
     return replace(program, instructions=tuple(fused.values()))
 
 
-def _ways_to_read(instruction: Instruction) -> list[tuple[int, Pointwise]]:
-    """(value, the instruction as steps on that value): x + y can be read as steps on x or on y."""
+def _ways_to_read(instruction: Instruction) -> list[Pointwise]:
+    """The instruction, starting from each value that it may start from: x + y can be read as steps on x or on y."""
     if not isinstance(instruction, Pointwise):
         return []
-    ways = [(instruction.base, instruction)]
+    ways = [instruction]
     if len(instruction.steps) == 1:
-        step = instruction.steps[0]
-        if step.value is not None and (step.kind == "multiply" or (step.kind == "add" and step.alpha == 1.0)):
-            swapped = replace(instruction, base=step.value, steps=(replace(step, value=instruction.base),))
-            ways.append((step.value, swapped))
+        (step,) = instruction.steps
+        if step.value is not None and step.commutes:
+            swapped = replace(step, value=instruction.base)
+            ways.append(replace(instruction, base=step.value, steps=(swapped,)))
     return ways
 
 
@@ -57,8 +59,8 @@ def _joined(
             joined = replace(joined, steps=joined.steps + (step,))
         elif step.scale is not None and step.shift is not None:
             joined = _scaled(joined, step.scale, step.shift)
-        elif step.kind == "add" and (other := _sum_read_once(step.value, fused, readers)) is not None:
-            fused.pop(other.out)
+        elif step.kind == "add" and (other := _sum(_read_once(step.value, fused, readers))) is not None:
+            del fused[other.out]
             if step.alpha != 1.0:
                 zero = torch.zeros_like(_bias(other))
                 other = _scaled(other, torch.full_like(zero, step.alpha), zero)
@@ -69,13 +71,15 @@ def _joined(
     return joined
 
 
-def _sum_read_once(
-    value: int | None, fused: dict[int, Instruction], readers: Counter[int]
-) -> Convolution | None:
-    """The instruction that computes the value, if it is a sum of taps and nothing else reads it."""
-    if value is None or readers[value] != 1:
+def _read_once(read: Read | None, fused: dict[int, Instruction], readers: Counter[int]) -> Instruction | None:
+    """The instruction that computes what is read, if it is read nowhere else and at the pixel itself."""
+    if read is None or not read.is_here or readers[read.value] != 1:
         return None
-    instruction = fused.get(value)
+    return fused.get(read.value)
+
+
+def _sum(instruction: Instruction | None) -> Convolution | None:
+    """The instruction, if it is a sum of taps without steps."""
     return instruction if isinstance(instruction, Convolution) and instruction.is_sum else None
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.phases import computed_by_rows
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step, Tap
+from pixelcnn_fast.program.program import (
+    Convolution,
+    FromLevels,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Step,
+    Tap,
+)
 
 
 def without_reading_ahead(program: Program) -> Program:
@@ -93,18 +102,18 @@ class _Shifter:
                 "varies over pixels; shift the input of this layer instead"
             )
         there = i.rewired(
-            operand=lambda value: self._at(value, dy, dx),
+            operand=lambda read: self._operand(read, dy, dx),
             tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
         )
-        if moved and any(s.kind == "power" and s.alpha < 0 for s in i.steps):
+        if moved and any(step.is_infinite_at_zero for step in i.steps):
             # The power of the zeros outside the grid would be infinite.
-            ones_outside = Step("add", value=self._outside(i.channels, dy, dx))
+            ones_outside = Step("add", value=Read(self._outside(i.channels, dy, dx)))
             there = replace(there, steps=(ones_outside, *there.steps))
         out = self._emit(there)
         if not moved:
             return out
-        inside = Step("multiply", value=self._inside(i.channels, dy, dx))
-        return self._emit(Pointwise(0, i.channels, i.name, base=out, steps=(inside,)))
+        inside = Step("multiply", value=Read(self._inside(i.channels, dy, dx)))
+        return self._emit(Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,)))
 
     def _below(self, value: int, dy: int) -> bool:
         """Whether reading a late value at ``dy`` moves it down so far that it sees only rows above."""
@@ -118,12 +127,19 @@ class _Shifter:
             return Tap(self._at(source, -up, 0), dy + up, dx, weight)
         return Tap(self._at(source, dy, dx), 0, 0, weight)
 
+    def _operand(self, read: Read, dy: int, dx: int) -> Read:
+        """What is read, from (dy, dx)."""
+        dy, dx = dy + read.dy, dx + read.dx
+        if not read.is_here and self.in_time(read.value, dy, dx):
+            return Read(self._at(read.value, 0, 0), dy, dx)
+        return Read(self._at(read.value, dy, dx))
+
     def _outside(self, channels: int, dy: int, dx: int) -> int:
         """A value of ones where (dy, dx) is outside the grid, and zeros where it is inside."""
         inside = self._inside(channels, dy, dx)
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
         opposite = Step("affine", scale=-ones, shift=ones)
-        return self._emit(Pointwise(0, channels, "outside", base=inside, steps=(opposite,)))
+        return self._emit(Pointwise(0, channels, "outside", base=Read(inside), steps=(opposite,)))
 
     def _inside(self, channels: int, dy: int, dx: int) -> int:
         """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""

@@ -24,7 +24,7 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[ConditionOpe
 
     for i in program.instructions:
         x = i.start(grid)
-        grid.values[i.out] = apply_steps(x, i.steps, grid.values.__getitem__, over_pixels)
+        grid.values[i.out] = apply_steps(x, i.steps, grid.value, over_pixels)
     output = torch.cat([grid.values[output] for output in program.outputs], -1)
     output = output.unflatten(-1, (program.distributions, program.parameters)).permute(0, 3, 1, 2, 4)
     return output.log_softmax(-1) if program.normalised else output

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.program.steps import KINDS
 
 if TYPE_CHECKING:
-    from pixelcnn_fast.program.program import ConditionOperand, Step
+    from pixelcnn_fast.program.program import ConditionOperand, Read, Step
 
 
 def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ if differing := KINDS.keys() ^ FORMULAS.keys():
 def apply_steps(
     x: Tensor,
     steps: Sequence[Step],
-    value: Callable[[int], Tensor],
+    value: Callable[[Read], Tensor],
     condition: Callable[[ConditionOperand], Tensor],
 ) -> Tensor:
     """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""

@@ -27,6 +27,32 @@ if TYPE_CHECKING:
 Exchange = Callable[[int, Tensor], int]
 
 
+@dataclass(frozen=True)
+class Read:
+    """Where an instruction reads a value: at (row + dy, column + dx)."""
+
+    value: int
+    dy: int = 0
+    dx: int = 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is at the pixel itself."""
+        return (self.dy, self.dx) == (0, 0)
+
+    @property
+    def label(self) -> str:
+        """For listings: without an offset where there is none."""
+        return f"%{self.value}" if self.is_here else str(self)
+
+    def of(self, value: int) -> Read:
+        """Another value, read at the same offset."""
+        return replace(self, value=value)
+
+    def __str__(self) -> str:
+        return f"%{self.value}({self.dy:+d}, {self.dx:+d})"
+
+
 @dataclass(frozen=True, eq=False)
 class Tap:
     """``weight`` [channels of source, channels of out] applied to the source at (row + dy, column + dx)."""
@@ -65,21 +91,19 @@ class ConditionOperand:
 class Step:
     """One operation on an instruction's sum x, channel by channel.
 
-    kind: a name in ``program.steps.KINDS``, which says what it reads and what alpha means: ``value`` at the same
-    pixel, ``condition``, or ``scale`` and ``shift``, both [channels]. ``program.formulas`` has its formula.
+    kind: a name in ``program.steps.KINDS``, which says what alpha means and which operand it has: ``value``,
+    ``condition``, or ``scale`` and ``shift``, both [channels]. ``program.formulas`` has its formula.
     """
 
     kind: str
     alpha: float = 1.0
-    value: int | None = None
+    value: Read | None = None
     condition: ConditionOperand | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
 
     def __str__(self) -> str:
-        if self.value is not None:
-            return f"{self.kind} %{self.value}"
-        return self.kind
+        return self.kind if self.value is None else f"{self.kind} {self.value.label}"
 
     @property
     def reads_all_channels(self) -> bool:
@@ -93,8 +117,17 @@ class Step:
             return not bool(self.shift.any())
         return KINDS[self.kind].keeps_zero(self.alpha)
 
+    @property
+    def is_infinite_at_zero(self) -> bool:
+        return KINDS[self.kind].is_infinite_at_zero(self.alpha)
+
+    @property
+    def commutes(self) -> bool:
+        """Whether x and the value that it reads may change places."""
+        return self.value is not None and self.alpha == 1.0 and KINDS[self.kind].commutes
+
     def reads(self) -> list[Read]:
-        return [] if self.value is None else [Read(self.value)]
+        return [] if self.value is None else [self.value]
 
     def connected(self, channels: int, of: int) -> Tensor:
         """Which channels of the value that it reads each of its channels reads: bool [channels, of]."""
@@ -102,37 +135,21 @@ class Step:
             return torch.ones(channels, of, dtype=torch.bool)
         return torch.eye(channels, dtype=torch.bool)
 
-    def rewired(self, operand: Callable[[int], int]) -> Step:
-        """The same step on another value."""
+    def rewired(self, operand: Callable[[Read], Read]) -> Step:
+        """The same step with another value as its operand."""
         return self if self.value is None else replace(self, value=operand(self.value))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
         """The same step on some of its channels; see ``Instruction.picked``."""
         if self.value is not None:
-            value = whole(self.value) if self.reads_all_channels else exchanged(self.value, channels)
-            return replace(self, value=value)
+            value = self.value.value
+            value = whole(value) if self.reads_all_channels else exchanged(value, channels)
+            return replace(self, value=self.value.of(value))
         if self.condition is not None:
             return replace(self, condition=self.condition.picked(channels))
         if self.scale is not None and self.shift is not None:
             return replace(self, scale=self.scale[channels], shift=self.shift[channels])
         return self
-
-
-@dataclass(frozen=True)
-class Read:
-    """That an instruction reads a value at (row + dy, column + dx)."""
-
-    value: int
-    dy: int = 0
-    dx: int = 0
-
-    @property
-    def is_here(self) -> bool:
-        """At the pixel itself."""
-        return (self.dy, self.dx) == (0, 0)
-
-    def __str__(self) -> str:
-        return f"%{self.value}({self.dy:+d}, {self.dx:+d})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +184,8 @@ class Surroundings(Protocol):
 class Instruction(ABC):
     """What computes one value: something to start from, then steps.
 
-    out: the value; channels: how many it has; name: the module that it comes from.
+    out: the value; channels: how many it has; name: the module that it comes from. What the methods here answer is true
+    of the steps; a kind of instruction adds what it starts from.
     """
 
     out: int
@@ -175,6 +193,7 @@ class Instruction(ABC):
     name: str
     steps: tuple[Step, ...] = field(default=(), kw_only=True)
 
+    @abstractmethod
     def reads(self) -> list[Read]:
         """Everything that it reads, once per reading: taps first, then operands."""
         return self.operands()
@@ -187,9 +206,9 @@ class Instruction(ABC):
         """The operands of which each channel reads one: (value, the channels that are read in order; None: all)."""
         return [(r.value, None) for step in self.steps if not step.reads_all_channels for r in step.reads()]
 
+    @abstractmethod
     def sources(self) -> list[str]:
         """What the steps start from, for people."""
-        return []
 
     def line(self, sources: Sequence[str]) -> str:
         """For a listing: the value, its name, its channels, what the steps start from, and the steps."""
@@ -201,6 +220,7 @@ class Instruction(ABC):
     def __str__(self) -> str:
         return self.line(self.sources())
 
+    @abstractmethod
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
         """In the order of ``reads()``. channels_of: of a value that is read."""
         for step in self.steps:
@@ -215,6 +235,7 @@ class Instruction(ABC):
     def start(self, around: Surroundings) -> Tensor:
         """What the steps start from, [..., channels]."""
 
+    @abstractmethod
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         """The same instruction on some of its channels.
 
@@ -224,7 +245,8 @@ class Instruction(ABC):
         steps = tuple(step.picked(channels, exchanged, whole) for step in self.steps)
         return replace(self, channels=len(channels), steps=steps)
 
-    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+    @abstractmethod
+    def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         """The same instruction with other operands and taps in place of its own."""
         return replace(self, steps=tuple(step.rewired(operand) for step in self.steps))
 
@@ -254,6 +276,12 @@ class FromLevels(Instruction):
             return ["levels"]
         return [f"levels of channel {', '.join(map(str, self.pick.tolist()))}"]
 
+    def reads(self) -> list[Read]:
+        return super().reads()
+
+    def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
+        return super().connections(channels_of)
+
     def levels_seen(self, image_channels: int) -> Tensor | None:
         own = self.image_channels(image_channels).repeat_interleave(self.width)
         return own[:, None] == torch.arange(image_channels)
@@ -269,6 +297,9 @@ class FromLevels(Instruction):
         image_channels = channels[:: self.width] // self.width
         pick = image_channels if self.pick is None else self.pick[image_channels]
         return replace(super().picked(channels, exchanged, whole), pick=pick)
+
+    def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
+        return super().rewired(operand, tap)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,44 +338,47 @@ class Convolution(Instruction):
         bias = None if self.bias is None else self.bias[channels]
         return replace(super().picked(channels, exchanged, whole), taps=taps, bias=bias)
 
-    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+    def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), taps=tuple(map(tap, self.taps)))
 
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Instruction):
-    """Starts from a value at the same pixel.
+    """Starts from a value.
 
     pick: the channels of base that are taken, in rising order (None: all).
     """
 
-    base: int
+    base: Read
     pick: Tensor | None = None
 
     def sources(self) -> list[str]:
-        return [f"%{self.base}" if self.pick is None else f"{len(self.pick)} channels of %{self.base}"]
+        return [self.base.label if self.pick is None else f"{len(self.pick)} channels of {self.base.label}"]
+
+    def reads(self) -> list[Read]:
+        return super().reads()
 
     def operands(self) -> list[Read]:
-        return [Read(self.base), *super().operands()]
+        return [self.base, *super().operands()]
 
     def channelwise(self) -> list[tuple[int, Tensor | None]]:
-        return [(self.base, self.pick), *super().channelwise()]
+        return [(self.base.value, self.pick), *super().channelwise()]
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        channels = torch.arange(channels_of(self.base))
+        channels = torch.arange(channels_of(self.base.value))
         taken = channels if self.pick is None else self.pick
-        yield Connection(Read(self.base), taken[:, None] == channels)
+        yield Connection(self.base, taken[:, None] == channels)
         yield from super().connections(channels_of)
 
     def start(self, around: Surroundings) -> Tensor:
-        x = around.value(Read(self.base))
+        x = around.value(self.base)
         return x if self.pick is None else x[..., self.pick]
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
-        base = exchanged(self.base, channels if self.pick is None else self.pick[channels])
-        return replace(super().picked(channels, exchanged, whole), base=base, pick=None)
+        base = exchanged(self.base.value, channels if self.pick is None else self.pick[channels])
+        return replace(super().picked(channels, exchanged, whole), base=self.base.of(base), pick=None)
 
-    def rewired(self, operand: Callable[[int], int], tap: Callable[[Tap], Tap]) -> Self:
+    def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), base=operand(self.base))
 
 

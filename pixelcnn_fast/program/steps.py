@@ -12,10 +12,10 @@ from enum import Enum
 
 
 class Operand(Enum):
-    """What a step reads beside the x that it changes."""
+    """What a step reads in addition to the x that it changes."""
 
     NONE = "none"
-    VALUE = "value"  # another value, at the same pixel
+    VALUE = "value"  # another value
     CONDITION = "condition"  # what depends on the condition alone
     CONSTANTS = "constants"  # a scale and a shift for each channel
 
@@ -25,7 +25,7 @@ class OnZero(Enum):
 
     KEPT = "kept"
     LOST = "lost"
-    KEPT_IF_ALPHA_IS_POSITIVE = "kept_if_alpha_is_positive"
+    KEPT_IF_ALPHA_IS_POSITIVE = "kept_if_alpha_is_positive"  # and infinite if it is negative
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class StepKind:
 
     reads_all_channels: of its operand, where other kinds read the channel that they change;
     cost: for one channel of one pixel, in multiply-adds, by which schedules are chosen;
-    alpha: what the step's number means; empty where the formula has none.
+    alpha: what the step's number means; empty where the formula has none;
+    commutes: whether x and the operand may change places (where alpha is 1).
     """
 
     name: str
@@ -43,18 +44,22 @@ class StepKind:
     on_zero: OnZero = OnZero.KEPT
     cost: int = 4
     alpha: str = ""
+    commutes: bool = False
 
     def keeps_zero(self, alpha: float = 1.0) -> bool:
         """Whether 0 stays 0, so that zeros outside the grid may go through the step."""
         return self.on_zero is OnZero.KEPT or (self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha > 0)
+
+    def is_infinite_at_zero(self, alpha: float = 1.0) -> bool:
+        return self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha < 0
 
 
 EXPONENTIAL = 50  # the cost of a formula that takes an exponential, a root or a logarithm
 
 _KINDS = (
     StepKind("affine", Operand.CONSTANTS, on_zero=OnZero.LOST),
-    StepKind("add", Operand.VALUE, on_zero=OnZero.LOST, alpha="the operand is multiplied by it"),
-    StepKind("multiply", Operand.VALUE),
+    StepKind("add", Operand.VALUE, on_zero=OnZero.LOST, alpha="the operand is multiplied by it", commutes=True),
+    StepKind("multiply", Operand.VALUE, commutes=True),
     StepKind("add_condition", Operand.CONDITION, on_zero=OnZero.LOST, alpha="the operand is multiplied by it"),
     StepKind("multiply_condition", Operand.CONDITION),
     StepKind("relu"),

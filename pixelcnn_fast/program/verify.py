@@ -32,8 +32,6 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
         _verify_start(program, i, channels)
         for step in i.steps:
             _verify_step(program, i, step, channels)
-        for read in i.operands():
-            _require(read.is_here, i, f"operands lie at the same pixel, and {read} does not")
         channels[i.out] = i.channels
     for output in program.outputs:
         if output not in channels:
@@ -67,9 +65,11 @@ def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: di
             _verify_tensor(program, i, i.bias, (i.channels,))
     elif isinstance(i, Pointwise):
         if i.pick is not None:
-            _require(_rises(i.pick, channels[i.base]), i, "picked channels rise and exist")
+            _require(_rises(i.pick, channels[i.base.value]), i, "picked channels rise and exist")
         _require(
-            i.channels == (channels[i.base] if i.pick is None else len(i.pick)), i, "it has its base's channels"
+            i.channels == (channels[i.base.value] if i.pick is None else len(i.pick)),
+            i,
+            "it has its base's channels",
         )
     else:
         raise InvalidProgram(f"%{i.out} {i.name} is a {type(i).__name__}, which is no kind of instruction")
@@ -87,7 +87,7 @@ def _verify_step(
     operands = [operand for operand, found in given.items() if found is not None] or [Operand.NONE]
     _require(operands == [KINDS[step.kind].operand], i, f"{step.kind} has the operand that its kind declares")
     if step.value is not None and not step.reads_all_channels:
-        _require(channels[step.value] == i.channels, i, f"{step} reads a value with as many channels")
+        _require(channels[step.value.value] == i.channels, i, f"{step} reads a value with as many channels")
     if step.condition is not None:
         frame = program.shape[1:] if step.condition.varies_over_pixels else ()
         shape = (*frame, i.channels)
@@ -132,6 +132,8 @@ def _verify_phased(program: PhasedProgram) -> None:
         _require(
             (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows), inner, "phase and draws agree"
         )
+        for read in inner.operands():
+            _require(read.is_here, inner, f"operands lie at the same pixel, and {read} does not")
         for read in inner.reads():
             storage, here = program.storage[read.value], read.is_here
             in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)

@@ -172,7 +172,7 @@ class _Around(ABC):
         raise AssertionError("sums are taken run by run")
 
     def stepped(self, x: Tensor, i: PhasedInstruction) -> Tensor:
-        return apply_steps(x, i.instruction.steps, lambda value: self.value(Read(value)), self.condition)
+        return apply_steps(x, i.instruction.steps, self.value, self.condition)
 
 
 class _Row(_Around):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
+from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Read, Step
 
 
 def why_not_compiled(head: Head) -> str | None:
@@ -90,7 +90,7 @@ class _Describer:
         if isinstance(i, FromLevels):
             return {"kind": kinds.from_levels, "input": self._input(i)}
         if isinstance(i, Pointwise):
-            return {"kind": kinds.pointwise, "value": self._number[i.base]}
+            return {"kind": kinds.pointwise, "value": self._here(i.base)}
         assert isinstance(i, Convolution)
         return {
             "kind": kinds.convolution,
@@ -115,11 +115,15 @@ class _Describer:
 
     def _step(self, step: Step) -> Any:
         operand = -1 if step.condition is None else self._condition_operands.index(step.condition)
-        operand = operand if step.value is None else self._number[step.value]
+        operand = operand if step.value is None else self._here(step.value)
         kind = getattr(self._module.StepKind, step.kind)
         return self._module.Step(
             kind, step.alpha, operand, self._address(step.scale), self._address(step.shift)
         )
+
+    def _here(self, read: Read) -> int:
+        assert read.is_here, "csrc/program.h has no operands at other pixels"
+        return self._number[read.value]
 
     def _address(self, tensor: Tensor | None) -> int:
         if tensor is None:

@@ -7,7 +7,16 @@ import torch
 
 from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step, Tap
+from pixelcnn_fast.program.program import (
+    Convolution,
+    FromLevels,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Step,
+    Tap,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -38,7 +47,7 @@ CASES = {
     "beside a tap on the same place": (chain(8, at_pixel(2, WIDE, tap(0, (1, 3)))), True),
     "two readers": (chain(8, at_pixel(2, (8, 4)), at_pixel(3, WIDE, tap(2, (4, 3)))), True),
     "kept for another reader": (
-        chain(8, Pointwise(2, 8, "other", 1), at_pixel(3, WIDE, tap(2, WIDE))),
+        chain(8, Pointwise(2, 8, "other", Read(1)), at_pixel(3, WIDE, tap(2, WIDE))),
         True,
     ),
     "narrow: dearer": (chain(1, at_pixel(2, NARROW)), False),

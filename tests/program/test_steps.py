@@ -17,6 +17,7 @@ from pixelcnn_fast.program.program import (
     Convolution,
     FromLevels,
     Program,
+    Read,
     Step,
     Tap,
     condition_operands,
@@ -71,7 +72,7 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
 
     def step(value: int, map_of_conditions: bool) -> Step:
         if kind.operand is Operand.VALUE:
-            return Step(kind.name, alpha, value=value)
+            return Step(kind.name, alpha, value=Read(value))
         if kind.operand is Operand.CONDITION:
             shape = (HEIGHT, WIDTH, LEVEL_COUNT) if map_of_conditions else (LEVEL_COUNT,)
             return Step(

@@ -17,6 +17,7 @@ from pixelcnn_fast.program.program import (
     Instruction,
     Pointwise,
     Program,
+    Read,
     Step,
     Tap,
 )
@@ -29,7 +30,7 @@ def weight(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 LEVELS = FromLevels(0, 1, "input")
 CONV = Convolution(1, 4, "conv", (Tap(0, -1, 0, weight(1, 4)), Tap(0, 0, -1, weight(1, 4))), weight(4))
-GATE = Pointwise(2, 4, "gate", 1, steps=(Step("multiply", value=1),))
+GATE = Pointwise(2, 4, "gate", Read(1), steps=(Step("multiply", value=Read(1)),))
 LOGITS = Convolution(3, 3, "logits", (Tap(2, 0, 0, weight(4, 3)),))
 
 
@@ -55,7 +56,7 @@ BROKEN = {
         "not torch.float32",
     ),
     "an operand's channels": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("add", value=0),)), LOGITS),
+        program(LEVELS, CONV, replace(GATE, steps=(Step("add", value=Read(0)),)), LOGITS),
         "as many channels",
     ),
     "a pick that falls": (
@@ -83,7 +84,7 @@ BROKEN = {
         "its kind declares",
     ),
     "an operand too many": (
-        program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=1),)), LOGITS),
+        program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=Read(1)),)), LOGITS),
         "its kind declares",
     ),
     "a condition's frame": (
