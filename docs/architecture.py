@@ -60,7 +60,7 @@ def passes() -> tuple[list[tuple[str, Program | PhasedProgram]], PhasedProgram]:
         seen.append((name, program))
 
     program = simplified(captured(ThreeLayers()), watch)
-    return seen, phased(program, watch)
+    return seen, phased(program, watch=watch)
 
 
 def listing(text: object, language: str = "text") -> str:

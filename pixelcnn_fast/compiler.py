@@ -10,8 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.passes.pipeline import Watch, phased, simplified
-from pixelcnn_fast.passes.precision import rounded_weights
+from pixelcnn_fast.passes.pipeline import Watch, phased, show, simplified
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions
 from pixelcnn_fast.program.evaluate import evaluate
@@ -52,20 +51,20 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
     """
     captured, conditions, logits = model.captured(*model.example())
     check_finite(logits, model.head)
-    if watch is not None:
-        watch("capture", captured)
+    show("capture", captured, watch)
     check_causal(captured)
     program = simplified(captured, watch)
     check_program(program, conditions, model)
-    program = with_precision(program, precision)
-    return Compiled(phased(program, watch), conditions, program.normalised, precision)
+    return Compiled(
+        phased(program, stored_dtype(program, precision), watch), conditions, program.normalised, precision
+    )
 
 
-def with_precision(program: Program, precision: Precision) -> Program:
-    """The program with its weights rounded, if they are to be stored in fewer bits."""
+def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
+    """What the program's weights are rounded to, if they are to be stored in fewer bits."""
     if precision != "same" and program.dtype != torch.float32:
         raise ValueError(f"precision={precision!r} goes with a float32 model, this one is {program.dtype}")
-    return rounded_weights(program, STORED[precision]) if precision in STORED else program
+    return STORED.get(precision)
 
 
 def check_program(program: Program, conditions: Conditions, model: WrappedModel) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import check_finite, check_program, compiled
-from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, NotCausal
+from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
@@ -106,9 +107,20 @@ def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch):
 
 def test_every_stage_can_be_watched():
     seen = []
-    compiled(wrapped(), watch=lambda name, program: seen.append((name, str(program).split(" for ")[0])))
-    assert seen[0] == ("capture", "program") and seen[-1] == ("with_wavefront", "causal program")
-    assert [name for name, _ in seen[1:8]] == [each.__name__ for each in pipeline.SIMPLIFYING]
+    compiled(wrapped(), "bf16", watch=lambda name, program: seen.append((name, str(program).split(" for ")[0])))
+    assert [name for name, _ in seen] == ["capture", *(each.__name__ for each in pipeline.PASSES)]
+    assert seen[0][1] == "program" and seen[-1][1] == "causal program"
+
+
+def test_the_tests_verify_what_capture_gives(monkeypatch):
+    def broken(self, *example):
+        program, *rest = WrappedModel.captured(self, *example)
+        return replace(program, instructions=program.instructions[1:]), *rest
+
+    model = wrapped()
+    monkeypatch.setattr(model, "captured", partial(broken, model))
+    with pytest.raises(InvalidProgram, match="defined before it is read"):
+        compiled(model)
 
 
 def test_a_model_that_leaks_is_refused():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+
 from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.passes.fuse import fuse
 from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.passes.precision import rounded_weights
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.passes.split_channels import split_channels
 from pixelcnn_fast.passes.unread import without_unread, without_zeros
@@ -15,7 +18,7 @@ from pixelcnn_fast.passes.wavefront import with_wavefront
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
 
-# Called after each pass with its name and what it made.
+# Called after capture and after each pass, with its name and what it made.
 Watch = Callable[[str, "Program | PhasedProgram"], None]
 
 # Watches every run, in addition to the watch that a run is given: tests verify programs here.
@@ -31,9 +34,11 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     compose,
     without_unread,
 )
-# Between the lists, weights may be rounded. Afterwards it is decided when each instruction runs.
+# After the weights are rounded, if they are to be.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
+# After it is decided when each instruction runs.
 PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
+PASSES: tuple[Callable, ...] = (*SIMPLIFYING, rounded_weights, *CLEANING, split_phases, *PHASING)
 
 
 def simplified(program: Program, watch: Watch | None = None) -> Program:
@@ -41,10 +46,13 @@ def simplified(program: Program, watch: Watch | None = None) -> Program:
     return _through(SIMPLIFYING, program, watch)
 
 
-def phased(program: Program, watch: Watch | None = None) -> PhasedProgram:
-    """A simplified program -> one that runtimes can execute."""
+def phased(program: Program, stored: torch.dtype | None = None, watch: Watch | None = None) -> PhasedProgram:
+    """A simplified program -> one that runtimes can execute. stored: what weights are rounded to; None: nothing."""
+    if stored is not None:
+        program = rounded_weights(program, stored)
+        show(rounded_weights.__name__, program, watch)
     result = split_phases(_through(CLEANING, program, watch))
-    _show(split_phases, result, watch)
+    show(split_phases.__name__, result, watch)
     return _through(PHASING, result, watch)
 
 
@@ -54,11 +62,12 @@ P = TypeVar("P", Program, PhasedProgram)
 def _through(passes: Sequence[Callable[[P], P]], program: P, watch: Watch | None) -> P:
     for transform in passes:
         program = transform(program)
-        _show(transform, program, watch)
+        show(transform.__name__, program, watch)
     return program
 
 
-def _show(transform: Callable, program: Program | PhasedProgram, watch: Watch | None) -> None:
+def show(name: str, program: Program | PhasedProgram, watch: Watch | None) -> None:
+    """Shows what a pass, or capture, has made to those who watch."""
     for each in (always_watch, watch):
         if each is not None:
-            each(transform.__name__, program)
+            each(name, program)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.program.fields import output_field, receptive_fields
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.program import Connection, Convolution, FromLevels, Instruction, Program, Tap
 
 
 def check_causal(program: Program) -> None:
@@ -80,14 +80,14 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
             return torch.zeros(len(field.group), dtype=torch.bool)
         return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
 
-    def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[int, int, Tap | None]:
-        """Something that channel ``at`` reads and that sees the pixel: (value, its channel, the tap that reads it)."""
+    def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
+        """Something that channel ``at`` reads and that sees the pixel, and by which of its channels it does."""
         connections = i.connections(lambda value: len(fields[value].group))
         for connection in sorted(connections, key=lambda c: c.tap is not None and _is_ahead(c.tap)):
             read = connection.read
             found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
             if found.any():
-                return read.value, int(found.int().argmax()), connection.tap
+                return connection, int(found.int().argmax())
         raise AssertionError("a field tells more than its parts")
 
     first = channel * program.parameters
@@ -99,9 +99,10 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
     at = first + int(sees(value, dy, dx)[first : first + program.parameters].int().argmax())
     path: list[tuple[Convolution, Tap]] = []
     while not isinstance(i := producer[value], FromLevels):
-        value, at, tap = step_down(i, at, dy, dx)
-        if tap is not None:
+        connection, at = step_down(i, at, dy, dx)
+        if connection.tap is not None:
             assert isinstance(i, Convolution)
-            path.append((i, tap))
-            dy, dx = dy - tap.dy, dx - tap.dx
+            path.append((i, connection.tap))
+        read = connection.read
+        value, dy, dx = read.value, dy - read.dy, dx - read.dx
     return path

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from typing_extensions import Self
 
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.passes import pipeline
-from pixelcnn_fast.program.phased import Phase, PhasedProgram, Storage
+from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Storage
 from pixelcnn_fast.program.program import (
     ConditionOperand,
+    Connection,
     Convolution,
     FromLevels,
     Instruction,
@@ -36,6 +39,26 @@ LOGITS = Convolution(3, 3, "logits", (Tap(2, 0, 0, weight(4, 3)),))
 
 def program(*instructions: Instruction) -> Program:
     return Program((1, 4, 5), 3, instructions, (3,), torch.float64)
+
+
+class Unknown(Instruction):
+    def sources(self) -> list[str]:
+        return []
+
+    def reads(self) -> list[Read]:
+        return []
+
+    def connections(self, channels_of: object) -> Iterator[Connection]:
+        return iter(())
+
+    def start(self, around: object) -> torch.Tensor:
+        raise NotImplementedError
+
+    def picked(self, *_: object) -> Self:
+        return self
+
+    def rewired(self, *_: object, **__: object) -> Self:
+        return self
 
 
 VALID = program(LEVELS, CONV, GATE, LOGITS)
@@ -87,6 +110,14 @@ BROKEN = {
         program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=Read(1)),)), LOGITS),
         "its kind declares",
     ),
+    "a table's width": (
+        program(replace(LEVELS, table=weight(9, 2)), CONV, GATE, LOGITS),
+        "as many as the table is wide",
+    ),
+    "a class of its own": (
+        program(LEVELS, Unknown(2, 4, "gate"), LOGITS),
+        "Unknown, which is no kind of instruction",
+    ),
     "a condition's frame": (
         program(
             LEVELS,
@@ -116,6 +147,19 @@ def changed(program: PhasedProgram, out: int, **changes: object) -> PhasedProgra
     return replace(program, instructions=instructions)
 
 
+CONDITION_STEP = Step("add_condition", condition=ConditionOperand(0, torch.zeros(1, dtype=torch.long), False))
+
+
+def with_tap(program: PhasedProgram, dy: int, dx: int) -> PhasedProgram:
+    """A valid one but for what its last convolution reads."""
+    run = Run(2, dy, dx, 1, weight(4, 3))
+    instruction = replace(LOGITS, taps=(Tap(2, dy, dx, run.weight),))
+    storage = {value: Storage(s.channels, s.rows, 1, 1) for value, s in program.storage.items()}
+    return replace(
+        changed(program, 3, instruction=instruction, pixel_runs=(run,), row_runs=()), storage=storage
+    )
+
+
 BROKEN_PHASES = {
     "a lost run": (lambda p: changed(p, 1, pixel_runs=()), "its runs are its taps"),
     "too early": (lambda p: changed(p, 1, phase=Phase.ROW), "not known there"),
@@ -128,6 +172,17 @@ BROKEN_PHASES = {
         lambda p: replace(p, storage={**p.storage, 0: Storage(1, 2, 0, 0)}),
         "a column that is not there",
     ),
+    "an operand elsewhere": (
+        lambda p: changed(p, 2, instruction=replace(GATE, steps=(Step("multiply", value=Read(1, -1, 0)),))),
+        r"operands lie at the same pixel, and %1\(-1, \+0\) does not",
+    ),
+    "an operand of levels": (
+        lambda p: changed(p, 0, instruction=replace(LEVELS, steps=(CONDITION_STEP,))),
+        "turned into values one by one",
+    ),
+    "drawn, and yet before the draw": (lambda p: changed(p, 2, phase=Phase.DRAWN), "phase and draws agree"),
+    "a tap below": (lambda p: with_tap(p, 1, 0), "reads a row below"),
+    "a tap ahead": (lambda p: with_tap(p, 0, 1), "reads ahead of the pixel"),
     "a draw too many": (lambda p: changed(p, 1, after=2), "0 to 1 draws"),
 }
 
