@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
+from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
@@ -27,7 +27,7 @@ def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
     rows = {i.out for i in program.in_phase(Phase.ROW)}
     leads = {i.out: 0 for i in program.instructions}
     for i in reversed(program.instructions):
-        for source, dy, dx, summed_first in _reads(i):
+        for source, dy, dx, summed_first in i.timed_reads():
             # Columns by which the source must be ahead of its own row's pixel.
             ahead = leads[i.out] + dx + lag * dy
             if summed_first and source not in rows:
@@ -37,13 +37,3 @@ def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
             elif ahead > 0 or (ahead == 0 and after[i.out] < after[source] and not summed_first):
                 return None  # it would be read before it is drawn
     return leads
-
-
-def _reads(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
-    """Everything that an instruction reads: (value, dy, dx, whether a column step begins with it)."""
-    taps = [
-        (run.source, run.dy, run.dx + run.width - 1, runs is i.row_runs)
-        for runs in (i.row_runs, i.pixel_runs)
-        for run in runs
-    ]
-    return taps + [(read.value, read.dy, read.dx, False) for read in i.instruction.operands()]

@@ -65,6 +65,15 @@ class PhasedInstruction:
     def name(self) -> str:
         return self.instruction.name
 
+    def timed_reads(self) -> list[tuple[int, int, int, bool]]:
+        """What it reads furthest to the right: (value, dy, dx, whether a step of the wavefront begins with it)."""
+        taps = [
+            (run.source, run.dy, run.dx + run.width - 1, runs is self.row_runs)
+            for runs in (self.row_runs, self.pixel_runs)
+            for run in runs
+        ]
+        return taps + [(read.value, read.dy, read.dx, False) for read in self.instruction.operands()]
+
 
 @dataclass(frozen=True)
 class Storage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pixelcnn_fast.errors import InvalidProgram
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
 from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step
 from pixelcnn_fast.program.steps import KINDS, Operand
 
@@ -151,6 +151,16 @@ def _verify_phased(program: PhasedProgram) -> None:
     for draw, output in enumerate(program.outputs):
         if after[output] != draw:
             raise InvalidProgram(f"output %{output} of draw {draw} comes after {after[output]} draws")
+    if program.wavefront is not None:
+        _verify_wavefront(program, program.wavefront, rows)
+
+
+def _verify_wavefront(program: PhasedProgram, front: Wavefront, rows: set[int]) -> None:
+    for i in program.instructions:
+        for value, dy, dx, begins in i.timed_reads():
+            ahead = front.leads[i.out] + dx + front.lag * dy + (begins and value not in rows)
+            in_time = ahead <= front.leads[value]
+            _require(in_time, i.instruction, f"the wavefront computes %{value} before it is read")
 
 
 def _verify_runs(i: PhasedInstruction) -> None:

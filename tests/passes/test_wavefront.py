@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.passes.wavefront import _reads
 from pixelcnn_fast.program.phased import Phase
 from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
@@ -46,7 +45,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
         start = {y: t - lag * y + front.leads[i.out] for y in range(height)}
         pixels = [(y, x) for y in range(height) for x in range(start[y], start[y] + columns) if 0 <= x < width]
         for y, x in pixels:
-            for source, dy, dx, summed_first in _reads(i):
+            for source, dy, dx, summed_first in i.timed_reads():
                 if (summed_first or i.phase is Phase.ROW) == row_phase:
                     if 0 <= y + dy and 0 <= x + dx < width:
                         assert (source, y + dy, x + dx) in done, (i.name, t, y, x, dy, dx)

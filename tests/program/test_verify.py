@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.passes import pipeline
-from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Storage
+from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Storage, Wavefront
 from pixelcnn_fast.program.program import (
     ConditionOperand,
     Connection,
@@ -183,6 +183,14 @@ BROKEN_PHASES = {
     "drawn, and yet before the draw": (lambda p: changed(p, 2, phase=Phase.DRAWN), "phase and draws agree"),
     "a tap below": (lambda p: with_tap(p, 1, 0), "reads a row below"),
     "a tap ahead": (lambda p: with_tap(p, 0, 1), "reads ahead of the pixel"),
+    "too small a lag": (
+        lambda p: replace(p, wavefront=Wavefront(0, dict.fromkeys(p.storage, 0))),
+        "the wavefront computes %0 before it is read",
+    ),
+    "an output after its draw": (
+        lambda p: changed(p, 3, after=1, phase=Phase.DRAWN),
+        "of draw 0 comes after 1",
+    ),
     "a draw too many": (lambda p: changed(p, 1, after=2), "0 to 1 draws"),
 }
 
