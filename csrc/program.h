@@ -66,11 +66,21 @@ struct ConditionOperand {
 
 // The model's output at a pixel is `distributions` distributions of `parameters` numbers each. Each distribution takes
 // `uniforms` numbers of the noise and gives the values of the next image_channels / distributions image channels.
-enum class HeadKind { categorical };  // parameters: the logits of the levels; values: int32
+enum class HeadKind { categorical };  // parameters: the logits of the levels
+
+struct HeadTraits {
+  const char* name;   // what a head in Python calls it: Head.native
+  const char* value;  // the type of the values in Job: a dtype of PyTorch
+  int value_bytes;
+};
+inline constexpr HeadTraits kHeadKinds[] = {{"categorical", "int32", sizeof(int32_t)}};
+
+constexpr const HeadTraits& traits(HeadKind kind) { return kHeadKinds[static_cast<int>(kind)]; }
 
 struct Head {
   HeadKind kind;
   int distributions, parameters, uniforms;
+  int levels;  // values are integers from 0 to levels - 1; 0: they are real numbers
 };
 
 struct Program {
@@ -90,6 +100,8 @@ struct SamplingOptions {
   double temperature = 1;  // logits are divided by it; 0: the most likely level
   int top_k = 0;           // only the k most likely levels may be drawn; 0: all
   double top_p = 1;        // of those, the fewest that reach this probability, the likeliest first
+
+  bool exclude_levels() const { return top_k > 0 || top_p < 1; }
 };
 
 // One batch of images to sample, complete or teacher-force. All arrays are dense and owned by the caller.
@@ -103,7 +115,7 @@ struct Job {
   std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
   SamplingOptions options;
   void* parameters = nullptr;         // [images, distributions, H, W, parameters] or null: not wanted
-  double* log_probability = nullptr;  // [images, distributions, H, W] of what is drawn, under the model itself; or null
+  double* log_probability = nullptr;  // [images, C, H, W] of the values drawn, under the model itself; or null
 };
 
 enum class Weights { same, bf16 };  // how runs' weights are stored: the program's dtype, or narrower

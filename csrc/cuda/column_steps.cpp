@@ -41,12 +41,17 @@ void ColumnSteps::add(const Instruction& i, bool at_pixel) {
   PlannedInstruction planned{&i, {}, taps(i, i.row_runs), taps(i, i.pixel_runs), at_pixel};
   InstructionPlan& p = planned.plan;
   p.out = i.out, p.channels = i.channels;
-  p.tiles = i.kind == InstructionKind::from_levels ? 0 : (i.channels + kRows - 1) / kRows;
-  const bool reads_image = i.kind == InstructionKind::from_levels;
-  p.n_image_channels = reads_image ? i.input.count : program.image_channels / static_cast<int>(program.outputs.size());
-  p.first_image_channel = reads_image ? i.input.first : draw_of(i.out) * p.n_image_channels;
-  p.width = i.input.width;
-  p.value = i.value, p.value_lag = i.kind == InstructionKind::pointwise ? lag(i, i.value, 0) : 0;
+  p.tiles = (i.channels + kRows - 1) / kRows;
+  p.n_image_channels = program.image_channels / static_cast<int>(program.outputs.size());
+  p.first_image_channel = draw_of(i.out) * p.n_image_channels;
+  p.width = i.input.width, p.value = i.value;
+  switch (i.kind) {
+    case InstructionKind::from_levels:
+      p.tiles = 0, p.n_image_channels = i.input.count, p.first_image_channel = i.input.first;
+      break;
+    case InstructionKind::convolution: break;
+    case InstructionKind::pointwise: p.value_lag = lag(i, i.value, 0); break;
+  }
   p.drawn = i.phase == Phase::drawn, p.is_output = draw_of(i.out) >= 0;
   p.sums = -1;
   instructions.push_back(planned);

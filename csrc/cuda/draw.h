@@ -10,10 +10,12 @@ namespace pcf::cuda {
 // The options, and what is computed from them once, so that a warp need not divide.
 struct DrawOptions : SamplingOptions {
   float inverse_temperature = 1;  // 0: the most likely level
+  bool excludes_levels = false;
 
   DrawOptions() = default;
   explicit DrawOptions(const SamplingOptions& options)
-      : SamplingOptions(options), inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)) {}
+      : SamplingOptions(options), inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)),
+        excludes_levels(options.exclude_levels()) {}
 };
 
 template <class T, class F>
@@ -146,7 +148,7 @@ __device__ inline int draw(const float* logits, int levels, const DrawOptions& o
       if (logits[k] == high) found = k;
     return over_warp(found, [](int a, int b) { return min(a, b); });
   }
-  if (options.top_k > 0 || options.top_p < 1) return draw_from_likeliest(logits, levels, options, u, high, lane);
+  if (options.excludes_levels) return draw_from_likeliest(logits, levels, options, u, high, lane);
   return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 

@@ -25,7 +25,7 @@ class Head(ABC):
         None  # how many values a sub-pixel can have, integers from 0; None: they are real numbers
     )
     joint: ClassVar[bool] = False
-    uniforms: ClassVar[int] = 1
+    uniforms: int = 1
     value_dtype: ClassVar[torch.dtype] = torch.int32  # of values while they are drawn
     native: ClassVar[str | None] = (
         None  # its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it

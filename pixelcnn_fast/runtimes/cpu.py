@@ -17,10 +17,10 @@ from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_com
 
 def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CPU runtime can't serve this program and head, or None if it can."""
-    if (why := why_not_compiled(head)) is not None:
-        return why
     if native() is None:
         return why_not_native()
+    if (why := why_not_compiled(head)) is not None:
+        return why
     if program.device.type != "cpu":
         return f"the model is on {program.device}, the compiled runtime works on the CPU: use model.cpu()"
     if program.dtype not in (torch.float32, torch.float64):

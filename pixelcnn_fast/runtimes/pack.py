@@ -15,10 +15,19 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Re
 
 
 def why_not_compiled(head: Head) -> str | None:
-    """Why the compiled runtimes can't draw from this head, or None if they can."""
-    if head.native is not None:
-        return None
-    return f"{head} is drawn in Python only: use runtime 'eager'"
+    """Why the compiled runtimes, which are there, can't draw from this head, or None if they can."""
+    if head.native is None:
+        return f"{head} is drawn in Python only: use runtime 'eager'"
+    value = required().VALUE_OF_HEAD.get(head.native)
+    if value is None:
+        return (
+            f"{head} is drawn as {head.native!r}, which the compiled module does not know: use runtime 'eager'"
+        )
+    if head.value_dtype is not getattr(torch, value):
+        return (
+            f"{head} has values of {head.value_dtype}, the compiled runtimes draw {value}: use runtime 'eager'"
+        )
+    return None
 
 
 def sampling_options(options: SamplingOptions) -> Any:
@@ -65,11 +74,13 @@ class _Describer:
         )
 
     def _described_head(self) -> Any:
+        assert self._head.native is not None
         return self._module.Head(
-            getattr(self._module.HeadKind, str(self._head.native)),
+            getattr(self._module.HeadKind, self._head.native),
             distributions=self._program.distributions,
             parameters=self._program.parameters,
             uniforms=self._head.uniforms,
+            levels=self._head.levels or 0,
         )
 
     def _instruction(self, phased: PhasedInstruction) -> Any:

@@ -44,7 +44,7 @@ struct Network {
   Network() {
     using pcf::InstructionKind, pcf::Phase, pcf::StepKind;
     constexpr auto kConvolution = InstructionKind::convolution;
-    program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1},
+    program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1, kLevels},
                {5},       {},      {},     {{kLabel, false}}};
     program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1},
                        {9, 1, 1, 1},         {kLabel, 2, 1, 1}, {kChannels * kLevels, 1, 0, 0}};

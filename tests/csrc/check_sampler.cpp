@@ -49,7 +49,7 @@ struct Network {
   // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it.
   Network(int lag, int draws) {
     using pcf::StepKind;
-    const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1};
+    const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1, kLevels};
     program = {kImageChannels, kHeight, kWidth, head, {}, {}, {}, {{33, false}, {33, true}}};
     program.storage = {
         {kImageChannels, 2, 1, 1},    {7, 2, 1, 1}, {33, 2, 1, 1}, {9, 1, 1, 1}, {33, 2, 1, 1}, {33, 1, 0, 0},

@@ -16,6 +16,7 @@ from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
 from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
+from tests.needs import needs_native
 from tests.tolerances import assert_identical_up_to_rounding
 
 SHAPE = (2, 4, 5)
@@ -161,8 +162,33 @@ class Greatest(Categorical):
         return (parameters > -5).int().mul(torch.arange(self.levels)).amax(-1, keepdim=True)
 
 
+@needs_native
 def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent() -> None:
     own = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3), head=Greatest(256))
     assert (own.sample(2) == 255).all()
     with pytest.raises(RuntimeError, match=r"Greatest.*is drawn in Python only"):
         own.sample(2, runtime="cpu")
+
+
+@pytest.mark.parametrize(
+    ("native", "value_dtype", "why"),
+    [
+        ("mixture", torch.int32, "drawn as 'mixture', which the compiled module does not know"),
+        ("categorical", torch.int64, r"values of torch\.int64, the compiled runtimes draw int32"),
+    ],
+)
+@needs_native
+def test_a_head_that_the_compiled_runtimes_would_misread_is_left_to_eager(
+    native: str, value_dtype: torch.dtype, why: str
+) -> None:
+    class Other(Categorical):
+        pass
+
+    Other.native, Other.value_dtype = native, value_dtype
+    model = PixelCNN(1, 8, 1).eval()
+    noise = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    expected = Sampler(model, (1, 3, 3)).sample(2, noise=noise)
+    other = Sampler(model, (1, 3, 3), head=Other(256))
+    assert torch.equal(other.sample(2, noise=noise), expected)
+    with pytest.raises(RuntimeError, match=why):
+        other.sample(2, runtime="cpu")

@@ -11,28 +11,22 @@
 
 namespace pcf::cpu {
 
-inline int64_t bytes_of_value(HeadKind kind) {
+// The value at element `at` of Job::values, as the network reads it.
+template <class T>
+T value_at(HeadKind kind, const void* values, int64_t at) {
   switch (kind) {
-    case HeadKind::categorical: return sizeof(int32_t);
+    case HeadKind::categorical: return static_cast<T>(static_cast<const int32_t*>(values)[at]);
   }
   __builtin_unreachable();
 }
 
-// The level at element `at` of Job::values.
-inline int level_of(HeadKind kind, const void* values, int64_t at) {
-  switch (kind) {
-    case HeadKind::categorical: return static_cast<const int32_t*>(values)[at];
-  }
-  __builtin_unreachable();
-}
-
-// One distribution of one pixel of one image: its parameters, and the elements of the job's arrays at which its noise
-// and its values begin. The next uniform, and the value of the next image channel, lie `stride` elements further on.
+// One distribution of one pixel of one image: its parameters, the element of Job::noise at which its noise begins, and
+// that of Job::values, known and log_probability at which its values begin. The next uniform, and the value of the next
+// image channel, lie `stride` elements further on. It is drawn unless all its values are known.
 template <class T>
 struct Distribution {
   const T* parameters;
   int64_t noise, values, stride;
-  double* log_probability;  // or null: not wanted
 };
 
 // Draws for one thread.
@@ -43,7 +37,8 @@ class HeadDrawer {
   HeadDrawer(const Head& head, const Job& job, const Kernels<T>& kernels, T* scratch)
       : head_(head), job_(job), kernels_(kernels), weights_(scratch) {}
 
-  // Writes the distribution's values. False if its parameters are not finite; the values are then 0.
+  // Writes those of the distribution's values that are not known. False if its parameters are not finite; the values
+  // are then 0.
   bool draw(const Distribution<T>& d) {
     switch (head_.kind) {
       case HeadKind::categorical: return draw_categorical(d);
@@ -54,16 +49,17 @@ class HeadDrawer {
  private:
   bool draw_categorical(const Distribution<T>& d) {
     const SamplingOptions& options = job_.options;
-    const int levels = head_.parameters;
+    const int levels = head_.levels;
     int32_t& level = static_cast<int32_t*>(job_.values)[d.values];
     if (!kernels_.weigh(d.parameters, levels, options.temperature, weights_)) {
       level = 0;
       return false;
     }
-    if (options.temperature > 0 && (options.top_k > 0 || options.top_p < 1))
+    if (options.temperature > 0 && options.exclude_levels())
       keep_likeliest(d.parameters, weights_, levels, options, order_);
     level = kernels_.pick(weights_, levels, job_.noise[d.noise]);
-    if (d.log_probability) *d.log_probability = kernels_.log_probability(d.parameters, levels, level, weights_);
+    if (job_.log_probability)
+      job_.log_probability[d.values] = kernels_.log_probability(d.parameters, levels, level, weights_);
     return true;
   }
 

@@ -49,11 +49,11 @@ class SamplerOf final : public Sampler {
     const auto moved = [&](auto* array, int64_t elements) { return array ? array + first * elements : nullptr; };
     Job part = job;
     part.images = std::min(count, job.images - first);
-    part.values = moved(static_cast<char*>(job.values), sub_pixels * bytes_of_value(head.kind));
+    part.values = moved(static_cast<char*>(job.values), sub_pixels * traits(head.kind).value_bytes);
     part.known = moved(job.known, sub_pixels);
     part.noise = moved(job.noise, distributions * head.uniforms);
     part.parameters = moved(static_cast<T*>(job.parameters), distributions * head.parameters);
-    part.log_probability = moved(job.log_probability, distributions);
+    part.log_probability = moved(job.log_probability, sub_pixels);
     for (size_t c = 0; c < job.conditions.size(); c++) {
       const ConditionOperand& operand = program_.conditions[c];
       part.conditions[c] =

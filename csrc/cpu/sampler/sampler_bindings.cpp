@@ -76,9 +76,15 @@ void bind_sampler(py::module_& m) {
            "out"_a, "channels"_a, "kind"_a, "phase"_a, "input"_a = pcf::ImageInput{}, "bias"_a = 0,
            "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
            "lead"_a, "after"_a);
-  py::enum_<pcf::HeadKind>(m, "HeadKind").value("categorical", pcf::HeadKind::categorical);
-  py::class_<pcf::Head>(m, "Head").def(py::init<pcf::HeadKind, int, int, int>(), "kind"_a, "distributions"_a,
-                                       "parameters"_a, "uniforms"_a);
+  py::enum_<pcf::HeadKind> heads(m, "HeadKind");
+  py::dict value_of_head;
+  for (const pcf::HeadTraits& kind : pcf::kHeadKinds) {
+    heads.value(kind.name, static_cast<pcf::HeadKind>(&kind - pcf::kHeadKinds));
+    value_of_head[kind.name] = kind.value;
+  }
+  m.attr("VALUE_OF_HEAD") = value_of_head;
+  py::class_<pcf::Head>(m, "Head").def(py::init<pcf::HeadKind, int, int, int, int>(), "kind"_a, "distributions"_a,
+                                       "parameters"_a, "uniforms"_a, "levels"_a);
   py::class_<pcf::Program>(m, "Program")
       .def(py::init([](int image_channels, int height, int width, pcf::Head head, std::vector<int> outputs,
                        std::vector<pcf::Storage> storage, std::vector<pcf::Instruction> instructions,

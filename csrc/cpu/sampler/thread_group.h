@@ -226,20 +226,29 @@ class ThreadGroup {
 
   // -- instructions
 
+  // What an instruction's runs are added to, or its steps start from where it has none.
+  void tabulate_start(Table& table, const Instruction& i, const Span& span) const {
+    switch (i.kind) {
+      case InstructionKind::convolution: return tabulate_rows(table, span, const_cast<T*>(i.bias.data()), 0);
+      case InstructionKind::pointwise: return tabulate_value(table, i.value, span);
+      case InstructionKind::from_levels: break;  // it is computed as its values are drawn
+    }
+    __builtin_unreachable();
+  }
+
   // Computes an instruction's sum over the rows above, at the pixels of the chunk that begins at column step t: in the
   // row phase this gives its whole value, else the partial sum that the pixel phase begins with.
   void sum_rows_above(Member& member, const Instruction& i, int t) {
     if (i.barrier_in_row) member.wait_for_team();
     const Span& chunk = span(member, t + lead(i), schedule_.chunk);
     if (chunk.count() == 0) return;
-    tabulate_rows(member.from, chunk, const_cast<T*>(i.bias.data()), 0);
+    tabulate_start(member.from, i, chunk);
     if (i.keeps_partial()) {
       tabulate_partial(member.out, i, chunk, t);
       sum(member, i, i.row_runs, chunk, member.out);
       return;
     }
     const bool summed = sum(member, i, i.row_runs, chunk, member.row_sums);
-    if (i.kind == InstructionKind::pointwise) tabulate_value(member.from, i.value, chunk);
     tabulate_value(member.out, i.out, chunk);
     apply_steps(member, i, chunk, summed ? member.row_sums : member.from);
   }
@@ -251,9 +260,8 @@ class ThreadGroup {
     if (i.keeps_partial())
       tabulate_partial(member.from, i, pixels, t);
     else
-      tabulate_rows(member.from, pixels, const_cast<T*>(i.bias.data()), 0);
+      tabulate_start(member.from, i, pixels);
     const bool summed = sum(member, i, i.pixel_runs, pixels, member.pixel_sums);
-    if (i.kind == InstructionKind::pointwise) tabulate_value(member.from, i.value, pixels);
     if (i.is_output)
       tabulate_rows(member.out, pixels, workspace_.parameters(), i.padded);
     else
@@ -349,29 +357,29 @@ class ThreadGroup {
   void settle_one(Member& member, const T* parameters, int image, int distribution, int y, int x) {
     const Head& head = program_.head;
     const int channels = channels_per_distribution(), first = distribution * channels;
-    const int64_t at = element(image, head.distributions, distribution, y, x);
     if (job_.parameters)
-      std::copy_n(parameters, head.parameters, static_cast<T*>(job_.parameters) + at * head.parameters);
+      std::copy_n(
+          parameters, head.parameters,
+          static_cast<T*>(job_.parameters) + element(image, head.distributions, distribution, y, x) * head.parameters);
     if (!known(image, distribution, y, x)) {
       const int64_t noise = element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
-      double* log_probability = job_.log_probability ? job_.log_probability + at : nullptr;
       const int64_t stride = int64_t{program_.height} * program_.width;
-      if (!member.drawer.draw({parameters, noise, sub_pixel(image, first, y, x), stride, log_probability}))
-        report(image, first, y, x);
+      if (!member.drawer.draw({parameters, noise, sub_pixel(image, first, y, x), stride})) report(image, first, y, x);
     }
     for (int channel = first; channel < first + channels; channel++)
       for (const auto* i : p_.inputs)
-        read_level(member, *i, level_of(head.kind, job_.values, sub_pixel(image, channel, y, x)), image, channel, y, x);
+        read_value(member, *i, value_at<T>(head.kind, job_.values, sub_pixel(image, channel, y, x)), image, channel, y,
+                   x);
   }
 
-  void read_level(Member& member, const Instruction& i, int level, int image, int channel, int y, int x) {
+  void read_value(Member& member, const Instruction& i, T value, int image, int channel, int y, int x) {
     if (channel < i.input.first || channel >= i.input.first + i.input.count) return;
     T* out = workspace_.pixel(i.out, y, x) + image * workspace_.image_stride(i.out);
     const int width = i.input.width, first = (channel - i.input.first) * width;
     if (i.table.empty())
-      out[first] = static_cast<T>(level);
+      out[first] = value;
     else
-      std::copy_n(i.table.data() + int64_t{level} * width, width, out + first);
+      std::copy_n(i.table.data() + static_cast<int64_t>(value) * width, width, out + first);
     bind(member, i, span(0, 0));  // the steps on levels have no operands
     p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
   }
