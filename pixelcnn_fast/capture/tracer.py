@@ -348,8 +348,10 @@ class Tracer(TorchFunctionMode):
                 f"cannot sample from this model: its output has shape {shape}, expected "
                 f"[N, distributions, H, W, parameters] = [{', '.join(map(str, expected))}, parameters]"
             )
-        logits, normalised = without_log_softmax(self.builder, mark.addresses.permute(0, 1, 4, 2, 3))
-        result = self.builder.gathered(ShadowMap(self.builder.space, addresses=logits.flatten(1, 2)))
+        parameters, normalised = mark.addresses.permute(0, 1, 4, 2, 3), False
+        if head.of_logits:
+            parameters, normalised = without_log_softmax(self.builder, parameters)
+        result = self.builder.gathered(ShadowMap(self.builder.space, addresses=parameters.flatten(1, 2)))
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Runtimes do not keep logits for other instructions to read.
             result = self.builder.emit(

@@ -26,6 +26,7 @@ class Head(ABC):
     )
     joint: ClassVar[bool] = False
     uniforms: int = 1
+    of_logits: ClassVar[bool] = False  # whether a log-softmax of the parameters gives the same distribution
     value_dtype: ClassVar[torch.dtype] = torch.int32  # of values while they are drawn
     native: ClassVar[str | None] = (
         None  # its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it

@@ -31,6 +31,7 @@ class OfLevels(Head):
     """A head whose values are levels, with one logit for each: parameters are logits [N, C, H, W, L]."""
 
     levels: int
+    of_logits = True
     native = "categorical"
 
     def draw(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import Sampler, UnknownLayout, check_causal, likelihood
+from pixelcnn_fast import Sampler, UnknownLayout, Unsupported, check_causal, likelihood
 from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
@@ -192,3 +192,13 @@ def test_a_head_that_the_compiled_runtimes_would_misread_is_left_to_eager(
     assert torch.equal(other.sample(2, noise=noise), expected)
     with pytest.raises(RuntimeError, match=why):
         other.sample(2, runtime="cpu")
+
+
+class Normalised(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).log_softmax(1)
+
+
+def test_a_softmax_of_parameters_that_are_no_logits_is_not_taken_off() -> None:
+    with pytest.raises(Unsupported, match="softmax"):
+        Sampler(Normalised(), SHAPE, head=Pair(), image_form="levels")
