@@ -450,6 +450,22 @@ class Binary(nn.Module):
         return self.net(x.to(next(self.parameters()).dtype))
 
 
+# -- activations that no other network here has
+
+
+class RareActivations(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = InPlaceConv("A", 1, 8, 3, padding=1)
+        self.second = InPlaceConv("B", 8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.hardswish(4 * self.first(x))
+        h = F.gelu(self.second(h), approximate="tanh")
+        return 6 * self.last((h * h + 0.1) ** 0.5)
+
+
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
     "cropped shifts": Network(
@@ -465,5 +481,6 @@ NETWORKS = {
     "dilated gated": Network(DilatedGated, (1, 6, 7), dict(), classes=3),
     "residual added twice": Network(ResidualTwice, arguments=dict(image_form="unit")),
     "channels last": Network(ChannelsLast, arguments=dict()),
+    "rare activations": Network(RareActivations, arguments=dict(image_form="unit")),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

@@ -16,7 +16,8 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, Program, Tap
+from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
+from pixelcnn_fast.program.steps import KINDS
 from tests.system.foreign import LEVELS, NETWORKS, Network
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -43,6 +44,19 @@ OWN = {
     ),
 }
 MUTATED = {**NETWORKS, **{f"own {name}": network for name, network in OWN.items()}}
+
+
+def test_every_kind_of_instruction_and_of_step_is_in_some_network():
+    found: set[object] = set()
+    for network in MUTATED.values():
+        wrapped = network.sampler(network.model())._model
+        program, _, _ = wrapped.captured(*wrapped.example())
+        for i in program.instructions:
+            found |= {type(i), *(step.kind for step in i.steps)}
+    assert {
+        kind for kind in Instruction.__subclasses__() if kind.__module__.startswith("pixelcnn_fast.")
+    } <= found
+    assert set(KINDS) <= found
 
 
 @pytest.mark.parametrize("name", NETWORKS)
