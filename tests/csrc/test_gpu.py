@@ -11,6 +11,7 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.cuda import CudaRuntime
 from pixelcnn_fast.runtimes.job import Job
+from tests.heads.test_drawing import DRAWINGS
 from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
 
@@ -53,9 +54,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
 
 
 @pytest.mark.parametrize("variant", ["block", "pipeline"])
-@pytest.mark.parametrize(
-    "drawing", [dict(top_k=40), dict(top_p=0.7), dict(top_k=9, top_p=0.8, temperature=0.7)]
-)
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
 def test_top_k_and_top_p(variant, drawing):
     model, shape, sampler, engine = built("wide", variant=variant)
     noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

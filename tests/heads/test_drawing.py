@@ -134,6 +134,12 @@ def test_refusals(arguments, message):
 # -- an option is declared once
 
 
+def test_every_option_is_drawn_with():
+    assert {name for drawing in DRAWINGS for name in drawing} == {
+        option.name for option in fields(SamplingOptions)
+    }
+
+
 @pytest.mark.parametrize("option", fields(SamplingOptions), ids=lambda option: option.name)
 def test_every_option_is_an_argument_of_the_command_line(option):
     parser = argparse.ArgumentParser()
