@@ -68,18 +68,20 @@ def cxx_compiler() -> list[str]:
 
 
 def find_nvcc() -> tuple[str | None, str]:
-    """nvcc, and where it was looked for. A place that the user named is not passed over for another."""
+    """nvcc, and where it was looked for. If the user named one, no other is taken instead."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if named := os.environ.get("CUDACXX"):
-        places = {"CUDACXX": named}
+        candidates = {"CUDACXX": named}
     elif home:
-        places = {"CUDA_HOME": f"{home}/bin/nvcc"}
+        candidates = {"CUDA_HOME": f"{home}/bin/nvcc"}
     else:
-        places = {"CUDA_HOME and CUDACXX": "", "": "/usr/local/cuda/bin/nvcc", "PATH": "nvcc"}
-    for place in filter(None, places.values()):
-        if path := shutil.which(place):
+        candidates = {"CUDA_HOME and CUDACXX": "", "": "/usr/local/cuda/bin/nvcc", "PATH": "nvcc"}
+    for candidate in filter(None, candidates.values()):
+        if path := shutil.which(candidate):
             return path, ""
-    looked = [f"{name} ({place or 'not set'})" if name else place for name, place in places.items()]
+    looked = [
+        f"{name} ({candidate or 'not set'})" if name else candidate for name, candidate in candidates.items()
+    ]
     return None, ", ".join(looked)
 
 

@@ -155,13 +155,13 @@ class Sampler:
         log_probability: bool = False,
         **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draws n images -> [n, C, H, W], uint8 (int32 beyond 256 levels), on the CPU.
+        """Draws n images -> [n, C, H, W], on the CPU: uint8 (int32 beyond 256 levels), or what the head gives.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1), instead; same noise, same
-        image, whatever the batch size. log_probability: return (images, ln p [n] float64) of the sub-pixels drawn,
-        under the model itself: at temperature 1, with all levels.
-        top_k, top_p: draw from the most likely levels only; these options are explained at ``heads.SamplingOptions``.
+        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1), instead (for a head of your
+        own, [n, uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return (images,
+        ln p [n] float64) of the sub-pixels drawn, under the model itself: at temperature 1, with all levels.
+        Further options of drawing, such as top_k and top_p, are explained at ``heads.SamplingOptions``.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
         condition: [n, *condition_shape].

@@ -39,7 +39,7 @@ class SamplingOptions:
 
 
 class OptionArguments(TypedDict, total=False):
-    """The options that are keyword arguments of ``Sampler.sample``, for type checkers; temperature has a place."""
+    """The options that are keyword arguments of ``Sampler.sample``, for type checkers, other than temperature."""
 
     top_k: int | None
     top_p: float | None

@@ -31,13 +31,13 @@ def without_reading_ahead(program: Program) -> Program:
     Then taps read rows above, the present row up to the present pixel, or, of values that see only rows above, any
     pixel of the present row. Raises Unsupported if that is impossible.
     """
-    shifter = _Shifter(program)
+    retiming = _Retiming(program)
     reads = [read for i in program.instructions for read in i.reads()]
-    in_time = all(shifter.in_time(read.value, read.dy, read.dx) for read in reads)
-    return program if in_time else shifter.shifted_program()
+    in_time = all(retiming.in_time(read.value, read.dy, read.dx) for read in reads)
+    return program if in_time else retiming.retimed()
 
 
-class _Shifter:
+class _Retiming:
     def __init__(self, program: Program) -> None:
         self._program, self._producer = program, program.producer()
         self._rows = computed_by_rows(program)
@@ -72,7 +72,7 @@ class _Shifter:
                 )
         return self._computable[key]
 
-    def shifted_program(self) -> Program:
+    def retimed(self) -> Program:
         outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
         return replace(self._program, instructions=tuple(self._out), outputs=outputs)
 

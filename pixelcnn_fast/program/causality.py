@@ -27,14 +27,14 @@ def why_not_causal(program: Program) -> str | None:
     present = seen[:, :, height - 1, width - 1].triu().nonzero().tolist()  # (distribution, channel seen)
     if ahead:
         channel, other, y, x = min(ahead, key=lambda found: found[2:])
-        return blame(program, channel, other, y - height + 1, x - width + 1)
+        return explained_leak(program, channel, other, y - height + 1, x - width + 1)
     if present:
         channel, other = present[0]
-        return blame(program, channel, other, 0, 0)
+        return explained_leak(program, channel, other, 0, 0)
     return None
 
 
-def blame(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
+def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
     """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
 
     At fault is a tap on the path from there to the output: the one that looks furthest ahead (the first of several);

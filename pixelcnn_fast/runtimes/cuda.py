@@ -120,7 +120,7 @@ class CudaRuntime:
         batch = self.prepared(job)
         self.enqueue(batch)
         if (code := int(batch.error)) != -1:  # waits for the device
-            raise NonFiniteLogits(*self._place(code))
+            raise NonFiniteLogits(*self._location(code))
         job.values.copy_(batch.levels)
         if job.parameters is not None and batch.logits is not None:
             job.parameters.copy_(batch.logits)
@@ -225,7 +225,7 @@ class CudaRuntime:
             self._constants[name] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
         return self._constants[name]
 
-    def _place(self, code: int) -> tuple[int, int, int, int]:
+    def _location(self, code: int) -> tuple[int, int, int, int]:
         """(image, channel, row, column) of error_code() in csrc/cuda/worker.h."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column

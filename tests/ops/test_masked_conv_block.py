@@ -7,6 +7,8 @@ import torch
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.ops.masked_conv_block.reference import ACTIVATIONS
+from pixelcnn_fast.program.formulas import FORMULAS
+from pixelcnn_fast.program.steps import KINDS
 from tests.ops.test_masked_conv2d import problem
 from tests.tolerances import assert_right
 
@@ -62,3 +64,10 @@ def test_registration_and_refusals():
             ops.masked_conv_block(x, weight, bias, mask, **{name: torch.zeros(bad)})
     with pytest.raises(ValueError, match="activation"):
         ops.masked_conv_block(x, weight, bias, mask, activation="gelu?")
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS.keys() - {"none"}))
+def test_activations_are_the_steps_of_that_name(activation):
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    alpha = 0.3 if KINDS[activation].alpha else 1.0
+    assert torch.equal(ACTIVATIONS[activation](x, alpha), FORMULAS[activation](x, alpha))

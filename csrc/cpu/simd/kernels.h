@@ -25,9 +25,9 @@ template <class T>
 struct BoundStep {
   StepKind kind;
   T alpha;
-  Rows<const T> operand;  // add, multiply, conditions and layer_norm
+  Rows<const T> operand;  // of steps that read a value or a condition
   const T *scale, *shift;
-  int operand_channels = 0;  // layer_norm
+  int operand_channels = 0;  // of steps that read all of them
 };
 
 template <class T>
