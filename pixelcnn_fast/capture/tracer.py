@@ -35,7 +35,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, needed
 from pixelcnn_fast.program.steps import KINDS
 
 
@@ -357,7 +357,8 @@ class Tracer(TorchFunctionMode):
             result = self.builder.emit(
                 Pointwise, self.builder.space.channels(result), base=Read(result)
             ).value()
-        return needed_instructions(self.builder, result), result, shape[4], normalised
+        instructions = without_softmax(self.builder, needed(self.builder.instructions, [result]))
+        return instructions, result, shape[4], normalised
 
 
 def _on_a_copy(func: Callable) -> Callable:
@@ -394,21 +395,16 @@ def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]
     return builder.space.moved(logits, taken_of), True
 
 
-def needed_instructions(builder: Builder, result: int) -> list[Instruction]:
-    """The instructions that ``result`` needs, in order. Raises Unsupported if one of them is a softmax."""
-    values, needed = {result}, []
-    for i in reversed(builder.instructions):
-        if i.out not in values:
-            continue
+def without_softmax(builder: Builder, instructions: list[Instruction]) -> list[Instruction]:
+    """The instructions. Raises Unsupported if one of them is a softmax."""
+    for i in instructions:
         if i.out in builder.closings:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
                 "levels. If the model returns probabilities, say so: "
                 "head=heads.Categorical(levels, layout, probabilities=True)"
             )
-        values.update(read.value for read in i.reads())
-        needed.append(i)
-    return needed[::-1]
+    return instructions
 
 
 def _sorted_rows(addresses: Tensor) -> Tensor:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixelcnn_fast.program.program import Convolution, Instruction, Program
+from pixelcnn_fast.program.program import Convolution, Instruction, Program, needed
 
 
 def without_unread(program: Program) -> Program:
     """The same program without the instructions whose values reach no output."""
-    needed = set(program.outputs)
-    kept: list[Instruction] = []
-    for instruction in reversed(program.instructions):
-        if instruction.out in needed:
-            needed.update(read.value for read in instruction.reads())
-            kept.append(instruction)
-    if len(kept) == len(program.instructions):
-        return program
-    return replace(program, instructions=tuple(reversed(kept)))
+    kept = needed(program.instructions, program.outputs)
+    return program if len(kept) == len(program.instructions) else replace(program, instructions=tuple(kept))
 
 
 def without_zeros(program: Program) -> Program:

@@ -428,6 +428,17 @@ class Program:
         return {instruction.out: instruction for instruction in self.instructions}
 
 
+def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[Instruction]:
+    """Those instructions whose values reach the outputs, in their order."""
+    producer = {i.out: i for i in instructions}
+    values, found = list(outputs), set[int]()
+    while values:
+        if (value := values.pop()) not in found:
+            found.add(value)
+            values.extend(read.value for read in producer[value].reads())
+    return [i for i in producer.values() if i.out in found]
+
+
 def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
     """What the instructions' steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]
