@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+import cuda_resources
 import pytest
 
-from benchmarks import cuda_resources
 from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 

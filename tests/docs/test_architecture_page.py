@@ -6,13 +6,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 from itertools import product
 
+import architecture
 import pytest
 
 from pixelcnn_fast.passes import pipeline
-from tests.docs import DOCS, script
+from tests.docs import DOCS
 from tests.test_architecture import PACKAGE, TIERS
 
-architecture = script("architecture")
 PAGE = (DOCS / "architecture.md").read_text()
 
 

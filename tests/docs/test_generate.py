@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
+import generate
 import pytest
 
-from tests.docs import DOCS, script
-
-generate = script("generate")
+from tests.docs import DOCS
 
 
 @cache

@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+import supported_calls as calls
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, Unsupported, heads
 from pixelcnn_fast.nn import MaskedConv2d
-from tests.docs import script
 
-calls = script("supported_calls")
 ROWS = [row for rows in calls.GROUPS.values() for row in rows]
 
 

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import refine_mnist
 import torch
 
 from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
 from pixelcnn_fast.models import PixelCNN
 from tests.examples import interrupted_at_its_second_call
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)  # it imports its neighbour
-    spec = importlib.util.spec_from_file_location("refine_mnist", EXAMPLES / "refine_mnist.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -48,13 +36,11 @@ def options(data: tuple, tmp_path: Path) -> list[str]:
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(
-    script: ModuleType, data: tuple
-) -> None:
+def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(data: tuple) -> None:
     torch.manual_seed(0)
     images, labels = data
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
-    critic = script.Critic(images.shape[1:], 3)
+    critic = refine_mnist.Critic(images.shape[1:], 3)
     critic.learn(images, labels, noise, steps=150)
     real, wrong, sampled = (
         critic.realness(x, y) for x, y in ((images, labels), (images, (labels + 1) % 3), (noise, labels))
@@ -69,17 +55,17 @@ def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(
     torch.testing.assert_close(real[:, 0], sampled[:, 0])
 
 
-def test_a_strip_is_credited_with_its_gain_and_less_of_later_ones(script: ModuleType) -> None:
+def test_a_strip_is_credited_with_its_gain_and_less_of_later_ones() -> None:
     realness = torch.tensor([[0.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
-    own = torch.tensor([1 - 2 * script.FORESIGHT**2, -2 * script.FORESIGHT, -2.0])
-    torch.testing.assert_close(script.merits(realness), torch.stack([own / 2, -own / 2]))
+    own = torch.tensor([1 - 2 * refine_mnist.FORESIGHT**2, -2 * refine_mnist.FORESIGHT, -2.0])
+    torch.testing.assert_close(refine_mnist.merits(realness), torch.stack([own / 2, -own / 2]))
 
 
 def test_samples_become_more_real_and_the_average_is_saved(
-    script: ModuleType, data: tuple, options: list[str], tmp_path: Path
+    data: tuple, options: list[str], tmp_path: Path
 ) -> None:
     images, labels = data
-    history = script.main([*options, "--rounds", "6", "--average", "0.9"])
+    history = refine_mnist.main([*options, "--rounds", "6", "--average", "0.9"])
     assert len(history) == 6
     refined = checkpoint.load(tmp_path / "refined.safetensors")
     assert bits_per_dim(refined, [(images[-10:], labels[-10:])]) == pytest.approx(history[-1], rel=1e-4)
@@ -95,7 +81,7 @@ def test_samples_become_more_real_and_the_average_is_saved(
 
 
 def test_what_the_critic_praises_becomes_more_likely(
-    script: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def brightness(sign: int) -> float:
         """Mean level of samples after refining for a critic that praises light (+1) or dark (-1) images."""
@@ -104,36 +90,34 @@ def test_what_the_critic_praises_becomes_more_likely(
             light = sign * samples.float().mean((1, 3)).cumsum(1) / 10
             return torch.stack([torch.zeros(len(samples)), light[:, 3], light[:, 6]], 1)
 
-        monkeypatch.setattr(script.Critic, "realness", realness)
-        script.main([*options, "--rounds", "3", "--average", "0.9"])
+        monkeypatch.setattr(refine_mnist.Critic, "realness", realness)
+        refine_mnist.main([*options, "--rounds", "3", "--average", "0.9"])
         refined = checkpoint.load(tmp_path / "refined.safetensors")
         labels = torch.arange(60) % 3
         return Sampler(refined, (1, 7, 5)).sample(60, labels).float().mean().item()
 
-    monkeypatch.setattr(script, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(refine_mnist, "WARMUP_STEPS", 1)
     assert brightness(1) > brightness(-1) + 10
 
 
-def test_the_seed_decides(script: ModuleType, options: list[str]) -> None:
-    runs = [script.main([*options, "--rounds", "1", "--seed", seed]) for seed in ("1", "1", "2")]
+def test_the_seed_decides(options: list[str]) -> None:
+    runs = [refine_mnist.main([*options, "--rounds", "1", "--seed", seed]) for seed in ("1", "1", "2")]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
     assert runs[0] != pytest.approx(runs[2], rel=1e-5)
 
 
 def test_ctrl_c_keeps_the_last_round(
-    script: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
-    assert len(script.main(options)) == 1
+    monkeypatch.setattr(refine_mnist, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
+    assert len(refine_mnist.main(options)) == 1
     checkpoint.load(tmp_path / "refined.safetensors")
 
 
-def test_wrong_files_and_options(
-    script: ModuleType, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_files_and_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def error(*more: object) -> str:
         with pytest.raises(SystemExit):
-            script.main([*options, *map(str, more)])
+            refine_mnist.main([*options, *map(str, more)])
         return capsys.readouterr().err
 
     assert "no such file" in error("--npz", tmp_path / "absent.npz")

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import struct
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import train_mnist
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
 from tests.examples import interrupted_at_its_second_call
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_mnist.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_mnist", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -41,9 +30,9 @@ def options(folder: Path, **more: object) -> list[str]:
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def test_learns_and_writes_the_best_epoch(script: ModuleType, data: dict, tmp_path: Path) -> None:
+def test_learns_and_writes_the_best_epoch(data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
-    history = script.main(options(tmp_path))
+    history = train_mnist.main(options(tmp_path))
     assert len(history) == 4
     assert min(history) < 0.7 * history[0]
     model = checkpoint.load(tmp_path / "model.safetensors")
@@ -54,7 +43,7 @@ def test_learns_and_writes_the_best_epoch(script: ModuleType, data: dict, tmp_pa
     assert float(notes["bits_per_dim"]) == pytest.approx(min(history), abs=1e-4)
 
 
-def test_reads_mnist_through_torchvision(script: ModuleType, data: dict, tmp_path: Path) -> None:
+def test_reads_mnist_through_torchvision(data: dict, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -63,49 +52,47 @@ def test_reads_mnist_through_torchvision(script: ModuleType, data: dict, tmp_pat
         header = struct.pack(">4i", 0x803, *images.shape)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, n) + labels.tobytes())
-    images, labels = script.load_torchvision(tmp_path)
+    images, labels = train_mnist.load_torchvision(tmp_path)
     assert images.dtype == torch.uint8 and np.array_equal(images[:, 0], data["images"])
     assert labels.dtype == torch.int64 and np.array_equal(labels, data["labels"])
 
 
-def test_the_seed_decides(script: ModuleType, data: dict, tmp_path: Path) -> None:
+def test_the_seed_decides(data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
-    runs = [script.main(options(tmp_path, epochs=1, seed=seed)) for seed in (1, 1, 2)]
+    runs = [train_mnist.main(options(tmp_path, epochs=1, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
     assert runs[0] != pytest.approx(runs[2], rel=1e-5)
 
 
-def test_resume_goes_on_from_the_weights(script: ModuleType, data: dict, tmp_path: Path) -> None:
+def test_resume_goes_on_from_the_weights(data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
-    history = script.main(options(tmp_path, out=tmp_path / "first.safetensors"))
-    resumed = script.main(options(tmp_path, epochs=1, lr=1e-4, resume=tmp_path / "first.safetensors"))
+    history = train_mnist.main(options(tmp_path, out=tmp_path / "first.safetensors"))
+    resumed = train_mnist.main(options(tmp_path, epochs=1, lr=1e-4, resume=tmp_path / "first.safetensors"))
     assert resumed[0] < 1.1 * min(history) < 0.5 * history[0]
 
 
-def test_the_average_follows_slowly(script: ModuleType) -> None:
+def test_the_average_follows_slowly() -> None:
     average, model = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     model.weight.data.fill_(2)
     model.running_var.fill_(11)
     model.num_batches_tracked.fill_(7)
-    script.follow(average, model, decay=0.9)
+    train_mnist.follow(average, model, decay=0.9)
     torch.testing.assert_close(average.weight.data, torch.full((2,), 1.1))
     torch.testing.assert_close(average.running_var, torch.full((2,), 2.0))
     assert average.num_batches_tracked == 7 and (model.weight == 2).all()
 
 
-def test_minutes_stop_it(script: ModuleType, data: dict, tmp_path: Path) -> None:
+def test_minutes_stop_it(data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
-    history = script.main(options(tmp_path, epochs=100_000, minutes=0.01))
+    history = train_mnist.main(options(tmp_path, epochs=100_000, minutes=0.01))
     assert 1 <= len(history) < 1000
     checkpoint.load(tmp_path / "model.safetensors")
 
 
-def test_ctrl_c_keeps_the_best_epoch(
-    script: ModuleType, data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_the_best_epoch(data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "data.npz", **data)
-    monkeypatch.setattr(script, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
-    history = script.main(options(tmp_path))
+    monkeypatch.setattr(train_mnist, "bits_per_dim", interrupted_at_its_second_call(bits_per_dim))
+    history = train_mnist.main(options(tmp_path))
     assert len(history) == 1
     checkpoint.load(tmp_path / "model.safetensors")
 
@@ -124,22 +111,20 @@ def test_ctrl_c_keeps_the_best_epoch(
     ],
 )
 def test_wrong_arrays(
-    script: ModuleType, data: dict, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
+    data: dict, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
 ) -> None:
     arrays = {name: array for name, array in (data | change).items() if array is not None}
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(SystemExit):
-        script.main(options(tmp_path))
+        train_mnist.main(options(tmp_path))
     error = capsys.readouterr().err
     assert message in error and "data.npz" in error
 
 
-def test_wrong_files_and_options(
-    script: ModuleType, data: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_files_and_options(data: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def error(**more: object) -> str:
         with pytest.raises(SystemExit):
-            script.main(options(tmp_path, **more))
+            train_mnist.main(options(tmp_path, **more))
         return capsys.readouterr().err
 
     assert "no such file" in error()
@@ -152,7 +137,7 @@ def test_wrong_files_and_options(
     np.savez(tmp_path / "data.npz", **data)
     assert "none is left to train on" in error(held_out=70)
     assert "--held-out" in error(held_out=0)
-    script.main(options(tmp_path, epochs=1))
+    train_mnist.main(options(tmp_path, epochs=1))
     assert "as asked" in error(hidden=9, resume=tmp_path / "model.safetensors")
     assert "no such file" in error(resume=tmp_path / "absent.safetensors")
     assert "no folder" in error(out=tmp_path / "absent" / "model.safetensors")
