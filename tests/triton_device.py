@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,17 +23,27 @@ def triton_device() -> torch.device:
 
 
 @pytest.fixture
-def poisoned_memory() -> Iterator[None]:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a kernel leaves unwritten is NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # some of plain torch on CUDA is not
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def float32_precision(name: str) -> Iterator[None]:
+    """What convolutions in float32 multiply meanwhile: 'ieee' or 'tf32'."""
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it while it runs
+    before = conv.fp32_precision
+    conv.fp32_precision = name
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
+
+
 @pytest.fixture
 def exact_float32() -> Iterator[None]:
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    with float32_precision("ieee"):
+        yield

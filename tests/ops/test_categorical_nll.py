@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.native import native
+from tests.needs import ISAS, instruction_set
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 3, 7, 5, 256), (1, 1, 1, 1, 2), (3, 2, 4, 40, 33), (1, 1, 9, 8, 5)]
@@ -30,13 +30,11 @@ def run(function, logits, levels, dtype, layout="levels last"):
     return [y.detach(), x.grad]
 
 
-@pytest.mark.parametrize("isa", native().isas() if native() else [""])
+@pytest.mark.parametrize("isa", ISAS or [""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_cross_entropy(isa, dtype, layout):
-    if native():
-        native().force_isa(isa)
-    try:
+    with instruction_set(isa):
         for shape in SHAPES:
             generator = torch.Generator().manual_seed(0)
             logits = 4 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -46,9 +44,6 @@ def test_equals_cross_entropy(isa, dtype, layout):
             expected, exact = run(plain, logits, levels, dtype), run(plain, logits, levels, torch.float64)
             for one, other, true in zip(got, expected, exact, strict=True):
                 assert_right(one, other, true)
-    finally:
-        if native():
-            native().force_isa("")
 
 
 def test_far_logits_do_not_overflow():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.native import native
 from pixelcnn_fast.ops.gated_activation import reference
+from tests.needs import ISAS, instruction_set
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 66, 7, 5), (1, 2, 1, 1), (0, 4, 3, 3), (3, 10, 40, 33)]
@@ -21,14 +21,12 @@ def run(function, x, condition, dtype, channels_last=False):
     return [y.detach(), x.grad, *([] if condition is None else [condition.grad])]
 
 
-@pytest.mark.parametrize("isa", native().isas() if native() else [""])
+@pytest.mark.parametrize("isa", ISAS or [""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("condition", [None, "per image", "per pixel"])
 def test_equals_plain_torch(isa, dtype, channels_last, condition):
-    if native():
-        native().force_isa(isa)
-    try:
+    with instruction_set(isa):
         for shape in SHAPES:
             generator = torch.Generator().manual_seed(0)
             x = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -42,9 +40,6 @@ def test_equals_plain_torch(isa, dtype, channels_last, condition):
                 for one, other, true in zip(got, plain, exact, strict=True):
                     assert_right(one, other, true)
             assert got[0].shape == plain[0].shape
-    finally:
-        if native():
-            native().force_isa("")
 
 
 def test_far_values_saturate_and_nan_passes():

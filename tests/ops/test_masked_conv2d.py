@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import raster_mask
-from tests.needs import needs_native
+from pixelcnn_fast.ops.masked_conv2d.op import Padding
+from tests.needs import ISAS, instruction_set, needs_native
 from tests.tolerances import assert_right
 
 FORMATS = {
@@ -20,20 +24,40 @@ FORMATS = {
 }
 
 
-def problem(n, channels_in, channels_out, kernel, height, width, seed=0, mask=None):
+class Inputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    mask: Tensor
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        return Inputs(*(t.to(dtype) for t in self))
+
+
+def problem(
+    n: int,
+    channels_in: int,
+    channels_out: int,
+    kernel: tuple[int, int],
+    height: int,
+    width: int,
+    seed: int = 0,
+    mask: Tensor | None = None,
+) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     x, weight, bias = (
         torch.randn(size, generator=generator, dtype=torch.float64)
         for size in ((n, channels_in, height, width), (channels_out, channels_in, *kernel), (channels_out,))
     )
     if mask is None:
-        mask = raster_mask(*kernel, "B")
-    return x, weight, bias, mask.expand_as(weight).contiguous()
+        mask = raster_mask(kernel[0], kernel[1], "B")
+    return Inputs(x, weight, bias, mask.expand_as(weight).contiguous())
 
 
-def run(function, x, weight, bias, mask, dtype, layout="contiguous", **how):
+def run(function, inputs: Inputs, dtype, layout="contiguous", **how):
     """Result and gradients of a fixed weighting of the result, all in ``dtype``."""
-    x, weight, bias = (t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias))
+    *leaves, mask = inputs
+    x, weight, bias = (t.to(dtype, copy=True).requires_grad_() for t in leaves)
     y = function(FORMATS[layout](x), weight, bias, mask.to(dtype), **how)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
     y.backward(grad)
@@ -44,20 +68,19 @@ def plain(x, weight, bias, mask, padding="same", dilation=1):
     return F.conv2d(x, weight * mask, bias, padding=padding, dilation=dilation)
 
 
-def assert_exact(got, inputs, dtype, **how):
-    expected = run(plain, *inputs, dtype, **how)
-    exact = run(plain, *inputs, torch.float64, **how)
+def assert_exact(got, inputs: Inputs, dtype, **how):
+    expected = run(plain, inputs, dtype, **how)
+    exact = run(plain, inputs, torch.float64, **how)
     for one, other, true in zip(got, expected, exact, strict=True):
         assert_right(one, other, true)
 
 
 @needs_native
-@pytest.mark.parametrize("isa", native().isas() if native() else [])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", FORMATS)
 def test_equals_plain_torch(isa, dtype, layout):
-    native().force_isa(isa)
-    try:
+    with instruction_set(isa):
         for sizes in [
             (2, 33, 5, (3, 3), 7, 5),
             (1, 1, 4, (7, 7), 1, 1),
@@ -65,9 +88,7 @@ def test_equals_plain_torch(isa, dtype, layout):
             (1, 5, 3, (5, 1), 40, 3),
         ]:
             inputs = problem(*sizes)
-            assert_exact(run(ops.masked_conv2d, *inputs, dtype, layout, backend="compiled"), inputs, dtype)
-    finally:
-        native().force_isa("")
+            assert_exact(run(ops.masked_conv2d, inputs, dtype, layout, backend="compiled"), inputs, dtype)
 
 
 @needs_native
@@ -82,7 +103,16 @@ def test_equals_plain_torch(isa, dtype, layout):
     threads=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding, threads, seed):
+def test_any_geometry_and_any_mask(
+    n: int,
+    channels: tuple[int, int],
+    kernel: tuple[int, int],
+    size: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: Padding,
+    threads: int,
+    seed: int,
+) -> None:
     mask = (
         torch.rand(channels[1], channels[0], *kernel, generator=torch.Generator().manual_seed(seed)) < 0.4
     ).double()
@@ -91,7 +121,7 @@ def test_any_geometry_and_any_mask(n, channels, kernel, size, dilation, padding,
     torch.set_num_threads(threads)
     try:
         got = run(
-            ops.masked_conv2d, *inputs, torch.float64, padding=padding, dilation=dilation, backend="compiled"
+            ops.masked_conv2d, inputs, torch.float64, padding=padding, dilation=dilation, backend="compiled"
         )
     finally:
         torch.set_num_threads(before)
@@ -136,7 +166,7 @@ def test_gradients_against_finite_differences(backend):
 
 def test_registration():
     for dtype in (torch.float32, torch.float16):
-        x, weight, bias, mask = (t.to(dtype) for t in problem(2, 3, 4, (3, 3), 5, 6))
+        x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)
         x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
         for layout in ("contiguous", "channels_last"):
             args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
@@ -144,12 +174,11 @@ def test_registration():
 
 
 def test_autocast_computes_as_convolutions_do():
-    x, weight, bias, mask = (t.float() for t in problem(2, 3, 4, (3, 3), 5, 6))
+    x, weight, bias, mask = inputs = problem(2, 3, 4, (3, 3), 5, 6).to(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got, expected = ops.masked_conv2d(x, weight, bias, mask), plain(x, weight, bias, mask)
     assert got.dtype == expected.dtype == torch.bfloat16
-    low = [t.bfloat16() for t in (x, weight, bias, mask)]
-    assert torch.equal(got, ops.masked_conv2d(*low))
+    assert torch.equal(got, ops.masked_conv2d(*inputs.to(torch.bfloat16)))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +198,7 @@ def test_autocast_computes_as_convolutions_do():
     ],
 )
 def test_refusals(change, message):
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         x=torch.zeros(2, 3, 5, 5), weight=torch.zeros(4, 3, 3, 3), bias=None, mask=torch.ones(4, 3, 3, 3)
     )
     with pytest.raises(ValueError, match=message):

@@ -50,7 +50,11 @@ def test_masked_conv2d(dtype):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = x.contiguous(memory_format=memory_format)
         check(
-            lambda backend, *leaves: ops.masked_conv2d(*leaves, mask, backend=backend), dtype, x, weight, bias
+            lambda backend, x, weight, bias: ops.masked_conv2d(x, weight, bias, mask, backend=backend),
+            dtype,
+            x,
+            weight,
+            bias,
         )
 
 
@@ -63,9 +67,9 @@ def test_masked_conv_block(dtype):
     ]
 
     def block(backend: str, dtype: torch.dtype) -> Tensor:
-        x, weight, bias, *others = (a.to(dtype) for a in arguments)
+        x, weight, bias, scale, shift, condition, residual = (a.to(dtype) for a in arguments)
         return ops.masked_conv_block(
-            x, weight, bias, mask, *others, activation="elu", alpha=0.5, backend=backend
+            x, weight, bias, mask, scale, shift, condition, residual, "elu", alpha=0.5, backend=backend
         )
 
     arguments = [a.to(dtype) for a in arguments]
@@ -79,7 +83,7 @@ def test_gated_activation(dtype):
     torch.manual_seed(0)
     for condition in (random(3, 66), random(3, 66, 7, 5)):
         check(
-            lambda backend, *leaves: ops.gated_activation(*leaves, backend),
+            lambda backend, x, condition: ops.gated_activation(x, condition, backend),
             dtype,
             random(3, 66, 7, 5),
             condition,

@@ -27,6 +27,7 @@ from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa:
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
 from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
+from tests.triton_device import float32_precision  # noqa: E402
 
 EVERY_KERNEL = os.environ.get("PIXELCNN_FAST_EVERY_KERNEL") == "1"
 MASK_B = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
@@ -91,10 +92,8 @@ def compiled(device, monkeypatch) -> list[tuple[str, dict[str, Any], Any]]:
 
 @pytest.fixture(params=["16 bit", "tf32", *(["ieee"] if EVERY_KERNEL else [])])
 def arithmetic(request) -> Iterator[str]:
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if request.param == "tf32" else "ieee"
-    yield request.param
-    torch.backends.cudnn.conv.fp32_precision = before
+    with float32_precision("tf32" if request.param == "tf32" else "ieee"):
+        yield request.param
 
 
 def feature_map(batch: int, channels: int, dtype: torch.dtype, size: int = 32) -> torch.Tensor:

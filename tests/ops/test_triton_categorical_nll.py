@@ -15,8 +15,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 
 
-def make_logits(n, channels, height, width, levels, layout, dtype) -> torch.Tensor:
+def make_logits(size: tuple[int, int, int, int, int], layout: str, dtype: torch.dtype) -> torch.Tensor:
     """[N, C, H, W, L], as a model gives them: a view of a feature map with C * L channels."""
+    n, channels, height, width, levels = size
     x = 3 * torch.randn(n, channels * levels, height, width, dtype=torch.float64).to(dtype).to(DEVICE)
     if layout == "channels last":
         x = x.to(memory_format=torch.channels_last)
@@ -53,7 +54,7 @@ def with_gradient(logits, levels, grad):
 @pytest.mark.parametrize("size", [(2, 3, 9, 8, 150), (2, 1, 1, 1, 33), (1, 2, 5, 1, 2)], ids=str)
 def test_forward_and_backward(size, layout, dtype):
     torch.manual_seed(0)
-    logits = make_logits(*size, layout, dtype)
+    logits = make_logits(size, layout, dtype)
     levels = torch.randint(size[-1], size[:-1], device=DEVICE)
     levels[0, 0, 0, 0] = size[-1] - 1
     grad = torch.randn(size[0], device=DEVICE)

@@ -68,8 +68,8 @@ def test_forward_and_both_gradients(name, dtype):
     bias = random(out_channels, dtype=dtype)
 
     out = masked_conv2d.forward(x, weight, bias, taps, dilation, padding)
-    how = {"dilation": dilation, "padding": padding}
-    exact = F.conv2d(x.double(), weight.double(), bias.double(), **how)
+    how = (1, padding, dilation)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), *how)
     grad = strided(random(*exact.shape, dtype=dtype), layout)
     grad_x = masked_conv2d.input_gradient(grad, weight, taps, x.shape, dilation, padding)
     grad_weight = masked_conv2d.weight_gradient(grad, x, weight.shape, taps, dilation, padding)
@@ -81,13 +81,13 @@ def test_forward_and_both_gradients(name, dtype):
     if not out.numel():
         assert out.shape == exact.shape and grad_x.shape == x.shape and not grad_weight.any()
         return
-    assert_as_exact_as_plain(out, F.conv2d(x, weight, bias, **how), exact)
+    assert_as_exact_as_plain(out, F.conv2d(x, weight, bias, *how), exact)
     plain, exact = (
-        conv2d_input(x.shape, w, g, **how) for w, g in ((weight, grad), (weight.double(), grad.double()))
+        conv2d_input(x.shape, w, g, *how) for w, g in ((weight, grad), (weight.double(), grad.double()))
     )
     assert_as_exact_as_plain(grad_x, plain, exact)
     plain, exact = (
-        conv2d_weight(inputs, weight.shape, g, **how) * live
+        conv2d_weight(inputs, weight.shape, g, *how) * live
         for inputs, g, live in ((x, grad, live), (x.double(), grad.double(), live.double()))
     )
     assert_as_exact_as_plain(grad_weight, plain, exact)
