@@ -46,6 +46,7 @@ def build(target: str, sanitizer: str = "") -> Path:
 def emulated() -> ModuleType:
     (library,) = build("emulated").glob("emulated*.so")
     spec = importlib.util.spec_from_file_location("emulated", library)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

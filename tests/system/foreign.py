@@ -32,6 +32,7 @@ class Network:
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
+                    assert module.running_mean is not None and module.running_var is not None
                     module.running_mean.uniform_(-0.5, 0.5)
                     module.running_var.uniform_(0.5, 1.5)
         return model.eval()
@@ -52,6 +53,8 @@ class Network:
 
 
 class InPlaceConv(nn.Conv2d):
+    mask: torch.Tensor
+
     def __init__(self, kind, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register_buffer("mask", self.weight.data.clone())
@@ -125,7 +128,7 @@ class GatedResnet(nn.Module):
 
     def forward(self, x, above=None):
         h = self.conv_in(concat_elu(x))
-        if above is not None:
+        if self.skip is not None and above is not None:
             h += self.skip(concat_elu(above))
         h = self.conv_out(self.dropout(concat_elu(h)))
         a, b = torch.chunk(h, 2, dim=1)
@@ -157,6 +160,8 @@ class CroppedShifts(nn.Module):
 
 
 class NormedConv(nn.Module):
+    keep: torch.Tensor
+
     def __init__(self, c_in, c_out, k, include_present):
         super().__init__()
         self.v = nn.Parameter(torch.randn(c_out, c_in, k, k) * 0.3)
@@ -189,6 +194,8 @@ class WeightNormed(nn.Module):
 
 
 class InterleavedConv(nn.Conv2d):
+    mask: torch.Tensor
+
     def __init__(self, kind, c_in, c_out, k):
         super().__init__(c_in, c_out, k, padding=k // 2)
         mask = torch.ones(c_out, c_in, k, k)
@@ -243,6 +250,7 @@ class Thirds(nn.Module):
 
     def forward(self, x):
         for index, (conv, mask) in enumerate(zip(self.convs, self.masks, strict=True)):
+            assert isinstance(conv, nn.Conv2d)
             with torch.no_grad():
                 conv.weight.mul_(mask)
             x = conv(x)
@@ -305,6 +313,8 @@ class OneHot(nn.Module):
 
 
 class StackConv(nn.Module):
+    mask: torch.Tensor
+
     def __init__(self, c_in, c_out, mask, dilation=1):
         super().__init__()
         size = mask.shape
@@ -361,6 +371,7 @@ class DilatedGated(nn.Module):
         x = x.to(self.conv_out.weight.dtype) / (LEVELS - 1) * 2 - 1
         v, h = self.v_in(x), self.h_in(x)
         for layer in self.layers:
+            assert isinstance(layer, nn.ModuleDict)
             v_features = layer["v"](v)
             a, b = (v_features + layer["label_v"](y)[..., None, None]).chunk(2, dim=1)
             v = torch.tanh(a) * torch.sigmoid(b)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import channel_groups
+from pixelcnn_fast.nn.channel_order import CHANNEL_ORDERS, ChannelOrder
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.verify import verify
 from tests.tolerances import assert_identical_up_to_rounding
@@ -23,6 +24,7 @@ from tests.tolerances import assert_identical_up_to_rounding
 pipeline.always_watch = lambda name, program: verify(program)
 
 CLASSES = 3
+ORDERS: tuple[ChannelOrder | None, ...] = (None, *CHANNEL_ORDERS)
 ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     torch.relu,
     torch.tanh,
@@ -50,6 +52,8 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
 
 class Conv(nn.Conv2d):
     """Masked in one of several ways. groups: of the input's and the output's channels, which order the colours."""
+
+    mask: Tensor
 
     def __init__(self, r: random.Random, groups_in: Tensor, groups_out: Tensor, kind: str, ordered: bool):
         height, width, dilation = r.choice([1, 3, 5]), r.choice([1, 3]), r.choice([1, 1, 2])
@@ -101,6 +105,7 @@ class Layer(nn.Module):
         self.above = Conv(r, groups, groups, "rows above", ordered)
         self.free = nn.Conv2d(width, width, (r.choice([1, 2]), 3))
         self.norm = nn.BatchNorm2d(width)
+        assert self.norm.running_mean is not None and self.norm.running_var is not None
         self.norm.running_mean.uniform_(-0.5, 0.5)
         self.norm.running_var.uniform_(0.5, 1.5)
         self.layer_norm = nn.LayerNorm(width)
@@ -248,7 +253,7 @@ class Fuzzed(nn.Module):
         colours = r.choice([1, 1, 2, 3])
         self.shape = (colours, r.randint(1, 6), r.randint(1, 6))
         self.levels = r.choice([2, 3, 7])
-        order = r.choice([None, "thirds", "interleaved"]) if colours > 1 else None
+        order = r.choice(ORDERS) if colours > 1 else None
         self.name = f"seed {seed}, {self.shape}, {self.levels} levels, {order}"
         groups = channel_groups(r.randint(colours, 9), colours, order or "thirds")
         self.input = r.choice(["unit", "centred", "one-hot", "embedded"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast.models import PixelCNN
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
+
+def enlivened(model: Model, seed: int = 0) -> Model:
     """Random batch-norm statistics, and logits that are far from uniform; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 for tensor, low, high in (
                     (module.running_mean, -0.5, 0.5),
                     (module.running_var, 0.5, 1.5),
@@ -28,18 +34,26 @@ def enlivened(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def positive(model: nn.Module) -> nn.Module:
+def positive(model: Model) -> Model:
     """Positive weights, so that no path cancels another or dies in a ReLU: gradients show all that is seen."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_().mul_(0.5).add_(0.01)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
             module.running_mean.zero_()
     return model
 
 
-def pixelcnn(channels=1, hidden=8, blocks=1, classes=None, kernel=3, seed=0) -> PixelCNN:
+def pixelcnn(
+    channels: int = 1,
+    hidden: int = 8,
+    blocks: int = 1,
+    classes: int | None = None,
+    kernel: int = 3,
+    seed: int = 0,
+) -> PixelCNN:
     torch.manual_seed(seed)
     return enlivened(PixelCNN(channels, hidden, blocks, classes, kernel), seed)
 
@@ -47,9 +61,16 @@ def pixelcnn(channels=1, hidden=8, blocks=1, classes=None, kernel=3, seed=0) -> 
 class Masked(nn.Conv2d):
     """A convolution whose live taps are listed: (dy, dx) offsets."""
 
+    mask: Tensor
+
     def __init__(
-        self, channels_in: int, channels_out: int, taps: list[tuple[int, int]], size: int = 3, dilation: int = 1
-    ):
+        self,
+        channels_in: int,
+        channels_out: int,
+        taps: Sequence[tuple[int, int]],
+        size: int = 3,
+        dilation: int = 1,
+    ) -> None:
         super().__init__(channels_in, channels_out, size, padding=dilation * (size // 2), dilation=dilation)
         mask = torch.zeros(size, size)
         for dy, dx in taps:
@@ -98,6 +119,6 @@ class TwoStacks(nn.Module):
         return out.reshape(n, c, 256, height, width).permute(0, 1, 3, 4, 2)
 
 
-def two_stacks(**kwargs) -> TwoStacks:
+def two_stacks(width: int = 9, n_classes: int | None = 4) -> TwoStacks:
     torch.manual_seed(3)
-    return enlivened(TwoStacks(**kwargs))
+    return enlivened(TwoStacks(width=width, n_classes=n_classes))
