@@ -13,6 +13,8 @@ LEVELS = 8
 
 
 class Halves(nn.Module):
+    mask: Tensor
+
     def __init__(self, colours: int, ordered: bool) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -37,6 +37,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     model, shape, _ = MODELS[name]
     program = Sampler(model, shape)._compiled.program
     front, (_, height, width) = program.wavefront, shape
+    assert front is not None
     lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())
     done: set[tuple[int, int, int]] = set()
     assert longest > 0 or name != "vertical stack"

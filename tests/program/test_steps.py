@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.native import required
 from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
+from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import (
     ConditionOperand,
     Convolution,
@@ -27,21 +30,25 @@ from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.eager import EagerRuntime
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 from tests.tolerances import assert_right
 
 LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than whole vectors, and than two tiles
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
-RUNTIMES = {
+
+
+def emulated_cuda(program: PhasedProgram, conditions: Conditions, head: Head) -> CudaRuntime:
+    limits = Limits(227 << 10, 4, 1)
+    return CudaRuntime(program, conditions, head, variant="block", module=emulated(), limits=limits)
+
+
+RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head], Runtime]]] = {
     "eager": (torch.float64, EagerRuntime),
     "cpu float32": (torch.float32, CpuRuntime),
     "cpu float64": (torch.float64, CpuRuntime),
-    "cuda emulated": (
-        torch.float32,
-        lambda *given: CudaRuntime(*given, variant="block", module=emulated(), limits=Limits(227 << 10, 4, 1)),
-    ),
+    "cuda emulated": (torch.float32, emulated_cuda),
 }
 MARKS = {"eager": (), "cuda emulated": (needs_native, needs_compiler)}
 
@@ -110,8 +117,17 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
     return program
 
 
-def conditions(operands, given, n):
-    return {operand: normal(n, *operand.index.shape, seed=len(operand.index.shape)) for operand in operands}
+class RandomConditions(Conditions):
+    """Each operand is random numbers, the same for all operands of a shape."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def __call__(
+        self, operands: Sequence[ConditionOperand], given: Given, n: int
+    ) -> dict[ConditionOperand, torch.Tensor]:
+        shapes = {operand: operand.index.shape for operand in operands}
+        return {operand: normal(n, *shape, seed=len(shape)) for operand, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES])
@@ -131,10 +147,11 @@ def test_each_kind_is_its_formula(kind, alpha, runtime):
         known=torch.ones_like(levels, dtype=torch.bool),
         parameters=logits,
     )
+    conditions = RandomConditions()
     make(split_phases(program), conditions, Categorical(LEVEL_COUNT)).run(job)
 
     def meaning(dtype: torch.dtype) -> torch.Tensor:
-        given = conditions(condition_operands(program.instructions), None, IMAGES)
+        given = conditions(condition_operands(program.instructions), Given(), IMAGES)
         operands = {operand: x.to(dtype) for operand, x in given.items()}
         return evaluate(program_with(kind, alpha, dtype), levels, _ByShape(operands))
 

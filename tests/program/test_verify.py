@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def phased() -> PhasedProgram:
     return pipeline.phased(VALID)
 
 
-def changed(program: PhasedProgram, out: int, **changes: object) -> PhasedProgram:
+def changed(program: PhasedProgram, out: int, **changes: Any) -> PhasedProgram:
     instructions = tuple(replace(i, **changes) if i.out == out else i for i in program.instructions)
     return replace(program, instructions=instructions)
 
