@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.native import native, why_not_native
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
@@ -51,7 +54,7 @@ CASES = {
 IMAGES = 11
 
 
-def gated(**kwargs) -> torch.nn.Module:
+def gated(**kwargs) -> GatedPixelCNN:
     torch.manual_seed(1)
     return enlivened(GatedPixelCNN(hidden_channels=8, dilations=(1, 2), **kwargs))
 
@@ -59,7 +62,7 @@ def gated(**kwargs) -> torch.nn.Module:
 def runtime(
     sampler: Sampler,
     variant: str,
-    precision: str = "same",
+    precision: Precision = "same",
     shared: int | None = None,
     multiprocessors: int = 20,
 ) -> CudaRuntime:
@@ -96,7 +99,7 @@ def run(
     n = u.shape[0]
     levels = torch.full(u.shape, -7, dtype=torch.int32) if levels is None else levels.clone()
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
-    rows = []
+    rows: list[int] = []
     given = Given(labels if sampler._model.conditional else None)
     options = options or SamplingOptions()
     engine.run(
@@ -188,7 +191,7 @@ def test_top_k_and_top_p(drawing, variant):
     """With logits of which many are equal, known pixels, and log-probabilities under all levels."""
     model, shape = CASES["two stacks"]()
     with torch.no_grad():
-        for parameter in model.conv_out.parameters():
+        for parameter in model.get_submodule("conv_out").parameters():
             parameter.mul_(2).round_().div_(2)
     sampler = Sampler(model, shape)
     images, u, labels = inputs(shape)
@@ -217,6 +220,7 @@ def test_top_k_and_top_p(drawing, variant):
 def test_draws_equal_the_reference_draw(drawing):
     """One pixel, its logits the layer's bias: all equal, some equal, some too unlikely for float32."""
     model = pixelcnn(channels=1, hidden=5, kernel=5)
+    assert model.conv_out.bias is not None
     with torch.no_grad():
         model.conv_out.weight.zero_()
         bias = 9 * torch.randn(256, generator=torch.Generator().manual_seed(4))
@@ -268,13 +272,15 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
     engine = runtime(sampler, variant)
     original = sampler._compiled.conditions
 
-    class Broken:  # image 9 alone has a condition that is not finite
-        def __call__(self, operands, *arguments):
-            conditions = original(operands, *arguments)
+    class Broken(Conditions):  # image 9 alone has a condition that is not finite
+        def __call__(
+            self, operands: Sequence[ConditionOperand], given: Given, n: int
+        ) -> dict[ConditionOperand, torch.Tensor]:
+            conditions = original(operands, given, n)
             conditions[operands[0]][9] = bad
             return conditions
 
-    engine._conditions = Broken()
+    engine._conditions = Broken([])
     with pytest.raises(NonFiniteLogits) as found:
         run(engine, sampler, u, labels=labels)
     image, _, row, column = found.value.location
@@ -368,10 +374,11 @@ def test_every_synchronisation_is_needed(variant):
     Flags' memory order is beyond a schedule; test_flags.py leaves it to the thread sanitizer."""
     emulated().forget()
     networks = []
+    engines: list[tuple[Precision, int | None]] = [("same", 227 << 10), ("same", None), ("bf16", None)]
     for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
-        for precision, shared in (("same", 227 << 10), ("same", None), ("bf16", None)):
+        for precision, shared in engines:
             engine = runtime(sampler, variant, precision, shared)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 

@@ -15,10 +15,11 @@ from tests.heads.test_drawing import DRAWINGS
 from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
 
+module = native()
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(
-        not (native() and native().build_info()["cuda"]), reason="a build without the CUDA part"
+        module is None or not module.build_info()["cuda"], reason="a build without the CUDA part"
     ),
 ]
 CASES = {

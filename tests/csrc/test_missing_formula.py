@@ -34,6 +34,7 @@ def build(source: Path, folder: Path, target: str, *settings: str) -> str:
     cmake, ninja = pytest.importorskip("cmake"), pytest.importorskip("ninja")
     pybind11 = pytest.importorskip("pybind11")
     tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
+    assert tool is not None
     configure = [
         tool, "-S", source, "-B", folder, "-G", "Ninja", "--log-level=ERROR",
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",

@@ -18,6 +18,7 @@ NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc"
 @pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
 @pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
 def test_the_table_is_what_nvcc_reports(math, arch):
+    assert NVCC is not None
     text = cuda_resources.TABLE.read_text()
     found = cuda_resources.compiled(NVCC, math, [arch])
     assert len(found) == len(cuda_resources.KERNELS) and not any(spilled for _, spilled in found.values())
