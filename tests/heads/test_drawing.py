@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import MISSING, asdict, fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -39,7 +39,8 @@ def drawn_slowly(logits: list[float], u: float, temperature=1.0, top_k=None, top
     weights = [math.exp((x - max(logits)) / temperature) for x in logits]
     levels = levels[:top_k]
     if top_p is not None:
-        total, before, kept = sum(weights[k] for k in levels), 0.0, []
+        total, before = sum(weights[k] for k in levels), 0.0
+        kept: list[int] = []
         for k in levels:
             if before < top_p * total or not kept:
                 kept.append(k)
@@ -143,13 +144,14 @@ def test_every_option_is_drawn_with():
 @pytest.mark.parametrize("option", fields(SamplingOptions), ids=lambda option: option.name)
 def test_every_option_is_an_argument_of_the_command_line(option):
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    commands = parser.add_subparsers()
+    command.add_parser(commands)
     flag = f"--{option.name.replace('_', '-')}"
     given, left_out = parser.parse_args(["sample", flag, "1"]), parser.parse_args(["sample"])
     assert option.default is not MISSING and getattr(left_out, option.name) == option.default
     assert getattr(given, option.name) == 1 and type(getattr(given, option.name)) is option.metadata["parse"]
     assert asdict(command._options(given)) == {**asdict(SamplingOptions()), option.name: 1}
-    help = " ".join(parser._subparsers._group_actions[0].choices["sample"].format_help().split())
+    help = " ".join(commands.choices["sample"].format_help().split())
     assert flag in help and option.metadata["help"] in help
 
 
@@ -161,7 +163,7 @@ def test_type_checkers_know_every_option():
 
 @needs_native
 def test_the_compiled_runtimes_take_every_option():
-    some = {"temperature": 0.5, "top_k": 3, "top_p": 0.25}
+    some: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "top_p": 0.25}
     assert some.keys() == {option.name for option in fields(SamplingOptions)}
     sampling_options(SamplingOptions(**some))
     sampling_options(SamplingOptions(top_k=10**12))  # more than all levels

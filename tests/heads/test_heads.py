@@ -12,8 +12,9 @@ from pixelcnn_fast.errors import UnknownLayout, Unsupported
 from pixelcnn_fast.heads import LAYOUTS, Bernoulli, Categorical
 from pixelcnn_fast.native import native
 from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.runtimes import RuntimeName
 
-RUNTIMES = ["eager", "cpu"] if native() else ["eager"]
+RUNTIMES: list[RuntimeName] = ["eager", "cpu"] if native() else ["eager"]
 LEVELS = 7
 
 
@@ -176,8 +177,8 @@ def test_probabilities_where_logits_are_expected_are_refused():
 
 def test_bad_heads_are_refused():
     with pytest.raises(ValueError, match="layout"):
-        Categorical(4, "NCHW")
+        Categorical(4, "NCHW")  # type: ignore[arg-type]  # there is no such layout
     with pytest.raises(ValueError, match=r"heads\.Categorical"):
-        Sampler(Net(1), (1, 4, 5), head="categorical")
+        Sampler(Net(1), (1, 4, 5), head="categorical")  # type: ignore[arg-type]  # a name is no head
     with pytest.raises(ValueError, match="leave levels out"):
         Sampler(Net(1), (1, 4, 5), head=Categorical(4), levels=5)

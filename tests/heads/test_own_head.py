@@ -16,11 +16,12 @@ from pixelcnn_fast import Sampler, UnknownLayout, Unsupported, check_causal, lik
 from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import needs_native
 from tests.tolerances import assert_identical_up_to_rounding
 
 SHAPE = (2, 4, 5)
-RUNTIMES = ("reference", "eager")
+RUNTIMES: tuple[RuntimeName, ...] = ("reference", "eager")
 
 
 @dataclass(frozen=True)

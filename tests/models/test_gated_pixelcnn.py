@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
 from tests.system.networks import positive
 from tests.tolerances import assert_identical_up_to_rounding
 
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     input_channels=3, hidden_channels=7, dilations=[1, 2, 1], n_classes=4, condition_channels=2, levels=8
 )
 
@@ -41,6 +43,7 @@ def test_equals_the_reference(channel_order):
 @pytest.mark.parametrize("family", ["gated", "convolutional"])
 def test_each_colour_sees_all_that_comes_before_it_and_nothing_else(family, channel_order, hidden):
     torch.manual_seed(0)
+    model: GatedPixelCNN | PixelCNN
     if family == "gated":
         model = GatedPixelCNN(3, hidden, [1, 2, 1, 4], channel_order=channel_order, levels=4)
     else:
@@ -87,6 +90,6 @@ def test_bad_input_is_refused(change, message):
 
 def test_bad_construction_is_refused():
     with pytest.raises(ValueError, match="channel_order"):
-        GatedPixelCNN(channel_order="bgr")
+        GatedPixelCNN(channel_order="bgr")  # type: ignore[arg-type]  # there is no such order
     with pytest.raises(ValueError, match="more channels"):
         GatedPixelCNN(3, 2, channel_order="thirds")

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import PixelCNN, reference
+from pixelcnn_fast.nn.channel_order import ChannelOrder
 from tests.system.networks import pixelcnn
 from tests.tolerances import assert_identical_up_to_rounding
 
-SIZES = dict(input_channels=3, hidden_channels=9, n_residual=2, n_classes=4, kernel_size=5)
+SIZES: dict[str, Any] = dict(input_channels=3, hidden_channels=9, n_residual=2, n_classes=4, kernel_size=5)
 
 
-def pair(seed: int = 0, channel_order: str | None = None) -> tuple[PixelCNN, reference.PixelCNN]:
+def pair(seed: int = 0, channel_order: ChannelOrder | None = None) -> tuple[PixelCNN, reference.PixelCNN]:
     torch.manual_seed(seed)
     fast = PixelCNN(**SIZES, channel_order=channel_order)
     plain = reference.PixelCNN(**SIZES, channel_order=channel_order)
@@ -46,7 +49,7 @@ def test_input_forms_agree():
 def test_training_follows_the_reference():
     fast, plain = (model.double() for model in pair())
     images, labels = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8), torch.tensor([0, 1, 2, 3])
-    losses = []
+    losses: list[list[float]] = []
     for model in (fast, plain):
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         losses.append([])

@@ -47,8 +47,10 @@ def test_reading_never_changes_the_weights_and_gradients_reach_only_live_ones():
     assert conv.weight[conv.mask == 0].abs().min() > 0  # dead weights exist
     conv(torch.randn(2, 2, 5, 5)).square().sum().backward()
     assert all(torch.equal(before[name], tensor) for name, tensor in conv.state_dict().items())
-    assert (conv.weight.grad[conv.mask == 0] == 0).all()
-    assert (conv.weight.grad[conv.mask == 1] != 0).all()
+    gradient = conv.weight.grad
+    assert gradient is not None
+    assert (gradient[conv.mask == 0] == 0).all()
+    assert (gradient[conv.mask == 1] != 0).all()
 
 
 def test_dead_weights_do_not_matter():

@@ -10,12 +10,9 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
-from pixelcnn_fast.native import native
-from tests.needs import RUNTIMES, needs_native
+from tests.needs import ISAS, RUNTIMES, instruction_set, needs_native
 from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
-
-ISAS = native().isas() if native() else []
 
 # (model, shape, has labels)
 CASES = {
@@ -97,13 +94,10 @@ def test_float32_logits_per_instruction_set(isa, name):
     arguments = (images,) if labels is None else (images, labels)
     exact = model(*arguments).detach()
     single = copy.deepcopy(model).float()
-    native().force_isa(isa)
-    try:
+    with instruction_set(isa):
         for n in (1, 2, 3, 5):  # each takes another path through the micro-kernels
             got = Sampler(single, shape).logits(images[:n], None if labels is None else labels[:n], "cpu")
             assert_as_exact_as_plain(got, single(*arguments).detach()[:n], exact[:n])
-    finally:
-        native().force_isa("")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -186,15 +180,17 @@ def test_logits_that_are_not_finite(runtime):
     for bad in (float("nan"), float("inf"), -float("inf")):
         model = pixelcnn()
         sampler = Sampler(model, (1, 4, 4))
+        bias = model.conv_out.bias
+        assert bias is not None
         with torch.no_grad():
-            model.conv_out.bias[7] = bad
+            bias[7] = bad
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
             broken = Sampler.__new__(
                 Sampler
             )  # the check at capture would refuse NaN: break the model afterwards
             broken.__dict__ = dict(sampler.__dict__, _runtimes={})
             if runtime != "reference":
-                program = _with_bias(sampler._compiled.program, model.conv_out.bias.detach())
+                program = _with_bias(sampler._compiled.program, bias.detach())
                 broken._compiled = replace(sampler._compiled, program=program)
             broken.sample(2, runtime=runtime)
 

@@ -7,18 +7,20 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.nn.channel_order import ChannelOrder
 from pixelcnn_fast.program.phased import Phase
 from tests.needs import needs_native
 from tests.system.networks import enlivened
 from tests.tolerances import assert_identical_up_to_rounding
 
 
-def gated(**kwargs) -> torch.nn.Module:
+def gated(**kwargs) -> GatedPixelCNN:
     torch.manual_seed(1)
     return enlivened(GatedPixelCNN(**{"hidden_channels": 8, "dilations": (1, 2, 1), **kwargs})).double()
 
 
-def ordered(order: str, **kwargs) -> torch.nn.Module:
+def ordered(order: ChannelOrder, **kwargs) -> PixelCNN:
     torch.manual_seed(2)
     return enlivened(PixelCNN(3, 8, 1, channel_order=order, **kwargs)).double()
 
@@ -50,6 +52,7 @@ class TwoLayers(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.double() / 128 - 1
         for conv, mask in zip(self.convs, self.masks, strict=True):
+            assert isinstance(conv, torch.nn.Conv2d)
             x = torch.nn.functional.conv2d(torch.tanh(x), conv.weight * mask, conv.bias, padding=1)
         return (8 * x).unflatten(1, (images.shape[1], -1)).permute(0, 1, 3, 4, 2)
 
@@ -114,7 +117,7 @@ def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
     model, shape = CASES["thirds"]
     program = Sampler(model, shape)._compiled.program
     assert len(program.outputs) == 3
-    live = sum(int(m.mask.sum()) for m in model.modules() if hasattr(m, "mask"))
+    live = sum(int(m.mask.sum()) for m in model.modules() if isinstance(m, MaskedConv2d))
     listed = sum(
         int((run.weight != 0).sum()) for i in program.instructions for run in i.row_runs + i.pixel_runs
     )
@@ -136,22 +139,25 @@ class Foreign(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["a map", "a map and labels", "colours in order", "a vector, last"])
 def test_conditions_that_are_given(name):
-    model, settings, shape = {
-        "a map": (gated(input_channels=1, condition_channels=3), {}, (3, 5, 6)),
-        "a map and labels": (gated(input_channels=1, condition_channels=2, n_classes=4), {}, (2, 5, 6)),
-        "colours in order": (gated(condition_channels=2, channel_order=True), {}, (2, 5, 6)),
-        "a vector, last": (Foreign(), dict(condition_shape=(2,)), (2,)),
-    }[name]
+    cases: dict[str, tuple[torch.nn.Module, tuple[int, ...] | None, tuple[int, ...]]] = {
+        "a map": (gated(input_channels=1, condition_channels=3), None, (3, 5, 6)),
+        "a map and labels": (gated(input_channels=1, condition_channels=2, n_classes=4), None, (2, 5, 6)),
+        "colours in order": (gated(condition_channels=2, channel_order=True), None, (2, 5, 6)),
+        "a vector, last": (Foreign(), (2,), (2,)),
+    }
+    model, given_shape, shape = cases[name]
     channels = 3 if name == "colours in order" else 1
     labels = torch.tensor([0, 3, 1]) if "labels" in name or "vector" in name else None
-    sampler = Sampler(model, (channels, 5, 6), **settings)
+    sampler = Sampler(model, (channels, 5, 6), condition_shape=given_shape)
     condition, u = torch.randn(3, *shape), torch.rand(3, channels, 5, 6, dtype=torch.float64)
     naive = sampler.sample(3, labels, condition=condition, noise=u, runtime="reference")
     assert not torch.equal(naive, sampler.sample(3, labels, condition=-condition, noise=u, runtime="reference"))
+    known = torch.eye(5, 6).bool()
     for runtime in ("eager", "auto"):
-        arguments = dict(condition=condition, noise=u, runtime=runtime)
-        assert torch.equal(sampler.sample(3, labels, batch_size=2, **arguments), naive)
-        assert torch.equal(sampler.complete(naive, torch.eye(5, 6).bool(), labels, **arguments), naive)
+        images = sampler.sample(3, labels, noise=u, batch_size=2, runtime=runtime, condition=condition)
+        assert torch.equal(images, naive)
+        kept = sampler.complete(naive, known, labels, noise=u, runtime=runtime, condition=condition)
+        assert torch.equal(kept, naive)
         logits = sampler.logits(naive, labels, runtime, condition)
         assert_identical_up_to_rounding(logits, sampler.logits(naive, labels, "reference", condition))
     for wrong in (None, condition[:2], condition.long()):
@@ -168,7 +174,8 @@ def test_a_leak_between_colours_is_refused():
     from pixelcnn_fast.errors import NotCausal
 
     model = ordered("thirds")
-    layer = model.blocks[0].conv1
+    layer = model.get_submodule("blocks.0.conv1")
+    assert isinstance(layer, MaskedConv2d)
     layer.mask[0, -1, 1, 1] = 1  # a feature of the first colour sees one of the last
     with pytest.raises(NotCausal, match=r"conv1.*channels' masks"):
         Sampler(model, (3, 5, 6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,12 +17,13 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
+from pixelcnn_fast.program.program import ConditionOperand, Convolution, Instruction, Program, Tap
 from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.runtimes import RuntimeName
 from tests.system.foreign import LEVELS, NETWORKS, Network
 from tests.tolerances import assert_identical_up_to_rounding
 
-RUNTIMES = ["eager", "cpu"] if native() else ["eager"]
+RUNTIMES: list[RuntimeName] = ["eager", "cpu"] if native() else ["eager"]
 
 
 def gated(**kwargs) -> GatedPixelCNN:
@@ -66,6 +68,7 @@ def test_all_runtimes_give_the_naive_images(name):
     sampler, labels = network.sampler(model), network.labels(5)
     u = torch.rand(5, *network.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     naive = sampler.sample(5, labels, noise=u, runtime="reference")
+    assert sampler.head.levels is not None
     assert naive.unique().numel() >= min(4, sampler.head.levels)  # lively
     for runtime in RUNTIMES:
         assert torch.equal(sampler.sample(5, labels, noise=u, runtime=runtime), naive)
@@ -91,7 +94,10 @@ def test_all_are_causal_and_see_their_neighbours(name):
 # -- mutants: one tap more or one tap fewer, in every layer
 
 
-def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
+Condition = Callable[[ConditionOperand], Tensor]
+
+
+def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
@@ -102,7 +108,9 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, object]:
 
 def with_taps(program: Program, index: int, taps: tuple[Tap, ...]) -> Program:
     changed = list(program.instructions)
-    changed[index] = replace(changed[index], taps=taps)
+    convolution = changed[index]
+    assert isinstance(convolution, Convolution)
+    changed[index] = replace(convolution, taps=taps)
     return replace(program, instructions=tuple(changed))
 
 
@@ -143,7 +151,7 @@ def test_a_leaking_tap_is_not_causal(name):
     assert leaks > 2
 
 
-def sees_too_much(program: Program, levels: Tensor, condition) -> bool:
+def sees_too_much(program: Program, levels: Tensor, condition: Condition) -> bool:
     """Whether some logits change with their own sub-pixel or a later one: tried at three places."""
     c, height, width = program.shape
     before = evaluate(program, levels, condition)
