@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, accelerate
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import FusedSequential, raster_mask
+from pixelcnn_fast.nn.masked_conv2d import MaskType
 from tests.system.networks import enlivened
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -19,9 +21,11 @@ from tests.tolerances import assert_identical_up_to_rounding
 class InPlace(nn.Conv2d):
     """Zeroes its weights whenever it runs."""
 
-    def __init__(self, kind, *args):
-        super().__init__(*args, padding=args[-1] // 2)
-        self.register_buffer("mask", raster_mask(*self.kernel_size, kind).expand_as(self.weight).clone())
+    mask: Tensor
+
+    def __init__(self, kind: MaskType, channels_in: int, channels_out: int, size: int) -> None:
+        super().__init__(channels_in, channels_out, size, padding=size // 2)
+        self.register_buffer("mask", raster_mask(size, size, kind).expand_as(self.weight).clone())
 
     def forward(self, x):
         self.weight.data *= self.mask
@@ -31,9 +35,9 @@ class InPlace(nn.Conv2d):
 class Functional(nn.Conv2d):
     """Multiplies by a mask of one kernel, under another name, that is no buffer."""
 
-    def __init__(self, kind, *args):
-        super().__init__(*args, padding="same")
-        self.causal = raster_mask(*self.kernel_size, kind)[None, None].double()
+    def __init__(self, kind: MaskType, channels_in: int, channels_out: int, size: int) -> None:
+        super().__init__(channels_in, channels_out, size, padding="same")
+        self.causal = raster_mask(size, size, kind)[None, None].double()
 
     def forward(self, x):
         return F.conv2d(x, self.weight * self.causal, self.bias, padding=self.padding)
@@ -108,7 +112,7 @@ def test_same_outputs_in_train_and_eval_mode_and_undone_completely(index):
 
 @pytest.mark.parametrize("index", range(3))
 def test_training_follows_the_plain_model(index):
-    losses = []
+    losses: list[list[float]] = []
     for fast in (False, True):
         model = list(models())[index].double()
         if fast:
@@ -129,7 +133,12 @@ def test_inference_is_fused_and_hooks_still_run(monkeypatch):
 
     calls = []
     block = fused.masked_conv_block
-    monkeypatch.setattr(fused, "masked_conv_block", lambda *args: calls.append(args) or block(*args))
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(args)
+        return block(*args)
+
+    monkeypatch.setattr(fused, "masked_conv_block", counted)
     model = Foreign().double()
     accelerate(model, quiet=True)
     model.train()(IMAGES)

@@ -73,7 +73,7 @@ def clean_environment(folder: Path, wheel: Path) -> Path:
     # A path in a .pth file is searched, but its own .pth files (an editable pixelcnn_fast) are not followed.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", python]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
     run(*pip, "install", "--no-index", "--no-deps", wheel, cwd=folder)
     return python
 
@@ -201,12 +201,14 @@ def cuda_settings(source: Path, check: bool = True, **env: str) -> str:
 def test_cuda_insisted_on_without_nvcc_names_what_is_missing_and_where_it_looked(
     source: Path, tmp_path: Path
 ) -> None:
-    missing = {"CUDA_HOME": str(tmp_path), "CUDACXX": ""}
-    output = cuda_settings(source, check=False, PIXELCNN_FAST_CUDA="1", **missing)
+    def without_nvcc(check: bool = True, **env: str) -> str:
+        return cuda_settings(source, check, CUDA_HOME=str(tmp_path), CUDACXX="", **env)
+
+    output = without_nvcc(check=False, PIXELCNN_FAST_CUDA="1")
     assert "nvcc was not found" in output and f"{tmp_path}/bin/nvcc" in output and "CUDA toolkit" in output
     assert "Traceback" not in output
-    assert "nvcc was not found" in cuda_settings(source, **missing)
-    assert "PIXELCNN_FAST_CUDA=0" in cuda_settings(source, PIXELCNN_FAST_CUDA="0", **missing)
+    assert "nvcc was not found" in without_nvcc()
+    assert "PIXELCNN_FAST_CUDA=0" in without_nvcc(PIXELCNN_FAST_CUDA="0")
 
 
 def test_broken_nvcc_is_left_out_and_the_reason_kept(source: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
 
-CONFIG = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
+CONFIG: dict[str, Any] = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
 
 
 @pytest.fixture
@@ -71,7 +72,8 @@ def test_keeps_the_dtype(model: PixelCNN, tmp_path: Path, dtype: torch.dtype) ->
 
 
 def test_save_takes_channels_last_and_changes_nothing(model: PixelCNN, tmp_path: Path) -> None:
-    model.to(memory_format=torch.channels_last)
+    layout: dict[str, Any] = dict(memory_format=torch.channels_last)  # which torch's annotations leave out
+    model.to(**layout)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     checkpoint.save(model, tmp_path / "model.safetensors")
     assert model.training
@@ -99,8 +101,9 @@ def test_save_refuses_notes(model: PixelCNN, tmp_path: Path, notes: dict) -> Non
 
 
 def test_save_refuses_models_without_config(model: PixelCNN, tmp_path: Path) -> None:
+    wrapped: Any = nn.DataParallel(model)
     with pytest.raises(ValueError, match=r"DataParallel is none of.*its \.module"):
-        checkpoint.save(nn.DataParallel(model), tmp_path / "model.safetensors")
+        checkpoint.save(wrapped, tmp_path / "model.safetensors")
 
 
 def test_save_refuses_a_missing_folder(model: PixelCNN, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib.image
 import pytest
 import torch
@@ -10,9 +12,11 @@ from pixelcnn_fast import check_causal, receptive_field
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.nn import GatedBlock
 from tests.system.networks import pixelcnn, positive
 
-MODELS = {
+Model = PixelCNN | GatedPixelCNN
+MODELS: dict[str, Callable[[], Model]] = {
     "convolutional": lambda: PixelCNN(2, 5, 1, kernel_size=3),
     "thirds": lambda: PixelCNN(3, 7, 1, kernel_size=3, channel_order="thirds"),
     "gated": lambda: GatedPixelCNN(1, 4, [1, 1, 2], levels=4),
@@ -20,7 +24,7 @@ MODELS = {
 }
 
 
-def small(name: str) -> torch.nn.Module:
+def small(name: str) -> Model:
     torch.manual_seed(0)
     return MODELS[name]().eval()
 
@@ -28,7 +32,7 @@ def small(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("name", MODELS)
 def test_is_what_autograd_sees(name):
     model, (height, width) = small(name), (5, 7)
-    c = model.config["input_channels"]
+    c = model.input_channels
     field = receptive_field(model, (c, height, width))
     images = torch.rand(1, c, height, width, requires_grad=True)
     logits = positive(model)(images)
@@ -44,13 +48,14 @@ def test_is_what_autograd_sees(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_only_the_gated_networks_have_no_blind_spot(name):
     model = small(name)
-    field = receptive_field(model, (model.config["input_channels"], 9, 9))
+    field = receptive_field(model, (model.input_channels, 9, 9))
     assert field.causal and bool(field.blind_spots.any()) != name.startswith("gated")
 
 
 def test_a_starved_mask_is_a_blind_spot():
     model = small("gated")
     for block in model.blocks:
+        assert isinstance(block, GatedBlock)
         block.horizontal.mask[:, :, :, 0] = 0  # nothing of the present row
     field = receptive_field(model, (1, 5, 7))
     assert field.causal and field.blind_spots[0, 0, 4, :6].any() and not field.blind_spots[0, 0, 4, 6:].any()
@@ -89,7 +94,7 @@ LEAKS = {
 def test_leaks_are_named(name):
     which, leak, message = LEAKS[name]
     model = small(which).train()
-    shape = (model.config["input_channels"], 5, 7)
+    shape = (model.input_channels, 5, 7)
     check_causal(model, shape)
     leak(model)
     with pytest.raises(NotCausal, match=message):
@@ -112,6 +117,7 @@ def test_an_image_of_one_pixel():
 
 def test_channels_that_see_different_things_are_told_apart():
     model = small("thirds")
+    assert isinstance(model, PixelCNN)
     model.conv_in.mask[:, 1] = 0  # nobody looks at green
     model.conv_out.mask[:256] = 0  # red looks at nothing
     text = str(receptive_field(model, (3, 5, 5)))

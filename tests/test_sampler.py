@@ -94,9 +94,9 @@ def test_bad_construction_is_refused():
     with pytest.raises(ValueError, match="shape"):
         Sampler(model, (1, 0, 4))
     with pytest.raises(ValueError, match="precision is 'int4', expected one of 'same', 'bf16'"):
-        Sampler(model, (1, 4, 4), precision="int4")
+        Sampler(model, (1, 4, 4), precision="int4")  # type: ignore[arg-type]  # there is no such precision
     with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):
-        Sampler(model, (1, 4, 4), weights="bf16")
+        Sampler(model, (1, 4, 4), weights="bf16")  # type: ignore[call-arg]  # the old word
     with pytest.raises(ValueError, match="levels"):
         Sampler(model, (1, 4, 4), levels=512)
     with pytest.raises(ValueError, match="for 32 levels"):

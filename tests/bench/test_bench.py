@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import needs_native
 
-TINY = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
+TINY: dict[str, Any] = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def test_compare(work: Workload, naive_pixels: int) -> None:
     naive = results[0]
     assert (naive.timed, naive.extrapolated) == ((6, True) if naive_pixels else (20, False))
     for result in results:
+        assert result.check is not None
         assert result.check.ok and len(result.seconds) == 3 and min(result.seconds) > 0
         assert result.check.drawn == work.images * 2 * result.timed  # rounds with the same images count once
         if not result.name.endswith("-bf16"):
@@ -100,8 +102,9 @@ def test_compare(work: Workload, naive_pixels: int) -> None:
 
 def test_conditional_models_compare(tmp_path: Path) -> None:
     work = workload(random_model(n_classes=2, **TINY), 3, 3, 4)
-    assert work.labels.tolist() == [0, 1, 0]
-    assert all(result.check.ok for result in compare(work, ["reference", "eager"], 1, naive_pixels=5))
+    assert work.labels is not None and work.labels.tolist() == [0, 1, 0]
+    results = compare(work, ["reference", "eager"], 1, naive_pixels=5)
+    assert all(result.check is not None and result.check.ok for result in results)
 
 
 def test_naive_may_run_in_one_round_only(work: Workload) -> None:

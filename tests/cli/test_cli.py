@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Job
 
-TINY = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
+TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,7 @@ def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
 )
 def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    status: int | str | None
     try:
         status = main(arguments)
     except SystemExit as stop:  # argparse's own
@@ -112,9 +115,9 @@ def test_label_for_a_model_without_classes(plain: Path, tmp_path: Path, capsys) 
 
 def test_ctrl_c_saves_what_is_finished(plain: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     whole = EagerRuntime.run
-    batches = []
+    batches: list[Job] = []
 
-    def interrupted(self, job) -> None:
+    def interrupted(self: EagerRuntime, job: Job) -> None:
         if len(batches) == 2:
             raise KeyboardInterrupt
         batches.append(job)
@@ -157,6 +160,7 @@ def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
         # A shell's background job ignores Ctrl-C, and passes that on: these tests may run in one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
+        assert process.stderr is not None
         while process.stderr.read(1) not in (b"%", b""):  # until the progress bar shows: it samples now
             pass
         process.send_signal(signal.SIGINT)

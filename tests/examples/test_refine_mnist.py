@@ -30,8 +30,8 @@ def options(data: tuple, tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "data.npz", images=data[0][:, 0].numpy(), labels=data[1].numpy())
     torch.manual_seed(0)
     checkpoint.save(PixelCNN(1, 8, 1, n_classes=3), tmp_path / "model.safetensors")
-    given = dict(npz="data.npz", checkpoint="model.safetensors", out="refined.safetensors")
-    given = {name: tmp_path / file for name, file in given.items()}
+    files = dict(npz="data.npz", checkpoint="model.safetensors", out="refined.safetensors")
+    given: dict[str, object] = {name: tmp_path / file for name, file in files.items()}
     given |= {"held-out": 10, "rounds": 2, "samples": 16, "critic-steps": 5, "batch": 8, "lr": 0.01}
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
@@ -72,7 +72,7 @@ def test_samples_become_more_real_and_the_average_is_saved(
     notes = checkpoint.read_notes(tmp_path / "refined.safetensors")
     assert notes["rounds"] == "6" and notes["refined_from"].endswith("model.safetensors")
 
-    def distance(model: PixelCNN) -> float:
+    def distance(model: checkpoint.Model) -> float:
         """Mean |level| between samples and the image of their label."""
         samples = Sampler(model, (1, 7, 5)).sample(60, labels[:60], generator=torch.Generator().manual_seed(1))
         return (samples.float() - images[:60].float()).abs().mean().item()

@@ -73,6 +73,8 @@ def test_resume_goes_on_from_the_weights(data: dict, tmp_path: Path) -> None:
 
 def test_the_average_follows_slowly() -> None:
     average, model = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    assert model.running_var is not None and model.num_batches_tracked is not None
+    assert average.running_var is not None
     model.weight.data.fill_(2)
     model.running_var.fill_(11)
     model.num_batches_tracked.fill_(7)
