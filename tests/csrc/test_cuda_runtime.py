@@ -23,7 +23,7 @@ from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
 from tests.csrc.test_flags import FLAGS
-from tests.heads.test_drawing import DRAWINGS
+from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -186,8 +186,8 @@ def test_temperature_and_known_pixels(variant, temperature):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
-def test_top_k_and_top_p(drawing, variant):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_top_k_and_top_p(options, variant):
     """With logits of which many are equal, known pixels, and log-probabilities under all levels."""
     model, shape = CASES["two stacks"]()
     with torch.no_grad():
@@ -205,19 +205,19 @@ def test_top_k_and_top_p(drawing, variant):
         levels=images,
         known=known,
         labels=labels,
-        options=SamplingOptions(**drawing),
+        options=SamplingOptions(**options),
         log_probability=found,
     )
     for other in ("cpu", "reference"):
         expected, log_probability = sampler.complete(
-            images, known, labels, noise=u, runtime=other, log_probability=True, **drawing
+            images, known, labels, noise=u, runtime=other, log_probability=True, **options
         )
         assert torch.equal(got, expected.int())
         torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
-def test_draws_equal_the_reference_draw(drawing):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_draws_equal_the_reference_draw(options):
     """One pixel, its logits the layer's bias: all equal, some equal, some too unlikely for float32."""
     model = pixelcnn(channels=1, hidden=5, kernel=5)
     assert model.conv_out.bias is not None
@@ -229,9 +229,9 @@ def test_draws_equal_the_reference_draw(drawing):
             sampler = Sampler(model, (1, 1, 1))
             _, u, _ = inputs((1, 1, 1), 24)
             u[0], u[1] = 0, 1 - 1e-9
-            got, _ = run(runtime(sampler, "block"), sampler, u, options=SamplingOptions(**drawing))
+            got, _ = run(runtime(sampler, "block"), sampler, u, options=SamplingOptions(**options))
             assert torch.equal(
-                got.flatten(), draw(logits.expand(24, 256), u.flatten(), SamplingOptions(**drawing)).int()
+                got.flatten(), draw(logits.expand(24, 256), u.flatten(), SamplingOptions(**options)).int()
             )
 
 

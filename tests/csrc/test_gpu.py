@@ -11,7 +11,7 @@ from pixelcnn_fast.native import native
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.cuda import CudaRuntime
 from pixelcnn_fast.runtimes.job import Job
-from tests.heads.test_drawing import DRAWINGS
+from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
 
@@ -55,13 +55,13 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
 
 
 @pytest.mark.parametrize("variant", ["block", "pipeline"])
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
-def test_top_k_and_top_p(variant, drawing):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_top_k_and_top_p(variant, options):
     model, shape, sampler, engine = built("wide", variant=variant)
     noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **drawing)
+    expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **options)
     levels = torch.zeros(21, *shape, dtype=torch.int32)
-    engine.run(Job(values=levels, noise=noise, options=SamplingOptions(**drawing)))
+    engine.run(Job(values=levels, noise=noise, options=SamplingOptions(**options)))
     assert torch.equal(levels, expected.int())
 
 

@@ -20,7 +20,7 @@ from pixelcnn_fast.runtimes.pack import sampling_options
 from tests.needs import RUNTIMES, needs_native
 from tests.system.networks import pixelcnn
 
-DRAWINGS = [
+OPTIONS: list[dict[str, Any]] = [
     dict(top_k=1),
     dict(top_k=3),
     dict(top_k=999),
@@ -55,16 +55,16 @@ def drawn_slowly(logits: list[float], u: float, temperature=1.0, top_k=None, top
     return levels[-1]
 
 
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
-def test_equals_the_draw_level_by_level(drawing):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_the_draw_level_by_level(options):
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(200, 9, dtype=torch.float64, generator=generator)
     logits[50:100] = logits[50:100].round()  # ties
     logits[100:120] = 0
     u = torch.rand(200, dtype=torch.float64, generator=generator)
     u[:5], u[5:10] = 0, math.nextafter(1, 0)
-    expected = [drawn_slowly(row.tolist(), float(x), **drawing) for row, x in zip(logits, u, strict=True)]
-    assert draw(logits, u, SamplingOptions(**drawing)).tolist() == expected
+    expected = [drawn_slowly(row.tolist(), float(x), **options) for row, x in zip(logits, u, strict=True)]
+    assert draw(logits, u, SamplingOptions(**options)).tolist() == expected
 
 
 def test_rounding_never_draws_a_level_that_is_excluded():
@@ -74,16 +74,16 @@ def test_rounding_never_draws_a_level_that_is_excluded():
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("drawing", DRAWINGS, ids=str)
-def test_all_runtimes_draw_what_the_reference_draws(runtime, drawing):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_all_runtimes_draw_what_the_reference_draws(runtime, options):
     sampler = Sampler(pixelcnn(channels=2, kernel=3).double(), (2, 3, 4))
     u = torch.rand(3, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     known = torch.zeros(3, 4, dtype=torch.bool)
     known[0, :2] = True
-    naive = sampler.sample(3, noise=u, runtime="reference", **drawing)
-    assert torch.equal(sampler.sample(3, noise=u, runtime=runtime, **drawing), naive)
-    completed = sampler.complete(255 - naive, known, noise=u, runtime="reference", **drawing)
-    assert torch.equal(sampler.complete(255 - naive, known, noise=u, runtime=runtime, **drawing), completed)
+    naive = sampler.sample(3, noise=u, runtime="reference", **options)
+    assert torch.equal(sampler.sample(3, noise=u, runtime=runtime, **options), naive)
+    completed = sampler.complete(255 - naive, known, noise=u, runtime="reference", **options)
+    assert torch.equal(sampler.complete(255 - naive, known, noise=u, runtime=runtime, **options), completed)
 
 
 @needs_native
@@ -94,9 +94,9 @@ def test_ties_are_broken_as_in_the_reference():
             parameter.mul_(4).round_().div_(4)
         model.conv_out.weight.zero_()
     sampler, u = Sampler(model, (1, 8, 8)), torch.rand(4, 1, 8, 8, dtype=torch.float64)
-    for drawing in (dict(top_k=40), dict(top_p=0.5)):
-        images = sampler.sample(4, noise=u, runtime="cpu", **drawing)
-        assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference", **drawing))
+    for options in (dict(top_k=40), dict(top_p=0.5)):
+        images = sampler.sample(4, noise=u, runtime="cpu", **options)
+        assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference", **options))
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
@@ -104,8 +104,8 @@ def test_log_probabilities_are_the_teacher_forced_likelihood(runtime):
     model = pixelcnn(channels=2, classes=3).double()
     sampler, labels = Sampler(model, (2, 3, 4)), torch.tensor([0, 2, 1])
     u = torch.rand(3, 2, 3, 4, dtype=torch.float64)
-    for drawing in (dict(), dict(temperature=0.7, top_k=9), dict(temperature=0)):
-        arguments = dict(noise=u, runtime=runtime, log_probability=True, **drawing)
+    for options in (dict(), dict(temperature=0.7, top_k=9), dict(temperature=0)):
+        arguments = dict(noise=u, runtime=runtime, log_probability=True, **options)
         images, found = sampler.sample(3, labels, batch_size=2, **arguments)
         assert torch.allclose(found, -nll(model, images, labels).detach(), rtol=1e-12, atol=0)
     known = torch.ones(3, 4, dtype=torch.bool)
@@ -136,7 +136,7 @@ def test_refusals(arguments, message):
 
 
 def test_every_option_is_drawn_with():
-    assert {name for drawing in DRAWINGS for name in drawing} == {
+    assert {name for options in OPTIONS for name in options} == {
         option.name for option in fields(SamplingOptions)
     }
 
