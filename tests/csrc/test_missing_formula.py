@@ -36,10 +36,19 @@ def build(source: Path, folder: Path, target: str, *settings: str) -> str:
     tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
     assert tool is not None
     configure = [
-        tool, "-S", source, "-B", folder, "-G", "Ninja", "--log-level=ERROR",
+        tool,
+        "-S",
+        source,
+        "-B",
+        folder,
+        "-G",
+        "Ninja",
+        "--log-level=ERROR",
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}", *settings,
-    ]  # fmt: skip
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        *settings,
+    ]
     subprocess.run([str(word) for word in configure], check=True)
     done = subprocess.run([tool, "--build", str(folder), "--target", target], capture_output=True, text=True)
     assert done.returncode != 0
@@ -70,6 +79,8 @@ def test_cuda_does_not_compile(source, tmp_path):
 def test_the_package_does_not_import(source):
     done = subprocess.run(
         [sys.executable, "-c", "import pixelcnn_fast.program.formulas"],
-        cwd=source, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and "ImportError" in done.stderr and "cube" in done.stderr
