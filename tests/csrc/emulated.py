@@ -1,4 +1,4 @@
-"""The CUDA kernels built for the host (tests/csrc/emulation), as a module."""
+"""A module of the CUDA kernels, built for the host from tests/csrc/emulation."""
 
 from __future__ import annotations
 

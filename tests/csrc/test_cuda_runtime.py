@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the host: every variant and kind of numbers against the model and the CPU runtime."""
+"""The CUDA kernels, run on the host: every variant and number format against the model and the CPU runtime."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def runtime(
     shared: int | None = None,
     multiprocessors: int = 20,
 ) -> CudaRuntime:
-    """``shared`` bytes of memory, else as little as the variant can do with: so a pipeline has many stages."""
+    """With ``shared`` bytes of shared memory; by default with the least that will do, which gives many stages."""
     name, cluster = VARIANTS[variant]
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
@@ -188,7 +188,7 @@ def test_temperature_and_known_pixels(variant, temperature):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_top_k_and_top_p(options, variant):
-    """With logits of which many are equal, known pixels, and log-probabilities under all levels."""
+    """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
     model, shape = CASES["two stacks"]()
     with torch.no_grad():
         for parameter in model.get_submodule("conv_out").parameters():
@@ -218,7 +218,7 @@ def test_top_k_and_top_p(options, variant):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_draws_equal_the_reference_draw(options):
-    """One pixel, its logits the layer's bias: all equal, some equal, some too unlikely for float32."""
+    """One pixel whose logits are the layer's bias: all equal, some equal, some too unlikely for float32."""
     model = pixelcnn(channels=1, hidden=5, kernel=5)
     assert model.conv_out.bias is not None
     with torch.no_grad():
@@ -265,7 +265,7 @@ def test_values_that_do_not_fit_shared_memory_are_read_from_the_workspace(varian
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_not_finite_name_their_place(variant, bad):
+def test_logits_that_are_not_finite_name_their_position(variant, bad):
     model, shape = CASES["labels"]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
@@ -288,8 +288,8 @@ def test_logits_that_are_not_finite_name_their_place(variant, bad):
 
 
 @pytest.mark.parametrize("name", ["two stacks", "gated"])
-def test_a_vertical_stack_takes_one_launch_a_row(name):
-    """The same bits from few blocks that take several instructions and tiles in turn, from many, and by launches."""
+def test_a_vertical_stack_takes_one_launch_per_row(name):
+    """Few blocks that take several instructions and tiles in turn, many blocks, a launch per depth: the same bits."""
     model, shape = CASES[name]()
     shape = (*shape[:2], 9)  # three columns' worth of blocks
     sampler = Sampler(model, shape)
@@ -323,7 +323,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_the_split_of_layers_over_blocks(name):
+def test_how_layers_are_split_over_blocks(name):
     hidden, blocks, limits, stages = SPLITS[name]
     sampler = Sampler(PixelCNN(3, hidden, blocks).eval(), (3, 4, 4))
 
@@ -352,7 +352,7 @@ def test_the_split_of_layers_over_blocks(name):
 
 
 class FarSighted(torch.nn.Module):
-    """The first layer reads columns from two to the left on: zeros at the left edge, with nothing computed before."""
+    """The first layer reads two columns to the left: zeros at the left edge, before anything has been computed."""
 
     n_classes = None
 
@@ -369,9 +369,9 @@ class FarSighted(torch.nn.Module):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_synchronisation_is_needed(variant):
-    """Each barrier, wait and warp barrier left out in turn changes the images or is noticed by the emulation.
+    """If any one barrier, wait or warp barrier is left out, the images change or the emulation notices.
 
-    Flags' memory order is beyond a schedule; test_flags.py leaves it to the thread sanitizer."""
+    No schedule can show that a flag's memory order is wrong: test_flags.py leaves that to the thread sanitizer."""
     emulated().forget()
     networks = []
     engines: list[tuple[Precision, int | None]] = [("same", 227 << 10), ("same", None), ("bf16", None)]

@@ -1,4 +1,4 @@
-"""Flags between blocks: a release or an acquire left out is no matter of schedules, so the thread sanitizer watches."""
+"""Flags between blocks: no schedule shows that a release or an acquire is missing, but the thread sanitizer does."""
 
 from __future__ import annotations
 

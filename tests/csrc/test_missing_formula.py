@@ -1,4 +1,4 @@
-"""A kind of step without a formula: no machine compiles, and the package does not import."""
+"""A kind of step without a formula: nothing compiles, on the host or for CUDA, and the package does not import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources with one more kind in the table, and nowhere else."""
+    """The sources, with one more kind in the table and nowhere else."""
     copy = tmp_path_factory.mktemp("source")
     for folder in ("csrc", "tests/csrc", "pixelcnn_fast/program"):
         shutil.copytree(ROOT / folder, copy / folder)
