@@ -208,7 +208,7 @@ def own_ops() -> set[str]:
 
 
 def names_in_the_code() -> set[str]:
-    """Every call that some table of capture's names."""
+    """Every call that one of capture's tables names."""
     tables = (lowering.LOWERINGS, lowering.MOVEMENTS, lowering.FRESH, lowering.CASTS, lowering.ARITHMETIC)
     names = set().union(*tables, lowering.LIKE, lowering.JOINS, DECOMPOSITIONS)
     return names | own_ops()

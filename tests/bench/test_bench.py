@@ -65,7 +65,7 @@ def test_oracle_finds_one_wrong_level(work: Workload) -> None:
     oracle = Oracle(work)
     assert oracle.excess(images).max() <= LIMIT
     wrong = images.clone()
-    wrong[2, 1, 4, 3] = (int(wrong[2, 1, 4, 3]) + 128) % 256  # the last pixel: no later one could give it away
+    wrong[2, 1, 4, 3] = (int(wrong[2, 1, 4, 3]) + 128) % 256  # the last pixel: no later one can give it away
     assert oracle.excess(wrong).argmax() == images.numel() - 1
     assert oracle.excess(wrong).max() > LIMIT
 
@@ -76,7 +76,7 @@ def test_nan_is_not_ok() -> None:
     assert Check(0, 1, 0.0).ok
 
 
-def test_rounding_is_told_from_identity() -> None:
+def test_rounding_and_identity_are_told_apart() -> None:
     assert str(Check(0, 9, 3e-7)) == "identical"
     assert str(Check(2, 9, 3e-7)) == "2 of 9 sub-pixels differ, all within rounding"
     assert str(Check(2, 9, 3e-3)) == "WRONG"
@@ -114,7 +114,7 @@ def test_naive_may_run_in_one_round_only(work: Workload) -> None:
 
 @pytest.mark.parametrize("naive_pixels", [0, 6])
 def test_a_wrong_sampler_is_found(work: Workload, naive_pixels: int, monkeypatch) -> None:
-    """Both Python runtimes draw alike and wrong: only the probabilities give them away."""
+    """Both Python runtimes draw the same wrong images: only the probabilities give them away."""
     monkeypatch.setattr(drawing, "draw", one_too_high)
     with pytest.raises(CheckFailed, match="reference, 3 at once"):
         compare(work, ["reference", "eager"], 1, naive_pixels)

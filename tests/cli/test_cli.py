@@ -161,7 +161,7 @@ def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        while process.stderr.read(1) not in (b"%", b""):  # until the progress bar shows: it samples now
+        while process.stderr.read(1) not in (b"%", b""):  # until the progress bar shows that it is sampling
             pass
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The page of the architecture agrees with the code: who imports whom, the passes, and what its drawings say."""
+"""docs/architecture.md agrees with the code: the order of imports, the passes, and what its drawings say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = (DOCS / "architecture.md").read_text()
 
 
 def first_cells(table: str) -> list[list[str]]:
-    """By row of the page's table of that name, the words in backticks of its first column."""
+    """For each row of the page's table of that name, the words in backticks in its first column."""
     rows = PAGE.split(f"<!-- {table} -->")[1].split("<!-- end -->")[0].strip().splitlines()
     return [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in rows[2:]]
 
@@ -34,7 +34,7 @@ def test_every_pass_is_described() -> None:
 def test_links_lead_somewhere() -> None:
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (DOCS / target).exists(), f"{page.name} links {target}"
+            assert (DOCS / target).exists(), f"{page.name} links to {target}"
 
 
 def test_every_pixel_is_drawn_after_what_it_sees() -> None:

@@ -12,7 +12,7 @@ from pixelcnn_fast.heads import Head
 from tests.docs import DOCS
 
 ROOT = DOCS.parent
-# Shorter names of what lies in a folder that the same row or section names.
+# Names may be relative to a folder that the same row or section names.
 FOLDERS = ("", "pixelcnn_fast", "tests", "tests/capture", "tests/ops", "csrc/cpu/ops", "pixelcnn_fast/passes")
 OPS = [path.parent.name for path in (ROOT / "pixelcnn_fast/ops").glob("*/op.py")]
 

@@ -1,4 +1,4 @@
-"""The page of supported calls agrees with capture: every call has one place in it, and its limits are real."""
+"""docs/supported_calls.md agrees with capture: it lists every call once, and its limits are real."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "log": (lambda x: (x * x + 1).log(), "softmax"),
     "logit": (lambda x: (x * 0.1 + 0.5).logit(), "sigmoid"),
 }
-# And one within.
+# And a use within them.
 WITHIN_LIMITS = {
     "conv2d": lambda x: F.conv2d(x, ROWS_ABOVE[:, :2], padding=2, groups=2)[:, :, 1:-1, 1:-1],
     "linear": channels_last(lambda x: F.linear(x, MATRIX)),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 def interrupted_at_its_second_call(function: Callable[..., float]) -> Callable[..., float]:
-    """As if the user pressed Ctrl-C then."""
+    """The function, whose second call ends as if the user had pressed Ctrl-C."""
     calls = 0
 
     def interrupted(*args: object, **kwargs: object) -> float:

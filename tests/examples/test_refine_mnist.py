@@ -1,4 +1,4 @@
-"""The refining example: its critic, what it credits to whom, and that samples get better by it."""
+"""The refining example: its critic, which strip gets credit for what, and that refining makes samples better."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.examples import interrupted_at_its_second_call
 
 @pytest.fixture
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """Black images, 7x5, with a white column at the label's place."""
+    """Black images, 7x5, with a white column whose position is the label's."""
     labels = torch.arange(70) % 3
     images = torch.zeros(70, 1, 7, 5, dtype=torch.uint8)
     images[torch.arange(70), 0, :, labels + 1] = 255
@@ -26,7 +26,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def options(data: tuple, tmp_path: Path) -> list[str]:
-    """For a run of seconds, from a model that has learned nothing."""
+    """Options for a run of a few seconds, from a model that has learned nothing."""
     np.savez(tmp_path / "data.npz", images=data[0][:, 0].numpy(), labels=data[1].numpy())
     torch.manual_seed(0)
     checkpoint.save(PixelCNN(1, 8, 1, n_classes=3), tmp_path / "model.safetensors")
@@ -36,7 +36,7 @@ def options(data: tuple, tmp_path: Path) -> list[str]:
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
-def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(data: tuple) -> None:
+def test_the_critic_recognises_samples_and_wrong_labels_and_ignores_unseen_rows(data: tuple) -> None:
     torch.manual_seed(0)
     images, labels = data
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
@@ -55,7 +55,7 @@ def test_the_critic_tells_samples_and_labels_and_knows_nothing_of_unseen_rows(da
     torch.testing.assert_close(real[:, 0], sampled[:, 0])
 
 
-def test_a_strip_is_credited_with_its_gain_and_less_of_later_ones() -> None:
+def test_a_strip_is_credited_with_its_own_gain_and_part_of_later_ones() -> None:
     realness = torch.tensor([[0.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
     own = torch.tensor([1 - 2 * refine_mnist.FORESIGHT**2, -2 * refine_mnist.FORESIGHT, -2.0])
     torch.testing.assert_close(refine_mnist.merits(realness), torch.stack([own / 2, -own / 2]))

@@ -17,7 +17,7 @@ from tests.examples import interrupted_at_its_second_call
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Black images with a white column at the label's place."""
+    """Black images with a white column whose position is the label's."""
     labels = np.arange(70, dtype=np.uint8) % 3
     images = np.zeros((70, 7, 5), np.uint8)
     images[np.arange(70), :, labels + 1] = 255
