@@ -21,7 +21,7 @@ from tests.tolerances import assert_identical_up_to_rounding
 
 
 class Net(nn.Module):
-    """conv_in -> body(h) -> conv_out, with hooks for tests to go wrong."""
+    """conv_in -> body(h) -> conv_out; tests choose its body and taps, wrong ones too."""
 
     def __init__(self, body=lambda net, h, x: h, taps=(*ABOVE, *LEFT)) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ BODIES = {
     "activations spelled out": lambda net, h, x: F.softsign(
         F.mish(F.selu(F.celu(F.hardtanh(h, -0.2, 0.3) * 9, 0.7)))
     ),
-    "more of them": lambda net, h, x: (
+    "more activations": lambda net, h, x: (
         F.hardswish(h * 5) - F.logsigmoid(h) * F.hardsigmoid(h * 4) + F.relu6(h * 20)
     ),
-    "and more": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
+    "yet more activations": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
     "clamped in place": lambda net, h, x: net.middle(h).clamp_(min=-0.1).clamp_max_(0.1),
     "larger and smaller": lambda net, h, x: torch.maximum(h, net.middle(h)) - torch.minimum(h, net.middle(h)),
     "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
@@ -98,7 +98,7 @@ BODIES = {
     "stacked and shifted": lambda net, h, x: (
         torch.stack([h, down(h)]).sum(0) - torch.stack([h, down(h)], 1).mean(1)
     ),
-    "viewed, having lain otherwise": lambda net, h, x: (
+    "viewed, after another memory layout": lambda net, h, x: (
         F.linear(h.permute(0, 2, 3, 1), net.conv_out.weight[:6, :, 0, 0])
         .view(h.shape[0], -1)
         .view(h.shape[0], *h.shape[2:], 6)
@@ -118,7 +118,7 @@ BODIES = {
     "a branch": lambda net, h, x: net.middle(h) if x.mean() < 10 and x.shape[1] == 1 else h,
     "unread work": lambda net, h, x: (x.sum(), h.mean(), h.flatten(), h)[3],
     "no-ops": lambda net, h, x: F.dropout(h.contiguous().clone(), training=net.training).to(h.dtype),
-    "depth of none": lambda net, h, x: h,
+    "no body": lambda net, h, x: h,
 }
 
 
@@ -162,7 +162,7 @@ def test_what_is_refused_says_what_and_where(name):
     ("arithmetic", "levels"),
     [(lambda x: x * 2, 200), (lambda x: -x, 3), (lambda x: x.to(torch.int8), 200), (lambda x: x.bool(), 3)],
 )
-def test_small_integers_that_may_wrap_round_are_refused(arithmetic, levels):
+def test_small_integers_that_may_wrap_around_are_refused(arithmetic, levels):
     class Wraps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -230,7 +230,7 @@ def test_a_skip_around_the_first_mask_is_refused():
         Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
 
 
-def test_a_model_that_does_something_else_the_next_time_is_an_error():
+def test_a_model_that_computes_something_else_the_next_time_is_an_error():
     calls = []
 
     def body(net, h, x):

@@ -1,4 +1,4 @@
-"""Calls that move features and pixels about, and the rest of what capture follows: same images in every runtime."""
+"""Calls that move features and pixels around, and the rest of what capture follows: same images in every runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ C, SHAPE = 6, (2, 5, 6)
 
 
 class Net(nn.Module):
-    """conv_in -> body -> conv_out, with layers at hand for the body: causal, 6 channels in."""
+    """conv_in -> body -> conv_out, with layers for the body to use: all causal, all with 6 channels in."""
 
     def __init__(self, body) -> None:
         super().__init__()
@@ -149,7 +149,9 @@ BODIES = {
     "one channel for all": lambda net, h, x, i: h * torch.sigmoid(h[:, 2:3]),
     "nested": lambda net, h, x, i: nested(net, h),
     "pad and valid": lambda net, h, x, i: net.plain(F.pad(h, (2, 0, 1, 0))),
-    "padded all round": lambda net, h, x, i: F.conv2d(h, net.plain.weight, padding=(1, 2)).relu()[..., :5, :6],
+    "padded on all sides": lambda net, h, x, i: F.conv2d(h, net.plain.weight, padding=(1, 2)).relu()[
+        ..., :5, :6
+    ],
     "cropped off the middle": lambda net, h, x, i: cropped_off_the_middle(net, h),
     "cropped then padded": lambda net, h, x, i: h + net.same(F.pad(h[:, :, :-1, :], (0, 0, 1, 0))),
     "zero pad module": lambda net, h, x, i: h + nn.ZeroPad2d((1, 0, 0, 0))(h)[:, :, :, :-1],

@@ -156,7 +156,7 @@ def test_every_option_is_an_argument_of_the_command_line(option):
 
 
 def test_type_checkers_know_every_option():
-    """Temperature alone has a place among the positional arguments of ``Sampler.sample``."""
+    """Temperature is the only option among the positional arguments of ``Sampler.sample``."""
     expected = get_type_hints(SamplingOptions)
     assert {**get_type_hints(OptionArguments), "temperature": float} == expected
 

@@ -19,7 +19,7 @@ LEVELS = 7
 
 
 class Net(nn.Module):
-    """One masked layer; ``shape``: from its [N, C * L, H, W] to the output."""
+    """One masked layer; ``shape`` turns its [N, C * L, H, W] into the output."""
 
     def __init__(self, channels: int, shape=lambda x: x, levels: int = LEVELS) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def assert_all_runtimes_agree(sampler: Sampler, n: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_read_alike_by_all_runtimes(layout):
+def test_all_runtimes_read_every_layout_the_same_way(layout):
     sampler = Sampler(Net(2, OUTPUTS[layout]).double(), (2, 4, 5), head=heads.Categorical(LEVELS, layout))
     images = assert_all_runtimes_agree(sampler)
     assert images.unique().numel() == LEVELS
@@ -73,12 +73,12 @@ def test_layouts_that_are_inferred(layout):
     assert sampler.head == Categorical(LEVELS, layout)
 
 
-def test_one_channel_leaves_no_doubt():
+def test_one_channel_is_never_ambiguous():
     sampler = Sampler(Net(1).double(), (1, 4, 5), levels=LEVELS)
     assert assert_all_runtimes_agree(sampler).unique().numel() > 3
 
 
-def test_doubt_is_refused_with_the_alternatives():
+def test_ambiguity_is_refused_with_the_alternatives():
     with pytest.raises(
         UnknownLayout, match=r"(?s)several ways.*layout='N,C\*L,H,W'.*channel \* L.*'N,L\*C,H,W'"
     ):
@@ -124,7 +124,7 @@ SOFTMAX = {  # over the levels, from [N, C * L, H, W], channels first
 
 @pytest.mark.parametrize("layout", SOFTMAX)
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_a_softmax_at_the_end_is_taken_off(layout, probabilities):
+def test_a_softmax_at_the_end_is_left_out(layout, probabilities):
     f = F.softmax if probabilities else F.log_softmax
     net = Net(2, lambda x: SOFTMAX[layout](f, x)).double()
     head = Categorical(LEVELS, layout, probabilities)
@@ -179,6 +179,6 @@ def test_bad_heads_are_refused():
     with pytest.raises(ValueError, match="layout"):
         Categorical(4, "NCHW")  # type: ignore[arg-type]  # there is no such layout
     with pytest.raises(ValueError, match=r"heads\.Categorical"):
-        Sampler(Net(1), (1, 4, 5), head="categorical")  # type: ignore[arg-type]  # a name is no head
+        Sampler(Net(1), (1, 4, 5), head="categorical")  # type: ignore[arg-type]  # a name is not a head
     with pytest.raises(ValueError, match="leave levels out"):
         Sampler(Net(1), (1, 4, 5), head=Categorical(4), levels=5)

@@ -1,6 +1,6 @@
-"""A head of a user's own: two real-valued channels of which the second depends on the first, drawn jointly.
+"""A user's own head: two real-valued channels of which the second depends on the first, drawn jointly.
 
-The runtimes know nothing of it: what they need, the head says.
+The runtimes know nothing about it; the head tells them all that they need.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_same_noise_same_images() -> None:
 
 
 def test_the_second_channel_depends_on_the_first() -> None:
-    """Of the known first channel, not of one that was drawn in its place."""
+    """On the known first channel, not on one that was drawn in its place."""
     values = torch.randn(1, *SHAPE, dtype=torch.float64)
     known = torch.tensor([True, False])[:, None, None].expand(SHAPE)
     one, other = (
@@ -117,19 +117,19 @@ def test_log_probabilities_are_the_likelihood() -> None:
         torch.testing.assert_close(-log_p, nats, rtol=1e-5, atol=1e-4)  # images are float32
 
 
-def test_parameters_by_every_runtime() -> None:
+def test_every_runtime_gives_the_same_parameters() -> None:
     images = torch.randn(2, *SHAPE, dtype=torch.float64)
     expected = sampler().logits(images, runtime="reference")
     assert expected.shape == (2, 1, 4, 5, 5)
     assert_identical_up_to_rounding(sampler().logits(images, runtime="eager"), expected)
 
 
-def test_temperature_is_the_heads() -> None:
+def test_the_head_applies_the_temperature() -> None:
     cold = sampler().sample(2, temperature=0.0, noise=noise(2))
     assert torch.equal(cold, sampler().sample(2, temperature=0.0, noise=1 - noise(2)))
 
 
-def test_the_compiled_runtime_says_that_it_can_not() -> None:
+def test_the_compiled_runtime_refuses_it_and_names_another() -> None:
     assert isinstance(sampler().runtime("auto"), type(sampler().runtime("eager")))
     with pytest.raises(RuntimeError, match="Pair.*eager"):
         sampler().sample(1, runtime="cpu")
@@ -200,6 +200,6 @@ class Normalised(Net):
         return super().forward(images).log_softmax(1)
 
 
-def test_a_softmax_of_parameters_that_are_no_logits_is_not_taken_off() -> None:
+def test_a_softmax_of_parameters_that_are_not_logits_is_kept() -> None:
     with pytest.raises(Unsupported, match="softmax"):
         Sampler(Normalised(), SHAPE, head=Pair(), image_form="levels")

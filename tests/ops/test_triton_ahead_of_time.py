@@ -1,7 +1,7 @@
 """The Triton kernels, compiled for GPUs that are not here: spills, shared memory, instructions.
 
-The real functions are called on tensors without memory, and each launch compiles its kernel instead. This takes
-the kernels that a large batch runs; PIXELCNN_FAST_EVERY_KERNEL=1 takes all, in minutes.
+The real functions are called on tensors without memory, and each launch compiles its kernel instead of running it.
+Only the kernels that a large batch runs are compiled; PIXELCNN_FAST_EVERY_KERNEL=1 compiles all, which takes minutes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Driver:
         self.capability = capability
 
     def get_current_device(self) -> int:
-        return self.capability  # Triton keeps its kernels by device
+        return self.capability  # Triton caches its kernels for each device
 
     def get_current_stream(self, device: int) -> int:
         return 0

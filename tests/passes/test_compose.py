@@ -51,7 +51,7 @@ CASES = {
         chain(8, Pointwise(2, 8, "other", Read(1)), at_pixel(3, WIDE, tap(2, WIDE))),
         True,
     ),
-    "narrow: dearer": (chain(1, at_pixel(2, NARROW)), False),
+    "narrow: more expensive": (chain(1, at_pixel(2, NARROW)), False),
     "read at another pixel": (chain(8, at_pixel(2, WIDE, tap(1, WIDE))), False),
     "not linear": (chain(8, at_pixel(2, WIDE), steps=(Step("relu"),)), False),
 }

@@ -21,7 +21,7 @@ LEVELS = 5
 
 
 class Shifted(nn.Module):
-    """Whole rows, ahead too, through ``body``, then ``rows`` down; and a way along the row."""
+    """One path applies ``body`` to a layer that reads ahead and shifts that ``rows`` down; another goes left."""
 
     def __init__(self, body, rows: int = 1, height: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Values that are read in halves, where that cuts an embedded level, or the logits of one image channel."""
+"""Values that are read in halves, even where that splits an embedded level or the logits of one image channel."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ def test_lag_is_the_least(name):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack"])
 def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
-    """Plays the steps: marks what each instruction computes, and looks at what it reads.
+    """Plays the steps through: marks what each instruction computes, and checks that what it reads is marked.
 
-    One of two teams makes what a chunk's steps begin with before the other has begun the chunk before it.
+    Of two teams, one computes what the steps of a chunk begin with before the other has begun the previous chunk.
     """
     model, shape, _ = MODELS[name]
     program = Sampler(model, shape)._compiled.program

@@ -1,4 +1,4 @@
-"""Labels on their way into a network, as people write it: other labels give other images, and the right ones."""
+"""Labels fed to a network in the ways people do it: other labels give other images, and the right ones."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_branch_on_the_label_is_a_mismatch():
 
 
 def test_a_condition_changed_through_a_view_is_refused():
-    """Only some labels' embeddings need be changed by it, and then the check's labels may not tell."""
+    """It may change only the embeddings of some labels, and the check may be made with others."""
 
     def body(net, h, y):
         e = net.embedding(y)

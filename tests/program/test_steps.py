@@ -35,7 +35,7 @@ from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 from tests.tolerances import assert_right
 
-LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than whole vectors, and than two tiles
+LEVEL_COUNT, HEIGHT, WIDTH, IMAGES = 33, 3, 5, 5  # 33 channels: one more than fill whole vectors, or two tiles
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 
 
@@ -118,7 +118,7 @@ def program_with(kind: StepKind, alpha: float, dtype: torch.dtype) -> Program:
 
 
 class RandomConditions(Conditions):
-    """Each operand is random numbers, the same for all operands of a shape."""
+    """Random numbers for each operand, the same for all operands of one shape."""
 
     def __init__(self) -> None:
         super().__init__([])
@@ -176,7 +176,7 @@ def test_the_compiled_module_was_built_from_this_table():
 
 
 def test_zero_stays_zero_where_the_table_says_so():
-    """Whatever the operand is: one as good as any other, and another."""
+    """Whatever the operand is: two random ones are tried."""
     zero, operands = torch.zeros(3, 7, dtype=torch.float64), [normal(3, 7, seed=seed) for seed in (5, 6)]
     for kind in KINDS.values():
         count = {Operand.NONE: 0, Operand.CONSTANTS: 2}.get(kind.operand, 1)

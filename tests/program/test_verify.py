@@ -1,4 +1,4 @@
-"""Programs that break a rule are refused, each by the rule that it breaks."""
+"""Programs that break a rule are refused, and the error names the rule."""
 
 from __future__ import annotations
 
@@ -214,6 +214,6 @@ def test_programs_print_before_and_after_every_pass() -> None:
 
 
 def test_the_tests_verify_after_every_pass() -> None:
-    """conftest.py sees to it: a pass that breaks its program would not stay unseen."""
+    """conftest.py sees to it, so that a pass that breaks its program is noticed."""
     with pytest.raises(InvalidProgram, match="defined before it is read"):
         pipeline.simplified(BROKEN["used before it is defined"][0])

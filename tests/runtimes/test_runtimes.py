@@ -102,7 +102,7 @@ def test_float32_logits_per_instruction_set(isa, name):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_bf16_weights(runtime):
-    """Both runtimes on the same rounded weights agree; rounding moves the logits by about a bf16 step."""
+    """Runtimes agree on the same rounded weights; rounding moves the logits by about a bf16 step."""
     model, shape, labels = case("labels")
     single, images = model.float(), torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
     narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)

@@ -1,4 +1,4 @@
-"""The compiled runtime's threads are those of the OpenMP that torch uses; where that has none to give, its own."""
+"""The compiled runtime uses the threads of torch's OpenMP; where that has none to give, it starts its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 @pytest.mark.parametrize("limit", [None, "1"], ids=["OpenMP", "OpenMP with one thread"])
 def test_the_same_images_after_a_fork(limit):
-    """A child has the memory of OpenMP's threads, but not the threads: who asks for them waits for ever."""
+    """A child process has the memory of OpenMP's threads but not the threads: if it waited for them, it would hang."""
     environment = dict(os.environ)
     if limit is not None:
         environment["OMP_THREAD_LIMIT"] = limit
