@@ -1,4 +1,4 @@
-"""What a test needs that a machine may lack: it is skipped there, and says why."""
+"""What a test needs and a machine may lack: there the test is skipped and says why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """The compiled module, where there is one, uses this instruction set meanwhile."""
+    """In this context the compiled module, where there is one, uses that instruction set."""
     module = native.native()
     if module is not None:
         module.force_isa(name)

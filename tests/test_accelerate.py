@@ -33,7 +33,7 @@ class InPlace(nn.Conv2d):
 
 
 class Functional(nn.Conv2d):
-    """Multiplies by a mask of one kernel, under another name, that is no buffer."""
+    """Multiplies by the mask of a single kernel, which has another name and is not a buffer."""
 
     def __init__(self, kind: MaskType, channels_in: int, channels_out: int, size: int) -> None:
         super().__init__(channels_in, channels_out, size, padding="same")
@@ -51,7 +51,7 @@ class Scaled(InPlace):
 
 
 class Foreign(nn.Module):
-    """A network of somebody else's."""
+    """Somebody else's network."""
 
     def __init__(self, masked=InPlace):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Imports run downwards, in the order that docs/architecture.md shows, and there is no circle."""
+"""Imports run downwards, in the order that docs/architecture.md shows, and there is no cycle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
-# From the bottom; rooms of one tier do not import each other.
+# From the bottom; parts of one tier do not import each other.
 TIERS = [
     {"errors", "native", "pictures", "image_forms", "signatures"},
     {"ops"},
@@ -30,7 +30,7 @@ TIERS = [
     {"__init__"},
     {"__main__"},
 ]
-TIER_OF = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
+TIER_OF = {part: tier for tier, parts in enumerate(TIERS) for part in parts}
 
 
 def module_name(path: Path) -> str:
@@ -41,7 +41,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def room(module: str) -> str:
+def part(module: str) -> str:
     return (module.split(".") + ["__init__"])[1]
 
 
@@ -60,7 +60,7 @@ def imports(source: str, module: str, known: set[str]) -> Iterator[str]:
                     yield node.module
 
 
-def circle(graph: dict[str, set[str]]) -> list[str] | None:
+def cycle(graph: dict[str, set[str]]) -> list[str] | None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -73,23 +73,23 @@ GRAPH = {name: set(imports(path.read_text(), name, set(MODULES))) for name, path
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module: str) -> None:
-    tier = TIER_OF[room(module)]
+    tier = TIER_OF[part(module)]
     for other in GRAPH[module]:
-        above = TIER_OF[room(other)] >= tier and room(other) != room(module)
+        above = TIER_OF[part(other)] >= tier and part(other) != part(module)
         assert not above, f"{module} imports {other}, which is not below it"
 
 
-def test_there_is_no_circle() -> None:
-    assert circle(GRAPH) is None
+def test_there_is_no_cycle() -> None:
+    assert cycle(GRAPH) is None
 
 
-def test_a_planted_circle_is_found() -> None:
+def test_a_planted_cycle_is_found() -> None:
     planted = {
         "pixelcnn_fast.a": "def f():\n    from pixelcnn_fast.b import g\n",
         "pixelcnn_fast.b": "if TYPE_CHECKING:\n    from pixelcnn_fast import a\n",
     }
     graph = {name: set(imports(source, name, set(planted))) for name, source in planted.items()}
-    assert circle(graph) is not None
+    assert cycle(graph) is not None
 
 
 SCRIPTS = [path for folder in ("benchmarks", "examples") for path in (PACKAGE.parent / folder).rglob("*.py")]
@@ -98,4 +98,4 @@ SCRIPTS = [path for folder in ("benchmarks", "examples") for path in (PACKAGE.pa
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_do_not_import_the_commands(path: Path) -> None:
     found = imports(path.read_text(), path.name, set(MODULES))
-    assert not [module for module in found if room(module) in ("cli", "__main__")]
+    assert not [module for module in found if part(module) in ("cli", "__main__")]

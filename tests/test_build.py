@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> str:
 
 
 def pip_wheel(what: Path, folder: Path, check: bool = True, **env: str) -> str:
-    # Without network where the build tools are at hand.
+    # Without a network, where the build tools are installed.
     isolation = ["--no-build-isolation"] if all(map(importlib.util.find_spec, BUILD_TOOLS)) else []
     return run(
         sys.executable,
@@ -79,7 +79,7 @@ def clean_environment(folder: Path, wheel: Path) -> Path:
 
 
 def files_of_a_clone() -> set[str]:
-    """What git has, or will have of what is new; in an unpacked sdist: what is there, but for what tools leave."""
+    """The files that git has or would add; in an unpacked sdist, all files except those that tools leave behind."""
     git = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(git, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -135,7 +135,7 @@ def wheel_files(wheel: Path) -> set[str]:
 
 
 def test_sdist_holds_what_a_clone_does(sdist: Path) -> None:
-    """So it builds, and runs its own tests, lint and sanitizers."""
+    """So that it builds, and its tests, lint and sanitizers run."""
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     clone = {name for name in files_of_a_clone() if not name.startswith((".git", ".ci/"))}
@@ -190,7 +190,7 @@ def test_unknown_setting_is_refused(source: Path) -> None:
 
 
 def cuda_settings(source: Path, check: bool = True, **env: str) -> str:
-    """What setup.py decides on the CUDA part."""
+    """What setup.py decides about the CUDA part."""
     decide = (
         "import setuptools; setuptools.setup = lambda **_: None\n"
         "import sys; sys.path.insert(0, '.'); import setup; print(setup.cuda_settings())"

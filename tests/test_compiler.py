@@ -1,4 +1,4 @@
-"""From a model to a compiled one: what is refused on the way, and that the check can fail."""
+"""From a model to a compiled one: what is refused on the way, and that the check against the model can fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_model_becomes_a_phased_program_with_its_head_resolved():
     assert "causal program for 1x5x4 images" in str(found.listing)
 
 
-def test_a_closing_softmax_is_left_out_and_told():
+def test_a_closing_softmax_is_left_out_and_reported():
     class Normalised(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Levels become what a model takes for an image, and come back."""
+"""Levels become what a model takes as an image, and come back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_there_and_back(form):
 
 
 @pytest.mark.parametrize("bad", [-1, 5])
-def test_what_is_no_level_is_named(bad):
+def test_values_that_are_not_levels_are_refused(bad):
     with pytest.raises(ValueError, match=r"levels span .*, expected 0\.\.\.4"):
         check_levels(torch.tensor([2, bad]), 5)
     check_levels(torch.tensor([0, 4]), 5)

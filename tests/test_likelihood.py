@@ -66,8 +66,8 @@ def test_bad_images_are_refused(bad):
         to_levels(bad)
 
 
-class Given(nn.Module):
-    """A model that is given its images in another form."""
+class Converting(nn.Module):
+    """A model whose images are converted before it sees them."""
 
     def __init__(self, model: nn.Module, form: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ class Given(nn.Module):
 
 def test_images_of_one_channel_may_leave_its_axis_out():
     model, images = pixelcnn(), torch.randint(0, 256, (3, 1, 4, 5), dtype=torch.uint8)
-    codes = Given(model, lambda x: x[:, None])
+    codes = Converting(model, lambda x: x[:, None])
     assert torch.equal(nll(codes, images[:, 0]), nll(model, images))
     with pytest.raises(ValueError, match=r"\[3, 1, 1, 4, 5\], expected \[N, C, H, W\]"):
-        nll(Given(model, lambda x: x[:, 0]), images[:, None])
+        nll(Converting(model, lambda x: x[:, 0]), images[:, None])
 
 
 def test_an_empty_loader_is_an_error():
@@ -164,7 +164,7 @@ def test_codes_of_one_channel():
     assert torch.allclose(nll(Codes(), codes, head=Categorical(LEVELS)), expected)
 
 
-def test_a_doubtful_output_is_refused():
+def test_an_ambiguous_output_is_refused():
     with pytest.raises(ValueError, match="several ways"):
         nll(Read(lambda x: x.flatten(1, 2)), torch.zeros(3, 2, 4, 6), head=Categorical(LEVELS))
     with pytest.raises(ValueError, match="for 256 levels"):

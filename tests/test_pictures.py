@@ -1,4 +1,4 @@
-"""Grids hold every image at its place; charts refuse what a logarithm can't show."""
+"""Grids hold every image in its place; charts refuse what a logarithmic axis can't show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_grid_places_images_in_reading_order(channels: int) -> None:
         expected = image.permute(1, 2, 0).expand(4, 3, 3).numpy()
         assert np.array_equal(small[y : y + 4, x : x + 3], expected)
     assert (small[4] == GAP_LEVEL).all() and (small[:, 3] == GAP_LEVEL).all()
-    assert (small[10:, 4:] == GAP_LEVEL).all()  # the place of the sixth
+    assert (small[10:, 4:] == GAP_LEVEL).all()  # where a sixth would be
 
 
 def test_grid_is_no_wider_than_its_images() -> None:

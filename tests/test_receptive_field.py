@@ -1,4 +1,4 @@
-"""What a model sees: against autograd, and told in words and in a picture."""
+"""What a model sees: compared with autograd, described in words and drawn as a picture."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_starved_mask_is_a_blind_spot():
     model = small("gated")
     for block in model.blocks:
         assert isinstance(block, GatedBlock)
-        block.horizontal.mask[:, :, :, 0] = 0  # nothing of the present row
+        block.horizontal.mask[:, :, :, 0] = 0  # hides the present row
     field = receptive_field(model, (1, 5, 7))
     assert field.causal and field.blind_spots[0, 0, 4, :6].any() and not field.blind_spots[0, 0, 4, 6:].any()
 
@@ -103,7 +103,7 @@ def test_leaks_are_named(name):
     assert not field.causal and "NOT CAUSAL" in str(field) and "!" in str(field) and model.training
 
 
-def test_the_map_in_words():
+def test_the_field_in_words():
     text = str(receptive_field(pixelcnn(blocks=1, kernel=3), (1, 9, 9)))
     assert "receptive field in 1x9x9 images: causal" in text
     assert "up to 5 rows above, 5 columns to the left and 5 to the right; 10 sub-pixels in blind spots" in text

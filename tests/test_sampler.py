@@ -96,7 +96,7 @@ def test_bad_construction_is_refused():
     with pytest.raises(ValueError, match="precision is 'int4', expected one of 'same', 'bf16'"):
         Sampler(model, (1, 4, 4), precision="int4")  # type: ignore[arg-type]  # there is no such precision
     with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):
-        Sampler(model, (1, 4, 4), weights="bf16")  # type: ignore[call-arg]  # the old word
+        Sampler(model, (1, 4, 4), weights="bf16")  # type: ignore[call-arg]  # its old name
     with pytest.raises(ValueError, match="levels"):
         Sampler(model, (1, 4, 4), levels=512)
     with pytest.raises(ValueError, match="for 32 levels"):
@@ -144,7 +144,7 @@ def test_models_that_take_floating_point_images(form):
 
 
 class Prior(torch.nn.Module):
-    """Of codes, as a quantising autoencoder has them: many levels, embedded."""
+    """A prior over codes, such as those of a quantising autoencoder: many levels, embedded."""
 
     def __init__(self, levels):
         super().__init__()
@@ -169,7 +169,7 @@ def test_models_that_take_codes(form):
         assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
 
 
-def test_codes_are_no_other_form():
+def test_codes_are_not_taken_for_another_form():
     with pytest.raises(ValueError, match="int64"):
         Sampler(Prior(512), (1, 4, 5), levels=512)
     with pytest.raises(ValueError, match="one channel"):
@@ -283,11 +283,11 @@ def test_every_argument_is_shown(method, own):
 
 def test_type_checkers_know_every_keyword():
     expected = {**get_type_hints(SamplingOptions), **get_type_hints(RunSettings)}
-    del expected["temperature"]  # it has a place
+    del expected["temperature"]  # it is a positional argument
     assert get_type_hints(SamplingArguments) == expected
 
 
-def test_the_first_arguments_may_be_given_by_place(sampler):
+def test_the_first_arguments_may_be_given_by_position(sampler):
     u = torch.rand(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     other = torch.Generator().manual_seed(2)
     expected = sampler.sample(2, labels=LABELS, temperature=0.5, noise=u)

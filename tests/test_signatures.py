@@ -38,7 +38,7 @@ def test_arguments_are_handed_on():
     assert Thing().method(1, second="x") == {"x": 1, "first": 7, "second": "x"}
 
 
-def test_an_unknown_keyword_is_named_in_the_function_s_own_name():
+def test_the_error_for_an_unknown_keyword_names_the_function():
     with pytest.raises(TypeError, match=r"^Thing\.method\(\) got an unexpected keyword argument 'positional'$"):
         Thing().method(1, positional=1)
     with pytest.raises(TypeError, match=r"^Thing\.method: old= is called second= now$"):

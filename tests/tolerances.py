@@ -1,4 +1,4 @@
-"""The one rule for closeness: an error against float64 of at most twice what plain torch makes in the same dtype."""
+"""The one rule for closeness: an error against float64 of at most twice that of plain torch in the same dtype."""
 
 from __future__ import annotations
 

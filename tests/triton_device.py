@@ -1,4 +1,4 @@
-"""Where a test module's Triton kernels run: on the GPU, else in Triton's interpreter, on CPU tensors."""
+"""Where a test module's Triton kernels run: on the GPU, or else in Triton's interpreter, on CPU tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def float32_precision(name: str) -> Iterator[None]:
-    """What convolutions in float32 multiply meanwhile: 'ieee' or 'tf32'."""
+    """In this context convolutions in float32 multiply in that precision, 'ieee' or 'tf32'."""
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it while it runs
     before = conv.fp32_precision
     conv.fp32_precision = name

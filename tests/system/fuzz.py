@@ -51,7 +51,7 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
 
 
 class Conv(nn.Conv2d):
-    """Masked in one of several ways. groups: of the input's and the output's channels, which order the colours."""
+    """Masked in one of several ways. groups_in, groups_out: the groups of the channels, which order the colours."""
 
     mask: Tensor
 

@@ -1,4 +1,4 @@
-"""Gated PixelCNN and colours in order: same noise, same images in every runtime, in the right phases."""
+"""Gated PixelCNNs and ordered colours: same noise, same images in every runtime, and the right phases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ordered(order: ChannelOrder, **kwargs) -> PixelCNN:
 
 
 def with_zero_norms(model: torch.nn.Module) -> torch.nn.Module:
-    """As residual blocks often start."""
+    """Zeroes the norms' weights, as residual blocks are often initialised."""
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.weight.data.zero_()
@@ -64,7 +64,7 @@ CASES = {
         TwoLayers(3, [[0, 0, 0], [1, 0, 0]] * 2, [[1, 0] * 2] * 256 + [[1, 1] * 2] * 512),
         (3, 4, 5),
     ),
-    # The logits read, at their own pixel, what the other features of the same layer can't be read for.
+    # At their own pixel the logits may read only those features that do not see it.
     "some features see their pixel": (TwoLayers(1, [SEES_IT, DOES_NOT] * 3, [[0, 1] * 3] * 256), (1, 5, 5)),
     "gated": (gated(input_channels=1), (1, 7, 6)),
     "gated with labels": (gated(input_channels=2, n_classes=4), (2, 5, 6)),
@@ -113,7 +113,8 @@ def test_a_vertical_stack_is_all_row_phase():
 
 
 def test_each_weight_of_an_ordered_model_is_applied_once_for_a_pixel():
-    """The colours' features are apart, so that what sees one colour more is computed after its draw, and once."""
+    """The features of each colour are separate, so that those that see one more colour are computed after its draw, and
+    only once."""
     model, shape = CASES["thirds"]
     program = Sampler(model, shape)._compiled.program
     assert len(program.outputs) == 3

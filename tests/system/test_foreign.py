@@ -1,4 +1,4 @@
-"""Networks that other people could have written: sampled alike by all runtimes; and mutants of them, all found."""
+"""Networks that other people could have written: all runtimes draw the same images, and every mutant is found."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_all_are_causal_and_see_their_neighbours(name):
         assert field.seen[:, :, y, x].all()
 
 
-# -- mutants: one tap more or one tap fewer, in every layer
+# -- mutants: one tap more or fewer, in every layer
 
 
 Condition = Callable[[ConditionOperand], Tensor]
@@ -145,7 +145,7 @@ def test_a_leaking_tap_is_not_causal(name):
             mutant = with_taps(program, index, (*i.taps, Tap(like.source, dy, dx, weight)))
             why = why_not_causal(mutant)
             assert (why is not None) == sees_too_much(mutant, levels, condition), (i.name, dy, dx, why)
-            if why is not None and (dy, dx) != (0, 0) and name != "cropped shifts":  # it reads ahead by right
+            if why is not None and (dy, dx) != (0, 0) and name != "cropped shifts":  # which may read ahead
                 assert why.startswith(f"{i.name}: kernel tap ({dy:+d}, {dx:+d})"), why
             leaks += why is not None
     assert leaks > 2

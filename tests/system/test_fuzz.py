@@ -1,4 +1,4 @@
-"""A fixed few of the random networks; ``make fuzz N=1000`` tries as many as wanted."""
+"""A fixed few of the random networks; ``make fuzz N=1000`` tries as many as you want."""
 
 from __future__ import annotations
 
