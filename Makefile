@@ -59,8 +59,8 @@ bench: setup ## measure the ops and the samplers on this machine, in out/
 	$(python) benchmarks/ops_table.py out/ops-benchmark.json --out out
 	$(python) -m pixelcnn_fast bench
 
-# Into the environment at hand: a machine with a GPU often has no network to set up another one.
-gpu-check: ## build, test and measure on a GPU, in under ten minutes; without one, what can be done without
+# Uses the environment at hand, because a machine with a GPU often has no network to set up another one.
+gpu-check: ## build, test and measure on a GPU, in under ten minutes; without one, do what can be done
 	$(or $(wildcard $(python)),$(PYTHON)) benchmarks/gpu_check.py
 
 sanitize: $(sanitizers:%=sanitize-%) ## run the samplers under the address, undefined and thread sanitizers
@@ -90,7 +90,7 @@ $(python):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "$(PYTHON) is missing or older than Python 3.10: name a newer one, as in PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "$(PYTHON) makes no virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	  echo "$(PYTHON) can't make a virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 
 # The package goes in without its native part, which `setup.py build_ext` then builds: one build folder, one
 # set of build tools, so that a change in csrc compiles only what depends on it.

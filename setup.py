@@ -28,7 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CUDA_ARCHS = ("80", "86", "89", "90a", "100", "120")
-PURE = "set PIXELCNN_FAST_NATIVE=0 to install the pure-Python package, which the eager runtime serves"
+PURE = "set PIXELCNN_FAST_NATIVE=0 to install the pure-Python package, which samples with the eager runtime"
 
 
 def fail(cause: str, remedy: str) -> NoReturn:
@@ -129,7 +129,7 @@ def cuda_settings() -> dict[str, str]:
 
 
 def default_archs(nvcc: str) -> str:
-    """Those of CUDA_ARCHS that this nvcc knows; the last also as PTX, for GPUs yet to come."""
+    """The CUDA_ARCHS that this nvcc knows; the last also as PTX, for GPUs yet to come."""
     known = run_quietly(nvcc, "--list-gpu-arch").stdout.split()
     archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.rstrip('a')}" in known] or ["native"]
     return ";".join([f"{arch}-real" for arch in archs[:-1]] + archs[-1:])
@@ -167,7 +167,7 @@ def compile_native() -> Path:
     configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", "--log-level=NOTICE"]
     for command in [[*configure, *defines], [cmake, "--build", folder]]:
         if subprocess.run([str(word) for word in command], check=False).returncode:
-            fail("the native part does not build, for the reason above", f"repair it, or {PURE}")
+            fail("the native part does not build, for the reason above", f"fix it, or {PURE}")
     return folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 

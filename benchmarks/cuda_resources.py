@@ -1,4 +1,4 @@
-"""What the CUDA sampler's kernels take: registers, shared memory, blocks on a multiprocessor. Needs nvcc, no GPU.
+"""What the CUDA sampler's kernels take: registers, shared memory, blocks on a multiprocessor. Needs nvcc but no GPU.
 
 python benchmarks/cuda_resources.py        writes docs/cuda_resources.md (a few minutes)
 """
@@ -78,7 +78,7 @@ def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tu
 
 
 def shared_bytes(kernel: str, math: str, arch: str, plans) -> int | None:
-    """Of the default PixelCNN; None where the variant does not serve it."""
+    """Shared memory for the default PixelCNN; None if the variant does not serve it."""
     if kernel.startswith("row phase"):
         return 0
     plan = plans.get((math, arch, "block" if kernel == "block" else "pipeline"))

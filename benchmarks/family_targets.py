@@ -1,10 +1,10 @@
 """Measures the targets of the other families on this machine, each in one run, and says which are met.
 
     python benchmarks/family_targets.py            a Gated PixelCNN, and ordered colours: a minute or two on 2 cores
-    python benchmarks/family_targets.py --quick    tiny models: tries the script, its figures mean nothing
+    python benchmarks/family_targets.py --quick    tiny models: tries the script; its figures mean nothing
 
 Contestants take turns on the same noise, and every image is checked before a speed-up is shown. Leave the
-machine alone meanwhile. Writes FOLDER/<processor>-<isa>-family.json, .md; status 1 if a target is missed.
+machine alone meanwhile. Writes FOLDER/<processor>-<isa>-family.json and .md; status 1 if a target is missed.
 """
 
 from __future__ import annotations

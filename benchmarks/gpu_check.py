@@ -1,8 +1,8 @@
 """Builds, tests and measures on a machine with a GPU, in under ten minutes: `make gpu-check`.
 
 Needs torch, nvcc, pybind11, ninja, cmake and pytest; no network. Each stage is a process with its own time limit, so
-that one that fails or hangs leaves the others' figures. Prints one table last, under 10,000 characters, and writes
-benchmarks/results/<device>.json. Where there is no GPU it builds, runs what tests it can, and prints the predictions.
+that the others still give their figures if one fails or hangs. Ends by printing one table, under 10,000 characters, and
+writes benchmarks/results/<device>.json. Without a GPU, it builds, runs the tests it can, and prints the predictions.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def layer_milliseconds() -> dict[str, dict[str, float | str]]:
         return mask
 
     def convolution(title, c, size, kind, hw, dtype, joined=False):
-        """joined: with batch norm's shift, residual and activation, each of them a call where it is not fused."""
+        """joined: with batch norm's shift, residual and activation, each a call of its own where they are not fused."""
         x = torch.randn(256, c, hw, hw, device="cuda", dtype=dtype).contiguous(
             memory_format=torch.channels_last
         )
@@ -243,7 +243,7 @@ def layer_milliseconds() -> dict[str, dict[str, float | str]]:
 
 
 def predictions(device: str) -> dict[tuple[str, int], float]:
-    """(variant, batch) -> seconds, of the default model in bf16; of an H100 where there is no GPU."""
+    """(variant, batch) -> seconds for the default model in bf16; on an H100 if there is no GPU."""
     from cuda_resources import ARCHS, plans_of_default
 
     from pixelcnn_fast.native import native

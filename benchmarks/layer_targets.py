@@ -1,7 +1,7 @@
 """Measures the layers' targets on this machine, each in one run against plain PyTorch, and says which are met.
 
-    python benchmarks/layer_targets.py            batch 16, float32: some 5 minutes on 2 cores
-    python benchmarks/layer_targets.py --quick    tiny layers: tries the script, its figures mean nothing
+    python benchmarks/layer_targets.py            batch 16, float32: about 5 minutes on 2 cores
+    python benchmarks/layer_targets.py --quick    tiny layers: tries the script; its figures mean nothing
 
 Contestants take turns, and their results are compared before a speed-up is shown. Leave the machine alone
 meanwhile. Writes FOLDER/<processor>-<isa>-layers.json and .md; status 1 if a target is missed.
@@ -190,7 +190,7 @@ def likelihood_memory(s: Settings) -> Iterator[Target]:
 
 
 def likelihood_rise(s: Settings, name: str) -> float | None:
-    """MB of the peak beyond logits and levels, of F.cross_entropy or of ours."""
+    """MB of peak memory beyond logits and levels, for F.cross_entropy or for ours."""
     maps = torch.randn(s.batch, 3, 256, 32, 32).requires_grad_()
     logits, levels = maps.permute(0, 1, 3, 4, 2), torch.randint(0, 256, (s.batch, 3, 32, 32))
     losses = {

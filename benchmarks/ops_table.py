@@ -1,4 +1,4 @@
-"""Turns pytest-benchmark's JSON into a table (Markdown and CSV, one row a device, op and contestant) and a chart.
+"""Turns pytest-benchmark's JSON into a table (Markdown and CSV, one row per device, op and contestant) and a chart.
 
 python benchmarks/ops_table.py ops.json [--out FOLDER]
 """
@@ -34,7 +34,7 @@ def main() -> int:
         if "contestant" in entry["extra_info"]:
             groups[entry["group"]][entry["extra_info"]["contestant"]] = entry["stats"]
     if not groups:
-        parser.error(f"{args.json} holds no op's benchmark")
+        parser.error(f"{args.json} holds no benchmark of an op")
     rows, panels = [HEADER], []
     numbers: list[list] = [HEADER]
     for group, found in groups.items():

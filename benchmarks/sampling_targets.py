@@ -1,10 +1,10 @@
 """Measures the sampler's targets on this machine, each in one run, and says which are met.
 
-    python benchmarks/sampling_targets.py            the default PixelCNN, 3x32x32: some 10 minutes on 2 cores
-    python benchmarks/sampling_targets.py --quick    a tiny model: tries the script, its figures mean nothing
+    python benchmarks/sampling_targets.py            the default PixelCNN, 3x32x32: about 10 minutes on 2 cores
+    python benchmarks/sampling_targets.py --quick    a tiny model: tries the script; its figures mean nothing
 
 Contestants take turns on the same noise, and every image is checked before a speed-up is shown. Leave the
-machine alone meanwhile. Writes FOLDER/<processor>-<isa>-sampling.json, .md; status 1 if a target is missed.
+machine alone meanwhile. Writes FOLDER/<processor>-<isa>-sampling.json and .md; status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def memory(settings: Settings) -> Iterator[Target]:
 
 
 def memory_rise(settings: Settings) -> float | None:
-    """MB by which the peak resident set rises while a sampler that is built draws."""
+    """MB by which the peak resident set rises while a sampler that is already built draws."""
     sampler = settings.sampler()
     sampler.runtime("cpu")
     return peak_rise(lambda: sampler.sample(settings.batch, batch_size=settings.batch, runtime="cpu"))
@@ -117,7 +117,7 @@ def main() -> int:
         "--naive-pixels",
         type=count_or_zero,
         default=100,
-        help="that the naive sampler draws; 0: whole images",
+        help="pixels that the naive sampler draws; 0: whole images",
     )
     args = parser.parse_args()
     folder = output_folder(args.out)

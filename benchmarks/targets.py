@@ -36,7 +36,7 @@ class Target:
     samples: list[float]
     show: Callable[[float], str]
     at_most: bool = False
-    strict: bool = False  # must is a bound that the value has to stay off
+    strict: bool = False  # the value must not even equal ``must``
 
     def verdict(self) -> str:
         sign = -1 if self.at_most else 1
@@ -103,15 +103,15 @@ def options(description: str | None, repeats: int) -> Parser:
     parser = Parser(description=description)
     add = parser.add_argument
     add("--repeats", type=count, default=repeats, help="rounds of each measurement")
-    add("--threads", type=count, default=2, help="of PyTorch and of the compiled code")
+    add("--threads", type=count, default=2, help="threads of PyTorch and of the compiled code")
     add(
         "--out",
         type=Path,
         default=RESULTS,
         metavar="FOLDER",
-        help="for the files (default: benchmarks/results)",
+        help="where the files go (default: benchmarks/results)",
     )
-    add("--quick", action="store_true", help="something tiny: tries the script")
+    add("--quick", action="store_true", help="measure something tiny, to try the script")
     return parser
 
 
@@ -125,8 +125,8 @@ def peak_rise(work: Callable[[], object]) -> float | None:
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists() or not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # else work takes its memory from what was freed before, unseen
-    reset.write_text("5")  # the peak starts anew
+    ctypes.CDLL(None).malloc_trim(0)  # else work could reuse memory that was freed before, unseen
+    reset.write_text("5")  # resets the peak
     before = _kilobytes(status, "VmRSS")
     work()
     return (_kilobytes(status, "VmHWM") - before) * 1024 / MB

@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_ops_bench.py --benchmark-json=ops.json && python benchmarks/ops_table.py ops.json
 
-On CUDA too where there is a device. Results are compared before anything is timed. For the targets' figures, with
-contestants that take turns, there is layer_targets.py.
+They also run on CUDA if there is a device. Results are compared before anything is timed. For the targets' figures,
+with contestants that take turns, use layer_targets.py.
 """
 
 from __future__ import annotations

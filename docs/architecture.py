@@ -53,7 +53,7 @@ def captured(model: nn.Module) -> Program:
 
 @cache
 def passes() -> tuple[list[tuple[str, Program | PhasedProgram]], PhasedProgram]:
-    """What each pass makes of the three layers, and what the last of them makes."""
+    """What each pass makes of the three layers, and the program after the last of them."""
     seen: list[tuple[str, Program | PhasedProgram]] = []
 
     def watch(name: str, program: Program | PhasedProgram) -> None:
@@ -88,7 +88,7 @@ def _left_as_it_is(names: list[str]) -> str:
 
 
 def lag() -> int:
-    """Columns by which a row of the three layers is behind the row above."""
+    """How many columns a row of the three layers is behind the row above."""
     _, program = passes()
     assert program.wavefront is not None
     return program.wavefront.lag
@@ -96,7 +96,7 @@ def lag() -> int:
 
 @cache
 def steps() -> list[list[int]]:
-    """By row and column, the step at which the wavefront draws a pixel."""
+    """The step at which the wavefront draws each pixel, by row and column."""
     _, height, width = SHAPE
     return [[x + lag() * y for x in range(width)] for y in range(height)]
 
@@ -121,7 +121,7 @@ def seen_from(row: int, column: int) -> set[tuple[int, int]]:
 
 
 def parts() -> dict[str, str]:
-    """By its marker's name, each generated part of the page."""
+    """The generated parts of the page, by the names of their markers."""
     return {
         "three layers": listing(inspect.getsource(ThreeLayers).strip(), "python"),
         "captured": listing(captured(ThreeLayers())),
@@ -133,7 +133,7 @@ def parts() -> dict[str, str]:
 
 
 def drawings() -> dict[str, str]:
-    """By its file's name, each drawing."""
+    """The drawings, by the names of their files."""
     x = torch.arange(1, 10).view(1, 1, 3, 3)  # the addresses of a value of 3x3 pixels
     padded = F.pad(x, (0, 0, 1, 0))
     shifted = padded[:, :, :-1]

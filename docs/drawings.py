@@ -13,7 +13,7 @@ CELL = 44
 
 
 def provenance(panels: list[tuple[str, list[list[int]]]], caption: list[str]) -> str:
-    """A row of tensors of addresses, each with the code that made it; rows of the first are followed by colour."""
+    """A row of tensors of addresses, each with the code that made it; colours follow the rows of the first."""
     origin = {address: y for y, row in enumerate(panels[0][1]) for address in row}
     height = max(len(cells) for _, cells in panels) * CELL
     parts: list[str] = []

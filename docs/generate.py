@@ -1,7 +1,7 @@
 """Writes what is generated in this folder: parts of pages, and drawings. Run it as `make docs`.
 
-A page is prose, in which `<!-- generated: NAME -->` and `<!-- end -->` enclose what is written here; all else in it is
-left alone. NAME is a key of `parts()` in the script that has the page's name. Nothing here draws random numbers or
+In a page of prose, `<!-- generated: NAME -->` and `<!-- end -->` enclose what is written here; everything else is left
+alone. NAME is a key of `parts()` in the script that has the page's name. Nothing here draws random numbers or
 depends on the machine, so the same sources give the same files, to the letter.
 """
 
@@ -19,7 +19,7 @@ PART = re.compile(r"(<!-- generated: (?P<name>[^>]+) -->\n).*?(<!-- end -->\n)",
 
 
 def filled(page: str, parts: dict[str, str]) -> str:
-    """The page with its generated parts as they should be. Raises ValueError unless each part has one place in it."""
+    """The page with its generated parts up to date. Raises ValueError unless each part has one place in it."""
     places = [match["name"] for match in PART.finditer(page)]
     if sorted(places) != sorted(parts):
         raise ValueError(f"the page has places for {sorted(places)}, and the parts are {sorted(parts)}")
@@ -27,7 +27,7 @@ def filled(page: str, parts: dict[str, str]) -> str:
 
 
 def generated() -> dict[str, str]:
-    """By its name, what each generated file of this folder should hold."""
+    """What each generated file of this folder should hold, by the file's name."""
     pages = {name: filled((DOCS / name).read_text(), parts()) for name, parts in PAGES.items()}
     return {**pages, **architecture.drawings()}
 

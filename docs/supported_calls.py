@@ -1,7 +1,7 @@
 """The generated parts of supported_calls.md: the tables of calls, grouped as a user looks for them.
 
-Which calls exist is said by capture's own tables. What a table can't say is written here, once: the group that a call
-belongs to, and the limits that its lowering states.
+Capture's own tables say which calls exist. What they can't say is written here, once: the group that a call belongs to,
+and the limits that its lowering states.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ GROUPS: dict[str, list[Row]] = {
         ),
         Row("linear", "Acts on the last axis, which must hold the channels of a pixel, as in `[N, H, W, C]`."),
         Row("matmul", "Features, with the channels on the last axis, times a constant matrix: `x @ weight`."),
-        Row("embedding", "Of the image's levels, without `max_norm`."),
-        Row("one_hot", "Of the image's levels, with `num_classes` given."),
+        Row("embedding", "On the image's levels, without `max_norm`."),
+        Row("one_hot", "On the image's levels, with `num_classes` given."),
     ],
     "own": [
         Row("masked_conv2d"),
@@ -97,7 +97,7 @@ GROUPS: dict[str, list[Row]] = {
         Row("pad constant_pad_nd", "With zeros."),
         Row(
             "roll flip",
-            "Of channels without limits; of pixels, where what wraps around is overwritten or cut off before a "
+            "On channels without limits; on pixels, if what wraps around is overwritten or cut off before a "
             "convolution reads it.",
         ),
         Row(
@@ -128,8 +128,8 @@ GROUPS: dict[str, list[Row]] = {
             "softmax log_softmax softmin",
             "As the last call, over the levels, with the axis named by `dim=`.",
         ),
-        Row("log", "Of a softmax. (`exp` of a log-softmax is supported as well.)"),
-        Row("logit", "Of a sigmoid."),
+        Row("log", "After a softmax. (`exp` after a log-softmax is supported as well.)"),
+        Row("logit", "After a sigmoid."),
     ],
 }
 
@@ -146,8 +146,8 @@ REFUSED: list[Refused] = [
     ),
     Refused(
         "group_norm instance_norm local_response_norm",
-        "The statistics of a whole image include pixels that are not drawn yet, so such a model is not causal; those "
-        "over neighbouring channels have no step.",
+        "The statistics of a whole image include pixels that are not drawn yet, so such a model is not causal; "
+        "statistics over neighbouring channels have no step.",
         "`layer_norm` or `rms_norm` over the channels of each pixel, or `batch_norm`.",
     ),
     Refused(
@@ -168,7 +168,7 @@ REFUSED: list[Refused] = [
     ),
     Refused(
         "max min amax amin argmax argmin sort topk",
-        "An order among elements has no step.",
+        "Ordering elements has no step.",
         "For the larger or smaller of two feature maps, `maximum` or `minimum`.",
     ),
     Refused(
@@ -178,13 +178,13 @@ REFUSED: list[Refused] = [
     ),
     Refused(
         "round floor ceil trunc sign floor_divide remainder",
-        "They jump, so that float rounding would decide between two results.",
+        "They jump, so float rounding would decide between two results.",
         "Leave them out, or compute them before the model is called.",
     ),
     Refused(
         "sin cos tan erf log1p expm1 log2 log10",
         "These functions have no step.",
-        "One of the activations above; a new step is a small change to the library.",
+        "Use one of the activations above; a new step is a small change to the library.",
     ),
     Refused(
         "threshold rrelu hardshrink softshrink",
@@ -203,7 +203,7 @@ SPELLINGS = {"getitem": "x[…]", "T": "x.T", "mT": "x.mT", "data": "x.data"}
 
 
 def own_ops() -> set[str]:
-    """Names of the library's own ops, as in torch.ops.pixelcnn_fast."""
+    """The names of the library's own ops, as in torch.ops.pixelcnn_fast."""
     return {str(op).split(".")[1] for op in OWN_OPS}
 
 
@@ -238,13 +238,13 @@ def refusals() -> str:
 def small_integers() -> str:
     names = ", ".join(f"`{name}`" for name in sorted(lowering.ARITHMETIC))
     return (
-        f"On `uint8`, `int8` and `int16` the calls {names} are refused, because they may wrap round: convert the image "
-        "to floating point first."
+        f"On `uint8`, `int8` and `int16` the calls {names} are refused, because they may wrap around: convert the "
+        "image to floating point first."
     )
 
 
 def parts() -> dict[str, str]:
-    """By its marker's name, each generated part of the page."""
+    """The generated parts of the page, by the names of their markers."""
     return {
         **{group: table(rows) for group, rows in GROUPS.items()},
         "refused": refusals(),

@@ -3,9 +3,9 @@
     python examples/refine_mnist.py --npz mnist_10k.npz --out refined.safetensors
 
 Training by likelihood only ever continues real images. Sampling continues the model's own, where small errors pile up
-that training never showed it. Here the model samples, a critic tells after each strip of rows how real the image is
-so far, and what made an image more real than expected becomes more likely, the rest less. ``pixelcnn_fast.checkpoint``
-loads the result. Ctrl-C stops early and keeps the last round.
+that training never showed it. Here the model samples, and after each strip of rows a critic says how real the image is
+so far. What made an image more real than expected then becomes more likely, and the rest less likely.
+``pixelcnn_fast.checkpoint`` loads the result. Ctrl-C stops early and keeps the last round.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pixelcnn_fast.likelihood import bits_per_dim
 STRIP = 4  # rows
 TURNS = 5  # in a round; each samples, judges the samples, and trains critic and model
 REMEMBERED = 8  # turns whose samples the critic trains on
-CRITIC_BATCH = 64  # of real images, and as many samples
-CERTAINTY = 5.0  # nats; the critic is not believed beyond
+CRITIC_BATCH = 64  # this many real images, and as many samples
+CERTAINTY = 5.0  # nats; the critic is not believed beyond this
 FORESIGHT = 0.9  # how much of a later strip's merit a strip gets, per strip between them
 WARMUP_STEPS = 50
 
 
 class Critic(nn.Module):
-    """Tells real images of each class from samples, having seen the first rows only.
+    """Tells real images of each class from samples, having seen only the first rows.
 
     images: [N, 1, H, W] uint8; rows: [N] integers 0...H -> logits [N, n_classes + 1], the last one for "a sample".
     """
@@ -96,7 +96,7 @@ class Critic(nn.Module):
 
 
 def merits(realness: Tensor) -> Tensor:
-    """How much more real an image became than others did, by each strip and what followed from it.
+    """How much more real each strip, and what followed from it, made an image than others became.
 
     realness: [N, strips + 1] -> [N, strips], of mean 0 over the images.
     """
@@ -107,10 +107,10 @@ def merits(realness: Tensor) -> Tensor:
 
 
 def refine(args: argparse.Namespace, model: checkpoint.Model, images: Tensor, labels: Tensor) -> list[float]:
-    """Policy gradient on the critic's logits, and likelihood of real images beside it to stay close to the data.
+    """Policy gradient on the critic's logits, along with the likelihood of real images to stay close to the data.
 
     A sample's logit estimates ln p(data) - ln p(model), so this lowers KL(model || data), which counts what the model
-    draws and the data lack; likelihood alone lowers KL(data || model), which hardly counts it.
+    draws but the data lack; likelihood alone lowers KL(data || model), which hardly counts it.
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each round. A moving average of the weights is
     saved in args.out. Batch norm keeps its statistics: what is trained is the very function that samples.
     """
@@ -133,7 +133,7 @@ def refine(args: argparse.Namespace, model: checkpoint.Model, images: Tensor, la
     history: list[float] = []
     step = 0
     try:
-        print(f"the critic's first {REMEMBERED * args.samples} samples, and its training", flush=True)
+        print(f"drawing {REMEMBERED * args.samples} samples for the critic, and training it", flush=True)
         memory = deque(draw(REMEMBERED * args.samples)[0].split(args.samples), maxlen=REMEMBERED)
         critic.learn(images, labels, torch.cat(list(memory)), args.critic_steps)
         for number in range(1, args.rounds + 1):
@@ -181,7 +181,7 @@ def refine(args: argparse.Namespace, model: checkpoint.Model, images: Tensor, la
     print(
         f"{len(history)} rounds, the last in {args.out}"
         if history
-        else "no round was finished, nothing is saved"
+        else "no round was finished, so nothing is saved"
     )
     return history
 
@@ -232,18 +232,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what to start from; 'mnist' comes with the package",
     )
-    add("--rounds", type=int, default=20, help=f"each of {TURNS} turns; a minute or two on 2 cores")
+    add("--rounds", type=int, default=20, help=f"rounds of {TURNS} turns; each a minute or two on 2 cores")
     add(
         "--samples",
         type=int,
         default=512,
-        help="images that a turn draws; the more telling half is learned from",
+        help="images that a turn draws; the model learns from the more telling half",
     )
     add(
         "--critic-steps",
         type=int,
         default=800,
-        help="of the critic before the first round; 16 more in each turn",
+        help="steps of the critic before the first round; 16 more in each turn",
     )
     add(
         "--batch",
@@ -255,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lr",
         type=float,
         default=1e-4,
-        help="learning rate of Adam; it is noisy learning: with 6e-4 the model wanders off",
+        help="learning rate of Adam; the gradients are noisy, and with 6e-4 the model wanders off",
     )
     add(
         "--average",

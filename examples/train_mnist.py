@@ -27,7 +27,7 @@ from pixelcnn_fast import checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim, nll
 from pixelcnn_fast.models import PixelCNN
 
-WARMUP = 0.03  # of the whole run
+WARMUP = 0.03  # share of the whole run
 EMA_DECAY = 0.999
 
 
@@ -46,29 +46,29 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
 
 
 def check_options(args: argparse.Namespace, n_images: int) -> None:
-    """ValueError if --held-out leaves nothing of n_images; FileNotFoundError if there is no folder for --out."""
+    """Raises ValueError if --held-out leaves none of n_images, FileNotFoundError if --out has no folder."""
     if not 0 < args.held_out < n_images:
         raise ValueError(
             f"--held-out {args.held_out} of {n_images} images: none is left to "
             f"{'judge by' if args.held_out < 1 else 'train on'}"
         )
     if not args.out.parent.is_dir():
-        raise FileNotFoundError(f"--out {args.out}: no folder {args.out.parent}, create it first")
+        raise FileNotFoundError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
 
 
 def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:
-    """A new model, or that of --resume; ValueError if its size is not the one asked for."""
+    """A new model, or that of --resume. Raises ValueError if its size is not the one asked for."""
     model = PixelCNN(1, args.hidden, args.residual, n_classes)
     if args.resume:
         resumed = checkpoint.load(args.resume)
         if not isinstance(resumed, PixelCNN) or resumed.config != model.config:
-            raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config} as asked")
+            raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config}, as asked for")
         model = resumed
     return model
 
 
 def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Tensor) -> list[float]:
-    """Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
+    """Trains by Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
 
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
     """
@@ -132,7 +132,7 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
     if history:
         print(f"best epoch: {min(history):.4f} bits/dim, in {args.out}")
     else:
-        print("no epoch was finished, nothing is saved")
+        print("no epoch was finished, so nothing is saved")
     return history
 
 
@@ -161,7 +161,7 @@ def load_npz(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:  # of an .npy, one bare array, this is a TypeError
+        with np.load(path, allow_pickle=False) as arrays:  # for an .npy, a bare array, this is a TypeError
             if missing := [name for name in ("images", "labels") if name not in arrays]:
                 raise ValueError(f"it has no array {' and no array '.join(missing)}, only {sorted(arrays)}")
             images, labels = arrays["images"], arrays["labels"]
@@ -224,11 +224,11 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes",
         type=float,
         default=0,
-        help="stop after this long, the learning rate reaching 0 by the clock; 0: only --epochs counts",
+        help="stop after this many minutes, when the learning rate has reached 0; 0: only --epochs counts",
     )
     add("--batch", type=int, default=16, help="images per step")
     add("--lr", type=float, default=2e-3, help="peak learning rate of Adam, after the warm-up")
-    add("--resume", type=Path, metavar="FILE", help="train on from this checkpoint's weights")
+    add("--resume", type=Path, metavar="FILE", help="continue from this checkpoint's weights")
     add("--seed", type=int, default=0, help="seed of weights and of the order of images")
     add("--out", type=Path, default=Path("mnist_pixelcnn.safetensors"), help="checkpoint to write")
     return parser

@@ -13,7 +13,7 @@ from pixelcnn_fast.cli import bench, demo, receptive_field, sample
 from pixelcnn_fast.errors import CheckFailed
 
 EPILOG = """examples:
-  python -m pixelcnn_fast demo                        in 3 minutes: pictures and a comparison, in out/
+  python -m pixelcnn_fast demo                        pictures and a comparison in out/, in 3 minutes
   python -m pixelcnn_fast sample --label 3 --n 64     64 threes from the packaged model
   python -m pixelcnn_fast bench --batch 1,16          the samplers side by side on this machine
   python -m pixelcnn_fast receptive-field             what the packaged model's outputs see
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was saved but what is listed above", file=sys.stderr)
+        print("interrupted: only what is listed above was saved", file=sys.stderr)
         return 130
 
 

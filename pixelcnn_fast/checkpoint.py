@@ -34,7 +34,7 @@ def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
     if not isinstance(config, dict) or type(model).__name__ not in MODELS:
         raise ValueError(
             f"{type(model).__name__} is none of {', '.join(MODELS)} with its config dict: save one of "
-            "pixelcnn_fast.models; of DataParallel, its .module"
+            "pixelcnn_fast.models; for DataParallel, save its .module"
         )
     for name, text in notes.items():
         if name in RESERVED or not isinstance(text, str):
@@ -42,7 +42,7 @@ def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
                 f"note {name}={text!r}: notes are strings, under any name but 'config' and 'model'"
             )
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}, create it first")
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     _check_finite(tensors, "the model")
     unfinished = path.with_name(path.name + ".unfinished")
@@ -58,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read a checkpoint of ``save`` -> its model in eval mode, on the CPU, in the dtype it was saved in.
 
     path: a file, or "mnist" for the packaged class-conditional model of 28x28 digits.
-    Loading is strict, but for the "module." that DataParallel puts before every key: it is taken off.
+    Loading is strict, except that the "module." that DataParallel puts before every key is removed.
     Raises FileNotFoundError for a missing file; ValueError for a file that is not safetensors or is
     truncated, that has no usable config, whose keys or shapes do not fit its config, that holds NaN or
     infinite weights, or whose masks are not the model's own (one that leaks lets an output see later pixels).
@@ -75,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 
 def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes that ``save`` was given, without config and model; path and errors of the file as for ``load``."""
+    """The notes that ``save`` was given, without config and model; path and file errors are as for ``load``."""
     _, metadata = _read(path)
     return {name: text for name, text in metadata.items() if name not in RESERVED}
 
@@ -91,8 +91,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, st
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
-            f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again, or, if it is of "
-            "torch.save, load it into a PixelCNN and write that with pixelcnn_fast.checkpoint.save"
+            f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again, or, if it was "
+            "written by torch.save, load it into a PixelCNN and write that with pixelcnn_fast.checkpoint.save"
         ) from error
 
 
@@ -104,13 +104,13 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> Model:
         )
     name = metadata.get("model", "PixelCNN")
     if name not in MODELS:
-        raise ValueError(f"{path}: its model is {name!r}, this version knows {', '.join(MODELS)}")
+        raise ValueError(f"{path}: its model is {name!r}, but this version knows {', '.join(MODELS)}")
     try:
         return MODELS[name](**json.loads(metadata["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path}: config {metadata['config']!r} does not describe a {name} ({error}); if you know its "
-            "size, write it anew with pixelcnn_fast.checkpoint.save"
+            "size, write it again with pixelcnn_fast.checkpoint.save"
         ) from error
 
 

@@ -38,14 +38,14 @@ class Compiled:
 
     @property
     def listing(self) -> ProgramListing:
-        """The program to print and to ask for its costs."""
+        """The program, to print or to ask for its costs."""
         stored = STORED.get(self.precision, self.program.dtype)
         return ProgramListing(self.program, stored.itemsize)
 
 
 def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
-    """Captures the model, which then has its head's layout, and compiles it. precision: as of ``Sampler``. watch: is
-    shown the captured program, and the program after each pass.
+    """Captures the model, whose head then has its layout, and compiles it. precision: as for ``Sampler``. watch: a
+    function that is shown the captured program, and the program after each pass.
 
     Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
     """
@@ -68,9 +68,9 @@ def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
 
 
 def check_program(program: Program, conditions: Conditions, model: WrappedModel) -> None:
-    """Compares the program with the model, on another image and condition than those it was captured with.
+    """Compares the program with the model, on an image and a condition other than those it was captured with.
 
-    Raises CaptureMismatch where they differ, NonFiniteLogits where the model gives some.
+    Raises CaptureMismatch if they differ, NonFiniteLogits if the model's logits are not finite.
     """
     values, given = model.example(seed=1)
     with model.evaluating():

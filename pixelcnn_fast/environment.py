@@ -22,7 +22,7 @@ def runtimes() -> dict[str, str]:
 
 
 def report() -> str:
-    """Versions, the compiled module, CUDA, threads and runtimes; what is missing says why and what to do."""
+    """Versions, the compiled module, CUDA, threads and runtimes; for what is missing, also why and what to do."""
     sections = {
         f"pixelcnn_fast {version('pixelcnn_fast')}": _versions(),
         "compiled module": _native_rows(),
@@ -39,7 +39,7 @@ def report() -> str:
 
 
 def version(distribution: str) -> str:
-    """Of an installed distribution, or a sentence that it isn't installed."""
+    """The version of an installed distribution, or a note that it isn't installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -135,7 +135,7 @@ def _backend_rows() -> dict[str, str]:
     for device, best in (("cpu", "compiled"), ("cuda", "triton")):
         chosen = choose("auto", torch.device(device), torch.float32)
         if chosen == best:
-            other = f"; plain PyTorch for other dtypes than {', '.join(str(d) for d in DTYPES[best])}"
+            other = f"; plain PyTorch for dtypes other than {', '.join(str(d) for d in DTYPES[best])}"
         else:
             other = f": {why_not(best, device, torch.float32)}"
         rows["on the CPU" if device == "cpu" else "on CUDA"] = chosen + other

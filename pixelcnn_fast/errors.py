@@ -1,7 +1,8 @@
-"""The errors that the library raises by itself: one family, so that one ``except`` can catch them all.
+"""The library's own errors: one family, so that one ``except`` can catch them all.
 
-Each kind is also the built-in error that it was most like: bad models and arguments are ValueErrors, failures while
-something runs are RuntimeErrors. Plain ValueErrors are raised for arguments that are wrong whatever the model.
+Each also derives from the built-in error that it is most like: ValueError for bad models and arguments, RuntimeError
+for failures while something runs, AssertionError for a bug in the library. Arguments that would be wrong for any model
+raise a plain ValueError.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 class SamplingInterrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run; ``images`` [m, C, H, W] are the m images that were finished.
 
-    It is no PixelCNNFastError: ``except Exception`` must not swallow what the user asked for.
+    It is not a PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
     """
 
     def __init__(self, images: Tensor, wanted: int) -> None:

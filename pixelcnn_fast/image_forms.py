@@ -1,4 +1,4 @@
-"""What a model takes for an image: how it is made from levels, and how levels are read from it."""
+"""The forms in which models take images: how they are made from levels, and how levels are read from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 ImageForm = Literal["uint8", "int64", "codes", "unit", "centred", "levels"]
 IMAGE_FORMS: tuple[ImageForm, ...] = get_args(ImageForm)
-# Those in floating point: (from, to) that levels 0...L-1 are mapped to; None: as is.
+# The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
 SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
 
 
@@ -26,17 +26,17 @@ def check_levels(images: Tensor, levels: int) -> None:
 
 
 def with_channels(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The shape of images, [N, C, H, W] or [N, H, W] of one channel -> (N, C, H, W)."""
+    """The shape of images, [N, C, H, W], or [N, H, W] for one channel -> (N, C, H, W)."""
     if len(shape) not in (3, 4):
-        raise ValueError(f"images have shape {list(shape)}, expected [N, C, H, W], or [N, H, W] of one channel")
+        raise ValueError(f"images have shape {list(shape)}, expected [N, C, H, W] or [N, H, W] for one channel")
     n, *channels, height, width = shape
     return n, channels[0] if channels else 1, height, width
 
 
 def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype) -> Tensor:
-    """images: integer levels [N, C, H, W] -> what a model of this form takes: [N, C, H, W], or [N, H, W] of 'codes'.
+    """images: integer levels [N, C, H, W] -> images in this form: [N, C, H, W], or [N, H, W] for 'codes'.
 
-    levels: L, their number; dtype: of the forms in floating point.
+    levels: L, their number; dtype: what the floating-point forms are in.
     """
     if form == "uint8":
         return images.to(torch.uint8)

@@ -20,8 +20,8 @@ def nll(
 ) -> Tensor:
     """Teacher-forced negative log-likelihood of each image, in nats.
 
-    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model takes:
-    it is called as ``model(images, *given, **named)``, trailing Nones left out. head: how its output is read, from
+    images: [N, C, H, W] as the model takes them, or [N, H, W] for one channel. given, named: what else the model takes;
+    it is called as ``model(images, *given, **named)``, without trailing Nones. head: how its output is read, from
     ``heads``; by default one logit per level, in the only layout that fits the output's shape, as for ``Sampler``
     -> [N], differentiable in the model's parameters.
     Raises UnknownLayout (a ValueError), with the alternatives, if the output fits no head or several.
@@ -36,7 +36,7 @@ def nll(
 
 
 def _levels(model: nn.Module, output: object, shape: tuple[int, ...]) -> int:
-    """The model's own attribute; else the output's last axis where that can hold them; else 256."""
+    """The model's own attribute, else the size of the output's last axis if that holds the levels, else 256."""
     if not hasattr(model, "levels") and isinstance(output, Tensor) and output.shape[:-1] == shape:
         return output.shape[-1]
     return getattr(model, "levels", 256)
@@ -48,7 +48,7 @@ def bits_per_dim(model: nn.Module, loader: Iterable, progress: bool = False, hea
 
     loader yields images [N, C, H, W], or tuples (images, labels), (images, labels, condition): whatever the model takes
     by position, None where it takes nothing; a dict at the end holds what it takes by name. Tensors are moved to the
-    model's device. head: as of ``nll``. The model is evaluated in eval mode and put back as it was.
+    model's device. head: as for ``nll``. The model runs in eval mode and is put back as it was.
     Raises ValueError if the loader yields no image.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

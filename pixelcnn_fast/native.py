@@ -18,7 +18,7 @@ def native() -> ModuleType | None:
 
 
 def required() -> ModuleType:
-    """The compiled module, for what has made sure of it. Raises RuntimeError, saying why, where it is missing."""
+    """The compiled module, for callers that have made sure of it. Raises RuntimeError, saying why, if it is missing."""
     module, why_not = _load()
     if module is None:
         raise RuntimeError(why_not)
@@ -26,7 +26,7 @@ def required() -> ModuleType:
 
 
 def why_not_native() -> str:
-    """Why ``native()`` is None and what to do about it; '' where the module is there."""
+    """Why ``native()`` is None and what to do about it; '' if the module is there."""
     return _load()[1]
 
 
@@ -55,4 +55,4 @@ def _remedy() -> str:
     source = Path(__file__).parents[1]
     if (source / "CMakeLists.txt").exists():
         return f"run `make native` or `pip install -e .` in {source}"
-    return "install a C++ compiler (GCC 11 or newer, or Clang), then the package again from its source"
+    return "install a C++ compiler (GCC 11 or newer, or Clang), then reinstall the package from its source"

@@ -67,7 +67,7 @@ class Panel:
 def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axis: str = "seconds") -> None:
     """Horizontal bars on a logarithmic axis that all panels share, one panel below the other, as PNG.
 
-    Raises ValueError where there is no bar, or one that is not positive.
+    Raises ValueError if there is no bar, or if one is not positive.
     """
     seconds = [bar.seconds for panel in panels for bar in panel.bars]
     if not seconds or not all(s > 0 for s in seconds):

@@ -43,7 +43,7 @@ class ReceptiveField:
 
     shape: (C, H, W) of the images. seen: bool [C, C, 2H - 1, 2W - 1]: whether image channel c of the output sees
     channel k of the pixel at (dy, dx), at [c, k, dy + H - 1, dx + W - 1]. At a pixel near the border, offsets outside
-    the image fall away. leak: why the model isn't causal, naming the layer, or None.
+    the image do not count. leak: why the model isn't causal, naming the layer, or None.
     """
 
     shape: tuple[int, int, int]
@@ -56,8 +56,8 @@ class ReceptiveField:
 
     @cached_property
     def earlier(self) -> Tensor:
-        """The sub-pixels that come before the output, and may be seen: bool, as ``seen``. Channels of the present
-        pixel are among them where the model orders channels, so that some output sees one."""
+        """The sub-pixels that come before the output and may be seen: bool, shaped like ``seen``. Channels of the
+        present pixel are among them if the model orders channels, that is, if some output sees one."""
         c, height, width = self.shape
         earlier = torch.zeros_like(self.seen)
         earlier[:, :, : height - 1] = True
@@ -68,8 +68,8 @@ class ReceptiveField:
 
     @cached_property
     def blind_spots(self) -> Tensor:
-        """Earlier sub-pixels that are not seen, though they lie within the rows and columns that are: bool, as
-        ``seen``."""
+        """Earlier sub-pixels that are not seen, though they lie within the rows and columns that are: bool, shaped
+        like ``seen``."""
         inside = torch.zeros_like(self.seen)
         for c, field in enumerate(self.seen & self.earlier):
             rows, columns = (field.any(0).any(axis).nonzero() for axis in (1, 0))
@@ -92,7 +92,7 @@ class ReceptiveField:
         return "\n".join([*lines, "", "  " + "   ".join(legend)])
 
     def _summary(self, channels: Sequence[int], of: int) -> str:
-        """Of channels that see alike but for the channel order."""
+        """One line about channels that see the same, apart from the channel order."""
         c, height, width = self.shape
         field = (self.seen & self.earlier)[channels[0]]
         name = "" if len(channels) == of else f"channel {', '.join(map(str, channels))}: "
@@ -145,9 +145,9 @@ def receptive_field(
     shape: tuple[int, int, int],
     **arguments: Unpack[ModelArguments],
 ) -> ReceptiveField:
-    """What the model's output sees of images of ``shape`` (C, H, W), from the weights: a weight of zero hides.
+    """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
-    The arguments are those of ``Sampler``. The model needs not be causal; it is run once, in eval mode.
+    The arguments are those of ``Sampler``. The model need not be causal; it is run once, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
     wrapped = WrappedModel(model, shape, **arguments)
@@ -164,7 +164,7 @@ def check_causal(
     **arguments: Unpack[ModelArguments],
 ) -> None:
     """For training scripts: raises NotCausal, naming the layer and the tap, if an output sees its own or a later
-    sub-pixel. Arguments and other errors as of ``receptive_field``; the model is left as it was."""
+    sub-pixel. Arguments and other errors are as for ``receptive_field``; the model is left as it was."""
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)

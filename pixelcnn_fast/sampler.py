@@ -26,13 +26,13 @@ from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
 
-BATCH_BYTES = 64 << 20  # the default batch is what fits this much workspace
+BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What ``sample`` and ``complete`` take by keyword, beside the options of drawing."""
+    """What ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
@@ -57,21 +57,21 @@ class Sampler:
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
-    head reads; it is captured in eval mode and its weights are copied: build a new sampler after training on.
+    head reads; it is captured in eval mode and its weights are copied: after more training, build a new sampler.
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
-    precision: 'same' as the model's, or 'bf16' to store weights narrower (sums stay float32; not exact, and faster
-    where memory bounds), or on a GPU also 'fp16' or 'tf32': what its tensor cores multiply.
-    conditional: whether the model takes labels; by default, if it has ``n_classes`` or its forward has a second
-    argument without default. image_form: what the model takes for an image: 'uint8', 'int64', 'codes' (int64
-    [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
-    condition_shape: of a further tensor that the model takes, without its batch axis, such as (channels, H, W) of a
-    feature map; by default (condition_channels, H, W) of a model with that attribute. It is passed as ``condition=``
-    where the model's forward has it, else last.
+    precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
+    where memory bandwidth is the limit), or on a GPU also 'fp16' or 'tf32', which its tensor cores multiply.
+    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward has a
+    second argument without a default. image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
+    (int64 [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
+    condition_shape: the shape of a further tensor that the model takes, without its batch axis, such as
+    (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
+    tensor is passed as ``condition=`` if the model's forward has such an argument, else last.
 
-    Raises ModelFailed where the model itself raises, telling what it was given; NotCausal if an output sees its own or
-    a later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
+    Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
+    later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
     module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
     program, checked once against the model on a random image, computes something else.
     """
@@ -158,10 +158,11 @@ class Sampler:
         """Draws n images -> [n, C, H, W], on the CPU: uint8 (int32 beyond 256 levels), or what the head gives.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1), instead (for a head of your
-        own, [n, uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return (images,
-        ln p [n] float64) of the sub-pixels drawn, under the model itself: at temperature 1, with all levels.
-        Further options of drawing, such as top_k and top_p, are explained at ``heads.SamplingOptions``.
+        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of
+        your own, [n, uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return
+        (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
+        temperature 1 and with all levels. ``heads.SamplingOptions`` explains further options of drawing, such as top_k
+        and top_p.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
         condition: [n, *condition_shape].
@@ -231,8 +232,8 @@ class Sampler:
         """Keeps the known sub-pixels of images and samples the rest in raster order -> [n, C, H, W].
 
         images: integer levels [n, C, H, W]; known: bool, broadcasts to the images ([H, W] for one mask).
-        A pixel sees the known pixels before it, never those after it. The other arguments, what is returned and what
-        is raised are as of ``sample``.
+        A pixel sees the known pixels before it, never those after it. The other arguments, the
+        result and the errors are as for ``sample``.
         """
         values = self._model.checked_images(images)
         if known.dtype != torch.bool:
@@ -255,7 +256,7 @@ class Sampler:
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
-        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; of a head that reads no logits,
+        images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a head that reads no logits,
         the parameters of each distribution, [n, D, H, W, P]. For checks; the model's own forward gives the same,
         faster.
         """
@@ -333,7 +334,7 @@ class Sampler:
         log_probability: Tensor | None = None,
         parameters: Tensor | None = None,
     ) -> Tensor:
-        """Fills ``values`` [n, C, H, W], and the other outputs as of ``Job``, batch by batch -> the images."""
+        """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
         n, height = values.shape[0], self.shape[1]
         given = self._model.checked_given(labels, settings.condition, n)
         uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
@@ -390,7 +391,7 @@ class Sampler:
                 f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"
             )
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
-            raise ValueError("noise must lie in [0, 1), and some of it is outside or NaN")
+            raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().cpu().contiguous()
 
 
@@ -398,6 +399,6 @@ Fields = TypeVar("Fields")
 
 
 def _fields_among(kind: type[Fields], arguments: Mapping[str, Any], **more: Any) -> Fields:
-    """A dataclass, from those of the arguments that are its fields."""
+    """The dataclass ``kind``, made from those of the arguments that are its fields."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # both kinds are dataclasses
     return kind(**more, **{name: value for name, value in arguments.items() if name in names})

@@ -14,11 +14,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_arguments_of(
     *sources: Callable[..., Any], renamed: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Function], Function]:
-    """For a function with ``**arguments``, which it hands on: they are the keyword-only parameters of ``sources``.
+    """Decorates a function that hands on its ``**arguments``: they are the keyword-only parameters of ``sources``.
 
-    renamed: old words -> the new ones, for the error that an old word gets.
-    The function's signature shows the parameters in the place of ``**arguments``, without those that it sets itself.
-    Calling it with any other keyword raises TypeError, in the function's own name.
+    renamed: old names -> the new ones, for the error that an old name gets.
+    The function's signature shows the parameters in place of ``**arguments``, without those that it sets itself.
+    Calling it with any other keyword raises TypeError, which names the function.
     """
 
     def decorate(function: Function) -> Function:

@@ -13,7 +13,7 @@ from pixelcnn_fast.bench.workload import random_model
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples' line breaks, and shows the defaults that the help texts don't tell."""
+    """Keeps the examples' line breaks, and shows the defaults that the help texts don't mention."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Renamed(argparse.Action):
-    """An option that has another name now: the error tells it."""
+    """An option that has a new name, which the error gives."""
 
     def __init__(self, option_strings: list[str], dest: str, to: str) -> None:
         super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -74,7 +74,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def output_file(path: Path) -> Path:
-    """Makes the file's folder. Raises OSError where nothing can be written: before the work, not after it."""
+    """Makes the file's folder. Raises OSError if nothing can be written there: before the work, not after it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")

@@ -17,12 +17,12 @@ CHUNK = 4  # images per float64 forward: the logits of one 3x32x32 image take 6 
 
 @dataclass(frozen=True)
 class Check:
-    """One contestant's images against the common ones and against probabilities computed apart.
+    """One contestant's images against the common ones and against probabilities computed separately.
 
     differing: how many of the ``drawn`` sub-pixels differ from the common images.
     excess: the largest distance of a noise value from the interval of the level drawn with it, given the
     image so far, by the weights that the contestant claims to use.
-    model_excess: the same by the model's own weights, where the contestant's are rounded.
+    model_excess: the same by the model's own weights, if the contestant's are rounded.
     """
 
     differing: int

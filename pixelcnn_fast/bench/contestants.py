@@ -28,7 +28,7 @@ LABELS = {
 class Result:
     """One contestant's seconds for the whole batch, one per round, and the check of all that it drew.
 
-    timed: how many of the image's ``pixels`` were really drawn; if not all, the seconds are scaled up.
+    timed: how many of the image's ``pixels`` were actually drawn; if not all, the seconds are scaled up.
     """
 
     name: str
@@ -98,7 +98,7 @@ class SomePixels:
     name = NAIVE
 
     def __init__(self, sampler: Sampler, work: Workload, given: Tensor, pixels: int, rounds: int) -> None:
-        """given: uint8 [n, C, H, W]; pixels: in all rounds together, at least one in each."""
+        """given: uint8 [n, C, H, W]; pixels: how many to draw in all rounds together, at least one in each."""
         self._sampler, self._work, self._given = sampler, work, given
         pixels = min(max(pixels, rounds), work.pixels)
         chosen = torch.arange(pixels) * work.pixels // pixels
@@ -108,7 +108,7 @@ class SomePixels:
         self._draw(self._mask(chosen[:1]))  # warm-up
         self._overhead = min(
             self._draw(self._mask(chosen[:0]))[0] for _ in range(2)
-        )  # of passing over given pixels
+        )  # the time to pass over given pixels
 
     def run(self, round: int) -> None:
         where = self._rounds[round]

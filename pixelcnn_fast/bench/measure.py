@@ -1,4 +1,4 @@
-"""Timing side by side: contestants take turns, so that a machine that drifts drifts for all of them."""
+"""Timing side by side: contestants take turns, so that a drift of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def compare(
 ) -> list[Result]:
     """Warms up, times the named contestants in turns on the same noise, and checks every image they drew.
 
-    naive_pixels: the naive sampler draws so many pixels in all, given the others, and its time is scaled up;
-    0: it draws whole images. naive_repeats: it takes part in the first so many rounds only.
+    naive_pixels: the naive sampler draws this many pixels in all, given the others, and its time is scaled up;
+    0: it draws whole images. naive_repeats: the number of rounds, from the first, in which it takes part.
     Raises CheckFailed, naming the contestant, if an image is not what the model gives for the noise;
     ValueError and RuntimeError as Sampler does.
     """

@@ -29,7 +29,7 @@ HEADER = [
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, without anything that names the machine."""
+    """What the figures depend on, without anything that identifies the machine."""
     module = native()
     return {
         "processor": processor(),
@@ -56,7 +56,7 @@ def processor() -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits with a unit that suits: 56.8 s, 1.20 s, 56.0 ms, 73.1 µs."""
+    """Three digits with a suitable unit: 56.8 s, 1.20 s, 56.0 ms, 73.1 µs."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size or unit == "µs":
             value = seconds / size
@@ -126,7 +126,7 @@ def save(
 
 
 def about(found: dict[str, Any]) -> str:
-    """A line on the machine, and a warning where others were using it. found: ``machine()``."""
+    """A line on the machine, and a warning if others were using it. found: ``machine()``."""
     busy = (found["load_average"] or 0) > BUSY
     return (
         f"{found['processor']}, {found['threads']} of {found['cores']} cores, "

@@ -44,7 +44,7 @@ class Workload:
 
 
 def workload(model: Model, n: int, height: int, width: int, seed: int = 0) -> Workload:
-    """n images, in turns of each class if the model has classes."""
+    """n images, one of each class in turn if the model has classes."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(n, model.input_channels, height, width, generator=generator, dtype=torch.float64)
     labels = None if model.n_classes is None else torch.arange(n) % model.n_classes
@@ -52,7 +52,7 @@ def workload(model: Model, n: int, height: int, width: int, seed: int = 0) -> Wo
 
 
 def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -> Model:
-    """family(**config), not trivial to sample from: batch norms move and scale, logits are not flat.
+    """family(**config), made not trivial to sample from: batch norms shift and scale, and logits are not flat.
 
     PyTorch's global generator is left as it was.
     """

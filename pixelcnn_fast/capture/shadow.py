@@ -121,7 +121,7 @@ class AddressSpace:
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
     def is_stack(self, addresses: Tensor) -> bool:
-        """Whether maps were stacked along the last dimension, beside those of the image and the channels."""
+        """Whether maps were stacked along the last dimension, besides those of the image and the channels."""
         try:
             return len(self.layout(addresses)[1]) > 1
         except Unsupported:  # the maps are shifted against each other

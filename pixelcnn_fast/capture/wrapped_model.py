@@ -85,7 +85,7 @@ class WrappedModel:
         self.dtype, self.device = _dtype_and_device(module)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random values [2, C, H, W], and what the model takes beside images. Another seed gives other classes."""
+        """Random values [2, C, H, W], and what the model takes besides images. Another seed gives other classes."""
         generator = torch.Generator().manual_seed(seed)
         values = self.head.examples((EXAMPLE_BATCH, *self.shape), generator).to(self.device)
         labels = None
@@ -126,7 +126,7 @@ class WrappedModel:
         return self.head.checked(images)
 
     def checked_given(self, labels: Tensor | None, condition: Tensor | None, n: int) -> Given:
-        """What a user gave beside n images, on the model's device. Raises ValueError if the model does not take it."""
+        """What a user gave besides n images, on the model's device. Raises ValueError if the model does not take it."""
         return Given(self._checked_labels(labels, n), self._checked_condition(condition, n))
 
     def _checked_labels(self, labels: Tensor | None, n: int) -> Tensor | None:

@@ -23,9 +23,9 @@ examples:
   python -m pixelcnn_fast bench sampling --model mnist --batch 1,10 --naive-pixels 0
   python -m pixelcnn_fast bench sampling --runtimes eager,cpu --batch 64 --size 64
 
-All draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
+All of them draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
 float64 forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of
-the level that was drawn with it. A check that fails ends with status 1. Leave the machine alone meanwhile.
+the level that was drawn with it. If a check fails, the status is 1. Leave the machine alone meanwhile.
 """
 
 
@@ -39,10 +39,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--size", type=size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=names, metavar="NAME,...", help="(default: all that work here)")
     add("--repeats", type=count, default=5, help="timed runs of each, after one to warm up")
-    naive = "pixels that the naive sampler draws, its time being scaled up from them; 0: whole images"
+    naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=count_or_zero, default=64, metavar="N", help=naive)
-    add("--threads", type=count, help="of PyTorch and of the compiled sampler (default: PyTorch's choice)")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--threads", type=count, help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)")
+    add("--seed", type=int, default=0, help="seed of the noise")
     add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the table and the chart go")
     parser.set_defaults(run=run)
 

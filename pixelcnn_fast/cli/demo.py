@@ -21,7 +21,7 @@ from pixelcnn_fast.sampler import Sampler
 SIZE = 28
 ROWS = 8
 TEMPERATURE = 0.9  # of the picture; the comparison draws at 1
-NAIVE_SECONDS = 75  # the naive sampler draws whole images if they take it no longer, else some pixels of them
+NAIVE_SECONDS = 75  # if whole images take the naive sampler no longer, it draws them, else some of their pixels
 NAIVE_PIXELS = 64
 
 
@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the files go")
     parser.add_argument(
-        "--quick", action="store_true", help="a few seconds: the naive sampler draws a few pixels only"
+        "--quick", action="store_true", help="take a few seconds: the naive sampler draws only a few pixels"
     )
     parser.set_defaults(run=run)
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / "digits.png")
     print(
-        f"{folder / 'digits.png'}: {len(digits)} digits, each column a class, at temperature {TEMPERATURE}, "
+        f"{folder / 'digits.png'}: {len(digits)} digits, one class per column, at temperature {TEMPERATURE}, "
         f"in {report.duration(seconds)}"
     )
 

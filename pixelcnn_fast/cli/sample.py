@@ -40,20 +40,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add(
         "--label",
         action="append",
-        help="class to draw, may be repeated; 'all' for every class (default: all)",
+        help="class to draw; may be repeated; 'all' for every class (default: all)",
     )
     add("--n", type=count, default=16, help="images of each class, or in all if there are no classes")
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
         flag, known = f"--{option.name.replace('_', '-')}", option.metadata
         add(flag, type=known["parse"], default=option.default, metavar=known["metavar"], help=known["help"])
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--seed", type=int, default=0, help="seed of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
         "--precision",
         choices=PRECISIONS,
         default="same",
-        help="bf16 halves the weights' memory, and is not exact",
+        help="bf16 halves the memory of the weights but is not exact",
     )
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if len(images):
         columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
         _save(images, labels, columns, args)
-        print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} an image")
+        print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} per image")
     return 130 if interrupted else 0
 
 
@@ -107,7 +107,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
     """The classes to draw; none for a model without classes."""
     if model.n_classes is None:
         if wanted:
-            raise ValueError(f"--label {wanted[0]}: this model has no classes, leave --label out")
+            raise ValueError(f"--label {wanted[0]}: this model has no classes; leave --label out")
         return []
     if wanted is None or wanted == ["all"]:
         return list(range(model.n_classes))

@@ -16,7 +16,7 @@ from pixelcnn_fast.heads.options import SamplingOptions
 class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
 
-    A pixel has D distributions of P parameters each: one for each image channel, or, where ``joint``, one for all of
+    A pixel has D distributions of P parameters each: one for each image channel, or, if ``joint``, one for all of
     them. Each is drawn with ``uniforms`` numbers of the noise and gives c = C / D values. Derive from this class to
     sample from a distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
     """
@@ -33,7 +33,7 @@ class Head(ABC):
     )
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A class that draws or scores in its own way is not its parent to the compiled runtimes."""
+        """The compiled runtimes do not take a class that draws or scores in its own way for its parent."""
         super().__init_subclass__(**arguments)
         if "native" not in vars(cls) and vars(cls).keys() & {"draw", "log_probability"}:
             cls.native = None
@@ -44,7 +44,7 @@ class Head(ABC):
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         """The head with its layout, read off the model's output for images of ``shape`` [N, C, H, W].
 
-        Raises UnknownLayout, with the alternatives, where none fits or where several do.
+        Raises UnknownLayout, with the alternatives, if none fits or several do.
         """
 
     @abstractmethod
@@ -52,15 +52,15 @@ class Head(ABC):
         """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C."""
 
     def comparable(self, parameters: Tensor) -> Tensor:
-        """What the captured program and the model are compared by, and what must be finite."""
+        """The numbers by which the captured program and the model are compared, and which must be finite."""
         return parameters
 
     def misread(self, last_call: str) -> str | None:
-        """What to say where the model's last call shows that its output is something else than the head reads."""
+        """What to say if the model's last call shows that its output is something other than what the head reads."""
         return None
 
     def distributions(self, channels: int) -> int:
-        """D, for images of so many channels."""
+        """D, for images with this many channels."""
         return 1 if self.joint else channels
 
     # -- values
@@ -71,8 +71,8 @@ class Head(ABC):
     ) -> Tensor:
         """Draws the values of distributions.
 
-        parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c], of which those that are
-        ``known``, bool [..., c], were given: where one distribution gives several values, the others depend on them
+        parameters: [..., P]; noise: float64 in [0, 1), [..., uniforms]; values: [..., c]; known: bool [..., c], which
+        values are given: if one distribution gives several values, the others depend on them
         -> [..., c]. What is drawn in place of a known value does not matter.
         """
 
@@ -82,7 +82,7 @@ class Head(ABC):
 
     @abstractmethod
     def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Random values of ``shape``, such as a model may meet."""
+        """Random values of ``shape``, such as a model may be given."""
 
     @abstractmethod
     def checked(self, values: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ class Head(ABC):
     def check_finite(
         self, parameters: Tensor, row: int, column: int, first_channel: int = 0, each: int = 1
     ) -> None:
-        """parameters: [N, d, P] of pixel (row, column), from that image channel on. Raises NonFiniteLogits.
+        """Raises NonFiniteLogits if a parameter is NaN or infinite.
 
-        each: image channels of one distribution.
+        parameters: [N, d, P] of pixel (row, column), from ``first_channel`` on; each: image channels per distribution.
         """
         bad = ~torch.isfinite(parameters).all(-1)
         if bad.any():
@@ -111,10 +111,10 @@ class Head(ABC):
 
 
 def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
-    """The head with its layout, read off the output where there is no doubt.
+    """The head with its layout, read off the output if there is no doubt.
 
     output: what the model gave for images of ``shape`` [N, C, H, W].
-    Raises UnknownLayout, with the alternatives, where none fits or where several do.
+    Raises UnknownLayout, with the alternatives, if none fits or several do.
     """
     if not isinstance(output, Tensor):
         raise UnknownLayout(f"the model returned a {type(output).__name__}, expected one tensor of logits")

@@ -28,13 +28,13 @@ class Bernoulli(OfLevels):
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         if output.shape != shape:
             raise UnknownLayout(
-                f"the model's output has shape {list(output.shape)}, {self} expects {list(shape)}"
+                f"the model's output has shape {list(output.shape)}, but {self} expects {list(shape)}"
             )
         return self
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """[N, C, H, W] -> logits [N, C, H, W, 2], that of level 0 being zero."""
-        if self.probabilities:  # one of 1 would have an infinite logit
+        """[N, C, H, W] -> logits [N, C, H, W, 2], where the logit of level 0 is zero."""
+        if self.probabilities:  # a probability of 1 would have an infinite logit
             output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
         pairs = torch.zeros(2 * channels, channels, 1, 1, dtype=output.dtype, device=output.device)
         pairs[1::2, :, 0, 0].fill_diagonal_(1)
@@ -47,6 +47,6 @@ class Bernoulli(OfLevels):
         if last_call != "sigmoid" or self.probabilities:
             return None
         return (
-            "its last call is a sigmoid, so it returns probabilities, not logits: say so by "
+            "its last call is a sigmoid, so it returns probabilities, not logits: say so with "
             "head=heads.Bernoulli(probabilities=True)"
         )

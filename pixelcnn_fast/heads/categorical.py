@@ -66,8 +66,8 @@ class OfLevels(Head):
 class Categorical(OfLevels):
     """One logit per level.
 
-    levels: L, the number of levels; layout: of the model's output, one of ``LAYOUTS``; None: inferred from the
-    output's shape where only one fits. probabilities: whether the output is the levels' probabilities, after a
+    levels: L, the number of levels; layout: the model's output's, one of ``LAYOUTS``; None: inferred from the
+    output's shape if only one fits. probabilities: whether the output is the levels' probabilities, after a
     softmax, or their logits, before one; log-probabilities are logits, too.
     """
 
@@ -80,7 +80,7 @@ class Categorical(OfLevels):
             raise ValueError(f"layout is {self.layout!r}, expected one of {', '.join(map(repr, LAYOUTS))}")
 
     def expected(self, shape: tuple[int, ...]) -> list[int]:
-        """The output's shape for images of ``shape`` [N, C, H, W], in a layout that is given."""
+        """The output's shape for images of ``shape`` [N, C, H, W], in the layout that was given."""
         assert self.layout is not None
         n, c, height, width = shape
         sizes = {"N": n, "C": c, "H": height, "W": width, "L": self.levels}
@@ -92,13 +92,13 @@ class Categorical(OfLevels):
         if self.layout is not None:
             if found != self.expected(shape):
                 raise UnknownLayout(
-                    f"the model's output has shape {found}, {self} expects {self.expected(shape)}"
+                    f"the model's output has shape {found}, but {self} expects {self.expected(shape)}"
                 )
             return self
         heads = [replace(self, layout=layout) for layout in LAYOUTS]
         fitting = [head for head in heads if found == head.expected(shape)]
         if len(fitting) == 1 or (len(fitting) == 2 and shape[1] == 1 and output.dim() == 4):
-            return fitting[0]  # of one channel, both orders of the channels are the same
+            return fitting[0]  # with one channel, both orders of the channels are the same
         if fitting:
             title = f"the model's output {found} can be read in several ways; say which:"
             lines = [f"  head={head!r}: {LAYOUTS[head.layout]}" for head in fitting if head.layout is not None]
@@ -106,13 +106,13 @@ class Categorical(OfLevels):
             title = f"the model's output has shape {found}; for {self.levels} levels it is expected to be"
             lines = [f"  {head.expected(shape)} for head={head!r}" for head in heads]
             lines.append(
-                f"  {list(shape)} for head=Bernoulli() of logits or head=Bernoulli(probabilities=True), two levels"
+                f"  {list(shape)} for two levels and head=Bernoulli() or head=Bernoulli(probabilities=True)"
             )
         raise UnknownLayout("\n".join([title, *lines]))
 
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         layout: str | None = self.layout
-        if self.probabilities:  # one of 0 would have an infinite logit
+        if self.probabilities:  # a probability of 0 would have an infinite logit
             output = output.clamp_min(torch.finfo(output.dtype).tiny).log()
         if layout in ("N,C*L,H,W", "N,L*C,H,W"):
             n, _, height, width = output.shape

@@ -32,7 +32,7 @@ def _possible(logits: Tensor, weights: Tensor, options: SamplingOptions) -> Tens
     if options.top_k is not None:
         ranked[..., options.top_k :] = 0
     kept = ranked > 0
-    if options.top_p is not None and options.top_p < 1:  # 1 keeps also levels too unlikely to change the sum
+    if options.top_p is not None and options.top_p < 1:  # 1 also keeps levels too unlikely to change the sum
         sums = ranked.cumsum(-1)
         kept[..., 1:] &= sums[..., :-1] < options.top_p * sums[..., -1:]
     return torch.zeros_like(kept).scatter(-1, order, kept)

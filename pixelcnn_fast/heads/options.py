@@ -1,4 +1,4 @@
-"""What a user may change about how values are drawn. A new option is a field here, and its meaning in drawing.py."""
+"""What a user may change about how values are drawn. A new option is a field here; drawing.py says what it does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 
 def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None) -> Any:
-    """A field that is also an argument of the command line; parse: from its text there."""
+    """A field that is also an argument of the command line; parse: turns the text given there into its value."""
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar})
 
 
@@ -17,9 +17,9 @@ def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | 
 class SamplingOptions:
     """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level.
 
-    top_k: only that many levels, the most likely, may be drawn (None: all). top_p: only the most likely levels that
-    together just reach this probability; after top_k, which counts as probability 1. Of equally likely levels the
-    lower counts as more likely.
+    top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels,
+    as many as it takes to reach this probability, may be drawn; with top_k as well, the levels that top_k keeps count
+    as probability 1. Of equally likely levels, the lower counts as more likely.
     Source of top_p: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
 
@@ -39,7 +39,7 @@ class SamplingOptions:
 
 
 class OptionArguments(TypedDict, total=False):
-    """The options that are keyword arguments of ``Sampler.sample``, for type checkers, other than temperature."""
+    """The options other than temperature as keyword arguments of ``Sampler.sample``, for type checkers."""
 
     top_k: int | None
     top_p: float | None

@@ -22,7 +22,7 @@ class GatedPixelCNN(nn.Module):
     H, W] floating point, needed when ``condition_channels`` is set -> logits [N, input_channels, H, W, levels].
     dilations: one block for each; the first has mask A. Without ``channel_order`` the colours of a pixel are
     independent given the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones,
-    hidden channels belonging to colours as ``nn.channel_order.channel_groups`` says.
+    and hidden channels belong to colours as ``nn.channel_order.channel_groups`` says.
     Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels or conditions.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
     """

@@ -1,4 +1,4 @@
-"""What the networks check of their arguments, and how they read images."""
+"""How the networks check their arguments and read images."""
 
 from __future__ import annotations
 

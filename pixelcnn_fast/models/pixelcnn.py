@@ -19,8 +19,8 @@ class PixelCNN(nn.Module):
     images: [N, input_channels, H, W], uint8 levels 0...255, or floating point in 0...1 (read as 0...255 when
     some value exceeds 1); labels: [N] integers, needed when ``n_classes`` is set
     -> logits [N, input_channels, H, W, 256]. Without ``channel_order`` the colours of a pixel are independent given
-    the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones, hidden channels
-    belonging to colours as ``nn.channel_order.channel_groups`` says.
+    the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier ones, and hidden channels
+    belong to colours as ``nn.channel_order.channel_groups`` says.
     Raises ValueError for a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.5; the class embedding after
     "Conditional Image Generation with PixelCNN Decoders", section 2.3.

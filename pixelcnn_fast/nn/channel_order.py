@@ -1,7 +1,7 @@
 """Which colour a feature channel belongs to, where the colours of a pixel depend on each other: R -> G -> B.
 
 Every layer's channels are divided into as many groups as the image has channels. A feature of group g may see its
-own pixel's image channels up to g (mask B) or before g (mask A); all image channels of earlier pixels.
+own pixel's image channels up to g (mask B) or before g (mask A), and all image channels of earlier pixels.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ CHANNEL_ORDERS: tuple[ChannelOrder, ...] = ("thirds", "interleaved")
 def channel_groups(channels: int, colours: int, order: ChannelOrder) -> Tensor:
     """The group of each feature channel -> int64 [channels], values 0...colours-1.
 
-    'thirds': consecutive runs, as R R G G B B; 'interleaved': channel k is of group k modulo colours, as R G B R G B.
-    Where channels don't divide evenly, either way the first groups get one channel more than the others:
-    7 channels of 3 colours are 3 + 2 + 2.
-    Raises ValueError for another order, and if there are fewer channels than colours: some would get none.
+    'thirds': consecutive runs, as in R R G G B B; 'interleaved': channel k is in group k modulo colours, as in
+    R G B R G B. If the channels don't divide evenly, the first groups get one channel more than the others in either
+    order: 7 channels for 3 colours are 3 + 2 + 2.
+    Raises ValueError for any other order, and for fewer channels than colours, as some would get none.
     """
     if order not in CHANNEL_ORDERS:
         raise ValueError(f"channel_order is {order!r}, expected 'thirds' or 'interleaved'")
     if channels < colours:
         raise ValueError(
-            f"{channels} channels for {colours} colours: each needs at least one, use more channels"
+            f"{channels} channels for {colours} colours: each colour needs at least one, so use more channels"
         )
     groups = torch.arange(channels) % colours
     return groups.sort().values if order == "thirds" else groups
@@ -44,7 +44,7 @@ def channel_mask(groups_in: Tensor, groups_out: Tensor, mask_type: str) -> Tenso
 
 
 def named_order(channel_order: bool | str | None) -> ChannelOrder | None:
-    """True means 'thirds'; False and None: no order. Raises ValueError for an unknown name."""
+    """True means 'thirds'; False and None mean no order. Raises ValueError for an unknown name."""
     if channel_order is True:
         return "thirds"
     if channel_order in (None, False):

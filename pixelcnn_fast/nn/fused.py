@@ -16,11 +16,11 @@ from pixelcnn_fast.ops import masked_conv_block
 class MaskedConvolution(nn.Conv2d):
     """A convolution that computes ``ops.masked_conv2d`` of its weight and its mask, the buffer called ``mask_name``.
 
-    ``accelerate`` makes such convolutions of a user's classes: ``is_masked`` asks for the name alone.
+    ``accelerate`` makes such convolutions out of a user's classes, so ``is_masked`` looks for ``mask_name`` alone.
     """
 
     mask_name: str
-    # What nn.Conv2d makes sure of and does not say.
+    # nn.Conv2d makes sure of these types but does not declare them.
     kernel_size: tuple[int, int]
     padding: Literal["same", "valid"] | tuple[int, int]
     dilation: tuple[int, int]
@@ -35,7 +35,7 @@ def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: T
 
 
 def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
-    """True for inference: nobody needs gradients, the batch's statistics or the values between."""
+    """True in inference, when nobody needs gradients, the batch's statistics or the values in between."""
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
     if torch.is_grad_enabled() and any(
@@ -85,7 +85,7 @@ def fused(
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` that computes its runs of masked convolution, batch norm and activation in one pass each.
 
-    Same children, same state_dict; in training mode, with gradients and under hooks it is ``nn.Sequential``.
+    Same children, same state_dict; in training mode, with gradients or with hooks it does what ``nn.Sequential`` does.
     """
 
     def forward(self, input: Any) -> Any:
@@ -103,7 +103,7 @@ class FusedSequential(nn.Sequential):
 
     @staticmethod
     def has_runs(modules: nn.Sequential) -> bool:
-        """True if some masked convolution is followed by what can be fused with it."""
+        """True if some masked convolution is followed by something that can be fused with it."""
         return any(norm is not None or activation is not None for _, norm, activation in _runs(modules))
 
 

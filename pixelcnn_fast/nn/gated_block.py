@@ -19,7 +19,7 @@ class GatedBlock(nn.Module):
     -> (vertical, horizontal), both [N, channels_out, H, W]. Both conditions enter both gates.
     The first block of a network has mask A and takes the image twice; it has no residual, which would show the pixel
     itself. With mask B the widths agree, and the horizontal stack is residual.
-    colours, channel_order: of an image whose colours see each other in order; see ``channel_order``.
+    colours, channel_order: for images whose colours see each other in order; see ``nn.channel_order``.
     Raises ValueError if mask B comes with two widths, and for a condition that is missing or does not fit.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", figure 2, equation 4.
     """

@@ -36,9 +36,9 @@ class MaskedConv2d(MaskedConvolution):
     """Masked 2-D convolution: each output sees only earlier pixels (mask A), or those and its own (mask B).
 
     x: [N, in_channels, H, W] -> [N, out_channels, H, W] with ``padding='same'``.
-    channel_groups: the groups of the input's and of the output's channels (``channel_order.channel_groups``), where
-    the colours of a pixel see each other in order; without them a pixel's channels are treated alike.
-    The buffer ``mask`` has the weight's shape. The stored weight is never changed by reading it: masked
+    channel_groups: the groups of the input's and of the output's channels (``channel_order.channel_groups``), if
+    the colours of a pixel see each other in order; without them, all channels of a pixel are treated alike.
+    The buffer ``mask`` has the weight's shape. Reading the stored weight never changes it: masked
     entries keep their values, take no part in the result and get a gradient of exactly zero.
     Raises ValueError for even kernel sizes and unknown mask types.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.

@@ -10,7 +10,7 @@ from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d, MaskType
 class VerticalConv2d(MaskedConv2d):
     """Convolution over whole rows: those above (mask A), or those and the present one (mask B).
 
-    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; weights and errors as of ``MaskedConv2d``.
+    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; weights and errors as in ``MaskedConv2d``.
     A stack that begins with mask A sees only rows above, however many of mask B follow.
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.2.
     """
@@ -25,8 +25,8 @@ class VerticalConv2d(MaskedConv2d):
 class HorizontalConv2d(MaskedConv2d):
     """Convolution along the present row: pixels to the left (mask A), or those and the present one (mask B).
 
-    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; channel groups, weights and errors as of ``MaskedConv2d``.
-    Source: as of ``VerticalConv2d``.
+    x: [N, in_channels, H, W] -> [N, out_channels, H, W]; channel groups, weights and errors as in ``MaskedConv2d``.
+    Source: as for ``VerticalConv2d``.
     """
 
     def __init__(

@@ -37,8 +37,9 @@ def why_not_causal(program: Program) -> str | None:
 def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
     """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
 
-    At fault is a tap on the path from there to the output: the one that looks furthest ahead (the first of several);
-    if none does, the first one of a layer with taps on other pixels, which should be masked; else the first of all.
+    A tap on the path from there to the output is at fault: the one that looks furthest ahead (the first of several).
+    If none looks ahead, it is the first one in a layer with taps on other pixels, which should be masked, and if there
+    is no such layer, the first of all.
     """
     fields = receptive_fields(program)
     path = list(reversed(_path(program, channel, seen, dy, dx)))
@@ -69,7 +70,7 @@ def _is_ahead(tap: Tap) -> bool:
 
 
 def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[tuple[Convolution, Tap]]:
-    """The taps of one path from the output down to the levels, which looks ahead as late as possible."""
+    """The taps of one path from the output down to the levels; the path looks ahead as late as possible."""
     fields, producer = receptive_fields(program), program.producer()
     _, height, width = program.shape
 
@@ -81,14 +82,14 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
         return field.seen[:, seen, dy + height - 1, dx + width - 1][field.group]
 
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
-        """Something that channel ``at`` reads and that sees the pixel, and by which of its channels it does."""
+        """A connection through which channel ``at`` sees the pixel, and the channel that it reads there."""
         connections = i.connections(lambda value: len(fields[value].group))
         for connection in sorted(connections, key=lambda c: c.tap is not None and _is_ahead(c.tap)):
             read = connection.read
             found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
             if found.any():
                 return connection, int(found.int().argmax())
-        raise AssertionError("a field tells more than its parts")
+        raise AssertionError("a value sees a pixel that nothing it reads sees")
 
     first = channel * program.parameters
     for value in program.outputs:

@@ -15,7 +15,7 @@ from pixelcnn_fast.program.program import ConditionOperand
 
 
 class Given(NamedTuple):
-    """What a model takes beside the images: either, both or neither; each with one entry per image."""
+    """What a model takes besides the images: either, both or neither; each with one entry per image."""
 
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
@@ -24,13 +24,13 @@ class Given(NamedTuple):
         return Given(*(x if x is None else x[images] for x in self))
 
     def padded(self, n: int) -> Given:
-        """With n more images, like the last."""
+        """The same for n more images, which are like the last."""
         return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
-        """The module's output. A condition goes where the module's forward has an argument of that name, else last.
+        """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
-        Raises ModelFailed where the module raises.
+        Raises ModelFailed if the module raises.
         """
         positional = [x for x in self if x is not None]
         named = {}
@@ -43,14 +43,14 @@ class Given(NamedTuple):
             labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says what it takes "
-                f"for an image, conditional= and condition_shape= what beside.{labels}"
+                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says in what form "
+                f"it takes images, conditional= and condition_shape= what else it takes.{labels}"
             ) from error
 
 
 @dataclass(frozen=True)
 class Condition:
-    """In place of a tensor that depends on the condition alone: the recorded call, by node, that computes it."""
+    """Stands for a tensor that depends on the condition alone. node: the recorded call that computes it."""
 
     node: int
 
@@ -60,7 +60,7 @@ EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that 
 
 @dataclass(frozen=True)
 class Call:
-    """One recorded call on conditions; arguments that are conditions stand as ``Condition``."""
+    """One recorded call on conditions; among its arguments, each tensor that depends on one is a ``Condition``."""
 
     function: Callable
     args: tuple
@@ -68,7 +68,7 @@ class Call:
 
 
 class Conditions:
-    """Recorded calls by node; node 0 is what is ``Given``, constants are calls without arguments."""
+    """The recorded calls, numbered as nodes. Node 0 is what is ``Given``; constants are calls without arguments."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = calls
@@ -77,9 +77,9 @@ class Conditions:
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
     ) -> dict[ConditionOperand, Tensor]:
-        """given: of n images -> for each operand [n, channels], or [n, H, W, channels].
+        """given: for n images -> for each operand [n, channels], or [n, H, W, channels].
 
-        Runs in groups of the example's batch size, because a model may have written that size into a view.
+        The calls run in groups of the example's batch size, because that size may be written into a model's views.
         """
         if not operands:
             return {}

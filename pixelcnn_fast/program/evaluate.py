@@ -15,7 +15,7 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[ConditionOpe
     """The program's meaning, teacher-forced: all pixels at once, no phases.
 
     levels: integers [N, C, H, W]; condition: operand -> [N, channels] or [N, H, W, channels]
-    -> [N, distributions, H, W, parameters]; of a categorical head, logits [N, C, H, W, L].
+    -> [N, distributions, H, W, parameters]; for a categorical head, logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels)
 
@@ -31,7 +31,7 @@ def evaluate(program: Program, levels: Tensor, condition: Callable[[ConditionOpe
 
 
 class _Grid:
-    """Surroundings of all pixels at once: [N, H, W, channels]."""
+    """The surroundings of all pixels at once: [N, H, W, channels]."""
 
     def __init__(self, program: Program, levels: Tensor) -> None:
         self.dtype, self._levels = program.dtype, levels

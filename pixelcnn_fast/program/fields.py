@@ -13,26 +13,26 @@ from pixelcnn_fast.program.program import Program
 
 @dataclass(frozen=True)
 class Field:
-    """What the channels of a value see. Channels that see the same are one group.
+    """What the channels of a value see. Channels that see the same form a group.
 
     group: [channels], each channel's group; seen: boolean [groups, image channels, 2H - 1, 2W - 1]: entry
-    (g, c, dy + H - 1, dx + W - 1) tells whether group g sees image channel c of the pixel at (dy, dx). Offsets that
-    leave the grid from every pixel are outside the array.
+    (g, c, dy + H - 1, dx + W - 1) says whether group g sees image channel c of the pixel at (dy, dx). Offsets that lead
+    out of the grid from every pixel are not in the array.
     """
 
     group: Tensor
     seen: Tensor
 
     def of_channels(self) -> Tensor:
-        """[channels, image channels, 2H - 1, 2W - 1]"""
+        """``seen`` by channel: [channels, image channels, 2H - 1, 2W - 1]."""
         return self.seen[self.group]
 
     def present(self) -> Tensor:
-        """Which image channels of its own pixel each channel sees: [channels, image channels]."""
+        """For each channel, the image channels of its own pixel that it sees: [channels, image channels]."""
         return self.seen[:, :, self.seen.shape[2] // 2, self.seen.shape[3] // 2][self.group]
 
     def pixels(self) -> Tensor:
-        """[2H - 1, 2W - 1]: the pixels of which any channel sees anything."""
+        """The pixels of which any channel sees anything: [2H - 1, 2W - 1]."""
         return self.seen.any(0).any(0)
 
 
@@ -50,7 +50,7 @@ def _computed(program: Program) -> dict[int, Field]:
     c, height, width = program.shape
     fields: dict[int, Field] = {}
     for i in program.instructions:
-        # Each channel sees the union of some parts: reads[channel, part] tells which.
+        # Each channel sees the union of some parts: reads[channel, part] says which.
         parts: list[Tensor] = []
         reads: list[Tensor] = []
         if (levels := i.levels_seen(c)) is not None:

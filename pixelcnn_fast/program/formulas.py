@@ -20,7 +20,7 @@ def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
     return (x - mean) * (variance + alpha).rsqrt()
 
 
-# Of (x, alpha), followed by the operand, or by scale and shift, as the kind's table entry says. x: [..., channels].
+# Each takes x, [..., channels], and alpha, then the operand, or scale and shift, as the kind's row in KINDS says.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "affine": lambda x, alpha, scale, shift: x * scale + shift,
     "add": lambda x, alpha, operand: x + alpha * operand,
@@ -54,7 +54,7 @@ def apply_steps(
     value: Callable[[Read], Tensor],
     condition: Callable[[ConditionOperand], Tensor],
 ) -> Tensor:
-    """x: [..., channels] through ``steps``; ``value`` and ``condition`` give operands that broadcast against x."""
+    """Puts x, [..., channels], through ``steps``; ``value`` and ``condition`` give operands that broadcast to it."""
     for step in steps:
         operands: tuple[Tensor, ...] = ()
         if step.value is not None:

@@ -1,4 +1,4 @@
-"""What a phased program costs, as a listing for people."""
+"""A phased program and its costs, as a listing for people."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pixelcnn_fast.program.phased import PhasedProgram
 
 
 class ProgramListing:
-    """``print`` it: instructions, live taps, phases, bytes of weights, FLOPs per pixel.
+    """``print`` shows instructions, live taps, phases, bytes of weights and FLOPs per pixel.
 
     ``row_flops`` and ``pixel_flops``: floating-point operations per pixel and image of each phase;
     ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights.
     """
 
     def __init__(self, program: PhasedProgram, pixel_weight_bytes: int) -> None:
-        """pixel_weight_bytes: of one weight of the pixel phase; those of the row phase are never narrowed."""
+        """pixel_weight_bytes: the size of a weight in the pixel phase; in the row phase, weights are never narrowed."""
         self._program = program
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(run.weight.numel() for i in program.instructions for run in i.pixel_runs)

@@ -44,7 +44,7 @@ class Run:
 class PhasedInstruction:
     """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
 
-    after: how many draws of the pixel come before. Row runs are summed for a whole row beforehand.
+    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand.
     """
 
     instruction: Instruction
@@ -66,7 +66,7 @@ class PhasedInstruction:
         return self.instruction.name
 
     def timed_reads(self) -> list[tuple[int, int, int, bool]]:
-        """What it reads furthest to the right: (value, dy, dx, whether a step of the wavefront begins with it)."""
+        """The reads that reach furthest right: (value, dy, dx, whether a step of the wavefront begins with it)."""
         taps = [
             (run.source, run.dy, run.dx + run.width - 1, runs is self.row_runs)
             for runs in (self.row_runs, self.pixel_runs)
@@ -89,9 +89,9 @@ class Storage:
 class Wavefront:
     """At step t, value v is computed for every row y at column t - lag * y + leads[v], where that is in the grid.
 
-    A step begins with the row phase and with the sums over row runs. So these may as well be computed for the next c
-    steps at once, with a lag longer by c - 1: then a row starts that much later than the values above it. With a lag
-    longer by 2c - 1, they may be computed while the c steps before those are still worked on.
+    A step begins with the row phase and with the sums over row runs. If the lag is longer by c - 1, so that a row
+    starts that much later than the values above it, these may be computed for the next c steps at once. If it is longer
+    by 2c - 1, they may even be computed while the c steps before those are still in progress.
     """
 
     lag: int
@@ -102,9 +102,9 @@ class Wavefront:
 class PhasedProgram:
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
-    Draw d reads ``outputs[d]`` and gives the next image channels, as many as each other draw. condition_operands: what
-    the steps read of the condition. parameters, joint: as of ``Program``. wavefront: None where rows are sampled one at
-    a time.
+    Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
+    the steps read of the condition. parameters, joint: as in ``Program``. wavefront: None if rows are sampled one at a
+    time.
     """
 
     shape: tuple[int, int, int]
@@ -119,7 +119,7 @@ class PhasedProgram:
 
     @property
     def distributions(self) -> int:
-        """Of a pixel."""
+        """How many distributions a pixel has."""
         return 1 if self.joint else self.shape[0]
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:

@@ -3,9 +3,9 @@
 A program is a list of instructions on feature maps ("values") of one grid. An instruction starts from the levels
 (``FromLevels``), from a sum of taps (``Convolution``) or from another value (``Pointwise``), and puts that through its
 steps. All three answer the same questions: what they read and at which offset, which channels of it, what they mean in
-PyTorch, and what they are on some of their channels. So a pass asks an instruction and need not know its kind. Values
-are real numbers in the model's dtype; outside the grid every value is zero. Steps work channel by channel, unless
-their kind reads all channels of its operand.
+PyTorch, and what they become on some of their channels. So a pass asks an instruction and need not know its kind.
+Values are real numbers in the model's dtype; outside the grid every value is zero. Steps work channel by channel,
+unless their kind reads all channels of its operand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pixelcnn_fast.program.steps import KINDS
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# For a value and some of its channels [n], the value that is exactly those.
+# Maps a value and some of its channels, [n], to the value that holds exactly those.
 Exchange = Callable[[int, Tensor], int]
 
 
@@ -42,7 +42,7 @@ class Read:
 
     @property
     def label(self) -> str:
-        """For listings: without an offset where there is none."""
+        """As listings show it, without an offset of zero."""
         return f"%{self.value}" if self.is_here else str(self)
 
     def of(self, value: int) -> Read:
@@ -71,8 +71,8 @@ class Tap:
 class ConditionOperand:
     """An operand that depends on the condition alone, or on nothing: elements of a recorded call's result.
 
-    node: the call; index: [channels], or [H, W, channels] where the operand varies over pixels, into the flattened
-    result, or with ``per_image`` into the flattened part of each image.
+    node: the call; index: into the flattened result, or with ``per_image`` into each image's flattened part of it:
+    [channels], or [H, W, channels] if the operand varies over pixels.
     """
 
     node: int
@@ -112,7 +112,7 @@ class Step:
 
     @property
     def keeps_zero(self) -> bool:
-        """Whether what is zero stays so, whatever its operand is."""
+        """Whether zero stays zero, whatever the operand is."""
         if self.shift is not None:
             return not bool(self.shift.any())
         return KINDS[self.kind].keeps_zero(self.alpha)
@@ -130,7 +130,7 @@ class Step:
         return [] if self.value is None else [self.value]
 
     def connected(self, channels: int, of: int) -> Tensor:
-        """Which channels of the value that it reads each of its channels reads: bool [channels, of]."""
+        """For each channel, the channels of the operand that it reads: bool [channels, of]."""
         if self.reads_all_channels:
             return torch.ones(channels, of, dtype=torch.bool)
         return torch.eye(channels, dtype=torch.bool)
@@ -154,9 +154,9 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """What an instruction reads, channel by channel.
+    """One thing that an instruction reads, channel by channel.
 
-    channels: bool [channels of out, channels of the value]: which of the value's channels each channel reads.
+    channels: bool [channels of out, channels of the value]: for each channel, the channels of the value that it reads.
     tap: the tap that reads it, or None for an operand.
     """
 
@@ -166,26 +166,26 @@ class Connection:
 
 
 class Surroundings(Protocol):
-    """What an instruction finds around the pixels for which it is evaluated; their axes are [...] below."""
+    """What an instruction finds around the pixels that it is evaluated for; [...] stands for their axes below."""
 
     dtype: torch.dtype
 
     def value(self, read: Read) -> Tensor:
-        """[..., channels of the value]"""
+        """What is read there, [..., channels of the value]."""
 
     def image(self) -> Tensor:
         """The pixels' own levels, [..., image channels]."""
 
     def zeros(self, channels: int) -> Tensor:
-        """[..., channels]"""
+        """Zeros, [..., channels]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Instruction(ABC):
-    """What computes one value: something to start from, then steps.
+    """Computes one value: it starts from something and puts that through steps.
 
-    out: the value; channels: how many it has; name: the module that it comes from. What the methods here answer is true
-    of the steps; a kind of instruction adds what it starts from.
+    out: the value; channels: how many it has; name: the module that it comes from. The methods here answer for the
+    steps; each kind of instruction adds what it starts from.
     """
 
     out: int
@@ -195,7 +195,7 @@ class Instruction(ABC):
 
     @abstractmethod
     def reads(self) -> list[Read]:
-        """Everything that it reads, once per reading: taps first, then operands."""
+        """Everything that it reads, listed once per read: taps first, then operands."""
         return self.operands()
 
     def operands(self) -> list[Read]:
@@ -203,15 +203,15 @@ class Instruction(ABC):
         return [read for step in self.steps for read in step.reads()]
 
     def channelwise(self) -> list[tuple[int, Tensor | None]]:
-        """The operands of which each channel reads one: (value, the channels that are read in order; None: all)."""
+        """The operands of which each channel reads one channel: (value, the channels read, in order; None: all)."""
         return [(r.value, None) for step in self.steps if not step.reads_all_channels for r in step.reads()]
 
     @abstractmethod
     def sources(self) -> list[str]:
-        """What the steps start from, for people."""
+        """What the steps start from, as text for listings."""
 
     def line(self, sources: Sequence[str]) -> str:
-        """For a listing: the value, its name, its channels, what the steps start from, and the steps."""
+        """A line of a listing: the value, its name, its channels, what the steps start from, and the steps."""
         steps = "".join(f" | {step}" for step in self.steps)
         return (
             f"%{self.out:<4} {self.name:<24} {self.channels:>5} ch = {' + '.join(sources) or 'constant'}{steps}"
@@ -222,13 +222,13 @@ class Instruction(ABC):
 
     @abstractmethod
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        """In the order of ``reads()``. channels_of: of a value that is read."""
+        """Its connections, in the order of ``reads()``. channels_of: how many channels a value has."""
         for step in self.steps:
             for read in step.reads():
                 yield Connection(read, step.connected(self.channels, channels_of(read.value)))
 
     def levels_seen(self, image_channels: int) -> Tensor | None:
-        """Which of its pixel's own image channels each channel reads: bool [channels, image channels]; None: none."""
+        """For each channel, which image channels of its pixel it reads: bool [channels, image channels]; None: none."""
         return None
 
     @abstractmethod
@@ -239,8 +239,8 @@ class Instruction(ABC):
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         """The same instruction on some of its channels.
 
-        exchanged: for a value and some of its channels, the value that is exactly those; whole: for a value of which
-        every channel is read, the one to read instead. Taps read what they did.
+        exchanged: maps a value and some of its channels to the value that holds exactly those; whole: maps a value of
+        which every channel is read to the one to read instead. Taps go on reading the same values.
         """
         steps = tuple(step.picked(channels, exchanged, whole) for step in self.steps)
         return replace(self, channels=len(channels), steps=steps)
@@ -253,7 +253,7 @@ class Instruction(ABC):
 
 @dataclass(frozen=True, eq=False)
 class FromLevels(Instruction):
-    """Starts from the levels of its own pixel: each as the number it is, or as a row of a table.
+    """Starts from the levels of its own pixel, each as a number or as a row of a table.
 
     pick: the image channels that are taken, in rising order (None: all). table: [levels, width] turns each level into
     ``width`` channels: one-hot vectors, or an embedding.
@@ -264,11 +264,11 @@ class FromLevels(Instruction):
 
     @property
     def width(self) -> int:
-        """Channels that one image channel becomes."""
+        """How many channels one image channel becomes."""
         return 1 if self.table is None else self.table.shape[1]
 
     def image_channels(self, of: int) -> Tensor:
-        """Those that are taken from an image of that many."""
+        """The image channels that are taken from an image with ``of`` of them."""
         return torch.arange(of) if self.pick is None else self.pick
 
     def sources(self) -> list[str]:
@@ -311,7 +311,7 @@ class Convolution(Instruction):
 
     @property
     def is_sum(self) -> bool:
-        """Of taps, and nothing else."""
+        """Whether it has taps and no steps."""
         return bool(self.taps) and not self.steps
 
     def sources(self) -> list[str]:
@@ -397,7 +397,7 @@ class Program:
     """Instructions in an order in which each reads only values defined before it.
 
     shape: (image channels, H, W). parameters: how many numbers, such as the logits of all levels, give one
-    distribution. joint: whether one distribution gives all channels of a pixel; else each image channel has its own.
+    distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
     outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
     index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
     output is the log-softmax of these numbers.
@@ -414,7 +414,7 @@ class Program:
 
     @property
     def distributions(self) -> int:
-        """Of a pixel."""
+        """How many distributions a pixel has."""
         return 1 if self.joint else self.shape[0]
 
     def __str__(self) -> str:
@@ -424,7 +424,7 @@ class Program:
         )
 
     def producer(self) -> dict[int, Instruction]:
-        """By value, the instruction that computes it."""
+        """The instruction that computes each value."""
         return {instruction.out: instruction for instruction in self.instructions}
 
 
@@ -440,5 +440,5 @@ def needed(instructions: Iterable[Instruction], outputs: Iterable[int]) -> list[
 
 
 def condition_operands(instructions: Iterable[Instruction]) -> list[ConditionOperand]:
-    """What the instructions' steps read of the condition."""
+    """Everything that the instructions' steps read of the condition."""
     return [step.condition for i in instructions for step in i.steps if step.condition is not None]

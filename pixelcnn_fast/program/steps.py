@@ -32,10 +32,10 @@ class OnZero(Enum):
 class StepKind:
     """One kind of pointwise operation on x.
 
-    reads_all_channels: of its operand, where other kinds read the channel that they change;
-    cost: for one channel of one pixel, in multiply-adds, by which schedules are chosen;
-    alpha: what the step's number means; empty where the formula has none;
-    commutes: whether x and the operand may change places (where alpha is 1).
+    reads_all_channels: whether each channel reads all channels of the operand, or only the one that it changes;
+    cost: in multiply-adds for one channel of one pixel; schedules are chosen by it;
+    alpha: what the step's number means; empty if the formula has none;
+    commutes: whether x and the operand may change places (if alpha is 1).
     """
 
     name: str

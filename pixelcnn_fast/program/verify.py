@@ -1,4 +1,4 @@
-"""What every program must be, captured or phased: checked after each pass in tests, and always in the fuzzer."""
+"""The rules for every program, captured or phased: checked after each pass in tests, and always in the fuzzer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pixelcnn_fast.program.steps import KINDS, Operand
 
 
 def verify(program: Program | PhasedProgram) -> None:
-    """Raises InvalidProgram, naming the instruction and the rule, where the program breaks one."""
+    """Raises InvalidProgram, naming the instruction and the rule, if the program breaks one."""
     if isinstance(program, PhasedProgram):
         _verify_phased(program)
         return
@@ -164,7 +164,7 @@ def _verify_wavefront(program: PhasedProgram, front: Wavefront, rows: set[int]) 
 
 
 def _verify_runs(i: PhasedInstruction) -> None:
-    """Runs hold exactly the taps."""
+    """The runs must hold exactly the taps."""
     runs = [(run.source, run.dy, run.dx + k) for run in (*i.row_runs, *i.pixel_runs) for k in range(run.width)]
     taps = [] if not isinstance(i.instruction, Convolution) else i.instruction.taps
     expected = [(tap.source, tap.dy, tap.dx) for tap in taps]

@@ -22,16 +22,16 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     if (why := why_not_compiled(head)) is not None:
         return why
     if program.device.type != "cpu":
-        return f"the model is on {program.device}, the compiled runtime works on the CPU: use model.cpu()"
+        return f"the model is on {program.device}, but this runtime works on the CPU: use model.cpu()"
     if program.dtype not in (torch.float32, torch.float64):
-        return f"the model is {program.dtype}, the compiled runtime computes in float32 or float64: use model.float()"
+        return f"the model is {program.dtype}, but this runtime needs float32 or float64: use model.float()"
     return None
 
 
 class CpuRuntime:
     """Packs the weights once; ``run`` may then be called from several threads.
 
-    precision: 'same' or 'bf16', which the multiplied weights are then stored in.
+    precision: 'same', or 'bf16', in which the weights that are multiplied are then stored.
     """
 
     def __init__(

@@ -21,14 +21,14 @@ from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
 VARIANTS = ("auto", "block", "pipeline")
-# What is multiplied, if precision= does not say it; sums and pointwise steps are float32.
+# What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device lets a launch have: shared memory of a block, multiprocessors, blocks of a cluster."""
+    """What the device offers to a launch: shared memory per block, multiprocessors, blocks per cluster."""
 
     shared_bytes: int
     multiprocessors: int
@@ -54,15 +54,15 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
         return f"this build has no CUDA part ({info['cuda_off']}): rebuild where nvcc is installed"
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and 8.0 is needed: use 'eager'"
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
     if program.dtype not in MATH_BY_DTYPE:
-        return f"the model is {program.dtype}, the CUDA runtime sums in float32: use model.float()"
+        return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
     return None
 
 
 @dataclass
 class DeviceJob:
-    """A job's tensors on the device. error: -1, or where the first logits are that are not finite."""
+    """A job's tensors on the device. error: -1, or the place of the first logits that are not finite."""
 
     job: Job
     variant: str
@@ -78,9 +78,9 @@ class DeviceJob:
 
 
 class CudaRuntime:
-    """Puts the weights on the device once. What is chosen for a batch, and why: ``explain(images)``.
+    """Puts the weights on the device once. ``explain(images)`` says which variant a batch gets, and why.
 
-    precision: as of ``Sampler``. variant: 'block', 'pipeline', or 'auto'.
+    precision: as for ``Sampler``. variant: 'block', 'pipeline', or 'auto'.
     module, limits: for tests, which run the kernels on the host.
     """
 
@@ -185,7 +185,7 @@ class CudaRuntime:
         return microseconds_per_pixel(sampler.facts, variant, self._gpu, images, sampler.uses_clusters)
 
     def facts(self, variant: str) -> dict[str, Any]:
-        """What was planned: stages, bytes of weights, workspace and shared memory, launches a row."""
+        """What was planned: stages, bytes of weights, workspace and shared memory, launches per row."""
         return self._samplers[variant].facts
 
     def explain(self, images: int) -> str:
@@ -193,7 +193,7 @@ class CudaRuntime:
         return f"{name} ({self.math}): {why}"
 
     def largest_batch(self) -> int:
-        """Images that keep every multiprocessor busy, as far as half of the free memory holds them."""
+        """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
         most = TILE * self._limits.multiprocessors
         if self._program.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._program.device)
@@ -226,6 +226,6 @@ class CudaRuntime:
         return self._constants[name]
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """(image, channel, row, column) of error_code() in csrc/cuda/worker.h."""
+        """The (image, channel, row, column) that error_code() in csrc/cuda/worker.h has encoded."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column

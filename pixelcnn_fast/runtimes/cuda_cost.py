@@ -23,7 +23,7 @@ LAUNCH_US = 4
 
 @dataclass(frozen=True)
 class Gpu:
-    """l2_bytes: per cycle, what L2 gives to all multiprocessors together, and to one at most."""
+    """l2_bytes: what L2 gives to all multiprocessors together, per cycle; l2_bytes_of_one: to one at most."""
 
     multiprocessors: int
     ghz: float
@@ -48,7 +48,7 @@ def gpu_like(name: str, multiprocessors: int) -> Gpu:
 
 
 def microseconds_per_pixel(facts: dict[str, Any], variant: str, gpu: Gpu, images: int, cluster: bool) -> float:
-    """Of the whole batch; facts: of the variant's plan."""
+    """The time that a pixel of the whole batch takes. facts: those of the variant's plan."""
     tiles = -(-images // TILE)
     cycles = _block(facts, gpu, tiles) if variant == "block" else _pipeline(facts, gpu, tiles, cluster)
     return cycles / gpu.ghz / 1e3
@@ -57,7 +57,7 @@ def microseconds_per_pixel(facts: dict[str, Any], variant: str, gpu: Gpu, images
 def seconds(
     facts: dict[str, Any], variant: str, gpu: Gpu, images: int, cluster: bool, height: int, width: int
 ) -> float:
-    """One batch, with its row phases and launches."""
+    """The seconds that one batch takes, with its row phases and launches."""
     tiles = -(-images // TILE)
     flop = tiles * width * facts["row_weight_bytes"] / FRAGMENT * 2 * 4096
     row = flop / (ROW_RATE * gpu.multiprocessors) / gpu.ghz / 1e3 + (facts["row_launches"] + 1) * LAUNCH_US

@@ -76,7 +76,7 @@ class _Caches:
                 self.row(i.out, y).copy_(around.stepped(x, i))
 
     def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
-        """What can be computed of pixel (y, x) after that many of its draws, and not before."""
+        """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before."""
         for i in self._after[after]:
             if not (skip_output and i.out in self._program.outputs):
                 self._at_pixel(i, y, x)
@@ -86,7 +86,7 @@ class _Caches:
         return self.pixel(self._program.outputs[draw], y, x).unflatten(-1, (-1, self._program.parameters))
 
     def read_values(self, y: int, x: int, draw: int, values: Tensor) -> None:
-        """values: [n, C] of pixel (y, x), of which this draw gave some."""
+        """Computes what starts from the values that this draw gave. values: [n, C], all those of pixel (y, x)."""
         around = _Pixel(self, y, x, values.to(self._program.device))
         for i in self._inputs[draw]:
             self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i))
@@ -108,7 +108,7 @@ class _Caches:
         start: Tensor | None,
         shape: tuple[int, ...],
     ) -> Tensor:
-        """What a convolution's steps start from: ``start``, else its bias, and the windows times their weights."""
+        """What a convolution's steps start from: ``start``, or else its bias, plus the windows times their weights."""
         assert isinstance(i.instruction, Convolution)
         if start is None and i.instruction.bias is not None:
             start = i.instruction.bias.expand(*shape, i.channels)
@@ -122,7 +122,7 @@ class _Caches:
         return self._rows[i.out].new_zeros(*shape, i.channels) if start is None else start
 
     def condition(self, operand: ConditionOperand) -> Tensor:
-        """[n, channels], or [n, H, W, channels]"""
+        """The operand, [n, channels] or [n, H, W, channels], in the program's dtype."""
         return self._conditions[operand].to(self._program.dtype)
 
     # -- views of the caches
@@ -154,7 +154,7 @@ class _Caches:
 
 
 class _Around(ABC):
-    """Surroundings (see program.py) of a whole row, or of one pixel, out of the caches."""
+    """Surroundings (see program.py) of a whole row or of one pixel, read from the caches."""
 
     def __init__(self, caches: _Caches, y: int) -> None:
         self.caches, self.y, self.dtype = caches, y, caches.dtype
@@ -166,17 +166,17 @@ class _Around(ABC):
     def condition(self, operand: ConditionOperand) -> Tensor: ...
 
     def image(self) -> Tensor:
-        raise AssertionError("values are read when they are drawn")
+        raise AssertionError("only what runs after a draw may read the pixel's values")
 
     def zeros(self, channels: int) -> Tensor:
-        raise AssertionError("sums are taken run by run")
+        raise AssertionError("a convolution is summed run by run, not by its own start()")
 
     def stepped(self, x: Tensor, i: PhasedInstruction) -> Tensor:
         return apply_steps(x, i.instruction.steps, self.value, self.condition)
 
 
 class _Row(_Around):
-    """[n, W, channels]"""
+    """The surroundings of a whole row: [n, W, channels]."""
 
     def value(self, read: Read) -> Tensor:
         assert read.is_here
@@ -188,7 +188,7 @@ class _Row(_Around):
 
 
 class _Pixel(_Around):
-    """[n, channels]; drawn: values [n, C]."""
+    """The surroundings of one pixel: [n, channels]. drawn: its values, [n, C]."""
 
     def __init__(self, caches: _Caches, y: int, x: int, drawn: Tensor | None = None) -> None:
         super().__init__(caches, y)

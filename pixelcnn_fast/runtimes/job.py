@@ -19,9 +19,9 @@ class Job:
 
     A pixel has D distributions of P parameters each, and U uniforms of noise for all of them, as the head says.
     values: [n, C, H, W] in the head's dtype, known values in, all values out; known: bool [n, C, H, W] or None (none
-    known); noise: float64 [n, U, H, W] in [0, 1); given: of n images; parameters: [n, D, H, W, P] to fill, or None;
-    log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called before
-    row y, and stops the run by raising.
+    known); noise: float64 [n, U, H, W] in [0, 1); given: for the n images; parameters: [n, D, H, W, P] to fill, or
+    None; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called
+    before row y, and stops the run by raising.
     """
 
     values: Tensor
@@ -34,13 +34,13 @@ class Job:
     on_row: Callable[[int], None] = lambda y: None
 
     def wants(self, y: int, x: int, draw: int, draws: int) -> bool:
-        """Whether the parameters of this draw, of so many of pixel (y, x), are needed at all."""
+        """Whether the parameters of draw ``draw`` of ``draws`` at pixel (y, x) are needed at all."""
         if self.parameters is not None or self.known is None:
             return True
         return not bool(self.known[:, _part(self.known, draw, draws), y, x].all())
 
     def settle(self, y: int, x: int, draw: int, draws: int, parameters: Tensor, head: Head) -> None:
-        """Puts values at pixel (y, x): those of one draw of so many, known or drawn. parameters: [n, d, P]."""
+        """Sets the values, known or drawn, of draw ``draw`` of ``draws`` at pixel (y, x). parameters: [n, d, P]."""
         parameters = parameters.to(self.values.device)
         if self.parameters is not None:
             self.parameters[:, _part(self.parameters, draw, draws), y, x] = parameters
@@ -67,7 +67,7 @@ class Job:
 
 
 def _part(of: Tensor, draw: int, draws: int) -> slice:
-    """A draw's share of what [n, something, ...] holds for all draws of a pixel."""
+    """A draw's share of axis 1, which holds what all draws of a pixel have."""
     each = of.shape[1] // draws
     return slice(draw * each, (draw + 1) * each)
 

@@ -15,7 +15,7 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Re
 
 
 def why_not_compiled(head: Head) -> str | None:
-    """Why the compiled runtimes, which are there, can't draw from this head, or None if they can."""
+    """Why the compiled runtimes can't draw from this head, or None if they can. The compiled module must be there."""
     if head.native is None:
         return f"{head} is drawn in Python only: use runtime 'eager'"
     value = required().VALUE_OF_HEAD.get(head.native)
@@ -31,7 +31,7 @@ def why_not_compiled(head: Head) -> str | None:
 
 
 def sampling_options(options: SamplingOptions) -> Any:
-    """Those of csrc/program.h, which has its own way to say None."""
+    """The options as csrc/program.h has them; what is None keeps the default there, which means the same."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     if "top_k" in given:
         given["top_k"] = min(given["top_k"], torch.iinfo(torch.int32).max)
@@ -39,7 +39,7 @@ def sampling_options(options: SamplingOptions) -> Any:
 
 
 def described(program: PhasedProgram, head: Head, borrowed: list[Tensor], dtype: torch.dtype) -> Any:
-    """The program as csrc/program.h has it, its arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
+    """The program as csrc/program.h has it, with arrays in ``dtype`` on the CPU; ``borrowed`` keeps them alive."""
     return _Describer(required(), program, head, borrowed, dtype).program()
 
 

@@ -9,7 +9,7 @@ from pixelcnn_fast.runtimes.job import Job
 
 
 class ReferenceRuntime:
-    """The model's own forward, for every pixel once for each of its ``draws``."""
+    """Runs the model's own forward for every pixel, once for each of its ``draws``."""
 
     def __init__(self, model: WrappedModel, draws: int) -> None:
         self._model, self._draws = model, draws
