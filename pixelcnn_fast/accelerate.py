@@ -140,7 +140,7 @@ def _computes_masked_conv2d(conv: nn.Conv2d, mask: Tensor) -> bool:
     expected = F.conv2d(x, weight * mask, conv.bias, padding=conv.padding, dilation=conv.dilation)
     try:
         got = copied(x)
-    except Exception:  # such as of a forward that takes other arguments: it is left alone
+    except Exception:  # for example, its forward takes other arguments; it is left alone
         return False
     if not isinstance(got, Tensor) or got.shape != expected.shape:
         return False
