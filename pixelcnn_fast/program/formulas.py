@@ -20,12 +20,16 @@ def _layer_norm(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
     return (x - mean) * (variance + alpha).rsqrt()
 
 
+def _add(x: Tensor, alpha: float, operand: Tensor) -> Tensor:
+    return x + (operand if alpha == 1 else alpha * operand)
+
+
 # Each takes x, [..., channels], and alpha, then the operand, or scale and shift, as the kind's row in KINDS says.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "affine": lambda x, alpha, scale, shift: x * scale + shift,
-    "add": lambda x, alpha, operand: x + alpha * operand,
+    "add": _add,
     "multiply": lambda x, alpha, operand: x * operand,
-    "add_condition": lambda x, alpha, operand: x + alpha * operand,
+    "add_condition": _add,
     "multiply_condition": lambda x, alpha, operand: x * operand,
     "relu": lambda x, alpha: F.relu(x),
     "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),

@@ -14,7 +14,7 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Read
+from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Instruction, Read
 from pixelcnn_fast.runtimes.job import Job
 
 
@@ -65,21 +65,25 @@ class _Caches:
         self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
 
     def row_phase(self, y: int) -> None:
+        around = _Row(self, y)
         for i in self._program.instructions:
-            starts_from_sum = isinstance(i.instruction, Convolution)
-            if i.row_runs or (i.phase is Phase.ROW and starts_from_sum):
+            inner, in_row_phase = i.instruction, i.phase is Phase.ROW
+            if isinstance(inner, Convolution):
+                if not (i.row_runs or in_row_phase):
+                    continue
                 windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
-                self._partial[i.out] = self._sum(i, windows, None, (self._n, self._width))
-            if i.phase is Phase.ROW:
-                around = _Row(self, y)
-                x = self._partial[i.out] if starts_from_sum else i.instruction.start(around)
-                self.row(i.out, y).copy_(around.stepped(x, i))
+                x = self._partial[inner.out] = self._sum(inner, windows, None, (self._n, self._width))
+            elif in_row_phase:
+                x = inner.start(around)
+            if in_row_phase:
+                self.row(inner.out, y).copy_(around.stepped(x, inner))
 
     def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
         """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before."""
+        around, skipped = _Pixel(self, y, x), self._program.outputs if skip_output else ()
         for i in self._after[after]:
-            if not (skip_output and i.out in self._program.outputs):
-                self._at_pixel(i, y, x)
+            if i.instruction.out not in skipped:
+                self._at_pixel(i, around)
 
     def output(self, y: int, x: int, draw: int) -> Tensor:
         """Parameters [n, d, P] of pixel (y, x), for the distributions of this draw."""
@@ -89,29 +93,28 @@ class _Caches:
         """Computes what starts from the values that this draw gave. values: [n, C], all those of pixel (y, x)."""
         around = _Pixel(self, y, x, values.to(self._program.device))
         for i in self._inputs[draw]:
-            self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i))
+            self.pixel(i.out, y, x).copy_(around.stepped(i.instruction.start(around), i.instruction))
 
-    def _at_pixel(self, i: PhasedInstruction, y: int, x: int) -> None:
-        around = _Pixel(self, y, x)
-        if isinstance(i.instruction, Convolution):
-            partial = self._partial[i.out][:, x] if i.row_runs else None
+    def _at_pixel(self, i: PhasedInstruction, around: _Pixel) -> None:
+        inner, y, x = i.instruction, around.y, around.x
+        if isinstance(inner, Convolution):
+            partial = self._partial[inner.out][:, x] if i.row_runs else None
             windows = [(self._window(run, y, x), run.weight) for run in i.pixel_runs]
-            total = self._sum(i, windows, partial, (self._n,))
+            total = self._sum(inner, windows, partial, (self._n,))
         else:
-            total = i.instruction.start(around)
-        self.pixel(i.out, y, x).copy_(around.stepped(total, i))
+            total = inner.start(around)
+        self.pixel(inner.out, y, x).copy_(around.stepped(total, inner))
 
     def _sum(
         self,
-        i: PhasedInstruction,
+        i: Convolution,
         windows: list[tuple[Tensor, Tensor]],
         start: Tensor | None,
         shape: tuple[int, ...],
     ) -> Tensor:
-        """What a convolution's steps start from: ``start``, or else its bias, plus the windows times their weights."""
-        assert isinstance(i.instruction, Convolution)
-        if start is None and i.instruction.bias is not None:
-            start = i.instruction.bias.expand(*shape, i.channels)
+        """What a convolution's steps start from: ``start``, else its bias, plus the windows times their weights."""
+        if start is None and i.bias is not None:
+            start = i.bias.expand(*shape, i.channels)
         for window, weight in windows:
             if start is None:
                 start = window @ weight
@@ -171,8 +174,8 @@ class _Around(ABC):
     def zeros(self, channels: int) -> Tensor:
         raise AssertionError("a convolution is summed run by run, not by its own start()")
 
-    def stepped(self, x: Tensor, i: PhasedInstruction) -> Tensor:
-        return apply_steps(x, i.instruction.steps, self.value, self.condition)
+    def stepped(self, x: Tensor, i: Instruction) -> Tensor:
+        return apply_steps(x, i.steps, self.value, self.condition)
 
 
 class _Row(_Around):
