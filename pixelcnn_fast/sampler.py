@@ -316,6 +316,7 @@ class Sampler:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
         options = _fields_among(SamplingOptions, arguments, temperature=temperature)
+        self.head.check_options(options)
         settings = _fields_among(RunSettings, arguments)
         found = torch.zeros(values.shape, dtype=torch.float64) if log_probability else None
         images = self._run(values, known, labels, generator, noise, options, settings, log_probability=found)

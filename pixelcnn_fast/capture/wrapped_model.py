@@ -60,6 +60,7 @@ class WrappedModel:
         if levels is None:
             levels = getattr(module, "levels", 256)
         self.head = head if head is not None else Categorical(levels)
+        self.head.check()
         self.levels = self.head.levels
         check_choice("image_form", image_form, IMAGE_FORMS)
         if self.levels is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -21,22 +22,41 @@ class Head(ABC):
     sample from a distribution of your own; the runtimes 'reference' and 'eager' need nothing else.
     """
 
-    levels: int | None = (
-        None  # how many values a sub-pixel can have, integers from 0; None: they are real numbers
-    )
+    # How many values a sub-pixel can have, integers from 0; None: they are real numbers.
+    levels: int | None = None
     joint: ClassVar[bool] = False
     uniforms: int = 1
-    of_logits: ClassVar[bool] = False  # whether a log-softmax of the parameters gives the same distribution
-    value_dtype: ClassVar[torch.dtype] = torch.int32  # of values while they are drawn
-    native: ClassVar[str | None] = (
-        None  # its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it
-    )
+    # The dtype of values while they are drawn: an integer one for levels, else one for real numbers.
+    value_dtype: ClassVar[torch.dtype] = torch.int32
+    # Whether a log-softmax of the parameters gives the same distribution.
+    of_logits: ClassVar[bool] = False
+    # The options that ``draw`` heeds; others are refused.
+    options: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    # Its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it.
+    native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """The compiled runtimes do not take a class that draws or scores in its own way for its parent."""
         super().__init_subclass__(**arguments)
         if "native" not in vars(cls) and vars(cls).keys() & {"draw", "log_probability"}:
             cls.native = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def check(self) -> None:
+        """Raises ValueError if what the class says of itself does not go together."""
+        if self.value_dtype.is_floating_point == (self.levels is not None):
+            values = "real numbers" if self.levels is None else f"{self.levels} levels"
+            raise ValueError(f"{self} draws {values}, which value_dtype {self.value_dtype} can't hold")
+        if self.uniforms < 1:
+            raise ValueError(f"{self} draws with {self.uniforms} uniforms: expected 1 or more")
+
+    def check_options(self, options: SamplingOptions) -> None:
+        """Raises ValueError for an option that this head does not heed."""
+        for option in fields(options):
+            if option.name not in self.options and getattr(options, option.name) != option.default:
+                raise ValueError(f"{option.name} means nothing to {self}, which does not draw levels by it")
 
     # -- the model's output
 
@@ -49,7 +69,10 @@ class Head(ABC):
 
     @abstractmethod
     def arranged(self, output: Tensor, channels: int) -> Tensor:
-        """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C."""
+        """The model's output, in a layout that is known -> parameters [N, D, H, W, P]. channels: C.
+
+        It is captured together with the model, so it may make the calls of docs/supported_calls.md.
+        """
 
     def comparable(self, parameters: Tensor) -> Tensor:
         """The numbers by which the captured program and the model are compared, and which must be finite."""
@@ -59,6 +82,7 @@ class Head(ABC):
         """What to say if the model's last call shows that its output is something other than what the head reads."""
         return None
 
+    @final
     def distributions(self, channels: int) -> int:
         """D, for images with this many channels."""
         return 1 if self.joint else channels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ class OfLevels(Head):
 
     levels: int
     of_logits = True
+    options = frozenset(option.name for option in fields(SamplingOptions))
     native = "categorical"
 
     def draw(

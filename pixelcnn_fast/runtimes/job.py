@@ -57,13 +57,23 @@ class Job:
         head.check_finite(drawn_from, y, x, channels.start, each)
         noise = self.noise[:, _part(self.noise, draw, draws), y, x].unflatten(1, (parameters.shape[1], -1))
         is_known = torch.zeros_like(by_distribution, dtype=torch.bool) if known is None else known
-        drawn = head.draw(parameters, noise, self.options, by_distribution, is_known).to(here)
+        drawn = head.draw(parameters, noise, self.options, by_distribution, is_known)
+        _check_shape(head, "draw", drawn, by_distribution)
+        drawn = drawn.to(here)
         values = drawn if known is None else drawn.where(~known, by_distribution)
         here.copy_(values.flatten(1))
         if self.log_probability is not None:
             scored = head.log_probability(parameters, values)
+            _check_shape(head, "log_probability", scored, values)
             scored = scored if known is None else scored.masked_fill(known, 0)
             self.log_probability[:, channels, y, x] = scored.flatten(1)
+
+
+def _check_shape(head: Head, method: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"{head}.{method} gave {list(found.shape)}, expected a number for each value: {list(expected.shape)}"
+        )
 
 
 def _part(of: Tensor, draw: int, draws: int) -> slice:

@@ -26,10 +26,13 @@ RUNTIMES: tuple[RuntimeName, ...] = ("reference", "eager")
 
 @dataclass(frozen=True)
 class Pair(Head):
-    """a ~ N(m, exp(s)), then b ~ N(n + k a, exp(t)); the model's output is [N, 5, H, W]: m, s, n, t, k."""
+    """a ~ N(m, exp(s)), then b ~ N(n + k a, exp(t)); the model's output is [N, 5, H, W]: m, s, n, t, k.
+
+    It takes a uniform more than it needs.
+    """
 
     joint = True
-    uniforms = 2
+    uniforms = 3
     value_dtype = torch.float64
 
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Pair:
@@ -87,7 +90,7 @@ def sampler() -> Sampler:
 
 
 def noise(n: int) -> Tensor:
-    return torch.rand(n, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.rand(n, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def test_same_noise_same_images() -> None:
@@ -141,7 +144,26 @@ def test_its_own_checks() -> None:
     with pytest.raises(ValueError, match="image_form='levels'"):
         Sampler(Net(), SHAPE, head=Pair())
     with pytest.raises(ValueError, match="expected floating point"):
-        sampler().sample(1, noise=torch.rand(1, 3, 4, 5, dtype=torch.float64))
+        sampler().sample(1, noise=torch.rand(1, 2, 4, 5, dtype=torch.float64))
+
+
+def test_what_a_class_says_of_itself_must_go_together() -> None:
+    class Truncated(Pair):
+        value_dtype = torch.int32
+
+    class Certain(Pair):
+        uniforms = 0
+
+    class Rounded(Categorical):
+        value_dtype = torch.float64
+
+    for head, why in [
+        (Truncated(), r"Truncated.* draws real numbers, which value_dtype torch\.int32 can't hold"),
+        (Certain(), "with 0 uniforms"),
+        (Rounded(7), "7 levels"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            Sampler(Net(), SHAPE, head=head, image_form="levels")
 
 
 def test_a_leak_is_found() -> None:
