@@ -24,7 +24,6 @@ TIERS = [
     {"runtimes"},
     {"compiler"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
-    {"distributed"},
     {"bench"},
     {"cli"},
     {"__init__"},
@@ -77,6 +76,10 @@ def test_imports_run_downwards(module: str) -> None:
     for other in GRAPH[module]:
         above = TIER_OF[part(other)] >= tier and part(other) != part(module)
         assert not above, f"{module} imports {other}, which is not below it"
+
+
+def test_every_part_of_the_order_exists() -> None:
+    assert TIER_OF.keys() == {part(module) for module in MODULES}
 
 
 def test_there_is_no_cycle() -> None:

@@ -94,10 +94,11 @@ def test_a_branch_that_only_the_checked_image_takes_is_found():
         compiled(WrappedModel(Branching(), SHAPE, levels=7))
 
 
-def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch):
+@pytest.mark.parametrize("factor", [2, float("nan")])
+def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch, factor):
     def wrong(program):
         *rest, last = program.instructions
-        last = replace(last, taps=tuple(replace(tap, weight=2 * tap.weight) for tap in last.taps))
+        last = replace(last, taps=tuple(replace(tap, weight=factor * tap.weight) for tap in last.taps))
         return replace(program, instructions=(*rest, last))
 
     monkeypatch.setattr(pipeline, "SIMPLIFYING", (*pipeline.SIMPLIFYING, wrong))

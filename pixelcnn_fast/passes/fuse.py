@@ -57,7 +57,7 @@ def _joined(
     for step in rest.steps:
         if not isinstance(joined, Convolution) or joined.steps:
             joined = replace(joined, steps=joined.steps + (step,))
-        elif step.scale is not None and step.shift is not None:
+        elif step.kind == "affine" and step.scale is not None and step.shift is not None:
             joined = _scaled(joined, step.scale, step.shift)
         elif step.kind == "add" and (other := _sum(_read_once(step.value, fused, readers))) is not None:
             del fused[other.out]

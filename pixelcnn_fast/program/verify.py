@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import InvalidProgram
@@ -26,7 +27,9 @@ def _require(holds: bool, i: Instruction, rule: str) -> None:
 def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[Instruction, ...]) -> None:
     channels: dict[int, int] = {}
     for i in instructions:
+        _require(isinstance(i, (FromLevels, Convolution, Pointwise)), i, "it is of a known kind of instruction")
         _require(i.out not in channels, i, "a value is defined once")
+        _require(i.channels > 0, i, "a value has channels")
         for read in i.reads():
             _require(read.value in channels, i, f"%{read.value} is defined before it is read")
         _verify_start(program, i, channels)
@@ -36,6 +39,8 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
     for output in program.outputs:
         if output not in channels:
             raise InvalidProgram(f"output %{output} is not defined")
+    if not program.outputs or len(set(program.outputs)) < len(program.outputs):
+        raise InvalidProgram(f"outputs {program.outputs}: there is at least one, and each is another value")
     for i in instructions:
         for read in i.reads():
             _require(read.value not in program.outputs, i, f"nobody reads the outputs, %{read.value}")
@@ -49,6 +54,7 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
 
 def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: dict[int, int]) -> None:
     if isinstance(i, FromLevels):
+        _require(i.table is None or i.table.dim() == 2, i, "the table has a row for each level")
         taken = i.image_channels(program.shape[0])
         _require(_rises(taken, program.shape[0]), i, "picked image channels rise and exist")
         _require(
@@ -71,8 +77,6 @@ def _verify_start(program: Program | PhasedProgram, i: Instruction, channels: di
             i,
             "it has its base's channels",
         )
-    else:
-        raise InvalidProgram(f"%{i.out} {i.name} is a {type(i).__name__}, which is no kind of instruction")
 
 
 def _verify_step(
@@ -127,7 +131,10 @@ def _verify_phased(program: PhasedProgram) -> None:
     draws = len(program.outputs)
     for i in program.instructions:
         inner = i.instruction
-        _verify_runs(i)
+        kept = program.storage.get(i.out)
+        _require(kept is not None and kept.channels == i.channels, inner, "its channels are kept")
+        _verify_runs(i, rows)
+        _require(not isinstance(inner, FromLevels) or i.after > 0, inner, "its levels are drawn before it runs")
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
         _require(
             (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows), inner, "phase and draws agree"
@@ -156,6 +163,8 @@ def _verify_phased(program: PhasedProgram) -> None:
 
 
 def _verify_wavefront(program: PhasedProgram, front: Wavefront, rows: set[int]) -> None:
+    if front.lag < 1 or front.leads.keys() != program.storage.keys():
+        raise InvalidProgram(f"a wavefront has a lag of 1 or more, and a lead for each value; it is {front}")
     for i in program.instructions:
         for value, dy, dx, begins in i.timed_reads():
             ahead = front.leads[i.out] + dx + front.lag * dy + (begins and value not in rows)
@@ -163,9 +172,17 @@ def _verify_wavefront(program: PhasedProgram, front: Wavefront, rows: set[int]) 
             _require(in_time, i.instruction, f"the wavefront computes %{value} before it is read")
 
 
-def _verify_runs(i: PhasedInstruction) -> None:
-    """The runs must hold exactly the taps."""
-    runs = [(run.source, run.dy, run.dx + k) for run in (*i.row_runs, *i.pixel_runs) for k in range(run.width)]
-    taps = [] if not isinstance(i.instruction, Convolution) else i.instruction.taps
-    expected = [(tap.source, tap.dy, tap.dx) for tap in taps]
-    _require(sorted(runs) == sorted(expected), i.instruction, "its runs are its taps")
+def _verify_runs(i: PhasedInstruction, rows: set[int]) -> None:
+    """The runs must hold exactly the taps, each in the phase in which what it reads is known."""
+    left = list(i.instruction.taps) if isinstance(i.instruction, Convolution) else []
+    for runs in (i.row_runs, i.pixel_runs):
+        for run in runs:
+            in_row_phase = run.dy < 0 or run.source in rows
+            _require(in_row_phase == (runs is i.row_runs), i.instruction, f"{run} is summed when it is known")
+            for k, weight in enumerate(run.weight.chunk(run.width)):
+                where = (run.source, run.dy, run.dx + k)
+                held = [n for n, tap in enumerate(left) if (tap.source, tap.dy, tap.dx) == where]
+                held = [n for n in held if torch.equal(left[n].weight, weight)]
+                _require(bool(held), i.instruction, f"{run} holds taps")
+                del left[held[0]]
+    _require(not left, i.instruction, "its runs hold all its taps")

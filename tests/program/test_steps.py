@@ -183,6 +183,7 @@ def test_zero_stays_zero_where_the_table_says_so():
         for alpha in alphas(kind):
             y = FORMULAS[kind.name](zero, alpha, *operands[:count])
             assert kind.keeps_zero(alpha) == bool((y == 0).all()), kind.name
+            assert kind.is_infinite_at_zero(alpha) == bool(y.isinf().any()), kind.name
 
 
 def test_what_the_table_says_of_operands_is_what_formulas_take():
@@ -196,3 +197,6 @@ def test_what_the_table_says_of_operands_is_what_formulas_take():
         before, after = (FORMULAS[kind.name](x, 0.6, operand) for operand in (other, changed))
         moved = (before != after).any(0)
         assert bool(moved[2]) and bool(moved.sum() > 1) == kind.reads_all_channels, kind.name
+        swapped = FORMULAS[kind.name](other, 1.0, x)
+        if kind.operand is Operand.VALUE:
+            assert torch.equal(swapped, FORMULAS[kind.name](x, 1.0, other)) == kind.commutes, kind.name

@@ -111,13 +111,19 @@ BROKEN = {
         program(LEVELS, CONV, replace(GATE, steps=(Step("relu", value=Read(1)),)), LOGITS),
         "its kind declares",
     ),
+    "no channels": (program(replace(LEVELS, channels=0), CONV, GATE, LOGITS), "a value has channels"),
+    "an output twice": (replace(VALID, outputs=(3, 3), parameters=6), "each is another value"),
+    "a table of one row": (
+        program(replace(LEVELS, table=weight(9)), CONV, GATE, LOGITS),
+        "a row for each level",
+    ),
     "a table's width": (
         program(replace(LEVELS, table=weight(9, 2)), CONV, GATE, LOGITS),
         "as many as the table is wide",
     ),
     "a class of its own": (
         program(LEVELS, Unknown(2, 4, "gate"), LOGITS),
-        "Unknown, which is no kind of instruction",
+        "of a known kind of instruction",
     ),
     "a condition's frame": (
         program(
@@ -161,8 +167,31 @@ def with_tap(program: PhasedProgram, dy: int, dx: int) -> PhasedProgram:
     )
 
 
+def wide() -> PhasedProgram:
+    """One that reads the row above two columns to the right."""
+    taps = (Tap(0, -1, 2, weight(1, 4)), Tap(0, 0, -1, weight(1, 4)))
+    return pipeline.phased(program(LEVELS, replace(CONV, taps=taps), GATE, LOGITS))
+
+
 BROKEN_PHASES = {
-    "a lost run": (lambda p: changed(p, 1, pixel_runs=()), "its runs are its taps"),
+    "a lost run": (lambda p: changed(p, 1, pixel_runs=()), "its runs hold all its taps"),
+    "a run in the wrong phase": (
+        lambda p: changed(
+            p, 1, row_runs=p.instructions[1].row_runs + p.instructions[1].pixel_runs, pixel_runs=()
+        ),
+        "summed when it is known",
+    ),
+    "a run's weight": (
+        lambda p: changed(
+            p, 1, pixel_runs=(replace(p.instructions[1].pixel_runs[0], weight=2 * weight(1, 4)),)
+        ),
+        "holds taps",
+    ),
+    "values that are not kept": (
+        lambda p: replace(p, storage={v: s for v, s in p.storage.items() if v != 1}),
+        "its channels are kept",
+    ),
+    "levels before the draw": (lambda p: changed(p, 0, after=0, phase=Phase.PIXEL), "are drawn before it runs"),
     "too early": (lambda p: changed(p, 1, phase=Phase.ROW), "not known there"),
     "too late": (lambda p: changed(p, 2, after=1, phase=Phase.DRAWN), "is drawn later"),
     "too few rows": (
@@ -185,9 +214,14 @@ BROKEN_PHASES = {
     "a tap below": (lambda p: with_tap(p, 1, 0), "reads a row below"),
     "a tap ahead": (lambda p: with_tap(p, 0, 1), "reads ahead of the pixel"),
     "too small a lag": (
-        lambda p: replace(p, wavefront=Wavefront(0, dict.fromkeys(p.storage, 0))),
+        lambda p: replace(wide(), wavefront=Wavefront(1, dict.fromkeys(p.storage, 0))),
         "the wavefront computes %0 before it is read",
     ),
+    "no lag": (
+        lambda p: replace(p, wavefront=Wavefront(0, dict.fromkeys(p.storage, 0))),
+        "a lag of 1 or more",
+    ),
+    "no leads": (lambda p: replace(p, wavefront=Wavefront(2, {})), "a lead for each value"),
     "an output after its draw": (
         lambda p: changed(p, 3, after=1, phase=Phase.DRAWN),
         "of draw 0 comes after 1",

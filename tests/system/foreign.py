@@ -477,6 +477,20 @@ class RareActivations(nn.Module):
         return 6 * self.last((h * h + 0.1) ** 0.5)
 
 
+# -- the image itself is scaled, and shifted, by the label
+
+
+class ScaledImage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Embedding(3, 1), nn.Embedding(3, 1)
+        self.first, self.last = InPlaceConv("A", 1, 8, 3, padding=1), nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x * (1 + self.scale(y)[..., None, None]) + self.shift(y)[..., None, None]
+        return 6 * self.last(torch.relu(self.first(x)))
+
+
 NETWORKS = {
     "in-place masks": Network(in_place, arguments=dict(image_form="unit")),
     "cropped shifts": Network(
@@ -493,5 +507,6 @@ NETWORKS = {
     "residual added twice": Network(ResidualTwice, arguments=dict(image_form="unit")),
     "channels last": Network(ChannelsLast, arguments=dict()),
     "rare activations": Network(RareActivations, arguments=dict(image_form="unit")),
+    "scaled image": Network(ScaledImage, (1, 4, 5), dict(image_form="unit"), classes=3),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }
