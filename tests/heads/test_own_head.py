@@ -132,6 +132,7 @@ def test_the_head_applies_the_temperature() -> None:
     assert torch.equal(cold, sampler().sample(2, temperature=0.0, noise=1 - noise(2)))
 
 
+@needs_native
 def test_the_compiled_runtime_refuses_it_and_names_another() -> None:
     assert isinstance(sampler().runtime("auto"), type(sampler().runtime("eager")))
     with pytest.raises(RuntimeError, match="Pair.*eager"):
