@@ -107,7 +107,7 @@ def rows(compiled_rows, math: str, plans) -> list[str]:
 
 
 def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str, str, str], dict]:
-    """(math, arch, variant) -> the plan's facts; module: any with CudaSampler."""
+    """(math, arch, variant) -> the plan's facts; module: any module that has CudaSampler."""
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN

@@ -72,8 +72,9 @@ struct HeadTraits {
   const char* name;   // what a head in Python calls it: Head.native
   const char* value;  // the type of the values in Job: a dtype of PyTorch
   int value_bytes;
+  bool single;  // a distribution gives one value, drawn with one uniform
 };
-inline constexpr HeadTraits kHeadKinds[] = {{"categorical", "int32", sizeof(int32_t)}};
+inline constexpr HeadTraits kHeadKinds[] = {{"categorical", "int32", sizeof(int32_t), true}};
 
 constexpr const HeadTraits& traits(HeadKind kind) { return kHeadKinds[static_cast<int>(kind)]; }
 

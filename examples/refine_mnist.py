@@ -96,7 +96,7 @@ class Critic(nn.Module):
 
 
 def merits(realness: Tensor) -> Tensor:
-    """How much more real each strip, and what followed from it, made an image than others became.
+    """How much each strip, with what followed from it, raised its image's score above those of the other images.
 
     realness: [N, strips + 1] -> [N, strips], of mean 0 over the images.
     """

@@ -159,7 +159,7 @@ class Sampler:
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
         level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of
-        your own, [n, uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return
+        your own, [n, D * uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return
         (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
         temperature 1 and with all levels. ``heads.SamplingOptions`` explains further options of drawing, such as top_k
         and top_p.

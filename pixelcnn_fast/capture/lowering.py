@@ -32,7 +32,7 @@ class Tracing(Protocol):
         """What is known of x: a ShadowMap, a Condition, an Opaque, or None for a constant."""
 
     def feature_map(self, x: Any) -> ShadowMap:
-        """The feature map that x is. Raises Unsupported if it is none."""
+        """The feature map of x. Raises Unsupported if x is not one."""
 
     def constant(self, x: Any) -> Any:
         """Returns x, or raises Unsupported if it depends on the image or the condition."""

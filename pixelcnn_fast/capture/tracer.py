@@ -357,7 +357,7 @@ class Tracer(TorchFunctionMode):
             result = self.builder.emit(
                 Pointwise, self.builder.space.channels(result), base=Read(result)
             ).value()
-        instructions = without_softmax(self.builder, needed(self.builder.instructions, [result]))
+        instructions = without_softmax(self.builder, needed(self.builder.instructions, [result]), head)
         return instructions, result, shape[4], normalised
 
 
@@ -395,9 +395,15 @@ def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]
     return builder.space.moved(logits, taken_of), True
 
 
-def without_softmax(builder: Builder, instructions: list[Instruction]) -> list[Instruction]:
+def without_softmax(builder: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
     """The instructions. Raises Unsupported if one of them is a softmax."""
     for i in instructions:
+        if i.out in builder.closings and not head.of_logits:
+            raise Unsupported(
+                f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
+                "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
+                "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
+            )
         if i.out in builder.closings:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "

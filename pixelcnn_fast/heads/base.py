@@ -36,10 +36,14 @@ class Head(ABC):
     native: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """The compiled runtimes do not take a class that draws or scores in its own way for its parent."""
+        """What a class says of how it draws does not hold for one that draws or scores in its own way."""
         super().__init_subclass__(**arguments)
-        if "native" not in vars(cls) and vars(cls).keys() & {"draw", "log_probability"}:
-            cls.native = None
+        for name, default in (("native", None), ("of_logits", False)):
+            says_so = next(each for each in cls.__mro__ if name in vars(each))
+            if any(
+                getattr(cls, method) is not getattr(says_so, method) for method in ("draw", "log_probability")
+            ):
+                setattr(cls, name, default)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -56,7 +60,7 @@ class Head(ABC):
         """Raises ValueError for an option that this head does not heed."""
         for option in fields(options):
             if option.name not in self.options and getattr(options, option.name) != option.default:
-                raise ValueError(f"{option.name} means nothing to {self}, which does not draw levels by it")
+                raise ValueError(f"{option.name} is not used by {self}")
 
     # -- the model's output
 

@@ -21,7 +21,7 @@ def verify(program: Program | PhasedProgram) -> None:
 
 def _require(holds: bool, i: Instruction, rule: str) -> None:
     if not holds:
-        raise InvalidProgram(f"%{i.out} {i.name}: {rule}; it is\n  {i}")
+        raise InvalidProgram(f"%{i.out} {i.name} breaks the rule: {rule}\n  {i}")
 
 
 def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[Instruction, ...]) -> None:

@@ -62,7 +62,7 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
 
 @dataclass
 class DeviceJob:
-    """A job's tensors on the device. error: -1, or the place of the first logits that are not finite."""
+    """A job's tensors on the device. error: -1, or the location of the first logits that are not finite."""
 
     job: Job
     variant: str

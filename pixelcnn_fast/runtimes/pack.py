@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
@@ -18,12 +19,14 @@ def why_not_compiled(head: Head) -> str | None:
     """Why the compiled runtimes can't draw from this head, or None if they can. The compiled module must be there."""
     if head.native is None:
         return f"{head} is drawn in Python only: use runtime 'eager'"
-    value = required().VALUE_OF_HEAD.get(head.native)
-    if value is None:
+    traits = required().HEAD_TRAITS.get(head.native)
+    if traits is None:
         return (
             f"{head} is drawn as {head.native!r}, which the compiled module does not know: use runtime 'eager'"
         )
-    if head.value_dtype is not getattr(torch, value):
+    if traits["single"] and (head.joint or head.uniforms != 1):
+        return f"{head} draws several values or with several uniforms: use runtime 'eager'"
+    if head.value_dtype is not getattr(torch, value := traits["value"]):
         return (
             f"{head} has values of {head.value_dtype}, the compiled runtimes draw {value}: use runtime 'eager'"
         )
@@ -102,7 +105,8 @@ class _Describer:
             return {"kind": kinds.from_levels, "input": self._input(i)}
         if isinstance(i, Pointwise):
             return {"kind": kinds.pointwise, "value": self._here(i.base)}
-        assert isinstance(i, Convolution)
+        if not isinstance(i, Convolution):
+            raise InvalidProgram(f"csrc/program.h has no instruction like {i}")
         return {
             "kind": kinds.convolution,
             "bias": self._address(i.bias),
@@ -133,7 +137,8 @@ class _Describer:
         )
 
     def _here(self, read: Read) -> int:
-        assert read.is_here, "csrc/program.h has no operands at other pixels"
+        if not read.is_here:
+            raise InvalidProgram(f"csrc/program.h has no operands at other pixels, such as {read}")
         return self._number[read.value]
 
     def _address(self, tensor: Tensor | None) -> int:

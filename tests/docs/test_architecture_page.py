@@ -38,7 +38,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_pixel_is_drawn_after_what_it_sees() -> None:
-    """And with a smaller lag some would not be."""
+    """With a smaller lag, some pixels would be drawn too early."""
     steps, (_, height, width) = architecture.steps(), architecture.SHAPE
     too_early = []
     for y, x in product(range(height), range(width)):

@@ -17,6 +17,7 @@ from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.runtimes.pack import why_not_compiled
 from tests.needs import needs_native
 from tests.tolerances import assert_identical_up_to_rounding
 
@@ -177,8 +178,10 @@ def test_a_leak_is_found() -> None:
         Sampler(net, SHAPE, head=Pair(), image_form="levels")
 
 
-class Greatest(Categorical):
+class DrawsGreatest:
     """Draws the greatest level that is possible."""
+
+    levels: int
 
     def draw(
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
@@ -186,12 +189,32 @@ class Greatest(Categorical):
         return (parameters > -5).int().mul(torch.arange(self.levels)).amax(-1, keepdim=True)
 
 
+class Greatest(Categorical):
+    draw = DrawsGreatest.draw
+
+
+class AlsoGreatest(DrawsGreatest, Categorical):
+    levels: int
+
+
+class OfBoth(Categorical):
+    joint = True
+
+
 @needs_native
-def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent() -> None:
-    own = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3), head=Greatest(256))
+@pytest.mark.parametrize("head", [Greatest(256), AlsoGreatest(256)], ids=["its own draw", "another class's"])
+def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent(head: Head) -> None:
+    assert not head.of_logits
+    own = Sampler(PixelCNN(1, 8, 1).eval(), (1, 3, 3), head=head)
     assert (own.sample(2) == 255).all()
     with pytest.raises(RuntimeError, match=r"Greatest.*is drawn in Python only"):
         own.sample(2, runtime="cpu")
+
+
+@needs_native
+def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_jointly() -> None:
+    assert "several values" in str(why_not_compiled(OfBoth(5)))
+    assert why_not_compiled(Categorical(5)) is None
 
 
 @pytest.mark.parametrize(
@@ -223,6 +246,6 @@ class Normalised(Net):
         return super().forward(images).log_softmax(1)
 
 
-def test_a_softmax_of_parameters_that_are_not_logits_is_kept() -> None:
-    with pytest.raises(Unsupported, match="softmax"):
+def test_a_softmax_of_parameters_that_are_not_logits_is_refused() -> None:
+    with pytest.raises(Unsupported, match="softmax: a program has none, and Pair.* does not read logits"):
         Sampler(Normalised(), SHAPE, head=Pair(), image_form="levels")

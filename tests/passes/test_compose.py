@@ -45,7 +45,7 @@ def at_pixel(out: int, channels: tuple[int, int], *more: Tap) -> Instruction:
 WIDE, NARROW = (8, 3), (1, 3)
 CASES = {
     "wide between narrow": (chain(8, at_pixel(2, WIDE)), True),
-    "beside a tap on the same place": (chain(8, at_pixel(2, WIDE, tap(0, (1, 3)))), True),
+    "beside a tap at the same pixel": (chain(8, at_pixel(2, WIDE, tap(0, (1, 3)))), True),
     "two readers": (chain(8, at_pixel(2, (8, 4)), at_pixel(3, WIDE, tap(2, (4, 3)))), True),
     "kept for another reader": (
         chain(8, Pointwise(2, 8, "other", Read(1)), at_pixel(3, WIDE, tap(2, WIDE))),

@@ -88,5 +88,5 @@ def test_a_head_that_gives_another_shape_is_refused(head: Head) -> None:
 def test_options_that_a_head_does_not_heed_are_refused() -> None:
     Bernoulli().check_options(SamplingOptions(top_k=1, temperature=0.5))
     Pair().check_options(SamplingOptions(temperature=0.5))
-    with pytest.raises(ValueError, match="top_k means nothing to Pair"):
+    with pytest.raises(ValueError, match="top_k is not used by Pair"):
         Pair().check_options(SamplingOptions(top_k=1))

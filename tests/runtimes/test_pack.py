@@ -21,4 +21,5 @@ def test_the_wavefront_and_the_head_are_handed_over(monkeypatch):
     assert front is not None and front.lag > 0 and told["lag"] == front.lag
     leads = [call.kwargs["lead"] for call in module.Instruction.call_args_list]
     assert leads == [front.leads[i.out] for i in program.instructions]
+    assert module.Head.call_args.args == (module.HeadKind.categorical,)
     assert module.Head.call_args.kwargs == {"distributions": 1, "parameters": 256, "uniforms": 1, "levels": 256}

@@ -77,12 +77,12 @@ void bind_sampler(py::module_& m) {
            "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
            "lead"_a, "after"_a);
   py::enum_<pcf::HeadKind> heads(m, "HeadKind");
-  py::dict value_of_head;
+  py::dict head_traits;
   for (const pcf::HeadTraits& kind : pcf::kHeadKinds) {
     heads.value(kind.name, static_cast<pcf::HeadKind>(&kind - pcf::kHeadKinds));
-    value_of_head[kind.name] = kind.value;
+    head_traits[kind.name] = py::dict("value"_a = kind.value, "single"_a = kind.single);
   }
-  m.attr("VALUE_OF_HEAD") = value_of_head;
+  m.attr("HEAD_TRAITS") = head_traits;
   py::class_<pcf::Head>(m, "Head").def(py::init<pcf::HeadKind, int, int, int, int>(), "kind"_a, "distributions"_a,
                                        "parameters"_a, "uniforms"_a, "levels"_a);
   py::class_<pcf::Program>(m, "Program")

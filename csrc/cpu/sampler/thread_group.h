@@ -226,7 +226,7 @@ class ThreadGroup {
 
   // -- instructions
 
-  // What an instruction's runs are added to, or its steps start from where it has none.
+  // What an instruction's runs are added to or, if it has none, what its steps start from.
   void tabulate_start(Table& table, const Instruction& i, const Span& span) const {
     switch (i.kind) {
       case InstructionKind::convolution: return tabulate_rows(table, span, const_cast<T*>(i.bias.data()), 0);
