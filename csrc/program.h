@@ -114,7 +114,7 @@ struct Job {
   const uint8_t* known = nullptr;
   const double* noise;                  // [images, distributions * uniforms, H, W] in [0, 1)
   std::vector<const void*> conditions;  // per operand [images, channels] or [images, H, W, channels]
-  SamplingOptions options;
+  SamplingOptions options = {};
   void* parameters = nullptr;         // [images, distributions, H, W, parameters] or null: not wanted
   double* log_probability = nullptr;  // [images, C, H, W] of the values drawn, under the model itself; or null
 };
