@@ -61,13 +61,17 @@ def _computed(program: Program) -> dict[int, Field]:
         for connection in i.connections(lambda value: len(fields[value].group)):
             field, read = fields[connection.read.value], connection.read
             parts.append(_shift(field.seen, read.dy, read.dx))
-            reads.append(connection.channels.float() @ _one_hot(field.group, len(field.seen)).float() > 0)
+            reads.append(_groups_read(connection.channels, field))
         fields[i.out] = _united(parts, reads, i.channels, (c, 2 * height - 1, 2 * width - 1))
     return fields
 
 
-def _one_hot(group: Tensor, groups: int) -> Tensor:
-    return group[:, None] == torch.arange(groups)
+def _groups_read(channels: Tensor, field: Field) -> Tensor:
+    """channels: bool [n, channels of the field's value] -> of which groups of them each reads any: bool [n, groups]."""
+    if len(field.seen) == 1:
+        return channels.any(1, keepdim=True)
+    one_hot = field.group[:, None] == torch.arange(len(field.seen))
+    return channels.float() @ one_hot.float() > 0
 
 
 def _united(parts: list[Tensor], reads: list[Tensor], channels: int, shape: tuple[int, int, int]) -> Field:
