@@ -13,32 +13,35 @@ from types import ModuleType
 ROOT = Path(__file__).parents[2]
 
 
-def build(target: str, sanitizer: str = "") -> Path:
-    """Compiles a target of tests/csrc/emulation -> its folder. Only what has changed is compiled again."""
+def configured(source: Path, folder: Path, *settings: str) -> str:
+    """Configures a build of ``source`` in ``folder``, by the environment's tools -> cmake, to build it with."""
     import cmake
     import ninja
     import pybind11
 
-    python = f"{sys.version_info.major}{sys.version_info.minor}"
-    folder = ROOT / "build" / f"emulation-{sanitizer or python}"
     tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
-    configure = [
-        tool,
-        "-S",
-        ROOT / "tests" / "csrc" / "emulation",
-        "-B",
-        folder,
-        "-G",
-        "Ninja",
-        "--log-level=ERROR",
+    assert tool is not None
+    options = [
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DEMULATION_SANITIZE={sanitizer}",
+        *settings,
     ]
-    for command in (configure, [tool, "--build", folder, "--target", target, "-j2"]):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    run(tool, "-S", str(source), "-B", str(folder), "-G", "Ninja", "--log-level=ERROR", *options)
+    return tool
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def build(target: str, sanitizer: str = "") -> Path:
+    """Compiles a target of tests/csrc/emulation -> its folder. Only what has changed is compiled again."""
+    python = f"{sys.version_info.major}{sys.version_info.minor}"
+    folder = ROOT / "build" / f"emulation-{sanitizer or python}"
+    tool = configured(ROOT / "tests" / "csrc" / "emulation", folder, f"-DEMULATION_SANITIZE={sanitizer}")
+    run(tool, "--build", str(folder), "--target", target, "-j2")
     return folder
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.csrc.emulated import configured
+
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 
@@ -31,26 +33,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(source: Path, folder: Path, target: str, *settings: str) -> str:
     """The output of a build that is expected to fail."""
-    cmake, ninja = pytest.importorskip("cmake"), pytest.importorskip("ninja")
-    pybind11 = pytest.importorskip("pybind11")
-    tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
-    assert tool is not None
-    configure = [
-        tool,
-        "-S",
-        source,
-        "-B",
-        folder,
-        "-G",
-        "Ninja",
-        "--log-level=ERROR",
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        *settings,
-    ]
-    subprocess.run([str(word) for word in configure], check=True)
-    done = subprocess.run([tool, "--build", str(folder), "--target", target], capture_output=True, text=True)
+    for tool in ("cmake", "ninja", "pybind11"):
+        pytest.importorskip(tool)
+    cmake = configured(source, folder, *settings)
+    done = subprocess.run([cmake, "--build", str(folder), "--target", target], capture_output=True, text=True)
     assert done.returncode != 0
     return done.stdout
 
