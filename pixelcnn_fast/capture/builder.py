@@ -53,6 +53,14 @@ class Builder:
         self.instructions.append(kind(len(self.instructions), channels, name, **fields))
         return result
 
+    def zeros_like(self, x: ShadowMap) -> ShadowMap:
+        """A map whose elements are those of new values, which are zero everywhere, laid out like x."""
+        zeros = {
+            value: self.emit(Convolution, self.space.channels(value), self.space.frame(value), taps=()).value()
+            for value in self.space.values(x.addresses)
+        }
+        return ShadowMap(self.space, addresses=self.space.moved(x.addresses, zeros))
+
     # -- channel by channel
 
     def pointwise(self, x: ShadowMap, steps: Callable[[int], Sequence[Step]]) -> ShadowMap:

@@ -23,19 +23,8 @@ OWN_OPS: dict[Callable, Callable[..., Tensor]] = {
 }
 
 
-def _clamp(x: Tensor, min: Any = None, max: Any = None, inplace: bool = False) -> Tensor:
-    y = x  # values within the bounds stay as they are, to the bit
-    if min is not None:
-        y = y + F.relu(min - x)
-    return y if max is None else y - F.relu(y - max)
-
-
 def _hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    return _clamp(x, min_val, max_val)
-
-
-def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return _clamp(x, -3.0, 3.0) / 6 + 0.5
+    return x.clamp(min_val, max_val)
 
 
 def _selu(x: Tensor, inplace: bool = False) -> Tensor:
@@ -68,18 +57,13 @@ DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
     "abs": lambda x: F.relu(x) + F.relu(-x),
     "addcmul": _addcmul,
     "celu": _celu,
-    **{name: _clamp for name in ("clamp", "clip")},
-    "clamp_max": lambda x, max: _clamp(x, max=max),
-    "clamp_min": lambda x, min: _clamp(x, min=min),
     "exp": lambda x: torch.sigmoid(x) / torch.sigmoid(-x),
-    "hardsigmoid": _hardsigmoid,
+    "hardsigmoid": lambda x, inplace=False: (x + 3).clamp(0, 6) / 6,
     "hardtanh": _hardtanh,
     "lerp": lambda x, end, weight: x + weight * (end - x),
     "log_sigmoid": lambda x: -F.softplus(-x),
-    "maximum": lambda x, y: x + F.relu(y - x),
-    "minimum": lambda x, y: x - F.relu(x - y),
     "mish": lambda x, inplace=False: x * torch.tanh(F.softplus(x)),
-    "relu6": lambda x, inplace=False: _clamp(x, 0.0, 6.0),
+    "relu6": lambda x, inplace=False: x.clamp(0, 6),
     "rms_norm": _rms_norm,
     "selu": _selu,
     "softmin": _softmin,

@@ -333,6 +333,61 @@ def _sum_of_parts(t: Tracing, addresses: Tensor, dim: int, keepdim: bool, scale:
     return ShadowMap(t.builder.space, addresses=total.addresses.unsqueeze(dim)) if keepdim else total
 
 
+# -- the larger or the smaller of two
+
+LARGER, SMALLER = ("maximum", "at_least"), ("minimum", "at_most")  # than another map, and than a number
+
+
+def _extreme(t: Tracing, kinds: tuple[str, str], x: Any, y: Any, shape: torch.Size) -> ShadowMap:
+    """The LARGER or the SMALLER of x and y, where at least one is a feature map."""
+    if not isinstance(x, ShadowMap):
+        if not isinstance(t.mark(x), ShadowMap):
+            x, y = y, x
+        x = t.feature_map(x)
+    kind, kind_with_number = kinds
+    mark = t.mark(y)
+    if isinstance(mark, ShadowMap):
+        return t.builder.pairwise(kind, x, mark)
+    if mark is None and (number := _only_number(y)) is not None:
+        x = t.builder.pointwise(x, lambda _: [Step(kind_with_number, number)])
+        return ShadowMap(t.builder.space, addresses=x.addresses.expand(shape))
+    return t.builder.pairwise(kind, x, _combined(t, "add", y, t.builder.zeros_like(x)))
+
+
+def _only_number(constant: Any) -> float | None:
+    """What all elements of a constant are; None if they differ."""
+    elements = torch.as_tensor(constant, dtype=torch.float64).flatten()
+    return float(elements[0]) if bool((elements == elements[0]).all()) else None
+
+
+def _maximum(t: Tracing, output: Tensor, input: Any, other: Any) -> ShadowMap:
+    return _extreme(t, LARGER, input, other, output.shape)
+
+
+def _minimum(t: Tracing, output: Tensor, input: Any, other: Any) -> ShadowMap:
+    return _extreme(t, SMALLER, input, other, output.shape)
+
+
+def _clamp(t: Tracing, output: Tensor, input: Any, min: Any = None, max: Any = None) -> ShadowMap:
+    x = input
+    for kinds, bound in ((LARGER, min), (SMALLER, max)):
+        if bound is not None:
+            x = _extreme(t, kinds, x, bound, output.shape)
+    return x
+
+
+def _clamp_max(t: Tracing, output: Tensor, input: Any, max: Any) -> ShadowMap:
+    return _clamp(t, output, input, max=max)
+
+
+def _clamp_min(t: Tracing, output: Tensor, input: Any, min: Any) -> ShadowMap:
+    x = t.mark(input)
+    if isinstance(x, ShadowMap) and t.builder.made_by("exp", x) is not None:
+        if isinstance(min, (int, float)) and min <= torch.finfo(output.dtype).tiny:
+            return x  # no probability that matters is lower
+    return _clamp(t, output, input, min)
+
+
 # -- the rest
 
 
@@ -398,14 +453,6 @@ def _exp(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
     if t.builder.made_by("log_softmax", x) is None:
         return _decomposed("exp")(t, output, input)
     return t.builder.closing("exp", x)
-
-
-def _clamp_min(t: Tracing, output: Tensor, input: Tensor, min: float) -> ShadowMap:
-    x = t.feature_map(input)
-    of_probabilities = t.builder.made_by("exp", x) is not None
-    if of_probabilities and min <= torch.finfo(input.dtype).tiny:  # lower than any probability that matters
-        return x
-    return _decomposed("clamp_min")(t, output, input, min)
 
 
 def _decomposed(name: str) -> Callable:
@@ -496,9 +543,13 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     **{name: _identity for name in ("detach", "data")},
     **{name: _cast for name in CASTS},
     "logit": _inverse("sigmoid", "sigmoid"),
-    "log": _inverse("exp", "softmax"),
+    "maximum": _maximum,
+    "minimum": _minimum,
+    **{name: _clamp for name in ("clamp", "clip")},
+    "clamp_max": _clamp_max,
     "clamp_min": _clamp_min,
     "exp": _exp,
+    "log": _inverse("exp", "softmax"),
     "where": _where,
     "masked_fill": _masked_fill,
     "softmax": _softmax,
