@@ -464,8 +464,8 @@ class Builder:
         return result
 
     def closing(self, kind: str, x: ShadowMap) -> ShadowMap:
-        """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
-        values only carry a mark; once the model has returned, the tracer removes the softmax or refuses it."""
+        """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
+        once the model has returned, the tracer removes the softmax or refuses it."""
         result = self.pointwise(self._without_zeros(x), lambda _: [])
         for value in self.space.values(result.addresses):
             self.closings[value] = kind

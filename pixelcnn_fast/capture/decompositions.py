@@ -57,7 +57,6 @@ DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
     "abs": lambda x: F.relu(x) + F.relu(-x),
     "addcmul": _addcmul,
     "celu": _celu,
-    "exp": lambda x: torch.sigmoid(x) / torch.sigmoid(-x),
     "hardsigmoid": lambda x, inplace=False: (x + 3).clamp(0, 6) / 6,
     "hardtanh": _hardtanh,
     "lerp": lambda x, end, weight: x + weight * (end - x),

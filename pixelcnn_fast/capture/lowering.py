@@ -382,7 +382,7 @@ def _clamp_max(t: Tracing, output: Tensor, input: Any, max: Any) -> ShadowMap:
 
 def _clamp_min(t: Tracing, output: Tensor, input: Any, min: Any) -> ShadowMap:
     x = t.mark(input)
-    if isinstance(x, ShadowMap) and t.builder.made_by("exp", x) is not None:
+    if isinstance(x, ShadowMap) and t.builder.made_by("softmax", x) is not None:
         if isinstance(min, (int, float)) and min <= torch.finfo(output.dtype).tiny:
             return x  # no probability that matters is lower
     return _clamp(t, output, input, min)
@@ -445,14 +445,21 @@ def _log_softmax(
 
 def _softmax(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
     logarithms = _log_softmax(t, output, input, *args, **kwargs)
-    return t.builder.closing("exp", logarithms)
+    return t.builder.closing("softmax", logarithms)
 
 
 def _exp(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
     x = t.feature_map(input)
-    if t.builder.made_by("log_softmax", x) is None:
-        return _decomposed("exp")(t, output, input)
-    return t.builder.closing("exp", x)
+    if t.builder.made_by("log_softmax", x) is not None:
+        return t.builder.closing("softmax", x)
+    return t.builder.pointwise(x, lambda _: [Step("exp")])
+
+
+def _log(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
+    x = t.feature_map(input)
+    if t.builder.made_by("softmax", x) is not None:
+        return _inverse("softmax", "softmax")(t, output, input)
+    return t.builder.pointwise(x, lambda _: [Step("log")])
 
 
 def _decomposed(name: str) -> Callable:
@@ -549,7 +556,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "clamp_max": _clamp_max,
     "clamp_min": _clamp_min,
     "exp": _exp,
-    "log": _inverse("exp", "softmax"),
+    "log": _log,
     "where": _where,
     "masked_fill": _masked_fill,
     "softmax": _softmax,

@@ -101,6 +101,7 @@ BODIES = {
     "clamped where zeros were moved in": lambda net, h, x: (
         down(h).clamp(min=0.1) + down(h).clamp(max=-0.1) + down(h).clamp_(-0.2, 0.3)
     ),
+    "exp and log": lambda net, h, x: h.exp() + (h * h + 0.1).log(),
     "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
     "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
     "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
