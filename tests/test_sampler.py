@@ -193,6 +193,19 @@ def test_a_model_that_raises_says_what_it_was_given():
         Sampler(Strict(), (1, 4, 5), levels=8)
 
 
+def test_the_library_s_own_errors_are_not_the_model_s():
+    class Refuses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, x):
+            raise Unsupported("conv: this is the library's own")
+
+    with pytest.raises(Unsupported, match="^conv: this is the library's own$"):
+        Sampler(Refuses(), (1, 4, 5), levels=8)
+
+
 def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
     model = pixelcnn().bfloat16()
     sampler = Sampler(model, (1, 3, 3))

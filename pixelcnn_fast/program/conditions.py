@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -30,7 +30,7 @@ class Given(NamedTuple):
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
-        Raises ModelFailed if the module raises.
+        Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
         """
         positional = [x for x in self if x is not None]
         named = {}
@@ -38,6 +38,8 @@ class Given(NamedTuple):
             named["condition"] = positional.pop()
         try:
             return module(images, *positional, **named)
+        except PixelCNNFastError:
+            raise
         except Exception as error:
             given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
             labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
