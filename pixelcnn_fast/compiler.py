@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits
 from pixelcnn_fast.heads import Head
@@ -49,12 +50,13 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
 
     Raises ValueError for a precision that does not go with the model's dtype, and what ``Sampler`` raises.
     """
-    captured, conditions, logits = model.captured(*model.example())
-    check_finite(logits, model.head)
-    show("capture", captured, watch)
-    check_causal(captured)
-    program = simplified(captured, watch)
-    check_program(program, conditions, model)
+    with model.in_use(), eagerly:
+        captured, conditions, logits = model.captured(*model.example())
+        check_finite(logits, model.head)
+        show("capture", captured, watch)
+        check_causal(captured)
+        program = simplified(captured, watch)
+        check_program(program, conditions, model)
     return Compiled(
         phased(program, stored_dtype(program, precision), watch), conditions, program.normalised, precision
     )
@@ -73,8 +75,7 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel)
     Raises CaptureMismatch if they differ, NonFiniteLogits if the model's logits are not finite.
     """
     values, given = model.example(seed=1)
-    with model.evaluating():
-        logits = model.parameters(values, given)
+    logits = model.parameters(values, given)
     check_finite(logits, model.head)
     operands = conditions(condition_operands(program.instructions), given, EXAMPLE_BATCH)
     computed = model.head.comparable(evaluate(program, values, operands.__getitem__))

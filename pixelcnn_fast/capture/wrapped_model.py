@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.image_forms import (
@@ -35,7 +36,8 @@ class ModelArguments(TypedDict, total=False):
 
 
 class WrappedModel:
-    """``Sampler`` explains the arguments. The module is captured in eval mode, and its weights are copied.
+    """``Sampler`` explains the arguments. ``module`` is a copy in eval mode: the user's own is not touched, unless it
+    can't be copied.
 
     ``head`` has its layout once the model is captured.
     """
@@ -51,7 +53,8 @@ class WrappedModel:
         image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.module, self.image_form = module, image_form
+        module = unwrapped(module)
+        self.image_form = image_form
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
             raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
@@ -84,6 +87,8 @@ class WrappedModel:
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
+        copied = private_copy(module)
+        self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
 
     def example(self, seed: int = 0) -> tuple[Tensor, Given]:
         """Random values [2, C, H, W], and what the model takes besides images. Another seed gives other classes."""
@@ -100,8 +105,7 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        with self.evaluating():
-            program, conditions, output, self.head = capture(self.module, self.encode(values), given, self.head)
+        program, conditions, output, self.head = capture(self.module, self.encode(values), given, self.head)
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output
@@ -163,16 +167,16 @@ class WrappedModel:
         return condition.to(self.device, self.dtype)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Within the context, the module is in eval mode; afterwards each of its modules is as it was."""
-        training = [module for module in self.module.modules() if module.training]
-        if training:
-            self.module.eval()
-        try:
+    def in_use(self) -> Iterator[None]:
+        """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
+        and in eval mode."""
+        with ExitStack() as stack:
+            if self._is_borrowed:
+                stack.enter_context(borrowed(self.module))
+            for device in {"cpu", self.device.type}:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
             yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -133,7 +133,10 @@ def test_log_probabilities_are_the_teacher_forced_likelihood(runtime):
         (dict(top_p=1.1), "top_p"),
         (dict(top_p=math.nan), "top_p"),
         (dict(temperature=-1), "temperature"),
-        (dict(temperature=1e-300), "temperature is 1e-300: expected at least 1.18e-38, .*0 takes the most likely"),
+        (
+            dict(temperature=1e-300),
+            "temperature is 1e-300: expected at least 1.18e-38, .*0 takes the most likely",
+        ),
         (dict(temperature=math.nextafter(2**-126, 0)), "expected at least"),
     ],
 )
