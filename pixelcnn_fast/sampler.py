@@ -75,7 +75,7 @@ class Sampler:
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
     module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
-    program, checked once against the model on a random image, computes something else.
+    program's distributions differ from the model's on other random images, conditions and batch sizes.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})

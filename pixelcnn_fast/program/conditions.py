@@ -20,6 +20,12 @@ class Given(NamedTuple):
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
 
+    def in_dtype(self, dtype: torch.dtype) -> Given:
+        """The same, with a condition of real numbers in this dtype."""
+        if self.condition is None or not self.condition.is_floating_point():
+            return self
+        return self._replace(condition=self.condition.to(dtype))
+
     def part(self, images: slice) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
 
