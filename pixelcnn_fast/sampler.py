@@ -73,7 +73,8 @@ class Sampler:
     (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
     tensor is passed as ``condition=`` if the model's forward has such an argument, else last. condition_dtype: the
     dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
-    unless it raises then.
+    unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
+    tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
 
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming

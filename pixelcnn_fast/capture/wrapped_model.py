@@ -17,6 +17,7 @@ from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
     SCALED_FORMS,
@@ -40,6 +41,7 @@ class ModelArguments(TypedDict, total=False):
     image_form: ImageForm
     condition_shape: tuple[int, ...] | None
     condition_dtype: torch.dtype | None
+    output: Output
 
 
 class WrappedModel:
@@ -60,9 +62,10 @@ class WrappedModel:
         image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
         condition_dtype: torch.dtype | None = None,
+        output: Output = None,
     ) -> None:
         module = unwrapped(module)
-        self.image_form = image_form
+        self.image_form, self.output = image_form, output
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
             raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
@@ -156,7 +159,8 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        with computing(self.dtype, self._own_dtype), _scripted_parts_named(self.module):
+        named, picking = _scripted_parts_named(self.module), _returning(self.module, self.output)
+        with computing(self.dtype, self._own_dtype), named, picking:
             program, conditions, output, self.head = capture(
                 self.module, self.encode(values), given.in_dtype(self.dtype), self.head
             )
@@ -168,10 +172,11 @@ class WrappedModel:
     def parameters(self, values: Tensor, given: Given) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward."""
         with computing(self.dtype, self._own_dtype):
-            return self.head.arranged(self.output(values, given), self.shape[0])
+            output = picked(self.run(values, given), self.output)
+            return self.head.arranged(output, self.shape[0])
 
     @torch.no_grad()
-    def output(self, values: Tensor, given: Given) -> Any:
+    def run(self, values: Tensor, given: Given) -> Any:
         """values: [N, C, H, W] -> what the module returns."""
         with computing(self.dtype, self._own_dtype):
             return given.in_dtype(self.dtype).call(self.module, self.encode(values))
@@ -185,7 +190,7 @@ class WrappedModel:
         if self.condition_dtype is None:
             self.condition_dtype = self.dtype
             try:
-                self.output(*self.example())
+                self.run(*self.example())
                 return
             except ModelFailed as failed:
                 self.condition_dtype = torch.long
@@ -230,7 +235,7 @@ class WrappedModel:
     def _takes(self, values: Tensor, given: Given) -> bool:
         try:
             with self.in_use():
-                self.output(values, given)
+                self.run(values, given)
         except ModelFailed:
             return False
         return True
@@ -368,6 +373,16 @@ def _takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> 
 
 def _is_integral(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Output) -> Iterator[None]:
+    """Within the context, the module returns the part of its output that is to be read."""
+    if output is None:
+        yield
+        return
+    with module.register_forward_hook(lambda module, images, returned: picked(returned, output)):
+        yield
 
 
 @contextmanager
