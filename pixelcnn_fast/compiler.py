@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def warn_of_what_changes_nothing(model: WrappedModel) -> None:
     """Warns if the model gives the same distributions for different labels or conditions."""
     for name, values, given in model.examples_that_differ():
         with model.in_use(), eagerly:
-            parameters = model.parameters(values, given)
+            parameters = model.parameters(values, given).cpu()
         least = 4 * rounding_unit(model) + slack(parameters, model, 4)
         if bool(
             (
@@ -156,7 +156,7 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel)
     Raises CaptureMismatch if they differ, NonFiniteLogits if the model's logits are not finite.
     """
     examples = model.examples_to_check()
-    computed = on_examples(in_dtype(program, torch.float64), conditions, examples)
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
     if program.dtype == torch.float64:
         check_exact(computed, model, examples)
     else:
@@ -169,9 +169,15 @@ def on_examples(program: Program, conditions: Conditions, examples: Examples) ->
     results = []
     for values, given in examples:
         operands = conditions(condition_operands(program.instructions), given, len(values))
-        condition = {operand: x.to(program.dtype) for operand, x in operands.items()}
-        results.append(evaluate(program, values, condition.__getitem__))
+        condition = {operand: x.to(program.device, program.dtype) for operand, x in operands.items()}
+        results.append(evaluate(program, values.to(program.device), condition.__getitem__).cpu())
     return results
+
+
+def on_cpu(program: Program) -> Program:
+    """The program where float64 is known to exist."""
+    instructions = tuple(i.converted(Tensor.cpu) for i in program.instructions)
+    return replace(program, instructions=instructions, device=torch.device("cpu"))
 
 
 def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples) -> None:
@@ -210,13 +216,13 @@ def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
     for values, given in examples:
         parameters = model.parameters(values, given)
         check_finite(parameters, model.head)
-        yield parameters
+        yield parameters.cpu()
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float) -> Tensor:
     """How far distributions move if each parameter is a bit larger or smaller, by so many roundings: [N, D, H, W]."""
     generator = torch.Generator().manual_seed(0)
-    sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1).to(parameters.device)
+    sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * rounding_unit(model) * sign)
     return model.head.distance(moved, parameters, model.shape[0])
 
