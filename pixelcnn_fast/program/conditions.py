@@ -49,11 +49,11 @@ class Given(NamedTuple):
         except Exception as error:
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{self}; image_form= says in what form "
-                "it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
+                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}; image_form= says in "
+                "what form it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
             ) from error
 
-    def __str__(self) -> str:
+    def described(self) -> str:
         """To go on with in a sentence: ", labels [2] of 0, 1"; nothing if there is nothing."""
         labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
         if self.condition is None:
