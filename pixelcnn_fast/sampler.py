@@ -57,23 +57,29 @@ class Sampler:
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
-    head reads; it is captured in eval mode and its weights are copied: after more training, build a new sampler.
+    head reads. The sampler works on a copy in eval mode, on every runtime: the model itself is not touched, and after
+    more training, build a new sampler. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken off first, and
+    autocast around a call is ignored.
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
     precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
     where memory bandwidth is the limit), or on a GPU also 'fp16' or 'tf32', which its tensor cores multiply.
-    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward has a
-    second argument without a default. image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
+    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward needs
+    something besides images and the condition. Labels are 0...K-1, where K is ``n_classes`` or is found by trying.
+    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
     (int64 [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
     condition_shape: the shape of a further tensor that the model takes, without its batch axis, such as
     (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
-    tensor is passed as ``condition=`` if the model's forward has such an argument, else last.
+    tensor is passed as ``condition=`` if the model's forward has such an argument, else last. condition_dtype: the
+    dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
+    unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
+    tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
 
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
     module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
-    program, checked once against the model on a random image, computes something else.
+    program's distributions differ from the model's on other random images, conditions and batch sizes.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -165,7 +171,7 @@ class Sampler:
         and top_p.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape].
+        condition: [n, *condition_shape], numbers, or integers if the model takes those.
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
@@ -343,7 +349,7 @@ class Sampler:
         engine = self.runtime(settings.runtime)
         size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
-        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
+        with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
             try:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))

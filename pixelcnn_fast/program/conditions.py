@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -19,6 +19,12 @@ class Given(NamedTuple):
 
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
+
+    def in_dtype(self, dtype: torch.dtype) -> Given:
+        """The same, with a condition of real numbers in this dtype."""
+        if self.condition is None or not self.condition.is_floating_point():
+            return self
+        return self._replace(condition=self.condition.to(dtype))
 
     def part(self, images: slice) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
@@ -30,22 +36,45 @@ class Given(NamedTuple):
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
-        Raises ModelFailed if the module raises.
+        Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
         """
         positional = [x for x in self if x is not None]
         named = {}
-        if self.condition is not None and "condition" in inspect.signature(module.forward).parameters:
+        if self.condition is not None and "condition" in arguments_of(module):
             named["condition"] = positional.pop()
         try:
             return module(images, *positional, **named)
+        except PixelCNNFastError:
+            raise
         except Exception as error:
-            given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
-            labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says in what form "
-                f"it takes images, conditional= and condition_shape= what else it takes.{labels}"
+                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}; image_form= says in "
+                "what form it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
             ) from error
+
+    def described(self) -> str:
+        """To go on with in a sentence: ", labels [2] of 0, 1"; nothing if there is nothing."""
+        labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
+        if self.condition is None:
+            return labels
+        condition = f"{labels}, a condition of {self.condition.dtype} {list(self.condition.shape)}"
+        return condition if self.condition.is_floating_point() else f"{condition} of {_some(self.condition)}"
+
+
+def _some(x: Tensor) -> str:
+    """The values in x, if they are few."""
+    values = [str(value) for value in x.unique().tolist()]
+    return ", ".join(values) if len(values) <= 8 else f"{values[0]}...{values[-1]}"
+
+
+def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
+    """What the module's forward takes besides images, by name; nothing if that can't be found out."""
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # it is not written in Python
+        return {}
+    return dict(list(parameters.items())[1:])
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def test_a_model_that_computes_something_else_the_next_time_is_an_error():
         calls.append(h)
         return h * len(calls)
 
-    with pytest.raises(CaptureMismatch, match="depends on the image's values"):
+    with pytest.raises(CaptureMismatch, match="differs from the model by up to"):
         Sampler(Net(body), (1, 5, 6))
 
 
