@@ -53,20 +53,16 @@ def observed(model: WrappedModel) -> Observed:
         output = given.call(model.module, model.encode(values))
         model.head = resolved(model.head, output, tuple(values.shape))
         parameters = model.head.arranged(output, c)
-    n, *places = len(values), model.head.distributions(c), height, width
-    if parameters.dim() != 5 or list(parameters.shape[:4]) != [n, *places]:
-        raise UnknownLayout(
-            f"{model.head} makes {list(parameters.shape)} of the model's output, expected [N, distributions, H, W, "
-            f"parameters] = {[n, *places, 'parameters']}"
-        )
-    check_finite(parameters, model.head)
-    _check_logits(parameters, model.head)
-    return Observed(
-        _draws(_most_exact(model)),
-        parameters.shape[4],
-        parameters.dtype,
-        parameters[0].numel() * parameters.itemsize,
-    )
+        expected = [len(values), model.head.distributions(c), height, width]
+        if parameters.dim() != 5 or list(parameters.shape[:4]) != expected:
+            raise UnknownLayout(
+                f"{model.head} makes {list(parameters.shape)} of the model's output, expected [N, distributions, H, "
+                f"W, parameters] = {[*expected, 'parameters']}"
+            )
+        check_finite(parameters, model.head)
+        _check_logits(parameters, model.head)
+        draws = _draws(_most_exact(model))
+    return Observed(draws, parameters.shape[4], parameters.dtype, parameters[0].numel() * parameters.itemsize)
 
 
 def _check_logits(parameters: Tensor, head: Head) -> None:
@@ -94,8 +90,7 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
     try:
         exact = copy(model)
         exact.module, exact.dtype = deepcopy(model.module).double(), torch.float64
-        with exact.evaluating():
-            exact.parameters(*exact.example())
+        exact.parameters(*exact.example())
     except Exception:  # whatever a model raises that is written for one dtype
         return model
     return exact
@@ -106,10 +101,9 @@ def _draws(model: WrappedModel) -> int:
     c, height, width = model.shape
     firsts = [pixel * c for pixel in _pixels(height, width)]
     pairs = _Pairs(model)
-    with model.evaluating():
-        ordered = pairs.check(firsts)
-        if ordered:
-            pairs.check([first + channel for first in firsts for channel in range(1, c)])
+    ordered = pairs.check(firsts)
+    if ordered:
+        pairs.check([first + channel for first in firsts for channel in range(1, c)])
     return c if ordered else 1
 
 
@@ -148,24 +142,26 @@ class _Pairs:
         self._tolerance = TOLERANCE[model.dtype]
         self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
         self._output_number = self._number[: self._head.distributions(c)]  # of the first that the output draws
-        with model.evaluating():
-            self._alone = self._described(self._images, torch.arange(PAIRS))
+        self._alone = self._outputs(self._images, torch.arange(PAIRS))
 
     def check(self, cuts: Sequence[int]) -> bool:
         """-> whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
+        channels, _, width = self._model.shape
         ordered = False
         for start in range(0, len(cuts), CUTS_AT_ONCE):
             part = cuts[start : start + CUTS_AT_ONCE]
             images = torch.cat([self._images, *(self._cut(cut) for cut in part)])
-            before, *after = self._described(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
+            before, *after = self._outputs(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
             self._check_alone(before)
             for cut, seen in zip(part, after, strict=True):
-                moved = self._distance(before, seen)
-                wrong = ~(moved <= self._tolerance) & (self._output_number <= cut)  # so NaN is wrong, too
+                pixel, channel = divmod(cut, channels)
+                rows = pixel // width + 1  # those below may see all that was changed
+                moved = self._distance(before[:, :, :rows], seen[:, :, :rows])
+                number = self._output_number[:, :rows]
+                wrong = ~(moved <= self._tolerance) & (number <= cut)  # so NaN is wrong, too
                 if bool(wrong.any()):
                     self._refuse(cut, moved.where(wrong, -1))
-                pixel_end = cut - cut % self._model.shape[0] + self._model.shape[0]
-                later_channels = (self._output_number > cut) & (self._output_number < pixel_end)
+                later_channels = (number > cut) & (number < cut - channel + channels)
                 ordered |= bool((moved[:, later_channels] > SEEN).any())
         return ordered
 
@@ -173,27 +169,16 @@ class _Pairs:
         """The images, changed from sub-pixel ``cut`` on."""
         return self._images.where(self._number.to(self._images.device) < cut, self._changed)
 
-    def _described(self, images: Tensor, pairs: Tensor) -> Tensor:
-        """The distributions of images [n, C, H, W], as numbers that can be compared, on the CPU: [n, D, H, W, any].
-
-        pairs: [n], whose labels and condition they take. For levels, the numbers are probabilities; else, log-densities
-        of the pairs' unchanged values.
-        """
-        device = images.device
-        given = Given(*(x if x is None else x[pairs.to(device)] for x in self._given))
+    def _outputs(self, images: Tensor, pairs: Tensor) -> Tensor:
+        """images: [n, C, H, W]; pairs: [n], whose labels and condition they take -> [n, D, H, W, P], on the CPU."""
+        pairs = pairs.to(images.device)
+        given = Given(*(x if x is None else x[pairs] for x in self._given))
         parameters = self._model.parameters(images, given).cpu()
         check_finite(parameters, self._head)
-        if self._head.of_logits:
-            return parameters.double().softmax(-1)
-        values = self._images.cpu()[pairs].unflatten(1, (parameters.shape[1], -1)).movedim(2, -1)
-        return self._head.log_probability(parameters, values)
+        return parameters
 
     def _distance(self, before: Tensor, after: Tensor) -> Tensor:
-        """[n, D, H, W], in the units of ``TOLERANCE``."""
-        if self._head.of_logits:
-            return (before - after).abs().sum(-1) / 2
-        change = (before - after).abs() / before.abs().clamp_min(1)
-        return change.masked_fill(before == after, 0).amax(-1)  # infinite log-densities, too, may be equal
+        return distance(self._head, before, after, self._model.shape[0])
 
     def _check_alone(self, among_others: Tensor) -> None:
         """Raises Unsupported unless the unchanged images have the distributions that they have in a smaller batch."""
@@ -205,28 +190,29 @@ class _Pairs:
             )
 
     def _refuse(self, cut: int, moved: Tensor) -> NoReturn:
-        """moved: [PAIRS, D, H, W], how far each output moved that must not."""
-        pair, output = divmod(int(moved.argmax()), moved[0].numel())
+        """moved: [PAIRS, D, rows, W], how far each output moved that must not."""
+        pair, *output = (int(i) for i in torch.unravel_index(moved.argmax(), moved.shape))
         first, last = self._narrowed(pair, output, cut)
         seen = self._named(first)
         if last > first:
             seen = f"one of the sub-pixels from {seen} to {self._named(last)}"
-        where = self._named(int(self._output_number.flatten()[output]), of_output=True)
+        where = self._named(int(self._output_number[tuple(output)]), of_output=True)
         raise NotCausal(
             f"the output at {where} depends on {seen}, which is not drawn before it (its distribution moves by "
             f"{moved.max().item():.2g}): rows are drawn from the top, pixels of a row from the left, and channels of a "
             "pixel from the first, or all at once"
         )
 
-    def _narrowed(self, pair: int, output: int, cut: int) -> tuple[int, int]:
-        """The first and the last of the changed sub-pixels that an output depends on: one and the same, unless what a
-        single one does is lost in the tolerance. output: its index in [D, H, W], flattened."""
+    def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
+        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same,
+        unless what a single one does is lost in the tolerance."""
+        d, y, x = output
         first, end = cut, self._number.numel()
         while end - first > 1:
             middle = (first + end) // 2
             images = torch.stack([self._cut(at)[pair] for at in (first, middle, end)])
-            seen = self._described(images, torch.full((3,), pair))
-            moved = self._distance(seen[:-1], seen[1:]).flatten(1)[:, output]
+            seen = self._outputs(images, torch.full((3,), pair))
+            moved = self._distance(seen[:-1], seen[1:])[:, d, y, x]
             if not bool(moved.max() > self._tolerance):
                 break
             first, end = (first, middle) if moved[0] >= moved[1] else (middle, end)
@@ -237,6 +223,21 @@ class _Pairs:
         row, column = divmod(pixel, self._model.shape[2])
         where = f"row {row}, column {column}"
         return where if of_output and self._head.joint else f"channel {channel}, {where}"
+
+
+def distance(head: Head, one: Tensor, other: Tensor, channels: int) -> Tensor:
+    """How far apart distributions are. one, other: parameters [N, D, H, W, P]; channels: C -> [N, D, H, W], float64.
+
+    The total variation of levels, or the relative change of the log-density of some values.
+    """
+    if head.of_logits:
+        return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
+    n, distributions, height, width, _ = one.shape
+    values = head.examples((n, channels, height, width), torch.Generator().manual_seed(0))
+    values = values.unflatten(1, (distributions, -1)).movedim(2, -1)
+    a, b = head.log_probability(one, values), head.log_probability(other, values)
+    change = (a - b).abs() / a.abs().clamp_min(1)
+    return change.masked_fill(a == b, 0).amax(-1).double()  # infinite ones may be equal, too
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:

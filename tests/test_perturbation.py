@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from pixelcnn_fast import NonFiniteLogits, NotCausal, Sampler, UnknownLayout, Unsupported
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads import Bernoulli, Categorical
-from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.perturbation import FEW, observed
 from tests.heads.test_own_head import Net, Pair
+from tests.system.networks import pixelcnn
 from tests.system.uncapturable import LEVELS, NETWORKS, ORDERED, Attention, Strided, network
 
 LARGE = (1, 12, 14)  # so that not every pixel is tested
@@ -59,7 +60,7 @@ def test_causal_networks_pass_and_ordered_channels_are_told_from_others(name: st
 def test_large_images_pass(channel_order) -> None:
     torch.manual_seed(0)
     assert 11 * 13 > FEW
-    model = PixelCNN(3, 14, 1, kernel_size=3, channel_order=channel_order)
+    model = GatedPixelCNN(3, 14, [1, 2], levels=LEVELS, channel_order=channel_order)
     assert draws(model, (3, 11, 13)) == (1 if channel_order is None else 3)
 
 
@@ -76,13 +77,6 @@ def only_at(y: int, x: int, to: tuple[int, int]) -> Callable[[Tensor], Tensor]:
         return seen
 
     return leak
-
-
-def odd(x: Tensor) -> Tensor:
-    """Every second pixel of every second row sees itself."""
-    seen = torch.zeros_like(x)
-    seen[..., 1::2, 1::2] = x[..., 1::2, 1::2]
-    return seen
 
 
 def later_channel(x: Tensor) -> Tensor:
@@ -149,15 +143,12 @@ def test_leaks_between_channels_are_found_and_named(leak: Callable[[Tensor], Ten
     assert_refused_rightly(Changed(base(shape, ordered), leak, 0.01), shape)
 
 
-def test_a_leak_of_the_last_channel_alone_is_found() -> None:
-    """Channel 0 of its own pixel, which it may see, and the next pixel, which it may not."""
-
+@pytest.mark.parametrize(("seeing", "seen"), [(0, 1), (1, 1), (1, 2), (2, 2)])
+def test_a_leak_of_one_channel_within_the_pixel_is_found(seeing: int, seen: int) -> None:
     def leak(x: Tensor) -> Tensor:
-        return (x.roll(2, 1) + next_pixel(x)) * (torch.arange(3) == 2).view(-1, 1, 1)
+        return x.roll(seeing - seen, 1) * (torch.arange(3) == seeing).view(-1, 1, 1)
 
-    shape = (3, 3, 4)
-    assert draws(Changed(base(shape), lambda x: (leak(x) - leak(x * 0)) * 0), shape) == 1
-    assert_refused_rightly(Changed(base(shape), leak, 0.1), shape)
+    assert_refused_rightly(Changed(base((3, 3, 4), ordered=True), leak, 0.1), (3, 3, 4))
 
 
 def test_one_channel_that_sees_an_earlier_one_orders_them() -> None:
@@ -166,17 +157,57 @@ def test_one_channel_that_sees_an_earlier_one_orders_them() -> None:
     assert draws(model, shape) == 3
 
 
-def test_every_phase_of_a_stride_is_tested() -> None:
-    assert_refused_rightly(Changed(base(LARGE), odd, 0.1), LARGE)
-    torch.manual_seed(0)
-    assert draws(Strided(1), LARGE) == 1
+ROWS, COLUMNS = torch.arange(12).view(-1, 1), torch.arange(14)
 
+
+@pytest.mark.parametrize("dy", range(4))
+@pytest.mark.parametrize("dx", range(4))
+def test_every_phase_of_a_stride_is_tested(dy: int, dx: int) -> None:
+    """Outputs of one phase see their own pixel."""
+    model = Changed(base(LARGE), lambda x: x * ((ROWS % 4 == dy) & (COLUMNS % 4 == dx)), 0.1)
+    with pytest.raises(NotCausal):
+        draws(model, LARGE)
+
+
+@pytest.mark.parametrize("where", [*(ROWS == i for i in range(12)), *(COLUMNS == i for i in range(14))])
+def test_every_row_and_every_column_is_tested(where: Tensor) -> None:
+    """Outputs of one row, or column, see their own pixel or, in a row, also the last one."""
+    along = where.expand(12, 14)
+    model = Changed(base(LARGE), lambda x: (x + x[..., -1:]) * along, 0.1)
+    with pytest.raises(NotCausal):
+        draws(model, LARGE)
+
+
+def test_a_stride_that_looks_ahead_is_found() -> None:
     class Early(Strided):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images.roll(-1, 2))
 
     torch.manual_seed(0)
+    assert draws(Strided(1), LARGE) == 1
     assert_refused_rightly(Early(1), LARGE)
+
+
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "lowest": lambda x: (x == 0).all(3).view(-1),
+    "highest": lambda x: (x == 1).all(3).view(-1),
+}
+EXTREMES["random"] = lambda x: ~EXTREMES["lowest"](x) & ~EXTREMES["highest"](x)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [("random", "lowest"), ("random", "highest"), ("lowest", "highest"), ("highest", "lowest")],
+)
+def test_a_leak_that_only_some_images_show_is_found(first: str, last: str) -> None:
+    """The leak is there if the first and the last row are as given."""
+
+    def leak(x: Tensor) -> Tensor:
+        there = EXTREMES[first](x[:, :, :1]) & EXTREMES[last](x[:, :, -1:])
+        return there.to(x.dtype).view(-1, 1, 1, 1)
+
+    with pytest.raises(NotCausal):
+        draws(Changed(base((1, 4, 5)), leak), (1, 4, 5))
 
 
 class SeesItselfFor(nn.Module):
@@ -262,7 +293,8 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     shape = (1, 4, 5)
     always = Changed(base(shape), only_at(0, 0, (0, 0)), float("nan"))
     highest = Changed(base(shape), lambda x: 1 / (1 - LEAKS["all highest"][0](x)))
-    for model in (always, highest):
+    half = Changed(base(shape), lambda x: torch.full_like(x, 1e4), 1e4).half()  # and finite in float64
+    for model in (always, highest, half):
         with pytest.raises(NonFiniteLogits):
             Sampler(model, shape, runtime="reference")
 
@@ -303,9 +335,11 @@ def test_an_output_that_fits_no_head_is_refused() -> None:
         Sampler(Net(), (2, 4, 5), head=Wrong(), image_form="levels", runtime="reference")
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model = base((1, 4, 5)).train()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_model_is_left_as_it_was(dtype: torch.dtype) -> None:
+    model = pixelcnn().to(dtype).train()
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    Sampler(model, (1, 4, 5), runtime="reference").sample(2)
-    assert model.training and {x.dtype for x in model.parameters()} == {torch.float32}
-    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    Sampler(model, (1, 3, 4), runtime="reference").sample(2)
+    assert all(module.training for module in model.modules())
+    after = model.state_dict()
+    assert all(torch.equal(before[name], x) and before[name].dtype == x.dtype for name, x in after.items())
