@@ -154,14 +154,13 @@ class _Pairs:
             before, *after = self._outputs(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
             self._check_alone(before)
             for cut, seen in zip(part, after, strict=True):
-                pixel, channel = divmod(cut, channels)
-                rows = pixel // width + 1  # those below may see all that was changed
+                rows = cut // (channels * width) + 1  # those below may see all that was changed
                 moved = self._distance(before[:, :, :rows], seen[:, :, :rows])
                 number = self._output_number[:, :rows]
                 wrong = ~(moved <= self._tolerance) & (number <= cut)  # so NaN is wrong, too
                 if bool(wrong.any()):
                     self._refuse(cut, moved.where(wrong, -1))
-                later_channels = (number > cut) & (number < cut - channel + channels)
+                later_channels = (number > cut) & (number < cut + channels)
                 ordered |= bool((moved[:, later_channels] > SEEN).any())
         return ordered
 

@@ -73,15 +73,16 @@ class Sampler:
     (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
     tensor is passed as ``condition=`` if the model's forward has such an argument, else last.
     runtime: what 'auto' stands for in ``sample``, ``complete`` and ``logits``; by default the fastest that works. With
-    'reference', the model is not captured, so that any causal model will do, such as one with attention or pooling:
-    sampling calls the model itself, as it then is. Whether it is causal is tested with images that differ from some
-    sub-pixel on, which costs about as much as drawing an image; a leak that does not show in any of them is missed. No
-    other runtime is available then.
+    'reference', the model is not captured and may be any causal one, with attention, pooling or strides: each draw is
+    a full forward, and other runtimes are refused. Whether it is causal, and which channels are drawn together, is
+    then tested on images that differ from some sub-pixel on. That takes about as long as drawing one image, and misses
+    a leak that shows in none of them.
 
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
-    later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
-    module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
-    program, checked once against the model on a random image, computes something else.
+    later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
+    has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
+    UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the program, checked
+    once against the model on a random image, computes something else.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
