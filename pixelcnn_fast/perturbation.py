@@ -142,17 +142,17 @@ class _Pairs:
         self._tolerance = TOLERANCE[model.dtype]
         self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
         self._output_number = self._number[: self._head.distributions(c)]  # of the first that the output draws
-        self._alone = self._outputs(self._images, torch.arange(PAIRS))
+        dark = self._images[1] / 2 if levels is None else self._images[1] // 2
+        self._check_alone(torch.stack([dark, highest - dark]))
 
     def check(self, cuts: Sequence[int]) -> bool:
-        """-> whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
+        """-> whether some output sees an earlier channel of its own pixel. Raises NotCausal."""
         channels, _, width = self._model.shape
         ordered = False
         for start in range(0, len(cuts), CUTS_AT_ONCE):
             part = cuts[start : start + CUTS_AT_ONCE]
             images = torch.cat([self._images, *(self._cut(cut) for cut in part)])
             before, *after = self._outputs(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
-            self._check_alone(before)
             for cut, seen in zip(part, after, strict=True):
                 rows = cut // (channels * width) + 1  # those below may see all that was changed
                 moved = self._distance(before[:, :, :rows], seen[:, :, :rows])
@@ -179,9 +179,16 @@ class _Pairs:
     def _distance(self, before: Tensor, after: Tensor) -> Tensor:
         return distance(self._head, before, after, self._model.shape[0])
 
-    def _check_alone(self, among_others: Tensor) -> None:
-        """Raises Unsupported unless the unchanged images have the distributions that they have in a smaller batch."""
-        moved = self._distance(self._alone, among_others)
+    def _check_alone(self, dark_and_bright: Tensor) -> None:
+        """Raises Unsupported unless the outputs for an image are the same whether it is alone or in a batch.
+
+        Two more images, one dark and one bright, take part: a batch always holds the lowest and the highest value,
+        which hides what depends on its extremes.
+        """
+        images = torch.cat([self._images, dark_and_bright])
+        pairs = torch.arange(len(images)) % PAIRS
+        alone = torch.cat([self._outputs(images[i : i + 1], pairs[i : i + 1]) for i in range(len(images))])
+        moved = self._distance(alone, self._outputs(images, pairs))
         if not bool((moved <= max(self._tolerance, TOLERANCE[torch.float32])).all()):
             raise Unsupported(
                 "cannot sample from this model: its output for an image is not always the same; it depends on the "

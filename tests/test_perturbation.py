@@ -281,12 +281,32 @@ def test_a_joint_head_must_not_see_its_own_pixel() -> None:
 # -- what can't be tested
 
 
-def test_an_output_that_depends_on_the_batch_or_on_chance_is_refused() -> None:
-    shape = (1, 4, 5)
-    past = lambda x: F.pad(x, (1, 0))[..., :-1]  # noqa: E731
-    for leak in (lambda x: past(x).mean(0, keepdim=True), lambda x: 0.01 * torch.randn(x.shape, dtype=x.dtype)):
-        with pytest.raises(Unsupported, match="other images of the batch, or on chance"):
-            Sampler(Changed(base(shape), leak), shape, runtime="reference")
+BATCHWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "chance": lambda x: 0.01 * torch.randn(x.shape, dtype=x.dtype),
+    "the mean of a pixel": lambda x: F.pad(x, (1, 0))[..., :-1].mean(0, keepdim=True),
+    "the mean": lambda x: x - x.mean(),
+    "the maximum": lambda x: F.pad(x, (1, 0))[..., :-1] / max(0.1, x.max().item()),
+    "the minimum": lambda x: F.pad(1 - x, (1, 0))[..., :-1] / (1.1 - x.min()),
+    "a quantile": lambda x: F.pad(x, (1, 0))[..., :-1] + x.flatten().sort().values[3],
+    "a branch": lambda x: F.pad(x if x.mean() > 0.6 else 2 * x, (1, 0))[..., :-1],
+}
+
+
+@pytest.mark.parametrize("name", BATCHWISE)
+def test_an_output_that_depends_on_the_batch_or_on_chance_is_refused(name: str) -> None:
+    with pytest.raises(Unsupported, match="other images of the batch, or on chance"):
+        Sampler(Changed(base((1, 4, 5)), BATCHWISE[name]), (1, 4, 5), runtime="reference")
+
+
+def test_labels_must_not_depend_on_the_batch() -> None:
+    class Normalised(Attention):
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            assert labels is not None
+            return super().forward(images, labels) * labels.double().mean()
+
+    torch.manual_seed(0)
+    with pytest.raises(Unsupported, match="other images of the batch"):
+        Sampler(Normalised((1, 4, 5), False, n_classes=3).double(), (1, 4, 5), runtime="reference")
 
 
 def test_outputs_that_are_not_finite_are_refused() -> None:
