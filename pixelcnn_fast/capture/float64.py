@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pixelcnn_fast.program.conditions import leaves, map_leaves
+from pixelcnn_fast.program.calls import leaves, map_leaves
 
 CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type, Tensor.type_as)
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.program.conditions import leaves
+from pixelcnn_fast.program.calls import leaves
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -15,7 +16,7 @@ from pixelcnn_fast.capture.float64 import computing
 from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
-from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
@@ -159,14 +160,21 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        named, picking = _scripted_parts_named(self.module), _returning(self.module, self.output)
-        with computing(self.dtype, self._own_dtype), named, picking:
-            program, conditions, output, self.head = capture(
-                self.module, self.encode(values), given.in_dtype(self.dtype), self.head
+        examples = [(self.encode(values), given.in_dtype(self.dtype))]
+        for seed in (1, 2):  # a statistic of the whole image shall differ
+            others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
+            examples.append((self.encode(others), given.in_dtype(self.dtype)))
+        levels = None
+        if self.levels is not None:
+            levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
+        running = partial(computing, self.dtype, self._own_dtype)
+        with _scripted_parts_named(self.module), _returning(self.module, self.output):
+            program, conditions, output, self.head, self.weights = capture(
+                self.module, examples, self.head, levels, self.n_classes, running
             )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
-        return program, ConditionPart(conditions, self.dtype, self._own_dtype), output
+        return program, conditions, output
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
@@ -306,27 +314,6 @@ class WrappedModel:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
-
-
-class ConditionPart(Conditions):
-    """The part of a model that depends on the condition alone, run in the dtype in which it was captured."""
-
-    def __init__(self, recorded: Conditions, dtype: torch.dtype, own_dtype: torch.dtype) -> None:
-        self._recorded, self._dtype, self._own_dtype = recorded, dtype, own_dtype
-
-    def __call__(
-        self, operands: Sequence[ConditionOperand], given: Given, n: int
-    ) -> dict[ConditionOperand, Tensor]:
-        try:
-            with computing(self._dtype, self._own_dtype):
-                return self._recorded(operands, given.in_dtype(self._dtype), n)
-        except PixelCNNFastError:
-            raise
-        except Exception as error:
-            raise ModelFailed(
-                f"what the model computes from the condition raised {type(error).__name__}: {error}\n"
-                f"It was given {n} images{given.described()}."
-            ) from error
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

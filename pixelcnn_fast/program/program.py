@@ -88,6 +88,16 @@ class ConditionOperand:
     def picked(self, channels: Tensor) -> ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
+    def shifted(self, dy: int, dx: int) -> ConditionOperand:
+        """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        if not self.varies_over_pixels or (dy, dx) == (0, 0):
+            return self
+        height, width, _ = self.index.shape
+        rows, columns = (
+            (torch.arange(size) + by).clamp(0, size - 1) for size, by in ((height, dy), (width, dx))
+        )
+        return replace(self, index=self.index[rows[:, None], columns])
+
 
 @dataclass(frozen=True)
 class Step:
@@ -146,6 +156,10 @@ class Step:
         if self.scale is None or self.shift is None:
             return self
         return replace(self, scale=convert(self.scale), shift=convert(self.shift))
+
+    def shifted(self, dy: int, dx: int) -> Step:
+        """The same step with what depends on the condition alone taken from (dy, dx)."""
+        return self if self.condition is None else replace(self, condition=self.condition.shifted(dy, dx))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
         """The same step on some of its channels; see ``Instruction.picked``."""
@@ -407,13 +421,14 @@ class Pointwise(Instruction):
 
 
 def title(kind: str, program: Any) -> str:
-    """The first line of a program's listing, captured or phased."""
+    """The head of a program's listing, captured or phased."""
     c, height, width = program.shape
     dtype = str(program.dtype).removeprefix("torch.")
-    return (
+    first = (
         f"{kind} for {c}x{height}x{width} images, {program.distributions * program.parameters} outputs per pixel, "
         f"{dtype}, {len(program.instructions)} instructions"
     )
+    return "\n".join([first, *(f"  taken for granted: {branch}" for branch in program.branches)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,7 +439,8 @@ class Program:
     distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
     outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
     index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
-    output is the log-softmax of these numbers.
+    output is the log-softmax of these numbers. branches: each ``if`` on the image in the model's forward, and how it
+    fell when the model was captured.
     """
 
     shape: tuple[int, int, int]
@@ -435,6 +451,7 @@ class Program:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     normalised: bool = False
     joint: bool = False
+    branches: tuple[str, ...] = ()
 
     @property
     def distributions(self) -> int:

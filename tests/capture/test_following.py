@@ -57,6 +57,14 @@ def written_into(x):
     return out
 
 
+def left(x):
+    return F.pad(x, (1, 0))[..., :-1]
+
+
+CHECKERED = (torch.arange(5)[:, None] + torch.arange(6)) % 2 == 0
+COORDINATES = torch.linspace(-1, 1, 5)[:, None]
+
+
 def channels_last(f):
     return lambda x: f(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -122,6 +130,23 @@ def summed_up(net, h):
 
 
 BODIES = {
+    "masked in any shape": lambda net, h, x, i: (
+        net.same(torch.where(CHECKERED, h, 0.5 * net.same(h))) + h.tril()
+    ),
+    "coordinates": lambda net, h, x, i: net.narrow(
+        torch.cat([h, COORDINATES.to(h).expand(len(h), C, 5, 6)], 1)
+    ),
+    "chosen by levels": lambda net, h, x, i: torch.where(left(i)[:, :1] > 99, h, -2.0).masked_fill(
+        left(i)[:, 1:] < 9, 3
+    ),
+    "codes shifted before they are looked up": lambda net, h, x, i: (
+        h + net.embed_one(net.embed(F.pad(i.long(), (0, 0, 1, 0), value=7)[:, 0, :-1]).permute(0, 3, 1, 2))
+    ),
+    "several functions of one level": lambda net, h, x, i: (
+        h * torch.logical_xor(left(i) > 200, left(i) % 2 == 1)[:, :1]
+    ),
+    "sines of levels": lambda net, h, x, i: h + left(torch.sin(x[:, :1] * torch.arange(C).to(x).view(C, 1, 1))),
+    "windows": lambda net, h, x, i: (net.same.mask.flatten(1) @ F.unfold(h, 3, padding=1)).view_as(h),
     "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
     "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
     "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),
@@ -234,7 +259,7 @@ REFUSED = {
     "flipped": (lambda net, h, x, i: net.same(h.flip(3)), "flipped"),
     "rows with columns": (
         lambda net, h, x, i: h + F.pad(h[:, :, :, :5] * h[:, :, :, :5].mT, (0, 1)),
-        r"\[5, 5\] pixels",
+        "rows with columns",
     ),
     "reflected padding": (
         lambda net, h, x, i: F.conv2d(F.pad(h, (1, 1, 1, 1), mode="reflect"), weights(6)),
@@ -244,7 +269,7 @@ REFUSED = {
         lambda net, h, x, i: F.conv2d(F.conv2d(F.pad(h, (4, 0, 4, 0)), weights(6)), weights(6)),
         "larger than the image",
     ),
-    "layer norm over space": (lambda net, h, x, i: F.layer_norm(h, (6, 5, 6)), "layer_norm.*rows"),
+    "layer norm over space": (lambda net, h, x, i: F.layer_norm(h, (6, 5, 6)), "layer_norm.*pixels"),
     "instance norm": (lambda net, h, x, i: F.instance_norm(h), "instance_norm"),
     "attention": (
         lambda net, h, x, i: (h.flatten(2) @ F.softmax(h.flatten(2).mT @ h.flatten(2), -1)).view(h.shape),
@@ -253,7 +278,7 @@ REFUSED = {
     "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
     "a transposed convolution": (
         lambda net, h, x, i: F.conv_transpose2d(h, net.same.weight, padding=1),
-        "conv_transpose2d: this call",
+        "conv_transpose2d: a transposed convolution",
     ),
     "strides": (
         lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2, padding=1), (5, 6)),

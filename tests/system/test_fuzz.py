@@ -6,7 +6,7 @@ import pytest
 
 from tests.system import fuzz
 
-SEEDS = range(40)
+SEEDS = range(60)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
