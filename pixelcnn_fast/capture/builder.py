@@ -1,4 +1,4 @@
-"""What a tracer has found so far: values, the instructions that define them, and the calls on conditions."""
+"""The instructions that capture has found so far, and how each way of computing with features adds to them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.shadow import AddressSpace, Segment, ShadowMap
+from pixelcnn_fast.capture.operands import Operands
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Elements, Given, Map, Segment, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.conditions import Call, Condition
+from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.program import (
-    ConditionOperand,
     Convolution,
     FromLevels,
     Instruction,
@@ -24,184 +24,230 @@ from pixelcnn_fast.program.program import (
 )
 
 Kernel = Sequence[tuple[int, int, Tensor]]  # taps (dy, dx, weight [in, out])
+OPERANDS = (Constant, Given)
+Steps = Sequence["Step | tuple[float, float]"]  # a pair is (scale, shift)
 
 
 class Builder:
     """Instructions in the order of the model's calls; instruction k defines value k.
 
-    ``where`` names the module whose forward is running, for the instructions' names.
+    ``where`` names the module whose forward made the call, for the instructions' names. levels: what the model is
+    given for each level, or None if it is given real numbers.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        n, channels, height, width = shape
-        self.space = AddressSpace(n, height, width)
+    def __init__(self, space: AddressSpace, operands: Operands, channels: int, levels: Tensor | None) -> None:
+        self.space, self.operands = space, operands
+        self.dtype, self.device = operands.dtype, operands.device
         self.instructions: list[Instruction] = []
-        self.calls: list[Call] = [Call(lambda: None, (), {})]  # node 0: what the model was given
-        self.dtype, self.device = dtype, device
-        self.where: Callable[[], str] = lambda: "model"
-        self._shifted: dict[tuple[int, int, int], int] = {}
+        self.where = "input"
+        self._levels = levels
+        self._windows: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.closings: dict[int, str] = {}  # by value: the part of a closing softmax that it is
+        self.closings: dict[int, str] = {}  # by source: the part of a closing softmax that it is
         self.images = self.emit(FromLevels, channels)
 
-    def emit(
-        self, kind: type[Instruction], channels: int, frame: tuple[int, int] | None = None, **fields: Any
-    ) -> ShadowMap:
-        result = self.space.allot(channels, frame or self.space.grid)
-        name = "input" if kind is FromLevels else self.where()
-        self.instructions.append(kind(len(self.instructions), channels, name, **fields))
-        return result
+    def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
+        """Adds an instruction -> the source that is its value."""
+        out = len(self.instructions)
+        self.instructions.append(kind(out, channels, self.where, **fields))
+        return self.space.allot(Value(out), channels, frame or self.space.grid)
+
+    def out(self, source: int) -> int:
+        """The number of the value."""
+        found = self.space.sources[source]
+        assert isinstance(found, Value)
+        return found.out
+
+    def source(self, out: int) -> int:
+        """The source that is a value, as it was first emitted."""
+        return next(
+            i for i, found in enumerate(self.space.sources) if isinstance(found, Value) and found.out == out
+        )
+
+    def instruction(self, source: int) -> Instruction:
+        return self.instructions[self.out(source)]
+
+    def map(self, addresses: Tensor) -> Map:
+        return Map(self.space, addresses)
+
+    def whole(self, source: int) -> Map:
+        return Map(self.space, source=source)
 
     # -- channel by channel
 
-    def pointwise(self, x: ShadowMap, steps: Callable[[int], Sequence[Step]]) -> ShadowMap:
-        """Applies steps to every value that x is made of; ``steps`` returns those for one value."""
-        value = x.whole()
-        if value is not None:
-            return self._stepped(value, steps(value))
-        values = self.space.values(x.addresses)
-        if not values or not all(step.keeps_zero for v in values for step in steps(v)):
-            x = self._without_zeros(x)
-            values = self.space.values(x.addresses)
-        moved = {v: self._stepped(v, steps(v)).value() for v in values}
-        return ShadowMap(self.space, addresses=self.space.moved(x.addresses, moved))
+    def stepped(self, x: Map, steps: Steps, on_operand: Callable[[int], int]) -> Map:
+        """Puts x through steps. on_operand: what they make of an operand."""
+        if x.source is not None:
+            return self.whole(self._stepped(x.source, steps))
+        to = {
+            s: self._stepped(s, steps) if isinstance(self.space.sources[s], Value) else on_operand(s)
+            for s in self.space.found(x.addresses)
+        }
+        zero = self._at_zero(steps) if bool((x.addresses == 0).any()) else 0
+        return self.map(self.space.moved(x.addresses, to, zero))
 
-    def _without_zeros(self, x: ShadowMap) -> ShadowMap:
-        """The same map, whose zeros, if it has any, are elements of a value."""
-        if x.whole() is None and bool((x.addresses == 0).any()):
-            return self.copied(x)
-        return x
+    def _at_zero(self, steps: Steps) -> int:
+        """The address of what steps make of a zero."""
+        x = torch.zeros(1, dtype=self.dtype, device=self.device)
+        for step in steps:
+            x = x * step[0] + step[1] if isinstance(step, tuple) else apply_steps(x, [step], _no_operand, _no_operand)
+        return int(self.operands.of_constant(x))
 
-    def _stepped(self, value: int, steps: Sequence[Step]) -> ShadowMap:
-        frame = self.space.frame(value)
-        if frame != self.space.grid and any(step.condition is not None for step in steps):
-            if any(step.condition is not None and step.condition.varies_over_pixels for step in steps):
-                raise Unsupported(
-                    f"an operand that varies over pixels is combined with a map of {list(frame)} pixels, which is not "
-                    "the size of the image"
-                )
-        return self.emit(Pointwise, self.space.channels(value), frame, base=Read(value), steps=tuple(steps))
+    def _stepped(self, source: int, steps: Steps) -> int:
+        return self.emit(
+            Pointwise,
+            self.space.channels(source),
+            self.space.frame(source),
+            base=Read(self.out(source)),
+            steps=tuple(self._affine(source, *s) if isinstance(s, tuple) else s for s in steps),
+        )
 
-    def affine(self, x: ShadowMap, scale: float, shift: float) -> ShadowMap:
-        return self.pointwise(x, lambda value: [self._affine(value, scale, shift)])
+    def affine(self, x: Map, scale: float, shift: float) -> Map:
+        """A number times x, plus a number."""
+        return self.stepped(x, [(scale, shift)], lambda source: self.operands.affine(source, scale, shift))
 
-    def _affine(self, value: int, scale: float | Tensor, shift: float | Tensor) -> Step:
-        channels = self.space.channels(value)
+    def _affine(self, source: int, scale: float | Tensor, shift: float | Tensor) -> Step:
+        channels = self.space.channels(source)
 
         def vector(x: float | Tensor) -> Tensor:
             return torch.as_tensor(x, dtype=self.dtype, device=self.device).expand(channels).clone()
 
         return Step("affine", scale=vector(scale), shift=vector(shift))
 
-    def with_constant(self, kind: str, x: ShadowMap, constant: Tensor, alpha: float = 1.0) -> ShadowMap:
-        """x + alpha * constant, or x * constant; the constant may have any shape that broadcasts against that of x."""
-        constant = constant.detach()
-        if constant.numel() == 1:
-            number = constant.item()
-            return self.affine(x, 1.0, alpha * number) if kind == "add" else self.affine(x, number, 0.0)
-        x, tables = self._aligned(kind, x, constant.to(self.dtype).cpu())
-
-        def steps(value: int) -> list[Step]:
-            table = tables[value].to(self.device)
-            if table.dim() == 1:
-                return [self._affine(value, *((1.0, alpha * table) if kind == "add" else (table, 0.0)))]
-            index = torch.arange(table.numel()).view(table.shape)
-            return [
-                Step(
-                    f"{kind}_condition",
-                    alpha,
-                    condition=ConditionOperand(self.constant(table), index, per_image=False),
-                )
-            ]
-
-        return self.pointwise(x, steps)
-
-    def constant(self, tensor: Tensor) -> int:
-        self.calls.append(Call(lambda: tensor, (), {}))
-        return len(self.calls) - 1
-
-    def with_condition(
-        self, kind: str, x: ShadowMap, condition: Condition, tensor: Tensor, alpha: float = 1.0
-    ) -> ShadowMap:
-        """x + alpha * condition, or x * condition; ``tensor`` is the condition's value on the example."""
-        shape = torch.broadcast_shapes(x.addresses.shape, tensor.shape)
-        per_image = tensor.numel() // tensor.shape[0] if tensor.dim() else 0
-        if tensor.dim() != len(shape) or tensor.shape[0] != self.space.images:
-            raise Unsupported(
-                f"a condition of shape {list(tensor.shape)} is combined with a feature map of shape {list(shape)}: it "
-                "needs as many dimensions, the first being the batch"
-            )
-        x, tables = self._aligned(kind, x, torch.arange(tensor.numel()).view(tensor.shape), per_image)
-
-        def steps(value: int) -> list[Step]:
-            return [
-                Step(
-                    f"{kind}_condition",
-                    alpha,
-                    condition=ConditionOperand(condition.node, tables[value], per_image=True),
-                )
-            ]
-
-        return self.pointwise(x, steps)
-
-    def _aligned(
-        self, kind: str, x: ShadowMap, operand: Tensor, per_image: int = 0, is_copy: bool = False
-    ) -> tuple[ShadowMap, dict[int, Tensor]]:
-        """Broadcasts x against an operand -> (x, for each of its values the operand by channel, [C], or by pixel,
-        [H, W, C]).
-
-        per_image: if not 0, the operand holds indices of elements, that many for each image, and the tables hold
-        indices within an image. is_copy: whether x was copied to make this possible.
-        """
-        value = x.whole()
-        if value is not None and _is_one_per_channel(operand, self.space.channels(value)):
-            table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(value))
-            return x, {value: table}
-        shape = torch.broadcast_shapes(x.addresses.shape, operand.shape)
-        if shape != x.addresses.shape or (kind == "add" and bool((x.addresses == 0).any())):
-            x = self.copied(ShadowMap(self.space, addresses=x.addresses.expand(shape)))
-        elements = self.space.decode(x.addresses)
-        whole_operand = operand
-        operand = operand.expand(shape)
-        if per_image:
-            if not bool(((operand // per_image == elements.image) | (elements.value < 0)).all()):
-                raise Unsupported("the condition of one image is combined with another image")
-            operand = operand % per_image
-        tables = {}
-        for value in self.space.values(x.addresses):
-            here = elements.value == value
-            found, channel, y, y_x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
-            table = operand.new_zeros(self.space.channels(value))
-            table[channel] = found
-            if not torch.equal(table[channel], found):
-                table = operand.new_zeros(*self.space.frame(value), self.space.channels(value))
-                table[y, y_x, channel] = found
-                if not torch.equal(table[y, y_x, channel], found):
-                    if not is_copy:  # features occur in it several times, perhaps shifted against each other
-                        return self._aligned(kind, self.copied(x), whole_operand, per_image, is_copy=True)
-                    raise Unsupported("a constant differs from image to image")
-            tables[value] = table
-        return x, tables
-
-    def pairwise(self, kind: str, x: ShadowMap, y: ShadowMap, alpha: float = 1.0) -> ShadowMap:
-        """x + alpha * y, or x * y, element by element."""
-        a, b = x.whole(), y.whole()
-        if a is not None and b is not None and self._agree(a, b):
-            return self._paired(kind, a, b, alpha)
+    def combined(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map:
+        """x + alpha * y, or x * y or another kind of step on two maps; at least one of them depends on the image."""
         shape = torch.broadcast_shapes(x.addresses.shape, y.addresses.shape)
-        x, y = (ShadowMap(self.space, addresses=m.addresses.expand(shape)) for m in (x, y))
-        left, right = (self.space.decode(m.addresses) for m in (x, y))
-        frames = {self.space.frame(value) for m in (x, y) for value in self.space.values(m.addresses)}
-        if len(frames) > 1 or not self._same_pixels(left, right):
+        if not self._has_value(x):
+            if alpha != 1.0:
+                y, alpha = self.affine(y, alpha, 0.0), 1.0
+            x, y = y, x
+        if kind in ("add", "multiply") and (number := self._number(y)) is not None:
+            x = self.affine(x, 1.0, alpha * number) if kind == "add" else self.affine(x, number, 0.0)
+            return self._expanded(x, shape)
+        if self._has_value(y):
+            x, y = self.materialised(x), self.materialised(y)
+            if (alike := self._alike(kind, x, y, alpha)) is not None:
+                return alike
+            return self._paired(kind, self._expanded(x, shape), self._expanded(y, shape), alpha)
+        if kind not in ("add", "multiply"):
+            y = self.combined("add", self.zeros(shape), y)
+            return self.combined(kind, self.materialised(x), y)
+        return self._with_operand(kind, x, y, shape, alpha)
+
+    def _has_value(self, x: Map) -> bool:
+        return x.source is not None or Value in self.space.kinds(x.addresses)
+
+    def _number(self, x: Map) -> float | None:
+        """The one number that a map consists of, if it is a constant."""
+        if x.source is not None or x.addresses.numel() != 1 or not self.space.kinds(x.addresses) <= {Constant}:
+            return None
+        return self.operands.constants(x.addresses).item()
+
+    def _expanded(self, x: Map, shape: Sequence[int]) -> Map:
+        return x if x.addresses.shape == torch.Size(shape) else self.map(x.addresses.expand(shape))
+
+    def zeros(self, shape: torch.Size) -> Map:
+        """A value of zeros that has this shape, which must be that of a map: [N, C, H, W]."""
+        n, channels, *frame = shape
+        if (n, *frame) != (self.space.images, *self.space.grid):
+            raise Unsupported(f"it fills a map of shape {list(shape)}; only [N, C, H, W] can be filled")
+        return self.whole(self.emit(Convolution, channels))
+
+    def materialised(self, x: Map) -> Map:
+        """The same map without operands among its elements: these are elements of a value."""
+        if x.source is None and not self.space.kinds(x.addresses).isdisjoint(OPERANDS):
+            return self.copied(x)
+        return x
+
+    def _with_operand(self, kind: str, x: Map, y: Map, shape: Sequence[int], alpha: float) -> Map:
+        """x with an operand y."""
+        source, operand = x.source, self.space.relative(y.addresses)
+        if source is not None and _is_one_per_channel(operand, self.space.channels(source)):
+            table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(source))
+            self._check_images(y.addresses)
+            return self.whole(self._stepped(source, [self._operand_step(kind, source, table, alpha)]))
+        x, y, operand = self._expanded(x, shape), self._expanded(y, shape), operand.expand(shape)
+        x = self.materialised(x)
+        if kind == "add" and bool(((x.addresses == 0) & (operand != 0)).any()):
+            x = self.copied(x)
+        for arranged in (lambda: x, lambda: self.windowed(x), lambda: self.copied(x)):
+            found = arranged()
+            elements = self.space.decode(found.addresses)
+            self._check_same_images(elements, y.addresses)
+            tables = {s: self._table(s, elements, operand) for s in self.space.found(found.addresses)}
+            if None not in tables.values():
+                break
+        else:
+            raise Unsupported("a constant differs from image to image")
+        to = {
+            s: self._stepped(s, [self._operand_step(kind, s, table, alpha)])
+            for s, table in tables.items()
+            if table is not None
+        }
+        return self.map(self.space.moved(found.addresses, to))
+
+    def _check_images(self, operand: Tensor) -> None:
+        """operand: addresses for a whole value, [N or 1, C, 1, 1] or [C, 1, 1]."""
+        elements = self.space.decode(operand)
+        image = torch.arange(self.space.images).view(-1, 1, 1, 1) if operand.dim() == 4 else torch.zeros(())
+        if bool(((elements.image != image) & self._is_given(elements)).any()):
+            raise Unsupported("the condition of one image is combined with another image")
+
+    def _check_same_images(self, elements: Elements, operand: Tensor) -> None:
+        other = self.space.decode(operand)
+        if bool(((other.image != elements.image) & self._is_given(other) & (elements.source >= 0)).any()):
+            raise Unsupported("the condition of one image is combined with another image")
+
+    def _is_given(self, elements: Elements) -> Tensor:
+        kinds = torch.tensor([isinstance(source, Given) for source in self.space.sources] + [False])
+        return kinds[elements.source]
+
+    def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
+        """The addresses of the operand for each channel of a value, [C], or if it varies [H, W, C]; None: no table."""
+        here = elements.source == source
+        found, channel, y, x = operand[here], elements.channel[here], elements.y[here], elements.x[here]
+        table = operand.new_zeros(self.space.channels(source))
+        table[channel] = found
+        if torch.equal(table[channel], found):
+            return table
+        table = operand.new_zeros(*self.space.frame(source), self.space.channels(source))
+        table[y, x, channel] = found
+        return table if torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source) else None
+
+    def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
+        operand = self.operands.picked(table)
+        if isinstance(operand, Tensor):
+            if operand.dim() == 1:
+                return self._affine(source, *((1.0, alpha * operand) if kind == "add" else (operand, 0.0)))
+            operand = self.operands.per_pixel(operand)
+        return Step(f"{kind}_condition", alpha, condition=operand)
+
+    def _alike(self, kind: str, x: Map, y: Map, alpha: float) -> Map | None:
+        """Two whole values of one shape, combined."""
+        a, b = x.source, y.source
+        if a is None or b is None or self.space.of(a).shape != self.space.of(b).shape:
+            return None
+        return self.whole(self._pair(kind, a, b, alpha))
+
+    def _pair(self, kind: str, a: int, b: int, alpha: float) -> int:
+        step = Step(kind, alpha, value=Read(self.out(b)))
+        return self.emit(
+            Pointwise, self.space.channels(a), self.space.frame(a), base=Read(self.out(a)), steps=(step,)
+        )
+
+    def _paired(self, kind: str, x: Map, y: Map, alpha: float) -> Map:
+        """x and y of one shape, element by element."""
+        left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
+        if not self._same_frames(x, y) or not _same_pixels(left, right):
             x, y = self.copied(x), self.copied(y)
-            left, right = (self.space.decode(m.addresses) for m in (x, y))
-            if not self._same_pixels(left, right):
+            left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
+            if not _same_pixels(left, right):
                 raise Unsupported("it combines different pixels, or rows with columns")
-        most = 1 + max(self.space.channels(v) for v in range(len(self.instructions)))
-        values = len(self.instructions)
-        key = ((left.value * values + right.value) * most + left.channel) * most + right.channel
-        corner = (left.image == 0) & (left.y == 0) & (left.x == 0)
+        count = len(self.space.sources)
+        most = 1 + max(self.space.channels(s) for s in range(count))
+        key = ((left.source * count + right.source) * most + left.channel) * most + right.channel
+        corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
         combinations = torch.unique(key[corner])
         found = torch.searchsorted(combinations, key.contiguous()).clamp_max(len(combinations) - 1)
         if not torch.equal(combinations[found], key):
@@ -210,109 +256,96 @@ class Builder:
         pair = combinations // (most * most)
         for first in pair.unique().tolist():
             chosen = (pair == first).nonzero()[:, 0]
-            a, b = divmod(first, values)
+            a, b = divmod(first, count)
             channels = combinations[chosen] % (most * most)
             a = self.selected(a, (channels // most).tolist())
             b = self.selected(b, (channels % most).tolist())
-            value = self._paired(kind, a, b, alpha).value()
+            source = self._pair(kind, a, b, alpha)
             here = (found >= chosen[0]) & (found <= chosen[-1])
-            spot = self.space.at(value, left.image, found - chosen[0], left.y, left.x)
-            out = torch.where(here, spot, out)
-        return ShadowMap(self.space, addresses=out)
+            out = torch.where(here, self.space.at(source, left.image, found - chosen[0], left.y, left.x), out)
+        return self.map(out)
 
-    def _agree(self, a: int, b: int) -> bool:
-        return self.space.channels(a) == self.space.channels(b) and self.space.frame(a) == self.space.frame(b)
+    def _same_frames(self, x: Map, y: Map) -> bool:
+        return len({self.space.frame(s) for m in (x, y) for s in self.space.found(m.addresses)}) == 1
 
-    def _same_pixels(self, left: Any, right: Any) -> bool:
-        known = bool((left.value >= 0).all()) and bool((right.value >= 0).all())
-        return known and all(
-            torch.equal(*pair) for pair in ((left.image, right.image), (left.y, right.y), (left.x, right.x))
-        )
-
-    def _paired(self, kind: str, a: int, b: int, alpha: float) -> ShadowMap:
-        if self.space.frame(a) != self.space.frame(b):
-            raise Unsupported("it combines maps of different sizes")
-        step = Step(kind, alpha, value=Read(b))
-        return self.emit(Pointwise, self.space.channels(a), self.space.frame(a), base=Read(a), steps=(step,))
-
-    def selected(self, value: int, channels: Sequence[int]) -> int:
+    def selected(self, source: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another value, in this order."""
-        count = self.space.channels(value)
-        if list(channels) == list(range(count)):
-            return value
-        key = (value, *channels)
+        if list(channels) == list(range(self.space.channels(source))):
+            return source
+        key = (source, *channels)
         if key not in self._selected:
-            self._selected[key] = self._select(value, torch.tensor(channels)).value()
+            self._selected[key] = self._select(source, torch.tensor(channels))
         return self._selected[key]
 
-    def _select(self, value: int, pick: Tensor) -> ShadowMap:
-        definition, frame, n = self.instructions[value], self.space.frame(value), len(pick)
+    def _select(self, source: int, pick: Tensor) -> int:
+        definition, frame, n = self.instruction(source), self.space.frame(source), len(pick)
+        out = self.out(source)
         if bool((pick[1:] > pick[:-1]).all()):
-            return self.emit(Pointwise, n, frame, base=Read(value), pick=pick)
+            return self.emit(Pointwise, n, frame, base=Read(out), pick=pick)
         if isinstance(definition, Convolution):  # other columns of its weights
             taps = tuple(replace(tap, weight=tap.weight[:, pick]) for tap in definition.taps)
             bias = None if definition.bias is None else definition.bias[pick]
             return self.emit(Convolution, n, frame, taps=taps, bias=bias)
         if isinstance(definition, Pointwise) and all(step.value is None for step in definition.steps):
-            copy = definition.picked(
-                pick, lambda base, inner: self.selected(base, inner.tolist()), whole=_no_operand
-            )
-            result = self.emit(Pointwise, n, frame, base=copy.base, steps=copy.steps)
-            return self._marked_alike(value, result)
-        identity = self._identity(value, pick.tolist(), range(n), n)
-        return self.emit(Convolution, n, frame, taps=(Tap(value, 0, 0, identity),))
 
-    def _marked_alike(self, value: int, copy: ShadowMap) -> ShadowMap:
+            def exchanged(base: int, inner: Tensor) -> int:
+                return self.out(self.selected(self.source(base), inner.tolist()))
+
+            copy = definition.picked(pick, exchanged, whole=_no_operand)
+            result = self.emit(Pointwise, n, frame, base=copy.base, steps=copy.steps)
+            return self._marked_alike(source, result)
+        identity = self._identity(self.space.channels(source), pick.tolist(), range(n), n)
+        return self.emit(Convolution, n, frame, taps=(Tap(out, 0, 0, identity),))
+
+    def _marked_alike(self, source: int, copy: int) -> int:
         """Returns the copy of a value, marked as part of a closing softmax if the value is."""
-        if value in self.closings:
-            self.closings[copy.value()] = self.closings[value]
+        if source in self.closings:
+            self.closings[copy] = self.closings[source]
         return copy
 
-    def _identity(self, value: int, channels: Sequence[int], at: Sequence[int], count: int) -> Tensor:
-        weight = torch.zeros(self.space.channels(value), count, dtype=self.dtype, device=self.device)
+    def _identity(self, rows: int, channels: Sequence[int], at: Sequence[int], count: int) -> Tensor:
+        weight = torch.zeros(rows, count, dtype=self.dtype, device=self.device)
         weight[list(channels), list(at)] = 1
         return weight
 
     # -- over pixels
 
-    def convolution(self, x: ShadowMap, kernel: Kernel, bias: Tensor | None, out: torch.Size) -> ShadowMap:
-        """x: laid out as [N, C, h, w]; out: the shape of the result, [N, channels, h, w]."""
+    def convolution(self, parts: Sequence[Map], kernel: Kernel, bias: Tensor | None, out: Sequence[int]) -> Map:
+        """parts: maps laid out as [N, C, h, w], whose sum is taken; out: the shape of the result, [N, channels, h, w]."""
         frame = (out[2], out[3])
         live = [(dy, dx, weight) for dy, dx, weight in kernel if bool(weight.any())]
         taps: dict[tuple[int, int, int], Tensor] = {}
-        for segment in self._segments(x):
+        for segment in [segment for part in parts for segment in self._segments(part)]:
             reads = [(dy, dx) for dy, dx, weight in live if bool(weight[segment.at].any())]
             segment = self._readable(segment, frame, reads)
             rows, at = torch.tensor(segment.channels), torch.tensor(segment.at)
+            count = self.space.channels(segment.source)
             for dy, dx, weight in live:
                 if (dy, dx) in reads:
-                    full, count = weight, self.space.channels(segment.value)
+                    full = weight
                     if not (segment.channels == segment.at and len(rows) == count == len(weight)):
                         full = weight.new_zeros(count, out[1])
                         full.index_add_(0, rows.to(weight.device), weight[at.to(weight.device)])
-                    key = (segment.value, dy + segment.dy, dx + segment.dx)
+                    key = (self.out(segment.source), dy + segment.dy, dx + segment.dx)
                     taps[key] = taps[key] + full if key in taps else full
-        return self.emit(
+        value = self.emit(
             Convolution,
             out[1],
             frame,
-            bias=None if bias is None else bias.detach().clone(),
+            bias=None if bias is None else bias.detach().to(self.dtype).clone(),
             taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
         )
+        return self.whole(value)
 
-    def _segments(self, x: ShadowMap) -> list[Segment]:
-        value = x.whole()
-        if value is None:
-            return self.space.segments(x.addresses)
-        channels, (height, width) = list(range(self.space.channels(value))), self.space.frame(value)
-        return [Segment(value, channels, channels, 0, 0, (0, height), (0, width))]
+    def _segments(self, x: Map) -> list[Segment]:
+        if x.source is not None:
+            channels, (height, width) = list(range(self.space.channels(x.source))), self.space.frame(x.source)
+            return [Segment(x.source, channels, channels, 0, 0, (0, height), (0, width))]
+        return self.space.segments(x.addresses)
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
         zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
-        if self.space.frame(segment.value) != self.space.grid and (segment.dy, segment.dx) != (0, 0):
-            value = self._shifted_value(segment.value, segment.dy, segment.dx)
-            segment = segment._replace(value=value, dy=0, dx=0)
         masked = False
         for axis, (live, shift) in enumerate(((segment.rows, segment.dy), (segment.columns, segment.dx))):
             size = self.space.grid[axis]
@@ -325,182 +358,287 @@ class Builder:
                             "image: crop the map first"
                         )
                     masked |= inside and not given
-        if masked:
-            mask = torch.zeros(*self.space.grid, 1, dtype=self.dtype, device=self.device)
-            (top, bottom), (left, right) = segment.rows, segment.columns
-            dy, dx = segment.dy, segment.dx
-            mask[top + dy : bottom + dy, left + dx : right + dx] = 1
-            channels = self.space.channels(segment.value)
-            mask = mask.expand(-1, -1, channels).contiguous()
-            index = torch.arange(mask.numel()).view(mask.shape)
-            step = Step(
-                "multiply_condition", condition=ConditionOperand(self.constant(mask), index, per_image=False)
-            )
-            masked_value = self.emit(Pointwise, channels, base=Read(segment.value), steps=(step,)).value()
-            segment = segment._replace(value=masked_value)
-        return segment
+        if not masked:
+            return segment
+        channels = self.space.channels(segment.source)
+        mask = torch.zeros(*self.space.grid, channels, dtype=self.dtype, device=self.device)
+        (top, bottom), (left, right), dy, dx = segment.rows, segment.columns, segment.dy, segment.dx
+        mask[top + dy : bottom + dy, left + dx : right + dx] = 1
+        step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
+        return segment._replace(source=self._stepped(segment.source, [step]))
 
-    def _shifted_value(self, value: int, dy: int, dx: int) -> int:
-        """A value that holds at (y, x) what this one, whose frame is not the grid, holds at (y + dy, x + dx)."""
-        key = (value, dy, dx)
-        if key not in self._shifted:
-            i = self.instructions[value]
-            if any(step.condition is not None and step.condition.varies_over_pixels for step in i.steps):
-                raise Unsupported(
-                    "a map that is larger or smaller than the image is combined with an operand that varies over pixels"
-                )
+    # -- maps of other sizes than the image
+
+    def windowed(self, x: Map) -> Map:
+        """The same map, whose elements are of values that have the size of the image: of a larger one, the window that
+        is read, which is a value of its own.
+
+        x: where it is laid out as [N, C, H, W], a window is chosen that x is not shifted against.
+        """
+        if x.source is not None and self.space.has_whole_frame(x.source):
+            return x
+        found = [
+            s
+            for s in self.space.found(x.addresses)
+            if isinstance(self.space.sources[s], Value) and not self.space.has_whole_frame(s)
+        ]
+        if not found:
+            return x
+        addresses = x.addresses.clone()
+        elements = self.space.decode(addresses)
+        for s in found:
+            here = elements.source == s
+            at = [
+                self._window(axis, index[here], here, addresses)
+                for axis, index in enumerate((elements.y, elements.x))
+            ]
+            window = self._window_of(s, *at)
+            y, x_ = elements.y[here] - at[0], elements.x[here] - at[1]
+            addresses[here] = self.space.at(window, elements.image[here], elements.channel[here], y, x_)
+        return self.map(addresses)
+
+    def _window(self, axis: int, index: Tensor, here: Tensor, addresses: Tensor) -> int:
+        """Which row, or column, of a larger map is the first of its window. index: those that are read."""
+        size = self.space.grid[axis]
+        first, last = int(index.min()), int(index.max())
+        if last - first >= size:
+            raise Unsupported(
+                "it reads more of a feature map that is larger than the image than fits into the image: crop the map "
+                "first"
+            )
+        wanted = first
+        if addresses.dim() == 4 and addresses.shape[2 + axis] == size:
+            place = here.nonzero()[int(index.argmin()), 2 + axis]
+            wanted = first - int(place)
+        return min(max(wanted, last - size + 1), first)
+
+    def _window_of(self, source: int, dy: int, dx: int) -> int:
+        """A value that holds at (y, x) what this one holds at (y + dy, x + dx)."""
+        if (dy, dx) == (0, 0) and self.space.has_whole_frame(source):
+            return source
+        key = (source, dy, dx)
+        if key not in self._windows:
+            i = self.instruction(source)
             copy = i.rewired(
-                operand=lambda read: read.of(self._shifted_value(read.value, dy, dx)),
+                operand=lambda read: read.of(self.out(self._window_of(self.source(read.value), dy, dx))),
                 tap=lambda tap: replace(tap, dy=tap.dy + dy, dx=tap.dx + dx),
             )
-            result = self.space.allot(i.channels, self.space.grid)
-            self.instructions.append(replace(copy, out=len(self.instructions), name=self.where()))
-            self._shifted[key] = self._marked_alike(value, result).value()
-        return self._shifted[key]
+            out = len(self.instructions)
+            self.instructions.append(replace(copy, out=out))
+            result = self.space.allot(Value(out), i.channels, self.space.grid)
+            self._windows[key] = self._marked_alike(source, result)
+        return self._windows[key]
 
-    def copied(self, x: ShadowMap) -> ShadowMap:
-        """The same map as one value, which holds its shifts, zeros and repeated channels as elements of its own."""
-        standard, back = self._standard(x.addresses)
-        n, channels, height, width = standard.shape
-        if (height, width) != self.space.grid:
+    def copied(self, x: Map) -> Map:
+        """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its
+        own."""
+        x = self.windowed(x)
+        standard, back = self.space.standard(x.addresses)
+        if standard.shape[2:] != self.space.grid:
             raise Unsupported(
-                f"a map of {[height, width]} pixels, which is not the size of the image, is shifted and combined with "
-                "something else"
+                f"a map of {list(standard.shape[2:])} pixels, which is not the size of the image, is shifted and combined "
+                "with something else"
             )
-        whole = self.gathered(ShadowMap(self.space, addresses=standard))
-        return ShadowMap(self.space, addresses=back(self.space.of(whole)))
+        return self.map(back(self.space.of(self.gathered(self.map(standard)))))
 
-    def gathered(self, x: ShadowMap) -> int:
+    def gathered(self, x: Map) -> int:
         """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""
+        x = self.windowed(x)
         channels, frame = x.addresses.shape[1], self.space.grid
-        segments = self._segments(x)
+        operands = self.space.only(x.addresses, OPERANDS)
+        features = self.map(self.space.only(x.addresses, Value)) if bool(operands.any()) else x
+        segments = self._segments(features)
         for s in segments:
-            if len(segments) == 1 and len(s.at) == channels and self.space.frame(s.value) == frame:
+            if len(segments) == 1 and len(s.at) == channels and features is x:
                 if (s.dy, s.dx, s.rows, s.columns) == (0, 0, (0, frame[0]), (0, frame[1])):
-                    return self.selected(s.value, s.channels)
+                    return self.selected(s.source, s.channels)
         identity = torch.eye(channels, dtype=self.dtype, device=self.device)
-        return self.convolution(x, [(0, 0, identity)], None, x.addresses.shape).value()
+        out = self.convolution([features], [(0, 0, identity)], None, (self.space.images, channels, *frame))
+        if bool(operands.any()):
+            out = self._with_operand("add", out, self.map(operands), operands.shape, 1.0)
+        assert out.source is not None
+        return out.source
 
-    def _standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Addresses laid out as [N, C, H, W], and a function that restores their own shape."""
-        whole = (self.space.images, *addresses.shape[1:2], *self.space.grid)
-        try:
-            spatial, channels = self.space.layout(addresses)
-        except Unsupported:
-            if addresses.shape != whole:
-                raise
-            return addresses, lambda standard: standard  # channels that are shifted against each other
-        if addresses.shape == whole and all(
-            dim in (-1, usual) for dim, usual in zip(spatial, (0, 2, 3), strict=True)
-        ):
-            return (
-                addresses,
-                lambda standard: standard,
-            )  # also if an axis can't be told: its size is 1, or all is zero
-        present = [dim for dim in spatial if dim >= 0]
-        order = [*spatial[:1], *channels, *spatial[1:]]
-        order = [dim for dim in order if dim >= 0]
-        sizes = [addresses.shape[dim] if dim >= 0 else 1 for dim in spatial]
-        rearranged = addresses.permute(order)
-        kept = rearranged.shape
-        assert len(present) + len(channels) == addresses.dim()
+    def divided(self, x: Map) -> tuple[Map, Tensor | None]:
+        """x: laid out as [N, C, h, w] -> (the same with zeros in place of operands, addresses of the operands)."""
+        operands = self.space.only(x.addresses, OPERANDS) if x.source is None else None
+        if operands is None or not bool(operands.any()):
+            return x, None
+        return self.map(self.space.only(x.addresses, Value)), operands
 
-        def back(standard: Tensor) -> Tensor:
-            return standard.reshape(kept).permute([order.index(dim) for dim in range(addresses.dim())])
+    def of_operands(self, operands: Tensor) -> Map | None:
+        """A value that holds operands, such as a plane of ones; None if they don't fit into the image.
 
-        return rearranged.reshape(sizes[0], -1, sizes[1], sizes[2]), back
+        operands: addresses laid out as [N, C, h, w] -> the same in terms of the value.
+        """
+        height, width = self.space.grid
+        first = self.space.relative(operands)
+        live = first != 0
+        rows, columns = live.any(3).any(1).any(0), live.any(2).any(1).any(0)
+        (top, bottom), (left, right) = (_bounds_of(x) for x in (rows, columns))
+        top, left = (0 if bottom <= height else top), (0 if right <= width else left)
+        if bottom - top > height or right - left > width or bool((first != first[:1]).any()):
+            return None
+        used = live[0].flatten(1).any(1).nonzero()[:, 0]
+        box = first[0, used, top:bottom, left:right]
+        one = torch.where(box == 0, box.flatten(1).amax(1)[:, None, None], box)
+        if bool((one == one[:, :1, :1]).all()):
+            table = one[:, 0, 0]
+        else:
+            table = box.new_zeros(height, width, len(used))
+            table[: bottom - top, : right - left] = box.permute(1, 2, 0)
+        found = self.operands.picked(table)
+        if isinstance(found, Tensor) and found.dim() == 1:
+            source = self.emit(Convolution, len(used), bias=found)
+        else:
+            condition = self.operands.per_pixel(found) if isinstance(found, Tensor) else found
+            empty = self.emit(Convolution, len(used))
+            source = self._stepped(empty, [Step("add_condition", condition=condition)])
+        out, of = torch.zeros_like(operands), self.space.of(source)
+        out[:, used, top:bottom, left:right] = of[:, :, : bottom - top, : right - left]
+        return self.map(out.where(live, 0))
 
-    def linear(self, x: ShadowMap, weight: Tensor, bias: Tensor | None) -> ShadowMap:
-        """x: [..., channels in], the other dimensions being those of the image; weight: [out, in]."""
-        addresses = x.addresses
-        standard, back = self._standard(addresses)
-        spatial, channels = self.space.layout(addresses)
-        if channels[-1:] != [addresses.dim() - 1] or standard.shape[1] != addresses.shape[-1]:
+    # -- over the channels of a pixel
+
+    def by_pixel(self, x: Map, apply: Callable[[Map], Map]) -> Map:
+        """Applies a function to the features of each pixel, which are the last axis of x: [..., C] -> [..., D].
+
+        apply: maps [N, C, h, w] to [N, D, h, w].
+        """
+        split, spatial, channels = self.space.placed(self.windowed(x).addresses)
+        last = split.dim() - 1
+        if channels[-1:] != [last]:
             raise Unsupported(
-                f"a linear layer on shape {list(addresses.shape)}, whose last axis does not hold the channels"
+                f"it takes the last axis of shape {list(x.addresses.shape)} for features, but pixels lie along it"
             )
-        out = self.convolution(
-            ShadowMap(self.space, addresses=standard),
-            [(0, 0, weight.detach().T)],
-            bias,
-            torch.Size((standard.shape[0], weight.shape[0], *standard.shape[2:])),
+        present = [dim for dim in spatial if dim >= 0]
+        order = [*channels[:-1], *present, last]
+        arranged = split.permute(order)
+        groups = arranged.reshape(
+            -1, *(split.shape[dim] if dim >= 0 else 1 for dim in spatial), split.shape[last]
         )
-        order = [dim for dim in (spatial[0], addresses.dim() - 1, *spatial[1:]) if dim >= 0]
-        kept = [weight.shape[0] if dim == addresses.dim() - 1 else addresses.shape[dim] for dim in order]
-        result = out.addresses.reshape(kept).permute([order.index(d) for d in sorted(order)])
-        return ShadowMap(self.space, addresses=result.reshape(*addresses.shape[:-1], weight.shape[0]))
+        if len(groups) > 256:
+            raise Unsupported(f"it works on {len(groups)} groups of features of a pixel, one by one")
+        parts = [apply(self.map(group.permute(0, 3, 1, 2))).addresses.permute(0, 2, 3, 1) for group in groups]
+        result = torch.stack(parts).reshape(*arranged.shape[:-1], -1)
+        result = result.permute([order.index(dim) for dim in range(split.dim())])
+        return self.map(result.reshape(*x.addresses.shape[:-1], -1))
 
-    def layer_norm(self, x: ShadowMap, dims: int, eps: float) -> ShadowMap:
-        """The norm over the last ``dims`` dimensions of x, which must be channels."""
-        addresses = x.addresses.flatten(-dims)
-        spatial, channels = self.space.layout(addresses)
-        if channels[-1:] != [addresses.dim() - 1]:
-            raise Unsupported(f"a norm over axes of shape {list(x.addresses.shape)} that do not hold channels")
-        out = torch.zeros_like(addresses)
-        others = channels[:-1]
-        for group in _indices([addresses.shape[dim] for dim in others]):
-            at = [slice(None)] * addresses.dim()
-            for dim, index in zip(others, group, strict=True):
-                at[dim] = slice(index, index + 1)
-            standard, back = self._standard(addresses[tuple(at)])
-            value = self.gathered(ShadowMap(self.space, addresses=standard))
-            norm = Step("layer_norm", eps, value=Read(value))
-            normed = self.emit(Pointwise, standard.shape[1], base=Read(value), steps=(norm,))
-            out[tuple(at)] = back(normed.addresses)
-        return ShadowMap(self.space, addresses=out.view(x.addresses.shape))
+    def layer_norm(self, x: Map, eps: float) -> Map:
+        """The norm over the last axis."""
 
-    def log_softmax(self, x: ShadowMap, dim: int) -> ShadowMap:
+        def normed(part: Map) -> Map:
+            value = self.gathered(part)
+            step = Step("layer_norm", eps, value=Read(self.out(value)))
+            return self.whole(self._stepped(value, [step]))
+
+        return self.by_pixel(x, normed)
+
+    # -- the ends of a model
+
+    def log_softmax(self, x: Map, dim: int) -> Map:
         """The log-softmax over ``dim``; see ``closing``."""
         result = self.closing("log_softmax", x)
         self.distributions.append(result.addresses.movedim(dim, -1))
         return result
 
-    def closing(self, kind: str, x: ShadowMap) -> ShadowMap:
+    def closing(self, kind: str, x: Map) -> Map:
         """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
-        values only carry a mark; once the model has returned, the tracer removes the softmax or refuses it."""
-        result = self.pointwise(self._without_zeros(x), lambda _: [])
-        for value in self.space.values(result.addresses):
-            self.closings[value] = kind
-        return result
+        values only carry a mark; once the whole model is lowered, the softmax is removed or refused."""
+        if x.source is None and (bool((x.addresses == 0).any()) or self.space.kinds(x.addresses) != {Value}):
+            x = self.copied(x)
+        to = {s: self._stepped(s, []) for s in self.space.found(x.addresses)}
+        self.closings |= {s: kind for s in to.values()}
+        return self.map(self.space.moved(x.addresses, to))
 
-    def made_by(self, kind: str, x: ShadowMap) -> dict[int, int] | None:
-        """Maps each value that x is made of to the value that this one step, or part of a closing softmax, was applied
+    def made_by(self, kind: str, x: Map) -> dict[int, int] | None:
+        """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
         to; None if any was computed otherwise."""
         taken_of = {}
-        for value in self.space.values(x.addresses):
-            i = self.instructions[value]
-            steps = [step.kind for step in i.steps]
-            if not isinstance(i, Pointwise) or not (self.closings.get(value) == kind or steps == [kind]):
+        for s in self.space.found(x.addresses):
+            if not isinstance(self.space.sources[s], Value):
                 return None
-            taken_of[value] = i.base.value
+            i = self.instruction(s)
+            if not isinstance(i, Pointwise) or not (
+                self.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
+            ):
+                return None
+            taken_of[s] = self.source(i.base.value)
         return taken_of if bool(x.addresses.all()) else None
 
-    def looked_up(self, x: ShadowMap, table: Tensor) -> ShadowMap:
-        """Looks up levels x, of any shape, in ``table`` [levels, width] -> [..., width]."""
-        elements = self.space.decode(x.addresses)
-        if not bool((elements.value == 0).all()):
-            raise Unsupported("it looks up something other than the image's levels")
-        width = table.shape[1]
-        channels = self.space.channels(0)
-        own_table = table.detach().to(self.dtype).clone()
-        value = self.emit(FromLevels, channels * width, table=own_table).value()
-        image, channel, y, x_ = (part[..., None] for part in elements[1:])
-        return ShadowMap(
-            self.space, addresses=self.space.at(value, image, channel * width + torch.arange(width), y, x_)
-        )
+    # -- functions of one level
+
+    def by_level(self, out: int) -> tuple[Tensor, Tensor] | None:
+        """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
+        None if they depend on anything else."""
+        i, count = self.instructions[out], self.space.channels(self.images)
+        if self._levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+            return None
+        if isinstance(i, FromLevels):
+            table = self._levels[:, None] if i.table is None else i.table
+            start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
+        elif isinstance(i, Pointwise) and i.base.is_here and (base := self.by_level(i.base.value)) is not None:
+            start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
+        else:
+            return None
+        return apply_steps(start, i.steps, _no_operand, _no_operand), channel
+
+    def tabulated(
+        self, x: Map, function: Callable[[Tensor, Tensor], Tensor], other: Tensor, width: int | None = None
+    ) -> Map:
+        """A function of one level at a time, and of a constant, for which there is no step.
+
+        function: (what the levels make of elements of x, [L, n]; their constants [n]) -> [L, n], or [L, n, width],
+        whose last axis becomes one of the result; other: addresses of the constants, which broadcast to x.
+        """
+        shape = torch.broadcast_shapes(x.addresses.shape, other.shape)
+        at, constant = x.addresses.expand(shape), self.space.relative(other).expand(shape)
+        elements = self.space.decode(at)
+        tables, channels, first = [], [], torch.zeros(len(self.space.sources), dtype=torch.long)
+        for s in self.space.found(at):
+            found = self.by_level(self.out(s)) if isinstance(self.space.sources[s], Value) else None
+            if found is None:
+                break
+            first[s] = sum(map(len, channels))
+            tables.append(found[0])
+            channels.append(found[1])
+        if len(tables) < len(self.space.found(at)) or not bool((at != 0).all()):
+            raise Unsupported(
+                "there is no such step, and it is not a function of one level of the image, which a table could hold"
+            )
+        columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
+        index = first[elements.source] + elements.channel
+        keys = torch.stack([which.cpu()[index].flatten(), constant.flatten()])
+        pairs, inverse = torch.unique(keys, dim=1, return_inverse=True)
+        given = columns[:, pairs[0].to(columns.device)]
+        made = function(given, self.operands.constants(pairs[1])).to(self.dtype)
+        if width is None and torch.equal(made, given):
+            return self.map(at)
+        each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
+        value = self.emit(FromLevels, self.space.channels(self.images) * each, table=made.flatten(1).contiguous())
+        channel = torch.cat(channels)[index] * each + inverse.view(shape) * len(steps)
+        image, y, x_ = (part[..., None] for part in (elements.image, elements.y, elements.x))
+        out = self.space.at(value, image, channel[..., None] + steps, y, x_)
+        return self.map(out[..., 0] if width is None else out)
 
 
-def _no_operand(value: int) -> int:
+def _no_operand(value: Any) -> Any:
     raise AssertionError(f"value {value} is read by a step")
+
+
+def _bounds_of(live: Tensor) -> tuple[int, int]:
+    """live: bool [size], some of them true -> the first, and the one after the last."""
+    found = live.nonzero()
+    return int(found[0]), int(found[-1]) + 1
+
+
+def _same_pixels(left: Elements, right: Elements) -> bool:
+    known = bool((left.source >= 0).all()) and bool((right.source >= 0).all())
+    return known and all(
+        torch.equal(*pair) for pair in ((left.image, right.image), (left.y, right.y), (left.x, right.x))
+    )
 
 
 def _is_one_per_channel(operand: Tensor, channels: int) -> bool:
     """Whether an operand of [N, C, H, W] is laid out [C, 1, 1], or [N or 1, C, 1, 1]: the most frequent case."""
     return operand.dim() in (3, 4) and operand.shape[-2:] == (1, 1) and operand.shape[-3] in (1, channels)
-
-
-def _indices(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    result: list[tuple[int, ...]] = [()]
-    for size in sizes:
-        result = [(*before, i) for before in result for i in range(size)]
-    return result

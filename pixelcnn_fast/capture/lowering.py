@@ -1,133 +1,319 @@
-"""What each call does to feature maps.
+"""What each ATen call does to feature maps.
 
-A lowering is called for a call that has a feature map among its arguments, as (tracer, output, *args, **kwargs), and
-returns the output's mark. It raises Unsupported if the call has no place in a program.
+A lowering is called for a call that has a feature map among its arguments, as (trace, call, *args, **kwargs), and
+returns the map that is its result, or a list of maps if it has several. It raises Unsupported if the call has no place
+in a program. Calls that only move elements need none: they are made on the elements' addresses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.builder import Builder
-from pixelcnn_fast.capture.decompositions import DECOMPOSITIONS
-from pixelcnn_fast.capture.shadow import ShadowMap
+from pixelcnn_fast.capture.builder import Builder, Steps
+from pixelcnn_fast.capture.operands import Operands
+from pixelcnn_fast.capture.shadow import AddressSpace, Map, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.conditions import Condition
+from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.program import Step
 
 
-class Tracing(Protocol):
-    """What a lowering may use of the tracer. Within ``with tracer:``, calls are recorded like the model's own."""
+class Trace(Protocol):
+    """What a lowering may use."""
 
     builder: Builder
-    levels: int | None
-    holds_levels: bool
+    operands: Operands
+    space: AddressSpace
 
-    def mark(self, x: Any) -> Any:
-        """What is known of x: a ShadowMap, a Condition, an Opaque, or None for a constant."""
+    def map(self, x: Any) -> Map:
+        """The map of a tensor, or of a number."""
 
-    def feature_map(self, x: Any) -> ShadowMap:
-        """The feature map of x. Raises Unsupported if x is not one."""
+    def depends_on_image(self, x: Any) -> bool: ...
 
     def constant(self, x: Any) -> Any:
-        """Returns x, or raises Unsupported if it depends on the image or the condition."""
-
-    def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The result of a call on conditions, which is recorded as if the model had made it."""
-
-    def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """The addresses of x, broadcast to a shape."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *args: Any) -> Any: ...
+        """x as a tensor, or as the number that it is. Raises Unsupported if it depends on the image or the condition."""
 
 
-# Calls that only move elements; they are run on the elements' addresses.
+Lowering = Callable[..., Any]
+LOWERINGS: dict[str, Lowering] = {}
+
+
+def lowers(*names: str) -> Callable[[Lowering], Lowering]:
+    def register(lowering: Lowering) -> Lowering:
+        LOWERINGS.update(dict.fromkeys(names, lowering))
+        return lowering
+
+    return register
+
+
+# Calls that only move elements. Those among their arguments that are called so say where to, and must be constants.
 MOVEMENTS = frozenset(
-    "view reshape view_as reshape_as flatten unflatten permute transpose swapaxes swapdims movedim moveaxis t T mT "
-    "squeeze unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile chunk split split_with_sizes "
-    "tensor_split unbind cat concat concatenate stack hstack vstack getitem narrow select index_select roll flip "
-    "contiguous clone copy zero channel_shuffle pixel_unshuffle pixel_shuffle constant_pad_nd".split()
+    "alias cat channel_shuffle clone constant_pad_nd copy copysign_ diagonal expand fill flip gather index index_fill "
+    "index_put index_select lift_fresh masked_fill permute pixel_shuffle pixel_unshuffle repeat roll rot90 scatter "
+    "select_scatter slice_scatter split split_with_sizes stack tril triu unbind where zero".split()
 )
-# Calls whose result does not depend on the values of their arguments.
-FRESH = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
-    "new_tensor".split()
-)
+PLACES = frozenset(("index", "indices", "mask", "condition"))
+# Calls whose result depends on the shapes of their arguments alone, and what it is filled with.
+FRESH = {
+    **dict.fromkeys(("zeros_like", "empty_like", "new_zeros", "new_empty", "new_empty_strided"), 0),
+    **dict.fromkeys(("ones_like", "new_ones"), 1),
+    **dict.fromkeys(("full_like", "new_full"), None),
+}
 
-CASTS = "to float double half bfloat16 long int bool type type_as".split()
-# Calls whose result may not fit into a small integer type.
-ARITHMETIC = frozenset("add sub subtract rsub mul multiply neg negative pow square".split())
+# -- channel by channel
 
-# Calls that use only the shape or dtype of a feature map that is not their first argument.
-LIKE = frozenset("expand_as view_as reshape_as type_as to".split())
-# The movements that accept conditions as well.
-JOINS = frozenset("cat concat concatenate stack hstack vstack".split())
+def _stepped(t: Trace, call: Call, x: Any, steps: Steps) -> Map:
+    return t.builder.stepped(t.map(x), steps, lambda source: t.operands.applied(source, call, 0))
 
 
-def is_in_place(func: Callable) -> bool:
-    """Whether a call changes its first argument: add_, __iadd__, __setitem__."""
-    name = getattr(func, "__name__", "")
-    if name.endswith("__"):
-        return name.strip("_") in ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior", "setitem")
-    return name.endswith("_")
+def _activation(name: str) -> Lowering:
+    return lambda t, call, x: _stepped(t, call, x, [Step(name)])
 
 
-def plain_name(func: Callable) -> str:
-    """The operation's name: 'add' for '__iadd__', '__radd__', 'add_' and 'add'. See also ``is_in_place``."""
-    name = getattr(func, "__name__", str(func))
-    if name == "__get__":  # of a property, such as Tensor.T
-        name = getattr(getattr(func, "__self__", None), "__name__", name)
-    if name.startswith("__") and name.endswith("__"):
-        name = name.strip("_")
-        return {
-            "iadd": "add",
-            "radd": "add",
-            "isub": "sub",
-            "imul": "mul",
-            "rmul": "mul",
-            "itruediv": "div",
-            "truediv": "div",
-        }.get(name, name)
-    return name.rstrip("_")
+for _name in ("relu", "silu", "sigmoid", "tanh", "hardswish"):
+    LOWERINGS[_name] = _activation(_name)
+for _name, _exponent in (("sqrt", 0.5), ("rsqrt", -0.5), ("reciprocal", -1.0)):
+    LOWERINGS[_name] = lambda t, call, x, power=_exponent: _stepped(t, call, x, [Step("power", power)])
 
 
-def _pair(x: Any) -> tuple[int, int]:
-    return (x, x) if isinstance(x, int) else (x[0], x[-1])
+@lowers("neg")
+def _neg(t: Trace, call: Call, x: View) -> Map:
+    return _stepped(t, call, x, [(-1.0, 0.0)])
 
 
-def _conv2d(
-    t: Tracing,
-    output: Tensor,
-    input: Tensor,
+@lowers("leaky_relu")
+def _leaky_relu(t: Trace, call: Call, x: View, slope: float = 0.01) -> Map:
+    return _stepped(t, call, x, [Step("leaky_relu", float(slope))])
+
+
+@lowers("elu")
+def _elu(
+    t: Trace, call: Call, x: View, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
+) -> Map:
+    if input_scale != 1:
+        raise Unsupported(f"elu with input_scale {input_scale}")
+    return _stepped(t, call, x, [Step("elu", float(alpha)), *([(float(scale), 0.0)] if scale != 1 else [])])
+
+
+@lowers("celu")
+def _celu(t: Trace, call: Call, x: View, alpha: float = 1.0) -> Map:
+    return _stepped(t, call, x, [(1 / alpha, 0.0), Step("elu"), (float(alpha), 0.0)])
+
+
+@lowers("gelu")
+def _gelu(t: Trace, call: Call, x: View, *, approximate: str = "none") -> Map:
+    return _stepped(t, call, x, [Step("gelu" if approximate == "none" else "gelu_tanh")])
+
+
+@lowers("softplus")
+def _softplus(t: Trace, call: Call, x: View, beta: float = 1.0, threshold: float = 20.0) -> Map:
+    if threshold != 20:
+        raise Unsupported(f"softplus with threshold {threshold}; only 20 is supported")
+    return _stepped(t, call, x, [Step("softplus", float(beta))])
+
+
+@lowers("log_sigmoid_forward")
+def _log_sigmoid(t: Trace, call: Call, x: View) -> list[Map]:
+    x = t.builder.materialised(t.map(x))
+    return [_then(t, x, (-1.0, 0.0), Step("softplus"), (-1.0, 0.0)), x]
+
+
+@lowers("pow")
+def _pow(t: Trace, call: Call, x: Any, exponent: Any) -> Map:
+    if not isinstance(exponent, (int, float)):
+        raise Unsupported("its exponent is not a number: write a ** x as torch.exp(x * log(a))")
+    return _stepped(t, call, x, [Step("power", float(exponent))])
+
+
+def _bounds(low: Any, high: Any) -> list[Step]:
+    return [Step(kind, float(x)) for kind, x in (("at_least", low), ("at_most", high)) if x is not None]
+
+
+@lowers("clamp", "clamp_min", "clamp_max", "hardtanh")
+def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
+    kind = _plain(call)
+    low, high = {
+        "clamp": lambda low=None, high=None: (low, high),
+        "clamp_min": lambda low: (low, None),
+        "clamp_max": lambda high: (None, high),
+        "hardtanh": lambda low=-1, high=1: (low, high),
+    }[kind](*bounds, **{name.removesuffix("_val").replace("min", "low").replace("max", "high"): v for name, v in named.items()})  # fmt: skip
+    if kind == "clamp_min" and t.builder.made_by("exp", t.map(x)) is not None:
+        if low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
+            return t.map(x)
+    if isinstance(low, View) or isinstance(high, View):
+        result = t.map(x)
+        for step, bound in (("maximum", low), ("minimum", high)):
+            if bound is not None:
+                result = t.builder.combined(step, result, t.map(bound))
+        return result
+    return _stepped(t, call, x, _bounds(low, high))
+
+
+@lowers("hardsigmoid")
+def _hardsigmoid(t: Trace, call: Call, x: View) -> Map:
+    return _stepped(t, call, x, [(1 / 6, 0.5), *_bounds(0, 1)])
+
+
+def _then(t: Trace, x: Map, *steps: Step | tuple[float, float]) -> Map:
+    """Steps on a map that has no operands among its elements."""
+    return t.builder.stepped(x, steps, _no_operand)
+
+
+def _no_operand(source: int) -> int:
+    raise AssertionError("an operand was left in the map")
+
+
+@lowers("abs")
+def _abs(t: Trace, call: Call, x: View) -> Map:
+    x = t.builder.materialised(t.map(x))
+    return t.builder.combined("add", _then(t, x, Step("relu")), _then(t, x, (-1.0, 0.0), Step("relu")))
+
+
+@lowers("mish")
+def _mish(t: Trace, call: Call, x: View) -> Map:
+    x = t.builder.copied(t.map(x))
+    return t.builder.combined("multiply", x, _then(t, x, Step("softplus"), Step("tanh")))
+
+
+@lowers("softshrink")
+def _softshrink(t: Trace, call: Call, x: View, lambd: float = 0.5) -> Map:
+    x = t.builder.copied(t.map(x))
+    above = _then(t, x, (1.0, -float(lambd)), Step("relu"))
+    return t.builder.combined("add", above, _then(t, x, (-1.0, -float(lambd)), Step("relu")), -1.0)
+
+
+@lowers("_prelu_kernel")
+def _prelu(t: Trace, call: Call, x: View, weight: View) -> Map:
+    """relu(x) - weight * relu(-x)"""
+    x = t.builder.materialised(t.map(x))
+    below = t.builder.combined("multiply", _then(t, x, (-1.0, 0.0), Step("relu")), t.map(weight))
+    return t.builder.combined("add", _then(t, x, Step("relu")), below, -1.0)
+
+
+@lowers("glu")
+def _glu(t: Trace, call: Call, x: View, dim: int = -1) -> Map:
+    a, b = (t.builder.map(part) for part in t.builder.materialised(t.map(x)).addresses.chunk(2, dim))
+    return t.builder.combined("multiply", a, _then(t, b, Step("sigmoid")))
+
+
+# -- arithmetic
+
+
+@lowers("add", "sub", "rsub")
+def _add(t: Trace, call: Call, x: Any, y: Any, *, alpha: float = 1) -> Map:
+    kind = _plain(call)
+    if kind == "rsub":
+        x, y = y, x
+    alpha = float(alpha) if kind == "add" else -float(alpha)
+    return t.builder.combined("add", t.map(x), t.map(y), alpha)
+
+
+@lowers("mul")
+def _mul(t: Trace, call: Call, x: Any, y: Any) -> Map:
+    return t.builder.combined("multiply", t.map(x), t.map(y))
+
+
+@lowers("div")
+def _div(t: Trace, call: Call, x: Any, y: Any, *, rounding_mode: str | None = None) -> Map:
+    if rounding_mode is not None:
+        raise Unsupported(f"rounding_mode {rounding_mode!r}; only true division is supported")
+    if isinstance(y, (int, float)):
+        return t.builder.combined("multiply", t.map(x), t.map(1 / y))
+    return t.builder.combined("multiply", t.map(x), _reciprocal(t, y))
+
+
+def _reciprocal(t: Trace, y: View) -> Map:
+    inverse = Call("aten::reciprocal", (y,), {}, (View(y.slot, y.size, y.stride, y.offset, t.builder.dtype),))
+    return LOWERINGS["reciprocal"](t, inverse, y)
+
+
+@lowers("addcmul")
+def _addcmul(t: Trace, call: Call, x: View, a: View, b: View, *, value: float = 1) -> Map:
+    return t.builder.combined("add", t.map(x), _mul(t, call, a, b), float(value))
+
+
+@lowers("addcdiv")
+def _addcdiv(t: Trace, call: Call, x: View, a: View, b: View, *, value: float = 1) -> Map:
+    return t.builder.combined("add", t.map(x), _div(t, call, a, b), float(value))
+
+
+@lowers("lerp")
+def _lerp(t: Trace, call: Call, x: View, end: View, weight: Any) -> Map:
+    difference = t.builder.combined("add", t.map(end), t.map(x), -1.0)
+    return t.builder.combined("add", t.map(x), t.builder.combined("multiply", difference, t.map(weight)))
+
+
+@lowers("maximum", "minimum")
+def _larger(t: Trace, call: Call, x: View, y: View) -> Map:
+    return t.builder.combined(_plain(call), t.map(x), t.map(y))
+
+
+# -- over pixels
+
+
+@lowers("convolution")
+def _convolution(
+    t: Trace,
+    call: Call,
+    x: View,
+    weight: View,
+    bias: View | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Map:
+    if any(s != 1 for s in stride):
+        raise Unsupported(f"stride {list(stride)}; only stride 1 is supported")
+    if transposed:
+        raise Unsupported("a transposed convolution computes on another grid than the image's")
+    if len(x.size) != 4:
+        raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
+    settings = dict(padding=tuple(padding), dilation=tuple(dilation), groups=groups)
+    return _convolved(t, t.map(x), t.constant(weight), t.constant(bias), **settings)
+
+
+def _convolved(
+    t: Trace,
+    x: Map,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    bias: Tensor | None,
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
     groups: int = 1,
-) -> ShadowMap:
-    if _pair(stride) != (1, 1):
-        raise Unsupported(f"stride {stride}; only stride 1 is supported")
-    if output.dim() != 4:
-        raise Unsupported(f"its argument has shape {list(input.shape)}, which is not [N, channels, H, W]")
-    x, weight = t.feature_map(input), t.constant(weight).detach()
-    (dil_y, dil_x), (_, _, height, width) = _pair(dilation), weight.shape
-    if padding == "same":
-        pad_y, pad_x = dil_y * (height - 1) // 2, dil_x * (width - 1) // 2
-    else:
-        pad_y, pad_x = (0, 0) if padding == "valid" else _pair(padding)
-    columns = weight.permute(2, 3, 1, 0).contiguous()  # [kernel rows, kernel columns, in, out]
+) -> Map:
+    """x: laid out as [N, C, h, w]; weight: [O, C / groups, kH, kW] -> [N, O, h', w']."""
+    features, operands = t.builder.divided(t.builder.windowed(x))
+    columns = weight.detach().to(t.builder.dtype).permute(2, 3, 1, 0).contiguous()
     if groups > 1:
         columns = _ungrouped(columns, groups)
-    taps = [(i * dil_y - pad_y, j * dil_x - pad_x, columns[i, j]) for i in range(height) for j in range(width)]
-    return t.builder.convolution(x, taps, t.constant(bias), output.shape)
+    n, _, height, width = x.addresses.shape
+    rows, across = columns.shape[:2]
+    out = (
+        n,
+        columns.shape[3],
+        height + 2 * padding[0] - dilation[0] * (rows - 1),
+        width + 2 * padding[1] - dilation[1] * (across - 1),
+    )
+    taps = [
+        (i * dilation[0] - padding[0], j * dilation[1] - padding[1], columns[i, j])
+        for i in range(rows)
+        for j in range(across)
+    ]
+    if operands is None:
+        return t.builder.convolution([features], taps, bias, out)
+    if (planes := t.builder.of_operands(operands)) is not None:
+        return t.builder.convolution([features, planes], taps, bias, out)
+    result = t.builder.convolution([features], taps, bias, out)
+    whole = columns.permute(3, 2, 0, 1)
+    return t.builder.combined("add", result, t.builder.map(t.operands.convolved(operands, whole, padding, dilation)))
 
 
 def _ungrouped(columns: Tensor, groups: int) -> Tensor:
@@ -141,371 +327,247 @@ def _ungrouped(columns: Tensor, groups: int) -> Tensor:
     )
 
 
-def _linear(t: Tracing, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> ShadowMap:
-    return t.builder.linear(t.feature_map(input), t.constant(weight), t.constant(bias))
+# -- over the channels of a pixel
 
 
-def _batch_norm(
-    t: Tracing,
-    output: Tensor,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> ShadowMap:
-    if training or running_mean is None or running_var is None:
+def _product(t: Trace, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Map:
+    """x [..., in] times a matrix [in, out]."""
+    weight = matrix.T[:, :, None, None]
+    return t.builder.by_pixel(x, lambda part: _convolved(t, part, weight, bias))
+
+
+@lowers("mm", "bmm", "addmm", "baddbmm", "linear")
+def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1) -> Map:
+    kind = _plain(call)
+    if kind == "linear":
+        return _product(t, t.map(args[0]), t.constant(args[1]).T, t.constant(args[2]) if len(args) > 2 else None)
+    bias, (x, y) = (args[0], args[1:]) if len(args) == 3 else (None, args)
+    if t.depends_on_image(x) and t.depends_on_image(y):
+        raise Unsupported("only the product of features with a constant matrix is supported")
+    if t.depends_on_image(x):
+        result = _times_matrices(t, t.map(x), t.constant(y))
+    else:
+        turned = t.builder.map(t.map(y).addresses.mT)
+        result = t.builder.map(_times_matrices(t, turned, t.constant(x).mT).addresses.mT)
+    if alpha != 1:
+        result = t.builder.combined("multiply", result, t.map(float(alpha)))
+    return result if bias is None or beta == 0 else t.builder.combined("add", result, t.map(bias))
+
+
+def _times_matrices(t: Trace, x: Map, matrix: Tensor) -> Map:
+    """[..., M, K] times [..., K, O]; the matrices of a batch may differ."""
+    if matrix.dim() == 2 or bool((matrix == matrix[:1]).all()):
+        return _product(t, x, matrix if matrix.dim() == 2 else matrix[0])
+    parts = [_product(t, t.builder.map(x.addresses[b]), matrix[b]).addresses for b in range(len(matrix))]
+    return t.builder.map(torch.stack(parts))
+
+
+@lowers("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update")
+def _batch_norm(t: Trace, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> list:
+    training, eps = any(r is True for r in rest), float(rest[-1])
+    if training or mean is None or variance is None:
         raise Unsupported(
-            "batch norm with the batch's own statistics mixes pixels and images; call model.eval()"
+            "batch norm with the batch's own statistics mixes pixels and images (as instance_norm does); call model.eval()"
         )
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - running_mean * scale
-    shape = (-1,) + (1,) * (input.dim() - 2)
-    x = t.builder.with_constant("multiply", t.feature_map(input), scale.view(shape))
-    return t.builder.with_constant("add", x, shift.view(shape))
+    weight, bias, mean, variance = (t.constant(part) for part in (weight, bias, mean, variance))
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    shape = (-1,) + (1,) * (len(x.size) - 2)
+    scaled = t.builder.combined("multiply", t.map(x), t.map(scale.view(shape)))
+    return [t.builder.combined("add", scaled, t.map(shift.view(shape)))]
 
 
-def _layer_norm(
-    t: Tracing,
-    output: Tensor,
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> ShadowMap:
-    x = t.builder.layer_norm(t.feature_map(input), len(normalized_shape), eps)
+@lowers("native_layer_norm")
+def _layer_norm(t: Trace, call: Call, x: View, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> list[Map]:
+    addresses = t.map(x).addresses
+    normed = t.builder.layer_norm(t.builder.map(addresses.flatten(-len(shape))), eps)
+    result = t.builder.map(normed.addresses.view(addresses.shape))
     if weight is not None:
-        x = t.builder.with_constant("multiply", x, t.constant(weight))
-    return x if bias is None else t.builder.with_constant("add", x, t.constant(bias))
+        result = t.builder.combined("multiply", result, t.map(weight))
+    return [result if bias is None else t.builder.combined("add", result, t.map(bias))]
 
 
-def _activation(name: str, default: float = 1.0, argument: str = "alpha") -> Callable:
-    def lowering(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
-        number = kwargs.get(argument, args[0] if args and not isinstance(args[0], bool) else default)
-        step = Step(name, float(number))
-        return t.builder.pointwise(t.feature_map(input), lambda _: [step])
-
-    return lowering
-
-
-def _gelu(t: Tracing, output: Tensor, input: Tensor, approximate: str = "none") -> ShadowMap:
-    step = Step("gelu" if approximate == "none" else "gelu_tanh")
-    return t.builder.pointwise(t.feature_map(input), lambda _: [step])
-
-
-def _softplus(
-    t: Tracing, output: Tensor, input: Tensor, beta: float = 1.0, threshold: float = 20.0
-) -> ShadowMap:
-    if threshold != 20:
-        raise Unsupported(f"softplus with threshold {threshold}; only 20 is supported")
-    step = Step("softplus", float(beta))
-    return t.builder.pointwise(t.feature_map(input), lambda _: [step])
-
-
-def _prelu(t: Tracing, output: Tensor, input: Tensor, weight: Tensor) -> ShadowMap:
-    """relu(x) - weight * relu(-x)"""
-    x, builder, relu = t.feature_map(input), t.builder, [Step("relu")]
-    below = builder.pointwise(builder.affine(x, -1.0, 0.0), lambda _: relu)
-    weight = t.constant(weight).detach().view(-1, *[1] * (input.dim() - 2))
-    below = builder.with_constant("multiply", below, weight)
-    return builder.pairwise("add", builder.pointwise(x, lambda _: relu), below, -1.0)
-
-
-def _glu(t: Tracing, output: Tensor, input: Tensor, dim: int = -1) -> ShadowMap:
-    space, builder = t.builder.space, t.builder
-    a, b = (ShadowMap(space, addresses=x) for x in t.feature_map(input).addresses.chunk(2, dim))
-    gate = builder.pointwise(b, lambda _: [Step("sigmoid")])
-    return builder.pairwise("multiply", a, gate)
-
-
-def _matmul(t: Tracing, output: Tensor, input: Tensor, other: Tensor) -> ShadowMap:
-    if t.mark(other) is not None or other.dim() != 2:
-        raise Unsupported("only the product of features, on the last axis, with a constant matrix is supported")
-    return t.builder.linear(t.feature_map(input), other.detach().T, None)
-
-
-def _power(exponent: float) -> Callable:
-    def lowering(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
-        step = Step("power", exponent)
-        return t.builder.pointwise(t.feature_map(input), lambda _: [step])
-
-    return lowering
-
-
-def _pow(t: Tracing, output: Tensor, input: Any, exponent: Any) -> ShadowMap:
-    if not isinstance(exponent, (int, float)):
-        raise Unsupported("its exponent is not a number")
-    return _power(float(exponent))(t, output, input)
-
-
-# -- arithmetic
-
-
-def _combined(t: Tracing, kind: str, x: Any, y: Any, alpha: float = 1.0) -> ShadowMap:
-    """x + alpha * y, or x * y, where at least one is a feature map."""
-    if not isinstance(t.mark(x), ShadowMap):
-        if alpha != 1.0:
-            y, alpha = t.builder.affine(t.feature_map(y), alpha, 0.0), 1.0
-        x, y = y, x
-    x = x if isinstance(x, ShadowMap) else t.feature_map(x)
-    mark = t.mark(y)
-    if isinstance(mark, ShadowMap):
-        return t.builder.pairwise(kind, x, mark, alpha)
-    if isinstance(mark, Condition):
-        return t.builder.with_condition(kind, x, mark, y, alpha)
-    return t.builder.with_constant(kind, x, torch.as_tensor(y, dtype=t.builder.dtype), alpha)
-
-
-def _add(t: Tracing, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> ShadowMap:
-    return _combined(t, "add", input, other, alpha)
-
-
-def _sub(t: Tracing, output: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> ShadowMap:
-    return _combined(t, "add", input, other, -alpha)
-
-
-def _reflected_sub(t: Tracing, output: Tensor, input: Tensor, other: Any) -> ShadowMap:
-    return _combined(t, "add", other, input, -1.0)
-
-
-def _mul(t: Tracing, output: Tensor, input: Any, other: Any) -> ShadowMap:
-    return _combined(t, "multiply", input, other)
-
-
-def _div(t: Tracing, output: Tensor, input: Any, other: Any) -> ShadowMap:
-    mark = t.mark(other)
-    if isinstance(mark, Condition):
-        return _combined(t, "multiply", input, t.condition(torch.reciprocal, other))
-    if mark is None:
-        return _combined(t, "multiply", input, 1 / torch.as_tensor(other, dtype=t.builder.dtype))
-    inverse = t.builder.pointwise(t.feature_map(other), lambda _: [Step("power", -1.0)])
-    if isinstance(t.mark(input), ShadowMap):
-        return t.builder.pairwise("multiply", t.feature_map(input), inverse)
-    return t.builder.with_constant(
-        "multiply", inverse, torch.as_tensor(t.constant(input), dtype=t.builder.dtype)
-    )
-
-
-def _reflected_div(t: Tracing, output: Tensor, input: Tensor, other: Any) -> ShadowMap:
-    return _div(t, output, other, input)
-
-
-def _neg(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
-    return t.builder.affine(t.feature_map(input), -1.0, 0.0)
-
-
-def _mean(
-    t: Tracing, output: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> ShadowMap:
-    count = input.numel() // max(output.numel(), 1)
-    return _channel_sum(t, input, dim, keepdim, 1 / count)
-
-
-def _sum(
-    t: Tracing, output: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> ShadowMap:
-    return _channel_sum(t, input, dim, keepdim, 1.0)
-
-
-def _channel_sum(t: Tracing, input: Tensor, dim: Any, keepdim: bool, scale: float) -> ShadowMap:
-    if not isinstance(dim, int) and (dim is None or len(dim) != 1):
+@lowers("mean", "sum")
+def _sum(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
+    if dims is None or isinstance(dims, (int, list, tuple)) and len([dims] if isinstance(dims, int) else dims) != 1:
         raise Unsupported("it sums over more than one axis; only the channels of a pixel may be summed")
-    dim = dim if isinstance(dim, int) else dim[0]
-    x = t.feature_map(input).addresses.movedim(dim, -1)
-    if t.builder.space.is_stack(x):
-        return _sum_of_parts(t, x.movedim(-1, dim), dim, keepdim, scale)
-    weight = torch.full((1, x.shape[-1]), scale, dtype=t.builder.dtype, device=t.builder.device)
-    total = t.builder.linear(ShadowMap(t.builder.space, addresses=x), weight, None).addresses
-    total = total.movedim(-1, dim)
-    return ShadowMap(t.builder.space, addresses=total if keepdim else total.squeeze(dim))
+    dim = dims if isinstance(dims, int) else dims[0]
+    addresses = t.map(x).addresses.movedim(dim, -1)
+    count = addresses.shape[-1]
+    scale = 1 / count if _plain(call) == "mean" else 1.0
+    first = t.space.source_of(addresses.reshape(-1, count)[len(addresses.reshape(-1, count)) // 2]).tolist()
+    if count <= 64 and len(set(first)) == count:  # several maps, stacked
+        total, *others = (t.builder.map(part) for part in addresses.unbind(-1))
+        for other in others:
+            total = t.builder.combined("add", total, other)
+        if scale != 1:
+            total = t.builder.combined("multiply", total, t.map(scale))
+        total = t.builder.map(total.addresses[..., None])
+    else:
+        matrix = torch.full((count, 1), scale, dtype=t.builder.dtype, device=t.builder.device)
+        total = _product(t, t.builder.map(addresses), matrix)
+    return t.builder.map(total.addresses.movedim(-1, dim) if keepdim else total.addresses[..., 0])
 
 
-def _sum_of_parts(t: Tracing, addresses: Tensor, dim: int, keepdim: bool, scale: float) -> ShadowMap:
-    total, *others = (ShadowMap(t.builder.space, addresses=x) for x in addresses.unbind(dim))
-    for part in others:
-        total = t.builder.pairwise("add", total, part)
-    if scale != 1:
-        total = t.builder.affine(total, scale, 0.0)
-    return ShadowMap(t.builder.space, addresses=total.addresses.unsqueeze(dim)) if keepdim else total
+# -- the library's own ops
 
 
-# -- the rest
+@lowers("masked_conv2d")
+def _masked_conv2d(
+    t: Trace, call: Call, x: View, weight: View, bias: Any, mask: View, padding: Any, dilation: Any, *backend: Any
+) -> Map:
+    masked = t.constant(weight) * t.constant(mask)
+    return _convolved(t, t.map(x), masked, t.constant(bias), tuple(padding), tuple(dilation))
 
 
-def _identity(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
-    return t.feature_map(input)
+@lowers("masked_conv_block")
+def _masked_conv_block(
+    t: Trace, call: Call, x: View, weight: View, bias: Any, mask: View, scale: Any, shift: Any, condition: Any,
+    residual: Any, activation: str, alpha: float, padding: Any, dilation: Any, *backend: Any,
+) -> Map:  # fmt: skip
+    y = _masked_conv2d(t, call, x, weight, bias, mask, padding, dilation)
+    for kind, term in (("multiply", scale), ("add", shift), ("add", condition)):
+        if term is not None:
+            y = t.builder.combined(kind, y, t.builder.map(t.map(term).addresses[..., None, None]))
+    if residual is not None:
+        y = t.builder.combined("add", y, t.map(residual))
+    return y if activation == "none" else _then(t, y, Step(activation, alpha))
 
 
-def _cast(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
-    x = t.feature_map(input)
-    if not input.is_floating_point() and t.levels is not None:
-        levels = torch.arange(t.levels)
-        if not torch.equal(levels.to(output.dtype).long(), levels) or not torch.equal(
-            output.double(), input.double()
-        ):
-            raise Unsupported(f"{output.dtype} does not hold all {t.levels} levels")
-    if input.is_floating_point() and not _keeps(input.dtype, output.dtype):
-        are_levels = t.holds_levels and t.builder.space.values(x.addresses) == [0]
-        if not are_levels:
-            raise Unsupported(f"it rounds {input.dtype} to {output.dtype}")
-    return x
+@lowers("gated_activation")
+def _gated_activation(t: Trace, call: Call, x: View, condition: Any, *backend: Any) -> Map:
+    y = t.map(x)
+    if condition is not None:
+        term = t.map(condition).addresses
+        y = t.builder.combined("add", y, t.builder.map(term if term.dim() == 4 else term[..., None, None]))
+    a, b = (t.builder.map(part) for part in t.builder.materialised(y).addresses.chunk(2, 1))
+    return t.builder.combined("multiply", _then(t, a, Step("tanh")), _then(t, b, Step("sigmoid")))
 
 
-def _keeps(before: torch.dtype, after: torch.dtype) -> bool:
-    return after.is_floating_point and torch.finfo(after).eps <= torch.finfo(before).eps
+# -- the ends of a model
 
 
-def _dropout(
-    t: Tracing, output: Tensor, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-):
-    if training and p:
-        raise Unsupported("dropout in training mode; call model.eval()")
-    return t.feature_map(input)
+@lowers("_log_softmax")
+def _log_softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = False) -> Map:
+    return t.builder.log_softmax(t.map(x), dim)
 
 
-def _inverse(kind: str, maker: str) -> Callable:
-    """Lowers the inverse of a step, which gives back what the step was applied to."""
-
-    def lowering(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
-        x = t.feature_map(input)
-        taken_of = t.builder.made_by(kind, x)
-        if taken_of is None:
-            raise Unsupported(f"its argument is not the result of a {maker}")
-        return ShadowMap(t.builder.space, addresses=t.builder.space.moved(x.addresses, taken_of))
-
-    return lowering
+@lowers("_softmax")
+def _softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = False) -> Map:
+    return t.builder.closing("exp", t.builder.log_softmax(t.map(x), dim))
 
 
-def _log_softmax(
-    t: Tracing, output: Tensor, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any
-) -> ShadowMap:
-    if dim is None:
-        raise Unsupported("it names no axis: pass dim=")
-    return t.builder.log_softmax(t.feature_map(input), dim)
+@lowers("exp")
+def _exp(t: Trace, call: Call, x: View) -> Map:
+    if t.builder.made_by("log_softmax", t.map(x)) is not None:
+        return t.builder.closing("exp", t.map(x))
+    return _stepped(t, call, x, [Step("exp")])
 
 
-def _softmax(t: Tracing, output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> ShadowMap:
-    logarithms = _log_softmax(t, output, input, *args, **kwargs)
-    return t.builder.closing("exp", logarithms)
+def _inverse(t: Trace, x: Map, kind: str, maker: str) -> Map:
+    """What a step was applied to."""
+    taken_of = t.builder.made_by(kind, x)
+    if taken_of is None:
+        raise Unsupported(f"its argument is not the result of a {maker}")
+    return t.builder.map(t.space.moved(x.addresses, taken_of))
 
 
-def _exp(t: Tracing, output: Tensor, input: Tensor) -> ShadowMap:
-    x = t.feature_map(input)
-    if t.builder.made_by("log_softmax", x) is None:
-        return _decomposed("exp")(t, output, input)
-    return t.builder.closing("exp", x)
+@lowers("log")
+def _log(t: Trace, call: Call, x: View) -> Map:
+    return _inverse(t, t.map(x), "exp", "softmax")
 
 
-def _clamp_min(t: Tracing, output: Tensor, input: Tensor, min: float) -> ShadowMap:
-    x = t.feature_map(input)
-    of_probabilities = t.builder.made_by("exp", x) is not None
-    if of_probabilities and min <= torch.finfo(input.dtype).tiny:  # lower than any probability that matters
-        return x
-    return _decomposed("clamp_min")(t, output, input, min)
+@lowers("logit")
+def _logit(t: Trace, call: Call, x: View, eps: float | None = None) -> Map:
+    return _inverse(t, t.map(x), "sigmoid", "sigmoid")
 
 
-def _decomposed(name: str) -> Callable:
-    def lowering(t: Tracing, output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with t:
-            return t.mark(DECOMPOSITIONS[name](*args, **kwargs))
-
-    return lowering
+# -- levels
 
 
-def _where(t: Tracing, output: Tensor, condition: Any, input: Any, other: Any) -> ShadowMap:
-    if not (isinstance(condition, Tensor) and condition.dtype == torch.bool):
-        condition, input = input, condition  # Tensor.where(self, condition, other)
-    chosen = t.constant(condition).cpu()
-    one, two = (
-        t.addresses(x if isinstance(x, Tensor) else output.new_full((), x), output.shape)
-        for x in (input, other)
-    )
-    return ShadowMap(t.builder.space, addresses=torch.where(chosen, one, two))
+@lowers("embedding")
+def _embedding(t: Trace, call: Call, weight: View, levels: View, *settings: Any, **named: Any) -> Map:
+    return _looked_up(t, t.constant(weight), levels)
 
 
-def _masked_fill(t: Tracing, output: Tensor, input: Tensor, mask: Tensor, value: Any) -> ShadowMap:
-    return _where(t, output, mask, value, input)
+def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
+    """Rows of a table [rows, ...] -> [*levels.shape, ...]"""
+    width = table[0].numel()
+
+    def rows(column: Tensor, _: Tensor) -> Tensor:
+        return table.detach().flatten(1)[column.long()] if width else table[column.long()]
+
+    found = t.builder.tabulated(t.map(levels), rows, torch.zeros((), dtype=torch.long), width).addresses
+    return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
 
 
-def _pad(
-    t: Tracing, output: Tensor, input: Tensor, pad: Any, mode: str = "constant", value: float | None = None
-) -> ShadowMap:
-    if mode != "constant" or value:
-        raise Unsupported(f"padding {mode!r} with {value}; only zeros are supported")
-    return ShadowMap(t.builder.space, addresses=F.pad(t.feature_map(input).addresses, tuple(pad)))
+@lowers("index")
+def _index(t: Trace, call: Call, x: View, indices: Sequence[View | None]) -> Map:
+    first, *others = indices
+    if first is None or any(i is not None for i in others):
+        raise Unsupported("an index that depends on the image is supported only alone, and on the first axis")
+    return _looked_up(t, t.constant(x), first)
 
 
-def _one_hot(t: Tracing, output: Tensor, tensor: Tensor, num_classes: int = -1) -> ShadowMap:
-    if num_classes < 0:
-        raise Unsupported("one_hot without num_classes takes the number of classes from the image: pass it")
-    return t.builder.looked_up(t.feature_map(tensor), torch.eye(num_classes, device=t.builder.device))
+@lowers("scatter")
+def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -> Map:
+    """One-hot vectors: scattered into zeros."""
+    into, at = t.map(x).addresses, t.map(index).addresses
+    if isinstance(value, View) or bool(into.any()) or at.shape[dim] != 1:
+        raise Unsupported("its index depends on the image; supported is F.one_hot(x, classes)")
+    width = into.shape[dim]
+
+    def one_hot(column: Tensor, _: Tensor) -> Tensor:
+        return F.one_hot(column.long(), width) * value
+
+    zero = torch.zeros((), dtype=torch.long)
+    found = t.builder.tabulated(t.builder.map(at.squeeze(dim)), one_hot, zero, width)
+    return t.builder.map(found.addresses.movedim(-1, dim))
 
 
-def _embedding(
-    t: Tracing,
-    output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: Any = None,
-    max_norm: Any = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> ShadowMap:
-    if max_norm is not None:
-        raise Unsupported("max_norm is not supported")
-    return t.builder.looked_up(t.feature_map(input), t.constant(weight))
+def by_table(t: Trace, call: Call) -> Map:
+    """Any pointwise call on one level of the image and a constant."""
+    args = list(call.args)
+    images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
+    others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
+    if len(images) != 1 or len(others) > 1:
+        raise Unsupported("there is no such step in a program")
+    (image,) = images
+    operator = Call(t.operands.out_of_place(call.name), (), {}, ()).operator
+
+    def function(column: Tensor, constant: Tensor) -> Tensor:
+        filled = [*args]
+        filled[image] = column.to(args[image].dtype)
+        if others:
+            filled[others[0]] = constant.to(args[others[0]].dtype).expand(column.shape)
+        return operator(*filled, **call.kwargs)
+
+    other = t.map(args[others[0]]).addresses if others else torch.zeros((), dtype=torch.long)
+    return t.builder.tabulated(t.map(args[image]), function, other)
 
 
-LOWERINGS: dict[str, Callable[..., Any]] = {
-    **{name: _decomposed(name) for name in DECOMPOSITIONS},
-    "conv2d": _conv2d,
-    "linear": _linear,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    **{name: _activation(name) for name in ("relu", "elu", "silu", "tanh", "sigmoid", "hardswish")},
-    "leaky_relu": _activation("leaky_relu", 0.01, "negative_slope"),
-    "gelu": _gelu,
-    "glu": _glu,
-    "prelu": _prelu,
-    "matmul": _matmul,
-    "softplus": _softplus,
-    "square": _power(2.0),
-    "sqrt": _power(0.5),
-    "rsqrt": _power(-0.5),
-    "reciprocal": _power(-1.0),
-    "pow": _pow,
-    "add": _add,
-    "sub": _sub,
-    "subtract": _sub,
-    "rsub": _reflected_sub,
-    "mul": _mul,
-    "multiply": _mul,
-    "div": _div,
-    "divide": _div,
-    "true_divide": _div,
-    "rdiv": _reflected_div,
-    "neg": _neg,
-    "negative": _neg,
-    "mean": _mean,
-    "sum": _sum,
-    **{name: _identity for name in ("detach", "data")},
-    **{name: _cast for name in CASTS},
-    "logit": _inverse("sigmoid", "sigmoid"),
-    "log": _inverse("exp", "softmax"),
-    "clamp_min": _clamp_min,
-    "exp": _exp,
-    "where": _where,
-    "masked_fill": _masked_fill,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
-    "dropout": _dropout,
-    "dropout2d": _dropout,
-    "pad": _pad,
-    "one_hot": _one_hot,
-    "embedding": _embedding,
-}
+def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
+    """x, converted to another dtype by a call."""
+    before = x.dtype
+    widens = dtype.is_floating_point and before.is_floating_point and torch.finfo(dtype).eps <= torch.finfo(before).eps
+    if dtype == before or widens:
+        return t.map(x)
+    try:
+        return by_table(t, call)
+    except Unsupported:
+        if dtype.is_floating_point and not before.is_floating_point and before != torch.bool:
+            return t.map(x)
+        raise Unsupported(f"it rounds {before} to {dtype}") from None
+
+
+def _plain(call: Call) -> str:
+    """The operation's name: 'add' for 'aten::add_.Tensor'."""
+    return plain_name(call.name)
+
+
+def plain_name(name: str) -> str:
+    return name.partition("::")[2].partition(".")[0].removesuffix("_")
+
+
+def has_image(t: Trace, addresses: Tensor) -> bool:
+    return Value in t.space.kinds(addresses)

@@ -1,13 +1,15 @@
-"""Where the elements of a tensor come from.
+"""Shadow memory: where the elements of tensors come from.
 
-Every element of every value has an address; address 0 stands for a zero. A feature map is a tensor of the captured
-model together with the addresses of its elements. So PyTorch itself shows what a call that only moves elements does:
-view, permute, chunk, cat, pad, crop, roll and assignments to a part are run on the addresses as well.
+Every element of every source has an address; address 0 stands for a zero. A source is a value of the program, or an
+operand: a constant, or what depends on the condition alone. Each storage has a parallel array of addresses, and a
+view's addresses are the same strided view of that array; so whatever moves or overwrites elements is followed exactly,
+however it is written.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +18,10 @@ from pixelcnn_fast.errors import Unsupported
 
 
 class Elements(NamedTuple):
-    """What each address means, in tensors of the addresses' shape; value is -1 for a zero."""
+    """What each address means, in tensors of the addresses' shape. source is -1 for a zero; an operand has no pixels,
+    and numbers its elements of one image as channels."""
 
-    value: Tensor
+    source: Tensor
     image: Tensor
     channel: Tensor
     y: Tensor
@@ -26,13 +29,13 @@ class Elements(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Channels of a map laid out as [N, C, h, w] that come from one value.
+    """Channels of a map laid out as [N, C, h, w] that come from one source.
 
     Within ``rows`` and ``columns``, each (first, end), element (i, j) of channel ``at[k]`` is channel ``channels[k]``
-    of the value at (i + dy, j + dx); elsewhere it is zero.
+    of the source at (i + dy, j + dx); elsewhere it is zero.
     """
 
-    value: int
+    source: int
     channels: list[int]
     at: list[int]
     dy: int
@@ -41,62 +44,113 @@ class Segment(NamedTuple):
     columns: tuple[int, int]
 
 
+class Value(NamedTuple):
+    """A source that is a value of the program: number ``out``, of a frame other than the grid where a convolution was
+    padded by more or less than its kernel needs."""
+
+    out: int
+
+
+class Constant(NamedTuple):
+    """A source that depends on the weights alone: all elements, [R]."""
+
+    elements: Tensor
+
+
+class Given(NamedTuple):
+    """A source that depends on the condition: a slot of the recorded calls on conditions that holds [N, R]."""
+
+    slot: int
+
+
+class Refused(NamedTuple):
+    """The source of what depends on the image in a way that no instruction expresses."""
+
+    reason: str
+
+
+Source = Value | Constant | Given | Refused
+
+
 class AddressSpace:
-    """Values are numbered from 0 as they are allotted. A value's frame is the height and width of its tensor: those
-    of the grid, unless a convolution was padded by more or less than its kernel needs."""
+    """Sources are numbered from 0 as they are allotted. Each has a shape [N or 1, channels, h, w]."""
 
     def __init__(self, images: int, height: int, width: int) -> None:
         self.images, self.grid = images, (height, width)
-        self._shapes: list[tuple[int, int, int]] = []
+        self.sources: list[Source] = []
+        self._shapes: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []
         self._next = 1
 
-    def allot(self, channels: int, frame: tuple[int, int]) -> ShadowMap:
-        self._shapes.append((channels, *frame))
+    def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
+        """A new source -> its number."""
+        images = self.images if isinstance(source, (Value, Given)) else 1
+        self.sources.append(source)
+        self._shapes.append((images, channels, *frame))
         self._starts.append(self._next)
-        self._next += self.images * channels * frame[0] * frame[1]
-        return ShadowMap(self, len(self._starts) - 1)
+        self._next += images * channels * frame[0] * frame[1]
+        return len(self.sources) - 1
 
-    def channels(self, value: int) -> int:
-        return self._shapes[value][0]
+    def channels(self, source: int) -> int:
+        return self._shapes[source][1]
 
-    def frame(self, value: int) -> tuple[int, int]:
-        return self._shapes[value][1:]
+    def frame(self, source: int) -> tuple[int, int]:
+        return self._shapes[source][2:]
 
-    def of(self, value: int) -> Tensor:
-        """The addresses of a value, [N, C, h, w]."""
-        shape = (self.images, *self._shapes[value])
-        size = shape[0] * shape[1] * shape[2] * shape[3]
-        return torch.arange(self._starts[value], self._starts[value] + size).view(shape)
+    def has_whole_frame(self, source: int) -> bool:
+        return self.frame(source) == self.grid
 
-    def at(self, value: int, image: Tensor, channel: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        channels, height, width = self._shapes[value]
-        return self._starts[value] + ((image * channels + channel) * height + y) * width + x
+    def of(self, source: int) -> Tensor:
+        """All addresses of a source, [N or 1, channels, h, w]."""
+        n, c, h, w = shape = self._shapes[source]
+        return torch.arange(self._starts[source], self._starts[source] + n * c * h * w).view(shape)
+
+    def at(self, source: int, image: Any, channel: Any, y: Any = 0, x: Any = 0) -> Tensor:
+        _, channels, height, width = self._shapes[source]
+        return self._starts[source] + ((image * channels + channel) * height + y) * width + x
 
     def decode(self, addresses: Tensor) -> Elements:
         starts, shapes = torch.tensor(self._starts), torch.tensor(self._shapes)
-        value = self._value_of(addresses)
-        known = value.clamp_min(0)
-        channels, height, width = (size[known] for size in shapes.unbind(-1))
+        source = self.source_of(addresses)
+        known = source.clamp_min(0)
+        _, channels, height, width = (size[known] for size in shapes.unbind(-1))
         rest = addresses - starts[known]
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
-        return Elements(value, rest // channels, rest % channels, y, x)
+        return Elements(source, rest // channels, rest % channels, y, x)
 
-    def _value_of(self, addresses: Tensor) -> Tensor:
+    def relative(self, operands: Tensor) -> Tensor:
+        """Addresses of operands, all as if they were of the first image."""
+        elements = self.decode(operands)
+        first = torch.tensor([*self._starts, 0])[elements.source]
+        return torch.where(elements.source < 0, 0, first + elements.channel)
+
+    def source_of(self, addresses: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
 
-    def moved(self, addresses: Tensor, to: dict[int, int]) -> Tensor:
-        """Addresses of the same elements in other values of the same shapes: ``to`` maps each value to the other."""
-        value = self._value_of(addresses)
-        out = torch.zeros_like(addresses)
+    def found(self, addresses: Tensor) -> list[int]:
+        """The sources that occur among the addresses, in order."""
+        counts = torch.bincount(self.source_of(addresses).flatten() + 1)
+        return counts[1:].nonzero()[:, 0].tolist()
+
+    def kinds(self, addresses: Tensor) -> set[type]:
+        return {type(self.sources[source]) for source in self.found(addresses)}
+
+    def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
+        """Addresses of the same elements in other sources of the same shapes: ``to`` maps each source to the other.
+        zero: what stands for a zero."""
+        source = self.source_of(addresses)
+        out = torch.full_like(addresses, zero)
         for old, new in to.items():
-            out = torch.where(value == old, addresses - self._starts[old] + self._starts[new], out)
+            out = torch.where(source == old, addresses - self._starts[old] + self._starts[new], out)
         return out
 
-    def values(self, addresses: Tensor) -> list[int]:
-        counts = torch.bincount(self._value_of(addresses).flatten() + 1)
-        return counts[1:].nonzero()[:, 0].tolist()
+    def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
+        """The addresses, with zeros in place of other kinds of sources."""
+        keep = torch.tensor([isinstance(source, kinds) for source in self.sources] + [False])
+        return torch.where(keep[self.source_of(addresses)], addresses, 0)
+
+    # -- the axes of the image among those of a tensor
 
     def layout(self, addresses: Tensor) -> tuple[list[int], list[int]]:
         """Which dimensions are N, H and W (-1 where none varies), and which are channels, in order.
@@ -104,14 +158,19 @@ class AddressSpace:
         Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
         """
         elements = self.decode(addresses)
+        is_given = torch.tensor([isinstance(source, Given) for source in self.sources] + [False])
+        has_image = (elements.source >= 0) & torch.tensor(
+            [isinstance(source, (Value, Given)) for source in self.sources] + [False]
+        )[elements.source]
+        is_value = has_image & ~is_given[elements.source]
         spatial = [-1, -1, -1]
         for dim, size in enumerate(addresses.shape):
             if size == 1:
                 continue
-            both = (elements.value.narrow(dim, 0, size - 1) >= 0) & (
-                elements.value.narrow(dim, 1, size - 1) >= 0
-            )
-            for axis, index in enumerate((elements.image, elements.y, elements.x)):
+            for axis, (index, live) in enumerate(
+                ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value))
+            ):
+                both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
                 if bool(((index.narrow(dim, 0, size - 1) != index.narrow(dim, 1, size - 1)) & both).any()):
                     if spatial[axis] >= 0 or dim in spatial:
                         raise Unsupported(
@@ -120,12 +179,56 @@ class AddressSpace:
                     spatial[axis] = dim
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
-    def is_stack(self, addresses: Tensor) -> bool:
-        """Whether maps were stacked along the last dimension, besides those of the image and the channels."""
+    def placed(self, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
+        """-> (the addresses, with an axis for each axis of the image, N, H and W, and those for channels).
+
+        An axis that runs over several axes of the image, as in [N * H * W, C], is split.
+        """
+        first: Unsupported | None = None
+        for shape in self._unflattened(addresses):
+            try:
+                split = addresses.reshape(shape)
+                return split, *self.layout(split)
+            except Unsupported as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _unflattened(self, addresses: Tensor) -> Iterator[list[int]]:
+        shape = list(addresses.shape)
+        yield shape
+        frames = {self.grid, *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value))}
+        for height, width in frames:
+            for parts in ((self.images, height, width), (height, width), (self.images, height), (self.images, -1)):
+                for dim, size in enumerate(shape):
+                    product = 1
+                    for part in parts:
+                        product *= abs(part)
+                    if size > 1 and size % product == 0 and (size == product or -1 in parts):
+                        yield [*shape[:dim], *(size // product if p == -1 else p for p in parts), *shape[dim + 1 :]]
+
+    def standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
+        whole = (self.images, *addresses.shape[1:2], *self.grid)
         try:
-            return len(self.layout(addresses)[1]) > 1
-        except Unsupported:  # the maps are shifted against each other
-            return addresses.dim() > 4
+            split, spatial, channels = self.placed(addresses)
+        except Unsupported:
+            if addresses.shape != whole:
+                raise
+            return addresses, lambda standard: standard  # channels that are shifted against each other
+        usual = all(dim in (-1, i) for dim, i in zip(spatial, (0, 2, 3), strict=True))
+        if addresses.shape == whole and split.shape == whole and usual:
+            return addresses, lambda standard: standard  # also if an axis can't be told: all is zero along it
+        order = [dim for dim in (*spatial[:1], *channels, *spatial[1:]) if dim >= 0]
+        sizes = [split.shape[dim] if dim >= 0 else 1 for dim in spatial]
+        rearranged = split.permute(order)
+        kept, shape = rearranged.shape, addresses.shape
+        back_order = [order.index(dim) for dim in range(split.dim())]
+
+        def back(standard: Tensor) -> Tensor:
+            return standard.reshape(kept).permute(back_order).reshape(shape)
+
+        return rearranged.reshape(sizes[0], -1, sizes[1], sizes[2]), back
 
     def segments(self, addresses: Tensor) -> list[Segment]:
         """Splits addresses laid out as [N, C, h, w] into segments; channels that are all zero are in none of them.
@@ -140,7 +243,7 @@ class AddressSpace:
         rows, columns = live.any(2), live.any(1)
         bounds = [_bounds(rows), _bounds(columns)]
         groups: dict[tuple, tuple[list[int], list[int]]] = {}
-        fields = torch.stack([start.value, dy, dx, *bounds[0], *bounds[1], start.channel], 1).tolist()
+        fields = torch.stack([start.source, dy, dx, *bounds[0], *bounds[1], start.channel], 1).tolist()
         expected = torch.zeros_like(addresses)
         for row, (*key, channel) in enumerate(fields):
             if key[0] >= 0:
@@ -148,11 +251,11 @@ class AddressSpace:
                 of_group.append(channel)
                 rows_of_group.append(row)
         result = []
-        for (value, dy, dx, r0, r1, c0, c1), (channels, at) in groups.items():
-            segment = Segment(value, channels, at, dy, dx, (r0, r1), (c0, c1))
-            image, of_value = torch.arange(images)[:, None, None, None], torch.tensor(channels)[:, None, None]
+        for (source, dy, dx, r0, r1, c0, c1), (channels, at) in groups.items():
+            segment = Segment(source, channels, at, dy, dx, (r0, r1), (c0, c1))
+            image, of_source = torch.arange(images)[:, None, None, None], torch.tensor(channels)[:, None, None]
             y, x = torch.arange(r0, r1)[:, None] + dy, torch.arange(c0, c1) + dx
-            expected[:, at, r0:r1, c0:c1] = self.at(value, image, of_value, y, x)
+            expected[:, at, r0:r1, c0:c1] = self.at(source, image, of_source, y, x)
             result.append(segment)
         if not torch.equal(expected, addresses):
             raise Unsupported(
@@ -168,36 +271,27 @@ def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:
     return first, live.shape[1] - live.flip(1).int().argmax(1)
 
 
-class ShadowMap:
+class Map:
     """A feature map of the captured model: a whole value, laid out as [N, C, h, w], or any addresses."""
 
-    def __init__(self, space: AddressSpace, value: int | None = None, addresses: Tensor | None = None) -> None:
-        self._space, self._value, self._addresses = space, value, addresses
-
-    @property
-    def has_addresses(self) -> bool:
-        """Whether views of its addresses may exist; these must then see what is written to it."""
-        return self._addresses is not None
+    def __init__(self, space: AddressSpace, addresses: Tensor | None = None, source: int | None = None) -> None:
+        self._space, self._source, self._addresses = space, source, addresses
 
     @property
     def addresses(self) -> Tensor:
         if self._addresses is None:
-            self._addresses = self._space.of(self.value())
+            assert self._source is not None
+            self._addresses = self._space.of(self._source)
         return self._addresses
 
-    def whole(self) -> int | None:
+    @property
+    def source(self) -> int | None:
         """The value that this map equals as it stands, or None."""
-        if self._addresses is None:
-            return self._value
-        first = self._space.decode(self._addresses.flatten()[:1])
-        if self._addresses.dim() != 4 or not self._addresses.numel() or first.value < 0:
-            return None
-        value = int(first.value)
-        expected = self._space.of(value)
-        return value if torch.equal(expected, self._addresses) else None
-
-    def value(self) -> int:
-        """The value that this map equals, for a map that is known to equal one."""
-        value = self._value if self._addresses is None else self.whole()
-        assert value is not None, "the map is not one value"
-        return value
+        if self._source is None:
+            found = self._addresses
+            assert found is not None
+            if found.dim() == 4 and found.numel() and int(found[0, 0, 0, 0]):
+                source = int(self._space.source_of(found[:1, :1, :1, :1]))
+                if isinstance(self._space.sources[source], Value) and torch.equal(self._space.of(source), found):
+                    self._source = source
+        return self._source

@@ -1,74 +1,65 @@
-"""Capture: run the user's module once on an example and record what it does to the image.
+"""Capture: from a model's forward, recorded on two examples, to a program.
 
 A forward computes with three kinds of tensors: constants, such as weights; conditions, such as labels and their
-embeddings; and feature maps, which depend on the image. Calls on constants are not recorded. Calls on conditions are
-recorded to be replayed for other labels. Calls on feature maps become instructions; one that can't is refused, but
-only if the output needs its result: a reduction that only steers an ``if`` does no harm.
+embeddings; and feature maps, which depend on the image. Calls on constants are run once, calls on conditions are kept
+to be run for each batch, and calls on feature maps become instructions. One that can't is refused, but only if the
+output needs its result.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
 
+from pixelcnn_fast.capture.agreement import Agreement
 from pixelcnn_fast.capture.builder import Builder
-from pixelcnn_fast.capture.decompositions import OWN_OPS
-from pixelcnn_fast.capture.lowering import (
-    ARITHMETIC,
-    FRESH,
-    JOINS,
-    LIKE,
-    LOWERINGS,
-    MOVEMENTS,
-    is_in_place,
-    plain_name,
-)
-from pixelcnn_fast.capture.shadow import ShadowMap
+from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MOVEMENTS, PLACES, by_table, cast, plain_name
+from pixelcnn_fast.capture.operands import Operands
+from pixelcnn_fast.capture.recorder import GIVEN, IMAGE, Reads, Recorder, Recording, module_paths
+from pixelcnn_fast.capture.shadow import AddressSpace, Map, Refused, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.conditions import Call, Condition, Conditions, Given, leaves, map_leaves
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, needed
+from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed
+from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read
+from pixelcnn_fast.program.program import needed as needed_instructions
 from pixelcnn_fast.program.steps import KINDS
 
-
-@dataclass(frozen=True)
-class Opaque:
-    """The mark of a tensor that depends on the image in a way that no instruction expresses."""
-
-    reason: str
-
-
-Mark = ShadowMap | Condition | Opaque
+Example = tuple[Tensor, Given]  # images, as the model takes them, and what it takes besides
 
 
 def capture(
-    model: nn.Module, images: Tensor, given: Given, head: Head
+    model: nn.Module, examples: Sequence[Example], head: Head, levels: Tensor | None = None
 ) -> tuple[Program, Conditions, Tensor, Head]:
-    """Runs ``model`` on an example -> (program, conditions, the model's logits on the example, the resolved head).
+    """Runs ``model`` on two examples -> (program, conditions, the parameters on the first one, the resolved head).
 
-    images: [2, C, H, W], or [2, H, W] for one channel, as the model takes them; given: for both images;
-    logits: [2, C, H, W, L].
+    examples: of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel; levels: what the model is
+    given for each level, or None if it takes real numbers; parameters: [n, D, H, W, P].
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
     parameter = next(model.parameters())
-    tracer = Tracer(images, given, parameter.dtype, parameter.device, head.levels)
-    with torch.no_grad(), _module_paths(model, tracer.path), tracer:
-        output = given.call(model, images)
-        tracer.check_last_call(output, head)
-        head = resolved(head, output, tracer.shape)
-        output = head.arranged(output, tracer.shape[1])
-    instructions, result, parameters, normalised = tracer.finish(output, head)
+    shape = with_channels(examples[0][0].shape)
+    forwards = []
+    for images, given in examples:
+        forwards.append(_Forward(model, images, given, head))
+        head = forwards[-1].head
+    first, *_ = forwards
+    agreement = Agreement(*(forward.recording for forward in forwards))
+    recording = agreement.recording()
+    output, arranged = (agreement.view(*pair) for pair in zip(*(forward.outputs for forward in forwards)))
+    trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
+    calls = needed(recording.calls, (output.slot, arranged.slot))
+    agreement.check_constants({view.slot for call in calls for view in call.inputs} - recording.inputs())
+    trace.run(calls)
+    trace.check_last_call(output, head)
+    instructions, result, parameters, normalised = trace.finished(arranged, head)
     program = Program(
-        tracer.shape[1:],
+        shape[1:],
         parameters,
         tuple(instructions),
         (result,),
@@ -77,307 +68,281 @@ def capture(
         normalised,
         head.joint,
     )
-    return program, Conditions(tracer.builder.calls), output, head
+    conditions = Conditions(trace.operands.calls, trace.operands.leaves, recording.given)
+    return program, conditions, first.parameters, head
 
 
-@contextmanager
-def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Within the context, ``path`` holds the names of the modules whose forward is running."""
+class _Forward:
+    """A forward of the model, recorded. outputs: what the model returned, and that as parameters."""
 
-    def leave(*_: Any) -> None:
-        path.pop()
+    def __init__(self, model: nn.Module, images: Tensor, given: Given, head: Head) -> None:
+        shape = with_channels(images.shape)
+        names = {
+            x.untyped_storage()._cdata: name for name, x in (*model.named_parameters(), *model.named_buffers())
+        }
+        recorder = Recorder(shape[0], names)
+        self.recording = recorder.recording
+        self.recording.images = recorder.input(images, IMAGE)
+        self.recording.given = tuple(x if x is None else recorder.input(x, GIVEN) for x in given)
+        with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
+            output = given.call(model, images)
+            self.head = resolved(head, output, shape)
+            self.parameters = self.head.arranged(output, shape[1])
+        self.outputs = recorder.view(output), recorder.view(self.parameters)
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+class _Slot:
+    """What is known of a storage that holds elements of feature maps: a map laid out as a view, until something is
+    written into it or another view is taken; then the address of each element."""
+
+    def __init__(self, view: View, n: int, content: Map) -> None:
+        self._layout, self._dtype, self._map = view.at(n), view.dtype, content
+        self._array: Tensor | None = None
+
+    def read(self, view: View, n: int, space: AddressSpace) -> Map:
+        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
+            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
+        layout = view.at(n)
+        if self._array is None and layout == self._layout:
+            return self._map
+        return Map(space, self.array().as_strided(*layout))
+
+    def write(self, view: View, n: int, content: Map) -> None:
+        self.array().as_strided(*view.at(n)).copy_(content.addresses)
+
+    def array(self) -> Tensor:
+        if self._array is None:
+            size, stride, offset = self._layout
+            extent = 1 + offset + sum((many - 1) * s for many, s in zip(size, stride)) if 0 not in size else 0
+            self._array = torch.zeros(extent, dtype=torch.long)
+            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
+        return self._array
 
 
-class Tracer(TorchFunctionMode):
+class _Trace:
+    """Goes through the recorded calls; ``Trace`` in lowering.py says what lowerings use of it."""
+
     def __init__(
-        self, images: Tensor, given: Given, dtype: torch.dtype, device: torch.device, levels: int | None
+        self,
+        recording: Recording,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        levels: Tensor | None,
     ) -> None:
-        super().__init__()
-        self.path: list[str] = []
-        self.levels = levels
-        self.shape = with_channels(images.shape)
-        self.builder = Builder(self.shape, dtype, device)
-        self.builder.where = self._where
-        self._tracked: dict[int, tuple[Tensor, Mark]] = {}
-        self._forgotten: dict[int, tuple[Mark, Tensor]] = {}  # the former mark, and the view that was changed
-        self.holds_levels = bool((images == images.floor()).all())
-        addresses = self.builder.images.addresses
-        self._track(images, ShadowMap(self.builder.space, addresses=addresses.view(images.shape)))
-        for index, tensor in enumerate(given):
-            if tensor is not None:
-                self.builder.calls.append(Call(operator.getitem, (Condition(0), index), {}))
-                self._track(tensor, Condition(len(self.builder.calls) - 1))
+        n, channels, height, width = self.shape = shape
+        self._n = n
+        self.space = AddressSpace(n, height, width)
+        self.operands = Operands(recording, self.space, dtype, device)
+        self.builder = Builder(self.space, self.operands, channels, levels)
+        assert recording.images is not None
+        images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
+        self._slots = {recording.images.slot: _Slot(recording.images, n, Map(self.space, images))}
 
-    # -- following tensors through calls
+    # -- what lowerings use
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in OWN_OPS:
-            with self:
-                return OWN_OPS[func](*args[:-1])  # without the last one, the backend
-        if plain_name(func) == "setitem":
-            self._recall(args[0], args[2])
-        if plain_name(func) in LIKE and not isinstance(self.mark(args[0]), (ShadowMap, Opaque)):
-            args = (args[0], *map_leaves(self._blank, args[1:]))
-        marks = [mark for x in leaves((args, kwargs)) if (mark := self.mark(x)) is not None]
-        of_condition = all(isinstance(mark, Condition) for mark in marks)
-        if plain_name(func) == "setitem" and not of_condition:
-            self._assign(func, args)
-            return func(*args)
-        if plain_name(func) == "fill" and not of_condition:
-            self._assign(Tensor.__setitem__, (args[0], ..., args[1]))
-            return func(*args)
-        before, in_place = args, bool(marks) and (is_in_place(func) or kwargs.get("inplace") is True)
-        if in_place and self.mark(args[0]) is None:
-            before = (args[0].clone(), *args[1:])  # a constant until now
-        output = func(*args, **kwargs)
-        if in_place and of_condition:
-            self._record_condition(_on_a_copy(func), before, kwargs, args[0])
-            self._forget_views(func, args[0])
-            return output
-        if not marks or plain_name(func) in FRESH or not any(isinstance(x, Tensor) for x in leaves(output)):
-            return output
-        if of_condition:
-            self._record_condition(func, args, kwargs, output)
-            return output
-        result = self._marks_of(func, marks, before, kwargs, output)
-        for x, mark in zip(_tensors(output), _tensors(result), strict=False):
-            self._track(x, mark)
-        if in_place:
-            self._forget_views(func, args[0])
-        return output
+    def map(self, x: Any) -> Map:
+        """The map of a tensor, or of a number."""
+        if not isinstance(x, View):
+            x = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
+            return Map(self.space, self.operands.of_constant(x))
+        if x.slot in self._slots:
+            return self._slots[x.slot].read(x, self._n, self.space)
+        return Map(self.space, self.operands.addresses(x))
 
-    def mark(self, x: Any) -> Mark | None:
-        entry = self._tracked.get(id(x))
-        return entry[1] if entry is not None else None
-
-    def feature_map(self, x: Any) -> ShadowMap:
-        mark = self.mark(x)
-        if not isinstance(mark, ShadowMap):
-            raise Unsupported("an argument is not a feature map")
-        return mark
+    def depends_on_image(self, x: Any) -> bool:
+        if not isinstance(x, View) or x.slot not in self._slots:
+            return False
+        found = self.map(x)
+        return found.source is not None or not self.space.kinds(found.addresses).isdisjoint((Value, Refused))
 
     def constant(self, x: Any) -> Any:
-        """Returns x, or raises Unsupported if it depends on the image or the condition."""
-        if self.mark(x) is not None:
-            raise Unsupported("its weights depend on the image or the condition")
-        return x
+        if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
+            raise Unsupported("one of its arguments must be constant, and depends on the image")
+        return self.operands.tensor(x)
 
-    def _track(self, tensor: Tensor, mark: Mark) -> None:
-        old = self.mark(tensor)
-        if isinstance(old, ShadowMap) and isinstance(mark, ShadowMap) and old.has_addresses:
-            old.addresses.copy_(mark.addresses)  # in place, so that views of the tensor see it too
-            return
-        self._tracked[id(tensor)] = (tensor, mark)  # keeping the tensor keeps its id from being reused
+    # -- call by call
 
-    def _forget_views(self, func: Callable, changed: Tensor) -> None:
-        """Marks tensors that share the memory of one that was changed in place as opaque: what they hold now is not
-        known, unless their addresses share memory, too."""
-        mark = self.mark(changed)
-        refusal = self._refusal(
-            func, "it changes a tensor in place, and another tensor that shares its memory is used later"
-        )
-        for key, (tensor, other) in list(self._tracked.items()):
-            if tensor is changed or isinstance(other, Opaque) or not _share_memory(tensor, changed):
-                continue
-            if isinstance(mark, ShadowMap) and isinstance(other, ShadowMap):
-                if _share_memory(mark.addresses, other.addresses):
-                    continue
-            self._tracked[key] = (tensor, refusal)
-            self._forgotten[key] = (other, changed)
+    def run(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            slots = {view.slot for view in call.inputs} | call.written
+            if slots.isdisjoint(self._slots):
+                self.operands.run(call)
+            else:
+                self._lower(call)
 
-    def _recall(self, target: Tensor, x: Any) -> None:
-        """Restores the mark of e in ``e[:, :3] *= 2``, which changes a view of e and then assigns it to where it is."""
-        before, changed = self._forgotten.get(id(target), (None, None))
-        if before is not None and changed is x:
-            self._tracked[id(target)] = (target, before)
-
-    def condition(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The result of a call on conditions, which is recorded as if the model had made it."""
-        output = func(*args, **kwargs)
-        self._record_condition(func, args, kwargs, output)
-        return output
-
-    def _record_condition(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> None:
-        def marked(x: Any) -> Any:
-            return self.mark(x) or x
-
-        calls = self.builder.calls
-        calls.append(Call(func, map_leaves(marked, args), map_leaves(marked, kwargs)))
-        whole = len(calls) - 1
-        if isinstance(output, Tensor):
-            self._track(output, Condition(whole))
-            return
-        for index, x in enumerate(output):
-            if isinstance(x, Tensor):
-                calls.append(Call(lambda parts, i: parts[i], (Condition(whole), index), {}))
-                self._track(x, Condition(len(calls) - 1))
-
-    def _marks_of(self, func: Callable, marks: list[Mark], args: tuple, kwargs: dict, output: Any) -> Any:
-        """The marks of a call's output, in the output's own structure."""
-        opaque = next((mark for mark in marks if isinstance(mark, Opaque)), None)
-        if opaque is not None:
-            return map_leaves(lambda _: opaque, output)
-        name = plain_name(func)
+    def _lower(self, call: Call) -> None:
+        self.builder.where = call.where
         try:
-            if name in MOVEMENTS:
-                return self._moved(func, args, kwargs, output)
-            if name not in LOWERINGS:
-                raise Unsupported("this call is not supported")
-            if name in ARITHMETIC and output.dtype in (torch.uint8, torch.int8, torch.int16):
-                raise Unsupported(
-                    f"arithmetic in {output.dtype}, which may wrap round: convert it to floats first"
-                )
-            return LOWERINGS[name](self, output, *args, **kwargs)
+            results = self._lowered(call)
         except Unsupported as error:
-            refusal = self._refusal(func, str(error))
-        except TypeError as error:
-            refusal = self._refusal(func, f"it is not supported with these arguments ({error})")
-        return map_leaves(lambda _: refusal, output)
+            results = self._refused(call, f"{call.where}: {friendly_name(call)}: {error}")
+        for view, result in zip(call.results, results):
+            if view is not None:
+                self._write(view, result)
 
-    def _moved(self, func: Callable, args: tuple, kwargs: dict, output: Any) -> Any:
-        """Runs a call that only moves elements on their addresses."""
-
-        def addresses(x: Any) -> Any:
-            mark = self.mark(x)
-            if isinstance(mark, Condition) and plain_name(func) not in JOINS:
-                raise Unsupported("how it moves the elements of a feature map depends on the condition")
-            if mark is not None or (isinstance(x, Tensor) and x.is_floating_point()):
-                return self.addresses(x, x.shape)
-            return x.cpu() if isinstance(x, Tensor) else x
-
-        on_addresses = Tensor.reshape if func is Tensor.view else func  # their strides may differ
-        result = on_addresses(*map_leaves(addresses, args), **map_leaves(addresses, kwargs))
-        taken = [x for x in leaves((args, kwargs)) if isinstance(self.mark(x), ShadowMap)]
-        copied = not any(_share_memory(x, y) for x in _tensors(output) for y in taken)
-        return map_leaves(
-            lambda x: (
-                ShadowMap(self.builder.space, addresses=x.clone() if copied else x)
-                if isinstance(x, Tensor)
-                else x
-            ),
-            result,
-        )
-
-    def addresses(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """The addresses of x, broadcast to a shape. A condition or a constant becomes a feature map first."""
-        mark = self.mark(x)
-        if isinstance(mark, ShadowMap):
-            return mark.addresses.expand(shape)
-        zeros = ShadowMap(self.builder.space, addresses=torch.zeros(shape, dtype=torch.long))
-        if isinstance(mark, Condition):
-            return self.builder.with_condition("add", zeros, mark, x).addresses
-        return (self.builder.with_constant("add", zeros, x) if bool(x.any()) else zeros).addresses
-
-    def _blank(self, x: Any) -> Any:
-        """A constant of the same shape and dtype in place of x, unless x is a constant itself."""
-        return x if self.mark(x) is None else x.new_zeros(()).expand(x.shape)
-
-    def _assign(self, func: Callable, args: tuple) -> None:
-        """Performs ``target[index] = x`` on addresses."""
-        target, index, x = args
-        refused = next((m for m in map(self.mark, (target, x)) if isinstance(m, Opaque)), None)
-        if refused is None:
+    def _lowered(self, call: Call) -> Sequence[Map]:
+        name = plain_name(call.name)
+        if name in FRESH:
+            return self._fresh(call, FRESH[name])
+        if (reason := self._refusal(call)) is not None:
+            return self._refused(call, reason)
+        if name == "_to_copy":
+            dtype = call.outputs[0].dtype
+            return [cast(self, call, call.args[0], dtype)]
+        if name in MOVEMENTS and not self._moves_by_image(call):
+            return self._moved(call)
+        if self._is_exact(call) and name not in ("embedding", "index", "scatter"):
+            return [by_table(self, call)]
+        if name in LOWERINGS:
             try:
-                if any(self.mark(i) is not None for i in leaves(index)):
-                    raise Unsupported("the index that it assigns to depends on the image or the condition")
-                if not isinstance(self.mark(target), ShadowMap):
-                    addresses = self.addresses(target, target.shape)
-                    self._tracked[id(target)] = (
-                        target,
-                        ShadowMap(self.builder.space, addresses=addresses),
-                    )
-                func(self.feature_map(target).addresses, index, self._assigned(func, target.shape, index, x))
-            except Unsupported as error:
-                refused = self._refusal(func, str(error))
-        if refused is not None:
-            self._tracked[id(target)] = (target, refused)
+                result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
+            except TypeError as error:
+                raise Unsupported(f"it is not supported with these arguments ({error})") from None
+            return result if isinstance(result, list) else [result]
+        return [by_table(self, call)]
 
-    def _assigned(self, func: Callable, shape: torch.Size, index: Any, x: Any) -> Tensor:
-        """The addresses of what an assignment writes into a map of this shape."""
-        if isinstance(mark := self.mark(x), ShadowMap):
-            return mark.addresses
-        whole = torch.zeros(shape, dtype=self.builder.dtype, device=self.builder.device)
-        if mark is None:
-            func(whole, index, x)
+    def _is_exact(self, call: Call) -> bool:
+        """Whether it computes integers, or truth values."""
+        return bool(call.outputs) and not call.outputs[0].dtype.is_floating_point
+
+    def _refusal(self, call: Call) -> str | None:
+        """Why one of its arguments is refused, if one is."""
+        for view in call.inputs:
+            if view.slot in self._slots and (x := self.map(view)).source is None:
+                for s in self.space.found(x.addresses):
+                    if isinstance(source := self.space.sources[s], Refused):
+                        return source.reason
+        return None
+
+    def _refused(self, call: Call, reason: str) -> list[Map]:
+        address = self.space.at(self.space.allot(Refused(reason), 1), 0, 0)
+        return [
+            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address))) for view in call.results
+        ]
+
+    def _fresh(self, call: Call, value: Any) -> list[Map]:
+        view = call.outputs[0]
+        if value is None:
+            value = call.args[-1] if "fill_value" not in call.kwargs else call.kwargs["fill_value"]
+        settings = dict(dtype=view.dtype, device=self.builder.device)
+        self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
+        return []
+
+    def _moves_by_image(self, call: Call) -> bool:
+        """Whether the places that it moves elements to depend on the image."""
+        for argument, x in self._named(call):
+            if argument.name in PLACES and any(self.depends_on_image(view) for view in leaves(x)):
+                return True
+        return False
+
+    def _named(self, call: Call) -> list[tuple[Any, Any]]:
+        arguments = call.operator._schema.arguments
+        named = [(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs]
+        return [*zip(arguments, call.args), *named]
+
+    def _moved(self, call: Call) -> list[Map]:
+        """Makes a call that only moves elements on their addresses."""
+        operator = Call(self.operands.out_of_place(call.name), (), {}, ()).operator
+
+        def moved(argument: Any, x: Any) -> Any:
+            if argument.name in PLACES:
+                x = self.constant(x)
+                return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, x)
+            if argument.name == "value" and isinstance(x, (int, float)):
+                return int(self.map(x).addresses)
+            return map_leaves(lambda i: self._addresses(call, i) if isinstance(i, View) else self._sized(i), x)
+
+        if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
+            raise Unsupported("it adds to what is there: add a map instead")
+        arguments = operator._schema.arguments
+        args = [moved(a, x) for a, x in zip(arguments, call.args)]
+        kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
+        result = operator(*args, **kwargs)
+        return [Map(self.space, x) for x in leaves(result)]
+
+    def _sized(self, x: Any) -> Any:
+        return x.times * self._n + x.plus if isinstance(x, BatchSize) else x
+
+    def _addresses(self, call: Call, view: View) -> Tensor:
+        """The addresses of a tensor that is moved into a result of perhaps another dtype."""
+        dtype = call.outputs[0].dtype
+        if view.dtype == dtype:
+            return self.map(view).addresses
+        copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
+        return cast(self, copy, view, dtype).addresses if self.depends_on_image(view) else self.map(view).addresses
+
+    def _write(self, view: View, result: Map) -> None:
+        if view.slot in self._slots:
+            self._slots[view.slot].write(view, self._n, result)
+        elif self.operands.knows(view.slot):
+            whole = self.operands.whole(view.slot)
+            self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
+            self._slots[view.slot].write(view, self._n, result)
         else:
-            whole = self.condition(_on_a_copy(func), whole, index, x)
-        return self.addresses(whole, shape)[index]
-
-    def _refusal(self, func: Callable, why: str) -> Opaque:
-        return Opaque(f"{self._where()}: {resolve_name(func) or plain_name(func)}: {why}")
-
-    def _where(self) -> str:
-        return (self.path[-1] if self.path else "") or "model"
+            self._slots[view.slot] = _Slot(view, self._n, result)
 
     # -- the result
 
-    def check_last_call(self, output: Any, head: Head) -> None:
+    def check_last_call(self, output: View, head: Head) -> None:
         """Raises Unsupported if the last call shows that the output is not what the head reads."""
-        mark = self.mark(output)
-        if not isinstance(mark, ShadowMap):
+        if not self.depends_on_image(output):
             return
         for kind in KINDS:
-            if (misread := head.misread(kind)) and self.builder.made_by(kind, mark) is not None:
+            if (misread := head.misread(kind)) and self.builder.made_by(kind, self.map(output)) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
 
-    def finish(self, output: Any, head: Head) -> tuple[list[Instruction], int, int, bool]:
+    def finished(self, output: View, head: Head) -> tuple[list[Instruction], int, int, bool]:
         """-> (instructions, output value, number of parameters, whether the model's output is their log-softmax)."""
-        mark = self.mark(output)
-        if isinstance(mark, Opaque):
-            raise Unsupported(f"cannot sample from this model: {mark.reason}")
-        if not isinstance(mark, ShadowMap):
+        if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
+        found = self.map(output)
+        for s in self.space.found(found.addresses):
+            if isinstance(source := self.space.sources[s], Refused):
+                raise Unsupported(f"cannot sample from this model: {source.reason}")
         n, c, height, width = self.shape
-        shape = list(output.shape)
+        shape = list(found.addresses.shape)
         expected = [n, head.distributions(c), height, width]
         if len(shape) != 5 or shape[:4] != expected:
             raise Unsupported(
                 f"cannot sample from this model: its output has shape {shape}, expected "
                 f"[N, distributions, H, W, parameters] = [{', '.join(map(str, expected))}, parameters]"
             )
-        parameters, normalised = mark.addresses.permute(0, 1, 4, 2, 3), False
+        parameters, normalised = found.addresses.permute(0, 1, 4, 2, 3), False
         if head.of_logits:
             parameters, normalised = without_log_softmax(self.builder, parameters)
-        result = self.builder.gathered(ShadowMap(self.builder.space, addresses=parameters.flatten(1, 2)))
+        self.builder.where = "model"
+        try:
+            source = self.builder.gathered(Map(self.space, parameters.flatten(1, 2)))
+        except Unsupported as error:
+            raise Unsupported(f"cannot sample from this model: its output: {error}") from None
+        result = self.builder.out(source)
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Runtimes do not keep logits for other instructions to read.
-            result = self.builder.emit(
-                Pointwise, self.builder.space.channels(result), base=Read(result)
-            ).value()
-        instructions = without_softmax(self.builder, needed(self.builder.instructions, [result]), head)
-        return instructions, result, shape[4], normalised
+            source = self.builder.emit(Pointwise, self.space.channels(source), base=Read(result))
+            result = self.builder.out(source)
+        instructions = needed_instructions(self.builder.instructions, [result])
+        return without_softmax(self.builder, instructions, head), result, shape[4], normalised
 
 
-def _on_a_copy(func: Callable) -> Callable:
-    """The in-place call on a copy of its argument, which other calls may still read; it returns the copy."""
-
-    def call(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        target = target.clone()
-        func(target, *args, **kwargs)
-        return target
-
-    return call
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    return x.numel() > 0 and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+NAMES = {
+    "convolution": "conv2d",
+    "native_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "max_pool2d_with_indices": "max_pool2d",
+    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matmul"),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), "interpolate"),
+}
 
 
-def _tensors(x: Any) -> list[Any]:
-    return [leaf for leaf in leaves(x) if isinstance(leaf, (Tensor, ShadowMap, Opaque))]
+def friendly_name(call: Call) -> str:
+    """The call as users write it."""
+    name = plain_name(call.name)
+    if name == "convolution" and call.args[6]:
+        return "conv_transpose2d"
+    return NAMES.get(name, name.removeprefix("_"))
 
 
 # -- a closing softmax over the levels is removed, since logits do as well; any other softmax is refused
@@ -386,7 +351,7 @@ def _tensors(x: Any) -> list[Any]:
 def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]:
     """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
     -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
-    taken_of = builder.made_by("log_softmax", ShadowMap(builder.space, addresses=logits))
+    taken_of = builder.made_by("log_softmax", builder.map(logits))
     if taken_of is None:
         return logits, False
     rows = _sorted_rows(logits.movedim(2, -1))
@@ -397,14 +362,15 @@ def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]
 
 def without_softmax(builder: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
     """The instructions. Raises Unsupported if one of them is a softmax."""
+    closings = {builder.out(source) for source in builder.closings}
     for i in instructions:
-        if i.out in builder.closings and not head.of_logits:
+        if i.out in closings and not head.of_logits:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
                 "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
                 "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
             )
-        if i.out in builder.closings:
+        if i.out in closings:
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
                 "levels. If the model returns probabilities, say so: "

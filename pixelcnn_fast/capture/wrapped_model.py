@@ -85,23 +85,28 @@ class WrappedModel:
         self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
 
-    def example(self, seed: int = 0) -> tuple[Tensor, Given]:
-        """Random values [2, C, H, W], and what the model takes besides images. Another seed gives other classes."""
+    def example(self, seed: int = 0, n: int = EXAMPLE_BATCH) -> tuple[Tensor, Given]:
+        """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes."""
         generator = torch.Generator().manual_seed(seed)
-        values = self.head.examples((EXAMPLE_BATCH, *self.shape), generator).to(self.device)
+        values = self.head.examples((n, *self.shape), generator).to(self.device)
         labels = None
         if self.conditional:
-            labels = seed * torch.arange(1, EXAMPLE_BATCH + 1, device=self.device) % (self.n_classes or 2)
+            labels = seed * torch.arange(1, n + 1, device=self.device) % (self.n_classes or 2)
         condition = None
         if self.condition_shape is not None:
-            condition = torch.randn(EXAMPLE_BATCH, *self.condition_shape, generator=generator)
+            condition = torch.randn(n, *self.condition_shape, generator=generator)
             condition = condition.to(self.device, self.dtype)
         return values, Given(labels, condition)
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
+        other, given_too = self.example(seed=2, n=EXAMPLE_BATCH + 1)
+        examples = [(self.encode(values), given), (self.encode(other), given_too)]
+        levels = None
+        if self.levels is not None:
+            levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
         with self.evaluating():
-            program, conditions, output, self.head = capture(self.module, self.encode(values), given, self.head)
+            program, conditions, output, self.head = capture(self.module, examples, self.head, levels)
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output

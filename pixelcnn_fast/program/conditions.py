@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
+from pixelcnn_fast.program.calls import Call, Memory, View, needed
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -23,10 +23,6 @@ class Given(NamedTuple):
     def part(self, images: slice) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
 
-    def padded(self, n: int) -> Given:
-        """The same for n more images, which are like the last."""
-        return Given(*(x if x is None else torch.cat([x, x[-1:].expand(n, *x.shape[1:])]) for x in self))
-
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
@@ -38,6 +34,8 @@ class Given(NamedTuple):
             named["condition"] = positional.pop()
         try:
             return module(images, *positional, **named)
+        except PixelCNNFastError:
+            raise
         except Exception as error:
             given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
             labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
@@ -48,96 +46,74 @@ class Given(NamedTuple):
             ) from error
 
 
-@dataclass(frozen=True)
-class Condition:
-    """Stands for a tensor that depends on the condition alone. node: the recorded call that computes it."""
-
-    node: int
-
-
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
 
-@dataclass(frozen=True)
-class Call:
-    """One recorded call on conditions; among its arguments, each tensor that depends on one is a ``Condition``."""
-
-    function: Callable
-    args: tuple
-    kwargs: dict
-
-
 class Conditions:
-    """The recorded calls, numbered as nodes. Node 0 is what is ``Given``; constants are calls without arguments."""
+    """The recorded calls on labels and conditions. Operands read slots of theirs."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = calls
+    def __init__(
+        self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Sequence[View | None] = ()
+    ) -> None:
+        """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
+        self._calls, self._leaves, self._given = calls, dict(leaves), given
+        self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
     @torch.no_grad()
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
     ) -> dict[ConditionOperand, Tensor]:
-        """given: for n images -> for each operand [n, channels], or [n, H, W, channels].
-
-        The calls run in groups of the example's batch size, because that size may be written into a model's views.
-        """
+        """given: for n images -> for each operand [n, channels], or [n, H, W, channels]."""
         if not operands:
             return {}
-        given, nodes = given.padded(-n % EXAMPLE_BATCH), self._needed(operands)
-        starts = range(0, n, EXAMPLE_BATCH)
-        results = [self._evaluate(nodes, given.part(slice(start, start + EXAMPLE_BATCH))) for start in starts]
-        return {operand: torch.cat([_filled(operand, group) for group in results])[:n] for operand in operands}
+        slots = frozenset(operand.node for operand in operands)
+        if slots not in self._kept:
+            self._kept[slots] = self._prepared(slots)
+        calls, leaves = self._kept[slots]
+        written = {slot for call in calls for slot in call.written}
+        memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
+        for view, x in zip(self._given, given, strict=False):
+            if view is not None and x is not None:
+                memory.put(view, x.clone())
+        for call in calls:
+            memory.run(call)
+        return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
-    def _needed(self, operands: Sequence[ConditionOperand]) -> list[int]:
-        needed: set[int] = set()
-        pending = [operand.node for operand in operands]
-        while pending:
-            node = pending.pop()
-            if node not in needed:
-                needed.add(node)
-                inputs = leaves((self._calls[node].args, self._calls[node].kwargs))
-                pending += [c.node for c in inputs if isinstance(c, Condition)]
-        return sorted(needed)
+    def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:
+        """The calls that are needed for some slots, and leaves: what depends on neither labels nor condition, nor on
+        the size of the batch, is computed here, once."""
+        calls = needed(self._calls, slots)
+        each_time = self._each_time(calls)
+        once = [call for call in calls if each_time.isdisjoint(call.written)]
+        memory = Memory(0, {slot: x.clone() for slot, x in self._leaves.items()})
+        for call in once:
+            memory.run(call)
+        rest = [call for call in calls if not each_time.isdisjoint(call.written)]
+        created = {slot for call in rest for slot in call.written}
+        read = {view.slot for call in rest for view in call.inputs} | set(slots)
+        leaves = {slot: memory[slot] for slot in read if slot in memory and slot not in each_time}
+        leaves |= {slot: x for slot, x in self._leaves.items() if slot in read & (each_time | created)}
+        return rest, leaves
 
-    def _evaluate(self, nodes: Sequence[int], given: Given) -> dict[int, Any]:
-        results: dict[int, Any] = {}
+    def _each_time(self, calls: Sequence[Call]) -> set[int]:
+        """The slots whose content is computed for each batch."""
+        slots = {view.slot for view in self._given if view is not None}
+        while True:
+            before = len(slots)
+            for call in calls:
+                if call.follows_batch or any(v.slot in slots or v.follows_batch for v in call.inputs):
+                    slots |= call.written
+            last = {slot: at for at, call in enumerate(calls) for slot in call.written}
+            for at, call in enumerate(calls):  # a constant that is changed after it was read
+                if not slots.isdisjoint(call.written):
+                    slots |= {v.slot for v in call.inputs if last.get(v.slot, -1) > at}
+            if len(slots) == before:
+                return slots
 
-        def filled(x: Any) -> Any:
-            return results[x.node] if isinstance(x, Condition) else x
 
-        for node in nodes:
-            call = self._calls[node]
-            results[node] = (
-                call.function(*map_leaves(filled, call.args), **map_leaves(filled, call.kwargs))
-                if node
-                else given
-            )
-        return results
-
-
-def _filled(operand: ConditionOperand, results: dict[int, Any]) -> Tensor:
-    """-> [EXAMPLE_BATCH, *operand.index.shape]"""
-    result = results[operand.node]
+def _filled(operand: ConditionOperand, result: Tensor, n: int) -> Tensor:
+    """result: a tensor whose storage holds the elements -> [n, *operand.index.shape]"""
     index = operand.index.to(result.device)
-    if operand.per_image:
-        return result.flatten(1)[:, index]
-    return result.flatten()[index].expand(EXAMPLE_BATCH, *index.shape)
-
-
-def leaves(x: Any) -> Iterator[Any]:
-    if isinstance(x, (tuple, list)):
-        for item in x:
-            yield from leaves(item)
-    elif isinstance(x, dict):
-        yield from leaves(list(x.values()))
-    else:
-        yield x
-
-
-def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
-    if isinstance(x, (tuple, list)):
-        items = [map_leaves(f, item) for item in x]
-        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
-    if isinstance(x, dict):
-        return {key: map_leaves(f, item) for key, item in x.items()}
-    return f(x)
+    if not operand.per_image:
+        return result.flatten()[index].expand(n, *index.shape)
+    return result.reshape(n, -1)[:, index]

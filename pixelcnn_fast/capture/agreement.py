@@ -1,0 +1,147 @@
+"""Two recordings of one model must agree: what differs between them depends on the example, and can't be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.recorder import IMAGE, Escape, Leaf, Recording
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import BatchSize, Call, View
+
+
+class Differs(Exception):
+    """Two numbers, tensors or calls that should be alike are not; the message says what they were."""
+
+
+@dataclass
+class Agreement:
+    """Raises Unsupported, naming the last number that Python read before, where the recordings differ."""
+
+    one: Recording
+    two: Recording
+
+    def recording(self) -> Recording:
+        """The first recording, in which numbers that follow the batch say so."""
+        calls, escapes = [], []
+        for at, (a, b) in enumerate(zip(self.one.calls, self.two.calls, strict=False)):
+            calls.append(self._at(at, a.where, lambda a=a, b=b: self.call(a, b)))
+        if len(self.one.calls) != len(self.two.calls):
+            longer = max(self.one.calls, self.two.calls, key=len)
+            extra = longer[len(calls)]
+            raise self._refusal(len(calls), extra.where, f"only one of them called {extra.name}")
+        for a, b in zip(self.one.escapes, self.two.escapes, strict=False):
+            escapes.append(a if a.call is None or b.call is None else replace(a, call=self.call(a.call, b.call)))
+        whole = {slot: self.merged(view, self.two.whole[slot]) for slot, view in self.one.whole.items() if slot in self.two.whole}
+        return replace(
+            self.one,
+            calls=calls,
+            escapes=escapes,
+            whole=whole,
+            images=self.merged(self.one.images, self.two.images),
+            given=self.merged(self.one.given, self.two.given),
+        )
+
+    def check_constants(self, slots: Iterable[int]) -> None:
+        """Raises Unsupported if the constants in some slots, which no call created, are not alike."""
+        for slot, a in self.one.leaves.items():
+            if slot in slots and (b := self.two.leaves.get(slot)) is not None:
+                self._at(len(self.one.calls), a.name or "model", lambda a=a, b=b: _check_alike(a, b))
+
+    def view(self, a: View, b: View) -> View:
+        """The same for a view of each recording, such as the output."""
+        return self._at(len(self.one.calls), "model", lambda: self.merged(a, b))
+
+    def _at(self, at: int, where: str, merge: Any) -> Any:
+        try:
+            return merge()
+        except Differs as difference:
+            raise self._refusal(at, where, str(difference)) from None
+
+    def _refusal(self, at: int, where: str, what: str) -> Unsupported:
+        before = [escape for escape in self.one.escapes + self.two.escapes if escape.at <= at]
+        message = f"{where}: the model did not do the same for two examples: {what}. "
+        if not before:
+            return Unsupported(
+                message + "Its forward may keep something from call to call, or draw random numbers; it must be a "
+                "function of its arguments"
+            )
+        last = max(before, key=lambda escape: escape.at)
+        advice = "compute with the tensor itself (torch.where in place of an if, indexing in place of a loop)"
+        return Unsupported(f"{message}Before, Python took the {last}: {advice}")
+
+    def call(self, a: Call, b: Call) -> Call:
+        if a.name != b.name:
+            raise Differs(f"one called {a.name}, the other {b.name}")
+        if a.where != b.where:
+            raise Differs(f"{a.name} was called in {a.where} and in {b.where}")
+        schema = {x.name: _is_size(x.type) or not a.inputs for x in a.operator._schema.arguments}
+        try:
+            args = tuple(
+                self.argument(is_size, x, y) for is_size, x, y in zip(schema.values(), a.args, b.args, strict=False)
+            )
+            kwargs = {name: self.argument(schema[name], x, b.kwargs.get(name)) for name, x in a.kwargs.items()}
+            results = self.merged(a.results, b.results)
+        except Differs as difference:
+            raise Differs(f"{a.name} was given {difference}") from None
+        return replace(a, args=args, kwargs=kwargs, results=results)
+
+    def argument(self, is_size: bool, a: Any, b: Any) -> Any:
+        if not is_size and isinstance(a, (int, float)) and a != b:
+            raise Differs(f"{a} and {b}")
+        return self.merged(a, b)
+
+    def merged(self, a: Any, b: Any) -> Any:
+        if isinstance(a, View) and isinstance(b, View):
+            if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
+                raise Differs("different tensors")
+            sizes = self.merged(a.size, b.size), self.merged(a.stride, b.stride), self.merged(a.offset, b.offset)
+            return View(a.slot, *sizes, a.dtype)
+        if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+            if len(a) != len(b):
+                raise Differs(f"{len(a)} and {len(b)} items")
+            return type(a)(self.merged(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {name: self.merged(x, b[name]) for name, x in a.items()}
+        if isinstance(a, int) and isinstance(b, int) and a != b and not isinstance(a, bool):
+            return self.size(a, b)
+        if type(a) is type(b) and (a == b or (a != a and b != b)):
+            return a
+        raise Differs(f"{_short(a)} and {_short(b)}")
+
+    def size(self, a: int, b: int) -> BatchSize:
+        """An integer that was a for one batch and b for the other."""
+        times, rest = divmod(b - a, self.two.n - self.one.n)
+        plus = a - times * self.one.n
+        if rest or not (plus == 0 or (times == 1 and abs(plus) == 1)):
+            raise Differs(f"{a} and {b}")
+        return BatchSize(times, plus)
+
+
+def _check_alike(a: Leaf, b: Leaf) -> None:
+    x, y = a.tensor, b.tensor
+    if x is y or (a.name is not None and a.name == b.name):
+        return
+    if x.shape != y.shape or x.dtype != y.dtype or not torch.equal(_bits(x), _bits(y)):
+        raise Differs("random numbers, or constants that were made outside of PyTorch, differ")
+
+
+def _is_size(kind: Any) -> bool:
+    return "int" in str(kind).lower()
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.nan_to_num() if x.is_floating_point() else x
+
+
+def _short(x: Any) -> str:
+    return "a tensor" if isinstance(x, View) else repr(x) if not isinstance(x, (tuple, list)) else f"{len(x)} items"
+
+
+def branches(recording: Recording, of: str = IMAGE) -> list[Escape]:
+    """The ``if``s on what depends on the image."""
+    return [escape for escape in recording.escapes if escape.is_branch and escape.of == of]

@@ -1,0 +1,267 @@
+"""What a model computes without the image: from its weights alone, or from labels and conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.recorder import Recording
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Given
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves
+from pixelcnn_fast.program.program import ConditionOperand
+
+
+class Operands:
+    """Runs the calls on weights as they come, and collects those on conditions, which are run again for each batch."""
+
+    def __init__(
+        self, recording: Recording, space: AddressSpace, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.space, self.dtype, self.device = space, dtype, device
+        written = {slot for call in recording.calls for slot in call.written}
+        leaves = {
+            slot: leaf.tensor.clone() if slot in written else leaf.tensor for slot, leaf in recording.leaves.items()
+        }
+        self.leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items()}
+        self.memory = Memory(recording.n, leaves)
+        self.calls: list[Call] = []
+        self._given = {view.slot for view in recording.given if view is not None}
+        self._next = 1 + max([*recording.whole, 0])
+        self._whole = recording.whole
+        self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
+
+    def run(self, call: Call) -> None:
+        """A call that does not depend on the image."""
+        self.calls.append(call)
+        if any(map(self.is_given, call.inputs)):
+            self._given |= call.written
+        else:
+            self.memory.run(call)
+
+    def is_given(self, view: View) -> bool:
+        """Whether it depends on the condition."""
+        return view.slot in self._given
+
+    def tensor(self, x: Any) -> Any:
+        """A constant of the model; other arguments stay as they are. Raises Unsupported for what is given."""
+        return map_leaves(self._constant, x)
+
+    def _constant(self, x: Any) -> Any:
+        if not isinstance(x, View):
+            return x.at(self.memory.n) if isinstance(x, BatchSize) else x
+        if self.is_given(x):
+            raise Unsupported("one of its arguments depends on the condition: only sums, products and what moves elements do")
+        return self.memory.tensor(x)
+
+    # -- as sources of elements
+
+    def knows(self, slot: int) -> bool:
+        return slot in self.memory or slot in self._given
+
+    def whole(self, slot: int) -> View:
+        return self._whole[slot]
+
+    def addresses(self, view: View) -> Tensor:
+        """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
+        return self._of_given(view) if self.is_given(view) else self.of_constant(self._unbatched(view))
+
+    def of_constant(self, x: Tensor) -> Tensor:
+        """The addresses of a constant."""
+        x = x.detach()
+        live = (x != 0).cpu()
+        if not bool(live.any()):
+            return torch.zeros(x.shape, dtype=torch.long)
+        repeats = [many > 1 and stride == 0 for many, stride in zip(x.shape, x.stride())]
+        if any(repeats):  # expanded: its elements once
+            once = x[tuple(slice(0, 1) if r else slice(None) for r in repeats)]
+            return self.of_constant(once).expand(x.shape)
+        source = self.space.allot(Constant(x.reshape(-1).clone()), x.numel())
+        return torch.where(live, self.space.of(source).view(x.shape), 0)
+
+    def _unbatched(self, view: View) -> Tensor:
+        """A constant that follows the batch must be the same for each image."""
+        x = self.memory.tensor(view)
+        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
+            first = x.narrow(axes[0], 0, 1).expand(x.shape)
+            if bool((x != first).any()):
+                raise Unsupported("a constant differs from image to image")
+            return first
+        return x
+
+    def _of_given(self, view: View) -> Tensor:
+        first = self._batch_first(view)
+        size = first.at(self.memory.n)[0]
+        source = self.space.allot(Given(first.slot), _product(size[1:]))
+        addresses = self.space.of(source).view(size)
+        axis = self._batch_axis(view)
+        split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
+        return split.reshape(view.at(self.memory.n)[0])
+
+    def _batch_axis(self, view: View) -> int:
+        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(axes) != 1 or view.size[axes[0]].plus:
+            raise Unsupported(
+                f"a condition of shape {list(view.at(self.memory.n)[0])} that has no axis for the batch, or mixes the "
+                "batch with others: what is computed from the conditions of several images can't be used for one"
+            )
+        return axes[0]
+
+    def _batch_first(self, view: View) -> View:
+        """A contiguous copy with the batch first."""
+        axis = self._batch_axis(view)
+        times, stride = view.size[axis].times, view.stride[axis]
+        if times > 1 and isinstance(stride, BatchSize):
+            raise Unsupported("a condition whose batch is not the outermost part of its axis")
+        size = [*view.size[:axis], times, *view.size[axis + 1 :]]
+        split = View(
+            view.slot,
+            (BatchSize(1), *size),
+            (stride * times if times > 1 else stride, *view.stride),
+            view.offset,
+            view.dtype,
+        )
+        return self.record("aten::clone", (split,), split.size, view.dtype, memory_format=torch.contiguous_format)
+
+    def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
+        """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
+        strides = [1]
+        for s in size[:0:-1]:
+            strides.insert(0, strides[0] * s)
+        view = View(self._next, tuple(size), tuple(strides), 0, as_dtype)
+        self._flat[self._next] = View(self._next, (BatchSize(1), strides[0]), (strides[0], 1), 0, as_dtype)
+        self._next += 1
+        self.calls.append(Call(name, args, kwargs, (view,)))
+        self._given.add(view.slot)
+        return view
+
+    def applied(self, source: int, call: Call, at: int) -> int:
+        """The source that a pointwise call makes of another one, which takes the place of argument ``at``."""
+        found, count = self.space.sources[source], self.space.channels(source)
+        name, dtype = self.out_of_place(call.name), call.outputs[0].dtype
+        if isinstance(found, Constant):
+            args = self._with(call, at, found.elements.to(dtype))
+            return self.space.allot(Constant(Call(name, (), {}, ()).operator(*args, **call.kwargs)), count)
+        assert isinstance(found, Given)
+        args = self._with(call, at, self._converted(self._flat[found.slot], dtype))
+        view = self.record(name, args, (BatchSize(1), count), dtype, **call.kwargs)
+        return self.space.allot(Given(view.slot), count)
+
+    def _converted(self, x: View, dtype: torch.dtype) -> View:
+        return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
+
+    def _with(self, call: Call, at: int, x: Any) -> tuple:
+        return (*call.args[:at], x, *call.args[at + 1 :])
+
+    def affine(self, source: int, scale: float, shift: float) -> int:
+        """The source that holds scale * x + shift for each element x of another one."""
+        found, count = self.space.sources[source], self.space.channels(source)
+        if isinstance(found, Constant):
+            return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift), count)
+        assert isinstance(found, Given)
+        size = (BatchSize(1), count)
+        view = self.record("aten::mul.Scalar", (self._flat[found.slot], scale), size, self.dtype)
+        if shift:
+            view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
+        return self.space.allot(Given(view.slot), count)
+
+    @staticmethod
+    def out_of_place(name: str) -> str:
+        """aten::add_.Tensor -> aten::add.Tensor"""
+        packet, _, overload = name.partition(".")
+        return packet.removesuffix("_") + ("." + overload if overload else "")
+
+    def convolved(self, x: Tensor, weight: Tensor, padding: tuple, dilation: tuple) -> Tensor:
+        """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
+        first = self.space.relative(x)
+        if bool((first != first[:1]).any()):
+            raise Unsupported("a constant differs from image to image")
+        found = self.picked(first[0])
+        settings = ([1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        if isinstance(found, Tensor):
+            result = torch.ops.aten.convolution.default(found[None], weight, None, *settings)
+            return self.of_constant(result).expand(len(x), -1, -1, -1)
+        flat = self._flat[found.node]
+        plane = (BatchSize(1), *found.index.shape)
+        taken = self.record("aten::index.Tensor", (flat, [None, self.leaf(found.index)]), plane, flat.dtype)
+        taken = self._converted(taken, self.dtype)
+        shape = torch.ops.aten.convolution.default(found.index[None].to(weight), weight, None, *settings).shape
+        result = self.record(
+            "aten::convolution",
+            (taken, self.leaf(weight), None, *settings),
+            (BatchSize(1), *shape[1:]),
+            self.dtype,
+        )
+        return self.addresses(result)
+
+    # -- as operands of steps
+
+    def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
+        """The elements at some addresses of operands, [channels] or [H, W, channels], in one image: a constant, or what
+        is looked up when the condition is known."""
+        sources = self.space.found(addresses)
+        elements = self.space.decode(addresses)
+        given = [s for s in sources if isinstance(self.space.sources[s], Given)]
+        if not given:
+            return self.constants(addresses)
+        if len(sources) == 1 and bool((addresses != 0).all()):
+            return ConditionOperand(self.space.sources[given[0]].slot, elements.channel, per_image=True)
+        return self._joined(addresses, elements, sources)
+
+    def constants(self, addresses: Tensor) -> Tensor:
+        """The elements at some addresses of constants."""
+        out = torch.zeros(addresses.shape, dtype=self.dtype, device=self.device)
+        elements = self.space.decode(addresses)
+        for s in self.space.found(addresses):
+            found = self.space.sources[s]
+            if not isinstance(found, Constant):
+                raise Unsupported("it depends on more than the weights")
+            here = elements.source == s
+            values = found.elements.to(self.dtype)
+            out[here.to(out.device)] = values[elements.channel[here].to(values.device)]
+        return out
+
+    def _joined(self, addresses: Tensor, elements: Any, sources: list[int]) -> ConditionOperand:
+        """Elements of several sources, put into one."""
+        constant = torch.cat(
+            [torch.zeros(1, dtype=self.dtype, device=self.device)]
+            + [s.elements.to(self.dtype) for s in (self.space.sources[i] for i in sources) if isinstance(s, Constant)]
+        )
+        parts, start, starts = [self.constant(constant)], 1, {}
+        for i in sources:
+            if isinstance(self.space.sources[i], Constant):
+                starts[i], start = start, start + self.space.channels(i)
+        for i in sources:
+            if isinstance(source := self.space.sources[i], Given):
+                parts.append(self._converted(self._flat[source.slot], self.dtype))
+                starts[i], start = start, start + self.space.channels(i)
+        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), start), self.dtype)
+        first = torch.tensor([starts.get(i, 0) for i in range(len(self.space.sources))] + [0])
+        index = torch.where(addresses != 0, first[elements.source] + elements.channel, 0)
+        return ConditionOperand(whole.slot, index, per_image=True)
+
+    def leaf(self, x: Tensor) -> View:
+        """A constant among the calls on conditions."""
+        slot, self._next = self._next, self._next + 1
+        self.leaves[slot] = x
+        return View(slot, tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)
+
+    def constant(self, x: Tensor) -> View:
+        """A constant [R] as an operand of calls on conditions: [N, R]."""
+        view = self.leaf(x)
+        return View(view.slot, (BatchSize(1), x.numel()), (0, *view.stride), view.offset, x.dtype)
+
+    def per_pixel(self, table: Tensor) -> ConditionOperand:
+        """A constant [H, W, channels] as the operand of a step."""
+        view = self.constant(table.reshape(-1))
+        return ConditionOperand(view.slot, torch.arange(table.numel()).view(table.shape), per_image=False)
+
+
+def _product(sizes: Any) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

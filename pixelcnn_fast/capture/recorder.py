@@ -1,0 +1,250 @@
+"""Records what a model does, below Python: every ATen call, on which storages, and what of it escapes to Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import Call, View, leaves, map_leaves
+
+IMAGE, GIVEN = "image", "given"  # what a tensor may depend on, besides the weights
+
+# What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
+PAST_TORCH = {
+    getattr(Tensor, name): name
+    for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
+}
+BRANCHES = (Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose)
+SCALAR = torch.ops.aten._local_scalar_dense.default
+YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A number that Python read off a tensor. at: how many calls were recorded before.
+
+    of: IMAGE or GIVEN; is_branch: whether it decided an ``if``; views: the tensors that were read; value: what it was.
+    """
+
+    at: int
+    where: str
+    what: str
+    of: str
+    is_branch: bool
+    call: Call | None
+    value: Any = None
+
+    def __str__(self) -> str:
+        source = "the image" if self.of == IMAGE else "the labels or the condition"
+        return f"{self.where}: {self.what} of a tensor that depends on {source}"
+
+
+@dataclass
+class Leaf:
+    """A storage that no call created. held: a tensor on it; before: a copy, if a call has written into it."""
+
+    held: Tensor
+    name: str | None = None  # of the parameter or buffer
+    before: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """A tensor that holds what the storage held at first."""
+        return self.held if self.before is None else self.before
+
+
+@dataclass
+class Recording:
+    """The calls of one forward, in order.
+
+    images: the view that the model was given; given: likewise labels and condition, or None; leaves: by slot;
+    output: the view that was returned, once it is known.
+    """
+
+    n: int
+    calls: list[Call] = field(default_factory=list)
+    escapes: list[Escape] = field(default_factory=list)
+    leaves: dict[int, Leaf] = field(default_factory=dict)
+    whole: dict[int, View] = field(default_factory=dict)  # how each slot was laid out when it was first seen
+    images: View | None = None
+    given: tuple[View | None, ...] = ()
+
+
+    def inputs(self) -> set[int]:
+        """The slots that hold what the model was given."""
+        return {view.slot for view in (self.images, *self.given) if view is not None}
+
+
+class Recorder(TorchDispatchMode):
+    """Within it, calls are recorded. ``path`` holds the names of the modules whose forward is running."""
+
+    def __init__(self, n: int, names: Mapping[int, str] | None = None) -> None:
+        """names: of parameters and buffers, by the storage's identity."""
+        super().__init__()
+        self.recording = Recording(n)
+        self.path: list[str] = []
+        self._names = names or {}
+        self._slots: dict[int, int] = {}  # by storage; the weak references keep identities from being used again
+        self._references: list[StorageWeakRef] = []
+        self._depends: list[frozenset[str]] = []
+        self._reading = ""  # the Python-level call that reads a number, if there is one
+
+    def where(self) -> str:
+        return (self.path[-1] if self.path else "") or "model"
+
+    def depends_on(self, tensor: Tensor) -> frozenset[str]:
+        slot = self._slots.get(tensor.untyped_storage()._cdata)
+        return frozenset() if slot is None else self._depends[slot]
+
+    def input(self, tensor: Tensor, of: str) -> View:
+        """Registers what the model is given."""
+        view = self._viewed(tensor)
+        self._depends[view.slot] = frozenset({of})
+        return view
+
+    def view(self, tensor: Tensor) -> View:
+        return self._viewed(tensor)
+
+    def _new_slot(self, tensor: Tensor, depends: frozenset[str]) -> int:
+        storage = tensor.untyped_storage()
+        self._references.append(StorageWeakRef(storage))
+        slot = self._slots[storage._cdata] = len(self._depends)
+        self._depends.append(depends)
+        return slot
+
+    def _viewed(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
+        """depends: for a call's result, None: a tensor that is not known is a leaf."""
+        if tensor.layout is not torch.strided:
+            raise Unsupported(f"{self.where()}: a tensor of layout {tensor.layout}; only dense tensors are followed")
+        storage = tensor.untyped_storage()._cdata
+        slot = self._slots.get(storage)
+        is_new = slot is None
+        if slot is None:
+            slot = self._new_slot(tensor, depends or frozenset())
+        view = View(slot, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        if is_new:
+            self.recording.whole[slot] = view
+            if depends is None:
+                self.recording.leaves[slot] = Leaf(tensor.detach(), self._names.get(storage))
+        return view
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        recorded_args, recorded_kwargs = map_leaves(self._argument, (args, kwargs))
+        depends = frozenset().union(*(self.depends_on(x) for x in tensors))
+        if func._schema.is_mutable:
+            self._keep_leaves(tensors)
+        out = func(*args, **kwargs)
+        if func is SCALAR or func in YES_OR_NO:
+            self._escaped(func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out)
+            return out
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self._drawn(out)
+            return out
+        results = [x for x in leaves(out)]
+        storages = {x.untyped_storage()._cdata for x in tensors}
+        found = [x for x in results if isinstance(x, Tensor)]
+        if found and not func._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in found):
+            return out  # only views
+        views = tuple(self._viewed(x, depends) if isinstance(x, Tensor) else None for x in results)
+        call = Call(func.name(), recorded_args, recorded_kwargs, views, self.where())
+        if depends:
+            for slot in call.written:
+                self._depends[slot] |= depends
+        self.recording.calls.append(call)
+        return out
+
+    def _drawn(self, out: Any) -> None:
+        """Random numbers are constants, if they are the same in each recording."""
+        for x in leaves(out):
+            if isinstance(x, Tensor):
+                self._slots.pop(x.untyped_storage()._cdata, None)
+                self._viewed(x)
+
+    def _argument(self, x: Any) -> Any:
+        return self._viewed(x) if isinstance(x, Tensor) else x
+
+    def _keep_leaves(self, tensors: list[Tensor]) -> None:
+        """Keeps a copy of what leaves hold before a call may write into them."""
+        for x in tensors:
+            leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
+            if leaf is not None and leaf.before is None:
+                whole = leaf.held.as_strided((x.untyped_storage().nbytes() // leaf.held.element_size(),), (1,), 0)
+                leaf.before = whole.clone()
+
+    def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
+        if not depends:
+            return
+        is_branch = is_yes_or_no if not self._reading else self._reading == "if"
+        what = "if" if is_branch else (self._reading or "item()")
+        of = IMAGE if IMAGE in depends else GIVEN
+        call = Call(func.name(), args, {}, (None,), self.where())
+        self.recording.escapes.append(
+            Escape(len(self.recording.calls), self.where(), what, of, is_branch, call, value)
+        )
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        before, self._reading = self._reading, what
+        try:
+            yield
+        finally:
+            self._reading = before
+
+    def read_past_torch(self, tensor: Tensor, name: str) -> None:
+        depends = self.depends_on(tensor)
+        if IMAGE in depends:
+            raise Unsupported(
+                f"{self.where()}: {name} of a tensor that depends on the image: what Python does with it can't be "
+                "followed; compute it with PyTorch's own calls"
+            )
+        if depends:
+            self.recording.escapes.append(
+                Escape(len(self.recording.calls), self.where(), f"{name}()", GIVEN, False, None)
+            )
+
+
+class Reads(TorchFunctionMode):
+    """Sees which Python call reads a number off a tensor."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in PAST_TORCH and isinstance(args[0], Tensor):
+            self._recorder.read_past_torch(args[0], PAST_TORCH[func])
+        if func in BRANCHES:
+            with self._recorder.reading("if"):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Within the context, ``path`` holds the names of the modules whose forward is running."""
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

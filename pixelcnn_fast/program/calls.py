@@ -1,0 +1,175 @@
+"""Recorded ATen calls: how they are stored, and how they run again for a batch of another size.
+
+A tensor in a recorded call is a strided view of a storage, and storages are numbered: slots. So calls that only make
+views need not be recorded, and what writes into a view is seen by all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """An integer of a call that follows the batch: ``times`` for each image, and ``plus`` once."""
+
+    times: int
+    plus: int = 0
+
+
+Size = Union[int, BatchSize]
+
+
+def size_at(size: Any, n: int) -> Any:
+    """A number of a call, for n images."""
+    return size.times * n + size.plus if isinstance(size, BatchSize) else size
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor: the elements of a slot from ``offset`` on, with a size and a stride for each axis."""
+
+    slot: int
+    size: tuple[Size, ...]
+    stride: tuple[Size, ...]
+    offset: Size
+    dtype: torch.dtype
+
+    def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """(size, stride, offset) for n images."""
+        return tuple(size_at(s, n) for s in self.size), tuple(size_at(s, n) for s in self.stride), size_at(self.offset, n)
+
+    @property
+    def follows_batch(self) -> bool:
+        return any(isinstance(size, BatchSize) for size in self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call. Tensors among arguments and results are ``View``s; a result that is not a tensor is None.
+
+    name: of the operator and its overload, such as 'aten::add.Tensor'; where: the module whose forward made it.
+    """
+
+    name: str
+    args: tuple
+    kwargs: dict[str, Any]
+    results: tuple[View | None, ...]
+    where: str = ""
+
+    @cached_property
+    def operator(self) -> torch._ops.OpOverload:
+        namespace, _, rest = self.name.partition("::")
+        packet, _, overload = rest.partition(".")
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+
+    @cached_property
+    def inputs(self) -> list[View]:
+        return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, View)]
+
+    @property
+    def outputs(self) -> list[View]:
+        return [x for x in self.results if x is not None]
+
+    @cached_property
+    def follows_batch(self) -> bool:
+        """Whether a number among its arguments follows the batch."""
+        return any(isinstance(x, BatchSize) for x in leaves((self.args, self.kwargs)))
+
+    @cached_property
+    def written(self) -> set[int]:
+        """The slots that it creates or writes into."""
+        schema = self.operator._schema
+        slots = {view.slot for view in self.outputs}
+        if schema.is_mutable:
+            for argument, x in [*zip(schema.arguments, self.args), *((a, self.kwargs.get(a.name)) for a in schema.arguments)]:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
+        return slots
+
+
+class Memory:
+    """The storages while recorded calls run for n images."""
+
+    def __init__(self, n: int, leaves: Mapping[int, Tensor]) -> None:
+        """leaves: what the slots hold that no call creates; calls that write into them write into these tensors."""
+        self.n = n
+        self._slots = dict(leaves)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._slots
+
+    def __getitem__(self, slot: int) -> Tensor:
+        """A tensor of which the slot is the storage."""
+        return self._slots[slot]
+
+    def put(self, view: View, x: Tensor) -> None:
+        """Lets a slot hold x, seen as the view."""
+        self._store(view, x)
+
+    def tensor(self, view: View) -> Tensor:
+        base = self._slots[view.slot]
+        size, stride, offset = view.at(self.n)
+        if base.dtype != view.dtype:
+            base = base.as_strided((_elements(base),), (1,), 0).view(view.dtype)
+        return base.as_strided(size, stride, offset)
+
+    def run(self, call: Call) -> None:
+        args, kwargs = map_leaves(self._filled, (call.args, call.kwargs))
+        results = call.operator(*args, **kwargs)
+        for view, result in zip(call.results, leaves(results)):
+            if view is not None and view.slot not in {x.slot for x in call.inputs}:
+                self._store(view, result)
+
+    def _filled(self, x: Any) -> Any:
+        return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)
+
+    def _store(self, view: View, result: Tensor) -> None:
+        """Keeps a result, laid out as it was when it was recorded."""
+        size, stride, offset = view.at(self.n)
+        alike = all(s == t for s, t, many in zip(stride, result.stride(), size) if many > 1)
+        if not alike or offset != result.storage_offset():
+            extent = 1 + offset + sum((many - 1) * s for many, s in zip(size, stride)) if 0 not in size else 0
+            whole = result.new_empty(extent)
+            whole.as_strided(size, stride, offset).copy_(result)
+            result = whole
+        self._slots[view.slot] = result
+
+
+def _elements(x: Tensor) -> int:
+    return x.untyped_storage().nbytes() // x.element_size()
+
+
+def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
+    """Those calls, in their order, on which what is in the slots in the end may depend."""
+    wanted, found = set(slots), []
+    for call in reversed(calls):
+        if not wanted.isdisjoint(call.written):
+            found.append(call)
+            wanted |= {view.slot for view in call.inputs}
+    return found[::-1]
+
+
+def leaves(x: Any) -> Iterator[Any]:
+    if isinstance(x, (tuple, list)):
+        for item in x:
+            yield from leaves(item)
+    elif isinstance(x, dict):
+        yield from leaves(list(x.values()))
+    else:
+        yield x
+
+
+def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        items = [map_leaves(f, item) for item in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    if isinstance(x, dict):
+        return {key: map_leaves(f, item) for key, item in x.items()}
+    return f(x)
