@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.recorder import IMAGE, Escape, Leaf, Recording
+from pixelcnn_fast.capture.recorder import Leaf, Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, View
+from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
 
 
 class Differs(Exception):
     """Two numbers, tensors or calls that should be alike are not; the message says what they were."""
 
 
-@dataclass
-class Agreement:
-    """Raises Unsupported, naming the last number that Python read before, where the recordings differ."""
+def agreed(one: Recording, two: Recording) -> Recording:
+    """The first recording, in which numbers that follow the batch say so.
 
+    Raises Unsupported, naming the last number that Python read before, where the recordings differ otherwise.
+    """
+    return _Agreement(one, two).recording()
+
+
+@dataclass
+class _Agreement:
     one: Recording
     two: Recording
 
     def recording(self) -> Recording:
-        """The first recording, in which numbers that follow the batch say so."""
         calls, escapes = [], []
         for at, (a, b) in enumerate(zip(self.one.calls, self.two.calls, strict=False)):
             calls.append(self._at(at, a.where, lambda a=a, b=b: self.call(a, b)))
@@ -37,6 +41,11 @@ class Agreement:
         for a, b in zip(self.one.escapes, self.two.escapes, strict=False):
             escapes.append(a if a.call is None or b.call is None else replace(a, call=self.call(a.call, b.call)))
         whole = {slot: self.merged(view, self.two.whole[slot]) for slot, view in self.one.whole.items() if slot in self.two.whole}
+        outputs = self._at(len(calls), "model", lambda: self.merged(self.one.outputs, self.two.outputs))
+        read = {view.slot for call in needed(calls, [v.slot for v in outputs]) for view in call.inputs}
+        for slot in read & self.one.leaves.keys() & self.two.leaves.keys() - self.one.inputs():
+            a, b = self.one.leaves[slot], self.two.leaves[slot]
+            self._at(len(calls), a.name or "model", lambda a=a, b=b: _check_alike(a, b))
         return replace(
             self.one,
             calls=calls,
@@ -44,17 +53,8 @@ class Agreement:
             whole=whole,
             images=self.merged(self.one.images, self.two.images),
             given=self.merged(self.one.given, self.two.given),
+            outputs=outputs,
         )
-
-    def check_constants(self, slots: Iterable[int]) -> None:
-        """Raises Unsupported if the constants in some slots, which no call created, are not alike."""
-        for slot, a in self.one.leaves.items():
-            if slot in slots and (b := self.two.leaves.get(slot)) is not None:
-                self._at(len(self.one.calls), a.name or "model", lambda a=a, b=b: _check_alike(a, b))
-
-    def view(self, a: View, b: View) -> View:
-        """The same for a view of each recording, such as the output."""
-        return self._at(len(self.one.calls), "model", lambda: self.merged(a, b))
 
     def _at(self, at: int, where: str, merge: Any) -> Any:
         try:
@@ -72,7 +72,7 @@ class Agreement:
             )
         last = max(before, key=lambda escape: escape.at)
         advice = "compute with the tensor itself (torch.where in place of an if, indexing in place of a loop)"
-        return Unsupported(f"{message}Before, Python took the {last}: {advice}")
+        return Unsupported(f"{message}Before, Python took {last}: {advice}")
 
     def call(self, a: Call, b: Call) -> Call:
         if a.name != b.name:
@@ -140,8 +140,3 @@ def _bits(x: Tensor) -> Tensor:
 
 def _short(x: Any) -> str:
     return "a tensor" if isinstance(x, View) else repr(x) if not isinstance(x, (tuple, list)) else f"{len(x)} items"
-
-
-def branches(recording: Recording, of: str = IMAGE) -> list[Escape]:
-    """The ``if``s on what depends on the image."""
-    return [escape for escape in recording.escapes if escape.is_branch and escape.of == of]

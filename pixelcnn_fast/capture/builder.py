@@ -23,7 +23,6 @@ from pixelcnn_fast.program.program import (
     Tap,
 )
 
-Kernel = Sequence[tuple[int, int, Tensor]]  # taps (dy, dx, weight [in, out])
 OPERANDS = (Constant, Given)
 Steps = Sequence["Step | tuple[float, float]"]  # a pair is (scale, shift)
 
@@ -82,7 +81,7 @@ class Builder:
             return self.whole(self._stepped(x.source, steps))
         to = {
             s: self._stepped(s, steps) if isinstance(self.space.sources[s], Value) else on_operand(s)
-            for s in self.space.found(x.addresses)
+            for s in x.sources
         }
         zero = self._at_zero(steps) if bool((x.addresses == 0).any()) else 0
         return self.map(self.space.moved(x.addresses, to, zero))
@@ -117,7 +116,7 @@ class Builder:
 
     def combined(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map:
         """x + alpha * y, or x * y or another kind of step on two maps; at least one of them depends on the image."""
-        shape = torch.broadcast_shapes(x.addresses.shape, y.addresses.shape)
+        shape = torch.broadcast_shapes(x.shape, y.shape)
         if not self._has_value(x):
             if alpha != 1.0:
                 y, alpha = self.affine(y, alpha, 0.0), 1.0
@@ -136,16 +135,16 @@ class Builder:
         return self._with_operand(kind, x, y, shape, alpha)
 
     def _has_value(self, x: Map) -> bool:
-        return x.source is not None or Value in self.space.kinds(x.addresses)
+        return Value in x.kinds
 
     def _number(self, x: Map) -> float | None:
         """The one number that a map consists of, if it is a constant."""
-        if x.source is not None or x.addresses.numel() != 1 or not self.space.kinds(x.addresses) <= {Constant}:
+        if x.shape.numel() != 1 or not x.kinds <= {Constant}:
             return None
         return self.operands.constants(x.addresses).item()
 
     def _expanded(self, x: Map, shape: Sequence[int]) -> Map:
-        return x if x.addresses.shape == torch.Size(shape) else self.map(x.addresses.expand(shape))
+        return x if x.shape == torch.Size(shape) else self.map(x.addresses.expand(shape))
 
     def zeros(self, shape: torch.Size) -> Map:
         """A value of zeros that has this shape, which must be that of a map: [N, C, H, W]."""
@@ -156,7 +155,7 @@ class Builder:
 
     def materialised(self, x: Map) -> Map:
         """The same map without operands among its elements: these are elements of a value."""
-        if x.source is None and not self.space.kinds(x.addresses).isdisjoint(OPERANDS):
+        if not x.kinds.isdisjoint(OPERANDS):
             return self.copied(x)
         return x
 
@@ -175,7 +174,7 @@ class Builder:
             found = arranged()
             elements = self.space.decode(found.addresses)
             self._check_same_images(elements, y.addresses)
-            tables = {s: self._table(s, elements, operand) for s in self.space.found(found.addresses)}
+            tables = {s: self._table(s, elements, operand) for s in found.sources}
             if None not in tables.values():
                 break
         else:
@@ -226,7 +225,7 @@ class Builder:
     def _alike(self, kind: str, x: Map, y: Map, alpha: float) -> Map | None:
         """Two whole values of one shape, combined."""
         a, b = x.source, y.source
-        if a is None or b is None or self.space.of(a).shape != self.space.of(b).shape:
+        if a is None or b is None or x.shape != y.shape:
             return None
         return self.whole(self._pair(kind, a, b, alpha))
 
@@ -266,7 +265,7 @@ class Builder:
         return self.map(out)
 
     def _same_frames(self, x: Map, y: Map) -> bool:
-        return len({self.space.frame(s) for m in (x, y) for s in self.space.found(m.addresses)}) == 1
+        return len({self.space.frame(s) for m in (x, y) for s in m.sources}) == 1
 
     def selected(self, source: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another value, in this order."""
@@ -310,28 +309,40 @@ class Builder:
 
     # -- over pixels
 
-    def convolution(self, parts: Sequence[Map], kernel: Kernel, bias: Tensor | None, out: Sequence[int]) -> Map:
-        """parts: maps laid out as [N, C, h, w], whose sum is taken; out: the shape of the result, [N, channels, h, w]."""
-        frame = (out[2], out[3])
-        live = [(dy, dx, weight) for dy, dx, weight in kernel if bool(weight.any())]
+    def convolution(
+        self,
+        parts: Sequence[Map],
+        offsets: Sequence[tuple[int, int]],
+        weights: Tensor,
+        bias: Tensor | None,
+        out: Sequence[int],
+    ) -> Map:
+        """parts: maps laid out as [N, C, h, w], whose sum is taken; weights: [taps, C, channels], of taps at
+        ``offsets``; out: the shape of the result, [N, channels, h, w]."""
+        live = (weights != 0).any(2).cpu()
         taps: dict[tuple[int, int, int], Tensor] = {}
         for segment in [segment for part in parts for segment in self._segments(part)]:
-            reads = [(dy, dx) for dy, dx, weight in live if bool(weight[segment.at].any())]
-            segment = self._readable(segment, frame, reads)
-            rows, at = torch.tensor(segment.channels), torch.tensor(segment.at)
-            count = self.space.channels(segment.source)
-            for dy, dx, weight in live:
-                if (dy, dx) in reads:
-                    full = weight
-                    if not (segment.channels == segment.at and len(rows) == count == len(weight)):
-                        full = weight.new_zeros(count, out[1])
-                        full.index_add_(0, rows.to(weight.device), weight[at.to(weight.device)])
-                    key = (self.out(segment.source), dy + segment.dy, dx + segment.dx)
-                    taps[key] = taps[key] + full if key in taps else full
+            at = torch.tensor(segment.at)
+            reading = live[:, at].any(1).nonzero()[:, 0].tolist()
+            segment = self._readable(segment, (out[2], out[3]), [offsets[tap] for tap in reading])
+            rows, count = torch.tensor(segment.channels), self.space.channels(segment.source)
+            for tap in reading:
+                key = (
+                    self.out(segment.source),
+                    offsets[tap][0] + segment.dy,
+                    offsets[tap][1] + segment.dx,
+                )
+                if any(abs(shift) >= size for shift, size in zip(key[1:], self.space.grid)):
+                    continue  # outside the image from every pixel
+                full = weights[tap]
+                if not (segment.channels == segment.at and len(rows) == count == len(full)):
+                    full = full.new_zeros(count, out[1])
+                    full.index_add_(0, rows.to(full.device), weights[tap][at.to(full.device)])
+                taps[key] = taps[key] + full if key in taps else full
         value = self.emit(
             Convolution,
             out[1],
-            frame,
+            (out[2], out[3]),
             bias=None if bias is None else bias.detach().to(self.dtype).clone(),
             taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
         )
@@ -341,7 +352,15 @@ class Builder:
         if x.source is not None:
             channels, (height, width) = list(range(self.space.channels(x.source))), self.space.frame(x.source)
             return [Segment(x.source, channels, channels, 0, 0, (0, height), (0, width))]
-        return self.space.segments(x.addresses)
+        try:
+            return self.space.segments(x.addresses)
+        except Unsupported:  # a channel may hold the pixels of several values, each in its own place
+            source, found = self.space.source_of(x.addresses), self.space.found(x.addresses)
+            if len(found) < 2:
+                raise
+            return [
+                part for s in found for part in self.space.segments(torch.where(source == s, x.addresses, 0))
+            ]
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
@@ -379,7 +398,7 @@ class Builder:
             return x
         found = [
             s
-            for s in self.space.found(x.addresses)
+            for s in x.sources
             if isinstance(self.space.sources[s], Value) and not self.space.has_whole_frame(s)
         ]
         if not found:
@@ -444,7 +463,7 @@ class Builder:
     def gathered(self, x: Map) -> int:
         """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""
         x = self.windowed(x)
-        channels, frame = x.addresses.shape[1], self.space.grid
+        channels, frame = x.shape[1], self.space.grid
         operands = self.space.only(x.addresses, OPERANDS)
         features = self.map(self.space.only(x.addresses, Value)) if bool(operands.any()) else x
         segments = self._segments(features)
@@ -452,8 +471,8 @@ class Builder:
             if len(segments) == 1 and len(s.at) == channels and features is x:
                 if (s.dy, s.dx, s.rows, s.columns) == (0, 0, (0, frame[0]), (0, frame[1])):
                     return self.selected(s.source, s.channels)
-        identity = torch.eye(channels, dtype=self.dtype, device=self.device)
-        out = self.convolution([features], [(0, 0, identity)], None, (self.space.images, channels, *frame))
+        identity = torch.eye(channels, dtype=self.dtype, device=self.device)[None]
+        out = self.convolution([features], [(0, 0)], identity, None, (self.space.images, channels, *frame))
         if bool(operands.any()):
             out = self._with_operand("add", out, self.map(operands), operands.shape, 1.0)
         assert out.source is not None
@@ -545,9 +564,9 @@ class Builder:
     def closing(self, kind: str, x: Map) -> Map:
         """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
         values only carry a mark; once the whole model is lowered, the softmax is removed or refused."""
-        if x.source is None and (bool((x.addresses == 0).any()) or self.space.kinds(x.addresses) != {Value}):
+        if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
             x = self.copied(x)
-        to = {s: self._stepped(s, []) for s in self.space.found(x.addresses)}
+        to = {s: self._stepped(s, []) for s in x.sources}
         self.closings |= {s: kind for s in to.values()}
         return self.map(self.space.moved(x.addresses, to))
 
@@ -555,7 +574,7 @@ class Builder:
         """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
         to; None if any was computed otherwise."""
         taken_of = {}
-        for s in self.space.found(x.addresses):
+        for s in x.sources:
             if not isinstance(self.space.sources[s], Value):
                 return None
             i = self.instruction(s)
@@ -582,6 +601,14 @@ class Builder:
         else:
             return None
         return apply_steps(start, i.steps, _no_operand, _no_operand), channel
+
+    def tells_levels_apart(self, x: Map) -> bool:
+        """Whether no two levels are alike in a map of functions of one level."""
+        for s in x.sources:
+            found = self.by_level(self.out(s))
+            if found is not None and len(found[0].unique(dim=0)) < len(found[0]):
+                return False
+        return True
 
     def tabulated(
         self, x: Map, function: Callable[[Tensor, Tensor], Tensor], other: Tensor, width: int | None = None

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.capture.builder import Builder, Steps
 from pixelcnn_fast.capture.operands import Operands
-from pixelcnn_fast.capture.shadow import AddressSpace, Map, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.program import Step
@@ -294,7 +294,7 @@ def _convolved(
     columns = weight.detach().to(t.builder.dtype).permute(2, 3, 1, 0).contiguous()
     if groups > 1:
         columns = _ungrouped(columns, groups)
-    n, _, height, width = x.addresses.shape
+    n, _, height, width = x.shape
     rows, across = columns.shape[:2]
     out = (
         n,
@@ -302,16 +302,14 @@ def _convolved(
         height + 2 * padding[0] - dilation[0] * (rows - 1),
         width + 2 * padding[1] - dilation[1] * (across - 1),
     )
-    taps = [
-        (i * dilation[0] - padding[0], j * dilation[1] - padding[1], columns[i, j])
-        for i in range(rows)
-        for j in range(across)
+    offsets = [
+        (i * dilation[0] - padding[0], j * dilation[1] - padding[1]) for i in range(rows) for j in range(across)
     ]
-    if operands is None:
-        return t.builder.convolution([features], taps, bias, out)
-    if (planes := t.builder.of_operands(operands)) is not None:
-        return t.builder.convolution([features, planes], taps, bias, out)
-    result = t.builder.convolution([features], taps, bias, out)
+    planes = None if operands is None else t.builder.of_operands(operands)
+    parts = [features] if planes is None else [features, planes]
+    result = t.builder.convolution(parts, offsets, columns.flatten(0, 1), bias, out)
+    if operands is None or planes is not None:
+        return result
     whole = columns.permute(3, 2, 0, 1)
     return t.builder.combined("add", result, t.builder.map(t.operands.convolved(operands, whole, padding, dilation)))
 
@@ -553,11 +551,14 @@ def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
     if dtype == before or widens:
         return t.map(x)
     try:
-        return by_table(t, call)
+        result = by_table(t, call)
     except Unsupported:
         if dtype.is_floating_point and not before.is_floating_point and before != torch.bool:
             return t.map(x)
         raise Unsupported(f"it rounds {before} to {dtype}") from None
+    if before.is_floating_point and not dtype.is_floating_point and not t.builder.tells_levels_apart(result):
+        raise Unsupported(f"it rounds {before} to {dtype}, and levels become alike: is image_form right?")
+    return result
 
 
 def _plain(call: Call) -> str:
@@ -567,7 +568,3 @@ def _plain(call: Call) -> str:
 
 def plain_name(name: str) -> str:
     return name.partition("::")[2].partition(".")[0].removesuffix("_")
-
-
-def has_image(t: Trace, addresses: Tensor) -> bool:
-    return Value in t.space.kinds(addresses)

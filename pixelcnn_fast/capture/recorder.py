@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, leaves, map_leaves
 
-IMAGE, GIVEN = "image", "given"  # what a tensor may depend on, besides the weights
+IMAGE, LABELS, CONDITION = "image", "labels", "condition"  # what a tensor may depend on, besides the weights
 
 # What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
 PAST_TORCH = {
@@ -32,20 +32,19 @@ YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 class Escape:
     """A number that Python read off a tensor. at: how many calls were recorded before.
 
-    of: IMAGE or GIVEN; is_branch: whether it decided an ``if``; views: the tensors that were read; value: what it was.
+    of: what it depends on; is_branch: whether it decided an ``if``; call: the call that read it; value: what it was.
     """
 
     at: int
     where: str
     what: str
-    of: str
+    of: frozenset[str]
     is_branch: bool
     call: Call | None
     value: Any = None
 
     def __str__(self) -> str:
-        source = "the image" if self.of == IMAGE else "the labels or the condition"
-        return f"{self.where}: {self.what} of a tensor that depends on {source}"
+        return f"{self.what} in {self.where} of a tensor that depends on the {' and the '.join(sorted(self.of))}"
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Recording:
     """The calls of one forward, in order.
 
     images: the view that the model was given; given: likewise labels and condition, or None; leaves: by slot;
-    output: the view that was returned, once it is known.
+    outputs: what the model returned, and that as parameters.
     """
 
     n: int
@@ -77,6 +76,7 @@ class Recording:
     whole: dict[int, View] = field(default_factory=dict)  # how each slot was laid out when it was first seen
     images: View | None = None
     given: tuple[View | None, ...] = ()
+    outputs: tuple[View, ...] = ()
 
 
     def inputs(self) -> set[int]:
@@ -187,10 +187,9 @@ class Recorder(TorchDispatchMode):
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
         what = "if" if is_branch else (self._reading or "item()")
-        of = IMAGE if IMAGE in depends else GIVEN
         call = Call(func.name(), args, {}, (None,), self.where())
         self.recording.escapes.append(
-            Escape(len(self.recording.calls), self.where(), what, of, is_branch, call, value)
+            Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)
         )
 
     @contextmanager
@@ -210,7 +209,7 @@ class Recorder(TorchDispatchMode):
             )
         if depends:
             self.recording.escapes.append(
-                Escape(len(self.recording.calls), self.where(), f"{name}()", GIVEN, False, None)
+                Escape(len(self.recording.calls), self.where(), f"{name}()", depends, False, None)
             )
 
 

@@ -91,6 +91,10 @@ class AddressSpace:
         self._next += images * channels * frame[0] * frame[1]
         return len(self.sources) - 1
 
+    def shape(self, source: int | None) -> torch.Size:
+        assert source is not None
+        return torch.Size(self._shapes[source])
+
     def channels(self, source: int) -> int:
         return self._shapes[source][1]
 
@@ -177,6 +181,13 @@ class AddressSpace:
                             f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
                         )
                     spatial[axis] = dim
+        live = addresses != 0
+        for axis, size in enumerate((self.images, *self.grid)):  # where zeros leave one row, column or image
+            if spatial[axis] < 0 and size > 1:
+                for dim, many in enumerate(addresses.shape):
+                    if many == size and dim not in spatial and bool((live.sum(dim) <= 1).all()):
+                        spatial[axis] = dim
+                        break
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
     def placed(self, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
@@ -283,6 +294,19 @@ class Map:
             assert self._source is not None
             self._addresses = self._space.of(self._source)
         return self._addresses
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._space.shape(self._source) if self._addresses is None else self._addresses.shape
+
+    @property
+    def sources(self) -> list[int]:
+        """The sources that its elements are of, in order."""
+        return [self._source] if self._source is not None else self._space.found(self.addresses)
+
+    @property
+    def kinds(self) -> set[type]:
+        return {type(self._space.sources[source]) for source in self.sources}
 
     @property
     def source(self) -> int | None:

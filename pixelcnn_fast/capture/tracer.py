@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.agreement import Agreement
+from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
+from pixelcnn_fast.capture.conditional import check_branches, check_each_image
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MOVEMENTS, PLACES, by_table, cast, plain_name
 from pixelcnn_fast.capture.operands import Operands
-from pixelcnn_fast.capture.recorder import GIVEN, IMAGE, Reads, Recorder, Recording, module_paths
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.shadow import AddressSpace, Map, Refused, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed
 from pixelcnn_fast.program.conditions import Conditions, Given
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read
+from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
 from pixelcnn_fast.program.program import needed as needed_instructions
 from pixelcnn_fast.program.steps import KINDS
 
@@ -33,28 +34,30 @@ Example = tuple[Tensor, Given]  # images, as the model takes them, and what it t
 
 
 def capture(
-    model: nn.Module, examples: Sequence[Example], head: Head, levels: Tensor | None = None
+    model: nn.Module,
+    examples: Sequence[Example],
+    head: Head,
+    levels: Tensor | None = None,
+    classes: int | None = None,
 ) -> tuple[Program, Conditions, Tensor, Head]:
-    """Runs ``model`` on two examples -> (program, conditions, the parameters on the first one, the resolved head).
+    """Runs ``model`` on examples -> (program, conditions, the parameters on the first one, the resolved head).
 
-    examples: of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel; levels: what the model is
-    given for each level, or None if it takes real numbers; parameters: [n, D, H, W, P].
+    examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
+    only if Python reads numbers off the image; levels: what the model is
+    given for each level, or None if it takes real numbers; classes: how many labels there are, if it is known; parameters: [n, D, H, W, P].
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
     parameter = next(model.parameters())
     shape = with_channels(examples[0][0].shape)
-    forwards = []
-    for images, given in examples:
-        forwards.append(_Forward(model, images, given, head))
-        head = forwards[-1].head
-    first, *_ = forwards
-    agreement = Agreement(*(forward.recording for forward in forwards))
-    recording = agreement.recording()
-    output, arranged = (agreement.view(*pair) for pair in zip(*(forward.outputs for forward in forwards)))
+    first = _Forward(model, *examples[0], head)
+    recording = agreed(first.recording, _Forward(model, *examples[1], first.head).recording)
+    if any(IMAGE in escape.of for escape in recording.escapes):
+        for example in examples[2:]:
+            agreed(first.recording, _Forward(model, *example, first.head).recording)
+    head, (output, arranged) = first.head, recording.outputs
     trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
     calls = needed(recording.calls, (output.slot, arranged.slot))
-    agreement.check_constants({view.slot for call in calls for view in call.inputs} - recording.inputs())
     trace.run(calls)
     trace.check_last_call(output, head)
     instructions, result, parameters, normalised = trace.finished(arranged, head)
@@ -69,11 +72,14 @@ def capture(
         head.joint,
     )
     conditions = Conditions(trace.operands.calls, trace.operands.leaves, recording.given)
+    operands = condition_operands(program.instructions)
+    check_each_image(conditions, operands, examples[0][1], recording.n)
+    check_branches(recording, conditions, operands, classes)
     return program, conditions, first.parameters, head
 
 
 class _Forward:
-    """A forward of the model, recorded. outputs: what the model returned, and that as parameters."""
+    """A forward of the model, recorded."""
 
     def __init__(self, model: nn.Module, images: Tensor, given: Given, head: Head) -> None:
         shape = with_channels(images.shape)
@@ -83,12 +89,14 @@ class _Forward:
         recorder = Recorder(shape[0], names)
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
-        self.recording.given = tuple(x if x is None else recorder.input(x, GIVEN) for x in given)
+        self.recording.given = tuple(
+            x if x is None else recorder.input(x, of) for x, of in zip(given, (LABELS, CONDITION))
+        )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
             output = given.call(model, images)
             self.head = resolved(head, output, shape)
             self.parameters = self.head.arranged(output, shape[1])
-        self.outputs = recorder.view(output), recorder.view(self.parameters)
+        self.recording.outputs = recorder.view(output), recorder.view(self.parameters)
 
 
 class _Slot:
@@ -153,8 +161,7 @@ class _Trace:
     def depends_on_image(self, x: Any) -> bool:
         if not isinstance(x, View) or x.slot not in self._slots:
             return False
-        found = self.map(x)
-        return found.source is not None or not self.space.kinds(found.addresses).isdisjoint((Value, Refused))
+        return not self.map(x).kinds.isdisjoint((Value, Refused))
 
     def constant(self, x: Any) -> Any:
         if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
@@ -209,8 +216,8 @@ class _Trace:
     def _refusal(self, call: Call) -> str | None:
         """Why one of its arguments is refused, if one is."""
         for view in call.inputs:
-            if view.slot in self._slots and (x := self.map(view)).source is None:
-                for s in self.space.found(x.addresses):
+            if view.slot in self._slots:
+                for s in self.map(view).sources:
                     if isinstance(source := self.space.sources[s], Refused):
                         return source.reason
         return None
@@ -297,7 +304,7 @@ class _Trace:
         if not self.depends_on_image(output):
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         found = self.map(output)
-        for s in self.space.found(found.addresses):
+        for s in found.sources:
             if isinstance(source := self.space.sources[s], Refused):
                 raise Unsupported(f"cannot sample from this model: {source.reason}")
         n, c, height, width = self.shape

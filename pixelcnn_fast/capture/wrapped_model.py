@@ -91,7 +91,7 @@ class WrappedModel:
         values = self.head.examples((n, *self.shape), generator).to(self.device)
         labels = None
         if self.conditional:
-            labels = seed * torch.arange(1, n + 1, device=self.device) % (self.n_classes or 2)
+            labels = (seed + torch.arange(n, device=self.device)) % (self.n_classes or 2)
         condition = None
         if self.condition_shape is not None:
             condition = torch.randn(n, *self.condition_shape, generator=generator)
@@ -100,13 +100,20 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        other, given_too = self.example(seed=2, n=EXAMPLE_BATCH + 1)
-        examples = [(self.encode(values), given), (self.encode(other), given_too)]
+        examples = [(self.encode(values), given)]
+        for seed in (2, 3):
+            values, given = self.example(seed, EXAMPLE_BATCH + 1)
+            if self.levels is not None and self.levels > 2:  # a statistic of the whole image shall differ
+                low = values * 3 // 4
+                values = low if seed == 3 else self.levels - 1 - low
+            examples.append((self.encode(values), given))
         levels = None
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
         with self.evaluating():
-            program, conditions, output, self.head = capture(self.module, examples, self.head, levels)
+            program, conditions, output, self.head = capture(
+                self.module, examples, self.head, levels, self.n_classes
+            )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output

@@ -120,9 +120,12 @@ class Memory:
             base = base.as_strided((_elements(base),), (1,), 0).view(view.dtype)
         return base.as_strided(size, stride, offset)
 
-    def run(self, call: Call) -> None:
+    def result(self, call: Call) -> Any:
         args, kwargs = map_leaves(self._filled, (call.args, call.kwargs))
-        results = call.operator(*args, **kwargs)
+        return call.operator(*args, **kwargs)
+
+    def run(self, call: Call) -> None:
+        results = self.result(call)
         for view, result in zip(call.results, leaves(results)):
             if view is not None and view.slot not in {x.slot for x in call.inputs}:
                 self._store(view, result)

@@ -20,7 +20,7 @@ class Given(NamedTuple):
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
 
-    def part(self, images: slice) -> Given:
+    def part(self, images: slice | Tensor) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
@@ -53,10 +53,13 @@ class Conditions:
     """The recorded calls on labels and conditions. Operands read slots of theirs."""
 
     def __init__(
-        self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Sequence[View | None] = ()
+        self,
+        calls: Sequence[Call] = (),
+        leaves: Mapping[int, Tensor] | None = None,
+        given: Sequence[View | None] = (),
     ) -> None:
         """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
-        self._calls, self._leaves, self._given = calls, dict(leaves), given
+        self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
     @torch.no_grad()

@@ -252,7 +252,7 @@ REFUSED = {
     "a matrix from the image": (lambda net, h, x, i: h.mT.matmul(h).mT[..., :5, :6] + h, "constant matrix"),
     "a transposed convolution": (
         lambda net, h, x, i: F.conv_transpose2d(h, net.same.weight, padding=1),
-        "conv_transpose2d: this call",
+        "conv_transpose2d: a transposed convolution",
     ),
     "strides": (
         lambda net, h, x, i: F.interpolate(F.conv2d(h, weights(6), stride=2, padding=1), (5, 6)),

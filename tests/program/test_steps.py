@@ -121,7 +121,7 @@ class RandomConditions(Conditions):
     """Random numbers for each operand, the same for all operands of one shape."""
 
     def __init__(self) -> None:
-        super().__init__([])
+        super().__init__()
 
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
