@@ -14,13 +14,11 @@ namespace pcf {{
 
 enum class StepKind {{ {kinds} }};
 enum class Operand {{ {operands} }};  // constants: a scale and a shift for each channel
-enum class OnZero {{ {on_zero} }};
 
 struct StepTraits {{
   const char* name;
   Operand operand;
   bool reads_all_channels;  // of its operand; other kinds read only the channel that they change
-  OnZero on_zero;
   int cost;  // for one channel of one pixel, in multiply-adds
 }};
 
@@ -33,10 +31,6 @@ constexpr const StepTraits& traits(StepKind kind) {{ return kStepKinds[static_ca
 constexpr Operand operand_of(StepKind kind) {{ return traits(kind).operand; }}
 constexpr bool reads_all_channels(StepKind kind) {{ return traits(kind).reads_all_channels; }}
 constexpr int cost(StepKind kind) {{ return traits(kind).cost; }}
-constexpr bool keeps_zero(StepKind kind, double alpha) {{
-  const OnZero on_zero = traits(kind).on_zero;
-  return on_zero == OnZero::kept || (on_zero == OnZero::kept_if_alpha_is_positive && alpha > 0);
-}}
 
 }}  // namespace pcf
 """
@@ -44,15 +38,13 @@ constexpr bool keeps_zero(StepKind kind, double alpha) {{
 
 def header(table: dict) -> str:
     rows = (
-        f'    {{"{kind.name}", Operand::{kind.operand.value}, {str(kind.reads_all_channels).lower()}, '
-        f"OnZero::{kind.on_zero.value}, {kind.cost}}},"
+        f'    {{"{kind.name}", Operand::{kind.operand.value}, {str(kind.reads_all_channels).lower()}, {kind.cost}}},'
         for kind in table["KINDS"].values()
     )
     return HEADER.format(
         kinds=", ".join(table["KINDS"]),
         last=list(table["KINDS"])[-1],
         operands=", ".join(member.value for member in table["Operand"]),
-        on_zero=", ".join(member.value for member in table["OnZero"]),
         rows="\n".join(rows),
     )
 

@@ -29,8 +29,13 @@ __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alph
     case StepKind::add_condition: return each_with_operand([=](float v, float o, float) { return v + alpha * o; });
     case StepKind::multiply:
     case StepKind::multiply_condition: return each_with_operand([](float v, float o, float) { return v * o; });
+    case StepKind::maximum:  // NaN if either is, like minimum
+      return each_with_operand([](float v, float o, float) { return v < o || o != o ? o : v; });
+    case StepKind::minimum: return each_with_operand([](float v, float o, float) { return v > o || o != o ? o : v; });
     case StepKind::layer_norm:
       return each_with_operand([](float v, float scale, float mean) { return (v - mean) * scale; });
+    case StepKind::at_least: return each([=](float v) { return v < alpha ? alpha : v; });  // keeps NaN, like at_most
+    case StepKind::at_most: return each([=](float v) { return v > alpha ? alpha : v; });
     case StepKind::relu: return each([](float v) { return v < 0 ? 0.f : v; });  // keeps NaN
     case StepKind::leaky_relu: return each([=](float v) { return v < 0 ? v * alpha : v; });
     case StepKind::elu: return each([=](float v) { return v < 0 ? alpha * (expf(v) - 1.f) : v; });

@@ -70,6 +70,11 @@ def capture(
         parameter.device,
         normalised,
         head.joint,
+        tuple(
+            f"{escape.where}: an if on the image is {escape.value}"
+            for escape in recording.escapes
+            if escape.is_branch and IMAGE in escape.of
+        ),
     )
     conditions = Conditions(trace.operands.calls, trace.operands.leaves, recording.given)
     operands = condition_operands(program.instructions)

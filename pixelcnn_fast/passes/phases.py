@@ -62,6 +62,7 @@ def split_phases(program: Program) -> PhasedProgram:
         program.dtype,
         program.device,
         program.joint,
+        program.branches,
     )
 
 

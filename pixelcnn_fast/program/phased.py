@@ -103,7 +103,7 @@ class PhasedProgram:
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
     Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
-    the steps read of the condition. parameters, joint: as in ``Program``. wavefront: None if rows are sampled one at a
+    the steps read of the condition. parameters, joint, branches: as in ``Program``. wavefront: None if rows are sampled one at a
     time.
     """
 
@@ -115,6 +115,7 @@ class PhasedProgram:
     dtype: torch.dtype
     device: torch.device
     joint: bool = False
+    branches: tuple[str, ...] = ()
     wavefront: Wavefront | None = None
 
     @property

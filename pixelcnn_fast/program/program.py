@@ -383,13 +383,14 @@ class Pointwise(Instruction):
 
 
 def title(kind: str, program: Any) -> str:
-    """The first line of a program's listing, captured or phased."""
+    """The head of a program's listing, captured or phased."""
     c, height, width = program.shape
     dtype = str(program.dtype).removeprefix("torch.")
-    return (
+    first = (
         f"{kind} for {c}x{height}x{width} images, {program.distributions * program.parameters} outputs per pixel, "
         f"{dtype}, {len(program.instructions)} instructions"
     )
+    return "\n".join([first, *(f"  taken for granted: {branch}" for branch in program.branches)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,7 +401,8 @@ class Program:
     distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
     outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
     index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
-    output is the log-softmax of these numbers.
+    output is the log-softmax of these numbers. branches: each ``if`` on the image in the model's forward, and how it
+    fell when the model was captured.
     """
 
     shape: tuple[int, int, int]
@@ -411,6 +413,7 @@ class Program:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     normalised: bool = False
     joint: bool = False
+    branches: tuple[str, ...] = ()
 
     @property
     def distributions(self) -> int:

@@ -26,6 +26,8 @@ class OnZero(Enum):
     KEPT = "kept"
     LOST = "lost"
     KEPT_IF_ALPHA_IS_POSITIVE = "kept_if_alpha_is_positive"  # and infinite if it is negative
+    KEPT_UNLESS_ALPHA_IS_POSITIVE = "kept_unless_alpha_is_positive"
+    KEPT_UNLESS_ALPHA_IS_NEGATIVE = "kept_unless_alpha_is_negative"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,13 @@ class StepKind:
 
     def keeps_zero(self, alpha: float = 1.0) -> bool:
         """Whether 0 stays 0, so that zeros outside the grid may go through the step."""
-        return self.on_zero is OnZero.KEPT or (self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha > 0)
+        return {
+            OnZero.KEPT: True,
+            OnZero.LOST: False,
+            OnZero.KEPT_IF_ALPHA_IS_POSITIVE: alpha > 0,
+            OnZero.KEPT_UNLESS_ALPHA_IS_POSITIVE: alpha <= 0,
+            OnZero.KEPT_UNLESS_ALPHA_IS_NEGATIVE: alpha >= 0,
+        }[self.on_zero]
 
     def is_infinite_at_zero(self, alpha: float = 1.0) -> bool:
         return self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha < 0
@@ -62,6 +70,10 @@ _KINDS = (
     StepKind("multiply", Operand.VALUE, commutes=True),
     StepKind("add_condition", Operand.CONDITION, on_zero=OnZero.LOST, alpha="the operand is multiplied by it"),
     StepKind("multiply_condition", Operand.CONDITION),
+    StepKind("maximum", Operand.VALUE, on_zero=OnZero.LOST, commutes=True),
+    StepKind("minimum", Operand.VALUE, on_zero=OnZero.LOST, commutes=True),
+    StepKind("at_least", on_zero=OnZero.KEPT_UNLESS_ALPHA_IS_POSITIVE, alpha="x < alpha becomes alpha"),
+    StepKind("at_most", on_zero=OnZero.KEPT_UNLESS_ALPHA_IS_NEGATIVE, alpha="x > alpha becomes alpha"),
     StepKind("relu"),
     StepKind("leaky_relu", alpha="the slope below zero"),
     StepKind("elu", cost=EXPONENTIAL, alpha="x < 0 becomes alpha * (exp(x) - 1)"),

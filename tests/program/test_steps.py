@@ -51,12 +51,18 @@ RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head
     "cuda emulated": (torch.float32, emulated_cuda),
 }
 MARKS = {"eager": (), "cuda emulated": (needs_native, needs_compiler)}
+on_every_runtime = pytest.mark.parametrize(
+    "runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES]
+)
+ALPHAS = {
+    OnZero.KEPT_IF_ALPHA_IS_POSITIVE: [2.0, 0.5, -0.5, -1.0, 1.7],
+    OnZero.KEPT_UNLESS_ALPHA_IS_POSITIVE: [0.6, 0.0, -0.6],
+    OnZero.KEPT_UNLESS_ALPHA_IS_NEGATIVE: [0.6, 0.0, -0.6],
+}
 
 
 def alphas(kind: StepKind) -> list[float]:
-    if kind.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE:
-        return [2.0, 0.5, -0.5, -1.0, 1.7]
-    return [0.6, 2.5] if kind.alpha else [1.0]
+    return ALPHAS.get(kind.on_zero, [0.6, 2.5] if kind.alpha else [1.0])
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -130,28 +136,35 @@ class RandomConditions(Conditions):
         return {operand: normal(n, *shape, seed=len(shape)) for operand, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES])
-@pytest.mark.parametrize(
-    "kind, alpha", [(k, a) for k in KINDS.values() for a in alphas(k)], ids=lambda p: getattr(p, "name", str(p))
-)
-def test_each_kind_is_its_formula(kind, alpha, runtime):
-    dtype, make = RUNTIMES[runtime]
-    program = program_with(kind, alpha, dtype)
-    levels = torch.randint(
-        0, LEVEL_COUNT, (IMAGES, 1, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0)
-    )
-    levels, logits = levels.int(), torch.full((*levels.shape, LEVEL_COUNT), float("nan"), dtype=dtype)
+def logits_of(program: Program, levels: torch.Tensor, runtime: str) -> torch.Tensor:
+    """What a runtime computes where all levels are known."""
+    _, make = RUNTIMES[runtime]
+    logits = torch.full((*levels.shape, program.parameters), float("nan"), dtype=program.dtype)
     job = Job(
         values=levels,
         noise=torch.zeros(levels.shape, dtype=torch.float64),
         known=torch.ones_like(levels, dtype=torch.bool),
         parameters=logits,
     )
-    conditions = RandomConditions()
-    make(split_phases(program), conditions, Categorical(LEVEL_COUNT)).run(job)
+    make(split_phases(program), RandomConditions(), Categorical(program.parameters)).run(job)
+    return logits
+
+
+@on_every_runtime
+@pytest.mark.parametrize(
+    "kind, alpha", [(k, a) for k in KINDS.values() for a in alphas(k)], ids=lambda p: getattr(p, "name", str(p))
+)
+def test_each_kind_is_its_formula(kind, alpha, runtime):
+    dtype, _ = RUNTIMES[runtime]
+    program = program_with(kind, alpha, dtype)
+    levels = torch.randint(
+        0, LEVEL_COUNT, (IMAGES, 1, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0)
+    )
+    levels = levels.int()
+    logits = logits_of(program, levels, runtime)
 
     def meaning(dtype: torch.dtype) -> torch.Tensor:
-        given = conditions(condition_operands(program.instructions), Given(), IMAGES)
+        given = RandomConditions()(condition_operands(program.instructions), Given(), IMAGES)
         operands = {operand: x.to(dtype) for operand, x in given.items()}
         return evaluate(program_with(kind, alpha, dtype), levels, _ByShape(operands))
 
@@ -168,6 +181,41 @@ class _ByShape:
 
     def __call__(self, operand: ConditionOperand) -> torch.Tensor:
         return self._of_shape[operand.index.shape]
+
+
+def applied(kind: str, x: torch.Tensor, operand: torch.Tensor, alpha: float, runtime: str) -> torch.Tensor:
+    """What a runtime makes of x, [n], by one step. The biases of layers without taps hold x and the operand, since
+    weights, even if they are 0, make NaN of what is infinite."""
+    n, reads_value = len(x), KINDS[kind].operand is Operand.VALUE
+    step = Step(kind, alpha, value=Read(0) if reads_value else None)
+    instructions = (
+        Convolution(0, n, "operand", (), operand),
+        Convolution(1, n, "logits", (), x, steps=(step,)),
+    )
+    program = Program((1, 1, 1), n, instructions, (1,), x.dtype)
+    verify(program)
+    return logits_of(program, torch.zeros(1, 1, 1, 1, dtype=torch.int32), runtime).flatten()
+
+
+@on_every_runtime
+@pytest.mark.parametrize(
+    "kind, formula",
+    [
+        ("maximum", torch.maximum),
+        ("minimum", torch.minimum),
+        ("at_least", torch.maximum),
+        ("at_most", torch.minimum),
+    ],
+)
+def test_the_larger_or_smaller_is_one_of_the_two_to_the_bit(kind, formula, runtime):
+    """However large the other is; and NaN if one of them is."""
+    dtype, _ = RUNTIMES[runtime]
+    numbers = torch.tensor([float("nan"), float("inf"), -float("inf"), -1e9, 1e9, 0.1, -0.3, 0.0], dtype=dtype)
+    x, operand = torch.cartesian_prod(numbers, numbers).unbind(-1)
+    for alpha in (0.1, -0.3, 0.0, 1e9, -1e9):
+        other = operand if KINDS[kind].operand is Operand.VALUE else torch.full_like(x, alpha)
+        found = applied(kind, x, operand, alpha, runtime)
+        assert torch.allclose(found, formula(x, other), rtol=0, atol=0, equal_nan=True)
 
 
 @needs_native

@@ -477,6 +477,23 @@ class RareActivations(nn.Module):
         return 6 * self.last((h * h + 0.1) ** 0.5)
 
 
+# -- features within bounds, some of which the label sets; logits masked and raised to a floor
+
+
+class Bounded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = InPlaceConv("A", 1, 8, 3, padding=1), InPlaceConv("B", 8, 8, 3, padding=1)
+        self.floor, self.last = nn.Embedding(3, 8), nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = torch.maximum(3 * self.first(x), 0.3 * self.floor(y)[..., None, None])
+        h = torch.minimum(h, self.second(h) + 0.5)
+        odd = torch.arange(LEVELS)[:, None, None] % 2 == 1
+        logits = 6 * self.last(h.clamp(-1.5, 1.5))
+        return logits.masked_fill(odd, -1e9).clamp(min=-4) + 0.5 * logits
+
+
 # -- the image itself is scaled, and shifted, by the label
 
 
@@ -507,6 +524,7 @@ NETWORKS = {
     "residual added twice": Network(ResidualTwice, arguments=dict(image_form="unit")),
     "channels last": Network(ChannelsLast, arguments=dict()),
     "rare activations": Network(RareActivations, arguments=dict(image_form="unit")),
+    "bounded": Network(Bounded, arguments=dict(image_form="unit"), classes=3),
     "scaled image": Network(ScaledImage, (1, 4, 5), dict(image_form="unit"), classes=3),
     "binary": Network(Binary, arguments=dict(head=Bernoulli(probabilities=True))),
 }

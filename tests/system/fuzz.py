@@ -47,6 +47,8 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.exp(-x.abs()),
     lambda x: F.hardtanh(x, -0.3, 0.2, inplace=True),
     lambda x: x.clamp(max=0.1),
+    lambda x: F.relu6(2 * x),
+    lambda x: F.hardsigmoid(3 * x),
 ]
 
 
@@ -193,6 +195,12 @@ class Layer(nn.Module):
     def larger(self, h: Tensor, labels: Tensor) -> Tensor:
         return torch.maximum(h, self.conv(h)) - torch.minimum(self.above(h), h)
 
+    def bounded(self, h: Tensor, labels: Tensor) -> Tensor:
+        low, high = self.embedding(labels)[:, :, None, None].chunk(2, 1)
+        return self.conv(h).clamp(low - 0.5, torch.maximum(high, self.constant)) + torch.minimum(
+            h, self.constant
+        )
+
     def chosen(self, h: Tensor, labels: Tensor) -> Tensor:
         mask = self.constant > 0.5
         return torch.where(mask, self.conv(h), h).masked_fill(~mask, self.numbers[0])
@@ -240,6 +248,7 @@ KINDS = [
     "glu",
     "stacked",
     "larger",
+    "bounded",
     "chosen",
 ]
 MIXING_KINDS = ["layer_normed", "rms_normed", "channels_last", "swapped", "moved_right"]

@@ -53,6 +53,11 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
     case StepKind::add_condition: return each_with_operand([=](T v, T o) { return v + alpha * o; });
     case StepKind::multiply:
     case StepKind::multiply_condition: return each_with_operand([](T v, T o) { return v * o; });
+    case StepKind::maximum:  // NaN if either is, like minimum
+      return each_with_operand([](T v, T o) { return v < o || o != o ? o : v; });
+    case StepKind::minimum: return each_with_operand([](T v, T o) { return v > o || o != o ? o : v; });
+    case StepKind::at_least: return each([=](T v) { return v < alpha ? alpha : v; });  // keeps NaN, like at_most
+    case StepKind::at_most: return each([=](T v) { return v > alpha ? alpha : v; });
     case StepKind::relu: return each([](T v) { return v < 0 ? T(0) : v; });  // keeps NaN
     case StepKind::leaky_relu: return each([=](T v) { return v < 0 ? v * alpha : v; });
     case StepKind::elu: return each([=](T v) { return v < 0 ? alpha * (exponential(v) - T(1)) : v; });
