@@ -13,10 +13,6 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
 
 
-class Differs(Exception):
-    """Two numbers, tensors or calls that should be alike are not; the message says what they were."""
-
-
 def agreed(one: Recording, two: Recording) -> Recording:
     """The first recording, in which numbers that follow the batch say so.
 
@@ -59,7 +55,7 @@ class _Agreement:
     def _at(self, at: int, where: str, merge: Any) -> Any:
         try:
             return merge()
-        except Differs as difference:
+        except Unsupported as difference:
             raise self._refusal(at, where, str(difference)) from None
 
     def _refusal(self, at: int, where: str, what: str) -> Unsupported:
@@ -76,9 +72,9 @@ class _Agreement:
 
     def call(self, a: Call, b: Call) -> Call:
         if a.name != b.name:
-            raise Differs(f"one called {a.name}, the other {b.name}")
+            raise Unsupported(f"one called {a.name}, the other {b.name}")
         if a.where != b.where:
-            raise Differs(f"{a.name} was called in {a.where} and in {b.where}")
+            raise Unsupported(f"{a.name} was called in {a.where} and in {b.where}")
         schema = {x.name: _is_size(x.type) or not a.inputs for x in a.operator._schema.arguments}
         try:
             args = tuple(
@@ -86,24 +82,24 @@ class _Agreement:
             )
             kwargs = {name: self.argument(schema[name], x, b.kwargs.get(name)) for name, x in a.kwargs.items()}
             results = self.merged(a.results, b.results)
-        except Differs as difference:
-            raise Differs(f"{a.name} was given {difference}") from None
+        except Unsupported as difference:
+            raise Unsupported(f"{a.name} was given {difference}") from None
         return replace(a, args=args, kwargs=kwargs, results=results)
 
     def argument(self, is_size: bool, a: Any, b: Any) -> Any:
         if not is_size and isinstance(a, (int, float)) and a != b:
-            raise Differs(f"{a} and {b}")
+            raise Unsupported(f"{a} and {b}")
         return self.merged(a, b)
 
     def merged(self, a: Any, b: Any) -> Any:
         if isinstance(a, View) and isinstance(b, View):
             if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
-                raise Differs("different tensors")
+                raise Unsupported("different tensors")
             sizes = self.merged(a.size, b.size), self.merged(a.stride, b.stride), self.merged(a.offset, b.offset)
             return View(a.slot, *sizes, a.dtype)
         if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
             if len(a) != len(b):
-                raise Differs(f"{len(a)} and {len(b)} items")
+                raise Unsupported(f"{len(a)} and {len(b)} items")
             return type(a)(self.merged(x, y) for x, y in zip(a, b, strict=True))
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             return {name: self.merged(x, b[name]) for name, x in a.items()}
@@ -111,14 +107,14 @@ class _Agreement:
             return self.size(a, b)
         if type(a) is type(b) and (a == b or (a != a and b != b)):
             return a
-        raise Differs(f"{_short(a)} and {_short(b)}")
+        raise Unsupported(f"{_short(a)} and {_short(b)}")
 
     def size(self, a: int, b: int) -> BatchSize:
         """An integer that was a for one batch and b for the other."""
         times, rest = divmod(b - a, self.two.n - self.one.n)
         plus = a - times * self.one.n
         if rest or not (plus == 0 or (times == 1 and abs(plus) == 1)):
-            raise Differs(f"{a} and {b}")
+            raise Unsupported(f"{a} and {b}")
         return BatchSize(times, plus)
 
 
@@ -127,7 +123,7 @@ def _check_alike(a: Leaf, b: Leaf) -> None:
     if x is y or (a.name is not None and a.name == b.name):
         return
     if x.shape != y.shape or x.dtype != y.dtype or not torch.equal(_bits(x), _bits(y)):
-        raise Differs("random numbers, or constants that were made outside of PyTorch, differ")
+        raise Unsupported("random numbers, or constants that were made outside of PyTorch, differ")
 
 
 def _is_size(kind: Any) -> bool:

@@ -64,6 +64,9 @@ FRESH = {
     **dict.fromkeys(("full_like", "new_full"), None),
 }
 
+# Pointwise calls that PyTorch has not tagged as such.
+POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__".split())
+
 # -- channel by channel
 
 def _stepped(t: Trace, call: Call, x: Any, steps: Steps) -> Map:
@@ -525,6 +528,8 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
 
 def by_table(t: Trace, call: Call) -> Map:
     """Any pointwise call on one level of the image and a constant."""
+    if torch.Tag.pointwise not in call.operator.tags and _plain(call) not in POINTWISE_TOO:
+        raise Unsupported("this call is not supported")
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]

@@ -8,7 +8,9 @@ however it is written.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -114,11 +116,10 @@ class AddressSpace:
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
 
     def decode(self, addresses: Tensor) -> Elements:
-        starts, shapes = torch.tensor(self._starts), torch.tensor(self._shapes)
         source = self.source_of(addresses)
         known = source.clamp_min(0)
-        _, channels, height, width = (size[known] for size in shapes.unbind(-1))
-        rest = addresses - starts[known]
+        _, channels, height, width = (size[known] for size in torch.tensor(self._shapes).unbind(-1))
+        rest = addresses - torch.tensor(self._starts)[known]
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
@@ -134,6 +135,9 @@ class AddressSpace:
 
     def found(self, addresses: Tensor) -> list[int]:
         """The sources that occur among the addresses, in order."""
+        first, last = (bisect_right(self._starts, int(x)) - 1 for x in addresses.aminmax()) if addresses.numel() else (-1, -1)
+        if first == last:
+            return [first] if first >= 0 else []
         counts = torch.bincount(self.source_of(addresses).flatten() + 1)
         return counts[1:].nonzero()[:, 0].tolist()
 
@@ -299,7 +303,7 @@ class Map:
     def shape(self) -> torch.Size:
         return self._space.shape(self._source) if self._addresses is None else self._addresses.shape
 
-    @property
+    @cached_property
     def sources(self) -> list[int]:
         """The sources that its elements are of, in order."""
         return [self._source] if self._source is not None else self._space.found(self.addresses)

@@ -189,6 +189,9 @@ class _Trace:
             results = self._lowered(call)
         except Unsupported as error:
             results = self._refused(call, f"{call.where}: {friendly_name(call)}: {error}")
+        except Exception as error:  # never the user's fault
+            what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
+            results = self._refused(call, f"{call.where}: {friendly_name(call)}: {what}")
         for view, result in zip(call.results, results):
             if view is not None:
                 self._write(view, result)
@@ -204,8 +207,12 @@ class _Trace:
             return [cast(self, call, call.args[0], dtype)]
         if name in MOVEMENTS and not self._moves_by_image(call):
             return self._moved(call)
-        if self._is_exact(call) and name not in ("embedding", "index", "scatter"):
-            return [by_table(self, call)]
+        if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
+            try:
+                return [by_table(self, call)]
+            except Unsupported:  # integers are numbers, too, but may wrap round
+                if name not in LOWERINGS or call.outputs[0].dtype not in (torch.int32, torch.int64):
+                    raise
         if name in LOWERINGS:
             try:
                 result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
@@ -292,7 +299,8 @@ class _Trace:
             self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
             self._slots[view.slot].write(view, self._n, result)
         else:
-            self._slots[view.slot] = _Slot(view, self._n, result)
+            own = result if result.source is not None else Map(self.space, result.addresses.clone())
+            self._slots[view.slot] = _Slot(view, self._n, own)
 
     # -- the result
 

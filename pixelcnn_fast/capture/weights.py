@@ -1,0 +1,63 @@
+"""Weights as functions of the model's parameters and buffers, which can be evaluated again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.recorder import Recorder
+from pixelcnn_fast.program.calls import Memory, View, leaves, needed
+
+WEIGHTS = "weights"
+
+
+class WeightRecorder(Recorder):
+    """Within it, calls on weights are recorded: capture's own, and those of the passes.
+
+    What is decided by weights, such as which taps are dropped because they are zero, is a guard: weights may be
+    evaluated again only as long as all guards hold.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._guards: list[tuple[View, Tensor]] = []
+
+    def leaf(self, tensor: Tensor, name: str) -> None:
+        """Registers a tensor that holds a parameter or buffer."""
+        view = self.input(tensor, WEIGHTS)
+        self.recording.leaves[view.slot].name = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if not any(isinstance(x, Tensor) and self.depends_on(x) for x in leaves((args, kwargs or {}))):
+            return func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        for x in leaves(out):
+            if isinstance(x, Tensor) and not x.is_floating_point() and self.depends_on(x):
+                view = self.view(x)
+                self._guards.append((view, x.clone()))
+                self._depends[view.slot] = frozenset()
+        return out
+
+    def again(self, tensors: Sequence[Tensor], weights: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """The tensors, evaluated from other weights; None if a guard does not hold.
+
+        weights: by name, in the dtype of capture; a tensor that does not depend on weights stays as it is.
+        """
+        views = [self.view(x) for x in tensors]
+        recording = self.recording
+        memory = Memory(1, {})
+        for slot, leaf in recording.leaves.items():
+            memory.put(recording.whole[slot], leaf.tensor if leaf.name is None else weights[leaf.name].reshape(-1))
+        escapes = [escape.call for escape in recording.escapes if escape.call is not None]
+        read = [view for call in escapes for view in call.inputs] + [view for view, _ in self._guards]
+        for call in needed(recording.calls, {view.slot for view in (*views, *read)}):
+            memory.run(call)
+        for escape in recording.escapes:
+            if escape.call is not None and memory.result(escape.call) != escape.value:
+                return None
+        if not all(torch.equal(memory.tensor(view), value) for view, value in self._guards):
+            return None
+        return [memory.tensor(view) for view in views]
