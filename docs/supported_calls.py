@@ -112,7 +112,8 @@ GROUPS: dict[str, list[Row]] = {
     "types": [
         Row(
             " ".join(lowering.CASTS),
-            "To a type that holds every value: all levels of an image, and floating point at no lower precision.",
+            "To a type that holds every value: all levels of an image, and floating point at no lower precision "
+            "than the model's own.",
         ),
         Row(
             "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full new_tensor",

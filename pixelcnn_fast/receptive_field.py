@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
+from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.program.causality import why_not_causal
@@ -147,11 +148,12 @@ def receptive_field(
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
-    The arguments are those of ``Sampler``. The model need not be causal; it is run once, in eval mode.
+    The arguments are those of ``Sampler``. The model need not be causal; a copy of it is run, in eval mode.
     Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
     """
     wrapped = WrappedModel(model, shape, **arguments)
-    program, _, _ = wrapped.captured(*wrapped.example())
+    with wrapped.in_use(), eagerly:
+        program, _, _ = wrapped.captured(*wrapped.example())
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
     return ReceptiveField(wrapped.shape, seen, why_not_causal(program))

@@ -57,7 +57,9 @@ class Sampler:
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
-    head reads; it is captured in eval mode and its weights are copied: after more training, build a new sampler.
+    head reads. The sampler works on a copy in eval mode, on every runtime: the model itself is not touched, and after
+    more training, build a new sampler. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken off first, and
+    autocast around a call is ignored.
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
@@ -73,7 +75,7 @@ class Sampler:
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
     module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
-    program, checked once against the model on a random image, computes something else.
+    program's distributions differ from the model's on other random images, conditions and batch sizes.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -343,7 +345,7 @@ class Sampler:
         engine = self.runtime(settings.runtime)
         size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
-        with self._model.evaluating(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
+        with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
             try:
                 for start in range(0, n, size):
                     part = slice(start, min(start + size, n))

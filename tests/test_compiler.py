@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import check_finite, check_program, compiled
+from pixelcnn_fast.compiler import captured, check_finite, check_program, compiled
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
@@ -65,7 +66,7 @@ def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
 
 
 def test_what_the_check_sees():
-    """A weight that is off by one part in a hundred, in any instruction, is found."""
+    """A weight that is off by one part in a hundred, in any instruction, is found even in float32."""
     model = wrapped(classes=3)
     program, conditions, _ = model.captured(*model.example())
     check_program(program, conditions, model)
@@ -92,6 +93,77 @@ def test_a_branch_that_only_the_checked_image_takes_is_found():
 
     with pytest.raises(CaptureMismatch):
         compiled(WrappedModel(Branching(), SHAPE, levels=7))
+
+
+class Odd(torch.nn.Module):
+    """Something odd happens between its two layers."""
+
+    def __init__(self, odd, n_classes=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.n_classes = n_classes
+        self.first, self.last, self.odd = MaskedConv2d(1, 6, 3, "A"), torch.nn.Conv2d(6, 7, 1), odd
+
+    def forward(self, images, *given):
+        h = self.first(images / 6)
+        return 3 * self.last(self.odd(h, images, *given))
+
+
+ODD = {
+    "a number that is read off the features": lambda h, x: h / h.abs().max().item(),
+    "one that only dark images have": lambda h, x: h * (1 if x.max() > 3 else 2),
+    "one that only bright images have": lambda h, x: h * (1 if x.min() < 3 else 2),
+    "the batch size": lambda h, x: h * len(x),
+    "one of the batch size that is 1 for two images": lambda h, x: h * (len(x) - 1),
+    "what is in another image": lambda h, x: h + x.flatten(1).float().mean(1).max().item(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ODD)
+def test_a_number_that_differs_from_image_to_image_or_with_the_batch_is_found(name, dtype):
+    with pytest.raises(CaptureMismatch, match=r"differs from the model by up to .*runtime='reference'"):
+        compiled(WrappedModel(Odd(ODD[name]).to(dtype), SHAPE, levels=7, image_form="levels"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_branch_on_one_label_is_found(dtype):
+    def odd(h, x, labels):
+        return h + labels.to(h)[:, None, None, None] * (2 if (labels == 8).any() else 1)
+
+    model = Odd(odd, n_classes=10).to(dtype)
+    with pytest.raises(CaptureMismatch):
+        compiled(WrappedModel(model, SHAPE, levels=7, image_form="levels"))
+
+
+def test_a_program_that_rounds_more_than_its_model_is_refused():
+    """It adds a million and takes it away again, which loses much in float32; the model does so in float64."""
+
+    def shifted(h):
+        return torch.relu(h + 1e6) - 1e6
+
+    careless, careful = Odd(lambda h, x: shifted(h)), Odd(lambda h, x: shifted(h.double()).to(h))
+    model = WrappedModel(careless, SHAPE, levels=7, image_form="levels")
+    program, conditions = captured(model)
+    with pytest.raises(CaptureMismatch, match="The program rounds more than the model: large numbers cancel"):
+        check_program(program, conditions, replaced(model, careful))
+
+
+def replaced(model: WrappedModel, module: torch.nn.Module) -> WrappedModel:
+    """The same, but for its module."""
+    other = copy.copy(model)
+    other.module = module
+    return other
+
+
+def test_logits_that_are_large_are_compared_as_exactly_as_they_can_be():
+    """Where all of them are large, their rounding moves probabilities."""
+    for shift in (1e6, -1e9):
+        compiled(
+            WrappedModel(
+                Odd(lambda h, x, shift=shift: 1e3 * h + shift).double(), SHAPE, levels=7, image_form="levels"
+            )
+        )
 
 
 @pytest.mark.parametrize("factor", [2, float("nan")])

@@ -193,6 +193,19 @@ def test_a_model_that_raises_says_what_it_was_given():
         Sampler(Strict(), (1, 4, 5), levels=8)
 
 
+def test_the_library_s_own_errors_are_not_the_model_s():
+    class Refuses(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, x):
+            raise Unsupported("conv: this is the library's own")
+
+    with pytest.raises(Unsupported, match="^conv: this is the library's own$"):
+        Sampler(Refuses(), (1, 4, 5), levels=8)
+
+
 def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
     model = pixelcnn().bfloat16()
     sampler = Sampler(model, (1, 3, 3))
@@ -236,13 +249,21 @@ def test_the_listing_names_layers_taps_and_costs(sampler):
 
 @pytest.mark.parametrize("runtime", ["reference", "eager", "auto"])
 def test_logits_that_are_not_finite_name_their_image_among_all(runtime):
-    model = pixelcnn(classes=5)
-    sampler = Sampler(model, (1, 5, 5))
-    with torch.no_grad():
-        next(p for name, p in model.named_parameters() if "embedding" in name)[4] = float("nan")
-    broken = Sampler(model, (1, 5, 5)) if runtime != "reference" else sampler
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, x, condition):
+            return self.conv(x.float()) + condition[:, :, None, None]
+
+    sampler, condition = (
+        Sampler(Shifted(), (1, 5, 5), levels=8, conditional=False, condition_shape=(8,)),
+        torch.zeros(5, 8),
+    )
+    condition[3] = float("nan")
     with pytest.raises(NonFiniteLogits) as caught:
-        broken.sample(5, torch.tensor([0, 1, 2, 4, 3]), batch_size=2, runtime=runtime)
+        sampler.sample(5, condition=condition, batch_size=2, runtime=runtime)
     assert caught.value.location == (3, 0, 0, 0)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.float64 import computing
+from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.image_forms import (
@@ -21,7 +24,9 @@ from pixelcnn_fast.image_forms import (
     from_levels,
 )
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
+from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
+
+CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
 
 
 class ModelArguments(TypedDict, total=False):
@@ -35,7 +40,8 @@ class ModelArguments(TypedDict, total=False):
 
 
 class WrappedModel:
-    """``Sampler`` explains the arguments. The module is captured in eval mode, and its weights are copied.
+    """``Sampler`` explains the arguments. ``module`` is a copy in eval mode: the user's own is not touched, unless it
+    can't be copied.
 
     ``head`` has its layout once the model is captured.
     """
@@ -51,7 +57,8 @@ class WrappedModel:
         image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.module, self.image_form = module, image_form
+        module = unwrapped(module)
+        self.image_form = image_form
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
             raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
@@ -84,44 +91,67 @@ class WrappedModel:
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.dtype, self.device = _dtype_and_device(module)
+        copied = private_copy(module)
+        self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
+        self._own_dtype = self.dtype  # which the module's code may name
 
-    def example(self, seed: int = 0, n: int = EXAMPLE_BATCH) -> tuple[Tensor, Given]:
-        """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes."""
+    def in_float64(self) -> WrappedModel | None:
+        """The same model in float64, or None if it is in float64 already or can't be converted."""
+        if self.dtype == torch.float64 or self._is_borrowed:
+            return None
+        try:
+            module = copy.deepcopy(self.module).double()
+        except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
+            return None
+        exact = copy.copy(self)
+        exact.module, exact.dtype = module, torch.float64
+        return exact
+
+    def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
+        """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
+
+        half: 0 or 1 for levels of the lower or the upper half alone; of a real number x, for x / 2 or (x + 1) / 2.
+        """
         generator = torch.Generator().manual_seed(seed)
         values = self.head.examples((n, *self.shape), generator).to(self.device)
+        if half is not None:
+            values = (values + half) / 2 if self.levels is None else values // 2 + half * (self.levels // 2)
         labels = None
         if self.conditional:
             labels = (seed + torch.arange(n, device=self.device)) % (self.n_classes or 2)
         condition = None
         if self.condition_shape is not None:
-            condition = torch.randn(n, *self.condition_shape, generator=generator)
-            condition = condition.to(self.device, self.dtype)
+            condition = torch.randn(n, *self.condition_shape, generator=generator).to(self.device, self.dtype)
         return values, Given(labels, condition)
+
+    def examples_to_check(self) -> list[tuple[Tensor, Given]]:
+        """Other examples than the one that is captured, in batches of other sizes: dark, bright and random images."""
+        n = max(3, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2]))) | 1
+        return [self.example(1, 1, half=0), self.example(2, 1, half=1), self.example(3, n)]
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        examples = [(self.encode(values), given)]
-        for seed in (2, 3):
-            values, given = self.example(seed, EXAMPLE_BATCH + 1)
-            if self.levels is not None and self.levels > 2:  # a statistic of the whole image shall differ
-                low = values * 3 // 4
-                values = low if seed == 3 else self.levels - 1 - low
-            examples.append((self.encode(values), given))
+        examples = [(self.encode(values), given.in_dtype(self.dtype))]
+        for seed in (1, 2):  # a statistic of the whole image shall differ
+            others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
+            examples.append((self.encode(others), given))
         levels = None
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
-        with self.evaluating():
+        with computing(self.dtype, self._own_dtype):
             program, conditions, output, self.head = capture(
                 self.module, examples, self.head, levels, self.n_classes
             )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
-        return program, conditions, output
+        return program, ConditionPart(conditions, self.dtype, self._own_dtype), output
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward."""
-        return self.head.arranged(given.call(self.module, self.encode(values)), self.shape[0])
+        with computing(self.dtype, self._own_dtype):
+            output = given.in_dtype(self.dtype).call(self.module, self.encode(values))
+            return self.head.arranged(output, self.shape[0])
 
     def encode(self, values: Tensor) -> Tensor:
         """Converts values as they are drawn to images as the module takes them."""
@@ -175,16 +205,29 @@ class WrappedModel:
         return condition.to(self.device, self.dtype)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Within the context, the module is in eval mode; afterwards each of its modules is as it was."""
-        training = [module for module in self.module.modules() if module.training]
-        if training:
-            self.module.eval()
-        try:
+    def in_use(self) -> Iterator[None]:
+        """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
+        and in eval mode."""
+        with ExitStack() as stack:
+            if self._is_borrowed:
+                stack.enter_context(borrowed(self.module))
+            for device in {"cpu", self.device.type}:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
             yield
-        finally:
-            for module in training:
-                module.training = True
+
+
+class ConditionPart(Conditions):
+    """The part of a model that depends on the condition alone, run in the dtype in which it was captured."""
+
+    def __init__(self, recorded: Conditions, dtype: torch.dtype, own_dtype: torch.dtype) -> None:
+        self._recorded, self._dtype, self._own_dtype = recorded, dtype, own_dtype
+
+    def __call__(
+        self, operands: Sequence[ConditionOperand], given: Given, n: int
+    ) -> dict[ConditionOperand, Tensor]:
+        with computing(self._dtype, self._own_dtype):
+            return self._recorded(operands, given.in_dtype(self._dtype), n)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -13,6 +13,8 @@ from typing_extensions import Self
 from pixelcnn_fast.errors import NonFiniteLogits, UnknownLayout
 from pixelcnn_fast.heads.options import SamplingOptions
 
+EXAMPLES_OF_VALUES = 4
+
 
 class Head(ABC):
     """How a model's output gives the distribution of each pixel's values, how they are drawn, and how likely they are.
@@ -32,6 +34,8 @@ class Head(ABC):
     of_logits: ClassVar[bool] = False
     # The options that ``draw`` heeds; others are refused.
     options: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    # What ``distance`` measures, for messages.
+    distance_name: ClassVar[str] = "relative difference of log-densities"
     # Its HeadKind in csrc/program.h; None: the compiled runtimes can't draw it.
     native: ClassVar[str | None] = None
 
@@ -79,8 +83,29 @@ class Head(ABC):
         """
 
     def comparable(self, parameters: Tensor) -> Tensor:
-        """The numbers by which the captured program and the model are compared, and which must be finite."""
+        """The numbers that must be finite, such as probabilities where some logits may be infinite."""
         return parameters
+
+    def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
+        """How far apart the distributions are that two tensors of parameters give: what a program's check measures.
+
+        one, other: [N, D, H, W, P], of any floating dtype; channels: C -> float64 [N, D, H, W], zero for the same
+        distribution, NaN where there is none.
+        By default it is the greatest difference for a few ``examples`` of values: of log-densities, relative to their
+        size where that is above 1, or for a head of levels of probabilities. It must not let one large parameter hide
+        the others.
+        """
+        n, distributions, height, width, _ = one.shape
+        found, generator = [], torch.Generator().manual_seed(0)
+        for _ in range(EXAMPLES_OF_VALUES):
+            values = self.examples((n, channels, height, width), generator).to(one.device)
+            values = values.unflatten(1, (distributions, -1)).movedim(2, -1)
+            a, b = (self.log_probability(parameters.double(), values) for parameters in (one, other))
+            if self.levels is not None:
+                a, b = a.exp(), b.exp()
+            difference = (a - b).abs() / (1 if self.levels is not None else b.abs().clamp_min(1))
+            found.append(difference.masked_fill(a == b, 0).amax(-1))  # also where both are infinite
+        return torch.stack(found).amax(0).double()
 
     def misread(self, last_call: str) -> str | None:
         """What to say if the model's last call shows that its output is something other than what the head reads."""

@@ -32,6 +32,7 @@ class OfLevels(Head):
 
     levels: int
     of_logits = True
+    distance_name = "total variation"
     options = frozenset(option.name for option in fields(SamplingOptions))
     native = "categorical"
 
@@ -39,6 +40,10 @@ class OfLevels(Head):
         self, parameters: Tensor, noise: Tensor, options: SamplingOptions, values: Tensor, known: Tensor
     ) -> Tensor:
         return drawing.draw(parameters, noise[..., 0], options)[..., None]
+
+    def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
+        """The total variation, of probabilities in float64, so that a level masked with -1e9 counts for nothing."""
+        return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
 
     def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
         return parameters.double().log_softmax(-1).gather(-1, values.long())

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+import torch
+
+LOWEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # below it, 1 / temperature is infinite
+
 
 def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | None = None) -> Any:
     """A field that is also an argument of the command line; parse: turns the text given there into its value."""
@@ -15,7 +19,8 @@ def option(default: Any, parse: Callable[[str], Any], help: str, metavar: str | 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level.
+    """How levels are drawn from softmax(logits / temperature); temperature 0 takes the most likely level. Temperatures
+    between 0 and 1.18e-38, the smallest normal float32, are refused.
 
     top_k: only this many levels, the most likely ones, may be drawn (None: all). top_p: only the most likely levels,
     as many as it takes to reach this probability, may be drawn; with top_k as well, the levels that top_k keeps count
@@ -30,6 +35,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}: expected a finite number, 0 or larger")
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature}: expected at least {LOWEST_TEMPERATURE:.3g}, since logits are "
+                "divided by it; 0 takes the most likely level"
+            )
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ValueError(f"top_k is {self.top_k}: expected an integer, 1 or more, or None for all levels")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -10,7 +10,7 @@ import torch
 from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.passes.fuse import fuse
 from pixelcnn_fast.passes.phases import split_phases
-from pixelcnn_fast.passes.precision import rounded_weights
+from pixelcnn_fast.passes.precision import in_dtype, rounded_weights
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.passes.split_channels import split_channels
 from pixelcnn_fast.passes.unread import without_unread, without_zeros
@@ -34,11 +34,11 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
     compose,
     without_unread,
 )
-# After the weights are rounded, if they are to be.
+# After the program is in its model's dtype, and its weights are rounded, if they are to be.
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
 # After it is decided when each instruction runs.
 PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
-PASSES: tuple[Callable, ...] = (*SIMPLIFYING, rounded_weights, *CLEANING, split_phases, *PHASING)
+PASSES: tuple[Callable, ...] = (*SIMPLIFYING, in_dtype, rounded_weights, *CLEANING, split_phases, *PHASING)
 
 
 def simplified(program: Program, watch: Watch | None = None) -> Program:

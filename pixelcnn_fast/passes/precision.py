@@ -1,12 +1,28 @@
-"""Rounds weights to the precision that a runtime multiplies in."""
+"""What a program's constants are rounded to."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from pixelcnn_fast.program.program import Program, Tap
+
+
+def in_dtype(program: Program, dtype: torch.dtype) -> Program:
+    """The program in another dtype: all its constants, and what it computes in.
+
+    A constant beyond the dtype's range becomes the nearest that it has, as in a mask of ``finfo(torch.float64).min``.
+    """
+    largest = torch.finfo(dtype).max
+
+    def converted(constant: Tensor) -> Tensor:
+        rounded = constant.to(dtype)
+        return rounded.where(rounded.isfinite() | ~constant.isfinite(), rounded.sign() * largest)
+
+    instructions = tuple(i.converted(converted) for i in program.instructions)
+    return replace(program, instructions=instructions, dtype=dtype)
 
 
 def rounded_weights(program: Program, dtype: torch.dtype) -> Program:

@@ -20,13 +20,19 @@ class Given(NamedTuple):
     labels: Tensor | None = None  # [n]
     condition: Tensor | None = None  # [n, ...]
 
+    def in_dtype(self, dtype: torch.dtype) -> Given:
+        """The same, with a condition of real numbers in this dtype."""
+        if self.condition is None or not self.condition.is_floating_point():
+            return self
+        return self._replace(condition=self.condition.to(dtype))
+
     def part(self, images: slice | Tensor) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
 
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
-        Raises ModelFailed if the module raises.
+        Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
         """
         positional = [x for x in self if x is not None]
         named = {}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Maps a value and some of its channels, [n], to the value that holds exactly those.
 Exchange = Callable[[int, Tensor], int]
+# Maps a constant to what is used in its place, of the same shape.
+Convert = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ class Step:
         """The same step with another value as its operand."""
         return self if self.value is None else replace(self, value=operand(self.value))
 
+    def converted(self, convert: Convert) -> Step:
+        """The same step with its constants converted."""
+        if self.scale is None or self.shift is None:
+            return self
+        return replace(self, scale=convert(self.scale), shift=convert(self.shift))
+
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
         """The same step on some of its channels; see ``Instruction.picked``."""
         if self.value is not None:
@@ -250,6 +258,11 @@ class Instruction(ABC):
         """The same instruction with other operands and taps in place of its own."""
         return replace(self, steps=tuple(step.rewired(operand) for step in self.steps))
 
+    @abstractmethod
+    def converted(self, convert: Convert) -> Self:
+        """The same instruction with its constants converted, such as weights and tables."""
+        return replace(self, steps=tuple(step.converted(convert) for step in self.steps))
+
 
 @dataclass(frozen=True, eq=False)
 class FromLevels(Instruction):
@@ -301,6 +314,9 @@ class FromLevels(Instruction):
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return super().rewired(operand, tap)
 
+    def converted(self, convert: Convert) -> Self:
+        return replace(super().converted(convert), table=None if self.table is None else convert(self.table))
+
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Instruction):
@@ -341,6 +357,11 @@ class Convolution(Instruction):
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), taps=tuple(map(tap, self.taps)))
 
+    def converted(self, convert: Convert) -> Self:
+        taps = tuple(replace(tap, weight=convert(tap.weight)) for tap in self.taps)
+        bias = None if self.bias is None else convert(self.bias)
+        return replace(super().converted(convert), taps=taps, bias=bias)
+
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Instruction):
@@ -380,6 +401,9 @@ class Pointwise(Instruction):
 
     def rewired(self, operand: Callable[[Read], Read], tap: Callable[[Tap], Tap]) -> Self:
         return replace(super().rewired(operand, tap), base=operand(self.base))
+
+    def converted(self, convert: Convert) -> Self:
+        return super().converted(convert)
 
 
 def title(kind: str, program: Any) -> str:

@@ -95,7 +95,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "flip": (lambda x: x.flip(3), "rearrangement"),
     "where": (lambda x: torch.where(TRIANGLE, x, 0.0), "rearrangement"),
     "pixel_unshuffle": (on_a_coarser_grid, "rearrangement"),
-    "float": (lambda x: x.double().float(), "rounds"),
+    "float": (lambda x: x.bfloat16().float(), "rounds"),
     "rand_like": (lambda x: x + torch.rand_like(x), "image to image"),
     "softmax": (lambda x: x.softmax(1), "last call"),
     "log": (lambda x: (x * x + 1).log(), "softmax"),
@@ -119,7 +119,7 @@ WITHIN_LIMITS = {
     "flip": lambda x: x.flip(1),
     "where": lambda x: torch.where(TRIANGLE[:, 3:4], x, 0.0),
     "pixel_unshuffle": lambda x: F.pixel_shuffle(F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 2), 2)[:, :, :5, :5],
-    "float": lambda x: x.float(),
+    "float": lambda x: x.double().float(),
     "rand_like": lambda x: x if torch.rand_like(x).min() >= 0 else -x,
     "logit": lambda x: x.sigmoid().logit(),
 }

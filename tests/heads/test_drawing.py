@@ -86,6 +86,14 @@ def test_all_runtimes_draw_what_the_reference_draws(runtime, options):
     assert torch.equal(sampler.complete(255 - naive, known, noise=u, runtime=runtime, **options), completed)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_lowest_temperature_takes_the_most_likely_level(runtime):
+    sampler = Sampler(pixelcnn(kernel=3), (1, 4, 4))
+    u = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    lowest = sampler.sample(3, noise=u, temperature=2**-126, runtime=runtime)
+    assert torch.equal(lowest, sampler.sample(3, noise=u, temperature=0, runtime=runtime))
+
+
 @needs_native
 def test_ties_are_broken_as_in_the_reference():
     model = pixelcnn(kernel=3).double()
@@ -125,6 +133,11 @@ def test_log_probabilities_are_the_teacher_forced_likelihood(runtime):
         (dict(top_p=1.1), "top_p"),
         (dict(top_p=math.nan), "top_p"),
         (dict(temperature=-1), "temperature"),
+        (
+            dict(temperature=1e-300),
+            "temperature is 1e-300: expected at least 1.18e-38, .*0 takes the most likely",
+        ),
+        (dict(temperature=math.nextafter(2**-126, 0)), "expected at least"),
     ],
 )
 def test_refusals(arguments, message):

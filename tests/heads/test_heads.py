@@ -182,3 +182,67 @@ def test_bad_heads_are_refused():
         Sampler(Net(1), (1, 4, 5), head="categorical")  # type: ignore[arg-type]  # a name is not a head
     with pytest.raises(ValueError, match="leave levels out"):
         Sampler(Net(1), (1, 4, 5), head=Categorical(4), levels=5)
+
+
+# -- how far distributions are apart
+
+
+def apart(head: heads.Head, one: torch.Tensor, other: torch.Tensor, channels: int = 1) -> torch.Tensor:
+    """[N, D, H, W, P], other's last axes alone given."""
+    found = head.distance(one, other, channels)
+    assert found.dtype == torch.float64 and found.shape == one.shape[:-1]
+    return found
+
+
+LOGITS = torch.tensor([0.0, 1.0, -2.0, 0.5]).view(1, 1, 1, 1, 4)
+
+
+def test_the_distance_of_levels_is_the_total_variation():
+    head, p = Categorical(4), LOGITS.double().softmax(-1)
+    other = LOGITS.clone()
+    other[..., 1] += 0.3
+    q = other.double().softmax(-1)
+    assert apart(head, LOGITS, other).item() == pytest.approx((p - q).abs().sum().item() / 2, rel=1e-12)
+    assert apart(head, LOGITS, LOGITS + 7).item() < 1e-12  # the same distribution
+    certain = torch.full_like(LOGITS, -1e9)
+    certain[..., 2] = 0
+    assert apart(head, certain, LOGITS).item() == pytest.approx(1 - p[..., 2].item())
+    bernoulli = torch.tensor([[0.0, 0.2], [0.0, 0.7]]).view(2, 1, 1, 1, 2)
+    expected = abs(torch.tensor(0.2).sigmoid() - torch.tensor(0.7).sigmoid()).item()
+    assert apart(Bernoulli(), bernoulli[:1], bernoulli[1:]).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "mask", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min, -torch.inf]
+)
+def test_a_mask_hides_nothing(mask):
+    masked, other = LOGITS.double(), LOGITS.double()
+    masked[..., 2] = other[..., 2] = mask
+    other[..., 1] += 1e-6
+    assert 1e-7 < apart(Categorical(4), masked, other).item() < 1e-6
+    assert apart(Categorical(4), masked, masked).item() == 0
+    masked[..., 2] = mask / 2  # another number that is as good
+    assert apart(Categorical(4), masked, masked).item() == 0
+
+
+def test_where_there_is_no_distribution_the_distance_is_nan():
+    assert apart(Categorical(4), LOGITS, LOGITS * float("nan")).isnan().all()
+
+
+class OwnLevels(Categorical):
+    """Levels with a draw of its own, which has the distance of any head."""
+
+    distance = heads.Head.distance
+
+    def draw(self, parameters, noise, options, values, known):
+        return super().draw(parameters, noise, options, values, known)
+
+
+def test_another_head_of_levels_is_compared_by_probabilities():
+    one = torch.randn(5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    other = one.clone()
+    other[3, 1, 2, 1, 0] += 1e-3
+    found, exact = (apart(head, one, other, 2) for head in (OwnLevels(4), Categorical(4)))
+    assert found.nonzero().tolist() == [[3, 1, 2, 1]] and bool((found <= exact).all())
+    masked = one.masked_fill(torch.tensor([False, True, False, False]), -torch.inf)
+    assert apart(OwnLevels(4), masked, masked, 2).eq(0).all()

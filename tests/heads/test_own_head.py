@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import Sampler, UnknownLayout, Unsupported, check_causal, likelihood
+from pixelcnn_fast import CaptureMismatch, Sampler, UnknownLayout, Unsupported, check_causal, likelihood
 from pixelcnn_fast.heads import Categorical, Head, SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.nn import MaskedConv2d
@@ -138,6 +138,29 @@ def test_the_compiled_runtime_refuses_it_and_names_another() -> None:
     assert isinstance(sampler().runtime("auto"), type(sampler().runtime("eager")))
     with pytest.raises(RuntimeError, match="Pair.*eager"):
         sampler().sample(1, runtime="cpu")
+
+
+def test_its_distance_is_that_of_log_densities() -> None:
+    parameters = Net()(torch.zeros(2, *SHAPE, dtype=torch.float64)).detach().permute(0, 2, 3, 1)[:, None]
+    assert Pair().distance(parameters, parameters, 2).eq(0).all()
+    for number in range(5):
+        other = parameters.clone()
+        other[1, 0, 2, 3, number] += 1e-6
+        found = Pair().distance(parameters, other, 2)
+        assert found.shape == (2, 1, 4, 5) and found.nonzero().tolist() == [[1, 0, 2, 3]]
+        assert 1e-8 < found.max() < 1e-4
+    assert Pair().distance(parameters, parameters * torch.nan, 2).isnan().all()
+
+
+def test_a_program_that_differs_from_the_model_is_found() -> None:
+    calls = iter(range(1, 99))
+
+    class Drifting(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) + 1e-8 * next(calls)
+
+    with pytest.raises(CaptureMismatch, match="relative difference of log-densities; 1e-09 is allowed"):
+        Sampler(Drifting(), SHAPE, head=Pair(), image_form="levels")
 
 
 def test_its_own_checks() -> None:

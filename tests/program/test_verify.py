@@ -61,6 +61,9 @@ class Unknown(Instruction):
     def rewired(self, *_: object, **__: object) -> Self:
         return self
 
+    def converted(self, *_: object) -> Self:
+        return self
+
 
 VALID = program(LEVELS, CONV, GATE, LOGITS)
 INDEX = torch.zeros(4, 5, 3, dtype=torch.long)

@@ -1,0 +1,64 @@
+"""Running a model in float64 although its code names other dtypes, so that rounding hides no mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pixelcnn_fast.program.calls import leaves, map_leaves
+
+CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type, Tensor.type_as)
+
+
+def computing(dtype: torch.dtype, own: torch.dtype) -> AbstractContextManager:
+    """The context in which a model is run in ``dtype``, which is its own or float64."""
+    return nullcontext() if dtype == own else InFloat64(own)
+
+
+class InFloat64(TorchFunctionMode):
+    """Within it, calls compute in float64 where they would in ``dtype``, the model's own, or in a wider one.
+
+    That is where they ask for such a dtype by name (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``), or get
+    PyTorch's default (``torch.ones(3)``, ``images / 255`` of integers). A narrower dtype rounds, so it is left alone.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        wider = (torch.bfloat16, torch.float16, torch.float32)
+        self._replaced = {each for each in wider if _holds(each, dtype)}
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not Tensor.view:  # which reads the same bits as another dtype
+            args, kwargs = map_leaves(self._dtype, args), map_leaves(self._dtype, kwargs)
+        output = func(*args, **kwargs)
+        if not (isinstance(output, Tensor) and output.dtype in self._replaced):
+            return output
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if func in CASTS:
+            return args[0].to(output.device, torch.float64)
+        if any(x.is_floating_point() for x in tensors):
+            return output
+        if not tensors:
+            return output.double()
+        return func(*map_leaves(_as_float64, args), **map_leaves(_as_float64, kwargs))
+
+    def _dtype(self, x: Any) -> Any:
+        return torch.float64 if isinstance(x, torch.dtype) and x in self._replaced else x
+
+
+def _as_float64(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) else x
+
+
+def _holds(wider: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether one dtype holds every number of another."""
+    a, b = torch.finfo(wider), torch.finfo(dtype)
+    return a.eps <= b.eps and a.max >= b.max

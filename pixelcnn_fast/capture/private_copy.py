@@ -1,0 +1,118 @@
+"""The module that is captured: a copy of the user's in eval mode, so that theirs is never touched."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.program.calls import leaves
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif (dynamo := sys.modules.get("torch._dynamo")) and isinstance(module, dynamo.OptimizedModule):
+            module = module._orig_mod
+        else:
+            return module
+
+
+def private_copy(module: nn.Module) -> nn.Module | None:
+    """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied."""
+    detached = {
+        id(x): x.detach().clone()
+        for each in module.modules()
+        for x in leaves(vars(each))
+        if isinstance(x, Tensor) and not x.is_leaf  # such as the weight of torch.nn.utils.weight_norm
+    }
+    try:
+        if any(_holds_a_module(x) for each in module.modules() for x in _functions(each)):
+            raise TypeError(
+                "a function that it was given holds one of its modules, and functions are not copied"
+            )
+        copied = copy.deepcopy(module, detached)
+    except Exception as error:
+        warnings.warn(
+            f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
+            "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done",
+            stacklevel=2,
+        )
+        return None
+    for parent in copied.modules():
+        for name, child in parent.named_children():
+            if (inner := unwrapped(child)) is not child:
+                setattr(parent, name, inner)
+    return copied.eval()
+
+
+def _functions(module: nn.Module) -> list[FunctionType]:
+    """The functions that a module was given as attributes or hooks; a copy leaves out what it compiled itself to."""
+    given = [x for name, x in vars(module).items() if name != "_compiled_call_impl"]
+    return [x for x in leaves(given) if isinstance(x, FunctionType)]
+
+
+def _holds_a_module(function: FunctionType) -> bool:
+    """Whether there is a module, or a method of one, in its closure."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # the cell is empty
+            held = cell.cell_contents
+            if isinstance(getattr(held, "__self__", held), nn.Module):
+                return True
+    return False
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+@contextmanager
+def borrowed(module: nn.Module) -> Iterator[None]:
+    """For a module that can't be copied: within the context it is in eval mode, and no other thread is in one for the
+    same module; afterwards each of its modules is as it was."""
+    with _locks_lock:
+        lock = _locks.setdefault(module, threading.RLock())
+    with lock:
+        training = [each for each in module.modules() if each.training]
+        if training:
+            module.eval()
+        try:
+            yield
+        finally:
+            for each in training:
+                each.training = True
+
+
+class _Eagerly:
+    """A context, for all threads together, in which what is wrapped by ``torch.compile`` runs eagerly."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._stance = threading.Lock(), 0, nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0 and "torch._dynamo" in sys.modules:  # else nothing can have been compiled
+                self._stance = torch.compiler.set_stance("force_eager")
+                self._stance.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                stance, self._stance = self._stance, nullcontext()
+                stance.__exit__(*error)
+
+
+eagerly = _Eagerly()

@@ -1,0 +1,185 @@
+"""A model whose code names its dtype computes in float64 all the same, and the check uses that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture.float64 import InFloat64, computing
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import captured_in_float64
+from pixelcnn_fast.errors import CaptureMismatch, Unsupported
+from tests.system.networks import ABOVE, LEFT, Masked
+
+LEVELS, SHAPE = 5, (1, 4, 5)
+X = torch.arange(20).view(1, 1, 4, 5)
+EXACT = X.double() / 7
+CASTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float()": lambda x: x.float(),
+    "to": lambda x: x.to(torch.float32),
+    "to, by name": lambda x: x.to(dtype=torch.float32),
+    "to the device, too": lambda x: x.to("cpu", torch.float32),
+    "to be like": lambda x: x.to(torch.ones(1)),
+    "type": lambda x: x.type(torch.float32),
+    "type, the old way": lambda x: x.type(torch.FloatTensor),  # type: ignore[call-overload]  # as old code writes it
+    "type, by its name": lambda x: x.type("torch.FloatTensor"),
+    "type_as": lambda x: x.type_as(torch.zeros(2)),
+    "wider, and back": lambda x: x.double().float(),
+    "sum": lambda x: x.sum(1, keepdim=True, dtype=torch.float32),
+    "beside ones": lambda x: torch.cat([x, torch.ones(1, 1, 4, 5)], 1)[:, :1],
+    "filled": lambda x: x.new_zeros(x.shape, dtype=torch.float32) + x,
+    "the default dtype": lambda x: x.to(torch.get_default_dtype()),
+}
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_what_a_call_is_in_float64(name: str) -> None:
+    with InFloat64(torch.float32):
+        assert torch.equal(CASTS[name](EXACT), EXACT)
+    assert CASTS[name](EXACT.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda x: x / 7, lambda x: x.float() / 7, lambda x: (x * 1.0) / 7, lambda x: torch.true_divide(x, 7)],
+)
+def test_integers_become_float64(call) -> None:
+    for dtype in (torch.uint8, torch.long):
+        with InFloat64(torch.float32):
+            assert torch.equal(call(X.to(dtype)), EXACT)
+    with InFloat64(torch.float32):
+        assert (X + 1).dtype == torch.long and torch.ones(3).dtype == torch.float64
+
+
+def test_what_is_narrower_than_the_model_still_rounds() -> None:
+    with InFloat64(torch.float32):
+        assert EXACT.half().dtype == torch.float16 and EXACT.bfloat16().dtype == torch.bfloat16
+    with InFloat64(torch.bfloat16):
+        assert EXACT.bfloat16().dtype == torch.float64 and EXACT.float().dtype == torch.float64
+        assert EXACT.half().dtype == torch.float16  # its range is smaller
+    with InFloat64(torch.float16):
+        assert EXACT.half().dtype == torch.float64 and EXACT.bfloat16().dtype == torch.bfloat16
+        assert EXACT.view(torch.float16).dtype == torch.float16  # the same bits, and not a conversion
+    with computing(torch.float32, torch.float32):
+        assert EXACT.float().dtype == torch.float32
+
+
+class Net(nn.Module):
+    def __init__(self, body: Callable[[Net, Tensor], Tensor] = lambda net, h: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, LEVELS, 1)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.to(self.first.weight.dtype))
+        return 5 * self.last(torch.relu(self.body(self, h)))
+
+
+def in_float32(net: Net, h: Tensor) -> Tensor:
+    """Refuses anything else."""
+    assert h.dtype == net.first.weight.dtype == torch.float32
+    return h
+
+
+def wrapped(body: Any, dtype: torch.dtype = torch.float32) -> WrappedModel:
+    return WrappedModel(Net(body).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def in_float64(model: WrappedModel) -> bool:
+    return captured_in_float64(model, lambda program: program, None) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_models_are_captured_in_float64_where_they_can_be(dtype: torch.dtype) -> None:
+    assert in_float64(wrapped(lambda net, h: h, dtype))
+
+    def normed_in_float32(net: Net, h: Tensor) -> Tensor:
+        return nn.functional.layer_norm(h.permute(0, 2, 3, 1).float(), (6,)).permute(0, 3, 1, 2).to(h)
+
+    assert in_float64(wrapped(normed_in_float32, dtype))
+    model = wrapped(in_float32)
+    assert not in_float64(model) and not in_float64(wrapped(lambda net, h: h, torch.float64))
+    assert Sampler(Net(in_float32), SHAPE, levels=LEVELS, image_form="unit").sample(1).shape == (1, *SHAPE)
+
+
+def test_rounding_to_less_than_the_model_s_dtype_is_refused() -> None:
+    for body in (lambda net, h: h.half().float(), lambda net, h: h.bfloat16().to(h)):
+        with pytest.raises(Unsupported, match="it rounds torch.float32 to"):
+            Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def test_a_model_that_is_another_in_float64_is_captured_as_it_is() -> None:
+    """Where its dtype is read, and where autocast acts on float32 alone."""
+
+    def doubled_in_float32(net: Net, h: Tensor) -> Tensor:
+        return 2 * h if h.dtype == torch.float32 else h
+
+    model = Net(doubled_in_float32)
+    assert not in_float64(wrapped(doubled_in_float32))
+    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    images = torch.randint(LEVELS, (3, *SHAPE))
+    expected = model(images / (LEVELS - 1)).detach()
+    assert torch.allclose(sampler.logits(images)[:, 0].movedim(-1, 1), expected, atol=1e-5)
+
+    def in_bfloat16(net: Net, h: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.functional.conv2d(h, torch.eye(6)[..., None, None]).float()
+
+    assert not in_float64(wrapped(in_bfloat16))
+    with pytest.raises((CaptureMismatch, Unsupported)):
+        Sampler(Net(in_bfloat16), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def test_a_wrong_capture_in_float64_is_final() -> None:
+    """Rounding in the model's own dtype might hide it."""
+    scale = iter([1.0] + [1 + 1e-7] * 99)
+    with pytest.raises(CaptureMismatch, match="1e-09 is allowed"):
+        Sampler(Net(lambda net, h: h * next(scale)), SHAPE, levels=LEVELS, image_form="unit")
+
+
+def test_constants_that_the_dtype_does_not_hold_become_the_nearest() -> None:
+    """finfo(x.dtype).min is the least number of float64 when it is captured there."""
+
+    class Forbids(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            last = torch.full_like(logits[:, -1:], torch.finfo(logits.dtype).min)
+            return torch.cat([logits[:, :-1], last], 1)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = WrappedModel(Forbids().to(dtype), SHAPE, levels=LEVELS, image_form="unit")
+        assert in_float64(model)
+        sampler = Sampler(Forbids().to(dtype), SHAPE, levels=LEVELS, image_form="unit")
+        assert sampler.sample(200).unique().tolist() == list(range(LEVELS - 1))
+
+
+def test_conditions_are_computed_as_the_model_was_captured() -> None:
+    """In float64, although what is given is float32, and its code says so."""
+
+    class Conditioned(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Conv2d(2, 6, 1)
+
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+            assert condition is not None
+            h = self.first(x.float()) + self.map(condition.float() / 3)
+            return 5 * self.last(torch.relu(h))
+
+    arguments: dict[str, Any] = dict(
+        levels=LEVELS, image_form="levels", conditional=False, condition_shape=(2, 4, 5)
+    )
+    assert in_float64(WrappedModel(Conditioned(), SHAPE, **arguments))
+    sampler, condition = Sampler(Conditioned(), SHAPE, **arguments), torch.randn(3, 2, 4, 5)
+    u = torch.rand(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = [
+        sampler.sample(3, noise=u, condition=condition, runtime=runtime)
+        for runtime in ("reference", "eager", "auto")
+    ]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])

@@ -1,0 +1,232 @@
+"""A sampler is a copy: the user's module is neither touched nor read again, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, check_causal
+from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
+from tests.needs import RUNTIMES
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+
+SHAPE, LEVELS = (1, 5, 6), 7
+
+
+class Normed(nn.Module):
+    """Batch norm, dropout, and a mask that forward writes into the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first: nn.Module = Masked(1, 6, [*ABOVE, *LEFT])
+        self.second, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, LEVELS, 1)
+        self.norm, self.drop = nn.BatchNorm2d(6), nn.Dropout(0.5)
+        self.kept: dict[str, list] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.second.weight.data[:, :, 1, 2:] = 0
+        self.second.weight.data[:, :, 2] = 0
+        x = torch.tanh(self.second(torch.relu(self.norm(self.first(x)))))
+        return 5 * self.last(self.drop(x))
+
+
+def sampler(model: nn.Module) -> Sampler:
+    return Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+
+
+def noise(n: int = 3) -> Tensor:
+    return torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def left_alone(model: nn.Module) -> Iterator[None]:
+    """Fails if the model's modes, tensors or hooks are others afterwards."""
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    yield
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_many_threads_build_samplers_of_one_model_in_training() -> None:
+    model = Normed().double().train()
+    expected = sampler(Normed().double().eval()).sample(3, noise=noise(), runtime="reference")
+    together = threading.Barrier(8)
+
+    def images(number: int) -> Tensor:
+        together.wait()
+        check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
+        found = sampler(model)
+        return found.sample(3, noise=noise(), runtime=("reference", "auto")[number % 2])
+
+    with left_alone(model), ThreadPoolExecutor(8) as pool:
+        for found in pool.map(images, range(8)):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_a_sampler_remains_what_it_was_when_the_model_is_trained_on(runtime) -> None:
+    model, labels = pixelcnn(classes=3), torch.tensor([0, 2, 1])
+    built = Sampler(model, SHAPE)
+    before = built.sample(3, labels, noise=noise(), runtime=runtime)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.train()
+    assert torch.equal(built.sample(3, labels, noise=noise(), runtime=runtime), before)
+    assert not torch.equal(Sampler(model, SHAPE).sample(3, labels, noise=noise(), runtime=runtime), before)
+
+
+def test_tensors_that_are_no_leaves_are_copied() -> None:
+    """The old weight_norm keeps the weight that it computed last, with its graph; others keep activations."""
+    model = Normed().double().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        first = nn.utils.weight_norm(nn.Conv2d(1, 6, (1, 3))).double()
+    model.first = nn.Sequential(nn.ZeroPad2d((3, -1, 0, 0)), first)  # sees what is to the left
+    images = torch.rand(2, *SHAPE, dtype=torch.float64)
+    model.kept["activations"] = [model(images)]
+    assert not first.weight.is_leaf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sampler(model)
+    assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))
+
+
+class Unique(Normed):
+    def __deepcopy__(self, memo: dict) -> Unique:
+        raise TypeError("there is only one")
+
+
+def test_a_model_that_can_t_be_copied_is_used_by_one_thread_at_a_time() -> None:
+    model, threads = Unique().double().train(), 4
+    expected = sampler(Normed().double()).sample(3, noise=noise(), runtime="reference")
+
+    def images(_: int) -> Tensor:
+        return sampler(model).sample(3, noise=noise(), runtime="reference")
+
+    with pytest.warns(
+        UserWarning, match=r"^Unique can't be copied \(TypeError: there is only one\), so the module"
+    ):
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(images, range(threads)))
+    assert all(torch.equal(x, expected) for x in found)
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_a_function_that_holds_the_module_would_run_the_user_s() -> None:
+    model = Normed().double().train()
+    plain = model.forward
+    model.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]  # as people do
+    with pytest.warns(UserWarning, match="holds one of its modules"):
+        found = sampler(model)
+    assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))
+    assert all(module.training for module in model.modules())
+
+
+def test_a_borrowed_module_is_put_back_as_it_was() -> None:
+    model = Normed().train()
+    model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), borrowed(model):
+        assert not any(module.training for module in model.modules())
+        with borrowed(model):
+            raise KeyError
+    assert [module.training for module in model.modules()] == modes
+
+
+# -- wrappers
+
+
+def refuses_to_compile(*_: object) -> None:
+    raise AssertionError("nothing is compiled")
+
+
+def compiled(model):
+    return torch.compile(model, backend=refuses_to_compile)
+
+
+def compiled_inside(model):
+    model.second = compiled(model.second)
+    return model
+
+
+def compiled_in_place(model):
+    model.compile(backend=refuses_to_compile)
+    return model
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "compiled": compiled,
+    "compiled, in DataParallel": lambda model: nn.DataParallel(compiled(model)),
+    "a layer compiled": compiled_inside,
+    "compiled in place": compiled_in_place,
+}
+
+
+class CompiledFunction(Normed):
+    """Part of its forward is compiled, which nobody can see from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = compiled(F.silu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.function(x))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_are_taken_off(wrap) -> None:
+    expected = sampler(Normed().double()).sample(3, noise=noise())
+    model = wrap(Normed().double())
+    with left_alone(model):
+        assert torch.equal(sampler(model).sample(3, noise=noise()), expected)
+    assert "second " in str(sampler(model).program)  # the names are those of the model itself
+
+
+def test_what_is_compiled_inside_runs_eagerly_while_it_is_captured() -> None:
+    assert sampler(CompiledFunction().double()).sample(1).shape == (1, *SHAPE)
+    stance = torch._dynamo.eval_frame._stance
+    with eagerly, eagerly:
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    assert torch._dynamo.eval_frame._stance == stance
+
+
+def test_a_copy_has_no_compiled_parts() -> None:
+    model = compiled_inside(Normed())
+    copied = private_copy(model)
+    assert copied is not None and type(copied.second) is nn.Conv2d and type(model.second) is not nn.Conv2d
+    assert copied.second.weight is not unwrapped(model.second).weight
+
+
+# -- autocast
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_autocast_around_a_call_is_ignored(runtime) -> None:
+    model, labels = pixelcnn(classes=3), torch.tensor([0, 2, 1])
+    u = noise()
+    expected, logits = (
+        Sampler(model, SHAPE).sample(3, labels, noise=u, runtime=runtime),
+        Sampler(model, SHAPE).logits(torch.zeros(3, *SHAPE, dtype=torch.uint8), labels, runtime=runtime),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Sampler(model, SHAPE)
+        assert torch.equal(found.sample(3, labels, noise=u, runtime=runtime), expected)
+        same = found.logits(torch.zeros(3, *SHAPE, dtype=torch.uint8), labels, runtime=runtime)
+        assert torch.equal(same, logits)
+        assert torch.is_autocast_enabled("cpu")
+        known = torch.zeros(SHAPE, dtype=torch.bool)
+        assert torch.equal(found.complete(expected, known, labels, noise=u, runtime=runtime), expected)
+        check_causal(model, SHAPE)

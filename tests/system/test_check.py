@@ -1,0 +1,182 @@
+"""The check can fail: every mutant of a captured program that moves a probability is found, for models of any dtype,
+and also where a level is masked with -1e9."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import check_program, compiled, recorded
+from pixelcnn_fast.errors import CaptureMismatch
+from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.passes.pipeline import simplified
+from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.program import (
+    Convolution,
+    FromLevels,
+    Instruction,
+    Program,
+    Step,
+    condition_operands,
+)
+from tests.system.foreign import LEVELS, NETWORKS
+
+IMAGES, MOVED = 200, 1e-6
+MOST = 40  # mutants of one network, or a few more
+
+
+class Masked(nn.Module):
+    """A network whose last level is never drawn, as people forbid one."""
+
+    penalty: Tensor
+
+    def __init__(self, inner: nn.Module, number: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("penalty", torch.zeros(LEVELS).index_fill(0, torch.tensor(LEVELS - 1), number))
+
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor:
+        logits = self.inner(x, *labels)  # [N, levels, ...]
+        return logits + self.penalty.view(-1, *[1] * (logits.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network in a dtype, whose last level is masked with a number if there is one."""
+
+    network: str
+    dtype: torch.dtype = torch.float64
+    mask: float | None = None
+
+    def model(self) -> WrappedModel:
+        network = NETWORKS[self.network]
+        model = network.model()
+        model = (model if self.mask is None else Masked(model, self.mask)).to(self.dtype)
+        return WrappedModel(model, network.shape, **network.settings())
+
+
+LEAST = torch.finfo(torch.float32).min
+VARIANTS = {
+    **{
+        name: Variant(name)
+        for name in ("cropped shifts", "channels last", "interleaved", "one-hot", "binary", "rare activations")
+    },
+    "masked": Variant("in-place masks", mask=-1e9),
+    "masked, with labels": Variant("dilated gated", mask=-1e9),
+    "float32, masked": Variant("dilated gated", torch.float32, -1e9),
+    "float32, masked with the least number": Variant("functional", torch.float32, LEAST),
+    "bfloat16": Variant("scaled image", torch.bfloat16),
+    "bfloat16, masked": Variant("residual added twice", torch.bfloat16, -1e9),
+    "float16": Variant("dilated gated", torch.float16),
+    "float16, masked": Variant("thirds", torch.float16, -6e4),
+}
+
+
+# -- mutants
+
+
+def another(x: Tensor, at: int, factor: float) -> Tensor:
+    """x with one of its elements, not zero where there is one, changed."""
+    changed = x.clone().contiguous().view(-1)
+    candidates = changed.nonzero().flatten()
+    index = candidates[at % len(candidates)] if len(candidates) else at % len(changed)
+    changed[index] = changed[index] * factor if changed[index] != 0 else factor - 1
+    return changed.view(x.shape)
+
+
+def mutants_of_step(step: Step, at: int) -> Iterator[tuple[str, tuple[Step, ...]]]:
+    yield f"without {step.kind}", ()
+    yield f"{step.kind} twice", (step, step)
+    yield f"another alpha of {step.kind}", (replace(step, alpha=1.01 * step.alpha),)
+    if step.scale is not None and step.shift is not None:
+        yield "another scale", (replace(step, scale=another(step.scale, at, 1.001)),)
+        yield "another shift", (replace(step, shift=another(step.shift, at, 1.001)),)
+    if (operand := step.condition) is not None:
+        index = operand.index.roll(1, -1)
+        yield "the condition's channels rolled", (replace(step, condition=replace(operand, index=index)),)
+        index = operand.index.clone()
+        index.view(-1)[at % index.numel()] = index.view(-1)[(at + 1) % index.numel()]
+        yield "one channel of the condition", (replace(step, condition=replace(operand, index=index)),)
+    if step.kind == "relu":
+        yield "leaky", (replace(step, kind="leaky_relu", alpha=0.01),)
+
+
+def mutants_of(i: Instruction, at: int) -> Iterator[tuple[str, Instruction]]:
+    for k, step in enumerate(i.steps):
+        for what, steps in mutants_of_step(step, at):
+            yield what, replace(i, steps=(*i.steps[:k], *steps, *i.steps[k + 1 :]))
+    if isinstance(i, FromLevels) and i.table is not None:
+        yield "another entry of the table", replace(i, table=another(i.table, at, 1.001))
+    if isinstance(i, Convolution):
+        if i.bias is not None:
+            yield "another bias", replace(i, bias=another(i.bias, at, 1.001))
+        for k, tap in enumerate(i.taps):
+            before, after = i.taps[:k], i.taps[k + 1 :]
+            yield f"without tap {tap.dy, tap.dx}", replace(i, taps=(*before, *after))
+            weight = replace(tap, weight=another(tap.weight, at, 1.001))
+            yield f"another weight at {tap.dy, tap.dx}", replace(i, taps=(*before, weight, *after))
+            if k % 3 == at % 3:
+                moved = replace(tap, dy=tap.dy - 1)
+                yield f"tap {tap.dy, tap.dx} moved up", replace(i, taps=(*before, moved, *after))
+
+
+def mutants(program: Program) -> Iterator[tuple[str, Program]]:
+    for at, i in enumerate(program.instructions):
+        for what, mutant in mutants_of(i, 7 * at):
+            instructions = (*program.instructions[:at], mutant, *program.instructions[at + 1 :])
+            yield f"%{i.out} {i.name}: {what}", replace(program, instructions=instructions)
+
+
+# -- the tests
+
+
+def probabilities(program: Program, conditions: Conditions, model: WrappedModel) -> Tensor:
+    """On 200 random images."""
+    values, given = model.example(seed=99, n=IMAGES)
+    condition = conditions(condition_operands(program.instructions), given, IMAGES)
+    return evaluate(program, values, condition.__getitem__).softmax(-1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_mutant_that_moves_a_probability_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VARIANTS[name].model()
+    exact = model.in_float64() or model
+    program, conditions = recorded(exact, simplified, None)
+    check_program(program, conditions, exact)
+    known = [exact.parameters(*example) for example in exact.examples_to_check()]
+    monkeypatch.setattr("pixelcnn_fast.compiler.by_model", lambda model: iter(known))  # run once, for speed
+    expected, moved, missed = probabilities(program, conditions, exact), 0, []
+    found = list(mutants(program))
+    for what, mutant in found[:: max(1, len(found) // MOST)]:
+        if not (probabilities(mutant, conditions, exact) - expected).abs().max() <= MOVED:
+            moved += 1
+            try:
+                check_program(mutant, conditions, exact)
+                missed.append(what)
+            except CaptureMismatch:
+                pass
+    assert moved > 15 and not missed
+
+
+@pytest.mark.parametrize("name", ["masked", "float32, masked", "bfloat16, masked", "float16"])
+def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight that is off by one part in 10^5 is less than rounding in half precision."""
+
+    def wrong(program: Program) -> Program:
+        *before, last = program.instructions
+        assert isinstance(last, Convolution)
+        tap = replace(last.taps[0], weight=1.00001 * last.taps[0].weight)
+        return replace(program, instructions=(*before, replace(last, taps=(tap, *last.taps[1:]))))
+
+    compiled(VARIANTS[name].model())
+    monkeypatch.setattr(pipeline, "SIMPLIFYING", (*pipeline.SIMPLIFYING, wrong))
+    with pytest.raises(CaptureMismatch, match=r"total variation; 1e-09 is allowed"):
+        compiled(VARIANTS[name].model())
