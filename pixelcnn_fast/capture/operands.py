@@ -74,9 +74,12 @@ class Operands:
         live = (x != 0).cpu()
         if not bool(live.any()):
             return torch.zeros(x.shape, dtype=torch.long)
-        repeats = [many > 1 and stride == 0 for many, stride in zip(x.shape, x.stride())]
-        if any(repeats):  # expanded: its elements once
-            once = x[tuple(slice(0, 1) if r else slice(None) for r in repeats)]
+        once = x
+        for axis, many in enumerate(x.shape):  # what repeats along an axis is there once
+            first = once.narrow(axis, 0, 1)
+            if many > 1 and bool((once == first).all()):
+                once = first
+        if once.shape != x.shape:
             return self.of_constant(once).expand(x.shape)
         source = self.space.allot(Constant(x.reshape(-1).clone()), x.numel())
         return torch.where(live, self.space.of(source).view(x.shape), 0)

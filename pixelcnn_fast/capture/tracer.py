@@ -8,7 +8,8 @@ output needs its result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,22 +40,29 @@ def capture(
     head: Head,
     levels: Tensor | None = None,
     classes: int | None = None,
+    running: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Program, Conditions, Tensor, Head]:
     """Runs ``model`` on examples -> (program, conditions, the parameters on the first one, the resolved head).
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
     only if Python reads numbers off the image; levels: what the model is
-    given for each level, or None if it takes real numbers; classes: how many labels there are, if it is known; parameters: [n, D, H, W, P].
+    given for each level, or None if it takes real numbers; classes: how many labels there are, if it is known; running: the context in
+    which the model is run; parameters: [n, D, H, W, P].
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
     parameter = next(model.parameters())
     shape = with_channels(examples[0][0].shape)
-    first = _Forward(model, *examples[0], head)
-    recording = agreed(first.recording, _Forward(model, *examples[1], first.head).recording)
+
+    def forward(example: Example, head: Head) -> _Forward:
+        with running():
+            return _Forward(model, *example, head)
+
+    first = forward(examples[0], head)
+    recording = agreed(first.recording, forward(examples[1], first.head).recording)
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:
-            agreed(first.recording, _Forward(model, *example, first.head).recording)
+            agreed(first.recording, forward(example, first.head).recording)
     head, (output, arranged) = first.head, recording.outputs
     trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
     calls = needed(recording.calls, (output.slot, arranged.slot))

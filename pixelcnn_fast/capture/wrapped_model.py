@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -24,7 +25,7 @@ from pixelcnn_fast.image_forms import (
     from_levels,
 )
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
+from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
 
 CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
 
@@ -138,13 +139,13 @@ class WrappedModel:
         levels = None
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
-        with computing(self.dtype, self._own_dtype):
-            program, conditions, output, self.head = capture(
-                self.module, examples, self.head, levels, self.n_classes
-            )
+        running = partial(computing, self.dtype, self._own_dtype)
+        program, conditions, output, self.head = capture(
+            self.module, examples, self.head, levels, self.n_classes, running
+        )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
-        return program, ConditionPart(conditions, self.dtype, self._own_dtype), output
+        return program, conditions, output
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
@@ -215,19 +216,6 @@ class WrappedModel:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
-
-
-class ConditionPart(Conditions):
-    """The part of a model that depends on the condition alone, run in the dtype in which it was captured."""
-
-    def __init__(self, recorded: Conditions, dtype: torch.dtype, own_dtype: torch.dtype) -> None:
-        self._recorded, self._dtype, self._own_dtype = recorded, dtype, own_dtype
-
-    def __call__(
-        self, operands: Sequence[ConditionOperand], given: Given, n: int
-    ) -> dict[ConditionOperand, Tensor]:
-        with computing(self._dtype, self._own_dtype):
-            return self._recorded(operands, given.in_dtype(self._dtype), n)
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:

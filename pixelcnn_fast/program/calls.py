@@ -136,6 +136,7 @@ class Memory:
     def _store(self, view: View, result: Tensor) -> None:
         """Keeps a result, laid out as it was when it was recorded."""
         size, stride, offset = view.at(self.n)
+        assert result.dtype == view.dtype and result.shape == size, "a recorded call gave another kind of result"
         alike = all(s == t for s, t, many in zip(stride, result.stride(), size) if many > 1)
         if not alike or offset != result.storage_offset():
             extent = 1 + offset + sum((many - 1) * s for many, s in zip(size, stride)) if 0 not in size else 0

@@ -83,7 +83,7 @@ class Conditions:
         memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
         for view, x in zip(self._given, given, strict=False):
             if view is not None and x is not None:
-                memory.put(view, x.clone())
+                memory.put(view, x.to(view.dtype, copy=True))
         for call in calls:
             memory.run(call)
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}

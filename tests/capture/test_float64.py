@@ -138,7 +138,7 @@ def test_a_model_that_is_another_in_float64_is_captured_as_it_is() -> None:
 
 def test_a_wrong_capture_in_float64_is_final() -> None:
     """Rounding in the model's own dtype might hide it."""
-    scale = iter([1.0] + [1 + 1e-7] * 99)
+    scale = iter([1.0, 1.0] + [1 + 1e-7] * 99)  # after it was captured
     with pytest.raises(CaptureMismatch, match="1e-09 is allowed"):
         Sampler(Net(lambda net, h: h * next(scale)), SHAPE, levels=LEVELS, image_form="unit")
 
