@@ -138,8 +138,9 @@ class Builder:
         return Value in x.kinds
 
     def _number(self, x: Map) -> float | None:
-        """The one number that a map consists of, if it is a constant."""
-        if x.shape.numel() != 1 or not x.kinds <= {Constant}:
+        """The one number that a map consists of, if it is a constant that never changes."""
+        found = [self.space.sources[source] for source in x.sources]
+        if x.shape.numel() != 1 or any(not isinstance(f, Constant) or f.of_weights for f in found):
             return None
         return self.operands.constants(x.addresses).item()
 

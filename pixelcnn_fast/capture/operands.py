@@ -28,6 +28,7 @@ class Operands:
         self.leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items()}
         self.memory = Memory(recording.n, leaves)
         self.calls: list[Call] = []
+        self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
         self._given = {view.slot for view in recording.given if view is not None}
         self._next = 1 + max([*recording.whole, 0])
         self._whole = recording.whole
@@ -36,6 +37,8 @@ class Operands:
     def run(self, call: Call) -> None:
         """A call that does not depend on the image."""
         self.calls.append(call)
+        if any(view.slot in self._of_weights for view in call.inputs):
+            self._of_weights |= call.written
         if any(map(self.is_given, call.inputs)):
             self._given |= call.written
         else:
@@ -66,23 +69,22 @@ class Operands:
 
     def addresses(self, view: View) -> Tensor:
         """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
-        return self._of_given(view) if self.is_given(view) else self.of_constant(self._unbatched(view))
+        if self.is_given(view):
+            return self._of_given(view)
+        return self.of_constant(self._unbatched(view), of_weights=view.slot in self._of_weights)
 
-    def of_constant(self, x: Tensor) -> Tensor:
-        """The addresses of a constant."""
+    def of_constant(self, x: Tensor, of_weights: bool = False) -> Tensor:
+        """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
+        they are weights, which may change."""
         x = x.detach()
-        live = (x != 0).cpu()
-        if not bool(live.any()):
-            return torch.zeros(x.shape, dtype=torch.long)
         once = x
-        for axis, many in enumerate(x.shape):  # what repeats along an axis is there once
+        for axis, many in enumerate(x.shape):
             first = once.narrow(axis, 0, 1)
-            if many > 1 and bool((once == first).all()):
+            if many > 1 and (x.stride(axis) == 0 if of_weights else torch.equal(once, first.expand(once.shape))):
                 once = first
-        if once.shape != x.shape:
-            return self.of_constant(once).expand(x.shape)
-        source = self.space.allot(Constant(x.reshape(-1).clone()), x.numel())
-        return torch.where(live, self.space.of(source).view(x.shape), 0)
+        source = self.space.allot(Constant(once.reshape(-1).clone(), of_weights), once.numel())
+        addresses = self.space.of(source).view(once.shape)
+        return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
     def _unbatched(self, view: View) -> Tensor:
         """A constant that follows the batch must be the same for each image."""
@@ -147,7 +149,8 @@ class Operands:
         name, dtype = self.out_of_place(call.name), call.outputs[0].dtype
         if isinstance(found, Constant):
             args = self._with(call, at, found.elements.to(dtype))
-            return self.space.allot(Constant(Call(name, (), {}, ()).operator(*args, **call.kwargs)), count)
+            made = Call(name, (), {}, ()).operator(*args, **call.kwargs)
+            return self.space.allot(Constant(made, found.of_weights), count)
         assert isinstance(found, Given)
         args = self._with(call, at, self._converted(self._flat[found.slot], dtype))
         view = self.record(name, args, (BatchSize(1), count), dtype, **call.kwargs)
@@ -163,7 +166,7 @@ class Operands:
         """The source that holds scale * x + shift for each element x of another one."""
         found, count = self.space.sources[source], self.space.channels(source)
         if isinstance(found, Constant):
-            return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift), count)
+            return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count)
         assert isinstance(found, Given)
         size = (BatchSize(1), count)
         view = self.record("aten::mul.Scalar", (self._flat[found.slot], scale), size, self.dtype)

@@ -54,9 +54,13 @@ class Value(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """A source that depends on the weights alone: all elements, [R]."""
+    """A source that depends on neither image nor condition: all elements, [R].
+
+    of_weights: whether it depends on weights, which may change.
+    """
 
     elements: Tensor
+    of_weights: bool = False
 
 
 class Given(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MOVEMENTS, PLACES, 
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.shadow import AddressSpace, Map, Refused, Value
+from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
@@ -34,6 +35,17 @@ from pixelcnn_fast.program.steps import KINDS
 Example = tuple[Tensor, Given]  # images, as the model takes them, and what it takes besides
 
 
+class Captured(NamedTuple):
+    """A captured model. parameters: the model's own on the first example, [n, D, H, W, P]; head: with its layout;
+    weights: within this context, calls on the program's weights are recorded, to be made again for others."""
+
+    program: Program
+    conditions: Conditions
+    parameters: Tensor
+    head: Head
+    weights: WeightRecorder
+
+
 def capture(
     model: nn.Module,
     examples: Sequence[Example],
@@ -41,13 +53,12 @@ def capture(
     levels: Tensor | None = None,
     classes: int | None = None,
     running: Callable[[], AbstractContextManager] = nullcontext,
-) -> tuple[Program, Conditions, Tensor, Head]:
-    """Runs ``model`` on examples -> (program, conditions, the parameters on the first one, the resolved head).
+) -> Captured:
+    """Runs ``model`` on examples, and turns what it does into a program.
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
-    only if Python reads numbers off the image; levels: what the model is
-    given for each level, or None if it takes real numbers; classes: how many labels there are, if it is known; running: the context in
-    which the model is run; parameters: [n, D, H, W, P].
+    only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
+    real numbers; classes: how many labels there are, if it is known; running: the context in which the model is run.
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
@@ -64,11 +75,15 @@ def capture(
         for example in examples[2:]:
             agreed(first.recording, forward(example, first.head).recording)
     head, (output, arranged) = first.head, recording.outputs
-    trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
-    calls = needed(recording.calls, (output.slot, arranged.slot))
-    trace.run(calls)
-    trace.check_last_call(output, head)
-    instructions, result, parameters, normalised = trace.finished(arranged, head)
+    weights = WeightRecorder()
+    for leaf in recording.leaves.values():
+        if leaf.name is not None:
+            weights.leaf(leaf.tensor, leaf.name)
+    with torch.no_grad(), weights:
+        trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
+        trace.run(needed(recording.calls, (output.slot, arranged.slot)))
+        trace.check_last_call(output, head)
+        instructions, result, parameters, normalised = trace.finished(arranged, head)
     program = Program(
         shape[1:],
         parameters,
@@ -88,7 +103,7 @@ def capture(
     operands = condition_operands(program.instructions)
     check_each_image(conditions, operands, examples[0][1], recording.n)
     check_branches(recording, conditions, operands, classes)
-    return program, conditions, first.parameters, head
+    return Captured(program, conditions, first.parameters, head, weights)
 
 
 class _Forward:
@@ -165,8 +180,8 @@ class _Trace:
     def map(self, x: Any) -> Map:
         """The map of a tensor, or of a number."""
         if not isinstance(x, View):
-            x = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
-            return Map(self.space, self.operands.of_constant(x))
+            constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
+            return Map(self.space, self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
         if x.slot in self._slots:
             return self._slots[x.slot].read(x, self._n, self.space)
         return Map(self.space, self.operands.addresses(x))

@@ -27,7 +27,7 @@ class WeightRecorder(Recorder):
 
     def leaf(self, tensor: Tensor, name: str) -> None:
         """Registers a tensor that holds a parameter or buffer."""
-        view = self.input(tensor, WEIGHTS)
+        view = self.input(_flat(tensor), WEIGHTS)
         self.recording.leaves[view.slot].name = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -48,9 +48,11 @@ class WeightRecorder(Recorder):
         """
         views = [self.view(x) for x in tensors]
         recording = self.recording
-        memory = Memory(1, {})
-        for slot, leaf in recording.leaves.items():
-            memory.put(recording.whole[slot], leaf.tensor if leaf.name is None else weights[leaf.name].reshape(-1))
+        slots = {
+            slot: leaf.tensor if leaf.name is None else _flat(weights[leaf.name])
+            for slot, leaf in recording.leaves.items()
+        }
+        memory = Memory(1, slots)
         escapes = [escape.call for escape in recording.escapes if escape.call is not None]
         read = [view for call in escapes for view in call.inputs] + [view for view, _ in self._guards]
         for call in needed(recording.calls, {view.slot for view in (*views, *read)}):
@@ -61,3 +63,8 @@ class WeightRecorder(Recorder):
         if not all(torch.equal(memory.tensor(view), value) for view, value in self._guards):
             return None
         return [memory.tensor(view) for view in views]
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All elements of the storage, in order."""
+    return x.detach().as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)

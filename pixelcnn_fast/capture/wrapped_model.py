@@ -140,7 +140,7 @@ class WrappedModel:
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
         running = partial(computing, self.dtype, self._own_dtype)
-        program, conditions, output, self.head = capture(
+        program, conditions, output, self.head, self.weights = capture(
             self.module, examples, self.head, levels, self.n_classes, running
         )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
