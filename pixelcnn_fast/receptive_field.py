@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
-from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.compiler import captured
+from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
+from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.fields import output_field
+from pixelcnn_fast.program.program import Program
 from pixelcnn_fast.signatures import takes_arguments_of
 
 PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
@@ -148,12 +150,19 @@ def receptive_field(
 ) -> ReceptiveField:
     """What the model's output sees of images of ``shape`` (C, H, W), read off the weights: a zero weight sees nothing.
 
-    The arguments are those of ``Sampler``. The model need not be causal; a copy of it is run, in eval mode.
-    Raises Unsupported for a call that has no place in a causal program, UnknownLayout for an unknown output.
+    The arguments are those of ``Sampler``. The model need not be causal; a copy of it is run, in eval mode. How its
+    output is read only matters if the output sees its own pixel, which channels that are drawn earlier may do.
+    Raises Unsupported for a call that has no place in a causal program, CaptureMismatch if the model sees images in
+    another way as well, such as through a number that it reads in Python, and UnknownLayout if the output sees its own
+    pixel and fits no head, or several: then pass ``head=``.
     """
     wrapped = WrappedModel(model, shape, **arguments)
-    with wrapped.in_use(), eagerly:
-        program, _, _ = wrapped.captured(*wrapped.example())
+    try:
+        program, _ = captured(wrapped)
+    except UnknownLayout as unknown:
+        if arguments.get("head") is not None:
+            raise
+        program = _with_unread_output(wrapped, unknown)
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
     return ReceptiveField(wrapped.shape, seen, why_not_causal(program))
@@ -170,3 +179,57 @@ def check_causal(
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
+
+
+# -- without a head
+
+
+class _AllOfAPixel(OfLevels):
+    """All numbers that an output has for a pixel, whatever they mean: enough to see what they depend on.
+
+    row_axis: the output's axis that holds the rows; columns come next, and all other axes belong to a pixel.
+    """
+
+    joint = True
+
+    def __init__(self, levels: int, row_axis: int) -> None:
+        self.levels, self.row_axis = levels, row_axis
+
+    def resolved(self, output: Tensor, shape: tuple[int, ...]) -> _AllOfAPixel:
+        rows_and_columns = output.shape[self.row_axis : self.row_axis + 2]
+        if output.dim() < 3 or output.shape[0] != shape[0] or rows_and_columns != shape[2:]:
+            raise UnknownLayout(f"axis {self.row_axis} of {list(output.shape)} are no rows of pixels")
+        return self
+
+    def arranged(self, output: Tensor, channels: int) -> Tensor:
+        pixels = output.movedim((self.row_axis, self.row_axis + 1), (1, 2))
+        return pixels.reshape(*pixels.shape[:3], -1)[:, None]
+
+    def distance(self, one: Tensor, other: Tensor, channels: int) -> Tensor:
+        """The greatest difference of two numbers, relative to their size if that is above 1."""
+        difference = (one.double() - other).abs() / other.abs().clamp_min(1)
+        return difference.masked_fill(one == other, 0).amax(-1)
+
+    distance_name = "relative difference"
+
+
+def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Program:
+    """The model's program where its output fits no head, or several. Raises UnknownLayout where that matters."""
+    for row_axis in (
+        2,
+        1,
+        3,
+    ):  # of [N, channels, H, W] or [N, C, H, W, L]; of [N, H, W, channels]; of [N, a, b, H, W]
+        model.head = _AllOfAPixel(model.levels or 2, row_axis)
+        try:
+            program, _ = captured(model)
+        except (UnknownLayout, Unsupported):
+            continue
+        _, height, width = program.shape
+        if not bool(output_field(program)[:, :, height - 1, width - 1].any()):
+            return program
+        raise UnknownLayout(
+            f"{unknown}\nThe output sees its own pixel, so it must be known which channel of the image each part of it "
+            "is for: pass head="
+        )
+    raise unknown

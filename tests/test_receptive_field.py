@@ -7,12 +7,14 @@ from collections.abc import Callable
 import matplotlib.image
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pixelcnn_fast import check_causal, receptive_field
 from pixelcnn_fast.__main__ import main
-from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.errors import CaptureMismatch, NotCausal, UnknownLayout, Unsupported
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
-from pixelcnn_fast.nn import GatedBlock
+from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from tests.system.networks import pixelcnn, positive
 
 Model = PixelCNN | GatedPixelCNN
@@ -133,3 +135,112 @@ def test_command_line(tmp_path, capsys):
     picture = matplotlib.image.imread(out)
     assert picture.ndim == 3 and picture.shape[0] == 6 * 9  # rows of the map
     assert main(["receptive-field", "--out", "field.jpg"]) == 2
+
+
+# -- compared with the model
+
+
+class Shifted(nn.Module):
+    """One causal layer on what ``before`` makes of the images."""
+
+    levels = 4
+
+    def __init__(self, before: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.before = nn.Conv2d(1, 4, (2, 3)), before
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x.float())
+        return self.conv(nn.functional.pad(x, (3, 0, 1, 0))[..., :-1])
+
+
+def flipped_in_numpy(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.numpy()[:] += x.numpy()[:, :, ::-1]
+    return y
+
+
+def with_other_data(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.data = x.flip(2)
+    return y
+
+
+UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "a mean": lambda x: x - x.mean().item(),
+    "a deviation": lambda x: x / float(x.std()),
+    "a mean in NumPy": lambda x: x - float(x.numpy().mean()),
+    "a largest value": lambda x: x / x.max().item(),
+    "a branch": lambda x: x * 2 if x.mean() > 1.5 else x,
+    "a quantile": lambda x: x - x.flatten().sort().values[8].item(),
+    "an array": flipped_in_numpy,
+    "other data": with_other_data,
+}
+
+
+@pytest.mark.parametrize("function", [receptive_field, check_causal])
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_a_model_sees_behind_the_program_s_back_is_found(name, function):
+    with pytest.raises((CaptureMismatch, Unsupported)):
+        function(Shifted(UNSEEN[name]), (1, 4, 4), image_form="levels")
+    function(Shifted(lambda x: x), (1, 4, 4), image_form="levels")
+
+
+# -- without a head
+
+
+class Outputs(nn.Module):
+    """A masked layer whose output only ``read`` understands."""
+
+    def __init__(self, channels: int, numbers: int, read: Callable[[Tensor], Tensor], leak=False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.read = MaskedConv2d(channels, numbers, 3, "A"), read
+        if leak:
+            self.conv.mask[0, 0, 1, 2] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.conv(x / 255))
+
+
+READINGS = {
+    "N,K,H,W": (1, 10, lambda x: x),
+    "N,H,W,K": (1, 10, lambda x: x.permute(0, 2, 3, 1)),
+    "N,a,H,W,b": (2, 12, lambda x: x.unflatten(1, (3, 4)).permute(0, 1, 3, 4, 2)),
+    "N,a,b,H,W": (2, 12, lambda x: x.unflatten(1, (3, 4))),
+    "N,C*L,H,W or N,L*C,H,W": (2, 512, lambda x: x),
+    "N,H,W": (1, 1, lambda x: x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_model_whose_output_is_not_known_is_seen_all_the_same(name):
+    channels, numbers, read = READINGS[name]
+    shape, above = (channels, 5, 7), slice(3, 4)
+    field = receptive_field(Outputs(channels, numbers, read), shape)
+    assert field.causal and field.seen[:, :, above, 5:8].all() and field.seen[:, :, 4, 5].all()
+    assert int(field.seen.sum()) == channels * channels * 4  # the neighbours that mask A shows
+    check_causal(Outputs(channels, numbers, read), shape)
+    with pytest.raises(NotCausal, match=r"conv: kernel tap \(\+0, \+1\)"):
+        check_causal(Outputs(channels, numbers, read, leak=True), shape)
+
+
+def test_where_channels_are_ordered_the_head_is_asked_for():
+    class TwoReadings(PixelCNN):
+        def forward(self, images, labels=None):
+            return super().forward(images).permute(0, 1, 4, 2, 3).flatten(1, 2)  # [N, C * 256, H, W]
+
+    model = TwoReadings(3, 7, 1, kernel_size=3, channel_order="thirds").eval()
+    with pytest.raises(UnknownLayout, match=r"(?s)several ways.*sees its own pixel.*: pass head="):
+        receptive_field(model, (3, 5, 5))
+    check_causal(model, (3, 5, 5), head=Categorical(256, "N,C*L,H,W"))
+    with pytest.raises(NotCausal):
+        check_causal(model, (3, 5, 5), head=Categorical(256, "N,L*C,H,W"))
+    with pytest.raises(UnknownLayout, match="expects"):  # a head that was given is not left aside
+        check_causal(model, (3, 5, 5), head=Categorical(256, "N,C,H,W,L"))
+
+
+def test_an_output_that_is_no_image_is_refused():
+    with pytest.raises(UnknownLayout, match=r"shape \[2, 4\]"):
+        receptive_field(Outputs(1, 4, lambda x: x.mean((2, 3))), (1, 5, 5))
