@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.private_copy import eagerly
+from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, NonFiniteLogits, Unsupported
 from pixelcnn_fast.heads import Head
@@ -33,12 +34,14 @@ class Compiled:
 
     conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
+    weights: what evaluates the program's weights again from the model's parameters and buffers.
     """
 
     program: PhasedProgram
     conditions: Conditions
     normalised: bool
     precision: Precision
+    weights: WeightRecorder
 
     @property
     def listing(self) -> ProgramListing:
@@ -60,7 +63,9 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
 
     program, conditions = captured(model, prepared, watch)
     stored = stored_dtype(program, precision)
-    return Compiled(phased(program, stored, watch), conditions, program.normalised, precision)
+    with model.weights:
+        result = phased(program, stored, watch)
+    return Compiled(result, conditions, program.normalised, precision, model.weights)
 
 
 def captured(
@@ -95,7 +100,9 @@ def captured_in_float64(
         check_exact(computed, exact)
     except (ModelFailed, Unsupported, NonFiniteLogits):  # it may do none of this in its own dtype
         return None
-    model.head, rounded = exact.head, in_dtype(program, model.dtype)
+    model.head, model.weights = exact.head, exact.weights
+    with model.weights:
+        rounded = in_dtype(program, model.dtype)
     try:
         check_rounded(rounded, conditions, model, computed)
     except CaptureMismatch:
@@ -111,7 +118,8 @@ def recorded(
     program, conditions, parameters = model.captured(*model.example())
     check_finite(parameters, model.head)
     show("capture", program, watch)
-    return prepared(program), conditions
+    with model.weights:
+        return prepared(program), conditions
 
 
 def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:

@@ -79,7 +79,7 @@ def capture(
     for leaf in recording.leaves.values():
         if leaf.name is not None:
             weights.leaf(leaf.tensor, leaf.name)
-    with torch.no_grad(), weights:
+    with weights:
         trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
         trace.run(needed(recording.calls, (output.slot, arranged.slot)))
         trace.check_last_call(output, head)

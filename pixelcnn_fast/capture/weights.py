@@ -25,6 +25,15 @@ class WeightRecorder(Recorder):
         super().__init__(1)
         self._guards: list[tuple[View, Tensor]] = []
 
+    def __enter__(self) -> Any:
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._no_grad.__exit__(*error)
+
     def leaf(self, tensor: Tensor, name: str) -> None:
         """Registers a tensor that holds a parameter or buffer."""
         view = self.input(_flat(tensor), WEIGHTS)
@@ -41,6 +50,7 @@ class WeightRecorder(Recorder):
                 self._depends[view.slot] = frozenset()
         return out
 
+    @torch.no_grad()
     def again(self, tensors: Sequence[Tensor], weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The tensors, evaluated from other weights; None if a guard does not hold.
 

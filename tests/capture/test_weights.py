@@ -1,0 +1,85 @@
+"""The weights of a compiled program are functions of the model's parameters and buffers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import Compiled, compiled
+from pixelcnn_fast.program.program import FromLevels
+from tests.system.foreign import NETWORKS
+from tests.system.networks import pixelcnn
+
+
+def weights_of(program: Compiled) -> list[Tensor]:
+    """All numbers that the runtimes take from a program."""
+    found: list[Tensor | None] = []
+    for phased in program.program.instructions:
+        found += [run.weight for run in (*phased.row_runs, *phased.pixel_runs)]
+        found += [getattr(phased.instruction, "bias", None)]
+        found += [x for step in phased.instruction.steps for x in (step.scale, step.shift)]
+        if isinstance(phased.instruction, FromLevels):
+            found.append(phased.instruction.table)
+    return [x for x in found if x is not None]
+
+
+def trained_on(model: nn.Module, by: float = 0.1) -> nn.Module:
+    """A copy whose parameters and running statistics are others."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for x in model.parameters():
+            x += by * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        for name, x in model.named_buffers():
+            if "running" in name:
+                x *= 1.1
+    return model
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: x.double() if x.is_floating_point() else x
+        for name, x in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["in-place masks", "weight norm", "cropped shifts", "channels last", "thirds"])
+def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
+    network = NETWORKS[name]
+    model = network.model().to(dtype)
+
+    def built(model: nn.Module) -> Compiled:
+        return compiled(WrappedModel(model, network.shape, **network.settings()))
+
+    other = trained_on(model)
+    first, second = built(model), built(other)
+    again = first.weights.again(weights_of(first), named(other))
+    assert again is not None
+    for found, expected, before in zip(again, weights_of(second), weights_of(first), strict=True):
+        assert torch.equal(found, expected)
+        del before
+    assert any(not torch.equal(x, y) for x, y in zip(again, weights_of(first), strict=True))
+
+
+def test_weights_rounded_for_storage_are_evaluated_again() -> None:
+    model = pixelcnn(classes=3)
+    first, second = (compiled(WrappedModel(m, (1, 5, 6)), "bf16") for m in (model, trained_on(model)))
+    again = first.weights.again(weights_of(first), named(trained_on(model)))
+    assert again is not None
+    assert all(map(torch.equal, again, weights_of(second)))
+
+
+def test_a_weight_that_is_zero_no_longer_is_found() -> None:
+    """Its tap was dropped, so the program would be another."""
+    model = pixelcnn()
+    with torch.no_grad():
+        model.conv_in.weight[:, :, 0, 0] = 0
+    first = compiled(WrappedModel(model, (1, 5, 6)))
+    assert first.weights.again(weights_of(first), named(model)) is not None
+    with torch.no_grad():
+        model.conv_in.weight[0, 0, 0, 0] = 1
+    assert first.weights.again(weights_of(first), named(model)) is None
