@@ -117,13 +117,19 @@ class Builder:
     def combined(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map:
         """x + alpha * y, or x * y or another kind of step on two maps; at least one of them depends on the image."""
         shape = torch.broadcast_shapes(x.shape, y.shape)
-        if not self._has_value(x):
+        if kind in ("add", "multiply"):
+            if (number := self._number(y)) is not None:
+                x = self.affine(x, 1.0, alpha * number) if kind == "add" else self.affine(x, number, 0.0)
+                return self._expanded(x, shape)
+            if (number := self._number(x)) is not None:
+                y = self.affine(y, alpha, number) if kind == "add" else self.affine(y, number, 0.0)
+                return self._expanded(y, shape)
+        if not self._has_value(x) and not self._has_value(y):
+            x = self.copied(x)
+        elif not self._has_value(x):
             if alpha != 1.0:
                 y, alpha = self.affine(y, alpha, 0.0), 1.0
             x, y = y, x
-        if kind in ("add", "multiply") and (number := self._number(y)) is not None:
-            x = self.affine(x, 1.0, alpha * number) if kind == "add" else self.affine(x, number, 0.0)
-            return self._expanded(x, shape)
         if self._has_value(y):
             x, y = self.materialised(x), self.materialised(y)
             if (alike := self._alike(kind, x, y, alpha)) is not None:
@@ -238,35 +244,43 @@ class Builder:
 
     def _paired(self, kind: str, x: Map, y: Map, alpha: float) -> Map:
         """x and y of one shape, element by element."""
-        left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
-        if not self._same_frames(x, y) or not _same_pixels(left, right):
-            x, y = self.copied(x), self.copied(y)
-            left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
-            if not _same_pixels(left, right):
-                raise Unsupported("it combines different pixels, or rows with columns")
-        count = len(self.space.sources)
-        most = 1 + max(self.space.channels(s) for s in range(count))
-        key = ((left.source * count + right.source) * most + left.channel) * most + right.channel
-        corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
-        combinations = torch.unique(key[corner])
-        found = torch.searchsorted(combinations, key.contiguous()).clamp_max(len(combinations) - 1)
-        if not torch.equal(combinations[found], key):
-            raise Unsupported("it combines different features at different pixels")
-        out = torch.zeros_like(key)
-        pair = combinations // (most * most)
-        for first in pair.unique().tolist():
-            chosen = (pair == first).nonzero()[:, 0]
-            a, b = divmod(first, count)
-            channels = combinations[chosen] % (most * most)
-            a = self.selected(a, (channels // most).tolist())
-            b = self.selected(b, (channels % most).tolist())
-            source = self._pair(kind, a, b, alpha)
-            here = (found >= chosen[0]) & (found <= chosen[-1])
-            out = torch.where(here, self.space.at(source, left.image, found - chosen[0], left.y, left.x), out)
+        pairs = self._pairs(x, y) or self._pairs(self.copied(x), self.copied(y))
+        if pairs is None:
+            raise Unsupported("it combines different pixels, or rows with columns")
+        (a, channel_a, b, channel_b), which, pixel = pairs
+        out = torch.zeros_like(which)
+        for first, second in torch.stack([a, b], 1).unique(dim=0).tolist():
+            chosen = ((a == first) & (b == second)).nonzero()[:, 0]
+            one = self.selected(first, channel_a[chosen].tolist())
+            other = self.selected(second, channel_b[chosen].tolist())
+            source = self._pair(kind, one, other, alpha)
+            place = torch.searchsorted(chosen, which).clamp_max(len(chosen) - 1)
+            at = self.space.at(source, pixel.image, place, pixel.y, pixel.x)
+            out = torch.where(chosen[place] == which, at, out)
         return self.map(out)
 
-    def _same_frames(self, x: Map, y: Map) -> bool:
-        return len({self.space.frame(s) for m in (x, y) for s in m.sources}) == 1
+    def _pairs(self, x: Map, y: Map) -> tuple[Tensor, Tensor, Elements] | None:
+        """Which channels of which sources meet in x and y -> (sources and channels, [4, pairs]; for each element its
+        pair; x, decoded); None unless each pixel meets itself, and the same features everywhere."""
+        if len({self.space.frame(s) for m in (x, y) for s in m.sources}) != 1:
+            return None
+        left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
+        if not _same_pixels(left, right):
+            return None
+        sizes = [len(self.space.sources), 1 + max(self.space.channels(s) for m in (x, y) for s in m.sources)] * 2
+        key = torch.zeros_like(left.source)
+        for part, size in zip((left.source, left.channel, right.source, right.channel), sizes, strict=True):
+            key = key * size + part
+        corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
+        keys = torch.unique(key[corner])
+        which = torch.searchsorted(keys, key.contiguous()).clamp_max(len(keys) - 1)
+        if not torch.equal(keys[which], key):
+            return None
+        parts = []
+        for size in reversed(sizes):
+            parts.insert(0, keys % size)
+            keys = keys // size
+        return torch.stack(parts), which, left
 
     def selected(self, source: int, channels: Sequence[int]) -> int:
         """A value that consists of these channels of another value, in this order."""
