@@ -76,7 +76,7 @@ GROUPS: dict[str, list[Row]] = {
         Row("addcmul lerp"),
         Row("abs square sqrt rsqrt reciprocal"),
         Row("pow", "With an exponent that is a number."),
-        Row("exp"),
+        Row("exp log"),
         Row("clamp clip clamp_min clamp_max"),
         Row("maximum minimum"),
         Row(
@@ -127,9 +127,9 @@ GROUPS: dict[str, list[Row]] = {
     "ends": [
         Row(
             "softmax log_softmax softmin",
-            "As the last call, over the levels, with the axis named by `dim=`.",
+            "As the last call, over the levels, with the axis named by `dim=`. `log` may follow a softmax, and `exp` a "
+            "log-softmax.",
         ),
-        Row("log", "After a softmax. (`exp` after a log-softmax is supported as well.)"),
         Row("logit", "After a sigmoid."),
     ],
 }
@@ -164,7 +164,7 @@ REFUSED: list[Refused] = [
     Refused(
         "var std norm normalize logsumexp prod",
         "These reductions have no step.",
-        "Write them with `mean`, `sum`, `square` and `sqrt`: the variance over channels is "
+        "Write them with `mean`, `sum`, `square`, `sqrt`, `exp` and `log`: the variance over channels is "
         "`(x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True)`.",
     ),
     Refused(
@@ -185,7 +185,8 @@ REFUSED: list[Refused] = [
     Refused(
         "sin cos tan erf log1p expm1 log2 log10",
         "These functions have no step.",
-        "Use one of the activations above; a new step is a small change to the library.",
+        "Use `exp` and `log`, as in `(1 + x).log()`, or one of the activations above; a new step is a small change to "
+        "the library.",
     ),
     Refused(
         "threshold rrelu hardshrink softshrink",

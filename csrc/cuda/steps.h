@@ -50,6 +50,8 @@ __host__ __device__ __forceinline__ void apply_formula(StepKind kind, float alph
         const float shifted = v + 3.f, clamped = shifted < 0 ? 0.f : shifted > 6 ? 6.f : shifted;
         return v * clamped / 6.f;
       });
+    case StepKind::exp: return each([](float v) { return expf(v); });
+    case StepKind::log: return each([](float v) { return logf(v); });
     case StepKind::softplus: return each([=](float v) { return v * alpha > 20 ? v : log1pf(expf(v * alpha)) / alpha; });
     case StepKind::power: return each([=](float v) { return powf(v, alpha); });
   }

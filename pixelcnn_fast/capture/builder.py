@@ -43,7 +43,7 @@ class Builder:
         self._windows: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
-        self.closings: dict[int, str] = {}  # by source: the part of a closing softmax that it is
+        self.closings: dict[int, str] = {}  # by source: the kind of closing softmax that it is
         self.images = self.emit(FromLevels, channels)
 
     def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
@@ -577,8 +577,8 @@ class Builder:
         return result
 
     def closing(self, kind: str, x: Map) -> Map:
-        """A closing softmax of x, or a part of one: 'log_softmax' or 'exp'. A program has no step for it, so the new
-        values only carry a mark; once the whole model is lowered, the softmax is removed or refused."""
+        """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
+        once the whole model is lowered, the softmax is removed or refused."""
         if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
             x = self.copied(x)
         to = {s: self._stepped(s, []) for s in x.sources}

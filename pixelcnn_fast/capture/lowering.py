@@ -145,7 +145,7 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
         "clamp_max": lambda high: (None, high),
         "hardtanh": lambda low=-1, high=1: (low, high),
     }[kind](*bounds, **{name.removesuffix("_val").replace("min", "low").replace("max", "high"): v for name, v in named.items()})  # fmt: skip
-    if kind == "clamp_min" and t.builder.made_by("exp", t.map(x)) is not None:
+    if kind == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
         if low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
             return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
@@ -455,32 +455,35 @@ def _log_softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = 
 
 @lowers("_softmax")
 def _softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = False) -> Map:
-    return t.builder.closing("exp", t.builder.log_softmax(t.map(x), dim))
+    return t.builder.closing("softmax", t.builder.log_softmax(t.map(x), dim))
 
 
 @lowers("exp")
 def _exp(t: Trace, call: Call, x: View) -> Map:
     if t.builder.made_by("log_softmax", t.map(x)) is not None:
-        return t.builder.closing("exp", t.map(x))
+        return t.builder.closing("softmax", t.map(x))
     return _stepped(t, call, x, [Step("exp")])
 
 
-def _inverse(t: Trace, x: Map, kind: str, maker: str) -> Map:
-    """What a step was applied to."""
+def _inverse(t: Trace, x: Map, kind: str) -> Map | None:
+    """What a step, or a closing softmax, was applied to, if it was."""
     taken_of = t.builder.made_by(kind, x)
-    if taken_of is None:
-        raise Unsupported(f"its argument is not the result of a {maker}")
-    return t.builder.map(t.space.moved(x.addresses, taken_of))
+    return None if taken_of is None else t.builder.map(t.space.moved(x.addresses, taken_of))
 
 
 @lowers("log")
 def _log(t: Trace, call: Call, x: View) -> Map:
-    return _inverse(t, t.map(x), "exp", "softmax")
+    return _inverse(t, t.map(x), "softmax") or _stepped(t, call, x, [Step("log")])
 
 
 @lowers("logit")
 def _logit(t: Trace, call: Call, x: View, eps: float | None = None) -> Map:
-    return _inverse(t, t.map(x), "sigmoid", "sigmoid")
+    if (logits := _inverse(t, t.map(x), "sigmoid")) is not None:
+        return logits
+    p = t.builder.copied(t.map(x))
+    if eps is not None:
+        p = _then(t, p, *_bounds(eps, 1 - eps))
+    return t.builder.combined("add", _then(t, p, Step("log")), _then(t, p, (-1.0, 1.0), Step("log")), -1.0)
 
 
 # -- levels

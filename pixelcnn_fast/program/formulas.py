@@ -44,6 +44,8 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "gelu": lambda x, alpha: F.gelu(x),
     "gelu_tanh": lambda x, alpha: F.gelu(x, approximate="tanh"),
     "hardswish": lambda x, alpha: F.hardswish(x),
+    "exp": lambda x, alpha: torch.exp(x),
+    "log": lambda x, alpha: torch.log(x),
     "softplus": lambda x, alpha: F.softplus(x, alpha),
     "power": lambda x, alpha: x**alpha,
     "layer_norm": _layer_norm,

@@ -25,6 +25,7 @@ class OnZero(Enum):
 
     KEPT = "kept"
     LOST = "lost"
+    INFINITE = "infinite"
     KEPT_IF_ALPHA_IS_POSITIVE = "kept_if_alpha_is_positive"  # and infinite if it is negative
     KEPT_UNLESS_ALPHA_IS_POSITIVE = "kept_unless_alpha_is_positive"
     KEPT_UNLESS_ALPHA_IS_NEGATIVE = "kept_unless_alpha_is_negative"
@@ -53,13 +54,16 @@ class StepKind:
         return {
             OnZero.KEPT: True,
             OnZero.LOST: False,
+            OnZero.INFINITE: False,
             OnZero.KEPT_IF_ALPHA_IS_POSITIVE: alpha > 0,
             OnZero.KEPT_UNLESS_ALPHA_IS_POSITIVE: alpha <= 0,
             OnZero.KEPT_UNLESS_ALPHA_IS_NEGATIVE: alpha >= 0,
         }[self.on_zero]
 
     def is_infinite_at_zero(self, alpha: float = 1.0) -> bool:
-        return self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha < 0
+        return self.on_zero is OnZero.INFINITE or (
+            self.on_zero is OnZero.KEPT_IF_ALPHA_IS_POSITIVE and alpha < 0
+        )
 
 
 EXPONENTIAL = 50  # the cost of a formula that takes an exponential, a root or a logarithm
@@ -83,6 +87,8 @@ _KINDS = (
     StepKind("gelu", cost=EXPONENTIAL),
     StepKind("gelu_tanh", cost=EXPONENTIAL),
     StepKind("hardswish"),
+    StepKind("exp", on_zero=OnZero.LOST, cost=EXPONENTIAL),
+    StepKind("log", on_zero=OnZero.INFINITE, cost=EXPONENTIAL),
     StepKind("softplus", on_zero=OnZero.LOST, cost=EXPONENTIAL, alpha="beta"),
     StepKind("power", on_zero=OnZero.KEPT_IF_ALPHA_IS_POSITIVE, cost=EXPONENTIAL, alpha="the exponent"),
     StepKind(

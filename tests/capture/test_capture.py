@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -16,8 +18,9 @@ from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import condition_operands
+from tests.needs import needs_native
 from tests.system.networks import ABOVE, HERE, LEFT, Masked, pixelcnn, two_stacks
-from tests.tolerances import assert_identical_up_to_rounding
+from tests.tolerances import assert_identical_up_to_rounding, assert_right
 
 
 class Net(nn.Module):
@@ -59,6 +62,7 @@ def test_the_fused_program_computes_what_the_model_computes(model):
 
 
 EVEN = torch.arange(6)[:, None, None] % 2 == 0
+PER_CHANNEL = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)[:, None, None]
 
 
 def down(h):
@@ -86,6 +90,19 @@ BODIES = {
     "yet more activations": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
     "clamped in place": lambda net, h, x: net.middle(h).clamp_(min=-0.1).clamp_max_(0.1),
     "larger and smaller": lambda net, h, x: torch.maximum(h, net.middle(h)) - torch.minimum(h, net.middle(h)),
+    "larger than constants": lambda net, h, x: (
+        net.middle(torch.maximum(torch.zeros_like(h), h[:, :1]))
+        + torch.maximum(h[:, :1], PER_CHANNEL)
+        + torch.maximum(h.permute(0, 2, 3, 1), PER_CHANNEL.flatten()).permute(0, 3, 1, 2)
+    ),
+    "clamped between tensors": lambda net, h, x: h.clamp(-net.middle(h).abs(), torch.tensor(0.1).to(h)).clip(
+        max=torch.linspace(-0.1, 0.1, 30).view(5, 6).to(h)
+    ),
+    "a constant clamped": lambda net, h, x: PER_CHANNEL.expand_as(h).clamp(max=h),
+    "clamped where zeros were moved in": lambda net, h, x: (
+        down(h).clamp(min=0.1) + down(h).clamp(max=-0.1) + down(h).clamp_(-0.2, 0.3)
+    ),
+    "exp and log": lambda net, h, x: h.exp() + (h * h + 0.1).log(),
     "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),
     "layers stacked last": lambda net, h, x: torch.stack([h, net.middle(h)], -1).mean(-1),
     "chosen by channel": lambda net, h, x: torch.where(EVEN, h, net.middle(h)).masked_fill(~EVEN, 0.3),
@@ -132,6 +149,34 @@ def test_what_is_followed(name):
     naive = sampler.sample(3, noise=u, runtime="reference")
     for runtime in ("eager", "auto"):
         assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+MASKED = torch.arange(8)[:, None, None] % 2 == 0
+WITH_MASKED_LEVELS = {
+    "maximum": lambda x: torch.maximum(x.masked_fill(MASKED, -1e9), x.flip(1)),
+    "minimum": lambda x: torch.minimum(x.masked_fill(MASKED, 1e9), x.flip(1)),
+    "clamp": lambda x: x.masked_fill(MASKED, -1e9).clamp(min=-5.3),
+    "clamp by a map": lambda x: x.masked_fill(MASKED, -1e9).clamp(min=x.flip(1)),
+    "hardtanh": lambda x: F.hardtanh(x.masked_fill(MASKED, 1e9), -5.3, 5.3),
+}
+
+
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("cpu", marks=needs_native)])
+@pytest.mark.parametrize("name", WITH_MASKED_LEVELS)
+def test_logits_beside_masked_ones_are_as_exact_as_the_model(name, runtime):
+    class Masks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = Masked(1, 8, [*ABOVE, *LEFT])
+
+        def forward(self, images):
+            return WITH_MASKED_LEVELS[name](self.conv(images.to(self.conv.weight.dtype)))
+
+    model, images = Masks(), torch.randint(0, 8, (3, 1, 5, 6), generator=torch.Generator().manual_seed(0))
+    found = Sampler(model, (1, 5, 6), levels=8).logits(images, runtime=runtime)
+    plain, exact = (m(images).detach().movedim(1, -1)[:, None] for m in (model, deepcopy(model).double()))
+    assert_right(found, plain, exact)
 
 
 REFUSED = {

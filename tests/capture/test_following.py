@@ -186,6 +186,7 @@ BODIES = {
     "depthwise": lambda net, h, x, i: F.conv2d(F.pad(h, (2, 0, 1, 0)), net.plain.weight[:, :1], groups=6),
     "ratios and powers": lambda net, h, x, i: h / (1 + h * h) + (1 + h.square()).sqrt() + 2 / (2 + h**2),
     "scaled inputs": lambda net, h, x, i: h + net.above((x - 0.1) / torch.arange(3.0, 5.0)[:, None, None]),
+    "levels between bounds": lambda net, h, x, i: h + net.above(i.clamp_min(90).clamp(max=200).to(h) / 255),
     "one-hot": lambda net, h, x, i: h + F.conv2d(one_hot(i, h.dtype), weights(512), padding=1),
     "embedding of levels": lambda net, h, x, i: (
         h + net.embed_in(net.embed(i.long()).movedim(-1, 2).flatten(1, 2))

@@ -62,7 +62,7 @@ struct Network {
     drawn.steps = {{StepKind::elu}};
     drawn.pixel_runs = {{0, 0, 0, 1, array(kImageChannels * 7, 0.5)}};
     pcf::Instruction above{3, 9, kConvolution, pcf::Phase::row, {}, array(9, 0.1)};
-    above.steps = {{StepKind::at_most, 0.5}, {StepKind::tanh}};
+    above.steps = {{StepKind::at_most, 0.5}, {StepKind::exp}, {StepKind::log}, {StepKind::tanh}};
     above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
     pcf::Instruction first = convolution(2, 1, 33, -1, {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}});
     first.row_runs.push_back({3, 0, -1, 3, array(3 * 9 * 33, 0.3)});

@@ -44,6 +44,7 @@ BODIES = {
     "another layer": lambda net, h: net.more(F.relu(h)) + h,
     "a gate": lambda net, h: (lambda a, b: a.tanh() * b.sigmoid())(*net.more(h).chunk(2, 1)).repeat(1, 2, 1, 1),
     "divisions": lambda net, h: F.softsign(net.more(torch.exp(h))) + torch.exp(h).rsqrt(),  # by zero, outside
+    "logarithms": lambda net, h: torch.log(torch.exp(h)) + h,  # of zero, outside
     "layer norm": lambda net, h: F.layer_norm(h.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
 }
 

@@ -127,7 +127,7 @@ class RandomConditions(Conditions):
     """Random numbers for each operand, the same for all operands of one shape."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__([])
 
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
@@ -216,6 +216,30 @@ def test_the_larger_or_smaller_is_one_of_the_two_to_the_bit(kind, formula, runti
         other = operand if KINDS[kind].operand is Operand.VALUE else torch.full_like(x, alpha)
         found = applied(kind, x, operand, alpha, runtime)
         assert torch.allclose(found, formula(x, other), rtol=0, atol=0, equal_nan=True)
+
+
+@on_every_runtime
+def test_exp_reaches_both_ends_of_its_dtype(runtime):
+    dtype, _ = RUNTIMES[runtime]
+    limits = torch.finfo(dtype)
+    low, high = torch.tensor([limits.smallest_normal, limits.max], dtype=torch.float64).log().tolist()
+    x = torch.linspace(1.3 * low, 1.1 * high, 401, dtype=dtype)
+    x = torch.cat([x, torch.tensor([float("nan"), float("inf"), -float("inf"), -1e9, 1e9], dtype=dtype)])
+    found, plain, exact = applied("exp", x, x, 1.0, runtime), x.exp(), x.double().exp()
+    finite = plain.isfinite()
+    assert torch.equal(found.isnan(), plain.isnan())
+    assert torch.equal(found.isposinf(), plain.isposinf())
+    assert torch.equal(found == 0, plain == 0) and bool((found == 0).any())
+    size = exact[finite].clamp_min(limits.smallest_normal)  # the error is relative, except for denormal numbers
+    found, plain, exact = ((y[finite].double() / size) for y in (found, plain, exact))
+    assert_right(found.to(dtype), plain.to(dtype), exact)
+
+
+@on_every_runtime
+def test_log_where_it_is_not_finite(runtime):
+    dtype, _ = RUNTIMES[runtime]
+    x = torch.tensor([0.0, 1.0, -1.0, -float("inf"), float("inf"), float("nan")], dtype=dtype)
+    assert torch.allclose(applied("log", x, x, 1.0, runtime), x.log(), rtol=0, atol=0, equal_nan=True)
 
 
 @needs_native

@@ -489,8 +489,9 @@ class Bounded(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         h = torch.maximum(3 * self.first(x), 0.3 * self.floor(y)[..., None, None])
         h = torch.minimum(h, self.second(h) + 0.5)
+        h = torch.log(torch.exp(h.clamp(-1.5, 1.5)) + 0.1)
         odd = torch.arange(LEVELS)[:, None, None] % 2 == 1
-        logits = 6 * self.last(h.clamp(-1.5, 1.5))
+        logits = 6 * self.last(h)
         return logits.masked_fill(odd, -1e9).clamp(min=-4) + 0.5 * logits
 
 

@@ -48,8 +48,8 @@ ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.exp(-x.abs()),
     lambda x: F.hardtanh(x, -0.3, 0.2, inplace=True),
     lambda x: x.clamp(max=0.1),
-    lambda x: F.relu6(2 * x),
-    lambda x: F.hardsigmoid(3 * x),
+    lambda x: torch.exp(F.relu6(2 * x)) / 9,
+    lambda x: torch.log(F.hardsigmoid(3 * x) + 0.1),
 ]
 
 

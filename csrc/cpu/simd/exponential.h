@@ -8,15 +8,18 @@
 namespace pcf::cpu {
 namespace {
 
-inline double exponential(double x) { return std::exp(x); }
+// factor * 2^power, with a factor between about 0.7 and 1.42.
+struct Exponential {
+  float factor;
+  int32_t power;
+};
 
-// exp in float32 to within about 1 ulp: 2^n through the exponent bits, exp of the remainder through its Taylor
-// polynomial of degree 7 on [-ln 2 / 2, ln 2 / 2]. Below -87 the result is 0, so that a sum of such terms stays exact.
-inline float exponential(float x) {
-  const float clamped = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+// exp in float32 to within about 1 ulp: the remainder's exp through its Taylor polynomial of degree 7 on
+// [-ln 2 / 2, ln 2 / 2].
+inline Exponential split_exponential(float x) {
   const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-  const float n = (clamped * 1.44269504089f + shift) - shift;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float n = (x * 1.44269504089f + shift) - shift;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.f / 5040;
   p = p * r + 1.f / 720;
   p = p * r + 1.f / 120;
@@ -25,10 +28,31 @@ inline float exponential(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.f;
   p = p * r + 1.f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, 4);
-  return x < -87.f ? 0.f : x > 88.f ? __builtin_inff() : p * scale;
+  return {p, static_cast<int32_t>(n)};
+}
+
+inline float power_of_2(int32_t n) {  // -126 <= n <= 127
+  const int32_t bits = (n + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, 4);
+  return power;
+}
+
+inline double exponential(double x) { return std::exp(x); }
+
+// Below -87 the result is 0, so that a sum of such terms stays exact; above 88 it is infinite.
+inline float exponential(float x) {
+  const auto [factor, power] = split_exponential(x < -87.f ? -87.f : x > 88.f ? 88.f : x);
+  return x < -87.f ? 0.f : x > 88.f ? __builtin_inff() : factor * power_of_2(power);
+}
+
+inline double exponential_of_any(double x) { return std::exp(x); }
+
+// To the ends of float32: infinite only where the result is too large for it, and denormal before it is 0.
+inline float exponential_of_any(float x) {
+  const auto [factor, power] = split_exponential(x < -104.f ? -104.f : x > 89.f ? 89.f : x);
+  const int32_t half = power / 2;
+  return factor * power_of_2(half) * power_of_2(power - half);
 }
 
 template <class T>

@@ -12,6 +12,8 @@ namespace {
 
 inline double error_function(double x) { return std::erf(x); }
 inline float error_function(float x) { return std::erf(x); }
+inline double logarithm(double x) { return std::log(x); }
+inline float logarithm(float x) { return std::log(x); }
 inline double logarithm_of_1_plus(double x) { return std::log1p(x); }
 inline float logarithm_of_1_plus(float x) { return std::log1p(x); }
 inline double raised(double x, double exponent) { return std::pow(x, exponent); }
@@ -76,6 +78,8 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
         const T shifted = v + T(3), clamped = shifted < 0 ? T(0) : shifted > 6 ? T(6) : shifted;
         return v * clamped / T(6);
       });
+    case StepKind::exp: return each([](T v) { return exponential_of_any(v); });
+    case StepKind::log: return each([](T v) { return logarithm(v); });
     case StepKind::softplus:
       return each([=](T v) {
         return v * alpha > 20 ? v : logarithm_of_1_plus(exponential(v * alpha)) / alpha;  // 20 as in PyTorch
