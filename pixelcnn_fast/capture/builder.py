@@ -136,8 +136,8 @@ class Builder:
                 return alike
             return self._paired(kind, self._expanded(x, shape), self._expanded(y, shape), alpha)
         if kind not in ("add", "multiply"):
-            y = self.combined("add", self.zeros(shape), y)
-            return self.combined(kind, self.materialised(x), y)
+            x = self._expanded(self.materialised(x), shape)
+            return self.combined(kind, x, self.combined("add", self.affine(x, 0.0, 0.0), y))
         return self._with_operand(kind, x, y, shape, alpha)
 
     def _has_value(self, x: Map) -> bool:
@@ -152,13 +152,6 @@ class Builder:
 
     def _expanded(self, x: Map, shape: Sequence[int]) -> Map:
         return x if x.shape == torch.Size(shape) else self.map(x.addresses.expand(shape))
-
-    def zeros(self, shape: torch.Size) -> Map:
-        """A value of zeros that has this shape, which must be that of a map: [N, C, H, W]."""
-        n, channels, *frame = shape
-        if (n, *frame) != (self.space.images, *self.space.grid):
-            raise Unsupported(f"it fills a map of shape {list(shape)}; only [N, C, H, W] can be filled")
-        return self.whole(self.emit(Convolution, channels))
 
     def materialised(self, x: Map) -> Map:
         """The same map without operands among its elements: these are elements of a value."""
