@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
         return simplified(program, watch)
 
     program, conditions = captured(model, prepared, watch)
+    warn_of_what_changes_nothing(model)
     stored = stored_dtype(program, precision)
     with model.weights:
         result = phased(program, stored, watch)
@@ -81,6 +83,7 @@ def captured(
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly:
+        model.settle_condition()
         if (found := captured_in_float64(model, prepared, watch)) is not None:
             return found
         program, conditions = recorded(model, prepared, watch)
@@ -118,8 +121,28 @@ def recorded(
     program, conditions, parameters = model.captured(*model.example())
     check_finite(parameters, model.head)
     show("capture", program, watch)
+    model.explore_labels(conditions, condition_operands(program.instructions))
     with model.weights:
         return prepared(program), conditions
+
+
+def warn_of_what_changes_nothing(model: WrappedModel) -> None:
+    """Warns if the model gives the same distributions for different labels or conditions."""
+    for name, values, given in model.examples_that_differ():
+        with model.in_use(), eagerly:
+            parameters = model.parameters(values, given)
+        least = 4 * rounding_unit(model) + slack(parameters, model, 4)
+        if bool(
+            (
+                model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0]) <= least
+            ).all()
+        ):
+            warnings.warn(
+                f"the {name} change{'s' if name == 'condition' else ''} nothing in the model's output: for the same "
+                f"image, {len(values)} of them gave the same distributions. Does the model's forward do anything with "
+                f"the {name}, and are the weights loaded?",
+                stacklevel=5,
+            )
 
 
 def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:

@@ -65,12 +65,16 @@ class Sampler:
     layout that fits the output's shape.
     precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
     where memory bandwidth is the limit), or on a GPU also 'fp16' or 'tf32', which its tensor cores multiply.
-    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward has a
-    second argument without a default. image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
+    conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward needs
+    something besides images and the condition. Labels are 0...K-1, where K is ``n_classes`` or is found by trying.
+    image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'
     (int64 [N, H, W], one channel), or in floating point 'unit' (0...1), 'centred' (-1...1) or 'levels' (0...L-1).
     condition_shape: the shape of a further tensor that the model takes, without its batch axis, such as
     (channels, H, W) for a feature map; by default (condition_channels, H, W) if the model has that attribute. The
-    tensor is passed as ``condition=`` if the model's forward has such an argument, else last.
+    tensor is passed as ``condition=`` if the model's forward has such an argument, else last. condition_dtype: the
+    dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
+    unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
+    tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
 
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
     later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
@@ -167,7 +171,7 @@ class Sampler:
         and top_p.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
-        condition: [n, *condition_shape].
+        condition: [n, *condition_shape], numbers, or integers if the model takes those.
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, Escape, Recording
-from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import Memory, needed
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
@@ -57,7 +57,7 @@ def _labels(
     for label in range(classes or MOST_LABELS):
         try:
             conditions(operands, Given(torch.tensor([label])), 1)
-        except (IndexError, RuntimeError):
+        except ModelFailed:
             return
         yield label
 

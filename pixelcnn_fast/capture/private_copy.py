@@ -47,7 +47,7 @@ def private_copy(module: nn.Module) -> nn.Module | None:
         warnings.warn(
             f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
             "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done",
-            stacklevel=2,
+            stacklevel=5,
         )
         return None
     for parent in copied.modules():

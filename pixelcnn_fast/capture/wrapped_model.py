@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
+from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
     SCALED_FORMS,
@@ -24,9 +26,10 @@ from pixelcnn_fast.image_forms import (
     check_choice,
     from_levels,
 )
-from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.program import FromLevels, Instruction, Program, Step
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given, arguments_of
+from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
+MOST_CODES = 256  # up to which it is tried how large the integers of a condition may be
 CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
 
 
@@ -38,6 +41,8 @@ class ModelArguments(TypedDict, total=False):
     conditional: bool | None
     image_form: ImageForm
     condition_shape: tuple[int, ...] | None
+    condition_dtype: torch.dtype | None
+    output: Output
 
 
 class WrappedModel:
@@ -57,9 +62,11 @@ class WrappedModel:
         conditional: bool | None = None,
         image_form: ImageForm = "uint8",
         condition_shape: tuple[int, ...] | None = None,
+        condition_dtype: torch.dtype | None = None,
+        output: Output = None,
     ) -> None:
         module = unwrapped(module)
-        self.image_form = image_form
+        self.image_form, self.output = image_form, output
         self.shape = _checked_shape(shape)
         if head is not None and not isinstance(head, Head):
             raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
@@ -85,13 +92,18 @@ class WrappedModel:
             raise ValueError(
                 f"image_form 'codes' is [N, H, W], of one channel; the shape {self.shape} has {self.shape[0]}"
             )
-        self.conditional = _takes_labels(module) if conditional is None else conditional
-        self.n_classes = getattr(module, "n_classes", None)
         if condition_shape is None and getattr(module, "condition_channels", None) is not None:
             channels: Any = module.condition_channels
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
+        self.conditional = _takes_labels(module, condition_shape) if conditional is None else conditional
+        self.labels = Labels(getattr(module, "n_classes", None))
         self.dtype, self.device = _dtype_and_device(module)
+        self.condition_dtype, self._codes = condition_dtype, 2
+        if condition_dtype is not None and condition_dtype != self.dtype and not _is_integral(condition_dtype):
+            raise ValueError(
+                f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
+            )
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self.dtype  # which the module's code may name
@@ -117,13 +129,29 @@ class WrappedModel:
         values = self.head.examples((n, *self.shape), generator).to(self.device)
         if half is not None:
             values = (values + half) / 2 if self.levels is None else values // 2 + half * (self.levels // 2)
-        labels = None
-        if self.conditional:
-            labels = (seed + torch.arange(n, device=self.device)) % (self.n_classes or 2)
-        condition = None
-        if self.condition_shape is not None:
-            condition = torch.randn(n, *self.condition_shape, generator=generator).to(self.device, self.dtype)
-        return values, Given(labels, condition)
+        labels = self.labels.examples(seed, n, self.device) if self.conditional else None
+        return values, Given(labels, self._example_condition(n, generator))
+
+    def _example_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
+        if self.condition_shape is None:
+            return None
+        if self.condition_dtype is None or self.condition_dtype.is_floating_point:
+            return torch.randn(n, *self.condition_shape, generator=generator).to(self.device, self._own_dtype)
+        codes = torch.randint(self._codes, (n, *self.condition_shape), generator=generator)
+        return codes.to(self.device, self.condition_dtype)
+
+    def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Given]]:
+        """For labels and condition, if the model takes them: its name, and the same image with several of them."""
+        n = max(2, min(4, self.labels.accepted))
+        values, given = self.example(n=n)
+        same, first = (
+            values[:1].expand_as(values),
+            Given(*(x if x is None else x[:1].expand_as(x) for x in given)),
+        )
+        if given.labels is not None:
+            yield "labels", same, first._replace(labels=given.labels)
+        if given.condition is not None:
+            yield "condition", same, first._replace(condition=given.condition)
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
         """Other examples than the one that is captured, in batches of other sizes: dark, bright and random images."""
@@ -140,9 +168,10 @@ class WrappedModel:
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
         running = partial(computing, self.dtype, self._own_dtype)
-        program, conditions, output, self.head, self.weights = capture(
-            self.module, examples, self.head, levels, self.n_classes, running
-        )
+        with _scripted_parts_named(self.module), _returning(self.module, self.output):
+            program, conditions, output, self.head, self.weights = capture(
+                self.module, examples, self.head, levels, self.n_classes, running
+            )
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output
@@ -151,8 +180,75 @@ class WrappedModel:
     def parameters(self, values: Tensor, given: Given) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward."""
         with computing(self.dtype, self._own_dtype):
-            output = given.in_dtype(self.dtype).call(self.module, self.encode(values))
+            output = picked(self.run(values, given), self.output)
             return self.head.arranged(output, self.shape[0])
+
+    @torch.no_grad()
+    def run(self, values: Tensor, given: Given) -> Any:
+        """values: [N, C, H, W] -> what the module returns."""
+        with computing(self.dtype, self._own_dtype):
+            return given.in_dtype(self.dtype).call(self.module, self.encode(values))
+
+    # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
+
+    def settle_condition(self) -> None:
+        """Finds out whether the condition is of integers, if the user does not say, and how large they may be."""
+        if self.condition_shape is None:
+            return
+        if self.condition_dtype is None:
+            self.condition_dtype = self.dtype
+            try:
+                self.run(*self.example())
+                return
+            except ModelFailed as failed:
+                self.condition_dtype = torch.long
+                if not self._takes(*self.example()):
+                    self.condition_dtype = self.dtype
+                    raise failed from None
+        if self.device.type == "cpu" and self.condition_dtype not in (self.dtype, torch.bool):
+            self._codes = first_refused(self._takes_code, self._codes, MOST_CODES) or MOST_CODES
+
+    def explore_labels(self, conditions: Conditions, operands: Sequence[ConditionOperand]) -> None:
+        """Finds out, from the captured conditions and then from the model, which labels it takes."""
+        if not self.conditional or self.n_classes is not None or self.device.type != "cpu":
+            return
+
+        def taken_there(label: int) -> bool:
+            try:
+                conditions(operands, self._with_label(label)[1], 1)
+            except ModelFailed:
+                return False
+            return True
+
+        self.labels.explore(taken_there)
+        self.labels.restrict(self._takes_label)
+
+    @property
+    def n_classes(self) -> int | None:
+        """How many labels there are, if the model says so or it was found out."""
+        return self.labels.classes
+
+    def _with_label(self, label: int) -> tuple[Tensor, Given]:
+        values, given = self.example(n=1)
+        return values, given._replace(labels=torch.tensor([label], device=self.device))
+
+    def _takes_label(self, label: int) -> bool:
+        return self._takes(*self._with_label(label))
+
+    def _takes_code(self, code: int) -> bool:
+        values, given = self.example(n=1)
+        assert given.condition is not None
+        return self._takes(values, given._replace(condition=torch.full_like(given.condition, code)))
+
+    def _takes(self, values: Tensor, given: Given) -> bool:
+        try:
+            with self.in_use():
+                self.run(values, given)
+        except ModelFailed:
+            return False
+        return True
+
+    # -- what users give
 
     def encode(self, values: Tensor) -> Tensor:
         """Converts values as they are drawn to images as the module takes them."""
@@ -186,10 +282,9 @@ class WrappedModel:
         labels = torch.as_tensor(labels)
         if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        if n and self.n_classes and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
-            raise ValueError(
-                f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{self.n_classes - 1}"
-            )
+        takes = self._takes_label if self.device.type == "cpu" else None
+        if n and (why := self.labels.why_not(int(labels.min()), int(labels.max()), takes)) is not None:
+            raise ValueError(why)
         return labels.to(self.device, torch.long)
 
     def _checked_condition(self, condition: Tensor | None, n: int) -> Tensor | None:
@@ -200,10 +295,13 @@ class WrappedModel:
                     "a condition was given, but the sampler was built without one: pass condition_shape= to Sampler"
                 )
             return None
-        if condition is None or tuple(condition.shape) != (n, *shape) or not condition.is_floating_point():
+        dtype = self.condition_dtype or self.dtype
+        kind = "numbers" if dtype.is_floating_point else "integers"
+        fits = condition is not None and (dtype.is_floating_point or _is_integral(condition.dtype))
+        if condition is None or tuple(condition.shape) != (n, *shape) or not fits:
             found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
-            raise ValueError(f"the condition is {found}, expected floating point {[n, *shape]}")
-        return condition.to(self.device, self.dtype)
+            raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
+        return condition.to(self.device, dtype)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -237,15 +335,56 @@ def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     return kinds.pop()
 
 
-def _takes_labels(model: nn.Module) -> bool:
+def _takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
+    """Whether the model says so, or has to be given something besides images and a condition.
+
+    Raises ValueError for a model that takes a condition of unknown shape.
+    """
     if hasattr(model, "n_classes"):
         return model.n_classes is not None
-    positional = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    required = [
+        name
+        for name, p in arguments_of(model).items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
     ]
-    return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
+    if condition_shape is None:
+        if required == ["condition"]:
+            raise ValueError(
+                "the model's forward takes a condition: pass condition_shape=, its shape without the batch axis"
+            )
+        return bool(required)
+    if "condition" in arguments_of(model):
+        return any(name != "condition" for name in required)
+    return len(required) > 1
+
+
+def _is_integral(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+@contextmanager
+def _returning(module: nn.Module, output: Output) -> Iterator[None]:
+    """Within the context, the module returns the part of its output that is to be read."""
+    if output is None:
+        yield
+        return
+    with module.register_forward_hook(lambda module, images, returned: picked(returned, output)):
+        yield
+
+
+@contextmanager
+def _scripted_parts_named(module: nn.Module) -> Iterator[None]:
+    """Within the context, a model that can't be captured is refused with the name of its first scripted part."""
+    try:
+        yield
+    except (Unsupported, RuntimeError) as error:
+        scripted = [name for name, each in module.named_modules() if isinstance(each, torch.jit.ScriptModule)]
+        if not scripted or isinstance(error, ModelFailed):
+            raise
+        raise Unsupported(
+            f"cannot sample from this model: {scripted[0] or 'the model'} is a torch.jit.ScriptModule, which is not "
+            f"followed ({error}): use the module that it was made from"
+        ) from error
 
 
 def _with_scaled_input(program: Program, levels: int, low: float, high: float) -> Program:

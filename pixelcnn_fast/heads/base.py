@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from pixelcnn_fast.errors import NonFiniteLogits, UnknownLayout
+from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.heads.output import picked
 
 EXAMPLES_OF_VALUES = 4
 
@@ -167,8 +168,6 @@ def resolved(head: Head, output: object, shape: tuple[int, ...]) -> Head:
     """The head with its layout, read off the output if there is no doubt.
 
     output: what the model gave for images of ``shape`` [N, C, H, W].
-    Raises UnknownLayout, with the alternatives, if none fits or several do.
+    Raises UnknownLayout, with the alternatives, if none fits or several do, or if the output is not one tensor.
     """
-    if not isinstance(output, Tensor):
-        raise UnknownLayout(f"the model returned a {type(output).__name__}, expected one tensor of logits")
-    return head.resolved(output, shape)
+    return head.resolved(picked(output, None), shape)

@@ -36,20 +36,41 @@ class Given(NamedTuple):
         """
         positional = [x for x in self if x is not None]
         named = {}
-        if self.condition is not None and "condition" in inspect.signature(module.forward).parameters:
+        if self.condition is not None and "condition" in arguments_of(module):
             named["condition"] = positional.pop()
         try:
             return module(images, *positional, **named)
         except PixelCNNFastError:
             raise
         except Exception as error:
-            given = "".join(f", {name} {list(x.shape)}" for name, x in self._asdict().items() if x is not None)
-            labels = "" if self.labels is None else f" Labels were {self.labels.unique().tolist()}."
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{given}; image_form= says in what form "
-                f"it takes images, conditional= and condition_shape= what else it takes.{labels}"
+                f"It was given images of {images.dtype} {list(images.shape)}{self}; image_form= says in what form "
+                "it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
             ) from error
+
+    def __str__(self) -> str:
+        """To go on with in a sentence: ", labels [2] of 0, 1"; nothing if there is nothing."""
+        labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
+        if self.condition is None:
+            return labels
+        condition = f"{labels}, a condition of {self.condition.dtype} {list(self.condition.shape)}"
+        return condition if self.condition.is_floating_point() else f"{condition} of {_some(self.condition)}"
+
+
+def _some(x: Tensor) -> str:
+    """The values in x, if they are few."""
+    values = [str(value) for value in x.unique().tolist()]
+    return ", ".join(values) if len(values) <= 8 else f"{values[0]}...{values[-1]}"
+
+
+def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
+    """What the module's forward takes besides images, by name; nothing if that can't be found out."""
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # it is not written in Python
+        return {}
+    return dict(list(parameters.items())[1:])
 
 
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
@@ -72,7 +93,10 @@ class Conditions:
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
     ) -> dict[ConditionOperand, Tensor]:
-        """given: for n images -> for each operand [n, channels], or [n, H, W, channels]."""
+        """given: for n images -> for each operand [n, channels], or [n, H, W, channels].
+
+        Raises ModelFailed if a call raises, such as one that looks up a label that there is not.
+        """
         if not operands:
             return {}
         slots = frozenset(operand.node for operand in operands)
@@ -84,8 +108,14 @@ class Conditions:
         for view, x in zip(self._given, given, strict=False):
             if view is not None and x is not None:
                 memory.put(view, x.to(view.dtype, copy=True))
-        for call in calls:
-            memory.run(call)
+        try:
+            for call in calls:
+                memory.run(call)
+        except Exception as error:
+            raise ModelFailed(
+                f"what the model computes from the condition raised {type(error).__name__}: {error}\n"
+                f"It was given {n} images{given}."
+            ) from error
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 
     def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:

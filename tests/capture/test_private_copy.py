@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal
 from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
+from pixelcnn_fast.errors import Unsupported
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
@@ -128,8 +129,9 @@ def test_a_function_that_holds_the_module_would_run_the_user_s() -> None:
     model = Normed().double().train()
     plain = model.forward
     model.forward = lambda x: 2 * plain(x)  # type: ignore[method-assign]  # as people do
-    with pytest.warns(UserWarning, match="holds one of its modules"):
-        found = sampler(model)
+    with pytest.warns(UserWarning, match="holds one of its modules") as caught:
+        found = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert [warning.filename for warning in caught] == [__file__]
     assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))
     assert all(module.training for module in model.modules())
 
@@ -230,3 +232,27 @@ def test_autocast_around_a_call_is_ignored(runtime) -> None:
         known = torch.zeros(SHAPE, dtype=torch.bool)
         assert torch.equal(found.complete(expected, known, labels, noise=u, runtime=runtime), expected)
         check_causal(model, SHAPE)
+
+
+# -- scripted modules
+
+
+def traced(model):
+    return torch.jit.trace(model, torch.zeros(2, *SHAPE, dtype=torch.float64))
+
+
+def traced_inside(model):
+    model.second = torch.jit.trace(model.second, torch.zeros(2, 6, 5, 6, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch deprecates torch.jit
+@pytest.mark.parametrize(("wrap", "name"), [(traced, "the model"), (traced_inside, "second")])
+def test_a_scripted_module_is_followed_or_refused_by_name(wrap, name) -> None:
+    model = wrap(Normed().double().eval())
+    try:
+        found = sampler(model)
+    except Unsupported as error:
+        assert f"{name} is a torch.jit.ScriptModule" in str(error)
+        return
+    assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))

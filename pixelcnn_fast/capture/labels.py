@@ -1,0 +1,65 @@
+"""Which labels a model takes, whether it says so or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HIGHEST = 2**16  # label up to which the number of classes is looked for
+CHECKED = 64  # labels among which those of examples are, if the model does not say how many there are
+
+
+class Labels:
+    """The labels of a model: 0...K-1. K is the model's ``n_classes``, or it is found by trying labels.
+
+    classes: K, or None while it is not known. accepted: labels below it are known to be taken.
+    """
+
+    def __init__(self, classes: int | None) -> None:
+        self.classes = classes
+        self.accepted = classes or 2
+
+    def examples(self, first: int, n: int, device: torch.device) -> Tensor:
+        """n labels in turn, starting with the label ``first``."""
+        return (first + torch.arange(n, device=device)) % self.accepted
+
+    def explore(self, takes: Callable[[int], bool]) -> None:
+        """Tries labels beyond 0 and 1. takes: says whether the model takes a label."""
+        if self.classes is None and takes(self.accepted - 1):
+            self.classes = first_refused(takes, self.accepted, HIGHEST)
+            self.accepted = self.classes or max(self.accepted, CHECKED)
+
+    def restrict(self, takes: Callable[[int], bool]) -> None:
+        """As ``explore``, by a stricter judge of labels that are thought to be taken."""
+        if not takes(self.accepted - 1):
+            self.classes = self.accepted = first_refused(takes, 1, self.accepted - 1) or self.accepted
+
+    def why_not(self, low: int, high: int, takes: Callable[[int], bool] | None) -> str | None:
+        """Why labels that span low...high are refused, or None if they are taken. takes: None if it can't be tried."""
+        untried = low < 0 or high >= self.accepted
+        if self.classes is None and untried and takes is not None and takes(0):
+            if low >= 0 and takes(high):
+                self.accepted = high + 1
+            else:
+                self.classes = first_refused(takes, self.accepted, max(high, HIGHEST))
+        if low >= 0 and (self.classes is None or high < self.classes):
+            return None
+        expected = "0 or more" if self.classes is None else f"0...{self.classes - 1}"
+        return f"labels span {low}...{high}, expected {expected}"
+
+
+def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:
+    """The smallest number that is not taken, if all those below it are: found by doubling, then by bisection; None if
+    ``most`` is taken, too. taken: numbers below it are known to be."""
+    good, bad = taken - 1, None
+    while bad is None:
+        if good >= most:
+            return None
+        tried = min(max(2 * good, 1), most)
+        good, bad = (tried, None) if takes(tried) else (good, tried)
+    while bad - good > 1:
+        tried = (good + bad) // 2
+        good, bad = (tried, bad) if takes(tried) else (good, tried)
+    return bad

@@ -1,0 +1,293 @@
+"""What a model takes besides images: which labels, what kind of condition, and whether it matters at all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture.labels import Labels, first_refused
+from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, Unsupported
+from tests.needs import RUNTIMES
+from tests.system.networks import ABOVE, LEFT, Masked
+
+LEVELS, SHAPE = 5, (1, 4, 5)
+
+
+class Net(nn.Module):
+    """conv_in(x) + what ``body`` makes of the rest."""
+
+    n_classes: int | None
+
+    def __init__(self, body: Callable[..., Any], classes: int = 10) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in = Masked(1, 6, [*ABOVE, *LEFT])
+        self.embedding, self.linear, self.map = nn.Embedding(classes, 6), nn.Linear(10, 6), nn.Conv2d(2, 6, 1)
+        self.codes = nn.Embedding(5, 6)
+        self.conv_out = nn.Conv2d(6, LEVELS, 1)
+        self.body = body
+        self.double()
+
+    def logits(self, x: Tensor, *given: Tensor | None) -> Tensor:
+        return 6 * self.conv_out(torch.tanh(self.conv_in(x) + self.body(self, *given)))
+
+
+class Labelled(Net):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logits(x, y)
+
+
+def everywhere(vector: Tensor) -> Tensor:
+    return vector[:, :, None, None]
+
+
+def sampler(net: nn.Module, **arguments: Any) -> Sampler:
+    return Sampler(net, SHAPE, levels=LEVELS, image_form="unit", **arguments)
+
+
+def noise(n: int) -> Tensor:
+    return torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_all_runtimes_agree(built: Sampler, n: int = 5, **given: Any) -> Tensor:
+    naive = built.sample(n, noise=noise(n), runtime="reference", **given)
+    for runtime in ("eager", "auto"):
+        assert torch.equal(built.sample(n, noise=noise(n), runtime=runtime, **given), naive)
+    return naive
+
+
+# -- which labels a model takes
+
+TEN = {
+    "an embedding": lambda net, y: everywhere(net.embedding(y)),
+    "one-hot": lambda net, y: everywhere(net.linear(F.one_hot(y, 10).double())),
+    "rows of a parameter": lambda net, y: everywhere(net.embedding.weight[y]),
+    "scattered": lambda net, y: everywhere(
+        net.linear(torch.zeros(len(y), 10, dtype=torch.float64).scatter_(1, y[:, None], 1.0))
+    ),
+}
+
+
+def checked(net: Net, y: Tensor) -> Tensor:
+    """Its condition part takes any label."""
+    if int(y.max()) > 9:
+        raise ValueError("there are ten classes")
+    return everywhere(net.linear((y[:, None] == torch.arange(10)).double()))
+
+
+@pytest.mark.parametrize("name", [*TEN, "checked"])
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_labels_out_of_range_are_refused_with_the_range(name, runtime):
+    built = sampler(Labelled(TEN.get(name, checked)))
+    assert built.sample(2, torch.tensor([9, 3]), runtime=runtime).shape == (2, *SHAPE)
+    for labels, span in (([10, 0], r"0\.\.\.10"), ([-1, 3], r"-1\.\.\.3"), ([100000, 1], r"1\.\.\.100000")):
+        with pytest.raises(ValueError, match=rf"^labels span {span}, expected 0\.\.\.9$"):
+            built.sample(2, torch.tensor(labels), runtime=runtime)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 64, 1000])
+def test_any_number_of_classes_is_found(classes):
+    net = Labelled(TEN["an embedding"], classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if classes == 1 else "error")  # one label changes nothing
+        if classes == 1:
+            with pytest.raises(ModelFailed, match="labels"):
+                sampler(net)  # it must say n_classes = 1
+            net.n_classes = 1
+        built = sampler(net)
+    highest = torch.tensor([classes - 1])
+    assert torch.equal(*(built.sample(1, highest, noise=noise(1), runtime=r) for r in ("reference", "auto")))
+    with pytest.raises(ValueError, match=rf"expected 0\.\.\.{classes - 1}$"):
+        built.sample(1, highest + 1)
+
+
+def test_a_model_that_takes_any_label_is_given_any():
+    built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
+    assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 10, 77, 123456]))
+    with pytest.raises(ValueError, match=r"labels span -1\.\.\.0, expected 0 or more"):
+        built.sample(2, torch.tensor([0, -1]))
+
+
+def test_labels_are_not_tried_again_and_again(monkeypatch):
+    built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
+    tried, takes = [], built._model._takes
+
+    def counted(*example):
+        tried.append(1)
+        return takes(*example)
+
+    monkeypatch.setattr(built._model, "_takes", counted)
+    for _ in range(3):
+        built.sample(1, torch.tensor([5000]))
+        built.sample(1, torch.tensor([4999]))
+    assert len(tried) == 2  # label 0, and label 5000
+
+
+def test_a_label_beyond_the_first_is_checked_though_nobody_says_how_many_there_are():
+    def odd(net, y):
+        e = net.embedding(y)
+        return everywhere(e * 5 if (y == 7).any() else e)
+
+    with pytest.raises((CaptureMismatch, Unsupported)):
+        sampler(Labelled(odd))
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 9, 10, 64, 999, 2**16, 2**16 + 1])
+@pytest.mark.parametrize("taken", [1, 2])
+def test_the_first_that_is_refused_is_found_in_a_few_steps(bound, taken):
+    tried = []
+
+    def takes(k):
+        tried.append(k)
+        return k < bound
+
+    expected = bound if bound <= 2**16 else None
+    if taken <= bound:
+        assert first_refused(takes, taken, 2**16) == expected
+        assert len(tried) <= 33 and max(tried, default=0) <= 2**16
+
+
+def test_a_model_that_fails_for_every_label_alone_is_not_explored():
+    labels = Labels(None)
+    labels.explore(lambda label: False)
+    assert labels.classes is None and labels.why_not(0, 5, lambda label: False) is None
+    assert labels.why_not(0, 10**6, None) is None and "0 or more" in str(labels.why_not(-2, 1, None))
+
+
+# -- a condition
+
+
+class Conditioned(Net):
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.logits(x, condition)
+
+
+class OtherName(Net):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.logits(x, h)
+
+
+class Both(Net):
+    def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+        return self.logits(x, y, condition)
+
+
+class BothByPosition(Net):
+    def forward(self, x: Tensor, y: Tensor, h: Tensor) -> Tensor:
+        return self.logits(x, y, h)
+
+
+@pytest.mark.parametrize("kind", [Conditioned, OtherName])
+def test_one_further_argument_is_the_condition_if_it_has_a_shape(kind):
+    built = sampler(kind(lambda net, c: net.map(c)), condition_shape=(2, 4, 5))
+    assert not built._model.conditional
+    condition = torch.randn(5, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    images = assert_all_runtimes_agree(built, condition=condition)
+    assert not torch.equal(images, assert_all_runtimes_agree(built, condition=-condition))
+
+
+@pytest.mark.parametrize("kind", [Both, BothByPosition])
+def test_of_two_the_first_is_for_labels(kind):
+    built = sampler(
+        kind(lambda net, y, c: everywhere(net.embedding(y)) + net.map(c)), condition_shape=(2, 4, 5)
+    )
+    labels, condition = torch.tensor([0, 9, 1, 2, 3]), torch.randn(5, 2, 4, 5)
+    assert_all_runtimes_agree(built, labels=labels, condition=condition)
+    with pytest.raises(ValueError, match=r"expected 0\.\.\.9"):
+        built.sample(5, labels + 1, condition=condition)
+
+
+def test_a_condition_without_a_shape_is_asked_for():
+    with pytest.raises(ValueError, match="takes a condition: pass condition_shape="):
+        sampler(Conditioned(lambda net, c: net.map(c)))
+
+
+def test_one_hot_conditions_may_be_of_any_type():
+    built = sampler(Conditioned(lambda net, c: everywhere(net.linear(c))), condition_shape=(10,))
+    one_hot = F.one_hot(torch.tensor([0, 3, 9, 9, 1]), 10)
+    images = assert_all_runtimes_agree(built, condition=one_hot)
+    for dtype in (torch.bool, torch.uint8, torch.float32):
+        assert torch.equal(assert_all_runtimes_agree(built, condition=one_hot.to(dtype)), images)
+
+
+def upsampled(net: Net, codes: Tensor) -> Tensor:
+    return net.codes(codes).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict(), dict(condition_dtype=torch.long), dict(condition_dtype=torch.int32)]
+)
+def test_a_condition_of_integers(arguments):
+    built = sampler(Conditioned(upsampled), condition_shape=(4, 5), **arguments)
+    assert built._model.condition_dtype == arguments.get("condition_dtype", torch.long)
+    assert built._model._codes == 5  # as many as there are
+    codes = torch.randint(5, (5, 4, 5), generator=torch.Generator().manual_seed(0))
+    assert_all_runtimes_agree(built, condition=codes)
+    assert_all_runtimes_agree(built, condition=codes.to(torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"the condition is torch.float32 \[5, 4, 5\], expected integers \[5, 4, 5\]"
+    ):
+        built.sample(5, condition=codes.float())
+    for runtime in ("reference", "eager", "auto"):
+        with pytest.raises(
+            ModelFailed, match=r"IndexError.*(?s:.*)a condition of torch.*\[5, 4, 5\] of 1, 2, 3, 4, 5"
+        ):
+            built.sample(5, condition=codes + 1, runtime=runtime)
+
+
+def test_an_odd_condition_dtype_is_refused():
+    for dtype in (torch.float16, torch.complex64):
+        with pytest.raises(
+            ValueError, match=f"condition_dtype is {dtype}: expected the model's own, torch.float64"
+        ):
+            sampler(Conditioned(lambda net, c: net.map(c)), condition_shape=(2, 4, 5), condition_dtype=dtype)
+    with pytest.raises(ModelFailed, match="condition_dtype="):
+        sampler(Conditioned(upsampled), condition_shape=(4, 5), condition_dtype=torch.float64)
+
+
+def test_what_raises_for_any_condition_is_reported_for_a_real_one():
+    def wrong(net, c):
+        raise KeyError("oh")
+
+    with pytest.raises(ModelFailed, match=r"KeyError: 'oh'(?s:.*)a condition of torch.float64 \[2, 4, 5\]"):
+        sampler(Conditioned(wrong), condition_shape=(4, 5))
+
+
+# -- what changes nothing
+
+
+class Swallows(Net):
+    def forward(self, x: Tensor, *ignored: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.logits(x, labels)
+
+
+def test_labels_that_change_nothing_are_a_warning():
+    with pytest.warns(UserWarning, match="^the labels change nothing in the model's output") as caught:
+        sampler(Swallows(lambda net, y: 0 if y is None else net.embedding(y)), conditional=True)
+    assert [warning.filename for warning in caught] == [__file__]
+    untrained = Labelled(TEN["an embedding"])
+    nn.init.zeros_(untrained.embedding.weight)
+    with pytest.warns(UserWarning, match="are the weights loaded"):
+        sampler(untrained)
+
+
+def test_a_condition_that_changes_nothing_is_a_warning():
+    with pytest.warns(UserWarning, match="^the condition changes nothing") as caught:
+        sampler(Both(lambda net, y, c: everywhere(net.embedding(y))), condition_shape=(2, 4, 5))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_changes_something_is_not(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler(Labelled(TEN["an embedding"]).to(dtype))
+        body = lambda net, y, c: everywhere(net.embedding(y)) + net.map(c)  # noqa: E731
+        sampler(Both(body).to(dtype), condition_shape=(2, 4, 5))
