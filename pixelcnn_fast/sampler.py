@@ -14,10 +14,12 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.compiler import compiled
-from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
+from pixelcnn_fast.perturbation import Observed, observed
+from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
@@ -28,6 +30,7 @@ from pixelcnn_fast.signatures import takes_arguments_of
 
 BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
 LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
+WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,17 @@ class Sampler:
     dtype in which the model takes it, its own or one of integers, such as torch.long for codes; by default its own
     unless it raises then. output: which part of what the model returns the head reads, if it returns more than one
     tensor: a key, an index, the name of an attribute, or a function that takes what it returns.
+    runtime: what 'auto' stands for in ``sample``, ``complete`` and ``logits``; by default the fastest that works. With
+    'reference', the model is not captured and may be any causal one, with attention, pooling or strides: each draw is
+    a full forward, and other runtimes are refused. Whether it is causal, and which channels are drawn together, is
+    then tested on images that differ from some sub-pixel on. That takes about as long as drawing one image, and misses
+    a leak that shows in none of them.
 
     Raises ModelFailed if the model itself raises, saying what it was given; NotCausal if an output sees its own or a
-    later pixel, naming the layer and the tap; Unsupported for a call that has no place in a causal program, naming
-    module and call; UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the
-    program's distributions differ from the model's on other random images, conditions and batch sizes.
+    later pixel, naming the layer and the tap, or both sub-pixels with runtime='reference'; Unsupported for a call that
+    has no place in a causal program, naming module and call, or for an output that depends on other images or chance;
+    UnknownLayout, with the alternatives, if the output fits no head or several; CaptureMismatch if the program's
+    distributions differ from the model's on other random images, conditions and batch sizes.
     """
 
     @takes_arguments_of(WrappedModel, renamed={"weights": "precision"})
@@ -89,13 +98,24 @@ class Sampler:
         shape: tuple[int, int, int],
         *,
         precision: Precision = "same",
+        runtime: RuntimeName = "auto",
         **arguments: Unpack[ModelArguments],
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
+        check_choice("runtime", runtime, RUNTIMES)
         self._model = WrappedModel(model, shape, **arguments)
-        self._compiled = compiled(self._model, precision)
-        self.program = self._compiled.listing
+        self._preferred = runtime
         self._runtimes: dict[RuntimeName, Runtime] = {}
+        self._observed: Observed | None = None  # else there is no program
+        if runtime == "reference":
+            _check_not_narrowed(precision)
+            self._observed = observed(self._model)
+        else:
+            try:
+                self._compiled = compiled(self._model, precision)
+            except Unsupported as error:
+                error.args = (f"{error}; {WAY_OUT}",)
+                raise
         self.runtime("auto")
 
     @property
@@ -107,6 +127,13 @@ class Sampler:
     def head(self) -> Head:
         """How the model's output is read."""
         return self._model.head
+
+    @property
+    def program(self) -> ProgramListing:
+        """What was captured, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
+        if self._observed is not None:
+            raise RuntimeError(f"there is no program: {self._why_no_program()}")
+        return self._compiled.listing
 
     # -- what a user calls
 
@@ -267,19 +294,21 @@ class Sampler:
         faster.
         """
         values = self._model.checked_images(images)
-        n, _, height, width = values.shape
-        program = self._compiled.program
-        out = torch.zeros(n, program.distributions, height, width, program.parameters, dtype=program.dtype)
+        n, channels, height, width = values.shape
+        output = self._observed or self._compiled.program
+        distributions = self.head.distributions(channels)
+        out = torch.zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         settings = RunSettings(runtime=runtime, condition=condition)
         self._run(values, known, labels, None, None, SamplingOptions(), settings, parameters=out)
-        return out.log_softmax(-1) if self._compiled.normalised else out
+        normalised = self._observed is None and self._compiled.normalised
+        return out.log_softmax(-1) if normalised else out
 
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
         if name == "auto":
-            name = self._fastest()
+            name = self._preferred if self._preferred != "auto" else self._fastest()
         if name not in self._runtimes:
             self._runtimes[name] = self._build(name)
         return self._runtimes[name]
@@ -291,6 +320,10 @@ class Sampler:
         return "cuda" if why_not_cuda(program, head) is None else "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
+        if self._observed is not None:
+            if name != "reference":
+                raise RuntimeError(f"runtime {name!r} is not available: {self._why_no_program()}")
+            return ReferenceRuntime(self._model, self._observed.draws)
         program, conditions = self._compiled.program, self._compiled.conditions
         head, precision = self.head, self._compiled.precision
         if name == "cuda":
@@ -301,11 +334,15 @@ class Sampler:
             return CpuRuntime(program, conditions, head, precision)
         if name == "eager":
             return EagerRuntime(program, conditions, head)
-        if precision != "same":
-            raise ValueError(
-                "runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'"
-            )
+        _check_not_narrowed(precision)
         return ReferenceRuntime(self._model, draws=len(program.outputs))
+
+    def _why_no_program(self) -> str:
+        try:
+            compiled(self._model)
+        except PixelCNNFastError as error:
+            return f"the sampler was built with runtime='reference', and the model can't be captured: {error}"
+        return "the sampler was built with runtime='reference'; the model can be captured, so leave that out"
 
     # -- running
 
@@ -383,7 +420,8 @@ class Sampler:
         if isinstance(engine, CudaRuntime):
             largest = engine.largest_batch()
         else:
-            largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // self.program.workspace_bytes))
+            each = self._observed.output_bytes if self._observed else self.program.workspace_bytes
+            largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // each))
         batches = max(1, math.ceil(n / largest))
         return max(1, math.ceil(n / batches))  # of equal size
 
@@ -400,6 +438,11 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().cpu().contiguous()
+
+
+def _check_not_narrowed(precision: Precision) -> None:
+    if precision != "same":
+        raise ValueError("runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'")
 
 
 Fields = TypeVar("Fields")

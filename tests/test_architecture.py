@@ -23,6 +23,7 @@ TIERS = [
     {"capture", "passes"},
     {"runtimes"},
     {"compiler"},
+    {"perturbation"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
     {"bench"},
     {"cli"},

@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.float64 import computing
 from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.tracer import capture
-from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (

@@ -1,0 +1,244 @@
+"""Causality of a model that has no program: change sub-pixels, and what must not see them must not move."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from itertools import product
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import check_finite
+from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
+from pixelcnn_fast.heads import Bernoulli, Head, resolved
+from pixelcnn_fast.program.conditions import Given
+
+PAIRS = 5  # of images; see _Pairs
+CUTS_AT_ONCE = 4
+FEW = 100  # pixels, all of which are tested
+BLOCK = 4  # strides up to this one have all their phases in the block that is tested
+# How far a distribution may move: the total variation of levels, or the relative change of a log-density.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}
+SEEN = 1e-9  # a move by which a channel sees another, in any dtype: to draw channels one by one is never wrong
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a model's forwards show of it.
+
+    draws: 1 if all channels of a pixel are drawn together, else their number; parameters: P, the numbers that the head
+    reads for a distribution, in ``dtype``; output_bytes: of all of them, for one image.
+    """
+
+    draws: int
+    parameters: int
+    dtype: torch.dtype
+    output_bytes: int
+
+
+def observed(model: WrappedModel) -> Observed:
+    """Runs the model, whose head then has its layout, and tests whether it is causal.
+
+    Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
+    sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
+    """
+    values, given = model.example()
+    c, height, width = model.shape
+    with model.evaluating(), torch.no_grad():
+        output = given.call(model.module, model.encode(values))
+        model.head = resolved(model.head, output, tuple(values.shape))
+        parameters = model.head.arranged(output, c)
+        expected = [len(values), model.head.distributions(c), height, width]
+        if parameters.dim() != 5 or list(parameters.shape[:4]) != expected:
+            raise UnknownLayout(
+                f"{model.head} makes {list(parameters.shape)} of the model's output, expected [N, distributions, H, "
+                f"W, parameters] = {[*expected, 'parameters']}"
+            )
+        check_finite(parameters, model.head)
+        _check_logits(parameters, model.head)
+        draws = _draws(_most_exact(model))
+    return Observed(draws, parameters.shape[4], parameters.dtype, parameters[0].numel() * parameters.itemsize)
+
+
+def _check_logits(parameters: Tensor, head: Head) -> None:
+    """Raises UnknownLayout, or warns where it may be chance, if a head that reads logits was given probabilities."""
+    if isinstance(head, Bernoulli):
+        logits = parameters[..., 1]
+        if not head.probabilities and bool(((logits >= 0) & (logits <= 1)).all()):
+            warnings.warn(
+                f"all outputs of the model lie between 0 and 1, but {head} reads them as logits: if they are "
+                "probabilities, say so with head=heads.Bernoulli(probabilities=True)",
+                stacklevel=5,
+            )
+    elif head.of_logits and bool((parameters >= 0).all()):
+        if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):
+            raise UnknownLayout(
+                f"the model's output sums to 1 over the levels, but {head} reads it as logits: if it holds "
+                "probabilities, say so with head=heads.Categorical(levels, layout, probabilities=True)"
+            )
+
+
+def _most_exact(model: WrappedModel) -> WrappedModel:
+    """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
+    if model.dtype == torch.float64:
+        return model
+    try:
+        exact = copy(model)
+        exact.module, exact.dtype = deepcopy(model.module).double(), torch.float64
+        exact.parameters(*exact.example())
+    except Exception:  # whatever a model raises that is written for one dtype
+        return model
+    return exact
+
+
+def _draws(model: WrappedModel) -> int:
+    """How often a pixel needs the model. Raises NotCausal."""
+    c, height, width = model.shape
+    firsts = [pixel * c for pixel in _pixels(height, width)]
+    pairs = _Pairs(model)
+    ordered = pairs.check(firsts)
+    if ordered:
+        pairs.check([first + channel for first in firsts for channel in range(1, c)])
+    return c if ordered else 1
+
+
+def _pixels(height: int, width: int) -> list[int]:
+    """Pixels to test, in raster order: all if they are few, else corners, some of each row and column, and a block."""
+    if height * width <= FEW:
+        return list(range(height * width))
+    n = max(height, width)
+    columns = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % width
+    chosen = {*product((0, height - 1), (0, width - 1)), *zip(range(n), columns.tolist(), strict=True)}
+    top, left = max(0, (height - BLOCK) // 2), max(0, (width - BLOCK) // 2)
+    chosen |= set(product(range(top, min(top + BLOCK, height)), range(left, min(left + BLOCK, width))))
+    return sorted({y % height * width + x for y, x in chosen})
+
+
+class _Pairs:
+    """Pairs of images, one of which replaces the other from some sub-pixel on, the *cut*; all that is drawn up to the
+    cut, included, must stay as it is.
+
+    The pairs are: random and other random values; random values and the lowest, or the highest, everywhere; the lowest
+    and the highest; the highest and the lowest. Sub-pixels are numbered in the order in which they are drawn.
+    """
+
+    def __init__(self, model: WrappedModel) -> None:
+        self._model, self._head = model, model.head
+        examples = [model.example(seed) for seed in range(PAIRS)]
+        self._images, self._changed = (torch.stack([values[i] for values, _ in examples]) for i in (0, 1))
+        levels = self._head.levels
+        lowest, highest = (0, levels - 1) if levels is not None else self._images.aminmax()
+        self._changed[1], self._changed[2] = lowest, highest
+        self._images[3], self._changed[3] = lowest, highest
+        self._images[4], self._changed[4] = highest, lowest
+        given = [given.part(slice(1)) for _, given in examples]
+        self._given = Given(_joined([g.labels for g in given]), _joined([g.condition for g in given]))
+        c, height, width = model.shape
+        self._tolerance = TOLERANCE[model.dtype]
+        self._number = torch.arange(c * height * width).view(height, width, c).permute(2, 0, 1)
+        self._output_number = self._number[: self._head.distributions(c)]  # of the first that the output draws
+        self._alone = self._outputs(self._images, torch.arange(PAIRS))
+
+    def check(self, cuts: Sequence[int]) -> bool:
+        """-> whether some output sees an earlier channel of its own pixel. Raises NotCausal and Unsupported."""
+        channels, _, width = self._model.shape
+        ordered = False
+        for start in range(0, len(cuts), CUTS_AT_ONCE):
+            part = cuts[start : start + CUTS_AT_ONCE]
+            images = torch.cat([self._images, *(self._cut(cut) for cut in part)])
+            before, *after = self._outputs(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
+            self._check_alone(before)
+            for cut, seen in zip(part, after, strict=True):
+                rows = cut // (channels * width) + 1  # those below may see all that was changed
+                moved = self._distance(before[:, :, :rows], seen[:, :, :rows])
+                number = self._output_number[:, :rows]
+                wrong = ~(moved <= self._tolerance) & (number <= cut)  # so NaN is wrong, too
+                if bool(wrong.any()):
+                    self._refuse(cut, moved.where(wrong, -1))
+                later_channels = (number > cut) & (number < cut + channels)
+                ordered |= bool((moved[:, later_channels] > SEEN).any())
+        return ordered
+
+    def _cut(self, cut: int) -> Tensor:
+        """The images, changed from sub-pixel ``cut`` on."""
+        return self._images.where(self._number.to(self._images.device) < cut, self._changed)
+
+    def _outputs(self, images: Tensor, pairs: Tensor) -> Tensor:
+        """images: [n, C, H, W]; pairs: [n], whose labels and condition they take -> [n, D, H, W, P], on the CPU."""
+        pairs = pairs.to(images.device)
+        given = Given(*(x if x is None else x[pairs] for x in self._given))
+        parameters = self._model.parameters(images, given).cpu()
+        check_finite(parameters, self._head)
+        return parameters
+
+    def _distance(self, before: Tensor, after: Tensor) -> Tensor:
+        return distance(self._head, before, after, self._model.shape[0])
+
+    def _check_alone(self, among_others: Tensor) -> None:
+        """Raises Unsupported unless the unchanged images have the distributions that they have in a smaller batch."""
+        moved = self._distance(self._alone, among_others)
+        if not bool((moved <= max(self._tolerance, TOLERANCE[torch.float32])).all()):
+            raise Unsupported(
+                "cannot sample from this model: its output for an image is not always the same; it depends on the "
+                "other images of the batch, or on chance"
+            )
+
+    def _refuse(self, cut: int, moved: Tensor) -> NoReturn:
+        """moved: [PAIRS, D, rows, W], how far each output moved that must not."""
+        pair, *output = (int(i) for i in torch.unravel_index(moved.argmax(), moved.shape))
+        first, last = self._narrowed(pair, output, cut)
+        seen = self._named(first)
+        if last > first:
+            seen = f"one of the sub-pixels from {seen} to {self._named(last)}"
+        where = self._named(int(self._output_number[tuple(output)]), of_output=True)
+        raise NotCausal(
+            f"the output at {where} depends on {seen}, which is not drawn before it (its distribution moves by "
+            f"{moved.max().item():.2g}): rows are drawn from the top, pixels of a row from the left, and channels of a "
+            "pixel from the first, or all at once"
+        )
+
+    def _narrowed(self, pair: int, output: Sequence[int], cut: int) -> tuple[int, int]:
+        """The first and the last of the changed sub-pixels that an output (d, y, x) depends on: one and the same,
+        unless what a single one does is lost in the tolerance."""
+        d, y, x = output
+        first, end = cut, self._number.numel()
+        while end - first > 1:
+            middle = (first + end) // 2
+            images = torch.stack([self._cut(at)[pair] for at in (first, middle, end)])
+            seen = self._outputs(images, torch.full((3,), pair))
+            moved = self._distance(seen[:-1], seen[1:])[:, d, y, x]
+            if not bool(moved.max() > self._tolerance):
+                break
+            first, end = (first, middle) if moved[0] >= moved[1] else (middle, end)
+        return first, end - 1
+
+    def _named(self, number: int, of_output: bool = False) -> str:
+        pixel, channel = divmod(number, self._model.shape[0])
+        row, column = divmod(pixel, self._model.shape[2])
+        where = f"row {row}, column {column}"
+        return where if of_output and self._head.joint else f"channel {channel}, {where}"
+
+
+def distance(head: Head, one: Tensor, other: Tensor, channels: int) -> Tensor:
+    """How far apart distributions are. one, other: parameters [N, D, H, W, P]; channels: C -> [N, D, H, W], float64.
+
+    The total variation of levels, or the relative change of the log-density of some values.
+    """
+    if head.of_logits:
+        return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
+    n, distributions, height, width, _ = one.shape
+    values = head.examples((n, channels, height, width), torch.Generator().manual_seed(0))
+    values = values.unflatten(1, (distributions, -1)).movedim(2, -1)
+    a, b = head.log_probability(one, values), head.log_probability(other, values)
+    change = (a - b).abs() / a.abs().clamp_min(1)
+    return change.masked_fill(a == b, 0).amax(-1).double()  # infinite ones may be equal, too
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [x for x in tensors if x is not None]
+    return torch.cat(there) if there else None
