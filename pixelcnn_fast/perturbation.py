@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from copy import copy, deepcopy
 from dataclasses import dataclass
 from itertools import product
 from typing import NoReturn
@@ -12,7 +11,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.capture.private_copy import eagerly
+from pixelcnn_fast.capture.wrapped_model import WrappedModel, picked
 from pixelcnn_fast.compiler import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Bernoulli, Head, resolved
@@ -47,10 +47,11 @@ def observed(model: WrappedModel) -> Observed:
     Raises ModelFailed, UnknownLayout and NonFiniteLogits as ``Sampler`` does; NotCausal, naming the output and what it
     sees, in channels, rows and columns; Unsupported if the output for an image is not a function of that image.
     """
-    values, given = model.example()
     c, height, width = model.shape
-    with model.evaluating(), torch.no_grad():
-        output = given.call(model.module, model.encode(values))
+    with model.in_use(), eagerly, torch.no_grad():
+        model.settle_condition()
+        values, given = model.example()
+        output = picked(model.run(values, given), model.output)
         model.head = resolved(model.head, output, tuple(values.shape))
         parameters = model.head.arranged(output, c)
         expected = [len(values), model.head.distributions(c), height, width]
@@ -85,11 +86,10 @@ def _check_logits(parameters: Tensor, head: Head) -> None:
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
     """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
-    if model.dtype == torch.float64:
+    exact = model.in_float64()
+    if exact is None:
         return model
     try:
-        exact = copy(model)
-        exact.module, exact.dtype = deepcopy(model.module).double(), torch.float64
         exact.parameters(*exact.example())
     except Exception:  # whatever a model raises that is written for one dtype
         return model
@@ -177,7 +177,7 @@ class _Pairs:
         return parameters
 
     def _distance(self, before: Tensor, after: Tensor) -> Tensor:
-        return distance(self._head, before, after, self._model.shape[0])
+        return self._head.distance(after, before, self._model.shape[0])
 
     def _check_alone(self, among_others: Tensor) -> None:
         """Raises Unsupported unless the unchanged images have the distributions that they have in a smaller batch."""
@@ -222,21 +222,6 @@ class _Pairs:
         row, column = divmod(pixel, self._model.shape[2])
         where = f"row {row}, column {column}"
         return where if of_output and self._head.joint else f"channel {channel}, {where}"
-
-
-def distance(head: Head, one: Tensor, other: Tensor, channels: int) -> Tensor:
-    """How far apart distributions are. one, other: parameters [N, D, H, W, P]; channels: C -> [N, D, H, W], float64.
-
-    The total variation of levels, or the relative change of the log-density of some values.
-    """
-    if head.of_logits:
-        return (one.double().softmax(-1) - other.double().softmax(-1)).abs().sum(-1) / 2
-    n, distributions, height, width, _ = one.shape
-    values = head.examples((n, channels, height, width), torch.Generator().manual_seed(0))
-    values = values.unflatten(1, (distributions, -1)).movedim(2, -1)
-    a, b = head.log_probability(one, values), head.log_probability(other, values)
-    change = (a - b).abs() / a.abs().clamp_min(1)
-    return change.masked_fill(a == b, 0).amax(-1).double()  # infinite ones may be equal, too
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -42,12 +42,16 @@ def by_a_plain_loop(model: nn.Module, noise: Tensor, *given: Tensor) -> tuple[Te
 
 
 class Counted(nn.Module):
+    """Counts the forwards of all its copies."""
+
+    forwards = 0
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.levels, self.forwards = model, LEVELS, 0
+        self.model, self.levels = model, LEVELS
 
     def forward(self, images: Tensor) -> Tensor:
-        self.forwards += 1
+        type(self).forwards += 1
         return self.model(images)
 
 
@@ -60,10 +64,10 @@ def test_images_are_those_of_a_plain_loop(name: str) -> None:
     counted = Counted(model)
     built = sampler(counted, shape)
     assert built.shape == shape and built.head == Categorical(LEVELS, "N,C,H,W,L")
-    counted.forwards = 0
+    Counted.forwards = 0
     assert torch.equal(built.sample(5, noise=u, batch_size=5), expected)
     _, height, width = shape
-    assert counted.forwards == height * width * (shape[0] if name in ORDERED else 1)
+    assert Counted.forwards == height * width * (shape[0] if name in ORDERED else 1)
     for runtime in ("auto", "reference"):
         images, found = built.sample(5, noise=u, batch_size=2, runtime=runtime, log_probability=True)
         assert torch.equal(images, expected)
@@ -153,7 +157,7 @@ def test_an_interrupt_keeps_finished_images() -> None:
     impatient = Impatient(model)
     built, u = sampler(impatient, shape), noise(5, shape)
     expected = built.sample(5, noise=u)
-    impatient.last = impatient.forwards + 2 * shape[1] * shape[2] + 1  # in the third batch
+    Impatient.last = Impatient.forwards + 2 * shape[1] * shape[2] + 1  # in the third batch
     with pytest.raises(SamplingInterrupted, match="4 of 5 images") as caught:
         built.sample(5, noise=u, batch_size=2)
     assert torch.equal(caught.value.images, expected[:4])
