@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.passes.pipeline import Watch, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
-from pixelcnn_fast.program.conditions import Conditions
+from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -26,6 +26,7 @@ from pixelcnn_fast.program.program import Program, condition_operands
 from pixelcnn_fast.runtimes import Precision
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
+Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
 EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
 
 
@@ -99,15 +100,16 @@ def captured_in_float64(
         return None
     try:
         program, conditions = recorded(exact, prepared, watch)
-        computed = on_examples(program, conditions, exact)
-        check_exact(computed, exact)
+        examples = exact.examples_to_check()
+        computed = on_examples(program, conditions, examples)
+        check_exact(computed, exact, examples)
     except (ModelFailed, Unsupported, NonFiniteLogits):  # it may do none of this in its own dtype
         return None
     model.head, model.weights = exact.head, exact.weights
     with model.weights:
         rounded = in_dtype(program, model.dtype)
     try:
-        check_rounded(rounded, conditions, model, computed)
+        check_rounded(rounded, conditions, model, computed[-1:], examples[-1:])  # rounding differs little
     except CaptureMismatch:
         return None
     show(in_dtype.__name__, rounded, watch)
@@ -130,7 +132,7 @@ def warn_of_what_changes_nothing(model: WrappedModel) -> None:
     """Warns if the model gives the same distributions for different labels or conditions."""
     for name, values, given in model.examples_that_differ():
         with model.in_use(), eagerly:
-            parameters = model.parameters(values, given)
+            parameters = model.parameters(values, given).cpu()
         least = 4 * rounding_unit(model) + slack(parameters, model, 4)
         if bool(
             (
@@ -161,37 +163,44 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel)
 
     Raises CaptureMismatch if they differ, NonFiniteLogits if the model's logits are not finite.
     """
-    computed = on_examples(in_dtype(program, torch.float64), conditions, model)
+    examples = model.examples_to_check()
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
     if program.dtype == torch.float64:
-        check_exact(computed, model)
+        check_exact(computed, model, examples)
     else:
-        check_rounded(program, conditions, model, computed)
+        check_rounded(program, conditions, model, computed, examples)
 
 
 @torch.no_grad()
-def on_examples(program: Program, conditions: Conditions, model: WrappedModel) -> list[Tensor]:
+def on_examples(program: Program, conditions: Conditions, examples: Examples) -> list[Tensor]:
     """What plain PyTorch makes of the program in its dtype: for each example, parameters [N, D, H, W, P]."""
     results = []
-    for values, given in model.examples_to_check():
+    for values, given in examples:
         operands = conditions(condition_operands(program.instructions), given, len(values))
-        condition = {operand: x.to(program.dtype) for operand, x in operands.items()}
-        results.append(evaluate(program, values, condition.__getitem__))
+        condition = {operand: x.to(program.device, program.dtype) for operand, x in operands.items()}
+        results.append(evaluate(program, values.to(program.device), condition.__getitem__).cpu())
     return results
 
 
-def check_exact(computed: list[Tensor], model: WrappedModel) -> None:
+def on_cpu(program: Program) -> Program:
+    """The program where float64 is known to exist."""
+    instructions = tuple(i.converted(Tensor.cpu) for i in program.instructions)
+    return replace(program, instructions=instructions, device=torch.device("cpu"))
+
+
+def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples) -> None:
     """Compares a program with a model in float64. computed: by the program, ``on_examples``.
 
     Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
     ones that are not masks.
     """
-    for found, expected in zip(computed, by_model(model), strict=True):
+    for found, expected in zip(computed, by_model(model, examples), strict=True):
         error = model.head.distance(found, expected, model.shape[0])
         check_error(error, EXACT + slack(expected, model, 1000), model, UNSEEN)
 
 
 def check_rounded(
-    program: Program, conditions: Conditions, model: WrappedModel, computed: list[Tensor]
+    program: Program, conditions: Conditions, model: WrappedModel, computed: list[Tensor], examples: Examples
 ) -> None:
     """Compares a program with a model in a dtype in which both round. computed: by the program in float64,
     ``on_examples``, the yardstick.
@@ -202,26 +211,26 @@ def check_rounded(
     roundings of the parameters.
     """
     head, channels = model.head, model.shape[0]
-    plain = on_examples(program, conditions, model)
-    for exact, rounded, expected in zip(computed, plain, by_model(model), strict=True):
+    plain = on_examples(program, conditions, examples)
+    for exact, rounded, expected in zip(computed, plain, by_model(model, examples), strict=True):
         own, theirs = (head.distance(x, exact, channels) for x in (rounded, expected))
         least = 4 * rounding_unit(model) + slack(expected, model, 4)
         check_error(theirs, least + 4 * own.max(), model, UNSEEN)
         check_error(own, least + 2 * theirs.max(), model, IMPRECISE)
 
 
-def by_model(model: WrappedModel) -> Iterator[Tensor]:
+def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
     """For each example, the parameters that the model gives. Raises NonFiniteLogits if they are not finite."""
-    for values, given in model.examples_to_check():
+    for values, given in examples:
         parameters = model.parameters(values, given)
         check_finite(parameters, model.head)
-        yield parameters
+        yield parameters.cpu()
 
 
 def slack(parameters: Tensor, model: WrappedModel, roundings: float) -> Tensor:
     """How far distributions move if each parameter is a bit larger or smaller, by so many roundings: [N, D, H, W]."""
     generator = torch.Generator().manual_seed(0)
-    sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1).to(parameters.device)
+    sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
     moved = parameters.double() * (1 + roundings * rounding_unit(model) * sign)
     return model.head.distance(moved, parameters, model.shape[0])
 

@@ -35,11 +35,11 @@ class InFloat64(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if func is not Tensor.view:  # which reads the same bits as another dtype
-            args, kwargs = map_leaves(self._dtype, args), map_leaves(self._dtype, kwargs)
-        output = func(*args, **kwargs)
-        if not (isinstance(output, Tensor) and output.dtype in self._replaced):
+            args = tuple(map(self._argument, args))
+            kwargs = {name: self._argument(x) for name, x in (kwargs or {}).items()}
+        output = func(*args, **(kwargs or {}))
+        if not isinstance(output, Tensor) or output.dtype not in self._replaced:
             return output
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func in CASTS:
@@ -48,10 +48,10 @@ class InFloat64(TorchFunctionMode):
             return output
         if not tensors:
             return output.double()
-        return func(*map_leaves(_as_float64, args), **map_leaves(_as_float64, kwargs))
+        return func(*map_leaves(_as_float64, args), **map_leaves(_as_float64, kwargs or {}))
 
-    def _dtype(self, x: Any) -> Any:
-        return torch.float64 if isinstance(x, torch.dtype) and x in self._replaced else x
+    def _argument(self, x: Any) -> Any:
+        return torch.float64 if type(x) is torch.dtype and x in self._replaced else x
 
 
 def _as_float64(x: Any) -> Any:
