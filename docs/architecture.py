@@ -46,9 +46,8 @@ class ShiftedDown(nn.Module):
 
 
 def captured(model: nn.Module) -> Program:
-    example = torch.zeros(2, *SHAPE, dtype=torch.uint8)
-    program, *_ = capture(model.eval(), example, Given(None, None), Categorical(LEVELS))
-    return program
+    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Given()) for n in (2, 3)]
+    return capture(model.eval(), examples, Categorical(LEVELS)).program
 
 
 @cache

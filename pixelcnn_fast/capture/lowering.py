@@ -345,7 +345,7 @@ def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1)
     bias, (x, y) = (args[0], args[1:]) if len(args) == 3 else (None, args)
     if t.depends_on_image(x) and t.depends_on_image(y):
         raise Unsupported("only the product of features with a constant matrix is supported")
-    if t.depends_on_image(x):
+    if not t.depends_on_image(y):
         result = _times_matrices(t, t.map(x), t.constant(y))
     else:
         turned = t.builder.map(t.map(y).addresses.mT)
