@@ -18,7 +18,7 @@ from pixelcnn_fast.capture.builder import Builder, Steps
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import Call, View, out_of_place, plain_name
 from pixelcnn_fast.program.program import Step
 
 
@@ -498,10 +498,10 @@ def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
     """Rows of a table [rows, ...] -> [*levels.shape, ...]"""
     width = table[0].numel()
 
-    def rows(column: Tensor, _: Tensor) -> Tensor:
-        return table.detach().flatten(1)[column.long()] if width else table[column.long()]
+    def rows(column: Tensor) -> Tensor:
+        return table.detach().reshape(len(table), width)[column.long()]
 
-    found = t.builder.tabulated(t.map(levels), rows, torch.zeros((), dtype=torch.long), width).addresses
+    found = t.builder.tabulated([t.map(levels)], rows, width=width).addresses
     return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
 
 
@@ -521,35 +521,30 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
         raise Unsupported("its index depends on the image; supported is F.one_hot(x, classes)")
     width = into.shape[dim]
 
-    def one_hot(column: Tensor, _: Tensor) -> Tensor:
+    def one_hot(column: Tensor) -> Tensor:
         return F.one_hot(column.long(), width) * value
 
-    zero = torch.zeros((), dtype=torch.long)
-    found = t.builder.tabulated(t.builder.map(at.squeeze(dim)), one_hot, zero, width)
+    found = t.builder.tabulated([t.builder.map(at.squeeze(dim))], one_hot, width=width)
     return t.builder.map(found.addresses.movedim(-1, dim))
 
 
 def by_table(t: Trace, call: Call) -> Map:
-    """Any pointwise call on one level of the image and a constant."""
+    """Any pointwise call on one level of the image and constants."""
     if torch.Tag.pointwise not in call.operator.tags and _plain(call) not in POINTWISE_TOO:
         raise Unsupported("this call is not supported")
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
-    if len(images) != 1 or len(others) > 1:
-        raise Unsupported("there is no such step in a program")
-    (image,) = images
-    operator = Call(t.operands.out_of_place(call.name), (), {}, ()).operator
+    operator = Call(out_of_place(call.name), (), {}, ()).operator
 
-    def function(column: Tensor, constant: Tensor) -> Tensor:
+    def function(*columns: Tensor) -> Tensor:
         filled = [*args]
-        filled[image] = column.to(args[image].dtype)
-        if others:
-            filled[others[0]] = constant.to(args[others[0]].dtype).expand(column.shape)
+        for i, column in zip([*images, *others], columns, strict=True):
+            filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)  # a number's dtype counts for less
         return operator(*filled, **call.kwargs)
 
-    other = t.map(args[others[0]]).addresses if others else torch.zeros((), dtype=torch.long)
-    return t.builder.tabulated(t.map(args[image]), function, other)
+    constants = [t.map(args[i]).addresses for i in others]
+    return t.builder.tabulated([t.map(args[i]) for i in images], function, constants)
 
 
 def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
@@ -572,7 +567,3 @@ def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
 def _plain(call: Call) -> str:
     """The operation's name: 'add' for 'aten::add_.Tensor'."""
     return plain_name(call.name)
-
-
-def plain_name(name: str) -> str:
-    return name.partition("::")[2].partition(".")[0].removesuffix("_")

@@ -26,7 +26,7 @@ from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed
+from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, out_of_place, plain_name
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
 from pixelcnn_fast.program.program import needed as needed_instructions
@@ -285,7 +285,7 @@ class _Trace:
 
     def _moved(self, call: Call) -> list[Map]:
         """Makes a call that only moves elements on their addresses."""
-        operator = Call(self.operands.out_of_place(call.name), (), {}, ()).operator
+        operator = Call(out_of_place(call.name), (), {}, ()).operator
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:

@@ -94,6 +94,18 @@ class Call:
         return slots
 
 
+def out_of_place(name: str) -> str:
+    """aten::add_.Tensor -> aten::add.Tensor, aten::__ilshift__.Scalar -> aten::__lshift__.Scalar"""
+    packet, _, overload = name.partition(".")
+    packet = packet.replace("::__i", "::__") if packet.endswith("__") else packet.removesuffix("_")
+    return packet + ("." + overload if overload else "")
+
+
+def plain_name(name: str) -> str:
+    """An operation's name: 'add' for 'aten::add_.Tensor'."""
+    return out_of_place(name).partition("::")[2].partition(".")[0]
+
+
 class Memory:
     """The storages while recorded calls run for n images."""
 
