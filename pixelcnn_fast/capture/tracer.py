@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture import advice
+from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.conditional import check_branches, check_each_image
@@ -211,7 +213,8 @@ class _Trace:
         try:
             results = self._lowered(call)
         except Unsupported as error:
-            results = self._refused(call, f"{call.where}: {friendly_name(call)}: {error}")
+            name = friendly_name(call)
+            results = self._refused(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
             results = self._refused(call, f"{call.where}: {friendly_name(call)}: {what}")
@@ -366,26 +369,6 @@ class _Trace:
             result = self.builder.out(source)
         instructions = needed_instructions(self.builder.instructions, [result])
         return without_softmax(self.builder, instructions, head), result, shape[4], normalised
-
-
-NAMES = {
-    "convolution": "conv2d",
-    "native_batch_norm": "batch_norm",
-    "native_layer_norm": "layer_norm",
-    "native_group_norm": "group_norm",
-    "max_pool2d_with_indices": "max_pool2d",
-    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matmul"),
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), "interpolate"),
-}
-
-
-def friendly_name(call: Call) -> str:
-    """The call as users write it."""
-    name = plain_name(call.name)
-    if name == "convolution" and call.args[6]:
-        return "conv_transpose2d"
-    return NAMES.get(name, name.removeprefix("_"))
 
 
 # -- a closing softmax over the levels is removed, since logits do as well; any other softmax is refused
