@@ -93,6 +93,15 @@ def _leaky_relu(t: Trace, call: Call, x: View, slope: float = 0.01) -> Map:
     return _stepped(t, call, x, [Step("leaky_relu", float(slope))])
 
 
+@lowers("rrelu_with_noise")
+def _rrelu(
+    t: Trace, call: Call, x: View, noise: View, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+) -> Map:
+    if training:
+        raise Unsupported("it draws random numbers")
+    return _leaky_relu(t, call, x, (lower + upper) / 2)
+
+
 @lowers("elu")
 def _elu(
     t: Trace, call: Call, x: View, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0

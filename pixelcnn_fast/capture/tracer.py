@@ -138,9 +138,11 @@ class _Slot:
         self._array: Tensor | None = None
 
     def read(self, view: View, n: int, space: AddressSpace) -> Map:
-        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
-            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         layout = view.at(n)
+        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
+            if self._map.kinds == {Refused}:
+                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
+            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         if self._array is None and layout == self._layout:
             return self._map
         return Map(space, self.array().as_strided(*layout))
@@ -203,7 +205,7 @@ class _Trace:
     def run(self, calls: Sequence[Call]) -> None:
         for call in calls:
             slots = {view.slot for view in call.inputs} | call.written
-            if slots.isdisjoint(self._slots):
+            if slots.isdisjoint(self._slots) and not call.is_random:
                 self.operands.run(call)
             else:
                 self._lower(call)

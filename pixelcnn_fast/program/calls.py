@@ -69,6 +69,10 @@ class Call:
         packet, _, overload = rest.partition(".")
         return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
 
+    @property
+    def is_random(self) -> bool:
+        return torch.Tag.nondeterministic_seeded in self.operator.tags
+
     @cached_property
     def inputs(self) -> list[View]:
         return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, View)]
