@@ -364,11 +364,32 @@ class Builder:
             return self.space.segments(x.addresses)
         except Unsupported:  # a channel may hold the pixels of several values, each in its own place
             source, found = self.space.source_of(x.addresses), self.space.found(x.addresses)
-            if len(found) < 2:
-                raise
-            return [
-                part for s in found for part in self.space.segments(torch.where(source == s, x.addresses, 0))
-            ]
+            parts = [torch.where(source == s, x.addresses, 0) for s in found]
+            return [segment for part in parts for segment in self.space.segments(self._unmasked(part))]
+
+    def _unmasked(self, x: Tensor) -> Tensor:
+        """Addresses of one value, some of which are missing -> addresses of that value times a mask, none of which is.
+
+        x: laid out as [N, C, h, w]; it is returned as it is unless each channel is a channel of the value, shifted.
+        """
+        live, elements = x != 0, self.space.decode(x)
+        source = int(elements.source.max())
+        if not self.space.has_whole_frame(source):
+            return x
+        first = live[0].flatten(1).int().argmax(1)[:, None]
+        channel, y, x_ = (part[0].flatten(1).gather(1, first)[..., None] for part in elements[2:])
+        y = y - first[..., None] // x.shape[3] + torch.arange(x.shape[2])[:, None]
+        x_ = x_ - first[..., None] % x.shape[3] + torch.arange(x.shape[3])
+        height, width = self.space.grid
+        inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width) & live[0].any(2, keepdim=True).any(1, keepdim=True)
+        mask = torch.zeros(height, width, self.space.channels(source), dtype=self.dtype)
+        mask[elements.y[live], elements.x[live], elements.channel[live]] = 1
+        kept = inside & (mask[y.clamp(0, height - 1), x_.clamp(0, width - 1), channel] > 0)
+        image = torch.arange(len(x))[:, None, None, None]
+        if not torch.equal(torch.where(kept, self.space.at(source, image, channel, y, x_), 0), x):
+            return x
+        step = Step("multiply_condition", condition=self.operands.per_pixel(mask.to(self.device)))
+        return torch.where(inside, self.space.at(self._stepped(source, [step]), image, channel, y, x_), 0)
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is

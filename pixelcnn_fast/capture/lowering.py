@@ -265,6 +265,26 @@ def _larger(t: Trace, call: Call, x: View, y: View) -> Map:
     return t.builder.combined(_plain(call), t.map(x), t.map(y))
 
 
+MASKED = ("where", "masked_fill")
+
+
+@lowers(*MASKED)
+def _where(t: Trace, call: Call, *args: Any) -> Map:
+    """mask * x + (1 - mask) * y, for a mask that depends on one level of the image, or on the condition."""
+    mask, x, y = args if _plain(call) == "where" else (args[1], args[2], args[0])
+    taken = t.map(mask)
+    left = t.builder.affine(taken, -1.0, 1.0)
+    shape = torch.broadcast_shapes(taken.shape, t.map(x).shape, t.map(y).shape)
+
+    def masked(x: Any, mask_of_x: Map) -> Map:
+        whole = t.map(x)
+        if not t.depends_on_image(x) and not t.depends_on_image(mask):
+            whole = t.builder.copied(t.builder.map(whole.addresses.expand(shape)))
+        return t.builder.combined("multiply", whole, mask_of_x)
+
+    return t.builder.combined("add", masked(x, taken), masked(y, left))
+
+
 # -- over pixels
 
 

@@ -169,7 +169,8 @@ class Operands:
             return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count)
         assert isinstance(found, Given)
         size = (BatchSize(1), count)
-        view = self.record("aten::mul.Scalar", (self._flat[found.slot], scale), size, self.dtype)
+        x = self._converted(self._flat[found.slot], self.dtype)
+        view = self.record("aten::mul.Scalar", (x, scale), size, self.dtype)
         if shift:
             view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
         return self.space.allot(Given(view.slot), count)

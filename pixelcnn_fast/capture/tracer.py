@@ -20,7 +20,7 @@ from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.conditional import check_branches, check_each_image
-from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MOVEMENTS, PLACES, by_table, cast, plain_name
+from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.shadow import AddressSpace, Map, Refused, Value
@@ -233,7 +233,9 @@ class _Trace:
         if name == "_to_copy":
             dtype = call.outputs[0].dtype
             return [cast(self, call, call.args[0], dtype)]
-        if name in MOVEMENTS and not self._moves_by_image(call):
+        if name in MOVEMENTS and not self._has_places(call, self.depends_on_image) and not (
+            name in MASKED and self._has_places(call, self.operands.is_given)
+        ):
             return self._moved(call)
         if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
             try:
@@ -276,12 +278,10 @@ class _Trace:
         self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
         return []
 
-    def _moves_by_image(self, call: Call) -> bool:
-        """Whether the places that it moves elements to depend on the image."""
-        for argument, x in self._named(call):
-            if argument.name in PLACES and any(self.depends_on_image(view) for view in leaves(x)):
-                return True
-        return False
+    def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
+        """Whether some of the places that it moves elements to are of a kind."""
+        places = [x for argument, x in self._named(call) if argument.name in PLACES]
+        return any(of(x) for x in leaves(places) if isinstance(x, View))
 
     def _named(self, call: Call) -> list[tuple[Any, Any]]:
         arguments = call.operator._schema.arguments
