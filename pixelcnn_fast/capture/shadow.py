@@ -218,7 +218,8 @@ class AddressSpace:
         yield shape
         frames = {self.grid, *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value))}
         for height, width in frames:
-            for parts in ((self.images, height, width), (height, width), (self.images, height), (self.images, -1)):
+            n = self.images
+            for parts in ((n, height, width), (height, width, n), (height, width), (n, height), (n, -1), (-1, n)):
                 for dim, size in enumerate(shape):
                     product = 1
                     for part in parts:
