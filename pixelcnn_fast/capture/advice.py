@@ -22,14 +22,12 @@ class Refused(NamedTuple):
         return self.calls.split()
 
 
-SAMPLED_ANYWAY = "`Sampler(..., runtime='reference')` samples any causal model, by a full forward for each draw"
-
 REFUSED = [
     Refused(
         "conv2d(stride>1) conv_transpose2d max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate "
         "grid_sample",
         "They compute on another grid than the image's.",
-        f"A program has no such grids yet; {SAMPLED_ANYWAY}.",
+        "A program has no other grids yet.",
     ),
     Refused(
         "conv1d conv3d",
@@ -42,10 +40,14 @@ REFUSED = [
         "Use `batch_norm` in eval mode, or a `layer_norm`, `mean` or `sum` over the channels of each pixel.",
     ),
     Refused(
+        "local_response_norm",
+        "Statistics over neighbouring channels have no step.",
+        "Use a `layer_norm` or `rms_norm` over all channels of each pixel.",
+    ),
+    Refused(
         "scaled_dot_product_attention matmul(x,y)",
         "Pixels are weighed by what depends on the image.",
-        f"The product of two features at each pixel is `(x * y).sum(1)`; across pixels, a program has convolutions only, "
-        f"but {SAMPLED_ANYWAY}.",
+        "The product of two features at each pixel is `(x * y).sum(1)`; across pixels, a program has only convolutions.",
     ),
     Refused(
         "bilinear cdist dot",
@@ -126,7 +128,7 @@ REFUSED = [
 ]
 
 _INSTEAD = {name.partition("(x")[0]: refused.instead for refused in REFUSED for name in refused.names}
-GENERAL = f"docs/supported_calls.md says what is supported; {SAMPLED_ANYWAY}"
+GENERAL = "docs/supported_calls.md says what is supported"
 
 
 def instead(name: str) -> str:
