@@ -208,7 +208,8 @@ def check_rounded(
     The program's error may be at most twice that of plain PyTorch, which is the model's. The other way around, the
     model's may be at most four times the program's, which passes through fewer roundings: a wrong program, which makes
     a wrong yardstick, is no further from that than its own rounding, but the model is. Both are allowed a few
-    roundings of the parameters.
+    roundings of the parameters. That holds for the largest error and for the mean: a model that rounding changes much
+    at a few pixels would hide a program that is wrong at all of them.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, examples)
@@ -217,6 +218,7 @@ def check_rounded(
         least = 4 * rounding_unit(model) + slack(expected, model, 4)
         check_error(theirs, least + 4 * own.max(), model, UNSEEN)
         check_error(own, least + 2 * theirs.max(), model, IMPRECISE)
+        check_error(own.mean().expand_as(own), least.mean() + 2 * theirs.mean().expand_as(own), model, IMPRECISE)
 
 
 def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:

@@ -199,13 +199,13 @@ def _absolute(t: Trace, x: Map) -> Map:
 
 @lowers("mish")
 def _mish(t: Trace, call: Call, x: View) -> Map:
-    x = t.builder.copied(t.map(x))
+    x = t.builder.materialised(t.map(x))
     return t.builder.combined("multiply", x, _then(t, x, Step("softplus"), Step("tanh")))
 
 
 @lowers("softshrink")
 def _softshrink(t: Trace, call: Call, x: View, lambd: float = 0.5) -> Map:
-    x = t.builder.copied(t.map(x))
+    x = t.builder.materialised(t.map(x))
     above = _then(t, x, (1.0, -float(lambd)), Step("relu"))
     return t.builder.combined("add", above, _then(t, x, (-1.0, -float(lambd)), Step("relu")), -1.0)
 
@@ -592,7 +592,7 @@ def _log(t: Trace, call: Call, x: View) -> Map:
 def _logit(t: Trace, call: Call, x: View, eps: float | None = None) -> Map:
     if (logits := _inverse(t, t.map(x), "sigmoid")) is not None:
         return logits
-    p = t.builder.copied(t.map(x))
+    p = t.builder.materialised(t.map(x))
     if eps is not None:
         p = _then(t, p, *_bounds(eps, 1 - eps))
     return t.builder.combined("add", _then(t, p, Step("log")), _then(t, p, (-1.0, 1.0), Step("log")), -1.0)

@@ -163,7 +163,7 @@ class WrappedModel:
         examples = [(self.encode(values), given.in_dtype(self.dtype))]
         for seed in (1, 2):  # a statistic of the whole image shall differ
             others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
-            examples.append((self.encode(others), given))
+            examples.append((self.encode(others), given.in_dtype(self.dtype)))
         levels = None
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)

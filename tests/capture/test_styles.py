@@ -1,0 +1,232 @@
+"""Small causal styles of public code, small images, and models that only seem causal: right, or refused clearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, check_causal, heads, receptive_field
+from pixelcnn_fast.errors import CaptureMismatch, NotCausal, Unsupported
+
+LEVELS, CHANNELS = 5, 6
+
+
+class Net(nn.Module):
+    """A first layer that sees the rows above, and whatever ``body`` makes of it."""
+
+    ones: Tensor
+    map: Tensor
+
+    def __init__(self, body: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(1, CHANNELS, (2, 3)), nn.Conv2d(CHANNELS, CHANNELS, (2, 3))
+        self.point, self.last = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Conv2d(CHANNELS, LEVELS, 1)
+        self.of_image, self.codes = nn.Conv2d(1, CHANNELS, 1), nn.Embedding(LEVELS, CHANNELS)
+        self.of_map, self.of_vector = nn.Conv2d(2, CHANNELS, 1), nn.Linear(3, CHANNELS)
+        self.register_buffer("map", torch.randn(CHANNELS, 8, 7))
+        self.body = body
+
+    def above(self, x: Tensor) -> Tensor:
+        """[N, 6, H + 1, W]: one row more than the image has."""
+        return torch.relu(self.a(F.pad(x, (1, 1, 2, 0))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * self.last(torch.relu(self.body(self, x)))
+
+
+class Conditioned(Net):
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]  # another kind of model
+        return 4 * self.last(torch.relu(self.body(self, x, condition)))
+
+
+@torch.jit.script
+def down(x: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], 2)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def overlapping(net: Net, x: Tensor) -> Tensor:
+    larger = F.conv2d(x, net.a.weight, net.a.bias, padding=(2, 1))
+    here, above = larger[:, :, 1:-2], larger[:, :, :-3]
+    here += net.of_image(x)  # changes the rows of ``above`` from the second on
+    return net.point(above)
+
+
+def flattened(net: Net, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    h = net.above(x)[:, :, :-1].permute(0, 2, 3, 1)
+    n, height, width, c = h.shape
+    weight = net.point.weight[:, :, 0, 0]
+    out = F.linear(h.reshape([n if s == 0 else s for s in shape]), weight, net.point.bias)
+    return out.view(n, height, width, c).permute(0, 3, 1, 2)
+
+
+def padded_with_ones(net: Net, x: Tensor) -> Tensor:
+    both = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
+    return net.above(both[:, :1] + 0.3 * both[:, 1:])[:, :, :-1]
+
+
+def data_replaced(net: Net, x: Tensor) -> Tensor:
+    h = net.above(x)[:, :, :-1].clone()
+    h.data = net.point(h)
+    return h
+
+
+def filled(net: Net, x: Tensor) -> Tensor:
+    h = net.above(x)[:, :, :-1].clone()
+    h[:, 0].fill_(0.7)
+    h[:, 1][...] = -0.2
+    return h
+
+
+STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "a map added after a crop": lambda net, x: net.above(x)[:, :, :-1] + net.map,
+    "padded after a crop": lambda net, x: net.b(F.pad(net.above(x)[:, :, :-1], (1, 1, 1, 0))),
+    "padded by the convolution after a crop": lambda net, x: F.conv2d(
+        net.above(x)[:, :, :-1], net.b.weight, net.b.bias, padding=1
+    )[:, :, :-1],
+    "a cropped map written over": lambda net, x: filled(net, x),
+    "added to one of two overlapping views": overlapping,
+    "linear over all pixels of all images": lambda net, x: flattened(net, x, (-1, CHANNELS)),
+    "linear over all pixels": lambda net, x: flattened(net, x, (0, -1, CHANNELS)),
+    "a scripted function": lambda net, x: down(net.a(F.pad(x, (1, 1, 1, 0)))),
+    "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
+    "padded with ones": padded_with_ones,
+    "data replaced": data_replaced,
+    "rows from the end and back": lambda net, x: net.above(x)[:, :, :-1].flip(2).contiguous().flip(2),
+    "an integer of each level": lambda net, x: net.above((x * 4).round().long().remainder(3).to(x))[:, :, :-1],
+    "clamped far": lambda net, x: F.hardtanh(net.above(x)[:, :, :-1] * 1e8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", STYLES)
+def test_styles_give_the_naive_images(name: str, dtype: torch.dtype) -> None:
+    sampler = Sampler(Net(STYLES[name]).to(dtype), (1, 8, 7), levels=LEVELS, image_form="unit")
+    u = torch.rand(4, 1, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    naive = sampler.sample(4, noise=u, runtime="reference")
+    assert naive.unique().numel() >= 4
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+
+
+CONDITIONS: dict[str, tuple[Callable[..., Tensor], dict]] = {
+    "a map": (
+        lambda net, x, condition: net.above(x)[:, :, :-1] + net.of_map(condition),
+        dict(condition_shape=(2, 8, 7)),
+    ),
+    "a vector where the batch is the third axis": (
+        lambda net, x, condition: (
+            net.above(x)[:, :, :-1].permute(2, 3, 0, 1) + net.of_vector(condition)
+        ).permute(2, 3, 0, 1),
+        dict(condition_shape=(3,)),
+    ),
+    "codes": (
+        lambda net, x, condition: (
+            net.above(x)[:, :, :-1] + F.interpolate(net.codes(condition).permute(0, 3, 1, 2), size=(8, 7))
+        ),
+        dict(condition_shape=(4, 4)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_give_the_naive_images(name: str) -> None:
+    body, arguments = CONDITIONS[name]
+    sampler = Sampler(Conditioned(body).double(), (1, 8, 7), levels=LEVELS, image_form="unit", **arguments)
+    u = torch.rand(3, 1, 8, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = (3, *arguments["condition_shape"])
+    condition = torch.randint(LEVELS, shape) if name == "codes" else torch.randn(shape, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
+    for size in (1, 3):
+        for runtime in ("eager", "auto"):
+            drawn = sampler.sample(3, noise=u, condition=condition, runtime=runtime, batch_size=size)
+            assert torch.equal(drawn, naive)
+
+
+def test_probabilities_that_are_changed_after_the_sigmoid() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = Net(lambda net, x: net.above(x)[:, :, :-1])
+            self.keep = torch.ones(8, 7, dtype=torch.float64)
+            self.keep[0, 0] = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.net(x)[:, :1]) * self.keep + 0.5 * (1 - self.keep)
+
+    sampler = Sampler(Half().double(), (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit")
+    u = torch.rand(4, 1, 8, 7, dtype=torch.float64)
+    naive = sampler.sample(4, noise=u, runtime="reference")
+    assert torch.equal(sampler.sample(4, noise=u), naive) and torch.equal(
+        naive[:, 0, 0, 0] == 1, u[:, 0, 0, 0] >= 0.5
+    )
+
+
+# -- images of one column, or one pixel
+
+
+def tap_to_the_right(net: Net, x: Tensor) -> Tensor:
+    weight = torch.tensor([0.5, 0.5, 0, 0], dtype=x.dtype).view(1, 1, 2, 2).repeat(CHANNELS, 1, 1, 1)
+    return F.conv2d(net.above(x)[:, :, :-1], weight, padding="same", groups=CHANNELS)
+
+
+def norm_of_a_shifted_map(net: Net, x: Tensor) -> Tensor:
+    shifted = F.pad(net.above(x)[:, :, :-1], (1, 0))[..., :-1]
+    return F.layer_norm(shifted.permute(0, 2, 3, 1), (CHANNELS,)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [(6, 1), (1, 6), (1, 1), (2, 2)])
+@pytest.mark.parametrize("body", [tap_to_the_right, norm_of_a_shifted_map, filled, overlapping])
+def test_small_images(body: Callable[[Net, Tensor], Tensor], size: tuple[int, int]) -> None:
+    model = Net(body).double()
+    sampler = Sampler(model, (1, *size), levels=LEVELS, image_form="unit")
+    u = torch.rand(4, 1, *size, dtype=torch.float64)
+    naive = sampler.sample(4, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+
+
+# -- models that see the whole image through a Python number
+
+LEAKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a mean": lambda x: x - x.mean().item(),
+    "a deviation": lambda x: x / float(x.std()),
+    "NumPy": lambda x: x - float(x.numpy().mean()),
+    "the largest": lambda x: x / x.max().item(),
+    "the largest, at least one": lambda x: x / max(1.0, x.max().item()),
+    "a branch": lambda x: x * 2 if x.mean() > 1.5 else x,
+    "a quantile": lambda x: x - x.flatten(1).sort(1).values[:, 8].mean().item(),
+    "a mean that stays a tensor": lambda x: x - x.mean(),
+    "flipped by NumPy": lambda x: x + torch.from_numpy(np.ascontiguousarray(x.numpy()[:, :, ::-1])),
+    "a list": lambda x: x - max(x.flatten().tolist()),
+    "flipped data": lambda x: (lambda y: (setattr(y, "data", x.flip(2)), y)[1])(x.clone()),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_what_sees_the_whole_image_is_never_called_causal(name: str) -> None:
+    model = Net(lambda net, x: net.above(LEAKS[name](x))[:, :, :-1])
+    arguments: dict[str, Any] = dict(levels=4, image_form="levels")
+    model.last = nn.Conv2d(CHANNELS, 4, 1)
+    for function in (check_causal, receptive_field, Sampler):
+        with pytest.raises((Unsupported, NotCausal, CaptureMismatch)):
+            function(model, (1, 4, 4), **arguments)
+
+
+def test_a_plain_branch_on_the_range_is_followed_and_shown() -> None:
+    model = Net(lambda net, x: net.above(x / 4 if x.max() > 1 else x)[:, :, :-1])
+    sampler = Sampler(model, (1, 8, 7), levels=LEVELS, image_form="levels")
+    assert "taken for granted: model: an if on the image is True" in str(sampler.program)
