@@ -364,11 +364,32 @@ class Builder:
             return self.space.segments(x.addresses)
         except Unsupported:  # a channel may hold the pixels of several values, each in its own place
             source, found = self.space.source_of(x.addresses), self.space.found(x.addresses)
-            if len(found) < 2:
-                raise
-            return [
-                part for s in found for part in self.space.segments(torch.where(source == s, x.addresses, 0))
-            ]
+            parts = [torch.where(source == s, x.addresses, 0) for s in found]
+            return [segment for part in parts for segment in self.space.segments(self._unmasked(part))]
+
+    def _unmasked(self, x: Tensor) -> Tensor:
+        """Addresses of one value, some of which are missing -> addresses of that value times a mask, none of which is.
+
+        x: laid out as [N, C, h, w]; it is returned as it is unless each channel is a channel of the value, shifted.
+        """
+        live, elements = x != 0, self.space.decode(x)
+        source = int(elements.source.max())
+        if not self.space.has_whole_frame(source):
+            return x
+        first = live[0].flatten(1).int().argmax(1)[:, None]
+        channel, y, x_ = (part[0].flatten(1).gather(1, first)[..., None] for part in elements[2:])
+        y = y - first[..., None] // x.shape[3] + torch.arange(x.shape[2])[:, None]
+        x_ = x_ - first[..., None] % x.shape[3] + torch.arange(x.shape[3])
+        height, width = self.space.grid
+        inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width) & live[0].any(2, keepdim=True).any(1, keepdim=True)
+        mask = torch.zeros(height, width, self.space.channels(source), dtype=self.dtype)
+        mask[elements.y[live], elements.x[live], elements.channel[live]] = 1
+        kept = inside & (mask[y.clamp(0, height - 1), x_.clamp(0, width - 1), channel] > 0)
+        image = torch.arange(len(x))[:, None, None, None]
+        if not torch.equal(torch.where(kept, self.space.at(source, image, channel, y, x_), 0), x):
+            return x
+        step = Step("multiply_condition", condition=self.operands.per_pixel(mask.to(self.device)))
+        return torch.where(inside, self.space.at(self._stepped(source, [step]), image, channel, y, x_), 0)
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
@@ -623,6 +644,11 @@ class Builder:
             start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
         elif isinstance(i, Pointwise) and i.base.is_here and (base := self.by_level(i.base.value)) is not None:
             start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
+        elif isinstance(i, Convolution) and (pick := _selected(i)) is not None:
+            base = self.by_level(i.taps[0].source)
+            if base is None:
+                return None
+            start, channel = base[0][:, pick], base[1][pick]
         else:
             return None
         return apply_steps(start, i.steps, _no_operand, _no_operand), channel
@@ -636,42 +662,70 @@ class Builder:
         return True
 
     def tabulated(
-        self, x: Map, function: Callable[[Tensor, Tensor], Tensor], other: Tensor, width: int | None = None
+        self, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor] = (), width: int | None = None
     ) -> Map:
-        """A function of one level at a time, and of a constant, for which there is no step.
+        """A function of one level at a time, and of constants, for which there is no step.
 
-        function: (what the levels make of elements of x, [L, n]; their constants [n]) -> [L, n], or [L, n, width],
-        whose last axis becomes one of the result; other: addresses of the constants, which broadcast to x.
+        maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
+        function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
+        [L, n, width], whose last axis becomes one of the result.
         """
-        shape = torch.broadcast_shapes(x.addresses.shape, other.shape)
-        at, constant = x.addresses.expand(shape), self.space.relative(other).expand(shape)
+        shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
+        at = torch.stack([x.addresses.expand(shape) for x in maps])
         elements = self.space.decode(at)
-        tables, channels, first = [], [], torch.zeros(len(self.space.sources), dtype=torch.long)
+        zero = torch.zeros(1, dtype=self.dtype, device=self.device)
+        tables, levels, first = [self._constant_table(zero)], [-1], torch.zeros(len(self.space.sources), dtype=torch.long)
         for s in self.space.found(at):
-            found = self.by_level(self.out(s)) if isinstance(self.space.sources[s], Value) else None
-            if found is None:
-                break
-            first[s] = sum(map(len, channels))
-            tables.append(found[0])
-            channels.append(found[1])
-        if len(tables) < len(self.space.found(at)) or not bool((at != 0).all()):
-            raise Unsupported(
-                "there is no such step, and it is not a function of one level of the image, which a table could hold"
-            )
+            first[s] = len(levels)
+            table, of_levels = self._table_of(s)
+            tables.append(table)
+            levels += of_levels
+        index = torch.where(at != 0, first[elements.source] + elements.channel, 0)
+        level = torch.stack([torch.tensor(levels)[index], elements.image, elements.y, elements.x])
+        varies = level[0] >= 0
+        found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
+        if bool(((level != found) & varies).any()):
+            raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
         columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
-        index = first[elements.source] + elements.channel
-        keys = torch.stack([which.cpu()[index].flatten(), constant.flatten()])
-        pairs, inverse = torch.unique(keys, dim=1, return_inverse=True)
-        given = columns[:, pairs[0].to(columns.device)]
-        made = function(given, self.operands.constants(pairs[1])).to(self.dtype)
-        if width is None and torch.equal(made, given):
-            return self.map(at)
+        others = [self.space.relative(x).expand(shape).flatten() for x in constants]
+        keys = torch.stack([*which.cpu()[index].flatten(1), *others])
+        keys, inverse = torch.unique(keys, dim=1, return_inverse=True)
+        given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
+        made = function(*given, *(self.operands.constants(key) for key in keys[len(maps) :])).to(self.dtype)
+        if width is None and torch.equal(made, given[0]):
+            return self.map(at[0])
         each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
         value = self.emit(FromLevels, self.space.channels(self.images) * each, table=made.flatten(1).contiguous())
-        channel = torch.cat(channels)[index] * each + inverse.view(shape) * len(steps)
-        image, y, x_ = (part[..., None] for part in (elements.image, elements.y, elements.x))
-        out = self.space.at(value, image, channel[..., None] + steps, y, x_)
+        channel, image, y, x_ = (part[0, ..., None] for part in found)
+        inverse = inverse.view(shape)[..., None] * len(steps) + steps
+        out = self.space.at(value, image, channel * each + inverse, y, x_)
+        if not bool(varies.any(0).all()):
+            fixed = self.operands.of_constant(made.flatten(1)[0])[inverse]
+            out = torch.where(varies.any(0)[..., None], out, fixed)
         return self.map(out[..., 0] if width is None else out)
+
+    def _table_of(self, source: int) -> tuple[Tensor, list[int]]:
+        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of, or
+        -1 for a constant."""
+        found = self.space.sources[source]
+        if isinstance(found, Constant):
+            return self._constant_table(found.elements.to(self.dtype)), [-1] * self.space.channels(source)
+        by_level = self.by_level(found.out) if isinstance(found, Value) else None
+        if by_level is None:
+            raise Unsupported("there is no such step, and it is not a function of one level, which a table could hold")
+        return by_level[0], by_level[1].tolist()
+
+    def _constant_table(self, elements: Tensor) -> Tensor:
+        return elements.expand(1 if self._levels is None else len(self._levels), -1)
+
+
+def _selected(i: Convolution) -> Tensor | None:
+    """Which channels of its one operand a convolution only repeats, if it does nothing else."""
+    if i.bias is not None or len(i.taps) != 1 or (i.taps[0].dy, i.taps[0].dx) != (0, 0):
+        return None
+    weight = i.taps[0].weight
+    is_selection = bool(((weight == 1).sum(0) == 1).all()) and bool(((weight != 0).sum(0) == 1).all())
+    return weight.argmax(0).cpu() if is_selection else None
 
 
 def _no_operand(value: Any) -> Any:

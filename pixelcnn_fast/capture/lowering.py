@@ -7,6 +7,7 @@ in a program. Calls that only move elements need none: they are made on the elem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from pixelcnn_fast.capture.builder import Builder, Steps
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View
+from pixelcnn_fast.program.calls import Call, View, out_of_place, plain_name
 from pixelcnn_fast.program.program import Step
 
 
@@ -52,7 +53,7 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 
 # Calls that only move elements. Those among their arguments that are called so say where to, and must be constants.
 MOVEMENTS = frozenset(
-    "alias cat channel_shuffle clone constant_pad_nd copy copysign_ diagonal expand fill flip gather index index_fill "
+    "alias cat channel_shuffle clone constant_pad_nd copy diagonal expand fill flip gather index index_copy index_fill "
     "index_put index_select lift_fresh masked_fill permute pixel_shuffle pixel_unshuffle repeat roll rot90 scatter "
     "select_scatter slice_scatter split split_with_sizes stack tril triu unbind where zero".split()
 )
@@ -93,6 +94,15 @@ def _leaky_relu(t: Trace, call: Call, x: View, slope: float = 0.01) -> Map:
     return _stepped(t, call, x, [Step("leaky_relu", float(slope))])
 
 
+@lowers("rrelu_with_noise")
+def _rrelu(
+    t: Trace, call: Call, x: View, noise: View, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+) -> Map:
+    if training:
+        raise Unsupported("it draws random numbers")
+    return _leaky_relu(t, call, x, (lower + upper) / 2)
+
+
 @lowers("elu")
 def _elu(
     t: Trace, call: Call, x: View, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
@@ -125,10 +135,17 @@ def _log_sigmoid(t: Trace, call: Call, x: View) -> list[Map]:
     return [_then(t, x, (-1.0, 0.0), Step("softplus"), (-1.0, 0.0)), x]
 
 
-@lowers("pow")
-def _pow(t: Trace, call: Call, x: Any, exponent: Any) -> Map:
+@lowers("pow", "exp2")
+def _pow(t: Trace, call: Call, x: Any, exponent: Any = None) -> Map:
+    base = 2 if exponent is None else x
+    if isinstance(base, (int, float)) and base > 0:
+        at = 0 if exponent is None else 1  # which argument depends on the image
+        steps = [(math.log(base), 0.0), Step("exp")]
+        return t.builder.stepped(t.map(call.args[at]), steps, lambda source: t.operands.applied(source, call, at))
+    if isinstance(exponent, View) and not t.depends_on_image(exponent) and t.constant(exponent).numel() == 1:
+        exponent = t.constant(exponent).item()
     if not isinstance(exponent, (int, float)):
-        raise Unsupported("its exponent is not a number: write a ** x as torch.exp(x * log(a))")
+        raise Unsupported("its exponent is not one number")
     return _stepped(t, call, x, [Step("power", float(exponent))])
 
 
@@ -173,7 +190,10 @@ def _no_operand(source: int) -> int:
 
 @lowers("abs")
 def _abs(t: Trace, call: Call, x: View) -> Map:
-    x = t.builder.materialised(t.map(x))
+    return _absolute(t, t.builder.materialised(t.map(x)))
+
+
+def _absolute(t: Trace, x: Map) -> Map:
     return t.builder.combined("add", _then(t, x, Step("relu")), _then(t, x, (-1.0, 0.0), Step("relu")))
 
 
@@ -256,6 +276,26 @@ def _larger(t: Trace, call: Call, x: View, y: View) -> Map:
     return t.builder.combined(_plain(call), t.map(x), t.map(y))
 
 
+MASKED = ("where", "masked_fill")
+
+
+@lowers(*MASKED)
+def _where(t: Trace, call: Call, *args: Any) -> Map:
+    """mask * x + (1 - mask) * y, for a mask that depends on one level of the image, or on the condition."""
+    mask, x, y = args if _plain(call) == "where" else (args[1], args[2], args[0])
+    taken = t.map(mask)
+    left = t.builder.affine(taken, -1.0, 1.0)
+    shape = torch.broadcast_shapes(taken.shape, t.map(x).shape, t.map(y).shape)
+
+    def masked(x: Any, mask_of_x: Map) -> Map:
+        whole = t.map(x)
+        if not t.depends_on_image(x) and not t.depends_on_image(mask):
+            whole = t.builder.copied(t.builder.map(whole.addresses.expand(shape)))
+        return t.builder.combined("multiply", whole, mask_of_x)
+
+    return t.builder.combined("add", masked(x, taken), masked(y, left))
+
+
 # -- over pixels
 
 
@@ -317,6 +357,12 @@ def _convolved(
     return t.builder.combined("add", result, t.builder.map(t.operands.convolved(operands, whole, padding, dilation)))
 
 
+@lowers("im2col")
+def _unfold(t: Trace, call: Call, x: View, *windows: Sequence[int]) -> Map:
+    """Elements are only moved, but PyTorch moves no integers here."""
+    return t.builder.map(call.operator(t.map(x).addresses.double(), *windows).long())
+
+
 def _ungrouped(columns: Tensor, groups: int) -> Tensor:
     """[..., in / groups, out] -> [..., in, out], zero where the groups differ."""
     return torch.cat(
@@ -337,7 +383,7 @@ def _product(t: Trace, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Ma
     return t.builder.by_pixel(x, lambda part: _convolved(t, part, weight, bias))
 
 
-@lowers("mm", "bmm", "addmm", "baddbmm", "linear")
+@lowers("mm", "bmm", "mv", "addmm", "baddbmm", "linear")
 def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1) -> Map:
     kind = _plain(call)
     if kind == "linear":
@@ -345,6 +391,10 @@ def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1)
     bias, (x, y) = (args[0], args[1:]) if len(args) == 3 else (None, args)
     if t.depends_on_image(x) and t.depends_on_image(y):
         raise Unsupported("only the product of features with a constant matrix is supported")
+    if kind == "mv":
+        if not t.depends_on_image(x):
+            raise Unsupported("only the product of features with a constant vector is supported")
+        return t.builder.map(_product(t, t.map(x), t.constant(y)[:, None]).addresses[..., 0])
     if not t.depends_on_image(y):
         result = _times_matrices(t, t.map(x), t.constant(y))
     else:
@@ -352,7 +402,7 @@ def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1)
         result = t.builder.map(_times_matrices(t, turned, t.constant(x).mT).addresses.mT)
     if alpha != 1:
         result = t.builder.combined("multiply", result, t.map(float(alpha)))
-    return result if bias is None or beta == 0 else t.builder.combined("add", result, t.map(bias))
+    return result if bias is None or beta == 0 else t.builder.combined("add", result, t.map(bias), float(beta))
 
 
 def _times_matrices(t: Trace, x: Map, matrix: Tensor) -> Map:
@@ -367,9 +417,7 @@ def _times_matrices(t: Trace, x: Map, matrix: Tensor) -> Map:
 def _batch_norm(t: Trace, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> list:
     training, eps = any(r is True for r in rest), float(rest[-1])
     if training or mean is None or variance is None:
-        raise Unsupported(
-            "batch norm with the batch's own statistics mixes pixels and images (as instance_norm does); call model.eval()"
-        )
+        raise Unsupported("the batch's own statistics mix pixels and images, as instance_norm does; call model.eval()")
     weight, bias, mean, variance = (t.constant(part) for part in (weight, bias, mean, variance))
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
@@ -388,26 +436,90 @@ def _layer_norm(t: Trace, call: Call, x: View, shape: Sequence[int], weight: Any
     return [result if bias is None else t.builder.combined("add", result, t.map(bias))]
 
 
-@lowers("mean", "sum")
-def _sum(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
-    if dims is None or isinstance(dims, (int, list, tuple)) and len([dims] if isinstance(dims, int) else dims) != 1:
-        raise Unsupported("it sums over more than one axis; only the channels of a pixel may be summed")
-    dim = dims if isinstance(dims, int) else dims[0]
-    addresses = t.map(x).addresses.movedim(dim, -1)
-    count = addresses.shape[-1]
-    scale = 1 / count if _plain(call) == "mean" else 1.0
-    first = t.space.source_of(addresses.reshape(-1, count)[len(addresses.reshape(-1, count)) // 2]).tolist()
-    if count <= 64 and len(set(first)) == count:  # several maps, stacked
-        total, *others = (t.builder.map(part) for part in addresses.unbind(-1))
-        for other in others:
-            total = t.builder.combined("add", total, other)
+def _together(x: Map, dims: Any, keepdim: bool) -> tuple[Tensor, list[int]]:
+    """-> (addresses of x, with the elements that are reduced together along the last axis; the shape of the result).
+
+    dims: an axis, several, or none for all.
+    """
+    shape = x.shape
+    reduced = sorted(d % len(shape) for d in ([dims] if isinstance(dims, int) else dims or range(len(shape))))
+    last = x.addresses.movedim(reduced, list(range(-len(reduced), 0))).flatten(-len(reduced))
+    return last, [1 if d in reduced else size for d, size in enumerate(shape) if keepdim or d not in reduced]
+
+
+def _one_by_one(t: Trace, kind: str, elements: Tensor) -> Map:
+    """Combines the elements along the last axis."""
+    result, *others = (t.builder.map(part) for part in elements.unbind(-1))
+    for other in others:
+        result = t.builder.combined(kind, result, other)
+    return result
+
+
+MOST_PARTS = 64  # of what is combined one by one
+
+
+def _total(t: Trace, x: Map, dims: Any, keepdim: bool, mean: bool = False) -> Map:
+    """The sum or the mean over channels of a pixel, or over axes along which maps are stacked."""
+    elements, shape = _together(x, dims, keepdim)
+    count = elements.shape[-1]
+    scale = 1 / count if mean else 1.0
+    rows = elements.reshape(-1, count)
+    if count <= MOST_PARTS and len(t.space.source_of(rows[len(rows) // 2]).unique()) == count:  # several maps
+        total = _one_by_one(t, "add", elements)
         if scale != 1:
             total = t.builder.combined("multiply", total, t.map(scale))
-        total = t.builder.map(total.addresses[..., None])
     else:
         matrix = torch.full((count, 1), scale, dtype=t.builder.dtype, device=t.builder.device)
-        total = _product(t, t.builder.map(addresses), matrix)
-    return t.builder.map(total.addresses.movedim(-1, dim) if keepdim else total.addresses[..., 0])
+        try:
+            total = _product(t, t.builder.map(elements), matrix)
+        except Unsupported:
+            raise Unsupported("only the channels of a pixel may be summed, and pixels lie along these axes") from None
+    return t.builder.map(total.addresses.reshape(shape))
+
+
+@lowers("mean", "sum")
+def _sum(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
+    return _total(t, t.map(x), dims, keepdim, mean=_plain(call) == "mean")
+
+
+@lowers("cumsum")
+def _cumsum(t: Trace, call: Call, x: View, dim: int, *, dtype: Any = None) -> Map:
+    elements = t.map(x).addresses.movedim(dim, -1)
+    count = elements.shape[-1]
+    matrix = torch.ones(count, count, dtype=t.builder.dtype, device=t.builder.device).triu()
+    return t.builder.map(_product(t, t.builder.map(elements), matrix).addresses.movedim(-1, dim))
+
+
+@lowers("var", "std", "var_mean", "std_mean")
+def _variance(t: Trace, call: Call, x: View, dims: Any = None, *, correction: float = 1, keepdim: bool = False) -> list[Map]:
+    whole = t.map(x)
+    mean = _total(t, whole, dims, True, mean=True)
+    centred = t.builder.materialised(t.builder.combined("add", whole, mean, -1.0))
+    total = _total(t, t.builder.combined("multiply", centred, centred), dims, keepdim)
+    count = whole.shape.numel() // mean.shape.numel()
+    spread = t.builder.combined("multiply", total, t.map(1 / (count - correction)))
+    if _plain(call).startswith("std"):
+        spread = _then(t, spread, Step("power", 0.5))
+    return [spread, _total(t, whole, dims, keepdim, mean=True)][: len(call.results)]
+
+
+@lowers("linalg_vector_norm", "norm")
+def _norm(t: Trace, call: Call, x: View, order: float = 2, dims: Any = None, keepdim: bool = False) -> Map:
+    if order not in (1, 2):
+        raise Unsupported(f"order {order}; only 1 and 2 are supported")
+    whole = t.builder.materialised(t.map(x))
+    if order == 1:
+        return _total(t, _absolute(t, whole), dims, keepdim)
+    return _then(t, _total(t, t.builder.combined("multiply", whole, whole), dims, keepdim), Step("power", 0.5))
+
+
+@lowers("amax", "amin", "prod")
+def _folded(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
+    elements, shape = _together(t.map(x), dims, keepdim)
+    if elements.shape[-1] > MOST_PARTS:
+        raise Unsupported(f"it combines {elements.shape[-1]} elements, one by one")
+    kind = {"amax": "maximum", "amin": "minimum", "prod": "multiply"}[_plain(call)]
+    return t.builder.map(_one_by_one(t, kind, elements).addresses.reshape(shape))
 
 
 # -- the library's own ops
@@ -498,10 +610,10 @@ def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
     """Rows of a table [rows, ...] -> [*levels.shape, ...]"""
     width = table[0].numel()
 
-    def rows(column: Tensor, _: Tensor) -> Tensor:
-        return table.detach().flatten(1)[column.long()] if width else table[column.long()]
+    def rows(column: Tensor) -> Tensor:
+        return table.detach().reshape(len(table), width)[column.long()]
 
-    found = t.builder.tabulated(t.map(levels), rows, torch.zeros((), dtype=torch.long), width).addresses
+    found = t.builder.tabulated([t.map(levels)], rows, width=width).addresses
     return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
 
 
@@ -509,47 +621,50 @@ def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
 def _index(t: Trace, call: Call, x: View, indices: Sequence[View | None]) -> Map:
     first, *others = indices
     if first is None or any(i is not None for i in others):
-        raise Unsupported("an index that depends on the image is supported only alone, and on the first axis")
+        raise Unsupported("an index that is not constant is supported only alone, and on the first axis")
     return _looked_up(t, t.constant(x), first)
+
+
+@lowers("index_select")
+def _index_select(t: Trace, call: Call, x: View, dim: int, index: View) -> Map:
+    found = _looked_up(t, t.constant(x).movedim(dim, 0), index)
+    return t.builder.map(found.addresses.movedim(0, dim))
 
 
 @lowers("scatter")
 def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -> Map:
     """One-hot vectors: scattered into zeros."""
     into, at = t.map(x).addresses, t.map(index).addresses
+    if isinstance(value, View) and bool((t.constant(value) == t.constant(value).view(-1)[:1]).all()):
+        value = t.constant(value).view(-1)[0].item()
     if isinstance(value, View) or bool(into.any()) or at.shape[dim] != 1:
         raise Unsupported("its index depends on the image; supported is F.one_hot(x, classes)")
     width = into.shape[dim]
 
-    def one_hot(column: Tensor, _: Tensor) -> Tensor:
+    def one_hot(column: Tensor) -> Tensor:
         return F.one_hot(column.long(), width) * value
 
-    zero = torch.zeros((), dtype=torch.long)
-    found = t.builder.tabulated(t.builder.map(at.squeeze(dim)), one_hot, zero, width)
+    found = t.builder.tabulated([t.builder.map(at.squeeze(dim))], one_hot, width=width)
     return t.builder.map(found.addresses.movedim(-1, dim))
 
 
 def by_table(t: Trace, call: Call) -> Map:
-    """Any pointwise call on one level of the image and a constant."""
+    """Any pointwise call on one level of the image and constants."""
     if torch.Tag.pointwise not in call.operator.tags and _plain(call) not in POINTWISE_TOO:
         raise Unsupported("this call is not supported")
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
-    if len(images) != 1 or len(others) > 1:
-        raise Unsupported("there is no such step in a program")
-    (image,) = images
-    operator = Call(t.operands.out_of_place(call.name), (), {}, ()).operator
+    operator = Call(out_of_place(call.name), (), {}, ()).operator
 
-    def function(column: Tensor, constant: Tensor) -> Tensor:
+    def function(*columns: Tensor) -> Tensor:
         filled = [*args]
-        filled[image] = column.to(args[image].dtype)
-        if others:
-            filled[others[0]] = constant.to(args[others[0]].dtype).expand(column.shape)
+        for i, column in zip([*images, *others], columns, strict=True):
+            filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)  # a number's dtype counts for less
         return operator(*filled, **call.kwargs)
 
-    other = t.map(args[others[0]]).addresses if others else torch.zeros((), dtype=torch.long)
-    return t.builder.tabulated(t.map(args[image]), function, other)
+    constants = [t.map(args[i]).addresses for i in others]
+    return t.builder.tabulated([t.map(args[i]) for i in images], function, constants)
 
 
 def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
@@ -572,7 +687,3 @@ def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
 def _plain(call: Call) -> str:
     """The operation's name: 'add' for 'aten::add_.Tensor'."""
     return plain_name(call.name)
-
-
-def plain_name(name: str) -> str:
-    return name.partition("::")[2].partition(".")[0].removesuffix("_")

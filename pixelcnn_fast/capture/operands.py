@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Given
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves, size_at
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves, out_of_place, size_at
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -143,7 +143,7 @@ class Operands:
     def applied(self, source: int, call: Call, at: int) -> int:
         """The source that a pointwise call makes of another one, which takes the place of argument ``at``."""
         found, count = self.space.sources[source], self.space.channels(source)
-        name, dtype = self.out_of_place(call.name), call.outputs[0].dtype
+        name, dtype = out_of_place(call.name), call.outputs[0].dtype
         if isinstance(found, Constant):
             args = self._with(call, at, found.elements.to(dtype))
             made = Call(name, (), {}, ()).operator(*args, **call.kwargs)
@@ -166,16 +166,11 @@ class Operands:
             return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count)
         assert isinstance(found, Given)
         size = (BatchSize(1), count)
-        view = self.record("aten::mul.Scalar", (self._flat[found.slot], scale), size, self.dtype)
+        x = self._converted(self._flat[found.slot], self.dtype)
+        view = self.record("aten::mul.Scalar", (x, scale), size, self.dtype)
         if shift:
             view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
         return self.space.allot(Given(view.slot), count)
-
-    @staticmethod
-    def out_of_place(name: str) -> str:
-        """aten::add_.Tensor -> aten::add.Tensor"""
-        packet, _, overload = name.partition(".")
-        return packet.removesuffix("_") + ("." + overload if overload else "")
 
     def convolved(self, x: Tensor, weight: Tensor, padding: tuple, dilation: tuple) -> Tensor:
         """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""

@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         if func is SCALAR or func in YES_OR_NO:
             self._escaped(func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out)
             return out
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and IMAGE not in depends:
             self._drawn(out)
             return out
         results = [x for x in leaves(out)]
@@ -240,6 +240,8 @@ def module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # which takes no hooks
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:

@@ -175,20 +175,12 @@ class AddressSpace:
             [isinstance(source, (Value, Given)) for source in self.sources] + [False]
         )[elements.source]
         is_value = has_image & ~is_given[elements.source]
-        spatial = [-1, -1, -1]
-        for dim, size in enumerate(addresses.shape):
-            if size == 1:
-                continue
-            for axis, (index, live) in enumerate(
-                ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value))
-            ):
-                both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
-                if bool(((index.narrow(dim, 0, size - 1) != index.narrow(dim, 1, size - 1)) & both).any()):
-                    if spatial[axis] >= 0 or dim in spatial:
-                        raise Unsupported(
-                            f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
-                        )
-                    spatial[axis] = dim
+        spatial = []
+        for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
+            spatial.append(_runs_along(index, live))
+        along = [dim for dim in spatial if dim != -1]
+        if None in along or len(set(along)) < len(along):
+            raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
         last = addresses.dim() - 1
         for axis, (size, usual, live) in enumerate(
             zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
@@ -220,7 +212,8 @@ class AddressSpace:
         yield shape
         frames = {self.grid, *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value))}
         for height, width in frames:
-            for parts in ((self.images, height, width), (height, width), (self.images, height), (self.images, -1)):
+            n = self.images
+            for parts in ((n, height, width), (height, width, n), (height, width), (n, height), (n, -1), (-1, n)):
                 for dim, size in enumerate(shape):
                     product = 1
                     for part in parts:
@@ -284,6 +277,20 @@ class AddressSpace:
                 "rolled around the image or flipped"
             )
         return result
+
+
+def _runs_along(index: Tensor, live: Tensor) -> int | None:
+    """The dimension along which an index runs: -1 for none, None if it can't be told. Where channels are shifted against
+    each other, it varies along another dimension as well, but not from one to the next."""
+    found = {}
+    for dim, size in enumerate(index.shape):
+        if size > 1:
+            both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
+            steps = index.diff(dim=dim)[both]
+            if bool(steps.any()):
+                found[dim] = bool((steps == 1).all())
+    dims = [dim for dim, is_regular in found.items() if is_regular] or list(found)
+    return -1 if not dims else dims[0] if len(dims) == 1 else None
 
 
 def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture import advice
+from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.conditional import check_branches, check_each_image
-from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MOVEMENTS, PLACES, by_table, cast, plain_name
+from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Refused, Value
@@ -26,7 +28,7 @@ from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, size_at
+from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, out_of_place, plain_name, size_at
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
 from pixelcnn_fast.program.program import needed as needed_instructions
@@ -136,9 +138,11 @@ class _Slot:
         self._array: Tensor | None = None
 
     def read(self, view: View, n: int, space: AddressSpace) -> Map:
-        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
-            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         layout = view.at(n)
+        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
+            if self._map.kinds == {Refused}:
+                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
+            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         if self._array is None and layout == self._layout:
             return self._map
         return Map(space, self.array().as_strided(*layout))
@@ -201,7 +205,7 @@ class _Trace:
     def run(self, calls: Sequence[Call]) -> None:
         for call in calls:
             slots = {view.slot for view in call.inputs} | call.written
-            if slots.isdisjoint(self._slots):
+            if slots.isdisjoint(self._slots) and not call.is_random:
                 self.operands.run(call)
             else:
                 self._lower(call)
@@ -211,7 +215,8 @@ class _Trace:
         try:
             results = self._lowered(call)
         except Unsupported as error:
-            results = self._refused(call, f"{call.where}: {friendly_name(call)}: {error}")
+            name = friendly_name(call)
+            results = self._refused(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
             results = self._refused(call, f"{call.where}: {friendly_name(call)}: {what}")
@@ -228,7 +233,9 @@ class _Trace:
         if name == "_to_copy":
             dtype = call.outputs[0].dtype
             return [cast(self, call, call.args[0], dtype)]
-        if name in MOVEMENTS and not self._moves_by_image(call):
+        if name in MOVEMENTS and not self._has_places(call, self.depends_on_image) and not (
+            name in MASKED and self._has_places(call, self.operands.is_given)
+        ):
             return self._moved(call)
         if all(self.map(view).kinds <= {Constant} for view in call.inputs if not self.operands.is_given(view)):
             if not any(map(self.operands.is_given, call.inputs)):
@@ -256,7 +263,7 @@ class _Trace:
             return self.operands.constants(self.map(x).addresses).to(x.dtype)
 
         args, kwargs = map_leaves(constant, (call.args, call.kwargs))
-        results = Call(self.operands.out_of_place(call.name), (), {}, ()).operator(*args, **kwargs)
+        results = Call(out_of_place(call.name), (), {}, ()).operator(*args, **kwargs)
         return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
@@ -286,12 +293,10 @@ class _Trace:
         self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
         return []
 
-    def _moves_by_image(self, call: Call) -> bool:
-        """Whether the places that it moves elements to depend on the image."""
-        for argument, x in self._named(call):
-            if argument.name in PLACES and any(self.depends_on_image(view) for view in leaves(x)):
-                return True
-        return False
+    def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
+        """Whether some of the places that it moves elements to are of a kind."""
+        places = [x for argument, x in self._named(call) if argument.name in PLACES]
+        return any(of(x) for x in leaves(places) if isinstance(x, View))
 
     def _named(self, call: Call) -> list[tuple[Any, Any]]:
         arguments = call.operator._schema.arguments
@@ -300,7 +305,7 @@ class _Trace:
 
     def _moved(self, call: Call) -> list[Map]:
         """Makes a call that only moves elements on their addresses."""
-        operator = Call(self.operands.out_of_place(call.name), (), {}, ()).operator
+        operator = Call(out_of_place(call.name), (), {}, ()).operator
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
@@ -381,26 +386,6 @@ class _Trace:
             result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
         return without_softmax(self.builder, instructions, head), result, shape[4], normalised
-
-
-NAMES = {
-    "convolution": "conv2d",
-    "native_batch_norm": "batch_norm",
-    "native_layer_norm": "layer_norm",
-    "native_group_norm": "group_norm",
-    "max_pool2d_with_indices": "max_pool2d",
-    "_scaled_dot_product_flash_attention_for_cpu": "scaled_dot_product_attention",
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matmul"),
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), "interpolate"),
-}
-
-
-def friendly_name(call: Call) -> str:
-    """The call as users write it."""
-    name = plain_name(call.name)
-    if name == "convolution" and call.args[6]:
-        return "conv_transpose2d"
-    return NAMES.get(name, name.removeprefix("_"))
 
 
 # -- a closing softmax over the levels is removed, since logits do as well; any other softmax is refused

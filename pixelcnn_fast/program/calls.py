@@ -75,6 +75,10 @@ class Call:
         packet, _, overload = rest.partition(".")
         return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
 
+    @property
+    def is_random(self) -> bool:
+        return torch.Tag.nondeterministic_seeded in self.operator.tags
+
     @cached_property
     def inputs(self) -> list[View]:
         return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, View)]
@@ -98,6 +102,18 @@ class Call:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
         return slots
+
+
+def out_of_place(name: str) -> str:
+    """aten::add_.Tensor -> aten::add.Tensor, aten::__ilshift__.Scalar -> aten::__lshift__.Scalar"""
+    packet, _, overload = name.partition(".")
+    packet = packet.replace("::__i", "::__") if packet.endswith("__") else packet.removesuffix("_")
+    return packet + ("." + overload if overload else "")
+
+
+def plain_name(name: str) -> str:
+    """An operation's name: 'add' for 'aten::add_.Tensor'."""
+    return out_of_place(name).partition("::")[2].partition(".")[0]
 
 
 class Memory:

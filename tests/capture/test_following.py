@@ -244,7 +244,7 @@ REFUSED = {
         lambda net, h, x, i: F.conv2d(F.conv2d(F.pad(h, (4, 0, 4, 0)), weights(6)), weights(6)),
         "larger than the image",
     ),
-    "layer norm over space": (lambda net, h, x, i: F.layer_norm(h, (6, 5, 6)), "layer_norm.*rows"),
+    "layer norm over space": (lambda net, h, x, i: F.layer_norm(h, (6, 5, 6)), "layer_norm.*pixels"),
     "instance norm": (lambda net, h, x, i: F.instance_norm(h), "instance_norm"),
     "attention": (
         lambda net, h, x, i: (h.flatten(2) @ F.softmax(h.flatten(2).mT @ h.flatten(2), -1)).view(h.shape),

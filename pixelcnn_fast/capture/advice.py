@@ -1,0 +1,175 @@
+"""What a model can do instead of a call that has no place in a program: for messages, and for docs/supported_calls.md."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pixelcnn_fast.program.calls import Call, plain_name
+
+
+class Refused(NamedTuple):
+    """Calls as users write them, separated by spaces; why they are refused; and what to do instead, in Markdown.
+
+    Arguments, as in 'mean(x,(2,3))', are there where other calls of that name are supported.
+    """
+
+    calls: str
+    why: str
+    instead: str
+
+    @property
+    def names(self) -> list[str]:
+        return self.calls.split()
+
+
+REFUSED = [
+    Refused(
+        "conv2d(stride>1) conv_transpose2d max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate "
+        "grid_sample",
+        "They compute on another grid than the image's.",
+        "A program has no other grids yet.",
+    ),
+    Refused(
+        "conv1d conv3d",
+        "Only convolutions over the two axes of an image have an instruction.",
+        "Write it as a `conv2d` whose kernel has size 1 along the other axis.",
+    ),
+    Refused(
+        "group_norm instance_norm layer_norm(x,(C,H,W)) mean(x,(2,3)) sum(x,(2,3))",
+        "What is taken over the pixels of an image includes those that are not drawn yet, so such a model is not causal.",
+        "Use `batch_norm` in eval mode, or a `layer_norm`, `mean` or `sum` over the channels of each pixel.",
+    ),
+    Refused(
+        "local_response_norm",
+        "Statistics over neighbouring channels have no step.",
+        "Use a `layer_norm` or `rms_norm` over all channels of each pixel.",
+    ),
+    Refused(
+        "scaled_dot_product_attention matmul(x,y)",
+        "Pixels are weighed by what depends on the image.",
+        "The product of two features at each pixel is `(x * y).sum(1)`; across pixels, a program has only convolutions.",
+    ),
+    Refused(
+        "bilinear cdist dot",
+        "Sums of products of features have no instruction of their own.",
+        "Multiply the maps, and sum by `sum` or a 1×1 `conv2d`: at each pixel, the distance of two maps is "
+        "`(x - y).square().sum(1).sqrt()`.",
+    ),
+    Refused(
+        "max(x,1) min(x,1) argmax argmin median sort topk cummax",
+        "Which element is found depends on the image.",
+        "The largest and the smallest element over the channels are `amax` and `amin`, and of two maps `maximum` and "
+        "`minimum`.",
+    ),
+    Refused(
+        "logsumexp logcumsumexp cumprod",
+        "They have no step of their own.",
+        "Write it with `exp`, `log`, `sum` and `cumsum`, as in `x.exp().sum(1).log()`.",
+    ),
+    Refused(
+        "gt ge lt le eq ne logical_and logical_or logical_not isnan isfinite",
+        "A mask that depends on features has no step; on one level of the image, it is looked up.",
+        "`where(x > 0, x, a * x)` is `leaky_relu(x, a)`; many others are a `clamp`, `maximum` or `minimum`.",
+    ),
+    Refused(
+        "round floor ceil trunc frac sign heaviside floor_divide remainder fmod div(x,rounding_mode='floor')",
+        "They jump, so float rounding would decide between two results; on one level of the image, they are looked up.",
+        "Leave it out, or apply it to the image itself.",
+    ),
+    Refused(
+        "sin cos tan sinh cosh atan atan2 erf erfc log1p expm1 log2 log10 logaddexp hypot",
+        "They have no step; on one level of the image, they are looked up.",
+        "Use `exp`, `log` and `sqrt`, as in `(1 + x).log()`, or an activation that has a step.",
+    ),
+    Refused("pow(x,y)", "The exponent depends on the image.", "Write `x ** y` as `(y * x.log()).exp()`."),
+    Refused(
+        "threshold hardshrink nan_to_num copysign",
+        "They have no step.",
+        "`threshold(x, 0, 0)` is `relu(x)`; `hardshrink` jumps, and `softshrink` does not.",
+    ),
+    Refused("fmax fmin", "They have no step.", "Use `maximum` and `minimum`, which differ for NaN only."),
+    Refused(
+        "rrelu(x,training=True) bernoulli rand_like randn_like randint_like multinomial",
+        "They draw random numbers, as `dropout` does, which would become part of the model.",
+        "Draw none in eval mode: pass `training=self.training`.",
+    ),
+    Refused(
+        "gather(x,1,y) take(x,y) scatter(x,1,y,z) index_put(x,y,z) masked_select",
+        "Which elements are read or written depends on the image.",
+        "To look up levels, use `embedding`, `weight[levels]`, `index_select` or `one_hot`; for `x[mask] = y`, `where`.",
+    ),
+    Refused(
+        "index_add scatter_add index_reduce embedding_bag masked_scatter",
+        "They have no instruction.",
+        "With constant indices that differ, write `x[:, indices] += y`, or a `linear` layer whose weight sums.",
+    ),
+    Refused(
+        "bucketize searchsorted isin nonzero count_nonzero any all",
+        "They have no instruction.",
+        "Compare the levels with constants, and sum: `(levels[..., None] >= bounds).float().sum(-1)`.",
+    ),
+    Refused("pad(reflect) pad(replicate)", "What they copy is no shift of the map.", "Pad with a number."),
+    Refused(
+        "fold",
+        "It sums windows that overlap.",
+        "Write `unfold`, a product and `fold` as one `conv2d`.",
+    ),
+    Refused("complex fft", "A program has real numbers only.", "Keep the real and the imaginary part as channels."),
+    Refused(
+        "to(x,half)",
+        "It rounds features to a dtype of lower precision than the model's own.",
+        "Leave the conversion out, or convert the whole model.",
+    ),
+    Refused(
+        "embedding(max_norm=1)",
+        "It changes its weight when it is called.",
+        "Scale the weight once, before the sampler is built.",
+    ),
+]
+
+_INSTEAD = {name.partition("(x")[0]: refused.instead for refused in REFUSED for name in refused.names}
+GENERAL = "docs/supported_calls.md says what is supported"
+
+
+def instead(name: str) -> str:
+    """What to do instead of a call of that name, as friendly_name gives it."""
+    return _INSTEAD.get(name, GENERAL).removesuffix(".").replace("`", "")
+
+
+NAMES = {
+    "native_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "max_pool2d_with_indices": "max_pool2d",
+    "avg_pool3d": "local_response_norm",
+    "grid_sampler_2d": "grid_sample",
+    "im2col": "unfold",
+    "col2im": "fold",
+    "_trilinear": "bilinear",
+    "_cdist_forward": "cdist",
+    "_embedding_bag_forward_only": "embedding_bag",
+    "embedding_renorm": "embedding(max_norm=1)",
+    "rrelu_with_noise": "rrelu",
+    "native_dropout": "dropout",
+    "reflection_pad2d": "pad(reflect)",
+    "replication_pad2d": "pad(replicate)",
+    "constant_pad_nd": "pad",
+    "_fft_r2c": "fft",
+    "_fft_c2c": "fft",
+    "_to_copy": "to",
+    **dict.fromkeys(("mm", "bmm", "mv", "addmm", "baddbmm"), "matmul"),
+}
+FAMILIES = {"upsample_": "interpolate", "_scaled_dot_product_": "scaled_dot_product_attention"}
+
+
+def friendly_name(call: Call) -> str:
+    """The call as users write it."""
+    name = plain_name(call.name)
+    if name == "convolution":
+        stride, transposed = call.args[3], call.args[6]
+        name = f"conv{'_transpose' if transposed else ''}{len(stride)}d"
+        return name if transposed or all(s == 1 for s in stride) else f"{name}(stride>1)"
+    for prefix, family in FAMILIES.items():
+        if name.startswith(prefix):
+            return family
+    return NAMES.get(name, name.removeprefix("_"))
