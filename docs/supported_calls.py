@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pixelcnn_fast.capture import lowering
 from pixelcnn_fast.capture.decompositions import DECOMPOSITIONS, OWN_OPS
+
+from pixelcnn_fast.capture import lowering
 
 
 class Row(NamedTuple):

@@ -114,7 +114,9 @@ REFUSED = [
         "It sums windows that overlap.",
         "Write `unfold`, a product and `fold` as one `conv2d`.",
     ),
-    Refused("complex fft", "A program has real numbers only.", "Keep the real and the imaginary part as channels."),
+    Refused(
+        "complex fft", "A program has real numbers only.", "Keep the real and the imaginary part as channels."
+    ),
     Refused(
         "to(x,half)",
         "It rounds features to a dtype of lower precision than the model's own.",

@@ -144,7 +144,9 @@ def test_what_is_refused(name):
 
 
 def test_a_branch_on_the_label_is_refused():
-    body = lambda net, h, y: added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1)
+    def body(net, h, y):
+        return added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1)
+
     with pytest.raises(
         Unsupported, match="model: an if on what depends on the labels: it falls otherwise for label 3"
     ):
