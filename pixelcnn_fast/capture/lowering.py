@@ -36,7 +36,7 @@ class Trace(Protocol):
     def depends_on_image(self, x: Any) -> bool: ...
 
     def constant(self, x: Any) -> Any:
-        """x as a tensor, or as the number that it is. Raises Unsupported if it depends on the image or the condition."""
+        """x as a tensor, or the number that it is. Raises Unsupported if it depends on the image or the condition."""
 
 
 Lowering = Callable[..., Any]
@@ -171,7 +171,7 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
         given = [default if bound is None else bound for bound, default in zip(given, (-1, 1), strict=True)]
     low, high = given
     if _plain(call) == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
-        if low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
+        if isinstance(low, float) and low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
             return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
         result = t.map(x)

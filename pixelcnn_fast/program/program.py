@@ -89,7 +89,7 @@ class ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
     def shifted(self, dy: int, dx: int) -> ConditionOperand:
-        """The operand that holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
         if not self.varies_over_pixels or (dy, dx) == (0, 0):
             return self
         height, width, _ = self.index.shape
