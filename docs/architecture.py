@@ -46,8 +46,8 @@ class ShiftedDown(nn.Module):
 
 
 def captured(model: nn.Module) -> Program:
-    example = torch.zeros(2, *SHAPE, dtype=torch.uint8)
-    program, *_ = capture(model.eval(), example, Given(None, None), Categorical(LEVELS))
+    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Given(None, None)) for n in (2, 3)]
+    program, *_ = capture(model.eval(), examples, Categorical(LEVELS))
     return program
 
 

@@ -175,12 +175,12 @@ class AddressSpace:
             [isinstance(source, (Value, Given)) for source in self.sources] + [False]
         )[elements.source]
         is_value = has_image & ~is_given[elements.source]
-        spatial = []
+        spatial: list[int] = []
         for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
-            spatial.append(_runs_along(index, live))
-        along = [dim for dim in spatial if dim != -1]
-        if None in along or len(set(along)) < len(along):
-            raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+            along = _runs_along(index, live)
+            if len(along) > 1 or set(along) & set(spatial):
+                raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+            spatial += along or [-1]
         live = addresses != 0
         for axis, size in enumerate((self.images, *self.grid)):  # where zeros leave one row, column or image
             if spatial[axis] < 0 and size > 1:
@@ -277,9 +277,9 @@ class AddressSpace:
         return result
 
 
-def _runs_along(index: Tensor, live: Tensor) -> int | None:
-    """The dimension along which an index runs: -1 for none, None if it can't be told. Where channels are shifted against
-    each other, it varies along another dimension as well, but not from one to the next."""
+def _runs_along(index: Tensor, live: Tensor) -> list[int]:
+    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs as
+    well, but does not count one by one."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:
@@ -287,8 +287,7 @@ def _runs_along(index: Tensor, live: Tensor) -> int | None:
             steps = index.diff(dim=dim)[both]
             if bool(steps.any()):
                 found[dim] = bool((steps == 1).all())
-    dims = [dim for dim, is_regular in found.items() if is_regular] or list(found)
-    return -1 if not dims else dims[0] if len(dims) == 1 else None
+    return [dim for dim, counts in found.items() if counts] or list(found)
 
 
 def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:
