@@ -46,9 +46,8 @@ class ShiftedDown(nn.Module):
 
 
 def captured(model: nn.Module) -> Program:
-    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Given(None, None)) for n in (2, 3)]
-    program, *_ = capture(model.eval(), examples, Categorical(LEVELS))
-    return program
+    examples = [(torch.zeros(n, *SHAPE, dtype=torch.uint8), Given()) for n in (2, 3)]
+    return capture(model.eval(), examples, Categorical(LEVELS)).program
 
 
 @cache

@@ -122,7 +122,9 @@ ODD = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ODD)
 def test_a_number_that_differs_from_image_to_image_or_with_the_batch_is_found(name, dtype):
-    with pytest.raises((Unsupported, CaptureMismatch), match="for two examples|differs from the model by up to"):
+    with pytest.raises(
+        (Unsupported, CaptureMismatch), match="for two examples|differs from the model by up to"
+    ):
         compiled(WrappedModel(Odd(ODD[name]).to(dtype), SHAPE, levels=7, image_form="levels"))
 
 
@@ -132,7 +134,9 @@ def test_a_branch_on_one_label_is_found(dtype):
         return h + labels.to(h)[:, None, None, None] * (2 if (labels == 8).any() else 1)
 
     model = Odd(odd, n_classes=10).to(dtype)
-    with pytest.raises(Unsupported, match="an if on what depends on the labels: it falls otherwise for label 8"):
+    with pytest.raises(
+        Unsupported, match="an if on what depends on the labels: it falls otherwise for label 8"
+    ):
         compiled(WrappedModel(model, SHAPE, levels=7, image_form="levels"))
 
 

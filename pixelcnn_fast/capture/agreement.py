@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.recorder import Leaf, Recording
+from pixelcnn_fast.capture.recorder import Escape, Leaf, Recording
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
 
@@ -27,30 +28,34 @@ class _Agreement:
     two: Recording
 
     def recording(self) -> Recording:
-        calls, escapes = [], []
+        calls: list[Call] = []
         for at, (a, b) in enumerate(zip(self.one.calls, self.two.calls, strict=False)):
-            calls.append(self._at(at, a.where, lambda a=a, b=b: self.call(a, b)))
+            calls.append(self._at(at, a.where, partial(self.call, a, b)))
         if len(self.one.calls) != len(self.two.calls):
-            longer = max(self.one.calls, self.two.calls, key=len)
-            extra = longer[len(calls)]
+            extra = max(self.one.calls, self.two.calls, key=len)[len(calls)]
             raise self._refusal(len(calls), extra.where, f"only one of them called {extra.name}")
-        for a, b in zip(self.one.escapes, self.two.escapes, strict=False):
-            escapes.append(a if a.call is None or b.call is None else replace(a, call=self.call(a.call, b.call)))
-        whole = {slot: self.merged(view, self.two.whole[slot]) for slot, view in self.one.whole.items() if slot in self.two.whole}
-        outputs = self._at(len(calls), "model", lambda: self.merged(self.one.outputs, self.two.outputs))
+        outputs = self._at(len(calls), "model", partial(self.merged, self.one.outputs, self.two.outputs))
         read = {view.slot for call in needed(calls, [v.slot for v in outputs]) for view in call.inputs}
         for slot in read & self.one.leaves.keys() & self.two.leaves.keys() - self.one.inputs():
-            a, b = self.one.leaves[slot], self.two.leaves[slot]
-            self._at(len(calls), a.name or "model", lambda a=a, b=b: _check_alike(a, b))
+            constants = self.one.leaves[slot], self.two.leaves[slot]
+            self._at(len(calls), constants[0].name or "model", partial(_check_alike, *constants))
+        whole = {
+            slot: self.merged(view, self.two.whole[slot])
+            for slot, view in self.one.whole.items()
+            if slot in self.two.whole
+        }
         return replace(
             self.one,
             calls=calls,
-            escapes=escapes,
+            escapes=[self.escape(*pair) for pair in zip(self.one.escapes, self.two.escapes, strict=False)],
             whole=whole,
             images=self.merged(self.one.images, self.two.images),
             given=self.merged(self.one.given, self.two.given),
             outputs=outputs,
         )
+
+    def escape(self, a: Escape, b: Escape) -> Escape:
+        return a if a.call is None or b.call is None else replace(a, call=self.call(a.call, b.call))
 
     def _at(self, at: int, where: str, merge: Any) -> Any:
         try:

@@ -482,12 +482,29 @@ class Builder:
         own."""
         x = self.windowed(x)
         standard, back = self.space.standard(x.addresses)
-        if standard.shape[2:] != self.space.grid:
+        n, channels, height, width = standard.shape
+        if height > self.space.grid[0] or width > self.space.grid[1]:
             raise Unsupported(
-                f"a map of {list(standard.shape[2:])} pixels, which is not the size of the image, is shifted and combined "
-                "with something else"
+                f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
+                "something else"
             )
-        return self.map(back(self.space.of(self.gathered(self.map(standard)))))
+        top, left = self._place(standard)
+        whole = standard.new_zeros(n, channels, *self.space.grid)
+        whole[:, :, top : top + height, left : left + width] = standard
+        copy = self.space.of(self.gathered(self.map(whole)))
+        return self.map(back(copy[:, :, top : top + height, left : left + width]))
+
+    def _place(self, x: Tensor) -> tuple[int, int]:
+        """The row and column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""
+        values = self.space.only(x, Value)
+        place = [0, 0]
+        if bool(values.any()):
+            _, _, y, x_ = (int(i) for i in values.nonzero()[0])
+            found = self.space.decode(values[values != 0][:1])
+            place = [int(found.y) - y, int(found.x) - x_]
+        sizes = zip(place, self.space.grid, x.shape[2:], strict=True)
+        top, left = (min(max(at, 0), whole - size) for at, whole, size in sizes)
+        return top, left
 
     def gathered(self, x: Map) -> int:
         """The value that x, laid out as [N, C, H, W], equals; a new one unless x is some channels of one value."""

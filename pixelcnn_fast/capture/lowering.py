@@ -396,7 +396,7 @@ def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1)
         if not t.depends_on_image(x):
             raise Unsupported("only the product of features with a constant vector is supported")
         return t.builder.map(_product(t, t.map(x), t.constant(y)[:, None]).addresses[..., 0])
-    if t.depends_on_image(x):
+    if not t.depends_on_image(y):
         result = _times_matrices(t, t.map(x), t.constant(y))
     else:
         turned = t.builder.map(t.map(y).addresses.mT)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Given
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves, out_of_place
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves, out_of_place, size_at
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -54,7 +54,7 @@ class Operands:
 
     def _constant(self, x: Any) -> Any:
         if not isinstance(x, View):
-            return x.at(self.memory.n) if isinstance(x, BatchSize) else x
+            return size_at(x, self.memory.n)
         if self.is_given(x):
             raise Unsupported("one of its arguments depends on the condition: only sums, products and what moves elements do")
         return self.memory.tensor(x)
@@ -102,34 +102,31 @@ class Operands:
         size = first.at(self.memory.n)[0]
         source = self.space.allot(Given(first.slot), _product(size[1:]))
         addresses = self.space.of(source).view(size)
-        axis = self._batch_axis(view)
+        axis, _ = self._batch(view)
         split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
         return split.reshape(view.at(self.memory.n)[0])
 
-    def _batch_axis(self, view: View) -> int:
-        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
-        if len(axes) != 1 or view.size[axes[0]].plus:
+    def _batch(self, view: View) -> tuple[int, BatchSize]:
+        """The axis of the batch, and its size."""
+        found = [(axis, size) for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(found) != 1 or found[0][1].plus:
             raise Unsupported(
                 f"a condition of shape {list(view.at(self.memory.n)[0])} that has no axis for the batch, or mixes the "
                 "batch with others: what is computed from the conditions of several images can't be used for one"
             )
-        return axes[0]
+        return found[0]
 
     def _batch_first(self, view: View) -> View:
-        """A contiguous copy with the batch first."""
-        axis = self._batch_axis(view)
-        times, stride = view.size[axis].times, view.stride[axis]
-        if times > 1 and isinstance(stride, BatchSize):
-            raise Unsupported("a condition whose batch is not the outermost part of its axis")
-        size = [*view.size[:axis], times, *view.size[axis + 1 :]]
-        split = View(
-            view.slot,
-            (BatchSize(1), *size),
-            (stride * times if times > 1 else stride, *view.stride),
-            view.offset,
-            view.dtype,
-        )
-        return self.record("aten::clone", (split,), split.size, view.dtype, memory_format=torch.contiguous_format)
+        """A contiguous copy with the batch first, and the rest of its axis in its place."""
+        axis, batch = self._batch(view)
+        stride = view.stride[axis]
+        if batch.times > 1:
+            if isinstance(stride, BatchSize):
+                raise Unsupported("a condition whose batch is not the outermost part of its axis")
+            stride *= batch.times
+        size = (BatchSize(1), *view.size[:axis], batch.times, *view.size[axis + 1 :])
+        split = View(view.slot, size, (stride, *view.stride), view.offset, view.dtype)
+        return self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
         """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
@@ -205,11 +202,12 @@ class Operands:
         is looked up when the condition is known."""
         sources = self.space.found(addresses)
         elements = self.space.decode(addresses)
-        given = [s for s in sources if isinstance(self.space.sources[s], Given)]
+        given = [s for s in map(self.space.sources.__getitem__, sources) if isinstance(s, Given)]
         if not given:
             return self.constants(addresses)
         if len(sources) == 1 and bool((addresses != 0).all()):
-            return ConditionOperand(self.space.sources[given[0]].slot, elements.channel, per_image=True)
+            (found,) = given
+            return ConditionOperand(found.slot, elements.channel, per_image=True)
         return self._joined(addresses, elements, sources)
 
     def constants(self, addresses: Tensor) -> Tensor:
@@ -248,7 +246,7 @@ class Operands:
         """A constant among the calls on conditions."""
         slot, self._next = self._next, self._next + 1
         self.leaves[slot] = x
-        return View(slot, tuple(x.shape), x.stride(), x.storage_offset(), x.dtype)
+        return View.of(x, slot)
 
     def constant(self, x: Tensor) -> View:
         """A constant [R] as an operand of calls on conditions: [N, R]."""

@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         is_new = slot is None
         if slot is None:
             slot = self._new_slot(tensor, depends or frozenset())
-        view = View(slot, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        view = View.of(tensor, slot)
         if is_new:
             self.recording.whole[slot] = view
             if depends is None:

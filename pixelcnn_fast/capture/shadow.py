@@ -181,13 +181,15 @@ class AddressSpace:
             if len(along) > 1 or set(along) & set(spatial):
                 raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
             spatial += along or [-1]
-        live = addresses != 0
-        for axis, size in enumerate((self.images, *self.grid)):  # where zeros leave one row, column or image
-            if spatial[axis] < 0 and size > 1:
-                for dim, many in enumerate(addresses.shape):
-                    if many == size and dim not in spatial and bool((live.sum(dim) <= 1).all()):
+        last = addresses.dim() - 1
+        for axis, (size, usual, live) in enumerate(
+            zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
+        ):
+            # Where zeros and constants leave no more than one image, row or column that tells.
+            for dim in sorted(range(last + 1), key=lambda dim: dim != usual):  # noqa: B023  # used at once
+                if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
+                    if bool((live.sum(dim) <= 1).all()):
                         spatial[axis] = dim
-                        break
         return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
 
     def placed(self, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:

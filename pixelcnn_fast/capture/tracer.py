@@ -23,12 +23,12 @@ from pixelcnn_fast.capture.conditional import check_branches, check_each_image
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
-from pixelcnn_fast.capture.shadow import AddressSpace, Map, Refused, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Refused, Value
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, out_of_place, plain_name
+from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, out_of_place, plain_name, size_at
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
 from pixelcnn_fast.program.program import needed as needed_instructions
@@ -237,6 +237,9 @@ class _Trace:
             name in MASKED and self._has_places(call, self.operands.is_given)
         ):
             return self._moved(call)
+        if all(self.map(view).kinds <= {Constant} for view in call.inputs if not self.operands.is_given(view)):
+            if not any(map(self.operands.is_given, call.inputs)):
+                return self._computed(call)
         if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
             try:
                 return [by_table(self, call)]
@@ -250,6 +253,18 @@ class _Trace:
                 raise Unsupported(f"it is not supported with these arguments ({error})") from None
             return result if isinstance(result, list) else [result]
         return [by_table(self, call)]
+
+    def _computed(self, call: Call) -> list[Map]:
+        """What a call makes of constants that were written where there are features, too."""
+
+        def constant(x: Any) -> Any:
+            if not isinstance(x, View):
+                return size_at(x, self._n)
+            return self.operands.constants(self.map(x).addresses).to(x.dtype)
+
+        args, kwargs = map_leaves(constant, (call.args, call.kwargs))
+        results = Call(out_of_place(call.name), (), {}, ()).operator(*args, **kwargs)
+        return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
         """Whether it computes integers, or truth values."""
@@ -361,14 +376,14 @@ class _Trace:
             parameters, normalised = without_log_softmax(self.builder, parameters)
         self.builder.where = "model"
         try:
-            source = self.builder.gathered(Map(self.space, parameters.flatten(1, 2)))
+            last = self.builder.gathered(Map(self.space, parameters.flatten(1, 2)))
         except Unsupported as error:
             raise Unsupported(f"cannot sample from this model: its output: {error}") from None
-        result = self.builder.out(source)
+        result = self.builder.out(last)
         if any(read.value == result for i in self.builder.instructions for read in i.reads()):
             # Runtimes do not keep logits for other instructions to read.
-            source = self.builder.emit(Pointwise, self.space.channels(source), base=Read(result))
-            result = self.builder.out(source)
+            last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
+            result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
         return without_softmax(self.builder, instructions, head), result, shape[4], normalised
 

@@ -96,15 +96,11 @@ class _Retiming:
             return self._emit(Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
         if moved and isinstance(i, FromLevels):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
-        if moved and any(s.condition is not None and s.condition.varies_over_pixels for s in i.steps):
-            raise Unsupported(
-                f"{i.name}: it reads ahead of the present pixel, a later layer shifts it back, and one of its operands "
-                "varies over pixels; shift the input of this layer instead"
-            )
         there = i.rewired(
             operand=lambda read: self._operand(read, dy, dx),
             tap=lambda tap: self._read(tap.source, tap.dy + dy, tap.dx + dx, tap.weight),
         )
+        there = replace(there, steps=tuple(step.shifted(dy, dx) for step in there.steps))
         if moved and any(step.is_infinite_at_zero for step in i.steps):
             # The power of the zeros outside the grid would be infinite.
             ones_outside = Step("add", value=Read(self._outside(i.channels, dy, dx)))

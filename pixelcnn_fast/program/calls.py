@@ -24,6 +24,7 @@ class BatchSize:
 
 
 Size = Union[int, BatchSize]
+Shape = tuple[Size, ...]
 
 
 def size_at(size: Any, n: int) -> Any:
@@ -36,10 +37,15 @@ class View:
     """A tensor: the elements of a slot from ``offset`` on, with a size and a stride for each axis."""
 
     slot: int
-    size: tuple[Size, ...]
-    stride: tuple[Size, ...]
+    size: Shape
+    stride: Shape
     offset: Size
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor, slot: int) -> View:
+        """The view that a tensor is, of a slot."""
+        return cls(slot, tuple(x.shape), tuple(x.stride()), int(x.storage_offset()), x.dtype)
 
     def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """(size, stride, offset) for n images."""

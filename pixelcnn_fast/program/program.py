@@ -88,6 +88,14 @@ class ConditionOperand:
     def picked(self, channels: Tensor) -> ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
+    def shifted(self, dy: int, dx: int) -> ConditionOperand:
+        """The operand that holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        if not self.varies_over_pixels or (dy, dx) == (0, 0):
+            return self
+        height, width, _ = self.index.shape
+        rows, columns = (torch.arange(height) + dy).clamp(0, height - 1), (torch.arange(width) + dx).clamp(0, width - 1)
+        return replace(self, index=self.index[rows[:, None], columns])
+
 
 @dataclass(frozen=True)
 class Step:
@@ -146,6 +154,10 @@ class Step:
         if self.scale is None or self.shift is None:
             return self
         return replace(self, scale=convert(self.scale), shift=convert(self.shift))
+
+    def shifted(self, dy: int, dx: int) -> Step:
+        """The same step with what depends on the condition alone taken from (dy, dx)."""
+        return self if self.condition is None else replace(self, condition=self.condition.shifted(dy, dx))
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Step:
         """The same step on some of its channels; see ``Instruction.picked``."""

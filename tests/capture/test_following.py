@@ -234,7 +234,7 @@ REFUSED = {
     "flipped": (lambda net, h, x, i: net.same(h.flip(3)), "flipped"),
     "rows with columns": (
         lambda net, h, x, i: h + F.pad(h[:, :, :, :5] * h[:, :, :, :5].mT, (0, 1)),
-        r"\[5, 5\] pixels",
+        "rows with columns",
     ),
     "reflected padding": (
         lambda net, h, x, i: F.conv2d(F.pad(h, (1, 1, 1, 1), mode="reflect"), weights(6)),

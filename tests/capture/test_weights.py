@@ -32,10 +32,10 @@ def trained_on(model: nn.Module, by: float = 0.1) -> nn.Module:
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for x in model.parameters():
-            x += by * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            x.add_(by * torch.randn(x.shape, generator=generator, dtype=x.dtype))
         for name, x in model.named_buffers():
             if "running" in name:
-                x *= 1.1
+                x.mul_(1.1)
     return model
 
 
@@ -59,9 +59,7 @@ def test_weights_can_be_evaluated_again(name: str, dtype: torch.dtype) -> None:
     first, second = built(model), built(other)
     again = first.weights.again(weights_of(first), named(other))
     assert again is not None
-    for found, expected, before in zip(again, weights_of(second), weights_of(first), strict=True):
-        assert torch.equal(found, expected)
-        del before
+    assert all(map(torch.equal, again, weights_of(second)))
     assert any(not torch.equal(x, y) for x, y in zip(again, weights_of(first), strict=True))
 
 

@@ -125,7 +125,10 @@ def test_every_label_gives_the_naive_images(name):
 
 REFUSED = {
     "picked by label": (lambda net, h, y: h[y], "depends on the condition"),
-    "assigned by label": (lambda net, h, y: (h.__setitem__(y, 0), h)[1], "index_put: one of its arguments depends on the condition"),
+    "assigned by label": (
+        lambda net, h, y: (h.__setitem__(y, 0), h)[1],
+        "index_put: one of its arguments depends on the condition",
+    ),
     "one for the whole batch": (
         lambda net, h, y: h + net.embedding(y).mean(0)[:, None, None],
         "conditions of several images",
@@ -142,7 +145,9 @@ def test_what_is_refused(name):
 
 def test_a_branch_on_the_label_is_refused():
     body = lambda net, h, y: added(h, net.embedding(y)) * (2 if bool((y == 3).any()) else 1)
-    with pytest.raises(Unsupported, match="model: an if on what depends on the labels: it falls otherwise for label 3"):
+    with pytest.raises(
+        Unsupported, match="model: an if on what depends on the labels: it falls otherwise for label 3"
+    ):
         Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
 
 
