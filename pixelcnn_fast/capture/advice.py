@@ -1,4 +1,4 @@
-"""What a model can do instead of a call that has no place in a program: for messages, and for docs/supported_calls.md."""
+"""What to do instead of a call that has no place in a program: for messages, and for docs/supported_calls.md."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ REFUSED = [
         "Write it as a `conv2d` whose kernel has size 1 along the other axis.",
     ),
     Refused(
-        "group_norm instance_norm layer_norm(x,(C,H,W)) mean(x,(2,3)) sum(x,(2,3))",
-        "What is taken over the pixels of an image includes those that are not drawn yet, so such a model is not causal.",
+        "group_norm instance_norm batch_norm(x,training=True) layer_norm(x,(C,H,W)) mean(x,(2,3)) sum(x,(2,3))",
+        "What is taken over an image includes pixels that are not drawn yet, so such a model is not causal.",
         "Use `batch_norm` in eval mode, or a `layer_norm`, `mean` or `sum` over the channels of each pixel.",
     ),
     Refused(
@@ -47,7 +47,7 @@ REFUSED = [
     Refused(
         "scaled_dot_product_attention matmul(x,y)",
         "Pixels are weighed by what depends on the image.",
-        "The product of two features at each pixel is `(x * y).sum(1)`; across pixels, a program has only convolutions.",
+        "At each pixel, the product of two features is `(x * y).sum(1)`; across pixels, there are only convolutions.",
     ),
     Refused(
         "bilinear cdist dot",
@@ -94,9 +94,9 @@ REFUSED = [
         "Draw none in eval mode: pass `training=self.training`.",
     ),
     Refused(
-        "gather(x,1,y) take(x,y) scatter(x,1,y,z) index_put(x,y,z) masked_select",
+        "gather(x,1,y) take(x,y) scatter(x,1,y,z) index_put(x,y,z)",
         "Which elements are read or written depends on the image.",
-        "To look up levels, use `embedding`, `weight[levels]`, `index_select` or `one_hot`; for `x[mask] = y`, `where`.",
+        "For levels, use `embedding`, `weight[levels]`, `index_select` or `one_hot`; for `x[mask] = y`, `where`.",
     ),
     Refused(
         "index_add scatter_add index_reduce embedding_bag masked_scatter",
@@ -104,7 +104,7 @@ REFUSED = [
         "With constant indices that differ, write `x[:, indices] += y`, or a `linear` layer whose weight sums.",
     ),
     Refused(
-        "bucketize searchsorted isin nonzero count_nonzero any all",
+        "bucketize searchsorted isin count_nonzero any all",
         "They have no instruction.",
         "Compare the levels with constants, and sum: `(levels[..., None] >= bounds).float().sum(-1)`.",
     ),

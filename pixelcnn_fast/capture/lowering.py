@@ -51,11 +51,12 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
     return register
 
 
-# Calls that only move elements. Those among their arguments that are called so say where to, and must be constants.
+# Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
+# called so say where to, and must be constants.
 MOVEMENTS = frozenset(
-    "alias cat channel_shuffle clone constant_pad_nd copy diagonal expand fill flip gather index index_copy index_fill "
-    "index_put index_select lift_fresh masked_fill permute pixel_shuffle pixel_unshuffle repeat roll rot90 scatter "
-    "select_scatter slice_scatter split split_with_sizes stack tril triu unbind where zero".split()
+    "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put index_select "
+    "masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter stack tril triu "
+    "where zero".split()
 )
 PLACES = frozenset(("index", "indices", "mask", "condition"))
 # Calls whose result depends on the shapes of their arguments alone, and what it is filled with.
@@ -171,7 +172,9 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
         given = [default if bound is None else bound for bound, default in zip(given, (-1, 1), strict=True)]
     low, high = given
     if _plain(call) == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
-        if isinstance(low, float) and low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
+        if (
+            isinstance(low, float) and low <= torch.finfo(x.dtype).tiny
+        ):  # lower than any probability that matters
             return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
         result = t.map(x)

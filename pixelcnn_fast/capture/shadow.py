@@ -177,12 +177,14 @@ class AddressSpace:
             [isinstance(source, (Value, Given)) for source in self.sources] + [False]
         )[elements.source]
         is_value = has_image & ~is_given[elements.source]
-        spatial = []
+        spatial: list[int] = []
         for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
-            spatial.append(_runs_along(index, live))
-        along = [dim for dim in spatial if dim != NONE]
-        if MIXED in along or len(set(along)) < len(along):
-            raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+            along = _runs_along(index, live)
+            if len(along) > 1 or set(along) & set(spatial):
+                raise Unsupported(
+                    f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
+                )
+            spatial += along or [-1]
         last = addresses.dim() - 1
         for axis, (size, usual, live) in enumerate(
             zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
@@ -295,15 +297,9 @@ class AddressSpace:
         return result
 
 
-NONE, MIXED = -1, -2  # in place of a dimension
-
-
-def _runs_along(index: Tensor, live: Tensor) -> int:
-    """The dimension along which an index runs: NONE, or MIXED if it can't be told.
-
-    Where channels are shifted against each other, it varies along another dimension as well, but not from one to the
-    next.
-    """
+def _runs_along(index: Tensor, live: Tensor) -> list[int]:
+    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs as
+    well, but does not count one by one."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:
@@ -311,8 +307,7 @@ def _runs_along(index: Tensor, live: Tensor) -> int:
             steps = index.diff(dim=dim)[both]
             if bool(steps.any()):
                 found[dim] = bool((steps == 1).all())
-    dims = [dim for dim, is_regular in found.items() if is_regular] or list(found)
-    return NONE if not dims else dims[0] if len(dims) == 1 else MIXED
+    return [dim for dim, counts in found.items() if counts] or list(found)
 
 
 def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:
