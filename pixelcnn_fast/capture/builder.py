@@ -732,7 +732,7 @@ class Builder:
         return self.map(out[..., 0] if width is None else out)
 
     def _table_of(self, source: int) -> tuple[Tensor, list[int]]:
-        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of, or
+        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
         -1 for a constant."""
         found = self.space.sources[source]
         if isinstance(found, Constant):

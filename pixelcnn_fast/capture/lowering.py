@@ -54,9 +54,9 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 # Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
 # called so say where to, and must be constants.
 MOVEMENTS = frozenset(
-    "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put index_select "
-    "masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter stack tril triu "
-    "where zero".split()
+    "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put "
+    "index_select masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter "
+    "stack tril triu where zero".split()
 )
 PLACES = frozenset(("index", "indices", "mask", "condition"))
 # Calls whose result depends on the shapes of their arguments alone, and what it is filled with.

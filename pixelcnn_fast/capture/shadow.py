@@ -298,8 +298,8 @@ class AddressSpace:
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs as
-    well, but does not count one by one."""
+    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs,
+    too, but does not count one by one."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:

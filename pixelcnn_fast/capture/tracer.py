@@ -253,9 +253,8 @@ class _Trace:
             and not (name in MASKED and self._has_places(call, self.operands.is_given))
         ):
             return self._moved(call)
-        if all(self.map(view).kinds <= {Constant} for view in call.inputs if not self.operands.is_given(view)):
-            if not any(map(self.operands.is_given, call.inputs)):
-                return self._computed(call)
+        if self._is_constant(call):
+            return self._computed(call)
         if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
             try:
                 return [by_table(self, call)]
@@ -269,6 +268,14 @@ class _Trace:
                 raise Unsupported(f"it is not supported with these arguments ({error})") from None
             return result if isinstance(result, list) else [result]
         return [by_table(self, call)]
+
+    def _is_constant(self, call: Call) -> bool:
+        """Whether it computes with nothing but constants."""
+        if torch.Tag.nondeterministic_seeded in call.operator.tags or any(
+            map(self.operands.is_given, call.inputs)
+        ):
+            return False
+        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
 
     def _computed(self, call: Call) -> list[Map]:
         """What a call makes of constants that were written where there are features, too."""

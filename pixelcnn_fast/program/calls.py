@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class BatchSize:
     plus: int = 0
 
 
-Size = Union[int, BatchSize]
+Size = int | BatchSize
 Shape = tuple[Size, ...]
 
 
