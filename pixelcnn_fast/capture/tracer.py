@@ -238,7 +238,7 @@ class _Trace:
         ):
             return self._moved(call)
         if all(self.map(view).kinds <= {Constant} for view in call.inputs if not self.operands.is_given(view)):
-            if not any(map(self.operands.is_given, call.inputs)):
+            if not call.is_random and not any(map(self.operands.is_given, call.inputs)):
                 return self._computed(call)
         if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
             try:
