@@ -7,7 +7,7 @@ views need not be recorded, and what writes into a view is seen by all others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +69,10 @@ class Call:
     kwargs: dict[str, Any]
     results: tuple[View | None, ...]
     where: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the operator, which is found again by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def operator(self) -> torch._ops.OpOverload:

@@ -1,0 +1,124 @@
+"""Recorded calls: what they need, how they run for batches of other sizes, and what is computed only once."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, needed
+from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.program import ConditionOperand, condition_operands
+from tests.system.networks import pixelcnn
+
+FLOAT = torch.float32
+
+
+def view(slot: int, *size: int | BatchSize) -> View:
+    """A contiguous tensor, with the batch first if there is one."""
+    strides: list[int | BatchSize] = [1]
+    for many in size[:0:-1]:
+        assert isinstance(strides[0], int) and isinstance(many, int)
+        strides.insert(0, strides[0] * many)
+    return View(slot, size, tuple(strides[: len(size)]), 0, FLOAT)
+
+
+def call(name: str, *args: object, out: View) -> Call:
+    return Call(f"aten::{name}", args, {}, (out,))
+
+
+N = BatchSize(1)
+LABELS = View(0, (N,), (1,), 0, torch.long)
+
+
+def test_sizes_follow_the_batch() -> None:
+    made = view(1, N, 2)
+    ones = Call("aten::ones", ([N, 2],), {}, (made,))
+    last = View(1, (2,), (1,), BatchSize(2, -2), FLOAT)
+    for n in (1, 3):
+        memory = Memory(n, {})
+        memory.run(ones)
+        memory.run(Call("aten::fill_.Scalar", (last, 7), {}, (last,)))
+        assert memory.tensor(made).tolist() == [[1, 1]] * (n - 1) + [[7, 7]]
+
+
+def test_results_are_laid_out_as_they_were_recorded() -> None:
+    """A view of a result counts on its strides."""
+    across = View(1, (2, 3), (1, 2), 0, FLOAT)
+    memory = Memory(1, {0: torch.arange(6.0).view(2, 3)})
+    memory.run(call("neg", view(0, 2, 3), out=across))
+    assert memory.tensor(across).tolist() == [[-0.0, -1, -2], [-3, -4, -5]]
+    assert memory.tensor(view(1, 6)).tolist() == [-0.0, -3, -1, -4, -2, -5]
+
+
+def test_what_is_needed_includes_what_is_written_into_a_view() -> None:
+    a = call("ones", [4], out=view(1, 4))
+    b = Call("aten::mul_.Tensor", (View(1, (2,), (1,), 2, FLOAT), 3), {}, (View(1, (2,), (1,), 2, FLOAT),))
+    c = call("zeros", [4], out=view(2, 4))
+    d = call("neg", view(1, 4), out=view(3, 4))
+    assert needed([a, b, c, d], [3]) == [a, b, d]
+    assert needed([a, b, c, d], [2]) == [c]
+
+
+def test_a_call_is_pickled_by_its_name() -> None:
+    before = call("neg", view(0, N, 2), out=view(1, N, 2))
+    assert before.operator is torch.ops.aten.neg.default
+    after = pickle.loads(pickle.dumps(before))
+    assert after.operator is before.operator and after.args == before.args and after.results == before.results
+
+
+def operand(slot: int, index: Tensor, per_image: bool = True) -> ConditionOperand:
+    return ConditionOperand(slot, index, per_image)
+
+
+def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
+    """Here a constant is changed after it was read, and the embeddings afterwards."""
+    table, changed = view(1, 3, 2), view(2, 3, 2)
+    calls = [
+        call("mul.Tensor", table, 2, out=changed),
+        call("embedding", changed, LABELS, out=view(3, N, 2)),
+        Call("aten::zero_", (changed,), {}, (changed,)),
+        call("embedding", changed, LABELS, out=view(4, N, 2)),
+    ]
+    weight = torch.arange(6.0).view(3, 2)
+    conditions = Conditions(calls, {1: weight}, (LABELS, None))
+    first, second = operand(3, torch.tensor([0, 1])), operand(4, torch.tensor([1, 0]))
+    for labels in ([2, 0, 1], [1]):
+        found = conditions([first, second], Given(torch.tensor(labels)), len(labels))
+        assert torch.equal(found[first], 2 * weight[labels])
+        assert torch.equal(found[second], torch.zeros(len(labels), 2))
+    assert torch.equal(weight, torch.arange(6.0).view(3, 2))
+    with pytest.raises(ModelFailed, match=r"IndexError: index out of range in self\nIt was given 1 images"):
+        conditions([first], Given(torch.tensor([3])), 1)
+
+
+def test_conditions_of_a_model_are_pickled() -> None:
+    model = WrappedModel(pixelcnn(classes=3), (1, 4, 4))
+    program, conditions, _ = model.captured(*model.example())
+    operands = condition_operands(program.instructions)
+    labels = Given(torch.tensor([2, 0, 1]))
+    expected = conditions(operands, labels, 3)
+    found = pickle.loads(pickle.dumps(conditions))(operands, labels, 3)
+    assert operands and all(torch.equal(found[each], expected[each]) for each in operands)
+
+
+def test_one_batch_of_conditions_is_run_at_once() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.conv = nn.Embedding(3, 7), nn.Conv2d(1, 7, (1, 2))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            h = self.conv(nn.functional.pad(x, (2, 0)))[..., :-1]
+            return h + self.embedding(y)[:, :, None, None]
+
+    model = WrappedModel(Counting(), (1, 4, 4), levels=7, image_form="unit")
+    program, conditions, _ = model.captured(*model.example())
+    (each,) = condition_operands(program.instructions)
+    alone = [conditions([each], Given(torch.tensor([k])), 1)[each] for k in (0, 2, 1, 1, 0)]
+    together = conditions([each], Given(torch.tensor([0, 2, 1, 1, 0])), 5)[each]
+    assert torch.equal(together, torch.cat(alone))
