@@ -218,7 +218,9 @@ def check_rounded(
         least = 4 * rounding_unit(model) + slack(expected, model, 4)
         check_error(theirs, least + 4 * own.max(), model, UNSEEN)
         check_error(own, least + 2 * theirs.max(), model, IMPRECISE)
-        check_error(own.mean().expand_as(own), least.mean() + 2 * theirs.mean().expand_as(own), model, IMPRECISE)
+        check_error(
+            own.mean().expand_as(own), least.mean() + 2 * theirs.mean().expand_as(own), model, IMPRECISE
+        )
 
 
 def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:

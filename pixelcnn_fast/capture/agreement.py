@@ -68,7 +68,8 @@ class _Agreement:
         message = f"{where}: the model did not do the same for two examples: {what}. "
         if not before:
             return Unsupported(
-                message + "Its forward may keep something from call to call, or draw random numbers; it must be a "
+                message
+                + "Its forward may keep something from call to call, or draw random numbers; it must be a "
                 "function of its arguments"
             )
         last = max(before, key=lambda escape: escape.at)
@@ -83,7 +84,8 @@ class _Agreement:
         schema = {x.name: _is_size(x.type) or not a.inputs for x in a.operator._schema.arguments}
         try:
             args = tuple(
-                self.argument(is_size, x, y) for is_size, x, y in zip(schema.values(), a.args, b.args, strict=False)
+                self.argument(is_size, x, y)
+                for is_size, x, y in zip(schema.values(), a.args, b.args, strict=False)
             )
             kwargs = {name: self.argument(schema[name], x, b.kwargs.get(name)) for name, x in a.kwargs.items()}
             results = self.merged(a.results, b.results)
@@ -100,7 +102,11 @@ class _Agreement:
         if isinstance(a, View) and isinstance(b, View):
             if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
                 raise Unsupported("different tensors")
-            sizes = self.merged(a.size, b.size), self.merged(a.stride, b.stride), self.merged(a.offset, b.offset)
+            sizes = (
+                self.merged(a.size, b.size),
+                self.merged(a.stride, b.stride),
+                self.merged(a.offset, b.offset),
+            )
             return View(a.slot, *sizes, a.dtype)
         if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
             if len(a) != len(b):
@@ -140,4 +146,10 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _short(x: Any) -> str:
-    return "a tensor" if isinstance(x, View) else repr(x) if not isinstance(x, (tuple, list)) else f"{len(x)} items"
+    return (
+        "a tensor"
+        if isinstance(x, View)
+        else repr(x)
+        if not isinstance(x, (tuple, list))
+        else f"{len(x)} items"
+    )

@@ -90,7 +90,11 @@ class Builder:
         """The address of what steps make of a zero."""
         x = torch.zeros(1, dtype=self.dtype, device=self.device)
         for step in steps:
-            x = x * step[0] + step[1] if isinstance(step, tuple) else apply_steps(x, [step], _no_operand, _no_operand)
+            x = (
+                x * step[0] + step[1]
+                if isinstance(step, tuple)
+                else apply_steps(x, [step], _no_operand, _no_operand)
+            )
         return int(self.operands.of_constant(x))
 
     def _stepped(self, source: int, steps: Steps) -> int:
@@ -212,7 +216,9 @@ class Builder:
             return table
         table = operand.new_zeros(*self.space.frame(source), self.space.channels(source))
         table[y, x, channel] = found
-        return table if torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source) else None
+        return (
+            table if torch.equal(table[y, x, channel], found) and self.space.has_whole_frame(source) else None
+        )
 
     def _operand_step(self, kind: str, source: int, table: Tensor, alpha: float) -> Step:
         operand = self.operands.picked(table)
@@ -260,7 +266,10 @@ class Builder:
         left, right = self.space.decode(x.addresses), self.space.decode(y.addresses)
         if not _same_pixels(left, right):
             return None
-        sizes = [len(self.space.sources), 1 + max(self.space.channels(s) for m in (x, y) for s in m.sources)] * 2
+        sizes = [
+            len(self.space.sources),
+            1 + max(self.space.channels(s) for m in (x, y) for s in m.sources),
+        ] * 2
         key = torch.zeros_like(left.source)
         for part, size in zip((left.source, left.channel, right.source, right.channel), sizes, strict=True):
             key = key * size + part
@@ -269,7 +278,7 @@ class Builder:
         which = torch.searchsorted(keys, key.contiguous()).clamp_max(len(keys) - 1)
         if not torch.equal(keys[which], key):
             return None
-        parts = []
+        parts: list[Tensor] = []
         for size in reversed(sizes):
             parts.insert(0, keys % size)
             keys = keys // size
@@ -340,7 +349,7 @@ class Builder:
                     offsets[tap][0] + segment.dy,
                     offsets[tap][1] + segment.dx,
                 )
-                if any(abs(shift) >= size for shift, size in zip(key[1:], self.space.grid)):
+                if any(abs(shift) >= size for shift, size in zip(key[1:], self.space.grid, strict=True)):
                     continue  # outside the image from every pixel
                 full = weights[tap]
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
@@ -381,7 +390,13 @@ class Builder:
         y = y - first[..., None] // x.shape[3] + torch.arange(x.shape[2])[:, None]
         x_ = x_ - first[..., None] % x.shape[3] + torch.arange(x.shape[3])
         height, width = self.space.grid
-        inside = (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width) & live[0].any(2, keepdim=True).any(1, keepdim=True)
+        inside = (
+            (y >= 0)
+            & (y < height)
+            & (x_ >= 0)
+            & (x_ < width)
+            & live[0].any(2, keepdim=True).any(1, keepdim=True)
+        )
         mask = torch.zeros(height, width, self.space.channels(source), dtype=self.dtype)
         mask[elements.y[live], elements.x[live], elements.channel[live]] = 1
         kept = inside & (mask[y.clamp(0, height - 1), x_.clamp(0, width - 1), channel] > 0)
@@ -662,7 +677,11 @@ class Builder:
         return True
 
     def tabulated(
-        self, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor] = (), width: int | None = None
+        self,
+        maps: Sequence[Map],
+        function: Callable[..., Tensor],
+        constants: Sequence[Tensor] = (),
+        width: int | None = None,
     ) -> Map:
         """A function of one level at a time, and of constants, for which there is no step.
 
@@ -674,7 +693,11 @@ class Builder:
         at = torch.stack([x.addresses.expand(shape) for x in maps])
         elements = self.space.decode(at)
         zero = torch.zeros(1, dtype=self.dtype, device=self.device)
-        tables, levels, first = [self._constant_table(zero)], [-1], torch.zeros(len(self.space.sources), dtype=torch.long)
+        tables, levels, first = (
+            [self._constant_table(zero)],
+            [-1],
+            torch.zeros(len(self.space.sources), dtype=torch.long),
+        )
         for s in self.space.found(at):
             first[s] = len(levels)
             table, of_levels = self._table_of(s)
@@ -685,7 +708,9 @@ class Builder:
         varies = level[0] >= 0
         found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
         if bool(((level != found) & varies).any()):
-            raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
+            raise Unsupported(
+                "there is no such step, and it is a function of several levels, which no table holds"
+            )
         columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
         others = [self.space.relative(x).expand(shape).flatten() for x in constants]
         keys = torch.stack([*which.cpu()[index].flatten(1), *others])
@@ -695,7 +720,9 @@ class Builder:
         if width is None and torch.equal(made, given[0]):
             return self.map(at[0])
         each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
-        value = self.emit(FromLevels, self.space.channels(self.images) * each, table=made.flatten(1).contiguous())
+        value = self.emit(
+            FromLevels, self.space.channels(self.images) * each, table=made.flatten(1).contiguous()
+        )
         channel, image, y, x_ = (part[0, ..., None] for part in found)
         inverse = inverse.view(shape)[..., None] * len(steps) + steps
         out = self.space.at(value, image, channel * each + inverse, y, x_)
@@ -705,14 +732,16 @@ class Builder:
         return self.map(out[..., 0] if width is None else out)
 
     def _table_of(self, source: int) -> tuple[Tensor, list[int]]:
-        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of, or
+        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
         -1 for a constant."""
         found = self.space.sources[source]
         if isinstance(found, Constant):
             return self._constant_table(found.elements.to(self.dtype)), [-1] * self.space.channels(source)
         by_level = self.by_level(found.out) if isinstance(found, Value) else None
         if by_level is None:
-            raise Unsupported("there is no such step, and it is not a function of one level, which a table could hold")
+            raise Unsupported(
+                "there is no such step, and it is not a function of one level, which a table could hold"
+            )
         return by_level[0], by_level[1].tolist()
 
     def _constant_table(self, elements: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from pixelcnn_fast.program.program import ConditionOperand
 MOST_LABELS = 1024  # that are tried where the model does not say how many there are
 
 
-def check_each_image(conditions: Conditions, operands: Sequence[ConditionOperand], given: Given, n: int) -> None:
+def check_each_image(
+    conditions: Conditions, operands: Sequence[ConditionOperand], given: Given, n: int
+) -> None:
     """Raises Unsupported if what is computed from the conditions of one image depends on those of others."""
     together = conditions(operands, given, n)
     for image in range(n):
@@ -41,8 +43,8 @@ def check_branches(
         for label in _labels(conditions, operands, classes):
             if _decided(recording, escape, label) != escape.value:
                 raise Unsupported(
-                    f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, one_hot, "
-                    "torch.where) in place of the if"
+                    f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, "
+                    "one_hot, torch.where) in place of the if"
                 )
 
 
@@ -50,9 +52,7 @@ def _what(escape: Escape) -> str:
     return f"{escape.where}: an if on what depends on the {' and the '.join(sorted(escape.of))}"
 
 
-def _labels(
-    conditions: Conditions, operands: Sequence[ConditionOperand], classes: int | None
-) -> Iterator[int]:
+def _labels(conditions: Conditions, operands: Sequence[ConditionOperand], classes: int | None) -> Iterator[int]:
     """All labels, as far as they can be told."""
     for label in range(classes or MOST_LABELS):
         try:

@@ -36,7 +36,7 @@ class Trace(Protocol):
     def depends_on_image(self, x: Any) -> bool: ...
 
     def constant(self, x: Any) -> Any:
-        """x as a tensor, or as the number that it is. Raises Unsupported if it depends on the image or the condition."""
+        """x as a tensor, or the number that it is. Raises Unsupported if it depends on the image or the condition."""
 
 
 Lowering = Callable[..., Any]
@@ -54,9 +54,9 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 # Calls that only move elements into new memory; views are not recorded at all. Those among their arguments that are
 # called so say where to, and must be constants.
 MOVEMENTS = frozenset(
-    "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put index_select "
-    "masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter stack tril triu "
-    "where zero".split()
+    "cat channel_shuffle clone constant_pad_nd copy fill flip gather index index_copy index_fill index_put "
+    "index_select masked_fill pixel_shuffle pixel_unshuffle repeat roll rot90 scatter select_scatter slice_scatter "
+    "stack tril triu where zero".split()
 )
 PLACES = frozenset(("index", "indices", "mask", "condition"))
 # Calls whose result depends on the shapes of their arguments alone, and what it is filled with.
@@ -70,6 +70,7 @@ FRESH = {
 POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__".split())
 
 # -- channel by channel
+
 
 def _stepped(t: Trace, call: Call, x: Any, steps: Steps) -> Map:
     return t.builder.stepped(t.map(x), steps, lambda source: t.operands.applied(source, call, 0))
@@ -97,7 +98,13 @@ def _leaky_relu(t: Trace, call: Call, x: View, slope: float = 0.01) -> Map:
 
 @lowers("rrelu_with_noise")
 def _rrelu(
-    t: Trace, call: Call, x: View, noise: View, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+    t: Trace,
+    call: Call,
+    x: View,
+    noise: View,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
 ) -> Map:
     if training:
         raise Unsupported("it draws random numbers")
@@ -132,8 +139,8 @@ def _softplus(t: Trace, call: Call, x: View, beta: float = 1.0, threshold: float
 
 @lowers("log_sigmoid_forward")
 def _log_sigmoid(t: Trace, call: Call, x: View) -> list[Map]:
-    x = t.builder.materialised(t.map(x))
-    return [_then(t, x, (-1.0, 0.0), Step("softplus"), (-1.0, 0.0)), x]
+    whole = t.builder.materialised(t.map(x))
+    return [_then(t, whole, (-1.0, 0.0), Step("softplus"), (-1.0, 0.0)), whole]
 
 
 @lowers("pow", "exp2")
@@ -141,8 +148,10 @@ def _pow(t: Trace, call: Call, x: Any, exponent: Any = None) -> Map:
     base = 2 if exponent is None else x
     if isinstance(base, (int, float)) and base > 0:
         at = 0 if exponent is None else 1  # which argument depends on the image
-        steps = [(math.log(base), 0.0), Step("exp")]
-        return t.builder.stepped(t.map(call.args[at]), steps, lambda source: t.operands.applied(source, call, at))
+        steps: Steps = [(math.log(base), 0.0), Step("exp")]
+        return t.builder.stepped(
+            t.map(call.args[at]), steps, lambda source: t.operands.applied(source, call, at)
+        )
     if isinstance(exponent, View) and not t.depends_on_image(exponent) and t.constant(exponent).numel() == 1:
         exponent = t.constant(exponent).item()
     if not isinstance(exponent, (int, float)):
@@ -156,15 +165,16 @@ def _bounds(low: Any, high: Any) -> list[Step]:
 
 @lowers("clamp", "clamp_min", "clamp_max", "hardtanh")
 def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
-    kind = _plain(call)
-    low, high = {
-        "clamp": lambda low=None, high=None: (low, high),
-        "clamp_min": lambda low: (low, None),
-        "clamp_max": lambda high: (None, high),
-        "hardtanh": lambda low=-1, high=1: (low, high),
-    }[kind](*bounds, **{name.removesuffix("_val").replace("min", "low").replace("max", "high"): v for name, v in named.items()})  # fmt: skip
-    if kind == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
-        if low <= torch.finfo(x.dtype).tiny:  # lower than any probability that matters
+    given = [named.get("min", named.get("min_val")), named.get("max", named.get("max_val"))]
+    first = 1 if _plain(call) == "clamp_max" else 0
+    given[first : first + len(bounds)] = bounds
+    if _plain(call) == "hardtanh":
+        given = [default if bound is None else bound for bound, default in zip(given, (-1, 1), strict=True)]
+    low, high = given
+    if _plain(call) == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
+        if (
+            isinstance(low, float) and low <= torch.finfo(x.dtype).tiny
+        ):  # lower than any probability that matters
             return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
         result = t.map(x)
@@ -200,23 +210,23 @@ def _absolute(t: Trace, x: Map) -> Map:
 
 @lowers("mish")
 def _mish(t: Trace, call: Call, x: View) -> Map:
-    x = t.builder.materialised(t.map(x))
-    return t.builder.combined("multiply", x, _then(t, x, Step("softplus"), Step("tanh")))
+    whole = t.builder.materialised(t.map(x))
+    return t.builder.combined("multiply", whole, _then(t, whole, Step("softplus"), Step("tanh")))
 
 
 @lowers("softshrink")
 def _softshrink(t: Trace, call: Call, x: View, lambd: float = 0.5) -> Map:
-    x = t.builder.materialised(t.map(x))
-    above = _then(t, x, (1.0, -float(lambd)), Step("relu"))
-    return t.builder.combined("add", above, _then(t, x, (-1.0, -float(lambd)), Step("relu")), -1.0)
+    whole = t.builder.materialised(t.map(x))
+    above = _then(t, whole, (1.0, -float(lambd)), Step("relu"))
+    return t.builder.combined("add", above, _then(t, whole, (-1.0, -float(lambd)), Step("relu")), -1.0)
 
 
 @lowers("_prelu_kernel")
 def _prelu(t: Trace, call: Call, x: View, weight: View) -> Map:
     """relu(x) - weight * relu(-x)"""
-    x = t.builder.materialised(t.map(x))
-    below = t.builder.combined("multiply", _then(t, x, (-1.0, 0.0), Step("relu")), t.map(weight))
-    return t.builder.combined("add", _then(t, x, Step("relu")), below, -1.0)
+    whole = t.builder.materialised(t.map(x))
+    below = t.builder.combined("multiply", _then(t, whole, (-1.0, 0.0), Step("relu")), t.map(weight))
+    return t.builder.combined("add", _then(t, whole, Step("relu")), below, -1.0)
 
 
 @lowers("glu")
@@ -320,8 +330,9 @@ def _convolution(
         raise Unsupported("a transposed convolution computes on another grid than the image's")
     if len(x.size) != 4:
         raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
-    settings = dict(padding=tuple(padding), dilation=tuple(dilation), groups=groups)
-    return _convolved(t, t.map(x), t.constant(weight), t.constant(bias), **settings)
+    return _convolved(
+        t, t.map(x), t.constant(weight), t.constant(bias), tuple(padding), tuple(dilation), groups
+    )
 
 
 def _convolved(
@@ -355,7 +366,9 @@ def _convolved(
     if operands is None or planes is not None:
         return result
     whole = columns.permute(3, 2, 0, 1)
-    return t.builder.combined("add", result, t.builder.map(t.operands.convolved(operands, whole, padding, dilation)))
+    return t.builder.combined(
+        "add", result, t.builder.map(t.operands.convolved(operands, whole, padding, dilation))
+    )
 
 
 @lowers("im2col")
@@ -388,7 +401,9 @@ def _product(t: Trace, x: Map, matrix: Tensor, bias: Tensor | None = None) -> Ma
 def _matmul(t: Trace, call: Call, *args: Any, beta: float = 1, alpha: float = 1) -> Map:
     kind = _plain(call)
     if kind == "linear":
-        return _product(t, t.map(args[0]), t.constant(args[1]).T, t.constant(args[2]) if len(args) > 2 else None)
+        return _product(
+            t, t.map(args[0]), t.constant(args[1]).T, t.constant(args[2]) if len(args) > 2 else None
+        )
     bias, (x, y) = (args[0], args[1:]) if len(args) == 3 else (None, args)
     if t.depends_on_image(x) and t.depends_on_image(y):
         raise Unsupported("only the product of features with a constant matrix is supported")
@@ -414,11 +429,17 @@ def _times_matrices(t: Trace, x: Map, matrix: Tensor) -> Map:
     return t.builder.map(torch.stack(parts))
 
 
-@lowers("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update")
-def _batch_norm(t: Trace, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> list:
+@lowers(
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"
+)
+def _batch_norm(
+    t: Trace, call: Call, x: View, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any
+) -> list:
     training, eps = any(r is True for r in rest), float(rest[-1])
     if training or mean is None or variance is None:
-        raise Unsupported("the batch's own statistics mix pixels and images, as instance_norm does; call model.eval()")
+        raise Unsupported(
+            "the batch's own statistics mix pixels and images, as instance_norm does; call model.eval()"
+        )
     weight, bias, mean, variance = (t.constant(part) for part in (weight, bias, mean, variance))
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
@@ -428,7 +449,9 @@ def _batch_norm(t: Trace, call: Call, x: View, weight: Any, bias: Any, mean: Any
 
 
 @lowers("native_layer_norm")
-def _layer_norm(t: Trace, call: Call, x: View, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> list[Map]:
+def _layer_norm(
+    t: Trace, call: Call, x: View, shape: Sequence[int], weight: Any, bias: Any, eps: float
+) -> list[Map]:
     addresses = t.map(x).addresses
     normed = t.builder.layer_norm(t.builder.map(addresses.flatten(-len(shape))), eps)
     result = t.builder.map(normed.addresses.view(addresses.shape))
@@ -474,7 +497,9 @@ def _total(t: Trace, x: Map, dims: Any, keepdim: bool, mean: bool = False) -> Ma
         try:
             total = _product(t, t.builder.map(elements), matrix)
         except Unsupported:
-            raise Unsupported("only the channels of a pixel may be summed, and pixels lie along these axes") from None
+            raise Unsupported(
+                "only the channels of a pixel may be summed, and pixels lie along these axes"
+            ) from None
     return t.builder.map(total.addresses.reshape(shape))
 
 
@@ -492,7 +517,9 @@ def _cumsum(t: Trace, call: Call, x: View, dim: int, *, dtype: Any = None) -> Ma
 
 
 @lowers("var", "std", "var_mean", "std_mean")
-def _variance(t: Trace, call: Call, x: View, dims: Any = None, *, correction: float = 1, keepdim: bool = False) -> list[Map]:
+def _variance(
+    t: Trace, call: Call, x: View, dims: Any = None, *, correction: float = 1, keepdim: bool = False
+) -> list[Map]:
     whole = t.map(x)
     mean = _total(t, whole, dims, True, mean=True)
     centred = t.builder.materialised(t.builder.combined("add", whole, mean, -1.0))
@@ -515,7 +542,9 @@ def _norm(t: Trace, call: Call, x: View, order: float = 2, dims: Any = None, kee
 
 
 @lowers("amax", "amin", "prod")
-def _folded(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Map:
+def _folded(
+    t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Map:
     elements, shape = _together(t.map(x), dims, keepdim)
     if elements.shape[-1] > MOST_PARTS:
         raise Unsupported(f"it combines {elements.shape[-1]} elements, one by one")
@@ -528,7 +557,15 @@ def _folded(t: Trace, call: Call, x: View, dims: Any = None, keepdim: bool = Fal
 
 @lowers("masked_conv2d")
 def _masked_conv2d(
-    t: Trace, call: Call, x: View, weight: View, bias: Any, mask: View, padding: Any, dilation: Any, *backend: Any
+    t: Trace,
+    call: Call,
+    x: View,
+    weight: View,
+    bias: Any,
+    mask: View,
+    padding: Any,
+    dilation: Any,
+    *backend: Any,
 ) -> Map:
     masked = t.constant(weight) * t.constant(mask)
     return _convolved(t, t.map(x), masked, t.constant(bias), tuple(padding), tuple(dilation))
@@ -661,7 +698,9 @@ def by_table(t: Trace, call: Call) -> Map:
     def function(*columns: Tensor) -> Tensor:
         filled = [*args]
         for i, column in zip([*images, *others], columns, strict=True):
-            filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)  # a number's dtype counts for less
+            filled[i] = (column if args[i].size else column[0]).to(
+                args[i].dtype
+            )  # a number's dtype counts for less
         return operator(*filled, **call.kwargs)
 
     constants = [t.map(args[i]).addresses for i in others]
@@ -671,7 +710,11 @@ def by_table(t: Trace, call: Call) -> Map:
 def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
     """x, converted to another dtype by a call."""
     before = x.dtype
-    widens = dtype.is_floating_point and before.is_floating_point and torch.finfo(dtype).eps <= torch.finfo(before).eps
+    widens = (
+        dtype.is_floating_point
+        and before.is_floating_point
+        and torch.finfo(dtype).eps <= torch.finfo(before).eps
+    )
     if dtype == before or widens:
         return t.map(x)
     try:

@@ -23,7 +23,8 @@ class Operands:
         self.space, self.dtype, self.device = space, dtype, device
         written = {slot for call in recording.calls for slot in call.written}
         leaves = {
-            slot: leaf.tensor.clone() if slot in written else leaf.tensor for slot, leaf in recording.leaves.items()
+            slot: leaf.tensor.clone() if slot in written else leaf.tensor
+            for slot, leaf in recording.leaves.items()
         }
         self.leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items()}
         self.memory = Memory(recording.n, leaves)
@@ -56,7 +57,9 @@ class Operands:
         if not isinstance(x, View):
             return size_at(x, self.memory.n)
         if self.is_given(x):
-            raise Unsupported("one of its arguments depends on the condition: only sums, products and what moves elements do")
+            raise Unsupported(
+                "one of its arguments depends on the condition: only operands of sums and products may"
+            )
         return self.memory.tensor(x)
 
     # -- as sources of elements
@@ -80,7 +83,9 @@ class Operands:
         once = x
         for axis, many in enumerate(x.shape):
             first = once.narrow(axis, 0, 1)
-            if many > 1 and (x.stride(axis) == 0 if of_weights else torch.equal(once, first.expand(once.shape))):
+            if many > 1 and (
+                x.stride(axis) == 0 if of_weights else torch.equal(once, first.expand(once.shape))
+            ):
                 once = first
         source = self.space.allot(Constant(once.reshape(-1).clone(), of_weights), once.numel())
         addresses = self.space.of(source).view(once.shape)
@@ -163,7 +168,9 @@ class Operands:
         """The source that holds scale * x + shift for each element x of another one."""
         found, count = self.space.sources[source], self.space.channels(source)
         if isinstance(found, Constant):
-            return self.space.allot(Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count)
+            return self.space.allot(
+                Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count
+            )
         assert isinstance(found, Given)
         size = (BatchSize(1), count)
         x = self._converted(self._flat[found.slot], self.dtype)
@@ -227,7 +234,11 @@ class Operands:
         """Elements of several sources, put into one."""
         constant = torch.cat(
             [torch.zeros(1, dtype=self.dtype, device=self.device)]
-            + [s.elements.to(self.dtype) for s in (self.space.sources[i] for i in sources) if isinstance(s, Constant)]
+            + [
+                s.elements.to(self.dtype)
+                for s in (self.space.sources[i] for i in sources)
+                if isinstance(s, Constant)
+            ]
         )
         parts, start, starts = [self.constant(constant)], 1, {}
         for i in sources:

@@ -16,14 +16,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, leaves, map_leaves
 
-IMAGE, LABELS, CONDITION = "image", "labels", "condition"  # what a tensor may depend on, besides the weights
+# What a tensor may depend on, besides the weights.
+IMAGE, LABELS, CONDITION = "image", "labels", "condition"
 
 # What reads a tensor's elements past PyTorch; a number that comes of it can't be followed.
 PAST_TORCH = {
-    getattr(Tensor, name): name
-    for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
+    getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
 }
-BRANCHES = (Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose)
+BRANCHES = (
+    Tensor.__bool__,
+    Tensor.is_nonzero,
+    torch.is_nonzero,
+    Tensor.equal,
+    torch.equal,
+    Tensor.allclose,
+    torch.allclose,
+)
 SCALAR = torch.ops.aten._local_scalar_dense.default
 YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 
@@ -44,7 +52,9 @@ class Escape:
     value: Any = None
 
     def __str__(self) -> str:
-        return f"{self.what} in {self.where} of a tensor that depends on the {' and the '.join(sorted(self.of))}"
+        return (
+            f"{self.what} in {self.where} of a tensor that depends on the {' and the '.join(sorted(self.of))}"
+        )
 
 
 @dataclass
@@ -78,7 +88,6 @@ class Recording:
     given: tuple[View | None, ...] = ()
     outputs: tuple[View, ...] = ()
 
-
     def inputs(self) -> set[int]:
         """The slots that hold what the model was given."""
         return {view.slot for view in (self.images, *self.given) if view is not None}
@@ -93,7 +102,9 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording(n)
         self.path: list[str] = []
         self._names = names or {}
-        self._slots: dict[int, int] = {}  # by storage; the weak references keep identities from being used again
+        self._slots: dict[
+            int, int
+        ] = {}  # by storage; the weak references keep identities from being used again
         self._references: list[StorageWeakRef] = []
         self._depends: list[frozenset[str]] = []
         self._reading = ""  # the Python-level call that reads a number, if there is one
@@ -124,7 +135,9 @@ class Recorder(TorchDispatchMode):
     def _viewed(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
         """depends: for a call's result, None: a tensor that is not known is a leaf."""
         if tensor.layout is not torch.strided:
-            raise Unsupported(f"{self.where()}: a tensor of layout {tensor.layout}; only dense tensors are followed")
+            raise Unsupported(
+                f"{self.where()}: a tensor of layout {tensor.layout}; only dense tensors are followed"
+            )
         storage = tensor.untyped_storage()._cdata
         slot = self._slots.get(storage)
         is_new = slot is None
@@ -146,7 +159,9 @@ class Recorder(TorchDispatchMode):
             self._keep_leaves(tensors)
         out = func(*args, **kwargs)
         if func is SCALAR or func in YES_OR_NO:
-            self._escaped(func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out)
+            self._escaped(
+                func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out
+            )
             return out
         if torch.Tag.nondeterministic_seeded in func.tags and IMAGE not in depends:
             self._drawn(out)
@@ -179,7 +194,9 @@ class Recorder(TorchDispatchMode):
         for x in tensors:
             leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
             if leaf is not None and leaf.before is None:
-                whole = leaf.held.as_strided((x.untyped_storage().nbytes() // leaf.held.element_size(),), (1,), 0)
+                whole = leaf.held.as_strided(
+                    (x.untyped_storage().nbytes() // leaf.held.element_size(),), (1,), 0
+                )
                 leaf.before = whole.clone()
 
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:

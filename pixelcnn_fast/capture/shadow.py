@@ -139,7 +139,9 @@ class AddressSpace:
 
     def found(self, addresses: Tensor) -> list[int]:
         """The sources that occur among the addresses, in order."""
-        first, last = (bisect_right(self._starts, int(x)) - 1 for x in addresses.aminmax()) if addresses.numel() else (-1, -1)
+        if not addresses.numel():
+            return []
+        first, last = (bisect_right(self._starts, int(x)) - 1 for x in addresses.aminmax())
         if first == last:
             return [first] if first >= 0 else []
         counts = torch.bincount(self.source_of(addresses).flatten() + 1)
@@ -179,14 +181,16 @@ class AddressSpace:
         for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
             along = _runs_along(index, live)
             if len(along) > 1 or set(along) & set(spatial):
-                raise Unsupported(f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}")
+                raise Unsupported(
+                    f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
+                )
             spatial += along or [-1]
         last = addresses.dim() - 1
         for axis, (size, usual, live) in enumerate(
             zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
         ):
             # Where zeros and constants leave no more than one image, row or column that tells.
-            for dim in sorted(range(last + 1), key=lambda dim: dim != usual):  # noqa: B023  # used at once
+            for dim in sorted(range(last + 1), key=lambda dim: dim != usual):  # used at once
                 if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
                     if bool((live.sum(dim) <= 1).all()):
                         spatial[axis] = dim
@@ -210,16 +214,30 @@ class AddressSpace:
     def _unflattened(self, addresses: Tensor) -> Iterator[list[int]]:
         shape = list(addresses.shape)
         yield shape
-        frames = {self.grid, *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value))}
+        frames = {
+            self.grid,
+            *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value)),
+        }
         for height, width in frames:
             n = self.images
-            for parts in ((n, height, width), (height, width, n), (height, width), (n, height), (n, -1), (-1, n)):
+            for parts in (
+                (n, height, width),
+                (height, width, n),
+                (height, width),
+                (n, height),
+                (n, -1),
+                (-1, n),
+            ):
                 for dim, size in enumerate(shape):
                     product = 1
                     for part in parts:
                         product *= abs(part)
                     if size > 1 and size % product == 0 and (size == product or -1 in parts):
-                        yield [*shape[:dim], *(size // product if p == -1 else p for p in parts), *shape[dim + 1 :]]
+                        yield [
+                            *shape[:dim],
+                            *(size // product if p == -1 else p for p in parts),
+                            *shape[dim + 1 :],
+                        ]
 
     def standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
@@ -280,8 +298,8 @@ class AddressSpace:
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs as
-    well, but does not count one by one."""
+    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs,
+    too, but does not count one by one."""
     found = {}
     for dim, size in enumerate(index.shape):
         if size > 1:
@@ -332,6 +350,8 @@ class Map:
             assert found is not None
             if found.dim() == 4 and found.numel() and int(found[0, 0, 0, 0]):
                 source = int(self._space.source_of(found[:1, :1, :1, :1]))
-                if isinstance(self._space.sources[source], Value) and torch.equal(self._space.of(source), found):
+                if isinstance(self._space.sources[source], Value) and torch.equal(
+                    self._space.of(source), found
+                ):
                     self._source = source
         return self._source

@@ -28,7 +28,17 @@ from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves, map_leaves, needed, out_of_place, plain_name, size_at
+from pixelcnn_fast.program.calls import (
+    BatchSize,
+    Call,
+    View,
+    leaves,
+    map_leaves,
+    needed,
+    out_of_place,
+    plain_name,
+    size_at,
+)
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
 from pixelcnn_fast.program.program import needed as needed_instructions
@@ -120,7 +130,7 @@ class _Forward:
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
         self.recording.given = tuple(
-            x if x is None else recorder.input(x, of) for x, of in zip(given, (LABELS, CONDITION))
+            x if x is None else recorder.input(x, of) for x, of in zip(given, (LABELS, CONDITION), strict=True)
         )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
             output = given.call(model, images)
@@ -153,7 +163,11 @@ class _Slot:
     def array(self) -> Tensor:
         if self._array is None:
             size, stride, offset = self._layout
-            extent = 1 + offset + sum((many - 1) * s for many, s in zip(size, stride)) if 0 not in size else 0
+            extent = (
+                1 + offset + sum((many - 1) * s for many, s in zip(size, stride, strict=True))
+                if 0 not in size
+                else 0
+            )
             self._array = torch.zeros(extent, dtype=torch.long)
             self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
         return self._array
@@ -220,7 +234,7 @@ class _Trace:
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
             results = self._refused(call, f"{call.where}: {friendly_name(call)}: {what}")
-        for view, result in zip(call.results, results):
+        for view, result in zip(call.results, results, strict=False):
             if view is not None:
                 self._write(view, result)
 
@@ -233,13 +247,14 @@ class _Trace:
         if name == "_to_copy":
             dtype = call.outputs[0].dtype
             return [cast(self, call, call.args[0], dtype)]
-        if name in MOVEMENTS and not self._has_places(call, self.depends_on_image) and not (
-            name in MASKED and self._has_places(call, self.operands.is_given)
+        if (
+            name in MOVEMENTS
+            and not self._has_places(call, self.depends_on_image)
+            and not (name in MASKED and self._has_places(call, self.operands.is_given))
         ):
             return self._moved(call)
-        if all(self.map(view).kinds <= {Constant} for view in call.inputs if not self.operands.is_given(view)):
-            if not call.is_random and not any(map(self.operands.is_given, call.inputs)):
-                return self._computed(call)
+        if self._is_constant(call):
+            return self._computed(call)
         if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
             try:
                 return [by_table(self, call)]
@@ -253,6 +268,14 @@ class _Trace:
                 raise Unsupported(f"it is not supported with these arguments ({error})") from None
             return result if isinstance(result, list) else [result]
         return [by_table(self, call)]
+
+    def _is_constant(self, call: Call) -> bool:
+        """Whether it computes with nothing but constants."""
+        if torch.Tag.nondeterministic_seeded in call.operator.tags or any(
+            map(self.operands.is_given, call.inputs)
+        ):
+            return False
+        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
 
     def _computed(self, call: Call) -> list[Map]:
         """What a call makes of constants that were written where there are features, too."""
@@ -282,7 +305,8 @@ class _Trace:
     def _refused(self, call: Call, reason: str) -> list[Map]:
         address = self.space.at(self.space.allot(Refused(reason), 1), 0, 0)
         return [
-            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address))) for view in call.results
+            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address)))
+            for view in call.results
         ]
 
     def _fresh(self, call: Call, value: Any) -> list[Map]:
@@ -301,7 +325,7 @@ class _Trace:
     def _named(self, call: Call) -> list[tuple[Any, Any]]:
         arguments = call.operator._schema.arguments
         named = [(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs]
-        return [*zip(arguments, call.args), *named]
+        return [*zip(arguments, call.args, strict=False), *named]
 
     def _moved(self, call: Call) -> list[Map]:
         """Makes a call that only moves elements on their addresses."""
@@ -318,7 +342,7 @@ class _Trace:
         if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
             raise Unsupported("it adds to what is there: add a map instead")
         arguments = operator._schema.arguments
-        args = [moved(a, x) for a, x in zip(arguments, call.args)]
+        args = [moved(a, x) for a, x in zip(arguments, call.args, strict=False)]
         kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
         result = operator(*args, **kwargs)
         return [Map(self.space, x) for x in leaves(result)]
@@ -332,7 +356,9 @@ class _Trace:
         if view.dtype == dtype:
             return self.map(view).addresses
         copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
-        return cast(self, copy, view, dtype).addresses if self.depends_on_image(view) else self.map(view).addresses
+        return (
+            cast(self, copy, view, dtype).addresses if self.depends_on_image(view) else self.map(view).addresses
+        )
 
     def _write(self, view: View, result: Map) -> None:
         if view.slot in self._slots:

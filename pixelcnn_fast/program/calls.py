@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class BatchSize:
     plus: int = 0
 
 
-Size = Union[int, BatchSize]
+Size = int | BatchSize
 Shape = tuple[Size, ...]
 
 
@@ -49,7 +49,8 @@ class View:
 
     def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """(size, stride, offset) for n images."""
-        return tuple(size_at(s, n) for s in self.size), tuple(size_at(s, n) for s in self.stride), size_at(self.offset, n)
+        size, stride = (tuple(size_at(s, n) for s in sizes) for sizes in (self.size, self.stride))
+        return size, stride, size_at(self.offset, n)
 
     @property
     def follows_batch(self) -> bool:
@@ -98,7 +99,8 @@ class Call:
         schema = self.operator._schema
         slots = {view.slot for view in self.outputs}
         if schema.is_mutable:
-            for argument, x in [*zip(schema.arguments, self.args), *((a, self.kwargs.get(a.name)) for a in schema.arguments)]:
+            by_name = [(a, self.kwargs.get(a.name)) for a in schema.arguments]
+            for argument, x in [*zip(schema.arguments, self.args, strict=False), *by_name]:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
         return slots
@@ -148,7 +150,7 @@ class Memory:
 
     def run(self, call: Call) -> None:
         results = self.result(call)
-        for view, result in zip(call.results, leaves(results)):
+        for view, result in zip(call.results, leaves(results), strict=False):
             if view is not None and view.slot not in {x.slot for x in call.inputs}:
                 self._store(view, result)
 
@@ -158,10 +160,16 @@ class Memory:
     def _store(self, view: View, result: Tensor) -> None:
         """Keeps a result, laid out as it was when it was recorded."""
         size, stride, offset = view.at(self.n)
-        assert result.dtype == view.dtype and result.shape == size, "a recorded call gave another kind of result"
-        alike = all(s == t for s, t, many in zip(stride, result.stride(), size) if many > 1)
+        assert result.dtype == view.dtype and result.shape == size, (
+            "a recorded call gave another kind of result"
+        )
+        alike = all(s == t for s, t, many in zip(stride, result.stride(), size, strict=True) if many > 1)
         if not alike or offset != result.storage_offset():
-            extent = 1 + offset + sum((many - 1) * s for many, s in zip(size, stride)) if 0 not in size else 0
+            extent = (
+                1 + offset + sum((many - 1) * s for many, s in zip(size, stride, strict=True))
+                if 0 not in size
+                else 0
+            )
             whole = result.new_empty(extent)
             whole.as_strided(size, stride, offset).copy_(result)
             result = whole

@@ -103,8 +103,8 @@ class PhasedProgram:
     """Each pixel is drawn in as many draws as there are outputs: all image channels at once, or one after the other.
 
     Draw d reads ``outputs[d]`` and gives the next image channels; all draws give equally many. condition_operands: what
-    the steps read of the condition. parameters, joint, branches: as in ``Program``. wavefront: None if rows are sampled one at a
-    time.
+    the steps read of the condition. parameters, joint, branches: as in ``Program``. wavefront: None if rows are
+    sampled one at a time.
     """
 
     shape: tuple[int, int, int]

@@ -89,11 +89,13 @@ class ConditionOperand:
         return replace(self, index=self.index[..., channels])
 
     def shifted(self, dy: int, dx: int) -> ConditionOperand:
-        """The operand that holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
+        """What holds at every pixel what this one holds at (dy, dx) from it; outside the image, anything."""
         if not self.varies_over_pixels or (dy, dx) == (0, 0):
             return self
         height, width, _ = self.index.shape
-        rows, columns = (torch.arange(height) + dy).clamp(0, height - 1), (torch.arange(width) + dx).clamp(0, width - 1)
+        rows, columns = (
+            (torch.arange(size) + by).clamp(0, size - 1) for size, by in ((height, dy), (width, dx))
+        )
         return replace(self, index=self.index[rows[:, None], columns])
 
 

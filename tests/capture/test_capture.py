@@ -180,7 +180,10 @@ def test_logits_beside_masked_ones_are_as_exact_as_the_model(name, runtime):
 
 
 REFUSED = {
-    "mean over space": (lambda net, h, x: h - h.mean((2, 3), keepdim=True), "model: mean: only the channels of a pixel"),
+    "mean over space": (
+        lambda net, h, x: h - h.mean((2, 3), keepdim=True),
+        "model: mean: only the channels of a pixel",
+    ),
     "softmax": (lambda net, h, x: F.softmax(h, 1), "softmax"),
     "pooling": (lambda net, h, x: F.max_pool2d(h, 3, 1, 1), "max_pool2d"),
     "batch statistics": (lambda net, h, x: F.batch_norm(h, None, None, training=True), "statistics"),

@@ -33,9 +33,9 @@ def trained_on(model: nn.Module, by: float = 0.1) -> nn.Module:
     with torch.no_grad():
         for x in model.parameters():
             x.add_(by * torch.randn(x.shape, generator=generator, dtype=x.dtype))
-        for name, x in model.named_buffers():
+        for name, buffer in model.named_buffers():
             if "running" in name:
-                x.mul_(1.1)
+                buffer.mul_(1.1)
     return model
 
 
