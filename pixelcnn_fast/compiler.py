@@ -27,6 +27,7 @@ from pixelcnn_fast.runtimes import Precision
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
+ENOUGH = 10_000  # parameters in one image, to see from it how much a dtype rounds
 EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
 
 
@@ -109,7 +110,8 @@ def captured_in_float64(
     with model.weights:
         rounded = in_dtype(program, model.dtype)
     try:
-        check_rounded(rounded, conditions, model, computed[-1:], examples[-1:])  # rounding differs little
+        one = slice(1) if computed[0][0].numel() > ENOUGH else slice(-1, None)
+        check_rounded(rounded, conditions, model, computed[one], examples[one])
     except CaptureMismatch:
         return None
     show(in_dtype.__name__, rounded, watch)
@@ -196,7 +198,8 @@ def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples)
     """
     for found, expected in zip(computed, by_model(model, examples), strict=True):
         error = model.head.distance(found, expected, model.shape[0])
-        check_error(error, EXACT + slack(expected, model, 1000), model, UNSEEN)
+        if not bool((error <= EXACT).all()):
+            check_error(error, EXACT + slack(expected, model, 1000), model, UNSEEN)
 
 
 def check_rounded(

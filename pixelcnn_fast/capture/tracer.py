@@ -271,9 +271,7 @@ class _Trace:
 
     def _is_constant(self, call: Call) -> bool:
         """Whether it computes with nothing but constants."""
-        if torch.Tag.nondeterministic_seeded in call.operator.tags or any(
-            map(self.operands.is_given, call.inputs)
-        ):
+        if call.is_random or any(map(self.operands.is_given, call.inputs)):
             return False
         return all(self.map(view).kinds <= {Constant} for view in call.inputs)
 

@@ -144,19 +144,19 @@ class WrappedModel:
         """For labels and condition, if the model takes them: its name, and the same image with several of them."""
         n = max(2, min(4, self.labels.accepted))
         values, given = self.example(n=n)
-        same, first = (
-            values[:1].expand_as(values),
-            Given(*(x if x is None else x[:1].expand_as(x) for x in given)),
-        )
+        first = Given(*(x if x is None else x[:1].expand_as(x) for x in given))
+        same = values[:1].expand_as(values)
         if given.labels is not None:
             yield "labels", same, first._replace(labels=given.labels)
         if given.condition is not None:
             yield "condition", same, first._replace(condition=given.condition)
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
-        """Other examples than the one that is captured, in batches of other sizes: dark, bright and random images."""
+        """Other examples than the one that is captured, in batches of other sizes: a dark image and random ones, and a
+        bright one where images are small."""
         n = max(3, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2]))) | 1
-        return [self.example(1, 1, half=0), self.example(2, 1, half=1), self.example(3, n)]
+        bright = [self.example(2, 1, half=1)] if n > 3 else []
+        return [self.example(1, 1, half=0), *bright, self.example(3, n)]
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
@@ -206,7 +206,8 @@ class WrappedModel:
                     self.condition_dtype = self.dtype
                     raise failed from None
         if self.device.type == "cpu" and self.condition_dtype not in (self.dtype, torch.bool):
-            self._codes = first_refused(self._takes_code, self._codes, MOST_CODES) or MOST_CODES
+            most = min(MOST_CODES, torch.iinfo(self.condition_dtype).max)
+            self._codes = first_refused(self._takes_code, self._codes, most) or most
 
     def explore_labels(self, conditions: Conditions, operands: Sequence[ConditionOperand]) -> None:
         """Finds out, from the captured conditions and then from the model, which labels it takes."""
@@ -297,8 +298,7 @@ class WrappedModel:
             return None
         dtype = self.condition_dtype or self.dtype
         kind = "numbers" if dtype.is_floating_point else "integers"
-        fits = condition is not None and (dtype.is_floating_point or _is_integral(condition.dtype))
-        if condition is None or tuple(condition.shape) != (n, *shape) or not fits:
+        if condition is None or tuple(condition.shape) != (n, *shape) or not _fits(condition.dtype, dtype):
             found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
             raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
         return condition.to(self.device, dtype)
@@ -356,6 +356,11 @@ def _takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> 
     if "condition" in arguments_of(model):
         return any(name != "condition" for name in required)
     return len(required) > 1
+
+
+def _fits(given: torch.dtype, taken: torch.dtype) -> bool:
+    """Whether a condition may be given in one dtype to a model that takes another."""
+    return _is_integral(given) or (given.is_floating_point and taken.is_floating_point)
 
 
 def _is_integral(dtype: torch.dtype) -> bool:

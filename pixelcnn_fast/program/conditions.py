@@ -45,11 +45,11 @@ class Given(NamedTuple):
         except Exception as error:
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{self}; image_form= says in what form "
-                "it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
+                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}; image_form= says in "
+                "what form it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
             ) from error
 
-    def __str__(self) -> str:
+    def described(self) -> str:
         """To go on with in a sentence: ", labels [2] of 0, 1"; nothing if there is nothing."""
         labels = "" if self.labels is None else f", labels {list(self.labels.shape)} of {_some(self.labels)}"
         if self.condition is None:
@@ -114,7 +114,7 @@ class Conditions:
         except Exception as error:
             raise ModelFailed(
                 f"what the model computes from the condition raised {type(error).__name__}: {error}\n"
-                f"It was given {n} images{given}."
+                f"It was given {n} images{given.described()}."
             ) from error
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
 

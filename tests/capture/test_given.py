@@ -242,6 +242,14 @@ def test_a_condition_of_integers(arguments):
             built.sample(5, condition=codes + 1, runtime=runtime)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.bool])
+def test_a_condition_of_small_integers(dtype):
+    built = sampler(
+        Conditioned(lambda net, c: upsampled(net, c.long() % 5)), condition_shape=(4, 5), condition_dtype=dtype
+    )
+    assert_all_runtimes_agree(built, condition=torch.randint(2, (5, 4, 5)))
+
+
 def test_an_odd_condition_dtype_is_refused():
     for dtype in (torch.float16, torch.complex64):
         with pytest.raises(

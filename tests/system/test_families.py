@@ -161,7 +161,7 @@ def test_conditions_that_are_given(name):
         assert torch.equal(kept, naive)
         logits = sampler.logits(naive, labels, runtime, condition)
         assert_identical_up_to_rounding(logits, sampler.logits(naive, labels, "reference", condition))
-    for wrong in (None, condition[:2], condition.long()):
+    for wrong in (None, condition[:2], condition.to(torch.complex64)):
         with pytest.raises(ValueError, match="the condition is"):
             sampler.sample(3, labels, condition=wrong)
 
