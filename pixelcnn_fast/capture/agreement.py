@@ -69,8 +69,8 @@ class _Agreement:
         if not before:
             return Unsupported(
                 message
-                + "Its forward may keep something from call to call, or draw random numbers; it must be a "
-                "function of its arguments"
+                + "Its forward may keep something from call to call, draw random numbers, or loop over the images of "
+                "the batch; it must be a function of its arguments, for the whole batch at once"
             )
         last = max(before, key=lambda escape: escape.at)
         advice = "compute with the tensor itself (torch.where in place of an if, indexing in place of a loop)"
@@ -146,10 +146,6 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _short(x: Any) -> str:
-    return (
-        "a tensor"
-        if isinstance(x, View)
-        else repr(x)
-        if not isinstance(x, (tuple, list))
-        else f"{len(x)} items"
-    )
+    if isinstance(x, (tuple, list)):
+        return f"{len(x)} items"
+    return repr(x) if isinstance(x, (int, float, str, BatchSize)) else f"a {type(x).__name__}"

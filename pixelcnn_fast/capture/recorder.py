@@ -134,10 +134,6 @@ class Recorder(TorchDispatchMode):
 
     def _viewed(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
         """depends: for a call's result, None: a tensor that is not known is a leaf."""
-        if tensor.layout is not torch.strided:
-            raise Unsupported(
-                f"{self.where()}: a tensor of layout {tensor.layout}; only dense tensors are followed"
-            )
         storage = tensor.untyped_storage()._cdata
         slot = self._slots.get(storage)
         is_new = slot is None
@@ -150,9 +146,20 @@ class Recorder(TorchDispatchMode):
                 self.recording.leaves[slot] = Leaf(tensor.detach(), self._names.get(storage))
         return view
 
+    def _check_dense(self, tensors: list[Tensor]) -> None:
+        for x in tensors:
+            if x.is_nested or x.layout is not torch.strided:
+                kind = "nested" if x.is_nested else f"of layout {x.layout}"
+                raise Unsupported(f"{self.where()}: a tensor that is {kind}; only dense tensors are followed")
+
+    supports_higher_order_operators = True  # to refuse them
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            raise Unsupported(f"{self.where()}: {func.name()}: it takes functions; call them instead")
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        self._check_dense(tensors)
         recorded_args, recorded_kwargs = map_leaves(self._argument, (args, kwargs))
         depends = frozenset().union(*(self.depends_on(x) for x in tensors))
         if func._schema.is_mutable:
@@ -167,8 +174,9 @@ class Recorder(TorchDispatchMode):
             self._drawn(out)
             return out
         results = [x for x in leaves(out)]
-        storages = {x.untyped_storage()._cdata for x in tensors}
         found = [x for x in results if isinstance(x, Tensor)]
+        self._check_dense(found)
+        storages = {x.untyped_storage()._cdata for x in tensors}
         if found and not func._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in found):
             return out  # only views
         views = tuple(self._viewed(x, depends) if isinstance(x, Tensor) else None for x in results)

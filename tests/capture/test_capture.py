@@ -197,6 +197,24 @@ REFUSED = {
     ),
     "chosen by the image": (lambda net, h, x: torch.where(h > 0, h, h * 2), "gt"),
     "rounding": (lambda net, h, x: h.long().to(h.dtype), "round"),
+    "a sparse tensor": (lambda net, h, x: h.to_sparse().to_dense(), "layout torch.sparse_coo; only dense"),
+    "nested tensors": (
+        lambda net, h, x: torch.nested.nested_tensor(list(h)).to_padded_tensor(0.0),
+        "is nested; only dense",
+    ),
+    "control flow of tensors": (
+        lambda net, h, x: torch.cond(torch.tensor(True), torch.sin, torch.cos, (h,)),
+        "cond",
+    ),
+    "a loop over the images": (
+        lambda net, h, x: torch.stack([image * 2 for image in h]),
+        "loop over the images",
+    ),
+    "dropout": (lambda net, h, x: F.dropout(h, 0.5), "training=self.training"),
+    "attention": (
+        lambda net, h, x: F.scaled_dot_product_attention(h, h, h, is_causal=True),
+        "scaled_dot_product_attention: .*only convolutions",
+    ),
 }
 
 

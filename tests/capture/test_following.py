@@ -57,6 +57,14 @@ def written_into(x):
     return out
 
 
+def left(x):
+    return F.pad(x, (1, 0))[..., :-1]
+
+
+CHECKERED = (torch.arange(5)[:, None] + torch.arange(6)) % 2 == 0
+COORDINATES = torch.linspace(-1, 1, 5)[:, None]
+
+
 def channels_last(f):
     return lambda x: f(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -122,6 +130,23 @@ def summed_up(net, h):
 
 
 BODIES = {
+    "masked in any shape": lambda net, h, x, i: (
+        net.same(torch.where(CHECKERED, h, 0.5 * net.same(h))) + h.tril()
+    ),
+    "coordinates": lambda net, h, x, i: net.narrow(
+        torch.cat([h, COORDINATES.to(h).expand(len(h), C, 5, 6)], 1)
+    ),
+    "chosen by levels": lambda net, h, x, i: torch.where(left(i)[:, :1] > 99, h, -2.0).masked_fill(
+        left(i)[:, 1:] < 9, 3
+    ),
+    "codes shifted before they are looked up": lambda net, h, x, i: (
+        h + net.embed_one(net.embed(F.pad(i.long(), (0, 0, 1, 0), value=7)[:, 0, :-1]).permute(0, 3, 1, 2))
+    ),
+    "several functions of one level": lambda net, h, x, i: (
+        h * torch.logical_xor(left(i) > 200, left(i) % 2 == 1)[:, :1]
+    ),
+    "sines of levels": lambda net, h, x, i: h + left(torch.sin(x[:, :1] * torch.arange(C).to(x).view(C, 1, 1))),
+    "windows": lambda net, h, x, i: (net.same.mask.flatten(1) @ F.unfold(h, 3, padding=1)).view_as(h),
     "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
     "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
     "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),

@@ -103,6 +103,13 @@ BODIES = {
     "the label as a plane": the_label_as_a_plane,
     "written into features": written_into_features,
     "zeroed for a label": lambda net, h, y: added(h, net.embedding(y).masked_fill((y == 0)[:, None], 0.0)),
+    "features chosen by label": lambda net, h, y: torch.where(
+        (y == 0)[:, None, None, None], h, added(-h, net.embedding(y))
+    ),
+    "features filled for a label": lambda net, h, y: added(h, net.embedding(y)).masked_fill(
+        (y == 1)[:, None, None, None], 0.3
+    ),
+    "added with a factor": lambda net, h, y: torch.add(h, y[:, None, None, None], alpha=0.5),
     "moved to the features' dtype": lambda net, h, y: added(
         h, F.one_hot(y, CLASSES).to(h) @ net.linear.weight.T
     ),
