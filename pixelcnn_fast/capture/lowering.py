@@ -173,8 +173,8 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
     low, high = given
     if _plain(call) == "clamp_min" and t.builder.made_by("softmax", t.map(x)) is not None:
         if (
-            isinstance(low, float) and low <= torch.finfo(x.dtype).tiny
-        ):  # lower than any probability that matters
+            isinstance(low, (int, float)) and low <= torch.finfo(x.dtype).tiny
+        ):  # than any probability that matters
             return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
         result = t.map(x)
