@@ -217,7 +217,7 @@ FEATURES: dict[str, list[Row]] = {
                 "float_power": positive(lambda x: torch.float_power(x, 0.5)),
                 "exp2": torch.exp2,
             },
-            "With an exponent that is a number, or of a number that is positive.",
+            "With a number as the exponent, or a positive number as the base.",
         ),
         Row(
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class WeightRecorder(Recorder):
         self.recording.leaves[view.slot].name = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not any(isinstance(x, Tensor) and self.depends_on(x) for x in leaves((args, kwargs or {}))):
+        if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
             return func(*args, **(kwargs or {}))
         out = super().__torch_dispatch__(func, types, args, kwargs)
         for x in leaves(out):
@@ -49,6 +49,15 @@ class WeightRecorder(Recorder):
                 self._guards.append((view, x.clone()))
                 self._depends[view.slot] = frozenset()
         return out
+
+    def _reads_weights(self, args: Iterable[Any]) -> bool:
+        for x in args:
+            if isinstance(x, Tensor):
+                if self.depends_on(x):
+                    return True
+            elif isinstance(x, (list, tuple)) and self._reads_weights(x):
+                return True
+        return False
 
     @torch.no_grad()
     def again(self, tensors: Sequence[Tensor], weights: Mapping[str, Tensor]) -> list[Tensor] | None:
