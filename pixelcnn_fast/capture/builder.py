@@ -24,7 +24,8 @@ from pixelcnn_fast.program.program import (
 )
 
 OPERANDS = (Constant, Given)
-Steps = Sequence["Step | tuple[float, float]"]  # a pair is (scale, shift)
+Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
+Steps = Sequence["Step | Affine"]
 
 
 class Builder:
@@ -168,7 +169,8 @@ class Builder:
         source, operand = x.source, self.space.relative(y.addresses)
         if source is not None and _is_one_per_channel(operand, self.space.channels(source)):
             table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(source))
-            self._check_images(y.addresses)
+            if Given in y.kinds:
+                self._check_images(y.addresses)
             return self.whole(self._stepped(source, [self._operand_step(kind, source, table, alpha)]))
         x, y, operand = self._expanded(x, shape), self._expanded(y, shape), operand.expand(shape)
         x = self.materialised(x)
@@ -177,7 +179,8 @@ class Builder:
         for arranged in (lambda: x, lambda: self.windowed(x), lambda: self.copied(x)):
             found = arranged()
             elements = self.space.decode(found.addresses)
-            self._check_same_images(elements, y.addresses)
+            if Given in y.kinds:
+                self._check_same_images(elements, y.addresses)
             tables = {s: self._table(s, elements, operand) for s in found.sources}
             if None not in tables.values():
                 break

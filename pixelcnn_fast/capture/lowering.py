@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.builder import Builder, Steps
+from pixelcnn_fast.capture.builder import Affine, Builder, Steps
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
 from pixelcnn_fast.errors import Unsupported
@@ -171,7 +171,9 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
     if _plain(call) == "hardtanh":
         given = [default if bound is None else bound for bound, default in zip(given, (-1, 1), strict=True)]
     low, high = given
-    is_low = isinstance(low, (int, float)) and low <= torch.finfo(x.dtype).tiny  # as no probability that matters
+    is_low = (
+        isinstance(low, (int, float)) and low <= torch.finfo(x.dtype).tiny
+    )  # as no probability that matters
     if is_low and high is None and t.builder.made_by("softmax", t.map(x)) is not None:
         return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
@@ -188,7 +190,7 @@ def _hardsigmoid(t: Trace, call: Call, x: View) -> Map:
     return _stepped(t, call, x, [(1 / 6, 0.5), *_bounds(0, 1)])
 
 
-def _then(t: Trace, x: Map, *steps: Step | tuple[float, float]) -> Map:
+def _then(t: Trace, x: Map, *steps: Step | Affine) -> Map:
     """Steps on a map that has no operands among its elements."""
     return t.builder.stepped(x, steps, _no_operand)
 
@@ -441,6 +443,8 @@ def _batch_norm(
     weight, bias, mean, variance = (t.constant(part) for part in (weight, bias, mean, variance))
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
+    if t.map(x).source is not None:
+        return [_then(t, t.map(x), (scale, shift))]
     shape = (-1,) + (1,) * (len(x.size) - 2)
     scaled = t.builder.combined("multiply", t.map(x), t.map(scale.view(shape)))
     return [t.builder.combined("add", scaled, t.map(shift.view(shape)))]

@@ -120,10 +120,20 @@ class AddressSpace:
         return self._starts[source] + ((image * channels + channel) * height + y) * width + x
 
     def decode(self, addresses: Tensor) -> Elements:
-        source = self.source_of(addresses)
-        known = source.clamp_min(0)
-        _, channels, height, width = (size[known] for size in torch.tensor(self._shapes).unbind(-1))
-        rest = addresses - torch.tensor(self._starts)[known]
+        first, last = self._range(addresses)
+        start: Any
+        channels: Any
+        height: Any
+        width: Any
+        if first == last >= 0:  # the usual case, which takes a third of the time
+            source = torch.full_like(addresses, first)
+            start, (_, channels, height, width) = self._starts[first], self._shapes[first]
+        else:
+            source = self.source_of(addresses)
+            known = source.clamp_min(0)
+            start = torch.tensor(self._starts)[known]
+            _, channels, height, width = (size[known] for size in torch.tensor(self._shapes).unbind(-1))
+        rest = addresses - start
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
@@ -139,13 +149,18 @@ class AddressSpace:
 
     def found(self, addresses: Tensor) -> list[int]:
         """The sources that occur among the addresses, in order."""
-        if not addresses.numel():
-            return []
-        first, last = (bisect_right(self._starts, int(x)) - 1 for x in addresses.aminmax())
+        first, last = self._range(addresses)
         if first == last:
             return [first] if first >= 0 else []
         counts = torch.bincount(self.source_of(addresses).flatten() + 1)
         return counts[1:].nonzero()[:, 0].tolist()
+
+    def _range(self, addresses: Tensor) -> tuple[int, int]:
+        """The first and the last source among the addresses, -1 for a zero."""
+        if not addresses.numel():
+            return -1, -1
+        least, largest = addresses.aminmax()
+        return bisect_right(self._starts, int(least)) - 1, bisect_right(self._starts, int(largest)) - 1
 
     def kinds(self, addresses: Tensor) -> set[type]:
         return {type(self.sources[source]) for source in self.found(addresses)}
