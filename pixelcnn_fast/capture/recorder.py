@@ -109,11 +109,6 @@ class Recorder(TorchDispatchMode):
         self._depends: list[frozenset[str]] = []
         self._reading = ""  # the Python-level call that reads a number, if there is one
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would wrap the method below, which costs more than it takes; nothing here is compiled."""
-        return False
-
     def where(self) -> str:
         return (self.path[-1] if self.path else "") or "model"
 
