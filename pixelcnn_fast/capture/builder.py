@@ -369,67 +369,24 @@ class Builder:
         return self.whole(value)
 
     def _segments(self, x: Map) -> list[Segment]:
-        if x.source is not None:
-            channels, (height, width) = list(range(self.space.channels(x.source))), self.space.frame(x.source)
-            return [Segment(x.source, channels, channels, 0, 0, (0, height), (0, width))]
-        try:
+        """The segments of a map that was windowed."""
+        if x.source is None:
             return self.space.segments(x.addresses)
-        except Unsupported:  # a channel may hold the pixels of several values, each in its own place
-            source, found = self.space.source_of(x.addresses), self.space.found(x.addresses)
-            parts = [torch.where(source == s, x.addresses, 0) for s in found]
-            return [segment for part in parts for segment in self.space.segments(self._unmasked(part))]
-
-    def _unmasked(self, x: Tensor) -> Tensor:
-        """Addresses of one value, some of which are missing -> addresses of that value times a mask, none of which is.
-
-        x: laid out as [N, C, h, w]; it is returned as it is unless each channel is a channel of the value, shifted.
-        """
-        live, elements = x != 0, self.space.decode(x)
-        source = int(elements.source.max())
-        if not self.space.has_whole_frame(source):
-            return x
-        first = live[0].flatten(1).int().argmax(1)[:, None]
-        channel, y, x_ = (part[0].flatten(1).gather(1, first)[..., None] for part in elements[2:])
-        y = y - first[..., None] // x.shape[3] + torch.arange(x.shape[2])[:, None]
-        x_ = x_ - first[..., None] % x.shape[3] + torch.arange(x.shape[3])
-        height, width = self.space.grid
-        inside = (
-            (y >= 0)
-            & (y < height)
-            & (x_ >= 0)
-            & (x_ < width)
-            & live[0].any(2, keepdim=True).any(1, keepdim=True)
-        )
-        mask = torch.zeros(height, width, self.space.channels(source), dtype=self.dtype)
-        mask[elements.y[live], elements.x[live], elements.channel[live]] = 1
-        kept = inside & (mask[y.clamp(0, height - 1), x_.clamp(0, width - 1), channel] > 0)
-        image = torch.arange(len(x))[:, None, None, None]
-        if not torch.equal(torch.where(kept, self.space.at(source, image, channel, y, x_), 0), x):
-            return x
-        step = Step("multiply_condition", condition=self.operands.per_pixel(mask.to(self.device)))
-        return torch.where(inside, self.space.at(self._stepped(source, [step]), image, channel, y, x_), 0)
+        channels = list(range(self.space.channels(x.source)))
+        return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
-        """A segment from which these taps read, for every element of the frame, what PyTorch reads there. A value is
+        """A segment from which these taps read, for every element of the frame, what PyTorch reads there: a value is
         zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
-        masked = False
-        for axis, (live, shift) in enumerate(((segment.rows, segment.dy), (segment.columns, segment.dx))):
-            size = self.space.grid[axis]
-            for tap in taps:
-                for at in range(tap[axis], frame[axis] + tap[axis]):
-                    inside, given = 0 <= at + shift < size, live[0] <= at < live[1]
-                    if given and not inside:
-                        raise Unsupported(
-                            "a convolution reads a feature map that is larger than the image at pixels outside the "
-                            "image: crop the map first"
-                        )
-                    masked |= inside and not given
-        if not masked:
+
+        def read(axis: int, tap: tuple[int, int]) -> slice:
+            first = tap[axis] + (segment.dy, segment.dx)[axis]
+            return slice(max(0, first), max(0, first + frame[axis]))
+
+        if all(bool(segment.given[read(0, tap), read(1, tap)].all()) for tap in taps):
             return segment
-        channels = self.space.channels(segment.source)
-        mask = torch.zeros(*self.space.grid, channels, dtype=self.dtype, device=self.device)
-        (top, bottom), (left, right), dy, dx = segment.rows, segment.columns, segment.dy, segment.dx
-        mask[top + dy : bottom + dy, left + dx : right + dx] = 1
+        mask = segment.given.to(self.device, self.dtype)[..., None]
+        mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
         step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
         return segment._replace(source=self._stepped(segment.source, [step]))
 
@@ -533,7 +490,7 @@ class Builder:
         segments = self._segments(features)
         for s in segments:
             if len(segments) == 1 and len(s.at) == channels and features is x:
-                if (s.dy, s.dx, s.rows, s.columns) == (0, 0, (0, frame[0]), (0, frame[1])):
+                if (s.dy, s.dx) == (0, 0) and bool(s.given.all()):
                     return self.selected(s.source, s.channels)
         identity = torch.eye(channels, dtype=self.dtype, device=self.device)[None]
         out = self.convolution([features], [(0, 0)], identity, None, (self.space.images, channels, *frame))

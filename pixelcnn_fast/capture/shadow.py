@@ -31,10 +31,10 @@ class Elements(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Channels of a map laid out as [N, C, h, w] that come from one source.
+    """Channels of a map laid out as [N, C, h, w] that come from one value, all shifted alike.
 
-    Within ``rows`` and ``columns``, each (first, end), element (i, j) of channel ``at[k]`` is channel ``channels[k]``
-    of the source at (i + dy, j + dx); elsewhere it is zero.
+    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx), if that pixel is
+    ``given``, bool [H, W]; else it is zero.
     """
 
     source: int
@@ -42,8 +42,7 @@ class Segment(NamedTuple):
     at: list[int]
     dy: int
     dx: int
-    rows: tuple[int, int]
-    columns: tuple[int, int]
+    given: Tensor
 
 
 class Value(NamedTuple):
@@ -278,37 +277,44 @@ class AddressSpace:
         return rearranged.reshape(sizes[0], -1, sizes[1], sizes[2]), back
 
     def segments(self, addresses: Tensor) -> list[Segment]:
-        """Splits addresses laid out as [N, C, h, w] into segments; channels that are all zero are in none of them.
+        """Splits addresses of values, laid out as [N, C, h, w], into segments. Channels that are all zero are in none,
+        and one that holds pixels of several values, each in its own place, is in several.
 
         Raises Unsupported if pixels are rearranged in any way other than by shifts that move zeros in.
         """
-        images, _, height, width = addresses.shape
-        live = addresses[0] != 0
+        source = self.source_of(addresses)
+        return [
+            segment
+            for found in self.found(addresses)
+            for segment in self._segments_of(found, torch.where(source == found, addresses, 0))
+        ]
+
+    def _segments_of(self, source: int, addresses: Tensor) -> list[Segment]:
+        """The segments of one value, whose frame is the grid."""
+        used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
+        here, (height, width) = addresses[:, used], addresses.shape[2:]
+        live = here[0] != 0
         first = live.flatten(1).int().argmax(1)
-        start = self.decode(addresses[0].flatten(1).gather(1, first[:, None])[:, 0])
+        start = self.decode(here[0].flatten(1).gather(1, first[:, None])[:, 0])
         dy, dx = start.y - first // width, start.x - first % width
-        rows, columns = live.any(2), live.any(1)
-        bounds = [_bounds(rows), _bounds(columns)]
-        groups: dict[tuple, tuple[list[int], list[int]]] = {}
-        fields = torch.stack([start.source, dy, dx, *bounds[0], *bounds[1], start.channel], 1).tolist()
-        expected = torch.zeros_like(addresses)
-        for row, (*key, channel) in enumerate(fields):
-            if key[0] >= 0:
-                of_group, rows_of_group = groups.setdefault(tuple(key), ([], []))
-                of_group.append(channel)
-                rows_of_group.append(row)
-        result = []
-        for (source, dy, dx, r0, r1, c0, c1), (channels, at) in groups.items():
-            segment = Segment(source, channels, at, dy, dx, (r0, r1), (c0, c1))
-            image, of_source = torch.arange(images)[:, None, None, None], torch.tensor(channels)[:, None, None]
-            y, x = torch.arange(r0, r1)[:, None] + dy, torch.arange(c0, c1) + dx
-            expected[:, at, r0:r1, c0:c1] = self.at(source, image, of_source, y, x)
-            result.append(segment)
-        if not torch.equal(expected, addresses):
+        y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
+        image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
+        if not torch.equal(torch.where(live, self.at(source, image, channel, y, x), 0), here):
             raise Unsupported(
                 "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
                 "rolled around the image or flipped"
             )
+        given = torch.zeros(len(used), *self.grid, dtype=torch.bool)
+        k, i, j = live.nonzero().unbind(1)
+        given[k, i + dy[k], j + dx[k]] = True
+        patterns, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
+            alike.setdefault(tuple(key), []).append(row)
+        result = []
+        for (by_y, by_x, which), rows in alike.items():
+            channels, at = start.channel[rows].tolist(), used[rows].tolist()
+            result.append(Segment(source, channels, at, by_y, by_x, patterns[which].view(self.grid)))
         return result
 
 
@@ -323,12 +329,6 @@ def _runs_along(index: Tensor, live: Tensor) -> list[int]:
             if bool(steps.any()):
                 found[dim] = bool((steps == 1).all())
     return [dim for dim, counts in found.items() if counts] or list(found)
-
-
-def _bounds(live: Tensor) -> tuple[Tensor, Tensor]:
-    """live: [C, size] -> the first live index and the one after the last, [C] each."""
-    first = live.int().argmax(1)
-    return first, live.shape[1] - live.flip(1).int().argmax(1)
 
 
 class Map:
