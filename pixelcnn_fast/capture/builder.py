@@ -167,20 +167,17 @@ class Builder:
     def _with_operand(self, kind: str, x: Map, y: Map, shape: Sequence[int], alpha: float) -> Map:
         """x with an operand y."""
         source, operand = x.source, self.space.relative(y.addresses)
+        if Given in y.kinds:
+            self._check_same_images(self._expanded(x, shape), self._expanded(y, shape))
         if source is not None and _is_one_per_channel(operand, self.space.channels(source)):
             table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(source))
-            if Given in y.kinds:
-                self._check_images(y.addresses)
             return self.whole(self._stepped(source, [self._operand_step(kind, source, table, alpha)]))
-        x, y, operand = self._expanded(x, shape), self._expanded(y, shape), operand.expand(shape)
-        x = self.materialised(x)
+        x, operand = self.materialised(self._expanded(x, shape)), operand.expand(shape)
         if kind == "add" and bool(((x.addresses == 0) & (operand != 0)).any()):
             x = self.copied(x)
         for arranged in (lambda: x, lambda: self.windowed(x), lambda: self.copied(x)):
             found = arranged()
             elements = self.space.decode(found.addresses)
-            if Given in y.kinds:
-                self._check_same_images(elements, y.addresses)
             tables = {s: self._table(s, elements, operand) for s in found.sources}
             if None not in tables.values():
                 break
@@ -193,21 +190,14 @@ class Builder:
         }
         return self.map(self.space.moved(found.addresses, to))
 
-    def _check_images(self, operand: Tensor) -> None:
-        """operand: addresses for a whole value, [N or 1, C, 1, 1] or [C, 1, 1]."""
-        elements = self.space.decode(operand)
-        image = torch.arange(self.space.images).view(-1, 1, 1, 1) if operand.dim() == 4 else torch.zeros(())
-        if bool(((elements.image != image) & self._is_given(elements)).any()):
+    def _check_same_images(self, x: Map, operand: Map) -> None:
+        """Raises Unsupported if a condition is combined with features of another image than its own."""
+        mine, given = (
+            self.space.decode(x.addresses),
+            self.space.decode(self.space.only(operand.addresses, Given)),
+        )
+        if bool(((given.image != mine.image) & (given.source >= 0) & (mine.source >= 0)).any()):
             raise Unsupported("the condition of one image is combined with another image")
-
-    def _check_same_images(self, elements: Elements, operand: Tensor) -> None:
-        other = self.space.decode(operand)
-        if bool(((other.image != elements.image) & self._is_given(other) & (elements.source >= 0)).any()):
-            raise Unsupported("the condition of one image is combined with another image")
-
-    def _is_given(self, elements: Elements) -> Tensor:
-        kinds = torch.tensor([isinstance(source, Given) for source in self.space.sources] + [False])
-        return kinds[elements.source]
 
     def _table(self, source: int, elements: Elements, operand: Tensor) -> Tensor | None:
         """The addresses of the operand for each channel of a value, [C], or if it varies [H, W, C]; None: no table."""
