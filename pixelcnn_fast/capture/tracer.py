@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -237,6 +238,14 @@ class _Trace:
         for view, result in zip(call.results, results, strict=False):
             if view is not None:
                 self._write(view, result)
+        for view in call.inputs:
+            if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
+                (refused,) = self._refused(replace(call, results=(view,)), self._unreturned(call))
+                self._write(view, refused)
+
+    def _unreturned(self, call: Call) -> str:
+        name = friendly_name(call)
+        return f"{call.where}: {name}: it writes into tensors that it does not return. {advice.instead(name)}"
 
     def _lowered(self, call: Call) -> Sequence[Map]:
         name = plain_name(call.name)

@@ -202,6 +202,10 @@ REFUSED = {
         lambda net, h, x: torch.nested.nested_tensor(list(h)).to_padded_tensor(0.0),
         "is nested; only dense",
     ),
+    "several maps changed at once": (
+        lambda net, h, x: (torch._foreach_mul_([h], 2.0), h)[1],
+        "model: _?foreach_mul: it writes into tensors that it does not return",
+    ),
     "control flow of tensors": (
         lambda net, h, x: torch.cond(torch.tensor(True), torch.sin, torch.cos, (h,)),
         "cond",
