@@ -40,7 +40,7 @@ class Builder:
         self.dtype, self.device = operands.dtype, operands.device
         self.instructions: list[Instruction] = []
         self.where = "input"
-        self._levels = levels
+        self.levels = levels
         self._windows: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
@@ -79,9 +79,9 @@ class Builder:
     def stepped(self, x: Map, steps: Steps, on_operand: Callable[[int], int]) -> Map:
         """Puts x through steps. on_operand: what they make of an operand."""
         if x.source is not None:
-            return self.whole(self._stepped(x.source, steps))
+            return self.whole(self.step(x.source, steps))
         to = {
-            s: self._stepped(s, steps) if isinstance(self.space.sources[s], Value) else on_operand(s)
+            s: self.step(s, steps) if isinstance(self.space.sources[s], Value) else on_operand(s)
             for s in x.sources
         }
         zero = self._at_zero(steps) if bool((x.addresses == 0).any()) else 0
@@ -94,11 +94,11 @@ class Builder:
             x = (
                 x * step[0] + step[1]
                 if isinstance(step, tuple)
-                else apply_steps(x, [step], _no_operand, _no_operand)
+                else apply_steps(x, [step], no_operand, no_operand)
             )
         return int(self.operands.of_constant(x))
 
-    def _stepped(self, source: int, steps: Steps) -> int:
+    def step(self, source: int, steps: Steps) -> int:
         return self.emit(
             Pointwise,
             self.space.channels(source),
@@ -171,7 +171,7 @@ class Builder:
             self._check_same_images(self._expanded(x, shape), self._expanded(y, shape))
         if source is not None and _is_one_per_channel(operand, self.space.channels(source)):
             table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(source))
-            return self.whole(self._stepped(source, [self._operand_step(kind, source, table, alpha)]))
+            return self.whole(self.step(source, [self._operand_step(kind, source, table, alpha)]))
         x, operand = self.materialised(self._expanded(x, shape)), operand.expand(shape)
         if kind == "add" and bool(((x.addresses == 0) & (operand != 0)).any()):
             x = self.copied(x)
@@ -184,7 +184,7 @@ class Builder:
         else:
             raise Unsupported("a constant differs from image to image")
         to = {
-            s: self._stepped(s, [self._operand_step(kind, s, table, alpha)])
+            s: self.step(s, [self._operand_step(kind, s, table, alpha)])
             for s, table in tables.items()
             if table is not None
         }
@@ -300,7 +300,7 @@ class Builder:
             def exchanged(base: int, inner: Tensor) -> int:
                 return self.out(self.selected(self.source(base), inner.tolist()))
 
-            copy = definition.picked(pick, exchanged, whole=_no_operand)
+            copy = definition.picked(pick, exchanged, whole=no_operand)
             result = self.emit(Pointwise, n, frame, base=copy.base, steps=copy.steps)
             return self._marked_alike(source, result)
         identity = self._identity(self.space.channels(source), pick.tolist(), range(n), n)
@@ -378,7 +378,7 @@ class Builder:
         mask = segment.given.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()
         step = Step("multiply_condition", condition=self.operands.per_pixel(mask))
-        return segment._replace(source=self._stepped(segment.source, [step]))
+        return segment._replace(source=self.step(segment.source, [step]))
 
     # -- maps of other sizes than the image
 
@@ -523,7 +523,7 @@ class Builder:
         else:
             condition = self.operands.per_pixel(found) if isinstance(found, Tensor) else found
             empty = self.emit(Convolution, len(used))
-            source = self._stepped(empty, [Step("add_condition", condition=condition)])
+            source = self.step(empty, [Step("add_condition", condition=condition)])
         out, of = torch.zeros_like(operands), self.space.of(source)
         out[:, used, top:bottom, left:right] = of[:, :, : bottom - top, : right - left]
         return self.map(out.where(live, 0))
@@ -560,154 +560,12 @@ class Builder:
         def normed(part: Map) -> Map:
             value = self.gathered(part)
             step = Step("layer_norm", eps, value=Read(self.out(value)))
-            return self.whole(self._stepped(value, [step]))
+            return self.whole(self.step(value, [step]))
 
         return self.by_pixel(x, normed)
 
-    # -- the ends of a model
 
-    def log_softmax(self, x: Map, dim: int) -> Map:
-        """The log-softmax over ``dim``; see ``closing``."""
-        result = self.closing("log_softmax", x)
-        self.distributions.append(result.addresses.movedim(dim, -1))
-        return result
-
-    def closing(self, kind: str, x: Map) -> Map:
-        """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
-        once the whole model is lowered, the softmax is removed or refused."""
-        if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
-            x = self.copied(x)
-        to = {s: self._stepped(s, []) for s in x.sources}
-        self.closings |= {s: kind for s in to.values()}
-        return self.map(self.space.moved(x.addresses, to))
-
-    def made_by(self, kind: str, x: Map) -> dict[int, int] | None:
-        """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
-        to; None if any was computed otherwise."""
-        taken_of = {}
-        for s in x.sources:
-            if not isinstance(self.space.sources[s], Value):
-                return None
-            i = self.instruction(s)
-            if not isinstance(i, Pointwise) or not (
-                self.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
-            ):
-                return None
-            taken_of[s] = self.source(i.base.value)
-        return taken_of if bool(x.addresses.all()) else None
-
-    # -- functions of one level
-
-    def by_level(self, out: int) -> tuple[Tensor, Tensor] | None:
-        """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
-        None if they depend on anything else."""
-        i, count = self.instructions[out], self.space.channels(self.images)
-        if self._levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
-            return None
-        if isinstance(i, FromLevels):
-            table = self._levels[:, None] if i.table is None else i.table
-            start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
-        elif isinstance(i, Pointwise) and i.base.is_here and (base := self.by_level(i.base.value)) is not None:
-            start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
-        elif isinstance(i, Convolution) and (pick := _selected(i)) is not None:
-            base = self.by_level(i.taps[0].source)
-            if base is None:
-                return None
-            start, channel = base[0][:, pick], base[1][pick]
-        else:
-            return None
-        return apply_steps(start, i.steps, _no_operand, _no_operand), channel
-
-    def tells_levels_apart(self, x: Map) -> bool:
-        """Whether no two levels are alike in a map of functions of one level."""
-        for s in x.sources:
-            found = self.by_level(self.out(s))
-            if found is not None and len(found[0].unique(dim=0)) < len(found[0]):
-                return False
-        return True
-
-    def tabulated(
-        self,
-        maps: Sequence[Map],
-        function: Callable[..., Tensor],
-        constants: Sequence[Tensor] = (),
-        width: int | None = None,
-    ) -> Map:
-        """A function of one level at a time, and of constants, for which there is no step.
-
-        maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
-        function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
-        [L, n, width], whose last axis becomes one of the result.
-        """
-        shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
-        at = torch.stack([x.addresses.expand(shape) for x in maps])
-        elements = self.space.decode(at)
-        zero = torch.zeros(1, dtype=self.dtype, device=self.device)
-        tables, levels, first = (
-            [self._constant_table(zero)],
-            [-1],
-            torch.zeros(len(self.space.sources), dtype=torch.long),
-        )
-        for s in self.space.found(at):
-            first[s] = len(levels)
-            table, of_levels = self._table_of(s)
-            tables.append(table)
-            levels += of_levels
-        index = torch.where(at != 0, first[elements.source] + elements.channel, 0)
-        level = torch.stack([torch.tensor(levels)[index], elements.image, elements.y, elements.x])
-        varies = level[0] >= 0
-        found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
-        if bool(((level != found) & varies).any()):
-            raise Unsupported(
-                "there is no such step, and it is a function of several levels, which no table holds"
-            )
-        columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
-        others = [self.space.relative(x).expand(shape).flatten() for x in constants]
-        keys = torch.stack([*which.cpu()[index].flatten(1), *others])
-        keys, inverse = torch.unique(keys, dim=1, return_inverse=True)
-        given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
-        made = function(*given, *(self.operands.constants(key) for key in keys[len(maps) :])).to(self.dtype)
-        if width is None and torch.equal(made, given[0]):
-            return self.map(at[0])
-        each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
-        value = self.emit(
-            FromLevels, self.space.channels(self.images) * each, table=made.flatten(1).contiguous()
-        )
-        channel, image, y, x_ = (part[0, ..., None] for part in found)
-        inverse = inverse.view(shape)[..., None] * len(steps) + steps
-        out = self.space.at(value, image, channel * each + inverse, y, x_)
-        if not bool(varies.any(0).all()):
-            fixed = self.operands.of_constant(made.flatten(1)[0])[inverse]
-            out = torch.where(varies.any(0)[..., None], out, fixed)
-        return self.map(out[..., 0] if width is None else out)
-
-    def _table_of(self, source: int) -> tuple[Tensor, list[int]]:
-        """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
-        -1 for a constant."""
-        found = self.space.sources[source]
-        if isinstance(found, Constant):
-            return self._constant_table(found.elements.to(self.dtype)), [-1] * self.space.channels(source)
-        by_level = self.by_level(found.out) if isinstance(found, Value) else None
-        if by_level is None:
-            raise Unsupported(
-                "there is no such step, and it is not a function of one level, which a table could hold"
-            )
-        return by_level[0], by_level[1].tolist()
-
-    def _constant_table(self, elements: Tensor) -> Tensor:
-        return elements.expand(1 if self._levels is None else len(self._levels), -1)
-
-
-def _selected(i: Convolution) -> Tensor | None:
-    """Which channels of its one operand a convolution only repeats, if it does nothing else."""
-    if i.bias is not None or len(i.taps) != 1 or (i.taps[0].dy, i.taps[0].dx) != (0, 0):
-        return None
-    weight = i.taps[0].weight
-    is_selection = bool(((weight == 1).sum(0) == 1).all()) and bool(((weight != 0).sum(0) == 1).all())
-    return weight.argmax(0).cpu() if is_selection else None
-
-
-def _no_operand(value: Any) -> Any:
+def no_operand(value: Any) -> Any:
     raise AssertionError(f"value {value} is read by a step")
 
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast.capture.builder import Affine, Builder, Steps
+from pixelcnn_fast.capture.closing import closing, log_softmax, made_by
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
+from pixelcnn_fast.capture.tables import tabulated, tells_levels_apart
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, out_of_place, plain_name
 from pixelcnn_fast.program.program import Step
@@ -174,7 +176,7 @@ def _clamp(t: Trace, call: Call, x: View, *bounds: Any, **named: Any) -> Map:
     is_low = (
         isinstance(low, (int, float)) and low <= torch.finfo(x.dtype).tiny
     )  # as no probability that matters
-    if is_low and high is None and t.builder.made_by("softmax", t.map(x)) is not None:
+    if is_low and high is None and made_by(t.builder, "softmax", t.map(x)) is not None:
         return t.map(x)
     if isinstance(low, View) or isinstance(high, View):
         result = t.map(x)
@@ -602,24 +604,24 @@ def _gated_activation(t: Trace, call: Call, x: View, condition: Any, *backend: A
 
 @lowers("_log_softmax")
 def _log_softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = False) -> Map:
-    return t.builder.log_softmax(t.map(x), dim)
+    return log_softmax(t.builder, t.map(x), dim)
 
 
 @lowers("_softmax")
 def _softmax(t: Trace, call: Call, x: View, dim: int, half_to_float: bool = False) -> Map:
-    return t.builder.closing("softmax", t.builder.log_softmax(t.map(x), dim))
+    return closing(t.builder, "softmax", log_softmax(t.builder, t.map(x), dim))
 
 
 @lowers("exp")
 def _exp(t: Trace, call: Call, x: View) -> Map:
-    if t.builder.made_by("log_softmax", t.map(x)) is not None:
-        return t.builder.closing("softmax", t.map(x))
+    if made_by(t.builder, "log_softmax", t.map(x)) is not None:
+        return closing(t.builder, "softmax", t.map(x))
     return _stepped(t, call, x, [Step("exp")])
 
 
 def _inverse(t: Trace, x: Map, kind: str) -> Map | None:
     """What a step, or a closing softmax, was applied to, if it was."""
-    taken_of = t.builder.made_by(kind, x)
+    taken_of = made_by(t.builder, kind, x)
     return None if taken_of is None else t.builder.map(t.space.moved(x.addresses, taken_of))
 
 
@@ -653,7 +655,7 @@ def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
     def rows(column: Tensor) -> Tensor:
         return table.detach().reshape(len(table), width)[column.long()]
 
-    found = t.builder.tabulated([t.map(levels)], rows, width=width).addresses
+    found = tabulated(t.builder, [t.map(levels)], rows, width=width).addresses
     return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
 
 
@@ -684,7 +686,7 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
     def one_hot(column: Tensor) -> Tensor:
         return F.one_hot(column.long(), width) * value
 
-    found = t.builder.tabulated([t.builder.map(at.squeeze(dim))], one_hot, width=width)
+    found = tabulated(t.builder, [t.builder.map(at.squeeze(dim))], one_hot, width=width)
     return t.builder.map(found.addresses.movedim(-1, dim))
 
 
@@ -706,7 +708,7 @@ def by_table(t: Trace, call: Call) -> Map:
         return operator(*filled, **call.kwargs)
 
     constants = [t.map(args[i]).addresses for i in others]
-    return t.builder.tabulated([t.map(args[i]) for i in images], function, constants)
+    return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants)
 
 
 def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
@@ -725,7 +727,7 @@ def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
         if dtype.is_floating_point and not before.is_floating_point and before != torch.bool:
             return t.map(x)
         raise Unsupported(f"it rounds {before} to {dtype}") from None
-    if before.is_floating_point and not dtype.is_floating_point and not t.builder.tells_levels_apart(result):
+    if before.is_floating_point and not dtype.is_floating_point and not tells_levels_apart(t.builder, result):
         raise Unsupported(f"it rounds {before} to {dtype}, and levels become alike: is image_form right?")
     return result
 

@@ -20,6 +20,7 @@ from pixelcnn_fast.capture import advice
 from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
+from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
 from pixelcnn_fast.capture.conditional import check_branches, check_each_image
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
@@ -385,7 +386,7 @@ class _Trace:
         if not self.depends_on_image(output):
             return
         for kind in KINDS:
-            if (misread := head.misread(kind)) and self.builder.made_by(kind, self.map(output)) is not None:
+            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(output)) is not None:
                 raise Unsupported(f"cannot sample from this model: {misread}")
 
     def finished(self, output: View, head: Head) -> tuple[list[Instruction], int, int, bool]:
@@ -419,50 +420,3 @@ class _Trace:
             result = self.builder.out(last)
         instructions = needed_instructions(self.builder.instructions, [result])
         return without_softmax(self.builder, instructions, head), result, shape[4], normalised
-
-
-# -- a closing softmax over the levels is removed, since logits do as well; any other softmax is refused
-
-
-def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]:
-    """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
-    -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
-    taken_of = builder.made_by("log_softmax", builder.map(logits))
-    if taken_of is None:
-        return logits, False
-    rows = _sorted_rows(logits.movedim(2, -1))
-    if not any(_among(rows, _sorted_rows(known)) for known in builder.distributions):
-        raise Unsupported("cannot sample from this model: its last call is a softmax, but not over the levels")
-    return builder.space.moved(logits, taken_of), True
-
-
-def without_softmax(builder: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
-    """The instructions. Raises Unsupported if one of them is a softmax."""
-    closings = {builder.out(source) for source in builder.closings}
-    for i in instructions:
-        if i.out in closings and not head.of_logits:
-            raise Unsupported(
-                f"cannot sample from this model: {i.name}: softmax: a program has none, and {head} does not read "
-                "logits, for which it could be left out. Return what the softmax is taken of, and take it in the "
-                "head's draw and log_probability; or set of_logits = True there if it changes no distribution"
-            )
-        if i.out in closings:
-            raise Unsupported(
-                f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
-                "levels. If the model returns probabilities, say so: "
-                "head=heads.Categorical(levels, layout, probabilities=True)"
-            )
-    return instructions
-
-
-def _sorted_rows(addresses: Tensor) -> Tensor:
-    return addresses.flatten(0, -2).sort(-1).values
-
-
-def _among(rows: Tensor, known: Tensor) -> bool:
-    """Whether all of the sorted rows [n, L] are among the known ones [m, K], no two of which share an element."""
-    if rows.shape[1] != known.shape[1]:
-        return False
-    known = known[known[:, 0].argsort()]
-    at = torch.searchsorted(known[:, 0].contiguous(), rows[:, 0].contiguous()).clamp_max(len(known) - 1)
-    return torch.equal(known[at], rows)
