@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,10 +23,16 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
-        elif (dynamo := sys.modules.get("torch._dynamo")) and isinstance(module, dynamo.OptimizedModule):
-            module = module._orig_mod
+        elif isinstance(module, _optimized()):
+            module = cast(nn.Module, module._orig_mod)
         else:
             return module
+
+
+def _optimized() -> tuple[type, ...]:
+    """What ``torch.compile`` returns, if it can have been called: another thread may just be importing the compiler."""
+    found = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    return () if found is None else (found,)
 
 
 def private_copy(module: nn.Module) -> nn.Module | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -107,6 +109,27 @@ def test_tensors_that_are_no_leaves_are_copied() -> None:
 class Unique(Normed):
     def __deepcopy__(self, memo: dict) -> Unique:
         raise TypeError("there is only one")
+
+
+BY_EIGHT_THREADS = """
+import threading
+from pixelcnn_fast import Sampler, models
+model, failures = models.PixelCNN(1, 8, 1), []
+def build():
+    try:
+        Sampler(model, (1, 4, 4))
+    except BaseException as error:
+        failures.append(error)
+threads = [threading.Thread(target=build) for _ in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+assert not failures, failures
+"""
+
+
+def test_threads_that_are_the_first_to_build_samplers() -> None:
+    """PyTorch imports its compiler when it is first needed; then others find half a module."""
+    subprocess.run([sys.executable, "-c", BY_EIGHT_THREADS], check=True, timeout=120)
 
 
 def test_a_model_that_can_t_be_copied_is_used_by_one_thread_at_a_time() -> None:
