@@ -236,7 +236,10 @@ class Builder:
 
     def _paired(self, kind: str, x: Map, y: Map, alpha: float) -> Map:
         """x and y of one shape, element by element."""
-        pairs = self._pairs(x, y) or self._pairs(self.copied(x), self.copied(y))
+        pairs = self._pairs(x, y)
+        if pairs is None:
+            place = self.place_of(x)
+            pairs = self._pairs(self.copied(x, place), self.copied(y, place))
         if pairs is None:
             raise Unsupported("it combines different pixels, or rows with columns")
         (a, channel_a, b, channel_b), which, pixel = pairs
@@ -246,9 +249,9 @@ class Builder:
             one = self.selected(first, channel_a[chosen].tolist())
             other = self.selected(second, channel_b[chosen].tolist())
             source = self._pair(kind, one, other, alpha)
-            place = torch.searchsorted(chosen, which).clamp_max(len(chosen) - 1)
-            at = self.space.at(source, pixel.image, place, pixel.y, pixel.x)
-            out = torch.where(chosen[place] == which, at, out)
+            channel = torch.searchsorted(chosen, which).clamp_max(len(chosen) - 1)
+            at = self.space.at(source, pixel.image, channel, pixel.y, pixel.x)
+            out = torch.where(chosen[channel] == which, at, out)
         return self.map(out)
 
     def _pairs(self, x: Map, y: Map) -> tuple[Tensor, Tensor, Elements] | None:
@@ -442,9 +445,9 @@ class Builder:
             self._windows[key] = self._marked_alike(source, result)
         return self._windows[key]
 
-    def copied(self, x: Map) -> Map:
+    def copied(self, x: Map, place: tuple[int, int] | None = None) -> Map:
         """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its
-        own."""
+        own. place: the row and column of the image that the first element of a smaller map is put at."""
         x = self.windowed(x)
         standard, back = self.space.standard(x.addresses)
         n, channels, height, width = standard.shape
@@ -453,11 +456,15 @@ class Builder:
                 f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
                 "something else"
             )
-        top, left = self._place(standard)
+        top, left = self._place(standard) if place is None else place
         whole = standard.new_zeros(n, channels, *self.space.grid)
         whole[:, :, top : top + height, left : left + width] = standard
         copy = self.space.of(self.gathered(self.map(whole)))
         return self.map(back(copy[:, :, top : top + height, left : left + width]))
+
+    def place_of(self, x: Map) -> tuple[int, int]:
+        """The place at which a map that is no larger than the image is least shifted."""
+        return self._place(self.space.standard(self.windowed(x).addresses)[0])
 
     def _place(self, x: Tensor) -> tuple[int, int]:
         """The row and column of the image at which a map that is no larger, [N, C, h, w], is least shifted."""

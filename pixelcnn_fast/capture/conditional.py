@@ -2,69 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, Escape, Recording
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import Memory, needed
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
 
-MOST_LABELS = 1024  # that are tried where the model does not say how many there are
+MOST_LABELS = 256  # that are tried, one by one
+MOST_TOGETHER = 32  # of them in one batch
+SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
 
 
-def check_each_image(
-    conditions: Conditions, operands: Sequence[ConditionOperand], given: Given, n: int
+def check_conditions(
+    recording: Recording,
+    conditions: Conditions,
+    operands: Sequence[ConditionOperand],
+    given: Given,
+    classes: int | None,
+    record_again: Callable[[Given], None],
 ) -> None:
-    """Raises Unsupported if what is computed from the conditions of one image depends on those of others."""
-    together = conditions(operands, given, n)
+    """Raises Unsupported if what is computed from labels or conditions depends on other images, or if they decide it.
+
+    given: an example, for two images; classes: how many labels there are, if it is known; record_again: runs the model
+    on labels and conditions for three images, and raises Unsupported if it does something else.
+    """
+    labels = list(_labels(conditions, operands, given, classes))
+    _check_each_image(conditions, operands, _varied(given, labels))
+    for escape in recording.escapes:
+        if IMAGE in escape.of:
+            continue
+        if escape.is_branch and CONDITION in escape.of:
+            raise Unsupported(_what(escape) + ": it may fall otherwise for another condition; use torch.where")
+        if escape.is_branch:
+            for label in labels:
+                if _read_again(recording, escape, label) != escape.value:
+                    raise Unsupported(
+                        f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, "
+                        "one_hot, torch.where) in place of the if"
+                    )
+    if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
+        # What Python does with a number can't be seen, but what comes of it can.
+        for other in _one_by_one(given, labels):
+            record_again(other)
+
+
+def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperand], given: Given) -> None:
+    n = given.images
+    try:
+        together = conditions(operands, given, n)
+    except ModelFailed:  # it takes no such conditions
+        return
     for image in range(n):
-        alone = conditions(operands, given.part(torch.full((n,), image)), n)
+        alone = conditions(operands, given.part(torch.tensor([image, image])), 2)
         for operand in operands:
-            a, b = together[operand][image], alone[operand][image]
-            if not torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+            a, b = together[operand][image].double(), alone[operand][0].double()
+            if not torch.allclose(a, b, rtol=1e-4, atol=1e-6 * max(1.0, float(b.abs().max())), equal_nan=True):
                 raise Unsupported(
                     "cannot sample from this model: what it computes from the labels or the condition of an image "
                     "depends on the other images of the batch (as e - e.mean(0) does): compute it for each image alone"
                 )
 
 
-def check_branches(
-    recording: Recording, conditions: Conditions, operands: Sequence[ConditionOperand], classes: int | None
-) -> None:
-    """Raises Unsupported for an ``if`` on labels, unless it falls alike for all of them, and for one on a condition."""
-    for escape in recording.escapes:
-        if not escape.is_branch or IMAGE in escape.of:
-            continue
-        if CONDITION in escape.of:
-            raise Unsupported(_what(escape) + ": it may fall otherwise for another condition; use torch.where")
-        for label in _labels(conditions, operands, classes):
-            if _decided(recording, escape, label) != escape.value:
-                raise Unsupported(
-                    f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, "
-                    "one_hot, torch.where) in place of the if"
-                )
+def _varied(given: Given, labels: Sequence[int]) -> Given:
+    """Many labels, spread over all, and conditions of several scales."""
+    spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
+    n = max(len(spread), 2 * len(SCALES))
+    which = torch.arange(n)
+    mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
+    condition = given.condition
+    if condition is not None:
+        scale = torch.tensor([SCALES[i // 2 % len(SCALES)] for i in range(n)]).to(condition.device)
+        condition = condition[(which % 2).to(condition.device)]
+        if condition.is_floating_point():
+            condition = condition * scale.to(condition.dtype).view(-1, *[1] * (condition.dim() - 1))
+    return Given(mine, condition)
+
+
+def _one_by_one(given: Given, labels: Sequence[int]) -> Iterator[Given]:
+    """For three images each: every label, and conditions of every scale."""
+    three = given.part(torch.tensor([0, 1, 0]))
+    for label in labels if given.labels is not None else ():
+        assert three.labels is not None
+        yield three._replace(labels=torch.full_like(three.labels, label))
+    if three.condition is not None and three.condition.is_floating_point():
+        for scale in SCALES[1:]:
+            yield three._replace(condition=three.condition * scale)
+    elif three.condition is not None:
+        ends = (
+            torch.arange(three.condition[0].numel()).view(three.condition.shape[1:]) * 2
+            >= three.condition[0].numel()
+        )
+        yield three._replace(condition=three.condition * 0)
+        yield three._replace(condition=three.condition.masked_fill(ends.to(three.condition.device), 0))
+
+
+def _like(labels: Tensor, values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=labels.dtype, device=labels.device)
 
 
 def _what(escape: Escape) -> str:
     return f"{escape.where}: an if on what depends on the {' and the '.join(sorted(escape.of))}"
 
 
-def _labels(conditions: Conditions, operands: Sequence[ConditionOperand], classes: int | None) -> Iterator[int]:
-    """All labels, as far as they can be told."""
-    for label in range(classes or MOST_LABELS):
+def _labels(
+    conditions: Conditions, operands: Sequence[ConditionOperand], given: Given, classes: int | None
+) -> Iterator[int]:
+    """All labels, as far as they can be told; where a wrong one would end the program, those that are known."""
+    if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
+        return
+    most = min(classes or MOST_LABELS, MOST_LABELS)
+    for label in range(0, classes or most, max(1, (classes or most) // most)):
         try:
-            conditions(operands, Given(torch.tensor([label])), 1)
+            conditions(operands, given.part(torch.tensor([0]))._replace(labels=_like(given.labels, [label])), 1)
         except ModelFailed:
             return
         yield label
 
 
-def _decided(recording: Recording, escape: Escape, label: int) -> object:
-    """What an ``if`` is decided by for a batch of one label."""
-    assert escape.call is not None
+def _read_again(recording: Recording, escape: Escape, label: int) -> object:
+    """What Python would have read for a batch of one label."""
+    assert escape.call is not None and LABELS in escape.of
     memory = Memory(recording.n, {slot: leaf.tensor.clone() for slot, leaf in recording.leaves.items()})
     labels = recording.given[0]
     assert labels is not None

@@ -21,7 +21,7 @@ from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
 from pixelcnn_fast.capture.tables import tabulated, tells_levels_apart
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, out_of_place, plain_name
+from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 from pixelcnn_fast.program.program import Step
 
 
@@ -697,7 +697,7 @@ def by_table(t: Trace, call: Call) -> Map:
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
-    operator = Call(out_of_place(call.name), (), {}, ()).operator
+    operator = functional(call.name)
 
     def function(*columns: Tensor) -> Tensor:
         filled = [*args]

@@ -10,7 +10,16 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Given
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, map_leaves, out_of_place, size_at
+from pixelcnn_fast.program.calls import (
+    BatchSize,
+    Call,
+    Memory,
+    View,
+    functional,
+    map_leaves,
+    out_of_place,
+    size_at,
+)
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -41,6 +50,11 @@ class Operands:
         if any(view.slot in self._of_weights for view in call.inputs):
             self._of_weights |= call.written
         if any(map(self.is_given, call.inputs)):
+            if call.has_size_of_values:
+                raise Unsupported(
+                    f"{call.where}: {call.name}: the size of its result depends on the labels or the condition: use "
+                    "torch.where, or multiply by a mask"
+                )
             self._given |= call.written
         else:
             self.memory.run(call)
@@ -80,6 +94,8 @@ class Operands:
         """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
         they are weights, which may change."""
         x = x.detach()
+        if not x.numel():
+            return torch.zeros(x.shape, dtype=torch.long)
         once = x
         for axis, many in enumerate(x.shape):
             first = once.narrow(axis, 0, 1)
@@ -151,7 +167,7 @@ class Operands:
         name, dtype = out_of_place(call.name), call.outputs[0].dtype
         if isinstance(found, Constant):
             args = self._with(call, at, found.elements.to(dtype))
-            made = Call(name, (), {}, ()).operator(*args, **call.kwargs)
+            made = functional(call.name)(*args, **call.kwargs)
             return self.space.allot(Constant(made, found.of_weights), count)
         assert isinstance(found, Given)
         args = self._with(call, at, self._converted(self._flat[found.slot], dtype))

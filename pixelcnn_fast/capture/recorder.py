@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, leaves, map_leaves
+from pixelcnn_fast.program.calls import Call, View, draws, leaves, map_leaves
 
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
@@ -32,6 +33,7 @@ BRANCHES = (
     Tensor.allclose,
     torch.allclose,
 )
+CHECK = "check"  # of a call of PyTorch, which reads numbers only to raise
 SCALAR = torch.ops.aten._local_scalar_dense.default
 YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 
@@ -158,6 +160,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             raise Unsupported(f"{self.where()}: {func.name()}: it takes functions; call them instead")
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # in inference mode, PyTorch has not taken it apart
+                return func.decompose(*args, **kwargs)
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         self._check_dense(tensors)
         recorded_args, recorded_kwargs = map_leaves(self._argument, (args, kwargs))
@@ -170,7 +175,7 @@ class Recorder(TorchDispatchMode):
                 func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out
             )
             return out
-        if torch.Tag.nondeterministic_seeded in func.tags and IMAGE not in depends:
+        if draws(func, args, kwargs) and IMAGE not in depends:
             self._drawn(out)
             return out
         results = [x for x in leaves(out)]
@@ -184,6 +189,11 @@ class Recorder(TorchDispatchMode):
         if depends:
             for slot in call.written:
                 self._depends[slot] |= depends
+            if call.has_size_of_values:
+                size = [list(x.shape) for x in found]
+                self.recording.escapes.append(
+                    Escape(len(self.recording.calls), self.where(), "the size", depends, False, None, size)
+                )
         self.recording.calls.append(call)
         return out
 
@@ -208,7 +218,7 @@ class Recorder(TorchDispatchMode):
                 leaf.before = whole.clone()
 
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
-        if not depends:
+        if not depends or self._reading == CHECK:
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
         what = "if" if is_branch else (self._reading or "item()")
@@ -216,6 +226,10 @@ class Recorder(TorchDispatchMode):
         self.recording.escapes.append(
             Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)
         )
+
+    def __reduce__(self) -> tuple:
+        """What it refers to can't be copied or pickled: a copy of what holds it has None in its place."""
+        return _nothing, ()
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
@@ -238,6 +252,10 @@ class Recorder(TorchDispatchMode):
             )
 
 
+def _nothing() -> None:
+    return None
+
+
 class Reads(TorchFunctionMode):
     """Sees which Python call reads a number off a tensor."""
 
@@ -250,6 +268,9 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         if func in PAST_TORCH and isinstance(args[0], Tensor):
             self._recorder.read_past_torch(args[0], PAST_TORCH[func])
+        if func is F.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
+            with self._recorder.reading(CHECK):
+                return func(*args, **(kwargs or {}))
         if func in BRANCHES:
             with self._recorder.reading("if"):
                 return func(*args, **(kwargs or {}))

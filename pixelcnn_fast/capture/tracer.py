@@ -8,6 +8,7 @@ output needs its result.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,23 +22,23 @@ from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
-from pixelcnn_fast.capture.conditional import check_branches, check_each_image
+from pixelcnn_fast.capture.conditional import check_conditions
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Refused, Value
 from pixelcnn_fast.capture.weights import WeightRecorder
-from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.calls import (
     BatchSize,
     Call,
     View,
+    functional,
     leaves,
     map_leaves,
     needed,
-    out_of_place,
     plain_name,
     size_at,
 )
@@ -67,6 +68,7 @@ def capture(
     levels: Tensor | None = None,
     classes: int | None = None,
     running: Callable[[], AbstractContextManager] = nullcontext,
+    can_be_copied: bool = True,
 ) -> Captured:
     """Runs ``model`` on examples, and turns what it does into a program.
 
@@ -80,8 +82,11 @@ def capture(
     shape = with_channels(examples[0][0].shape)
 
     def forward(example: Example, head: Head) -> _Forward:
+        fresh = (
+            copy.deepcopy(model) if can_be_copied else model
+        )  # what a forward keeps is made in each recording
         with running():
-            return _Forward(model, *example, head)
+            return _Forward(fresh, *example, head)
 
     first = forward(examples[0], head)
     recording = agreed(first.recording, forward(examples[1], first.head).recording)
@@ -108,15 +113,23 @@ def capture(
         normalised,
         head.joint,
         tuple(
-            f"{escape.where}: an if on the image is {escape.value}"
+            f"{escape.where}: {'an if on' if escape.is_branch else 'a number read off'} the image is {escape.value}"
             for escape in recording.escapes
-            if escape.is_branch and IMAGE in escape.of
+            if IMAGE in escape.of
         ),
     )
     conditions = Conditions(trace.operands.calls, trace.operands.leaves, recording.given)
     operands = condition_operands(program.instructions)
-    check_each_image(conditions, operands, examples[0][1], recording.n)
-    check_branches(recording, conditions, operands, classes)
+    if any(x is not None for x in examples[0][1]):
+
+        def record_again(given: Given) -> None:
+            try:
+                again = forward((examples[1][0], given), head)
+            except ModelFailed:  # it takes no such labels, or conditions
+                return
+            agreed(first.recording, again.recording)
+
+        check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(program, conditions, first.parameters, head, weights)
 
 
@@ -221,32 +234,43 @@ class _Trace:
     def run(self, calls: Sequence[Call]) -> None:
         for call in calls:
             slots = {view.slot for view in call.inputs} | call.written
-            if slots.isdisjoint(self._slots) and not call.is_random:
-                self.operands.run(call)
-            else:
+            if not slots.isdisjoint(self._slots) or call.is_random:
                 self._lower(call)
+                continue
+            try:
+                self.operands.run(call)
+            except Unsupported:
+                raise
+            except Exception as error:  # such as a tensor that was resized
+                what = f"it can't be run again ({type(error).__name__}: {error}): make a new tensor instead"
+                raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
 
     def _lower(self, call: Call) -> None:
         self.builder.where = call.where
+        name = friendly_name(call)
         try:
-            results = self._lowered(call)
+            self._write_all(call, self._lowered(call))
         except Unsupported as error:
-            name = friendly_name(call)
-            results = self._refused(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
+            self._refuse(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
         except Exception as error:  # never the user's fault
             what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
-            results = self._refused(call, f"{call.where}: {friendly_name(call)}: {what}")
+            self._refuse(call, f"{call.where}: {name}: {what}")
+        for view in call.inputs:
+            if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
+                what = f"it writes into tensors that it does not return. {advice.instead(name)}"
+                self._refuse(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
+
+    def _refuse(self, call: Call, reason: str) -> None:
+        """Marks the call's results as refused, in case the output needs them."""
+        try:
+            self._write_all(call, self._refused(call, reason))
+        except Exception:  # their memory is not what it was, such as that of a resized tensor
+            raise Unsupported(f"cannot sample from this model: {reason}") from None
+
+    def _write_all(self, call: Call, results: Sequence[Map]) -> None:
         for view, result in zip(call.results, results, strict=False):
             if view is not None:
                 self._write(view, result)
-        for view in call.inputs:
-            if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
-                (refused,) = self._refused(replace(call, results=(view,)), self._unreturned(call))
-                self._write(view, refused)
-
-    def _unreturned(self, call: Call) -> str:
-        name = friendly_name(call)
-        return f"{call.where}: {name}: it writes into tensors that it does not return. {advice.instead(name)}"
 
     def _lowered(self, call: Call) -> Sequence[Map]:
         name = plain_name(call.name)
@@ -294,7 +318,7 @@ class _Trace:
             return self.operands.constants(self.map(x).addresses).to(x.dtype)
 
         args, kwargs = map_leaves(constant, (call.args, call.kwargs))
-        results = Call(out_of_place(call.name), (), {}, ()).operator(*args, **kwargs)
+        results = functional(call.name)(*args, **kwargs)
         return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
@@ -337,7 +361,7 @@ class _Trace:
 
     def _moved(self, call: Call) -> list[Map]:
         """Makes a call that only moves elements on their addresses."""
-        operator = Call(out_of_place(call.name), (), {}, ()).operator
+        operator = functional(call.name)
 
         def moved(argument: Any, x: Any) -> Any:
             if argument.name in PLACES:
@@ -349,7 +373,7 @@ class _Trace:
 
         if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
             raise Unsupported("it adds to what is there: add a map instead")
-        arguments = operator._schema.arguments
+        arguments = call.operator._schema.arguments
         args = [moved(a, x) for a, x in zip(arguments, call.args, strict=False)]
         kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
         result = operator(*args, **kwargs)

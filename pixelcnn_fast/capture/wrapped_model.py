@@ -107,6 +107,7 @@ class WrappedModel:
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self.dtype  # which the module's code may name
+        self.reads_image = False  # whether Python reads numbers off the image, once that is known
 
     def in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -156,7 +157,15 @@ class WrappedModel:
         bright one where images are small."""
         n = max(3, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2]))) | 1
         bright = [self.example(2, 1, half=1)] if n > 3 else []
-        return [self.example(1, 1, half=0), *bright, self.example(3, n)]
+        return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n)]
+
+    def _extremes(self) -> Iterator[tuple[Tensor, Given]]:
+        """An image of the lowest level everywhere, from which sampling starts, and one of the highest, if the model
+        reads numbers off the image."""
+        if self.levels is not None and self.reads_image:
+            for level in (0, self.levels - 1):
+                values, given = self.example(4, 1)
+                yield torch.full_like(values, level), given
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
@@ -170,8 +179,9 @@ class WrappedModel:
         running = partial(computing, self.dtype, self._own_dtype)
         with _scripted_parts_named(self.module), _returning(self.module, self.output):
             program, conditions, output, self.head, self.weights = capture(
-                self.module, examples, self.head, levels, self.n_classes, running
+                self.module, examples, self.head, levels, self.n_classes, running, not self._is_borrowed
             )
+        self.reads_image = bool(program.branches)
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output

@@ -82,7 +82,7 @@ class Call:
 
     @property
     def is_random(self) -> bool:
-        return torch.Tag.nondeterministic_seeded in self.operator.tags
+        return draws(self.operator, self.args, self.kwargs)
 
     @cached_property
     def inputs(self) -> list[View]:
@@ -97,6 +97,13 @@ class Call:
         """Whether a number among its arguments follows the batch."""
         return any(isinstance(x, BatchSize) for x in leaves((self.args, self.kwargs)))
 
+    @property
+    def has_size_of_values(self) -> bool:
+        """Whether the size of its result depends on the values of its arguments, and not only on their sizes."""
+        if plain_name(self.name) == "index":
+            return any(view.dtype is torch.bool for view in self.inputs[1:])
+        return torch.Tag.dynamic_output_shape in self.operator.tags
+
     @cached_property
     def written(self) -> set[int]:
         """The slots that it creates or writes into."""
@@ -108,6 +115,23 @@ class Call:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
         return slots
+
+
+def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call draws random numbers: attention does not unless it drops something out."""
+    if torch.Tag.nondeterministic_seeded not in operator.tags:
+        return False
+    for at, argument in enumerate(operator._schema.arguments):
+        if argument.name == "dropout_p":
+            default = argument.default_value if argument.has_default_value() else 1.0
+            return kwargs.get("dropout_p", args[at] if at < len(args) else default) != 0
+    return True
+
+
+def functional(name: str) -> Callable[..., Any]:
+    """What a call does, without writing into its arguments; the overload is found by the arguments."""
+    namespace, _, rest = out_of_place(name).partition("::")
+    return getattr(getattr(torch.ops, namespace), rest.partition(".")[0])
 
 
 def out_of_place(name: str) -> str:

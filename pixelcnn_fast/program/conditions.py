@@ -26,6 +26,11 @@ class Given(NamedTuple):
             return self
         return self._replace(condition=self.condition.to(dtype))
 
+    @property
+    def images(self) -> int:
+        """For how many images it is, 0 if there is nothing."""
+        return next((len(x) for x in self if x is not None), 0)
+
     def part(self, images: slice | Tensor) -> Given:
         return Given(*(x if x is None else x[images] for x in self))
 
@@ -34,12 +39,12 @@ class Given(NamedTuple):
 
         Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
         """
-        positional = [x for x in self if x is not None]
+        positional = [x.clone() for x in self if x is not None]  # the module may write into what it is given
         named = {}
         if self.condition is not None and "condition" in arguments_of(module):
             named["condition"] = positional.pop()
         try:
-            return module(images, *positional, **named)
+            return module(images.clone(), *positional, **named)
         except PixelCNNFastError:
             raise
         except Exception as error:

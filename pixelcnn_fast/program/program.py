@@ -439,8 +439,8 @@ class Program:
     distribution. joint: whether one distribution gives all channels of a pixel, or each image channel has its own.
     outputs: the values that hold, one after the other, the ``distributions * parameters`` numbers of a pixel, channel
     index = distribution * parameters + parameter. dtype: what the model computes in. normalised: whether the model's
-    output is the log-softmax of these numbers. branches: each ``if`` on the image in the model's forward, and how it
-    fell when the model was captured.
+    output is the log-softmax of these numbers. branches: each ``if`` on the image in the model's forward, and each
+    number that it reads off the image, and what they were when the model was captured.
     """
 
     shape: tuple[int, int, int]

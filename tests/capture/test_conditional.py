@@ -1,0 +1,219 @@
+"""Labels and conditions that decide something, or count for other images: refused, however Python reads them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import CaptureMismatch, Unsupported
+from tests.system.networks import pixelcnn
+
+LEVELS, CLASSES, SHAPE = 4, 10, (1, 4, 5)
+
+
+class Net(nn.Module):
+    """Three rows of features, to which ``body`` does something."""
+
+    def __init__(self, body: Callable[..., Tensor], n_classes: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.n_classes, self.levels, self.body = n_classes, LEVELS, body
+        self.above, self.embedding = nn.Conv2d(1, LEVELS, (2, 3)), nn.Embedding(CLASSES, LEVELS)
+        self.double()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+
+
+class OfLabels(Net):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.features(x) + self.body(self.embedding(y), y)[:, :, None, None]
+
+
+class OfCondition(Net):
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.features(x) + self.body(condition)[:, :, None, None]
+
+
+class OfImage(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.features(x), x)
+
+
+def masked(e: Tensor, y: Tensor) -> Tensor:
+    e[y == 7] = e[y == 7] * 5
+    return e
+
+
+LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "any of them": (lambda e, y: e * (1 + 4 * (y == 7).any()), "other images of the batch"),
+    "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
+    "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, "Python took item"),
+    "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, "Python took item"),
+    "NumPy": (lambda e, y: e * 2 if (y.numpy() == 7).all() else e, "Python took numpy"),
+    "a size": (lambda e, y: e * 2 if len((y == 7).nonzero()) else e, "Python took the size"),
+    "a masked part": (masked, "size of its result depends on the labels"),
+    "distinct ones": (
+        lambda e, y: e[y.unique(return_inverse=True)[1]],
+        "size of its result depends on the labels",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_what_labels_must_not_do(name: str) -> None:
+    body, message = LABELS[name]
+    with pytest.raises(Unsupported, match=message):
+        Sampler(OfLabels(body, CLASSES), SHAPE, image_form="unit")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda e, y: e + F.one_hot(y, CLASSES)[:, :LEVELS],
+        lambda e, y: e if y.max().item() < CLASSES else 0 * e,
+        lambda e, y: torch.where((y == 7)[:, None], 5 * e, e),
+    ],
+)
+def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor]) -> None:
+    sampler = Sampler(OfLabels(body, CLASSES), SHAPE, image_form="unit")
+    labels, u = torch.arange(CLASSES), torch.rand(CLASSES, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(CLASSES, labels, noise=u, runtime="reference")
+    for size in (1, 10):
+        assert torch.equal(sampler.sample(CLASSES, labels, noise=u, batch_size=size), naive)
+
+
+CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the largest of the batch": lambda c: c / c.abs().max().clamp_min(20),
+    "item()": lambda c: c * 2 if c.max().item() > 20 else c,
+    "NumPy": lambda c: c * 2 if c.numpy().max() > 20 else c,
+    "a size": lambda c: c * 2 if c[c > 20].numel() else c,
+    "zeros": lambda c: c + 1 if c.abs().sum().item() == 0 else c,
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_what_conditions_must_not_do(name: str) -> None:
+    with pytest.raises(Unsupported):
+        Sampler(OfCondition(CONDITIONS[name]), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+
+
+def test_a_text_that_is_cut_to_its_length_is_refused() -> None:
+    class Text(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            length = int((condition != 0).sum(1).max())
+            return self.features(x) + self.embedding(condition[:, :length]).mean(1)[:, :, None, None]
+
+    with pytest.raises(Unsupported, match="Python took item"):
+        Sampler(Text(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+
+
+IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "an empty one": lambda h, x: h * 2 if x.sum() == 0 else h,
+    "any pixel": lambda h, x: h if x.any() else h * 2,
+    "a number": lambda h, x: h * 2 if x.sum().item() == 0 else h,
+    "the last row": lambda h, x: h * 2 if x[:, :, -1].sum().item() > 0 else h,
+    "half of the range": lambda h, x: h * 2 if x.mean() > 0.7 else h,
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_images_must_not_decide(name: str) -> None:
+    """Sampling starts from an image of zeros, and training images are unlike random ones."""
+    with pytest.raises((Unsupported, CaptureMismatch)):
+        Sampler(OfImage(IMAGES[name]), SHAPE, image_form="unit")
+
+
+def test_a_condition_of_another_image_is_refused() -> None:
+    def body(h: Tensor, e: Tensor) -> Tensor:
+        both = torch.cat([h, e[:, :, None, None].expand_as(h)], 1)
+        return h + both[:, LEVELS:].flip(0)
+
+    class Flipped(Net):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return body(self.features(x), self.embedding(y))
+
+    with pytest.raises(Unsupported, match="condition of one image is combined with another image"):
+        Sampler(Flipped(body, CLASSES), SHAPE, image_form="unit")
+
+
+def test_what_a_model_is_given_stays_as_it_is() -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            x *= 0.5
+            condition.mul_(0.5)
+            return self.features(x) + condition[:, :, None, None]
+
+    sampler = Sampler(Writes(lambda x: x), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+    condition, u = torch.randn(3, LEVELS, dtype=torch.float64), torch.rand(3, *SHAPE, dtype=torch.float64)
+    before = condition.clone()
+    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
+    assert torch.equal(sampler.sample(3, noise=u, condition=condition), naive)
+    assert torch.equal(condition, before)
+
+
+class Lazy(Net):
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
+        return self.features(x) + self.mask
+
+
+class Inferring(Net):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+class Summing(Net):
+    """Maps that are cropped, and shifted against each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.features(x)
+        out = torch.zeros_like(h)
+        out[:, :, 1:] = h[:, :, :-1]
+        out[..., 1:] += h[..., :-1]
+        h[:, :, 1:] += out[:, :, :-1].clone()
+        return h + F.pad(h[..., 1:] - h[..., :-1], (1, 0))
+
+
+@pytest.mark.parametrize("kind", [Lazy, Inferring, Summing])
+def test_more_styles(kind: type[Net]) -> None:
+    sampler = Sampler(kind(lambda x: x), SHAPE, image_form="unit")
+    u = torch.rand(3, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    assert torch.equal(sampler.sample(3, noise=u), naive)
+
+
+def test_attention_over_a_condition() -> None:
+    class Attending(Net):
+        def __init__(self, body: Any) -> None:
+            super().__init__(body)
+            self.attention = nn.MultiheadAttention(LEVELS, 2, batch_first=True).double()
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            found, _ = self.attention(condition, condition, condition, need_weights=False)
+            return self.features(x) + found.mean(1)[:, :, None, None]
+
+    sampler = Sampler(Attending(lambda x: x), SHAPE, image_form="unit", condition_shape=(5, LEVELS))
+    condition, u = torch.randn(3, 5, LEVELS, dtype=torch.float64), torch.rand(3, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, condition=condition, runtime="reference")
+    assert torch.equal(sampler.sample(3, noise=u, condition=condition), naive)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_sampler_is_copied_without_harm(copied: Callable[[Sampler], Sampler]) -> None:
+    sampler, u = Sampler(pixelcnn(), (1, 4, 4), runtime="eager"), torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    expected = sampler.sample(2, noise=u, runtime="eager")
+    sampler._runtimes.clear()
+    assert torch.equal(copied(sampler).sample(2, noise=u, runtime="eager"), expected)
