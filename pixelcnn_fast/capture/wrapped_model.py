@@ -205,6 +205,15 @@ class WrappedModel:
         """Finds out whether the condition is of integers, if the user does not say, and how large they may be."""
         if self.condition_shape is None:
             return
+        module = self.module
+        if not self._is_borrowed:
+            self.module = copy.deepcopy(module)  # what its first forward keeps must not come from a trial
+        try:
+            self._settle_condition()
+        finally:
+            self.module = module
+
+    def _settle_condition(self) -> None:
         if self.condition_dtype is None:
             self.condition_dtype = self.dtype
             try:

@@ -160,6 +160,26 @@ def test_what_a_model_is_given_stays_as_it_is() -> None:
     assert torch.equal(condition, before)
 
 
+def test_scales_that_the_first_images_set_are_refused() -> None:
+    """Also if the model is tried before, to find out what its condition is."""
+
+    class ActNorm(Net):
+        def __init__(self, body: Any) -> None:
+            super().__init__(body)
+            self.is_set = torch.tensor(False)
+            self.scale = nn.Parameter(torch.ones(LEVELS, dtype=torch.float64))
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            h = self.features(x) + condition[:, :, None, None]
+            if not self.is_set:
+                self.scale.data.copy_(1 / h.std((0, 2, 3)))
+                self.is_set.fill_(True)
+            return h * self.scale[:, None, None]
+
+    with pytest.raises(Unsupported):
+        Sampler(ActNorm(lambda x: x), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+
+
 class Lazy(Net):
     mask: Tensor | None = None
 
