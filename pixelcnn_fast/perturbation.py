@@ -102,6 +102,7 @@ def _draws(model: WrappedModel) -> int:
     firsts = [pixel * c for pixel in _pixels(height, width)]
     pairs = _Pairs(model)
     ordered = pairs.check(firsts)
+    pairs.check_singly([firsts[0], firsts[len(firsts) // 2]])
     if ordered:
         pairs.check([first + channel for first in firsts for channel in range(1, c)])
     return c if ordered else 1
@@ -163,6 +164,20 @@ class _Pairs:
                 later_channels = (number > cut) & (number < cut + channels)
                 ordered |= bool((moved[:, later_channels] > SEEN).any())
         return ordered
+
+    def check_singly(self, cuts: Sequence[int]) -> None:
+        """As ``check``, one image at a time: a number that is taken over a batch hides what one image does to it."""
+        for cut in cuts:
+            rows = cut // (self._model.shape[0] * self._model.shape[2]) + 1
+            changed, wrong = self._cut(cut), self._output_number[:, :rows] <= cut
+            for pair in range(PAIRS):
+                both = (x[pair : pair + 1] for x in (self._images, changed))
+                before, after = (self._outputs(x, torch.tensor([pair]))[:, :, :rows] for x in both)
+                moved = self._distance(before, after).where(wrong, -1)
+                if not bool((moved <= self._tolerance).all()):
+                    everywhere = moved.new_full((PAIRS, *moved.shape[1:]), -1)
+                    everywhere[pair] = moved[0].nan_to_num(1.0)
+                    self._refuse(cut, everywhere)
 
     def _cut(self, cut: int) -> Tensor:
         """The images, changed from sub-pixel ``cut`` on."""

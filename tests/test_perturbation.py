@@ -259,6 +259,18 @@ def test_a_leak_too_small_to_name_one_sub_pixel_names_several() -> None:
         draws(InFloat32(base(shape), LEAKS["a mean"][0], 3e-4), shape)
 
 
+def test_a_number_that_is_read_over_the_batch_is_found() -> None:
+    """In a batch with random images it is always the same."""
+    shape = (1, 5, 6)
+
+    class Reading(Changed):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * (2 if images[:, :, -1].sum().item() > 0 else 1)
+
+    with pytest.raises((NotCausal, Unsupported)):
+        draws(Reading(base(shape)), shape)
+
+
 def test_a_joint_head_must_not_see_its_own_pixel() -> None:
     def sampler(model: nn.Module) -> Sampler:
         return Sampler(model, (2, 4, 5), head=Pair(), image_form="levels", runtime="reference")

@@ -295,6 +295,8 @@ class _Trace:
             except Unsupported:  # integers are numbers, too, but may wrap round
                 if name not in LOWERINGS or call.outputs[0].dtype not in (torch.int32, torch.int64):
                     raise
+        if "out" in call.kwargs:
+            raise Unsupported("out= is not supported: use what the call returns")
         if name in LOWERINGS:
             try:
                 result = LOWERINGS[name](self, call, *call.args, **call.kwargs)

@@ -202,6 +202,14 @@ REFUSED = {
         lambda net, h, x: torch.nested.nested_tensor(list(h)).to_padded_tensor(0.0),
         "is nested; only dense",
     ),
+    "written elsewhere": (
+        lambda net, h, x: torch.mul(h, 2, out=torch.empty_like(h)),
+        "mul: out= is not supported",
+    ),
+    "written into nothing": (
+        lambda net, h, x: torch.mul(h, 2, out=torch.empty(0, dtype=h.dtype)),
+        "mul: out= is not supported",
+    ),
     "several maps changed at once": (
         lambda net, h, x: (torch._foreach_mul_([h], 2.0), h)[1],
         "model: _?foreach_mul: it writes into tensors that it does not return",
