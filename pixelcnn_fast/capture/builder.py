@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.operands import Operands
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Elements, Given, Map, Segment, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Elements, Map, OfCondition, Segment, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.program import (
@@ -23,7 +23,7 @@ from pixelcnn_fast.program.program import (
     Tap,
 )
 
-OPERANDS = (Constant, Given)
+OPERANDS = (Constant, OfCondition)
 Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
 Steps = Sequence["Step | Affine"]
 
@@ -167,7 +167,7 @@ class Builder:
     def _with_operand(self, kind: str, x: Map, y: Map, shape: Sequence[int], alpha: float) -> Map:
         """x with an operand y."""
         source, operand = x.source, self.space.relative(y.addresses)
-        if Given in y.kinds:
+        if OfCondition in y.kinds:
             self._check_same_images(self._expanded(x, shape), self._expanded(y, shape))
         if source is not None and _is_one_per_channel(operand, self.space.channels(source)):
             table = operand.reshape(-1, operand.shape[-3])[0].expand(self.space.channels(source))
@@ -193,8 +193,8 @@ class Builder:
     def _check_same_images(self, x: Map, operand: Map) -> None:
         """Raises Unsupported if a condition is combined with features of another image than its own."""
         mine, given = (
-            self.space.decode(x.addresses),
-            self.space.decode(self.space.only(operand.addresses, Given)),
+            self.space.decode(self.space.only(of.addresses, kinds))
+            for of, kinds in ((x, (Value, OfCondition)), (operand, OfCondition))
         )
         if bool(((given.image != mine.image) & (given.source >= 0) & (mine.source >= 0)).any()):
             raise Unsupported("the condition of one image is combined with another image")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Recording
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Given
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, OfCondition
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -121,7 +121,7 @@ class Operands:
     def _of_given(self, view: View) -> Tensor:
         first = self._batch_first(view)
         size = first.at(self.memory.n)[0]
-        source = self.space.allot(Given(first.slot), _product(size[1:]))
+        source = self.space.allot(OfCondition(first.slot), _product(size[1:]))
         addresses = self.space.of(source).view(size)
         axis, _ = self._batch(view)
         split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
@@ -169,10 +169,10 @@ class Operands:
             args = self._with(call, at, found.elements.to(dtype))
             made = functional(call.name)(*args, **call.kwargs)
             return self.space.allot(Constant(made, found.of_weights), count)
-        assert isinstance(found, Given)
+        assert isinstance(found, OfCondition)
         args = self._with(call, at, self._converted(self._flat[found.slot], dtype))
         view = self.record(name, args, (BatchSize(1), count), dtype, **call.kwargs)
-        return self.space.allot(Given(view.slot), count)
+        return self.space.allot(OfCondition(view.slot), count)
 
     def _converted(self, x: View, dtype: torch.dtype) -> View:
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
@@ -187,13 +187,13 @@ class Operands:
             return self.space.allot(
                 Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count
             )
-        assert isinstance(found, Given)
+        assert isinstance(found, OfCondition)
         size = (BatchSize(1), count)
         x = self._converted(self._flat[found.slot], self.dtype)
         view = self.record("aten::mul.Scalar", (x, scale), size, self.dtype)
         if shift:
             view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
-        return self.space.allot(Given(view.slot), count)
+        return self.space.allot(OfCondition(view.slot), count)
 
     def convolved(self, x: Tensor, weight: Tensor, padding: tuple, dilation: tuple) -> Tensor:
         """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
@@ -225,7 +225,7 @@ class Operands:
         is looked up when the condition is known."""
         sources = self.space.found(addresses)
         elements = self.space.decode(addresses)
-        given = [s for s in map(self.space.sources.__getitem__, sources) if isinstance(s, Given)]
+        given = [s for s in map(self.space.sources.__getitem__, sources) if isinstance(s, OfCondition)]
         if not given:
             return self.constants(addresses)
         if len(sources) == 1 and bool((addresses != 0).all()):
@@ -261,7 +261,7 @@ class Operands:
             if isinstance(self.space.sources[i], Constant):
                 starts[i], start = start, start + self.space.channels(i)
         for i in sources:
-            if isinstance(source := self.space.sources[i], Given):
+            if isinstance(source := self.space.sources[i], OfCondition):
                 parts.append(self._converted(self._flat[source.slot], self.dtype))
                 starts[i], start = start, start + self.space.channels(i)
         whole = self.record("aten::cat", (parts, 1), (BatchSize(1), start), self.dtype)

@@ -62,19 +62,19 @@ class Constant(NamedTuple):
     of_weights: bool = False
 
 
-class Given(NamedTuple):
+class OfCondition(NamedTuple):
     """A source that depends on the condition: a slot of the recorded calls on conditions that holds [N, R]."""
 
     slot: int
 
 
-class Refused(NamedTuple):
+class Unknown(NamedTuple):
     """The source of what depends on the image in a way that no instruction expresses."""
 
     reason: str
 
 
-Source = Value | Constant | Given | Refused
+Source = Value | Constant | OfCondition | Unknown
 
 
 class AddressSpace:
@@ -89,7 +89,7 @@ class AddressSpace:
 
     def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
         """A new source -> its number."""
-        images = self.images if isinstance(source, (Value, Given)) else 1
+        images = self.images if isinstance(source, (Value, OfCondition)) else 1
         self.sources.append(source)
         self._shapes.append((images, channels, *frame))
         self._starts.append(self._next)
@@ -161,9 +161,6 @@ class AddressSpace:
         least, largest = addresses.aminmax()
         return bisect_right(self._starts, int(least)) - 1, bisect_right(self._starts, int(largest)) - 1
 
-    def kinds(self, addresses: Tensor) -> set[type]:
-        return {type(self.sources[source]) for source in self.found(addresses)}
-
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
         """Addresses of the same elements in other sources of the same shapes: ``to`` maps each source to the other.
         zero: what stands for a zero."""
@@ -175,8 +172,11 @@ class AddressSpace:
 
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
-        keep = torch.tensor([isinstance(source, kinds) for source in self.sources] + [False])
-        return torch.where(keep[self.source_of(addresses)], addresses, 0)
+        return torch.where(self._is_of(self.source_of(addresses), kinds), addresses, 0)
+
+    def _is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
+        """Whether sources, by number, are of some kinds; -1 is not."""
+        return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
 
     # -- the axes of the image among those of a tensor
 
@@ -186,11 +186,8 @@ class AddressSpace:
         Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
         """
         elements = self.decode(addresses)
-        is_given = torch.tensor([isinstance(source, Given) for source in self.sources] + [False])
-        has_image = (elements.source >= 0) & torch.tensor(
-            [isinstance(source, (Value, Given)) for source in self.sources] + [False]
-        )[elements.source]
-        is_value = has_image & ~is_given[elements.source]
+        is_value = self._is_of(elements.source, Value)
+        has_image = is_value | self._is_of(elements.source, OfCondition)
         spatial: list[int] = []
         for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
             along = _runs_along(index, live)

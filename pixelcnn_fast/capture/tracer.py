@@ -26,15 +26,15 @@ from pixelcnn_fast.capture.conditional import check_conditions
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Refused, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Unknown, Value
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
 from pixelcnn_fast.program.calls import (
-    BatchSize,
     Call,
     View,
+    extent,
     functional,
     leaves,
     map_leaves,
@@ -165,7 +165,7 @@ class _Slot:
     def read(self, view: View, n: int, space: AddressSpace) -> Map:
         layout = view.at(n)
         if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
-            if self._map.kinds == {Refused}:
+            if self._map.kinds == {Unknown}:
                 return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
             raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
         if self._array is None and layout == self._layout:
@@ -178,12 +178,7 @@ class _Slot:
     def array(self) -> Tensor:
         if self._array is None:
             size, stride, offset = self._layout
-            extent = (
-                1 + offset + sum((many - 1) * s for many, s in zip(size, stride, strict=True))
-                if 0 not in size
-                else 0
-            )
-            self._array = torch.zeros(extent, dtype=torch.long)
+            self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
             self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
         return self._array
 
@@ -222,7 +217,7 @@ class _Trace:
     def depends_on_image(self, x: Any) -> bool:
         if not isinstance(x, View) or x.slot not in self._slots:
             return False
-        return not self.map(x).kinds.isdisjoint((Value, Refused))
+        return not self.map(x).kinds.isdisjoint((Value, Unknown))
 
     def constant(self, x: Any) -> Any:
         if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
@@ -332,12 +327,12 @@ class _Trace:
         for view in call.inputs:
             if view.slot in self._slots:
                 for s in self.map(view).sources:
-                    if isinstance(source := self.space.sources[s], Refused):
+                    if isinstance(source := self.space.sources[s], Unknown):
                         return source.reason
         return None
 
     def _refused(self, call: Call, reason: str) -> list[Map]:
-        address = self.space.at(self.space.allot(Refused(reason), 1), 0, 0)
+        address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
         return [
             Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address)))
             for view in call.results
@@ -371,7 +366,9 @@ class _Trace:
                 return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, x)
             if argument.name == "value" and isinstance(x, (int, float)):
                 return int(self.map(x).addresses)
-            return map_leaves(lambda i: self._addresses(call, i) if isinstance(i, View) else self._sized(i), x)
+            return map_leaves(
+                lambda i: self._addresses(call, i) if isinstance(i, View) else size_at(i, self._n), x
+            )
 
         if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
             raise Unsupported("it adds to what is there: add a map instead")
@@ -380,9 +377,6 @@ class _Trace:
         kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
         result = operator(*args, **kwargs)
         return [Map(self.space, x) for x in leaves(result)]
-
-    def _sized(self, x: Any) -> Any:
-        return x.times * self._n + x.plus if isinstance(x, BatchSize) else x
 
     def _addresses(self, call: Call, view: View) -> Tensor:
         """The addresses of a tensor that is moved into a result of perhaps another dtype."""
@@ -421,7 +415,7 @@ class _Trace:
             raise Unsupported("cannot sample from this model: its output does not depend on the image")
         found = self.map(output)
         for s in found.sources:
-            if isinstance(source := self.space.sources[s], Refused):
+            if isinstance(source := self.space.sources[s], Unknown):
                 raise Unsupported(f"cannot sample from this model: {source.reason}")
         n, c, height, width = self.shape
         shape = list(found.addresses.shape)

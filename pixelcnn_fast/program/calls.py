@@ -193,15 +193,15 @@ class Memory:
         )
         alike = all(s == t for s, t, many in zip(stride, result.stride(), size, strict=True) if many > 1)
         if not alike or offset != result.storage_offset():
-            extent = (
-                1 + offset + sum((many - 1) * s for many, s in zip(size, stride, strict=True))
-                if 0 not in size
-                else 0
-            )
-            whole = result.new_empty(extent)
+            whole = result.new_empty(extent(size, stride, offset))
             whole.as_strided(size, stride, offset).copy_(result)
             result = whole
         self._slots[view.slot] = result
+
+
+def extent(size: Sequence[int], stride: Sequence[int], offset: int) -> int:
+    """How many elements a storage needs for a view."""
+    return 0 if 0 in size else 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
 
 
 def _elements(x: Tensor) -> int:
