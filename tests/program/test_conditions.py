@@ -134,7 +134,7 @@ REFUSED = {
     "picked by label": (lambda net, h, y: h[y], "depends on the condition"),
     "assigned by label": (
         lambda net, h, y: (h.__setitem__(y, 0), h)[1],
-        "index_put: one of its arguments depends on the condition",
+        r"index_\w+: one of its arguments depends on the condition",
     ),
     "one for the whole batch": (
         lambda net, h, y: h + net.embedding(y).mean(0)[:, None, None],
