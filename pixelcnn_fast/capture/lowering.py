@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelcnn_fast.capture.builder import Affine, Builder, Steps
+from pixelcnn_fast.capture.builder import Affine, Builder, Steps, no_operand
 from pixelcnn_fast.capture.closing import closing, log_softmax, made_by
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.shadow import AddressSpace, Map
@@ -194,11 +194,7 @@ def _hardsigmoid(t: Trace, call: Call, x: View) -> Map:
 
 def _then(t: Trace, x: Map, *steps: Step | Affine) -> Map:
     """Steps on a map that has no operands among its elements."""
-    return t.builder.stepped(x, steps, _no_operand)
-
-
-def _no_operand(source: int) -> int:
-    raise AssertionError("an operand was left in the map")
+    return t.builder.stepped(x, steps, no_operand)
 
 
 @lowers("abs")

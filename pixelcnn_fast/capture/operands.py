@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ class Operands:
     def _of_given(self, view: View) -> Tensor:
         first = self._batch_first(view)
         size = first.at(self.memory.n)[0]
-        source = self.space.allot(OfCondition(first.slot), _product(size[1:]))
+        source = self.space.allot(OfCondition(first.slot), math.prod(size[1:]))
         addresses = self.space.of(source).view(size)
         axis, _ = self._batch(view)
         split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
@@ -284,10 +285,3 @@ class Operands:
         """A constant [H, W, channels] as the operand of a step."""
         view = self.constant(table.reshape(-1))
         return ConditionOperand(view.slot, torch.arange(table.numel()).view(table.shape), per_image=False)
-
-
-def _product(sizes: Any) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

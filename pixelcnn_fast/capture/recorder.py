@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, draws, leaves, map_leaves
+from pixelcnn_fast.program.calls import Call, View, draws, flat, leaves, map_leaves
 
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
@@ -104,9 +104,8 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording(n)
         self.path: list[str] = []
         self._names = names or {}
-        self._slots: dict[
-            int, int
-        ] = {}  # by storage; the weak references keep identities from being used again
+        # by storage; the weak references keep identities from being used again
+        self._slots: dict[int, int] = {}
         self._references: list[StorageWeakRef] = []
         self._depends: list[frozenset[str]] = []
         self._reading = ""  # the Python-level call that reads a number, if there is one
@@ -120,12 +119,9 @@ class Recorder(TorchDispatchMode):
 
     def input(self, tensor: Tensor, of: str) -> View:
         """Registers what the model is given."""
-        view = self._viewed(tensor)
+        view = self.view(tensor)
         self._depends[view.slot] = frozenset({of})
         return view
-
-    def view(self, tensor: Tensor) -> View:
-        return self._viewed(tensor)
 
     def _new_slot(self, tensor: Tensor, depends: frozenset[str]) -> int:
         storage = tensor.untyped_storage()
@@ -134,7 +130,7 @@ class Recorder(TorchDispatchMode):
         self._depends.append(depends)
         return slot
 
-    def _viewed(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
+    def view(self, tensor: Tensor, depends: frozenset[str] | None = None) -> View:
         """depends: for a call's result, None: a tensor that is not known is a leaf."""
         storage = tensor.untyped_storage()._cdata
         slot = self._slots.get(storage)
@@ -184,7 +180,7 @@ class Recorder(TorchDispatchMode):
         storages = {x.untyped_storage()._cdata for x in tensors}
         if found and not func._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in found):
             return out  # only views
-        views = tuple(self._viewed(x, depends) if isinstance(x, Tensor) else None for x in results)
+        views = tuple(self.view(x, depends) if isinstance(x, Tensor) else None for x in results)
         call = Call(func.name(), recorded_args, recorded_kwargs, views, self.where())
         if depends:
             for slot in call.written:
@@ -202,20 +198,17 @@ class Recorder(TorchDispatchMode):
         for x in leaves(out):
             if isinstance(x, Tensor):
                 self._slots.pop(x.untyped_storage()._cdata, None)
-                self._viewed(x)
+                self.view(x)
 
     def _argument(self, x: Any) -> Any:
-        return self._viewed(x) if isinstance(x, Tensor) else x
+        return self.view(x) if isinstance(x, Tensor) else x
 
     def _keep_leaves(self, tensors: list[Tensor]) -> None:
         """Keeps a copy of what leaves hold before a call may write into them."""
         for x in tensors:
             leaf = self.recording.leaves.get(self._slots[x.untyped_storage()._cdata])
             if leaf is not None and leaf.before is None:
-                whole = leaf.held.as_strided(
-                    (x.untyped_storage().nbytes() // leaf.held.element_size(),), (1,), 0
-                )
-                leaf.before = whole.clone()
+                leaf.before = flat(leaf.held).clone()
 
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
         if not depends or self._reading == CHECK:

@@ -82,9 +82,8 @@ def capture(
     shape = with_channels(examples[0][0].shape)
 
     def forward(example: Example, head: Head) -> _Forward:
-        fresh = (
-            copy.deepcopy(model) if can_be_copied else model
-        )  # what a forward keeps is made in each recording
+        # what a forward keeps is made in each recording
+        fresh = copy.deepcopy(model) if can_be_copied else model
         with running():
             return _Forward(fresh, *example, head)
 
@@ -381,12 +380,10 @@ class _Trace:
     def _addresses(self, call: Call, view: View) -> Tensor:
         """The addresses of a tensor that is moved into a result of perhaps another dtype."""
         dtype = call.outputs[0].dtype
-        if view.dtype == dtype:
+        if view.dtype == dtype or not self.depends_on_image(view):
             return self.map(view).addresses
-        copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
-        return (
-            cast(self, copy, view, dtype).addresses if self.depends_on_image(view) else self.map(view).addresses
-        )
+        call = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
+        return cast(self, call, view, dtype).addresses
 
     def _write(self, view: View, result: Map) -> None:
         if view.slot in self._slots:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Recorder
-from pixelcnn_fast.program.calls import Memory, View, leaves, needed
+from pixelcnn_fast.program.calls import Memory, View, flat, leaves, needed
 
 WEIGHTS = "weights"
 
@@ -36,7 +36,7 @@ class WeightRecorder(Recorder):
 
     def leaf(self, tensor: Tensor, name: str) -> None:
         """Registers a tensor that holds a parameter or buffer."""
-        view = self.input(_flat(tensor), WEIGHTS)
+        view = self.input(flat(tensor.detach()), WEIGHTS)
         self.recording.leaves[view.slot].name = name
 
     @classmethod
@@ -73,7 +73,7 @@ class WeightRecorder(Recorder):
         views = [self.view(x) for x in tensors]
         recording = self.recording
         slots = {
-            slot: leaf.tensor if leaf.name is None else _flat(weights[leaf.name])
+            slot: leaf.tensor if leaf.name is None else flat(weights[leaf.name].detach())
             for slot, leaf in recording.leaves.items()
         }
         memory = Memory(1, slots)
@@ -87,8 +87,3 @@ class WeightRecorder(Recorder):
         if not all(torch.equal(memory.tensor(view), value) for view, value in self._guards):
             return None
         return [memory.tensor(view) for view in views]
-
-
-def _flat(x: Tensor) -> Tensor:
-    """All elements of the storage, in order."""
-    return x.detach().as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)

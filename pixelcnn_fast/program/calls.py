@@ -161,15 +161,11 @@ class Memory:
         """A tensor of which the slot is the storage."""
         return self._slots[slot]
 
-    def put(self, view: View, x: Tensor) -> None:
-        """Lets a slot hold x, seen as the view."""
-        self._store(view, x)
-
     def tensor(self, view: View) -> Tensor:
         base = self._slots[view.slot]
         size, stride, offset = view.at(self.n)
         if base.dtype != view.dtype:
-            base = base.as_strided((_elements(base),), (1,), 0).view(view.dtype)
+            base = flat(base).view(view.dtype)
         return base.as_strided(size, stride, offset)
 
     def result(self, call: Call) -> Any:
@@ -180,13 +176,13 @@ class Memory:
         results = self.result(call)
         for view, result in zip(call.results, leaves(results), strict=False):
             if view is not None and view.slot not in {x.slot for x in call.inputs}:
-                self._store(view, result)
+                self.put(view, result)
 
     def _filled(self, x: Any) -> Any:
         return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)
 
-    def _store(self, view: View, result: Tensor) -> None:
-        """Keeps a result, laid out as it was when it was recorded."""
+    def put(self, view: View, result: Tensor) -> None:
+        """Lets a slot hold a tensor, laid out as the view, which is as it was when it was recorded."""
         size, stride, offset = view.at(self.n)
         assert result.dtype == view.dtype and result.shape == size, (
             "a recorded call gave another kind of result"
@@ -204,8 +200,9 @@ def extent(size: Sequence[int], stride: Sequence[int], offset: int) -> int:
     return 0 if 0 in size else 1 + offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
 
 
-def _elements(x: Tensor) -> int:
-    return x.untyped_storage().nbytes() // x.element_size()
+def flat(x: Tensor) -> Tensor:
+    """All elements of the storage, in order."""
+    return x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
 
 
 def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
