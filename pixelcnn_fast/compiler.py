@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.private_copy import eagerly
+from pixelcnn_fast.capture.replay import NotInFloat64
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, NonFiniteLogits, Unsupported
@@ -81,39 +82,44 @@ def captured(
 
     prepared: what is done to a program after its capture, before it is compared.
     Where the model can be run in float64, it is captured and compared there, and the program is then cast: so rounding
-    hides no mistake. Another model is captured as it is.
+    hides no mistake. Of another model, what was recorded is run in float64, for the same end, and if it can't be, the
+    model is captured as it is.
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly:
         model.settle_condition()
-        if (found := captured_in_float64(model, prepared, watch)) is not None:
-            return found
+        for exact in (model.in_float64(), model.replayed_in_float64()):
+            if exact is not None and (found := captured_in_float64(exact, model, prepared, watch)) is not None:
+                return found
         program, conditions = recorded(model, prepared, watch)
         check_program(program, conditions, model)
         return program, conditions
 
 
 def captured_in_float64(
-    model: WrappedModel, prepared: Callable[[Program], Program], watch: Watch | None
+    exact: WrappedModel, model: WrappedModel, prepared: Callable[[Program], Program], watch: Watch | None
 ) -> tuple[Program, Conditions] | None:
-    """As ``captured``; None if the model can't be captured in float64, or computes something else there."""
-    if (exact := model.in_float64()) is None:
-        return None
+    """As ``captured``. exact: what stands for the model in float64. None if that can't be captured, or is another
+    model than in its own dtype."""
+    reasons = (NotInFloat64,) if exact.is_replay else (Unsupported, NonFiniteLogits)
     try:
         program, conditions = recorded(exact, prepared, watch)
         examples = exact.examples_to_check()
         computed = on_examples(program, conditions, examples)
         check_exact(computed, exact, examples)
-    except (ModelFailed, Unsupported, NonFiniteLogits):  # it may do none of this in its own dtype
+    except (ModelFailed, *reasons):
         return None
     model.head, model.weights = exact.head, exact.weights
     with model.weights:
         rounded = in_dtype(program, model.dtype)
-    try:
+    if exact.is_replay:  # the module itself is compared for the first time
+        check_rounded(rounded, conditions, model, computed, examples)
+    else:
         one = slice(1) if computed[0][0].numel() > ENOUGH else slice(-1, None)
-        check_rounded(rounded, conditions, model, computed[one], examples[one])
-    except CaptureMismatch:
-        return None
+        try:
+            check_rounded(rounded, conditions, model, computed[one], examples[one])
+        except CaptureMismatch:
+            return None
     show(in_dtype.__name__, rounded, watch)
     return rounded, conditions
 

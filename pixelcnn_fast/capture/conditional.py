@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
-from pixelcnn_fast.program.calls import Memory, needed
+from pixelcnn_fast.program.calls import needed
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
 
@@ -127,7 +127,7 @@ def _labels(
 def _read_again(recording: Recording, escape: Escape, label: int) -> object:
     """What Python would have read for a batch of one label."""
     assert escape.call is not None and LABELS in escape.of
-    memory = Memory(recording.n, {slot: leaf.tensor.clone() for slot, leaf in recording.leaves.items()})
+    memory = recording.memory(recording.n)
     labels = recording.given[0]
     assert labels is not None
     memory.put(labels, torch.full((recording.n,), label, device=memory[labels.slot].device))

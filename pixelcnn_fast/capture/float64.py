@@ -29,8 +29,7 @@ class InFloat64(TorchFunctionMode):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        wider = (torch.bfloat16, torch.float16, torch.float32)
-        self._replaced = {each for each in wider if _holds(each, dtype)}
+        self._replaced = no_narrower_than(dtype)
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -52,6 +51,11 @@ class InFloat64(TorchFunctionMode):
 
     def _argument(self, x: Any) -> Any:
         return torch.float64 if type(x) is torch.dtype and x in self._replaced else x
+
+
+def no_narrower_than(dtype: torch.dtype) -> set[torch.dtype]:
+    """The dtypes below float64 that hold every number of a dtype."""
+    return {each for each in (torch.bfloat16, torch.float16, torch.float32) if _holds(each, dtype)}
 
 
 def _as_float64(x: Any) -> Any:

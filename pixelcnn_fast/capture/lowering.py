@@ -722,9 +722,9 @@ def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
     except Unsupported:
         if dtype.is_floating_point and not before.is_floating_point and before != torch.bool:
             return t.map(x)
-        raise Unsupported(f"it rounds {before} to {dtype}") from None
+        raise Unsupported(f"it rounds to {dtype}") from None
     if before.is_floating_point and not dtype.is_floating_point and not tells_levels_apart(t.builder, result):
-        raise Unsupported(f"it rounds {before} to {dtype}, and levels become alike: is image_form right?")
+        raise Unsupported(f"it rounds to {dtype}, and levels become alike: is image_form right?")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from pixelcnn_fast.program.calls import (
     View,
     functional,
     map_leaves,
+    needed,
     out_of_place,
     size_at,
 )
+from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -76,6 +79,13 @@ class Operands:
                 "one of its arguments depends on the condition: only operands of sums and products may"
             )
         return self.memory.tensor(x)
+
+    def conditions(self, operands: Sequence[ConditionOperand], given: Sequence[View | None]) -> Conditions:
+        """The calls that operands of steps need. given: where labels and condition are."""
+        slots = {operand.node for operand in operands}
+        calls = needed(self.calls, slots)
+        slots |= {view.slot for call in calls for view in call.inputs}
+        return Conditions(calls, {slot: x for slot, x in self.leaves.items() if slot in slots}, given)
 
     # -- as sources of elements
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, draws, flat, leaves, map_leaves
+from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves
 
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
@@ -93,6 +93,12 @@ class Recording:
     def inputs(self) -> set[int]:
         """The slots that hold what the model was given."""
         return {view.slot for view in (self.images, *self.given) if view is not None}
+
+    def memory(self, n: int) -> Memory:
+        """The storages before the first call, for n images: copies of those that a call writes into."""
+        written = {slot for call in self.calls for slot in call.written}
+        held = {slot: leaf.tensor for slot, leaf in self.leaves.items()}
+        return Memory(n, {slot: x.clone() if slot in written else x for slot, x in held.items()})
 
 
 class Recorder(TorchDispatchMode):

@@ -26,6 +26,7 @@ from pixelcnn_fast.capture.conditional import check_conditions
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
+from pixelcnn_fast.capture.replay import Replay, recording_in_float64
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Unknown, Value
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, Unsupported
@@ -52,13 +53,15 @@ Example = tuple[Tensor, Given]  # images, as the model takes them, and what it t
 
 class Captured(NamedTuple):
     """A captured model. parameters: the model's own on the first example, [n, D, H, W, P]; head: with its layout;
-    weights: within this context, calls on the program's weights are recorded, to be made again for others."""
+    weights: within this context, calls on the program's weights are recorded, to be made again for others; replay:
+    what was recorded, to be run on other examples."""
 
     program: Program
     conditions: Conditions
     parameters: Tensor
     head: Head
     weights: WeightRecorder
+    replay: Replay
 
 
 def capture(
@@ -69,12 +72,14 @@ def capture(
     classes: int | None = None,
     running: Callable[[], AbstractContextManager] = nullcontext,
     can_be_copied: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Captured:
     """Runs ``model`` on examples, and turns what it does into a program.
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
     only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
-    real numbers; classes: how many labels there are, if it is known; running: the context in which the model is run.
+    real numbers; classes: how many labels there are, if it is known; running: the context in which the model is run;
+    dtype: of the program, the model's or float64.
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
@@ -92,13 +97,17 @@ def capture(
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:
             agreed(first.recording, forward(example, first.head).recording)
+    if dtype is None or dtype == parameter.dtype:
+        dtype = parameter.dtype
+    else:
+        recording = recording_in_float64(recording, parameter.dtype)
     head, (output, arranged) = first.head, recording.outputs
     weights = WeightRecorder()
     for leaf in recording.leaves.values():
         if leaf.name is not None:
             weights.leaf(leaf.tensor, leaf.name)
     with weights:
-        trace = _Trace(recording, shape, parameter.dtype, parameter.device, levels)
+        trace = _Trace(recording, shape, dtype, parameter.device, levels)
         trace.run(needed(recording.calls, (output.slot, arranged.slot)))
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
@@ -107,7 +116,7 @@ def capture(
         parameters,
         tuple(instructions),
         (result,),
-        parameter.dtype,
+        dtype,
         parameter.device,
         normalised,
         head.joint,
@@ -117,8 +126,8 @@ def capture(
             if IMAGE in escape.of
         ),
     )
-    conditions = Conditions(trace.operands.calls, trace.operands.leaves, recording.given)
     operands = condition_operands(program.instructions)
+    conditions = trace.operands.conditions(operands, recording.given)
     if any(x is not None for x in examples[0][1]):
 
         def record_again(given: Given) -> None:
@@ -129,7 +138,7 @@ def capture(
             agreed(first.recording, again.recording)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
-    return Captured(program, conditions, first.parameters, head, weights)
+    return Captured(program, conditions, first.parameters, head, weights, Replay(recording))
 
 
 class _Forward:

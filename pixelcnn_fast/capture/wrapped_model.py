@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.float64 import computing
 from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
+from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Categorical, Head
@@ -106,7 +107,10 @@ class WrappedModel:
             )
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
-        self._own_dtype = self.dtype  # which the module's code may name
+        self._own_dtype = self._runs_in = self.dtype  # which the module's code may name, and the module's
+        self._replay: Replay | None = (
+            None  # what takes the place of the module, if it was captured to be replayed
+        )
         self.reads_image = False  # whether Python reads numbers off the image, once that is known
 
     def in_float64(self) -> WrappedModel | None:
@@ -118,8 +122,22 @@ class WrappedModel:
         except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
             return None
         exact = copy.copy(self)
-        exact.module, exact.dtype = module, torch.float64
+        exact.module, exact.dtype, exact._runs_in = module, torch.float64, torch.float64
         return exact
+
+    def replayed_in_float64(self) -> WrappedModel | None:
+        """The same model, run in its own dtype, but what was recorded of it is captured, and run again, in float64.
+        None if its own dtype is that."""
+        if self.dtype == torch.float64:
+            return None
+        exact = copy.copy(self)
+        exact.dtype = torch.float64
+        return exact
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether what was recorded takes the place of the module."""
+        return self.dtype != self._runs_in
 
     def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
         """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
@@ -169,18 +187,28 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        examples = [(self.encode(values), given.in_dtype(self.dtype))]
+        examples = [(self.encode(values), given.in_dtype(self._runs_in))]
         for seed in (1, 2):  # a statistic of the whole image shall differ
             others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
-            examples.append((self.encode(others), given.in_dtype(self.dtype)))
+            examples.append((self.encode(others), given.in_dtype(self._runs_in)))
         levels = None
         if self.levels is not None:
-            levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten().to(self.dtype)
-        running = partial(computing, self.dtype, self._own_dtype)
+            values = torch.arange(self.levels).view(1, 1, 1, -1)
+            levels = self.encode(values, self.dtype).flatten().to(self.dtype)
+        running = partial(computing, self._runs_in, self._own_dtype)
         with _scripted_parts_named(self.module), _returning(self.module, self.output):
-            program, conditions, output, self.head, self.weights = capture(
-                self.module, examples, self.head, levels, self.n_classes, running, not self._is_borrowed
+            program, conditions, output, self.head, self.weights, replay = capture(
+                self.module,
+                examples,
+                self.head,
+                levels,
+                self.n_classes,
+                running,
+                not self._is_borrowed,
+                self.dtype,
             )
+        if self.is_replay:
+            self._replay = replay
         self.reads_image = bool(program.branches)
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
@@ -188,16 +216,18 @@ class WrappedModel:
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
-        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward."""
-        with computing(self.dtype, self._own_dtype):
+        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward, or its replay."""
+        if self._replay is not None:
+            return self._replay(self.encode(values, self.dtype), given.in_dtype(self.dtype))
+        with computing(self._runs_in, self._own_dtype):
             output = picked(self.run(values, given), self.output)
             return self.head.arranged(output, self.shape[0])
 
     @torch.no_grad()
     def run(self, values: Tensor, given: Given) -> Any:
         """values: [N, C, H, W] -> what the module returns."""
-        with computing(self.dtype, self._own_dtype):
-            return given.in_dtype(self.dtype).call(self.module, self.encode(values))
+        with computing(self._runs_in, self._own_dtype):
+            return given.in_dtype(self._runs_in).call(self.module, self.encode(values))
 
     # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
 
@@ -270,12 +300,13 @@ class WrappedModel:
 
     # -- what users give
 
-    def encode(self, values: Tensor) -> Tensor:
-        """Converts values as they are drawn to images as the module takes them."""
-        values = values.to(self.device)
+    def encode(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Converts values as they are drawn to images as the module takes them. dtype: of real numbers, if not of those
+        that the module is run in."""
+        values, dtype = values.to(self.device), dtype or self._runs_in
         if self.levels is None:
-            return values.to(self.dtype)
-        return from_levels(values, self.image_form, self.levels, self.dtype)
+            return values.to(dtype)
+        return from_levels(values, self.image_form, self.levels, dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
         """A copy of the values of images from a user, as the head draws them. Raises ValueError for bad images."""

@@ -91,8 +91,16 @@ def wrapped(body: Any, dtype: torch.dtype = torch.float32) -> WrappedModel:
     return WrappedModel(Net(body).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
 
 
+def captures(exact: WrappedModel | None, model: WrappedModel) -> bool:
+    return exact is not None and captured_in_float64(exact, model, lambda program: program, None) is not None
+
+
 def in_float64(model: WrappedModel) -> bool:
-    return captured_in_float64(model, lambda program: program, None) is not None
+    return captures(model.in_float64(), model)
+
+
+def replayed(model: WrappedModel) -> bool:
+    return captures(model.replayed_in_float64(), model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -108,13 +116,46 @@ def test_models_are_captured_in_float64_where_they_can_be(dtype: torch.dtype) ->
     assert Sampler(Net(in_float32), SHAPE, levels=LEVELS, image_form="unit").sample(1).shape == (1, *SHAPE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_a_model_did_in_its_own_dtype_is_run_again_in_float64(dtype: torch.dtype) -> None:
+    def in_its_own_dtype(net: Net, h: Tensor) -> Tensor:
+        assert h.dtype == dtype
+        h = nn.functional.layer_norm(h.permute(0, 2, 3, 1).float(), (6,)).permute(0, 3, 1, 2).to(h)
+        return h * torch.nn.functional.normalize(net.last.weight[0], dim=0) + torch.ones(6, 1, 1, dtype=dtype)
+
+    model = wrapped(in_its_own_dtype, dtype)
+    assert not in_float64(model) and replayed(model)
+    assert not replayed(wrapped(in_its_own_dtype, torch.float64))
+
+    def reads_bits(net: Net, h: Tensor) -> Tensor:
+        is_negative = net.first.weight[0, 0, 0, 0].view({2: torch.int16, 4: torch.int32}[dtype.itemsize]) < 0
+        return h * torch.where(is_negative, 1.0, 2.0).to(h)
+
+    model = wrapped(reads_bits, dtype)
+    assert not in_float64(model) and not replayed(model)
+    sampler = Sampler(Net(reads_bits).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
+    assert sampler.sample(1).shape == (1, *SHAPE)
+
+
+def test_what_was_recorded_must_be_what_the_model_does_on_other_images() -> None:
+    """The model is compared in its own dtype, if only its recording was run in float64."""
+    scale = iter([1.0] * 4 + [1.01] * 99)
+
+    def changing(net: Net, h: Tensor) -> Tensor:
+        assert h.dtype == torch.float32
+        return h * next(scale)
+
+    with pytest.raises(CaptureMismatch, match="total variation"):
+        Sampler(Net(changing), SHAPE, levels=LEVELS, image_form="unit")
+
+
 def test_rounding_to_less_than_the_model_s_dtype_is_refused() -> None:
     for body in (lambda net, h: h.half().float(), lambda net, h: h.bfloat16().to(h)):
-        with pytest.raises(Unsupported, match="it rounds torch.float32 to"):
+        with pytest.raises(Unsupported, match="it rounds to torch.b?float16"):
             Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def test_a_model_that_is_another_in_float64_is_captured_as_it_is() -> None:
+def test_a_model_that_is_another_in_float64_is_captured_in_float64_it_is() -> None:
     """Where its dtype is read, and where autocast acts on float32 alone."""
 
     def doubled_in_float32(net: Net, h: Tensor) -> Tensor:

@@ -46,19 +46,39 @@ class Masked(nn.Module):
         return logits + self.penalty.view(-1, *[1] * (logits.dim() - 2))
 
 
+class InOneDtype(nn.Module):
+    """A network that refuses to be run in another dtype."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.dtype = inner, dtype
+
+    def forward(self, x: Tensor, *labels: Tensor) -> Tensor:
+        assert next(self.parameters()).dtype == self.dtype
+        return self.inner(x, *labels)
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A network in a dtype, whose last level is masked with a number if there is one."""
+    """A network in a dtype, whose last level is masked with a number if there is one; only: in no other dtype."""
 
     network: str
     dtype: torch.dtype = torch.float64
     mask: float | None = None
+    only: bool = False
 
     def model(self) -> WrappedModel:
         network = NETWORKS[self.network]
         model = network.model()
         model = (model if self.mask is None else Masked(model, self.mask)).to(self.dtype)
-        return WrappedModel(model, network.shape, **network.settings())
+        return WrappedModel(
+            InOneDtype(model, self.dtype) if self.only else model, network.shape, **network.settings()
+        )
+
+    def exact(self) -> WrappedModel:
+        """What stands for the model when it is captured and compared."""
+        model = self.model()
+        return (model.replayed_in_float64() if self.only else model.in_float64()) or model
 
 
 LEAST = torch.finfo(torch.float32).min
@@ -75,6 +95,11 @@ VARIANTS = {
     "bfloat16, masked": Variant("residual added twice", torch.bfloat16, -1e9),
     "float16": Variant("dilated gated", torch.float16),
     "float16, masked": Variant("thirds", torch.float16, -6e4),
+    "only float32": Variant("rare activations", torch.float32, -1e9, only=True),
+    "only bfloat16": Variant("scaled image", torch.bfloat16, only=True),
+    "only bfloat16, masked": Variant("dilated gated", torch.bfloat16, -1e9, only=True),
+    "only float16": Variant("one-hot", torch.float16, only=True),
+    "only float16, with labels": Variant("dilated gated", torch.float16, only=True),
 }
 
 
@@ -133,6 +158,17 @@ def mutants(program: Program) -> Iterator[tuple[str, Program]]:
             yield f"%{i.out} {i.name}: {what}", replace(program, instructions=instructions)
 
 
+def mutants_of_labels(conditions: Conditions) -> Iterator[tuple[str, Conditions]]:
+    """What is computed from labels, or conditions, with another weight."""
+    for at, (slot, leaf) in enumerate(conditions._leaves.items()):
+        if leaf.is_floating_point() and leaf.numel() > 1:
+            leaves = {**conditions._leaves, slot: another(leaf, 5 * at, 1.001)}
+            yield (
+                f"a weight of shape {list(leaf.shape)}",
+                Conditions(conditions._calls, leaves, conditions._given),
+            )
+
+
 # -- the tests
 
 
@@ -145,8 +181,7 @@ def probabilities(program: Program, conditions: Conditions, model: WrappedModel)
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_mutant_that_moves_a_probability_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = VARIANTS[name].model()
-    exact = model.in_float64() or model
+    exact = VARIANTS[name].exact()
     program, conditions = recorded(exact, simplified, None)
     check_program(program, conditions, exact)
     known = [exact.parameters(*example) for example in exact.examples_to_check()]
@@ -155,18 +190,23 @@ def test_every_mutant_that_moves_a_probability_is_found(name: str, monkeypatch: 
     )  # run once, for speed
     expected, moved, missed = probabilities(program, conditions, exact), 0, []
     found = list(mutants(program))
-    for what, mutant in found[:: max(1, len(found) // MOST)]:
-        if not (probabilities(mutant, conditions, exact) - expected).abs().max() <= MOVED:
+    tried = [(what, mutant, conditions) for what, mutant in found[:: max(1, len(found) // MOST)]]
+    tried += [(what, program, mutant) for what, mutant in mutants_of_labels(conditions)]
+    for what, mutant, its_conditions in tried:
+        if not (probabilities(mutant, its_conditions, exact) - expected).abs().max() <= MOVED:
             moved += 1
             try:
-                check_program(mutant, conditions, exact)
+                check_program(mutant, its_conditions, exact)
                 missed.append(what)
             except CaptureMismatch:
                 pass
     assert moved > 15 and not missed
 
 
-@pytest.mark.parametrize("name", ["masked", "float32, masked", "bfloat16, masked", "float16"])
+@pytest.mark.parametrize(
+    "name",
+    ["masked", "float32, masked", "bfloat16, masked", "float16", "only float16", "only bfloat16, masked"],
+)
 def test_a_mutant_is_not_let_through_by_the_model_s_own_dtype(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
