@@ -158,6 +158,11 @@ class Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True  # to refuse them
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To keep its compiler off the method below, PyTorch would import it, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):

@@ -156,10 +156,22 @@ class _Forward:
             x if x is None else recorder.input(x, of) for x, of in zip(given, (LABELS, CONDITION), strict=True)
         )
         with torch.no_grad(), module_paths(model, recorder.path), Reads(recorder), recorder:
-            output = given.call(model, images)
+            output = _called(model, images, given)
             self.head = resolved(head, output, shape)
             self.parameters = self.head.arranged(output, shape[1])
         self.recording.outputs = recorder.view(output), recorder.view(self.parameters)
+
+
+def _called(model: nn.Module, images: Tensor, given: Given) -> Any:
+    try:
+        return given.call(model, images)
+    except ModelFailed as failed:
+        if type(failed.__cause__).__module__ == "torch._dynamo.exc":
+            raise Unsupported(
+                "the model compiles a part of itself when it is called, as torch.cond and torch.while_loop do: call "
+                "the functions themselves"
+            ) from failed
+        raise
 
 
 class _Slot:

@@ -39,11 +39,6 @@ class WeightRecorder(Recorder):
         view = self.input(flat(tensor.detach()), WEIGHTS)
         self.recording.leaves[view.slot].name = name
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would wrap the method below, which costs more than it takes; no model runs here."""
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
             return func(*args, **(kwargs or {}))

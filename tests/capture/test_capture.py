@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "control flow of tensors": (
         lambda net, h, x: torch.cond(torch.tensor(True), torch.sin, torch.cos, (h,)),
-        "cond",
+        "compiles a part of itself when it is called, as torch.cond|model: cond: it takes functions",
     ),
     "a loop over the images": (
         lambda net, h, x: torch.stack([image * 2 for image in h]),
