@@ -131,7 +131,7 @@ def recorded(
     program, conditions, parameters = model.captured(*model.example())
     check_finite(parameters, model.head)
     show("capture", program, watch)
-    model.explore_labels(conditions, condition_operands(program.instructions))
+    model.explore(conditions, condition_operands(program.instructions))
     with model.weights:
         return prepared(program), conditions
 

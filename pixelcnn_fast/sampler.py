@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -132,7 +133,7 @@ class Sampler:
     def program(self) -> ProgramListing:
         """What was captured, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
         if self._observed is not None:
-            raise RuntimeError(f"there is no program: {self._why_no_program()}")
+            raise RuntimeError(f"there is no program: {self._why_no_program}")
         return self._compiled.listing
 
     # -- what a user calls
@@ -322,7 +323,7 @@ class Sampler:
     def _build(self, name: RuntimeName) -> Runtime:
         if self._observed is not None:
             if name != "reference":
-                raise RuntimeError(f"runtime {name!r} is not available: {self._why_no_program()}")
+                raise RuntimeError(f"runtime {name!r} is not available: {self._why_no_program}")
             return ReferenceRuntime(self._model, self._observed.draws)
         program, conditions = self._compiled.program, self._compiled.conditions
         head, precision = self.head, self._compiled.precision
@@ -337,6 +338,7 @@ class Sampler:
         _check_not_narrowed(precision)
         return ReferenceRuntime(self._model, draws=len(program.outputs))
 
+    @cached_property
     def _why_no_program(self) -> str:
         try:
             compiled(self._model)

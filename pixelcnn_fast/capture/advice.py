@@ -120,7 +120,7 @@ REFUSED = [
     Refused(
         "to(x,half)",
         "It rounds features to a dtype of lower precision than the model's own.",
-        "Leave the conversion out, or convert the whole model.",
+        "Leave the conversion, or `autocast`, out; convert the whole model instead.",
     ),
     Refused(
         "embedding(max_norm=1)",

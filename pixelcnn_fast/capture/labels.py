@@ -1,4 +1,4 @@
-"""Which labels a model takes, whether it says so or not."""
+"""Which labels, or codes of a condition, a model takes, whether it says so or not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ CHECKED = 64  # labels among which those of examples are, if the model does not 
 
 
 class Labels:
-    """The labels of a model: 0...K-1. K is the model's ``n_classes``, or it is found by trying labels.
+    """The labels of a model, or the integers of its condition: 0...K-1. K is said by the model, or found by trying.
 
-    classes: K, or None while it is not known. accepted: labels below it are known to be taken.
+    classes: K, or None while it is not known. accepted: labels below it are known to be taken. name: what they are,
+    for messages. highest: the label up to which K is looked for.
     """
 
-    def __init__(self, classes: int | None) -> None:
-        self.classes = classes
+    def __init__(self, classes: int | None, name: str = "labels", highest: int = HIGHEST) -> None:
+        self.classes, self._name, self._highest = classes, name, highest
         self.accepted = classes or 2
 
     def examples(self, first: int, n: int, device: torch.device) -> Tensor:
@@ -28,8 +29,8 @@ class Labels:
     def explore(self, takes: Callable[[int], bool]) -> None:
         """Tries labels beyond 0 and 1. takes: says whether the model takes a label."""
         if self.classes is None and takes(self.accepted - 1):
-            self.classes = first_refused(takes, self.accepted, HIGHEST)
-            self.accepted = self.classes or max(self.accepted, CHECKED)
+            self.classes = first_refused(takes, self.accepted, self._highest)
+            self.accepted = self.classes or max(self.accepted, min(CHECKED, self._highest + 1))
 
     def restrict(self, takes: Callable[[int], bool]) -> None:
         """As ``explore``, by a stricter judge of labels that are thought to be taken."""
@@ -43,11 +44,11 @@ class Labels:
             if low >= 0 and takes(high):
                 self.accepted = high + 1
             else:
-                self.classes = first_refused(takes, self.accepted, max(high, HIGHEST))
+                self.classes = first_refused(takes, self.accepted, max(high, self._highest))
         if low >= 0 and (self.classes is None or high < self.classes):
             return None
         expected = "0 or more" if self.classes is None else f"0...{self.classes - 1}"
-        return f"labels span {low}...{high}, expected {expected}"
+        return f"{self._name} span {low}...{high}, expected {expected}"
 
 
 def first_refused(takes: Callable[[int], bool], taken: int, most: int) -> int | None:

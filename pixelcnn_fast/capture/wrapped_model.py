@@ -11,9 +11,10 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.labels import Labels, first_refused
+from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
@@ -30,7 +31,6 @@ from pixelcnn_fast.image_forms import (
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given, arguments_of
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
-MOST_CODES = 256  # up to which it is tried how large the integers of a condition may be
 CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
 
 
@@ -100,11 +100,12 @@ class WrappedModel:
         self.conditional = _takes_labels(module, condition_shape) if conditional is None else conditional
         self.labels = Labels(getattr(module, "n_classes", None))
         self.dtype, self.device = _dtype_and_device(module)
-        self.condition_dtype, self._codes = condition_dtype, 2
+        self.condition_dtype = condition_dtype
         if condition_dtype is not None and condition_dtype != self.dtype and not _is_integral(condition_dtype):
             raise ValueError(
                 f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
             )
+        self.codes: Labels | None = None  # of a condition of integers
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self._runs_in = self.dtype  # which the module's code may name, and the module's
@@ -154,9 +155,9 @@ class WrappedModel:
     def _example_condition(self, n: int, generator: torch.Generator) -> Tensor | None:
         if self.condition_shape is None:
             return None
-        if self.condition_dtype is None or self.condition_dtype.is_floating_point:
+        if self.codes is None:
             return torch.randn(n, *self.condition_shape, generator=generator).to(self.device, self._own_dtype)
-        codes = torch.randint(self._codes, (n, *self.condition_shape), generator=generator)
+        codes = torch.randint(self.codes.accepted, (n, *self.condition_shape), generator=generator)
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Given]]:
@@ -232,46 +233,55 @@ class WrappedModel:
     # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
 
     def settle_condition(self) -> None:
-        """Finds out whether the condition is of integers, if the user does not say, and how large they may be."""
+        """Finds out whether the condition is of integers, if the user does not say."""
         if self.condition_shape is None:
             return
-        module = self.module
-        if not self._is_borrowed:
-            self.module = copy.deepcopy(module)  # what its first forward keeps must not come from a trial
-        try:
-            self._settle_condition()
-        finally:
-            self.module = module
-
-    def _settle_condition(self) -> None:
         if self.condition_dtype is None:
             self.condition_dtype = self.dtype
-            try:
-                self.run(*self.example())
-                return
-            except ModelFailed as failed:
-                self.condition_dtype = torch.long
-                if not self._takes(*self.example()):
-                    self.condition_dtype = self.dtype
-                    raise failed from None
-        if self.device.type == "cpu" and self.condition_dtype not in (self.dtype, torch.bool):
-            most = min(MOST_CODES, torch.iinfo(self.condition_dtype).max)
-            self._codes = first_refused(self._takes_code, self._codes, most) or most
+            if (failed := self._failure()) is not None:
+                self._takes_codes(torch.long)
+                if self._failure() is not None:
+                    raise failed
+        elif not self.condition_dtype.is_floating_point:
+            self._takes_codes(self.condition_dtype)
 
-    def explore_labels(self, conditions: Conditions, operands: Sequence[ConditionOperand]) -> None:
-        """Finds out, from the captured conditions and then from the model, which labels it takes."""
-        if not self.conditional or self.n_classes is not None or self.device.type != "cpu":
+    def _takes_codes(self, dtype: torch.dtype) -> None:
+        self.condition_dtype = dtype
+        most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+        self.codes = Labels(None, "the integers of the condition", min(HIGHEST, most))
+
+    def _failure(self) -> ModelFailed | None:
+        """Why the model can't be run, if it can't. What its first forward keeps must not come from a trial."""
+        module = self.module
+        if not self._is_borrowed:
+            self.module = copy.deepcopy(module)
+        try:
+            self.run(*self.example())
+        except ModelFailed as failed:
+            return failed
+        finally:
+            self.module = module
+        return None
+
+    def explore(self, conditions: Conditions, operands: Sequence[ConditionOperand]) -> None:
+        """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
+        if self.device.type != "cpu":
             return
+        for labels, example, takes in (
+            (self.labels if self.conditional else None, self._with_label, self._takes_label),
+            (self.codes, self._with_code, self._takes_code),
+        ):
+            if labels is not None and labels.classes is None:
 
-        def taken_there(label: int) -> bool:
-            try:
-                conditions(operands, self._with_label(label)[1], 1)
-            except ModelFailed:
-                return False
-            return True
+                def taken_there(label: int, example: Any = example) -> bool:
+                    try:
+                        conditions(operands, example(label)[1], 1)
+                    except ModelFailed:
+                        return False
+                    return True
 
-        self.labels.explore(taken_there)
-        self.labels.restrict(self._takes_label)
+                labels.explore(taken_there)
+                labels.restrict(takes)
 
     @property
     def n_classes(self) -> int | None:
@@ -285,10 +295,13 @@ class WrappedModel:
     def _takes_label(self, label: int) -> bool:
         return self._takes(*self._with_label(label))
 
-    def _takes_code(self, code: int) -> bool:
+    def _with_code(self, code: int) -> tuple[Tensor, Given]:
         values, given = self.example(n=1)
         assert given.condition is not None
-        return self._takes(values, given._replace(condition=torch.full_like(given.condition, code)))
+        return values, given._replace(condition=torch.full_like(given.condition, code))
+
+    def _takes_code(self, code: int) -> bool:
+        return self._takes(*self._with_code(code))
 
     def _takes(self, values: Tensor, given: Given) -> bool:
         try:
@@ -348,9 +361,20 @@ class WrappedModel:
             return None
         dtype = self.condition_dtype or self.dtype
         kind = "numbers" if dtype.is_floating_point else "integers"
+        try:
+            condition = None if condition is None else torch.as_tensor(condition)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the condition is no tensor ({error}), expected {kind} {[n, *shape]}") from error
         if condition is None or tuple(condition.shape) != (n, *shape) or not _fits(condition.dtype, dtype):
             found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
             raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
+        if self.codes is not None and condition.numel():
+            takes = self._takes_code if self.device.type == "cpu" else None
+            low, high = int(condition.min()), int(condition.max())
+            if low < 0 and self.codes.classes is None and (takes is None or takes(low)):
+                low = 0  # they are numbers, which may be negative
+            if (why := self.codes.why_not(low, high, takes)) is not None:
+                raise ValueError(why)
         return condition.to(self.device, dtype)
 
     @contextmanager
@@ -374,6 +398,10 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise ValueError(
+            "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
+        )
     kinds = {(p.dtype, p.device) for p in model.parameters()}
     if not kinds:
         raise ValueError("the model has no parameters")

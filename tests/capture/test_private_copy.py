@@ -279,3 +279,8 @@ def test_a_scripted_module_is_followed_or_refused_by_name(wrap, name) -> None:
         assert f"{name} is a torch.jit.ScriptModule" in str(error)
         return
     assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))
+
+
+def test_lazy_layers_are_asked_to_be_made_first() -> None:
+    with pytest.raises(ValueError, match="lazy layers.*call the model once"):
+        Sampler(nn.Sequential(nn.LazyConv2d(LEVELS, 1)), SHAPE)
