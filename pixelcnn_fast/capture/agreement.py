@@ -102,12 +102,9 @@ class _Agreement:
         if isinstance(a, View) and isinstance(b, View):
             if a.slot != b.slot or a.dtype != b.dtype or len(a.size) != len(b.size):
                 raise Unsupported("different tensors")
-            sizes = (
-                self.merged(a.size, b.size),
-                self.merged(a.stride, b.stride),
-                self.merged(a.offset, b.offset),
-            )
-            return View(a.slot, *sizes, a.dtype)
+            size, stride = self.merged(a.size, b.size), self.merged(a.stride, b.stride)
+            offset = a.offset if a.offset == b.offset else self.following(a.offset, b.offset)
+            return View(a.slot, size, stride, offset, a.dtype)
         if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
             if len(a) != len(b):
                 raise Unsupported(f"{len(a)} and {len(b)} items")
@@ -122,11 +119,17 @@ class _Agreement:
 
     def size(self, a: int, b: int) -> BatchSize:
         """An integer that was a for one batch and b for the other."""
-        times, rest = divmod(b - a, self.two.n - self.one.n)
-        plus = a - times * self.one.n
-        if rest or not (plus == 0 or (times == 1 and abs(plus) == 1)):
+        size = self.following(a, b)
+        if not (size.plus == 0 or (size.times == 1 and abs(size.plus) == 1)):
             raise Unsupported(f"{a} and {b}")
-        return BatchSize(times, plus)
+        return size
+
+    def following(self, a: Any, b: Any) -> BatchSize:
+        """As ``size``, for an offset, which may be of any image."""
+        times, rest = divmod(b - a, self.two.n - self.one.n)
+        if rest:
+            raise Unsupported(f"{a} and {b}")
+        return BatchSize(times, a - times * self.one.n)
 
 
 def _check_alike(a: Leaf, b: Leaf) -> None:

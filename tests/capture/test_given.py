@@ -305,3 +305,38 @@ def test_what_changes_something_is_not(dtype):
         sampler(Labelled(TEN["an embedding"]).to(dtype))
         body = lambda net, y, c: everywhere(net.embedding(y)) + net.map(c)  # noqa: E731
         sampler(Both(body).to(dtype), condition_shape=(2, 4, 5))
+
+
+# -- what computes with a condition may be any network
+
+ENCODERS: dict[str, tuple[nn.Module, Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
+    "GRU": (nn.GRU(3, 6, batch_first=True), lambda net, c: net(c)[1][-1], (4, 3)),
+    "LSTM": (nn.LSTM(3, 6, 2, bidirectional=True), lambda net, c: net(c.transpose(0, 1))[0][-1, :, :6], (4, 3)),
+    "transformer": (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2),
+        lambda net, c: net(c).mean(1),
+        (4, 6),
+    ),
+    "another image": (
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.GroupNorm(2, 6), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ),
+        lambda net, c: net(c),
+        (3, 9, 9),
+    ),
+    "sorted": (nn.Linear(4, 6), lambda net, c: net(c.sort(-1)[0]), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_computes_with_a_condition_may_be_any_network(name: str) -> None:
+    class Encoded(Conditioned):
+        def __init__(self) -> None:
+            encoder, body, _ = ENCODERS[name]
+            super().__init__(lambda net, c: everywhere(body(net.encoder, c)))
+            self.encoder = encoder.double()
+
+    shape = ENCODERS[name][2]
+    built, condition = sampler(Encoded(), condition_shape=shape), torch.randn(5, *shape)
+    images = assert_all_runtimes_agree(built, condition=condition)
+    assert not torch.equal(images, assert_all_runtimes_agree(built, condition=condition.flip(0)))
