@@ -78,7 +78,8 @@ class Recording:
     """The calls of one forward, in order.
 
     images: the view that the model was given; given: likewise labels and condition, or None; leaves: by slot;
-    outputs: what the model returned, and that as parameters.
+    outputs: what the model returned, and that as parameters; constants_read: what Python read that depends on neither,
+    such as weights, and how many calls were recorded before.
     """
 
     n: int
@@ -89,6 +90,7 @@ class Recording:
     images: View | None = None
     given: tuple[View | None, ...] = ()
     outputs: tuple[View, ...] = ()
+    constants_read: list[tuple[int, View]] = field(default_factory=list)
 
     def inputs(self) -> set[int]:
         """The slots that hold what the model was given."""
@@ -222,7 +224,10 @@ class Recorder(TorchDispatchMode):
                 leaf.before = flat(leaf.held).clone()
 
     def _escaped(self, func: Any, args: tuple, depends: frozenset[str], is_yes_or_no: bool, value: Any) -> None:
-        if not depends or self._reading == CHECK:
+        if self._reading == CHECK:
+            return
+        if not depends:
+            self.recording.constants_read += [(len(self.recording.calls), view) for view in args]
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
         what = "if" if is_branch else (self._reading or "item()")
@@ -250,10 +255,11 @@ class Recorder(TorchDispatchMode):
                 f"{self.where()}: {name} of a tensor that depends on the image: what Python does with it can't be "
                 "followed; compute it with PyTorch's own calls"
             )
+        at = len(self.recording.calls)
         if depends:
-            self.recording.escapes.append(
-                Escape(len(self.recording.calls), self.where(), f"{name}()", depends, False, None)
-            )
+            self.recording.escapes.append(Escape(at, self.where(), f"{name}()", depends, False, None))
+        elif name != "data_ptr":  # which says nothing of the values
+            self.recording.constants_read.append((at, self.view(tensor)))
 
 
 def _nothing() -> None:

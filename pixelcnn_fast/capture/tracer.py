@@ -9,6 +9,7 @@ output needs its result.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -108,7 +109,7 @@ def capture(
             weights.leaf(leaf.tensor, leaf.name)
     with weights:
         trace = _Trace(recording, shape, dtype, parameter.device, levels)
-        trace.run(needed(recording.calls, (output.slot, arranged.slot)))
+        trace.run((output.slot, arranged.slot), weights.guard)
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
     program = Program(
@@ -215,7 +216,7 @@ class _Trace:
         levels: Tensor | None,
     ) -> None:
         n, channels, height, width = self.shape = shape
-        self._n = n
+        self._n, self._recording = n, recording
         self.space = AddressSpace(n, height, width)
         self.operands = Operands(recording, self.space, dtype, device)
         self.builder = Builder(self.space, self.operands, channels, levels)
@@ -246,19 +247,30 @@ class _Trace:
 
     # -- call by call
 
-    def run(self, calls: Sequence[Call]) -> None:
-        for call in calls:
-            slots = {view.slot for view in call.inputs} | call.written
-            if not slots.isdisjoint(self._slots) or call.is_random:
-                self._lower(call)
-                continue
-            try:
-                self.operands.run(call)
-            except Unsupported:
-                raise
-            except Exception as error:  # such as a tensor that was resized
-                what = f"it can't be run again ({type(error).__name__}: {error}): make a new tensor instead"
-                raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
+    def run(self, outputs: Sequence[int], on_read: Callable[[Tensor], None]) -> None:
+        """outputs: the slots that are needed; on_read: told of each constant that Python read, when it did."""
+        recording, reads = self._recording, defaultdict(list)
+        for at, view in recording.constants_read:
+            reads[at].append(view)
+        wanted = set(needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)]))
+        for at, call in enumerate([*recording.calls, None]):
+            for view in reads[at]:
+                on_read(self.operands.memory.tensor(view))
+            if call in wanted:
+                self._run(call)
+
+    def _run(self, call: Call) -> None:
+        slots = {view.slot for view in call.inputs} | call.written
+        if not slots.isdisjoint(self._slots) or call.is_random:
+            self._lower(call)
+            return
+        try:
+            self.operands.run(call)
+        except Unsupported:
+            raise
+        except Exception as error:  # such as a tensor that was resized
+            what = f"it can't be run again ({type(error).__name__}: {error}): make a new tensor instead"
+            raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
 
     def _lower(self, call: Call) -> None:
         self.builder.where = call.where

@@ -59,6 +59,12 @@ class WeightRecorder(Recorder):
                 return True
         return False
 
+    def guard(self, tensor: Tensor) -> None:
+        """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
+        if self.depends_on(tensor):
+            kept = tensor.clone()
+            self._guards.append((self.view(kept), kept))
+
     @torch.no_grad()
     def again(self, tensors: Sequence[Tensor], weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """The tensors, evaluated from other weights; None if a guard does not hold.

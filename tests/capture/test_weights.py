@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled
 from pixelcnn_fast.program.program import FromLevels
 from tests.system.foreign import NETWORKS
-from tests.system.networks import pixelcnn
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
 
 def weights_of(program: Compiled) -> list[Tensor]:
@@ -81,3 +82,47 @@ def test_a_weight_that_is_zero_no_longer_is_found() -> None:
     with torch.no_grad():
         model.conv_in.weight[0, 0, 0, 0] = 1
     assert first.weights.again(weights_of(first), named(model)) is None
+
+
+class Reading(nn.Module):
+    """Python reads something off its weights."""
+
+    gain: Tensor
+
+    def __init__(self, read: Callable[[Reading], float]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in, self.conv_out = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
+        self.register_buffer("gain", torch.tensor(3))
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(torch.relu(self.read(self) * self.conv_in(x.to(self.conv_in.weight.dtype))))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda net: net.conv_in.bias.max().item(),
+        lambda net: float(net.conv_in.weight.detach().numpy()[0, 0, 0, 0]),
+        lambda net: net.conv_in.bias.tolist()[1],
+        lambda net: 2.0 if net.conv_in.bias[0] > 0.1 else 3.0,
+        lambda net: 2.0 if torch.equal(net.conv_in.bias, net.conv_in.bias.clamp(max=0.2)) else 3.0,
+        lambda net: int(net.gain),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_weights_that_python_has_read_must_stay(read: Callable[[Reading], float], dtype: torch.dtype) -> None:
+    model = Reading(read).to(dtype)
+    first = compiled(WrappedModel(model, (1, 4, 5), levels=5))
+    same = copy.deepcopy(model)
+    with torch.no_grad():
+        same.conv_out.weight.add_(1)
+    again = first.weights.again(weights_of(first), named(same))
+    expected = weights_of(compiled(WrappedModel(same, (1, 4, 5), levels=5)))
+    assert again is not None and all(map(torch.equal, again, expected))
+    with torch.no_grad():
+        same.conv_in.get_parameter("bias").copy_(torch.linspace(0, 1, 6))
+        same.conv_in.weight.add_(1)
+        same.gain.add_(1)
+    assert first.weights.again(weights_of(first), named(same)) is None
