@@ -28,6 +28,7 @@ from pixelcnn_fast.runtimes import Precision
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
+MOST_SETTLED = 64  # images that are compared at once, on what a user gives besides them
 ENOUGH = 10_000  # parameters in one image, to see from it how much a dtype rounds
 EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
 
@@ -36,7 +37,8 @@ EXACT = 1e-9  # how far a program's distributions may be from the model's if bot
 class Compiled:
     """A model as the runtimes take it.
 
-    conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``.
+    conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``; whole:
+    the program before it was split into phases, if labels and conditions are to be settled.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
     weights: what evaluates the program's weights again from the model's parameters and buffers.
     """
@@ -46,6 +48,7 @@ class Compiled:
     normalised: bool
     precision: Precision
     weights: WeightRecorder
+    whole: Program | None
 
     @property
     def listing(self) -> ProgramListing:
@@ -66,11 +69,11 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
         return simplified(program, watch)
 
     program, conditions = captured(model, prepared, watch)
-    warn_of_what_changes_nothing(model)
     stored = stored_dtype(program, precision)
     with model.weights:
         result = phased(program, stored, watch)
-    return Compiled(result, conditions, program.normalised, precision, model.weights)
+    whole = program if conditions.unsettled else None
+    return Compiled(result, conditions, program.normalised, precision, model.weights, whole)
 
 
 def captured(
@@ -136,22 +139,40 @@ def recorded(
         return prepared(program), conditions
 
 
+def settle(found: Compiled, model: WrappedModel, given: Given) -> None:
+    """Compares program and model on what a user gives besides images, if Python reads numbers off it.
+
+    Raises Unsupported if they differ.
+    """
+    if found.whole is None:
+        return
+    exact = in_dtype(on_cpu(found.whole), torch.float64)
+    for start in range(0, given.images, MOST_SETTLED):
+        part = given.part(slice(start, start + MOST_SETTLED))
+        examples = [(model.example(5, part.images)[0], part)]
+        try:
+            computed = on_examples(exact, found.conditions, examples)
+            check_rounded(found.whole, found.conditions, model, computed, examples)
+        except CaptureMismatch as error:
+            raise Unsupported(
+                f"for what was given besides images, the model does something else than when it was captured. Python "
+                f"took {found.conditions.unsettled[-1]}: compute with the tensor itself (torch.where in place of an "
+                "if), or use Sampler(..., runtime='reference'), which runs the model itself"
+            ) from error
+
+
 def warn_of_what_changes_nothing(model: WrappedModel) -> None:
     """Warns if the model gives the same distributions for different labels or conditions."""
     for name, values, given in model.examples_that_differ():
         with model.in_use(), eagerly:
             parameters = model.parameters(values, given).cpu()
-        least = 4 * rounding_unit(model) + slack(parameters, model, 4)
-        if bool(
-            (
-                model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0]) <= least
-            ).all()
-        ):
+        moved = model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0])
+        if bool((moved <= 4 * rounding_unit(model) + slack(parameters, model, 4)).all()):
             warnings.warn(
                 f"the {name} change{'s' if name == 'condition' else ''} nothing in the model's output: for the same "
                 f"image, {len(values)} of them gave the same distributions. Does the model's forward do anything with "
                 f"the {name}, and are the weights loaded?",
-                stacklevel=5,
+                stacklevel=4,
             )
 
 

@@ -20,6 +20,7 @@ from pixelcnn_fast.program.conditions import Given
 
 PAIRS = 5  # of images; see _Pairs
 CUTS_AT_ONCE = 4
+MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
 BLOCK = 4  # strides up to this one have all their phases in the block that is tested
 # How far a distribution may move: the total variation of levels, or the relative change of a log-density.
@@ -62,7 +63,9 @@ def observed(model: WrappedModel) -> Observed:
             )
         check_finite(parameters, model.head)
         _check_logits(parameters, model.head)
-        draws = _draws(_most_exact(model))
+        exact = _most_exact(model)
+        _check_given(exact)
+        draws = _draws(exact)
     return Observed(draws, parameters.shape[4], parameters.dtype, parameters[0].numel() * parameters.itemsize)
 
 
@@ -94,6 +97,26 @@ def _most_exact(model: WrappedModel) -> WrappedModel:
     except Exception:  # whatever a model raises that is written for one dtype
         return model
     return exact
+
+
+def _check_given(model: WrappedModel) -> None:
+    """Raises Unsupported unless labels and conditions count for their own image alone."""
+    n = max(4, min(MOST_GIVEN, model.labels.accepted))
+    values, given = model.example(6, n)
+    if given.images:
+        order = torch.tensor([*range(n - 1, -1, -1), 0, 0], device=values.device)
+        each = [model.parameters(values[i : i + 1], given.part(slice(i, i + 1))) for i in range(n)]
+        _check_same(model, torch.cat(each)[order], model.parameters(values[order], given.part(order)))
+
+
+def _check_same(model: WrappedModel, alone: Tensor, among_others: Tensor) -> None:
+    """Raises Unsupported unless images have the distributions that they have in a smaller batch."""
+    moved = model.head.distance(alone.cpu(), among_others.cpu(), model.shape[0])
+    if not bool((moved <= max(TOLERANCE[model.dtype], TOLERANCE[torch.float32])).all()):
+        raise Unsupported(
+            "cannot sample from this model: its output for an image is not always the same; it depends on the other "
+            "images of the batch, or on chance"
+        )
 
 
 def _draws(model: WrappedModel) -> int:
@@ -153,7 +176,7 @@ class _Pairs:
             part = cuts[start : start + CUTS_AT_ONCE]
             images = torch.cat([self._images, *(self._cut(cut) for cut in part)])
             before, *after = self._outputs(images, torch.arange(PAIRS).repeat(1 + len(part))).split(PAIRS)
-            self._check_alone(before)
+            _check_same(self._model, self._alone, before)
             for cut, seen in zip(part, after, strict=True):
                 rows = cut // (channels * width) + 1  # those below may see all that was changed
                 moved = self._distance(before[:, :, :rows], seen[:, :, :rows])
@@ -193,15 +216,6 @@ class _Pairs:
 
     def _distance(self, before: Tensor, after: Tensor) -> Tensor:
         return self._head.distance(after, before, self._model.shape[0])
-
-    def _check_alone(self, among_others: Tensor) -> None:
-        """Raises Unsupported unless the unchanged images have the distributions that they have in a smaller batch."""
-        moved = self._distance(self._alone, among_others)
-        if not bool((moved <= max(self._tolerance, TOLERANCE[torch.float32])).all()):
-            raise Unsupported(
-                "cannot sample from this model: its output for an image is not always the same; it depends on the "
-                "other images of the batch, or on chance"
-            )
 
     def _refuse(self, cut: int, moved: Tensor) -> NoReturn:
         """moved: [PAIRS, D, rows, W], how far each output moved that must not."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
-from pixelcnn_fast.compiler import compiled
+from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
 from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
@@ -117,6 +118,7 @@ class Sampler:
             except Unsupported as error:
                 error.args = (f"{error}; {WAY_OUT}",)
                 raise
+        warn_of_what_changes_nothing(self._model)
         self.runtime("auto")
 
     @property
@@ -386,6 +388,9 @@ class Sampler:
         uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
         noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
         engine = self.runtime(settings.runtime)
+        if self._observed is None and not isinstance(engine, ReferenceRuntime):
+            with self._model.in_use(), eagerly:
+                settle(self._compiled, self._model, given)
         size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
         with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:

@@ -303,6 +303,29 @@ def test_an_output_that_depends_on_the_batch_or_on_chance_is_refused() -> None:
             Sampler(Changed(base(shape), leak), shape, runtime="reference")
 
 
+@pytest.mark.parametrize(
+    "among",
+    [
+        lambda e, y: e - e.mean(0),
+        lambda e, y: e.roll(1, 0),
+        lambda e, y: e * (1 + (y == 7).any()),
+        lambda e, y: e.cumsum(0),
+    ],
+)
+def test_labels_that_count_for_other_images_are_refused(among: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.embedding = base((1, 4, 5)), nn.Embedding(10, 1)
+            self.n_classes, self.levels = 10, LEVELS
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.net(x) * (2 + among(self.embedding(y), y).view(-1, 1, 1, 1, 1))
+
+    with pytest.raises(Unsupported, match="other images of the batch"):
+        Sampler(Labelled().double(), (1, 4, 5), runtime="reference")
+
+
 def test_outputs_that_are_not_finite_are_refused() -> None:
     shape = (1, 4, 5)
     always = Changed(base(shape), only_at(0, 0, (0, 0)), float("nan"))

@@ -15,6 +15,7 @@ from pixelcnn_fast.program.program import ConditionOperand
 
 MOST_LABELS = 256  # that are tried, one by one
 MOST_TOGETHER = 32  # of them in one batch
+MANY = 8  # images of one kind in a batch
 SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
 
 
@@ -29,9 +30,11 @@ def check_conditions(
     """Raises Unsupported if what is computed from labels or conditions depends on other images, or if they decide it.
 
     given: an example, for two images; classes: how many labels there are, if it is known; record_again: runs the model
-    on labels and conditions for three images, and raises Unsupported if it does something else.
+    on labels and conditions for three images, and raises Unsupported if it does something else. What can't be tried
+    for all of them is left in ``conditions.unsettled``.
     """
     labels = list(_labels(conditions, operands, given, classes))
+    all_tried = classes is not None and labels == list(range(classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
         if IMAGE in escape.of:
@@ -45,6 +48,8 @@ def check_conditions(
                         f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, "
                         "one_hot, torch.where) in place of the if"
                     )
+        if not (escape.is_branch and all_tried):
+            conditions.unsettled.append(str(escape))
     if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
         # What Python does with a number can't be seen, but what comes of it can.
         for other in _one_by_one(given, labels):
@@ -52,20 +57,32 @@ def check_conditions(
 
 
 def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperand], given: Given) -> None:
+    """Every image alone, many of it, and all of them in several orders, some of them more than once."""
     n = given.images
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        torch.arange(n),
+        torch.randperm(n, generator=generator),
+        torch.randint(n, (n,), generator=generator),
+    ]
+    batches += [torch.full((MANY,), image) for image in range(n)]
     try:
-        together = conditions(operands, given, n)
+        alone = [conditions(operands, given.part(torch.tensor([image, image])), 2) for image in range(n)]
+        for batch in batches:
+            together = conditions(operands, given.part(batch), len(batch))
+            for operand in operands:
+                a = together[operand].double()
+                b = torch.stack([alone[image][operand][0] for image in batch]).double()
+                if not torch.allclose(
+                    a, b, rtol=1e-4, atol=1e-6 * max(1.0, float(b.abs().max())), equal_nan=True
+                ):
+                    raise Unsupported(
+                        "cannot sample from this model: what it computes from the labels or the condition of an image "
+                        "depends on the other images of the batch (as e - e.mean(0) does): compute it for each image "
+                        "alone"
+                    )
     except ModelFailed:  # it takes no such conditions
         return
-    for image in range(n):
-        alone = conditions(operands, given.part(torch.tensor([image, image])), 2)
-        for operand in operands:
-            a, b = together[operand][image].double(), alone[operand][0].double()
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-6 * max(1.0, float(b.abs().max())), equal_nan=True):
-                raise Unsupported(
-                    "cannot sample from this model: what it computes from the labels or the condition of an image "
-                    "depends on the other images of the batch (as e - e.mean(0) does): compute it for each image alone"
-                )
 
 
 def _varied(given: Given, labels: Sequence[int]) -> Given:

@@ -230,7 +230,7 @@ class Recorder(TorchDispatchMode):
             self.recording.constants_read += [(len(self.recording.calls), view) for view in args]
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
-        what = "if" if is_branch else (self._reading or "item()")
+        what = "a branch" if is_branch else (self._reading or "item()")
         call = Call(func.name(), args, {}, (None,), self.where())
         self.recording.escapes.append(
             Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)

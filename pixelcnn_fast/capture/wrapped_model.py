@@ -31,6 +31,7 @@ from pixelcnn_fast.image_forms import (
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given, arguments_of
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
+MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter
 CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
 
 
@@ -162,7 +163,7 @@ class WrappedModel:
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Given]]:
         """For labels and condition, if the model takes them: its name, and the same image with several of them."""
-        n = max(2, min(4, self.labels.accepted))
+        n = max(2, min(MOST_DIFFERENT, self.labels.accepted))
         values, given = self.example(n=n)
         first = Given(*(x if x is None else x[:1].expand_as(x) for x in given))
         same = values[:1].expand_as(values)

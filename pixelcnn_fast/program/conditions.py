@@ -82,7 +82,10 @@ EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that 
 
 
 class Conditions:
-    """The recorded calls on labels and conditions. Operands read slots of theirs."""
+    """The recorded calls on labels and conditions. Operands read slots of theirs.
+
+    unsettled: what Python read off labels or conditions, and might decide otherwise for others than were tried.
+    """
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Conditions:
     ) -> None:
         """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
+        self.unsettled: list[str] = []
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
     @torch.no_grad()

@@ -61,6 +61,8 @@ LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "NumPy": (lambda e, y: e * 2 if (y.numpy() == 7).all() else e, "Python took numpy"),
     "a size": (lambda e, y: e * 2 if len((y == 7).nonzero()) else e, "Python took the size"),
     "a masked part": (masked, "size of its result depends on the labels"),
+    "their order": (lambda e, y: e.gather(0, y.argsort()[:, None].expand_as(e)), "other images of the batch"),
+    "how many": (lambda e, y: e * (1 + ((y == 7).sum() > 2)), "other images of the batch"),
     "distinct ones": (
         lambda e, y: e[y.unique(return_inverse=True)[1]],
         "size of its result depends on the labels",
@@ -89,6 +91,60 @@ def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor]) -> None:
     naive = sampler.sample(CLASSES, labels, noise=u, runtime="reference")
     for size in (1, 10):
         assert torch.equal(sampler.sample(CLASSES, labels, noise=u, batch_size=size), naive)
+
+
+MANY = 1000  # labels, more than are tried one by one
+OF_MANY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a branch": lambda e, y: e * 5 if (y == 778).any() else e,
+    "item()": lambda e, y: e * 5 if y[0].item() == 778 else e,
+    "NumPy": lambda e, y: e * 5 if (y.numpy() == 778).all() else e,
+}
+
+
+@pytest.mark.parametrize("n_classes", [MANY, None])
+@pytest.mark.parametrize("name", OF_MANY)
+def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes: int | None) -> None:
+    """What the model does with them is compared when they are given."""
+
+    class OfMany(OfLabels):
+        def __init__(self) -> None:
+            super().__init__(OF_MANY[name], n_classes)
+            self.embedding = nn.Embedding(MANY, LEVELS).double()
+
+    sampler, labels = Sampler(OfMany(), SHAPE, image_form="unit", conditional=True), torch.full((8,), 777)
+    u = torch.rand(8, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(8, labels, noise=u, runtime="reference")
+    assert torch.equal(sampler.sample(8, labels, noise=u), naive)
+    with pytest.raises(
+        Unsupported, match="Python took (a branch|item|numpy).* of a tensor that depends on the labels"
+    ):
+        sampler.sample(8, labels + 1)
+    with pytest.raises(Unsupported, match="does something else than when it was captured"):
+        sampler.logits(torch.zeros(8, *SHAPE, dtype=torch.long), labels + 1, runtime="eager")
+    assert sampler.sample(8, labels + 1, runtime="reference").shape == (8, *SHAPE)
+
+
+DECIDED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    "one-hot": (
+        lambda c: c * 5 if c[:, 2].sum().item() == len(c) else c,
+        F.one_hot(torch.full((8,), 2), LEVELS).double(),
+    ),
+    "a scale": (
+        lambda c: 4 * c / max(1e4, c.abs().max().item()),
+        1e4 * torch.arange(8.0 * LEVELS).view(8, LEVELS),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_conditions_that_were_not_tried_must_not_decide_either(name: str) -> None:
+    body, decides = DECIDED[name]
+    sampler = Sampler(OfCondition(body), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+    condition, u = torch.randn(8, LEVELS), torch.rand(8, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(8, noise=u, condition=condition, runtime="reference")
+    assert torch.equal(sampler.sample(8, noise=u, condition=condition), naive)
+    with pytest.raises(Unsupported, match="Python took item"):
+        sampler.sample(8, condition=decides)
 
 
 CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {

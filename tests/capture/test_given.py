@@ -282,9 +282,11 @@ class Swallows(Net):
         return self.logits(x, labels)
 
 
-def test_labels_that_change_nothing_are_a_warning():
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_labels_that_change_nothing_are_a_warning(runtime):
     with pytest.warns(UserWarning, match="^the labels change nothing in the model's output") as caught:
-        sampler(Swallows(lambda net, y: 0 if y is None else net.embedding(y)), conditional=True)
+        swallows = Swallows(lambda net, y: 0 if y is None else net.embedding(y))
+        sampler(swallows, conditional=True, runtime=runtime)
     assert [warning.filename for warning in caught] == [__file__]
     untrained = Labelled(TEN["an embedding"])
     nn.init.zeros_(untrained.embedding.weight)
@@ -303,6 +305,9 @@ def test_what_changes_something_is_not(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampler(Labelled(TEN["an embedding"]).to(dtype))
+        only_the_last = Labelled(lambda net, y: everywhere(10 * (y == 9)[:, None] * net.embedding.weight[:1]))
+        only_the_last.n_classes = 10
+        sampler(only_the_last.to(dtype))
         body = lambda net, y, c: everywhere(net.embedding(y)) + net.map(c)  # noqa: E731
         sampler(Both(body).to(dtype), condition_shape=(2, 4, 5))
 
