@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
 from pixelcnn_fast.compiler import captured
-from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
+from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported
 from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.fields import output_field
@@ -215,21 +215,25 @@ class _AllOfAPixel(OfLevels):
 
 def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Program:
     """The model's program where its output fits no head, or several. Raises UnknownLayout where that matters."""
+    reason: PixelCNNFastError = unknown
     for row_axis in (
         2,
         1,
         3,
-    ):  # of [N, channels, H, W] or [N, C, H, W, L]; of [N, H, W, channels]; of [N, a, b, H, W]
+    ):  # of [N, channels, H, W] or [N, C, H, W, L]; [N, H, W, channels]; [N, a, b, H, W]
         model.head = _AllOfAPixel(model.levels or 2, row_axis)
         try:
             program, _ = captured(model)
-        except (UnknownLayout, Unsupported):
+        except UnknownLayout:
             continue
-        _, height, width = program.shape
-        if not bool(output_field(program)[:, :, height - 1, width - 1].any()):
+        except Unsupported as error:
+            reason = error
+            continue
+        channels, height, width = program.shape
+        if channels == 1 or not bool(output_field(program)[:, :, height - 1, width - 1].any()):
             return program
         raise UnknownLayout(
             f"{unknown}\nThe output sees its own pixel, so it must be known which channel of the image each part of it "
             "is for: pass head="
         )
-    raise unknown
+    raise reason

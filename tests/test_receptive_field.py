@@ -218,6 +218,24 @@ def test_where_channels_are_ordered_the_head_is_asked_for():
         check_causal(model, (3, 5, 5), head=Categorical(256, "N,C,H,W,L"))
 
 
+def test_of_one_channel_an_output_that_sees_its_own_pixel_leaks_whatever_the_head():
+    model = Outputs(1, 10, lambda x: x)
+    model.conv.mask[0, 0, 1, 1] = 1
+    with pytest.raises(NotCausal, match=r"conv: kernel tap \(\+0, \+0\)"):
+        check_causal(model, (1, 5, 7))
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_without_a_head_too_the_reason_is_why_the_model_can_t_be_captured(name):
+    class Unread(Shifted):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).flatten(1, -3).repeat(1, 3, 1, 1)
+
+    with pytest.raises((CaptureMismatch, Unsupported)):
+        check_causal(Unread(HIDDEN[name]), (1, 4, 4), image_form="levels")
+    check_causal(Unread(lambda x: x), (1, 4, 4), image_form="levels")
+
+
 def test_an_output_that_is_no_image_is_refused():
     with pytest.raises(UnknownLayout, match=r"shape \[2, 4\]"):
         receptive_field(Outputs(1, 4, lambda x: x.mean((2, 3))), (1, 5, 5))
