@@ -112,7 +112,7 @@ def captured_in_float64(
         check_exact(computed, exact, examples)
     except (ModelFailed, *reasons):
         return None
-    model.head, model.weights = exact.head, exact.weights
+    model.head, model.weights, model.branches = exact.head, exact.weights, exact.branches
     with model.weights:
         rounded = in_dtype(program, model.dtype)
     if exact.is_replay:  # the module itself is compared for the first time
@@ -292,12 +292,13 @@ def check_error(error: Tensor, allowed: Tensor, model: WrappedModel, reason: str
     if bool((error <= allowed).all()):
         return
     worst = int((error - allowed).nan_to_num(math.inf).argmax())
+    read = f" It was taken for granted that {'; '.join(model.branches)}." if model.branches else ""
     _, distribution, row, column = (int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
     raise CaptureMismatch(
         f"on random images the captured program differs from the model by up to {error.flatten()[worst].item():.3g} "
         f"({model.head.distance_name}; {allowed.flatten()[worst].item():.1g} is allowed), in distribution "
-        f"{distribution} at row {row}, column {column}. {reason}, or use Sampler(..., runtime='reference'), which runs "
-        "the model itself. If you find no such thing, please report this with the model"
+        f"{distribution} at row {row}, column {column}.{read} {reason}, or use Sampler(..., runtime='reference'), "
+        "which runs the model itself. If you find no such thing, please report this with the model"
     )
 
 

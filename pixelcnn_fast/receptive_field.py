@@ -158,11 +158,10 @@ def receptive_field(
     """
     wrapped = WrappedModel(model, shape, **arguments)
     try:
-        program, _ = captured(wrapped)
-    except UnknownLayout as unknown:
-        if arguments.get("head") is not None:
-            raise
-        program = _with_unread_output(wrapped, unknown)
+        program = _captured(wrapped, arguments.get("head") is not None)
+    except Unsupported as error:
+        error.args = (f"{error}; {WAY_OUT}",)
+        raise
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
     return ReceptiveField(wrapped.shape, seen, why_not_causal(program))
@@ -179,6 +178,20 @@ def check_causal(
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
+
+
+WAY_OUT = (
+    "Sampler(model, shape, runtime='reference') finds out by changing sub-pixels whether such a model is causal"
+)
+
+
+def _captured(model: WrappedModel, has_head: bool) -> Program:
+    try:
+        return captured(model)[0]
+    except UnknownLayout as unknown:
+        if has_head:
+            raise
+        return _with_unread_output(model, unknown)
 
 
 # -- without a head

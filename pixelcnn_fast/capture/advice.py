@@ -26,8 +26,9 @@ REFUSED = [
     Refused(
         "conv2d(stride>1) conv_transpose2d max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate "
         "grid_sample",
-        "They compute on another grid than the image's.",
-        "A program has no other grids yet.",
+        "They compute on another grid than the image's, which a program has none of yet, or are no sums.",
+        "On the image's own grid, `avg_pool2d` is a `conv2d`, and `max_pool2d` the `maximum` of maps that are shifted "
+        "by `pad` and a slice.",
     ),
     Refused(
         "conv1d conv3d",
@@ -83,9 +84,19 @@ REFUSED = [
     ),
     Refused("pow(x,y)", "The exponent depends on the image.", "Write `x ** y` as `(y * x.log()).exp()`."),
     Refused(
-        "threshold hardshrink nan_to_num copysign",
-        "They have no step.",
-        "`threshold(x, 0, 0)` is `relu(x)`; `hardshrink` jumps, and `softshrink` does not.",
+        "threshold hardshrink copysign",
+        "They jump.",
+        "`threshold(x, 0, 0)` is `relu(x)`, and in place of `hardshrink` there is `softshrink`.",
+    ),
+    Refused(
+        "nan_to_num",
+        "It has no step.",
+        "Leave it out: a model whose logits are not finite is refused when it is sampled.",
+    ),
+    Refused(
+        "mse_loss cross_entropy",
+        "Their result is one number for all images.",
+        "Return what the loss is taken of, or name it with `output=`.",
     ),
     Refused("fmax fmin", "They have no step.", "Use `maximum` and `minimum`, which differ for NaN only."),
     Refused(
@@ -130,7 +141,10 @@ REFUSED = [
 ]
 
 _INSTEAD = {name.partition("(x")[0]: refused.instead for refused in REFUSED for name in refused.names}
-GENERAL = "docs/supported_calls.md says what is supported"
+GENERAL = (
+    "Write it with the calls that docs/supported_calls.md lists; on weights, labels and conditions alone, any call is "
+    "supported"
+)
 
 
 def instead(name: str) -> str:
@@ -152,6 +166,10 @@ NAMES = {
     "_embedding_bag_forward_only": "embedding_bag",
     "embedding_renorm": "embedding(max_norm=1)",
     "rrelu_with_noise": "rrelu",
+    "mkldnn_rnn_layer": "lstm",
+    "_cudnn_rnn": "lstm",
+    "nll_loss_forward": "cross_entropy",
+    "nll_loss2d_forward": "cross_entropy",
     "native_dropout": "dropout",
     "reflection_pad2d": "pad(reflect)",
     "replication_pad2d": "pad(replicate)",

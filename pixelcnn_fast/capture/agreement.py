@@ -69,8 +69,9 @@ class _Agreement:
         if not before:
             return Unsupported(
                 message
-                + "Its forward may keep something from call to call, draw random numbers, or loop over the images of "
-                "the batch; it must be a function of its arguments, for the whole batch at once"
+                + "Its forward may keep something from call to call, draw random numbers, loop over the images of the "
+                "batch, or compute one number for all of them, as a quantile does; it must be a function of each "
+                "image, for the whole batch at once"
             )
         last = max(before, key=lambda escape: escape.at)
         advice = "compute with the tensor itself (torch.where in place of an if, indexing in place of a loop)"

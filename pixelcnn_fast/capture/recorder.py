@@ -178,7 +178,13 @@ class Recorder(TorchDispatchMode):
         depends = frozenset().union(*(self.depends_on(x) for x in tensors))
         if func._schema.is_mutable:
             self._keep_leaves(tensors)
-        out = func(*args, **kwargs)
+        moves_nothing = not func._schema.is_mutable
+        if torch.Tag.inplace_view in func.tags:  # as transpose_, but resize_ may need more memory
+            before = _memory(tensors[0])
+            out = func(*args, **kwargs)
+            moves_nothing = _memory(tensors[0]) == before
+        else:
+            out = func(*args, **kwargs)
         if func is SCALAR or func in YES_OR_NO:
             self._escaped(
                 func, recorded_args, depends, tensors[0].dtype is torch.bool or func in YES_OR_NO, out
@@ -191,8 +197,8 @@ class Recorder(TorchDispatchMode):
         found = [x for x in results if isinstance(x, Tensor)]
         self._check_dense(found)
         storages = {x.untyped_storage()._cdata for x in tensors}
-        if found and not func._schema.is_mutable and all(x.untyped_storage()._cdata in storages for x in found):
-            return out  # only views
+        if found and moves_nothing and all(x.untyped_storage()._cdata in storages for x in found):
+            return out
         views = tuple(self.view(x, depends) if isinstance(x, Tensor) else None for x in results)
         call = Call(func.name(), recorded_args, recorded_kwargs, views, self.where())
         if depends:
@@ -260,6 +266,11 @@ class Recorder(TorchDispatchMode):
             self.recording.escapes.append(Escape(at, self.where(), f"{name}()", depends, False, None))
         elif name != "data_ptr":  # which says nothing of the values
             self.recording.constants_read.append((at, self.view(tensor)))
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    storage = x.untyped_storage()
+    return storage._cdata, storage.nbytes()
 
 
 def _nothing() -> None:

@@ -67,6 +67,8 @@ class WrappedModel:
         condition_dtype: torch.dtype | None = None,
         output: Output = None,
     ) -> None:
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the model is a {type(module).__name__}, expected a torch.nn.Module")
         module = unwrapped(module)
         self.image_form, self.output = image_form, output
         self.shape = _checked_shape(shape)
@@ -113,7 +115,7 @@ class WrappedModel:
         self._replay: Replay | None = (
             None  # what takes the place of the module, if it was captured to be replayed
         )
-        self.reads_image = False  # whether Python reads numbers off the image, once that is known
+        self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
 
     def in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -182,7 +184,7 @@ class WrappedModel:
     def _extremes(self) -> Iterator[tuple[Tensor, Given]]:
         """An image of the lowest level everywhere, from which sampling starts, and one of the highest, if the model
         reads numbers off the image."""
-        if self.levels is not None and self.reads_image:
+        if self.levels is not None and self.branches:
             for level in (0, self.levels - 1):
                 values, given = self.example(4, 1)
                 yield torch.full_like(values, level), given
@@ -211,7 +213,7 @@ class WrappedModel:
             )
         if self.is_replay:
             self._replay = replay
-        self.reads_image = bool(program.branches)
+        self.branches = program.branches
         if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
             program = _with_scaled_input(program, self.levels, *interval)
         return program, conditions, output

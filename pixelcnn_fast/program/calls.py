@@ -184,6 +184,8 @@ class Memory:
     def put(self, view: View, result: Tensor) -> None:
         """Lets a slot hold a tensor, laid out as the view, which is as it was when it was recorded."""
         size, stride, offset = view.at(self.n)
+        if result.is_floating_point() and view.dtype.is_floating_point:
+            result = result.to(view.dtype)  # a call that names no dtype gives PyTorch's default
         assert result.dtype == view.dtype and result.shape == size, (
             "a recorded call gave another kind of result"
         )

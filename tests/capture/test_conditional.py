@@ -188,6 +188,11 @@ def test_what_images_must_not_decide(name: str) -> None:
         Sampler(OfImage(IMAGES[name]), SHAPE, image_form="unit")
 
 
+def test_a_mismatch_names_what_python_read() -> None:
+    with pytest.raises(CaptureMismatch, match="taken for granted that model: an if on the image is False"):
+        Sampler(OfImage(IMAGES["an empty one"]), SHAPE, image_form="unit")
+
+
 def test_a_condition_of_another_image_is_refused() -> None:
     def body(h: Tensor, e: Tensor) -> Tensor:
         both = torch.cat([h, e[:, :, None, None].expand_as(h)], 1)

@@ -121,7 +121,7 @@ def test_what_a_model_did_in_its_own_dtype_is_run_again_in_float64(dtype: torch.
     def in_its_own_dtype(net: Net, h: Tensor) -> Tensor:
         assert h.dtype == dtype
         h = nn.functional.layer_norm(h.permute(0, 2, 3, 1).float(), (6,)).permute(0, 3, 1, 2).to(h)
-        return h * torch.nn.functional.normalize(net.last.weight[0], dim=0) + torch.ones(6, 1, 1, dtype=dtype)
+        return h * torch.nn.functional.normalize(net.last.weight[0], dim=0) + torch.ones(6, 1, 1).to(h)
 
     model = wrapped(in_its_own_dtype, dtype)
     assert not in_float64(model) and replayed(model)

@@ -284,3 +284,8 @@ def test_a_scripted_module_is_followed_or_refused_by_name(wrap, name) -> None:
 def test_lazy_layers_are_asked_to_be_made_first() -> None:
     with pytest.raises(ValueError, match="lazy layers.*call the model once"):
         Sampler(nn.Sequential(nn.LazyConv2d(LEVELS, 1)), SHAPE)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="the model is a function, expected a torch.nn.Module"):
+        Sampler(lambda x: x, SHAPE)  # type: ignore[arg-type]

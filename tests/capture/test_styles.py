@@ -90,6 +90,15 @@ def filled(net: Net, x: Tensor) -> Tensor:
     return h
 
 
+def turned_in_place(net: Net, x: Tensor) -> Tensor:
+    h = net.above(x)[:, :, :-1].clone()
+    h.transpose_(1, 3)
+    h *= torch.arange(1, 1 + CHANNELS)
+    h.transpose_(1, 3).unsqueeze_(1)
+    h[:, 0, 2] = -1
+    return h.squeeze_(1)
+
+
 STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a map added after a crop": lambda net, x: net.above(x)[:, :, :-1] + net.map,
     "padded after a crop": lambda net, x: net.b(F.pad(net.above(x)[:, :, :-1], (1, 1, 1, 0))),
@@ -104,6 +113,7 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
     "padded with ones": padded_with_ones,
     "data replaced": data_replaced,
+    "axes exchanged in place": turned_in_place,
     "rows from the end and back": lambda net, x: net.above(x)[:, :, :-1].flip(2).contiguous().flip(2),
     "an integer of each level": lambda net, x: net.above((x * 4).round().long().remainder(3).to(x))[:, :, :-1],
     "clamped far": lambda net, x: F.hardtanh(net.above(x)[:, :, :-1] * 1e8),

@@ -204,6 +204,8 @@ REFUSED: dict[str, Call] = {
     "hardshrink": F.hardshrink,
     "nan_to_num": torch.nan_to_num,
     "copysign": lambda x: x.copysign(1.0),
+    "mse_loss": lambda x: F.mse_loss(x, 2 * x) + x,
+    "cross_entropy": lambda x: F.cross_entropy(x, torch.zeros(len(x), 5, 5, dtype=torch.long)) + x,
     "rrelu(x,training=True)": lambda x: F.rrelu(x, training=True),
     "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) * x,
     "rand_like": lambda x: torch.rand_like(x) + x,
