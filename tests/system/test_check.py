@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast import models
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import check_program, compiled, recorded
 from pixelcnn_fast.errors import CaptureMismatch
@@ -201,6 +202,21 @@ def test_every_mutant_that_moves_a_probability_is_found(name: str, monkeypatch: 
             except CaptureMismatch:
                 pass
     assert moved > 15 and not missed
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 6), (1, 28, 28)])
+def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
+    """Also where images are so large that few of them are compared."""
+    model = WrappedModel(models.PixelCNN(1, 8, 1, n_classes=10).double(), shape)
+    program, conditions = recorded(model, simplified, None)
+    (slot,) = (slot for slot, leaf in conditions._leaves.items() if leaf.shape[0] == 10)
+    check_program(program, conditions, model)
+    for label in range(10):
+        table = conditions._leaves[slot].clone()
+        table[label] += 0.01
+        mutant = Conditions(conditions._calls, {**conditions._leaves, slot: table}, conditions._given)
+        with pytest.raises(CaptureMismatch):
+            check_program(program, mutant, model)
 
 
 @pytest.mark.parametrize(
