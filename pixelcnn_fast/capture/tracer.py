@@ -87,17 +87,24 @@ def capture(
     parameter = next(model.parameters())
     shape = with_channels(examples[0][0].shape)
 
-    def forward(example: Example, head: Head) -> _Forward:
-        # what a forward keeps is made in each recording
-        fresh = copy.deepcopy(model) if can_be_copied else model
-        with running():
-            return _Forward(fresh, *example, head)
+    # What a forward keeps is to be made in each recording, so each runs a model that has never run.
+    untouched = copy.deepcopy(model) if can_be_copied else model
 
-    first = forward(examples[0], head)
-    recording = agreed(first.recording, forward(examples[1], first.head).recording)
-    if any(IMAGE in escape.of for escape in recording.escapes):
-        for example in examples[2:]:
-            agreed(first.recording, forward(example, first.head).recording)
+    def forward(module: nn.Module, example: Example, head: Head) -> _Forward:
+        with running():
+            return _Forward(module, *example, head)
+
+    def another(example: Example) -> Recording:
+        return forward(copy.deepcopy(untouched) if can_be_copied else model, example, first.head).recording
+
+    first = forward(model, examples[0], head)
+    if first.recording.escapes:
+        recording = agreed(first.recording, another(examples[1]))
+        if any(IMAGE in escape.of for escape in recording.escapes):
+            for example in examples[2:]:
+                agreed(first.recording, another(example))
+    else:
+        recording = agreed(first.recording, forward(untouched, examples[1], first.head).recording)
     if dtype is None or dtype == parameter.dtype:
         dtype = parameter.dtype
     else:
@@ -133,10 +140,10 @@ def capture(
 
         def record_again(given: Given) -> None:
             try:
-                again = forward((examples[1][0], given), head)
+                again = another((examples[1][0], given))
             except ModelFailed:  # it takes no such labels, or conditions
                 return
-            agreed(first.recording, again.recording)
+            agreed(first.recording, again)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(program, conditions, first.parameters, head, weights, Replay(recording))

@@ -32,7 +32,7 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given, a
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
-CHECKED_PIXELS = 2048  # of all images that a program is checked on, unless that is fewer than three images
+CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
 
 
 class ModelArguments(TypedDict, total=False):
@@ -175,13 +175,15 @@ class WrappedModel:
             yield "condition", same, first._replace(condition=given.condition)
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
-        """Other examples than the one that is captured, in batches of other sizes: a dark image and random ones, with
+        """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
         every label if these are few, and a bright one where images are small."""
-        n = max(3, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2])))
+        n = max(1, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2])))
         bright = [self.example(2, 1, half=1)] if n > 3 else []
         if self.conditional:
             n = max(n, min(MOST_DIFFERENT, self.labels.accepted))
-        return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n | 1)]
+        if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
+            n = EXAMPLE_BATCH + 2 if self.conditional else 1
+        return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n)]
 
     def _extremes(self) -> Iterator[tuple[Tensor, Given]]:
         """An image of the lowest level everywhere, from which sampling starts, and one of the highest, if the model

@@ -16,10 +16,10 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     A constant beyond the dtype's range becomes the nearest that it has, as in a mask of ``finfo(torch.float64).min``.
     """
     largest = torch.finfo(dtype).max
+    is_narrower = largest < torch.finfo(program.dtype).max
 
     def converted(constant: Tensor) -> Tensor:
-        rounded = constant.to(dtype)
-        return rounded.where(rounded.isfinite() | ~constant.isfinite(), rounded.sign() * largest)
+        return (constant.clamp(-largest, largest) if is_narrower else constant).to(dtype)
 
     instructions = tuple(i.converted(converted) for i in program.instructions)
     return replace(program, instructions=instructions, dtype=dtype)
