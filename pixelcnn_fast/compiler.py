@@ -30,6 +30,7 @@ STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.fl
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
 MOST_SETTLED = 64  # images that are compared at once, on what a user gives besides them
 ENOUGH = 10_000  # parameters in one image, to see from it how much a dtype rounds
+HOT = 16  # the temperature at which logits are compared besides 1
 EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
 
 
@@ -221,12 +222,14 @@ def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples)
     """Compares a program with a model in float64. computed: by the program, ``on_examples``.
 
     Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
-    ones that are not masks.
+    ones that are not masks. Logits are compared at a high temperature, too: a level that is all but certain hides much.
     """
     for found, expected in zip(computed, by_model(model, examples), strict=True):
-        error = model.head.distance(found, expected, model.shape[0])
-        if not bool((error <= EXACT).all()):
-            check_error(error, EXACT + slack(expected, model, 1000), model, UNSEEN)
+        for temperature in (1, HOT) if model.head.of_logits else (1,):
+            one, other = found / temperature, expected / temperature
+            error = model.head.distance(one, other, model.shape[0])
+            if not bool((error <= EXACT).all()):
+                check_error(error, EXACT + slack(other, model, 1000), model, UNSEEN)
 
 
 def check_rounded(

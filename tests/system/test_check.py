@@ -204,6 +204,22 @@ def test_every_mutant_that_moves_a_probability_is_found(name: str, monkeypatch: 
     assert moved > 15 and not missed
 
 
+def test_a_mutant_is_found_where_a_level_is_all_but_certain() -> None:
+    """At temperature 1, what it changes is less than any rounding."""
+    model = Variant("functional", mask=60.0).model()
+    program, conditions = recorded(model, simplified, None)
+    check_program(program, conditions, model)
+    *before, last = program.instructions
+    assert isinstance(last, Convolution) and last.bias is not None
+    mutant = replace(
+        program, instructions=(*before, replace(last, bias=last.bias + torch.arange(LEVELS).to(last.bias)))
+    )
+    before_and_after = (probabilities(x, conditions, model) for x in (program, mutant))
+    assert (next(before_and_after) - next(before_and_after)).abs().max() < 1e-9
+    with pytest.raises(CaptureMismatch):
+        check_program(mutant, conditions, model)
+
+
 @pytest.mark.parametrize("shape", [(1, 6, 6), (1, 28, 28)])
 def test_a_mutant_of_any_label_is_found(shape: tuple[int, int, int]) -> None:
     """Also where images are so large that few of them are compared."""
