@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.builder import Builder
+from pixelcnn_fast.capture.gathering import copied
 from pixelcnn_fast.capture.shadow import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
@@ -23,10 +24,10 @@ def closing(builder: Builder, kind: str, x: Map) -> Map:
     """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
     once the whole model is lowered, the softmax is removed or refused."""
     if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
-        x = builder.copied(x)
+        x = copied(builder, x)
     to = {s: builder.step(s, []) for s in x.sources}
     builder.closings |= {s: kind for s in to.values()}
-    return builder.map(builder.space.moved(x.addresses, to))
+    return builder.moved(x, to)
 
 
 def made_by(builder: Builder, kind: str, x: Map) -> dict[int, int] | None:

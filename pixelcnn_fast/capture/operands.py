@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Recording
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, OfCondition
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Elements, OfCondition
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -18,10 +19,20 @@ from pixelcnn_fast.program.calls import (
     View,
     functional,
     map_leaves,
-    out_of_place,
     size_at,
 )
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.program import ConditionOperand, Step
+from pixelcnn_fast.program.steps import KINDS
+
+Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
+Steps = Sequence["Step | Affine"]
+# The call that is a kind of step, and its settings, where it has another name.
+CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "at_least": ("clamp_min", {}),
+    "at_most": ("clamp_max", {}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "power": ("pow.Tensor_Scalar", {}),
+}
 
 
 class Operands:
@@ -162,41 +173,45 @@ class Operands:
         self._given.add(view.slot)
         return view
 
-    def applied(self, source: int, call: Call, at: int) -> int:
-        """The source that a pointwise call makes of another one, which takes the place of argument ``at``."""
-        found, count = self.space.sources[source], self.space.channels(source)
-        name, dtype = out_of_place(call.name), call.outputs[0].dtype
+    def stepped(self, source: int, steps: Steps) -> int:
+        """The source that holds what steps make of each element of another one."""
+        for step in steps:
+            if isinstance(step, tuple):
+                for name, number, unchanged in (("mul.Scalar", step[0], 1), ("add.Scalar", step[1], 0)):
+                    if number != unchanged:
+                        source = self._applied(source, name, number)
+            else:
+                name, settings = CALLS.get(step.kind, (step.kind, {}))
+                source = self._applied(
+                    source, name, *([step.alpha] if KINDS[step.kind].alpha else []), **settings
+                )
+        return source
+
+    def _applied(self, source: int, name: str, *args: Any, **kwargs: Any) -> int:
+        """The source that a pointwise call makes of another one."""
+        found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
         if isinstance(found, Constant):
-            args = self._with(call, at, found.elements.to(dtype))
-            made = functional(call.name)(*args, **call.kwargs)
+            made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
             return self.space.allot(Constant(made, found.of_weights), count)
         assert isinstance(found, OfCondition)
-        args = self._with(call, at, self._converted(self._flat[found.slot], dtype))
-        view = self.record(name, args, (BatchSize(1), count), dtype, **call.kwargs)
+        view = self.record(name, (self._flat_of(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
         return self.space.allot(OfCondition(view.slot), count)
+
+    def zero_stepped(self, steps: Steps) -> int:
+        """The address of what steps make of a zero."""
+        zero = Constant(torch.zeros(1, dtype=self.dtype, device=self.device))
+        found = self.space.sources[self.stepped(self.space.allot(zero, 1), steps)]
+        assert isinstance(found, Constant)
+        return int(self.of_constant(found.elements))
+
+    def _flat_of(self, found: OfCondition) -> View:
+        """The elements of a source, [N, R], in the model's dtype."""
+        return self._converted(self._flat[found.slot], self.dtype)
 
     def _converted(self, x: View, dtype: torch.dtype) -> View:
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
-    def _with(self, call: Call, at: int, x: Any) -> tuple:
-        return (*call.args[:at], x, *call.args[at + 1 :])
-
-    def affine(self, source: int, scale: float, shift: float) -> int:
-        """The source that holds scale * x + shift for each element x of another one."""
-        found, count = self.space.sources[source], self.space.channels(source)
-        if isinstance(found, Constant):
-            return self.space.allot(
-                Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count
-            )
-        assert isinstance(found, OfCondition)
-        size = (BatchSize(1), count)
-        x = self._converted(self._flat[found.slot], self.dtype)
-        view = self.record("aten::mul.Scalar", (x, scale), size, self.dtype)
-        if shift:
-            view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
-        return self.space.allot(OfCondition(view.slot), count)
-
-    def convolved(self, x: Tensor, weight: Tensor, padding: tuple, dilation: tuple) -> Tensor:
+    def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
         """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
@@ -247,27 +262,20 @@ class Operands:
             out[here.to(out.device)] = values[elements.channel[here].to(values.device)]
         return out
 
-    def _joined(self, addresses: Tensor, elements: Any, sources: list[int]) -> ConditionOperand:
+    def _joined(self, addresses: Tensor, elements: Elements, sources: list[int]) -> ConditionOperand:
         """Elements of several sources, put into one."""
-        constant = torch.cat(
-            [torch.zeros(1, dtype=self.dtype, device=self.device)]
-            + [
-                s.elements.to(self.dtype)
-                for s in (self.space.sources[i] for i in sources)
-                if isinstance(s, Constant)
-            ]
-        )
-        parts, start, starts = [self.constant(constant)], 1, {}
-        for i in sources:
-            if isinstance(self.space.sources[i], Constant):
-                starts[i], start = start, start + self.space.channels(i)
-        for i in sources:
-            if isinstance(source := self.space.sources[i], OfCondition):
-                parts.append(self._converted(self._flat[source.slot], self.dtype))
-                starts[i], start = start, start + self.space.channels(i)
+        parts = [self.constant(torch.zeros(1, dtype=self.dtype, device=self.device))]
+        starts, start = torch.zeros(len(self.space.sources), dtype=torch.long), 1
+        for s in sources:
+            found = self.space.sources[s]
+            if isinstance(found, Constant):
+                parts.append(self.constant(found.elements.to(self.dtype)))
+            else:
+                assert isinstance(found, OfCondition)
+                parts.append(self._flat_of(found))
+            starts[s], start = start, start + self.space.channels(s)
         whole = self.record("aten::cat", (parts, 1), (BatchSize(1), start), self.dtype)
-        first = torch.tensor([starts.get(i, 0) for i in range(len(self.space.sources))] + [0])
-        index = torch.where(addresses != 0, first[elements.source] + elements.channel, 0)
+        index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
         return ConditionOperand(whole.slot, index, per_image=True)
 
     def leaf(self, x: Tensor) -> View:

@@ -85,15 +85,15 @@ class AddressSpace:
         self.sources: list[Source] = []
         self._shapes: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []
-        self._next = 1
+        self.size = 1  # one more than the last address
 
     def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
         """A new source -> its number."""
         images = self.images if isinstance(source, (Value, OfCondition)) else 1
         self.sources.append(source)
         self._shapes.append((images, channels, *frame))
-        self._starts.append(self._next)
-        self._next += images * channels * frame[0] * frame[1]
+        self._starts.append(self.size)
+        self.size += images * channels * frame[0] * frame[1]
         return len(self.sources) - 1
 
     def shape(self, source: int | None) -> torch.Size:
@@ -120,28 +120,29 @@ class AddressSpace:
 
     def decode(self, addresses: Tensor) -> Elements:
         first, last = self._range(addresses)
-        start: Any
-        channels: Any
-        height: Any
-        width: Any
+        known: Any
         if first == last >= 0:  # the usual case, which takes a third of the time
-            source = torch.full_like(addresses, first)
-            start, (_, channels, height, width) = self._starts[first], self._shapes[first]
+            source, known = torch.full_like(addresses, first), first
         else:
             source = self.source_of(addresses)
             known = source.clamp_min(0)
-            start = torch.tensor(self._starts)[known]
-            _, channels, height, width = (size[known] for size in torch.tensor(self._shapes).unbind(-1))
+        start, (_, channels, height, width) = self._start_and_shape(known)
         rest = addresses - start
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
 
-    def relative(self, operands: Tensor) -> Tensor:
-        """Addresses of operands, all as if they were of the first image."""
-        elements = self.decode(operands)
-        first = torch.tensor([*self._starts, 0])[elements.source]
-        return torch.where(elements.source < 0, 0, first + elements.channel)
+    def relative(self, addresses: Tensor) -> Tensor:
+        """Which channel of which source each element is of: the address of its first element in the first image."""
+        elements = self.decode(addresses)
+        start, (_, _, height, width) = self._start_and_shape(elements.source.clamp_min(0))
+        return torch.where(addresses != 0, start + elements.channel * height * width, 0)
+
+    def _start_and_shape(self, source: Any) -> tuple[Any, Any]:
+        """Of a source, or for each of several."""
+        if isinstance(source, int):
+            return self._starts[source], self._shapes[source]
+        return torch.tensor(self._starts)[source], torch.tensor(self._shapes)[source].unbind(-1)
 
     def source_of(self, addresses: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1

@@ -23,6 +23,7 @@ from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
 from pixelcnn_fast.capture.conditional import check_conditions
+from pixelcnn_fast.capture.gathering import gathered
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
@@ -427,7 +428,7 @@ class _Trace:
             parameters, normalised = without_log_softmax(self.builder, parameters)
         self.builder.where = "model"
         try:
-            last = self.builder.gathered(Map(self.space, parameters.flatten(1, 2)))
+            last = gathered(self.builder, Map(self.space, parameters.flatten(1, 2)))
         except Unsupported as error:
             raise Unsupported(f"cannot sample from this model: its output: {error}") from None
         result = self.builder.out(last)
