@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Recording
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Elements, OfCondition
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, OfCondition, Source
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -42,6 +42,7 @@ class Operands:
         self, recording: Recording, space: AddressSpace, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.space, self.dtype, self.device = space, dtype, device
+        self.zero = torch.zeros(1, dtype=dtype, device=device)
         written = {slot for call in recording.calls for slot in call.written}
         leaves = {
             slot: leaf.tensor.clone() if slot in written else leaf.tensor
@@ -100,7 +101,14 @@ class Operands:
         """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
         if self.is_given(view):
             return self._of_given(view)
-        return self.of_constant(self._unbatched(view), of_weights=view.slot in self._of_weights)
+        x = self.memory.tensor(view)
+        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
+            first = x.narrow(axes[0], 0, 1).expand(x.shape)
+            if bool((x != first).any()):
+                raise Unsupported("a constant differs from image to image")
+            x = first
+        return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
     def of_constant(self, x: Tensor, of_weights: bool = False) -> Tensor:
         """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
@@ -119,47 +127,27 @@ class Operands:
         addresses = self.space.of(source).view(once.shape)
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
-    def _unbatched(self, view: View) -> Tensor:
-        """A constant that follows the batch must be the same for each image."""
-        x = self.memory.tensor(view)
-        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
-        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
-            first = x.narrow(axes[0], 0, 1).expand(x.shape)
-            if bool((x != first).any()):
-                raise Unsupported("a constant differs from image to image")
-            return first
-        return x
-
     def _of_given(self, view: View) -> Tensor:
-        first = self._batch_first(view)
-        size = first.at(self.memory.n)[0]
-        source = self.space.allot(OfCondition(first.slot), math.prod(size[1:]))
-        addresses = self.space.of(source).view(size)
-        axis, _ = self._batch(view)
-        split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
-        return split.reshape(view.at(self.memory.n)[0])
-
-    def _batch(self, view: View) -> tuple[int, BatchSize]:
-        """The axis of the batch, and its size."""
-        found = [(axis, size) for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        """The elements are those of a contiguous copy with the batch first, and the rest of its axis in its place."""
+        n, size = self.memory.n, view.size
+        found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
         if len(found) != 1 or found[0][1].plus:
             raise Unsupported(
-                f"a condition of shape {list(view.at(self.memory.n)[0])} that has no axis for the batch, or mixes the "
-                "batch with others: what is computed from the conditions of several images can't be used for one"
+                f"a condition of shape {list(view.at(n)[0])} that has no axis for the batch, or mixes the batch with "
+                "others: what is computed from the conditions of several images can't be used for one"
             )
-        return found[0]
-
-    def _batch_first(self, view: View) -> View:
-        """A contiguous copy with the batch first, and the rest of its axis in its place."""
-        axis, batch = self._batch(view)
+        ((axis, batch),) = found
         stride = view.stride[axis]
         if batch.times > 1:
             if isinstance(stride, BatchSize):
                 raise Unsupported("a condition whose batch is not the outermost part of its axis")
             stride *= batch.times
-        size = (BatchSize(1), *view.size[:axis], batch.times, *view.size[axis + 1 :])
+        size = (BatchSize(1), *size[:axis], batch.times, *size[axis + 1 :])
         split = View(view.slot, size, (stride, *view.stride), view.offset, view.dtype)
-        return self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
+        copy = self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
+        shape = split.at(n)[0]
+        source = self.space.allot(OfCondition(copy.slot), math.prod(shape[1:]))
+        return self.space.of(source).view(shape).movedim(0, axis).reshape(view.at(n)[0])
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
         """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
@@ -193,22 +181,21 @@ class Operands:
         if isinstance(found, Constant):
             made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
             return self.space.allot(Constant(made, found.of_weights), count)
-        assert isinstance(found, OfCondition)
-        view = self.record(name, (self._flat_of(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
+        view = self.record(name, (self._elements(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
         return self.space.allot(OfCondition(view.slot), count)
 
     def zero_stepped(self, steps: Steps) -> int:
         """The address of what steps make of a zero."""
-        zero = Constant(torch.zeros(1, dtype=self.dtype, device=self.device))
-        found = self.space.sources[self.stepped(self.space.allot(zero, 1), steps)]
+        found = self.space.sources[self.stepped(self.space.allot(Constant(self.zero), 1), steps)]
         assert isinstance(found, Constant)
         return int(self.of_constant(found.elements))
 
-    def _flat_of(self, found: OfCondition) -> View:
-        """The elements of a source, [N, R], in the model's dtype."""
-        return self._converted(self._flat[found.slot], self.dtype)
-
-    def _converted(self, x: View, dtype: torch.dtype) -> View:
+    def _elements(self, found: Source) -> View:
+        """The elements of an operand, [N, R], in the model's dtype."""
+        if isinstance(found, Constant):
+            return self.constant(found.elements.to(self.dtype))
+        assert isinstance(found, OfCondition)
+        x, dtype = self._flat[found.slot], self.dtype
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
     def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
@@ -217,66 +204,44 @@ class Operands:
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
         found = self.picked(first[0])
-        settings = ([1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        settings = (None, [1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        example = found if isinstance(found, Tensor) else found.index.to(weight)
+        result = torch.ops.aten.convolution.default(example[None], weight, *settings)
         if isinstance(found, Tensor):
-            result = torch.ops.aten.convolution.default(found[None], weight, None, *settings)
             return self.of_constant(result).expand(len(x), -1, -1, -1)
-        flat = self._flat[found.node]
+        index = [None, self.leaf(found.index)]
         plane = (BatchSize(1), *found.index.shape)
-        taken = self.record("aten::index.Tensor", (flat, [None, self.leaf(found.index)]), plane, flat.dtype)
-        taken = self._converted(taken, self.dtype)
-        shape = torch.ops.aten.convolution.default(found.index[None].to(weight), weight, None, *settings).shape
-        result = self.record(
-            "aten::convolution",
-            (taken, self.leaf(weight), None, *settings),
-            (BatchSize(1), *shape[1:]),
-            self.dtype,
+        taken = self.record(
+            "aten::index.Tensor", (self._elements(OfCondition(found.node)), index), plane, self.dtype
         )
-        return self.addresses(result)
+        size = (BatchSize(1), *result.shape[1:])
+        return self.addresses(
+            self.record("aten::convolution", (taken, self.leaf(weight), *settings), size, self.dtype)
+        )
 
     # -- as operands of steps
 
     def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
         """The elements at some addresses of operands, [channels] or [H, W, channels], in one image: a constant, or what
         is looked up when the condition is known."""
-        sources = self.space.found(addresses)
-        elements = self.space.decode(addresses)
-        given = [s for s in map(self.space.sources.__getitem__, sources) if isinstance(s, OfCondition)]
+        found, index = self.space.joined(addresses)
+        given = [source for source in found if isinstance(source, OfCondition)]
         if not given:
             return self.constants(addresses)
-        if len(sources) == 1 and bool((addresses != 0).all()):
-            (found,) = given
-            return ConditionOperand(found.slot, elements.channel, per_image=True)
-        return self._joined(addresses, elements, sources)
+        if len(found) == 1 and bool((addresses != 0).all()):
+            return ConditionOperand(given[0].slot, index - 1, per_image=True)
+        parts = [self._elements(source) for source in (Constant(self.zero), *found)]
+        count = sum(part.at(1)[0][1] for part in parts)
+        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), count), self.dtype)
+        return ConditionOperand(whole.slot, index, per_image=True)
 
     def constants(self, addresses: Tensor) -> Tensor:
         """The elements at some addresses of constants."""
-        out = torch.zeros(addresses.shape, dtype=self.dtype, device=self.device)
-        elements = self.space.decode(addresses)
-        for s in self.space.found(addresses):
-            found = self.space.sources[s]
-            if not isinstance(found, Constant):
-                raise Unsupported("it depends on more than the weights")
-            here = elements.source == s
-            values = found.elements.to(self.dtype)
-            out[here.to(out.device)] = values[elements.channel[here].to(values.device)]
-        return out
-
-    def _joined(self, addresses: Tensor, elements: Elements, sources: list[int]) -> ConditionOperand:
-        """Elements of several sources, put into one."""
-        parts = [self.constant(torch.zeros(1, dtype=self.dtype, device=self.device))]
-        starts, start = torch.zeros(len(self.space.sources), dtype=torch.long), 1
-        for s in sources:
-            found = self.space.sources[s]
-            if isinstance(found, Constant):
-                parts.append(self.constant(found.elements.to(self.dtype)))
-            else:
-                assert isinstance(found, OfCondition)
-                parts.append(self._flat_of(found))
-            starts[s], start = start, start + self.space.channels(s)
-        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), start), self.dtype)
-        index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
-        return ConditionOperand(whole.slot, index, per_image=True)
+        found, index = self.space.joined(addresses)
+        constants = [source.elements.to(self.dtype) for source in found if isinstance(source, Constant)]
+        if len(constants) < len(found):
+            raise Unsupported("it depends on more than the weights")
+        return torch.cat([self.zero, *constants])[index.to(self.device)]
 
     def leaf(self, x: Tensor) -> View:
         """A constant among the calls on conditions."""

@@ -8,6 +8,7 @@ however it is written.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -155,6 +156,16 @@ class AddressSpace:
         counts = torch.bincount(self.source_of(addresses).flatten() + 1)
         return counts[1:].nonzero()[:, 0].tolist()
 
+    def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
+        """The sources that occur, and for each address the place of its channel, if a zero and all channels of these
+        sources are put in a row."""
+        found, starts, start = self.found(addresses), torch.zeros(len(self.sources), dtype=torch.long), 1
+        for s in found:
+            starts[s], start = start, start + self.channels(s)
+        elements = self.decode(addresses)
+        index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
+        return [self.sources[s] for s in found], index
+
     def _range(self, addresses: Tensor) -> tuple[int, int]:
         """The first and the last source among the addresses, -1 for a zero."""
         if not addresses.numel():
@@ -165,11 +176,10 @@ class AddressSpace:
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
         """Addresses of the same elements in other sources of the same shapes: ``to`` maps each source to the other.
         zero: what stands for a zero."""
-        source = self.source_of(addresses)
-        out = torch.full_like(addresses, zero)
+        by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
-            out = torch.where(source == old, addresses - self._starts[old] + self._starts[new], out)
-        return out
+            by[old] = self._starts[new] - self._starts[old]
+        return torch.where(addresses != 0, addresses + by[self.source_of(addresses)], zero)
 
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
@@ -189,24 +199,23 @@ class AddressSpace:
         elements = self.decode(addresses)
         is_value = self._is_of(elements.source, Value)
         has_image = is_value | self._is_of(elements.source, OfCondition)
+        lives = (has_image, is_value, is_value)
         spatial: list[int] = []
-        for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
+        for index, live in zip((elements.image, elements.y, elements.x), lives, strict=True):
             along = _runs_along(index, live)
             if len(along) > 1 or set(along) & set(spatial):
                 raise Unsupported(
                     f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
                 )
             spatial += along or [-1]
-        last = addresses.dim() - 1
-        for axis, (size, usual, live) in enumerate(
-            zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
-        ):
+        dims, usual = range(addresses.dim()), (0, addresses.dim() - 2, addresses.dim() - 1)
+        for axis, (size, live) in enumerate(zip((self.images, *self.grid), lives, strict=True)):
             # Where zeros and constants leave no more than one image, row or column that tells.
-            for dim in sorted(range(last + 1), key=lambda dim: dim != usual):  # used at once
+            for dim in sorted(dims, key=lambda dim: dim != usual[axis]):  # used at once
                 if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
                     if bool((live.sum(dim) <= 1).all()):
                         spatial[axis] = dim
-        return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
+        return spatial, [dim for dim in dims if dim not in spatial]
 
     def placed(self, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
         """-> (the addresses, with an axis for each axis of the image, N, H and W, and those for channels).
@@ -224,32 +233,15 @@ class AddressSpace:
         raise first
 
     def _unflattened(self, addresses: Tensor) -> Iterator[list[int]]:
-        shape = list(addresses.shape)
+        shape, n = list(addresses.shape), self.images
         yield shape
-        frames = {
-            self.grid,
-            *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value)),
-        }
-        for height, width in frames:
-            n = self.images
-            for parts in (
-                (n, height, width),
-                (height, width, n),
-                (height, width),
-                (n, height),
-                (n, -1),
-                (-1, n),
-            ):
+        values = (s for s in self.found(addresses) if isinstance(self.sources[s], Value))
+        for h, w in {self.grid, *map(self.frame, values)}:
+            for parts in ((n, h, w), (h, w, n), (h, w), (n, h), (n, -1), (-1, n)):
+                product = abs(math.prod(parts))
                 for dim, size in enumerate(shape):
-                    product = 1
-                    for part in parts:
-                        product *= abs(part)
                     if size > 1 and size % product == 0 and (size == product or -1 in parts):
-                        yield [
-                            *shape[:dim],
-                            *(size // product if p == -1 else p for p in parts),
-                            *shape[dim + 1 :],
-                        ]
+                        yield [*shape[:dim], *parts, *shape[dim + 1 :]]
 
     def standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
@@ -264,15 +256,14 @@ class AddressSpace:
         if addresses.shape == whole and split.shape == whole and usual:
             return addresses, lambda standard: standard  # also if an axis can't be told: all is zero along it
         order = [dim for dim in (*spatial[:1], *channels, *spatial[1:]) if dim >= 0]
-        sizes = [split.shape[dim] if dim >= 0 else 1 for dim in spatial]
-        rearranged = split.permute(order)
-        kept, shape = rearranged.shape, addresses.shape
-        back_order = [order.index(dim) for dim in range(split.dim())]
+        n, height, width = (split.shape[dim] if dim >= 0 else 1 for dim in spatial)
+        arranged = split.permute(order)
 
         def back(standard: Tensor) -> Tensor:
-            return standard.reshape(kept).permute(back_order).reshape(shape)
+            split = standard.reshape(arranged.shape).movedim(list(range(len(order))), order)
+            return split.reshape(addresses.shape)
 
-        return rearranged.reshape(sizes[0], -1, sizes[1], sizes[2]), back
+        return arranged.reshape(n, -1, height, width), back
 
     def segments(self, addresses: Tensor) -> list[Segment]:
         """Splits addresses of values, laid out as [N, C, h, w], into segments. Channels that are all zero are in none,
@@ -305,15 +296,14 @@ class AddressSpace:
         given = torch.zeros(len(used), *self.grid, dtype=torch.bool)
         k, i, j = live.nonzero().unbind(1)
         given[k, i + dy[k], j + dx[k]] = True
-        patterns, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
+        _, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
         alike: dict[tuple[int, ...], list[int]] = {}
         for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
             alike.setdefault(tuple(key), []).append(row)
-        result = []
-        for (by_y, by_x, which), rows in alike.items():
-            channels, at = start.channel[rows].tolist(), used[rows].tolist()
-            result.append(Segment(source, channels, at, by_y, by_x, patterns[which].view(self.grid)))
-        return result
+        return [
+            Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, given[rows[0]])
+            for (by_y, by_x, _), rows in alike.items()
+        ]
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.builder import Builder, no_operand
-from pixelcnn_fast.capture.shadow import Constant, Map, Value
+from pixelcnn_fast.capture.shadow import Constant, Map, Source, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise
@@ -59,20 +59,11 @@ def tabulated(
     """
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
-    elements = builder.space.decode(at)
-    zero = torch.zeros(1, dtype=builder.dtype, device=builder.device)
-    tables, levels, first = (
-        [_constant_table(builder, zero)],
-        [-1],
-        torch.zeros(len(builder.space.sources), dtype=torch.long),
+    elements, (sources, index) = builder.space.decode(at), builder.space.joined(at)
+    tables, channels = zip(
+        *(_table_of(builder, s) for s in (Constant(builder.operands.zero), *sources)), strict=True
     )
-    for s in builder.space.found(at):
-        first[s] = len(levels)
-        table, of_levels = _table_of(builder, s)
-        tables.append(table)
-        levels += of_levels
-    index = torch.where(at != 0, first[elements.source] + elements.channel, 0)
-    level = torch.stack([torch.tensor(levels)[index], elements.image, elements.y, elements.x])
+    level = torch.stack([torch.cat(channels)[index], elements.image, elements.y, elements.x])
     varies = level[0] >= 0
     found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
     if bool(((level != found) & varies).any()):
@@ -98,22 +89,20 @@ def tabulated(
     return builder.map(out[..., 0] if width is None else out)
 
 
-def _table_of(builder: Builder, source: int) -> tuple[Tensor, list[int]]:
+def _table_of(builder: Builder, source: Source) -> tuple[Tensor, Tensor]:
     """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
     -1 for a constant."""
-    found = builder.space.sources[source]
-    if isinstance(found, Constant):
-        return _constant_table(builder, found.elements.to(builder.dtype)), [-1] * builder.space.channels(source)
-    known = by_level(builder, found.out) if isinstance(found, Value) else None
-    if known is None:
+    if isinstance(source, Constant):
+        table = source.elements.to(builder.dtype).expand(
+            1 if builder.levels is None else len(builder.levels), -1
+        )
+        return table, torch.full(table.shape[1:], -1)
+    found = by_level(builder, source.out) if isinstance(source, Value) else None
+    if found is None:
         raise Unsupported(
             "there is no such step, and it is not a function of one level, which a table could hold"
         )
-    return known[0], known[1].tolist()
-
-
-def _constant_table(builder: Builder, elements: Tensor) -> Tensor:
-    return elements.expand(1 if builder.levels is None else len(builder.levels), -1)
+    return found
 
 
 def _selected(i: Convolution) -> Tensor | None:

@@ -78,9 +78,8 @@ def by_table(t: Trace, call: Call) -> Map:
     def function(*columns: Tensor) -> Tensor:
         filled = [*args]
         for i, column in zip([*images, *others], columns, strict=True):
-            filled[i] = (column if args[i].size else column[0]).to(
-                args[i].dtype
-            )  # a number's dtype counts for less
+            # No axis is added to a number, as its dtype counts for less.
+            filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)
         return operator(*filled, **call.kwargs)
 
     constants = [t.map(args[i]).addresses for i in others]
@@ -89,20 +88,15 @@ def by_table(t: Trace, call: Call) -> Map:
 
 def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
     """x, converted to another dtype by a call."""
-    before = x.dtype
-    widens = (
-        dtype.is_floating_point
-        and before.is_floating_point
-        and torch.finfo(dtype).eps <= torch.finfo(before).eps
-    )
-    if dtype == before or widens:
+    before, was_real, is_real = x.dtype, x.dtype.is_floating_point, dtype.is_floating_point
+    if dtype == before or (was_real and is_real and torch.finfo(dtype).eps <= torch.finfo(before).eps):
         return t.map(x)
     try:
         result = by_table(t, call)
     except Unsupported:
-        if dtype.is_floating_point and not before.is_floating_point and before != torch.bool:
+        if is_real and not was_real and before != torch.bool:
             return t.map(x)
         raise Unsupported(f"it rounds {before} to {dtype}") from None
-    if before.is_floating_point and not dtype.is_floating_point and not tells_levels_apart(t.builder, result):
+    if was_real and not is_real and not tells_levels_apart(t.builder, result):
         raise Unsupported(f"it rounds {before} to {dtype}, and levels become alike: is image_form right?")
     return result

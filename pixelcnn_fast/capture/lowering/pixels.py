@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast.capture.arithmetic import added, multiplied, stepped
+from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.gathering import divided, of_operands, windowed
 from pixelcnn_fast.capture.lowering.pointwise import halves
-from pixelcnn_fast.capture.lowering.registry import Trace, lowers
+from pixelcnn_fast.capture.lowering.registry import Trace, lowers, lowers_to_formulas
 from pixelcnn_fast.capture.shadow import Map
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
@@ -31,11 +32,11 @@ def _convolution(
         raise Unsupported("a transposed convolution computes on another grid than the image's")
     if len(x.size) != 4:
         raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
-    return convolved(t, t.map(x), t.constant(weight), t.constant(bias), padding, dilation, groups)
+    return convolved(t.builder, t.map(x), t.constant(weight), t.constant(bias), padding, dilation, groups)
 
 
 def convolved(
-    t: Trace,
+    b: Builder,
     x: Map,
     weight: Tensor,
     bias: Tensor | None,
@@ -44,24 +45,22 @@ def convolved(
     groups: int = 1,
 ) -> Map:
     """x: laid out as [N, C, h, w]; weight: [O, C / groups, kH, kW] -> [N, O, h', w']."""
-    features, operands = divided(t.builder, windowed(t.builder, x))
-    columns = weight.detach().to(t.builder.dtype).permute(2, 3, 1, 0).contiguous()
+    features, operands = divided(b, windowed(b, x))
+    columns = weight.detach().to(b.dtype).permute(2, 3, 1, 0).contiguous()
     if groups > 1:
         columns = _ungrouped(columns, groups)
     taps = columns.shape[:2]
     axes = [*zip(x.shape[2:], taps, padding, dilation, strict=True)]
     height, width = (size + 2 * pad - by * (count - 1) for size, count, pad, by in axes)
     rows, across = ([i * by - pad for i in range(count)] for _, count, pad, by in axes)
-    planes = None if operands is None else of_operands(t.builder, operands)
+    planes = None if operands is None else of_operands(b, operands)
     parts = [features] if planes is None else [features, planes]
-    result = t.builder.convolution(
-        parts, [*product(rows, across)], columns.flatten(0, 1), bias, (height, width)
-    )
+    result = b.convolution(parts, [*product(rows, across)], columns.flatten(0, 1), bias, (height, width))
     if operands is None or planes is not None:
         return result
     whole = columns.permute(3, 2, 0, 1)
-    of_rest = t.operands.convolved(operands.addresses, whole, padding, dilation)
-    return added(t.builder, result, t.builder.map(of_rest))
+    of_rest = b.operands.convolved(operands.addresses, whole, padding, dilation)
+    return added(b, result, b.map(of_rest))
 
 
 def _ungrouped(columns: Tensor, groups: int) -> Tensor:
@@ -79,17 +78,10 @@ def _unfold(t: Trace, call: Call, x: View, *windows: Sequence[int]) -> Map:
 
 @lowers("masked_conv2d")
 def _masked_conv2d(
-    t: Trace,
-    call: Call,
-    x: View,
-    weight: View,
-    bias: Any,
-    mask: View,
-    padding: Any,
-    dilation: Any,
-    *backend: Any,
-) -> Map:
-    return convolved(t, t.map(x), t.constant(weight) * t.constant(mask), t.constant(bias), padding, dilation)
+    t: Trace, call: Call, x: View, weight: View, bias: Any, mask: View, padding: Any, dilation: Any, *backend: Any
+) -> Map:  # fmt: skip
+    masked = t.constant(weight) * t.constant(mask)
+    return convolved(t.builder, t.map(x), masked, t.constant(bias), padding, dilation)
 
 
 @lowers("masked_conv_block")
@@ -106,11 +98,12 @@ def _masked_conv_block(
     return y if activation == "none" else stepped(t.builder, y, Step(activation, alpha))
 
 
-@lowers("gated_activation")
-def _gated_activation(t: Trace, call: Call, x: View, condition: Any, *backend: Any) -> Map:
-    y = t.map(x)
+def _gated_activation(b: Builder, x: Map, condition: Map | None, *backend: Any) -> Map:
     if condition is not None:
-        term = t.map(condition).addresses
-        y = added(t.builder, y, t.builder.map(term if term.dim() == 4 else term[..., None, None]))
-    a, b = halves(t.builder, y, 1)
-    return multiplied(t.builder, stepped(t.builder, a, Step("tanh")), stepped(t.builder, b, Step("sigmoid")))
+        term = condition.addresses
+        x = added(b, x, b.map(term if term.dim() == 4 else term[..., None, None]))
+    values, gates = halves(b, x, 1)
+    return multiplied(b, stepped(b, values, Step("tanh")), stepped(b, gates, Step("sigmoid")))
+
+
+lowers_to_formulas({"gated_activation": _gated_activation})

@@ -40,12 +40,12 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
     return register
 
 
-def lowers_to_formulas(formulas: dict[str, Callable[..., Map]]) -> None:
+def lowers_to_formulas(formulas: dict[str, Callable[..., Map | list[Map]]]) -> None:
     """Registers calls by what they are in terms of others. A formula takes the builder, and then the call's arguments,
     with a map for each tensor."""
 
-    def lowering(formula: Callable[..., Map]) -> Lowering:
-        def lowered(t: Trace, call: Call, *args: Any, **kwargs: Any) -> Map:
+    def lowering(formula: Callable[..., Map | list[Map]]) -> Lowering:
+        def lowered(t: Trace, call: Call, *args: Any, **kwargs: Any) -> Map | list[Map]:
             args, kwargs = map_leaves(lambda x: t.map(x) if isinstance(x, View) else x, (args, kwargs))
             return formula(t.builder, *args, **kwargs)
 
