@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.capture.axes import Segment, segments
 from pixelcnn_fast.capture.operands import Operands, Steps
-from pixelcnn_fast.capture.shadow import AddressSpace, Elements, Map, OfCondition, Segment, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Elements, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.program import (
     Convolution,
@@ -235,7 +236,7 @@ class Builder:
     def segments(self, x: Map) -> list[Segment]:
         """The segments of a map laid out as [N, C, h, w], whose values have the size of the image."""
         if x.source is None:
-            return self.space.segments(x.addresses)
+            return segments(self.space, x.addresses)
         channels = list(range(self.space.channels(x.source)))
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelcnn_fast.capture.axes import standard
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.shadow import Constant, Map, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
@@ -56,23 +57,23 @@ def copied(b: Builder, x: Map, place: tuple[int, int] | None = None) -> Map:
     """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
     place: the row and column of the image that the first element of a smaller map is put at."""
     x = windowed(b, x)
-    standard, back = b.space.standard(x.addresses)
-    n, channels, height, width = standard.shape
+    arranged, back = standard(b.space, x.addresses)
+    n, channels, height, width = arranged.shape
     if height > b.space.grid[0] or width > b.space.grid[1]:
         raise Unsupported(
             f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
             "something else"
         )
-    top, left = _place(b, standard) if place is None else place
-    whole = standard.new_zeros(n, channels, *b.space.grid)
-    whole[:, :, top : top + height, left : left + width] = standard
+    top, left = _place(b, arranged) if place is None else place
+    whole = arranged.new_zeros(n, channels, *b.space.grid)
+    whole[:, :, top : top + height, left : left + width] = arranged
     copy = b.space.of(gathered(b, b.map(whole)))
     return b.map(back(copy[:, :, top : top + height, left : left + width]))
 
 
 def place_of(b: Builder, x: Map) -> tuple[int, int]:
     """The place at which a map that is no larger than the image is least shifted."""
-    return _place(b, b.space.standard(windowed(b, x).addresses)[0])
+    return _place(b, standard(b.space, windowed(b, x).addresses)[0])
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:

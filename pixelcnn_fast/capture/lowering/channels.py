@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.arithmetic import added, combined, multiplied, stepped
+from pixelcnn_fast.capture.axes import placed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.gathering import gathered, materialised, windowed
 from pixelcnn_fast.capture.lowering.pixels import convolved
@@ -29,7 +30,7 @@ def _by_pixel(b: Builder, x: Map, apply: Callable[[Map], Map]) -> Map:
 
     apply: maps [N, C, h, w] to [N, D, h, w].
     """
-    split, spatial, channels = b.space.placed(windowed(b, x).addresses)
+    split, spatial, channels = placed(b.space, windowed(b, x).addresses)
     last, axes = split.dim() - 1, list(range(split.dim()))
     if channels[-1:] != [last]:
         raise Unsupported(

@@ -70,10 +70,9 @@ def _ungrouped(columns: Tensor, groups: int) -> Tensor:
     return torch.cat(padded, -2)
 
 
-@lowers("im2col")
-def _unfold(t: Trace, call: Call, x: View, *windows: Sequence[int]) -> Map:
+def _unfold(b: Builder, x: Map, *windows: Sequence[int]) -> Map:
     """Elements are only moved, but PyTorch moves no integers here."""
-    return t.builder.map(call.operator(t.map(x).addresses.double(), *windows).long())
+    return b.map(torch.ops.aten.im2col(x.addresses.double(), *windows).long())
 
 
 @lowers("masked_conv2d")
@@ -106,4 +105,4 @@ def _gated_activation(b: Builder, x: Map, condition: Map | None, *backend: Any) 
     return multiplied(b, stepped(b, values, Step("tanh")), stepped(b, gates, Step("sigmoid")))
 
 
-lowers_to_formulas({"gated_activation": _gated_activation})
+lowers_to_formulas({"im2col": _unfold, "gated_activation": _gated_activation})

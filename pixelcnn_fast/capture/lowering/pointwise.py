@@ -11,11 +11,11 @@ from pixelcnn_fast.capture.arithmetic import added, combined, multiplied, steppe
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import made_by
 from pixelcnn_fast.capture.gathering import copied, materialised
-from pixelcnn_fast.capture.lowering.registry import MASKED, Trace, lowers, lowers_to_formulas, lowers_to_steps
+from pixelcnn_fast.capture.lowering.registry import Trace, lowers, lowers_to_formulas, lowers_to_steps
 from pixelcnn_fast.capture.operands import Steps
-from pixelcnn_fast.capture.shadow import Map
+from pixelcnn_fast.capture.shadow import Map, Value
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, plain_name
+from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.program import Step
 
 NEGATED = (-1.0, 0.0)
@@ -129,8 +129,22 @@ def _divided(b: Builder, x: Map | float, y: Map | float, *, rounding_mode: str |
     return multiplied(b, x, stepped(b, y, Step("power", -1.0)) if isinstance(y, Map) else 1 / y)
 
 
+def _where(b: Builder, mask: Map, x: Map | float, y: Map | float) -> Map:
+    """mask * x + (1 - mask) * y, for a mask that depends on one level of the image, or on the condition."""
+    shape = torch.broadcast_shapes(*(each.shape for each in (mask, x, y) if isinstance(each, Map)))
+
+    def masked(x: Map | float, mask_of_x: Map) -> Map:
+        if isinstance(x, Map) and Value not in x.kinds and Value not in mask.kinds:
+            x = copied(b, b.map(x.addresses.expand(shape)))
+        return multiplied(b, x, mask_of_x)
+
+    return added(b, masked(x, mask), masked(y, stepped(b, mask, (-1.0, 1.0))))
+
+
 lowers_to_formulas(
     {
+        "where": _where,
+        "masked_fill": lambda b, x, mask, value: _where(b, mask, value, x),
         "abs": absolute,
         "softshrink": _softshrink,
         "_prelu_kernel": _prelu,
@@ -152,20 +166,3 @@ lowers_to_formulas(
         "lerp": lambda b, x, end, weight: added(b, x, multiplied(b, added(b, end, x, -1), weight)),
     }
 )
-
-
-@lowers(*MASKED)
-def _where(t: Trace, call: Call, *args: Any) -> Map:
-    """mask * x + (1 - mask) * y, for a mask that depends on one level of the image, or on the condition."""
-    mask, x, y = args if plain_name(call.name) == "where" else (args[1], args[2], args[0])
-    taken = t.map(mask)
-    left = stepped(t.builder, taken, (-1.0, 1.0))
-    shape = torch.broadcast_shapes(taken.shape, t.map(x).shape, t.map(y).shape)
-
-    def masked(x: Any, mask_of_x: Map) -> Map:
-        whole = t.map(x)
-        if not t.depends_on_image(x) and not t.depends_on_image(mask):
-            whole = copied(t.builder, t.builder.map(whole.addresses.expand(shape)))
-        return multiplied(t.builder, whole, mask_of_x)
-
-    return added(t.builder, masked(x, taken), masked(y, left))

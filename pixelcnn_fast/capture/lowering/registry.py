@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from pixelcnn_fast.capture.arithmetic import stepped
 from pixelcnn_fast.capture.builder import Builder
-from pixelcnn_fast.capture.operands import Operands, Steps
-from pixelcnn_fast.capture.shadow import AddressSpace, Map
+from pixelcnn_fast.capture.operands import Steps
+from pixelcnn_fast.capture.shadow import Map
 from pixelcnn_fast.program.calls import Call, View, map_leaves
 
 
@@ -16,8 +16,6 @@ class Trace(Protocol):
     """What a lowering may use."""
 
     builder: Builder
-    operands: Operands
-    space: AddressSpace
 
     def map(self, x: Any) -> Map:
         """The map of a tensor, or of a number."""
