@@ -207,7 +207,7 @@ class Builder:
     ) -> Map:
         """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
         [taps, C, channels], of taps at ``offsets`` -> [N, channels, *frame]."""
-        live = (weights != 0).any(2).cpu()
+        live, each = (weights != 0).any(2).cpu(), weights.unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
         for segment in [segment for part in parts for segment in self.segments(part)]:
             at = torch.tensor(segment.at)
@@ -218,10 +218,10 @@ class Builder:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
                 if any(abs(shift) >= size for shift, size in zip((dy, dx), self.space.grid, strict=True)):
                     continue  # outside the image from every pixel
-                full = weights[tap]
+                full = each[tap]
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
                     full = full.new_zeros(count, full.shape[1])
-                    full.index_add_(0, rows.to(full.device), weights[tap][at.to(full.device)])
+                    full.index_add_(0, rows.to(full.device), each[tap][at.to(full.device)])
                 key = (self.out(segment.source), dy, dx)
                 taps[key] = taps[key] + full if key in taps else full
         value = self.emit(

@@ -54,7 +54,7 @@ class Operands:
         self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
         self._given = {view.slot for view in recording.given if view is not None}
         self._next = 1 + max([*recording.whole, 0])
-        self._whole = recording.whole
+        self.whole = recording.whole  # by slot: a view of all that was in it at first
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
 
     def run(self, call: Call) -> None:
@@ -93,9 +93,6 @@ class Operands:
 
     def knows(self, slot: int) -> bool:
         return slot in self.memory or slot in self._given
-
-    def whole(self, slot: int) -> View:
-        return self._whole[slot]
 
     def addresses(self, view: View) -> Tensor:
         """The addresses of a tensor that does not depend on the image; the shape is that of the example."""

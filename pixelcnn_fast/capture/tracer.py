@@ -390,7 +390,7 @@ class _Trace:
         if view.slot in self._slots:
             self._slots[view.slot].write(view, self._n, result)
         elif self.operands.knows(view.slot):
-            whole = self.operands.whole(view.slot)
+            whole = self.operands.whole[view.slot]
             self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
             self._slots[view.slot].write(view, self._n, result)
         else:

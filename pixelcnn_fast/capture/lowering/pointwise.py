@@ -61,6 +61,7 @@ lowers_to_steps(
         "leaky_relu": lambda slope=0.01: [Step("leaky_relu", float(slope))],
         "celu": lambda alpha=1.0: [(1 / alpha, 0.0), Step("elu"), (float(alpha), 0.0)],
         "gelu": lambda *, approximate="none": [Step("gelu" if approximate == "none" else "gelu_tanh")],
+        "hardtanh": lambda min_val=-1, max_val=1: bounds(min_val, max_val),
         "elu": _elu,
         "rrelu_with_noise": _rrelu,
         "softplus": _softplus,
@@ -79,18 +80,28 @@ def _pow(t: Trace, call: Call, x: Any, exponent: Any) -> Map:
     return stepped(t.builder, t.map(x), Step("power", float(exponent)))
 
 
-def _clamp(b: Builder, x: Map, low: Map | float | None = None, high: Map | float | None = None) -> Map:
-    is_low = (
-        isinstance(low, (int, float)) and low <= torch.finfo(b.dtype).tiny
-    )  # as no probability that matters
-    if is_low and high is None and made_by(b, "softmax", x) is not None:
-        return x
-    if not isinstance(low, Map) and not isinstance(high, Map):
-        return stepped(b, x, *bounds(low, high))
-    for kind, bound in (("maximum", low), ("minimum", high)):
+@lowers("clamp", "clamp_min")
+def _clamp(t: Trace, call: Call, x: View, min: Any = None, max: Any = None) -> Map:
+    tiny = torch.finfo(x.dtype).tiny  # as no probability that matters
+    if (
+        max is None
+        and isinstance(min, (int, float))
+        and min <= tiny
+        and made_by(t.builder, "softmax", t.map(x))
+    ):
+        return t.map(x)
+    if not isinstance(min, View) and not isinstance(max, View):
+        return stepped(t.builder, t.map(x), *bounds(min, max))
+    result = t.map(x)
+    for kind, bound in (("maximum", min), ("minimum", max)):
         if bound is not None:
-            x = combined(b, kind, x, bound)
-    return x
+            result = combined(t.builder, kind, result, t.map(bound))
+    return result
+
+
+@lowers("clamp_max")
+def _clamp_max(t: Trace, call: Call, x: View, max: Any) -> Map:
+    return _clamp(t, call, x, None, max)
 
 
 def halves(b: Builder, x: Map, dim: int) -> tuple[Map, Map]:
@@ -150,10 +161,6 @@ lowers_to_formulas(
         "_prelu_kernel": _prelu,
         "mish": _mish,
         "glu": _glu,
-        "clamp": _clamp,
-        "clamp_min": _clamp,
-        "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
-        "hardtanh": lambda b, x, low=-1, high=1: _clamp(b, x, low, high),
         "maximum": lambda b, x, y: combined(b, "maximum", x, y),
         "minimum": lambda b, x, y: combined(b, "minimum", x, y),
         "add": lambda b, x, y, *, alpha=1: added(b, x, y, alpha),
