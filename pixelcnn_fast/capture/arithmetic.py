@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.builder import Builder
-from pixelcnn_fast.capture.gathering import copied, materialised, place_of, windowed
+from pixelcnn_fast.capture.gathering import copied, materialised, windowed
 from pixelcnn_fast.capture.operands import Affine
 from pixelcnn_fast.capture.shadow import Constant, Elements, Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.program import Step
+
+Channels = tuple[Tensor, Tensor]  # (sources, channels of these)
 
 
 def stepped(b: Builder, x: Map, *steps: Step | Affine) -> Map:
@@ -86,26 +88,28 @@ def _paired(b: Builder, kind: str, x: Map, y: Map, alpha: float) -> Map:
     """x and y of one shape, element by element."""
     pairs = _pairs(b, x, y)
     if pairs is None:
-        place = place_of(b, x)
-        pairs = _pairs(b, copied(b, x, place), copied(b, y, place))
+        pairs = _pairs(b, copied(b, x), copied(b, y, like=x))
     if pairs is None:
         raise Unsupported("it combines different pixels, or rows with columns")
-    left, right, which, pixel = pairs
+    (a, channel_a), (c, channel_c), which, pixel = pairs
     out = torch.zeros_like(which)
-    for first, second in torch.stack([left.source, right.source], 1).unique(dim=0).tolist():
-        chosen = (left.source == first) & (right.source == second)
-        parts = ((first, left.channel), (second, right.channel))
-        a, c = (b.selected(source, channel[chosen].tolist()) for source, channel in parts)
+    for first, second in torch.stack([a, c], 1).unique(dim=0).tolist():
+        chosen = (a == first) & (c == second)
+        one, other = (
+            b.selected(source, channel[chosen].tolist())
+            for source, channel in ((first, channel_a), (second, channel_c))
+        )
         channel = (chosen.cumsum(0) - 1)[which]
-        at = b.space.at(b.pair(kind, a, c, alpha), pixel.image, channel, pixel.y, pixel.x)
+        at = b.space.at(b.pair(kind, one, other, alpha), pixel.image, channel, pixel.y, pixel.x)
         out = torch.where(chosen[which], at, out)
     return b.map(out)
 
 
-def _pairs(b: Builder, x: Map, y: Map) -> tuple[Elements, Elements, Tensor, Elements] | None:
+def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elements] | None:
     """Which channels meet in x and y -> (those of x and those of y, [pairs]; for each element its pair; x, decoded);
     None unless each pixel meets itself, and the same features everywhere."""
-    if len({b.space.frame(s) for s in (*x.sources, *y.sources)}) != 1:
+    sources = [*x.sources, *y.sources]
+    if len({b.space.frame(s) for s in sources}) != 1:
         return None
     left, right = b.space.decode(x.addresses), b.space.decode(y.addresses)
     alike = all(
@@ -113,12 +117,13 @@ def _pairs(b: Builder, x: Map, y: Map) -> tuple[Elements, Elements, Tensor, Elem
     )
     if not alike or not bool(x.addresses.all()) or not bool(y.addresses.all()):
         return None
-    pairs = torch.stack([b.space.relative(x.addresses), b.space.relative(y.addresses)])
+    count = 1 + max(map(b.space.channels, sources))
+    size = count * (1 + max(sources))
+    key = (left.source * count + left.channel) * size + right.source * count + right.channel
     corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
-    found = pairs[:, corner].unique(dim=1)
-    size = b.space.size
-    keys, key = (pair[0] * size + pair[1] for pair in (found, pairs))
+    keys = key[corner].unique()
     which = torch.searchsorted(keys, key).clamp_max(len(keys) - 1)
     if not torch.equal(keys[which], key):
         return None
-    return b.space.decode(found[0]), b.space.decode(found[1]), which, left
+    of_x, of_y = ((part // count, part % count) for part in (keys // size, keys % size))
+    return of_x, of_y, which, left

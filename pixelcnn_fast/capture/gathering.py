@@ -20,13 +20,11 @@ def windowed(b: Builder, x: Map) -> Map:
 
     x: where it is laid out as [N, C, H, W], a window is chosen that x is not shifted against.
     """
-    if x.source is not None and b.space.has_whole_frame(x.source):
-        return x
-    is_other = {s: isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s) for s in x.sources}
-    if not any(is_other.values()):
+    others = [s for s in x.sources if isinstance(b.space.sources[s], Value) and not b.space.has_whole_frame(s)]
+    if not others:
         return x
     addresses, elements = x.addresses.clone(), b.space.decode(x.addresses)
-    for s in [s for s in x.sources if is_other[s]]:
+    for s in others:
         here = elements.source == s
         image, channel, *pixel = (part[here] for part in elements[1:])
         dy, dx = (_window(b, axis, index, here, addresses) for axis, index in enumerate(pixel))
@@ -53,9 +51,9 @@ def materialised(b: Builder, x: Map) -> Map:
     return x if x.kinds.isdisjoint(OPERANDS) else copied(b, x)
 
 
-def copied(b: Builder, x: Map, place: tuple[int, int] | None = None) -> Map:
+def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
     """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
-    place: the row and column of the image that the first element of a smaller map is put at."""
+    A map that is smaller than the image is put where it, or the map that it is to be ``like``, is least shifted."""
     x = windowed(b, x)
     arranged, back = standard(b.space, x.addresses)
     n, channels, height, width = arranged.shape
@@ -64,16 +62,11 @@ def copied(b: Builder, x: Map, place: tuple[int, int] | None = None) -> Map:
             f"a map of {[height, width]} pixels, which is larger than the image, is shifted and combined with "
             "something else"
         )
-    top, left = _place(b, arranged) if place is None else place
+    top, left = _place(b, arranged if like is None else standard(b.space, windowed(b, like).addresses)[0])
     whole = arranged.new_zeros(n, channels, *b.space.grid)
     whole[:, :, top : top + height, left : left + width] = arranged
     copy = b.space.of(gathered(b, b.map(whole)))
     return b.map(back(copy[:, :, top : top + height, left : left + width]))
-
-
-def place_of(b: Builder, x: Map) -> tuple[int, int]:
-    """The place at which a map that is no larger than the image is least shifted."""
-    return _place(b, standard(b.space, windowed(b, x).addresses)[0])
 
 
 def _place(b: Builder, x: Tensor) -> tuple[int, int]:

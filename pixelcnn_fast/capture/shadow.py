@@ -67,15 +67,15 @@ class AddressSpace:
         self.sources: list[Source] = []
         self._shapes: list[tuple[int, int, int, int]] = []
         self._starts: list[int] = []
-        self.size = 1  # one more than the last address
+        self._next = 1
 
     def allot(self, source: Source, channels: int, frame: tuple[int, int] = (1, 1)) -> int:
         """A new source -> its number."""
         images = self.images if isinstance(source, (Value, OfCondition)) else 1
         self.sources.append(source)
         self._shapes.append((images, channels, *frame))
-        self._starts.append(self.size)
-        self.size += images * channels * frame[0] * frame[1]
+        self._starts.append(self._next)
+        self._next += images * channels * frame[0] * frame[1]
         return len(self.sources) - 1
 
     def shape(self, source: int) -> torch.Size:
@@ -106,20 +106,17 @@ class AddressSpace:
         else:
             source = self.source_of(addresses)
             known = source.clamp_min(0)
-        start, (_, channels, height, width) = self._start_and_shape(known)
-        rest = addresses - start
+        _, channels, height, width = torch.tensor(self._shapes)[known].unbind(-1)
+        rest = addresses - torch.tensor(self._starts)[known]
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
 
-    def relative(self, addresses: Tensor) -> Tensor:
-        """Which channel of which source each element is of: the address of its first element in the first image."""
-        elements = self.decode(addresses)
-        start, (_, _, height, width) = self._start_and_shape(elements.source.clamp_min(0))
-        return torch.where(addresses != 0, start + elements.channel * height * width, 0)
-
-    def _start_and_shape(self, source: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return torch.tensor(self._starts)[source], torch.tensor(self._shapes)[source].unbind(-1)
+    def relative(self, operands: Tensor) -> Tensor:
+        """Addresses of operands, all as if they were of the first image."""
+        elements = self.decode(operands)
+        first = torch.tensor(self._starts)[elements.source]
+        return torch.where(operands != 0, first + elements.channel, 0)
 
     def source_of(self, addresses: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1

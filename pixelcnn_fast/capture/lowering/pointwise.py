@@ -82,14 +82,10 @@ def _pow(t: Trace, call: Call, x: Any, exponent: Any) -> Map:
 
 @lowers("clamp", "clamp_min")
 def _clamp(t: Trace, call: Call, x: View, min: Any = None, max: Any = None) -> Map:
-    tiny = torch.finfo(x.dtype).tiny  # as no probability that matters
-    if (
-        max is None
-        and isinstance(min, (int, float))
-        and min <= tiny
-        and made_by(t.builder, "softmax", t.map(x))
-    ):
-        return t.map(x)
+    is_number = max is None and isinstance(min, (int, float))
+    if is_number and made_by(t.builder, "softmax", t.map(x)) is not None:
+        if min <= torch.finfo(x.dtype).tiny:  # as no probability that matters
+            return t.map(x)
     if not isinstance(min, View) and not isinstance(max, View):
         return stepped(t.builder, t.map(x), *bounds(min, max))
     result = t.map(x)
