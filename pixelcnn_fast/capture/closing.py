@@ -6,60 +6,61 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.builder import Builder
+from pixelcnn_fast.capture.gathering import copied
 from pixelcnn_fast.capture.shadow import Map, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.program import Instruction, Pointwise
 
 
-def log_softmax(builder: Builder, x: Map, dim: int) -> Map:
+def log_softmax(b: Builder, x: Map, dim: int) -> Map:
     """The log-softmax over ``dim``; see ``closing``."""
-    result = closing(builder, "log_softmax", x)
-    builder.distributions.append(result.addresses.movedim(dim, -1))
+    result = closing(b, "log_softmax", x)
+    b.distributions.append(result.addresses.movedim(dim, -1))
     return result
 
 
-def closing(builder: Builder, kind: str, x: Map) -> Map:
+def closing(b: Builder, kind: str, x: Map) -> Map:
     """A closing 'softmax' or 'log_softmax' of x. A program has no step for it, so the new values only carry a mark;
     once the whole model is lowered, the softmax is removed or refused."""
     if x.source is None and (bool((x.addresses == 0).any()) or x.kinds != {Value}):
-        x = builder.copied(x)
-    to = {s: builder.step(s, []) for s in x.sources}
-    builder.closings |= {s: kind for s in to.values()}
-    return builder.map(builder.space.moved(x.addresses, to))
+        x = copied(b, x)
+    to = {s: b.step(s, []) for s in x.sources}
+    b.closings |= {s: kind for s in to.values()}
+    return b.moved(x, to)
 
 
-def made_by(builder: Builder, kind: str, x: Map) -> dict[int, int] | None:
+def made_by(b: Builder, kind: str, x: Map) -> dict[int, int] | None:
     """Maps each source that x is made of to the one that this one step, or part of a closing softmax, was applied
     to; None if any was computed otherwise."""
     taken_of = {}
     for s in x.sources:
-        if not isinstance(builder.space.sources[s], Value):
+        if not isinstance(b.space.sources[s], Value):
             return None
-        i = builder.instruction(s)
+        i = b.instruction(s)
         if not isinstance(i, Pointwise) or not (
-            builder.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
+            b.closings.get(s) == kind or [step.kind for step in i.steps] == [kind]
         ):
             return None
-        taken_of[s] = builder.source(i.base.value)
+        taken_of[s] = b.source(i.base.value)
     return taken_of if bool(x.addresses.all()) else None
 
 
-def without_log_softmax(builder: Builder, logits: Tensor) -> tuple[Tensor, bool]:
+def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
     """Removes a closing log-softmax over the levels. logits: addresses of the model's output, [N, C, L, H, W]
     -> (addresses of what remains, whether there was one). Raises Unsupported for a log-softmax over other axes."""
-    taken_of = made_by(builder, "log_softmax", builder.map(logits))
+    taken_of = made_by(b, "log_softmax", b.map(logits))
     if taken_of is None:
         return logits, False
     rows = _sorted_rows(logits.movedim(2, -1))
-    if not any(_among(rows, _sorted_rows(known)) for known in builder.distributions):
+    if not any(_among(rows, _sorted_rows(known)) for known in b.distributions):
         raise Unsupported("cannot sample from this model: its last call is a softmax, but not over the levels")
-    return builder.space.moved(logits, taken_of), True
+    return b.space.moved(logits, taken_of), True
 
 
-def without_softmax(builder: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
+def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> list[Instruction]:
     """The instructions. Raises Unsupported if one of them is a softmax."""
-    closings = {builder.out(source) for source in builder.closings}
+    closings = {b.out(source) for source in b.closings}
     for i in instructions:
         if i.out in closings and not head.of_logits:
             raise Unsupported(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Recording
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, OfCondition
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, OfCondition, Source
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import (
     BatchSize,
@@ -20,11 +20,21 @@ from pixelcnn_fast.program.calls import (
     functional,
     map_leaves,
     needed,
-    out_of_place,
     size_at,
 )
 from pixelcnn_fast.program.conditions import Conditions
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.program import ConditionOperand, Step
+from pixelcnn_fast.program.steps import KINDS
+
+Affine = tuple["float | Tensor", "float | Tensor"]  # (scale, shift), numbers or [channels]
+Steps = Sequence["Step | Affine"]
+# The call that is a kind of step, and its settings, where it has another name.
+CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "at_least": ("clamp_min", {}),
+    "at_most": ("clamp_max", {}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "power": ("pow.Tensor_Scalar", {}),
+}
 
 
 class Operands:
@@ -34,6 +44,7 @@ class Operands:
         self, recording: Recording, space: AddressSpace, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.space, self.dtype, self.device = space, dtype, device
+        self.zero = torch.zeros(1, dtype=dtype, device=device)
         written = {slot for call in recording.calls for slot in call.written}
         leaves = {
             slot: leaf.tensor.clone() if slot in written else leaf.tensor
@@ -45,7 +56,7 @@ class Operands:
         self._of_weights = {slot for slot, leaf in recording.leaves.items() if leaf.name is not None}
         self._given = {view.slot for view in recording.given if view is not None}
         self._next = 1 + max([*recording.whole, 0])
-        self._whole = recording.whole
+        self.whole = recording.whole  # by slot: a view of all that was in it at first
         self._flat: dict[int, View] = {}  # the elements of sources, [N, R]
 
     def run(self, call: Call) -> None:
@@ -92,14 +103,18 @@ class Operands:
     def knows(self, slot: int) -> bool:
         return slot in self.memory or slot in self._given
 
-    def whole(self, slot: int) -> View:
-        return self._whole[slot]
-
     def addresses(self, view: View) -> Tensor:
         """The addresses of a tensor that does not depend on the image; the shape is that of the example."""
         if self.is_given(view):
             return self._of_given(view)
-        return self.of_constant(self._unbatched(view), of_weights=view.slot in self._of_weights)
+        x = self.memory.tensor(view)
+        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
+            first = x.narrow(axes[0], 0, 1).expand(x.shape)
+            if bool((x != first).any()):
+                raise Unsupported("a constant differs from image to image")
+            x = first
+        return self.of_constant(x, of_weights=view.slot in self._of_weights)
 
     def of_constant(self, x: Tensor, of_weights: bool = False) -> Tensor:
         """The addresses of a constant. What repeats along an axis is there once, and zeros are not there at all, unless
@@ -118,47 +133,27 @@ class Operands:
         addresses = self.space.of(source).view(once.shape)
         return (addresses if of_weights else addresses.where((once != 0).cpu(), 0)).expand(x.shape)
 
-    def _unbatched(self, view: View) -> Tensor:
-        """A constant that follows the batch must be the same for each image."""
-        x = self.memory.tensor(view)
-        axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
-        if len(axes) == 1 and x.shape[axes[0]] == self.memory.n:
-            first = x.narrow(axes[0], 0, 1).expand(x.shape)
-            if bool((x != first).any()):
-                raise Unsupported("a constant differs from image to image")
-            return first
-        return x
-
     def _of_given(self, view: View) -> Tensor:
-        first = self._batch_first(view)
-        size = first.at(self.memory.n)[0]
-        source = self.space.allot(OfCondition(first.slot), math.prod(size[1:]))
-        addresses = self.space.of(source).view(size)
-        axis, _ = self._batch(view)
-        split = addresses.unflatten(0, (size[0],)).movedim(0, axis)
-        return split.reshape(view.at(self.memory.n)[0])
-
-    def _batch(self, view: View) -> tuple[int, BatchSize]:
-        """The axis of the batch, and its size."""
-        found = [(axis, size) for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+        """The elements are those of a contiguous copy with the batch first, and the rest of its axis in its place."""
+        n, size = self.memory.n, view.size
+        found = [(axis, many) for axis, many in enumerate(size) if isinstance(many, BatchSize)]
         if len(found) != 1 or found[0][1].plus:
             raise Unsupported(
-                f"a condition of shape {list(view.at(self.memory.n)[0])} that has no axis for the batch, or mixes the "
-                "batch with others: what is computed from the conditions of several images can't be used for one"
+                f"a condition of shape {list(view.at(n)[0])} that has no axis for the batch, or mixes the batch with "
+                "others: what is computed from the conditions of several images can't be used for one"
             )
-        return found[0]
-
-    def _batch_first(self, view: View) -> View:
-        """A contiguous copy with the batch first, and the rest of its axis in its place."""
-        axis, batch = self._batch(view)
+        ((axis, batch),) = found
         stride = view.stride[axis]
         if batch.times > 1:
             if isinstance(stride, BatchSize):
                 raise Unsupported("a condition whose batch is not the outermost part of its axis")
             stride *= batch.times
-        size = (BatchSize(1), *view.size[:axis], batch.times, *view.size[axis + 1 :])
+        size = (BatchSize(1), *size[:axis], batch.times, *size[axis + 1 :])
         split = View(view.slot, size, (stride, *view.stride), view.offset, view.dtype)
-        return self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
+        copy = self.record("aten::clone", (split,), size, view.dtype, memory_format=torch.contiguous_format)
+        shape = split.at(n)[0]
+        source = self.space.allot(OfCondition(copy.slot), math.prod(shape[1:]))
+        return self.space.of(source).view(shape).movedim(0, axis).reshape(view.at(n)[0])
 
     def record(self, name: str, args: tuple, size: tuple, as_dtype: torch.dtype, **kwargs: Any) -> View:
         """Adds a call on conditions whose result is contiguous, with the batch first -> the result."""
@@ -172,113 +167,87 @@ class Operands:
         self._given.add(view.slot)
         return view
 
-    def applied(self, source: int, call: Call, at: int) -> int:
-        """The source that a pointwise call makes of another one, which takes the place of argument ``at``."""
-        found, count = self.space.sources[source], self.space.channels(source)
-        name, dtype = out_of_place(call.name), call.outputs[0].dtype
+    def stepped(self, source: int, steps: Steps) -> int:
+        """The source that holds what steps make of each element of another one."""
+        for step in steps:
+            if isinstance(step, tuple):
+                for name, number, unchanged in (("mul.Scalar", step[0], 1), ("add.Scalar", step[1], 0)):
+                    if number != unchanged:
+                        source = self._applied(source, name, number)
+            else:
+                name, settings = CALLS.get(step.kind, (step.kind, {}))
+                source = self._applied(
+                    source, name, *([step.alpha] if KINDS[step.kind].alpha else []), **settings
+                )
+        return source
+
+    def _applied(self, source: int, name: str, *args: Any, **kwargs: Any) -> int:
+        """The source that a pointwise call makes of another one."""
+        found, count, name = self.space.sources[source], self.space.channels(source), f"aten::{name}"
         if isinstance(found, Constant):
-            args = self._with(call, at, found.elements.to(dtype))
-            made = functional(call.name)(*args, **call.kwargs)
+            made = functional(name)(found.elements.to(self.dtype), *args, **kwargs)
             return self.space.allot(Constant(made, found.of_weights), count)
-        assert isinstance(found, OfCondition)
-        args = self._with(call, at, self._converted(self._flat[found.slot], dtype))
-        view = self.record(name, args, (BatchSize(1), count), dtype, **call.kwargs)
+        view = self.record(name, (self._elements(found), *args), (BatchSize(1), count), self.dtype, **kwargs)
         return self.space.allot(OfCondition(view.slot), count)
 
-    def _converted(self, x: View, dtype: torch.dtype) -> View:
+    def zero_stepped(self, steps: Steps) -> int:
+        """The address of what steps make of a zero."""
+        found = self.space.sources[self.stepped(self.space.allot(Constant(self.zero), 1), steps)]
+        assert isinstance(found, Constant)
+        return int(self.of_constant(found.elements))
+
+    def _elements(self, found: Source) -> View:
+        """The elements of an operand, [N, R], in the model's dtype."""
+        if isinstance(found, Constant):
+            return self.constant(found.elements.to(self.dtype))
+        assert isinstance(found, OfCondition)
+        x, dtype = self._flat[found.slot], self.dtype
         return x if x.dtype == dtype else self.record("aten::_to_copy", (x,), x.size, dtype, dtype=dtype)
 
-    def _with(self, call: Call, at: int, x: Any) -> tuple:
-        return (*call.args[:at], x, *call.args[at + 1 :])
-
-    def affine(self, source: int, scale: float, shift: float) -> int:
-        """The source that holds scale * x + shift for each element x of another one."""
-        found, count = self.space.sources[source], self.space.channels(source)
-        if isinstance(found, Constant):
-            return self.space.allot(
-                Constant(found.elements.to(self.dtype) * scale + shift, found.of_weights), count
-            )
-        assert isinstance(found, OfCondition)
-        size = (BatchSize(1), count)
-        x = self._converted(self._flat[found.slot], self.dtype)
-        view = self.record("aten::mul.Scalar", (x, scale), size, self.dtype)
-        if shift:
-            view = self.record("aten::add.Scalar", (view, shift), size, self.dtype)
-        return self.space.allot(OfCondition(view.slot), count)
-
-    def convolved(self, x: Tensor, weight: Tensor, padding: tuple, dilation: tuple) -> Tensor:
+    def convolved(self, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
         """The convolution of a map of operands. x: their addresses, [N, C, h, w] -> addresses of the result."""
         first = self.space.relative(x)
         if bool((first != first[:1]).any()):
             raise Unsupported("a constant differs from image to image")
         found = self.picked(first[0])
-        settings = ([1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        settings = (None, [1, 1], list(padding), list(dilation), False, [0, 0], 1)
+        example = found if isinstance(found, Tensor) else found.index.to(weight)
+        result = torch.ops.aten.convolution.default(example[None], weight, *settings)
         if isinstance(found, Tensor):
-            result = torch.ops.aten.convolution.default(found[None], weight, None, *settings)
             return self.of_constant(result).expand(len(x), -1, -1, -1)
-        flat = self._flat[found.node]
+        index = [None, self.leaf(found.index)]
         plane = (BatchSize(1), *found.index.shape)
-        taken = self.record("aten::index.Tensor", (flat, [None, self.leaf(found.index)]), plane, flat.dtype)
-        taken = self._converted(taken, self.dtype)
-        shape = torch.ops.aten.convolution.default(found.index[None].to(weight), weight, None, *settings).shape
-        result = self.record(
-            "aten::convolution",
-            (taken, self.leaf(weight), None, *settings),
-            (BatchSize(1), *shape[1:]),
-            self.dtype,
+        taken = self.record(
+            "aten::index.Tensor", (self._elements(OfCondition(found.node)), index), plane, self.dtype
         )
-        return self.addresses(result)
+        size = (BatchSize(1), *result.shape[1:])
+        return self.addresses(
+            self.record("aten::convolution", (taken, self.leaf(weight), *settings), size, self.dtype)
+        )
 
     # -- as operands of steps
 
     def picked(self, addresses: Tensor) -> Tensor | ConditionOperand:
         """The elements at some addresses of operands, [channels] or [H, W, channels], in one image: a constant, or what
         is looked up when the condition is known."""
-        sources = self.space.found(addresses)
-        elements = self.space.decode(addresses)
-        given = [s for s in map(self.space.sources.__getitem__, sources) if isinstance(s, OfCondition)]
+        found, index = self.space.joined(addresses)
+        given = [source for source in found if isinstance(source, OfCondition)]
         if not given:
             return self.constants(addresses)
-        if len(sources) == 1 and bool((addresses != 0).all()):
-            (found,) = given
-            return ConditionOperand(found.slot, elements.channel, per_image=True)
-        return self._joined(addresses, elements, sources)
+        if len(found) == 1 and bool((addresses != 0).all()):
+            return ConditionOperand(given[0].slot, index - 1, per_image=True)
+        parts = [self._elements(source) for source in (Constant(self.zero), *found)]
+        count = sum(part.at(1)[0][1] for part in parts)
+        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), count), self.dtype)
+        return ConditionOperand(whole.slot, index, per_image=True)
 
     def constants(self, addresses: Tensor) -> Tensor:
         """The elements at some addresses of constants."""
-        out = torch.zeros(addresses.shape, dtype=self.dtype, device=self.device)
-        elements = self.space.decode(addresses)
-        for s in self.space.found(addresses):
-            found = self.space.sources[s]
-            if not isinstance(found, Constant):
-                raise Unsupported("it depends on more than the weights")
-            here = elements.source == s
-            values = found.elements.to(self.dtype)
-            out[here.to(out.device)] = values[elements.channel[here].to(values.device)]
-        return out
-
-    def _joined(self, addresses: Tensor, elements: Any, sources: list[int]) -> ConditionOperand:
-        """Elements of several sources, put into one."""
-        constant = torch.cat(
-            [torch.zeros(1, dtype=self.dtype, device=self.device)]
-            + [
-                s.elements.to(self.dtype)
-                for s in (self.space.sources[i] for i in sources)
-                if isinstance(s, Constant)
-            ]
-        )
-        parts, start, starts = [self.constant(constant)], 1, {}
-        for i in sources:
-            if isinstance(self.space.sources[i], Constant):
-                starts[i], start = start, start + self.space.channels(i)
-        for i in sources:
-            if isinstance(source := self.space.sources[i], OfCondition):
-                parts.append(self._converted(self._flat[source.slot], self.dtype))
-                starts[i], start = start, start + self.space.channels(i)
-        whole = self.record("aten::cat", (parts, 1), (BatchSize(1), start), self.dtype)
-        first = torch.tensor([starts.get(i, 0) for i in range(len(self.space.sources))] + [0])
-        index = torch.where(addresses != 0, first[elements.source] + elements.channel, 0)
-        return ConditionOperand(whole.slot, index, per_image=True)
+        found, index = self.space.joined(addresses)
+        constants = [source.elements.to(self.dtype) for source in found if isinstance(source, Constant)]
+        if len(constants) < len(found):
+            raise Unsupported("it depends on more than the weights")
+        return torch.cat([self.zero, *constants])[index.to(self.device)]
 
     def leaf(self, x: Tensor) -> View:
         """A constant among the calls on conditions."""

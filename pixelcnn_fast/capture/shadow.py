@@ -9,14 +9,11 @@ however it is written.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from pixelcnn_fast.errors import Unsupported
 
 
 class Elements(NamedTuple):
@@ -28,21 +25,6 @@ class Elements(NamedTuple):
     channel: Tensor
     y: Tensor
     x: Tensor
-
-
-class Segment(NamedTuple):
-    """Channels of a map laid out as [N, C, h, w] that come from one value, all shifted alike.
-
-    Element (i, j) of channel ``at[k]`` is channel ``channels[k]`` of the value at (i + dy, j + dx), if that pixel is
-    ``given``, bool [H, W]; else it is zero.
-    """
-
-    source: int
-    channels: list[int]
-    at: list[int]
-    dy: int
-    dx: int
-    given: Tensor
 
 
 class Value(NamedTuple):
@@ -96,8 +78,7 @@ class AddressSpace:
         self._next += images * channels * frame[0] * frame[1]
         return len(self.sources) - 1
 
-    def shape(self, source: int | None) -> torch.Size:
-        assert source is not None
+    def shape(self, source: int) -> torch.Size:
         return torch.Size(self._shapes[source])
 
     def channels(self, source: int) -> int:
@@ -120,19 +101,13 @@ class AddressSpace:
 
     def decode(self, addresses: Tensor) -> Elements:
         first, last = self._range(addresses)
-        start: Any
-        channels: Any
-        height: Any
-        width: Any
         if first == last >= 0:  # the usual case, which takes a third of the time
-            source = torch.full_like(addresses, first)
-            start, (_, channels, height, width) = self._starts[first], self._shapes[first]
+            source, known = torch.full_like(addresses, first), torch.tensor(first)
         else:
             source = self.source_of(addresses)
             known = source.clamp_min(0)
-            start = torch.tensor(self._starts)[known]
-            _, channels, height, width = (size[known] for size in torch.tensor(self._shapes).unbind(-1))
-        rest = addresses - start
+        _, channels, height, width = torch.tensor(self._shapes)[known].unbind(-1)
+        rest = addresses - torch.tensor(self._starts)[known]
         x, rest = rest % width, rest // width
         y, rest = rest % height, rest // height
         return Elements(source, rest // channels, rest % channels, y, x)
@@ -140,8 +115,8 @@ class AddressSpace:
     def relative(self, operands: Tensor) -> Tensor:
         """Addresses of operands, all as if they were of the first image."""
         elements = self.decode(operands)
-        first = torch.tensor([*self._starts, 0])[elements.source]
-        return torch.where(elements.source < 0, 0, first + elements.channel)
+        first = torch.tensor(self._starts)[elements.source]
+        return torch.where(operands != 0, first + elements.channel, 0)
 
     def source_of(self, addresses: Tensor) -> Tensor:
         return torch.searchsorted(torch.tensor(self._starts), addresses.contiguous(), right=True) - 1
@@ -154,6 +129,16 @@ class AddressSpace:
         counts = torch.bincount(self.source_of(addresses).flatten() + 1)
         return counts[1:].nonzero()[:, 0].tolist()
 
+    def joined(self, addresses: Tensor) -> tuple[list[Source], Tensor]:
+        """The sources that occur, and for each address the place of its channel, if a zero and all channels of these
+        sources are put in a row."""
+        found, starts, start = self.found(addresses), torch.zeros(len(self.sources), dtype=torch.long), 1
+        for s in found:
+            starts[s], start = start, start + self.channels(s)
+        elements = self.decode(addresses)
+        index = torch.where(addresses != 0, starts[elements.source] + elements.channel, 0)
+        return [self.sources[s] for s in found], index
+
     def _range(self, addresses: Tensor) -> tuple[int, int]:
         """The first and the last source among the addresses, -1 for a zero."""
         if not addresses.numel():
@@ -164,168 +149,18 @@ class AddressSpace:
     def moved(self, addresses: Tensor, to: dict[int, int], zero: int = 0) -> Tensor:
         """Addresses of the same elements in other sources of the same shapes: ``to`` maps each source to the other.
         zero: what stands for a zero."""
-        source = self.source_of(addresses)
-        out = torch.full_like(addresses, zero)
+        by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
-            out = torch.where(source == old, addresses - self._starts[old] + self._starts[new], out)
-        return out
+            by[old] = self._starts[new] - self._starts[old]
+        return torch.where(addresses != 0, addresses + by[self.source_of(addresses)], zero)
 
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
-        return torch.where(self._is_of(self.source_of(addresses), kinds), addresses, 0)
+        return torch.where(self.is_of(self.source_of(addresses), kinds), addresses, 0)
 
-    def _is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
+    def is_of(self, source: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """Whether sources, by number, are of some kinds; -1 is not."""
         return torch.tensor([*(isinstance(each, kinds) for each in self.sources), False])[source]
-
-    # -- the axes of the image among those of a tensor
-
-    def layout(self, addresses: Tensor) -> tuple[list[int], list[int]]:
-        """Which dimensions are N, H and W (-1 where none varies), and which are channels, in order.
-
-        Raises Unsupported if two dimensions run along one axis of the image, or one dimension along two.
-        """
-        elements = self.decode(addresses)
-        is_value = self._is_of(elements.source, Value)
-        has_image = is_value | self._is_of(elements.source, OfCondition)
-        spatial: list[int] = []
-        for index, live in ((elements.image, has_image), (elements.y, is_value), (elements.x, is_value)):
-            along = _runs_along(index, live)
-            if len(along) > 1 or set(along) & set(spatial):
-                raise Unsupported(
-                    f"it mixes rows, columns or images in a tensor of shape {list(addresses.shape)}"
-                )
-            spatial += along or [-1]
-        last = addresses.dim() - 1
-        for axis, (size, usual, live) in enumerate(
-            zip((self.images, *self.grid), (0, last - 1, last), (has_image, is_value, is_value), strict=True)
-        ):
-            # Where zeros and constants leave no more than one image, row or column that tells.
-            for dim in sorted(range(last + 1), key=lambda dim: dim != usual):  # used at once
-                if spatial[axis] < 0 and addresses.shape[dim] == size > 1 and dim not in spatial:
-                    if bool((live.sum(dim) <= 1).all()):
-                        spatial[axis] = dim
-        return spatial, [dim for dim in range(addresses.dim()) if dim not in spatial]
-
-    def placed(self, addresses: Tensor) -> tuple[Tensor, list[int], list[int]]:
-        """-> (the addresses, with an axis for each axis of the image, N, H and W, and those for channels).
-
-        An axis that runs over several axes of the image, as in [N * H * W, C], is split.
-        """
-        first: Unsupported | None = None
-        for shape in self._unflattened(addresses):
-            try:
-                split = addresses.reshape(shape)
-                return split, *self.layout(split)
-            except Unsupported as error:
-                first = first or error
-        assert first is not None
-        raise first
-
-    def _unflattened(self, addresses: Tensor) -> Iterator[list[int]]:
-        shape = list(addresses.shape)
-        yield shape
-        frames = {
-            self.grid,
-            *(self.frame(s) for s in self.found(addresses) if isinstance(self.sources[s], Value)),
-        }
-        for height, width in frames:
-            n = self.images
-            for parts in (
-                (n, height, width),
-                (height, width, n),
-                (height, width),
-                (n, height),
-                (n, -1),
-                (-1, n),
-            ):
-                for dim, size in enumerate(shape):
-                    product = 1
-                    for part in parts:
-                        product *= abs(part)
-                    if size > 1 and size % product == 0 and (size == product or -1 in parts):
-                        yield [
-                            *shape[:dim],
-                            *(size // product if p == -1 else p for p in parts),
-                            *shape[dim + 1 :],
-                        ]
-
-    def standard(self, addresses: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Addresses laid out as [N, C, h, w], and a function that restores their own shape."""
-        whole = (self.images, *addresses.shape[1:2], *self.grid)
-        try:
-            split, spatial, channels = self.placed(addresses)
-        except Unsupported:
-            if addresses.shape != whole:
-                raise
-            return addresses, lambda standard: standard  # channels that are shifted against each other
-        usual = all(dim in (-1, i) for dim, i in zip(spatial, (0, 2, 3), strict=True))
-        if addresses.shape == whole and split.shape == whole and usual:
-            return addresses, lambda standard: standard  # also if an axis can't be told: all is zero along it
-        order = [dim for dim in (*spatial[:1], *channels, *spatial[1:]) if dim >= 0]
-        sizes = [split.shape[dim] if dim >= 0 else 1 for dim in spatial]
-        rearranged = split.permute(order)
-        kept, shape = rearranged.shape, addresses.shape
-        back_order = [order.index(dim) for dim in range(split.dim())]
-
-        def back(standard: Tensor) -> Tensor:
-            return standard.reshape(kept).permute(back_order).reshape(shape)
-
-        return rearranged.reshape(sizes[0], -1, sizes[1], sizes[2]), back
-
-    def segments(self, addresses: Tensor) -> list[Segment]:
-        """Splits addresses of values, laid out as [N, C, h, w], into segments. Channels that are all zero are in none,
-        and one that holds pixels of several values, each in its own place, is in several.
-
-        Raises Unsupported if pixels are rearranged in any way other than by shifts that move zeros in.
-        """
-        source = self.source_of(addresses)
-        return [
-            segment
-            for found in self.found(addresses)
-            for segment in self._segments_of(found, torch.where(source == found, addresses, 0))
-        ]
-
-    def _segments_of(self, source: int, addresses: Tensor) -> list[Segment]:
-        """The segments of one value, whose frame is the grid."""
-        used = (addresses[0] != 0).flatten(1).any(1).nonzero()[:, 0]
-        here, (height, width) = addresses[:, used], addresses.shape[2:]
-        live = here[0] != 0
-        first = live.flatten(1).int().argmax(1)
-        start = self.decode(here[0].flatten(1).gather(1, first[:, None])[:, 0])
-        dy, dx = start.y - first // width, start.x - first % width
-        y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
-        image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
-        if not torch.equal(torch.where(live, self.at(source, image, channel, y, x), 0), here):
-            raise Unsupported(
-                "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
-                "rolled around the image or flipped"
-            )
-        given = torch.zeros(len(used), *self.grid, dtype=torch.bool)
-        k, i, j = live.nonzero().unbind(1)
-        given[k, i + dy[k], j + dx[k]] = True
-        patterns, pattern = torch.unique(given.flatten(1), dim=0, return_inverse=True)
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for row, key in enumerate(torch.stack([dy, dx, pattern], 1).tolist()):
-            alike.setdefault(tuple(key), []).append(row)
-        result = []
-        for (by_y, by_x, which), rows in alike.items():
-            channels, at = start.channel[rows].tolist(), used[rows].tolist()
-            result.append(Segment(source, channels, at, by_y, by_x, patterns[which].view(self.grid)))
-        return result
-
-
-def _runs_along(index: Tensor, live: Tensor) -> list[int]:
-    """The dimensions along which an index runs. Where channels are shifted against each other, it varies along theirs,
-    too, but does not count one by one."""
-    found = {}
-    for dim, size in enumerate(index.shape):
-        if size > 1:
-            both = live.narrow(dim, 0, size - 1) & live.narrow(dim, 1, size - 1)
-            steps = index.diff(dim=dim)[both]
-            if bool(steps.any()):
-                found[dim] = bool((steps == 1).all())
-    return [dim for dim, counts in found.items() if counts] or list(found)
 
 
 class Map:
@@ -343,7 +178,9 @@ class Map:
 
     @property
     def shape(self) -> torch.Size:
-        return self._space.shape(self._source) if self._addresses is None else self._addresses.shape
+        if self._addresses is None and self._source is not None:
+            return self._space.shape(self._source)
+        return self.addresses.shape
 
     @cached_property
     def sources(self) -> list[int]:
@@ -358,12 +195,9 @@ class Map:
     def source(self) -> int | None:
         """The value that this map equals as it stands, or None."""
         if self._source is None:
-            found = self._addresses
-            assert found is not None
-            if found.dim() == 4 and found.numel() and int(found[0, 0, 0, 0]):
-                source = int(self._space.source_of(found[:1, :1, :1, :1]))
-                if isinstance(self._space.sources[source], Value) and torch.equal(
-                    self._space.of(source), found
-                ):
+            x = self.addresses
+            if x.dim() == 4 and x.numel() and int(x[0, 0, 0, 0]):
+                source = int(self._space.source_of(x[0, 0, 0, 0]))
+                if isinstance(self._space.sources[source], Value) and torch.equal(self._space.of(source), x):
                     self._source = source
         return self._source

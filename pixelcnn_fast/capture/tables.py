@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.builder import Builder, no_operand
-from pixelcnn_fast.capture.shadow import Constant, Map, Value
+from pixelcnn_fast.capture.shadow import Constant, Map, Source, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise
 
 
-def by_level(builder: Builder, out: int) -> tuple[Tensor, Tensor] | None:
+def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
     None if they depend on anything else."""
-    i, count = builder.instructions[out], builder.space.channels(builder.images)
-    if builder.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+    i, count = b.instructions[out], b.space.channels(b.images)
+    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
         return None
     if isinstance(i, FromLevels):
-        table = builder.levels[:, None] if i.table is None else i.table
+        table = b.levels[:, None] if i.table is None else i.table
         start, channel = table.repeat(1, count), torch.arange(count).repeat_interleave(i.width)
-    elif isinstance(i, Pointwise) and i.base.is_here and (base := by_level(builder, i.base.value)) is not None:
+    elif isinstance(i, Pointwise) and i.base.is_here and (base := by_level(b, i.base.value)) is not None:
         start, channel = base if i.pick is None else (base[0][:, i.pick], base[1][i.pick])
     elif isinstance(i, Convolution) and (pick := _selected(i)) is not None:
-        base = by_level(builder, i.taps[0].source)
+        base = by_level(b, i.taps[0].source)
         if base is None:
             return None
         start, channel = base[0][:, pick], base[1][pick]
@@ -35,17 +35,17 @@ def by_level(builder: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     return apply_steps(start, i.steps, no_operand, no_operand), channel
 
 
-def tells_levels_apart(builder: Builder, x: Map) -> bool:
+def tells_levels_apart(b: Builder, x: Map) -> bool:
     """Whether no two levels are alike in a map of functions of one level."""
     for s in x.sources:
-        found = by_level(builder, builder.out(s))
+        found = by_level(b, b.out(s))
         if found is not None and len(found[0].unique(dim=0)) < len(found[0]):
             return False
     return True
 
 
 def tabulated(
-    builder: Builder,
+    b: Builder,
     maps: Sequence[Map],
     function: Callable[..., Tensor],
     constants: Sequence[Tensor] = (),
@@ -59,61 +59,44 @@ def tabulated(
     """
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
-    elements = builder.space.decode(at)
-    zero = torch.zeros(1, dtype=builder.dtype, device=builder.device)
-    tables, levels, first = (
-        [_constant_table(builder, zero)],
-        [-1],
-        torch.zeros(len(builder.space.sources), dtype=torch.long),
-    )
-    for s in builder.space.found(at):
-        first[s] = len(levels)
-        table, of_levels = _table_of(builder, s)
-        tables.append(table)
-        levels += of_levels
-    index = torch.where(at != 0, first[elements.source] + elements.channel, 0)
-    level = torch.stack([torch.tensor(levels)[index], elements.image, elements.y, elements.x])
+    elements, (sources, index) = b.space.decode(at), b.space.joined(at)
+    tables, channels = zip(*(_table_of(b, s) for s in (Constant(b.operands.zero), *sources)), strict=True)
+    level = torch.stack([torch.cat(channels)[index], elements.image, elements.y, elements.x])
     varies = level[0] >= 0
     found = level.gather(1, varies.int().argmax(0, keepdim=True).expand(4, 1, *shape))
     if bool(((level != found) & varies).any()):
         raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
     columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
-    others = [builder.space.relative(x).expand(shape).flatten() for x in constants]
+    others = [b.space.relative(x).expand(shape).flatten() for x in constants]
     keys = torch.stack([*which.cpu()[index].flatten(1), *others])
     keys, inverse = torch.unique(keys, dim=1, return_inverse=True)
     given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
-    made = function(*given, *(builder.operands.constants(key) for key in keys[len(maps) :])).to(builder.dtype)
+    made = function(*given, *(b.operands.constants(key) for key in keys[len(maps) :])).to(b.dtype)
     if width is None and torch.equal(made, given[0]):
-        return builder.map(at[0])
+        return b.map(at[0])
     each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
-    value = builder.emit(
-        FromLevels, builder.space.channels(builder.images) * each, table=made.flatten(1).contiguous()
-    )
+    value = b.emit(FromLevels, b.space.channels(b.images) * each, table=made.flatten(1).contiguous())
     channel, image, y, x_ = (part[0, ..., None] for part in found)
     inverse = inverse.view(shape)[..., None] * len(steps) + steps
-    out = builder.space.at(value, image, channel * each + inverse, y, x_)
+    out = b.space.at(value, image, channel * each + inverse, y, x_)
     if not bool(varies.any(0).all()):
-        fixed = builder.operands.of_constant(made.flatten(1)[0])[inverse]
+        fixed = b.operands.of_constant(made.flatten(1)[0])[inverse]
         out = torch.where(varies.any(0)[..., None], out, fixed)
-    return builder.map(out[..., 0] if width is None else out)
+    return b.map(out[..., 0] if width is None else out)
 
 
-def _table_of(builder: Builder, source: int) -> tuple[Tensor, list[int]]:
+def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:
     """What each level makes of a source's elements, [L, elements], and the image channel that each of them is of,
     -1 for a constant."""
-    found = builder.space.sources[source]
-    if isinstance(found, Constant):
-        return _constant_table(builder, found.elements.to(builder.dtype)), [-1] * builder.space.channels(source)
-    known = by_level(builder, found.out) if isinstance(found, Value) else None
-    if known is None:
+    if isinstance(source, Constant):
+        table = source.elements.to(b.dtype).expand(1 if b.levels is None else len(b.levels), -1)
+        return table, torch.full(table.shape[1:], -1)
+    found = by_level(b, source.out) if isinstance(source, Value) else None
+    if found is None:
         raise Unsupported(
             "there is no such step, and it is not a function of one level, which a table could hold"
         )
-    return known[0], known[1].tolist()
-
-
-def _constant_table(builder: Builder, elements: Tensor) -> Tensor:
-    return elements.expand(1 if builder.levels is None else len(builder.levels), -1)
+    return found
 
 
 def _selected(i: Convolution) -> Tensor | None:

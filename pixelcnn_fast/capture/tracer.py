@@ -24,6 +24,7 @@ from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
 from pixelcnn_fast.capture.conditional import check_conditions
+from pixelcnn_fast.capture.gathering import gathered
 from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
@@ -429,7 +430,7 @@ class _Trace:
         if view.slot in self._slots:
             self._slots[view.slot].write(view, self._n, result)
         elif self.operands.knows(view.slot):
-            whole = self.operands.whole(view.slot)
+            whole = self.operands.whole[view.slot]
             self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
             self._slots[view.slot].write(view, self._n, result)
         else:
@@ -467,7 +468,7 @@ class _Trace:
             parameters, normalised = without_log_softmax(self.builder, parameters)
         self.builder.where = "model"
         try:
-            last = self.builder.gathered(Map(self.space, parameters.flatten(1, 2)))
+            last = gathered(self.builder, Map(self.space, parameters.flatten(1, 2)))
         except Unsupported as error:
             raise Unsupported(f"cannot sample from this model: its output: {error}") from None
         result = self.builder.out(last)

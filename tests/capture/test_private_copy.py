@@ -288,4 +288,4 @@ def test_lazy_layers_are_asked_to_be_made_first() -> None:
 
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match="the model is a function, expected a torch.nn.Module"):
-        Sampler(lambda x: x, SHAPE)  # type: ignore[arg-type]
+        Sampler(lambda x: x, SHAPE)  # type: ignore[arg-type]  # that is what is refused

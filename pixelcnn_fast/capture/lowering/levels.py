@@ -1,0 +1,102 @@
+"""Calls on levels of the image, which tables hold; any other pointwise call may be among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelcnn_fast.capture.lowering.registry import Trace, lowers
+from pixelcnn_fast.capture.shadow import Map
+from pixelcnn_fast.capture.tables import tabulated, tells_levels_apart
+from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.program.calls import Call, View, functional, plain_name
+
+# Pointwise calls that PyTorch has not tagged as such.
+POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__".split())
+
+
+@lowers("embedding")
+def _embedding(t: Trace, call: Call, weight: View, levels: View, *settings: Any, **named: Any) -> Map:
+    return _looked_up(t, t.constant(weight), levels)
+
+
+def _looked_up(t: Trace, table: Tensor, levels: View) -> Map:
+    """Rows of a table [rows, ...] -> [*levels.shape, ...]"""
+    width = table[0].numel()
+
+    def rows(column: Tensor) -> Tensor:
+        return table.detach().reshape(len(table), width)[column.long()]
+
+    found = tabulated(t.builder, [t.map(levels)], rows, width=width).addresses
+    return t.builder.map(found.reshape(*found.shape[:-1], *table.shape[1:]))
+
+
+@lowers("index")
+def _index(t: Trace, call: Call, x: View, indices: Sequence[View | None]) -> Map:
+    first, *others = indices
+    if first is None or any(i is not None for i in others):
+        raise Unsupported("an index that is not constant is supported only alone, and on the first axis")
+    return _looked_up(t, t.constant(x), first)
+
+
+@lowers("index_select")
+def _index_select(t: Trace, call: Call, x: View, dim: int, index: View) -> Map:
+    found = _looked_up(t, t.constant(x).movedim(dim, 0), index)
+    return t.builder.map(found.addresses.movedim(0, dim))
+
+
+@lowers("scatter")
+def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -> Map:
+    """One-hot vectors: scattered into zeros."""
+    into, at = t.map(x).addresses, t.map(index).addresses
+    if isinstance(value, View) and bool((t.constant(value) == t.constant(value).view(-1)[:1]).all()):
+        value = t.constant(value).view(-1)[0].item()
+    if isinstance(value, View) or bool(into.any()) or at.shape[dim] != 1:
+        raise Unsupported("its index depends on the image; supported is F.one_hot(x, classes)")
+    width = into.shape[dim]
+
+    def one_hot(column: Tensor) -> Tensor:
+        return F.one_hot(column.long(), width) * value
+
+    found = tabulated(t.builder, [t.builder.map(at.squeeze(dim))], one_hot, width=width)
+    return t.builder.map(found.addresses.movedim(-1, dim))
+
+
+def by_table(t: Trace, call: Call) -> Map:
+    """Any pointwise call on one level of the image and constants."""
+    if torch.Tag.pointwise not in call.operator.tags and plain_name(call.name) not in POINTWISE_TOO:
+        raise Unsupported("this call is not supported")
+    args = list(call.args)
+    images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
+    others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
+    operator = functional(call.name)
+
+    def function(*columns: Tensor) -> Tensor:
+        filled = [*args]
+        for i, column in zip([*images, *others], columns, strict=True):
+            # No axis is added to a number, as its dtype counts for less.
+            filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)
+        return operator(*filled, **call.kwargs)
+
+    constants = [t.map(args[i]).addresses for i in others]
+    return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants)
+
+
+def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
+    """x, converted to another dtype by a call."""
+    before, was_real, is_real = x.dtype, x.dtype.is_floating_point, dtype.is_floating_point
+    if dtype == before or (was_real and is_real and torch.finfo(dtype).eps <= torch.finfo(before).eps):
+        return t.map(x)
+    try:
+        result = by_table(t, call)
+    except Unsupported:
+        if is_real and not was_real and before != torch.bool:
+            return t.map(x)
+        raise Unsupported(f"it rounds to {dtype}") from None
+    if was_real and not is_real and not tells_levels_apart(t.builder, result):
+        raise Unsupported(f"it rounds to {dtype}, and levels become alike: is image_form right?")
+    return result
