@@ -192,6 +192,9 @@ class Builder:
                 operand=lambda read: read.of(self.out(self.window(self.source(read.value), dy, dx))),
                 tap=lambda tap: replace(tap, dy=tap.dy + dy, dx=tap.dx + dx),
             )
+            if isinstance(copy, Convolution):
+                taps = tuple(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
+                copy = replace(copy, taps=taps)
             self._windows[key] = self._added_copy(copy, source, self.space.grid)
         return self._windows[key]
 
@@ -216,8 +219,8 @@ class Builder:
             rows, count = torch.tensor(segment.channels), self.space.channels(segment.source)
             for tap in reading:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
-                if any(abs(shift) >= size for shift, size in zip((dy, dx), self.space.grid, strict=True)):
-                    continue  # outside the image from every pixel
+                if not self._reaches(dy, dx, frame):
+                    continue
                 full = each[tap]
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
                     full = full.new_zeros(count, full.shape[1])
@@ -232,6 +235,11 @@ class Builder:
             taps=tuple(Tap(*key, weight) for key, weight in taps.items()),
         )
         return self.whole(value)
+
+    def _reaches(self, dy: int, dx: int, frame: tuple[int, int]) -> bool:
+        """Whether a tap is inside the image for some pixel of a value of this size."""
+        shifts = zip((dy, dx), frame, self.space.grid, strict=True)
+        return all(-many < shift < size for shift, many, size in shifts)
 
     def segments(self, x: Map) -> list[Segment]:
         """The segments of a map laid out as [N, C, h, w], whose values have the size of the image."""

@@ -64,12 +64,12 @@ class Replay:
     """Computes what a model was recorded to compute."""
 
     def __init__(self, recording: Recording) -> None:
-        self._recording, (_, self._result) = recording, recording.outputs
+        self._recording, self._result = recording, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
 
     @torch.no_grad()
     def __call__(self, images: Tensor, given: Given) -> Tensor:
-        """images: [n, C, H, W] as the model takes them -> what the head reads, [n, D, H, W, P].
+        """images: [n, C, H, W] as the model takes them -> what the model returns.
 
         Raises NotInFloat64 for a call that PyTorch can't run in float64.
         """

@@ -226,7 +226,8 @@ class WrappedModel:
     def parameters(self, values: Tensor, given: Given) -> Tensor:
         """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward, or its replay."""
         if self._replay is not None:
-            return self._replay(self.encode(values, self.dtype), given.in_dtype(self.dtype))
+            output = self._replay(self.encode(values, self.dtype), given.in_dtype(self.dtype))
+            return self.head.arranged(output, self.shape[0])
         with computing(self._runs_in, self._own_dtype):
             output = picked(self.run(values, given), self.output)
             return self.head.arranged(output, self.shape[0])
