@@ -122,7 +122,7 @@ def _pairs(b: Builder, x: Map, y: Map) -> tuple[Channels, Channels, Tensor, Elem
     key = (left.source * count + left.channel) * size + right.source * count + right.channel
     corner = (left.image == 0) & (left.y == left.y.min()) & (left.x == left.x.min())
     keys = key[corner].unique()
-    which = torch.searchsorted(keys, key).clamp_max(len(keys) - 1)
+    which = torch.searchsorted(keys, key.contiguous()).clamp_max(len(keys) - 1)
     if not torch.equal(keys[which], key):
         return None
     of_x, of_y = ((part // count, part % count) for part in (keys // size, keys % size))

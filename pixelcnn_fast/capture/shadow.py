@@ -152,7 +152,8 @@ class AddressSpace:
         by = torch.zeros(len(self.sources), dtype=torch.long)
         for old, new in to.items():
             by[old] = self._starts[new] - self._starts[old]
-        return torch.where(addresses != 0, addresses + by[self.source_of(addresses)], zero)
+        shift = by.sum() if len(to) == 1 else by[self.source_of(addresses)]  # the usual case needs no search
+        return torch.where(addresses != 0, addresses + shift, zero)
 
     def only(self, addresses: Tensor, kinds: type | tuple[type, ...]) -> Tensor:
         """The addresses, with zeros in place of other kinds of sources."""
