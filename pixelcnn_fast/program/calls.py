@@ -6,7 +6,7 @@ views need not be recorded, and what writes into a view is seen by all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BatchSize:
     """An integer of a call that follows the batch: ``times`` for each image, and ``plus`` once."""
 
@@ -32,7 +32,7 @@ def size_at(size: Any, n: int) -> Any:
     return size.times * n + size.plus if isinstance(size, BatchSize) else size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """A tensor: the elements of a slot from ``offset`` on, with a size and a stride for each axis."""
 
@@ -217,19 +217,24 @@ def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
     return found[::-1]
 
 
-def leaves(x: Any) -> Iterator[Any]:
-    if isinstance(x, (tuple, list)):
-        for item in x:
-            yield from leaves(item)
-    elif isinstance(x, dict):
-        yield from leaves(list(x.values()))
-    else:
-        yield x
+def leaves(x: Any) -> list[Any]:
+    """What is in nested tuples, lists and dictionaries."""
+    if isinstance(x, dict):
+        x = x.values()
+    elif not isinstance(x, (tuple, list)):
+        return [x]
+    found: list[Any] = []
+    for item in x:
+        if isinstance(item, (tuple, list, dict)):
+            found += leaves(item)
+        else:
+            found.append(item)
+    return found
 
 
 def map_leaves(f: Callable[[Any], Any], x: Any) -> Any:
     if isinstance(x, (tuple, list)):
-        items = [map_leaves(f, item) for item in x]
+        items = [map_leaves(f, item) if isinstance(item, (tuple, list, dict)) else f(item) for item in x]
         return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     if isinstance(x, dict):
         return {key: map_leaves(f, item) for key, item in x.items()}
