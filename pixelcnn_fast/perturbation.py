@@ -89,7 +89,7 @@ def _check_logits(parameters: Tensor, head: Head) -> None:
 
 def _most_exact(model: WrappedModel) -> WrappedModel:
     """A copy of the model in float64, where rounding hides no leak; the model itself if that can't be had."""
-    exact = model.in_float64()
+    exact = model.copy_in_float64()
     if exact is None:
         return model
     try:

@@ -112,12 +112,29 @@ class WrappedModel:
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self._runs_in = self.dtype  # which the module's code may name, and the module's
-        self._replay: Replay | None = (
-            None  # what takes the place of the module, if it was captured to be replayed
-        )
+        self._recorded = self.module, self.dtype  # what is recorded, in the dtype in which that is run
+        self._replay: Replay | None = None  # what takes the place of the module, if there is one
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
 
-    def in_float64(self) -> WrappedModel | None:
+    def in_float64(self) -> Iterator[WrappedModel]:
+        """What may stand for the model in float64, the best first, if its own dtype is another.
+
+        A copy that computes in float64, but what is recorded is the model in its own dtype, which takes half the time;
+        that copy, recorded itself; and what was recorded of the model, run again.
+        """
+        if self.dtype == torch.float64:
+            return
+        if (exact := self.copy_in_float64()) is not None:
+            if self.dtype == torch.float32:  # a narrower one is no faster
+                quick = copy.copy(exact)
+                quick._recorded = self._recorded
+                yield quick
+            yield exact
+        replayed = copy.copy(self)
+        replayed.dtype = torch.float64
+        yield replayed
+
+    def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
         if self.dtype == torch.float64 or self._is_borrowed:
             return None
@@ -127,21 +144,18 @@ class WrappedModel:
             return None
         exact = copy.copy(self)
         exact.module, exact.dtype, exact._runs_in = module, torch.float64, torch.float64
-        return exact
-
-    def replayed_in_float64(self) -> WrappedModel | None:
-        """The same model, run in its own dtype, but what was recorded of it is captured, and run again, in float64.
-        None if its own dtype is that."""
-        if self.dtype == torch.float64:
-            return None
-        exact = copy.copy(self)
-        exact.dtype = torch.float64
+        exact._recorded = module, torch.float64
         return exact
 
     @property
     def is_replay(self) -> bool:
         """Whether what was recorded takes the place of the module."""
         return self.dtype != self._runs_in
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is the model in its own dtype that is recorded, although another takes its place."""
+        return self._recorded[1] != self._runs_in
 
     def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
         """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
@@ -194,26 +208,20 @@ class WrappedModel:
                 yield torch.full_like(values, level), given
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
-        """Runs the module on an example -> (program, conditions, what the head reads: parameters [N, D, H, W, P])."""
-        examples = [(self.encode(values), given.in_dtype(self._runs_in))]
+        """Records what is to be recorded, on an example -> (program, conditions, parameters [N, D, H, W, P])."""
+        module, dtype = self._recorded
+        examples = [(self.encode(values, dtype), given.in_dtype(dtype))]
         for seed in (1, 2):  # a statistic of the whole image shall differ
             others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
-            examples.append((self.encode(others), given.in_dtype(self._runs_in)))
+            examples.append((self.encode(others, dtype), given.in_dtype(dtype)))
         levels = None
         if self.levels is not None:
             values = torch.arange(self.levels).view(1, 1, 1, -1)
             levels = self.encode(values, self.dtype).flatten().to(self.dtype)
-        running = partial(computing, self._runs_in, self._own_dtype)
-        with _scripted_parts_named(self.module), _returning(self.module, self.output):
+        running = partial(computing, dtype, self._own_dtype)
+        with _scripted_parts_named(module), _returning(module, self.output):
             program, conditions, output, self.head, self.weights, replay = capture(
-                self.module,
-                examples,
-                self.head,
-                levels,
-                self.n_classes,
-                running,
-                not self._is_borrowed,
-                self.dtype,
+                module, examples, self.head, levels, self.n_classes, running, not self._is_borrowed, self.dtype
             )
         if self.is_replay:
             self._replay = replay

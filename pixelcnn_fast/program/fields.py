@@ -73,9 +73,9 @@ def _computed(program: Program) -> dict[int, Field]:
 def _groups_read(channels: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
     """channels: bool [n, channels of the field's value] -> of which groups of them each reads any: bool [n, groups]."""
     if count == 1:
-        return channels.any(1, keepdims=True)
+        return np.asarray(channels.any(1, keepdims=True))
     one_hot = group[:, None] == np.arange(count)
-    return channels.astype(np.float32) @ one_hot.astype(np.float32) > 0
+    return np.asarray(channels.astype(np.float32) @ one_hot.astype(np.float32) > 0)
 
 
 def _united(

@@ -316,7 +316,7 @@ def test_a_model_that_computes_something_else_the_next_time_is_an_error():
         calls.append(h)
         return h * len(calls)
 
-    with pytest.raises(Unsupported, match="mul.*was given 3 and 4.*from call to call"):
+    with pytest.raises(Unsupported, match=r"mul.*was given \d+ and \d+.*from call to call"):
         Sampler(Net(body), (1, 5, 6))
 
 
