@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
-from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
+from pixelcnn_fast.capture.model_arguments import ModelArguments
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported
 from pixelcnn_fast.heads.categorical import OfLevels

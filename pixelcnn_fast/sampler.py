@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.private_copy import eagerly
-from pixelcnn_fast.capture.wrapped_model import ModelArguments, WrappedModel
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
 from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, Unsupported
 from pixelcnn_fast.heads import Head

@@ -9,46 +9,24 @@ output needs its result.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture import advice
-from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.agreement import agreed
-from pixelcnn_fast.capture.builder import Builder
-from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
 from pixelcnn_fast.capture.conditional import check_conditions
-from pixelcnn_fast.capture.gathering import gathered
-from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
-from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.replay import Replay, recording_in_float64
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Unknown, Value
+from pixelcnn_fast.capture.trace import Trace
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.image_forms import with_channels
-from pixelcnn_fast.program.calls import (
-    Call,
-    View,
-    extent,
-    functional,
-    leaves,
-    map_leaves,
-    needed,
-    plain_name,
-    size_at,
-)
 from pixelcnn_fast.program.conditions import Conditions, Given
-from pixelcnn_fast.program.program import Instruction, Pointwise, Program, Read, condition_operands
-from pixelcnn_fast.program.program import needed as needed_instructions
-from pixelcnn_fast.program.steps import KINDS
+from pixelcnn_fast.program.program import Program, condition_operands
 
 Example = tuple[Tensor, Given]  # images, as the model takes them, and what it takes besides
 
@@ -116,7 +94,7 @@ def capture(
         if leaf.name is not None:
             weights.leaf(leaf.tensor, leaf.name)
     with weights:
-        trace = _Trace(recording, shape, dtype, parameter.device, levels)
+        trace = Trace(recording, shape, dtype, parameter.device, levels)
         trace.run((output.slot, arranged.slot), weights.guard)
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
@@ -181,300 +159,3 @@ def _called(model: nn.Module, images: Tensor, given: Given) -> Any:
                 "the functions themselves"
             ) from failed
         raise
-
-
-class _Slot:
-    """What is known of a storage that holds elements of feature maps: a map laid out as a view, until something is
-    written into it or another view is taken; then the address of each element."""
-
-    def __init__(self, view: View, n: int, content: Map) -> None:
-        self._layout, self._dtype, self._map = view.at(n), view.dtype, content
-        self._array: Tensor | None = None
-
-    def read(self, view: View, n: int, space: AddressSpace) -> Map:
-        layout = view.at(n)
-        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
-            if self._map.kinds == {Unknown}:
-                return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
-            raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
-        if self._array is None and layout == self._layout:
-            return self._map
-        return Map(space, self.array().as_strided(*layout))
-
-    def write(self, view: View, n: int, content: Map) -> None:
-        self.array().as_strided(*view.at(n)).copy_(content.addresses)
-
-    def array(self) -> Tensor:
-        if self._array is None:
-            size, stride, offset = self._layout
-            self._array = torch.zeros(extent(*self._layout), dtype=torch.long)
-            self._array.as_strided(size, stride, offset).copy_(self._map.addresses)
-        return self._array
-
-
-class _Trace:
-    """Goes through the recorded calls; ``Trace`` in lowering.py says what lowerings use of it."""
-
-    def __init__(
-        self,
-        recording: Recording,
-        shape: tuple[int, int, int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-        levels: Tensor | None,
-    ) -> None:
-        n, channels, height, width = self.shape = shape
-        self._n, self._recording = n, recording
-        self.space = AddressSpace(n, height, width)
-        self.operands = Operands(recording, self.space, dtype, device)
-        self.builder = Builder(self.space, self.operands, channels, levels)
-        assert recording.images is not None
-        images = self.space.of(self.builder.images).view(recording.images.at(n)[0])
-        self._slots = {recording.images.slot: _Slot(recording.images, n, Map(self.space, images))}
-
-    # -- what lowerings use
-
-    def map(self, x: Any) -> Map:
-        """The map of a tensor, or of a number."""
-        if not isinstance(x, View):
-            constant = torch.as_tensor(x, dtype=self.builder.dtype, device=self.builder.device)
-            return Map(self.space, self.operands.of_constant(constant, of_weights=isinstance(x, Tensor)))
-        if x.slot in self._slots:
-            return self._slots[x.slot].read(x, self._n, self.space)
-        return Map(self.space, self.operands.addresses(x))
-
-    def depends_on_image(self, x: Any) -> bool:
-        if not isinstance(x, View) or x.slot not in self._slots:
-            return False
-        return not self.map(x).kinds.isdisjoint((Value, Unknown))
-
-    def constant(self, x: Any) -> Any:
-        if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
-            raise Unsupported("one of its arguments must be constant, and depends on the image")
-        return self.operands.tensor(x)
-
-    # -- call by call
-
-    def run(self, outputs: Sequence[int], on_read: Callable[[Tensor], None]) -> None:
-        """outputs: the slots that are needed; on_read: told of each constant that Python read, when it did."""
-        recording, reads = self._recording, defaultdict(list)
-        for at, view in recording.constants_read:
-            reads[at].append(view)
-        wanted = set(needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)]))
-        for at, call in enumerate([*recording.calls, None]):
-            for view in reads[at]:
-                on_read(self.operands.memory.tensor(view))
-            if call in wanted:
-                self._run(call)
-
-    def _run(self, call: Call) -> None:
-        slots = {view.slot for view in call.inputs} | call.written
-        if not slots.isdisjoint(self._slots) or call.is_random:
-            self._lower(call)
-            return
-        try:
-            self.operands.run(call)
-        except Unsupported:
-            raise
-        except Exception as error:  # such as a tensor that was resized
-            what = f"it can't be run again ({type(error).__name__}: {error}): make a new tensor instead"
-            raise Unsupported(f"{call.where}: {friendly_name(call)}: {what}") from error
-
-    def _lower(self, call: Call) -> None:
-        self.builder.where = call.where
-        name = friendly_name(call)
-        try:
-            self._write_all(call, self._lowered(call))
-        except Unsupported as error:
-            self._refuse(call, f"{call.where}: {name}: {error}. {advice.instead(name)}")
-        except Exception as error:  # never the user's fault
-            what = f"capture does not understand it ({type(error).__name__}: {error}): please report it with the model"
-            self._refuse(call, f"{call.where}: {name}: {what}")
-        for view in call.inputs:
-            if view.slot in call.written and view.slot not in {result.slot for result in call.outputs}:
-                what = f"it writes into tensors that it does not return. {advice.instead(name)}"
-                self._refuse(replace(call, results=(view,)), f"{call.where}: {name}: {what}")
-
-    def _refuse(self, call: Call, reason: str) -> None:
-        """Marks the call's results as refused, in case the output needs them."""
-        try:
-            self._write_all(call, self._refused(call, reason))
-        except Exception:  # their memory is not what it was, such as that of a resized tensor
-            raise Unsupported(f"cannot sample from this model: {reason}") from None
-
-    def _write_all(self, call: Call, results: Sequence[Map]) -> None:
-        for view, result in zip(call.results, results, strict=False):
-            if view is not None:
-                self._write(view, result)
-
-    def _lowered(self, call: Call) -> Sequence[Map]:
-        name = plain_name(call.name)
-        if name in FRESH:
-            return self._fresh(call, FRESH[name])
-        if (reason := self._refusal(call)) is not None:
-            return self._refused(call, reason)
-        if name == "_to_copy":
-            dtype = call.outputs[0].dtype
-            return [cast(self, call, call.args[0], dtype)]
-        if (
-            name in MOVEMENTS
-            and not self._has_places(call, self.depends_on_image)
-            and not (name in MASKED and self._has_places(call, self.operands.is_given))
-        ):
-            return self._moved(call)
-        if self._is_constant(call):
-            return self._computed(call)
-        if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
-            try:
-                return [by_table(self, call)]
-            except Unsupported:  # integers are numbers, too, but may wrap round
-                if name not in LOWERINGS or call.outputs[0].dtype not in (torch.int32, torch.int64):
-                    raise
-        if "out" in call.kwargs:
-            raise Unsupported("out= is not supported: use what the call returns")
-        if name in LOWERINGS:
-            try:
-                result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
-            except TypeError as error:
-                raise Unsupported(f"it is not supported with these arguments ({error})") from None
-            return result if isinstance(result, list) else [result]
-        return [by_table(self, call)]
-
-    def _is_constant(self, call: Call) -> bool:
-        """Whether it computes with nothing but constants."""
-        if call.is_random or any(map(self.operands.is_given, call.inputs)):
-            return False
-        return all(self.map(view).kinds <= {Constant} for view in call.inputs)
-
-    def _computed(self, call: Call) -> list[Map]:
-        """What a call makes of constants that were written where there are features, too."""
-
-        def constant(x: Any) -> Any:
-            if not isinstance(x, View):
-                return size_at(x, self._n)
-            return self.operands.constants(self.map(x).addresses).to(x.dtype)
-
-        args, kwargs = map_leaves(constant, (call.args, call.kwargs))
-        results = functional(call.name)(*args, **kwargs)
-        return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
-
-    def _is_exact(self, call: Call) -> bool:
-        """Whether it computes integers, or truth values."""
-        return bool(call.outputs) and not call.outputs[0].dtype.is_floating_point
-
-    def _refusal(self, call: Call) -> str | None:
-        """Why one of its arguments is refused, if one is."""
-        for view in call.inputs:
-            if view.slot in self._slots:
-                for s in self.map(view).sources:
-                    if isinstance(source := self.space.sources[s], Unknown):
-                        return source.reason
-        return None
-
-    def _refused(self, call: Call, reason: str) -> list[Map]:
-        address = self.space.at(self.space.allot(Unknown(reason), 1), 0, 0)
-        return [
-            Map(self.space, torch.full(view.at(self._n)[0] if view else (), int(address)))
-            for view in call.results
-        ]
-
-    def _fresh(self, call: Call, value: Any) -> list[Map]:
-        view = call.outputs[0]
-        if value is None:
-            value = call.args[-1] if "fill_value" not in call.kwargs else call.kwargs["fill_value"]
-        settings = dict(dtype=view.dtype, device=self.builder.device)
-        self.operands.run(Call("aten::full", (list(view.size), value), settings, (view,), call.where))
-        return []
-
-    def _has_places(self, call: Call, of: Callable[[View], bool]) -> bool:
-        """Whether some of the places that it moves elements to are of a kind."""
-        places = [x for argument, x in self._named(call) if argument.name in PLACES]
-        return any(of(x) for x in leaves(places) if isinstance(x, View))
-
-    def _named(self, call: Call) -> list[tuple[Any, Any]]:
-        arguments = call.operator._schema.arguments
-        named = [(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs]
-        return [*zip(arguments, call.args, strict=False), *named]
-
-    def _moved(self, call: Call) -> list[Map]:
-        """Makes a call that only moves elements on their addresses."""
-        operator = functional(call.name)
-
-        def moved(argument: Any, x: Any) -> Any:
-            if argument.name in PLACES:
-                x = self.constant(x)
-                return map_leaves(lambda i: i.cpu() if isinstance(i, Tensor) else i, x)
-            if argument.name == "value" and isinstance(x, (int, float)):
-                return int(self.map(x).addresses)
-            return map_leaves(
-                lambda i: self._addresses(call, i) if isinstance(i, View) else size_at(i, self._n), x
-            )
-
-        if any(a.name == "accumulate" and x is True for a, x in self._named(call)):
-            raise Unsupported("it adds to what is there: add a map instead")
-        arguments = call.operator._schema.arguments
-        args = [moved(a, x) for a, x in zip(arguments, call.args, strict=False)]
-        kwargs = {a.name: moved(a, call.kwargs[a.name]) for a in arguments if a.name in call.kwargs}
-        result = operator(*args, **kwargs)
-        return [Map(self.space, x) for x in leaves(result)]
-
-    def _addresses(self, call: Call, view: View) -> Tensor:
-        """The addresses of a tensor that is moved into a result of perhaps another dtype."""
-        dtype = call.outputs[0].dtype
-        if view.dtype == dtype or not self.depends_on_image(view):
-            return self.map(view).addresses
-        call = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
-        return cast(self, call, view, dtype).addresses
-
-    def _write(self, view: View, result: Map) -> None:
-        if view.slot in self._slots:
-            self._slots[view.slot].write(view, self._n, result)
-        elif self.operands.knows(view.slot):
-            whole = self.operands.whole[view.slot]
-            self._slots[view.slot] = _Slot(whole, self._n, Map(self.space, self.operands.addresses(whole)))
-            self._slots[view.slot].write(view, self._n, result)
-        else:
-            own = result if result.source is not None else Map(self.space, result.addresses.clone())
-            self._slots[view.slot] = _Slot(view, self._n, own)
-
-    # -- the result
-
-    def check_last_call(self, output: View, head: Head) -> None:
-        """Raises Unsupported if the last call shows that the output is not what the head reads."""
-        if not self.depends_on_image(output):
-            return
-        for kind in KINDS:
-            if (misread := head.misread(kind)) and made_by(self.builder, kind, self.map(output)) is not None:
-                raise Unsupported(f"cannot sample from this model: {misread}")
-
-    def finished(self, output: View, head: Head) -> tuple[list[Instruction], int, int, bool]:
-        """-> (instructions, output value, number of parameters, whether the model's output is their log-softmax)."""
-        if not self.depends_on_image(output):
-            raise Unsupported("cannot sample from this model: its output does not depend on the image")
-        found = self.map(output)
-        for s in found.sources:
-            if isinstance(source := self.space.sources[s], Unknown):
-                raise Unsupported(f"cannot sample from this model: {source.reason}")
-        n, c, height, width = self.shape
-        shape = list(found.addresses.shape)
-        expected = [n, head.distributions(c), height, width]
-        if len(shape) != 5 or shape[:4] != expected:
-            raise Unsupported(
-                f"cannot sample from this model: its output has shape {shape}, expected "
-                f"[N, distributions, H, W, parameters] = [{', '.join(map(str, expected))}, parameters]"
-            )
-        parameters, normalised = found.addresses.permute(0, 1, 4, 2, 3), False
-        if head.of_logits:
-            parameters, normalised = without_log_softmax(self.builder, parameters)
-        self.builder.where = "model"
-        try:
-            last = gathered(self.builder, Map(self.space, parameters.flatten(1, 2)))
-        except Unsupported as error:
-            raise Unsupported(f"cannot sample from this model: its output: {error}") from None
-        result = self.builder.out(last)
-        if any(read.value == result for i in self.builder.instructions for read in i.reads()):
-            # Runtimes do not keep logits for other instructions to read.
-            last = self.builder.emit(Pointwise, self.space.channels(last), base=Read(result))
-            result = self.builder.out(last)
-        instructions = needed_instructions(self.builder.instructions, [result])
-        return without_softmax(self.builder, instructions, head), result, shape[4], normalised

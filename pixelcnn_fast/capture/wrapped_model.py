@@ -7,14 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from pixelcnn_fast.capture.float64 import computing
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
+from pixelcnn_fast.capture.model_arguments import (
+    checked_shape,
+    dtype_and_device,
+    fits,
+    is_integral,
+    takes_labels,
+)
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
@@ -28,23 +34,11 @@ from pixelcnn_fast.image_forms import (
     check_choice,
     from_levels,
 )
-from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given, arguments_of
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
-
-
-class ModelArguments(TypedDict, total=False):
-    """The keyword arguments of ``Sampler``, ``receptive_field`` and ``check_causal`` that describe a model."""
-
-    head: Head | None
-    levels: int | None
-    conditional: bool | None
-    image_form: ImageForm
-    condition_shape: tuple[int, ...] | None
-    condition_dtype: torch.dtype | None
-    output: Output
 
 
 class WrappedModel:
@@ -71,7 +65,7 @@ class WrappedModel:
             raise ValueError(f"the model is a {type(module).__name__}, expected a torch.nn.Module")
         module = unwrapped(module)
         self.image_form, self.output = image_form, output
-        self.shape = _checked_shape(shape)
+        self.shape = checked_shape(shape)
         if head is not None and not isinstance(head, Head):
             raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
         if head is not None and levels not in (None, head.levels):
@@ -100,11 +94,11 @@ class WrappedModel:
             channels: Any = module.condition_channels
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
-        self.conditional = _takes_labels(module, condition_shape) if conditional is None else conditional
+        self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
         self.labels = Labels(getattr(module, "n_classes", None))
-        self.dtype, self.device = _dtype_and_device(module)
+        self.dtype, self.device = dtype_and_device(module)
         self.condition_dtype = condition_dtype
-        if condition_dtype is not None and condition_dtype != self.dtype and not _is_integral(condition_dtype):
+        if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
             raise ValueError(
                 f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
             )
@@ -381,7 +375,7 @@ class WrappedModel:
             condition = None if condition is None else torch.as_tensor(condition)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"the condition is no tensor ({error}), expected {kind} {[n, *shape]}") from error
-        if condition is None or tuple(condition.shape) != (n, *shape) or not _fits(condition.dtype, dtype):
+        if condition is None or tuple(condition.shape) != (n, *shape) or not fits(condition.dtype, dtype):
             found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
             raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
         if self.codes is not None and condition.numel():
@@ -404,61 +398,6 @@ class WrappedModel:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             yield
-
-
-def _checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"shape is {tuple(shape)}, expected (C, H, W), all positive integers")
-    channels, height, width = shape
-    return channels, height, width
-
-
-def _dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise ValueError(
-            "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
-        )
-    kinds = {(p.dtype, p.device) for p in model.parameters()}
-    if not kinds:
-        raise ValueError("the model has no parameters")
-    if len(kinds) > 1:
-        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise ValueError(
-            f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)"
-        )
-    return kinds.pop()
-
-
-def _takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
-    """Whether the model says so, or has to be given something besides images and a condition.
-
-    Raises ValueError for a model that takes a condition of unknown shape.
-    """
-    if hasattr(model, "n_classes"):
-        return model.n_classes is not None
-    required = [
-        name
-        for name, p in arguments_of(model).items()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-    ]
-    if condition_shape is None:
-        if required == ["condition"]:
-            raise ValueError(
-                "the model's forward takes a condition: pass condition_shape=, its shape without the batch axis"
-            )
-        return bool(required)
-    if "condition" in arguments_of(model):
-        return any(name != "condition" for name in required)
-    return len(required) > 1
-
-
-def _fits(given: torch.dtype, taken: torch.dtype) -> bool:
-    """Whether a condition may be given in one dtype to a model that takes another."""
-    return _is_integral(given) or (given.is_floating_point and taken.is_floating_point)
-
-
-def _is_integral(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""The arguments that describe a model, and what can be read off the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from pixelcnn_fast.heads import Head
+from pixelcnn_fast.heads.output import Output
+from pixelcnn_fast.image_forms import ImageForm
+from pixelcnn_fast.program.conditions import arguments_of
+
+
+class ModelArguments(TypedDict, total=False):
+    """The keyword arguments of ``Sampler``, ``receptive_field`` and ``check_causal`` that describe a model."""
+
+    head: Head | None
+    levels: int | None
+    conditional: bool | None
+    image_form: ImageForm
+    condition_shape: tuple[int, ...] | None
+    condition_dtype: torch.dtype | None
+    output: Output
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"shape is {tuple(shape)}, expected (C, H, W), all positive integers")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise ValueError(
+            "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
+        )
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if not kinds:
+        raise ValueError("the model has no parameters")
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise ValueError(
+            f"the model's parameters differ in dtype or device ({found}): convert it with model.to(...)"
+        )
+    return kinds.pop()
+
+
+def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> bool:
+    """Whether the model says so, or has to be given something besides images and a condition.
+
+    Raises ValueError for a model that takes a condition of unknown shape.
+    """
+    if hasattr(model, "n_classes"):
+        return model.n_classes is not None
+    required = [
+        name
+        for name, p in arguments_of(model).items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    if condition_shape is None:
+        if required == ["condition"]:
+            raise ValueError(
+                "the model's forward takes a condition: pass condition_shape=, its shape without the batch axis"
+            )
+        return bool(required)
+    if "condition" in arguments_of(model):
+        return any(name != "condition" for name in required)
+    return len(required) > 1
+
+
+def fits(given: torch.dtype, taken: torch.dtype) -> bool:
+    """Whether a condition may be given in one dtype to a model that takes another."""
+    return is_integral(given) or (given.is_floating_point and taken.is_floating_point)
+
+
+def is_integral(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
