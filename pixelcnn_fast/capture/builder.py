@@ -190,13 +190,19 @@ class Builder:
         if key not in self._windows:
             copy = self.instruction(source).rewired(
                 operand=lambda read: read.of(self.out(self.window(self.source(read.value), dy, dx))),
-                tap=lambda tap: replace(tap, dy=tap.dy + dy, dx=tap.dx + dx),
+                tap=lambda tap: self._moved_tap(tap, dy, dx),
             )
             if isinstance(copy, Convolution):
                 taps = tuple(tap for tap in copy.taps if self._reaches(tap.dy, tap.dx, self.space.grid))
                 copy = replace(copy, taps=taps)
             self._windows[key] = self._added_copy(copy, source, self.space.grid)
         return self._windows[key]
+
+    def _moved_tap(self, tap: Tap, dy: int, dx: int) -> Tap:
+        source, dy, dx = self.source(tap.source), tap.dy + dy, tap.dx + dx
+        if self.space.has_whole_frame(source):
+            return replace(tap, dy=dy, dx=dx)
+        return replace(tap, source=self.out(self.window(source, dy, dx)), dy=0, dx=0)  # some of its channels
 
     # -- over pixels
 

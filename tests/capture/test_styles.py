@@ -90,6 +90,21 @@ def filled(net: Net, x: Tensor) -> Tensor:
     return h
 
 
+def over_padded(net: Net, x: Tensor) -> Tensor:
+    """By more than the image has, and cropped."""
+    return torch.tanh(F.conv2d(net.above(x)[:, :, :-1], net.point.weight, net.point.bias, padding=9))[
+        :, :, 9:-9, 9:-9
+    ]
+
+
+def reordered_twice(net: Net, x: Tensor) -> Tensor:
+    h = over_padded(net, x)
+    for _ in range(2):
+        a, b = h.chunk(2, 1)
+        h = torch.cat([b, a], 1) + h.flip(1)
+    return h
+
+
 def turned_in_place(net: Net, x: Tensor) -> Tensor:
     h = net.above(x)[:, :, :-1].clone()
     h.transpose_(1, 3)
@@ -114,6 +129,8 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "padded with ones": padded_with_ones,
     "data replaced": data_replaced,
     "axes exchanged in place": turned_in_place,
+    "padded by more than the image": over_padded,
+    "padded by more than the image and reordered": reordered_twice,
     "rows from the end and back": lambda net, x: net.above(x)[:, :, :-1].flip(2).contiguous().flip(2),
     "an integer of each level": lambda net, x: net.above((x * 4).round().long().remainder(3).to(x))[:, :, :-1],
     "clamped far": lambda net, x: F.hardtanh(net.above(x)[:, :, :-1] * 1e8),
@@ -199,7 +216,7 @@ def norm_of_a_shifted_map(net: Net, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(6, 1), (1, 6), (1, 1), (2, 2)])
-@pytest.mark.parametrize("body", [tap_to_the_right, norm_of_a_shifted_map, filled, overlapping])
+@pytest.mark.parametrize("body", [tap_to_the_right, norm_of_a_shifted_map, filled, overlapping, over_padded])
 def test_small_images(body: Callable[[Net, Tensor], Tensor], size: tuple[int, int]) -> None:
     model = Net(body).double()
     if body is norm_of_a_shifted_map and size[1] == 1:  # nothing is left of it
