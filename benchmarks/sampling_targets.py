@@ -20,6 +20,7 @@ from targets import (
     MB,
     Target,
     building,
+    capturing,
     in_fresh_process,
     megabytes,
     options,
@@ -141,6 +142,7 @@ def main() -> int:
         model, settings.side, settings.batch, [(NAIVE, "cpu", 1300, 2000), ("eager", "cpu", 3.5, 5)], *how
     )
     targets = [*one, *many, flops(settings), growth(settings), *memory(settings)]
+    targets.append(capturing(model, settings.side, 0.5, 0.2, settings.repeats))
     targets.append(building(model, settings.side, 1.0, 0.2, settings.repeats))
 
     compared = report.markdown([alone, together])

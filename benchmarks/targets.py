@@ -19,6 +19,7 @@ from pixelcnn_fast.bench.arguments import Parser, count
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Model, workload
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.sampler import Sampler
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,6 +97,14 @@ def building(model: Model, side: int, must: float, reach: float, repeats: int, s
     seconds = interleaved({"build": lambda: Sampler(model, shape)}, repeats)["build"]
     name = f"{subject}building a Sampler"
     return Target(name, must, reach, median(seconds), seconds, report.duration, at_most=True)
+
+
+def capturing(model: Model, side: int, must: float, reach: float, repeats: int) -> Target:
+    """From the module to the captured program, as building a Sampler does it first."""
+    wrapped = next(WrappedModel(model, (model.input_channels, side, side)).in_float64())
+    example = wrapped.example()
+    seconds = interleaved({"capture": lambda: wrapped.captured(*example)}, repeats)["capture"]
+    return Target("capturing the model", must, reach, median(seconds), seconds, report.duration, at_most=True)
 
 
 def options(description: str | None, repeats: int) -> Parser:

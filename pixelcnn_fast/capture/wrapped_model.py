@@ -419,9 +419,10 @@ def _scripted_parts_named(module: nn.Module) -> Iterator[None]:
         scripted = [name for name, each in module.named_modules() if isinstance(each, torch.jit.ScriptModule)]
         if not scripted or isinstance(error, ModelFailed):
             raise
+        why = str(error).removeprefix("cannot sample from this model: ")
         raise Unsupported(
             f"cannot sample from this model: {scripted[0] or 'the model'} is a torch.jit.ScriptModule, which is not "
-            f"followed ({error}): use the module that it was made from"
+            f"followed ({why}): use the module that it was made from"
         ) from error
 
 
