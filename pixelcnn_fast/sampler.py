@@ -122,6 +122,10 @@ class Sampler:
         warn_of_what_changes_nothing(self._model)
         self.runtime("auto")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the runtimes, which are built again when they are asked for."""
+        return {**self.__dict__, "_runtimes": {}}
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""

@@ -294,7 +294,9 @@ def test_attention_over_a_condition() -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_sampler_is_copied_without_harm(copied: Callable[[Sampler], Sampler]) -> None:
-    sampler, u = Sampler(pixelcnn(), (1, 4, 4), runtime="eager"), torch.rand(2, 1, 4, 4, dtype=torch.float64)
-    expected = sampler.sample(2, noise=u, runtime="eager")
-    sampler._runtimes.clear()
-    assert torch.equal(copied(sampler).sample(2, noise=u, runtime="eager"), expected)
+    sampler, u = Sampler(pixelcnn(classes=3), (1, 4, 4)), torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    labels = torch.tensor([2, 0])
+    expected = sampler.sample(2, labels, noise=u)
+    another = copied(sampler)
+    for runtime in ("reference", "eager", "auto"):
+        assert torch.equal(another.sample(2, labels, noise=u, runtime=runtime), expected)
