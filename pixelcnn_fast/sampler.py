@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, TypeVar, overload
@@ -22,6 +23,7 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.perturbation import Observed, observed
+from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
@@ -114,11 +116,8 @@ class Sampler:
             _check_not_narrowed(precision)
             self._observed = observed(self._model)
         else:
-            try:
+            with _with_way_out():
                 self._compiled = compiled(self._model, precision)
-            except Unsupported as error:
-                error.args = (f"{error}; {WAY_OUT}",)
-                raise
         warn_of_what_changes_nothing(self._model)
         self.runtime("auto")
 
@@ -394,8 +393,7 @@ class Sampler:
         noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
         engine = self.runtime(settings.runtime)
         if self._observed is None and not isinstance(engine, ReferenceRuntime):
-            with self._model.in_use(), eagerly:
-                settle(self._compiled, self._model, given)
+            self._settle(given)
         size = settings.batch_size or self._default_batch(n, engine)
         finished = 0
         with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
@@ -428,6 +426,11 @@ class Sampler:
                 raise SamplingInterrupted(self.head.as_images(values[:finished]), n) from None
         return self.head.as_images(values)
 
+    def _settle(self, given: Given) -> None:
+        if (whole := self._compiled.whole) is not None:
+            with self._model.in_use(), eagerly, _with_way_out():
+                settle(whole, self._compiled.conditions, self._model, given)
+
     def _default_batch(self, n: int, engine: Runtime) -> int:
         if isinstance(engine, CudaRuntime):
             largest = engine.largest_batch()
@@ -450,6 +453,16 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().cpu().contiguous()
+
+
+@contextmanager
+def _with_way_out() -> Iterator[None]:
+    """Within the context, what is unsupported is refused with what works all the same."""
+    try:
+        yield
+    except Unsupported as error:
+        error.args = (f"{error}; {WAY_OUT}",)
+        raise
 
 
 def _check_not_narrowed(precision: Precision) -> None:

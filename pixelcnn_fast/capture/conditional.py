@@ -10,10 +10,11 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import needed
-from pixelcnn_fast.program.conditions import Conditions, Given
+from pixelcnn_fast.program.conditions import Conditions, Given, Unsettled
 from pixelcnn_fast.program.program import ConditionOperand
 
-MOST_LABELS = 256  # that are tried, one by one
+MOST_LABELS = 256  # for which recorded calls are run again
+MOST_RECORDED = 16  # labels for which the model is recorded again, if Python reads numbers off them
 MOST_TOGETHER = 32  # of them in one batch
 MANY = 8  # images of one kind in a batch
 SCALES = (1.0, 100.0, -100.0, 0.0)  # of random conditions, so that a branch or a bound on them shows
@@ -49,11 +50,13 @@ def check_conditions(
                         "one_hot, torch.where) in place of the if"
                     )
         if not (escape.is_branch and all_tried):
-            conditions.unsettled.append(str(escape))
+            conditions.unsettled.append(Unsettled(str(escape), CONDITION in escape.of))
     if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
         # What Python does with a number can't be seen, but what comes of it can.
-        for other in _one_by_one(given, labels):
+        for other in _one_by_one(given, labels[:: max(1, len(labels) // MOST_RECORDED)]):
             record_again(other)
+            if other.labels is not None:
+                conditions.settled.add(int(other.labels[0]))
 
 
 def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperand], given: Given) -> None:

@@ -30,7 +30,7 @@ def check_labels(labels: Tensor | None, n: int, n_classes: int | None) -> None:
         raise ValueError(f"this model is class-conditional: pass labels [N] in 0...{n_classes - 1}")
     if labels.shape != (n,) or labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-    if n and labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+    if labels.device.type == "cpu" and ((labels < 0) | (labels >= n_classes)).any():
         raise ValueError(f"labels span {int(labels.min())}...{int(labels.max())}, expected 0...{n_classes - 1}")
 
 

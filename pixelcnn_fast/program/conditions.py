@@ -81,10 +81,18 @@ def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
 
+class Unsettled(NamedTuple):
+    """What Python read off labels or a condition, and where."""
+
+    what: str
+    of_condition: bool
+
+
 class Conditions:
     """The recorded calls on labels and conditions. Operands read slots of theirs.
 
-    unsettled: what Python read off labels or conditions, and might decide otherwise for others than were tried.
+    unsettled: what Python read, and might decide otherwise for labels or conditions that were not tried; settled:
+    labels that were.
     """
 
     def __init__(
@@ -95,7 +103,8 @@ class Conditions:
     ) -> None:
         """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
-        self.unsettled: list[str] = []
+        self.unsettled: list[Unsettled] = []
+        self.settled: set[int] = set()
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
     @torch.no_grad()
