@@ -38,6 +38,7 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
+CHECKED_WORK = 10**10  # weights times pixels of the images with which all labels are tried
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
 
 
@@ -184,11 +185,13 @@ class WrappedModel:
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
         """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
-        every label if these are few, and a bright one where images are small."""
-        n = max(1, min(63, CHECKED_PIXELS // (self.shape[1] * self.shape[2])))
+        every label if these are few and the model is small, and a bright one where images are small."""
+        pixels = self.shape[1] * self.shape[2]
+        n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 1, half=1)] if n > 3 else []
         if self.conditional:
-            n = max(n, min(MOST_DIFFERENT, self.labels.accepted))
+            affordable = CHECKED_WORK // (pixels * sum(p.numel() for p in self.module.parameters()))
+            n = max(n, min(MOST_DIFFERENT, self.labels.accepted, affordable))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
             n = EXAMPLE_BATCH + 2 if self.conditional else 1
         return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n)]
