@@ -38,7 +38,9 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
-CHECKED_WORK = 10**10  # weights times pixels of the images with which all labels are tried
+CHECKED_WORK = (
+    10**10
+)  # weights times pixels of all images with which they are tried, unless that is less than four
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
 
 
@@ -174,14 +176,18 @@ class WrappedModel:
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Given]]:
         """For labels and condition, if the model takes them: its name, and the same image with several of them."""
-        n = max(2, min(MOST_DIFFERENT, self.labels.accepted))
-        values, given = self.example(n=n)
+        values, given = self.example(n=max(2, min(self._many_labels(), self.labels.accepted)))
         first = Given(*(x if x is None else x[:1].expand_as(x) for x in given))
         same = values[:1].expand_as(values)
         if given.labels is not None:
             yield "labels", same, first._replace(labels=given.labels)
         if given.condition is not None:
             yield "condition", same, first._replace(condition=given.condition)
+
+    def _many_labels(self) -> int:
+        """With how many labels, or conditions, an image is tried: fewer for a large model."""
+        weights = sum(p.numel() for p in self.module.parameters())
+        return max(4, min(MOST_DIFFERENT, CHECKED_WORK // (weights * self.shape[1] * self.shape[2])))
 
     def examples_to_check(self) -> list[tuple[Tensor, Given]]:
         """Other examples than those that are recorded, in batches of other sizes: a dark image, and random ones, with
@@ -190,8 +196,7 @@ class WrappedModel:
         n = max(1, min(63, CHECKED_PIXELS // pixels))
         bright = [self.example(2, 1, half=1)] if n > 3 else []
         if self.conditional:
-            affordable = CHECKED_WORK // (pixels * sum(p.numel() for p in self.module.parameters()))
-            n = max(n, min(MOST_DIFFERENT, self.labels.accepted, affordable))
+            n = max(n, min(self._many_labels(), self.labels.accepted))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
             n = EXAMPLE_BATCH + 2 if self.conditional else 1
         return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n)]
