@@ -129,6 +129,11 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
     y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
     image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
     if not torch.equal(torch.where(live, space.at(source, image, channel, y, x), 0), here):
+        if len(addresses) > space.images:
+            raise Unsupported(
+                f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
+                "part, as in m(x, y) and m(x, z) in place of m(cat([x, x]), cat([y, z]))"
+            )
         raise Unsupported(
             "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
             "rolled around the image or flipped"
