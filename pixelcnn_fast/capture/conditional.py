@@ -68,7 +68,7 @@ def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperan
         torch.randperm(n, generator=generator),
         torch.randint(n, (n,), generator=generator),
     ]
-    batches += [torch.full((MANY,), image) for image in range(n)]
+    batches += [torch.full((MANY,), image) for image in range(n if given.condition is None else 2)]
     try:
         alone = [conditions(operands, given.part(torch.tensor([image, image])), 2) for image in range(n)]
         for batch in batches:
@@ -89,9 +89,9 @@ def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperan
 
 
 def _varied(given: Given, labels: Sequence[int]) -> Given:
-    """Many labels, spread over all, and conditions of several scales."""
+    """Many labels, spread over all, or fewer, with conditions of several scales."""
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
-    n = max(len(spread), 2 * len(SCALES))
+    n = len(spread) if given.condition is None else 2 * len(SCALES)
     which = torch.arange(n)
     mine = None if given.labels is None else _like(given.labels, [spread[i % len(spread)] for i in range(n)])
     condition = given.condition
