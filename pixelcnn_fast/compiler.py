@@ -154,9 +154,10 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
     if given.labels is not None and not any(read.of_condition for read in conditions.unsettled):
         new = [image for image, label in enumerate(given.labels.tolist()) if label not in conditions.settled]
         given = given.part(torch.tensor(new, dtype=torch.long, device=given.labels.device))
-    exact = in_dtype(on_cpu(program), torch.float64)
-    for start in range(0, given.images, MOST_SETTLED):
-        part = given.part(slice(start, start + MOST_SETTLED))
+    exact, n = in_dtype(on_cpu(program), torch.float64), given.images
+    alone = [slice(image, image + 1) for image in range(n if n > 1 else 0)]
+    for chosen in [*alone, *(slice(start, start + MOST_SETTLED) for start in range(0, n, MOST_SETTLED))]:
+        part = given.part(chosen)
         examples = [(model.example(5, part.images)[0], part)]
         try:
             computed = on_examples(exact, conditions, examples)

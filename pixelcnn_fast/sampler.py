@@ -209,8 +209,8 @@ class Sampler:
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
-        if n < 0:
-            raise ValueError(f"n is {n}: the number of images can't be negative")
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"n is {n!r}, expected how many images to draw")
         values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
@@ -276,6 +276,7 @@ class Sampler:
         result and the errors are as for ``sample``.
         """
         values = self._model.checked_images(images)
+        known = torch.as_tensor(known)
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
         try:
@@ -446,6 +447,7 @@ class Sampler:
         if noise is None:
             device = generator.device if generator is not None else "cpu"
             return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
+        noise = torch.as_tensor(noise)
         if noise.shape != shape or not noise.is_floating_point():
             raise ValueError(
                 f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -114,8 +115,9 @@ class _Agreement:
             return {name: self.merged(x, b[name]) for name, x in a.items()}
         if isinstance(a, int) and isinstance(b, int) and a != b and not isinstance(a, bool):
             return self.size(a, b)
-        if type(a) is type(b) and (a == b or (a != a and b != b)):
-            return a
+        with suppress(NotImplementedError):  # some of PyTorch's own objects can't be compared
+            if a is b or (type(a) is type(b) and (a == b or (a != a and b != b))):
+                return a
         raise Unsupported(f"{_short(a)} and {_short(b)}")
 
     def size(self, a: int, b: int) -> BatchSize:

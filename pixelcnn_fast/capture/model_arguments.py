@@ -28,8 +28,12 @@ class ModelArguments(TypedDict, total=False):
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"shape is {tuple(shape)}, expected (C, H, W), all positive integers")
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 3
+        or not all(isinstance(size, int) and size > 0 for size in shape)
+    ):
+        raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
     channels, height, width = shape
     return channels, height, width
 
@@ -39,9 +43,9 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
         raise ValueError(
             "the model has lazy layers, whose parameters do not exist yet: call the model once, on an example"
         )
-    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
     if not kinds:
-        raise ValueError("the model has no parameters")
+        raise ValueError("the model has no parameters of real numbers, which say in what dtype it computes")
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ValueError(
@@ -55,8 +59,10 @@ def takes_labels(model: nn.Module, condition_shape: tuple[int, ...] | None) -> b
 
     Raises ValueError for a model that takes a condition of unknown shape.
     """
-    if hasattr(model, "n_classes"):
-        return model.n_classes is not None
+    if getattr(model, "n_classes", 0) is None:
+        return False
+    if integer_of(model, "n_classes"):
+        return True
     required = [
         name
         for name, p in arguments_of(model).items()
@@ -80,3 +86,9 @@ def fits(given: torch.dtype, taken: torch.dtype) -> bool:
 
 def is_integral(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def integer_of(model: nn.Module, name: str) -> int | None:
+    """What the model says of itself by an attribute of that name, if it is a positive integer."""
+    found = getattr(model, name, None)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

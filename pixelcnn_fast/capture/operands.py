@@ -20,6 +20,7 @@ from pixelcnn_fast.program.calls import (
     functional,
     map_leaves,
     needed,
+    plain_name,
     size_at,
 )
 from pixelcnn_fast.program.conditions import Conditions
@@ -73,6 +74,9 @@ class Operands:
             self._given |= call.written
         else:
             self.memory.run(call)
+            if plain_name(call.name).startswith("empty"):  # whatever was in its memory is written over
+                for view in call.outputs:
+                    self.memory.tensor(view).zero_()
 
     def is_given(self, view: View) -> bool:
         """Whether it depends on the condition."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,11 +62,19 @@ class Escape:
 
 @dataclass
 class Leaf:
-    """A storage that no call created. held: a tensor on it; before: a copy, if a call has written into it."""
+    """A storage that no call created.
+
+    held: a tensor on it; parameters: those that it holds, and buffers, by name, and where; before: a copy, if a call
+    has written into it.
+    """
 
     held: Tensor
-    name: str | None = None  # of the parameter or buffer
+    parameters: tuple[tuple[str, View], ...] = ()
     before: Tensor | None = None
+
+    @property
+    def name(self) -> str | None:
+        return self.parameters[0][0] if self.parameters else None
 
     @property
     def tensor(self) -> Tensor:
@@ -106,12 +115,14 @@ class Recording:
 class Recorder(TorchDispatchMode):
     """Within it, calls are recorded. ``path`` holds the names of the modules whose forward is running."""
 
-    def __init__(self, n: int, names: Mapping[int, str] | None = None) -> None:
-        """names: of parameters and buffers, by the storage's identity."""
+    def __init__(self, n: int, named: Iterable[tuple[str, Tensor]] = ()) -> None:
+        """named: parameters and buffers."""
         super().__init__()
         self.recording = Recording(n)
         self.path: list[str] = []
-        self._names = names or {}
+        self._named: dict[int, list[tuple[str, View]]] = defaultdict(list)  # by storage
+        for name, x in named:
+            self._named[x.untyped_storage()._cdata].append((name, View.of(x, -1)))
         # by storage; the weak references keep identities from being used again
         self._slots: dict[int, int] = {}
         self._references: list[StorageWeakRef] = []
@@ -149,7 +160,7 @@ class Recorder(TorchDispatchMode):
         if is_new:
             self.recording.whole[slot] = view
             if depends is None:
-                self.recording.leaves[slot] = Leaf(tensor.detach(), self._names.get(storage))
+                self.recording.leaves[slot] = Leaf(tensor.detach(), tuple(self._named.get(storage, ())))
         return view
 
     def _check_dense(self, tensors: list[Tensor]) -> None:

@@ -37,7 +37,7 @@ def recording_in_float64(recording: Recording, own: torch.dtype) -> Recording:
         return replace(c, args=args, kwargs=kwargs, results=results)
 
     def leaf(x: Leaf) -> Leaf:
-        return Leaf(flat(x.tensor).to(exact(x.tensor.dtype)), x.name)
+        return Leaf(flat(x.tensor).to(exact(x.tensor.dtype)), map_leaves(exact, x.parameters))
 
     _check_one_dtype(recording)
     return replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -189,11 +190,19 @@ class Trace:
                     raise
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
+        if name in MASKED:
+            with suppress(Unsupported):  # x.log() where x > 0, and 0 elsewhere, is not to be computed as a sum
+                return [by_table(self, call)]
         if name in LOWERINGS:
             try:
                 result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
             except TypeError as error:
                 raise Unsupported(f"it is not supported with these arguments ({error})") from None
+            except Unsupported as error:  # but on one level of the image, whatever is pointwise is supported
+                try:
+                    return [by_table(self, call)]
+                except Unsupported:
+                    raise error from None
             return result if isinstance(result, list) else [result]
         return [by_table(self, call)]
 

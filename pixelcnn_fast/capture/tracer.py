@@ -91,8 +91,8 @@ def capture(
     head, (output, arranged) = first.head, recording.outputs
     weights = WeightRecorder()
     for leaf in recording.leaves.values():
-        if leaf.name is not None:
-            weights.leaf(leaf.tensor, leaf.name)
+        if leaf.parameters:
+            weights.leaf(leaf)
     with weights:
         trace = Trace(recording, shape, dtype, parameter.device, levels)
         trace.run((output.slot, arranged.slot), weights.guard)
@@ -133,10 +133,7 @@ class _Forward:
 
     def __init__(self, model: nn.Module, images: Tensor, given: Given, head: Head) -> None:
         shape = with_channels(images.shape)
-        names = {
-            x.untyped_storage()._cdata: name for name, x in (*model.named_parameters(), *model.named_buffers())
-        }
-        recorder = Recorder(shape[0], names)
+        recorder = Recorder(shape[0], (*model.named_parameters(), *model.named_buffers()))
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
         self.recording.given = tuple(

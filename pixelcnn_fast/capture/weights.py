@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.capture.recorder import Recorder
+from pixelcnn_fast.capture.recorder import Leaf, Recorder
 from pixelcnn_fast.program.calls import Memory, View, flat, leaves, needed
 
 WEIGHTS = "weights"
@@ -34,10 +34,10 @@ class WeightRecorder(Recorder):
         super().__exit__(*error)
         self._no_grad.__exit__(*error)
 
-    def leaf(self, tensor: Tensor, name: str) -> None:
-        """Registers a tensor that holds a parameter or buffer."""
-        view = self.input(flat(tensor.detach()), WEIGHTS)
-        self.recording.leaves[view.slot].name = name
+    def leaf(self, leaf: Leaf) -> None:
+        """Registers a storage that holds parameters or buffers."""
+        view = self.input(flat(leaf.tensor.detach()), WEIGHTS)
+        self.recording.leaves[view.slot].parameters = leaf.parameters
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if not self._reads_weights(args) and not (kwargs and self._reads_weights(kwargs.values())):
@@ -73,11 +73,7 @@ class WeightRecorder(Recorder):
         """
         views = [self.view(x) for x in tensors]
         recording = self.recording
-        slots = {
-            slot: leaf.tensor if leaf.name is None else flat(weights[leaf.name].detach())
-            for slot, leaf in recording.leaves.items()
-        }
-        memory = Memory(1, slots)
+        memory = Memory(1, {slot: _filled(leaf, weights) for slot, leaf in recording.leaves.items()})
         escapes = [escape.call for escape in recording.escapes if escape.call is not None]
         read = [view for call in escapes for view in call.inputs] + [view for view, _ in self._guards]
         for call in needed(recording.calls, {view.slot for view in (*views, *read)}):
@@ -88,3 +84,13 @@ class WeightRecorder(Recorder):
         if not all(torch.equal(memory.tensor(view), value) for view, value in self._guards):
             return None
         return [memory.tensor(view) for view in views]
+
+
+def _filled(leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
+    """What a leaf holds with other weights, laid out as it is."""
+    if not leaf.parameters:
+        return leaf.tensor
+    filled = leaf.tensor.clone()
+    for name, view in leaf.parameters:
+        filled.as_strided(*view.at(1)).copy_(weights[name])
+    return filled

@@ -18,6 +18,7 @@ from pixelcnn_fast.capture.model_arguments import (
     checked_shape,
     dtype_and_device,
     fits,
+    integer_of,
     is_integral,
     takes_labels,
 )
@@ -25,7 +26,7 @@ from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import ModelFailed, Unsupported
-from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.heads import Categorical, Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
@@ -74,7 +75,7 @@ class WrappedModel:
         if head is not None and levels not in (None, head.levels):
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
         if levels is None:
-            levels = getattr(module, "levels", 256)
+            levels = integer_of(module, "levels") or 256
         self.head = head if head is not None else Categorical(levels)
         self.head.check()
         self.levels = self.head.levels
@@ -93,13 +94,13 @@ class WrappedModel:
             raise ValueError(
                 f"image_form 'codes' is [N, H, W], of one channel; the shape {self.shape} has {self.shape[0]}"
             )
-        if condition_shape is None and getattr(module, "condition_channels", None) is not None:
-            channels: Any = module.condition_channels
+        if condition_shape is None and (channels := integer_of(module, "condition_channels")):
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
         self.conditional = takes_labels(module, condition_shape) if conditional is None else conditional
-        self.labels = Labels(getattr(module, "n_classes", None))
+        self.labels = Labels(integer_of(module, "n_classes"))
         self.dtype, self.device = dtype_and_device(module)
+        self.head = self.head.of_model_in(self.dtype)
         self.condition_dtype = condition_dtype
         if condition_dtype is not None and condition_dtype != self.dtype and not is_integral(condition_dtype):
             raise ValueError(
@@ -240,7 +241,8 @@ class WrappedModel:
             return self.head.arranged(output, self.shape[0])
         with computing(self._runs_in, self._own_dtype):
             output = picked(self.run(values, given), self.output)
-            return self.head.arranged(output, self.shape[0])
+            head = resolved(self.head, output, (len(values), *self.shape))
+            return head.arranged(output, self.shape[0])
 
     @torch.no_grad()
     def run(self, values: Tensor, given: Given) -> Any:
@@ -321,6 +323,13 @@ class WrappedModel:
     def _takes_code(self, code: int) -> bool:
         return self._takes(*self._with_code(code))
 
+    def _takes_condition(self, condition: Tensor) -> bool:
+        """Its integers may mean different things, and each have a range of its own."""
+        if self.device.type != "cpu":
+            return False
+        values, given = self.example(n=len(condition))
+        return self._takes(values, given._replace(condition=condition))
+
     def _takes(self, values: Tensor, given: Given) -> bool:
         try:
             with self.in_use():
@@ -341,6 +350,7 @@ class WrappedModel:
 
     def checked_images(self, images: Tensor) -> Tensor:
         """A copy of the values of images from a user, as the head draws them. Raises ValueError for bad images."""
+        images = torch.as_tensor(images)
         if images.dim() != 4 or images.shape[1:] != self.shape:
             raise ValueError(
                 f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
@@ -391,7 +401,8 @@ class WrappedModel:
             low, high = int(condition.min()), int(condition.max())
             if low < 0 and self.codes.classes is None and (takes is None or takes(low)):
                 low = 0  # they are numbers, which may be negative
-            if (why := self.codes.why_not(low, high, takes)) is not None:
+            why = self.codes.why_not(low, high, takes)
+            if why is not None and not self._takes_condition(condition.to(self.device, dtype)):
                 raise ValueError(why)
         return condition.to(self.device, dtype)
 

@@ -83,6 +83,10 @@ class Head(ABC):
         It is captured together with the model, so it may make the calls of docs/supported_calls.md.
         """
 
+    def of_model_in(self, dtype: torch.dtype) -> Self:
+        """The head for a model in that dtype, also where a copy of the model in another stands for it."""
+        return self
+
     def comparable(self, parameters: Tensor) -> Tensor:
         """The numbers that must be finite, such as probabilities where some logits may be infinite."""
         return parameters

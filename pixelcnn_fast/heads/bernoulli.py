@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,9 @@ class Bernoulli(OfLevels):
     probabilities: bool = False
     levels: ClassVar[int] = 2  # type: ignore[misc]  # of all such images
     layout: ClassVar[str] = "N,C,H,W"
+    eps: float | None = field(
+        default=None, repr=False, compare=False
+    )  # to which probabilities are kept from 0 and 1
 
     def resolved(self, output: Tensor, shape: tuple[int, ...]) -> Self:
         if output.shape != shape:
@@ -35,10 +38,13 @@ class Bernoulli(OfLevels):
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         """[N, C, H, W] -> logits [N, C, H, W, 2], where the logit of level 0 is zero."""
         if self.probabilities:  # a probability of 1 would have an infinite logit
-            output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
+            output = torch.logit(output, eps=self.eps or torch.finfo(output.dtype).eps)
         pairs = torch.zeros(2 * channels, channels, 1, 1, dtype=output.dtype, device=output.device)
         pairs[1::2, :, 0, 0].fill_diagonal_(1)
         return F.conv2d(output, pairs).unflatten(1, (channels, 2)).permute(0, 1, 3, 4, 2)
+
+    def of_model_in(self, dtype: torch.dtype) -> Self:
+        return replace(self, eps=torch.finfo(dtype).eps)
 
     def comparable(self, parameters: Tensor) -> Tensor:
         return parameters.sigmoid() if self.probabilities else parameters

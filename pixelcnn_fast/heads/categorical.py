@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -56,9 +56,8 @@ class OfLevels(Head):
             raise ValueError(
                 f"images are {values.dtype}: expected integer levels (likelihood.to_levels makes them)"
             )
-        levels = values.cpu().to(self.value_dtype, copy=True).contiguous()
-        check_levels(levels, self.levels)
-        return levels
+        check_levels(values.cpu().long(), self.levels)
+        return values.cpu().to(self.value_dtype, copy=True).contiguous()
 
     def as_images(self, values: Tensor) -> Tensor:
         """uint8 where all levels fit in it."""
@@ -80,6 +79,9 @@ class Categorical(OfLevels):
     levels: int = 256
     layout: Layout | None = None
     probabilities: bool = False
+    least: float | None = field(
+        default=None, repr=False, compare=False
+    )  # probability, below which all count alike
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in LAYOUTS:
@@ -119,7 +121,7 @@ class Categorical(OfLevels):
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         layout: str | None = self.layout
         if self.probabilities:  # a probability of 0 would have an infinite logit
-            output = output.clamp_min(torch.finfo(output.dtype).tiny).log()
+            output = output.clamp_min(self.least or torch.finfo(output.dtype).tiny).log()
         if layout in ("N,C*L,H,W", "N,L*C,H,W"):
             n, _, height, width = output.shape
             split = (channels, self.levels) if layout == "N,C*L,H,W" else (self.levels, channels)
@@ -127,6 +129,9 @@ class Categorical(OfLevels):
             layout = "N,C,L,H,W" if layout == "N,C*L,H,W" else "N,L,C,H,W"
         assert layout is not None
         return output if layout == "N,C,H,W,L" else output.permute(*ORDERS[layout])
+
+    def of_model_in(self, dtype: torch.dtype) -> Self:
+        return replace(self, least=torch.finfo(dtype).tiny)
 
     def comparable(self, parameters: Tensor) -> Tensor:
         return parameters.softmax(-1) if self.probabilities else parameters

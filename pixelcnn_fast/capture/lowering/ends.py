@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pixelcnn_fast.capture.arithmetic import added, stepped
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import closing, log_softmax, made_by
@@ -26,7 +28,10 @@ def _inverse(b: Builder, x: Map, kind: str) -> Map | None:
 
 def _logit(b: Builder, x: Map, eps: float | None = None) -> Map:
     if (logits := _inverse(b, x, "sigmoid")) is not None:
-        return logits
+        if eps is None:
+            return logits
+        most = math.log1p(-eps) - math.log(eps)
+        return stepped(b, logits, *bounds(-most, most))
     p = materialised(b, x)
     if eps is not None:
         p = stepped(b, p, *bounds(eps, 1 - eps))
