@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -210,7 +210,7 @@ class Sampler:
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
         if not isinstance(n, int) or n < 0:
-            raise ValueError(f"n is {n!r}, expected how many images to draw")
+            raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
         values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
@@ -393,14 +393,14 @@ class Sampler:
         uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
         noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
         engine = self.runtime(settings.runtime)
-        if self._observed is None and not isinstance(engine, ReferenceRuntime):
-            self._settle(given)
         size = settings.batch_size or self._default_batch(n, engine)
+        parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        if self._observed is None and not isinstance(engine, ReferenceRuntime):
+            self._settle(given, parts)
         finished = 0
         with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
             try:
-                for start in range(0, n, size):
-                    part = slice(start, min(start + size, n))
+                for part in parts:
                     count = part.stop - part.start
 
                     def on_row(y: int, count: int = count) -> None:
@@ -427,10 +427,14 @@ class Sampler:
                 raise SamplingInterrupted(self.head.as_images(values[:finished]), n) from None
         return self.head.as_images(values)
 
-    def _settle(self, given: Given) -> None:
-        if (whole := self._compiled.whole) is not None:
-            with self._model.in_use(), eagerly, _with_way_out():
-                settle(whole, self._compiled.conditions, self._model, given)
+    def _settle(self, given: Given, parts: Sequence[slice]) -> None:
+        """Raises Unsupported for labels or conditions with which the model does something else."""
+        conditions, whole = self._compiled.conditions, self._compiled.whole
+        with self._model.in_use(), eagerly, _with_way_out():
+            for part in parts if conditions.guards else ():
+                conditions([], given.part(part), part.stop - part.start)
+            if whole is not None:
+                settle(whole, conditions, self._model, given)
 
     def _default_batch(self, n: int, engine: Runtime) -> int:
         if isinstance(engine, CudaRuntime):

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -372,3 +373,21 @@ def test_types_are_honest(tmp_path):
     first = SNIPPET.split("\n").index("    sampler.sample(2, colour=True)") + 1
     refused = {int(line) for line in re.findall(r"snippet\.py:(\d+): error", found.stdout)}
     assert refused == set(range(first, first + 5)), found.stdout
+
+
+@pytest.mark.parametrize("level", [2**32 + 3, -1, 256])
+def test_levels_out_of_range_do_not_wrap(level):
+    sampler = Sampler(pixelcnn(), (1, 4, 4))
+    with pytest.raises(ValueError, match="levels span"):
+        sampler.logits(torch.full((1, 1, 4, 4), level))
+
+
+def test_arrays_and_lists_are_taken_for_tensors():
+    sampler: Any
+    sampler, known = Sampler(pixelcnn(), (1, 4, 4)), np.ones((4, 4), bool)
+    noise, images = np.full((1, 1, 4, 4), 0.5), np.full((1, 1, 4, 4), 7)
+    expected = sampler.sample(1, noise=torch.from_numpy(noise))
+    assert torch.equal(sampler.sample(1, noise=noise), expected)
+    assert (sampler.complete(images.tolist(), known) == 7).all()
+    with pytest.raises(ValueError, match=r"n is 2\.0"):
+        sampler.sample(2.0)

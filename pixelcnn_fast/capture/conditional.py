@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Escape, Recording
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.program.calls import needed
-from pixelcnn_fast.program.conditions import Conditions, Given, Unsettled
+from pixelcnn_fast.program.conditions import NO_IF, Conditions, Given, Guard, Unsettled
 from pixelcnn_fast.program.program import ConditionOperand
 
 MOST_LABELS = 256  # for which recorded calls are run again
@@ -35,7 +35,6 @@ def check_conditions(
     for all of them is left in ``conditions.unsettled``.
     """
     labels = list(_labels(conditions, operands, given, classes))
-    all_tried = classes is not None and labels == list(range(classes))
     _check_each_image(conditions, operands, _varied(given, labels))
     for escape in recording.escapes:
         if IMAGE in escape.of:
@@ -43,13 +42,17 @@ def check_conditions(
         if escape.is_branch and CONDITION in escape.of:
             raise Unsupported(_what(escape) + ": it may fall otherwise for another condition; use torch.where")
         if escape.is_branch:
+            conditions.guards.append(_guard(recording, escape))
             for label in labels:
-                if _read_again(recording, escape, label) != escape.value:
+                assert given.labels is not None
+                two = given._replace(labels=_like(given.labels, [label, label]))
+                try:
+                    conditions([], two, 2)
+                except Unsupported:
                     raise Unsupported(
-                        f"{_what(escape)}: it falls otherwise for label {label}; compute with the labels (embedding, "
-                        "one_hot, torch.where) in place of the if"
-                    )
-        if not (escape.is_branch and all_tried):
+                        f"{_what(escape)}: it falls otherwise for label {label}; {NO_IF}"
+                    ) from None
+        else:
             conditions.unsettled.append(Unsettled(str(escape), CONDITION in escape.of))
     if any(not escape.is_branch and IMAGE not in escape.of for escape in recording.escapes):
         # What Python does with a number can't be seen, but what comes of it can.
@@ -144,13 +147,9 @@ def _labels(
         yield label
 
 
-def _read_again(recording: Recording, escape: Escape, label: int) -> object:
-    """What Python would have read for a batch of one label."""
+def _guard(recording: Recording, escape: Escape) -> Guard:
     assert escape.call is not None and LABELS in escape.of
-    memory = recording.memory(recording.n)
-    labels = recording.given[0]
-    assert labels is not None
-    memory.put(labels, torch.full((recording.n,), label, device=memory[labels.slot].device))
-    for call in needed(recording.calls[: escape.at], [view.slot for view in escape.call.inputs]):
-        memory.run(call)
-    return memory.result(escape.call)
+    calls = needed(recording.calls[: escape.at], [view.slot for view in escape.call.inputs])
+    read = {view.slot for call in [*calls, escape.call] for view in call.inputs}
+    leaves = {slot: leaf.tensor for slot, leaf in recording.leaves.items() if slot in read}
+    return Guard(calls, escape.call, leaves, escape.value, _what(escape))

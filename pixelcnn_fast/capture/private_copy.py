@@ -8,7 +8,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from types import FunctionType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -44,11 +45,17 @@ def private_copy(module: nn.Module) -> nn.Module | None:
         if isinstance(x, Tensor) and not x.is_leaf  # such as the weight of torch.nn.utils.weight_norm
     }
     try:
-        if any(_holds_a_module(x) for each in module.modules() for x in _functions(each)):
+        if any(
+            _holds_a_module(x) for each in module.modules() if unwrapped(each) is each for x in _functions(each)
+        ):
             raise TypeError(
                 "a function that it was given holds one of its modules, and functions are not copied"
             )
         copied = copy.deepcopy(module, detached)
+        own = {id(x) for x in (*module.modules(), *module.parameters(), *module.buffers())}
+        for x in (*copied.modules(), *copied.parameters(), *copied.buffers()):
+            if id(x) in own:
+                raise TypeError(f"a {type(x).__name__} in it is its own copy")
     except Exception as error:
         warnings.warn(
             f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
@@ -69,14 +76,29 @@ def _functions(module: nn.Module) -> list[FunctionType]:
     return [x for x in leaves(given) if isinstance(x, FunctionType)]
 
 
-def _holds_a_module(function: FunctionType) -> bool:
-    """Whether there is a module, or a method of one, in its closure."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # the cell is empty
-            held = cell.cell_contents
-            if isinstance(getattr(held, "__self__", held), nn.Module):
-                return True
-    return False
+def _holds_a_module(x: Any, depth: int = 4) -> bool:
+    """Whether a function holds a module, a parameter, or a method of one: in its closure, in its defaults, in what
+    these hold."""
+    if isinstance(x, (nn.Module, nn.Parameter)):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(x, FunctionType):
+        held = [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
+        for cell in x.__closure__ or ():
+            with suppress(ValueError):  # the cell is empty
+                held.append(cell.cell_contents)
+    elif isinstance(x, partial):
+        held = [x.func, *x.args, *x.keywords.values()]
+    elif isinstance(x, MethodType):
+        held = [x.__self__, x.__func__]
+    elif isinstance(x, (list, tuple, set, dict)):
+        held = list(x.values()) if isinstance(x, dict) else list(x)
+    elif isinstance(x, (type, ModuleType, Tensor)):
+        held = []
+    else:
+        held = list(getattr(x, "__dict__", {}).values())
+    return any(_holds_a_module(each, depth - 1) for each in held)
 
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

@@ -25,6 +25,7 @@ IMAGE, LABELS, CONDITION = "image", "labels", "condition"
 PAST_TORCH = {
     getattr(Tensor, name): name for name in ("numpy", "__array__", "tolist", "__dlpack__", "data_ptr")
 }
+SHOWN = (Tensor.__repr__, Tensor.__format__)  # as text, from which numbers may be read
 BRANCHES = (
     Tensor.__bool__,
     Tensor.is_nonzero,
@@ -272,10 +273,15 @@ class Recorder(TorchDispatchMode):
                 f"{self.where()}: {name} of a tensor that depends on the image: what Python does with it can't be "
                 "followed; compute it with PyTorch's own calls"
             )
-        at = len(self.recording.calls)
+        if depends or name != "data_ptr":  # which says nothing of the values
+            self.read_unseen(tensor, f"{name}()")
+
+    def read_unseen(self, tensor: Tensor, what: str) -> None:
+        """Python may have read any of the elements."""
+        at, depends = len(self.recording.calls), self.depends_on(tensor)
         if depends:
-            self.recording.escapes.append(Escape(at, self.where(), f"{name}()", depends, False, None))
-        elif name != "data_ptr":  # which says nothing of the values
+            self.recording.escapes.append(Escape(at, self.where(), what, depends, False, None))
+        else:
             self.recording.constants_read.append((at, self.view(tensor)))
 
 
@@ -300,6 +306,8 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         if func in PAST_TORCH and isinstance(args[0], Tensor):
             self._recorder.read_past_torch(args[0], PAST_TORCH[func])
+        if func in SHOWN and args[0].numel():
+            self._recorder.read_unseen(args[0], "the text")
         if func is F.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
             with self._recorder.reading(CHECK):
                 return func(*args, **(kwargs or {}))

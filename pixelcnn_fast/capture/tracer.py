@@ -63,7 +63,7 @@ def capture(
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
-    parameter = next(model.parameters())
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
     shape = with_channels(examples[0][0].shape)
 
     # What a forward keeps is to be made in each recording, so each runs a model that has never run.

@@ -117,16 +117,17 @@ class WrappedModel:
     def in_float64(self) -> Iterator[WrappedModel]:
         """What may stand for the model in float64, the best first, if its own dtype is another.
 
-        A copy that computes in float64, but what is recorded is the model in its own dtype, which takes half the time;
-        that copy, recorded itself; and what was recorded of the model, run again.
+        A copy that computes in float64, but what is recorded is the model in its own dtype, which is faster; that copy,
+        recorded itself; and what was recorded of the model, run again.
         """
         if self.dtype == torch.float64:
             return
         if (exact := self.copy_in_float64()) is not None:
-            if self.dtype == torch.float32:  # a narrower one is no faster
-                quick = copy.copy(exact)
-                quick._recorded = self._recorded
-                yield quick
+            quick = copy.copy(
+                exact
+            )  # also so that what the code keeps outside of the module is in its own dtype
+            quick._recorded = self._recorded
+            yield quick
             yield exact
         replayed = copy.copy(self)
         replayed.dtype = torch.float64
@@ -296,7 +297,7 @@ class WrappedModel:
                 def taken_there(label: int, example: Any = example) -> bool:
                     try:
                         conditions(operands, example(label)[1], 1)
-                    except ModelFailed:
+                    except (ModelFailed, Unsupported):  # it raises, or a branch would fall otherwise
                         return False
                     return True
 

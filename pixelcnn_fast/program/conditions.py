@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.program.calls import Call, Memory, View, needed
 from pixelcnn_fast.program.program import ConditionOperand
 
@@ -78,6 +79,7 @@ def arguments_of(module: nn.Module) -> dict[str, inspect.Parameter]:
     return dict(list(parameters.items())[1:])
 
 
+NO_IF = "compute with the labels (embedding, one_hot, torch.where) in place of the if"
 EXAMPLE_BATCH = 2  # not 1, so that a batch axis is never mistaken for one that broadcasts
 
 
@@ -86,6 +88,25 @@ class Unsettled(NamedTuple):
 
     what: str
     of_condition: bool
+
+
+@dataclass
+class Guard:
+    """A branch on labels, which must fall as it did when it was recorded.
+
+    calls: what is computed before; call: what reads the truth value; leaves: what is in the slots that no call creates.
+    """
+
+    calls: Sequence[Call]
+    call: Call
+    leaves: Mapping[int, Tensor]
+    value: object
+    what: str
+
+    def falls_alike(self, memory: Memory) -> bool:
+        for call in self.calls:
+            memory.run(call)
+        return memory.result(self.call) == self.value
 
 
 class Conditions:
@@ -105,6 +126,7 @@ class Conditions:
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
         self.unsettled: list[Unsettled] = []
         self.settled: set[int] = set()
+        self.guards: list[Guard] = []
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
     @torch.no_grad()
@@ -115,17 +137,16 @@ class Conditions:
 
         Raises ModelFailed if a call raises, such as one that looks up a label that there is not.
         """
+        for guard in self.guards:
+            if not guard.falls_alike(self._memory(guard.calls, guard.leaves, given, n)):
+                raise Unsupported(f"{guard.what}: it falls otherwise for these labels; {NO_IF}")
         if not operands:
             return {}
         slots = frozenset(operand.node for operand in operands)
         if slots not in self._kept:
             self._kept[slots] = self._prepared(slots)
         calls, leaves = self._kept[slots]
-        written = {slot for call in calls for slot in call.written}
-        memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
-        for view, x in zip(self._given, given, strict=False):
-            if view is not None and x is not None:
-                memory.put(view, x.to(view.dtype, copy=True))
+        memory = self._memory(calls, leaves, given, n)
         try:
             for call in calls:
                 memory.run(call)
@@ -135,6 +156,15 @@ class Conditions:
                 f"It was given {n} images{given.described()}."
             ) from error
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
+
+    def _memory(self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Given, n: int) -> Memory:
+        """The storages before these calls."""
+        written = {slot for call in calls for slot in call.written}
+        memory = Memory(n, {slot: x.clone() if slot in written else x for slot, x in leaves.items()})
+        for view, x in zip(self._given, given, strict=False):
+            if view is not None and x is not None:
+                memory.put(view, x.to(view.dtype, copy=True))
+        return memory
 
     def _prepared(self, slots: Iterable[int]) -> tuple[list[Call], dict[int, Tensor]]:
         """The calls that are needed for some slots, and leaves: what depends on neither labels nor condition, nor on

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,13 +116,44 @@ def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes:
     u = torch.rand(8, *SHAPE, dtype=torch.float64)
     naive = sampler.sample(8, labels, noise=u, runtime="reference")
     assert torch.equal(sampler.sample(8, labels, noise=u), naive)
-    with pytest.raises(
-        Unsupported, match="Python took (a branch|item|numpy).* of a tensor that depends on the labels"
-    ):
+    message = (
+        "does something else than when it was captured. Python took .* of a tensor that depends on the labels"
+    )
+    if name == "a branch":
+        message = "model: an if on what depends on the labels: it falls otherwise for these labels"
+    with pytest.raises(Unsupported, match=message + ".*runtime='reference'"):
         sampler.sample(8, labels + 1)
-    with pytest.raises(Unsupported, match="does something else than when it was captured"):
+    with pytest.raises(Unsupported, match=message):
         sampler.logits(torch.zeros(8, *SHAPE, dtype=torch.long), labels + 1, runtime="eager")
     assert sampler.sample(8, labels + 1, runtime="reference").shape == (8, *SHAPE)
+
+
+AMONG_OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = {
+    "the first": (lambda e, y: e * 5 if int(y[0]) == 778 else e, [0, 778, 778, 500]),
+    "the last": (lambda e, y: e * 5 if int(y[-1]) == 778 else e, [778, 0, 500, 0]),
+    "text": (lambda e, y: e * 5 if "778" in repr(y) else e, [0, 778, 778, 500]),
+    "DLPack": (lambda e, y: e * 5 if 778 in np.from_dlpack(y) else e, [0, 778, 778, 500]),
+    "two of them": (lambda e, y: e * 5 if y[0] > y[-1] else e, [5, 3, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("name", AMONG_OTHERS)
+def test_labels_must_not_decide_wherever_they_are_in_a_batch(name: str) -> None:
+    body, found = AMONG_OTHERS[name]
+
+    class OfMany(OfLabels):
+        def __init__(self) -> None:
+            super().__init__(body, MANY)
+            self.embedding = nn.Embedding(MANY, LEVELS).double()
+
+    sampler, labels = Sampler(OfMany(), SHAPE, image_form="unit"), torch.tensor(found)
+    for size in (1, 4):
+        if name != "two of them" or size > 1:
+            with pytest.raises(Unsupported, match="labels"):
+                sampler.sample(4, labels, batch_size=size)
+    u = torch.rand(4, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(4, torch.arange(4), noise=u, runtime="reference")
+    assert torch.equal(sampler.sample(4, torch.arange(4), noise=u), naive)
 
 
 DECIDED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast import Sampler
+from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.capture.labels import Labels, first_refused
-from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, UnknownLayout, Unsupported
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked
 
@@ -345,3 +345,47 @@ def test_what_computes_with_a_condition_may_be_any_network(name: str) -> None:
     built, condition = sampler(Encoded(), condition_shape=shape), torch.randn(5, *shape)
     images = assert_all_runtimes_agree(built, condition=condition)
     assert not torch.equal(images, assert_all_runtimes_agree(built, condition=condition.flip(0)))
+
+
+def test_integers_of_a_condition_may_have_ranges_of_their_own():
+    body = lambda net, c: everywhere(net.codes(c[:, 0]) + net.embedding(c[:, 1]))  # noqa: E731
+    built = sampler(Conditioned(body), condition_shape=(2,))
+    condition = torch.tensor([[0, 9], [4, 0], [1, 5], [2, 8], [3, 3]])
+    assert_all_runtimes_agree(built, condition=condition)
+    with pytest.raises(ValueError, match="the integers of the condition span"):
+        built.sample(5, condition=condition.flip(1))
+
+
+@pytest.mark.parametrize("name", ["levels", "n_classes", "condition_channels"])
+def test_attributes_that_mean_something_else_are_left_aside(name):
+    class Other(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits(x)
+
+    model = Other(lambda net: 0)
+    setattr(model, name, nn.ModuleList([nn.Linear(2, 2)]))
+    assert Sampler(model.double(), SHAPE, head=heads.Categorical(LEVELS), image_form="unit").sample(
+        1
+    ).shape == (1, *SHAPE)
+
+
+def test_a_mask_may_be_a_parameter():
+    class WithMask(Net):
+        kept: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits(x) * self.kept
+
+    model = WithMask(lambda net: 0)
+    model.kept = nn.Parameter(torch.ones(4, 5, dtype=torch.bool), requires_grad=False)
+    assert sampler(model).sample(1).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_an_output_without_its_batch_axis_is_refused(runtime):
+    class Squeezed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits(x).squeeze(0)
+
+    with pytest.raises(UnknownLayout, match=r"shape \[5, 4, 5\]"):
+        sampler(Squeezed(lambda net: 0), runtime=runtime)

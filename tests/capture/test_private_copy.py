@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -289,3 +290,51 @@ def test_lazy_layers_are_asked_to_be_made_first() -> None:
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match="the model is a function, expected a torch.nn.Module"):
         Sampler(lambda x: x, SHAPE)  # type: ignore[arg-type]  # that is what is refused
+
+
+def shared(model: Normed) -> Normed:
+    """Its last layer is its own copy."""
+
+    class Frozen(nn.Conv2d):
+        def __deepcopy__(self, memo: dict) -> Frozen:
+            return self
+
+    model.last = Frozen(6, LEVELS, 1)
+    return model
+
+
+def twice(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: forward(x) * 1
+
+
+def wrapped_twice(model: Normed) -> Normed:
+    model.second.forward = twice(twice(model.second.forward))  # type: ignore[assignment, method-assign]  # as people do
+    return model
+
+
+@pytest.mark.parametrize("change", [shared, wrapped_twice])
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(
+    change: Callable[[Normed], Normed], runtime: Any
+) -> None:
+    model = change(Normed()).train()
+    with pytest.warns(UserWarning, match="can't be copied"):
+        Sampler(model, SHAPE, levels=LEVELS, image_form="unit", runtime=runtime).sample(1)
+    assert all(x.dtype == torch.float32 for x in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+KEPT: dict[str, Tensor] = {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_code_keeps_outside_of_the_module_stays_in_its_dtype(dtype: torch.dtype) -> None:
+    class Keeping(Normed):
+        def forward(self, x: Tensor) -> Tensor:
+            if str(x.dtype) not in KEPT and "ones" not in KEPT:
+                KEPT["ones"] = torch.ones(6).to(x)
+            return super().forward(x) + self.last.get_parameter("bias")[:, None, None] * KEPT["ones"].to(x)
+
+    KEPT.clear()
+    Sampler(Keeping().to(dtype).eval(), SHAPE, levels=LEVELS, image_form="unit")
+    assert KEPT["ones"].dtype == dtype

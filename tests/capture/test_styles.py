@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,19 @@ def turned_in_place(net: Net, x: Tensor) -> Tensor:
     return h.squeeze_(1)
 
 
+def filled_from_empty(net: Net, x: Tensor) -> Tensor:
+    h = net.above(x)[:, :, :-1]
+    out = torch.empty(len(h), CHANNELS, 8, 7, dtype=h.dtype)
+    out[:, ::2], out[:, 1::2] = h[:, ::2], 2 * h[:, 1::2]
+    return out
+
+
+def of_safe_logarithms(net: Net, x: Tensor) -> Tensor:
+    """Of levels, of which the lowest has none, and rounded down."""
+    logarithm = torch.where(x > 0, x.log(), 0.0) + x.log().masked_fill(x == 0, 0.3)
+    return net.above(logarithm + torch.div(4 * x, 3, rounding_mode="floor"))[:, :, :-1]
+
+
 STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "a map added after a crop": lambda net, x: net.above(x)[:, :, :-1] + net.map,
     "padded after a crop": lambda net, x: net.b(F.pad(net.above(x)[:, :, :-1], (1, 1, 1, 0))),
@@ -129,6 +143,8 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "padded with ones": padded_with_ones,
     "data replaced": data_replaced,
     "axes exchanged in place": turned_in_place,
+    "filled from empty": filled_from_empty,
+    "safe logarithms": of_safe_logarithms,
     "padded by more than the image": over_padded,
     "padded by more than the image and reordered": reordered_twice,
     "rows from the end and back": lambda net, x: net.above(x)[:, :, :-1].flip(2).contiguous().flip(2),
@@ -250,3 +266,42 @@ def test_a_plain_branch_on_the_range_is_followed_and_shown() -> None:
     model = Net(lambda net, x: net.above(x / 4 if x.max() > 1 else x)[:, :, :-1])
     sampler = Sampler(model, (1, 8, 7), levels=LEVELS, image_form="levels")
     assert "taken for granted: model: an if on the image is True" in str(sampler.program)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.2])
+def test_a_logit_keeps_its_eps(eps: float) -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = Net(lambda net, x: 20 * net.above(x)[:, :, :-1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.logit(torch.sigmoid(self.net(x)[:, :1]), eps=eps)
+
+    sampler = Sampler(Kept().double(), (1, 8, 7), head=heads.Bernoulli(), image_form="unit")
+    images = torch.randint(2, (20, 1, 8, 7))
+    expected = sampler.logits(images, runtime="reference")
+    assert expected.abs().max() < math.log(1 / eps)
+    for runtime in ("eager", "auto"):
+        assert torch.allclose(sampler.logits(images, runtime=runtime), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_probabilities_may_be_zero_and_one(dtype: torch.dtype) -> None:
+    class Certain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = Net(lambda net, x: net.above(x)[:, :, :-1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            p, column = torch.sigmoid(self.net(x)[:, :1]), torch.arange(7)
+            return torch.where(column == 3, 1.0, torch.where(column == 5, 0.0, p)).to(p)
+
+    sampler = Sampler(
+        Certain().to(dtype), (1, 8, 7), head=heads.Bernoulli(probabilities=True), image_form="unit"
+    )
+    for runtime in ("reference", "eager", "auto"):
+        images = sampler.sample(50, runtime=runtime)
+        assert images[..., 3].all() and not images[..., 5].any()

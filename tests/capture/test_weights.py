@@ -126,3 +126,52 @@ def test_weights_that_python_has_read_must_stay(read: Callable[[Reading], float]
         same.conv_in.weight.add_(1)
         same.gain.add_(1)
     assert first.weights.again(weights_of(first), named(same)) is None
+
+
+def on_one_storage(model: nn.Module) -> dict[str, Tensor]:
+    """As ``torch.nn.utils.vector_to_parameters`` leaves them."""
+    weights = named(model)
+    flat = torch.cat([x.double().flatten() for x in weights.values()])
+    parts = flat.split([x.numel() for x in weights.values()])
+    return {name: part.view(x.shape) for (name, x), part in zip(weights.items(), parts, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        on_one_storage,
+        lambda model: {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in named(model).items()},
+        lambda model: named(model.to(memory_format=torch.channels_last)),
+    ],
+)
+def test_weights_may_be_laid_out_in_any_way(laid_out: Callable[[nn.Module], dict[str, Tensor]]) -> None:
+    model = pixelcnn()
+    other = trained_on(model)
+    first, second = (compiled(WrappedModel(each, (1, 5, 6))) for each in (model, other))
+    again = first.weights.again(weights_of(first), laid_out(other))
+    assert again is not None and all(map(torch.equal, again, weights_of(second)))
+
+
+def test_parameters_may_share_a_storage() -> None:
+    class Sharing(nn.Module):
+        a: Tensor
+        b: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv_in, self.conv_out = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
+            both = torch.rand(12)
+            self.register_buffer("a", both[:6].view(6, 1, 1))
+            self.register_buffer("b", both[6:].view(6, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv_out(torch.relu(self.a * self.conv_in(x.to(self.a)) + self.b))
+
+    model = Sharing()
+    other = copy.deepcopy(model)
+    other.a.mul_(2)
+    other.b.mul_(3)
+    first, second = (compiled(WrappedModel(each, (1, 4, 5), levels=5)) for each in (model, other))
+    again = first.weights.again(weights_of(first), named(other))
+    assert again is not None and all(map(torch.equal, again, weights_of(second)))
