@@ -209,7 +209,7 @@ class Sampler:
         Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
         SamplingInterrupted on Ctrl-C, with the finished images.
         """
-        if not isinstance(n, int) or n < 0:
+        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
         values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
@@ -367,6 +367,10 @@ class Sampler:
         arguments: Mapping[str, Any],
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
+        if not isinstance(temperature, (int, float)):
+            raise ValueError(f"temperature is {temperature!r}, expected a number")
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
         options = _fields_among(SamplingOptions, arguments, temperature=temperature)
         self.head.check_options(options)
         settings = _fields_among(RunSettings, arguments)

@@ -389,5 +389,10 @@ def test_arrays_and_lists_are_taken_for_tensors():
     expected = sampler.sample(1, noise=torch.from_numpy(noise))
     assert torch.equal(sampler.sample(1, noise=noise), expected)
     assert (sampler.complete(images.tolist(), known) == 7).all()
-    with pytest.raises(ValueError, match=r"n is 2\.0"):
-        sampler.sample(2.0)
+    for n in (2.0, True, None):
+        with pytest.raises(ValueError, match=f"n is {n}: the number of images must be an integer"):
+            sampler.sample(n)
+    with pytest.raises(ValueError, match="temperature is '1', expected a number"):
+        sampler.sample(1, temperature="1")
+    with pytest.raises(ValueError, match="generator is a int, expected a torch.Generator"):
+        sampler.sample(1, generator=3)

@@ -372,10 +372,13 @@ class WrappedModel:
             return None
         if labels is None:
             raise ValueError(f"this model is conditional: pass labels, integers [{n}]")
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labels are no tensor ({error}), expected integers [{n}]") from error
         if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        takes = self._takes_label if self.device.type == "cpu" else None
+        labels, takes = labels.long(), self._takes_label if self.device.type == "cpu" else None
         if n and (why := self.labels.why_not(int(labels.min()), int(labels.max()), takes)) is not None:
             raise ValueError(why)
         return labels.to(self.device, torch.long)
