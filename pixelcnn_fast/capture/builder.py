@@ -125,7 +125,19 @@ class Builder:
             if len(tables) < len(found):
                 return None
         to = {s: self.step(s, [self._operand_step(kind, s, table, alpha)]) for s, table in tables.items()}
-        return self.moved(x, to)
+        result = self.moved(x, to)
+        return self._without_zeros(result) if kind == "multiply" else result
+
+    def _without_zeros(self, x: Map) -> Map:
+        """x without the channels that were multiplied by zero, as by a mask."""
+        addresses = x.addresses
+        for s in x.sources:
+            (step,) = self.instruction(s).steps
+            if step.scale is not None and bool((step.scale == 0).any()):
+                elements = self.space.decode(addresses)
+                dead = (step.scale == 0).cpu()[elements.channel.clamp_min(0)] & (elements.source == s)
+                addresses = addresses.where(~dead, 0)
+        return x if addresses is x.addresses else self.map(addresses)
 
     def _check_same_images(self, x: Map, operand: Map) -> None:
         """Raises Unsupported if a condition is combined with features of another image than its own."""

@@ -305,3 +305,30 @@ def test_probabilities_may_be_zero_and_one(dtype: torch.dtype) -> None:
     for runtime in ("reference", "eager", "auto"):
         images = sampler.sample(50, runtime=runtime)
         assert images[..., 3].all() and not images[..., 5].any()
+
+
+@pytest.mark.parametrize("is_buffer", [True, False])
+def test_colours_may_be_ordered_by_a_mask_on_the_features(is_buffer: bool) -> None:
+    """What is multiplied by zero is not seen."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.above, self.here = nn.Conv2d(3, CHANNELS, (2, 3)), nn.Conv2d(3, CHANNELS, 1)
+            self.last = nn.Conv2d(CHANNELS, LEVELS, 1)
+            for c in range(3):
+                mask = (torch.arange(3) < c).double().view(3, 1, 1)
+                self.register_buffer(f"mask{c}", mask) if is_buffer else setattr(self, f"mask{c}", mask)
+
+        def forward(self, x: Tensor) -> Tensor:
+            above = self.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+            masks = [getattr(self, f"mask{c}") for c in range(3)]
+            return torch.stack([self.last(torch.tanh(above + self.here(x * mask))) for mask in masks], 1)
+
+    head = heads.Categorical(LEVELS, "N,C,L,H,W")
+    sampler = Sampler(Masked().double(), (3, 5, 6), head=head, image_form="unit")
+    u = torch.rand(4, 3, 5, 6, dtype=torch.float64)
+    naive = sampler.sample(4, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
