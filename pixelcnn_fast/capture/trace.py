@@ -190,8 +190,9 @@ class Trace:
                     raise
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
-        if name in MASKED:
-            with suppress(Unsupported):  # x.log() where x > 0, and 0 elsewhere, is not to be computed as a sum
+        if name in MASKED or self._rounds(call):
+            # x.log() where x > 0, and 0 elsewhere, is not to be computed as a sum, nor x / 255 in another dtype.
+            with suppress(Unsupported):
                 return [by_table(self, call)]
         if name in LOWERINGS:
             try:
@@ -227,6 +228,11 @@ class Trace:
     def _is_exact(self, call: Call) -> bool:
         """Whether it computes integers, or truth values."""
         return bool(call.outputs) and not call.outputs[0].dtype.is_floating_point
+
+    def _rounds(self, call: Call) -> bool:
+        """Whether its result has fewer digits than the program's numbers, as that of integers divided has."""
+        dtype = call.outputs[0].dtype if call.outputs else self.builder.dtype
+        return dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(self.builder.dtype).eps
 
     def _refusal(self, call: Call) -> str | None:
         """Why one of its arguments is refused, if one is."""

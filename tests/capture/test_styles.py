@@ -332,3 +332,19 @@ def test_colours_may_be_ordered_by_a_mask_on_the_features(is_buffer: bool) -> No
     naive = sampler.sample(4, noise=u, runtime="reference")
     for runtime in ("eager", "auto"):
         assert torch.equal(sampler.sample(4, noise=u, runtime=runtime), naive)
+
+
+ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "an integer divided": lambda x: (x / 255).double(),
+    "float32": lambda x: (x.float() / 127.5 - 1).double(),
+    "float16": lambda x: (x.half() / 255).double(),
+    "bfloat16": lambda x: x.bfloat16().div(255).double(),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_levels_may_be_rounded_to_fewer_digits_than_the_model_s(name: str) -> None:
+    model = Net(lambda net, x: net.above(ROUNDED[name](x))[:, :, :-1]).double()
+    sampler = Sampler(model, (1, 8, 7), levels=LEVELS)
+    u = torch.rand(4, 1, 8, 7, dtype=torch.float64)
+    assert torch.equal(sampler.sample(4, noise=u), sampler.sample(4, noise=u, runtime="reference"))
