@@ -85,9 +85,9 @@ def captured(
     """Captures the model and compares the program with it -> (the program in the model's dtype, its conditions).
 
     prepared: what is done to a program after its capture, before it is compared.
-    Where the model can be run in float64, it is captured and compared there, and the program is then cast: so rounding
-    hides no mistake. Of another model, what was recorded is run in float64, for the same end, and if it can't be, the
-    model is captured as it is.
+    The model is recorded in its own dtype, lowered and compared in float64 where it can be, and the program is then cast:
+    so rounding hides no mistake. It is compared with a copy of the model in float64, or if that is another model, with
+    what was recorded, run again; if it can't be, the model is captured and compared as it is.
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly:
@@ -105,13 +105,10 @@ def captured_in_float64(
 ) -> tuple[Program, Conditions] | None:
     """As ``captured``. exact: what stands for the model in float64. None if that can't be captured, or is another
     model than in its own dtype."""
-    reasons: tuple[type[Exception], ...] = (ModelFailed, Unsupported, NonFiniteLogits)
+    # A copy in float64 may be another model: its code may look at the dtype, or read rounded numbers.
+    reasons: tuple[type[Exception], ...] = (ModelFailed, Unsupported, NonFiniteLogits, CaptureMismatch)
     if exact.is_replay:
         reasons = (ModelFailed, NotInFloat64)
-    elif exact.is_quick:
-        reasons += (
-            CaptureMismatch,
-        )  # not the last word: what is a constant of a recording may have been rounded
     try:
         program, conditions = recorded(exact, prepared, watch)
         examples = exact.examples_to_check()
@@ -151,12 +148,14 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
 
     Raises Unsupported if they differ.
     """
-    if given.labels is not None and not any(read.of_condition for read in conditions.unsettled):
-        new = [image for image, label in enumerate(given.labels.tolist()) if label not in conditions.settled]
-        given = given.part(torch.tensor(new, dtype=torch.long, device=given.labels.device))
     exact, n = in_dtype(on_cpu(program), torch.float64), given.images
-    alone = [slice(image, image + 1) for image in range(n if n > 1 else 0)]
-    for chosen in [*alone, *(slice(start, start + MOST_SETTLED) for start in range(0, n, MOST_SETTLED))]:
+    batches = [slice(image, image + 1) for image in range(n)]  # each image alone, and together
+    batches += [slice(start, start + MOST_SETTLED) for start in range(0, n if n > 1 else 0, MOST_SETTLED)]
+    if given.labels is not None and not any(read.of_condition for read in conditions.unsettled):
+        batches = [
+            labels for labels in batches if tuple(given.labels[labels].tolist()) not in conditions.settled
+        ]
+    for chosen in batches:
         part = given.part(chosen)
         examples = [(model.example(5, part.images)[0], part)]
         try:
@@ -168,7 +167,7 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
                 f"took {conditions.unsettled[-1].what}: compute with the tensor itself (torch.where in place of an if)"
             ) from error
         if part.labels is not None:
-            conditions.settled.update(part.labels.tolist())
+            conditions.settled.add(tuple(part.labels.tolist()))
 
 
 def warn_of_what_changes_nothing(model: WrappedModel) -> None:

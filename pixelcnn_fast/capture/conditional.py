@@ -59,7 +59,7 @@ def check_conditions(
         for other in _one_by_one(given, labels[:: max(1, len(labels) // MOST_RECORDED)]):
             record_again(other)
             if other.labels is not None:
-                conditions.settled.add(int(other.labels[0]))
+                conditions.settled.add((int(other.labels[0]),))
 
 
 def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperand], given: Given) -> None:

@@ -115,19 +115,15 @@ class WrappedModel:
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
 
     def in_float64(self) -> Iterator[WrappedModel]:
-        """What may stand for the model in float64, the best first, if its own dtype is another.
+        """What may stand for the model in float64, the best first, if its own dtype is another. What is recorded is
+        always the model in its own dtype, since its code may look at that.
 
-        A copy that computes in float64, but what is recorded is the model in its own dtype, which is faster; that copy,
-        recorded itself; and what was recorded of the model, run again.
+        A copy that computes in float64, or what was recorded, run again.
         """
         if self.dtype == torch.float64:
             return
         if (exact := self.copy_in_float64()) is not None:
-            quick = copy.copy(
-                exact
-            )  # also so that what the code keeps outside of the module is in its own dtype
-            quick._recorded = self._recorded
-            yield quick
+            exact._recorded = self._recorded
             yield exact
         replayed = copy.copy(self)
         replayed.dtype = torch.float64
@@ -150,11 +146,6 @@ class WrappedModel:
     def is_replay(self) -> bool:
         """Whether what was recorded takes the place of the module."""
         return self.dtype != self._runs_in
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether it is the model in its own dtype that is recorded, although another takes its place."""
-        return self._recorded[1] != self._runs_in
 
     def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
         """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.

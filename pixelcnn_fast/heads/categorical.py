@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -67,6 +67,9 @@ class OfLevels(Head):
         return categorical_nll(parameters, values)
 
 
+LEAST = torch.finfo(torch.float32).tiny  # of all probabilities: lower ones count as this
+
+
 @dataclass(frozen=True)
 class Categorical(OfLevels):
     """One logit per level.
@@ -79,9 +82,6 @@ class Categorical(OfLevels):
     levels: int = 256
     layout: Layout | None = None
     probabilities: bool = False
-    least: float | None = field(
-        default=None, repr=False, compare=False
-    )  # probability, below which all count alike
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in LAYOUTS:
@@ -121,7 +121,8 @@ class Categorical(OfLevels):
     def arranged(self, output: Tensor, channels: int) -> Tensor:
         layout: str | None = self.layout
         if self.probabilities:  # a probability of 0 would have an infinite logit
-            output = output.clamp_min(self.least or torch.finfo(output.dtype).tiny).log()
+            wide = output.float() if output.dtype.itemsize < 4 else output
+            output = wide.clamp_min(LEAST).log().to(output.dtype)
         if layout in ("N,C*L,H,W", "N,L*C,H,W"):
             n, _, height, width = output.shape
             split = (channels, self.levels) if layout == "N,C*L,H,W" else (self.levels, channels)
@@ -129,9 +130,6 @@ class Categorical(OfLevels):
             layout = "N,C,L,H,W" if layout == "N,C*L,H,W" else "N,L,C,H,W"
         assert layout is not None
         return output if layout == "N,C,H,W,L" else output.permute(*ORDERS[layout])
-
-    def of_model_in(self, dtype: torch.dtype) -> Self:
-        return replace(self, least=torch.finfo(dtype).tiny)
 
     def comparable(self, parameters: Tensor) -> Tensor:
         return parameters.softmax(-1) if self.probabilities else parameters

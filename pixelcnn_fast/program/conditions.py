@@ -113,7 +113,7 @@ class Conditions:
     """The recorded calls on labels and conditions. Operands read slots of theirs.
 
     unsettled: what Python read, and might decide otherwise for labels or conditions that were not tried; settled:
-    labels that were.
+    batches of labels that were.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Conditions:
         """calls: in order; leaves: what is in the slots that no call creates; given: where labels and condition are."""
         self._calls, self._leaves, self._given = calls, dict(leaves or {}), given
         self.unsettled: list[Unsettled] = []
-        self.settled: set[int] = set()
+        self.settled: set[tuple[int, ...]] = set()
         self.guards: list[Guard] = []
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 

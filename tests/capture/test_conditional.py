@@ -156,6 +156,15 @@ def test_labels_must_not_decide_wherever_they_are_in_a_batch(name: str) -> None:
     assert torch.equal(sampler.sample(4, torch.arange(4), noise=u), naive)
 
 
+def test_labels_that_were_tried_must_not_decide_together() -> None:
+    body = lambda e, y: e * 5 if len(set(y.tolist())) == 4 and y.tolist() == sorted(y.tolist()) else e  # noqa: E731
+    sampler = Sampler(OfLabels(body, 4), SHAPE, image_form="unit")
+    assert sampler.sample(4, torch.tensor([3, 2, 1, 0])).shape == (4, *SHAPE)
+    for _ in range(2):
+        with pytest.raises(Unsupported, match="Python took tolist"):
+            sampler.sample(4, torch.arange(4))
+
+
 DECIDED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "one-hot": (
         lambda c: c * 5 if c[:, 2].sum().item() == len(c) else c,

@@ -266,3 +266,22 @@ def test_another_head_of_levels_is_compared_by_probabilities():
     assert found.nonzero().tolist() == [[3, 1, 2, 1]] and bool((found <= exact).all())
     masked = one.masked_fill(torch.tensor([False, True, False, False]), -torch.inf)
     assert apart(OwnLevels(4), masked, masked, 2).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("closing", [lambda x: x.softmax(1), lambda x: x.log_softmax(1).exp()])
+def test_probabilities_of_a_model_in_any_dtype(dtype, closing):
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = MaskedConv2d(1, 6, 3, "A"), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            return closing(4 * self.last(torch.tanh(self.conv(x.to(self.last.weight)))))
+
+    head = heads.Categorical(4, probabilities=True)
+    sampler = Sampler(Closed().to(dtype), (1, 5, 6), head=head, image_form="levels")
+    images = torch.randint(4, (20, 1, 5, 6))
+    found, expected = (sampler.logits(images, runtime=r).double().softmax(-1) for r in ("eager", "reference"))
+    assert (found - expected).abs().sum(-1).max() < 16 * torch.finfo(dtype).eps

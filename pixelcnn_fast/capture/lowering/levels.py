@@ -70,6 +70,8 @@ def by_table(t: Trace, call: Call) -> Map:
     """Any pointwise call on one level of the image and constants."""
     if torch.Tag.pointwise not in call.operator.tags and plain_name(call.name) not in POINTWISE_TOO:
         raise Unsupported("this call is not supported")
+    if len(call.results) > 1:
+        raise Unsupported("this call is not supported")
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]

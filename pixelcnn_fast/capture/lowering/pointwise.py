@@ -18,6 +18,7 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.program import Step
 
+LEAST = torch.finfo(torch.float32).tiny  # up to which no probability matters
 NEGATED = (-1.0, 0.0)
 RELU = Step("relu")
 
@@ -84,7 +85,7 @@ def _pow(t: Trace, call: Call, x: Any, exponent: Any) -> Map:
 def _clamp(t: Trace, call: Call, x: View, min: Any = None, max: Any = None) -> Map:
     is_number = max is None and isinstance(min, (int, float))
     if is_number and made_by(t.builder, "softmax", t.map(x)) is not None:
-        if min <= torch.finfo(x.dtype).tiny:  # as no probability that matters
+        if min <= LEAST:
             return t.map(x)
     if not isinstance(min, View) and not isinstance(max, View):
         return stepped(t.builder, t.map(x), *bounds(min, max))
