@@ -85,9 +85,9 @@ def captured(
     """Captures the model and compares the program with it -> (the program in the model's dtype, its conditions).
 
     prepared: what is done to a program after its capture, before it is compared.
-    The model is recorded in its own dtype, lowered and compared in float64 where it can be, and the program is then cast:
-    so rounding hides no mistake. It is compared with a copy of the model in float64, or if that is another model, with
-    what was recorded, run again; if it can't be, the model is captured and compared as it is.
+    The model is recorded in its own dtype, lowered and compared in float64 where it can be, and the program is then
+    cast: so rounding hides no mistake. It is compared with a copy of the model in float64, or if that is another model,
+    with what was recorded, run again; if it can't be, the model is captured and compared as it is.
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly:
