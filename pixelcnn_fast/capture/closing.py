@@ -72,7 +72,8 @@ def without_softmax(b: Builder, instructions: list[Instruction], head: Head) -> 
             raise Unsupported(
                 f"cannot sample from this model: {i.name}: softmax: it is supported only as the last call, over the "
                 "levels. If the model returns probabilities, say so: "
-                "head=heads.Categorical(levels, layout, probabilities=True)"
+                "head=heads.Categorical(levels, layout, probabilities=True). A softmax of features can be written as "
+                "(x - x.amax(1, keepdim=True)).exp(), divided by its sum"
             )
     return instructions
 
