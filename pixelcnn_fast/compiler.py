@@ -148,13 +148,16 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
 
     Raises Unsupported if they differ.
     """
-    exact, n = in_dtype(on_cpu(program), torch.float64), given.images
+    n = given.images
     batches = [slice(image, image + 1) for image in range(n)]  # each image alone, and together
     batches += [slice(start, start + MOST_SETTLED) for start in range(0, n if n > 1 else 0, MOST_SETTLED)]
     if given.labels is not None and not any(read.of_condition for read in conditions.unsettled):
         batches = [
             labels for labels in batches if tuple(given.labels[labels].tolist()) not in conditions.settled
         ]
+    if not batches:
+        return
+    exact = in_dtype(on_cpu(program), torch.float64)
     for chosen in batches:
         part = given.part(chosen)
         examples = [(model.example(5, part.images)[0], part)]
@@ -232,9 +235,8 @@ def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples)
     Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
     ones that are not masks. Logits are compared at a high temperature, too: a level that is all but certain hides much.
     """
-    gives_logits = model.head.of_logits and not getattr(
-        model.head, "probabilities", False
-    )  # which round near 1
+    # Logits that are read off probabilities are rounded near 1.
+    gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
     temperatures = (1, HOT) if gives_logits else (1,)
     for found, expected in zip(computed, by_model(model, examples), strict=True):
         for temperature in temperatures:

@@ -7,6 +7,9 @@ raise a plain ValueError.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 
@@ -69,3 +72,13 @@ class SamplingInterrupted(KeyboardInterrupt):
     def __init__(self, images: Tensor, wanted: int) -> None:
         super().__init__(f"sampling was interrupted: {images.shape[0]} of {wanted} images are finished")
         self.images = images
+
+
+@contextmanager
+def advising(what: str) -> Iterator[None]:
+    """Within the context, what is unsupported is refused with what to do all the same."""
+    try:
+        yield
+    except Unsupported as error:
+        error.args = (f"{error}; {what}",)
+        raise

@@ -16,7 +16,7 @@ from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
-from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported
+from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.fields import output_field
@@ -158,11 +158,8 @@ def receptive_field(
     pixel and fits no head, or several: then pass ``head=``.
     """
     wrapped = WrappedModel(model, shape, **arguments)
-    try:
+    with advising(WAY_OUT):
         program = _captured(wrapped, arguments.get("head") is not None)
-    except Unsupported as error:
-        error.args = (f"{error}; {WAY_OUT}",)
-        raise
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
     return ReceptiveField(wrapped.shape, seen, why_not_causal(program))
@@ -230,11 +227,8 @@ class _AllOfAPixel(OfLevels):
 def _with_unread_output(model: WrappedModel, unknown: UnknownLayout) -> Program:
     """The model's program where its output fits no head, or several. Raises UnknownLayout where that matters."""
     reason: PixelCNNFastError = unknown
-    for row_axis in (
-        2,
-        1,
-        3,
-    ):  # of [N, channels, H, W] or [N, C, H, W, L]; [N, H, W, channels]; [N, a, b, H, W]
+    # Rows are along axis 2 of [N, channels, H, W] or [N, C, H, W, L], 1 of [N, H, W, channels], 3 of [N, a, b, H, W].
+    for row_axis in (2, 1, 3):
         model.head = _AllOfAPixel(model.levels or 2, row_axis)
         try:
             program, _ = captured(model)

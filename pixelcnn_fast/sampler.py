@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, TypeVar, overload
@@ -18,7 +17,7 @@ from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
-from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, Unsupported
+from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, advising
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
@@ -116,7 +115,7 @@ class Sampler:
             _check_not_narrowed(precision)
             self._observed = observed(self._model)
         else:
-            with _with_way_out():
+            with advising(WAY_OUT):
                 self._compiled = compiled(self._model, precision)
         warn_of_what_changes_nothing(self._model)
         self.runtime("auto")
@@ -434,7 +433,7 @@ class Sampler:
     def _settle(self, given: Given, parts: Sequence[slice]) -> None:
         """Raises Unsupported for labels or conditions with which the model does something else."""
         conditions, whole = self._compiled.conditions, self._compiled.whole
-        with self._model.in_use(), eagerly, _with_way_out():
+        with self._model.in_use(), eagerly, advising(WAY_OUT):
             for part in parts if conditions.guards else ():
                 conditions([], given.part(part), part.stop - part.start)
             if whole is not None:
@@ -463,16 +462,6 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().cpu().contiguous()
-
-
-@contextmanager
-def _with_way_out() -> Iterator[None]:
-    """Within the context, what is unsupported is refused with what works all the same."""
-    try:
-        yield
-    except Unsupported as error:
-        error.args = (f"{error}; {WAY_OUT}",)
-        raise
 
 
 def _check_not_narrowed(precision: Precision) -> None:

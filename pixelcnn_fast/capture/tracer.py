@@ -9,8 +9,7 @@ output needs its result.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +49,6 @@ def capture(
     head: Head,
     levels: Tensor | None = None,
     classes: int | None = None,
-    running: Callable[[], AbstractContextManager] = nullcontext,
     can_be_copied: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Captured:
@@ -58,8 +56,7 @@ def capture(
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
     only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
-    real numbers; classes: how many labels there are, if it is known; running: the context in which the model is run;
-    dtype: of the program, the model's or float64.
+    real numbers; classes: how many labels there are, if it is known; dtype: of the program, the model's or float64.
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
@@ -70,8 +67,7 @@ def capture(
     untouched = copy.deepcopy(model) if can_be_copied else model
 
     def forward(module: nn.Module, example: Example, head: Head) -> _Forward:
-        with running():
-            return _Forward(module, *example, head)
+        return _Forward(module, *example, head)
 
     def another(example: Example) -> Recording:
         return forward(copy.deepcopy(untouched) if can_be_copied else model, example, first.head).recording

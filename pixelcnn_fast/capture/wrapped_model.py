@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruct
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
 CHECKED_WORK = (
     10**10
-)  # weights times pixels of all images with which they are tried, unless that is less than four
+)  # weights times pixels of all images with which they are tried, unless these are fewer than four
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
 
 
@@ -110,7 +109,7 @@ class WrappedModel:
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self._runs_in = self.dtype  # which the module's code may name, and the module's
-        self._recorded = self.module, self.dtype  # what is recorded, in the dtype in which that is run
+        self._recorded = self.module  # in its own dtype
         self._replay: Replay | None = None  # what takes the place of the module, if there is one
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
 
@@ -123,7 +122,6 @@ class WrappedModel:
         if self.dtype == torch.float64:
             return
         if (exact := self.copy_in_float64()) is not None:
-            exact._recorded = self._recorded
             yield exact
         replayed = copy.copy(self)
         replayed.dtype = torch.float64
@@ -139,7 +137,6 @@ class WrappedModel:
             return None
         exact = copy.copy(self)
         exact.module, exact.dtype, exact._runs_in = module, torch.float64, torch.float64
-        exact._recorded = module, torch.float64
         return exact
 
     @property
@@ -204,7 +201,7 @@ class WrappedModel:
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
         """Records what is to be recorded, on an example -> (program, conditions, parameters [N, D, H, W, P])."""
-        module, dtype = self._recorded
+        module, dtype = self._recorded, self._own_dtype
         examples = [(self.encode(values, dtype), given.in_dtype(dtype))]
         for seed in (1, 2):  # a statistic of the whole image shall differ
             others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
@@ -213,10 +210,9 @@ class WrappedModel:
         if self.levels is not None:
             values = torch.arange(self.levels).view(1, 1, 1, -1)
             levels = self.encode(values, self.dtype).flatten().to(self.dtype)
-        running = partial(computing, dtype, self._own_dtype)
         with _scripted_parts_named(module), _returning(module, self.output):
             program, conditions, output, self.head, self.weights, replay = capture(
-                module, examples, self.head, levels, self.n_classes, running, not self._is_borrowed, self.dtype
+                module, examples, self.head, levels, self.n_classes, not self._is_borrowed, self.dtype
             )
         if self.is_replay:
             self._replay = replay
