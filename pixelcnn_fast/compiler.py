@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.private_copy import eagerly
-from pixelcnn_fast.capture.replay import NotInFloat64
+from pixelcnn_fast.capture.recorder import module_paths
+from pixelcnn_fast.capture.replay import NotInFloat64, Replay
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, NonFiniteLogits, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.passes.pipeline import Watch, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
@@ -29,7 +31,6 @@ from pixelcnn_fast.runtimes import Precision
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
 MOST_SETTLED = 64  # images that are compared at once, on what a user gives besides them
-ENOUGH = 10_000  # parameters in one image, to see from it how much a dtype rounds
 HOT = 16  # the temperature at which logits are compared besides 1
 EXACT = 1e-9  # how far a program's distributions may be from the model's if both compute in float64
 
@@ -85,62 +86,29 @@ def captured(
     """Captures the model and compares the program with it -> (the program in the model's dtype, its conditions).
 
     prepared: what is done to a program after its capture, before it is compared.
-    The model is recorded in its own dtype, lowered and compared in float64 where it can be, and the program is then
-    cast: so rounding hides no mistake. It is compared with a copy of the model in float64, or if that is another model,
-    with what was recorded, run again; if it can't be, the model is captured and compared as it is.
+    The program is made and compared in float64, where rounding hides no mistake, and then cast.
     Raises CaptureMismatch if program and model differ, NonFiniteLogits if the model's logits are not finite.
     """
     with model.in_use(), eagerly:
         model.settle_condition()
-        for exact in model.in_float64():
-            if (found := captured_in_float64(exact, model, prepared, watch)) is not None:
-                return found
-        program, conditions = recorded(model, prepared, watch)
-        check_program(program, conditions, model)
+        program, conditions, replay = recorded(model, prepared, watch)
+        check_program(program, conditions, model, expectations(model, replay))
+        with model.weights:
+            program = in_dtype(program, model.dtype)
+        show(in_dtype.__name__, program, watch)
         return program, conditions
 
 
-def captured_in_float64(
-    exact: WrappedModel, model: WrappedModel, prepared: Callable[[Program], Program], watch: Watch | None
-) -> tuple[Program, Conditions] | None:
-    """As ``captured``. exact: what stands for the model in float64. None if that can't be captured, or is another
-    model than in its own dtype."""
-    # A copy in float64 may be another model: its code may look at the dtype, or read rounded numbers.
-    reasons: tuple[type[Exception], ...] = (ModelFailed, Unsupported, NonFiniteLogits, CaptureMismatch)
-    if exact.is_replay:
-        reasons = (ModelFailed, NotInFloat64)
-    try:
-        program, conditions = recorded(exact, prepared, watch)
-        examples = exact.examples_to_check()
-        computed = on_examples(program, conditions, examples)
-        check_exact(computed, exact, examples)
-    except reasons:
-        return None
-    model.head, model.weights, model.branches = exact.head, exact.weights, exact.branches
-    with model.weights:
-        rounded = in_dtype(program, model.dtype)
-    if exact.is_replay:  # the module itself is compared for the first time
-        check_rounded(rounded, conditions, model, computed, examples)
-    else:
-        one = slice(1) if computed[0][0].numel() > ENOUGH else slice(-1, None)
-        try:
-            check_rounded(rounded, conditions, model, computed[one], examples[one], factor=8)
-        except CaptureMismatch:
-            return None
-    show(in_dtype.__name__, rounded, watch)
-    return rounded, conditions
-
-
 def recorded(
-    model: WrappedModel, prepared: Callable[[Program], Program], watch: Watch | None
-) -> tuple[Program, Conditions]:
-    """The model's program, prepared, and its conditions: captured, and not compared yet."""
-    program, conditions, parameters = model.captured(*model.example())
+    model: WrappedModel, prepared: Callable[[Program], Program], watch: Watch | None = None
+) -> tuple[Program, Conditions, Replay]:
+    """The model's program, prepared, its conditions, and what was recorded: captured, and not compared yet."""
+    program, conditions, parameters, replay = model.captured(*model.example())
     check_finite(parameters, model.head)
     show("capture", program, watch)
     model.explore(conditions, condition_operands(program.instructions))
     with model.weights:
-        return prepared(program), conditions
+        return prepared(program), conditions, replay
 
 
 def settle(program: Program, conditions: Conditions, model: WrappedModel, given: Given) -> None:
@@ -163,7 +131,8 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
         examples = [(model.example(5, part.images)[0], part)]
         try:
             computed = on_examples(exact, conditions, examples)
-            check_rounded(program, conditions, model, computed, examples, factor=50)
+            by_model = by_module(model, examples)
+            check_rounded(program, conditions, model, computed, examples, by_model, factor=50)
         except CaptureMismatch as error:
             raise Unsupported(
                 "for these labels, or this condition, the model does something else than when it was captured. Python "
@@ -198,18 +167,56 @@ def stored_dtype(program: Program, precision: Precision) -> torch.dtype | None:
 # -- the check
 
 
-def check_program(program: Program, conditions: Conditions, model: WrappedModel) -> None:
-    """Compares the program with the model in the model's dtype, distribution by distribution, on images and conditions
-    other than those that it was captured with.
+class Expected(NamedTuple):
+    """What a program is compared with, on images and conditions other than those that it was captured with.
 
-    Raises CaptureMismatch if they differ, NonFiniteLogits if the model's logits are not finite.
+    by_model: for each example, the model's parameters [N, D, H, W, P]; exact: what was recorded gives in float64, or
+    None if it can't be run there.
+    """
+
+    examples: Examples
+    by_model: Sequence[Tensor]
+    exact: Sequence[Tensor] | None
+
+
+def expectations(model: WrappedModel, replay: Replay) -> Expected:
+    """Runs the model, and what was recorded, on other examples.
+
+    Raises CaptureMismatch if these differ, NonFiniteLogits if the model's logits are not finite.
     """
     examples = model.examples_to_check()
-    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
-    if program.dtype == torch.float64:
-        check_exact(computed, model, examples)
-    else:
-        check_rounded(program, conditions, model, computed, examples)
+    with module_paths(
+        model.module, []
+    ):  # with its hooks, a model may compute in another way, as when it was recorded
+        by_model = list(by_module(model, examples))
+    if model.dtype == torch.float64:
+        return Expected(examples, by_model, by_model)
+    for expected, (values, given) in zip(by_model, examples, strict=True):
+        # The same calls in the same dtype: the results are alike, but perhaps for the order of some sums.
+        error = model.head.distance(model.replayed(values, given, replay).cpu(), expected, model.shape[0])
+        least = 4 * rounding_unit(model) + slack(expected, model, 4)
+        check_error(error, least, model, UNSEEN)
+        check_error(error.mean().expand_as(error), least / 16, model, UNSEEN)
+    try:
+        exact = [model.replayed(values, given, replay.in_float64).cpu() for values, given in examples]
+    except NotInFloat64:
+        return Expected(examples, by_model, None)
+    return Expected(examples, by_model, exact)
+
+
+def check_program(program: Program, conditions: Conditions, model: WrappedModel, expected: Expected) -> None:
+    """Compares a program with what was recorded, and once it is cast, with the model: distribution by distribution.
+
+    Raises CaptureMismatch if they differ.
+    """
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, expected.examples)
+    examples, by_model, exact = expected
+    if exact is not None:
+        check_exact(computed, model, exact)
+    if model.dtype != torch.float64:
+        factor = 2 if exact is None else 8
+        cast = in_dtype(program, model.dtype)
+        check_rounded(cast, conditions, model, computed, examples, by_model, factor, exact is not None)
 
 
 @torch.no_grad()
@@ -229,8 +236,8 @@ def on_cpu(program: Program) -> Program:
     return replace(program, instructions=instructions, device=torch.device("cpu"))
 
 
-def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples) -> None:
-    """Compares a program with a model in float64. computed: by the program, ``on_examples``.
+def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:
+    """Compares a program with what was recorded, in float64. computed: by the program, ``on_examples``.
 
     Apart from ``EXACT``, they may differ by what a thousand roundings of the parameters do, which matters for large
     ones that are not masks. Logits are compared at a high temperature, too: a level that is all but certain hides much.
@@ -238,43 +245,48 @@ def check_exact(computed: list[Tensor], model: WrappedModel, examples: Examples)
     # Logits that are read off probabilities are rounded near 1.
     gives_logits = model.head.of_logits and not getattr(model.head, "probabilities", False)
     temperatures = (1, HOT) if gives_logits else (1,)
-    for found, expected in zip(computed, by_model(model, examples), strict=True):
+    why = UNSEEN if model.dtype == torch.float64 else WRONG
+    for found, expected in zip(computed, exact, strict=True):
         for temperature in temperatures:
             one, other = found / temperature, expected / temperature
             error = model.head.distance(one, other, model.shape[0])
             if not bool((error <= EXACT).all()):
-                check_error(error, EXACT + slack(other, model, 1000), model, UNSEEN)
+                moved = slack(other, model, 1000, torch.finfo(torch.float64).eps)
+                check_error(error, EXACT + moved, model, UNDEFINED if bool(error.isnan().any()) else why)
 
 
 def check_rounded(
     program: Program,
     conditions: Conditions,
     model: WrappedModel,
-    computed: list[Tensor],
+    computed: Sequence[Tensor],
     examples: Examples,
+    by_model: Iterable[Tensor],
     factor: float = 2,
+    is_exact: bool = False,
 ) -> None:
     """Compares a program with a model in a dtype in which both round. computed: by the program in float64,
-    ``on_examples``, the yardstick.
+    ``on_examples``, the yardstick; is_exact: whether that is known to be right.
 
     The program's error may be at most twice (``factor``) that of plain PyTorch, which is the model's. The other way
-    around, the model's may be at most four times (or ``factor``) the program's, which passes through fewer roundings:
-    a wrong program, which makes a wrong yardstick, is no further from that than its own rounding, but the model is.
-    Both are allowed a few roundings of the parameters. That holds for the largest error and for the mean: a model that
-    rounding changes much at a few pixels would hide a program that is wrong at all of them.
+    around, unless the yardstick is right, the model's may be at most four times (or ``factor``) the program's, which
+    passes through fewer roundings: a wrong program, which makes a wrong yardstick, is no further from that than its own
+    rounding, but the model is. Both are allowed a few roundings of the parameters. That holds for the largest error and
+    for the mean: a model that rounding changes much at a few pixels would hide a program that is wrong at all of them.
     """
     head, channels = model.head, model.shape[0]
     plain = on_examples(program, conditions, examples)
-    for exact, rounded, expected in zip(computed, plain, by_model(model, examples), strict=True):
+    for exact, rounded, expected in zip(computed, plain, by_model, strict=True):
         own, theirs = (head.distance(x, exact, channels) for x in (rounded, expected))
         least = 4 * rounding_unit(model) + slack(expected, model, 4)
-        check_error(theirs, least + max(4, factor) * own.max(), model, UNSEEN)
+        if not is_exact:
+            check_error(theirs, least + max(4, factor) * own.max(), model, UNSEEN)
         check_error(own, least + factor * theirs.max(), model, IMPRECISE)
         mean = least.mean() + factor * theirs.mean()
         check_error(own.mean().expand_as(own), mean.expand_as(own), model, IMPRECISE)
 
 
-def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
+def by_module(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
     """For each example, the parameters that the model gives. Raises NonFiniteLogits if they are not finite."""
     for values, given in examples:
         parameters = model.parameters(values, given)
@@ -282,11 +294,12 @@ def by_model(model: WrappedModel, examples: Examples) -> Iterator[Tensor]:
         yield parameters.cpu()
 
 
-def slack(parameters: Tensor, model: WrappedModel, roundings: float) -> Tensor:
-    """How far distributions move if each parameter is a bit larger or smaller, by so many roundings: [N, D, H, W]."""
+def slack(parameters: Tensor, model: WrappedModel, roundings: float, unit: float | None = None) -> Tensor:
+    """How far distributions move if each parameter is a bit larger or smaller, by so many roundings: [N, D, H, W].
+    unit: of one rounding, if not in the model's dtype."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(2, parameters.shape, generator=generator).mul_(2).sub_(1)
-    moved = parameters.double() * (1 + roundings * rounding_unit(model) * sign)
+    moved = parameters.double() * (1 + roundings * (unit or rounding_unit(model)) * sign)
     return model.head.distance(moved, parameters, model.shape[0])
 
 
@@ -301,6 +314,11 @@ UNSEEN = (
     "Something in the model depends on the image, the condition or the batch in a way that capture can't see, such as "
     "a number that is read in Python (.item(), NumPy), a branch, or what an earlier call left behind. Compute it with "
     "tensor operations"
+)
+WRONG = "Capture did not follow one of the model's calls"
+UNDEFINED = (
+    "The program divides by zero, or multiplies infinity by zero, where the model's torch.where or masked_fill leaves "
+    "the result out: make what is divided by, or the exponent, harmless before"
 )
 IMPRECISE = (
     "The program rounds more than the model: large numbers cancel in the way in which it computes one of the model's "

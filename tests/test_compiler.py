@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import captured, check_finite, check_program, compiled
+from pixelcnn_fast.compiler import check_finite, check_program, compiled, expectations, recorded
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
@@ -68,15 +67,16 @@ def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
 def test_what_the_check_sees():
     """A weight that is off by one part in a hundred, in any instruction, is found even in float32."""
     model = wrapped(classes=3)
-    program, conditions, _ = model.captured(*model.example())
-    check_program(program, conditions, model)
+    program, conditions, replay = recorded(model, lambda program: program)
+    expected = expectations(model, replay)
+    check_program(program, conditions, model, expected)
     for index, instruction in enumerate(program.instructions):
         if isinstance(instruction, Convolution):
             taps = tuple(replace(tap, weight=1.01 * tap.weight) for tap in instruction.taps)
             broken = list(program.instructions)
             broken[index] = replace(instruction, taps=taps)
             with pytest.raises(CaptureMismatch, match="differs from the model by"):
-                check_program(replace(program, instructions=tuple(broken)), conditions, model)
+                check_program(replace(program, instructions=tuple(broken)), conditions, model, expected)
 
 
 def test_a_branch_that_only_the_checked_image_takes_is_found():
@@ -146,18 +146,10 @@ def test_a_program_that_rounds_more_than_its_model_is_refused():
     def shifted(h):
         return torch.relu(h + 1e6) - 1e6
 
-    careless, careful = Odd(lambda h, x: shifted(h)), Odd(lambda h, x: shifted(h.double()).to(h))
-    model = WrappedModel(careless, SHAPE, levels=7, image_form="levels")
-    program, conditions = captured(model)
+    compiled(WrappedModel(Odd(lambda h, x: shifted(h)), SHAPE, levels=7, image_form="levels"))
+    careful = Odd(lambda h, x: shifted(h.double()).to(h))
     with pytest.raises(CaptureMismatch, match="The program rounds more than the model: large numbers cancel"):
-        check_program(program, conditions, replaced(model, careful))
-
-
-def replaced(model: WrappedModel, module: torch.nn.Module) -> WrappedModel:
-    """The same, but for its module."""
-    other = copy.copy(model)
-    other.module = module
-    return other
+        compiled(WrappedModel(careful, SHAPE, levels=7, image_form="levels"))
 
 
 def test_logits_that_are_large_are_compared_as_exactly_as_they_can_be():

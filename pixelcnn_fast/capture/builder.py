@@ -42,7 +42,8 @@ class Builder:
         self._selected: dict[tuple[int, ...], int] = {}
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.closings: dict[int, str] = {}  # by source: the kind of closing softmax that it is
-        self.images = self.emit(FromLevels, channels)
+        table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
+        self.images = self.emit(FromLevels, channels, table=None if table is None else table[:, None])
 
     def emit(self, kind: type[Instruction], channels: int, frame: Any = None, **fields: Any) -> int:
         """Adds an instruction -> the source that is its value."""

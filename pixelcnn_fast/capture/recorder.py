@@ -106,10 +106,10 @@ class Recording:
         """The slots that hold what the model was given."""
         return {view.slot for view in (self.images, *self.given) if view is not None}
 
-    def memory(self, n: int) -> Memory:
+    def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
         """The storages before the first call, for n images: copies of those that a call writes into."""
         written = {slot for call in self.calls for slot in call.written}
-        held = {slot: leaf.tensor for slot, leaf in self.leaves.items()}
+        held = {slot: converted(leaf.tensor) for slot, leaf in self.leaves.items()}
         return Memory(n, {slot: x.clone() if slot in written else x for slot, x in held.items()})
 
 

@@ -1,8 +1,9 @@
-"""A recorded forward, run again in float64: for models that run in no dtype but their own."""
+"""A recorded forward, run again on other examples: as the model computes, or with its features in float64."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.float64 import no_narrower_than
-from pixelcnn_fast.capture.recorder import Leaf, Recording
+from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, View, flat, leaves, map_leaves, needed
+from pixelcnn_fast.program.calls import Call, Memory, View, flat, leaves, map_leaves, needed
 from pixelcnn_fast.program.conditions import Given
 
 
@@ -20,67 +21,82 @@ class NotInFloat64(Unsupported):
     """What was recorded can't be run in float64."""
 
 
-def recording_in_float64(recording: Recording, own: torch.dtype) -> Recording:
-    """The same calls in float64, where they were in ``own``, the model's dtype, or in a wider one.
-
-    Raises NotInFloat64 if they read the bits of a tensor as another dtype.
-    """
-    replaced = no_narrower_than(own)
-
-    def exact(x: Any) -> Any:
-        if isinstance(x, View):
-            return replace(x, dtype=exact(x.dtype))
-        return torch.float64 if isinstance(x, torch.dtype) and x in replaced else x
-
-    def call(c: Call) -> Call:
-        args, kwargs, results = map_leaves(exact, (c.args, c.kwargs, c.results))
-        return replace(c, args=args, kwargs=kwargs, results=results)
-
-    def leaf(x: Leaf) -> Leaf:
-        return Leaf(flat(x.tensor).to(exact(x.tensor.dtype)), map_leaves(exact, x.parameters))
-
-    _check_one_dtype(recording)
-    return replace(
-        recording,
-        calls=[call(c) for c in recording.calls],
-        escapes=[e if e.call is None else replace(e, call=call(e.call)) for e in recording.escapes],
-        leaves={slot: leaf(x) for slot, x in recording.leaves.items()},
-        whole={slot: exact(view) for slot, view in recording.whole.items()},
-        **{name: map_leaves(exact, getattr(recording, name)) for name in ("images", "given", "outputs")},
-    )
-
-
-def _check_one_dtype(recording: Recording) -> None:
-    dtypes = defaultdict(set)
-    for call in recording.calls:
-        for view in leaves((call.args, call.kwargs, call.results)):
-            if isinstance(view, View):
-                dtypes[view.slot].add(view.dtype)
-                if len(dtypes[view.slot]) > 1:
-                    raise NotInFloat64(f"{call.where}: {call.name}: it reads bits as {view.dtype}")
-
-
 class Replay:
-    """Computes what a model was recorded to compute."""
+    """Computes what a model was recorded to compute.
 
-    def __init__(self, recording: Recording) -> None:
-        self._recording, self._result = recording, recording.outputs[0]
+    as_is: calls that are always made as they were recorded, since capture takes their results as they are: those that
+    do not depend on the image, and those on its levels that tables hold.
+    """
+
+    def __init__(self, recording: Recording, as_is: Collection[Call], dtype: torch.dtype) -> None:
+        """dtype: the model's own."""
+        self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
+        self._replaced = no_narrower_than(dtype)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, given: Given) -> Tensor:
-        """images: [n, C, H, W] as the model takes them -> what the model returns.
-
-        Raises NotInFloat64 for a call that PyTorch can't run in float64.
-        """
-        recording = self._recording
-        memory = recording.memory(len(images))
-        for view, x in zip((recording.images, *recording.given), (images, *given), strict=True):
-            if view is not None and x is not None:
-                memory.put(view, x.to(view.dtype, copy=True))
+        """images: [n, C, H, W] as the model takes them -> what the model returns."""
+        memory = self._memory(images, given)
         for call in self._calls:
-            try:
-                memory.run(call)
-            except Exception as error:
-                raise NotInFloat64(f"{call.where}: {call.name} can't be run in float64: {error}") from error
+            memory.run(call)
         return memory.tensor(self._result)
+
+    @torch.no_grad()
+    def in_float64(self, images: Tensor, given: Given) -> Tensor:
+        """As a call, but what is not made as it was recorded is computed in float64 where it was in the model's dtype,
+        or in a wider one.
+
+        Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
+        """
+        own, exact = self._memory(images, given), self._memory(images, given, self._exact)
+        as_is = [call for call in self._calls if call in self._as_is]
+        self._check_one_dtype([call for call in self._calls if call not in self._as_is])
+        read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
+        for call in self._calls:
+            if call in read_by_these:
+                own.run(call)
+            if call in self._as_is:
+                for view in (*call.outputs, *call.inputs):
+                    if view.slot in call.written:
+                        self._write(exact, self._exact(view), own.tensor(view))
+            else:
+                self._run(exact, call)
+        return exact.tensor(self._exact(self._result))
+
+    def _memory(self, images: Tensor, given: Given, converted: Callable[[Any], Any] = lambda x: x) -> Memory:
+        """The storages before the first call. converted: what replaces a view, or a dtype."""
+        memory = self._recording.memory(len(images), lambda x: flat(x).to(converted(x.dtype)))
+        for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
+            if view is not None and x is not None:
+                memory.put(converted(view), x.to(view.dtype).to(converted(view.dtype), copy=True))
+        return memory
+
+    def _exact(self, x: Any) -> Any:
+        if isinstance(x, View):
+            return replace(x, dtype=self._exact(x.dtype))
+        return torch.float64 if isinstance(x, torch.dtype) and x in self._replaced else x
+
+    def _run(self, memory: Memory, call: Call) -> None:
+        args, kwargs, results = map_leaves(self._exact, (call.args, call.kwargs, call.results))
+        try:
+            memory.run(replace(call, args=args, kwargs=kwargs, results=results))
+        except Exception as error:
+            raise NotInFloat64(f"{call.where}: {call.name} can't be run in float64: {error}") from error
+
+    def _write(self, memory: Memory, view: View, x: Tensor) -> None:
+        if view.slot not in memory:
+            memory.put(view, x.to(view.dtype, copy=True))
+        elif memory[view.slot].dtype == view.dtype:
+            memory.tensor(view).copy_(x)
+        else:
+            raise NotInFloat64(f"bits are written as {view.dtype}")
+
+    def _check_one_dtype(self, calls: Sequence[Call]) -> None:
+        dtypes = defaultdict(set)
+        for call in calls:
+            for view in leaves((call.args, call.kwargs, call.results)):
+                if isinstance(view, View):
+                    dtypes[view.slot].add(view.dtype)
+                    if len(dtypes[view.slot]) > 1:
+                        raise NotInFloat64(f"{call.where}: {call.name}: it reads bits as {view.dtype}")

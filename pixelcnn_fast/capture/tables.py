@@ -35,13 +35,33 @@ def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     return apply_steps(start, i.steps, no_operand, no_operand), channel
 
 
-def tells_levels_apart(b: Builder, x: Map) -> bool:
-    """Whether no two levels are alike in a map of functions of one level."""
+def of_levels(b: Builder, x: Map) -> bool:
+    """Whether all of it are functions of levels, or constants."""
+    found = [b.space.sources[s] for s in x.sources]
+    return all(isinstance(f, Constant) or (isinstance(f, Value) and _of_levels(b, f.out)) for f in found)
+
+
+def _of_levels(b: Builder, out: int) -> bool:
+    i = b.instructions[out]
+    if b.levels is None or any(s.value is not None or s.condition is not None for s in i.steps):
+        return False
+    if isinstance(i, Pointwise):
+        return i.base.is_here and _of_levels(b, i.base.value)
+    return isinstance(i, FromLevels) or (
+        isinstance(i, Convolution)
+        and len(i.taps) == 1
+        and _of_levels(b, i.taps[0].source)
+        and _selected(i) is not None
+    )
+
+
+def lose_levels(b: Builder, x: Map) -> bool:
+    """Whether functions of one level tell no more than two of several levels apart."""
     for s in x.sources:
         found = by_level(b, b.out(s))
-        if found is not None and len(found[0].unique(dim=0)) < len(found[0]):
-            return False
-    return True
+        if found is not None and len(found[0].unique(dim=0)) <= 2 < len(found[0]):
+            return True
+    return False
 
 
 def tabulated(
@@ -50,12 +70,14 @@ def tabulated(
     function: Callable[..., Tensor],
     constants: Sequence[Tensor] = (),
     width: int | None = None,
+    is_needed: bool = True,
 ) -> Map:
     """A function of one level at a time, and of constants, for which there is no step.
 
     maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
     function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
-    [L, n, width], whose last axis becomes one of the result.
+    [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
+    differ from pixel to pixel.
     """
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
@@ -70,6 +92,10 @@ def tabulated(
     others = [b.space.relative(x).expand(shape).flatten() for x in constants]
     keys = torch.stack([*which.cpu()[index].flatten(1), *others])
     keys, inverse = torch.unique(keys, dim=1, return_inverse=True)
+    if not is_needed and keys.shape[1] > 1:
+        rows, across = (int(part.max() - part.min()) + 1 for part in found[2:])
+        if keys.shape[1] * b.space.images * rows * across > shape.numel():
+            raise Unsupported("its table would be large")
     given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
     made = function(*given, *(b.operands.constants(key) for key in keys[len(maps) :])).to(b.dtype)
     if width is None and torch.equal(made, given[0]):
@@ -79,9 +105,10 @@ def tabulated(
     channel, image, y, x_ = (part[0, ..., None] for part in found)
     inverse = inverse.view(shape)[..., None] * len(steps) + steps
     out = b.space.at(value, image, channel * each + inverse, y, x_)
-    if not bool(varies.any(0).all()):
-        fixed = b.operands.of_constant(made.flatten(1)[0])[inverse]
-        out = torch.where(varies.any(0)[..., None], out, fixed)
+    made = made.flatten(1)
+    of_level = varies.any(0)[..., None] & (made != made[:1]).any(0).cpu()[inverse]
+    if not bool(of_level.all()):  # a mask, say, makes the same of all levels
+        out = torch.where(of_level, out, b.operands.of_constant(made[0])[inverse])
     return b.map(out[..., 0] if width is None else out)
 
 

@@ -18,8 +18,18 @@ from pixelcnn_fast.capture import advice
 from pixelcnn_fast.capture.advice import friendly_name
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.closing import made_by, without_log_softmax, without_softmax
+from pixelcnn_fast.capture.float64 import no_narrower_than
 from pixelcnn_fast.capture.gathering import gathered
-from pixelcnn_fast.capture.lowering import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES, by_table, cast
+from pixelcnn_fast.capture.lowering import (
+    FRESH,
+    LOWERINGS,
+    MASKED,
+    MOVEMENTS,
+    PLACES,
+    by_table,
+    cast,
+    has_table,
+)
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Unknown, Value
@@ -71,18 +81,25 @@ class _Slot:
 
 
 class Trace:
-    """Goes through the recorded calls, and builds instructions; lowerings use what ``registry.Trace`` names."""
+    """Goes through the recorded calls, and builds instructions; lowerings use what ``registry.Trace`` names.
+
+    as_is: the calls that were run, or put into tables, in the dtype that they were recorded in.
+    """
 
     def __init__(
         self,
         recording: Recording,
         shape: tuple[int, int, int, int],
+        own: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
         levels: Tensor | None,
     ) -> None:
+        """own: the model's dtype; dtype: the program's."""
         n, channels, height, width = self.shape = shape
         self._n, self._recording = n, recording
+        self.as_is: set[Call] = set()
+        self._as_exact = no_narrower_than(own) | {torch.float64}  # what features may be in
         self.space = AddressSpace(n, height, width)
         self.operands = Operands(recording, self.space, dtype, device)
         self.builder = Builder(self.space, self.operands, channels, levels)
@@ -109,7 +126,14 @@ class Trace:
     def constant(self, x: Any) -> Any:
         if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
             raise Unsupported("one of its arguments must be constant, and depends on the image")
-        return self.operands.tensor(x)
+        return map_leaves(self._in_dtype, self.operands.tensor(x))
+
+    def _in_dtype(self, x: Any) -> Any:
+        return x.to(self.builder.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def rounds_to(self, dtype: torch.dtype) -> bool:
+        """Whether a dtype has fewer digits than the model's own."""
+        return dtype.is_floating_point and dtype not in self._as_exact
 
     # -- call by call
 
@@ -130,6 +154,7 @@ class Trace:
         if not slots.isdisjoint(self._slots) or call.is_random:
             self._lower(call)
             return
+        self.as_is.add(call)
         try:
             self.operands.run(call)
         except Unsupported:
@@ -171,9 +196,6 @@ class Trace:
             return self._fresh(call, FRESH[name])
         if (reason := self._refusal(call)) is not None:
             return self._refused(call, reason)
-        if name == "_to_copy":
-            dtype = call.outputs[0].dtype
-            return [cast(self, call, call.args[0], dtype)]
         if (
             name in MOVEMENTS
             and not self._has_places(call, self.depends_on_image)
@@ -182,30 +204,30 @@ class Trace:
             return self._moved(call)
         if self._is_constant(call):
             return self._computed(call)
-        if self._is_exact(call) and torch.Tag.pointwise in call.operator.tags:
-            try:
-                return [by_table(self, call)]
-            except Unsupported:  # integers are numbers, too, but may wrap round
-                if name not in LOWERINGS or call.outputs[0].dtype not in (torch.int32, torch.int64):
-                    raise
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
-        if name in MASKED or self._rounds(call):
-            # x.log() where x > 0, and 0 elsewhere, is not to be computed as a sum, nor x / 255 in another dtype.
+        table = self._table(call, is_needed=name in MASKED or name not in LOWERINGS)
+        if name == "_to_copy":
+            return [cast(self, call.args[0], call.outputs[0].dtype, table)]
+        if table is not None:
+            return [table]
+        if name not in LOWERINGS or self._is_exact(call):
+            return [by_table(self, call)]  # which says why there is none
+        try:
+            result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
+        except TypeError as error:
+            raise Unsupported(f"it is not supported with these arguments ({error})") from None
+        return result if isinstance(result, list) else [result]
+
+    def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:
+        """What a call on levels gives, made as the model makes it, or a level might fall on the other side of a
+        threshold; None if there is no table of it. of: the recorded call that does that."""
+        if has_table(self, call):
             with suppress(Unsupported):
-                return [by_table(self, call)]
-        if name in LOWERINGS:
-            try:
-                result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
-            except TypeError as error:
-                raise Unsupported(f"it is not supported with these arguments ({error})") from None
-            except Unsupported as error:  # but on one level of the image, whatever is pointwise is supported
-                try:
-                    return [by_table(self, call)]
-                except Unsupported:
-                    raise error from None
-            return result if isinstance(result, list) else [result]
-        return [by_table(self, call)]
+                result = by_table(self, call, is_needed)
+                self.as_is.add(of or call)
+                return result
+        return None
 
     def _is_constant(self, call: Call) -> bool:
         """Whether it computes with nothing but constants."""
@@ -221,18 +243,16 @@ class Trace:
                 return size_at(x, self._n)
             return self.operands.constants(self.map(x).addresses).to(x.dtype)
 
+        self.as_is.add(call)
         args, kwargs = map_leaves(constant, (call.args, call.kwargs))
         results = functional(call.name)(*args, **kwargs)
         return [Map(self.space, self.operands.of_constant(x)) for x in leaves(results)]
 
     def _is_exact(self, call: Call) -> bool:
-        """Whether it computes integers, or truth values."""
-        return bool(call.outputs) and not call.outputs[0].dtype.is_floating_point
-
-    def _rounds(self, call: Call) -> bool:
-        """Whether its result has fewer digits than the program's numbers, as that of integers divided has."""
-        dtype = call.outputs[0].dtype if call.outputs else self.builder.dtype
-        return dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(self.builder.dtype).eps
+        """Whether it computes truth values, or integers that wrap round."""
+        dtypes = {view.dtype for view in call.outputs}
+        is_pointwise = torch.Tag.pointwise in call.operator.tags
+        return is_pointwise and not any(d.is_floating_point or d in (torch.int32, torch.int64) for d in dtypes)
 
     def _refusal(self, call: Call) -> str | None:
         """Why one of its arguments is refused, if one is."""
@@ -295,8 +315,8 @@ class Trace:
         dtype = call.outputs[0].dtype
         if view.dtype == dtype or not self.depends_on_image(view):
             return self.map(view).addresses
-        call = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
-        return cast(self, call, view, dtype).addresses
+        copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
+        return cast(self, view, dtype, self._table(copy, of=call)).addresses
 
     def _write(self, view: View, result: Map) -> None:
         if view.slot in self._slots:

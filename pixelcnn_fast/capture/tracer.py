@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.conditional import check_conditions
-from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
-from pixelcnn_fast.capture.replay import Replay, recording_in_float64
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, module_paths
+from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.trace import Trace
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, Unsupported
@@ -33,7 +33,7 @@ Example = tuple[Tensor, Given]  # images, as the model takes them, and what it t
 class Captured(NamedTuple):
     """A captured model. parameters: the model's own on the first example, [n, D, H, W, P]; head: with its layout;
     weights: within this context, calls on the program's weights are recorded, to be made again for others; replay:
-    what was recorded, to be run on other examples."""
+    makes the recorded calls on other examples."""
 
     program: Program
     conditions: Conditions
@@ -50,13 +50,14 @@ def capture(
     levels: Tensor | None = None,
     classes: int | None = None,
     can_be_copied: bool = True,
-    dtype: torch.dtype | None = None,
 ) -> Captured:
-    """Runs ``model`` on examples, and turns what it does into a program.
+    """Runs ``model`` on examples, and turns what it does into a program, in float64 where the device has that.
+
+    What does not depend on the image, and what tables of levels hold, is computed in the model's dtype.
 
     examples: two of different batch sizes, images [n, C, H, W], or [n, H, W] for one channel, and others that are run
     only if Python reads numbers off the image; levels: what the model is given for each level, or None if it takes
-    real numbers; classes: how many labels there are, if it is known; dtype: of the program, the model's or float64.
+    real numbers; classes: how many labels there are, if it is known.
     Raises Unsupported, naming the module and the call, for a call that has no place in a program, and UnknownLayout
     for an output that the head can't read.
     """
@@ -66,31 +67,28 @@ def capture(
     # What a forward keeps is to be made in each recording, so each runs a model that has never run.
     untouched = copy.deepcopy(model) if can_be_copied else model
 
-    def forward(module: nn.Module, example: Example, head: Head) -> _Forward:
-        return _Forward(module, *example, head)
+    def another(example: Example) -> _Forward:
+        return _Forward(copy.deepcopy(untouched) if can_be_copied else model, *example, head)
 
-    def another(example: Example) -> Recording:
-        return forward(copy.deepcopy(untouched) if can_be_copied else model, example, first.head).recording
-
-    first = forward(model, examples[0], head)
-    if first.recording.escapes:
-        recording = agreed(first.recording, another(examples[1]))
-        if any(IMAGE in escape.of for escape in recording.escapes):
-            for example in examples[2:]:
-                agreed(first.recording, another(example))
-    else:
-        recording = agreed(first.recording, forward(untouched, examples[1], first.head).recording)
-    if dtype is None or dtype == parameter.dtype:
-        dtype = parameter.dtype
-    else:
-        recording = recording_in_float64(recording, parameter.dtype)
-    head, (output, arranged) = first.head, recording.outputs
+    first = _Forward(model, *examples[0], head)
+    head = first.head
+    try:
+        recording = agreed(first.recording, another(examples[1]).recording)
+    except Unsupported:  # perhaps its code keeps something outside of it, which is there from now on
+        first = another(examples[0])
+        recording = agreed(first.recording, another(examples[1]).recording)
+    if any(IMAGE in escape.of for escape in recording.escapes):
+        for example in examples[2:]:
+            agreed(first.recording, another(example).recording)
+    own, device = parameter.dtype, parameter.device
+    dtype = own if device.type == "mps" else torch.float64
+    output, arranged = recording.outputs
     weights = WeightRecorder()
     for leaf in recording.leaves.values():
         if leaf.parameters:
             weights.leaf(leaf)
     with weights:
-        trace = Trace(recording, shape, dtype, parameter.device, levels)
+        trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
         trace.run((output.slot, arranged.slot), weights.guard)
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
@@ -100,7 +98,7 @@ def capture(
         tuple(instructions),
         (result,),
         dtype,
-        parameter.device,
+        device,
         normalised,
         head.joint,
         tuple(
@@ -115,13 +113,15 @@ def capture(
 
         def record_again(given: Given) -> None:
             try:
-                again = another((examples[1][0], given))
+                again = another((examples[1][0], given)).recording
             except ModelFailed:  # it takes no such labels, or conditions
                 return
             agreed(first.recording, again)
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
-    return Captured(program, conditions, first.parameters, head, weights, Replay(recording))
+    return Captured(
+        program, conditions, first.parameters, head, weights, Replay(recording, frozenset(trace.as_is), own)
+    )
 
 
 class _Forward:

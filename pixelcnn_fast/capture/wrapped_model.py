@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,13 +28,12 @@ from pixelcnn_fast.heads import Categorical, Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
-    SCALED_FORMS,
     ImageForm,
     check_choice,
     from_levels,
 )
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
-from pixelcnn_fast.program.program import ConditionOperand, FromLevels, Instruction, Program, Step
+from pixelcnn_fast.program.program import ConditionOperand, Program
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
 CHECKED_WORK = (
@@ -108,24 +106,8 @@ class WrappedModel:
         self.codes: Labels | None = None  # of a condition of integers
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
-        self._own_dtype = self._runs_in = self.dtype  # which the module's code may name, and the module's
-        self._recorded = self.module  # in its own dtype
-        self._replay: Replay | None = None  # what takes the place of the module, if there is one
+        self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
-
-    def in_float64(self) -> Iterator[WrappedModel]:
-        """What may stand for the model in float64, the best first, if its own dtype is another. What is recorded is
-        always the model in its own dtype, since its code may look at that.
-
-        A copy that computes in float64, or what was recorded, run again.
-        """
-        if self.dtype == torch.float64:
-            return
-        if (exact := self.copy_in_float64()) is not None:
-            yield exact
-        replayed = copy.copy(self)
-        replayed.dtype = torch.float64
-        yield replayed
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -136,13 +118,8 @@ class WrappedModel:
         except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
             return None
         exact = copy.copy(self)
-        exact.module, exact.dtype, exact._runs_in = module, torch.float64, torch.float64
+        exact.module, exact.dtype = module, torch.float64
         return exact
-
-    @property
-    def is_replay(self) -> bool:
-        """Whether what was recorded takes the place of the module."""
-        return self.dtype != self._runs_in
 
     def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
         """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
@@ -199,44 +176,39 @@ class WrappedModel:
                 values, given = self.example(4, 1)
                 yield torch.full_like(values, level), given
 
-    def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor]:
-        """Records what is to be recorded, on an example -> (program, conditions, parameters [N, D, H, W, P])."""
-        module, dtype = self._recorded, self._own_dtype
-        examples = [(self.encode(values, dtype), given.in_dtype(dtype))]
+    def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor, Replay]:
+        """Records the model on an example -> (program, conditions, parameters [N, D, H, W, P], what was recorded)."""
+        examples = [(self.encode(values), given.in_dtype(self.dtype))]
         for seed in (1, 2):  # a statistic of the whole image shall differ
             others, given = self.example(seed, EXAMPLE_BATCH + 1, half=seed % 2)
-            examples.append((self.encode(others, dtype), given.in_dtype(dtype)))
+            examples.append((self.encode(others), given.in_dtype(self.dtype)))
         levels = None
         if self.levels is not None:
-            values = torch.arange(self.levels).view(1, 1, 1, -1)
-            levels = self.encode(values, self.dtype).flatten().to(self.dtype)
-        with _scripted_parts_named(module), _returning(module, self.output):
+            levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten()
+        with _scripted_parts_named(self.module), _returning(self.module, self.output):
             program, conditions, output, self.head, self.weights, replay = capture(
-                module, examples, self.head, levels, self.n_classes, not self._is_borrowed, self.dtype
+                self.module, examples, self.head, levels, self.n_classes, not self._is_borrowed
             )
-        if self.is_replay:
-            self._replay = replay
         self.branches = program.branches
-        if (interval := SCALED_FORMS.get(self.image_form)) is not None and self.levels is not None:
-            program = _with_scaled_input(program, self.levels, *interval)
-        return program, conditions, output
+        return program, conditions, output, replay
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
-        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P], by the module's own forward, or its replay."""
-        if self._replay is not None:
-            output = self._replay(self.encode(values, self.dtype), given.in_dtype(self.dtype))
-            return self.head.arranged(output, self.shape[0])
-        with computing(self._runs_in, self._own_dtype):
+        """values: [N, C, H, W] -> what the head reads, [N, D, H, W, P]."""
+        with computing(self.dtype, self._own_dtype):
             output = picked(self.run(values, given), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))
             return head.arranged(output, self.shape[0])
 
+    def replayed(self, values: Tensor, given: Given, replay: Callable[[Tensor, Given], Tensor]) -> Tensor:
+        """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
+        return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
+
     @torch.no_grad()
     def run(self, values: Tensor, given: Given) -> Any:
         """values: [N, C, H, W] -> what the module returns."""
-        with computing(self._runs_in, self._own_dtype):
-            return given.in_dtype(self._runs_in).call(self.module, self.encode(values))
+        with computing(self.dtype, self._own_dtype):
+            return given.in_dtype(self.dtype).call(self.module, self.encode(values))
 
     # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
 
@@ -328,13 +300,12 @@ class WrappedModel:
 
     # -- what users give
 
-    def encode(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Converts values as they are drawn to images as the module takes them. dtype: of real numbers, if not of those
-        that the module is run in."""
-        values, dtype = values.to(self.device), dtype or self._runs_in
+    def encode(self, values: Tensor) -> Tensor:
+        """Converts values as they are drawn to images as the module takes them."""
+        values = values.to(self.device)
         if self.levels is None:
-            return values.to(dtype)
-        return from_levels(values, self.image_form, self.levels, dtype)
+            return values.to(self.dtype)
+        return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
         """A copy of the values of images from a user, as the head draws them. Raises ValueError for bad images."""
@@ -434,16 +405,3 @@ def _scripted_parts_named(module: nn.Module) -> Iterator[None]:
             f"cannot sample from this model: {scripted[0] or 'the model'} is a torch.jit.ScriptModule, which is not "
             f"followed ({why}): use the module that it was made from"
         ) from error
-
-
-def _with_scaled_input(program: Program, levels: int, low: float, high: float) -> Program:
-    """The program with levels scaled to low...high first, since the model was run on images in that range."""
-
-    def scaled(i: Instruction) -> Instruction:
-        if not isinstance(i, FromLevels) or i.table is not None:
-            return i
-        one = torch.ones(i.channels, dtype=program.dtype, device=program.device)
-        step = Step("affine", scale=one * ((high - low) / (levels - 1)), shift=one * low)
-        return replace(i, steps=(step, *i.steps))
-
-    return replace(program, instructions=tuple(map(scaled, program.instructions)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.capture.float64 import InFloat64, computing
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import captured_in_float64
+from pixelcnn_fast.compiler import check_program, expectations, recorded
 from pixelcnn_fast.errors import CaptureMismatch, Unsupported
 from tests.system.networks import ABOVE, LEFT, Masked
 
@@ -91,62 +91,100 @@ def wrapped(body: Any, dtype: torch.dtype = torch.float32) -> WrappedModel:
     return WrappedModel(Net(body).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def captures(exact: WrappedModel | None, model: WrappedModel) -> bool:
-    return exact is not None and captured_in_float64(exact, model, lambda program: program, None) is not None
+def compared_in_float64(model: WrappedModel) -> bool:
+    """Whether the model is captured, and its program compared in float64."""
+    program, conditions, replay = recorded(model, lambda program: program)
+    expected = expectations(model, replay)
+    check_program(program, conditions, model, expected)
+    return expected.exact is not None and all(x.dtype == torch.float64 for x in expected.exact)
 
 
-def in_float64(model: WrappedModel) -> bool:
-    return any(not exact.is_replay and captures(exact, model) for exact in model.in_float64())
-
-
-def replayed(model: WrappedModel) -> bool:
-    return any(exact.is_replay and captures(exact, model) for exact in model.in_float64())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_models_are_captured_in_float64_where_they_can_be(dtype: torch.dtype) -> None:
-    assert in_float64(wrapped(lambda net, h: h, dtype))
-
-    def normed_in_float32(net: Net, h: Tensor) -> Tensor:
-        return nn.functional.layer_norm(h.permute(0, 2, 3, 1).float(), (6,)).permute(0, 3, 1, 2).to(h)
-
-    assert in_float64(wrapped(normed_in_float32, dtype))
-    model = wrapped(in_float32)
-    assert not in_float64(model) and not in_float64(wrapped(lambda net, h: h, torch.float64))
-    assert Sampler(Net(in_float32), SHAPE, levels=LEVELS, image_form="unit").sample(1).shape == (1, *SHAPE)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_a_model_did_in_its_own_dtype_is_run_again_in_float64(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_programs_are_compared_in_float64_where_they_can_be(dtype: torch.dtype) -> None:
     def in_its_own_dtype(net: Net, h: Tensor) -> Tensor:
         assert h.dtype == dtype
         h = nn.functional.layer_norm(h.permute(0, 2, 3, 1).float(), (6,)).permute(0, 3, 1, 2).to(h)
         return h * torch.nn.functional.normalize(net.last.weight[0], dim=0) + torch.ones(6, 1, 1).to(h)
 
-    model = wrapped(in_its_own_dtype, dtype)
-    assert not in_float64(model) and replayed(model)
-    assert not replayed(wrapped(in_its_own_dtype, torch.float64))
+    if dtype == torch.float64:
+        with pytest.raises(Unsupported, match="it rounds to torch.float32"):
+            compared_in_float64(wrapped(in_its_own_dtype, dtype))
+    else:
+        assert compared_in_float64(wrapped(in_its_own_dtype, dtype))
+    assert compared_in_float64(wrapped(lambda net, h: h, dtype))
 
-    def reads_bits(net: Net, h: Tensor) -> Tensor:
-        is_negative = net.first.weight[0, 0, 0, 0].view({2: torch.int16, 4: torch.int32}[dtype.itemsize]) < 0
-        return h * torch.where(is_negative, 1.0, 2.0).to(h)
 
-    model = wrapped(reads_bits, dtype)
-    assert not in_float64(model) and not replayed(model)
-    sampler = Sampler(Net(reads_bits).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
-    assert sampler.sample(1).shape == (1, *SHAPE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_models_that_read_bits_are_compared_as_they_are(dtype: torch.dtype) -> None:
+    integers = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+
+    def of_weights(net: Net, h: Tensor) -> Tensor:
+        return h * torch.where(net.first.weight[0, 0, 0, 0].view(integers) < 0, 1.0, 2.0).to(h)
+
+    assert compared_in_float64(wrapped(of_weights, dtype))
+    with pytest.raises(Unsupported, match="reads the bits|not a function of one level"):
+        compared_in_float64(wrapped(lambda net, h: (h.view(integers) & 1).to(h), dtype))
+
+
+STEPS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "levels above a number": lambda net, x: (2 * x - 1 > 0.2).to(x),
+    "levels in bins": lambda net, x: torch.floor((2 * x - 1) * 5),
+    "rounded levels": lambda net, x: torch.round(x * 25.5) / 3,
+    "bins as numbers": lambda net, x: (x * 4).clamp(max=3).long().to(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", STEPS)
+def test_functions_of_levels_jump_where_the_model_s_do(name: str, dtype: torch.dtype) -> None:
+    """Where they round in the model's dtype, a level may lie on the other side of a jump."""
+
+    class Jumping(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return 5 * self.last(torch.relu(h + self.first(STEPS[name](self, x))))
+
+    model = Jumping().to(dtype)
+    model.last = nn.Conv2d(6, 256, 1).to(dtype)
+    sampler = Sampler(model, SHAPE, image_form="unit")
+    images = torch.arange(256 * 20).remainder(256).view(256, *SHAPE)
+    found, expected = (sampler.logits(images, runtime=r).double().softmax(-1) for r in ("eager", "reference"))
+    assert (found - expected).abs().sum(-1).max() < 40 * torch.finfo(dtype).eps
+
+
+def test_functions_of_conditions_jump_where_the_model_s_do() -> None:
+    """0.7 * 10 is 7 in float32, and less in float64, if 0.7 is what float32 has of it."""
+
+    class Binned(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(11, 6)
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            bins = (condition[:, 0] * 10).long().clamp(0, 10)
+            return 5 * self.last(torch.relu(self.first(x) + self.embedding(bins)[:, :, None, None]))
+
+    sampler = Sampler(Binned(), SHAPE, levels=LEVELS, image_form="unit", condition_shape=(1,))
+    condition, images = torch.arange(11.0)[:, None] / 10, torch.randint(LEVELS, (11, *SHAPE))
+    assert (condition[:, 0] * 10).tolist() == [*range(11)]
+    assert not (condition[:, 0].double() * 10 >= torch.arange(11)).all()
+    found, expected = (
+        sampler.logits(images, condition=condition, runtime=r).softmax(-1) for r in ("eager", "reference")
+    )
+    assert (found - expected).abs().max() < 1e-6
 
 
 def test_what_was_recorded_must_be_what_the_model_does_on_other_images() -> None:
-    """The model is compared in its own dtype, if only its recording was run in float64."""
-    scale = iter([1.0] * 4 + [1.01] * 99)
-
-    def changing(net: Net, h: Tensor) -> Tensor:
-        assert h.dtype == torch.float32
-        return h * next(scale)
-
-    with pytest.raises(CaptureMismatch, match="total variation"):
-        Sampler(Net(changing), SHAPE, levels=LEVELS, image_form="unit")
+    """In half precision, too, whose rounding would hide much."""
+    for dtype, factor in (
+        (torch.float64, 1.0001),
+        (torch.float32, 1.0001),
+        (torch.bfloat16, 1.05),
+        (torch.float16, 1.01),
+    ):
+        scale = iter([1.0] * 2 + [factor] * 99)
+        with pytest.raises(CaptureMismatch, match="total variation"):
+            compared_in_float64(wrapped(lambda net, h, scale=scale: h * next(scale), dtype))
 
 
 def test_rounding_to_less_than_the_model_s_dtype_is_refused() -> None:
@@ -155,25 +193,12 @@ def test_rounding_to_less_than_the_model_s_dtype_is_refused() -> None:
             Sampler(Net(body), SHAPE, levels=LEVELS, image_form="unit")
 
 
-def test_a_model_that_is_another_in_float64_is_captured_in_float64_it_is() -> None:
-    """Where its dtype is read, and where autocast acts on float32 alone."""
-
-    def doubled_in_float32(net: Net, h: Tensor) -> Tensor:
-        return 2 * h if h.dtype == torch.float32 else h
-
-    model = Net(doubled_in_float32)
-    assert not in_float64(wrapped(doubled_in_float32))
-    sampler = Sampler(model, SHAPE, levels=LEVELS, image_form="unit")
-    images = torch.randint(LEVELS, (3, *SHAPE))
-    expected = model(images / (LEVELS - 1)).detach()
-    assert torch.allclose(sampler.logits(images)[:, 0].movedim(-1, 1), expected, atol=1e-5)
-
+def test_autocast_inside_of_a_model_is_refused() -> None:
     def in_bfloat16(net: Net, h: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return nn.functional.conv2d(h, torch.eye(6)[..., None, None]).float()
 
-    assert not in_float64(wrapped(in_bfloat16))
-    with pytest.raises((CaptureMismatch, Unsupported)):
+    with pytest.raises(Unsupported, match="it rounds to torch.bfloat16.*autocast"):
         Sampler(Net(in_bfloat16), SHAPE, levels=LEVELS, image_form="unit")
 
 
@@ -188,12 +213,8 @@ OF_ITS_DTYPE: dict[str, Callable[[Net, Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", OF_ITS_DTYPE)
 def test_a_model_is_captured_as_it_is_in_its_own_dtype(name: str, dtype: torch.dtype) -> None:
-    """A copy in float64 is another model: what was recorded is run again in its place."""
-    if name == "tiny" and dtype != torch.float32:
-        pytest.skip("half precision rounds its logarithm too much")
-    model = wrapped(OF_ITS_DTYPE[name], dtype)
-    if name != "a number read off a weight":
-        assert not in_float64(model) and replayed(wrapped(OF_ITS_DTYPE[name], dtype))
+    """A copy in float64 would be another model."""
+    assert compared_in_float64(wrapped(OF_ITS_DTYPE[name], dtype))
     sampler = Sampler(Net(OF_ITS_DTYPE[name]).to(dtype), SHAPE, levels=LEVELS, image_form="unit")
     images = torch.randint(LEVELS, (50, *SHAPE), generator=torch.Generator().manual_seed(0))
     expected = sampler.logits(images, runtime="reference").double().softmax(-1)
@@ -202,7 +223,6 @@ def test_a_model_is_captured_as_it_is_in_its_own_dtype(name: str, dtype: torch.d
 
 
 def test_constants_that_the_dtype_does_not_hold_become_the_nearest() -> None:
-    """finfo(x.dtype).min is the least number of float64 when it is captured there."""
 
     class Forbids(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -212,14 +232,12 @@ def test_constants_that_the_dtype_does_not_hold_become_the_nearest() -> None:
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = WrappedModel(Forbids().to(dtype), SHAPE, levels=LEVELS, image_form="unit")
-        assert in_float64(model)
+        assert compared_in_float64(model)
         sampler = Sampler(Forbids().to(dtype), SHAPE, levels=LEVELS, image_form="unit")
         assert sampler.sample(200).unique().tolist() == list(range(LEVELS - 1))
 
 
-def test_conditions_are_computed_as_the_model_was_captured() -> None:
-    """In float64, although what is given is float32, and its code says so."""
-
+def test_conditions_are_computed_in_the_model_s_dtype() -> None:
     class Conditioned(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +251,7 @@ def test_conditions_are_computed_as_the_model_was_captured() -> None:
     arguments: dict[str, Any] = dict(
         levels=LEVELS, image_form="levels", conditional=False, condition_shape=(2, 4, 5)
     )
-    assert in_float64(WrappedModel(Conditioned(), SHAPE, **arguments))
+    assert compared_in_float64(WrappedModel(Conditioned(), SHAPE, **arguments))
     sampler, condition = Sampler(Conditioned(), SHAPE, **arguments), torch.randn(3, 2, 4, 5)
     u = torch.rand(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     images = [

@@ -98,7 +98,7 @@ def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
 
 def test_conditions_of_a_model_are_pickled() -> None:
     model = WrappedModel(pixelcnn(classes=3), (1, 4, 4))
-    program, conditions, _ = model.captured(*model.example())
+    program, conditions, *_ = model.captured(*model.example())
     operands = condition_operands(program.instructions)
     labels = Given(torch.tensor([2, 0, 1]))
     expected = conditions(operands, labels, 3)
@@ -117,7 +117,7 @@ def test_one_batch_of_conditions_is_run_at_once() -> None:
             return h + self.embedding(y)[:, :, None, None]
 
     model = WrappedModel(Counting(), (1, 4, 4), levels=7, image_form="unit")
-    program, conditions, _ = model.captured(*model.example())
+    program, conditions, *_ = model.captured(*model.example())
     (each,) = condition_operands(program.instructions)
     alone = [conditions([each], Given(torch.tensor([k])), 1)[each] for k in (0, 2, 1, 1, 0)]
     together = conditions([each], Given(torch.tensor([0, 2, 1, 1, 0])), 5)[each]

@@ -52,7 +52,7 @@ def test_every_kind_of_instruction_and_of_step_is_in_some_network():
     found: set[object] = set()
     for network in MUTATED.values():
         wrapped = network.sampler(network.model())._model
-        program, _, _ = wrapped.captured(*wrapped.example())
+        program, *_ = wrapped.captured(*wrapped.example())
         for i in program.instructions:
             found |= {type(i), *(step.kind for step in i.steps)}
     assert {
@@ -101,7 +101,7 @@ def captured(network: Network) -> tuple[Program, Tensor, Tensor, Condition]:
     """(program, levels, the model's own logits, what evaluates its conditions)."""
     wrapped = WrappedModel(network.model(), network.shape, **network.settings())
     levels, given = wrapped.example()
-    program, conditions, logits = wrapped.captured(levels, given)
+    program, conditions, logits, _ = wrapped.captured(levels, given)
     operands = [step.condition for i in program.instructions for step in i.steps if step.condition is not None]
     return program, levels, logits, conditions(operands, given, EXAMPLE_BATCH).__getitem__
 

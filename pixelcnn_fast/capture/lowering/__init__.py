@@ -6,8 +6,8 @@ in a program. Calls that only move elements need none: they are made on the elem
 """
 
 from pixelcnn_fast.capture.lowering import channels, ends, pixels, pointwise
-from pixelcnn_fast.capture.lowering.levels import by_table, cast
+from pixelcnn_fast.capture.lowering.levels import by_table, cast, has_table
 from pixelcnn_fast.capture.lowering.registry import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES
 
 TOPICS = (pointwise, pixels, channels, ends)  # importing them fills the table, as levels does
-__all__ = ["FRESH", "LOWERINGS", "MASKED", "MOVEMENTS", "PLACES", "by_table", "cast"]
+__all__ = ["FRESH", "LOWERINGS", "MASKED", "MOVEMENTS", "PLACES", "by_table", "cast", "has_table"]

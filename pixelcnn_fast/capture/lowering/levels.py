@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.capture.lowering.registry import Trace, lowers
 from pixelcnn_fast.capture.shadow import Map
-from pixelcnn_fast.capture.tables import tabulated, tells_levels_apart
+from pixelcnn_fast.capture.tables import lose_levels, of_levels, tabulated
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 
@@ -66,11 +66,24 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
     return t.builder.map(found.addresses.movedim(-1, dim))
 
 
-def by_table(t: Trace, call: Call) -> Map:
-    """Any pointwise call on one level of the image and constants."""
-    if torch.Tag.pointwise not in call.operator.tags and plain_name(call.name) not in POINTWISE_TOO:
-        raise Unsupported("this call is not supported")
-    if len(call.results) > 1:
+def _is_pointwise(call: Call) -> bool:
+    is_tagged = torch.Tag.pointwise in call.operator.tags or plain_name(call.name) in POINTWISE_TOO
+    return is_tagged and len(call.results) == 1
+
+
+def has_table(t: Trace, call: Call) -> bool:
+    """Whether it is a pointwise call on functions of levels."""
+    return _is_pointwise(call) and all(
+        of_levels(t.builder, t.map(x)) for x in call.inputs if t.depends_on_image(x)
+    )
+
+
+def by_table(t: Trace, call: Call, is_needed: bool = True) -> Map:
+    """Any pointwise call on one level of the image and constants, made in the dtype that it was recorded in.
+
+    is_needed: False if there is another way, which is better where the table would be large.
+    """
+    if not _is_pointwise(call):
         raise Unsupported("this call is not supported")
     args = list(call.args)
     images = [i for i, x in enumerate(args) if isinstance(x, View) and t.depends_on_image(x)]
@@ -85,20 +98,16 @@ def by_table(t: Trace, call: Call) -> Map:
         return operator(*filled, **call.kwargs)
 
     constants = [t.map(args[i]).addresses for i in others]
-    return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants)
+    return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants, is_needed=is_needed)
 
 
-def cast(t: Trace, call: Call, x: View, dtype: torch.dtype) -> Map:
-    """x, converted to another dtype by a call."""
-    before, was_real, is_real = x.dtype, x.dtype.is_floating_point, dtype.is_floating_point
-    if dtype == before or (was_real and is_real and torch.finfo(dtype).eps <= torch.finfo(before).eps):
+def cast(t: Trace, x: View, dtype: torch.dtype, table: Map | None) -> Map:
+    """x, converted to another dtype. table: what that gives, if there is a table of it."""
+    if table is not None:
+        if x.dtype.is_floating_point and not dtype.is_floating_point and lose_levels(t.builder, table):
+            raise Unsupported(f"it rounds to {dtype}, and levels become alike: is image_form right?")
+        return table
+    is_wider = dtype.is_floating_point and not t.rounds_to(dtype)
+    if x.dtype == dtype or (is_wider and x.dtype != torch.bool):
         return t.map(x)
-    try:
-        result = by_table(t, call)
-    except Unsupported:
-        if is_real and not was_real and before != torch.bool:
-            return t.map(x)
-        raise Unsupported(f"it rounds to {dtype}") from None
-    if was_real and not is_real and not tells_levels_apart(t.builder, result):
-        raise Unsupported(f"it rounds to {dtype}, and levels become alike: is image_form right?")
-    return result
+    raise Unsupported(f"it rounds to {dtype}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
 from pixelcnn_fast.capture.arithmetic import stepped
 from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.operands import Steps
@@ -21,6 +23,9 @@ class Trace(Protocol):
         """The map of a tensor, or of a number."""
 
     def depends_on_image(self, x: Any) -> bool: ...
+
+    def rounds_to(self, dtype: torch.dtype) -> bool:
+        """Whether a dtype has fewer digits than the model's own."""
 
     def constant(self, x: Any) -> Any:
         """x as a tensor, or the number that it is. Raises Unsupported if it depends on the image or the condition."""
