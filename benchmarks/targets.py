@@ -101,7 +101,7 @@ def building(model: Model, side: int, must: float, reach: float, repeats: int, s
 
 def capturing(model: Model, side: int, must: float, reach: float, repeats: int) -> Target:
     """From the module to the captured program, as building a Sampler does it first."""
-    wrapped = next(WrappedModel(model, (model.input_channels, side, side)).in_float64())
+    wrapped = WrappedModel(model, (model.input_channels, side, side))
     example = wrapped.example()
     seconds = interleaved({"capture": lambda: wrapped.captured(*example)}, repeats)["capture"]
     return Target("capturing the model", must, reach, median(seconds), seconds, report.duration, at_most=True)

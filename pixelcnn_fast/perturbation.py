@@ -18,7 +18,8 @@ from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Bernoulli, Head, resolved
 from pixelcnn_fast.program.conditions import Given
 
-PAIRS = 5  # of images; see _Pairs
+PAIRS = 6  # of images; see _Pairs
+DARK = 8  # times darker than random images
 CUTS_AT_ONCE = 4
 MOST_GIVEN = 16  # labels or conditions that are tried together
 FEW = 100  # pixels, all of which are tested
@@ -148,7 +149,8 @@ class _Pairs:
     cut, included, must stay as it is.
 
     The pairs are: random and other random values; random values and the lowest, or the highest, everywhere; the lowest
-    and the highest; the highest and the lowest. Sub-pixels are numbered in the order in which they are drawn.
+    and the highest; the highest and the lowest; dark random values and the lowest. Sub-pixels are numbered in the order
+    in which they are drawn.
     """
 
     def __init__(self, model: WrappedModel) -> None:
@@ -160,6 +162,8 @@ class _Pairs:
         self._changed[1], self._changed[2] = lowest, highest
         self._images[3], self._changed[3] = lowest, highest
         self._images[4], self._changed[4] = highest, lowest
+        if levels is not None:
+            self._images[5], self._changed[5] = self._images[5] // DARK, lowest
         given = [given.part(slice(1)) for _, given in examples]
         self._given = Given(_joined([g.labels for g in given]), _joined([g.condition for g in given]))
         c, height, width = model.shape

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.model_arguments import ModelArguments
+from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
@@ -158,7 +159,7 @@ def receptive_field(
     pixel and fits no head, or several: then pass ``head=``.
     """
     wrapped = WrappedModel(model, shape, **arguments)
-    with advising(WAY_OUT):
+    with undisturbed(wrapped.device), advising(WAY_OUT):
         program = _captured(wrapped, arguments.get("head") is not None)
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.private_copy import eagerly
+from pixelcnn_fast.capture.private_copy import eagerly, undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
 from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, advising
@@ -111,13 +111,14 @@ class Sampler:
         self._preferred = runtime
         self._runtimes: dict[RuntimeName, Runtime] = {}
         self._observed: Observed | None = None  # else there is no program
-        if runtime == "reference":
-            _check_not_narrowed(precision)
-            self._observed = observed(self._model)
-        else:
-            with advising(WAY_OUT):
-                self._compiled = compiled(self._model, precision)
-        warn_of_what_changes_nothing(self._model)
+        with undisturbed(self._model.device):
+            if runtime == "reference":
+                _check_not_narrowed(precision)
+                self._observed = observed(self._model)
+            else:
+                with advising(WAY_OUT):
+                    self._compiled = compiled(self._model, precision)
+            warn_of_what_changes_nothing(self._model)
         self.runtime("auto")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -306,8 +307,9 @@ class Sampler:
         distributions = self.head.distributions(channels)
         out = torch.zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
+        unused = torch.zeros(n, self.head.uniforms * distributions, height, width, dtype=torch.float64)
         settings = RunSettings(runtime=runtime, condition=condition)
-        self._run(values, known, labels, None, None, SamplingOptions(), settings, parameters=out)
+        self._run(values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
         normalised = self._observed is None and self._compiled.normalised
         return out.log_softmax(-1) if normalised else out
 

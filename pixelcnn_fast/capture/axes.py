@@ -136,7 +136,7 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
             )
         raise Unsupported(
             "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
-            "rolled around the image or flipped"
+            "rolled around the image, flipped or transposed: turn them back before this call"
         )
     given = torch.zeros(len(used), *space.grid, dtype=torch.bool)
     k, i, j = live.nonzero().unbind(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import sys
 import threading
 import warnings
@@ -67,7 +68,14 @@ def private_copy(module: nn.Module) -> nn.Module | None:
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
-    return copied.eval()
+    _to_eval_mode(copied)
+    return copied
+
+
+def _to_eval_mode(module: nn.Module) -> None:
+    module.eval()
+    for each in module.modules():  # whatever their own train() does
+        each.training = False
 
 
 def _functions(module: nn.Module) -> list[FunctionType]:
@@ -112,14 +120,31 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
-        training = [each for each in module.modules() if each.training]
-        if training:
-            module.eval()
+        before = {each: each.training for each in module.modules()}
+        if any(before.values()):
+            _to_eval_mode(module)
         try:
             yield
         finally:
-            for each in training:
-                each.training = True
+            for each, was_training in before.items():
+                if was_training and not each.training:
+                    each.train()  # which may do more, such as taking adapters out of the weights again
+            for each, was_training in before.items():
+                each.training = was_training
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Within the context, PyTorch's, Python's and NumPy's generators may be used: afterwards they are as they were."""
+    is_cuda, numpy = device.type == "cuda", sys.modules.get("numpy")
+    of_python, of_numpy = random.getstate(), None if numpy is None else numpy.random.get_state()
+    with torch.random.fork_rng([device] if is_cuda else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            if numpy is not None:
+                numpy.random.set_state(of_numpy)
 
 
 class _Eagerly:

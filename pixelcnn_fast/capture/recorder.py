@@ -35,6 +35,12 @@ BRANCHES = (
     Tensor.allclose,
     torch.allclose,
 )
+NUMBERS = {
+    Tensor.item: "item()",
+    Tensor.__float__: "float()",
+    Tensor.__int__: "int()",
+    Tensor.__index__: "an index",
+}
 CHECK = "check"  # of a call of PyTorch, which reads numbers only to raise
 SCALAR = torch.ops.aten._local_scalar_dense.default
 YES_OR_NO = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
@@ -169,6 +175,11 @@ class Recorder(TorchDispatchMode):
             if x.is_nested or x.layout is not torch.strided:
                 kind = "nested" if x.is_nested else f"of layout {x.layout}"
                 raise Unsupported(f"{self.where()}: a tensor that is {kind}; only dense tensors are followed")
+            if x.is_neg() or x.is_conj():
+                raise Unsupported(
+                    f"{self.where()}: the conjugate of complex numbers, which PyTorch only takes when it is read, is "
+                    "not followed: write it as torch.complex(x.real, -x.imag)"
+                )
 
     supports_higher_order_operators = True  # to refuse them
 
@@ -310,6 +321,9 @@ class Reads(TorchFunctionMode):
             self._recorder.read_unseen(args[0], "the text")
         if func is F.one_hot and (len(args) > 1 or "num_classes" in (kwargs or {})):
             with self._recorder.reading(CHECK):
+                return func(*args, **(kwargs or {}))
+        if func in NUMBERS:
+            with self._recorder.reading(NUMBERS[func]):
                 return func(*args, **(kwargs or {}))
         if func in BRANCHES:
             with self._recorder.reading("if"):

@@ -102,7 +102,9 @@ def capture(
         normalised,
         head.joint,
         tuple(
-            f"{escape.where}: {'an if on' if escape.is_branch else 'a number read off'} the image is {escape.value}"
+            f"{escape.where}: an if on the image is {escape.value}"
+            if escape.is_branch
+            else f"{escape.where}: {escape.what} reads a number off the image, which was {escape.value} in an example"
             for escape in recording.escapes
             if IMAGE in escape.of
         ),

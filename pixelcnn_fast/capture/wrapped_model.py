@@ -32,6 +32,7 @@ from pixelcnn_fast.image_forms import (
     check_choice,
     from_levels,
 )
+from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, Program
 
@@ -40,6 +41,12 @@ CHECKED_WORK = (
     10**10
 )  # weights times pixels of all images with which they are tried, unless these are fewer than four
 CHECKED_PIXELS = 2048  # of all random images that a program is checked on, unless that is less than one image
+
+
+CONDITIONS = (
+    torch.randn,
+    torch.rand,
+)  # what makes examples of real numbers; the first that a model takes is used
 
 
 class WrappedModel:
@@ -104,6 +111,7 @@ class WrappedModel:
                 f"condition_dtype is {condition_dtype}: expected the model's own, {self.dtype}, or one of integers"
             )
         self.codes: Labels | None = None  # of a condition of integers
+        self._random_condition = CONDITIONS[0]
         copied = private_copy(module)
         self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
@@ -137,13 +145,15 @@ class WrappedModel:
         if self.condition_shape is None:
             return None
         if self.codes is None:
-            return torch.randn(n, *self.condition_shape, generator=generator).to(self.device, self._own_dtype)
+            made = self._random_condition(n, *self.condition_shape, generator=generator)
+            return made.to(self.device, self._own_dtype)
         codes = torch.randint(self.codes.accepted, (n, *self.condition_shape), generator=generator)
         return codes.to(self.device, self.condition_dtype)
 
     def examples_that_differ(self) -> Iterator[tuple[str, Tensor, Given]]:
         """For labels and condition, if the model takes them: its name, and the same image with several of them."""
-        values, given = self.example(n=max(2, min(self._many_labels(), self.labels.accepted)))
+        many = self._many_labels()
+        values, given = self.example(n=max(2, min(many, self.labels.accepted)) if self.conditional else many)
         first = Given(*(x if x is None else x[:1].expand_as(x) for x in given))
         same = values[:1].expand_as(values)
         if given.labels is not None:
@@ -166,15 +176,18 @@ class WrappedModel:
             n = max(n, min(self._many_labels(), self.labels.accepted))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
             n = EXAMPLE_BATCH + 2 if self.conditional else 1
-        return [self.example(1, 1, half=0), *bright, *self._extremes(), self.example(3, n)]
+        return [self.example(1, 1, half=0), *bright, *self._drawn_in_part(), self.example(3, n)]
 
-    def _extremes(self) -> Iterator[tuple[Tensor, Given]]:
-        """An image of the lowest level everywhere, from which sampling starts, and one of the highest, if the model
-        reads numbers off the image."""
+    def _drawn_in_part(self) -> Iterator[tuple[Tensor, Given]]:
+        """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
+        from the second pixel, the second row or the middle on; and one of the highest level."""
         if self.levels is not None and self.branches:
-            for level in (0, self.levels - 1):
-                values, given = self.example(4, 1)
-                yield torch.full_like(values, level), given
+            values, given = self.example(4, 1)
+            _, height, width = self.shape
+            for drawn in (0, 1, width, height * width // 2):
+                pixels = torch.arange(height * width, device=values.device).view(height, width)
+                yield values.where(pixels < drawn, 0), given
+            yield torch.full_like(values, self.levels - 1), given
 
     def captured(self, values: Tensor, given: Given) -> tuple[Program, Conditions, Tensor, Replay]:
         """Records the model on an example -> (program, conditions, parameters [N, D, H, W, P], what was recorded)."""
@@ -213,45 +226,54 @@ class WrappedModel:
     # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
 
     def settle_condition(self) -> None:
-        """Finds out whether the condition is of integers, if the user does not say."""
+        """Finds out whether the condition may be negative, and whether it is of integers if the user does not say."""
         if self.condition_shape is None:
             return
-        if self.condition_dtype is None:
-            self.condition_dtype = self.dtype
-            if (failed := self._failure()) is not None:
-                self._takes_codes(torch.long)
-                if self._failure() is not None:
-                    raise failed
-        elif not self.condition_dtype.is_floating_point:
+        if self.condition_dtype is not None and not self.condition_dtype.is_floating_point:
             self._takes_codes(self.condition_dtype)
+            return
+        given, self.condition_dtype = self.condition_dtype, self.dtype
+        if (failed := self._failure()) is None:
+            return
+        for self._random_condition in CONDITIONS[::-1]:
+            if self._failure() is None:
+                return
+        if given is None:
+            self._takes_codes(torch.long)
+        if self._failure() is not None and isinstance(failed, ModelFailed):
+            raise failed
 
     def _takes_codes(self, dtype: torch.dtype) -> None:
         self.condition_dtype = dtype
         most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
         self.codes = Labels(None, "the integers of the condition", min(HIGHEST, most))
 
-    def _failure(self) -> ModelFailed | None:
-        """Why the model can't be run, if it can't. What its first forward keeps must not come from a trial."""
+    def _failure(self) -> Exception | None:
+        """Why the model can't be run, or gives NaN, if so. What its first forward keeps must not come from a trial."""
         module = self.module
         if not self._is_borrowed:
             self.module = copy.deepcopy(module)
         try:
-            self.run(*self.example())
+            output = self.run(*self.example())
         except ModelFailed as failed:
             return failed
         finally:
             self.module = module
-        return None
+        is_nan = any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in leaves(output))
+        return ValueError("it gives NaN") if is_nan else None
 
     def explore(self, conditions: Conditions, operands: Sequence[ConditionOperand]) -> None:
         """Finds out, from the captured conditions and then from the model, which labels and codes it takes."""
-        if self.device.type != "cpu":
-            return
-        for labels, example, takes in (
-            (self.labels if self.conditional else None, self._with_label, self._takes_label),
-            (self.codes, self._with_code, self._takes_code),
+        for which, (labels, example, takes) in enumerate(
+            (
+                (self.labels if self.conditional else None, self._with_label, self._takes_label),
+                (self.codes, self._with_code, self._takes_code),
+            )
         ):
-            if labels is not None and labels.classes is None:
+            if labels is not None and labels.classes is None and self.device.type != "cpu":
+                labels.classes = conditions.rows_looked_up(which)
+                labels.accepted = labels.classes or labels.accepted
+            elif labels is not None and labels.classes is None:
 
                 def taken_there(label: int, example: Any = example) -> bool:
                     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
-from pixelcnn_fast.program.calls import Call, Memory, View, needed
+from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
 from pixelcnn_fast.program.program import ConditionOperand
 
 
@@ -41,9 +41,11 @@ class Given(NamedTuple):
         Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
         """
         positional = [x.clone() for x in self if x is not None]  # the module may write into what it is given
-        named = {}
-        if self.condition is not None and "condition" in arguments_of(module):
+        named, names = {}, list(arguments_of(module))
+        if self.condition is not None and "condition" in names:
             named["condition"] = positional.pop()
+            if positional and names[0] == "condition" and len(names) > 1:  # labels come after it
+                named[names[1]] = positional.pop()
         try:
             return module(images.clone(), *positional, **named)
         except PixelCNNFastError:
@@ -156,6 +158,19 @@ class Conditions:
                 f"It was given {n} images{given.described()}."
             ) from error
         return {operand: _filled(operand, memory[operand.node], n) for operand in operands}
+
+    def rows_looked_up(self, which: int) -> int | None:
+        """How many rows the smallest table has in which labels (0), or codes (1), are looked up, if there is one."""
+        rows = []
+        copies = {view.slot for view in self._given[which : which + 1] if view is not None}
+        for call in self._calls:
+            if not call.inputs or call.inputs[-1].slot not in copies:
+                continue
+            if plain_name(call.name) in ("clone", "_to_copy"):
+                copies |= call.written
+            elif plain_name(call.name) in ("embedding", "index", "index_select"):
+                rows += [size for table in call.inputs[:1] if isinstance(size := table.size[0], int)]
+        return min(rows, default=None)
 
     def _memory(self, calls: Sequence[Call], leaves: Mapping[int, Tensor], given: Given, n: int) -> Memory:
         """The storages before these calls."""

@@ -57,8 +57,8 @@ def masked(e: Tensor, y: Tensor) -> Tensor:
 LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "any of them": (lambda e, y: e * (1 + 4 * (y == 7).any()), "other images of the batch"),
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
-    "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, "Python took item"),
-    "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, "Python took item"),
+    "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
+    "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, r"Python took item\(\)"),
     "NumPy": (lambda e, y: e * 2 if (y.numpy() == 7).all() else e, "Python took numpy"),
     "a size": (lambda e, y: e * 2 if len((y == 7).nonzero()) else e, "Python took the size"),
     "a masked part": (masked, "size of its result depends on the labels"),
@@ -209,7 +209,7 @@ def test_a_text_that_is_cut_to_its_length_is_refused() -> None:
             length = int((condition != 0).sum(1).max())
             return self.features(x) + self.embedding(condition[:, :length]).mean(1)[:, :, None, None]
 
-    with pytest.raises(Unsupported, match="Python took item"):
+    with pytest.raises(Unsupported, match=r"Python took int\(\)"):
         Sampler(Text(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
 
 
@@ -227,6 +227,42 @@ def test_what_images_must_not_decide(name: str) -> None:
     """Sampling starts from an image of zeros, and training images are unlike random ones."""
     with pytest.raises((Unsupported, CaptureMismatch)):
         Sampler(OfImage(IMAGES[name]), SHAPE, image_form="unit")
+
+
+DRAWN_IN_PART: dict[str, Callable[[Tensor], Tensor]] = {
+    "the mean": lambda x: x.mean() > 10,
+    "the sum": lambda x: x.sum() > 1000,
+    "the last row": lambda x: x[:, :, -1].max() > 1,
+    "the last pixel": lambda x: x[..., -1, -1].max() > 0,
+}
+
+
+class Wide(Net):
+    def __init__(self, body: Callable[..., Tensor]) -> None:
+        super().__init__(body)
+        self.levels, self.above = 256, nn.Conv2d(1, 256, (2, 3)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(self.body(x))
+
+
+@pytest.mark.parametrize("name", DRAWN_IN_PART)
+def test_a_branch_must_fall_alike_while_images_are_drawn(name: str) -> None:
+    """Where what is not drawn yet is 0, which is the same whether it is scaled or not."""
+    scaling = Wide(lambda x: x / 255 if DRAWN_IN_PART[name](x) else x)
+    with pytest.raises(CaptureMismatch, match="taken for granted that model: an if on the image is True"):
+        Sampler(scaling, SHAPE, image_form="levels")
+
+
+def test_a_branch_that_a_dark_image_does_not_take_is_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="Before, Python took a branch in model of .* depends on the image"):
+        Sampler(Wide(lambda x: x * 2 if x.max() > 200 else x), SHAPE, image_form="levels")
+
+
+def test_a_number_that_is_read_is_told_from_a_branch() -> None:
+    net = OfImage(lambda h, x: h * (2 if (x >= 0).any().item() else 3))
+    assert ".item()" not in (listing := str(Sampler(net, SHAPE, image_form="unit").program))
+    assert "model: item() reads a number off the image, which was True in an example" in listing
 
 
 def test_a_mismatch_names_what_python_read() -> None:

@@ -160,7 +160,8 @@ def test_functions_of_conditions_jump_where_the_model_s_do() -> None:
             super().__init__()
             self.embedding = nn.Embedding(11, 6)
 
-        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+            assert condition is not None
             bins = (condition[:, 0] * 10).long().clamp(0, 10)
             return 5 * self.last(torch.relu(self.first(x) + self.embedding(bins)[:, :, None, None]))
 

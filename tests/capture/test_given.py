@@ -304,6 +304,10 @@ def test_a_condition_that_changes_nothing_is_a_warning():
 def test_what_changes_something_is_not(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        sampler(Labelled(lambda net, y: everywhere(0.02 * net.embedding(y))).to(dtype))
+        for codes in (2, 10):
+            looked_up = Conditioned(lambda net, c, codes=codes: everywhere(net.embedding(c % codes)))
+            sampler(looked_up.to(dtype), condition_shape=(), condition_dtype=torch.long)
         sampler(Labelled(TEN["an embedding"]).to(dtype))
         only_the_last = Labelled(lambda net, y: everywhere(10 * (y == 9)[:, None] * net.embedding.weight[:1]))
         only_the_last.n_classes = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -169,6 +170,60 @@ def test_a_borrowed_module_is_put_back_as_it_was() -> None:
         with borrowed(model):
             raise KeyError
     assert [module.training for module in model.modules()] == modes
+
+
+class Adapted(Unique):
+    """An adapter that is merged into the weights in eval mode, as LoRA is."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Adapted:
+        if mode is self.merged:
+            with torch.no_grad():
+                self.last.weight.add_(1.0 if not mode else -1.0)
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_borrowed_module_undoes_what_its_eval_mode_did() -> None:
+    model = Adapted().double().train()
+    before = model.last.weight.detach().clone()
+    with pytest.warns(UserWarning, match="there is only one"):
+        sampler(model)
+    assert not model.merged and model.training and torch.allclose(model.last.weight, before)
+
+
+def disabled_train(mode: bool = True) -> bool:
+    return mode
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_module_whose_train_does_nothing_is_in_eval_mode_all_the_same(runtime) -> None:
+    """As latent diffusion freezes its models."""
+    model = Normed().double().train()
+    model.train = disabled_train  # type: ignore[method-assign,assignment]  # as people do
+    images = [
+        Sampler(m, SHAPE, levels=LEVELS, image_form="unit", runtime=runtime).sample(3, noise=noise())
+        for m in (model, Normed().double().eval())
+    ]
+    assert torch.equal(*images) and model.training
+
+
+class Seeding(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        random.seed(5)
+        return super().forward(x) + torch.rand(LEVELS, 1, 1)
+
+
+def test_generators_are_left_as_they_were() -> None:
+    model = Seeding().double()
+    torch.manual_seed(1)
+    random.seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    sampler(model).logits(torch.zeros(1, *SHAPE, dtype=torch.long), runtime="eager")
+    check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
 
 
 # -- wrappers
