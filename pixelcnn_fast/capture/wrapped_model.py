@@ -171,7 +171,7 @@ class WrappedModel:
         every label if these are few and the model is small, and a bright one where images are small."""
         pixels = self.shape[1] * self.shape[2]
         n = max(1, min(63, CHECKED_PIXELS // pixels))
-        bright = [self.example(2, 1, half=1)] if n > 3 else []
+        bright = [self.example(2, 4, half=1)] if n > 3 else []
         if self.conditional:
             n = max(n, min(self._many_labels(), self.labels.accepted))
         if n in (EXAMPLE_BATCH, EXAMPLE_BATCH + 1):
@@ -182,7 +182,8 @@ class WrappedModel:
         """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
         from the second pixel, the second row or the middle on; and one of the highest level."""
         if self.levels is not None and self.branches:
-            values, given = self.example(4, 1)
+            values, given = self.example(4)
+            values[1:] = values[:1]  # two of one image: its statistics are those of the batch
             _, height, width = self.shape
             for drawn in (0, 1, width, height * width // 2):
                 pixels = torch.arange(height * width, device=values.device).view(height, width)
