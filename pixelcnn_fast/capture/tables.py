@@ -106,8 +106,10 @@ def tabulated(
     inverse = inverse.view(shape)[..., None] * len(steps) + steps
     out = b.space.at(value, image, channel * each + inverse, y, x_)
     made = made.flatten(1)
-    of_level = varies.any(0)[..., None] & (made != made[:1]).any(0).cpu()[inverse]
-    if not bool(of_level.all()):  # a mask, say, makes the same of all levels
+    of_level = varies.any(0)[..., None]
+    if constants:  # such as a mask, which makes zeros of all levels
+        of_level = of_level & (made != 0).any(0).cpu()[inverse]
+    if not bool(of_level.all()):
         out = torch.where(of_level, out, b.operands.of_constant(made[0])[inverse])
     return b.map(out[..., 0] if width is None else out)
 
