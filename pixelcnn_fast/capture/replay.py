@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class Replay:
         self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
         self._replaced = no_narrower_than(dtype)
+        self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
 
     @torch.no_grad()
     def __call__(self, images: Tensor, given: Given) -> Tensor:
@@ -49,7 +50,7 @@ class Replay:
 
         Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
         """
-        own, exact = self._memory(images, given), self._memory(images, given, self._exact)
+        own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
         as_is = [call for call in self._calls if call in self._as_is]
         self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
@@ -64,13 +65,19 @@ class Replay:
                 self._run(exact, call)
         return exact.tensor(self._exact(self._result))
 
-    def _memory(self, images: Tensor, given: Given, converted: Callable[[Any], Any] = lambda x: x) -> Memory:
-        """The storages before the first call. converted: what replaces a view, or a dtype."""
-        memory = self._recording.memory(len(images), lambda x: flat(x).to(converted(x.dtype)))
+    def _memory(self, images: Tensor, given: Given, in_float64: bool = False) -> Memory:
+        """The storages before the first call."""
+        memory = self._recording.memory(len(images), self._double if in_float64 else lambda x: x)
         for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
             if view is not None and x is not None:
-                memory.put(converted(view), x.to(view.dtype).to(converted(view.dtype), copy=True))
+                seen = self._exact(view) if in_float64 else view
+                memory.put(seen, x.to(view.dtype).to(seen.dtype, copy=True))
         return memory
+
+    def _double(self, leaf: Tensor) -> Tensor:
+        if id(leaf) not in self._doubles:
+            self._doubles[id(leaf)] = flat(leaf).to(self._exact(leaf.dtype))
+        return self._doubles[id(leaf)]
 
     def _exact(self, x: Any) -> Any:
         if isinstance(x, View):
