@@ -245,7 +245,9 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel,
         if exact is None:
             check_rounded(cast, conditions, model, computed, examples, by_model)
         else:  # one example tells how much it rounds
-            check_rounded(cast, conditions, model, computed[-1:], examples[-1:], by_model[-1:], 8, is_exact=True)
+            check_rounded(
+                cast, conditions, model, computed[-1:], examples[-1:], by_model[-1:], 8, is_exact=True
+            )
 
 
 @torch.no_grad()
