@@ -68,14 +68,8 @@ def private_copy(module: nn.Module) -> nn.Module | None:
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
-    _to_eval_mode(copied)
+    copied.eval()  # whose result may be anything, if the user has replaced train()
     return copied
-
-
-def _to_eval_mode(module: nn.Module) -> None:
-    module.eval()
-    for each in module.modules():  # whatever their own train() does
-        each.training = False
 
 
 def _functions(module: nn.Module) -> list[FunctionType]:
@@ -122,10 +116,15 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     with lock:
         before = {each: each.training for each in module.modules()}
         if any(before.values()):
-            _to_eval_mode(module)
+            module.eval()
+        # Those that remain in training mode write into their buffers.
+        written = any(each.training for each in module.modules())
+        buffers = [(x, x.clone()) for x in module.buffers()] if written else []
         try:
             yield
         finally:
+            for x, kept in buffers:
+                x.copy_(kept)
             for each, was_training in before.items():
                 if was_training and not each.training:
                     each.train()  # which may do more, such as taking adapters out of the weights again

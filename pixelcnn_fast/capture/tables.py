@@ -13,6 +13,8 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise
 
+MOST_COLUMNS = 4096  # of a table
+
 
 def by_level(b: Builder, out: int) -> tuple[Tensor, Tensor] | None:
     """What each level makes of a value's channels, [L, channels], and the image channel that each of them is of;
@@ -57,8 +59,8 @@ def _of_levels(b: Builder, out: int) -> bool:
 
 def lose_levels(b: Builder, x: Map) -> bool:
     """Whether functions of one level tell no more than two of several levels apart."""
-    for s in x.sources:
-        found = by_level(b, b.out(s))
+    for source in (b.space.sources[s] for s in x.sources):
+        found = by_level(b, source.out) if isinstance(source, Value) else None
         if found is not None and len(found[0].unique(dim=0)) <= 2 < len(found[0]):
             return True
     return False
@@ -79,6 +81,8 @@ def tabulated(
     [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
     differ from pixel to pixel.
     """
+    if (whole := _of_whole_tables(b, maps, function, constants)) is not None and width is None:
+        return whole
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])
     elements, (sources, index) = b.space.decode(at), b.space.joined(at)
@@ -90,28 +94,72 @@ def tabulated(
         raise Unsupported("there is no such step, and it is a function of several levels, which no table holds")
     columns, which = torch.unique(torch.cat(tables, 1), dim=1, return_inverse=True)
     others = [b.space.relative(x).expand(shape).flatten() for x in constants]
-    keys = torch.stack([*which.cpu()[index].flatten(1), *others])
-    keys, inverse = torch.unique(keys, dim=1, return_inverse=True)
-    if not is_needed and keys.shape[1] > 1:
-        rows, across = (int(part.max() - part.min()) + 1 for part in found[2:])
-        if keys.shape[1] * b.space.images * rows * across > shape.numel():
-            raise Unsupported("its table would be large")
+    keys, inverse = _distinct(torch.stack([*which.cpu()[index].flatten(1), *others]))
+    of_level = varies.any(0)
+    count = len(inverse[of_level.flatten()].unique())
+    rows, across = (int(part.max() - part.min()) + 1 for part in found[2:])
+    if not is_needed and count > 1 and count * b.space.images * rows * across > shape.numel():
+        raise Unsupported("its table would be large")
+    if count > MOST_COLUMNS:
+        raise Unsupported(f"it consists of {count} functions of a level, which is more than a table holds")
     given = [columns[:, key.to(columns.device)] for key in keys[: len(maps)]]
-    made = function(*given, *(b.operands.constants(key) for key in keys[len(maps) :])).to(b.dtype)
+    made = _real(function(*given, *(b.operands.constants(key) for key in keys[len(maps) :]))).to(b.dtype)
     if width is None and torch.equal(made, given[0]):
         return b.map(at[0])
-    each, steps = made.flatten(1).shape[1], torch.arange(width or 1)
-    value = b.emit(FromLevels, b.space.channels(b.images) * each, table=made.flatten(1).contiguous())
-    channel, image, y, x_ = (part[0, ..., None] for part in found)
-    inverse = inverse.view(shape)[..., None] * len(steps) + steps
-    out = b.space.at(value, image, channel * each + inverse, y, x_)
-    made = made.flatten(1)
-    of_level = varies.any(0)[..., None]
+    steps = torch.arange(width or 1)
+    inverse, made = inverse.view(shape)[..., None] * len(steps) + steps, made.flatten(1)
+    of_level = of_level[..., None].expand(inverse.shape)
     if constants:  # such as a mask, which makes zeros of all levels
         of_level = of_level & (made != 0).any(0).cpu()[inverse]
+    live, column = inverse[of_level].unique(), torch.zeros(made.shape[1], dtype=torch.long)
+    column[live] = torch.arange(len(live))
+    out = torch.zeros_like(inverse)
+    if len(live):
+        table = made[:, live.to(made.device)].contiguous()
+        value = b.emit(FromLevels, b.space.channels(b.images) * len(live), table=table)
+        channel, image, y, x_ = (part[0, ..., None] for part in found)
+        out = b.space.at(value, image, channel * len(live) + column[inverse], y, x_)
     if not bool(of_level.all()):
         out = torch.where(of_level, out, b.operands.of_constant(made[0])[inverse])
     return b.map(out[..., 0] if width is None else out)
+
+
+def _of_whole_tables(
+    b: Builder, maps: Sequence[Map], function: Callable[..., Tensor], constants: Sequence[Tensor]
+) -> Map | None:
+    """As ``tabulated``, if the function is the same for all elements, as of one-hot vectors: made on the tables that
+    there are; None if it is not."""
+    (x, *more), found = maps, [b.space.sources[s] for s in maps[0].sources]
+    if more or any(c.numel() != 1 for c in constants) or not all(isinstance(f, Value) for f in found):
+        return None
+    if not bool(x.addresses.all()):
+        return None
+    numbers = [b.operands.constants(c.flatten()) for c in constants]
+    to = {}
+    for s in x.sources:
+        i = b.instruction(s)
+        if not isinstance(i, FromLevels) or i.table is None or i.steps or i.pick is not None:
+            return None
+        table = _real(function(i.table, *numbers)).to(b.dtype)
+        to[s] = b.emit(FromLevels, i.channels, table=table.contiguous())
+    return b.moved(x, to)
+
+
+def _real(x: Tensor) -> Tensor:
+    if x.is_complex():
+        raise Unsupported("it computes complex numbers")
+    return x
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (the columns of rows [k, n] that there are, each once; for each column, which of these it is)"""
+    which = torch.zeros_like(rows[0])
+    for row in rows:
+        _, one = torch.unique(row, return_inverse=True)
+        _, which = torch.unique(which * (int(one.max()) + 1) + one if len(one) else one, return_inverse=True)
+    first = torch.zeros(int(which.max()) + 1 if len(which) else 0, dtype=torch.long)
+    first[which] = torch.arange(len(which))
+    return rows[:, first], which
 
 
 def _table_of(b: Builder, source: Source) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class _Slot:
 
     def read(self, view: View, n: int, space: AddressSpace) -> Map:
         layout = view.at(n)
-        if view.dtype != self._dtype and view.dtype.itemsize != self._dtype.itemsize:
+        if view.dtype != self._dtype:
             if self._map.kinds == {Unknown}:
                 return Map(space, self._map.addresses.flatten()[0].expand(layout[0]))
             raise Unsupported(f"it reads the bits of {self._dtype} as {view.dtype}")
@@ -217,6 +217,10 @@ class Trace:
             result = LOWERINGS[name](self, call, *call.args, **call.kwargs)
         except TypeError as error:
             raise Unsupported(f"it is not supported with these arguments ({error})") from None
+        except Unsupported:
+            if (table := self._table(call)) is None:  # a large one is better than none
+                raise
+            return [table]
         return result if isinstance(result, list) else [result]
 
     def _table(self, call: Call, is_needed: bool = True, of: Call | None = None) -> Map | None:

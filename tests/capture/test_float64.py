@@ -126,7 +126,21 @@ def test_models_that_read_bits_are_compared_as_they_are(dtype: torch.dtype) -> N
         compared_in_float64(wrapped(lambda net, h: (h.view(integers) & 1).to(h), dtype))
 
 
+def shifted_down(x: Tensor) -> Tensor:
+    return nn.functional.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
+def normed(x: Tensor) -> Tensor:
+    mean, variance = torch.tensor([0.1307]).to(x), torch.tensor([0.3081**2]).to(x)
+    return nn.functional.batch_norm(x, mean, variance)
+
+
 STEPS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "shifted, then compared": lambda net, x: (
+        (shifted_down(x) - 0.1307) / 0.3081 >= (0.6 - 0.1307) / 0.3081
+    ).to(x),
+    "normed, then compared": lambda net, x: (normed(x) >= normed(torch.full_like(x, 0.6))).to(x),
+    "hardswish, then compared": lambda net, x: (nn.functional.hardswish(4 * x) >= 2.0).to(x),
     "levels above a number": lambda net, x: (2 * x - 1 > 0.2).to(x),
     "levels in bins": lambda net, x: torch.floor((2 * x - 1) * 5),
     "rounded levels": lambda net, x: torch.round(x * 25.5) / 3,

@@ -210,6 +210,10 @@ BODIES = {
     "groups": lambda net, h, x, i: h + grouped(net, h),
     "depthwise": lambda net, h, x, i: F.conv2d(F.pad(h, (2, 0, 1, 0)), net.plain.weight[:, :1], groups=6),
     "ratios and powers": lambda net, h, x, i: h / (1 + h * h) + (1 + h.square()).sqrt() + 2 / (2 + h**2),
+    "padded, then scaled by channel": lambda net, h, x, i: (
+        h + net.above(((F.pad(x, (0, 0, 1, 0)) - torch.arange(1.0, 3.0)[:, None, None]) / 3)[:, :, :-1])
+    ),
+    "a start token": lambda net, h, x, i: h + net.above(left((i.long() + 1) % 7).to(h)),
     "scaled inputs": lambda net, h, x, i: h + net.above((x - 0.1) / torch.arange(3.0, 5.0)[:, None, None]),
     "levels between bounds": lambda net, h, x, i: h + net.above(i.clamp_min(90).clamp(max=200).to(h) / 255),
     "one-hot": lambda net, h, x, i: h + F.conv2d(one_hot(i, h.dtype), weights(512), padding=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import subprocess
 import sys
@@ -198,15 +199,27 @@ def disabled_train(mode: bool = True) -> bool:
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
-def test_a_module_whose_train_does_nothing_is_in_eval_mode_all_the_same(runtime) -> None:
+def test_a_module_whose_train_does_nothing_is_left_in_its_mode(runtime) -> None:
     """As latent diffusion freezes its models."""
-    model = Normed().double().train()
+    model = Normed().double().eval()
     model.train = disabled_train  # type: ignore[method-assign,assignment]  # as people do
     images = [
         Sampler(m, SHAPE, levels=LEVELS, image_form="unit", runtime=runtime).sample(3, noise=noise())
         for m in (model, Normed().double().eval())
     ]
-    assert torch.equal(*images) and model.training
+    assert torch.equal(*images) and not model.training
+
+
+def test_what_stays_in_training_mode_is_refused_and_keeps_its_statistics() -> None:
+    model = Normed().double().train()
+    model.norm.train = lambda mode=True: model.norm  # type: ignore[method-assign]  # as people do
+    before = copy.deepcopy(model.norm.state_dict())
+    with (
+        pytest.warns(UserWarning, match="holds one of its modules"),
+        pytest.raises(Unsupported, match="the batch's own statistics"),
+    ):
+        sampler(model)
+    assert all(torch.equal(before[name], x) for name, x in model.norm.state_dict().items())
 
 
 class Seeding(Normed):

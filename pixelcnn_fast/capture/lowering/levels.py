@@ -16,7 +16,11 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 
 # Pointwise calls that PyTorch has not tagged as such.
-POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__".split())
+POINTWISE_TOO = frozenset("_to_copy floor_divide __and__ __or__ __xor__ hardswish _prelu_kernel".split())
+# Calls that compute each channel by itself, from constants of that channel, [C]; their other results are not used.
+CHANNELWISE = frozenset(
+    "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm _batch_norm_no_update".split()
+)
 
 
 @lowers("embedding")
@@ -67,7 +71,10 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
 
 
 def _is_pointwise(call: Call) -> bool:
-    is_tagged = torch.Tag.pointwise in call.operator.tags or plain_name(call.name) in POINTWISE_TOO
+    name = plain_name(call.name)
+    is_tagged = torch.Tag.pointwise in call.operator.tags or name in POINTWISE_TOO
+    if name in CHANNELWISE:
+        return True not in call.args  # the batch's own statistics
     return is_tagged and len(call.results) == 1
 
 
@@ -95,9 +102,12 @@ def by_table(t: Trace, call: Call, is_needed: bool = True) -> Map:
         for i, column in zip([*images, *others], columns, strict=True):
             # No axis is added to a number, as its dtype counts for less.
             filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)
-        return operator(*filled, **call.kwargs)
+        result = operator(*filled, **call.kwargs)
+        return result if isinstance(result, Tensor) else result[0]
 
     constants = [t.map(args[i]).addresses for i in others]
+    if plain_name(call.name) in CHANNELWISE:
+        constants = [c.view(-1, *[1] * (len(args[0].size) - 2)) for c in constants]
     return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants, is_needed=is_needed)
 
 
