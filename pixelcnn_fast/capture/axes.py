@@ -12,6 +12,8 @@ from torch import Tensor
 from pixelcnn_fast.capture.shadow import AddressSpace, OfCondition, Value
 from pixelcnn_fast.errors import Unsupported
 
+MOST_SHIFTS = 2  # of the pixels of one map
+
 
 class Segment(NamedTuple):
     """Channels of a map laid out as [N, C, h, w] that come from one value, all shifted alike.
@@ -128,16 +130,9 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
     dy, dx = start.y - first // width, start.x - first % width
     y, x = torch.arange(height)[:, None] + dy[:, None, None], torch.arange(width) + dx[:, None, None]
     image, channel = torch.arange(len(addresses))[:, None, None, None], start.channel[:, None, None]
-    if not torch.equal(torch.where(live, space.at(source, image, channel, y, x), 0), here):
-        if len(addresses) > space.images:
-            raise Unsupported(
-                f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
-                "part, as in m(x, y) and m(x, z) in place of m(cat([x, x]), cat([y, z]))"
-            )
-        raise Unsupported(
-            "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
-            "rolled around the image, flipped or transposed: turn them back before this call"
-        )
+    inside = (y >= 0) & (y < space.grid[0]) & (x >= 0) & (x < space.grid[1])
+    if not torch.equal(torch.where(live & inside, space.at(source, image, channel, y, x), 0), here):
+        return _of_several_shifts(space, source, addresses)
     given = torch.zeros(len(used), *space.grid, dtype=torch.bool)
     k, i, j = live.nonzero().unbind(1)
     given[k, i + dy[k], j + dx[k]] = True
@@ -149,6 +144,31 @@ def _segments_of(space: AddressSpace, source: int, addresses: Tensor) -> list[Se
         Segment(source, start.channel[rows].tolist(), used[rows].tolist(), by_y, by_x, given[rows[0]])
         for (by_y, by_x, _), rows in alike.items()
     ]
+
+
+def _of_several_shifts(space: AddressSpace, source: int, addresses: Tensor) -> list[Segment]:
+    """As ``_segments_of``, where some pixels of a channel are shifted in another way than the others: where pixels are
+    shifted one after the other in raster order, say, the first of a row is the last of the row above."""
+    if len(addresses) > space.images:
+        raise Unsupported(
+            f"it takes {len(addresses)} images, made of a batch of {space.images}: call the module once for each "
+            "part, as in m(x, y) and m(x, z) in place of m(cat([x, x]), cat([y, z]))"
+        )
+    elements, (height, width) = space.decode(addresses), addresses.shape[2:]
+    dy, dx = elements.y - torch.arange(height)[:, None], elements.x - torch.arange(width)
+    shifts = torch.stack([dy, dx], -1)[addresses != 0].unique(dim=0).tolist()
+    if not 1 < len(shifts) <= MOST_SHIFTS:
+        channels = elements.channel[0]
+        if bool((channels != channels[:, :1, :1])[addresses[0] != 0].any()):
+            raise Unsupported(
+                "it takes another feature at each pixel, such as a function of a level that differs there"
+            )
+        raise Unsupported(
+            "it reads a rearrangement of pixels that is not a shift with zeros moved in, such as rows that are "
+            "rolled around the image, flipped or transposed: turn them back before this call"
+        )
+    alike = (((dy == by_y) & (dx == by_x)) for by_y, by_x in shifts)
+    return [segment for one in alike for segment in _segments_of(space, source, addresses.where(one, 0))]
 
 
 def _runs_along(index: Tensor, live: Tensor) -> list[int]:

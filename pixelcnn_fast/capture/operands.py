@@ -219,15 +219,22 @@ class Operands:
         result = torch.ops.aten.convolution.default(example[None], weight, *settings)
         if isinstance(found, Tensor):
             return self.of_constant(result).expand(len(x), -1, -1, -1)
-        index = [None, self.leaf(found.index)]
-        plane = (BatchSize(1), *found.index.shape)
-        taken = self.record(
-            "aten::index.Tensor", (self._elements(OfCondition(found.node)), index), plane, self.dtype
-        )
+        taken = self.tensor_of(first[0], self.dtype)
         size = (BatchSize(1), *result.shape[1:])
         return self.addresses(
             self.record("aten::convolution", (taken, self.leaf(weight), *settings), size, self.dtype)
         )
+
+    def tensor_of(self, addresses: Tensor, as_dtype: torch.dtype) -> View:
+        """The elements at some addresses of operands, in one image, as a tensor [N, ...] of calls on conditions."""
+        found, size = self.picked(addresses), (BatchSize(1), *addresses.shape)
+        if isinstance(found, Tensor):
+            view = self.leaf(found.to(as_dtype).contiguous())
+            return View(view.slot, size, (0, *view.stride), view.offset, as_dtype)
+        index = [None, self.leaf(found.index)]
+        elements = self._elements(OfCondition(found.node))
+        taken = self.record("aten::index.Tensor", (elements, index), size, self.dtype)
+        return self.record("aten::_to_copy", (taken,), size, as_dtype, dtype=as_dtype)
 
     # -- as operands of steps
 

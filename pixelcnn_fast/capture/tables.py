@@ -57,13 +57,24 @@ def _of_levels(b: Builder, out: int) -> bool:
     )
 
 
-def lose_levels(b: Builder, x: Map) -> bool:
-    """Whether functions of one level tell no more than two of several levels apart."""
-    for source in (b.space.sources[s] for s in x.sources):
-        found = by_level(b, source.out) if isinstance(source, Value) else None
-        if found is not None and len(found[0].unique(dim=0)) <= 2 < len(found[0]):
-            return True
-    return False
+def told_apart(b: Builder, x: Map) -> int:
+    """How many levels functions of one level tell apart at least."""
+    found = [by_level(b, source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value)]
+    return min((len(table[0].unique(dim=0)) for table in found if table is not None), default=0)
+
+
+def is_made_by_the_model(b: Builder, x: Map) -> bool:
+    """Whether tables of levels hold x as the model computes it, and no steps come after, which round otherwise."""
+
+    def made(out: int) -> bool:
+        i = b.instructions[out]
+        if isinstance(i, Pointwise):
+            return not i.steps and made(i.base.value)
+        return (
+            not i.steps if isinstance(i, FromLevels) else isinstance(i, Convolution) and made(i.taps[0].source)
+        )
+
+    return all(made(source.out) for s in x.sources if isinstance(source := b.space.sources[s], Value))
 
 
 def tabulated(
@@ -73,15 +84,16 @@ def tabulated(
     constants: Sequence[Tensor] = (),
     width: int | None = None,
     is_needed: bool = True,
+    is_same: bool = True,
 ) -> Map:
     """A function of one level at a time, and of constants, for which there is no step.
 
     maps: what depends on that level, or is a constant, broadcast; constants: addresses, which broadcast to them.
     function: (what the levels make of elements of each map, [L, n]; their constants, [n]) -> [L, n], or
     [L, n, width], whose last axis becomes one of the result. is_needed: False to raise Unsupported where the functions
-    differ from pixel to pixel.
+    differ from pixel to pixel; is_same: whether the function is the same for all elements, but for its constants.
     """
-    if (whole := _of_whole_tables(b, maps, function, constants)) is not None and width is None:
+    if width is None and is_same and (whole := _of_whole_tables(b, maps, function, constants)) is not None:
         return whole
     shape = torch.broadcast_shapes(*(x.shape for x in maps), *(x.shape for x in constants))
     at = torch.stack([x.addresses.expand(shape) for x in maps])

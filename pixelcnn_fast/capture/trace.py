@@ -32,7 +32,7 @@ from pixelcnn_fast.capture.lowering import (
 )
 from pixelcnn_fast.capture.operands import Operands
 from pixelcnn_fast.capture.recorder import Recording
-from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, Unknown, Value
+from pixelcnn_fast.capture.shadow import AddressSpace, Constant, Map, OfCondition, Unknown, Value
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.calls import (
@@ -43,6 +43,7 @@ from pixelcnn_fast.program.calls import (
     leaves,
     map_leaves,
     needed,
+    out_of_place,
     plain_name,
     size_at,
 )
@@ -204,6 +205,9 @@ class Trace:
             return self._moved(call)
         if self._is_constant(call):
             return self._computed(call)
+        if self._is_of_condition(call):
+            self.as_is.add(call)
+            return [self._on_condition(call.name, call.args, call.kwargs, call.outputs[0])]
         if "out" in call.kwargs:
             raise Unsupported("out= is not supported: use what the call returns")
         table = self._table(call, is_needed=name in MASKED or name not in LOWERINGS)
@@ -238,6 +242,28 @@ class Trace:
         if call.is_random or any(map(self.operands.is_given, call.inputs)):
             return False
         return all(self.map(view).kinds <= {Constant} for view in call.inputs)
+
+    def _is_of_condition(self, call: Call) -> bool:
+        """Whether it computes with conditions that were written where there are features, too, and with constants."""
+        kinds = {kind for view in call.inputs for kind in self.map(view).kinds}
+        return kinds == {OfCondition} or kinds == {OfCondition, Constant}
+
+    def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
+        """What a call makes of such conditions: it is run for each batch. result: the view that it gave."""
+        args, kwargs = map_leaves(lambda x: self._given(x) if isinstance(x, View) else x, (args, kwargs))
+        made = self.operands.record(out_of_place(name), args, result.size, result.dtype, **kwargs)
+        return Map(self.space, self.operands.addresses(made))
+
+    def _given(self, view: View) -> View:
+        """A condition as a tensor of its own, if it was written where there are features, too."""
+        if view.slot not in self._slots:
+            return view
+        elements, first = self.map(view), self.space.relative(self.map(view).addresses)
+        images = self.space.decode(self.space.only(elements.addresses, OfCondition))
+        own = torch.arange(len(first)).view(-1, *[1] * (first.dim() - 1))
+        if bool((first != first[:1]).any()) or bool(((images.image != own) & (images.source >= 0)).any()):
+            raise Unsupported("it mixes the conditions of several images")
+        return self.operands.tensor_of(first[0], view.dtype)
 
     def _computed(self, call: Call) -> list[Map]:
         """What a call makes of constants that were written where there are features, too."""
@@ -317,10 +343,14 @@ class Trace:
     def _addresses(self, call: Call, view: View) -> Tensor:
         """The addresses of a tensor that is moved into a result of perhaps another dtype."""
         dtype = call.outputs[0].dtype
-        if view.dtype == dtype or not self.depends_on_image(view):
+        if view.dtype == dtype:
             return self.map(view).addresses
         copy = Call("aten::_to_copy", (view,), {"dtype": dtype}, (None,), call.where)
-        return cast(self, view, dtype, self._table(copy, of=call)).addresses
+        if self.depends_on_image(view):
+            return cast(self, view, dtype, self._table(copy, of=call)).addresses
+        if self._is_constant(copy):
+            return self._computed(copy)[0].addresses
+        return self._on_condition(copy.name, copy.args, copy.kwargs, replace(view, dtype=dtype)).addresses
 
     def _write(self, view: View, result: Map) -> None:
         if view.slot in self._slots:

@@ -138,6 +138,8 @@ class WrappedModel:
         values = self.head.examples((n, *self.shape), generator).to(self.device)
         if half is not None:
             values = (values + half) / 2 if self.levels is None else values // 2 + half * (self.levels // 2)
+        if self.levels is None:
+            values = values.to(self.dtype).to(values.dtype)  # as the model sees them
         labels = self.labels.examples(seed, n, self.device) if self.conditional else None
         return values, Given(labels, self._example_condition(n, generator))
 

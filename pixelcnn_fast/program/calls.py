@@ -56,6 +56,15 @@ class View:
     def follows_batch(self) -> bool:
         return any(isinstance(size, BatchSize) for size in self.size)
 
+    @property
+    def is_contiguous(self) -> bool:
+        expected: Size = 1
+        for size, stride in zip(self.size[::-1], self.stride[::-1], strict=True):
+            if stride != expected or isinstance(expected, BatchSize):
+                return False
+            expected = expected * size if isinstance(size, int) else size
+        return True
+
 
 @dataclass(frozen=True, eq=False)
 class Call:

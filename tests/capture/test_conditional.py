@@ -55,6 +55,10 @@ def masked(e: Tensor, y: Tensor) -> Tensor:
 
 
 LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "the mean, beside a mask": (
+        lambda e, y: (e - e.mean(0)).masked_fill((y % 2 == 0)[:, None] & (torch.arange(LEVELS) == 0), -1e9),
+        "other images of the batch",
+    ),
     "any of them": (lambda e, y: e * (1 + 4 * (y == 7).any()), "other images of the batch"),
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
     "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
@@ -351,6 +355,49 @@ def test_more_styles(kind: type[Net]) -> None:
     u = torch.rand(3, *SHAPE, dtype=torch.float64)
     naive = sampler.sample(3, noise=u, runtime="reference")
     assert torch.equal(sampler.sample(3, noise=u), naive)
+
+
+class Conditioned(Net):
+    def __init__(self, body: Any) -> None:
+        super().__init__(body)
+        self.wide = nn.Conv2d(2, LEVELS, (2, 3)).double()
+
+    def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+        return self.body(self, x, y, condition)
+
+
+def in_a_plane(net: Conditioned, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+    """The label wraps round in the image's dtype."""
+    planes = x.new_empty(len(x), 2, *x.shape[2:])
+    planes[:, 0] = x[:, 0]
+    planes[:, 1] = y[:, None, None]
+    return net.wide(F.pad(planes.double() / 255, (1, 1, 2, 0)))[:, :, :-1]
+
+
+def in_whole_numbers(net: Conditioned, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+    planes = torch.zeros(len(x), 2, *x.shape[2:], dtype=torch.long)
+    planes[:, :1] = x
+    planes[:, 1] = condition[:, 0] * 50
+    return net.wide(F.pad(planes.double() / 255, (1, 1, 2, 0)))[:, :, :-1]
+
+
+def in_parts(net: Conditioned, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+    given, h = torch.cat([condition, net.features(x.double() / 255)], 1).split([1, LEVELS], 1)
+    return h * (given.sigmoid() + given.exp().clamp(max=3))
+
+
+@pytest.mark.parametrize("body", [in_a_plane, in_whole_numbers, in_parts])
+def test_conditions_that_are_written_beside_features(body: Callable[..., Tensor]) -> None:
+    net = Conditioned(body)
+    net.n_classes = 1000
+    sampler = Sampler(net, SHAPE, condition_shape=(1, *SHAPE[1:]))
+    labels, condition = torch.tensor([999, 256, 3]), torch.rand(3, 1, *SHAPE[1:], dtype=torch.float64)
+    images = torch.randint(LEVELS, (3, *SHAPE))
+    for runtime in ("eager", "auto"):
+        found, expected = (
+            sampler.logits(images, labels, condition=condition, runtime=r) for r in (runtime, "reference")
+        )
+        assert torch.allclose(found, expected, rtol=1e-9)
 
 
 def test_attention_over_a_condition() -> None:

@@ -210,6 +210,12 @@ BODIES = {
     "groups": lambda net, h, x, i: h + grouped(net, h),
     "depthwise": lambda net, h, x, i: F.conv2d(F.pad(h, (2, 0, 1, 0)), net.plain.weight[:, :1], groups=6),
     "ratios and powers": lambda net, h, x, i: h / (1 + h * h) + (1 + h.square()).sqrt() + 2 / (2 + h**2),
+    "pixels in raster order, shifted": lambda net, h, x, i: (
+        h + net.same(F.pad(h.flatten(2), (1, 0))[..., :-1].view(h.shape))
+    ),
+    "a start token, and flattened pixels": lambda net, h, x, i: (
+        h + net.above(F.pad(x.flatten(2), (2, 0), value=0.5)[..., :-2].view(x.shape))
+    ),
     "padded, then scaled by channel": lambda net, h, x, i: (
         h + net.above(((F.pad(x, (0, 0, 1, 0)) - torch.arange(1.0, 3.0)[:, None, None]) / 3)[:, :, :-1])
     ),
@@ -259,7 +265,7 @@ def test_a_gate_is_two_halves_of_a_convolution_and_steps():
 
 
 REFUSED = {
-    "rolled around": (lambda net, h, x, i: net.same(torch.roll(h, 1, 2)), "same: .*rolled"),
+    "rows in pairs": (lambda net, h, x, i: net.same(h[:, :, [1, 0, 3, 2, 4]]), "same: .*rearrangement"),
     "flipped": (lambda net, h, x, i: net.same(h.flip(3)), "flipped"),
     "rows with columns": (
         lambda net, h, x, i: h + F.pad(h[:, :, :, :5] * h[:, :, :, :5].mT, (0, 1)),

@@ -290,7 +290,7 @@ BEYOND_LIMITS: dict[str, tuple[Call, str]] = {
     "norm": (lambda x: x + x.norm(3, dim=1, keepdim=True), "order 3"),
     "amax": (lambda x: x.repeat(1, 17, 1, 1).amax(1, keepdim=True) + x, "68 elements"),
     "cumsum": (lambda x: x.cumsum(2), "pixels lie along it"),
-    "roll": (lambda x: x.roll(1, 2), "rearrangement"),
+    "roll": (lambda x: x.flip(2), "rearrangement"),
     "flip": (lambda x: x.flip(3), "rearrangement"),
     "pixel_unshuffle": (on_a_coarser_grid, "rearrangement"),
     "where": (lambda x: torch.where(x > 0, x, 0.5), "gt: .*not a function of one level"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.capture.lowering.registry import Trace, lowers
 from pixelcnn_fast.capture.shadow import Map
-from pixelcnn_fast.capture.tables import lose_levels, of_levels, tabulated
+from pixelcnn_fast.capture.tables import is_made_by_the_model, of_levels, tabulated, told_apart
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View, functional, plain_name
 
@@ -70,11 +70,15 @@ def _scatter(t: Trace, call: Call, x: View, dim: int, index: View, value: Any) -
     return t.builder.map(found.addresses.movedim(-1, dim))
 
 
+JUMPS = frozenset("floor ceil round trunc frac sign heaviside floor_divide remainder fmod".split())
+ROUNDINGS = 4  # by which what the model compares may differ from what steps compute
+
+
 def _is_pointwise(call: Call) -> bool:
     name = plain_name(call.name)
     is_tagged = torch.Tag.pointwise in call.operator.tags or name in POINTWISE_TOO
-    if name in CHANNELWISE:
-        return True not in call.args  # the batch's own statistics
+    if name in CHANNELWISE:  # not of the batch's own statistics; a view that has gaps is rounded in another way
+        return True not in call.args and call.args[0].is_contiguous
     return is_tagged and len(call.results) == 1
 
 
@@ -97,24 +101,39 @@ def by_table(t: Trace, call: Call, is_needed: bool = True) -> Map:
     others = [i for i, x in enumerate(args) if isinstance(x, View) and i not in images]
     operator = functional(call.name)
 
-    def function(*columns: Tensor) -> Tensor:
+    def made(columns: Sequence[Tensor], moved: float = 0) -> Tensor:
         filled = [*args]
         for i, column in zip([*images, *others], columns, strict=True):
+            if moved and column.is_floating_point():
+                column = column + moved * torch.finfo(args[i].dtype).eps * column.abs()
             # No axis is added to a number, as its dtype counts for less.
             filled[i] = (column if args[i].size else column[0]).to(args[i].dtype)
         result = operator(*filled, **call.kwargs)
         return result if isinstance(result, Tensor) else result[0]
 
+    def function(*columns: Tensor) -> Tensor:
+        result = made(columns)
+        if not are_exact and (not result.is_floating_point() or plain_name(call.name) in JUMPS):
+            if any(not torch.equal(made(columns, by), result) for by in (-ROUNDINGS, ROUNDINGS)):
+                raise Unsupported(
+                    "a level lies where it jumps, and rounding decides on which side: apply it to the image itself, or "
+                    "to what is computed from it element by element"
+                )
+        return result
+
+    maps, is_channelwise = [t.map(args[i]) for i in images], plain_name(call.name) in CHANNELWISE
+    are_exact = all(is_made_by_the_model(t.builder, x) for x in maps)
     constants = [t.map(args[i]).addresses for i in others]
-    if plain_name(call.name) in CHANNELWISE:
+    if is_channelwise:
         constants = [c.view(-1, *[1] * (len(args[0].size) - 2)) for c in constants]
-    return tabulated(t.builder, [t.map(args[i]) for i in images], function, constants, is_needed=is_needed)
+    return tabulated(t.builder, maps, function, constants, is_needed=is_needed, is_same=not is_channelwise)
 
 
 def cast(t: Trace, x: View, dtype: torch.dtype, table: Map | None) -> Map:
     """x, converted to another dtype. table: what that gives, if there is a table of it."""
     if table is not None:
-        if x.dtype.is_floating_point and not dtype.is_floating_point and lose_levels(t.builder, table):
+        is_cut = x.dtype.is_floating_point and not dtype.is_floating_point
+        if is_cut and told_apart(t.builder, table) <= 2 < told_apart(t.builder, t.map(x)):
             raise Unsupported(f"it rounds to {dtype}, and levels become alike: is image_form right?")
         return table
     is_wider = dtype.is_floating_point and not t.rounds_to(dtype)
