@@ -12,10 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
-MODELS = {model.__name__: model for model in (PixelCNN, GatedPixelCNN)}
-Model = PixelCNN | GatedPixelCNN
+MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
 RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
@@ -69,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     _check_fit(path, tensors, model.state_dict())
     _check_finite(tensors, str(path))
-    model.to(tensors["conv_out.weight"].dtype)
+    model.to(next(x.dtype for x in tensors.values() if x.is_floating_point()))
     model.load_state_dict(tensors)
     return model.eval()
 

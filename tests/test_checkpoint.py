@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pixelcnn_fast import checkpoint
-from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
+from pixelcnn_fast import Sampler, checkpoint, likelihood
+from pixelcnn_fast.bench.workload import random_model, workload
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN, reference
+from pixelcnn_fast.models.pixel_rnn import KINDS
 
 CONFIG: dict[str, Any] = dict(input_channels=2, hidden_channels=5, n_residual=1, n_classes=3, kernel_size=5)
 
@@ -58,7 +60,7 @@ def test_other_models_come_back_as_themselves(tmp_path: Path) -> None:
     assert checkpoint.read_notes(tmp_path / "gated.safetensors") == {"data": "noise"}
     tensors = load_file(tmp_path / "gated.safetensors")
     save_file(tensors, tmp_path / "odd.safetensors", metadata={"config": "{}", "model": "PixelSNAIL"})
-    with pytest.raises(ValueError, match="PixelSNAIL.*knows PixelCNN, GatedPixelCNN"):
+    with pytest.raises(ValueError, match="PixelSNAIL.*knows PixelCNN, GatedPixelCNN, PixelRNN"):
         checkpoint.load(tmp_path / "odd.safetensors")
 
 
@@ -251,3 +253,19 @@ def test_packaged_mnist() -> None:
     logits = model(images, labels)
     torch.testing.assert_close(logits, plain(images, labels))
     assert logits[0, 0, 0, 0].softmax(-1)[0] > 0.9  # the corner of a digit's image is black
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pixel_rnn_is_served_as_the_others_are(kind, tmp_path):
+    settings = dict(hidden_channels=4, n_layers=1, kernel_size=3, levels=2, learn_initial_state=True)
+    model = random_model(family=PixelRNN, kind=kind, input_channels=1, **settings)
+    checkpoint.save(model, tmp_path / "rnn.safetensors")
+    loaded = checkpoint.load(tmp_path / "rnn.safetensors")
+    assert type(loaded) is PixelRNN and loaded.config == model.config
+    work = workload(loaded, 3, 5, 6)
+    images = torch.randint(2, (3, 1, 5, 6), dtype=torch.uint8)
+    assert torch.allclose(work.plain_model()(images), model(images), atol=1e-5)
+    scores = likelihood.nll(loaded, images)
+    expected = -model(images).log_softmax(-1).gather(-1, images.long()[..., None]).sum((1, 2, 3, 4))
+    assert torch.allclose(scores, expected, atol=1e-4)
+    assert torch.equal(*(Sampler(m, (1, 5, 6)).sample(3, noise=work.noise) for m in (loaded, model)))

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, reference
-
-Model = PixelCNN | GatedPixelCNN
+from pixelcnn_fast.models import Model, PixelCNN, reference
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,12 @@ def random_model(seed: int = 0, family: type[Model] = PixelCNN, **config: Any) -
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.1)
-        image = torch.randint(256, (1, model.input_channels, 16, 16)).to(torch.uint8)
+        levels = getattr(model, "levels", 256)
+        image = torch.randint(levels, (1, model.input_channels, 16, 16)).to(torch.uint8)
         logits = model(image) if model.n_classes is None else model(image, torch.zeros(1, dtype=torch.long))
         scale = 2 / logits.std()
-        model.conv_out.weight *= scale
-        model.conv_out.bias *= scale
+        last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+        last.weight *= scale
+        if last.bias is not None:
+            last.bias *= scale
     return model

@@ -1,6 +1,9 @@
 """Whole networks; ``models.reference`` holds their plain PyTorch versions."""
 
 from pixelcnn_fast.models.gated_pixelcnn import GatedPixelCNN
+from pixelcnn_fast.models.pixel_rnn import PixelRNN
 from pixelcnn_fast.models.pixelcnn import PixelCNN
 
-__all__ = ["GatedPixelCNN", "PixelCNN"]
+Model = PixelCNN | GatedPixelCNN | PixelRNN
+
+__all__ = ["GatedPixelCNN", "Model", "PixelCNN", "PixelRNN"]

@@ -5,16 +5,20 @@ from pixelcnn_fast.nn.fused import FusedSequential
 from pixelcnn_fast.nn.gated_activation import GatedActivation
 from pixelcnn_fast.nn.gated_block import GatedBlock
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d, raster_mask
+from pixelcnn_fast.nn.recurrence import DiagonalBiLSTM, DiagonalLSTM, RowLSTM
 from pixelcnn_fast.nn.residual_block import ResidualBlock
 from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d, VerticalConv2d
 
 __all__ = [
+    "DiagonalBiLSTM",
+    "DiagonalLSTM",
     "FusedSequential",
     "GatedActivation",
     "GatedBlock",
     "HorizontalConv2d",
     "MaskedConv2d",
     "ResidualBlock",
+    "RowLSTM",
     "VerticalConv2d",
     "channel_groups",
     "raster_mask",

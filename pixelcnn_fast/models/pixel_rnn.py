@@ -1,0 +1,90 @@
+"""PixelRNN: layers of Row LSTMs, or of Diagonal BiLSTMs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.models.inputs import check_images, check_labels
+from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
+from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
+
+Kind = Literal["row_lstm", "diagonal_bilstm"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class PixelRNN(nn.Module):
+    """PixelRNN: p(image) as a product over pixels in raster order.
+
+    images: [N, input_channels, H, W], uint8 levels 0...levels-1, or floating point in 0...1; labels: [N] integers,
+    needed when ``n_classes`` is set -> logits [N, input_channels, H, W, levels].
+    kind: of the ``n_layers`` layers, 'row_lstm' or 'diagonal_bilstm'; hidden_channels: h, how wide each is; the path
+    that they are added to is 2h wide. kernel_size: of the first convolution. Without ``channel_order`` the colours of a
+    pixel are independent given the pixels before it; with 'thirds' (or True) or 'interleaved' each sees the earlier
+    ones, and hidden channels belong to colours as ``nn.channel_order.channel_groups`` says. learn_initial_state:
+    whether the LSTMs' states outside of the image are parameters.
+    Raises ValueError for another kind, a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sections 3.1 to 3.4.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        input_channels: int = 3,
+        hidden_channels: int = 128,
+        n_layers: int = 12,
+        n_classes: int | None = None,
+        kernel_size: int = 7,
+        levels: int = 256,
+        channel_order: ChannelOrder | bool | None = None,
+        learn_initial_state: bool = False,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}, expected {' or '.join(map(repr, KINDS))}")
+        order, h = named_order(channel_order), hidden_channels
+        self.config: dict[str, Any] = dict(
+            kind=kind,
+            input_channels=input_channels,
+            hidden_channels=hidden_channels,
+            n_layers=n_layers,
+            n_classes=n_classes,
+            kernel_size=kernel_size,
+            levels=levels,
+            channel_order=order,
+            learn_initial_state=learn_initial_state,
+        )
+        self.input_channels, self.n_classes, self.levels = input_channels, n_classes, levels
+        into, down, up, same, out = None, None, None, None, None
+        if order is not None:
+            colours = torch.arange(input_channels)
+            narrow, wide = (channel_groups(channels, input_channels, order) for channels in (h, 2 * h))
+            into, down, up, same = (colours, wide), (wide, narrow), (narrow, wide), (wide, wide)
+            out = (wide, colours.repeat_interleave(levels))
+        self.conv_in = MaskedConv2d(input_channels, 2 * h, kernel_size, "A", channel_groups=into)
+        self.embedding = nn.Embedding(n_classes, 2 * h) if n_classes is not None else None
+        self.layers, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for _ in range(n_layers):
+            layer = RowLSTM if kind == "row_lstm" else DiagonalBiLSTM
+            self.layers.append(layer(2 * h, h, learn_initial_state=learn_initial_state, channel_groups=down))
+            self.upsample.append(MaskedConv2d(h, 2 * h, 1, "B", channel_groups=up))
+        self.conv_out1 = MaskedConv2d(2 * h, 2 * h, 1, "B", channel_groups=same)
+        self.conv_out2 = MaskedConv2d(2 * h, 2 * h, 1, "B", channel_groups=same)
+        self.conv_out3 = MaskedConv2d(2 * h, input_channels * levels, 1, "B", channel_groups=out)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_images(images, self.input_channels)
+        check_labels(labels, images.shape[0], self.n_classes)
+        x = images.to(self.conv_in.weight.dtype)
+        x = self.conv_in(x / (self.levels - 1) if images.dtype == torch.uint8 else x)
+        if self.embedding is not None:
+            x = x + self.embedding(labels)[:, :, None, None]
+        for layer, upsample in zip(self.layers, self.upsample, strict=True):
+            x = x + upsample(layer(x))
+        for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
+            x = conv(F.relu(x))
+        n, _, height, width = images.shape
+        return x.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)

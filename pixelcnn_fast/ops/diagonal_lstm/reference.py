@@ -1,0 +1,118 @@
+"""The recurrence of a Diagonal LSTM in plain PyTorch: one diagonal after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.ops.row_lstm.reference import State, cell, cell_backward, initial
+
+
+def diagonal_lstm(
+    sums: Tensor,
+    weight: Tensor,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """sums: input-to-state sums [N, 4h, H, W]; weight: state-to-state [4h, h, 2], tap 0 on the pixel above and tap 1 on
+    the one to the left; h0, c0: what row -1 and column -1 hold, [h], or None for zeros; reverse: each row from the
+    right, where left reads as right -> h [N, h, H, W]."""
+    if reverse:
+        return diagonal_lstm(sums.flip(3), weight, h0, c0).flip(3)
+    (n, _, height, width), hidden = sums.shape, weight.shape[1]
+    skewed = [h for h, _, _ in _diagonals(sums, weight, h0, c0)]
+    if not skewed:
+        return sums.new_zeros(n, hidden, height, width)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    return torch.stack(skewed, 3)[:, :, rows, rows + columns]
+
+
+def forward(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, reverse: bool = False) -> State:
+    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]"""
+    if reverse:
+        h, c, gates = forward(sums.flip(3), weight, h0, c0)
+        return h.flip(3), c.flip(3), gates.flip(3)
+    (n, _, height, width), hidden = sums.shape, weight.shape[1]
+    sums = sums.permute(2, 3, 0, 1).contiguous()
+    matrix = weight.permute(2, 1, 0).reshape(2 * hidden, 4 * hidden)
+    whole = [sums.new_empty(height, width, n, many * hidden) for many in (1, 1, 4)]
+    # The last states of each row, after those of row -1.
+    h, c = (sums.new_zeros(height + 1, n, hidden) + (0 if state is None else state) for state in (h0, c0))
+    for d in range(height + width - 1):
+        rows = _rows_on(d, height, width)
+        above, here = slice(rows[0], rows[-1] + 1), slice(rows[0] + 1, rows[-1] + 2)
+        of_diagonal = sums[rows, d - rows] + torch.cat([h[above], h[here]], -1) @ matrix
+        h[here], c[here], gates = cell(of_diagonal, c[here], -1)
+        for all_of_it, part in zip(whole, (h[here], c[here], gates), strict=True):
+            all_of_it[rows, d - rows] = part
+    h, c, gates = (x.permute(2, 3, 0, 1).contiguous() for x in whole)
+    return h, c, gates
+
+
+def backward(
+    grad: Tensor,
+    weight: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """grad: of h; the rest as ``forward`` was given and gave -> the gradients of sums, weight, h0 and c0."""
+    if reverse:
+        h, c, gates = (x.flip(3) for x in (h, c, gates))
+        of_sums, of_weight, of_h0, of_c0 = backward(grad.flip(3), weight, h0, c0, h, c, gates)
+        return of_sums.flip(3), of_weight, of_h0, of_c0
+    n, hidden, height, width = h.shape
+    grad_sums, grad_weight = torch.empty_like(gates), torch.zeros_like(weight)
+    first_h, first_c = (initial(state, h.new_empty(n, hidden, 1)) for state in (h0, c0))
+    # With what is outside of the image above and to the left; their gradients are summed up there.
+    h, c = (_framed(x, first) for x, first in ((h, first_h), (c, first_c)))
+    grad_h, grad_c = torch.zeros_like(h), torch.zeros_like(c)
+    grad_h[:, :, 1:, 1:] = grad
+    for d in reversed(range(height + width - 1)):
+        y = _rows_on(d, height, width) + 1
+        x = d + 2 - y
+        before = c[:, :, y, x - 1]
+        of_gates, of_cell = cell_backward(
+            grad_h[:, :, y, x], grad_c[:, :, y, x], gates[:, :, y - 1, x - 1], c[:, :, y, x], before
+        )
+        grad_sums[:, :, y - 1, x - 1] = of_gates
+        grad_c[:, :, y, x - 1] += of_cell
+        for tap, at in enumerate(((y - 1, x), (y, x - 1))):
+            grad_h[:, :, at[0], at[1]] += weight[:, :, tap].T @ of_gates
+            grad_weight[:, :, tap] += torch.einsum("nop,nip->oi", of_gates, h[:, :, at[0], at[1]])
+    of_h0, of_c0 = (x[:, :, 0].sum((0, 2)) + x[:, :, 1:, 0].sum((0, 2)) for x in (grad_h, grad_c))
+    return grad_sums, grad_weight, of_h0, of_c0
+
+
+def _framed(x: Tensor, first: Tensor) -> Tensor:
+    """x [N, h, H, W] with what is outside of it, [N, h, 1], above and to the left -> [N, h, H + 1, W + 1]"""
+    n, channels, height, width = x.shape
+    framed = first[..., None].repeat(1, 1, height + 1, width + 1)
+    framed[:, :, 1:, 1:] = x
+    return framed
+
+
+def _rows_on(d: int, height: int, width: int) -> Tensor:
+    """The rows that have a pixel (y, d - y)."""
+    return torch.arange(max(0, d - width + 1), min(height, d + 1))
+
+
+def _diagonals(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None) -> Iterator[State]:
+    """For each diagonal, the states of pixels (y, d - y), for each row y: [N, h, H]; those outside of the image are not
+    read."""
+    (n, _, height, width), hidden = sums.shape, weight.shape[1]
+    first_h, first_c = (initial(state, sums.new_empty(n, hidden, 1)) for state in (h0, c0))
+    rows = torch.arange(height, device=sums.device)
+    h = c = sums.new_zeros(n, hidden, height)
+    for d in range(height + width - 1 if sums.numel() else 0):
+        left_h, left_c = torch.where(rows == d, first_h, h), torch.where(rows == d, first_c, c)
+        above = torch.cat([first_h, h[:, :, :-1]], 2)
+        of_diagonal = sums[:, :, rows, (d - rows).clamp(0, width - 1)]
+        h, c, gates = cell(of_diagonal + weight[:, :, 0] @ above + weight[:, :, 1] @ left_h, left_c)
+        yield h, c, gates

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import NotCausal, check_causal, receptive_field
+from pixelcnn_fast.models import PixelRNN, reference
+from pixelcnn_fast.models.pixel_rnn import KINDS
+from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, RowLSTM, channel_groups
+from pixelcnn_fast.nn.recurrence import Recurrence
+from tests.tolerances import assert_identical_up_to_rounding
+
+ORDERS = [None, "thirds", "interleaved"]
+SHAPE = (3, 5, 6)
+
+
+def pixel_rnn(kind: Any, **settings: Any) -> PixelRNN:
+    """With lively weights, and channels that three does not divide."""
+    torch.manual_seed(0)
+    model = PixelRNN(kind, **{"hidden_channels": 7, "n_layers": 2, "kernel_size": 3, "levels": 4, **settings})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model.double().eval()
+
+
+def images(n: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(4, (n, *SHAPE), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_reference(kind, order, learned):
+    fast = pixel_rnn(kind, n_classes=3, channel_order=order, learn_initial_state=learned)
+    plain = reference.PixelRNN(**fast.config).double()
+    for (key, a), b in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert not key.endswith("mask") or torch.equal(a, b), key
+    plain.load_state_dict(fast.state_dict())
+    fast.load_state_dict(plain.state_dict())
+    labels = torch.tensor([0, 2])
+    for x in (images(), images().double() / 3):
+        got, expected = fast(x, labels), plain(x, labels)
+        assert got.shape == (2, *SHAPE, 4)
+        assert_identical_up_to_rounding(got.detach(), expected.detach())
+        for one, other in zip(
+            *(
+                torch.autograd.grad(y.square().sum(), [*m.parameters()])
+                for y, m in ((got, fast), (expected, plain))
+            ),
+            strict=True,
+        ):
+            assert_identical_up_to_rounding(one, other)
+
+
+def test_dark_images_are_not_read_in_another_way():
+    """0 and 1 are levels in uint8, and the ends of the range in floating point."""
+    model = pixel_rnn("row_lstm")
+    dark = images().clamp_max(1)
+    assert torch.equal(model(dark), model(dark.double() / 3))
+    assert not torch.equal(model(dark), model(dark.double()))
+
+
+def test_two_levels_have_two_logits_and_the_model_says_how_many_levels_there_are():
+    model = pixel_rnn("diagonal_bilstm", levels=2, input_channels=1)
+    assert model.levels == 2 and model(torch.ones(1, 1, 4, 4, dtype=torch.uint8)).shape == (1, 1, 4, 4, 2)
+
+
+def sees(kind: str, dy: int, dx: int) -> bool:
+    """What two layers see after a 3x3 convolution. Row LSTM: a triangle above, and one pixel of its row for each layer
+    and for the convolution; Diagonal BiLSTM: all that comes before."""
+    if kind == "diagonal_bilstm" or (dy, dx) >= (0, 0):
+        return (dy, dx) < (0, 0)
+    return dx >= -3 if dy == 0 else dx <= -dy
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_pixel_sees(kind, order):
+    field = receptive_field(pixel_rnn(kind, channel_order=order), SHAPE)
+    assert field.causal
+    _, height, width = SHAPE
+    for dy in range(1 - height, height):
+        for dx in range(1 - width, width):
+            seen = field.seen[:, :, dy + height - 1, dx + width - 1]
+            if (dy, dx) == (0, 0):
+                earlier = torch.ones(3, 3, dtype=torch.bool).tril(-1)
+                assert torch.equal(seen, earlier if order else earlier & False)
+            elif dy == 0 or kind == "diagonal_bilstm":
+                assert bool(seen.all()) == bool(seen.any()) == sees(kind, dy, dx), (dy, dx)
+            else:  # on the left, the triangle begins where the weights of the row above do
+                assert not seen.any() or sees(kind, dy, dx)
+                assert seen.all() or not -2 <= dx <= -dy or dy > 0
+
+
+@pytest.mark.parametrize("hidden", [7, 8])
+@pytest.mark.parametrize("layer", [RowLSTM, DiagonalLSTM, DiagonalBiLSTM])
+def test_each_gate_has_all_colours(layer, hidden):
+    """One pattern over all four gates would show later colours to earlier ones."""
+    groups = tuple(channel_groups(channels, 3, "thirds") for channels in (6, hidden))
+    torch.manual_seed(0)
+    module = layer(6, hidden, channel_groups=groups).double()
+    x = torch.rand(1, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    h = (module.left if layer is DiagonalBiLSTM else module)(x)
+    for channel in range(hidden):
+        seen = torch.autograd.grad(h[0, channel, 0, 0], x, retain_graph=True)[0][0, :, 0, 0] != 0
+        assert torch.equal(seen, groups[0] <= groups[1][channel])
+
+
+# -- what public implementations get wrong
+
+
+def with_shared_colours(model: PixelRNN) -> PixelRNN:
+    """One colour pattern over the four gates."""
+    for module in model.modules():
+        if isinstance(module, Recurrence):
+            mask = module.input_to_state.mask
+            of_input, of_gates = (channel_groups(mask.shape[axis], 3, "thirds") for axis in (1, 0))
+            mask[:, :, 0, mask.shape[3] // 2] = (of_input <= of_gates[:, None]).to(mask)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_colour_pattern_over_all_gates_leaks(kind):
+    model = with_shared_colours(PixelRNN(kind, 3, 7, 1, kernel_size=3, levels=4, channel_order="thirds"))
+    with pytest.raises(NotCausal, match="sees channel . of its own pixel|sees its own|drawn later"):
+        check_causal(model, SHAPE)
+
+
+class NotShifted(DiagonalBiLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + self.right(x)
+
+
+class ShiftedSideways(DiagonalBiLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + nn.functional.pad(self.right(x), (1, -1))
+
+
+class ShiftedUp(DiagonalBiLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + nn.functional.pad(self.right(x), (0, 0, -1, 1))
+
+
+class SeesTheRowBelow(RowLSTM):
+    """A kernel of two rows, padded on both sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (0, 0, -1, 1)))
+
+
+@pytest.mark.parametrize("layer", [NotShifted, ShiftedSideways, ShiftedUp, SeesTheRowBelow])
+def test_leaks_are_refused(layer):
+    model = pixel_rnn("row_lstm")
+    model.layers[1] = layer(14, 7).double()
+    with pytest.raises(NotCausal, match="layers.1|conv"):
+        check_causal(model, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(kind="lstm"), "kind is 'lstm', expected 'row_lstm' or 'diagonal_bilstm'"),
+        (dict(kind="row_lstm", kernel_size=4), "needs odd sizes"),
+        (dict(kind="row_lstm", channel_order="rgb"), "channel_order is 'rgb'"),
+        (dict(kind="row_lstm", channel_order="thirds", hidden_channels=2), "each colour needs at least one"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PixelRNN(**settings)
+
+
+def test_bad_input_is_refused():
+    model = pixel_rnn("row_lstm", n_classes=3)
+    with pytest.raises(ValueError, match=r"expected \[N, 3, H, W\]"):
+        model(torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="class-conditional"):
+        model(images())

@@ -1,0 +1,196 @@
+"""The recurrences of PixelRNN, against a loop over single pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixelcnn_fast import ops
+from tests.tolerances import assert_right
+
+Recurrence = Callable[..., Tensor]
+
+
+def pixel_by_pixel(
+    sums: Tensor, weight: Tensor, h0: Any, c0: Any, order: Any, taps: Any, before: Any
+) -> Tensor:
+    """One pixel after the other, as the paper defines it. order: of the pixels; taps: where each lies, (dy, dx), and
+    whether the initial state lies there outside of the image; before: where the cell before lies."""
+    (n, _, height, width), hidden = sums.shape, weight.shape[1]
+    states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def state(which: int, y: int, x: int, has_initial: bool = True) -> Tensor:
+        if (y, x) in states:
+            return states[y, x][which]
+        initial = (h0, c0)[which]
+        in_columns = 0 <= x < width or (0 <= y < height)
+        if initial is None or not has_initial or not in_columns:
+            return sums.new_zeros(n, hidden)
+        return initial.expand(n, hidden)
+
+    for y, x in order(height, width):
+        gates = sums[:, :, y, x]
+        for k, (dy, dx, has_initial) in enumerate(taps):
+            gates = gates + state(0, y + dy, x + dx, has_initial(x + dx, width)) @ weight[:, :, k].T
+        i, f, g, o = gates.unflatten(1, (4, hidden)).unbind(1)
+        c = f.sigmoid() * state(1, y + before[0], x + before[1]) + i.sigmoid() * g.tanh()
+        states[y, x] = o.sigmoid() * c.tanh(), c
+    return torch.stack([torch.stack([states[y, x][0] for x in range(width)], 2) for y in range(height)], 2)
+
+
+def raster(height: int, width: int) -> Iterator[tuple[int, int]]:
+    yield from ((y, x) for y in range(height) for x in range(width))
+
+
+def from_the_right(height: int, width: int) -> Iterator[tuple[int, int]]:
+    yield from ((y, x) for y in range(height) for x in reversed(range(width)))
+
+
+def inside(x: int, width: int) -> bool:
+    return 0 <= x < width
+
+
+def row_taps(k: int) -> list:
+    return [(-1, j - k // 2, inside) for j in range(k)]
+
+
+def anywhere(x: int, width: int) -> bool:
+    return True
+
+
+CASES: dict[str, tuple[Recurrence, int, tuple]] = {
+    "rows": (ops.row_lstm, 3, (raster, row_taps(3), (-1, 0))),
+    "rows, five taps": (ops.row_lstm, 5, (raster, row_taps(5), (-1, 0))),
+    "rows, one tap": (ops.row_lstm, 1, (raster, row_taps(1), (-1, 0))),
+    "diagonals": (
+        ops.diagonal_lstm,
+        2,
+        (raster, [(-1, 0, anywhere), (0, -1, anywhere)], (0, -1)),
+    ),
+    "diagonals from the right": (
+        partial(ops.diagonal_lstm, reverse=True),
+        2,
+        (from_the_right, [(-1, 0, anywhere), (0, 1, anywhere)], (0, 1)),
+    ),
+}
+SIZES = [(1, 1), (1, 6), (5, 1), (7, 5), (4, 33)]
+
+
+def inputs(hidden: int, taps: int, n: int, size: tuple[int, int], learned: bool) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    states = [drawn(hidden), drawn(hidden)] if learned else [None, None]
+    return [drawn(n, 4 * hidden, *size), 0.5 * drawn(4 * hidden, hidden, taps), *states]
+
+
+def with_gradients(function: Recurrence, given: list[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    """The result, and the gradients of what is given."""
+    given = [x if x is None else x.to(dtype).requires_grad_() for x in given]
+    h = function(*given)
+    grad = torch.randn(h.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    return [h.detach(), *torch.autograd.grad(h, [x for x in given if x is not None], grad)]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_a_loop_over_pixels(name: str, dtype: torch.dtype, learned: bool) -> None:
+    """All results together, relative to their size, since the error of a few numbers is luck."""
+    function, taps, definition = CASES[name]
+    parts: list[list[Tensor]] = [[], [], []]
+    for size in SIZES:
+        given = inputs(3, taps, 2, size, learned)
+        found = with_gradients(function, given, dtype)
+        plain, exact = (
+            with_gradients(lambda *args: pixel_by_pixel(*args, *definition), given, d)
+            for d in (dtype, torch.float64)
+        )
+        for results, part in zip((found, plain, exact), parts, strict=True):
+            assert all(x.dtype == (torch.float64 if results is exact else dtype) for x in results)
+            part += [
+                (x / e.abs().max().clamp_min(1e-30)).flatten() for x, e in zip(results, exact, strict=True)
+            ]
+    assert_right(*(torch.cat(part).to(d) for part, d in zip(parts, (dtype, dtype, torch.float64), strict=True)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_to_compute(name: str) -> None:
+    function, taps, _ = CASES[name]
+    for n, size in ((0, (3, 4)), (2, (0, 4)), (2, (3, 0))):
+        given = [x.requires_grad_() for x in inputs(3, taps, n, size, True) if x is not None]
+        h = function(*given)
+        assert h.shape == (n, 3, *size)
+        assert all(not g.any() for g in torch.autograd.grad(h.sum(), given))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_and_registration(name: str) -> None:
+    function, taps, _ = CASES[name]
+    reverse = (name.endswith("right"),) if name.startswith("diagonals") else ()
+    op = (torch.ops.pixelcnn_fast.diagonal_lstm if reverse else torch.ops.pixelcnn_fast.row_lstm).default
+    for learned in (False, True):
+        given = [x if x is None else x.requires_grad_() for x in inputs(2, taps, 2, (3, 4), learned)]
+        torch.autograd.gradcheck(function, tuple(given))  # type: ignore[arg-type]  # None is none of its tensors
+        for dtype in (torch.float32, torch.bfloat16):
+            args = [x if x is None else x.detach().to(dtype).requires_grad_() for x in given]
+            torch.library.opcheck(op, (*args, *reverse, True, "auto"))
+
+
+def test_cells_are_not_kept_where_no_gradient_is_needed() -> None:
+    sums, weight, *_ = inputs(2, 3, 1, (3, 4), False)
+    h, c, gates = torch.ops.pixelcnn_fast.row_lstm(sums, weight, None, None, False, "auto")
+    assert h.shape == (1, 2, 3, 4) and c.numel() == gates.numel() == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_keeps_cells_in_float32(name: str) -> None:
+    _, taps, _ = CASES[name]
+    sums, weight, *_ = (x if x is None else x.bfloat16() for x in inputs(2, taps, 1, (3, 4), False))
+    op = torch.ops.pixelcnn_fast.row_lstm if taps != 2 else torch.ops.pixelcnn_fast.diagonal_lstm
+    h, c, gates = op(sums, weight, None, None, *([False] if taps == 2 else []), True, "auto")
+    assert (h.dtype, c.dtype, gates.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_autocast_and_compile(name: str) -> None:
+    function, taps, _ = CASES[name]
+    given = [x if x is None else x.float() for x in inputs(2, taps, 2, (3, 4), True)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert function(*given).dtype == torch.bfloat16
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*given), function(*given))
+
+
+WEIGHT = torch.zeros(8, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((torch.zeros(1, 8, 2, 2), torch.zeros(8, 3, 3)), r"weight \[8, 3, 3\]: expected \[4h, h, k\]"),
+        ((torch.zeros(1, 6, 2, 2), WEIGHT), r"sums \[1, 6, 2, 2\]: expected \[N, 8, H, W\]"),
+        ((torch.zeros(8, 2, 2), WEIGHT), r"sums \[8, 2, 2\]"),
+        ((torch.zeros(1, 8, 2, 2), torch.zeros(8, 2, 2)), "odd number of taps"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, torch.zeros(3)), r"h0 \[3\]: expected \[2\]"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, None, torch.zeros(1, 2)), r"c0 \[1, 2\]: expected \[2\]"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT.double()), "weight is torch.float64, sums are torch.float32"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT.long()), "weight is torch.int64"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "triton"), "backend is 'triton', expected 'auto' or"),
+    ],
+)
+def test_refusals(args: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.row_lstm(*args)
+
+
+def test_a_diagonal_lstm_has_two_taps() -> None:
+    with pytest.raises(ValueError, match="expected two taps, above and to the left"):
+        ops.diagonal_lstm(torch.zeros(1, 8, 2, 2), WEIGHT)
