@@ -17,6 +17,7 @@ struct Step {
   int operand = -1;             // the value, or the number of the condition operand, that it reads
   const void* scale = nullptr;  // constants: [channels] each, in the program's dtype
   const void* shift = nullptr;
+  int dy = 0, dx = 0;  // where the value is read, from the pixel
 };
 
 // Horizontally adjacent taps as one matrix [width * channels of source, channels of out], row-major.
@@ -25,8 +26,9 @@ struct Run {
   const void* weight;
 };
 
-// Runs for a whole row at once | at a pixel, before its last draw | at a pixel, after its last draw.
-enum class Phase { row, pixel, drawn };
+// Runs for a whole row at once | at a pixel, before its last draw | at a pixel, after its last draw | after the row's
+// last pixel, for the rows below.
+enum class Phase { row, pixel, drawn, finished };
 
 // The image as an instruction reads it: image channels first ... first + count - 1, each as a number, or as row `level`
 // of a table [levels, width]: a one-hot vector or an embedding. The instruction has count * width channels.
@@ -49,8 +51,13 @@ struct Instruction {
   std::vector<Run> pixel_runs = {};
   int value = -1;  // pointwise
   std::vector<Step> steps = {};
-  int lead = 0;   // in a wavefront: how many columns ahead of the pixel that is drawn
-  int after = 0;  // how many draws of its pixel come before it
+  int lead = 0;          // in a wavefront: how many columns ahead of the pixel that is drawn
+  int after = 0;         // how many draws of its pixel come before it
+  int dy = 0, dx = 0;    // where the value is read, from the pixel
+  int scan = kWholeRow;  // finished: the instructions of one scan, which follow each other, go through the row from the
+                         // right, pixel by pixel; the others compute it at once
+
+  static constexpr int kWholeRow = -1;
 };
 
 // What is kept of a value when rows are sampled one by one: `rows` rows, each with zero columns on both sides.

@@ -40,6 +40,7 @@ def named(
 
 
 # Constants for features [N, 4, 5, 5] in float64.
+STATES = torch.linspace(-1, 1, 16 * 4 * 2, dtype=torch.float64).view(16, 4, 2)  # a recurrence's weight
 VECTOR = torch.arange(4, dtype=torch.float64) / 4 + 0.5
 PLANES = VECTOR.view(4, 1, 1)
 MATRIX = torch.arange(16, dtype=torch.float64).view(4, 4) / 16
@@ -135,6 +136,8 @@ FEATURES: dict[str, list[Row]] = {
                 "masked_conv_block": lambda x: ops.masked_conv_block(
                     x, ABOVE + 1, VECTOR, ABOVE, VECTOR, VECTOR, None, x, "elu"
                 ),
+                "row_lstm": lambda x: ops.row_lstm(x.repeat(1, 4, 1, 1), STATES[..., :1].repeat(1, 1, 3)),
+                "diagonal_lstm": lambda x: ops.diagonal_lstm(x.repeat(1, 4, 1, 1), STATES),
                 "gated_activation": wider(lambda x: ops.gated_activation(torch.cat([x, -x, 2 * x, x], 1))),
             }
         )

@@ -188,7 +188,7 @@ def test_the_tests_verify_what_capture_gives(monkeypatch):
 
     model = wrapped()
     monkeypatch.setattr(model, "captured", partial(broken, model))
-    with pytest.raises(InvalidProgram, match="defined before it is read"):
+    with pytest.raises(InvalidProgram, match="%1 is defined"):
         compiled(model)
 
 

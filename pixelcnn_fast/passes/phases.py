@@ -11,7 +11,8 @@ from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.split_channels import draws_needed
 from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Storage
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.recurrence import components
 
 
 def computed_by_rows(program: Program) -> set[int]:
@@ -25,16 +26,38 @@ def computed_by_rows(program: Program) -> set[int]:
     return rows
 
 
+def computed_by_finished_rows(program: Program, rows: set[int]) -> set[int]:
+    """The values that need pixels to their right in the present row: they are computed once the row is finished.
+
+    rows: those that are known before the row's pixels.
+    """
+    late: set[int] = set()
+    for component in components(program.instructions):
+        reads = [read for i in component.instructions for read in i.reads() if read.dy == 0]
+        if any((read.dx > 0 and read.value not in rows) or read.value in late for read in reads):
+            late |= component.values
+    return late
+
+
 def split_phases(program: Program) -> PhasedProgram:
     """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
-    row_values = computed_by_rows(program)
+    known = computed_by_rows(program)
+    finished = computed_by_finished_rows(program, known)
+    scans = {
+        value: (number, component.values)
+        for number, component in enumerate(components(program.instructions))
+        for value in component.values
+        if component.is_from_the_right
+    }
     instructions: list[PhasedInstruction] = []
     afters: dict[int, int] = {}
-    for i in program.instructions:
+    for i in _in_order(program):
         for read in i.reads():
-            if read.dy > 0 or (read.dy == 0 and read.dx > 0 and read.value not in row_values):
+            if read.dy > 0 or (
+                read.dy == 0 and read.dx > 0 and i.out not in finished and read.value not in known
+            ):
                 raise Unsupported(
                     f"{i.name}: tap ({read.dy:+d}, {read.dx:+d}) reads ahead of the present pixel, and a later "
                     "layer shifts it back; shift the input of this layer instead"
@@ -45,14 +68,22 @@ def split_phases(program: Program) -> PhasedProgram:
         here = [read.value for read in i.reads() if read.is_here]
         assert all(afters[value] <= after for value in here), f"{i.name} reads a value that is computed later"
         afters[i.out] = after
-        if i.out in row_values:
+        number, members = scans.get(i.out, (None, set[int]()))
+        if i.out in finished:
+            phase = Phase.FINISHED
+        elif i.out in known:
             phase = Phase.ROW
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
         if isinstance(i, Convolution):
-            instructions.append(_with_runs(i, phase, after, row_values))
+            in_row = [
+                tap.dy < 0 or tap.source in known or (phase is Phase.FINISHED and tap.source not in members)
+                for tap in i.taps
+            ]
+            phased = _with_runs(i, phase, after, in_row)
         else:
-            instructions.append(PhasedInstruction(i, phase, after))
+            phased = PhasedInstruction(i, phase, after)
+        instructions.append(replace(phased, scan=number))
     return PhasedProgram(
         program.shape,
         program.parameters,
@@ -66,9 +97,16 @@ def split_phases(program: Program) -> PhasedProgram:
     )
 
 
-def _with_runs(i: Convolution, phase: Phase, after: int, row_values: set[int]) -> PhasedInstruction:
+def _in_order(program: Program) -> list[Instruction]:
+    """The program's instructions, those of a scan one after the other."""
+    ordered = components(program.instructions)
+    if not any(component.is_from_the_right for component in ordered):
+        return list(program.instructions)
+    return [i for component in ordered for i in component.instructions]
+
+
+def _with_runs(i: Convolution, phase: Phase, after: int, in_row: Sequence[bool]) -> PhasedInstruction:
     views: dict[int, Tap] = {}
-    in_row = [tap.dy < 0 or tap.source in row_values for tap in i.taps]
     row_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row], views)
     pixel_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row], views)
     taps = tuple(views[id(tap)] for tap in i.taps)

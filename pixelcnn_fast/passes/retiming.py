@@ -23,16 +23,18 @@ from pixelcnn_fast.program.program import (
     Step,
     Tap,
 )
+from pixelcnn_fast.program.recurrence import Component, components
 
 
 def without_reading_ahead(program: Program) -> Program:
     """The same causal program, in which nothing reads ahead.
 
     Then taps read rows above, the present row up to the present pixel, or, of values that see only rows above, any
-    pixel of the present row. Raises Unsupported if that is impossible.
+    pixel of the present row. Raises Unsupported if that is impossible. What needs a recurrence from the right, or one
+    that reads ahead, is left alone: it is computed when its row is finished, and read from the rows below.
     """
     retiming = _Retiming(program)
-    reads = [read for i in program.instructions for read in i.reads()]
+    reads = [read for i in program.instructions if i.out not in retiming.finished for read in i.reads()]
     in_time = all(retiming.in_time(read.value, read.dy, read.dx) for read in reads)
     return program if in_time else retiming.retimed()
 
@@ -43,18 +45,40 @@ class _Retiming:
         self._rows = computed_by_rows(program)
         self._computable: dict[tuple[int, int, int], bool] = {}
         self.late: set[int] = set()  # values that can't be computed when their pixel's turn comes
+        self.finished: set[int] = set()  # of these, what is computed when the row is finished
+        self._recurrences: dict[int, Component] = {}  # by value
         self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
-        for i in program.instructions:
-            if not self._is_computable(i.out, 0, 0):
-                self.late.add(i.out)
-            below = [read.dy + self._up[read.value] for read in i.reads()]
-            self._up[i.out] = 1 if isinstance(i, FromLevels) else max(0, *below) if below else 0
+        for component in components(program.instructions):
+            self._classify(component)
         self._out: list[Instruction] = []
+        self._next = 0
         self._made: dict[tuple[int, int, int], int] = {}
         self._insides: dict[tuple[int, int, int], int] = {}
 
+    def _classify(self, component: Component) -> None:
+        values, reads = component.values, [read for i in component.instructions for read in i.reads()]
+        others = [read for read in reads if read.value not in values]
+        if component.is_recurrence:
+            self._recurrences |= dict.fromkeys(values, component)
+            is_late = component.is_from_the_right or not all(
+                self._is_computable(read.value, read.dy, read.dx) for read in others
+            )
+            self._computable |= {(value, 0, 0): not is_late for value in values}
+            self._up |= dict.fromkeys(values, 1)
+        else:
+            (i,) = component.instructions
+            is_late = not self._is_computable(i.out, 0, 0)
+            below = [read.dy + self._up[read.value] for read in reads]
+            self._up[i.out] = 1 if isinstance(i, FromLevels) else max(0, *below) if below else 0
+        if is_late:
+            self.late |= values
+            if component.is_recurrence or any(r.dy == 0 and r.value in self.finished for r in others):
+                self.finished |= values
+
     def in_time(self, value: int, dy: int, dx: int) -> bool:
         """Whether the value at (dy, dx) from a pixel, if computed in its own turn, can be read in that pixel's turn."""
+        if value in self.finished:
+            return dy < 0
         return value not in self.late and (dy < 0 or (dy == 0 and (dx <= 0 or value in self._rows)))
 
     def _is_computable(self, value: int, dy: int, dx: int) -> bool:
@@ -66,6 +90,8 @@ class _Retiming:
                 self._computable[key] = (dy, dx) <= (0, 0)
             elif (dy, dx) != (0, 0) and self.in_time(*key):
                 self._computable[key] = True
+            elif value in self._recurrences or value in self.finished:
+                self._computable[key] = False
             else:
                 self._computable[key] = dy <= 0 and all(
                     self._is_computable(read.value, read.dy + dy, read.dx + dx) for read in i.reads()
@@ -76,16 +102,51 @@ class _Retiming:
         outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
         return replace(self._program, instructions=tuple(self._out), outputs=outputs)
 
-    def _emit(self, i: Instruction) -> int:
-        self._out.append(replace(i, out=len(self._out)))
-        return len(self._out) - 1
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _emit(self, i: Instruction, out: int | None = None) -> int:
+        self._out.append(replace(i, out=self._number() if out is None else out))
+        return self._out[-1].out
 
     def _at(self, value: int, dy: int, dx: int) -> int:
         """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""
         key = (value, dy, dx)
         if key not in self._made:
-            self._made[key] = self._make(self._producer[value], dy, dx)
+            if (dy, dx) == (0, 0) and value in self._recurrences:
+                self._make_recurrence(self._recurrences[value])
+            elif (dy, dx) == (0, 0) and value in self.late:
+                self._made[key] = self._emit(self._unmoved(self._producer[value]))
+            else:
+                self._made[key] = self._make(self._producer[value], dy, dx)
         return self._made[key]
+
+    def _make_recurrence(self, component: Component) -> None:
+        """Its values need each other, so their numbers are known before they are made."""
+        for i in component.instructions:
+            for read in i.reads():
+                if read.value not in component.values:
+                    self._as_it_is(read, i)
+        self._made |= {(i.out, 0, 0): self._number() for i in component.instructions}
+        for i in component.instructions:
+            self._emit(self._unmoved(i), self._made[i.out, 0, 0])
+
+    def _unmoved(self, i: Instruction) -> Instruction:
+        """The instruction as it is, with what it reads in its new form."""
+
+        def tap(tap: Tap) -> Tap:
+            read = self._as_it_is(tap.read, i)
+            return Tap(read.value, read.dy, read.dx, tap.weight)
+
+        return i.rewired(lambda read: self._as_it_is(read, i), tap)
+
+    def _as_it_is(self, read: Read, by: Instruction) -> Read:
+        """What an instruction reads that is not moved. One that is late is computed when its row is finished, and may
+        read all of it."""
+        if by.out in self.late or self.in_time(read.value, read.dy, read.dx):
+            return read.of(self._at(read.value, 0, 0))
+        return Read(self._at(read.value, read.dy, read.dx))
 
     def _make(self, i: Instruction, dy: int, dx: int) -> int:
         moved = (dy, dx) != (0, 0)
@@ -94,7 +155,7 @@ class _Retiming:
         ):
             identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
             return self._emit(Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
-        if moved and isinstance(i, FromLevels):
+        if moved and (isinstance(i, FromLevels) or i.out in self._recurrences or i.out in self.finished):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
             operand=lambda read: self._operand(read, dy, dx),

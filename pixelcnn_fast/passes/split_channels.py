@@ -75,15 +75,18 @@ class _Splitter:
             value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
             for value, label in labels.items()
         }
-        self._pieces: dict[int, list[int]] = {}  # value -> the new values that are its pieces
         self._out: list[Instruction] = []
+        self._next = 0
+        # value -> the new values that are its pieces; their numbers are known before them, as recurrences need them
+        self._pieces = {value: [self._number() for _ in pieces] for value, pieces in self._channels.items()}
 
     def split(self) -> Program:
         for i in self._program.instructions:
             if isinstance(i, FromLevels) and not self._is_split_between_image_channels(i):
                 self._pieces[i.out] = self._parts_of_input(i)
             else:
-                self._pieces[i.out] = [self._piece(i, channels) for channels in self._channels[i.out]]
+                for out, channels in zip(self._pieces[i.out], self._channels[i.out], strict=True):
+                    self._piece(i, channels, out)
         draws = self._program.shape[0] if self._ordered else 1
         outputs = [
             self._joined(
@@ -94,15 +97,19 @@ class _Splitter:
         ]
         return replace(self._program, instructions=tuple(self._out), outputs=tuple(outputs))
 
-    def _emit(self, i: Instruction) -> int:
-        self._out.append(replace(i, out=len(self._out)))
-        return len(self._out) - 1
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
 
-    def _piece(self, i: Instruction, channels: Tensor) -> int:
+    def _emit(self, i: Instruction, out: int | None = None) -> int:
+        self._out.append(replace(i, out=self._number() if out is None else out))
+        return self._out[-1].out
+
+    def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
         piece = i.picked(channels, self._piece_with, self._whole)
         if isinstance(piece, Convolution):
             piece = replace(piece, taps=tuple(self._taps(piece.taps)))
-        return self._emit(piece)
+        return self._emit(piece, out)
 
     def _piece_with(self, value: int, channels: Tensor) -> int:
         """The piece that consists of exactly these channels."""

@@ -13,7 +13,10 @@ from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
-    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all."""
+    """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all: not where
+    something needs a finished row."""
+    if program.in_phase(Phase.FINISHED):
+        return program
     for lag in range(1, program.shape[2]):
         leads = _leads(program, lag)
         if leads is not None:
@@ -24,16 +27,19 @@ def with_wavefront(program: PhasedProgram) -> PhasedProgram:
 def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
     """The least leads with which everything is computed before it is read, or None if the lag is too small."""
     after = {i.out: i.after for i in program.instructions}
-    rows = {i.out for i in program.in_phase(Phase.ROW)}
+    reads = list(program.timed_reads())[::-1]
     leads = {i.out: 0 for i in program.instructions}
-    for i in reversed(program.instructions):
-        for source, dy, dx, summed_first in i.timed_reads():
-            # Columns by which the source must be ahead of its own row's pixel.
-            ahead = leads[i.out] + dx + lag * dy
-            if summed_first and source not in rows:
-                ahead += 1
-            if after[source] == 0:
-                leads[source] = max(leads[source], ahead)
-            elif ahead > 0 or (ahead == 0 and after[i.out] < after[source] and not summed_first):
+    longest = program.shape[2] + lag * program.shape[1]
+    while True:
+        before = dict(leads)
+        for i, read, begins in reads:
+            # Columns by which the value must be ahead of its own row's pixel.
+            ahead = leads[i.out] + read.dx + lag * read.dy + begins
+            if after[read.value] == 0:
+                leads[read.value] = max(leads[read.value], ahead)
+            elif ahead > 0 or (ahead == 0 and after[i.out] < after[read.value] and not begins):
                 return None  # it would be read before it is drawn
-    return leads
+        if leads == before:
+            return leads
+        if max(leads.values()) > longest:
+            return None  # a recurrence would need itself before it is computed

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import ConditionOperand, Instruction, condition_operands, title
+from pixelcnn_fast.program.program import ConditionOperand, Instruction, Read, condition_operands, title
 
 
 class Phase(Enum):
     ROW = "row"  # sees only rows above: a whole row at once
     PIXEL = "pixel"  # needs the present row: pixel by pixel, before its last draw
     DRAWN = "drawn"  # after all of the pixel's levels are drawn
+    FINISHED = (
+        "finished"  # needs pixels of the present row to its right: once the row is finished, for the rows below
+    )
 
 
 HEADINGS = {
     Phase.ROW: "row phase: a whole row at once",
     Phase.PIXEL: "pixel phase: before the pixel is drawn (row taps are summed in the row phase)",
     Phase.DRAWN: "after the pixel is drawn",
+    Phase.FINISHED: "after the row is finished, for the rows below",
 }
 
 
@@ -44,7 +49,9 @@ class Run:
 class PhasedInstruction:
     """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
 
-    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand.
+    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: None, or
+    in the phase after the row is finished the number of the scan that it is part of: those of one number follow each
+    other and go through the row from the right, pixel by pixel; the others compute a whole row at once.
     """
 
     instruction: Instruction
@@ -52,6 +59,7 @@ class PhasedInstruction:
     after: int
     row_runs: tuple[Run, ...] = ()
     pixel_runs: tuple[Run, ...] = ()
+    scan: int | None = None
 
     @property
     def out(self) -> int:
@@ -64,15 +72,6 @@ class PhasedInstruction:
     @property
     def name(self) -> str:
         return self.instruction.name
-
-    def timed_reads(self) -> list[tuple[int, int, int, bool]]:
-        """The reads that reach furthest right: (value, dy, dx, whether a step of the wavefront begins with it)."""
-        taps = [
-            (run.source, run.dy, run.dx + run.width - 1, runs is self.row_runs)
-            for runs in (self.row_runs, self.pixel_runs)
-            for run in runs
-        ]
-        return taps + [(read.value, read.dy, read.dx, False) for read in self.instruction.operands()]
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,20 @@ class PhasedProgram:
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]
+
+    def timed_reads(self) -> Iterator[tuple[PhasedInstruction, Read, bool]]:
+        """The reads of each instruction that reach furthest right, and whether they must be known when a step of the
+        wavefront begins: sums over rows above, and what a recurrence computes later in a step."""
+        rows = {i.out for i in self.in_phase(Phase.ROW)}
+        defined: set[int] = set()
+        for i in self.instructions:
+            for runs in (i.row_runs, i.pixel_runs):
+                for run in runs:
+                    begins = run.source not in defined or (runs is i.row_runs and run.source not in rows)
+                    yield i, Read(run.source, run.dy, run.dx + run.width - 1), begins
+            for read in i.instruction.operands():
+                yield i, read, read.value not in defined
+            defined.add(i.out)
 
     @property
     def condition_operands(self) -> list[ConditionOperand]:

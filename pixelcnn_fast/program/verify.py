@@ -8,6 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Wavefront
 from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Pointwise, Program, Step
+from pixelcnn_fast.program.recurrence import components
 from pixelcnn_fast.program.steps import KINDS, Operand
 
 
@@ -25,17 +26,22 @@ def _require(holds: bool, i: Instruction, rule: str) -> None:
 
 
 def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[Instruction, ...]) -> None:
-    channels: dict[int, int] = {}
+    channels = {i.out: i.channels for i in instructions}
+    _require(len(channels) == len(instructions), instructions[-1], "a value is defined once")
+    defined: set[int] = set()
     for i in instructions:
         _require(isinstance(i, (FromLevels, Convolution, Pointwise)), i, "it is of a known kind of instruction")
-        _require(i.out not in channels, i, "a value is defined once")
         _require(i.channels > 0, i, "a value has channels")
         for read in i.reads():
-            _require(read.value in channels, i, f"%{read.value} is defined before it is read")
+            _require(read.value in channels, i, f"%{read.value} is defined")
+            at_its_pixel = f"%{read.value} is defined before it is read at the pixel itself"
+            _require(read.value in defined or not read.is_here, i, at_its_pixel)
         _verify_start(program, i, channels)
         for step in i.steps:
             _verify_step(program, i, step, channels)
-        channels[i.out] = i.channels
+        defined.add(i.out)
+    for component in components(instructions):
+        list(component.steps(*program.shape[1:]))
     for output in program.outputs:
         if output not in channels:
             raise InvalidProgram(f"output %{output} is not defined")
@@ -126,21 +132,21 @@ def _rises(channels: Tensor, below: int) -> bool:
 
 def _verify_phased(program: PhasedProgram) -> None:
     _verify_instructions(program, tuple(i.instruction for i in program.instructions))
-    rows = {i.out for i in program.in_phase(Phase.ROW)}
+    rows, finished = ({i.out for i in program.in_phase(phase)} for phase in (Phase.ROW, Phase.FINISHED))
     after = {i.out: i.after for i in program.instructions}
     draws = len(program.outputs)
     for i in program.instructions:
         inner = i.instruction
         kept = program.storage.get(i.out)
         _require(kept is not None and kept.channels == i.channels, inner, "its channels are kept")
-        _verify_runs(i, rows)
+        _verify_runs(program, i, rows)
         _require(not isinstance(inner, FromLevels) or i.after > 0, inner, "its levels are drawn before it runs")
         _require(0 <= i.after <= draws, inner, f"it comes after 0 to {draws} draws")
         _require(
-            (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows), inner, "phase and draws agree"
+            i.phase is Phase.FINISHED or (i.phase is Phase.DRAWN) == (i.after == draws and i.out not in rows),
+            inner,
+            "phase and draws agree",
         )
-        for read in inner.operands():
-            _require(read.is_here, inner, f"operands lie at the same pixel, and {read} does not")
         for read in inner.reads():
             storage, here = program.storage[read.value], read.is_here
             in_rows = read.dy < 0 or (read.dy == 0 and read.value in rows)
@@ -150,7 +156,14 @@ def _verify_phased(program: PhasedProgram) -> None:
                 inner,
                 f"{read} is read in the row phase and not known there",
             )
-            _require(in_rows or read.dx <= 0, inner, f"{read} reads ahead of the pixel")
+            _require(
+                i.phase is Phase.FINISHED or read.dy < 0 or read.value not in finished,
+                inner,
+                f"{read} is read before its row is finished",
+            )
+            _require(
+                i.phase is Phase.FINISHED or in_rows or read.dx <= 0, inner, f"{read} reads ahead of the pixel"
+            )
             _require(not here or after[read.value] <= i.after, inner, f"{read} is drawn later")
             _require(storage.rows > -read.dy, inner, f"{read} reads a row that is not kept")
             padded = storage.pad_left >= -read.dx and storage.pad_right >= read.dx
@@ -159,25 +172,27 @@ def _verify_phased(program: PhasedProgram) -> None:
         if after[output] != draw:
             raise InvalidProgram(f"output %{output} of draw {draw} comes after {after[output]} draws")
     if program.wavefront is not None:
-        _verify_wavefront(program, program.wavefront, rows)
+        _verify_wavefront(program, program.wavefront)
 
 
-def _verify_wavefront(program: PhasedProgram, front: Wavefront, rows: set[int]) -> None:
+def _verify_wavefront(program: PhasedProgram, front: Wavefront) -> None:
     if front.lag < 1 or front.leads.keys() != program.storage.keys():
         raise InvalidProgram(f"a wavefront has a lag of 1 or more, and a lead for each value; it is {front}")
-    for i in program.instructions:
-        for value, dy, dx, begins in i.timed_reads():
-            ahead = front.leads[i.out] + dx + front.lag * dy + (begins and value not in rows)
-            in_time = ahead <= front.leads[value]
-            _require(in_time, i.instruction, f"the wavefront computes %{value} before it is read")
+    for i, read, begins in program.timed_reads():
+        ahead = front.leads[i.out] + read.dx + front.lag * read.dy + begins
+        in_time = ahead <= front.leads[read.value]
+        _require(in_time, i.instruction, f"the wavefront computes %{read.value} before it is read")
 
 
-def _verify_runs(i: PhasedInstruction, rows: set[int]) -> None:
+def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -> None:
     """The runs must hold exactly the taps, each in the phase in which what it reads is known."""
     left = list(i.instruction.taps) if isinstance(i.instruction, Convolution) else []
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
-            in_row_phase = run.dy < 0 or run.source in rows
+            own = {j.out for j in program.instructions if j.scan == i.scan is not None}
+            in_row_phase = (
+                run.dy < 0 or run.source in rows or (i.phase is Phase.FINISHED and run.source not in own)
+            )
             _require(in_row_phase == (runs is i.row_runs), i.instruction, f"{run} is summed when it is known")
             for k, weight in enumerate(run.weight.chunk(run.width)):
                 where = (run.source, run.dy, run.dx + k)

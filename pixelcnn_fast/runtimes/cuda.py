@@ -15,6 +15,7 @@ from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
+from pixelcnn_fast.program.recurrence import recurrent
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.runtimes.job import Job
@@ -55,6 +56,8 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
+    if recurrent(i.instruction for i in program.instructions):
+        return "the model has a recurrence, which this runtime does not know yet: use 'eager'"
     if program.dtype not in MATH_BY_DTYPE:
         return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
     return None

@@ -6,6 +6,7 @@ Values lie channels-last with zero columns on both sides, so that the taps of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class EagerRuntime:
                         job.settle(y, x, draw, draws, caches.output(y, x, draw), self._head)
                     caches.read_values(y, x, draw, job.values[:, :, y, x])
                 caches.pixel_phase(y, x, draws)
+            caches.finish_row(y)
 
 
 class _Caches:
@@ -60,23 +62,46 @@ class _Caches:
         self._partial: dict[int, Tensor] = {}
         draws = len(program.outputs)
         inputs = [i for i in program.instructions if isinstance(i.instruction, FromLevels)]
-        others = [i for i in program.instructions if i not in inputs and i.phase is not Phase.ROW]
+        others = [i for i in program.instructions if i not in inputs and i.phase in (Phase.PIXEL, Phase.DRAWN)]
         self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
         self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
 
+        finished = program.in_phase(Phase.FINISHED)
+        self._finished = [list(group) for _, group in groupby(finished, key=_scan_or_alone)]
+
     def row_phase(self, y: int) -> None:
-        around = _Row(self, y)
+        """Computes what sees only rows above, and sums what others see of them."""
         for i in self._program.instructions:
-            inner, in_row_phase = i.instruction, i.phase is Phase.ROW
-            if isinstance(inner, Convolution):
-                if not (i.row_runs or in_row_phase):
-                    continue
-                windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
-                x = self._partial[inner.out] = self._sum(inner, windows, None, (self._n, self._width))
-            elif in_row_phase:
-                x = inner.start(around)
-            if in_row_phase:
-                self.row(inner.out, y).copy_(around.stepped(x, inner))
+            if i.phase is Phase.ROW:
+                self._at_row(i, y)
+            elif i.row_runs and i.phase is not Phase.FINISHED:
+                self._sum_of_row(i, y)
+
+    def finish_row(self, y: int) -> None:
+        """Computes what needs the whole of row y."""
+        for group in self._finished:
+            if group[0].scan is None:
+                self._at_row(group[0], y)
+                continue
+            for i in group:
+                if i.row_runs:
+                    self._sum_of_row(i, y)
+            for x in reversed(range(self._width)):
+                around = _Pixel(self, y, x)
+                for i in group:
+                    self._at_pixel(i, around)
+
+    def _at_row(self, i: PhasedInstruction, y: int) -> None:
+        inner, around = i.instruction, _Row(self, y)
+        x = self._sum_of_row(i, y) if isinstance(inner, Convolution) else inner.start(around)
+        self.row(inner.out, y).copy_(around.stepped(x, inner))
+
+    def _sum_of_row(self, i: PhasedInstruction, y: int) -> Tensor:
+        assert isinstance(i.instruction, Convolution)
+        windows = [(self._row_windows(run, y), run.weight) for run in i.row_runs]
+        total = self._sum(i.instruction, windows, None, (self._n, self._width))
+        self._partial[i.out] = total
+        return total
 
     def pixel_phase(self, y: int, x: int, after: int, skip_output: bool = False) -> None:
         """Computes what can be computed at pixel (y, x) after ``after`` of its draws, and not before."""
@@ -138,9 +163,9 @@ class _Caches:
         """Pixel (y, x): [n, channels]."""
         return self._ring(value, y)[:, self._program.storage[value].pad_left + x]
 
-    def row(self, value: int, y: int) -> Tensor:
-        """Row y: [n, W, channels]."""
-        return self._ring(value, y).narrow(1, self._program.storage[value].pad_left, self._width)
+    def row(self, value: int, y: int, dx: int = 0) -> Tensor:
+        """Row y, from column dx on: [n, W, channels]."""
+        return self._ring(value, y).narrow(1, self._program.storage[value].pad_left + dx, self._width)
 
     def _window(self, run: Run, y: int, x: int) -> Tensor:
         """What a run reads for pixel (y, x): [n, width * channels]."""
@@ -154,6 +179,10 @@ class _Caches:
         offset = row.storage_offset() + (self._program.storage[run.source].pad_left + run.dx) * channels
         size = (self._n, self._width, run.width * channels)
         return row.as_strided(size, (row.stride(0), channels, 1), offset)
+
+
+def _scan_or_alone(i: PhasedInstruction) -> tuple[bool, int]:
+    return (False, i.out) if i.scan is None else (True, i.scan)
 
 
 class _Around(ABC):
@@ -182,8 +211,7 @@ class _Row(_Around):
     """The surroundings of a whole row: [n, W, channels]."""
 
     def value(self, read: Read) -> Tensor:
-        assert read.is_here
-        return self.caches.row(read.value, self.y)
+        return self.caches.row(read.value, self.y + read.dy, read.dx)
 
     def condition(self, operand: ConditionOperand) -> Tensor:
         x = self.caches.condition(operand)
@@ -198,8 +226,7 @@ class _Pixel(_Around):
         self.x, self.drawn = x, drawn
 
     def value(self, read: Read) -> Tensor:
-        assert read.is_here
-        return self.caches.pixel(read.value, self.y, self.x)
+        return self.caches.pixel(read.value, self.y + read.dy, self.x + read.dx)
 
     def image(self) -> Tensor:
         return super().image() if self.drawn is None else self.drawn

@@ -12,7 +12,7 @@ from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.heads import Head, SamplingOptions
 from pixelcnn_fast.native import required
 from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram, Run
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Read, Step
+from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Step
 
 
 def why_not_compiled(head: Head) -> str | None:
@@ -95,6 +95,7 @@ class _Describer:
             steps=[self._step(step) for step in i.steps],
             lead=self._front.leads[i.out] if self._front else 0,
             after=phased.after,
+            scan=-1 if phased.scan is None else phased.scan,
             **self._start(phased),
         )
 
@@ -104,7 +105,12 @@ class _Describer:
         if isinstance(i, FromLevels):
             return {"kind": kinds.from_levels, "input": self._input(i)}
         if isinstance(i, Pointwise):
-            return {"kind": kinds.pointwise, "value": self._here(i.base)}
+            return {
+                "kind": kinds.pointwise,
+                "value": self._number[i.base.value],
+                "dy": i.base.dy,
+                "dx": i.base.dx,
+            }
         if not isinstance(i, Convolution):
             raise InvalidProgram(f"csrc/program.h has no instruction like {i}")
         return {
@@ -130,16 +136,12 @@ class _Describer:
 
     def _step(self, step: Step) -> Any:
         operand = -1 if step.condition is None else self._condition_operands.index(step.condition)
-        operand = operand if step.value is None else self._here(step.value)
+        operand = operand if step.value is None else self._number[step.value.value]
+        dy, dx = (0, 0) if step.value is None else (step.value.dy, step.value.dx)
         kind = getattr(self._module.StepKind, step.kind)
         return self._module.Step(
-            kind, step.alpha, operand, self._address(step.scale), self._address(step.shift)
+            kind, step.alpha, operand, self._address(step.scale), self._address(step.shift), dy, dx
         )
-
-    def _here(self, read: Read) -> int:
-        if not read.is_here:
-            raise InvalidProgram(f"csrc/program.h has no operands at other pixels, such as {read}")
-        return self._number[read.value]
 
     def _address(self, tensor: Tensor | None) -> int:
         if tensor is None:

@@ -6,13 +6,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pixelcnn_fast.errors import InvalidProgram, NotCausal
+from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.causality import check_causal
+from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.verify import verify
+from pixelcnn_fast.runtimes.cpu import CpuRuntime
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Job
+from tests.needs import RUNTIMES
 
 HEIGHT, WIDTH = 4, 5
 
@@ -83,6 +90,17 @@ def test_causality_follows_it() -> None:
         check_causal(leaking)
 
 
-def test_runtimes_do_not_take_it_yet() -> None:
-    with pytest.raises(InvalidProgram, match=r"operands lie at the same pixel, and %1\(-1, \+0\) does not"):
-        pipeline.phased(CASES["operand above"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes_follow_it(name: str, runtime: str) -> None:
+    phased, head = pipeline.phased(pipeline.simplified(CASES[name])), Categorical(3)
+    verify(phased)
+    kind = {"eager": EagerRuntime, "cpu": CpuRuntime}[runtime]
+    values, parameters = levels() % 3, torch.zeros(2, 1, HEIGHT, WIDTH, 3, dtype=torch.float64)
+    noise, known = (
+        torch.zeros(2, 1, HEIGHT, WIDTH, dtype=torch.float64),
+        torch.ones_like(values, dtype=torch.bool),
+    )
+    values = values.to(head.value_dtype)
+    kind(phased, Conditions(), head).run(Job(values=values, known=known, noise=noise, parameters=parameters))
+    torch.testing.assert_close(parameters, meaning(CASES[name], values))

@@ -207,7 +207,7 @@ BROKEN_PHASES = {
     ),
     "an operand elsewhere": (
         lambda p: changed(p, 2, instruction=replace(GATE, steps=(Step("multiply", value=Read(1, -1, 0)),))),
-        r"operands lie at the same pixel, and %1\(-1, \+0\) does not",
+        r"%1\(-1, \+0\) reads a row that is not kept",
     ),
     "an operand of levels": (
         lambda p: changed(p, 0, instruction=replace(LEVELS, steps=(CONDITION_STEP,))),

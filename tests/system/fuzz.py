@@ -10,7 +10,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.native import native
-from pixelcnn_fast.nn import channel_groups
+from pixelcnn_fast.nn import DiagonalLSTM, RowLSTM, channel_groups
 from pixelcnn_fast.nn.channel_order import CHANNEL_ORDERS, ChannelOrder
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.verify import verify
@@ -129,6 +129,15 @@ class Layer(nn.Module):
         self.constant = nn.Parameter(torch.rand(width, 1, 1))
         self.of_condition = nn.Conv2d(2, width, 1)
         self.prelu = nn.PReLU(width)
+        settings: Any = dict(learn_initial_state=r.random() < 0.5)
+        if ordered:
+            settings["channel_groups"] = (groups, groups)
+        self.row_lstm = RowLSTM(width, width, r.choice([1, 3, 5]), **settings)
+        self.left = DiagonalLSTM(width, width, **settings)
+        self.right = DiagonalLSTM(width, width, reverse=True, **settings)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("h0", "c0")):
+                nn.init.normal_(parameter)
 
     def forward(self, h: Tensor, given: Given) -> Tensor:
         return getattr(self, self.kind)(h, given)
@@ -275,6 +284,21 @@ class Layer(nn.Module):
         larger = F.conv2d(h, weight, self.conv.bias, padding=padding, dilation=self.conv.dilation)
         return self.activation(larger)[:, :, extra:-extra, extra:-extra]
 
+    def row_by_row(self, h: Tensor, given: Given) -> Tensor:
+        return h + self.row_lstm(self.activation(h))
+
+    def by_diagonals(self, h: Tensor, given: Given) -> Tensor:
+        return self.left(h) + self.point(h)
+
+    def from_both_sides(self, h: Tensor, given: Given) -> Tensor:
+        right = self.right(self.conv(h))  # perhaps with more layers before it is shifted down
+        right = self.activation(self.point(right)) if self.numbers[0] > 0 else right
+        return self.left(h) + F.pad(right, (0, 0, 1, -1)) + self.above(h)
+
+    def row_by_row_ahead(self, h: Tensor, given: Given) -> Tensor:
+        ahead = self.row_lstm(F.conv2d(F.pad(h, (1, 1)), self.free.weight[:, :, :1]))
+        return h + F.pad(ahead, (0, 0, 1, -1))
+
     # those that mix all channels of a pixel
 
     def layer_normed(self, h: Tensor, given: Given) -> Tensor:
@@ -302,6 +326,9 @@ class Layer(nn.Module):
 
 
 KINDS = [
+    "row_by_row",
+    "by_diagonals",
+    "from_both_sides",
     "convolved",
     "pointwise",
     "residual",
@@ -336,6 +363,7 @@ KINDS = [
     "over_padded",
 ]
 MIXING_KINDS = [
+    "row_by_row_ahead",
     "layer_normed",
     "rms_normed",
     "channels_last",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.models.pixel_rnn import Kind
 from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.nn.channel_order import ChannelOrder
 from pixelcnn_fast.program.phased import Phase
@@ -23,6 +24,12 @@ def gated(**kwargs) -> GatedPixelCNN:
 def ordered(order: ChannelOrder, **kwargs) -> PixelCNN:
     torch.manual_seed(2)
     return enlivened(PixelCNN(3, 8, 1, channel_order=order, **kwargs)).double()
+
+
+def recurrent(kind: Kind, **kwargs) -> PixelRNN:
+    torch.manual_seed(4)
+    settings = {"hidden_channels": 5, "n_layers": 2, "kernel_size": 3, "learn_initial_state": True, **kwargs}
+    return enlivened(PixelRNN(kind, **settings)).double()
 
 
 def with_zero_norms(model: torch.nn.Module) -> torch.nn.Module:
@@ -74,6 +81,10 @@ CASES = {
     "interleaved with labels": (ordered("interleaved", n_classes=4, kernel_size=3), (3, 6, 5)),
     "gated thirds": (gated(channel_order="thirds"), (3, 5, 6)),
     "gated interleaved with labels": (gated(channel_order="interleaved", n_classes=4), (3, 6, 6)),
+    "rows": (recurrent("row_lstm", input_channels=1), (1, 6, 7)),
+    "rows, thirds, with labels": (recurrent("row_lstm", channel_order="thirds", n_classes=4), (3, 5, 6)),
+    "diagonals": (recurrent("diagonal_bilstm", input_channels=2, n_classes=4), (2, 6, 5)),
+    "diagonals, interleaved": (recurrent("diagonal_bilstm", channel_order="interleaved"), (3, 5, 5)),
     "gated of two colours": (gated(input_channels=2, channel_order="thirds"), (2, 5, 5)),
 }
 
@@ -95,7 +106,10 @@ def test_same_noise_same_images_as_naive(name):
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["gated", "thirds", "gated interleaved with labels"])
+@pytest.mark.parametrize(
+    "name",
+    ["gated", "thirds", "gated interleaved with labels", "rows", "rows, thirds, with labels", "diagonals"],
+)
 def test_waves_and_single_rows_give_the_same_bits(name):
     model, shape = CASES[name]
     sampler, images = Sampler(model, shape), torch.randint(0, 256, (15, *shape))

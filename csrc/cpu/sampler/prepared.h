@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <vector>
 
@@ -22,7 +23,7 @@ template <class T>
 struct PreparedStep {
   StepKind kind;
   T alpha;
-  int operand;
+  int operand, dy, dx;
   std::vector<T> scale, shift;
 
   bool reads_value() const { return operand_of(kind) == Operand::value; }
@@ -36,15 +37,25 @@ struct PreparedInstruction {
   Phase phase;
   bool is_output;
   ImageInput input;
-  int value;
+  int value, dy, dx;
+  int scan;
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
   // Whether another thread may still be writing what is read, for the sums over rows above or at a pixel.
   bool barrier_in_row = false, barrier_at_pixel = false;
 
+  bool in_scan() const { return scan != Instruction::kWholeRow; }
+  // Whether it is computed for a whole row at once.
+  bool by_rows() const { return (phase == Phase::row && !is_output) || (phase == Phase::finished && !in_scan()); }
   // Whether its sum over rows above is kept until its pixel's turn comes.
-  bool keeps_partial() const { return !row_runs.empty() && (phase != Phase::row || is_output); }
+  bool keeps_partial() const { return !row_runs.empty() && !by_rows(); }
+};
+
+// What is computed once a row is finished, and does not need each other: instructions for the whole row, and scans,
+// each of which one thread goes through. Scans are numbered by the instruction that they begin with.
+struct Stage {
+  std::vector<int> by_rows, scans;
 };
 
 template <class T>
@@ -62,6 +73,7 @@ class PreparedProgram {
       total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
+    set_stages();
     set_barriers(program.outputs.size());
     count_work(program);
   }
@@ -69,6 +81,7 @@ class PreparedProgram {
   const Kernels<T>& kernels;
   std::vector<PreparedInstruction<T>> instructions;
   std::vector<const PreparedInstruction<T>*> inputs, outputs;
+  std::vector<Stage> stages;  // after each row
   Buffer packed;
   int depth = 0;       // the furthest row above that anything reads
   int widest = 0;      // channels of the widest instruction, padded
@@ -105,6 +118,7 @@ class PreparedProgram {
       PreparedInstruction<T> p{};
       p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.after = i.after;
       p.kind = i.kind, p.phase = i.phase, p.input = i.input, p.value = i.value;
+      p.dy = i.dy, p.dx = i.dx, p.scan = i.scan;
       p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
       p.table = copy(i.input.table, i.input.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;
@@ -112,8 +126,8 @@ class PreparedProgram {
       p.bias.resize(p.padded);
       p.pixel_runs = runs(i.pixel_runs, i.channels, weights);
       for (const auto& s : i.steps)
-        p.steps.push_back(
-            {s.kind, static_cast<T>(s.alpha), s.operand, copy(s.scale, i.channels), copy(s.shift, i.channels)});
+        p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, s.dy, s.dx, copy(s.scale, i.channels),
+                           copy(s.shift, i.channels)});
       instructions.push_back(std::move(p));
     }
     for (size_t i = 0; i < instructions.size(); i++) {
@@ -121,12 +135,39 @@ class PreparedProgram {
       p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
       if (p.kind == InstructionKind::from_levels) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
-      if (p.phase == Phase::row) widest_row = std::max(widest_row, p.padded);
+      if (p.by_rows()) widest_row = std::max(widest_row, p.padded);
       most_steps = std::max<int>(most_steps, p.steps.size());
     }
     for (int output : program.outputs)
       for (const auto& p : instructions)
         if (p.out == output) outputs.push_back(&p);
+  }
+
+  // An instruction, or a scan, is in the stage after those that it reads in the present row.
+  void set_stages() {
+    std::map<int, int> stage;  // by value; those of the row's pixels are known before the first
+    for (size_t begin = 0, end; begin < instructions.size(); begin = end) {
+      end = begin + 1;
+      if (instructions[begin].phase != Phase::finished) continue;
+      if (instructions[begin].in_scan())
+        while (end < instructions.size() && instructions[end].scan == instructions[begin].scan) end++;
+      int needed = 0;
+      const auto needs = [&](int value, int dy) {
+        if (const auto found = stage.find(value); dy == 0 && found != stage.end())
+          needed = std::max(needed, found->second + 1);
+      };
+      for (size_t k = begin; k < end; k++) {
+        const auto& i = instructions[k];
+        if (i.kind == InstructionKind::pointwise) needs(i.value, i.dy);
+        for (const auto* runs : {&i.row_runs, &i.pixel_runs})
+          for (const auto& run : *runs) needs(run.source, run.dy);
+        for (const auto& step : i.steps)
+          if (step.reads_value()) needs(step.operand, step.dy);
+      }
+      for (size_t k = begin; k < end; k++) stage[instructions[k].out] = needed;
+      stages.resize(std::max<size_t>(stages.size(), needed + 1));
+      (instructions[begin].in_scan() ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
+    }
   }
 
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts
@@ -144,7 +185,8 @@ class PreparedProgram {
     };
     const auto at_pixels = [&](int after) {
       for (auto& i : instructions) {
-        if (i.kind == InstructionKind::from_levels || i.after != after || i.phase == Phase::row) continue;
+        if (i.kind == InstructionKind::from_levels || i.after != after) continue;
+        if (i.phase == Phase::row || i.phase == Phase::finished) continue;
         i.barrier_at_pixel = needs_barrier(i.pixel_runs, i.steps);
         written.insert(i.out);
       }
@@ -154,7 +196,7 @@ class PreparedProgram {
     at_pixels(draws);
     const std::set<int> last_written = written;
     for (auto& i : instructions) {
-      if (i.phase != Phase::row && i.row_runs.empty()) continue;
+      if ((i.phase != Phase::row && i.row_runs.empty()) || i.phase == Phase::finished) continue;
       i.barrier_in_row = needs_barrier(i.row_runs, i.keeps_partial() ? std::vector<PreparedStep<T>>() : i.steps);
       if (!i.keeps_partial()) written.insert(i.out);
     }
@@ -173,7 +215,7 @@ class PreparedProgram {
     };
     for (const auto& i : instructions) {
       Work& sums = work.partial_sums.emplace_back();
-      Work& rest = i.phase == Phase::row && !i.is_output ? work.row_phase : work.pixels;
+      Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
       above.products += products(i.row_runs, i.padded), above.calls += &above == &sums,
           above.barriers += i.barrier_in_row;

@@ -42,13 +42,14 @@ void bind_sampler(py::module_& m) {
   py::enum_<pcf::Phase>(m, "Phase")
       .value("row", pcf::Phase::row)
       .value("pixel", pcf::Phase::pixel)
-      .value("drawn", pcf::Phase::drawn);
+      .value("drawn", pcf::Phase::drawn)
+      .value("finished", pcf::Phase::finished);
 
   py::class_<pcf::Step>(m, "Step").def(
-      py::init([](pcf::StepKind kind, double alpha, int operand, Address scale, Address shift) {
-        return pcf::Step{kind, alpha, operand, at(scale), at(shift)};
+      py::init([](pcf::StepKind kind, double alpha, int operand, Address scale, Address shift, int dy, int dx) {
+        return pcf::Step{kind, alpha, operand, at(scale), at(shift), dy, dx};
       }),
-      "kind"_a, "alpha"_a, "operand"_a, "scale"_a, "shift"_a);
+      "kind"_a, "alpha"_a, "operand"_a, "scale"_a, "shift"_a, "dy"_a, "dx"_a);
   py::class_<pcf::Run>(m, "Run").def(py::init([](int source, int dy, int dx, int width, Address weight) {
                                        return pcf::Run{source, dy, dx, width, at(weight)};
                                      }),
@@ -69,13 +70,13 @@ void bind_sampler(py::module_& m) {
   py::class_<pcf::Instruction>(m, "Instruction")
       .def(py::init([](int out, int channels, pcf::InstructionKind kind, pcf::Phase phase, pcf::ImageInput input,
                        Address bias, std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, int value,
-                       std::vector<pcf::Step> steps, int lead, int after) {
-             return pcf::Instruction{out,      channels,   kind,  phase, input, at(bias),
-                                     row_runs, pixel_runs, value, steps, lead,  after};
+                       std::vector<pcf::Step> steps, int lead, int after, int dy, int dx, int scan) {
+             return pcf::Instruction{out,   channels, kind, phase, input, at(bias), row_runs, pixel_runs,
+                                     value, steps,    lead, after, dy,    dx,       scan};
            }),
            "out"_a, "channels"_a, "kind"_a, "phase"_a, "input"_a = pcf::ImageInput{}, "bias"_a = 0,
            "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
-           "lead"_a, "after"_a);
+           "lead"_a, "after"_a, "dy"_a = 0, "dx"_a = 0, "scan"_a = pcf::Instruction::kWholeRow);
   py::enum_<pcf::HeadKind> heads(m, "HeadKind");
   py::dict head_traits;
   for (const pcf::HeadTraits& kind : pcf::kHeadKinds) {

@@ -74,6 +74,7 @@ class ThreadGroup {
         make_sums(member, t, [](const Instruction&) { return true; });
         member.wait_for_team();
         if (!draw_pixels(member, t)) return;
+        if (!p_.stages.empty()) finish_row(member, t);
       }
     } else if (for_pixels) {
       for (int t = first; t < end; t += chunk) {
@@ -127,6 +128,7 @@ class ThreadGroup {
 
     Team& team;
     const int index;
+    bool alone = false;  // whether it computes all channels
     Span span;
     const Buffer memory;
     HeadDrawer<T> drawer;
@@ -156,7 +158,8 @@ class ThreadGroup {
   template <class Mine>
   void make_sums(Member& member, int t, const Mine& mine) {
     for (const auto& i : p_.instructions)
-      if ((i.phase == Phase::row || i.keeps_partial()) && mine(i)) sum_rows_above(member, i, t);
+      if ((i.phase == Phase::row || i.keeps_partial()) && i.phase != Phase::finished && mine(i))
+        sum_rows_above(member, i, t);
   }
 
   // Draws the chunk's pixels, one column step after the other. False if the run stops here.
@@ -166,12 +169,38 @@ class ThreadGroup {
       if (t >= 0 && t == row * schedule_.lag && row < program_.height && !begin_row(member, row)) return false;
       for (int after = 0; after <= draws(); after++) {
         for (const auto& i : p_.instructions)
-          if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output))
+          if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output) &&
+              i.phase != Phase::finished)
             at_pixels(member, i, t);
         if (after < draws()) settle(member, span(t, 1), after);
       }
     }
     return true;
+  }
+
+  // Computes what needs the whole row that begins at column step t; rows are sampled one at a time. The threads share
+  // the channels of what is computed by rows. A scan has a thread to itself, so that its weights stay in that thread's
+  // cache, and nobody waits within it.
+  void finish_row(Member& member, int t) {
+    for (const Stage& stage : p_.stages) {
+      member.wait_for_team();
+      for (int k : stage.by_rows) sum_rows_above(member, p_.instructions[k], t);
+      for (int scan : stage.scans)
+        for (const Instruction* i = &p_.instructions[scan]; is_in(*i, scan); i++)
+          if (i->keeps_partial()) sum_rows_above(member, *i, t);
+      member.wait_for_team();
+      member.alone = true;
+      for (size_t s = member.index; s < stage.scans.size(); s += member.team.size)
+        for (int x = program_.width - 1; x >= 0; x--)
+          for (const Instruction* i = &p_.instructions[stage.scans[s]]; is_in(*i, stage.scans[s]); i++)
+            at_pixels(member, *i, t + x);
+      member.alone = false;
+    }
+    member.wait_for_team();
+  }
+
+  bool is_in(const Instruction& i, int scan) const {
+    return &i != p_.instructions.data() + p_.instructions.size() && i.scan == p_.instructions[scan].scan;
   }
 
   // False if the run stops here.
@@ -191,6 +220,7 @@ class ThreadGroup {
   // The member's blocks of an instruction's channels: first...last-1.
   std::pair<int, int> share(const Member& member, const Instruction& i) const {
     const int blocks = i.padded / p_.kernels.block;
+    if (member.alone) return {0, blocks};
     return {blocks * member.index / member.team.size, blocks * (member.index + 1) / member.team.size};
   }
 
@@ -230,7 +260,7 @@ class ThreadGroup {
   void tabulate_start(Table& table, const Instruction& i, const Span& span) const {
     switch (i.kind) {
       case InstructionKind::convolution: return tabulate_rows(table, span, const_cast<T*>(i.bias.data()), 0);
-      case InstructionKind::pointwise: return tabulate_value(table, i.value, span);
+      case InstructionKind::pointwise: return tabulate_value(table, i.value, span, i.dy, i.dx);
       case InstructionKind::from_levels: break;  // it is computed as its values are drawn
     }
     __builtin_unreachable();
@@ -296,7 +326,7 @@ class ThreadGroup {
     for (size_t s = 0; s < i.steps.size(); s++) {
       const auto& step = i.steps[s];
       auto& table = member.operands[s];
-      if (step.reads_value()) tabulate_value(table, step.operand, span);
+      if (step.reads_value()) tabulate_value(table, step.operand, span, step.dy, step.dx);
       if (step.reads_condition()) {
         T* data = const_cast<T*>(static_cast<const T*>(job_.conditions[step.operand]));
         const ConditionOperand& operand = program_.conditions[step.operand];

@@ -5,9 +5,9 @@ returns the map that is its result, or a list of maps if it has several. It rais
 in a program. Calls that only move elements need none: they are made on the elements' addresses.
 """
 
-from pixelcnn_fast.capture.lowering import channels, ends, pixels, pointwise
+from pixelcnn_fast.capture.lowering import channels, ends, pixels, pointwise, recurrences
 from pixelcnn_fast.capture.lowering.levels import by_table, cast, has_table
 from pixelcnn_fast.capture.lowering.registry import FRESH, LOWERINGS, MASKED, MOVEMENTS, PLACES
 
-TOPICS = (pointwise, pixels, channels, ends)  # importing them fills the table, as levels does
+TOPICS = (pointwise, pixels, channels, ends, recurrences)  # importing them fills the table, as levels does
 __all__ = ["FRESH", "LOWERINGS", "MASKED", "MOVEMENTS", "PLACES", "by_table", "cast", "has_table"]

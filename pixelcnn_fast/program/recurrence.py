@@ -1,0 +1,118 @@
+"""Which instructions of a program need each other: recurrences, which read values of their own at other pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.errors import InvalidProgram
+from pixelcnn_fast.program.program import Instruction
+
+Offset = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One instruction, or those of a recurrence, in the program's order.
+
+    offsets: where they read each other at other pixels, (dy, dx); none if they are no recurrence.
+    """
+
+    instructions: tuple[Instruction, ...]
+    offsets: frozenset[Offset]
+
+    @property
+    def values(self) -> set[int]:
+        return {i.out for i in self.instructions}
+
+    @property
+    def is_recurrence(self) -> bool:
+        return bool(self.offsets)
+
+    @property
+    def is_from_the_right(self) -> bool:
+        """Whether it walks each row from the right: it can't begin before the row is finished."""
+        return any(dy == 0 and dx > 0 for dy, dx in self.offsets)
+
+    def steps(self, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows and columns of the pixels that can be computed together, step by step. Raises InvalidProgram if
+        some pixel would need a later one."""
+        y, x = torch.arange(height)[:, None], torch.arange(width)
+        offsets = self.offsets
+        if self.is_from_the_right:
+            x, offsets = width - 1 - x, frozenset((dy, -dx) for dy, dx in offsets)
+        if any(offset > (0, 0) for offset in offsets):
+            names = ", ".join(dict.fromkeys(i.name for i in self.instructions))
+            raise InvalidProgram(f"{names}: a recurrence that reads pixels before and after its own")
+        if all(dy < 0 for dy, _ in offsets):
+            time = y.expand(height, width)
+        else:
+            time = x + y * max(dx // -dy + 1 for dy, dx in [*offsets, (-1, -1)] if dy)
+        for t in range(int(time.max()) + 1 if time.numel() else 0):
+            rows, columns = torch.nonzero(time == t, as_tuple=True)
+            yield rows, columns
+
+
+def components(instructions: Sequence[Instruction]) -> list[Component]:
+    """The instructions, ordered so that each needs only those in its own component and in those before it.
+
+    Found as strongly connected components, by Tarjan's algorithm.
+    """
+    producer = {i.out: i for i in instructions}
+    position = {i.out: at for at, i in enumerate(instructions)}
+    number: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    stack: list[int] = []
+    done: set[int] = set()
+    found: list[Component] = []
+    for root in producer:
+        if root in number:
+            continue
+        work: list[tuple[int, Iterator[int]]] = [(root, _read(producer[root]))]
+        number[root] = lowest[root] = len(number)
+        stack.append(root)
+        while work:
+            value, rest = work[-1]
+            for read in rest:
+                if read not in number:
+                    number[read] = lowest[read] = len(number)
+                    stack.append(read)
+                    work.append((read, _read(producer[read])))
+                    break
+                if read not in done:
+                    lowest[value] = min(lowest[value], number[read])
+            else:
+                work.pop()
+                if work:
+                    before = work[-1][0]
+                    lowest[before] = min(lowest[before], lowest[value])
+                if lowest[value] == number[value]:
+                    at = stack.index(value)
+                    members = sorted(stack[at:], key=position.__getitem__)
+                    del stack[at:]
+                    done |= set(members)
+                    found.append(_component([producer[member] for member in members]))
+    return found
+
+
+def _read(i: Instruction) -> Iterator[int]:
+    return iter([read.value for read in i.reads()])
+
+
+def _component(instructions: Sequence[Instruction]) -> Component:
+    values = {i.out for i in instructions}
+    reads = [read for i in instructions for read in i.reads() if read.value in values]
+    return Component(tuple(instructions), frozenset((r.dy, r.dx) for r in reads if not r.is_here))
+
+
+def recurrent(instructions: Iterable[Instruction]) -> bool:
+    """Whether some of the instructions are a recurrence: then one reads a value that is defined later, or its own."""
+    defined: set[int] = set()
+    for i in instructions:
+        if any(read.value not in defined for read in i.reads()):
+            return True
+        defined.add(i.out)
+    return False

@@ -1,0 +1,92 @@
+"""What an instruction's channels see, from what those that it reads see.
+
+In NumPy, whose calls on small arrays take a fraction of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pixelcnn_fast.program.program import Connection, Instruction
+
+Shape = tuple[int, int, int]  # (image channels, 2H - 1, 2W - 1)
+
+
+class Seen(NamedTuple):
+    """As a ``Field``: each channel's group, [channels], and what groups see, bool [groups, C, 2H - 1, 2W - 1]."""
+
+    group: np.ndarray
+    seen: np.ndarray
+
+
+def seen_by(
+    i: Instruction,
+    known: Mapping[int, Seen],
+    shape: Shape,
+    channels_of: Callable[[int], int],
+    counts: Callable[[Connection], bool] = lambda connection: True,
+    others: tuple[tuple[np.ndarray, np.ndarray], ...] = (),
+) -> Seen:
+    """counts: which of its connections count. others: more that it sees: (parts [n, C, 2H - 1, 2W - 1], which of them
+    each channel sees, bool [channels, n])."""
+    # Each channel sees the union of some parts: reads[channel, part] says which.
+    parts, reads = ([each[k] for each in others] for k in (0, 1))
+    if (levels := i.levels_seen(shape[0])) is not None:
+        own = np.zeros((shape[0], *shape), bool)
+        own[range(shape[0]), range(shape[0]), shape[1] // 2, shape[2] // 2] = True
+        parts.append(own)
+        reads.append(levels.numpy())
+    for connection in filter(counts, i.connections(channels_of)):
+        read = connection.read
+        group, seen = known[read.value]
+        parts.append(shifted(seen, read.dy, read.dx))
+        reads.append(_groups_read(connection.channels.cpu().numpy(), group, len(seen)))
+    return Seen(*_united(parts, reads, i.channels, shape))
+
+
+def _groups_read(channels: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+    """channels: bool [n, channels of the field's value] -> of which groups of them each reads any: bool [n, groups]."""
+    if count == 1:
+        return np.asarray(channels.any(1, keepdims=True))
+    return product(channels, group[:, None] == np.arange(count))
+
+
+def _united(
+    parts: list[np.ndarray], reads: list[np.ndarray], channels: int, shape: Shape
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> (each channel's group, what each group sees)"""
+    if not parts:
+        return np.zeros(channels, np.int64), np.zeros((1, *shape), bool)
+    every, read = np.concatenate(parts), np.concatenate(reads, 1)
+    if (read == read[:1]).all():  # all channels see the same
+        return np.zeros(channels, np.int64), every[read[0]].any(0, keepdims=True)
+    kinds, kind = distinct(read)
+    seen, merged = distinct(product(kinds, every.reshape(len(every), -1)))
+    return merged[kind], seen.reshape(-1, *shape)
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The product of matrices of truth values."""
+    return np.asarray(a.astype(np.float32) @ b.astype(np.float32) > 0)
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """-> (the rows that there are, each once; for each row, which of these it is)"""
+    first: dict[bytes, int] = {}
+    which = [first.setdefault(row.tobytes(), len(first)) for row in rows]
+    return rows[[which.index(k) for k in range(len(first))]], np.array(which)
+
+
+def shifted(seen: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    if (dy, dx) == (0, 0):
+        return seen
+    out = np.zeros_like(seen)
+    rows, columns = seen.shape[-2:]
+    if abs(dy) < rows and abs(dx) < columns:
+        out[..., max(dy, 0) : rows + min(dy, 0), max(dx, 0) : columns + min(dx, 0)] = seen[
+            ..., max(-dy, 0) : rows - max(dy, 0), max(-dx, 0) : columns - max(dx, 0)
+        ]
+    return out
