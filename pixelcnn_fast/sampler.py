@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -312,6 +313,13 @@ class Sampler:
         self._run(values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
         normalised = self._observed is None and self._compiled.normalised
         return out.log_softmax(-1) if normalised else out
+
+    def with_reference(self, model: nn.Module) -> Sampler:
+        """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
+        other = copy.copy(self)
+        other._model = WrappedModel(model, self.shape, head=self.head, image_form=self._model.image_form)
+        other._runtimes = {}
+        return other
 
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""

@@ -64,7 +64,7 @@ def compare(
         if name != NAIVE:
             contestants[name] = fast[name]
             continue
-        naive = Sampler(work.plain_model(), work.shape)
+        naive = samplers["same"].with_reference(work.plain_model())
         if 0 < naive_pixels < work.pixels:
             contestants[name] = SomePixels(naive, work, common, naive_pixels, naive_rounds)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,6 +57,11 @@ def copied(b: Builder, x: Map, like: Map | None = None) -> Map:
     """The same map as one value, which holds its shifts, zeros, operands and repeated channels as elements of its own.
     A map that is smaller than the image is put where it, or the map that it is to be ``like``, is least shifted."""
     x = windowed(b, x)
+    if x.source is not None:
+        return x
+    if x.shape == (b.space.images, *x.shape[1:2], *b.space.grid):  # the usual case
+        with suppress(Unsupported):
+            return b.whole(gathered(b, x))
     arranged, back = standard(b.space, x.addresses)
     n, channels, height, width = arranged.shape
     if height > b.space.grid[0] or width > b.space.grid[1]:
