@@ -23,9 +23,9 @@ class Backend(Protocol):
     """Computes a recurrence on [N, channels, H, W]; settings are the op's own, such as a direction."""
 
     def forward(
-        self, sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *settings: Any
+        self, sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *settings: Any, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> h, c and the gates"""
+        """-> h, c and the gates; keep: whether the last two are needed"""
 
     def backward(
         self,
@@ -53,9 +53,8 @@ def recurrence(name: str, settings: str, reference: Any) -> Callable[..., Tensor
         if not sums.numel():
             return fake(sums, weight, h0, c0, *rest)
         dtype = COMPUTED.get(sums.dtype, sums.dtype)
-        h, c, gates = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own)
-        kept = (c, gates.to(sums.dtype)) if keep else (c.new_empty(0), sums.new_empty(0))
-        return h.to(sums.dtype), *kept
+        h, c, gates = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
+        return h.to(sums.dtype), c, gates.to(sums.dtype)
 
     def fake(sums, weight, h0, c0, *rest):
         *_, keep, _ = rest

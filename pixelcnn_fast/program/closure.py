@@ -15,7 +15,9 @@ from pixelcnn_fast.program.recurrence import Component, Offset
 from pixelcnn_fast.program.seen import Seen, Shape, distinct, product, seen_by, shifted
 
 Reads = dict[Offset, np.ndarray]  # by offset, which states channels read there: bool [channels, states]
-Known = dict[tuple[bytes, ...], np.ndarray]  # sums of offsets, by what they are of
+Known = dict[
+    tuple[bytes, ...], np.ndarray
+]  # sums of offsets, and what is seen through them, by what they are of
 
 
 def seen_in_recurrence(
@@ -82,8 +84,10 @@ def _seen_by_states(inputs: np.ndarray, reads: Reads, known: Known) -> tuple[np.
     key = tuple(bytes(str(offset), "ascii") + states.tobytes() for offset, states in sorted(between.items()))
     if key not in known:
         known[key] = _sums(between, len(first), *inputs.shape[2:])
-    seen = _convolved(known[key][:, :, None], inputs[first][None])
-    return kind, np.asarray(seen.any(1))
+    with_inputs = (*key, inputs[first].tobytes())
+    if with_inputs not in known:  # as for most layers, which see all that comes before
+        known[with_inputs] = np.asarray(_convolved(known[key][:, :, None], inputs[first][None]).any(1))
+    return kind, known[with_inputs]
 
 
 def _kinds(inputs: np.ndarray, reads: Reads) -> np.ndarray:

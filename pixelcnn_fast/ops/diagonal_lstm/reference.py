@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.ops.row_lstm.reference import State, cell, cell_backward, initial
+from pixelcnn_fast.ops.row_lstm.reference import State, apart, cell, cell_backward, initial
 
 
 def diagonal_lstm(
@@ -30,26 +30,36 @@ def diagonal_lstm(
     return torch.stack(skewed, 3)[:, :, rows, rows + columns]
 
 
-def forward(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, reverse: bool = False) -> State:
-    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]"""
+def forward(
+    sums: Tensor,
+    weight: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    reverse: bool = False,
+    *,
+    keep: bool = True,
+) -> State:
+    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether the last two are needed"""
     if reverse:
-        h, c, gates = forward(sums.flip(3), weight, h0, c0)
-        return h.flip(3), c.flip(3), gates.flip(3)
+        h, c, gates = forward(sums.flip(3), weight, h0, c0, keep=keep)
+        return (h.flip(3), c.flip(3), gates.flip(3)) if keep else (h.flip(3), c, gates)
     (n, _, height, width), hidden = sums.shape, weight.shape[1]
     sums = sums.permute(2, 3, 0, 1).contiguous()
     matrix = weight.permute(2, 1, 0).reshape(2 * hidden, 4 * hidden)
-    whole = [sums.new_empty(height, width, n, many * hidden) for many in (1, 1, 4)]
+    whole = [sums.new_empty(height, width, n, many * hidden) for many in ((1, 1, 4) if keep else (1,))]
     # The last states of each row, after those of row -1.
     h, c = (sums.new_zeros(height + 1, n, hidden) + (0 if state is None else state) for state in (h0, c0))
     for d in range(height + width - 1):
         rows = _rows_on(d, height, width)
         above, here = slice(rows[0], rows[-1] + 1), slice(rows[0] + 1, rows[-1] + 2)
         of_diagonal = sums[rows, d - rows] + torch.cat([h[above], h[here]], -1) @ matrix
-        h[here], c[here], gates = cell(of_diagonal, c[here], -1)
-        for all_of_it, part in zip(whole, (h[here], c[here], gates), strict=True):
-            all_of_it[rows, d - rows] = part
-    h, c, gates = (x.permute(2, 3, 0, 1).contiguous() for x in whole)
-    return h, c, gates
+        h[here], c[here], *parts = apart(of_diagonal, c[here], -1)
+        whole[0][rows, d - rows] = h[here]
+        if keep:
+            whole[1][rows, d - rows] = c[here]
+            whole[2][rows, d - rows] = torch.cat(parts, -1)
+    states = [x.permute(2, 3, 0, 1).contiguous() for x in whole]
+    return (states[0], states[1], states[2]) if keep else (states[0], sums.new_empty(0), sums.new_empty(0))
 
 
 def backward(

@@ -19,8 +19,10 @@ def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor 
     return torch.stack(rows, 2) if rows else sums.new_zeros(len(sums), weight.shape[1], *sums.shape[2:])
 
 
-def forward(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None) -> State:
-    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]"""
+def forward(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *, keep: bool = True) -> State:
+    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether the last two are needed"""
+    if not keep:
+        return row_lstm(sums, weight, h0, c0), sums.new_empty(0), sums.new_empty(0)
     n, hidden, (height, width) = len(sums), weight.shape[1], sums.shape[2:]
     h, c, gates = (sums.new_empty(n, many * hidden, height, width) for many in (1, 1, 4))
     for y, row in enumerate(_rows(sums, weight, h0, c0)):
@@ -63,10 +65,16 @@ def initial(state: Tensor | None, like: Tensor) -> Tensor:
 def cell(sums: Tensor, c: Tensor, dim: int = 1) -> State:
     """sums: of the gates i, f, g and o, [N, 4h, ...]; c: the cell before, [N, h, ...] -> h, c, and the gates. dim: the
     axis of the channels."""
+    h, c, *gates = apart(sums, c, dim)
+    return h, c, torch.cat(gates, dim)
+
+
+def apart(sums: Tensor, c: Tensor, dim: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As ``cell``, with each gate by itself."""
     i, f, g, o = sums.chunk(4, dim)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
-    return o * c.tanh(), c, torch.cat([i, f, g, o], dim)
+    return o * c.tanh(), c, i, f, g, o
 
 
 def cell_backward(
