@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,37 +19,16 @@ COMPUTED = {
 }  # what cells are in, if not in h's dtype
 
 
-class Backend(Protocol):
-    """Computes a recurrence on [N, channels, H, W]; settings are the op's own, such as a direction."""
-
-    def forward(
-        self, sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *settings: Any, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> h, c and the gates; keep: whether the last two are needed"""
-
-    def backward(
-        self,
-        grad: Tensor,
-        weight: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        h: Tensor,
-        c: Tensor,
-        gates: Tensor,
-        *settings: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """-> the gradients of sums, weight, h0 and c0"""
-
-
 def recurrence(name: str, settings: str, reference: Any) -> Callable[..., Tensor]:
     """Registers an op -> the function (sums, weight, h0, c0, *settings, backend) -> h.
 
-    settings: the schema of the op's own arguments, each followed by a comma.
+    settings: the schema of the op's own arguments, each followed by a comma. reference: a module that computes the
+    recurrence, with ``forward`` -> h, c and the gates, and ``backward`` -> the gradients of sums, weight, h0 and c0.
     """
 
     def compute(sums, weight, h0, c0, *rest):  # the schema has the types
         *own, keep, backend = rest
-        _chosen(backend, name, sums)
+        _check_backend(backend, name, sums)
         if not sums.numel():
             return fake(sums, weight, h0, c0, *rest)
         dtype = COMPUTED.get(sums.dtype, sums.dtype)
@@ -64,7 +43,7 @@ def recurrence(name: str, settings: str, reference: Any) -> Callable[..., Tensor
 
     def compute_gradients(grad, weight, h0, c0, h, c, gates, *rest):
         *own, backend = rest
-        _chosen(backend, name, grad)
+        _check_backend(backend, name, grad)
         if not grad.numel():
             return tuple(x.zero_() for x in fake_gradients(grad, weight, h0, c0, h, c, gates, *rest))
         dtype = COMPUTED.get(grad.dtype, grad.dtype)
@@ -133,11 +112,10 @@ def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, ta
             raise ValueError(f"{name} is {x.dtype}, sums are {sums.dtype}: convert one")
 
 
-def _chosen(backend: str, name: str, x: Tensor) -> str:
-    chosen = choose(backend, x.device, x.dtype, ("reference",))
+def _check_backend(backend: str, name: str, x: Tensor) -> None:
+    choose(backend, x.device, x.dtype, ("reference",))
     if x.device.type == "cuda":
         warnings.warn(f"{name} has no GPU kernel yet: a loop in PyTorch computes it", stacklevel=3)
-    return chosen
 
 
 def _in(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.passes.emitter import Emitter
 from pixelcnn_fast.passes.phases import computed_by_rows
 from pixelcnn_fast.program.program import (
     Convolution,
@@ -50,8 +51,7 @@ class _Retiming:
         self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
         for component in components(program.instructions):
             self._classify(component)
-        self._out: list[Instruction] = []
-        self._next = 0
+        self._new = Emitter()
         self._made: dict[tuple[int, int, int], int] = {}
         self._insides: dict[tuple[int, int, int], int] = {}
 
@@ -100,15 +100,7 @@ class _Retiming:
 
     def retimed(self) -> Program:
         outputs = tuple(self._at(value, 0, 0) for value in self._program.outputs)
-        return replace(self._program, instructions=tuple(self._out), outputs=outputs)
-
-    def _number(self) -> int:
-        self._next += 1
-        return self._next - 1
-
-    def _emit(self, i: Instruction, out: int | None = None) -> int:
-        self._out.append(replace(i, out=self._number() if out is None else out))
-        return self._out[-1].out
+        return replace(self._program, instructions=self._new.instructions, outputs=outputs)
 
     def _at(self, value: int, dy: int, dx: int) -> int:
         """The new value that holds at every pixel what ``value`` holds at (dy, dx) from it: zero outside the grid."""
@@ -117,7 +109,7 @@ class _Retiming:
             if (dy, dx) == (0, 0) and value in self._recurrences:
                 self._make_recurrence(self._recurrences[value])
             elif (dy, dx) == (0, 0) and value in self.late:
-                self._made[key] = self._emit(self._unmoved(self._producer[value]))
+                self._made[key] = self._new.emit(self._unmoved(self._producer[value]))
             else:
                 self._made[key] = self._make(self._producer[value], dy, dx)
         return self._made[key]
@@ -128,9 +120,9 @@ class _Retiming:
             for read in i.reads():
                 if read.value not in component.values:
                     self._as_it_is(read, i)
-        self._made |= {(i.out, 0, 0): self._number() for i in component.instructions}
+        self._made |= {(i.out, 0, 0): self._new.number() for i in component.instructions}
         for i in component.instructions:
-            self._emit(self._unmoved(i), self._made[i.out, 0, 0])
+            self._new.emit(self._unmoved(i), self._made[i.out, 0, 0])
 
     def _unmoved(self, i: Instruction) -> Instruction:
         """The instruction as it is, with what it reads in its new form."""
@@ -154,7 +146,9 @@ class _Retiming:
             self.in_time(i.out, dy, dx) or self._below(i.out, dy) and (dy, dx) != (-self._up[i.out], 0)
         ):
             identity = torch.eye(i.channels, dtype=self._program.dtype, device=self._program.device)
-            return self._emit(Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),)))
+            return self._new.emit(
+                Convolution(0, i.channels, i.name, taps=(self._read(i.out, dy, dx, identity),))
+            )
         if moved and (isinstance(i, FromLevels) or i.out in self._recurrences or i.out in self.finished):
             raise Unsupported(f"{i.name}: it is read ({dy:+d}, {dx:+d}) ahead of the present pixel")
         there = i.rewired(
@@ -166,11 +160,11 @@ class _Retiming:
             # The power of the zeros outside the grid would be infinite.
             ones_outside = Step("add", value=Read(self._outside(i.channels, dy, dx)))
             there = replace(there, steps=(ones_outside, *there.steps))
-        out = self._emit(there)
+        out = self._new.emit(there)
         if not moved:
             return out
         inside = Step("multiply", value=Read(self._inside(i.channels, dy, dx)))
-        return self._emit(Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,)))
+        return self._new.emit(Pointwise(0, i.channels, i.name, base=Read(out), steps=(inside,)))
 
     def _below(self, value: int, dy: int) -> bool:
         """Whether reading a late value at ``dy`` moves it down so far that it sees only rows above."""
@@ -196,15 +190,15 @@ class _Retiming:
         inside = self._inside(channels, dy, dx)
         ones = torch.ones(channels, dtype=self._program.dtype, device=self._program.device)
         opposite = Step("affine", scale=-ones, shift=ones)
-        return self._emit(Pointwise(0, channels, "outside", base=Read(inside), steps=(opposite,)))
+        return self._new.emit(Pointwise(0, channels, "outside", base=Read(inside), steps=(opposite,)))
 
     def _inside(self, channels: int, dy: int, dx: int) -> int:
         """A value of ones where (dy, dx) is inside the grid, and zeros where it isn't."""
         key = (channels, dy, dx)
         if key not in self._insides:
             ones = torch.ones(1, channels, dtype=self._program.dtype, device=self._program.device)
-            whole = self._emit(Convolution(0, 1, "inside", bias=ones[0, :1]))
-            self._insides[key] = self._emit(
+            whole = self._new.emit(Convolution(0, 1, "inside", bias=ones[0, :1]))
+            self._insides[key] = self._new.emit(
                 Convolution(0, channels, "inside", taps=(Tap(whole, dy, dx, ones),))
             )
         return self._insides[key]

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.passes.emitter import Emitter
 from pixelcnn_fast.program.fields import Field, output_field, receptive_fields
 from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
 
@@ -75,10 +76,9 @@ class _Splitter:
             value: [(label == kind).nonzero()[:, 0] for kind in label.unique()]
             for value, label in labels.items()
         }
-        self._out: list[Instruction] = []
-        self._next = 0
+        self._new = Emitter()
         # value -> the new values that are its pieces; their numbers are known before them, as recurrences need them
-        self._pieces = {value: [self._number() for _ in pieces] for value, pieces in self._channels.items()}
+        self._pieces = {value: [self._new.number() for _ in pieces] for value, pieces in self._channels.items()}
 
     def split(self) -> Program:
         for i in self._program.instructions:
@@ -95,21 +95,13 @@ class _Splitter:
             for value in self._program.outputs
             for draw in range(draws)
         ]
-        return replace(self._program, instructions=tuple(self._out), outputs=tuple(outputs))
-
-    def _number(self) -> int:
-        self._next += 1
-        return self._next - 1
-
-    def _emit(self, i: Instruction, out: int | None = None) -> int:
-        self._out.append(replace(i, out=self._number() if out is None else out))
-        return self._out[-1].out
+        return replace(self._program, instructions=self._new.instructions, outputs=tuple(outputs))
 
     def _piece(self, i: Instruction, channels: Tensor, out: int | None = None) -> int:
         piece = i.picked(channels, self._piece_with, self._whole)
         if isinstance(piece, Convolution):
             piece = replace(piece, taps=tuple(self._taps(piece.taps)))
-        return self._emit(piece, out)
+        return self._new.emit(piece, out)
 
     def _piece_with(self, value: int, channels: Tensor) -> int:
         """The piece that consists of exactly these channels."""
@@ -145,7 +137,7 @@ class _Splitter:
             weight = (rows[:, None] == channels).to(self._program.device, self._program.dtype)
             if bool(weight.any()):
                 taps.append(Tap(piece, 0, 0, weight))
-        return self._emit(Convolution(0, len(channels), name, taps=tuple(taps)))
+        return self._new.emit(Convolution(0, len(channels), name, taps=tuple(taps)))
 
     # -- the values that levels are turned into
 

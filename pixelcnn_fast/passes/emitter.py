@@ -1,0 +1,29 @@
+"""The instructions of a program that a pass writes anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pixelcnn_fast.program.program import Instruction
+
+
+class Emitter:
+    """Collects instructions and numbers their values."""
+
+    def __init__(self) -> None:
+        self._instructions: list[Instruction] = []
+        self._numbers = 0
+
+    @property
+    def instructions(self) -> tuple[Instruction, ...]:
+        return tuple(self._instructions)
+
+    def number(self) -> int:
+        """A new value's number, before what computes it is emitted: a recurrence's values need each other."""
+        self._numbers += 1
+        return self._numbers - 1
+
+    def emit(self, i: Instruction, out: int | None = None) -> int:
+        """Adds a copy of the instruction -> its value, ``out`` if that is given, else a new one."""
+        self._instructions.append(replace(i, out=self.number() if out is None else out))
+        return self._instructions[-1].out
