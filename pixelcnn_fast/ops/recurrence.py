@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import NAME, define, library
+from pixelcnn_fast.ops.library import NAME, address, as_map, define, element, library, memory_format
 
 STATES = "Tensor? h0, Tensor? c0"
 COMPUTED = {
@@ -19,60 +20,115 @@ COMPUTED = {
 }  # what cells are in, if not in h's dtype
 
 
-def recurrence(name: str, settings: str, reference: Any) -> Callable[..., Tensor]:
-    """Registers an op -> the function (sums, weight, h0, c0, *settings, backend) -> h.
+class Tap(NamedTuple):
+    """Where a pixel's tap lies, and the pixels for which that is the initial state, rows and columns."""
 
-    settings: the schema of the op's own arguments, each followed by a comma. reference: a module that computes the
-    recurrence, with ``forward`` -> h, c and the gates, and ``backward`` -> the gradients of sums, weight, h0 and c0.
-    """
+    dy: int
+    dx: int
+    initial: tuple[slice, slice]
+
+
+class Recurrence(NamedTuple):
+    """What an op computes. reference: a module with ``forward`` -> h and the gates, and ``backward`` -> the gradients
+    of sums, weight, h0 and c0; taps: (how many, *settings) -> each; diagonal: whether a state follows on the one to the
+    left, too."""
+
+    name: str
+    settings: str  # the schema of the op's own arguments, each followed by a comma
+    reference: Any
+    diagonal: bool
+    taps: Callable[..., list[Tap]]
+
+
+def recurrence(which: Recurrence) -> Callable[..., Tensor]:
+    """Registers an op -> the function (sums, weight, h0, c0, *settings, backend) -> h."""
+    name, reference = which.name, which.reference
 
     def compute(sums, weight, h0, c0, *rest):  # the schema has the types
         *own, keep, backend = rest
-        _check_backend(backend, name, sums)
+        backend = _chosen(backend, name, sums)
+        h, gates = fake(sums, weight, h0, c0, *rest)
         if not sums.numel():
-            return fake(sums, weight, h0, c0, *rest)
-        dtype = COMPUTED.get(sums.dtype, sums.dtype)
-        h, c, gates = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
-        return h.to(sums.dtype), c, gates.to(sums.dtype)
+            return h, gates
+        if backend == "reference":
+            dtype = COMPUTED.get(sums.dtype, sums.dtype)
+            found = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
+            return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
+        weight, h0, c0 = (x if x is None else x.contiguous() for x in (weight, h0, c0))
+        required().recurrence(
+            element(sums),
+            which.diagonal,
+            any(own),
+            weight.shape[2],
+            address(weight),
+            address(h0),
+            address(c0),
+            as_map(sums),
+            as_map(h),
+            as_map(gates) if keep else None,
+            torch.get_num_threads(),
+        )
+        return h, gates
 
     def fake(sums, weight, h0, c0, *rest):
         *_, keep, _ = rest
-        h = sums.new_empty(sums.shape[0], weight.shape[1], *sums.shape[2:])
-        cell = COMPUTED.get(sums.dtype, sums.dtype)
-        return h, h.new_empty(h.shape if keep else 0, dtype=cell), sums.new_empty(sums.shape if keep else 0)
+        n, many, *size = sums.shape
+        layout = memory_format(sums)
+        h = sums.new_empty(n, weight.shape[1], *size).to(memory_format=layout)
+        return h, sums.new_empty(n, many, *size).to(memory_format=layout) if keep else sums.new_empty(0)
 
-    def compute_gradients(grad, weight, h0, c0, h, c, gates, *rest):
+    def compute_gradients(grad, weight, h0, c0, h, gates, *rest):
         *own, backend = rest
-        _check_backend(backend, name, grad)
+        backend = _chosen(backend, name, grad)
+        results = fake_gradients(grad, weight, h0, c0, h, gates, *rest)
         if not grad.numel():
-            return tuple(x.zero_() for x in fake_gradients(grad, weight, h0, c0, h, c, gates, *rest))
-        dtype = COMPUTED.get(grad.dtype, grad.dtype)
-        given = (_in(dtype, x) for x in (grad, weight, h0, c0, h, c, gates))
-        return tuple(x.to(grad.dtype) for x in reference.backward(*given, *own))
+            return tuple(x.zero_() for x in results)
+        if backend == "reference":
+            dtype = COMPUTED.get(grad.dtype, grad.dtype)
+            found = reference.backward(*(_in(dtype, x) for x in (grad, weight, h0, c0, h, gates)), *own)
+            return tuple(to.copy_(x) for to, x in zip(results, found, strict=True))
+        of_sums, of_weight, of_h0, of_c0 = results
+        weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
+        required().recurrence_gradient(
+            element(grad),
+            which.diagonal,
+            any(own),
+            weight.shape[2],
+            address(weight),
+            address(c0),
+            as_map(grad),
+            as_map(gates),
+            as_map(of_sums),
+            address(of_h0),
+            address(of_c0),
+            torch.get_num_threads(),
+        )
+        _weight_gradient(of_sums, h, h0, which.taps(weight.shape[2], *own), of_weight)
+        return results
 
-    def fake_gradients(grad, weight, h0, c0, h, c, gates, *rest):
+    def fake_gradients(grad, weight, h0, c0, h, gates, *rest):
         hidden = weight.new_empty(weight.shape[1])
-        return torch.empty_like(gates), torch.empty_like(weight), hidden, torch.empty_like(hidden)
+        return torch.empty_like(gates), weight.new_empty(weight.shape), hidden, torch.empty_like(hidden)
 
     forward = define(
-        f"{name}(Tensor sums, Tensor weight, {STATES}, {settings}bool keep, str backend) -> (Tensor, Tensor, Tensor)",
+        f"{name}(Tensor sums, Tensor weight, {STATES}, {which.settings}bool keep, str backend) -> (Tensor, Tensor)",
         compute,
         fake,
         casts=(0, 1, 2, 3),
     )
     gradients = define(
-        f"{name}_gradients(Tensor grad, Tensor weight, {STATES}, Tensor h, Tensor c, Tensor gates, {settings}"
+        f"{name}_gradients(Tensor grad, Tensor weight, {STATES}, Tensor h, Tensor gates, {which.settings}"
         "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
         compute_gradients,
         fake_gradients,
     )
 
-    def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         _, weight, h0, c0, *ctx.settings, _, ctx.backend = inputs
         ctx.save_for_backward(weight, h0, c0, *output)
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(output[1])
 
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
         weight, h0, c0, *states = ctx.saved_tensors
         given = (grad, weight, h0, c0, *states, *ctx.settings, ctx.backend)
         of_sums, of_weight, of_h0, of_c0 = gradients(*given)
@@ -88,6 +144,32 @@ def recurrence(name: str, settings: str, reference: Any) -> Callable[..., Tensor
         return forward(sums, weight, h0, c0, *own, keep, backend)[0]
 
     return call
+
+
+def _weight_gradient(grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[Tap], to: Tensor) -> None:
+    """The gradient of the state-to-state weight [4h, h, taps] by that of the sums: that of a convolution of h."""
+    top, left = (min(offsets) for offsets in zip(*((tap.dy, tap.dx) for tap in taps), strict=True))
+    height, width = (1 + max(tap.dy for tap in taps) - top, 1 + max(tap.dx for tap in taps) - left)
+    at = [(..., tap.dy - top, tap.dx - left) for tap in taps]
+    mask = to.new_zeros(*to.shape[:2], height, width)
+    for place in at:
+        mask[place] = 1
+    weight = torch.empty_like(mask)
+    required().masked_conv2d_weight_gradient(
+        element(h),
+        as_map(grad),
+        as_map(h),
+        as_map(mask),
+        (-top, -left),
+        (1, 1),
+        address(weight),
+        0,
+        torch.get_num_threads(),
+    )
+    for k, (tap, place) in enumerate(zip(taps, at, strict=True)):
+        to[..., k] = weight[place]
+        if h0 is not None:
+            to[..., k] += torch.outer(grad[(..., *tap.initial)].sum((0, 2, 3)), h0)
 
 
 def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, taps: str) -> None:
@@ -112,10 +194,10 @@ def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, ta
             raise ValueError(f"{name} is {x.dtype}, sums are {sums.dtype}: convert one")
 
 
-def _check_backend(backend: str, name: str, x: Tensor) -> None:
-    choose(backend, x.device, x.dtype, ("reference",))
+def _chosen(backend: str, name: str, x: Tensor) -> str:
     if x.device.type == "cuda":
         warnings.warn(f"{name} has no GPU kernel yet: a loop in PyTorch computes it", stacklevel=3)
+    return choose(backend, x.device, x.dtype, ("compiled", "reference"))
 
 
 def _in(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:

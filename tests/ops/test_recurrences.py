@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import ops
+from tests.needs import ISAS, instruction_set
 from tests.tolerances import assert_right
 
 Recurrence = Callable[..., Tensor]
@@ -78,7 +79,7 @@ CASES: dict[str, tuple[Recurrence, int, tuple]] = {
         (from_the_right, [(-1, 0, anywhere), (0, 1, anywhere)], (0, 1)),
     ),
 }
-SIZES = [(1, 1), (1, 6), (5, 1), (7, 5), (4, 33)]
+SIZES = [(1, 1, 3), (1, 6, 3), (5, 1, 3), (7, 5, 19), (4, 33, 3)]  # H, W, hidden channels
 
 
 def inputs(hidden: int, taps: int, n: int, size: tuple[int, int], learned: bool) -> list[Tensor | None]:
@@ -99,26 +100,83 @@ def with_gradients(function: Recurrence, given: list[Tensor | None], dtype: torc
     return [h.detach(), *torch.autograd.grad(h, [x for x in given if x is not None], grad)]
 
 
+BACKENDS = [*(("compiled", isa) for isa in ISAS), ("reference", "")]
+
+
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("backend", "isa"), BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_equals_a_loop_over_pixels(name: str, dtype: torch.dtype, learned: bool) -> None:
+def test_equals_a_loop_over_pixels(
+    name: str, backend: str, isa: str, dtype: torch.dtype, learned: bool
+) -> None:
     """All results together, relative to their size, since the error of a few numbers is luck."""
     function, taps, definition = CASES[name]
     parts: list[list[Tensor]] = [[], [], []]
-    for size in SIZES:
-        given = inputs(3, taps, 2, size, learned)
-        found = with_gradients(function, given, dtype)
-        plain, exact = (
-            with_gradients(lambda *args: pixel_by_pixel(*args, *definition), given, d)
-            for d in (dtype, torch.float64)
-        )
+    for *size, hidden in SIZES:
+        given = inputs(hidden, taps, 2, (size[0], size[1]), learned)
+        with instruction_set(isa):
+            found = with_gradients(partial(function, backend=backend), given, dtype)
+        plain, exact = defined(name, learned, hidden, *size, dtype)
         for results, part in zip((found, plain, exact), parts, strict=True):
             assert all(x.dtype == (torch.float64 if results is exact else dtype) for x in results)
             part += [
                 (x / e.abs().max().clamp_min(1e-30)).flatten() for x, e in zip(results, exact, strict=True)
             ]
     assert_right(*(torch.cat(part).to(d) for part, d in zip(parts, (dtype, dtype, torch.float64), strict=True)))
+
+
+@cache
+def defined(
+    name: str, learned: bool, hidden: int, height: int, width: int, dtype: torch.dtype
+) -> list[list[Tensor]]:
+    """What ``inputs`` should come to, with gradients, in dtype and in float64."""
+    _, taps, definition = CASES[name]
+    given = inputs(hidden, taps, 2, (height, width), learned)
+    return [
+        with_gradients(lambda *args: pixel_by_pixel(*args, *definition), given, d)
+        for d in (dtype, torch.float64)
+    ]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CASES)
+def test_layouts_batches_and_threads_change_nothing(name: str, isa: str) -> None:
+    function, taps, _ = CASES[name]
+    sums, weight, *states = inputs(5, taps, 19, (6, 7), True)
+    assert sums is not None
+    grad = torch.randn(19, 5, 6, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def run(sums: Tensor, grad: Tensor) -> list[Tensor]:
+        leaves = [
+            sums.detach().requires_grad_(),
+            *(x.requires_grad_() for x in (weight, *states) if x is not None),
+        ]
+        h = function(*leaves)
+        return [h.detach(), *torch.autograd.grad(h, leaves, grad)]
+
+    with instruction_set(isa):
+        h, of_sums, *of_weights = run(sums, grad)
+        ways = {
+            "channels last": (sums.to(memory_format=torch.channels_last), grad),
+            "a gap": (sums.repeat(1, 2, 1, 1)[:, : sums.shape[1]], grad.mT.contiguous().mT),
+        }
+        for way, (like_sums, like_grad) in ways.items():
+            found = run(like_sums, like_grad)
+            assert torch.equal(found[0], h) and torch.equal(found[1], of_sums), way
+            assert found[0].is_contiguous(memory_format=torch.channels_last) == (way == "channels last")
+            for one, other in zip(found[2:], of_weights, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        for part in (slice(1), slice(1, 14)):
+            found = run(sums[part], grad[part])
+            assert torch.equal(found[0], h[part]) and torch.equal(found[1], of_sums[part])
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            found = run(sums, grad)
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(found[0], h) and torch.equal(found[1], of_sums)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,19 +202,25 @@ def test_gradients_and_registration(name: str) -> None:
             torch.library.opcheck(op, (*args, *reverse, True, "auto"))
 
 
-def test_cells_are_not_kept_where_no_gradient_is_needed() -> None:
+def test_gates_are_not_kept_where_no_gradient_is_needed() -> None:
     sums, weight, *_ = inputs(2, 3, 1, (3, 4), False)
-    h, c, gates = torch.ops.pixelcnn_fast.row_lstm(sums, weight, None, None, False, "auto")
-    assert h.shape == (1, 2, 3, 4) and c.numel() == gates.numel() == 0
+    h, gates = torch.ops.pixelcnn_fast.row_lstm(sums, weight, None, None, False, "auto")
+    assert h.shape == (1, 2, 3, 4) and gates.numel() == 0
 
 
+@pytest.mark.parametrize(("backend", "isa"), BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_half_precision_keeps_cells_in_float32(name: str) -> None:
-    _, taps, _ = CASES[name]
-    sums, weight, *_ = (x if x is None else x.bfloat16() for x in inputs(2, taps, 1, (3, 4), False))
-    op = torch.ops.pixelcnn_fast.row_lstm if taps != 2 else torch.ops.pixelcnn_fast.diagonal_lstm
-    h, c, gates = op(sums, weight, None, None, *([False] if taps == 2 else []), True, "auto")
-    assert (h.dtype, c.dtype, gates.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+def test_cells_of_bfloat16_are_in_float32(name: str, backend: str, isa: str) -> None:
+    """Each step adds a thousandth to the cell. In bfloat16, it would stop at 1/4."""
+    function, taps, _ = CASES[name]
+    sums = (
+        torch.tensor([100.0, 100.0, 0.001, 100.0]).view(1, 4, 1, 1).expand(1, 4, 300, 300 if taps == 2 else 1)
+    )
+    weight = torch.zeros(4, 1, taps)
+    with instruction_set(isa):
+        h = function(sums.bfloat16(), weight.bfloat16(), backend=backend)
+    last = h[0, 0, -1, 0 if name.endswith("right") else -1].item()
+    assert last == pytest.approx(torch.tensor(0.3).tanh().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", CASES)

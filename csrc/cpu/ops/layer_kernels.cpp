@@ -147,9 +147,104 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
   }
 }
 
+// -- recurrences
+
+template <class T>
+void add(const T* a, const T* b, T sign, T* __restrict__ out, int n) {
+  for (int i = 0; i < n; i++) out[i] = a[i] + sign * b[i];
+}
+
+template <class T>
+void spread(const T* both, const T* opposite, T* __restrict__ even, T* __restrict__ odd, int n) {
+  if (opposite)
+    for (int i = 0; i < n; i++) {
+      even[i] += both[i] + opposite[i];
+      odd[i] += both[i] - opposite[i];
+    }
+  else
+    for (int i = 0; i < n; i++) even[i] += both[i], odd[i] += both[i];
+}
+
+// n: a number, or a constant, which lets the loop become straight code.
+template <class E, class N>
+inline void cell(const CellForward<E>& p, int hidden, int first, N n) {
+  using T = Computed<E>;
+  const E *sums = p.sums + first, *sums_f = sums + hidden, *sums_g = sums_f + hidden, *sums_o = sums_g + hidden;
+  T i[kCellChannels], f[kCellChannels], g[kCellChannels], o[kCellChannels], c[kCellChannels], h[kCellChannels];
+  for (int j = 0; j < n; j++) {
+    i[j] = logistic(convert<T>(sums[j]) + p.products[j]);
+    f[j] = logistic(convert<T>(sums_f[j]) + p.products[kCellChannels + j]);
+    g[j] = hyperbolic_tangent(convert<T>(sums_g[j]) + p.products[2 * kCellChannels + j]);
+    o[j] = logistic(convert<T>(sums_o[j]) + p.products[3 * kCellChannels + j]);
+    c[j] = f[j] * p.c[first + j] + i[j] * g[j];
+    h[j] = o[j] * hyperbolic_tangent(c[j]);
+  }
+  for (int j = 0; j < n; j++) p.c[first + j] = c[j], p.h[first + j] = h[j], p.out[first + j] = convert<E>(h[j]);
+  if (!p.gates) return;
+  E* gates = p.gates + first;
+  for (int j = 0; j < n; j++) {
+    gates[j] = convert<E>(i[j]), gates[hidden + j] = convert<E>(f[j]);
+    gates[2 * hidden + j] = convert<E>(g[j]), gates[3 * hidden + j] = convert<E>(o[j]);
+  }
+}
+
+struct AllCellChannels {
+  constexpr operator int() const { return kCellChannels; }
+};
+
+template <class E>
+void cells(const CellForward<E>* p, int pixels, int hidden, int first, int n) {
+  if (n == kCellChannels)
+    for (int r = 0; r < pixels; r++) cell(p[r], hidden, first, AllCellChannels());
+  else
+    for (int r = 0; r < pixels; r++) cell(p[r], hidden, first, n);
+}
+
+template <class E>
+void cell_of_gates(const E* gates, const Computed<E>* before, Computed<E>* __restrict__ c, int hidden) {
+  using T = Computed<E>;
+  const E *f = gates + hidden, *g = f + hidden;
+  for (int j = 0; j < hidden; j++) c[j] = convert<T>(f[j]) * before[j] + convert<T>(gates[j]) * convert<T>(g[j]);
+}
+
+template <class E, class N>
+inline void cell_gradient(const CellBackward<E>& p, int hidden, int first, N n) {
+  using T = Computed<E>;
+  const E *gate_i = p.gates + first, *gate_f = gate_i + hidden, *gate_g = gate_f + hidden, *gate_o = gate_g + hidden;
+  T of_gate[4][kCellChannels], of_before[kCellChannels];
+  for (int j = 0; j < n; j++) {
+    const T i = convert<T>(gate_i[j]), f = convert<T>(gate_f[j]), g = convert<T>(gate_g[j]), o = convert<T>(gate_o[j]);
+    const T t = hyperbolic_tangent(p.c[first + j]), of_h = convert<T>(p.grad[first + j]) + p.grad_h[first + j];
+    const T of_c = p.grad_c[first + j] + of_h * o * (T(1) - t * t);
+    of_gate[0][j] = of_c * g * i * (T(1) - i);
+    of_gate[1][j] = of_c * p.before[first + j] * f * (T(1) - f);
+    of_gate[2][j] = of_c * i * (T(1) - g * g);
+    of_gate[3][j] = of_h * t * o * (T(1) - o);
+    of_before[j] = of_c * f;
+  }
+  for (int j = 0; j < n; j++) p.grad_c[first + j] = of_before[j];
+  for (int k = 0, at = first; k < 4; k++, at += hidden)
+    for (int j = 0; j < n; j++) {
+      p.grad_products[at + j] = of_gate[k][j];
+      p.grad_sums[at + j] = convert<E>(of_gate[k][j]);
+    }
+}
+
+template <class E>
+void cell_gradients(const CellBackward<E>* p, int pixels, int hidden) {
+  for (int r = 0; r < pixels; r++) {
+    int first = 0;
+    for (; first + kCellChannels <= hidden; first += kCellChannels)
+      cell_gradient(p[r], hidden, first, AllCellChannels());
+    if (first < hidden) cell_gradient(p[r], hidden, first, hidden - first);
+  }
+}
+
 template <class E>
 constexpr LayerKernels<E> table() {
-  return {gate<E>, gate_gradient<E>, log_sum_exp<E>, nll_gradient<E>};
+  using T = Computed<E>;
+  return {gate<E>,   gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,  add<T>,
+          spread<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
 }
 
 }  // namespace

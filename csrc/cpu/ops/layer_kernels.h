@@ -24,6 +24,25 @@ struct Logits {
   int levels;
 };
 
+// A pixel of a recurrence. Its gates i, f, g and o lie one after the other, `hidden` of each.
+template <class E>
+struct CellForward {
+  const Computed<E>* products;  // of the states before it: i, f, g and o, kCellChannels of each
+  const E* sums;
+  Computed<E>*c, *h;  // c: the cell before it -> its own
+  E *out, *gates;     // gates: null if they are not kept
+};
+constexpr int kCellChannels = 16;
+
+template <class E>
+struct CellBackward {
+  const E *gates, *grad;                  // grad: of h, by what reads it elsewhere
+  const Computed<E>*c, *before, *grad_h;  // grad_h: by the states after it
+  Computed<E>* grad_c;                    // of c by the states after it -> of the cell before
+  Computed<E>* grad_products;
+  E* grad_sums;
+};
+
 template <class E>
 struct LayerKernels {
   // out = tanh(a) * logistic(b)
@@ -36,6 +55,17 @@ struct LayerKernels {
   // grad = scale * (softmax - one-hot of target), laid out like the logits.
   void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
+
+  // out = a + sign * b
+  void (*add)(const Computed<E>* a, const Computed<E>* b, Computed<E> sign, Computed<E>* out, int n);
+  // even + both + opposite -> even, odd + both - opposite -> odd; opposite may be null
+  void (*spread)(const Computed<E>* both, const Computed<E>* opposite, Computed<E>* even, Computed<E>* odd, int n);
+
+  // For n <= kCellChannels channels of each pixel, from `first` on; `products` begin at them.
+  void (*cells)(const CellForward<E>*, int pixels, int hidden, int first, int n);
+  // c = f * before + i * g
+  void (*cell_of_gates)(const E* gates, const Computed<E>* before, Computed<E>* c, int hidden);
+  void (*cell_gradients)(const CellBackward<E>*, int pixels, int hidden);
 };
 
 // The kernels of an instruction set named in cpu_features.h.

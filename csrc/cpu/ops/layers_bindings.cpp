@@ -8,6 +8,7 @@
 #include "cpu/ops/categorical_nll.h"
 #include "cpu/ops/gated_activation.h"
 #include "cpu/ops/masked_conv2d.h"
+#include "cpu/ops/recurrence.h"
 
 namespace py = pybind11;
 namespace cpu = pcf::cpu;
@@ -119,6 +120,22 @@ void categorical_nll_gradient(cpu::Element element, const Sizes<5>& sizes, const
                                 static_cast<double*>(at(log_sum_exp)), at(grad_nll), at(grad_logits), threads);
 }
 
+void recurrence(cpu::Element element, bool diagonal, bool reverse, int taps, Address weight, Address h0, Address c0,
+                const Map& sums, const Map& h, const std::optional<Map>& gates, int threads) {
+  py::gil_scoped_release release;
+  cpu::recurrence({diagonal, reverse, taps, element, at(weight), at(h0), at(c0)}, feature_map(element, sums),
+                  feature_map(element, h), gates ? feature_map(element, *gates) : cpu::FeatureMap{}, threads);
+}
+
+void recurrence_gradient(cpu::Element element, bool diagonal, bool reverse, int taps, Address weight, Address c0,
+                         const Map& grad, const Map& gates, const Map& grad_sums, Address grad_h0, Address grad_c0,
+                         int threads) {
+  py::gil_scoped_release release;
+  cpu::recurrence_gradient({diagonal, reverse, taps, element, at(weight), nullptr, at(c0)}, feature_map(element, grad),
+                           feature_map(element, gates), feature_map(element, grad_sums), at(grad_h0), at(grad_c0),
+                           threads);
+}
+
 }  // namespace
 
 void bind_layers(py::module_& m) {
@@ -145,6 +162,10 @@ void bind_layers(py::module_& m) {
   m.def("gated_activation", &gated_activation, "element"_a, "shape"_a, "x"_a, "condition"_a, "out"_a, "threads"_a);
   m.def("gated_activation_gradient", &gated_activation_gradient, "element"_a, "shape"_a, "x"_a, "condition"_a, "grad"_a,
         "grad_x"_a, "threads"_a);
+  m.def("recurrence", &recurrence, "element"_a, "diagonal"_a, "reverse"_a, "taps"_a, "weight"_a, "h0"_a, "c0"_a,
+        "sums"_a, "h"_a, "gates"_a, "threads"_a);
+  m.def("recurrence_gradient", &recurrence_gradient, "element"_a, "diagonal"_a, "reverse"_a, "taps"_a, "weight"_a,
+        "c0"_a, "grad"_a, "gates"_a, "grad_sums"_a, "grad_h0"_a, "grad_c0"_a, "threads"_a);
   m.def("categorical_nll", &categorical_nll, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a, "nll"_a,
         "log_sum_exp"_a, "threads"_a);
   m.def("categorical_nll_gradient", &categorical_nll_gradient, "element"_a, "sizes"_a, "strides"_a, "logits"_a,

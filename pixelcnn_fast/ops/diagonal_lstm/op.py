@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pixelcnn_fast.ops.diagonal_lstm import reference
-from pixelcnn_fast.ops.recurrence import check, recurrence
+from pixelcnn_fast.ops.recurrence import Recurrence, Tap, check, recurrence
 
 
 def diagonal_lstm(
@@ -21,7 +21,7 @@ def diagonal_lstm(
     sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, 2], tap 0 on the pixel above,
     tap 1 on the one to the left; h0, c0: what row -1 and column -1 hold, [h]; None: zeros; reverse: each row is walked
     from the right, and left reads as right -> h [N, h, H, W].
-    In bfloat16 and float16, cells are float32. backend: 'auto' or 'reference'.
+    In bfloat16 and float16, cells are float32. backend: 'auto', 'compiled' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
@@ -31,4 +31,10 @@ def diagonal_lstm(
     return _diagonal_lstm(sums, weight, h0, c0, reverse, backend)
 
 
-_diagonal_lstm = recurrence("diagonal_lstm", "bool reverse, ", reference)
+def _taps(_: int, reverse: bool) -> list[Tap]:
+    rows, columns = slice(None), slice(None)
+    left = Tap(0, 1, (rows, slice(-1, None))) if reverse else Tap(0, -1, (rows, slice(1)))
+    return [Tap(-1, 0, (slice(1), columns)), left]
+
+
+_diagonal_lstm = recurrence(Recurrence("diagonal_lstm", "bool reverse, ", reference, True, _taps))

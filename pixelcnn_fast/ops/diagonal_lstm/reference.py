@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.ops.row_lstm.reference import State, apart, cell, cell_backward, initial
+from pixelcnn_fast.ops.row_lstm.reference import State, cell, cell_backward, cell_of_gates, initial
 
 
 def diagonal_lstm(
@@ -38,28 +38,19 @@ def forward(
     reverse: bool = False,
     *,
     keep: bool = True,
-) -> State:
-    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether the last two are needed"""
+) -> tuple[Tensor, Tensor]:
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether those are needed"""
+    if not keep:
+        return diagonal_lstm(sums, weight, h0, c0, reverse), sums.new_empty(0)
     if reverse:
-        h, c, gates = forward(sums.flip(3), weight, h0, c0, keep=keep)
-        return (h.flip(3), c.flip(3), gates.flip(3)) if keep else (h.flip(3), c, gates)
-    (n, _, height, width), hidden = sums.shape, weight.shape[1]
-    sums = sums.permute(2, 3, 0, 1).contiguous()
-    matrix = weight.permute(2, 1, 0).reshape(2 * hidden, 4 * hidden)
-    whole = [sums.new_empty(height, width, n, many * hidden) for many in ((1, 1, 4) if keep else (1,))]
-    # The last states of each row, after those of row -1.
-    h, c = (sums.new_zeros(height + 1, n, hidden) + (0 if state is None else state) for state in (h0, c0))
-    for d in range(height + width - 1):
-        rows = _rows_on(d, height, width)
-        above, here = slice(rows[0], rows[-1] + 1), slice(rows[0] + 1, rows[-1] + 2)
-        of_diagonal = sums[rows, d - rows] + torch.cat([h[above], h[here]], -1) @ matrix
-        h[here], c[here], *parts = apart(of_diagonal, c[here], -1)
-        whole[0][rows, d - rows] = h[here]
-        if keep:
-            whole[1][rows, d - rows] = c[here]
-            whole[2][rows, d - rows] = torch.cat(parts, -1)
-    states = [x.permute(2, 3, 0, 1).contiguous() for x in whole]
-    return (states[0], states[1], states[2]) if keep else (states[0], sums.new_empty(0), sums.new_empty(0))
+        h, gates = forward(sums.flip(3), weight, h0, c0)
+        return h.flip(3), gates.flip(3)
+    height, width = sums.shape[2:]
+    h, gates = sums.new_empty(len(sums), weight.shape[1], height, width), torch.empty_like(sums)
+    for d, (of_diagonal, _, gates_of_diagonal) in enumerate(_diagonals(sums, weight, h0, c0)):
+        y = _rows_on(d, height, width)
+        h[:, :, y, d - y], gates[:, :, y, d - y] = of_diagonal[:, :, y], gates_of_diagonal[:, :, y]
+    return h, gates
 
 
 def backward(
@@ -68,28 +59,27 @@ def backward(
     h0: Tensor | None,
     c0: Tensor | None,
     h: Tensor,
-    c: Tensor,
     gates: Tensor,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad: of h; the rest as ``forward`` was given and gave -> the gradients of sums, weight, h0 and c0."""
     if reverse:
-        h, c, gates = (x.flip(3) for x in (h, c, gates))
-        of_sums, of_weight, of_h0, of_c0 = backward(grad.flip(3), weight, h0, c0, h, c, gates)
+        of_sums, of_weight, of_h0, of_c0 = backward(grad.flip(3), weight, h0, c0, h.flip(3), gates.flip(3))
         return of_sums.flip(3), of_weight, of_h0, of_c0
     n, hidden, height, width = h.shape
     grad_sums, grad_weight = torch.empty_like(gates), torch.zeros_like(weight)
     first_h, first_c = (initial(state, h.new_empty(n, hidden, 1)) for state in (h0, c0))
     # With what is outside of the image above and to the left; their gradients are summed up there.
-    h, c = (_framed(x, first) for x, first in ((h, first_h), (c, first_c)))
+    h, c = _framed(h, first_h), _framed(h, first_c)
+    for left in range(width):
+        c[:, :, 1:, left + 1] = cell_of_gates(gates[:, :, :, left], c[:, :, 1:, left])
     grad_h, grad_c = torch.zeros_like(h), torch.zeros_like(c)
     grad_h[:, :, 1:, 1:] = grad
     for d in reversed(range(height + width - 1)):
         y = _rows_on(d, height, width) + 1
         x = d + 2 - y
-        before = c[:, :, y, x - 1]
         of_gates, of_cell = cell_backward(
-            grad_h[:, :, y, x], grad_c[:, :, y, x], gates[:, :, y - 1, x - 1], c[:, :, y, x], before
+            grad_h[:, :, y, x], grad_c[:, :, y, x], gates[:, :, y - 1, x - 1], c[:, :, y, x], c[:, :, y, x - 1]
         )
         grad_sums[:, :, y - 1, x - 1] = of_gates
         grad_c[:, :, y, x - 1] += of_cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pixelcnn_fast.ops.recurrence import check, recurrence
+from pixelcnn_fast.ops.recurrence import Recurrence, Tap, check, recurrence
 from pixelcnn_fast.ops.row_lstm import reference
 
 
@@ -19,8 +19,8 @@ def row_lstm(
 
     sums: input-to-state sums of the gates i, f, g and o, [N, 4h, H, W]; weight: [4h, h, k], k odd, taps on the row
     above; h0, c0: what row -1 holds inside the image's columns, [h]; None: zeros -> h [N, h, H, W].
-    Everything else outside the image is zero. In bfloat16 and float16, cells are float32. backend: 'auto' or
-    'reference'. Raises ValueError if shapes, dtypes or devices do not fit.
+    Everything else outside the image is zero. In bfloat16 and float16, cells are float32. backend: 'auto',
+    'compiled' or 'reference'. Raises ValueError if shapes, dtypes or devices do not fit.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
     check(sums, weight, h0, c0, "k")
@@ -31,4 +31,9 @@ def row_lstm(
     return _row_lstm(sums, weight, h0, c0, backend)
 
 
-_row_lstm = recurrence("row_lstm", "", reference)
+def _taps(k: int) -> list[Tap]:
+    offsets = range(-(k // 2), k // 2 + 1)
+    return [Tap(-1, dx, (slice(1), slice(max(0, -dx), min(0, -dx) or None))) for dx in offsets]
+
+
+_row_lstm = recurrence(Recurrence("row_lstm", "", reference, False, _taps))

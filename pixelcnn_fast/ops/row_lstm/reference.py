@@ -19,33 +19,36 @@ def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor 
     return torch.stack(rows, 2) if rows else sums.new_zeros(len(sums), weight.shape[1], *sums.shape[2:])
 
 
-def forward(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *, keep: bool = True) -> State:
-    """-> h and c [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether the last two are needed"""
+def forward(
+    sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, *, keep: bool = True
+) -> tuple[Tensor, Tensor]:
+    """-> h [N, h, H, W], and what the gates were, [N, 4h, H, W]; keep: whether those are needed"""
     if not keep:
-        return row_lstm(sums, weight, h0, c0), sums.new_empty(0), sums.new_empty(0)
-    n, hidden, (height, width) = len(sums), weight.shape[1], sums.shape[2:]
-    h, c, gates = (sums.new_empty(n, many * hidden, height, width) for many in (1, 1, 4))
-    for y, row in enumerate(_rows(sums, weight, h0, c0)):
-        for whole, part in zip((h, c, gates), row, strict=True):
-            whole[:, :, y] = part
-    return h, c, gates
+        return row_lstm(sums, weight, h0, c0), sums.new_empty(0)
+    h, gates = sums.new_empty(len(sums), weight.shape[1], *sums.shape[2:]), torch.empty_like(sums)
+    for y, (of_row, _, gates_of_row) in enumerate(_rows(sums, weight, h0, c0)):
+        h[:, :, y], gates[:, :, y] = of_row, gates_of_row
+    return h, gates
 
 
 def backward(
-    grad: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, h: Tensor, c: Tensor, gates: Tensor
+    grad: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, h: Tensor, gates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad: of h; the rest as ``forward`` was given and gave -> the gradients of sums, weight, h0 and c0."""
     grad_sums, grad_weight = torch.empty_like(gates), torch.zeros_like(weight)
     n, hidden, _, width = h.shape
     first_h, first_c = (initial(state, h.new_empty(n, hidden, width)) for state in (h0, c0))
+    c = [first_c]
+    for of_row in gates.unbind(2):
+        c.append(cell_of_gates(of_row, c[-1]))
     grad_h, grad_c = torch.zeros_like(first_h), torch.zeros_like(first_c)
     padding = weight.shape[2] // 2
     for y in reversed(range(h.shape[2])):
-        above_h, above_c = (h[:, :, y - 1], c[:, :, y - 1]) if y else (first_h, first_c)
-        of_gates, grad_c = cell_backward(grad[:, :, y] + grad_h, grad_c, gates[:, :, y], c[:, :, y], above_c)
+        above = h[:, :, y - 1] if y else first_h
+        of_gates, grad_c = cell_backward(grad[:, :, y] + grad_h, grad_c, gates[:, :, y], c[y + 1], c[y])
         grad_sums[:, :, y] = of_gates
         grad_h = F.conv_transpose1d(of_gates, weight, padding=padding)
-        grad_weight += conv1d_weight(above_h, weight.shape, of_gates, padding=padding)
+        grad_weight += conv1d_weight(above, weight.shape, of_gates, padding=padding)
     return grad_sums, grad_weight, grad_h.sum((0, 2)), grad_c.sum((0, 2))
 
 
@@ -62,19 +65,18 @@ def initial(state: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if state is None else state[:, None].expand_as(like)
 
 
-def cell(sums: Tensor, c: Tensor, dim: int = 1) -> State:
-    """sums: of the gates i, f, g and o, [N, 4h, ...]; c: the cell before, [N, h, ...] -> h, c, and the gates. dim: the
-    axis of the channels."""
-    h, c, *gates = apart(sums, c, dim)
-    return h, c, torch.cat(gates, dim)
-
-
-def apart(sums: Tensor, c: Tensor, dim: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ``cell``, with each gate by itself."""
-    i, f, g, o = sums.chunk(4, dim)
+def cell(sums: Tensor, c: Tensor) -> State:
+    """sums: of the gates i, f, g and o, [N, 4h, ...]; c: the cell before, [N, h, ...] -> h, c, and the gates."""
+    i, f, g, o = sums.chunk(4, 1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
-    return o * c.tanh(), c, i, f, g, o
+    return o * c.tanh(), c, torch.cat([i, f, g, o], 1)
+
+
+def cell_of_gates(gates: Tensor, c: Tensor) -> Tensor:
+    """c: the cell before -> the cell"""
+    i, f, g, _ = gates.chunk(4, 1)
+    return f * c + i * g
 
 
 def cell_backward(

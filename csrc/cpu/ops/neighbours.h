@@ -1,0 +1,116 @@
+// Sums over neighbouring positions of a line, for two positions at once: y(p) = sum over j < k of x(p + j) . W_j. Two
+// neighbours take 3 products instead of 4, and three take 4 instead of 6 (Winograd 1980, "Arithmetic Complexity of
+// Computations", F(2, 2) and F(2, 3)). More are split into twos and threes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "cpu/ops/layer_kernels.h"
+#include "cpu/simd/buffer.h"
+#include "cpu/simd/kernels.h"
+
+namespace pcf::cpu {
+
+// What a product is added to: y(p) = even + both + opposite and y(p + 1) = odd + both - opposite.
+enum Sum { even, odd, both, opposite };
+constexpr int kSums = 4;
+
+// (x(p + plus) + sign * x(p + minus)) . (sum over j of share[j] * W_j) is added to a sum.
+struct Product {
+  Sum sum;
+  int plus, minus, sign;  // sign 0: x(p + plus) alone
+  std::array<double, 3> share;
+};
+
+constexpr std::array<Product, 3> kProductsOfTwo{{
+    {even, 0, 1, -1, {1, 0, 0}},
+    {odd, 2, 1, -1, {0, 1, 0}},
+    {both, 1, 1, 0, {1, 1, 0}},
+}};
+constexpr std::array<Product, 4> kProductsOfThree{{
+    {even, 0, 2, -1, {1, 0, 0}},
+    {odd, 3, 1, -1, {0, 0, 1}},
+    {both, 1, 2, 1, {0.5, 0.5, 0.5}},
+    {opposite, 2, 1, -1, {0.5, -0.5, 0.5}},
+}};
+
+// The products for `neighbours` of them; positions count from the first neighbour, shares[j] belong to W_j.
+struct ProductOf {
+  Product product;
+  int first;  // the neighbour of share[0]
+};
+inline std::vector<ProductOf> products_of(int neighbours) {
+  std::vector<ProductOf> all;
+  const auto add = [&](const auto& products, int first) {
+    for (Product p : products) {
+      p.plus += first, p.minus += first;
+      all.push_back({p, first});
+    }
+  };
+  int first = 0;
+  for (; neighbours - first >= 5 || neighbours - first == 3; first += 3) add(kProductsOfThree, first);
+  for (; first < neighbours; first += 2) add(kProductsOfTwo, first);
+  return all;
+}
+
+// The weights of such sums, from `depth` to `channels` (a multiple of the kernels' block).
+template <class T>
+class NeighbourWeights {
+ public:
+  // weight(j, d, c): of W_j, for c < channels.
+  template <class Weight>
+  NeighbourWeights(const char* isa, int neighbours, int depth, int channels, const Weight& weight)
+      : products(products_of(neighbours)), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
+        adds_(layer_kernels<T>(isa)) {
+    const int64_t bytes = channels / kernels_.block * kernels_.block_bytes(depth, Weights::same);
+    packed_ = Buffer(bytes * products.size());
+    std::vector<T> matrix(int64_t{depth} * channels);
+    for (size_t i = 0; i < products.size(); i++) {
+      const auto& [product, first] = products[i];
+      std::fill(matrix.begin(), matrix.end(), T(0));
+      for (int j = 0; j < 3 && first + j < neighbours; j++)
+        if (const T share = static_cast<T>(product.share[j]); share != 0)
+          for (int d = 0; d < depth; d++)
+            for (int c = 0; c < channels; c++) matrix[int64_t{d} * channels + c] += share * weight(first + j, d, c);
+      kernels_.pack(matrix.data(), depth, channels, Weights::same, packed_.get() + i * bytes);
+    }
+    bytes_ = bytes;
+  }
+
+  bool has(Sum sum) const {
+    return std::any_of(products.begin(), products.end(), [=](const ProductOf& p) { return p.product.sum == sum; });
+  }
+
+  // The rows that product i multiplies, [pairs][depth], one for each pair of positions. x[t]: where the first neighbour
+  // of pair t lies; neighbours are `pitch` apart.
+  void prepare(size_t i, const std::vector<const T*>& x, int64_t pitch, T* rows) const {
+    const Product& p = products[i].product;
+    for (size_t t = 0; t < x.size(); t++, rows += depth) {
+      const T* plus = x[t] + p.plus * pitch;
+      if (p.sign)
+        adds_.add(plus, x[t] + p.minus * pitch, static_cast<T>(p.sign), rows, depth);
+      else
+        std::copy_n(plus, depth, rows);
+    }
+  }
+
+  // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
+  void multiply(size_t i, Rows<const T> rows, int pairs, int first, int n, Rows<const T> from, Rows<T> to) const {
+    const int64_t block_bytes = kernels_.block_bytes(depth, Weights::same);
+    const char* data = packed_.get() + i * bytes_ + first / kernels_.block * block_bytes;
+    kernels_.matmul(rows, pairs, {data, depth, block_bytes, Weights::same}, 0, n / kernels_.block, from, to);
+  }
+
+  const std::vector<ProductOf> products;
+  const int depth, channels;
+
+ private:
+  const Kernels<T>& kernels_;
+  const LayerKernels<T>& adds_;
+  Buffer packed_;
+  int64_t bytes_;
+};
+
+}  // namespace pcf::cpu

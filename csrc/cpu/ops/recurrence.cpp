@@ -1,0 +1,325 @@
+#include "cpu/ops/recurrence.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/ops/neighbours.h"
+#include "cpu/simd/cpu_features.h"
+#include "cpu/threads/parallel.h"
+
+namespace pcf::cpu {
+namespace {
+
+// States of one step that are computed together: enough to fill matrix products, few enough for the L2 cache.
+constexpr int kForwardStates = 256, kBackwardStates = 128;
+
+// A recurrence as steps along a line of positions. The state of position p at step s depends on the states of
+// neighbouring positions at step s - 1, the first of which is p + first(), and continues the cell of p at step s - 1.
+// Rows: steps are rows and positions columns. Diagonals: steps are diagonals and positions rows, so that the pixel
+// above is position p - 1, and the one to the left is p.
+class Walk {
+ public:
+  Walk(const Recurrence& r, int height, int width) : r_(r), height_(height), width_(width) {}
+
+  int steps() const { return r_.diagonal ? height_ + width_ - 1 : height_; }
+  int positions() const { return r_.diagonal ? height_ : width_; }
+  int first() const { return r_.diagonal ? -1 : -(r_.taps / 2); }
+  bool starts_before(int p) const { return r_.diagonal ? p == -1 : false; }  // an initial state outside of the line
+
+  // The positions that have a pixel at a step; none before the first step.
+  int begin(int step) const { return r_.diagonal ? std::max(0, step - width_ + 1) : 0; }
+  int end(int step) const { return step < 0 ? 0 : r_.diagonal ? std::min(height_, step + 1) : width_; }
+  bool active(int p, int step) const { return p >= begin(step) && p < end(step); }
+
+  int y(int step, int p) const { return r_.diagonal ? p : step; }
+  int x(int step, int p) const {
+    if (!r_.diagonal) return p;
+    return r_.reverse ? width_ - 1 - (step - p) : step - p;
+  }
+
+ private:
+  const Recurrence& r_;
+  const int height_, width_;
+};
+
+// Some images of a map with the channels of a pixel side by side: the map's own memory, or a copy.
+template <class E>
+class Pixels {
+ public:
+  Pixels(const FeatureMap& map, int first, int images)
+      : map_(map), first_(first), images_(images), in_place_(map.stride_c == 1 || map.channels == 1) {
+    if (!in_place_) copy_.resize(int64_t{images} * map.height * map.width * map.channels);
+  }
+  void load() {
+    for (int n = 0; !in_place_ && n < images_; n++)
+      load_rows<E>(map_, first_ + n, 0, map_.height, [&](int y) { return at(n, y, 0); }, 1, map_.channels);
+  }
+  void store() {
+    for (int n = 0; !in_place_ && n < images_; n++)
+      store_rows<E>(map_, first_ + n, 0, map_.height, [&](int y) { return at(n, y, 0); }, 1, map_.channels);
+  }
+  E* at(int n, int y, int x) {
+    if (!in_place_) return copy_.data() + ((int64_t{n} * map_.height + y) * map_.width + x) * map_.channels;
+    return static_cast<E*>(map_.data) + (first_ + n) * map_.stride_n + y * map_.stride_y + x * map_.stride_x;
+  }
+
+ private:
+  const FeatureMap& map_;
+  const int first_, images_;
+  const bool in_place_;
+  std::vector<E> copy_;
+};
+
+// The four sums of pairs of positions, and what they come to.
+template <class T>
+class PairSums {
+ public:
+  PairSums(int pairs, int width) : width_(width), memory_((int64_t{kSums} * pairs + 1) * width) {
+    T* next = memory_.data();
+    zeros_.assign(pairs, next);
+    for (auto& rows : rows_)
+      for (int t = 0; t < pairs; t++) rows.push_back(next += width);
+  }
+  void begin() { std::fill_n(begun_, kSums, false); }
+  void multiply(const NeighbourWeights<T>& weights, size_t i, Rows<const T> x, int pairs, int first) {
+    const Sum sum = weights.products[i].product.sum;
+    const Rows<const T> from = begun_[sum] ? const_cast<Rows<const T>>(rows_[sum].data()) : zeros_.data();
+    weights.multiply(i, x, pairs, first, width_, from, rows_[sum].data());
+    begun_[sum] = true;
+  }
+  void finish(const LayerKernels<T>& k, int pairs) {
+    for (int t = 0; t < pairs; t++)
+      k.spread(rows_[both][t], begun_[opposite] ? rows_[opposite][t] : nullptr, rows_[even][t], rows_[odd][t], width_);
+  }
+  const T* at(int pair, bool second) const { return rows_[second ? odd : even][pair]; }
+
+ private:
+  const int width_;
+  std::vector<T> memory_;
+  std::vector<T*> rows_[kSums];
+  std::vector<const T*> zeros_;
+  bool begun_[kSums] = {};
+};
+
+// States of a line of positions for each of some images, with room before and after it.
+template <class T>
+class Lines {
+ public:
+  Lines(int images, int before, int positions, int after, int channels)
+      : channels_(channels), before_(before), length_(before + positions + after),
+        memory_(int64_t{images} * length_ * channels) {}
+  T* at(int n, int p) { return memory_.data() + (int64_t{n} * length_ + before_ + p) * channels_; }
+
+ private:
+  const int channels_, before_, length_;
+  std::vector<T> memory_;
+};
+
+int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+int round_down(int n) { return n - (n & 1); }  // to an even number, also below 0
+
+// Calls f(first, images) for groups of images.
+template <class F>
+void each_group(int images, int positions, int states, int threads, const F& f) {
+  const int fit = std::max(1, states / std::max(positions, 1));
+  const int groups = std::max((images + fit - 1) / fit, std::min(threads, images));
+  parallel(threads, groups, [&](int, int i) {
+    const int first = int64_t{images} * i / groups, last = int64_t{images} * (i + 1) / groups;
+    f(first, last - first, i);
+  });
+}
+
+template <class E>
+class Scan {
+  using T = Computed<E>;
+
+ public:
+  Scan(const Recurrence& r, int hidden, int height, int width)
+      : r_(r), walk_(r, height, width), hidden_(hidden), isa_(chosen_isa()), kernels_(layer_kernels<E>(isa_)) {}
+
+  void forward(const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads) const {
+    constexpr int kWidth = 4 * kCellChannels;  // kCellChannels of each gate
+    const NeighbourWeights<T> weights(isa_, r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
+                                      [&](int j, int in, int column) {
+                                        const int gate = column % kWidth / kCellChannels;
+                                        const int channel = column / kWidth * kCellChannels + column % kCellChannels;
+                                        return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
+                                      });
+    each_group(sums.images, walk_.positions(), kForwardStates, threads, [&](int first, int images, int) {
+      Pixels<E> from(sums, first, images), to(h, first, images), kept(gates, first, images);
+      from.load();
+      forward(weights, images, from, to, gates.data ? &kept : nullptr);
+      to.store();
+      if (gates.data) kept.store();
+    });
+  }
+
+  void backward(const FeatureMap& grad, const FeatureMap& gates, const FeatureMap& grad_sums, E* grad_h0, E* grad_c0,
+                int threads) const {
+    const NeighbourWeights<T> weights(
+        isa_, r_.taps, 4 * hidden_, round_up(hidden_, kernels<T>(isa_).block),
+        [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); });
+    std::vector<std::vector<T>> initial(grad.images, std::vector<T>(2 * hidden_));
+    each_group(grad.images, walk_.positions(), kBackwardStates, threads, [&](int first, int images, int group) {
+      Pixels<E> of_h(grad, first, images), kept(gates, first, images), of_sums(grad_sums, first, images);
+      of_h.load(), kept.load();
+      backward(weights, images, of_h, kept, of_sums, initial[group].data());
+      of_sums.store();
+    });
+    for (int j = 0; j < hidden_; j++) {
+      T h = 0, c = 0;
+      for (const auto& part : initial) h += part[j], c += part[hidden_ + j];
+      grad_h0[j] = convert<E>(h), grad_c0[j] = convert<E>(c);
+    }
+  }
+
+ private:
+  T weight(int gate, int in, int tap) const {
+    return convert<T>(static_cast<const E*>(r_.weight)[(int64_t{gate} * hidden_ + in) * r_.taps + tap]);
+  }
+  std::vector<T> initial(const void* state) const {
+    std::vector<T> values(hidden_);
+    for (int j = 0; state && j < hidden_; j++) values[j] = convert<T>(static_cast<const E*>(state)[j]);
+    return values;
+  }
+
+  void forward(const NeighbourWeights<T>& weights, int images, Pixels<E>& sums, Pixels<E>& out,
+               Pixels<E>* gates) const {
+    const int positions = walk_.positions(), most = images * ((positions + 1) / 2 + 1);
+    Lines<T> h(images, 2 - walk_.first(), positions, r_.taps + 2, hidden_), c(images, 0, positions, 0, hidden_);
+    const std::vector<T> h0 = initial(r_.h0), c0 = initial(r_.c0);
+    for (int n = 0; n < images; n++)
+      for (int p = walk_.starts_before(-1) ? -1 : 0; p < positions; p++) {
+        std::copy_n(h0.data(), hidden_, h.at(n, p));
+        if (p >= 0) std::copy_n(c0.data(), hidden_, c.at(n, p));
+      }
+    const int64_t rows_of_a_product = int64_t{most} * hidden_;
+    const std::unique_ptr<T[]> memory(new T[weights.products.size() * rows_of_a_product]);
+    std::vector<std::vector<const T*>> rows(weights.products.size());
+    for (size_t i = 0; i < rows.size(); i++)
+      for (int t = 0; t < most; t++) rows[i].push_back(memory.get() + i * rows_of_a_product + int64_t{t} * hidden_);
+    PairSums<T> pair_sums(most, 4 * kCellChannels);
+    std::vector<const T*> x;
+    std::vector<CellForward<E>> pixels;
+    std::vector<std::pair<int, bool>> pair_of;
+    for (int step = 0; step < walk_.steps(); step++) {
+      const int begin = walk_.begin(step), end = walk_.end(step);
+      x.clear(), pixels.clear(), pair_of.clear();
+      for (int n = 0; n < images; n++)
+        for (int pair = round_down(begin); pair < end; pair += 2) {
+          for (int p = std::max(pair, begin); p < std::min(pair + 2, end); p++) {
+            const int py = walk_.y(step, p), px = walk_.x(step, p);
+            pixels.push_back({nullptr, sums.at(n, py, px), c.at(n, p), h.at(n, p), out.at(n, py, px),
+                              gates ? gates->at(n, py, px) : nullptr});
+            pair_of.push_back({static_cast<int>(x.size()), p != pair});
+          }
+          x.push_back(h.at(n, pair + walk_.first()));
+        }
+      const int pairs = static_cast<int>(x.size());
+      for (size_t i = 0; i < rows.size(); i++) weights.prepare(i, x, hidden_, memory.get() + i * rows_of_a_product);
+      for (int channel = 0; channel < hidden_; channel += kCellChannels) {
+        pair_sums.begin();
+        for (size_t i = 0; i < rows.size(); i++) pair_sums.multiply(weights, i, rows[i].data(), pairs, 4 * channel);
+        pair_sums.finish(layer_kernels<T>(isa_), pairs);
+        for (size_t k = 0; k < pixels.size(); k++)
+          pixels[k].products = pair_sums.at(pair_of[k].first, pair_of[k].second);
+        kernels_.cells(pixels.data(), static_cast<int>(pixels.size()), hidden_, channel,
+                       std::min(kCellChannels, hidden_ - channel));
+      }
+    }
+  }
+
+  // initial: the gradients of h0 and c0, to be added to.
+  void backward(const NeighbourWeights<T>& weights, int images, Pixels<E>& grad, Pixels<E>& gates, Pixels<E>& grad_sums,
+                T* initial_gradients) const {
+    const int positions = walk_.positions(), width = weights.channels;
+    // The state of position p is read by those of positions p + first...p + first + taps - 1 at the next step.
+    const int first = -walk_.first() - (r_.taps - 1), before = walk_.starts_before(-1) ? 2 : 0;
+    const int most = images * ((positions + 1) / 2 + 2);
+    Lines<T> grad_products(images, 4 - first, positions, r_.taps + 4, 4 * hidden_);
+    Lines<T> grad_h(images, before, positions, 2, width), grad_c(images, 0, positions, 0, hidden_);
+    const std::vector<T> c0 = initial(r_.c0);
+    Lines<T> c(images, 0, walk_.steps() * positions, 0, hidden_);
+    const auto cell = [&](int n, int step, int p) -> const T* {
+      return walk_.active(p, step) ? c.at(n, step * positions + p) : c0.data();
+    };
+    for (int step = 0; step < walk_.steps(); step++)
+      for (int n = 0; n < images; n++)
+        for (int p = walk_.begin(step); p < walk_.end(step); p++)
+          kernels_.cell_of_gates(gates.at(n, walk_.y(step, p), walk_.x(step, p)), cell(n, step - 1, p),
+                                 c.at(n, step * positions + p), hidden_);
+
+    const std::unique_ptr<T[]> memory(new T[int64_t{most} * weights.depth]);
+    std::vector<const T*> rows, x;
+    for (int t = 0; t < most; t++) rows.push_back(memory.get() + int64_t{t} * weights.depth);
+    PairSums<T> pair_sums(most, width);
+    std::vector<CellBackward<E>> pixels;
+    std::vector<T*> to;
+    for (int step = walk_.steps() - 1; step >= 0; step--) {
+      const int begin = walk_.begin(step), end = walk_.end(step);
+      pixels.clear();
+      for (int n = 0; n < images; n++) {
+        for (int p = begin; p < end; p++) {
+          const int py = walk_.y(step, p), px = walk_.x(step, p);
+          pixels.push_back({gates.at(n, py, px), grad.at(n, py, px), cell(n, step, p), cell(n, step - 1, p),
+                            grad_h.at(n, p), grad_c.at(n, p), grad_products.at(n, p), grad_sums.at(n, py, px)});
+        }
+        for (int p = walk_.begin(step + 1); p < walk_.end(step + 1) && step + 1 < walk_.steps(); p++)
+          if (!walk_.active(p, step)) std::fill_n(grad_products.at(n, p), 4 * hidden_, T(0));
+      }
+      kernels_.cell_gradients(pixels.data(), static_cast<int>(pixels.size()), hidden_);
+
+      // The states before it that it depends on, in pairs.
+      const int from = std::max(begin + walk_.first(), -before / 2);
+      const int until = std::min(end + walk_.first() + r_.taps - 1, positions);
+      x.clear(), to.clear();
+      for (int n = 0; n < images; n++)
+        for (int p = round_down(from); p < until; p += 2) {
+          x.push_back(grad_products.at(n, p + first));
+          to.push_back(grad_h.at(n, p));
+        }
+      const int pairs = static_cast<int>(x.size());
+      pair_sums.begin();
+      for (size_t i = 0; i < weights.products.size(); i++) {
+        weights.prepare(i, x, 4 * hidden_, memory.get());
+        pair_sums.multiply(weights, i, rows.data(), pairs, 0);
+      }
+      pair_sums.finish(layer_kernels<T>(isa_), pairs);
+      for (int t = 0; t < pairs; t++)
+        for (bool second : {false, true}) std::copy_n(pair_sums.at(t, second), width, to[t] + second * width);
+
+      for (int n = 0; n < images; n++)
+        for (int p = from; p < until; p++) {
+          if (walk_.active(p, step - 1)) continue;
+          for (int j = 0; j < hidden_; j++) initial_gradients[j] += grad_h.at(n, p)[j];
+          for (int j = 0; walk_.active(p, step) && j < hidden_; j++)
+            initial_gradients[hidden_ + j] += grad_c.at(n, p)[j];
+        }
+    }
+  }
+
+  const Recurrence r_;
+  const Walk walk_;
+  const int hidden_;
+  const char* isa_;
+  const LayerKernels<E>& kernels_;
+};
+
+}  // namespace
+
+void recurrence(const Recurrence& r, const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates,
+                int threads) {
+  with_element(r.element,
+               [&](auto e) { Scan<decltype(e)>(r, h.channels, h.height, h.width).forward(sums, h, gates, threads); });
+}
+
+void recurrence_gradient(const Recurrence& r, const FeatureMap& grad, const FeatureMap& gates,
+                         const FeatureMap& grad_sums, void* grad_h0, void* grad_c0, int threads) {
+  with_element(r.element, [&](auto e) {
+    using E = decltype(e);
+    Scan<E>(r, grad.channels, grad.height, grad.width)
+        .backward(grad, gates, grad_sums, static_cast<E*>(grad_h0), static_cast<E*>(grad_c0), threads);
+  });
+}
+
+}  // namespace pcf::cpu
