@@ -150,8 +150,9 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
 // -- recurrences
 
 template <class T>
-void add(const T* a, const T* b, T sign, T* __restrict__ out, int n) {
-  for (int i = 0; i < n; i++) out[i] = a[i] + sign * b[i];
+void add(const T* a, const T* b, T factor, T* out, int n) {
+#pragma GCC ivdep
+  for (int i = 0; i < n; i++) out[i] = a[i] + factor * b[i];
 }
 
 template <class T>

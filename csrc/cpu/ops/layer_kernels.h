@@ -56,8 +56,8 @@ struct LayerKernels {
   void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
 
-  // out = a + sign * b
-  void (*add)(const Computed<E>* a, const Computed<E>* b, Computed<E> sign, Computed<E>* out, int n);
+  // out = a + factor * b; out may be a or b
+  void (*add)(const Computed<E>* a, const Computed<E>* b, Computed<E> factor, Computed<E>* out, int n);
   // even + both + opposite -> even, odd + both - opposite -> odd; opposite may be null
   void (*spread)(const Computed<E>* both, const Computed<E>* opposite, Computed<E>* even, Computed<E>* odd, int n);
 

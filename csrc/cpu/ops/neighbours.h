@@ -64,35 +64,40 @@ class NeighbourWeights {
   NeighbourWeights(const char* isa, int neighbours, int depth, int channels, const Weight& weight)
       : products(products_of(neighbours)), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
         adds_(layer_kernels<T>(isa)) {
-    const int64_t bytes = channels / kernels_.block * kernels_.block_bytes(depth, Weights::same);
-    packed_ = Buffer(bytes * products.size());
-    std::vector<T> matrix(int64_t{depth} * channels);
+    const int size = depth * channels;
+    std::vector<std::vector<T>> matrices(neighbours, std::vector<T>(size));  // [depth][channels]
+    for (int j = 0; j < neighbours; j++)
+      for (int c = 0; c < channels; c += kernels_.block)
+        for (int d = 0; d < depth; d++)
+          for (int k = c; k < c + kernels_.block; k++) matrices[j][int64_t{d} * channels + k] = weight(j, d, k);
+    bytes_ = channels / kernels_.block * kernels_.block_bytes(depth, Weights::same);
+    packed_ = Buffer(bytes_ * products.size());
+    std::vector<T> shared(size);
     for (size_t i = 0; i < products.size(); i++) {
       const auto& [product, first] = products[i];
-      std::fill(matrix.begin(), matrix.end(), T(0));
+      std::fill(shared.begin(), shared.end(), T(0));
       for (int j = 0; j < 3 && first + j < neighbours; j++)
         if (const T share = static_cast<T>(product.share[j]); share != 0)
-          for (int d = 0; d < depth; d++)
-            for (int c = 0; c < channels; c++) matrix[int64_t{d} * channels + c] += share * weight(first + j, d, c);
-      kernels_.pack(matrix.data(), depth, channels, Weights::same, packed_.get() + i * bytes);
+          adds_.add(shared.data(), matrices[first + j].data(), share, shared.data(), size);
+      kernels_.pack(shared.data(), depth, channels, Weights::same, packed_.get() + i * bytes_);
     }
-    bytes_ = bytes;
   }
 
   bool has(Sum sum) const {
     return std::any_of(products.begin(), products.end(), [=](const ProductOf& p) { return p.product.sum == sum; });
   }
 
-  // The rows that product i multiplies, [pairs][depth], one for each pair of positions. x[t]: where the first neighbour
-  // of pair t lies; neighbours are `pitch` apart.
-  void prepare(size_t i, const std::vector<const T*>& x, int64_t pitch, T* rows) const {
+  // Writes the rows [pairs][depth] that product i multiplies, those of pairs first...last-1. x[t]: where the first
+  // neighbour of pair t lies; neighbours are `pitch` apart.
+  void prepare(size_t i, const std::vector<const T*>& x, int64_t pitch, int first, int last, T* rows) const {
     const Product& p = products[i].product;
-    for (size_t t = 0; t < x.size(); t++, rows += depth) {
+    for (int t = first; t < last; t++) {
       const T* plus = x[t] + p.plus * pitch;
+      T* row = rows + int64_t{t} * depth;
       if (p.sign)
-        adds_.add(plus, x[t] + p.minus * pitch, static_cast<T>(p.sign), rows, depth);
+        adds_.add(plus, x[t] + p.minus * pitch, static_cast<T>(p.sign), row, depth);
       else
-        std::copy_n(plus, depth, rows);
+        std::copy_n(plus, depth, row);
     }
   }
 

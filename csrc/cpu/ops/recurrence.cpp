@@ -5,7 +5,9 @@
 
 #include "cpu/ops/neighbours.h"
 #include "cpu/simd/cpu_features.h"
+#include "cpu/threads/barrier.h"
 #include "cpu/threads/parallel.h"
+#include "cpu/threads/thread_team.h"
 
 namespace pcf::cpu {
 namespace {
@@ -118,7 +120,7 @@ class Lines {
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 int round_down(int n) { return n - (n & 1); }  // to an even number, also below 0
 
-// Calls f(first, images) for groups of images.
+// Calls f(first, images, group) for groups of images.
 template <class F>
 void each_group(int images, int positions, int states, int threads, const F& f) {
   const int fit = std::max(1, states / std::max(positions, 1));
@@ -128,6 +130,15 @@ void each_group(int images, int positions, int states, int threads, const F& f) 
     f(first, last - first, i);
   });
 }
+
+// One of the threads that compute an image together.
+struct Member {
+  int index, members;
+  SpinBarrier* barrier;
+  void wait() const {
+    if (members > 1) barrier->wait(index);
+  }
+};
 
 template <class E>
 class Scan {
@@ -145,13 +156,26 @@ class Scan {
                                         const int channel = column / kWidth * kCellChannels + column % kCellChannels;
                                         return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
                                       });
-    each_group(sums.images, walk_.positions(), kForwardStates, threads, [&](int first, int images, int) {
-      Pixels<E> from(sums, first, images), to(h, first, images), kept(gates, first, images);
-      from.load();
-      forward(weights, images, from, to, gates.data ? &kept : nullptr);
-      to.store();
-      if (gates.data) kept.store();
+    const int members = threads / sums.images;
+    if (members < 2) {
+      each_group(sums.images, walk_.positions(), kForwardStates, threads, [&](int first, int images, int) {
+        Forward group(*this, weights, sums, h, gates, first, images);
+        group.run({0, 1, nullptr});
+        group.store();
+      });
+      return;
+    }
+    std::vector<Forward> images;
+    std::vector<SpinBarrier> barriers;
+    for (int n = 0; n < sums.images; n++) {
+      images.emplace_back(*this, weights, sums, h, gates, n, 1);
+      barriers.emplace_back(members);
+    }
+    run_team(sums.images * members, [&](int member) {
+      const int n = member / members;
+      images[n].run({member % members, members, &barriers[n]});
     });
+    for (Forward& image : images) image.store();
   }
 
   void backward(const FeatureMap& grad, const FeatureMap& gates, const FeatureMap& grad_sums, E* grad_h0, E* grad_c0,
@@ -183,51 +207,82 @@ class Scan {
     return values;
   }
 
-  void forward(const NeighbourWeights<T>& weights, int images, Pixels<E>& sums, Pixels<E>& out,
-               Pixels<E>* gates) const {
-    const int positions = walk_.positions(), most = images * ((positions + 1) / 2 + 1);
-    Lines<T> h(images, 2 - walk_.first(), positions, r_.taps + 2, hidden_), c(images, 0, positions, 0, hidden_);
-    const std::vector<T> h0 = initial(r_.h0), c0 = initial(r_.c0);
-    for (int n = 0; n < images; n++)
-      for (int p = walk_.starts_before(-1) ? -1 : 0; p < positions; p++) {
-        std::copy_n(h0.data(), hidden_, h.at(n, p));
-        if (p >= 0) std::copy_n(c0.data(), hidden_, c.at(n, p));
-      }
-    const int64_t rows_of_a_product = int64_t{most} * hidden_;
-    const std::unique_ptr<T[]> memory(new T[weights.products.size() * rows_of_a_product]);
-    std::vector<std::vector<const T*>> rows(weights.products.size());
-    for (size_t i = 0; i < rows.size(); i++)
-      for (int t = 0; t < most; t++) rows[i].push_back(memory.get() + i * rows_of_a_product + int64_t{t} * hidden_);
-    PairSums<T> pair_sums(most, 4 * kCellChannels);
-    std::vector<const T*> x;
-    std::vector<CellForward<E>> pixels;
-    std::vector<std::pair<int, bool>> pair_of;
-    for (int step = 0; step < walk_.steps(); step++) {
-      const int begin = walk_.begin(step), end = walk_.end(step);
-      x.clear(), pixels.clear(), pair_of.clear();
+  // Some images that are computed together.
+  class Forward {
+   public:
+    Forward(const Scan& scan, const NeighbourWeights<T>& weights, const FeatureMap& sums, const FeatureMap& h,
+            const FeatureMap& gates, int first, int images)
+        : scan_(scan), weights_(weights), images_(images), positions_(scan.walk_.positions()),
+          most_(images * ((positions_ + 1) / 2 + 1)), sums_(sums, first, images), out_(h, first, images),
+          gates_(gates, first, images), keeps_gates_(gates.data != nullptr),
+          h_(images, 2 - scan.walk_.first(), positions_, scan.r_.taps + 2, scan.hidden_),
+          c_(images, 0, positions_, 0, scan.hidden_), rows_(weights.products.size() * most_ * weights.depth) {
+      sums_.load();
+      const std::vector<T> h0 = scan.initial(scan.r_.h0), c0 = scan.initial(scan.r_.c0);
       for (int n = 0; n < images; n++)
-        for (int pair = round_down(begin); pair < end; pair += 2) {
-          for (int p = std::max(pair, begin); p < std::min(pair + 2, end); p++) {
-            const int py = walk_.y(step, p), px = walk_.x(step, p);
-            pixels.push_back({nullptr, sums.at(n, py, px), c.at(n, p), h.at(n, p), out.at(n, py, px),
-                              gates ? gates->at(n, py, px) : nullptr});
-            pair_of.push_back({static_cast<int>(x.size()), p != pair});
-          }
-          x.push_back(h.at(n, pair + walk_.first()));
+        for (int p = scan.walk_.starts_before(-1) ? -1 : 0; p < positions_; p++) {
+          std::copy_n(h0.data(), scan.hidden_, h_.at(n, p));
+          if (p >= 0) std::copy_n(c0.data(), scan.hidden_, c_.at(n, p));
         }
-      const int pairs = static_cast<int>(x.size());
-      for (size_t i = 0; i < rows.size(); i++) weights.prepare(i, x, hidden_, memory.get() + i * rows_of_a_product);
-      for (int channel = 0; channel < hidden_; channel += kCellChannels) {
-        pair_sums.begin();
-        for (size_t i = 0; i < rows.size(); i++) pair_sums.multiply(weights, i, rows[i].data(), pairs, 4 * channel);
-        pair_sums.finish(layer_kernels<T>(isa_), pairs);
-        for (size_t k = 0; k < pixels.size(); k++)
-          pixels[k].products = pair_sums.at(pair_of[k].first, pair_of[k].second);
-        kernels_.cells(pixels.data(), static_cast<int>(pixels.size()), hidden_, channel,
-                       std::min(kCellChannels, hidden_ - channel));
+    }
+
+    // Each member does some of the channels.
+    void run(const Member& member) {
+      const Walk& walk = scan_.walk_;
+      const int hidden = scan_.hidden_;
+      std::vector<std::vector<const T*>> rows(weights_.products.size());
+      for (size_t i = 0; i < rows.size(); i++)
+        for (int t = 0; t < most_; t++) rows[i].push_back(rows_of(i) + int64_t{t} * hidden);
+      PairSums<T> pair_sums(most_, 4 * kCellChannels);
+      std::vector<const T*> x;
+      std::vector<CellForward<E>> pixels;
+      std::vector<std::pair<int, bool>> pair_of;
+      for (int step = 0; step < walk.steps(); step++) {
+        const int begin = walk.begin(step), end = walk.end(step);
+        x.clear(), pixels.clear(), pair_of.clear();
+        for (int n = 0; n < images_; n++)
+          for (int pair = round_down(begin); pair < end; pair += 2) {
+            for (int p = std::max(pair, begin); p < std::min(pair + 2, end); p++) {
+              const int py = walk.y(step, p), px = walk.x(step, p);
+              pixels.push_back({nullptr, sums_.at(n, py, px), c_.at(n, p), h_.at(n, p), out_.at(n, py, px),
+                                keeps_gates_ ? gates_.at(n, py, px) : nullptr});
+              pair_of.push_back({static_cast<int>(x.size()), p != pair});
+            }
+            x.push_back(h_.at(n, pair + walk.first()));
+          }
+        const int pairs = static_cast<int>(x.size());
+        const int first = pairs * member.index / member.members, last = pairs * (member.index + 1) / member.members;
+        for (size_t i = 0; i < rows.size(); i++) weights_.prepare(i, x, hidden, first, last, rows_of(i));
+        member.wait();
+        for (int channel = member.index * kCellChannels; channel < hidden; channel += member.members * kCellChannels) {
+          pair_sums.begin();
+          for (size_t i = 0; i < rows.size(); i++) pair_sums.multiply(weights_, i, rows[i].data(), pairs, 4 * channel);
+          pair_sums.finish(layer_kernels<T>(scan_.isa_), pairs);
+          for (size_t k = 0; k < pixels.size(); k++)
+            pixels[k].products = pair_sums.at(pair_of[k].first, pair_of[k].second);
+          scan_.kernels_.cells(pixels.data(), static_cast<int>(pixels.size()), hidden, channel,
+                               std::min(kCellChannels, hidden - channel));
+        }
+        member.wait();
       }
     }
-  }
+
+    void store() {
+      out_.store();
+      if (keeps_gates_) gates_.store();
+    }
+
+   private:
+    T* rows_of(size_t product) { return rows_.data() + product * most_ * weights_.depth; }
+
+    const Scan& scan_;
+    const NeighbourWeights<T>& weights_;
+    const int images_, positions_, most_;
+    Pixels<E> sums_, out_, gates_;
+    const bool keeps_gates_;
+    Lines<T> h_, c_;
+    std::vector<T> rows_;
+  };
 
   // initial: the gradients of h0 and c0, to be added to.
   void backward(const NeighbourWeights<T>& weights, int images, Pixels<E>& grad, Pixels<E>& gates, Pixels<E>& grad_sums,
@@ -281,7 +336,7 @@ class Scan {
       const int pairs = static_cast<int>(x.size());
       pair_sums.begin();
       for (size_t i = 0; i < weights.products.size(); i++) {
-        weights.prepare(i, x, 4 * hidden_, memory.get());
+        weights.prepare(i, x, 4 * hidden_, 0, pairs, memory.get());
         pair_sums.multiply(weights, i, rows.data(), pairs, 0);
       }
       pair_sums.finish(layer_kernels<T>(isa_), pairs);
