@@ -250,15 +250,18 @@ def check_program(program: Program, conditions: Conditions, model: WrappedModel,
             )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def on_examples(program: Program, conditions: Conditions, examples: Examples) -> list[Tensor]:
     """What plain PyTorch makes of the program in its dtype: for each example, parameters [N, D, H, W, P]."""
-    results = []
-    for values, given in examples:
-        operands = conditions(condition_operands(program.instructions), given, len(values))
-        condition = {operand: x.to(program.device, program.dtype) for operand, x in operands.items()}
-        results.append(evaluate(program, values.to(program.device), condition.__getitem__).cpu())
-    return results
+    wanted = condition_operands(program.instructions)
+    found = [conditions(wanted, given, len(values)) for values, given in examples]
+    condition = {
+        operand: torch.cat([operands[operand] for operands in found]).to(program.device, program.dtype)
+        for operand in wanted
+    }
+    levels = torch.cat([values for values, _ in examples]).to(program.device)
+    together = evaluate(program, levels, condition.__getitem__).cpu()
+    return list(together.split([len(values) for values, _ in examples]))
 
 
 def on_cpu(program: Program) -> Program:

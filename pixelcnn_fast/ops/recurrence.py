@@ -73,9 +73,9 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
     def fake(sums, weight, h0, c0, *rest):
         *_, keep, _ = rest
         n, many, *size = sums.shape
-        layout = memory_format(sums)
-        h = sums.new_empty(n, weight.shape[1], *size).to(memory_format=layout)
-        return h, sums.new_empty(n, many, *size).to(memory_format=layout) if keep else sums.new_empty(0)
+        like: dict[str, Any] = dict(dtype=sums.dtype, device=sums.device, memory_format=memory_format(sums))
+        h = torch.empty((n, weight.shape[1], *size), **like)
+        return h, torch.empty((n, many, *size), **like) if keep else sums.new_empty(0)
 
     def compute_gradients(grad, weight, h0, c0, h, gates, *rest):
         *own, backend = rest

@@ -19,6 +19,6 @@ def without_zeros(program: Program) -> Program:
     def live(i: Instruction) -> Instruction:
         if not isinstance(i, Convolution):
             return i
-        return replace(i, taps=tuple(tap for tap in i.taps if bool(tap.weight.any())))
+        return replace(i, taps=tuple(tap for tap in i.taps if tap.is_live))
 
     return replace(program, instructions=tuple(map(live, program.instructions)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     grid = _Grid(program, levels, condition)
     for component in components(program.instructions):
         if component.is_recurrence:
-            _walk(component, grid)
+            _Walk(component, grid).through(component)
         else:
             (i,) = component.instructions
             grid.values[i.out] = apply_steps(i.start(grid), i.steps, grid.value, grid.condition)
@@ -55,57 +56,112 @@ class _Grid:
         return x if operand.varies_over_pixels else x[:, None, None]
 
 
-class _Some:
-    """The surroundings of some pixels: [N, pixels, channels]. What is read at other pixels is known before."""
+class _Walk:
+    """The surroundings of those pixels of a recurrence that are computed next: [positions, N, channels].
 
-    def __init__(self, grid: _Grid, y: Tensor, x: Tensor) -> None:
-        self.dtype, self._grid, self.y, self.x = grid.dtype, grid, y, x
-        self._read: dict[Read, Tensor] = {}
+    Maps are laid out by time and position, [times, positions, N, channels], so that such pixels lie side by side. Those
+    of the recurrence's own values have room for what lies outside of the image: zeros.
+    """
+
+    def __init__(self, component: Component, grid: _Grid) -> None:
+        self.dtype, self._grid = grid.dtype, grid
+        self._schedule = component.schedule(*grid.image().shape[1:3])
+        self._pixels = tuple(x.to(grid.image().device) for x in self._schedule.pixels())
+        shifts = [self._schedule.offset(*offset) for offset in component.offsets]
+        self._before = max(-later for later, _ in shifts)
+        self._around = max(abs(away) for _, away in shifts)
+        self._own = {i.out: self._lines(i.channels, self._before, self._around) for i in component.instructions}
+        self._others: dict[Read | ConditionOperand, Tensor] = {}
+        self._time, self._first, self._last = 0, 0, 0
+
+    def through(self, component: Component) -> None:
+        """Computes the recurrence, time by time."""
+        sums = _Sums(component, self._grid)
+        outer = {value: self._laid_out(found) for value, found in sums.outer.items()}
+        for time in range(self._schedule.times):
+            self._time, (self._first, self._last) = time, self._schedule.active(time)
+            ahead = sums.of_states(self)
+            for i in component.instructions:
+                start = ahead[i.out] if i.out in ahead else sums.own[i.out].start(self)
+                if i.out in outer:
+                    start = start + self._now(outer[i.out])
+                self.value(Read(i.out))[:] = apply_steps(start, i.steps, self.value, self.condition)
+        times, positions = self._pixels
+        for value, lines in self._own.items():
+            found = lines[times + self._before, positions + self._around]
+            self._grid.values[value] = found.permute(2, 0, 1, 3).contiguous()
 
     def value(self, read: Read) -> Tensor:
-        if read.is_here:
-            return self._grid.values[read.value][:, self.y, self.x]
-        if read not in self._read:
-            self._read[read] = self._elsewhere(read)
-        return self._read[read]
+        if read.value not in self._own:
+            return self._other(read, self._grid.value)
+        later, away = self._schedule.offset(read.dy, read.dx)
+        lines, away = self._own[read.value][self._time + self._before + later], away + self._around
+        return lines[self._first + away : self._last + away]
 
-    def _elsewhere(self, read: Read) -> Tensor:
-        whole, y, x = self._grid.values[read.value], self.y + read.dy, self.x + read.dx
-        height, width = whole.shape[1:3]
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        return whole[:, y.clamp(0, height - 1), x.clamp(0, width - 1)] * inside[:, None]
+    def condition(self, operand: ConditionOperand) -> Tensor:
+        if operand.varies_over_pixels:
+            return self._other(operand, self._grid.given)
+        return self._grid.given(operand)
+
+    def zeros(self, channels: int) -> Tensor:
+        image = self._grid.image()
+        size = (self._last - self._first, len(image), channels)
+        return torch.zeros(size, dtype=self.dtype, device=image.device)
 
     def image(self) -> Tensor:
         raise AssertionError("levels are no part of a recurrence")
 
-    def zeros(self, channels: int) -> Tensor:
-        n = len(self._grid.image())
-        return torch.zeros(n, len(self.y), channels, dtype=self.dtype, device=self.y.device)
+    def _other(self, key: Any, known: Callable[[Any], Tensor]) -> Tensor:
+        if key not in self._others:
+            self._others[key] = self._laid_out(known(key))
+        return self._now(self._others[key])
 
-    def condition(self, operand: ConditionOperand) -> Tensor:
-        x = self._grid.given(operand)
-        return x[:, self.y, self.x] if operand.varies_over_pixels else x[:, None]
+    def _now(self, lines: Tensor) -> Tensor:
+        return lines[self._time, self._first : self._last]
+
+    def _laid_out(self, whole: Tensor) -> Tensor:
+        lines = self._lines(whole.shape[-1])
+        lines[self._pixels] = whole.permute(1, 2, 0, 3)
+        return lines
+
+    def _lines(self, channels: int, before: int = 0, around: int = 0) -> Tensor:
+        image = self._grid.image()
+        size = (self._schedule.times + before, self._schedule.positions + 2 * around, len(image), channels)
+        return torch.zeros(size, dtype=self.dtype, device=image.device)
 
 
-def _walk(component: Component, grid: _Grid) -> None:
-    """Computes a recurrence step by step, but for the sums of taps on other values, which are known beforehand."""
-    device, (height, width) = grid.image().device, grid.image().shape[1:3]
-    sums: dict[int, Tensor] = {}
-    own: dict[int, Instruction] = {}
-    for i in component.instructions:
-        grid.values[i.out], own[i.out] = grid.zeros(i.channels), i
-        if isinstance(i, Convolution):
-            inner = [tap for tap in i.taps if tap.source in component.values]
-            outer = tuple(tap for tap in i.taps if tap not in inner)
-            sums[i.out] = replace(i, taps=outer).start(grid)
-            own[i.out] = replace(i, taps=tuple(inner), bias=None)
-    for y, x in component.steps(height, width):
-        around = _Some(grid, y.to(device), x.to(device))
-        for i in own.values():
-            start = i.start(around)
-            if i.out in sums:
-                start = start + sums[i.out][:, y, x]
-            grid.values[i.out][:, y, x] = apply_steps(start, i.steps, around.value, around.condition)
+class _Sums:
+    """The sums of a recurrence's convolutions, in three parts: outer, of the bias and of taps on other values, which
+    are known before; of states at other pixels, those with the same taps as one product; and what ``own`` is left."""
+
+    def __init__(self, component: Component, grid: _Grid) -> None:
+        self.outer: dict[int, Tensor] = {}
+        self.own: dict[int, Instruction] = {i.out: i for i in component.instructions}
+        alike: dict[tuple[Read, ...], list[Convolution]] = {}
+        for i in component.instructions:
+            if not isinstance(i, Convolution):
+                continue
+            inner = tuple(tap for tap in i.taps if tap.source in component.values)
+            self.outer[i.out] = replace(i, taps=tuple(tap for tap in i.taps if tap not in inner)).start(grid)
+            self.own[i.out] = own = replace(i, taps=inner, bias=None)
+            if inner and not any(tap.read.is_here for tap in inner):
+                alike.setdefault(tuple(tap.read for tap in inner), []).append(own)
+        self._products = [
+            (
+                reads,
+                convolutions,
+                torch.cat([torch.cat([tap.weight for tap in i.taps]) for i in convolutions], 1),
+            )
+            for reads, convolutions in alike.items()
+        ]
+
+    def of_states(self, around: _Walk) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        for reads, convolutions, weight in self._products:
+            product = torch.cat([around.value(read) for read in reads], -1) @ weight
+            parts = product.split([i.channels for i in convolutions], -1)
+            found.update(zip([i.out for i in convolutions], parts, strict=True))
+        return found
 
 
 def shifted(x: Tensor, dy: int, dx: int) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -55,6 +56,12 @@ class Read:
         return f"%{self.value}({self.dy:+d}, {self.dx:+d})"
 
 
+@cache
+def identity(channels: int) -> Tensor:
+    """Each channel and itself: bool [channels, channels]. Not to be written to."""
+    return torch.eye(channels, dtype=torch.bool)
+
+
 @dataclass(frozen=True, eq=False)
 class Tap:
     """``weight`` [channels of source, channels of out] applied to the source at (row + dy, column + dx)."""
@@ -67,6 +74,15 @@ class Tap:
     @property
     def read(self) -> Read:
         return Read(self.source, self.dy, self.dx)
+
+    @cached_property
+    def connected(self) -> Tensor:
+        """For each channel of out, which of the source's it needs: bool [channels of out, channels of source]."""
+        return (self.weight != 0).T.cpu()
+
+    @cached_property
+    def is_live(self) -> bool:
+        return bool(self.weight.any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +161,7 @@ class Step:
         """For each channel, the channels of the operand that it reads: bool [channels, of]."""
         if self.reads_all_channels:
             return torch.ones(channels, of, dtype=torch.bool)
-        return torch.eye(channels, dtype=torch.bool)
+        return identity(channels)
 
     def rewired(self, operand: Callable[[Read], Read]) -> Step:
         """The same step with another value as its operand."""
@@ -352,7 +368,7 @@ class Convolution(Instruction):
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
         for tap in self.taps:
-            yield Connection(tap.read, (tap.weight != 0).T.cpu(), tap)
+            yield Connection(tap.read, tap.connected, tap)
         yield from super().connections(channels_of)
 
     def start(self, around: Surroundings) -> Tensor:
@@ -400,9 +416,8 @@ class Pointwise(Instruction):
         return [(self.base.value, self.pick), *super().channelwise()]
 
     def connections(self, channels_of: Callable[[int], int]) -> Iterator[Connection]:
-        channels = torch.arange(channels_of(self.base.value))
-        taken = channels if self.pick is None else self.pick
-        yield Connection(self.base, taken[:, None] == channels)
+        every = identity(channels_of(self.base.value))
+        yield Connection(self.base, every if self.pick is None else every[self.pick])
         yield from super().connections(channels_of)
 
     def start(self, around: Surroundings) -> Tensor:

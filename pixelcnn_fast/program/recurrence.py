@@ -37,23 +37,58 @@ class Component:
         """Whether it walks each row from the right: it can't begin before the row is finished."""
         return any(dy == 0 and dx > 0 for dy, dx in self.offsets)
 
-    def steps(self, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows and columns of the pixels that can be computed together, step by step. Raises InvalidProgram if
-        some pixel would need a later one."""
-        y, x = torch.arange(height)[:, None], torch.arange(width)
-        offsets = self.offsets
-        if self.is_from_the_right:
-            x, offsets = width - 1 - x, frozenset((dy, -dx) for dy, dx in offsets)
+    def schedule(self, height: int, width: int) -> Schedule:
+        """Which pixels can be computed together. Raises InvalidProgram if some pixel would need a later one."""
+        offsets = [(dy, -dx) for dy, dx in self.offsets] if self.is_from_the_right else self.offsets
         if any(offset > (0, 0) for offset in offsets):
             names = ", ".join(dict.fromkeys(i.name for i in self.instructions))
             raise InvalidProgram(f"{names}: a recurrence that reads pixels before and after its own")
-        if all(dy < 0 for dy, _ in offsets):
-            time = y.expand(height, width)
-        else:
-            time = x + y * max(dx // -dy + 1 for dy, dx in [*offsets, (-1, -1)] if dy)
-        for t in range(int(time.max()) + 1 if time.numel() else 0):
-            rows, columns = torch.nonzero(time == t, as_tuple=True)
-            yield rows, columns
+        slope = max(dx // -dy + 1 for dy, dx in [*offsets, (-1, -1)] if dy)
+        by_rows = all(dy < 0 for dy, _ in offsets)
+        return Schedule(height, width, self.is_from_the_right, None if by_rows else slope)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a recurrence: pixel (y, x) is computed at a time and has a position, beside those of the same time.
+
+    slope: None if the rows are computed one after the other, at position x; else (y, x) is computed at x + slope * y,
+    at position y. from_the_right: x counts from the right.
+    """
+
+    height: int
+    width: int
+    from_the_right: bool
+    slope: int | None
+
+    @property
+    def times(self) -> int:
+        if not self.height or not self.width:
+            return 0
+        return self.height if self.slope is None else self.width + self.slope * (self.height - 1)
+
+    @property
+    def positions(self) -> int:
+        return self.width if self.slope is None else self.height
+
+    def offset(self, dy: int, dx: int) -> Offset:
+        """How much later what is read there is computed, and how far its position is."""
+        dx = -dx if self.from_the_right else dx
+        return (dy, dx) if self.slope is None else (dx + self.slope * dy, dy)
+
+    def active(self, time: int) -> tuple[int, int]:
+        """The first position that has a pixel at this time, and the one after the last."""
+        if self.slope is None:
+            return 0, self.width
+        return max(0, (time - self.width) // self.slope + 1), min(self.height, time // self.slope + 1)
+
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """The time and the position of each pixel, [H, W]."""
+        y, x = torch.arange(self.height)[:, None], torch.arange(self.width)
+        x = self.width - 1 - x if self.from_the_right else x
+        if self.slope is None:
+            return y.expand(self.height, self.width), x.expand(self.height, self.width)
+        return x + self.slope * y, y.expand(self.height, self.width)
 
 
 def components(instructions: Sequence[Instruction]) -> list[Component]:

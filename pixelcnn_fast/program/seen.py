@@ -69,7 +69,14 @@ def _united(
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The product of matrices of truth values."""
+    """The product of matrices of truth values. Most are all true, or an identity: then NumPy's threads are left asleep,
+    which would compete with PyTorch's."""
+    if a.all():
+        return np.repeat(b.any(0, keepdims=True), len(a), 0)
+    if b.all():
+        return np.repeat(a.any(1, keepdims=True), b.shape[1], 1)
+    if a.shape[0] == a.shape[1] == np.count_nonzero(a) and a.diagonal().all():
+        return b
     return np.asarray(a.astype(np.float32) @ b.astype(np.float32) > 0)
 
 

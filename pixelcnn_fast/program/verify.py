@@ -41,7 +41,7 @@ def _verify_instructions(program: Program | PhasedProgram, instructions: tuple[I
             _verify_step(program, i, step, channels)
         defined.add(i.out)
     for component in components(instructions):
-        list(component.steps(*program.shape[1:]))
+        component.schedule(*program.shape[1:])
     for output in program.outputs:
         if output not in channels:
             raise InvalidProgram(f"output %{output} is not defined")

@@ -133,7 +133,11 @@ def test_components_are_in_an_order_in_which_they_can_be_computed() -> None:
     assert [c.is_from_the_right for c in recurrences].count(True) == 1 and len(recurrences) == 4
     for component in recurrences:
         done = torch.zeros(SHAPE[1:], dtype=torch.bool)
-        for y, x in component.steps(*SHAPE[1:]):
+        schedule = component.schedule(*SHAPE[1:])
+        times, positions = schedule.pixels()
+        for time in range(schedule.times):
+            y, x = (times == time).nonzero(as_tuple=True)
+            assert sorted(positions[y, x].tolist()) == list(range(*schedule.active(time)))
             for dy, dx in component.offsets:
                 at_y, at_x = y + dy, x + dx
                 inside = (at_y >= 0) & (at_x >= 0) & (at_x < SHAPE[2])

@@ -77,7 +77,7 @@ def _lstm(
         mine = slice(k * hidden, (k + 1) * hidden)
         read = [Tap(h, *tap.at, tap.weight[:, mine].contiguous()) for tap in taps]
         read += [Tap(tap.source, tap.dy, tap.dx, tap.weight[:, mine].contiguous()) for tap in borders]
-        live = tuple(tap for tap in read if bool(tap.weight.any()))
+        live = tuple(tap for tap in read if tap.is_live)
         state = _emit(b, Convolution, hidden, taps=live)
         steps = (Step("add", value=Read(part)), Step(activation))
         gates.append(_emit(b, Pointwise, hidden, base=Read(state), steps=steps))
