@@ -10,6 +10,7 @@
 #include "cpu/ops/layer_kernels.h"
 #include "cpu/simd/buffer.h"
 #include "cpu/simd/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace pcf::cpu {
 
@@ -61,26 +62,24 @@ class NeighbourWeights {
  public:
   // weight(j, d, c): of W_j, for c < channels.
   template <class Weight>
-  NeighbourWeights(const char* isa, int neighbours, int depth, int channels, const Weight& weight)
+  NeighbourWeights(const char* isa, int neighbours, int depth, int channels, const Weight& weight, int threads)
       : products(products_of(neighbours)), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
-        adds_(layer_kernels<T>(isa)) {
-    const int size = depth * channels;
-    std::vector<std::vector<T>> matrices(neighbours, std::vector<T>(size));  // [depth][channels]
-    for (int j = 0; j < neighbours; j++)
-      for (int c = 0; c < channels; c += kernels_.block)
+        adds_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, Weights::same)),
+        bytes_(channels / kernels_.block * block_bytes_), packed_(bytes_ * products.size()) {
+    const int block = kernels_.block, size = depth * block;
+    parallel(packed_.bytes() < 1 << 16 ? 1 : threads, channels / block, [&](int, int b) {
+      std::vector<T> of_block(int64_t{neighbours} * size);  // [neighbours][depth][block]
+      for (int j = 0; j < neighbours; j++)
         for (int d = 0; d < depth; d++)
-          for (int k = c; k < c + kernels_.block; k++) matrices[j][int64_t{d} * channels + k] = weight(j, d, k);
-    bytes_ = channels / kernels_.block * kernels_.block_bytes(depth, Weights::same);
-    packed_ = Buffer(bytes_ * products.size());
-    std::vector<T> shared(size);
-    for (size_t i = 0; i < products.size(); i++) {
-      const auto& [product, first] = products[i];
-      std::fill(shared.begin(), shared.end(), T(0));
-      for (int j = 0; j < 3 && first + j < neighbours; j++)
-        if (const T share = static_cast<T>(product.share[j]); share != 0)
-          adds_.add(shared.data(), matrices[first + j].data(), share, shared.data(), size);
-      kernels_.pack(shared.data(), depth, channels, Weights::same, packed_.get() + i * bytes_);
-    }
+          for (int k = 0; k < block; k++) of_block[(int64_t{j} * depth + d) * block + k] = weight(j, d, b * block + k);
+      for (size_t i = 0; i < products.size(); i++) {
+        const auto& [product, first] = products[i];
+        T* to = reinterpret_cast<T*>(packed_.get() + i * bytes_ + b * block_bytes_);
+        for (int j = 0; j < 3 && first + j < neighbours; j++)
+          if (const T share = static_cast<T>(product.share[j]); share != 0)
+            adds_.add(to, of_block.data() + int64_t{first + j} * size, share, to, size);
+      }
+    });
   }
 
   bool has(Sum sum) const {
@@ -89,7 +88,7 @@ class NeighbourWeights {
 
   // Writes the rows [pairs][depth] that product i multiplies, those of pairs first...last-1. x[t]: where the first
   // neighbour of pair t lies; neighbours are `pitch` apart.
-  void prepare(size_t i, const std::vector<const T*>& x, int64_t pitch, int first, int last, T* rows) const {
+  void prepare(size_t i, Rows<const T> x, int64_t pitch, int first, int last, T* rows) const {
     const Product& p = products[i].product;
     for (int t = first; t < last; t++) {
       const T* plus = x[t] + p.plus * pitch;
@@ -103,9 +102,8 @@ class NeighbourWeights {
 
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
   void multiply(size_t i, Rows<const T> rows, int pairs, int first, int n, Rows<const T> from, Rows<T> to) const {
-    const int64_t block_bytes = kernels_.block_bytes(depth, Weights::same);
-    const char* data = packed_.get() + i * bytes_ + first / kernels_.block * block_bytes;
-    kernels_.matmul(rows, pairs, {data, depth, block_bytes, Weights::same}, 0, n / kernels_.block, from, to);
+    const char* data = packed_.get() + i * bytes_ + first / kernels_.block * block_bytes_;
+    kernels_.matmul(rows, pairs, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, from, to);
   }
 
   const std::vector<ProductOf> products;
@@ -114,8 +112,8 @@ class NeighbourWeights {
  private:
   const Kernels<T>& kernels_;
   const LayerKernels<T>& adds_;
+  const int64_t block_bytes_, bytes_;
   Buffer packed_;
-  int64_t bytes_;
 };
 
 }  // namespace pcf::cpu

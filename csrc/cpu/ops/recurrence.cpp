@@ -155,7 +155,8 @@ class Scan {
                                         const int gate = column % kWidth / kCellChannels;
                                         const int channel = column / kWidth * kCellChannels + column % kCellChannels;
                                         return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
-                                      });
+                                      },
+                                      threads);
     const int members = threads / sums.images;
     if (members < 2) {
       each_group(sums.images, walk_.positions(), kForwardStates, threads, [&](int first, int images, int) {
@@ -182,7 +183,7 @@ class Scan {
                 int threads) const {
     const NeighbourWeights<T> weights(
         isa_, r_.taps, 4 * hidden_, round_up(hidden_, kernels<T>(isa_).block),
-        [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); });
+        [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); }, threads);
     std::vector<std::vector<T>> initial(grad.images, std::vector<T>(2 * hidden_));
     each_group(grad.images, walk_.positions(), kBackwardStates, threads, [&](int first, int images, int group) {
       Pixels<E> of_h(grad, first, images), kept(gates, first, images), of_sums(grad_sums, first, images);
@@ -252,7 +253,7 @@ class Scan {
           }
         const int pairs = static_cast<int>(x.size());
         const int first = pairs * member.index / member.members, last = pairs * (member.index + 1) / member.members;
-        for (size_t i = 0; i < rows.size(); i++) weights_.prepare(i, x, hidden, first, last, rows_of(i));
+        for (size_t i = 0; i < rows.size(); i++) weights_.prepare(i, x.data(), hidden, first, last, rows_of(i));
         member.wait();
         for (int channel = member.index * kCellChannels; channel < hidden; channel += member.members * kCellChannels) {
           pair_sums.begin();
@@ -336,7 +337,7 @@ class Scan {
       const int pairs = static_cast<int>(x.size());
       pair_sums.begin();
       for (size_t i = 0; i < weights.products.size(); i++) {
-        weights.prepare(i, x, 4 * hidden_, 0, pairs, memory.get());
+        weights.prepare(i, x.data(), 4 * hidden_, 0, pairs, memory.get());
         pair_sums.multiply(weights, i, rows.data(), pairs, 0);
       }
       pair_sums.finish(layer_kernels<T>(isa_), pairs);

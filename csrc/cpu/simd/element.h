@@ -50,4 +50,13 @@ decltype(auto) with_element(Element element, F f) {
 template <class E>
 using Computed = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
+// Calls f(T()) with the type that sums of the element type are computed in.
+template <class F>
+void in_computed_type(Element element, F f) {
+  if (element == Element::float64)
+    f(double());
+  else
+    f(float());
+}
+
 }  // namespace pcf::cpu

@@ -1,0 +1,82 @@
+// The live taps of a masked convolution, and how they are grouped.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/ops/masked_conv2d.h"
+
+namespace pcf::cpu {
+
+// A tap of the kernel, and what it reads: map(y + dy, x + dx) for the result at (y, x).
+struct Tap {
+  int ky, kx, dy, dx;
+};
+
+inline std::vector<Tap> live_taps(const MaskedWeight& w, const Geometry& g) {
+  std::vector<Tap> taps;
+  with_element(w.element, [&](auto element) {
+    const auto* mask = static_cast<const decltype(element)*>(w.mask);
+    const int64_t* s = w.mask_strides;
+    const auto live = [&](int ky, int kx) {
+      for (int o = 0; o < w.out; o++)
+        for (int i = 0; i < w.in; i++)
+          if (convert<double>(mask[o * s[0] + i * s[1] + ky * s[2] + kx * s[3]]) != 0) return true;
+      return false;
+    };
+    for (int ky = 0; ky < w.height; ky++)
+      for (int kx = 0; kx < w.width; kx++)
+        if (live(ky, kx)) taps.push_back({ky, kx, ky * g.dilation_y - g.pad_y, kx * g.dilation_x - g.pad_x});
+  });
+  return taps;
+}
+
+// The extent of taps around a pixel.
+struct Reach {
+  int up = 0, down = 0, left = 0, right = 0;
+  Reach() = default;
+  explicit Reach(const std::vector<Tap>& taps) {
+    for (const Tap& t : taps)
+      up = std::max(up, -t.dy), down = std::max(down, t.dy), left = std::max(left, -t.dx),
+      right = std::max(right, t.dx);
+  }
+};
+
+// Horizontally adjacent taps.
+struct Run {
+  int dy, dx;
+  std::vector<Tap> taps;
+};
+
+inline std::vector<Run> runs_of(std::vector<Tap> taps) {
+  std::sort(taps.begin(), taps.end(),
+            [](const Tap& a, const Tap& b) { return std::pair(a.dy, a.dx) < std::pair(b.dy, b.dx); });
+  std::vector<Run> runs;
+  for (const Tap& tap : taps) {
+    const bool adjacent = !runs.empty() && runs.back().dy == tap.dy && runs.back().taps.back().dx + 1 == tap.dx;
+    if (!adjacent) runs.push_back({tap.dy, tap.dx, {}});
+    runs.back().taps.push_back(tap);
+  }
+  return runs;
+}
+
+// Whether a run takes fewer products in pairs of pixels (neighbours.h). Its taps must have the same mask: else what
+// only one of them masks would cancel out, but for rounding. With few channels the preparations take too long.
+inline bool in_pairs(const MaskedWeight& w, const Run& run) {
+  constexpr int kFewest = 24;
+  if (run.taps.size() < 2 || w.in < kFewest || w.out < kFewest) return false;
+  return with_element(w.element, [&](auto element) {
+    const auto* mask = static_cast<const decltype(element)*>(w.mask);
+    const int64_t* m = w.mask_strides;
+    const auto at = [&](int o, int i, const Tap& tap) {
+      return convert<double>(mask[o * m[0] + i * m[1] + tap.ky * m[2] + tap.kx * m[3]]);
+    };
+    for (int o = 0; o < w.out; o++)
+      for (int i = 0; i < w.in; i++)
+        for (const Tap& tap : run.taps)
+          if (at(o, i, tap) != at(o, i, run.taps[0])) return false;
+    return true;
+  });
+}
+
+}  // namespace pcf::cpu
