@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.native import required
+from pixelcnn_fast.native import native, required
 
 NAME = "pixelcnn_fast"
 library = torch.library.Library(NAME, "DEF")
@@ -89,6 +89,18 @@ def _elements() -> dict[torch.dtype, Any]:
 def element(x: Tensor) -> Any:
     """The compiled module's name for the dtype of x."""
     return _elements()[x.dtype]
+
+
+POOLED = 2**21  # bytes from which a result's memory is kept for later results
+
+
+def pooled(empty: Tensor) -> Tensor:
+    """A result that is still to be written, [...] without gaps -> in its place, if it is large, one in memory that
+    earlier results have left: new memory is cleared by the system, which takes as long as computing."""
+    if empty.device.type != "cpu" or empty.nbytes < POOLED or native() is None:
+        return empty
+    storage = torch.frombuffer(required().Block(empty.nbytes), dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=empty.dtype).set_(storage, 0, empty.shape, empty.stride())
 
 
 def as_map(x: Tensor) -> Map:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import NAME, address, as_map, define, element, library, memory_format
+from pixelcnn_fast.ops.library import NAME, address, as_map, define, element, library, memory_format, pooled
 
 STATES = "Tensor? h0, Tensor? c0"
 COMPUTED = {
@@ -54,6 +54,7 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(sums.dtype, sums.dtype)
             found = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
             return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
+        h, gates = pooled(h), pooled(gates)
         weight, h0, c0 = (x if x is None else x.contiguous() for x in (weight, h0, c0))
         required().recurrence(
             element(sums),
@@ -87,7 +88,7 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(grad.dtype, grad.dtype)
             found = reference.backward(*(_in(dtype, x) for x in (grad, weight, h0, c0, h, gates)), *own)
             return tuple(to.copy_(x) for to, x in zip(results, found, strict=True))
-        of_sums, of_weight, of_h0, of_c0 = results
+        of_sums, of_weight, of_h0, of_c0 = results = (pooled(results[0]), *results[1:])
         weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
         required().recurrence_gradient(
             element(grad),
@@ -127,8 +128,11 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
         _, weight, h0, c0, *ctx.settings, _, ctx.backend = inputs
         ctx.save_for_backward(weight, h0, c0, *output)
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else zeros would be made for the gates
 
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple:
+        if grad is None:
+            return (None,) * (len(ctx.settings) + 6)
         weight, h0, c0, *states = ctx.saved_tensors
         given = (grad, weight, h0, c0, *states, *ctx.settings, ctx.backend)
         of_sums, of_weight, of_h0, of_c0 = gradients(*given)
@@ -151,10 +155,11 @@ def _weight_gradient(grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[Tap]
     top, left = (min(offsets) for offsets in zip(*((tap.dy, tap.dx) for tap in taps), strict=True))
     height, width = (1 + max(tap.dy for tap in taps) - top, 1 + max(tap.dx for tap in taps) - left)
     at = [(..., tap.dy - top, tap.dx - left) for tap in taps]
-    mask = to.new_zeros(*to.shape[:2], height, width)
+    live = to.new_zeros(1, 1, height, width)
     for place in at:
-        mask[place] = 1
-    weight = torch.empty_like(mask)
+        live[place] = 1
+    mask = live.expand(*to.shape[:2], height, width)
+    weight = to.new_empty(mask.shape)
     required().masked_conv2d_weight_gradient(
         element(h),
         as_map(grad),

@@ -7,8 +7,8 @@
 
 #include "cpu/ops/categorical_nll.h"
 #include "cpu/ops/gated_activation.h"
-#include "cpu/ops/huge_pages.h"
 #include "cpu/ops/masked_conv2d.h"
+#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/recurrence.h"
 
 namespace py = pybind11;
@@ -29,14 +29,6 @@ cpu::FeatureMap feature_map(cpu::Element element, const Map& map) {
   const auto& [address, n, s] = map;
   const auto size = [&n = n](int i) { return static_cast<int>(n[i]); };
   return {at(address), element, size(0), size(1), size(2), size(3), s[0], s[1], s[2], s[3]};
-}
-
-// A map that has just been allocated, without gaps, for a result.
-cpu::FeatureMap fresh_map(cpu::Element element, const Map& map) {
-  const cpu::FeatureMap m = feature_map(element, map);
-  const int64_t size = element == cpu::Element::float64 ? 8 : element == cpu::Element::float32 ? 4 : 2;
-  cpu::prefer_huge_pages(m.data, size * m.images * m.channels * m.height * m.width);
-  return m;
 }
 
 cpu::MaskedWeight masked_weight(cpu::Element element, const Map& weight, const Map& mask) {
@@ -63,7 +55,7 @@ void masked_conv2d(cpu::Element element, const Map& x, const Map& weight, const 
                    const Sizes<2>& dilation, Address bias, const Map& out, int threads) {
   py::gil_scoped_release release;
   cpu::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation),
-                     {.bias = at(bias)}, fresh_map(element, out), threads);
+                     {.bias = at(bias)}, feature_map(element, out), threads);
 }
 
 void masked_conv_block(cpu::Element element, const Map& x, const Map& weight, const Map& mask, const Sizes<2>& padding,
@@ -77,14 +69,14 @@ void masked_conv_block(cpu::Element element, const Map& x, const Map& weight, co
   epilogue.activation = activation.value_or(pcf::StepKind::relu);
   epilogue.alpha = alpha;
   cpu::masked_conv2d(feature_map(element, x), masked_weight(element, weight, mask), geometry(padding, dilation),
-                     epilogue, fresh_map(element, out), threads);
+                     epilogue, feature_map(element, out), threads);
 }
 
 void masked_conv2d_input_gradient(cpu::Element element, const Map& grad, const Map& weight, const Map& mask,
                                   const Sizes<2>& padding, const Sizes<2>& dilation, const Map& grad_x, int threads) {
   py::gil_scoped_release release;
   cpu::masked_conv2d_input_gradient(feature_map(element, grad), masked_weight(element, weight, mask),
-                                    geometry(padding, dilation), fresh_map(element, grad_x), threads);
+                                    geometry(padding, dilation), feature_map(element, grad_x), threads);
 }
 
 void masked_conv2d_weight_gradient(cpu::Element element, const Map& grad, const Map& x, const Map& mask,
@@ -133,7 +125,7 @@ void recurrence(cpu::Element element, bool diagonal, bool reverse, int taps, Add
                 const Map& sums, const Map& h, const std::optional<Map>& gates, int threads) {
   py::gil_scoped_release release;
   cpu::recurrence({diagonal, reverse, taps, element, at(weight), at(h0), at(c0)}, feature_map(element, sums),
-                  fresh_map(element, h), gates ? fresh_map(element, *gates) : cpu::FeatureMap{}, threads);
+                  feature_map(element, h), gates ? feature_map(element, *gates) : cpu::FeatureMap{}, threads);
 }
 
 void recurrence_gradient(cpu::Element element, bool diagonal, bool reverse, int taps, Address weight, Address c0,
@@ -141,7 +133,7 @@ void recurrence_gradient(cpu::Element element, bool diagonal, bool reverse, int 
                          int threads) {
   py::gil_scoped_release release;
   cpu::recurrence_gradient({diagonal, reverse, taps, element, at(weight), nullptr, at(c0)}, feature_map(element, grad),
-                           feature_map(element, gates), fresh_map(element, grad_sums), at(grad_h0), at(grad_c0),
+                           feature_map(element, gates), feature_map(element, grad_sums), at(grad_h0), at(grad_c0),
                            threads);
 }
 
@@ -159,6 +151,13 @@ void bind_layers(py::module_& m) {
   py::class_<cpu::GateShape>(m, "GateShape")
       .def(py::init<int64_t, int64_t, int64_t, bool, cpu::GateCondition>(), "images"_a, "channels"_a, "pixels"_a,
            "channels_last"_a, "condition"_a);
+
+  py::class_<cpu::Block>(m, "Block", py::buffer_protocol())
+      .def(py::init<int64_t>(), "bytes"_a)
+      .def_static("kept", &cpu::Block::kept)
+      .def_buffer([](cpu::Block& block) {
+        return py::buffer_info(static_cast<uint8_t*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
+      });
 
   m.def("masked_conv2d", &masked_conv2d, "element"_a, "x"_a, "weight"_a, "mask"_a, "padding"_a, "dilation"_a, "bias"_a,
         "out"_a, "threads"_a);

@@ -1,12 +1,13 @@
 #include "cpu/ops/masked_conv2d.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/taps.h"
-#include "cpu/simd/buffer.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/parallel.h"
@@ -38,13 +39,13 @@ class Convolution {
           const int o = transposed ? in : out, i = transposed ? out : in;
           const int64_t *s = w.weight_strides, *m = w.mask_strides;
           const Tap& t = run.taps[tap];
-          const T value =
-              convert<T>(static_cast<const E*>(w.weight)[o * s[0] + i * s[1] + t.ky * s[2] + t.kx * s[3]]) *
-              convert<T>(static_cast<const E*>(w.mask)[o * m[0] + i * m[1] + t.ky * m[2] + t.kx * m[3]]);
+          const T value = convert<T>(static_cast<const E*>(w.weight)[o * s[0] + i * s[1] + t.ky * s[2] + t.kx * s[3]]) *
+                          convert<T>(static_cast<const E*>(w.mask)[o * m[0] + i * m[1] + t.ky * m[2] + t.kx * m[3]]);
           return scale ? value * static_cast<const T*>(scale)[o] : value;
         };
         if (in_pairs(w, run))
-          pair_runs_.push_back({run, {isa_, static_cast<int>(run.taps.size()), channels_in_, padded_, weight, threads}});
+          pair_runs_.push_back(
+              {run, {isa_, static_cast<int>(run.taps.size()), channels_in_, padded_, weight, threads}});
         else
           runs_.push_back({run, pack(run, weight, threads)});
       }
@@ -68,7 +69,7 @@ class Convolution {
  private:
   struct DirectRun {
     Run run;
-    Buffer weights;  // a matrix [taps * channels in, channels out]
+    ZeroedBlock weights;  // a matrix [taps * channels in, channels out]
   };
   struct PairRun {
     Run run;
@@ -82,7 +83,8 @@ class Convolution {
     Frame(const Convolution& c, const FeatureMap& in, const FeatureMap& out) {
       rows = std::clamp(kPixels / std::max(out.width, 1), 1, std::max(out.height, 1));
       kept = rows + c.reach_.up + c.reach_.down;
-      pitch = c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
+      pitch =
+          c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
       constexpr Element element = sizeof(T) == 8 ? Element::float64 : Element::float32;
       direct = out.element == element && out.stride_c == 1 && out.channels == c.padded_;
@@ -98,13 +100,13 @@ class Convolution {
       const int64_t at_sums = take(f.direct ? 0 : pixels * c.padded_), at_spare = take(c.padded_);
       const int64_t at_residual = take(e.residual.data ? pixels * c.channels_out_ : 0);
       const int64_t at_both = take(2 * pairs * c.padded_), at_prepared = take(pairs * c.channels_in_);
-      memory = Buffer(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory.get());
+      memory.emplace(size * sizeof(T));
+      T* begin = reinterpret_cast<T*>(memory->get());
       ring = begin + at_ring, bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
       residual = begin + at_residual, both = begin + at_both, prepared = begin + at_prepared;
       for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
     }
-    Buffer memory;
+    std::optional<ZeroedBlock> memory;
     T* ring;   // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
     T* both;   // two sums of each pair of pixels (neighbours.h), [2][rows][pairs][padded channels out]
     T* spare;  // where the second pixel of a pair goes that is half outside
@@ -113,11 +115,11 @@ class Convolution {
   };
 
   template <class Weight>
-  Buffer pack(const Run& run, const Weight& weight, int threads) const {
+  ZeroedBlock pack(const Run& run, const Weight& weight, int threads) const {
     const int depth = static_cast<int>(run.taps.size()) * channels_in_, block = kernels_.block;
     const int64_t bytes = kernels_.block_bytes(depth, Weights::same);
-    Buffer packed(blocks_ * bytes);
-    parallel(packed.bytes() < 1 << 16 ? 1 : threads, blocks_, [&](int, int b) {
+    ZeroedBlock packed(blocks_ * bytes);
+    parallel(blocks_ * bytes < 1 << 16 ? 1 : threads, blocks_, [&](int, int b) {
       T* to = reinterpret_cast<T*>(packed.get() + b * bytes);
       for (int d = 0; d < depth; d++)
         for (int k = 0; k < block; k++) *to++ = weight(d / channels_in_, d % channels_in_, b * block + k);

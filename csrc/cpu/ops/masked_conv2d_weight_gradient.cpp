@@ -1,11 +1,12 @@
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "cpu/ops/masked_conv2d.h"
+#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/ops/taps.h"
-#include "cpu/simd/buffer.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/parallel.h"
@@ -15,8 +16,8 @@ namespace {
 
 constexpr int kStripPixels = 288;  // that are summed over at once
 
-// What goes with the gradient in a sum over a strip's pixels: x at an offset, or a product of neighbours (neighbours.h),
-// whose gradient is shared by the taps that it was made of.
+// What goes with the gradient in a sum over a strip's pixels: x at an offset, or a product of neighbours
+// (neighbours.h), whose gradient is shared by the taps that it was made of.
 struct Term {
   int dy, dx;  // of the first tap of its run
   bool in_pairs;
@@ -45,8 +46,8 @@ std::vector<Term> terms_of(const MaskedWeight& w, const Geometry& g) {
   return terms;
 }
 
-// Sums grad_weight over strips of rows: a matrix product whose depth is the strip's pixels, or its pairs of pixels. Each
-// member sums its own part of the strips, and the parts are added in order.
+// Sums grad_weight over strips of rows: a matrix product whose depth is the strip's pixels, or its pairs of pixels.
+// Each member sums its own part of the strips, and the parts are added in order.
 template <class T>
 class WeightGradient {
  public:
@@ -68,8 +69,11 @@ class WeightGradient {
       for (int s = total * i / threads; s < total * (i + 1) / threads; s++)
         add_strip(parts[i], s / strips, s % strips * rows_);
     });
-    with_element(w_.element,
-                 [&](auto element) { write(parts, static_cast<decltype(element)*>(grad_weight), grad_bias); });
+    with_element(w_.element, [&](auto element) {
+      using E = decltype(element);
+      parallel(threads, blocks_,
+               [&](int, int b) { write(parts, b, static_cast<E*>(grad_weight), static_cast<E*>(grad_bias)); });
+    });
   }
 
  private:
@@ -88,13 +92,13 @@ class WeightGradient {
       const int64_t at_planes = take(g.w_.in * g.plane_);
       const int64_t at_halves = take(g.has_pairs() ? g.w_.in * g.plane_ : 0);
       const int64_t at_pairs = take(g.has_pairs() ? int64_t{g.w_.in} * g.depth() / 2 : 0);
-      memory = Buffer(size * sizeof(T));
-      T* begin = reinterpret_cast<T*>(memory.get());
+      memory.emplace(size * sizeof(T));
+      T* begin = reinterpret_cast<T*>(memory->get());
       sums = begin + at_sums, bias = begin + at_bias, strip = begin + at_strip, packed = begin + at_packed;
       planes = begin + at_planes, halves = begin + at_halves, pairs = begin + at_pairs;
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
     }
-    Buffer memory;
+    std::optional<ZeroedBlock> memory;
     T *sums, *bias;  // [terms * I][padded O], [padded O]
     T* strip;        // of grad, [depth][padded O]; zero right of the map
     T* packed;       // the strip, or a sum of its pairs, in blocks: [blocks][depth][block]
@@ -107,8 +111,7 @@ class WeightGradient {
   void add_strip(Part& part, int image, int y) const {
     const int rows = std::min(rows_, grad_.height - y), pixels = rows * pitch_;
     load(part, image, y, rows);
-    for (int p = 0; p < pixels; p++)
-      for (int o = 0; o < padded_; o++) part.bias[o] += part.strip[int64_t{p} * padded_ + o];
+    for (int p = 0; p < pixels; p++) adds_.add(part.bias, part.strip + int64_t{p} * padded_, T(1), part.bias, padded_);
     if (std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return !t.in_pairs; })) {
       pack(part, pixels, [&](int p) { return part.strip + int64_t{p} * padded_; });
       for (size_t t = 0; t < terms_.size(); t++)
@@ -189,31 +192,38 @@ class WeightGradient {
     kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, Weights::same}, 0, blocks_, to, to);
   }
 
+  // For a block of output channels: what the parts sum up to, shared out to the taps.
   template <class E>
-  void write(const std::vector<Part>& parts, E* grad_weight, void* grad_bias) const {
-    std::vector<T> total(parts[0].sums, parts[0].bias + padded_);
-    for (size_t p = 1; p < parts.size(); p++)
-      adds_.add(total.data(), parts[p].sums, T(1), total.data(), static_cast<int>(total.size()));
-    const int taps = w_.height * w_.width;
-    std::vector<T> found(int64_t{w_.out} * w_.in * taps);
+  void write(const std::vector<Part>& parts, int block, E* grad_weight, E* grad_bias) const {
+    const int first = block * kernels_.block, lanes = std::min(kernels_.block, w_.out - first);
+    const int taps = w_.height * w_.width, size = w_.in * taps;
+    std::vector<T> total(lanes), found(int64_t{lanes} * size);  // [lanes][in][taps]
+    const auto add_up = [&](int64_t row) {
+      std::fill(total.begin(), total.end(), T(0));
+      for (const Part& part : parts)
+        adds_.add(total.data(), part.sums + row * padded_ + first, T(1), total.data(), lanes);
+    };
     for (size_t t = 0; t < terms_.size(); t++)
-      for (const auto& [tap, share] : terms_[t].taps)
-        for (int i = 0; i < w_.in; i++) {
-          const T* sums = total.data() + (int64_t(t) * w_.in + i) * padded_;
-          T* to = found.data() + int64_t{i} * taps + tap.ky * w_.width + tap.kx;
-          for (int o = 0; o < w_.out; o++) to[int64_t{o} * w_.in * taps] += static_cast<T>(share) * sums[o];
+      for (int i = 0; i < w_.in; i++) {
+        add_up(int64_t(t) * w_.in + i);
+        for (const auto& [tap, share] : terms_[t].taps) {
+          T* to = found.data() + i * taps + tap.ky * w_.width + tap.kx;
+          for (int k = 0; k < lanes; k++) to[int64_t{k} * size] += static_cast<T>(share) * total[k];
         }
+      }
     const int64_t* m = w_.mask_strides;
     const T* from = found.data();
-    for (int o = 0; o < w_.out; o++)
+    E* to = grad_weight + int64_t{first} * size;
+    for (int o = first; o < first + lanes; o++)
       for (int i = 0; i < w_.in; i++)
         for (int y = 0; y < w_.height; y++)
           for (int x = 0; x < w_.width; x++, from++) {
             const T mask = convert<T>(static_cast<const E*>(w_.mask)[o * m[0] + i * m[1] + y * m[2] + x * m[3]]);
-            *grad_weight++ = mask != 0 ? convert<E>(mask * *from) : E{};
+            *to++ = mask != 0 ? convert<E>(mask * *from) : E{};
           }
-    for (int o = 0; grad_bias && o < w_.out; o++)
-      static_cast<E*>(grad_bias)[o] = convert<E>(total[int64_t{sum_rows()} * padded_ + o]);
+    if (!grad_bias) return;
+    add_up(sum_rows());  // the bias's sums follow
+    for (int k = 0; k < lanes; k++) grad_bias[first + k] = convert<E>(total[k]);
   }
 
   const char* isa_;

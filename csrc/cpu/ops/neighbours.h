@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/ops/layer_kernels.h"
-#include "cpu/simd/buffer.h"
+#include "cpu/ops/memory_pool.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/parallel.h"
 
@@ -67,7 +67,7 @@ class NeighbourWeights {
         adds_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, Weights::same)),
         bytes_(channels / kernels_.block * block_bytes_), packed_(bytes_ * products.size()) {
     const int block = kernels_.block, size = depth * block;
-    parallel(packed_.bytes() < 1 << 16 ? 1 : threads, channels / block, [&](int, int b) {
+    parallel(bytes_ < 1 << 14 ? 1 : threads, channels / block, [&](int, int b) {
       std::vector<T> of_block(int64_t{neighbours} * size);  // [neighbours][depth][block]
       for (int j = 0; j < neighbours; j++)
         for (int d = 0; d < depth; d++)
@@ -113,7 +113,7 @@ class NeighbourWeights {
   const Kernels<T>& kernels_;
   const LayerKernels<T>& adds_;
   const int64_t block_bytes_, bytes_;
-  Buffer packed_;
+  ZeroedBlock packed_;
 };
 
 }  // namespace pcf::cpu

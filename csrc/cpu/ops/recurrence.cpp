@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/ops/memory_pool.h"
 #include "cpu/ops/neighbours.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/threads/barrier.h"
@@ -76,8 +77,8 @@ class Pixels {
 template <class T>
 class PairSums {
  public:
-  PairSums(int pairs, int width) : width_(width), memory_((int64_t{kSums} * pairs + 1) * width) {
-    T* next = memory_.data();
+  PairSums(int pairs, int width) : width_(width), memory_((int64_t{kSums} * pairs + 1) * width * sizeof(T)) {
+    T* next = reinterpret_cast<T*>(memory_.get());
     zeros_.assign(pairs, next);
     for (auto& rows : rows_)
       for (int t = 0; t < pairs; t++) rows.push_back(next += width);
@@ -97,7 +98,7 @@ class PairSums {
 
  private:
   const int width_;
-  std::vector<T> memory_;
+  ZeroedBlock memory_;
   std::vector<T*> rows_[kSums];
   std::vector<const T*> zeros_;
   bool begun_[kSums] = {};
@@ -109,12 +110,12 @@ class Lines {
  public:
   Lines(int images, int before, int positions, int after, int channels)
       : channels_(channels), before_(before), length_(before + positions + after),
-        memory_(int64_t{images} * length_ * channels) {}
-  T* at(int n, int p) { return memory_.data() + (int64_t{n} * length_ + before_ + p) * channels_; }
+        memory_(int64_t{images} * length_ * channels * sizeof(T)) {}
+  T* at(int n, int p) { return reinterpret_cast<T*>(memory_.get()) + (int64_t{n} * length_ + before_ + p) * channels_; }
 
  private:
   const int channels_, before_, length_;
-  std::vector<T> memory_;
+  ZeroedBlock memory_;
 };
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -150,13 +151,14 @@ class Scan {
 
   void forward(const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads) const {
     constexpr int kWidth = 4 * kCellChannels;  // kCellChannels of each gate
-    const NeighbourWeights<T> weights(isa_, r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
-                                      [&](int j, int in, int column) {
-                                        const int gate = column % kWidth / kCellChannels;
-                                        const int channel = column / kWidth * kCellChannels + column % kCellChannels;
-                                        return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
-                                      },
-                                      threads);
+    const NeighbourWeights<T> weights(
+        isa_, r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
+        [&](int j, int in, int column) {
+          const int gate = column % kWidth / kCellChannels;
+          const int channel = column / kWidth * kCellChannels + column % kCellChannels;
+          return channel < hidden_ ? weight(gate * hidden_ + channel, in, j) : T(0);
+        },
+        threads);
     const int members = threads / sums.images;
     if (members < 2) {
       each_group(sums.images, walk_.positions(), kForwardStates, threads, [&](int first, int images, int) {
@@ -217,7 +219,8 @@ class Scan {
           most_(images * ((positions_ + 1) / 2 + 1)), sums_(sums, first, images), out_(h, first, images),
           gates_(gates, first, images), keeps_gates_(gates.data != nullptr),
           h_(images, 2 - scan.walk_.first(), positions_, scan.r_.taps + 2, scan.hidden_),
-          c_(images, 0, positions_, 0, scan.hidden_), rows_(weights.products.size() * most_ * weights.depth) {
+          c_(images, 0, positions_, 0, scan.hidden_),
+          rows_(weights.products.size() * most_ * weights.depth * sizeof(T)) {
       sums_.load();
       const std::vector<T> h0 = scan.initial(scan.r_.h0), c0 = scan.initial(scan.r_.c0);
       for (int n = 0; n < images; n++)
@@ -274,7 +277,7 @@ class Scan {
     }
 
    private:
-    T* rows_of(size_t product) { return rows_.data() + product * most_ * weights_.depth; }
+    T* rows_of(size_t product) { return static_cast<T*>(rows_.data()) + product * most_ * weights_.depth; }
 
     const Scan& scan_;
     const NeighbourWeights<T>& weights_;
@@ -282,7 +285,7 @@ class Scan {
     Pixels<E> sums_, out_, gates_;
     const bool keeps_gates_;
     Lines<T> h_, c_;
-    std::vector<T> rows_;
+    Block rows_;
   };
 
   // initial: the gradients of h0 and c0, to be added to.
@@ -305,9 +308,10 @@ class Scan {
           kernels_.cell_of_gates(gates.at(n, walk_.y(step, p), walk_.x(step, p)), cell(n, step - 1, p),
                                  c.at(n, step * positions + p), hidden_);
 
-    const std::unique_ptr<T[]> memory(new T[int64_t{most} * weights.depth]);
+    const Block memory(int64_t{most} * weights.depth * sizeof(T));
+    T* const prepared = static_cast<T*>(memory.data());
     std::vector<const T*> rows, x;
-    for (int t = 0; t < most; t++) rows.push_back(memory.get() + int64_t{t} * weights.depth);
+    for (int t = 0; t < most; t++) rows.push_back(prepared + int64_t{t} * weights.depth);
     PairSums<T> pair_sums(most, width);
     std::vector<CellBackward<E>> pixels;
     std::vector<T*> to;
@@ -337,7 +341,7 @@ class Scan {
       const int pairs = static_cast<int>(x.size());
       pair_sums.begin();
       for (size_t i = 0; i < weights.products.size(); i++) {
-        weights.prepare(i, x.data(), 4 * hidden_, 0, pairs, memory.get());
+        weights.prepare(i, x.data(), 4 * hidden_, 0, pairs, prepared);
         pair_sums.multiply(weights, i, rows.data(), pairs, 0);
       }
       pair_sums.finish(layer_kernels<T>(isa_), pairs);

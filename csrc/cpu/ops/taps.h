@@ -68,13 +68,14 @@ inline bool in_pairs(const MaskedWeight& w, const Run& run) {
   return with_element(w.element, [&](auto element) {
     const auto* mask = static_cast<const decltype(element)*>(w.mask);
     const int64_t* m = w.mask_strides;
-    const auto at = [&](int o, int i, const Tap& tap) {
-      return convert<double>(mask[o * m[0] + i * m[1] + tap.ky * m[2] + tap.kx * m[3]]);
-    };
-    for (int o = 0; o < w.out; o++)
-      for (int i = 0; i < w.in; i++)
-        for (const Tap& tap : run.taps)
-          if (at(o, i, tap) != at(o, i, run.taps[0])) return false;
+    const auto place = [&](const Tap& tap) { return tap.ky * m[2] + tap.kx * m[3]; };
+    const int64_t first = place(run.taps[0]);
+    for (int o = 0; o < (m[0] ? w.out : 1); o++)
+      for (int i = 0; i < (m[1] ? w.in : 1); i++) {
+        const auto* at = mask + o * m[0] + i * m[1];
+        for (size_t t = 1; t < run.taps.size(); t++)
+          if (convert<double>(at[place(run.taps[t])]) != convert<double>(at[first])) return false;
+      }
     return true;
   });
 }

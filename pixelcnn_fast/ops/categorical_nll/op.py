@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.categorical_nll import reference
-from pixelcnn_fast.ops.library import NAME, address, define, element, library
+from pixelcnn_fast.ops.library import NAME, address, define, element, library, pooled
 
 
 def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Tensor:
@@ -79,7 +79,7 @@ def _compute_gradient(grad, logits, levels, log_sum_exp, backend):
         softmax = (logits - log_sum_exp[..., None]).exp()
         softmax.scatter_add_(-1, levels[..., None], softmax.new_full((), -1).expand_as(levels[..., None]))
         return grad_logits.copy_(softmax * grad[:, None, None, None, None])
-    levels, grad = levels.contiguous(), grad.contiguous()
+    grad_logits, levels, grad = pooled(grad_logits), levels.contiguous(), grad.contiguous()
     if grad_logits.stride() != logits.stride():  # the logits have gaps
         logits = torch.empty_like(grad_logits).copy_(logits)
     required().categorical_nll_gradient(

@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
-from pixelcnn_fast.ops.library import NAME, address, define, dense, element, library, memory_format
+from pixelcnn_fast.ops.library import NAME, address, define, dense, element, library, memory_format, pooled
 
 
 def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -60,7 +60,7 @@ def _compute(x, condition, backend):  # the schema has the types
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.forward(x, condition)
-    condition, out = _as(x, condition), _like_gate(x, condition, backend)
+    condition, out = _as(x, condition), pooled(_like_gate(x, condition, backend))
     required().gated_activation(
         element(x), _shape(x, condition), address(x), address(condition), address(out), torch.get_num_threads()
     )
@@ -90,7 +90,7 @@ def _compute_gradient(grad, x, condition, backend):
         from pixelcnn_fast.ops.gated_activation import triton
 
         return triton.backward(grad, x, condition)
-    condition, grad_x = _as(x, condition), _like_x(grad, x, condition, backend)
+    condition, grad_x = _as(x, condition), pooled(_like_x(grad, x, condition, backend))
     required().gated_activation_gradient(
         element(x),
         _shape(x, condition),

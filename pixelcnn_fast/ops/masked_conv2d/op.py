@@ -10,7 +10,17 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import NAME, address, as_map, computed, define, element, library, memory_format
+from pixelcnn_fast.ops.library import (
+    NAME,
+    address,
+    as_map,
+    computed,
+    define,
+    element,
+    library,
+    memory_format,
+    pooled,
+)
 from pixelcnn_fast.ops.masked_conv2d import reference
 from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 
@@ -115,7 +125,7 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         return triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
-    out = like_result(x, weight, padding, dilation)
+    out = pooled(like_result(x, weight, padding, dilation))
     bias = computed(bias)
     required().masked_conv2d(
         element(x),
@@ -139,7 +149,7 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
-    grad_x = _like_input(grad, weight, mask, size, padding, dilation, backend)
+    grad_x = pooled(_like_input(grad, weight, mask, size, padding, dilation, backend))
     required().masked_conv2d_input_gradient(
         element(grad),
         as_map(grad),

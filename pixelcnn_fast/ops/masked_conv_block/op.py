@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import address, as_map, computed, define, element
+from pixelcnn_fast.ops.library import address, as_map, computed, define, element, pooled
 from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result, result_size
 from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 from pixelcnn_fast.ops.masked_conv_block import reference
@@ -78,7 +78,7 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
         return triton.forward(
             x, folded, bias, live_taps(given), dilation, padding, activation, residual, condition, alpha
         )
-    out = like_result(x, weight, padding, dilation)
+    out = pooled(like_result(x, weight, padding, dilation))
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
     module.masked_conv_block(

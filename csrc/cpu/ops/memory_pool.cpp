@@ -1,0 +1,98 @@
+#include "cpu/ops/memory_pool.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <list>
+#include <mutex>
+#include <new>
+
+namespace pcf::cpu {
+namespace {
+
+constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 small ones
+constexpr int64_t kSmallest = 1 << 16;
+
+struct Free {
+  void* data;
+  int64_t bytes;
+};
+
+class Pool {
+ public:
+  void* take(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    in_use_ += bytes;
+    most_ = std::max(most_, in_use_);
+    const auto found = std::find_if(free_.rbegin(), free_.rend(), [=](const Free& b) { return b.bytes == bytes; });
+    if (found != free_.rend()) {
+      void* data = found->data;
+      kept_ -= bytes;
+      free_.erase(std::next(found).base());
+      return data;
+    }
+    while (kept_ && in_use_ + kept_ > most_ + most_ / 2) drop_oldest();
+    return map(bytes);
+  }
+
+  void give_back(void* data, int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    in_use_ -= bytes;
+    kept_ += bytes;
+    free_.push_back({data, bytes});
+#if defined(MADV_FREE)
+    madvise(data, bytes, MADV_FREE);
+#endif
+  }
+
+  int64_t kept() {
+    const std::lock_guard lock(mutex_);
+    return kept_;
+  }
+
+ private:
+  static void* map(int64_t bytes) {
+    const int64_t more = bytes < kHugePage ? 0 : kHugePage;  // so that a huge page starts in it
+    char* begin =
+        static_cast<char*>(mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (begin == MAP_FAILED) throw std::bad_alloc();
+    if (!more) return begin;
+    const int64_t skipped = -reinterpret_cast<intptr_t>(begin) & (kHugePage - 1);
+    if (skipped) munmap(begin, skipped);
+    munmap(begin + skipped + bytes, kHugePage - skipped);
+#if defined(MADV_HUGEPAGE)
+    madvise(begin + skipped, bytes, MADV_HUGEPAGE);
+#endif
+    return begin + skipped;
+  }
+
+  void drop_oldest() {
+    munmap(free_.front().data, free_.front().bytes);
+    kept_ -= free_.front().bytes;
+    free_.pop_front();
+  }
+
+  std::mutex mutex_;
+  std::list<Free> free_;  // oldest first
+  int64_t in_use_ = 0, kept_ = 0, most_ = 0;
+};
+
+// Never destroyed: results may outlive everything else.
+Pool& pool() {
+  static Pool& the_pool = *new Pool;
+  return the_pool;
+}
+
+}  // namespace
+
+Block::Block(int64_t bytes) {
+  const int64_t unit = bytes < kHugePage ? kSmallest : kHugePage;
+  bytes_ = std::max<int64_t>((bytes + unit - 1) / unit, 1) * unit;
+  data_ = pool().take(bytes_);
+}
+Block::~Block() {
+  if (data_) pool().give_back(data_, bytes_);
+}
+int64_t Block::kept() { return pool().kept(); }
+
+}  // namespace pcf::cpu
