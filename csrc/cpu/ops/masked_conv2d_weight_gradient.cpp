@@ -57,6 +57,7 @@ class WeightGradient {
         padded_(blocks_ * kernels_.block),
         pitch_((reach_.left + std::max(x.width, grad.width + reach_.right) + 1) / 2 * 2),  // pairs end with a row
         rows_(std::clamp(kStripPixels / std::max(pitch_, 1), 1, std::max(grad.height, 1))),
+        in_place_(grad.stride_c == 1 && grad.channels == padded_ && is_computed(grad.element)),
         plane_((int64_t{rows_ + reach_.up + reach_.down} * pitch_ + reach_.left + reach_.right + 3) / 2 * 2) {}
 
   void run(void* grad_weight, void* grad_bias, int threads) const {
@@ -79,6 +80,7 @@ class WeightGradient {
  private:
   int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in; }
   int depth() const { return rows_ * pitch_; }
+  static bool is_computed(Element element) { return element == (sizeof(T) == 8 ? Element::float64 : Element::float32); }
   bool has_pairs() const {
     return std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return t.in_pairs; });
   }
@@ -88,32 +90,35 @@ class WeightGradient {
       int64_t size = 0;
       const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
       const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);
-      const int64_t at_strip = take(int64_t{g.depth()} * g.padded_), at_packed = take(int64_t{g.depth()} * g.padded_);
+      const int64_t at_copy = take(g.in_place_ ? g.padded_ : int64_t{g.depth()} * g.padded_);
+      const int64_t at_packed = take(int64_t{g.depth()} * g.padded_);
       const int64_t at_planes = take(g.w_.in * g.plane_);
       const int64_t at_halves = take(g.has_pairs() ? g.w_.in * g.plane_ : 0);
       const int64_t at_pairs = take(g.has_pairs() ? int64_t{g.w_.in} * g.depth() / 2 : 0);
       memory.emplace(size * sizeof(T));
       T* begin = reinterpret_cast<T*>(memory->get());
-      sums = begin + at_sums, bias = begin + at_bias, strip = begin + at_strip, packed = begin + at_packed;
+      sums = begin + at_sums, bias = begin + at_bias, copy = begin + at_copy, packed = begin + at_packed;
       planes = begin + at_planes, halves = begin + at_halves, pairs = begin + at_pairs;
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
+      for (int p = 0; p < g.depth(); p++) strip.push_back(copy + (g.in_place_ ? 0 : int64_t{p} * g.padded_));
     }
     std::optional<ZeroedBlock> memory;
     T *sums, *bias;  // [terms * I][padded O], [padded O]
-    T* strip;        // of grad, [depth][padded O]; zero right of the map
+    T* copy;         // the strip of grad, [depth][padded O], zero right of the map; one row of zeros if read in place
     T* packed;       // the strip, or a sum of its pairs, in blocks: [blocks][depth][block]
     T* planes;       // the strip of x and the rows around it, channel by channel; zero around the map
     T* halves;       // the same: the pixels at even places, then those at odd ones
     T* pairs;        // a product's sums of neighbours, channel by channel: [I][depth / 2]
     std::vector<T*> sum_rows, x_rows;
+    std::vector<const T*> strip;  // its rows
   };
 
   void add_strip(Part& part, int image, int y) const {
     const int rows = std::min(rows_, grad_.height - y), pixels = rows * pitch_;
     load(part, image, y, rows);
-    for (int p = 0; p < pixels; p++) adds_.add(part.bias, part.strip + int64_t{p} * padded_, T(1), part.bias, padded_);
+    for (int p = 0; p < pixels; p++) adds_.add(part.bias, part.strip[p], T(1), part.bias, padded_);
     if (std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return !t.in_pairs; })) {
-      pack(part, pixels, [&](int p) { return part.strip + int64_t{p} * padded_; });
+      pack(part, pixels, [&](int p) { return part.strip[p]; });
       for (size_t t = 0; t < terms_.size(); t++)
         if (!terms_[t].in_pairs)
           multiply(part, t, pixels, [&](int i) { return part.planes + i * plane_ + place(terms_[t]); });
@@ -135,7 +140,7 @@ class WeightGradient {
       if (std::none_of(terms_.begin(), terms_.end(), is_of_sum)) continue;
       std::vector<T> added(padded_);
       pack(part, pairs, [&](int t) {
-        const T *first = part.strip + int64_t{2 * t} * padded_, *second = first + padded_;
+        const T *first = part.strip[2 * t], *second = part.strip[2 * t + 1];
         if (sum == even || sum == odd) return sum == even ? first : second;
         adds_.add(first, second, sum == both ? T(1) : T(-1), added.data(), padded_);
         return static_cast<const T*>(added.data());
@@ -167,9 +172,15 @@ class WeightGradient {
     load_rows<T>(
         x_, image, std::max(first, 0), std::min(last, x_.height), [&](int row) { return plane_row(row) + reach_.left; },
         plane_, 1);
-    load_rows<T>(
-        grad_, image, y, y + rows, [&](int row) { return part.strip + int64_t{row - y} * pitch_ * padded_; }, 1,
-        padded_);
+    if (!in_place_) {
+      load_rows<T>(
+          grad_, image, y, y + rows, [&](int row) { return part.copy + int64_t{row - y} * pitch_ * padded_; }, 1,
+          padded_);
+      return;
+    }
+    const T* begin = static_cast<const T*>(grad_.data) + image * grad_.stride_n + y * grad_.stride_y;
+    for (int p = 0; p < rows * pitch_; p++)
+      if (p % pitch_ < grad_.width) part.strip[p] = begin + p / pitch_ * grad_.stride_y + p % pitch_ * grad_.stride_x;
   }
 
   // row(p): [padded O]
@@ -234,6 +245,7 @@ class WeightGradient {
   const std::vector<Term> terms_;
   const Reach reach_;
   const int blocks_, padded_, pitch_, rows_;
+  const bool in_place_;
   const int64_t plane_;
 };
 
