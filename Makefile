@@ -63,14 +63,15 @@ bench: setup ## measure the ops and the samplers on this machine, in out/
 gpu-check: ## build, test and measure on a GPU, in under ten minutes; without one, do what can be done
 	$(or $(wildcard $(python)),$(PYTHON)) benchmarks/gpu_check.py
 
-sanitize: $(sanitizers:%=sanitize-%) ## run the samplers under the address, undefined and thread sanitizers
+sanitize: $(sanitizers:%=sanitize-%) ## run the samplers and the ops under the address, undefined and thread sanitizers
 
 sanitize-%: $(VENV)/.package
-	@echo "check_sampler under the $* sanitizer"
+	@echo "check_sampler and check_ops under the $* sanitizer"
 	@$(VENV)/bin/cmake -S . -B build/sanitize-$* -G Ninja --log-level=NOTICE \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DPIXELCNN_FAST_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/sanitize-$*
 	build/sanitize-$*/check_sampler
+	build/sanitize-$*/check_ops
 	@echo "check_cuda: the CUDA kernels on the host, under the $* sanitizer"
 	@$(VENV)/bin/cmake -S tests/csrc/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DEMULATION_SANITIZE=$*

@@ -48,6 +48,9 @@ def combined(b: Builder, kind: str, x: Map | float, y: Map | float, alpha: float
     elif Value not in x.kinds:
         x, y, alpha = y if alpha == 1 else stepped(b, y, (alpha, 0.0)), x, 1.0
     if Value in y.kinds:
+        for one, other in [(x, y), (y, x)][: 2 if alpha == 1 else 1]:
+            if one.source is not None and (read := b.shifted_state(other, one.source)) is not None:
+                return b.whole(b.step(one.source, [Step(kind, alpha, value=read)]))
         x, y = materialised(b, x), materialised(b, y)
         if x.source is not None and y.source is not None and x.shape == y.shape:
             return b.whole(b.pair(kind, x.source, y.source, alpha))

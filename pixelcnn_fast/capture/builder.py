@@ -40,6 +40,7 @@ class Builder:
         self._sources: list[int] = []  # by value
         self._windows: dict[tuple[int, int, int], int] = {}
         self._selected: dict[tuple[int, ...], int] = {}
+        self.states: set[int] = set()  # sources that are what a recurrence gives
         self.distributions: list[Tensor] = []  # addresses of each log-softmax, its axis last
         self.closings: dict[int, str] = {}  # by source: the kind of closing softmax that it is
         table = None if levels is None or torch.equal(levels, torch.arange(len(levels)).to(levels)) else levels
@@ -110,6 +111,31 @@ class Builder:
 
     def pair(self, kind: str, a: int, b: int, alpha: float = 1.0) -> int:
         return self.step(a, [Step(kind, alpha, value=Read(self.out(b)))])
+
+    def shifted_state(self, x: Map, beside: int) -> Read | None:
+        """Where a step on a value of the image's size finds x, if that is a whole state of a recurrence, shifted with
+        zeros moved in; else None. Other values are shifted by a convolution, which may go into those that read it."""
+        if (
+            x.source is not None
+            or not self.states
+            or x.shape[1:] != (self.space.channels(beside), *self.space.grid)
+        ):
+            return None
+        if (
+            not self.space.has_whole_frame(beside)
+            or not self.states.issuperset(x.sources)
+            or len(x.sources) != 1
+        ):
+            return None
+        segment, *others = self.segments(x)
+        channels = list(range(self.space.channels(segment.source)))
+        if (
+            others
+            or not segment.at == segment.channels == channels
+            or not self._is_given(segment, self.space.grid, 0, 0)
+        ):
+            return None
+        return Read(self.out(segment.source), segment.dy, segment.dx)
 
     def with_operand(self, kind: str, x: Map, y: Map, alpha: float = 1.0) -> Map | None:
         """x + alpha * y, or x * y, for an operand y that broadcasts to the values in x; None if no table holds it, as
@@ -267,15 +293,17 @@ class Builder:
         channels = list(range(self.space.channels(x.source)))
         return [Segment(x.source, channels, channels, 0, 0, torch.ones(self.space.grid, dtype=torch.bool))]
 
+    def _is_given(self, segment: Segment, frame: tuple[int, int], dy: int, dx: int) -> bool:
+        """Whether the segment has all that a frame reads of its source, at (dy, dx), inside the grid."""
+        first = segment.dy + dy, segment.dx + dx
+        rows, columns = (slice(max(0, at), max(0, at + size)) for at, size in zip(first, frame, strict=True))
+        return bool(segment.given[rows, columns].all())
+
     def _readable(self, segment: Segment, frame: tuple[int, int], taps: Sequence[tuple[int, int]]) -> Segment:
         """A segment from which these taps read, for every element of the frame, what PyTorch reads there: a value is
         zero outside the grid only, so zeros that the segment has inside the grid are multiplied in."""
 
-        def read(axis: int, tap: tuple[int, int]) -> slice:
-            first = tap[axis] + (segment.dy, segment.dx)[axis]
-            return slice(max(0, first), max(0, first + frame[axis]))
-
-        if all(bool(segment.given[read(0, tap), read(1, tap)].all()) for tap in taps):
+        if all(self._is_given(segment, frame, *tap) for tap in taps):
             return segment
         mask = segment.given.to(self.device, self.dtype)[..., None]
         mask = mask.expand(-1, -1, self.space.channels(segment.source)).contiguous()

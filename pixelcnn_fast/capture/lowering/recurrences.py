@@ -91,6 +91,7 @@ def _lstm(
     assert c == _emit(b, Pointwise, hidden, base=Read(f), steps=of_cell)
     of_state = (Step("tanh"), Step("multiply", value=Read(o)))
     assert h == _emit(b, Pointwise, hidden, base=Read(c), steps=of_state)
+    b.states.add(b.source(h))
     kept = [b.map(torch.zeros(view.at(1)[0], dtype=torch.long)) for view in call.outputs[1:]]
     return [b.whole(b.source(h)), *kept]
 

@@ -1,0 +1,150 @@
+// Runs the convolutions and the recurrences in C++ on small maps, for the sanitizers, and checks that threads, batching
+// and memory layouts do not change what comes out. Exits 1 at the first difference.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cpu/ops/masked_conv2d.h"
+#include "cpu/ops/memory_pool.h"
+#include "cpu/ops/recurrence.h"
+#include "cpu/simd/cpu_features.h"
+
+namespace {
+
+using namespace pcf::cpu;
+
+constexpr int kImages = 5, kHeight = 6, kWidth = 7, kHidden = 19;
+
+void require(bool ok, const char* what) {
+  if (ok) return;
+  std::printf("FAILED: %s\n", what);
+  std::exit(1);
+}
+
+std::vector<float> drawn(int64_t size, double scale) {
+  static std::mt19937 random(3);
+  std::normal_distribution<double> normal(0, scale);
+  std::vector<float> values(size);
+  for (float& x : values) x = static_cast<float>(normal(random));
+  return values;
+}
+
+// Memory of its own for a map, with the channels last or first.
+struct Map {
+  std::vector<float> memory;
+  FeatureMap map;
+  Map(int images, int channels, bool channels_last, std::vector<float> values = {})
+      : memory(values.empty() ? std::vector<float>(int64_t{images} * channels * kHeight * kWidth) : std::move(values)) {
+    const int64_t pixels = kHeight * kWidth;
+    map = {memory.data(),
+           Element::float32,
+           images,
+           channels,
+           kHeight,
+           kWidth,
+           channels * pixels,
+           channels_last ? 1 : pixels,
+           channels_last ? int64_t{kWidth} * channels : kWidth,
+           channels_last ? channels : 1};
+  }
+  float at(int n, int c, int y, int x) const {
+    return memory[n * map.stride_n + c * map.stride_c + y * map.stride_y + x * map.stride_x];
+  }
+};
+
+std::vector<float> as_channels_first(const Map& m, int images) {
+  std::vector<float> values;
+  for (int n = 0; n < images; n++)
+    for (int c = 0; c < m.map.channels; c++)
+      for (int y = 0; y < kHeight; y++)
+        for (int x = 0; x < kWidth; x++) values.push_back(m.at(n, c, y, x));
+  return values;
+}
+
+Map in_layout(const std::vector<float>& channels_first, int images, int channels, bool channels_last) {
+  Map m(images, channels, channels_last);
+  const float* from = channels_first.data();
+  for (int n = 0; n < images; n++)
+    for (int c = 0; c < channels; c++)
+      for (int y = 0; y < kHeight; y++)
+        for (int x = 0; x < kWidth; x++)
+          m.memory[n * m.map.stride_n + c * m.map.stride_c + y * m.map.stride_y + x * m.map.stride_x] = *from++;
+  return m;
+}
+
+void check_recurrence(bool diagonal, bool reverse, int taps) {
+  const auto weight = drawn(4 * kHidden * kHidden * taps, 0.2), h0 = drawn(kHidden, 1), c0 = drawn(kHidden, 1);
+  const auto sums = drawn(int64_t{kImages} * 4 * kHidden * kHeight * kWidth, 1);
+  const auto grad = drawn(int64_t{kImages} * kHidden * kHeight * kWidth, 1);
+  const Recurrence r{diagonal, reverse, taps, Element::float32, weight.data(), h0.data(), c0.data()};
+  const auto run = [&](int images, bool channels_last, int threads) {
+    const Map from = in_layout(sums, images, 4 * kHidden, channels_last);
+    const Map of_h = in_layout(grad, images, kHidden, channels_last);
+    const Map h(images, kHidden, channels_last), gates(images, 4 * kHidden, channels_last);
+    const Map of_sums(images, 4 * kHidden, channels_last);
+    std::vector<float> of_h0(kHidden), of_c0(kHidden);
+    recurrence(r, from.map, h.map, gates.map, threads);
+    recurrence_gradient(r, of_h.map, gates.map, of_sums.map, of_h0.data(), of_c0.data(), threads);
+    auto all = as_channels_first(h, 1);  // of the first image
+    for (float x : as_channels_first(of_sums, 1)) all.push_back(x);
+    return all;
+  };
+  const auto expected = run(kImages, false, 1);
+  for (int images : {1, 2, kImages})
+    for (bool channels_last : {false, true})
+      for (int threads : {1, 2, 3})
+        require(run(images, channels_last, threads) == expected, "a recurrence does not depend on how it is run");
+}
+
+void check_convolution(int in, int out, int height, int width) {
+  const auto weight = drawn(int64_t{out} * in * height * width, 0.2), bias = drawn(out, 1);
+  std::vector<float> mask(weight.size(), 1);  // B: nothing after the centre
+  for (int64_t i = 0; i < int64_t{out} * in; i++)
+    for (int k = 0; k < height * width; k++)
+      if (k > height * width / 2) mask[i * height * width + k] = 0;
+  const int64_t s[4] = {int64_t{in} * height * width, int64_t{height} * width, width, 1};
+  const MaskedWeight w{
+      weight.data(),           mask.data(), Element::float32, out, in, height, width, {s[0], s[1], s[2], s[3]},
+      {s[0], s[1], s[2], s[3]}};
+  const Geometry same{height / 2, width / 2, 1, 1};
+  const auto x = drawn(int64_t{kImages} * in * kHeight * kWidth, 1);
+  const auto grad = drawn(int64_t{kImages} * out * kHeight * kWidth, 1);
+  const auto run = [&](int images, bool channels_last, int threads) {
+    const Map from = in_layout(x, images, in, channels_last), of_out = in_layout(grad, images, out, channels_last);
+    const Map to(images, out, channels_last), of_x(images, in, channels_last);
+    ConvEpilogue epilogue;
+    epilogue.bias = bias.data();
+    masked_conv2d(from.map, w, same, epilogue, to.map, threads);
+    masked_conv2d_input_gradient(of_out.map, w, same, of_x.map, threads);
+    std::vector<float> of_weight(weight.size()), of_bias(out);
+    masked_conv2d_weight_gradient(of_out.map, from.map, w, same, of_weight.data(), of_bias.data(), threads);
+    for (size_t i = 0; i < mask.size(); i++)
+      require(mask[i] != 0 || of_weight[i] == 0, "masked weights get no gradient");
+    auto all = as_channels_first(to, 1);
+    for (float value : as_channels_first(of_x, 1)) all.push_back(value);
+    return all;
+  };
+  const auto expected = run(kImages, false, 1);
+  for (int images : {1, kImages})
+    for (bool channels_last : {false, true})
+      for (int threads : {1, 3})
+        require(run(images, channels_last, threads) == expected, "a convolution does not depend on how it is run");
+}
+
+}  // namespace
+
+int main() {
+  for (const auto& isa : available_isas()) {
+    force_isa(isa);
+    for (int taps : {1, 3, 5}) check_recurrence(false, false, taps);
+    for (bool reverse : {false, true}) check_recurrence(true, reverse, 2);
+    check_convolution(3, 40, 5, 5);
+    check_convolution(40, 33, 3, 3);
+    check_convolution(64, 32, 1, 5);
+    check_convolution(32, 64, 1, 1);
+    std::printf("%s: ok\n", isa.c_str());
+  }
+  require(Block::kept() > 0, "memory is kept");
+}
