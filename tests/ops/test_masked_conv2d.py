@@ -211,3 +211,37 @@ def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch):
     ops.masked_conv2d(x, weight, bias, mask)
     with pytest.raises(ValueError, match="PIXELCNN_FAST_NATIVE=0 is set"):
         ops.masked_conv2d(x, weight, bias, mask, backend="compiled")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [(1, 3), (3, 3), (3, 5)])
+def test_what_a_tap_does_not_read_has_no_part(isa: str, size: tuple[int, int]) -> None:
+    """To the last bit, though neighbouring taps are taken together: of later pixels, of what is beside the kernel, and,
+    where channels have an order, of later channels of the pixel itself. Nor does it get a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = 48, 5, 7
+    x, weight = (
+        torch.randn(n, generator=generator).view(shape)
+        for n, shape in (
+            (channels * height * width, (1, channels, height, width)),
+            (channels * channels * size[0] * size[1], (channels, channels, *size)),
+        )
+    )
+    order = torch.arange(channels) % 3
+    mask = raster_mask(*size, "B").expand_as(weight).clone()
+    mask[:, :, size[0] // 2, size[1] // 2] = (order[:, None] >= order).float()
+    with instruction_set(isa):
+        for row, column, channel in ((2, 3, 17), (0, 0, 1), (4, 6, 44)):
+            leaf = x.clone().requires_grad_()
+            out = ops.masked_conv2d(leaf, weight, None, mask)
+            (grad,) = torch.autograd.grad(out[0, channel, row, column], leaf)
+            read = torch.zeros(channels, height, width, dtype=torch.bool)
+            for ky in range(size[0]):
+                for kx in range(size[1]):
+                    at = row + ky - size[0] // 2, column + kx - size[1] // 2
+                    if 0 <= at[0] < height and 0 <= at[1] < width:
+                        read[:, at[0], at[1]] |= mask[channel, :, ky, kx] != 0
+            assert not grad[0][~read].any()
+            other = torch.where(read, x, torch.randn(x.shape, generator=generator))
+            found = ops.masked_conv2d(other, weight, None, mask)[0, channel, row, column]
+            assert torch.equal(found, out[0, channel, row, column].detach())

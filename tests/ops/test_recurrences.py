@@ -223,6 +223,21 @@ def test_cells_of_bfloat16_are_in_float32(name: str, backend: str, isa: str) -> 
     assert last == pytest.approx(torch.tensor(0.3).tanh().item(), rel=0.01)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_float64_is_exact_to_a_few_roundings(isa: str) -> None:
+    """tanh and the logistic function, near zero and far from it."""
+    x = torch.cat([torch.logspace(-12, 2.5, 4001), torch.linspace(0.6, 0.65, 400), torch.zeros(1)]).double()
+    x = torch.cat([x, -x])
+    one = torch.full_like(x, 60)  # whose logistic function and tanh are 1
+    with instruction_set(isa):
+        h_of_g, h_of_i = (
+            ops.row_lstm(torch.stack(gates).view(1, 4, 1, len(x)), torch.zeros(4, 1, 1).double()).flatten()
+            for gates in ((one, one, x, one), (x, one, one, one))
+        )
+    torch.testing.assert_close(h_of_g, x.tanh().tanh(), rtol=4e-15, atol=0)
+    torch.testing.assert_close(h_of_i, x.sigmoid().tanh(), rtol=4e-15, atol=0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_autocast_and_compile(name: str) -> None:
     function, taps, _ = CASES[name]

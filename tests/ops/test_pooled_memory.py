@@ -1,0 +1,89 @@
+"""Memory of large results, which is kept and handed out again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast import ops
+from pixelcnn_fast.native import required
+from pixelcnn_fast.ops.library import POOLED, pooled
+from tests.needs import needs_native
+
+pytestmark = needs_native
+
+
+def gate(n: int, value: float) -> Tensor:
+    """A result of n * 2 MB."""
+    return ops.gated_activation(torch.full((n, 2, 512, 1024), value))
+
+
+def test_a_freed_result_s_memory_is_handed_out_again() -> None:
+    first = gate(3, 0.5)
+    where, expected = first.data_ptr(), first[0, 0, 0, 0].item()
+    del first
+    gc.collect()
+    kept = required().Block.kept()
+    again = gate(3, 0.5)
+    assert again.data_ptr() == where and required().Block.kept() == kept - 3 * POOLED
+    assert bool((again == expected).all())
+
+
+def test_memory_in_use_is_left_alone() -> None:
+    """By views, and by what autograd keeps."""
+    view = gate(2, 0.1)[1, 0, 3]
+    values = view.clone()
+    for _ in range(4):
+        gate(2, -3.0)
+    assert torch.equal(view, values)
+    x = torch.full((2, 2, 512, 1024), 0.1, requires_grad=True)
+    out = ops.gated_activation(x).square()
+    for _ in range(4):
+        gate(2, -3.0)
+    out.sum().backward()
+    plain = torch.full((1,), 0.1, dtype=torch.float64, requires_grad=True)
+    (plain.tanh() * plain.sigmoid()).square().backward()
+    assert x.grad is not None and plain.grad is not None
+    torch.testing.assert_close(x.grad.sum(1).mean().double(), plain.grad[0], rtol=1e-5, atol=0)
+
+
+def test_it_keeps_half_as_much_again_at_most() -> None:
+    block = required().Block
+    blocks = [block(k * POOLED) for k in range(1, 9)]  # 36 pages in use at once
+    most = block.kept() + 36 * POOLED
+    del blocks
+    for k in range(9, 30):
+        block(k * POOLED)  # of a size that there is not
+        assert block.kept() <= 1.5 * max(most, k * POOLED)
+
+
+def test_results_are_ordinary_tensors() -> None:
+    out = gate(2, 0.5)
+    assert out._base is None and out.is_contiguous() and not out.is_inference()
+    assert torch.equal(out.clone().resize_(4), out.flatten()[:4])
+    assert out.add_(1).mul_(2).shape == (2, 1, 512, 1024)
+    empty = torch.empty(2, 3, 512, 1024, dtype=torch.float64, memory_format=torch.channels_last)
+    large = pooled(empty)
+    assert (large.dtype, large.stride(), large.shape) == (empty.dtype, empty.stride(), empty.shape)
+    small = torch.empty(7)
+    assert pooled(small) is small
+
+
+def test_threads_get_memory_of_their_own() -> None:
+    wrong: list[float] = []
+
+    def work(value: float) -> None:
+        expected = torch.tensor(value).tanh() * torch.tensor(value).sigmoid()
+        for _ in range(20):
+            if not torch.allclose(gate(1, value), expected):
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(k / 4,)) for k in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
