@@ -1,9 +1,13 @@
-"""Train a class-conditional PixelCNN on MNIST, on a CPU or a GPU, and keep the best checkpoint.
+"""Train a model on MNIST, on a CPU or a GPU, and keep the best checkpoint.
 
     python examples/train_mnist.py --torchvision-root ~/data --epochs 15
     python examples/train_mnist.py --npz mnist_10k.npz --minutes 45
+    python examples/train_mnist.py --npz mnist_10k.npz --minutes 55 --model diagonal_bilstm
 
-The result loads with ``pixelcnn_fast.checkpoint.load``. Ctrl-C stops early and keeps the best epoch so far.
+A class-conditional PixelCNN learns grey levels. A PixelRNN (--model row_lstm or diagonal_bilstm) learns binarised
+digits without labels: each time that an image is shown, a pixel is white with a probability of its level / 255; the
+held-out images are drawn once, by a fixed seed. The result loads with ``pixelcnn_fast.checkpoint.load``. Ctrl-C stops
+early and keeps the best epoch so far.
 """
 
 from __future__ import annotations
@@ -25,16 +29,20 @@ from tqdm import tqdm
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim, nll
-from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.models import PixelCNN, PixelRNN
 
 WARMUP = 0.03  # share of the whole run
 EMA_DECAY = 0.999
+HIDDEN = {"pixelcnn": 64, "row_lstm": 32, "diagonal_bilstm": 16}  # by model
+HELD_OUT_SEED = 2016  # of the held-out images' binarisation
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
     """Run the command line -> held-out bits/dim after each epoch."""
     parser = _parser()
     args = parser.parse_args(argv)
+    args.hidden = args.hidden or HIDDEN[args.model]
+    args.out = args.out or Path(f"mnist_{args.model}.safetensors")
     try:
         images, labels = load_npz(args.npz) if args.npz else load_torchvision(args.torchvision_root)
         check_options(args, len(images))
@@ -56,22 +64,32 @@ def check_options(args: argparse.Namespace, n_images: int) -> None:
         raise FileNotFoundError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
 
 
-def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN:
+def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN | PixelRNN:
     """A new model, or that of --resume. Raises ValueError if its size is not the one asked for."""
-    model = PixelCNN(1, args.hidden, args.residual, n_classes)
+    model: PixelCNN | PixelRNN
+    if args.model == "pixelcnn":
+        model = PixelCNN(1, args.hidden, args.residual, n_classes)
+    else:
+        model = PixelRNN(args.model, 1, args.hidden, args.layers, levels=2)
     if args.resume:
         resumed = checkpoint.load(args.resume)
-        if not isinstance(resumed, PixelCNN) or resumed.config != model.config:
+        if type(resumed) is not type(model) or resumed.config != model.config:
             raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config}, as asked for")
         model = resumed
     return model
 
 
-def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Tensor) -> list[float]:
+def binarised(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """images: uint8, any shape -> levels 0 and 1, uint8: 1 with a probability of the image's level / 255."""
+    return (torch.rand(images.shape, generator=generator) < images / 255).to(torch.uint8)
+
+
+def train(args: argparse.Namespace, model: PixelCNN | PixelRNN, images: Tensor, labels: Tensor) -> list[float]:
     """Trains by Adam under one cosine of the learning rate; a moving average of the weights is judged and saved.
 
     images: [N, 1, H, W] uint8; labels: [N] -> held-out bits/dim after each epoch; the best is in args.out.
     """
+    is_binary = isinstance(model, PixelRNN)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     to: Any = model.to(device).to  # some releases of torch have no annotation of memory_format
     model = to(memory_format=torch.channels_last)
@@ -80,7 +98,8 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
     data = TensorDataset(images, labels)
     split = len(data) - args.held_out
     training = DataLoader(TensorDataset(*data[:split]), args.batch, shuffle=True)
-    held_out = DataLoader(TensorDataset(*data[split:]), 100)
+    fixed = binarised(images[split:], torch.Generator().manual_seed(HELD_OUT_SEED))
+    held_out = DataLoader(TensorDataset(fixed) if is_binary else TensorDataset(*data[split:]), 100)
     dimensions = images[0].numel()
 
     history: list[float] = []
@@ -97,8 +116,10 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = args.lr * schedule(done)
+                batch_images = binarised(batch_images) if is_binary else batch_images
                 batch_images = batch_images.to(device, memory_format=torch.channels_last)
-                loss = nll(model, batch_images, batch_labels.to(device)).mean() / dimensions
+                given = () if is_binary else (batch_labels.to(device),)
+                loss = nll(model, batch_images, *given).mean() / dimensions
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,15 +134,18 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
             best = not history or bits < min(history)
             history.append(bits)
             mark = " (best)" if best else ""
-            print(f"epoch {epoch}: held-out {bits:.4f} bits/dim after {minutes:.1f} min{mark}", flush=True)
+            nats = bits * math.log(2) * dimensions
+            shown = f"{nats:.2f} nats per image, " * is_binary + f"{bits:.4f} bits/dim"
+            print(f"epoch {epoch}: held-out {shown} after {minutes:.1f} min{mark}", flush=True)
             if best:
                 checkpoint.save(
                     average,
                     args.out,
-                    data="MNIST",
+                    data="binarised MNIST" if is_binary else "MNIST",
                     held_out=f"{args.held_out} images",
                     seed=str(args.seed),
                     bits_per_dim=f"{bits:.4f}",
+                    nats_per_image=f"{nats:.2f}",
                     epoch=str(epoch),
                     minutes=f"{minutes:.1f}",
                 )
@@ -130,7 +154,8 @@ def train(args: argparse.Namespace, model: PixelCNN, images: Tensor, labels: Ten
     except KeyboardInterrupt:
         print("stopped early")
     if history:
-        print(f"best epoch: {min(history):.4f} bits/dim, in {args.out}")
+        best_nats = f"{min(history) * math.log(2) * dimensions:.2f} nats per image, " * is_binary
+        print(f"best epoch: {best_nats}{min(history):.4f} bits/dim, in {args.out}")
     else:
         print("no epoch was finished, so nothing is saved")
     return history
@@ -192,7 +217,8 @@ def load_torchvision(root: Path) -> tuple[Tensor, Tensor]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a class-conditional PixelCNN on MNIST; keep the epoch of best held-out bits/dim.",
+        description="Train a class-conditional PixelCNN on MNIST, or a PixelRNN on binarised MNIST; keep the epoch of "
+        "best held-out bits/dim.",
         epilog="Load the result with pixelcnn_fast.checkpoint.load(OUT).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -217,8 +243,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the last N images are never trained on: they give the bits/dim after each epoch",
     )
-    add("--hidden", type=int, default=64, help="channels of every layer; time grows with its square")
-    add("--residual", type=int, default=4, help="residual blocks; each lets a pixel see 2 rows further up")
+    add("--model", choices=HIDDEN, default="pixelcnn", help="pixelcnn, or the PixelRNN's kind")
+    add(
+        "--hidden",
+        type=int,
+        help=f"channels of every layer; time grows with its square. Default: {HIDDEN['pixelcnn']}; row_lstm "
+        f"{HIDDEN['row_lstm']}, diagonal_bilstm {HIDDEN['diagonal_bilstm']}",
+    )
+    add(
+        "--residual",
+        type=int,
+        default=4,
+        help="residual blocks of a PixelCNN; each lets it see 2 rows further up",
+    )
+    add("--layers", type=int, default=7, help="layers of a PixelRNN")
     add("--epochs", type=int, default=15, help="passes over the training images")
     add(
         "--minutes",
@@ -230,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=2e-3, help="peak learning rate of Adam, after the warm-up")
     add("--resume", type=Path, metavar="FILE", help="continue from this checkpoint's weights")
     add("--seed", type=int, default=0, help="seed of weights and of the order of images")
-    add("--out", type=Path, default=Path("mnist_pixelcnn.safetensors"), help="checkpoint to write")
+    add("--out", type=Path, help="checkpoint to write (default: mnist_MODEL.safetensors)")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -41,6 +42,36 @@ def test_learns_and_writes_the_best_epoch(data: dict, tmp_path: Path) -> None:
     assert bits_per_dim(model, [held_out]) == pytest.approx(min(history), rel=1e-4)
     notes = checkpoint.read_notes(tmp_path / "model.safetensors")
     assert float(notes["bits_per_dim"]) == pytest.approx(min(history), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["row_lstm", "diagonal_bilstm"])
+def test_a_pixel_rnn_learns_binarised_digits(
+    data: dict, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture
+) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    history = train_mnist.main(options(tmp_path, model=kind, layers=1, hidden=6))
+    assert min(history) < 0.8 * history[0]
+    model = checkpoint.load(tmp_path / "model.safetensors")
+    assert (
+        model.config | dict(kind=kind, levels=2, n_layers=1, hidden_channels=6, n_classes=None) == model.config
+    )
+    notes = checkpoint.read_notes(tmp_path / "model.safetensors")
+    nats = min(history) * 35 * math.log(2)
+    assert float(notes["nats_per_image"]) == pytest.approx(nats, abs=0.01)
+    assert f"best epoch: {nats:.2f} nats per image" in capsys.readouterr().out
+    held_out = (
+        torch.from_numpy(data["images"])[-10:, None] // 255
+    )  # black and white, so they are drawn as they are
+    assert bits_per_dim(model, [held_out]) == pytest.approx(min(history), rel=1e-4)
+
+
+def test_binarisation() -> None:
+    images = torch.tensor([0, 64, 255], dtype=torch.uint8).expand(20_000, 3)
+    drawn = train_mnist.binarised(images, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.uint8 and drawn.unique().tolist() == [0, 1]
+    dark, grey, bright = drawn.float().mean(0).tolist()
+    assert (dark, bright) == (0, 1) and grey == pytest.approx(64 / 255, abs=0.01)
+    assert torch.equal(drawn, train_mnist.binarised(images, torch.Generator().manual_seed(0)))
 
 
 def test_reads_mnist_through_torchvision(data: dict, tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from tests.tolerances import assert_right
 Recurrence = Callable[..., Tensor]
 
 
+GATES = (torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid)  # i, f, g and o
+
+
 def pixel_by_pixel(
-    sums: Tensor, weight: Tensor, h0: Any, c0: Any, order: Any, taps: Any, before: Any
+    sums: Tensor, weight: Tensor, h0: Any, c0: Any, order: Any, taps: Any, before: Any, gates_are: Any = GATES
 ) -> Tensor:
     """One pixel after the other, as the paper defines it. order: of the pixels; taps: where each lies, (dy, dx), and
     whether the initial state lies there outside of the image; before: where the cell before lies."""
@@ -38,9 +41,10 @@ def pixel_by_pixel(
         gates = sums[:, :, y, x]
         for k, (dy, dx, has_initial) in enumerate(taps):
             gates = gates + state(0, y + dy, x + dx, has_initial(x + dx, width)) @ weight[:, :, k].T
-        i, f, g, o = gates.unflatten(1, (4, hidden)).unbind(1)
-        c = f.sigmoid() * state(1, y + before[0], x + before[1]) + i.sigmoid() * g.tanh()
-        states[y, x] = o.sigmoid() * c.tanh(), c
+        parts = gates.unflatten(1, (4, hidden)).unbind(1)
+        i, f, g, o = (activation(part) for activation, part in zip(gates_are, parts, strict=True))
+        c = f * state(1, y + before[0], x + before[1]) + i * g
+        states[y, x] = o * c.tanh(), c
     return torch.stack([torch.stack([states[y, x][0] for x in range(width)], 2) for y in range(height)], 2)
 
 
@@ -177,6 +181,41 @@ def test_layouts_batches_and_threads_change_nothing(name: str, isa: str) -> None
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(found[0], h) and torch.equal(found[1], of_sums)
+
+
+@pytest.mark.parametrize("gate", range(4))
+@pytest.mark.parametrize("name", CASES)
+def test_the_definition_tells_each_gate_from_the_others(name: str, gate: int) -> None:
+    """By its activation and by its place: what public implementations get wrong would not pass."""
+    function, taps, definition = CASES[name]
+    sums, weight, h0, c0 = inputs(3, taps, 2, (4, 5), True)
+    assert sums is not None and weight is not None
+    found = function(sums, weight, h0, c0)
+    other = torch.sigmoid if GATES[gate] is torch.tanh else torch.tanh
+    mutants = [pixel_by_pixel(sums, weight, h0, c0, *definition, (*GATES[:gate], other, *GATES[gate + 1 :]))]
+    for place in range(gate):
+        swapped = list(range(4))
+        swapped[gate], swapped[place] = place, gate
+        x, w = (part.unflatten(dim, (4, 3)) for part, dim in ((sums, 1), (weight, 0)))
+        in_other_places = x[:, swapped].flatten(1, 2), w[swapped].flatten(0, 1)
+        mutants.append(pixel_by_pixel(*in_other_places, h0, c0, *definition))
+    for mutant in mutants:
+        assert (mutant - found).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_definition_tells_directions_apart(name: str) -> None:
+    """Where the walk begins, which pixel a tap lies on, and which cell is the one before."""
+    function, taps, (order, places, before) = CASES[name]
+    given: list[Any] = [*inputs(3, taps, 2, (4, 5), True)]
+    found = function(*given)
+    moved = [(dy, dx - 1, initial) for dy, dx, initial in places]
+    mutants: list[tuple] = [(order, places[::-1], before), (raster, moved, before)]
+    mutants.append((raster, places, (0, -1) if before == (-1, 0) else (-1, 0)))
+    if name.startswith("diagonals"):
+        mutants.append(CASES["diagonals" if name.endswith("right") else "diagonals from the right"][2])
+    for mutant in mutants if taps > 1 else mutants[1:]:
+        assert (pixel_by_pixel(*given, *mutant) - found).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", CASES)
