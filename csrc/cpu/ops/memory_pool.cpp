@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 small ones
 constexpr int64_t kSmallest = 1 << 16;
+constexpr int64_t kSpare = 28 << 20;  // may be kept beyond what was in use at once
 
 struct Free {
   void* data;
@@ -20,19 +21,22 @@ struct Free {
 
 class Pool {
  public:
-  void* take(int64_t bytes) {
+  Free take(int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    in_use_ += bytes;
-    most_ = std::max(most_, in_use_);
-    const auto found = std::find_if(free_.rbegin(), free_.rend(), [=](const Free& b) { return b.bytes == bytes; });
-    if (found != free_.rend()) {
-      void* data = found->data;
-      kept_ -= bytes;
-      free_.erase(std::next(found).base());
-      return data;
+    auto best = free_.end();  // the smallest that is large enough, and hardly too large; of these the latest
+    for (auto b = free_.begin(); b != free_.end(); ++b)
+      if (b->bytes >= bytes && b->bytes <= bytes + bytes / 8 && (best == free_.end() || b->bytes <= best->bytes))
+        best = b;
+    if (best != free_.end()) {
+      const Free found = *best;
+      kept_ -= found.bytes;
+      use(found.bytes);
+      free_.erase(best);
+      return found;
     }
-    while (kept_ && in_use_ + kept_ > most_ + most_ / 2) drop_oldest();
-    return map(bytes);
+    use(bytes);
+    while (kept_ && in_use_ + kept_ > most_ + kSpare) drop_oldest();
+    return {map(bytes), bytes};
   }
 
   void give_back(void* data, int64_t bytes) {
@@ -51,6 +55,11 @@ class Pool {
   }
 
  private:
+  void use(int64_t bytes) {
+    in_use_ += bytes;
+    most_ = std::max(most_, in_use_);
+  }
+
   static void* map(int64_t bytes) {
     const int64_t more = bytes < kHugePage ? 0 : kHugePage;  // so that a huge page starts in it
     char* begin =
@@ -87,8 +96,8 @@ Pool& pool() {
 
 Block::Block(int64_t bytes) {
   const int64_t unit = bytes < kHugePage ? kSmallest : kHugePage;
-  bytes_ = std::max<int64_t>((bytes + unit - 1) / unit, 1) * unit;
-  data_ = pool().take(bytes_);
+  const Free taken = pool().take(std::max<int64_t>((bytes + unit - 1) / unit, 1) * unit);
+  bytes_ = taken.bytes, data_ = taken.data;
 }
 Block::~Block() {
   if (data_) pool().give_back(data_, bytes_);
