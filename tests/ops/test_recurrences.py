@@ -193,7 +193,8 @@ def test_the_definition_tells_each_gate_from_the_others(name: str, gate: int) ->
     found = function(sums, weight, h0, c0)
     other = torch.sigmoid if GATES[gate] is torch.tanh else torch.tanh
     activations = (*GATES[:gate], other, *GATES[gate + 1 :])
-    mutants = [pixel_by_pixel(sums, weight, h0, c0, *definition, activations)]  # type: ignore[call-arg]
+    order, places, before = definition
+    mutants = [pixel_by_pixel(sums, weight, h0, c0, order, places, before, activations)]
     for place in range(gate):
         swapped = list(range(4))
         swapped[gate], swapped[place] = place, gate
