@@ -25,7 +25,7 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     grid = _Grid(program, levels, condition)
     for component in components(program.instructions):
         if component.is_recurrence:
-            _Walk(component, grid).through(component)
+            _Walk(component, grid).through()
         else:
             (i,) = component.instructions
             grid.values[i.out] = apply_steps(i.start(grid), i.steps, grid.value, grid.condition)
@@ -64,7 +64,7 @@ class _Walk:
     """
 
     def __init__(self, component: Component, grid: _Grid) -> None:
-        self.dtype, self._grid = grid.dtype, grid
+        self.dtype, self._grid, self._component = grid.dtype, grid, component
         self._schedule = component.schedule(*grid.image().shape[1:3])
         self._pixels = tuple(x.to(grid.image().device) for x in self._schedule.pixels())
         shifts = [self._schedule.offset(*offset) for offset in component.offsets]
@@ -74,14 +74,14 @@ class _Walk:
         self._others: dict[Read | ConditionOperand, Tensor] = {}
         self._time, self._first, self._last = 0, 0, 0
 
-    def through(self, component: Component) -> None:
+    def through(self) -> None:
         """Computes the recurrence, time by time."""
-        sums = _Sums(component, self._grid)
+        sums = _Sums(self._component, self._grid)
         outer = {value: self._laid_out(found) for value, found in sums.outer.items()}
         for time in range(self._schedule.times):
             self._time, (self._first, self._last) = time, self._schedule.active(time)
             ahead = sums.of_states(self)
-            for i in component.instructions:
+            for i in self._component.instructions:
                 start = ahead[i.out] if i.out in ahead else sums.own[i.out].start(self)
                 if i.out in outer:
                     start = start + self._now(outer[i.out])

@@ -82,7 +82,7 @@ class Tap:
 
     @cached_property
     def is_live(self) -> bool:
-        return bool(self.weight.any())
+        return bool(self.connected.any())
 
 
 @dataclass(frozen=True, eq=False)

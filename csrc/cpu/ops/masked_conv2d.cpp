@@ -86,8 +86,7 @@ class Convolution {
       pitch =
           c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
-      constexpr Element element = sizeof(T) == 8 ? Element::float64 : Element::float32;
-      direct = out.element == element && out.stride_c == 1 && out.channels == c.padded_;
+      direct = out.element == element_of<T> && out.stride_c == 1 && out.channels == c.padded_;
     }
   };
 

@@ -29,9 +29,9 @@ struct Term {
   std::vector<Share> taps;
 };
 
-std::vector<Term> terms_of(const MaskedWeight& w, const Geometry& g) {
+std::vector<Term> terms_of(const MaskedWeight& w, const std::vector<Tap>& taps) {
   std::vector<Term> terms;
-  for (const Run& run : runs_of(live_taps(w, g))) {
+  for (const Run& run : runs_of(taps)) {
     if (!in_pairs(w, run)) {
       for (const Tap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
       continue;
@@ -51,13 +51,13 @@ std::vector<Term> terms_of(const MaskedWeight& w, const Geometry& g) {
 template <class T>
 class WeightGradient {
  public:
-  WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const Geometry& g)
+  WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const std::vector<Tap>& taps)
       : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), adds_(layer_kernels<T>(isa_)), grad_(grad), x_(x), w_(w),
-        terms_(terms_of(w, g)), reach_(live_taps(w, g)), blocks_((w.out + kernels_.block - 1) / kernels_.block),
+        terms_(terms_of(w, taps)), reach_(taps), blocks_((w.out + kernels_.block - 1) / kernels_.block),
         padded_(blocks_ * kernels_.block),
         pitch_((reach_.left + std::max(x.width, grad.width + reach_.right) + 1) / 2 * 2),  // pairs end with a row
         rows_(std::clamp(kStripPixels / std::max(pitch_, 1), 1, std::max(grad.height, 1))),
-        in_place_(grad.stride_c == 1 && grad.channels == padded_ && is_computed(grad.element)),
+        in_place_(grad.stride_c == 1 && grad.channels == padded_ && grad.element == element_of<T>),
         plane_((int64_t{rows_ + reach_.up + reach_.down} * pitch_ + reach_.left + reach_.right + 3) / 2 * 2) {}
 
   void run(void* grad_weight, void* grad_bias, int threads) const {
@@ -80,7 +80,6 @@ class WeightGradient {
  private:
   int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in; }
   int depth() const { return rows_ * pitch_; }
-  static bool is_computed(Element element) { return element == (sizeof(T) == 8 ? Element::float64 : Element::float32); }
   bool has_pairs() const {
     return std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return t.in_pairs; });
   }
@@ -254,7 +253,7 @@ class WeightGradient {
 void masked_conv2d_weight_gradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& weight,
                                    const Geometry& geometry, void* grad_weight, void* grad_bias, int threads) {
   in_computed_type(x.element, [&](auto t) {
-    WeightGradient<decltype(t)>(grad, x, weight, geometry).run(grad_weight, grad_bias, threads);
+    WeightGradient<decltype(t)>(grad, x, weight, live_taps(weight, geometry)).run(grad_weight, grad_bias, threads);
   });
 }
 

@@ -27,7 +27,7 @@ class Walk {
   int steps() const { return r_.diagonal ? height_ + width_ - 1 : height_; }
   int positions() const { return r_.diagonal ? height_ : width_; }
   int first() const { return r_.diagonal ? -1 : -(r_.taps / 2); }
-  bool starts_before(int p) const { return r_.diagonal ? p == -1 : false; }  // an initial state outside of the line
+  int outside() const { return r_.diagonal ? 1 : 0; }  // positions before the first that hold an initial state
 
   // The positions that have a pixel at a step; none before the first step.
   int begin(int step) const { return r_.diagonal ? std::max(0, step - width_ + 1) : 0; }
@@ -224,7 +224,7 @@ class Scan {
       sums_.load();
       const std::vector<T> h0 = scan.initial(scan.r_.h0), c0 = scan.initial(scan.r_.c0);
       for (int n = 0; n < images; n++)
-        for (int p = scan.walk_.starts_before(-1) ? -1 : 0; p < positions_; p++) {
+        for (int p = -scan.walk_.outside(); p < positions_; p++) {
           std::copy_n(h0.data(), scan.hidden_, h_.at(n, p));
           if (p >= 0) std::copy_n(c0.data(), scan.hidden_, c_.at(n, p));
         }
@@ -293,7 +293,7 @@ class Scan {
                 T* initial_gradients) const {
     const int positions = walk_.positions(), width = weights.channels;
     // The state of position p is read by those of positions p + first...p + first + taps - 1 at the next step.
-    const int first = -walk_.first() - (r_.taps - 1), before = walk_.starts_before(-1) ? 2 : 0;
+    const int first = -walk_.first() - (r_.taps - 1), before = 2 * walk_.outside();
     const int most = images * ((positions + 1) / 2 + 2);
     Lines<T> grad_products(images, 4 - first, positions, r_.taps + 4, 4 * hidden_);
     Lines<T> grad_h(images, before, positions, 2, width), grad_c(images, 0, positions, 0, hidden_);
@@ -330,7 +330,7 @@ class Scan {
       kernels_.cell_gradients(pixels.data(), static_cast<int>(pixels.size()), hidden_);
 
       // The states before it that it depends on, in pairs.
-      const int from = std::max(begin + walk_.first(), -before / 2);
+      const int from = std::max(begin + walk_.first(), -walk_.outside());
       const int until = std::min(end + walk_.first() + r_.taps - 1, positions);
       x.clear(), to.clear();
       for (int n = 0; n < images; n++)

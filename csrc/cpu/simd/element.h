@@ -50,6 +50,10 @@ decltype(auto) with_element(Element element, F f) {
 template <class E>
 using Computed = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
+// The element type of tensors that hold T, in which sums are computed.
+template <class T>
+constexpr Element element_of = sizeof(T) == 8 ? Element::float64 : Element::float32;
+
 // Calls f(T()) with the type that sums of the element type are computed in.
 template <class F>
 void in_computed_type(Element element, F f) {
