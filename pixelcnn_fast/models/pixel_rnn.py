@@ -86,6 +86,6 @@ class PixelRNN(nn.Module):
         for layer, upsample in zip(self.layers, self.upsample, strict=True):
             x = upsample(layer(x)).add_(x)  # in place, which saves memory and time
         for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
-            x = conv(F.relu(x))
+            x = conv(F.relu_(x))
         n, _, height, width = images.shape
         return x.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)

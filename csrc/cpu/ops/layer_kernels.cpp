@@ -149,21 +149,25 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
 
 // -- recurrences
 
-template <class T>
-void add(const T* a, const T* b, T factor, T* out, int n) {
+template <int terms, class T>
+void combine_terms(const T* const* rows, const T* factors, T* out, int n) {
+  const T* row[terms];
+  T factor[terms];
+  for (int k = 0; k < terms; k++) row[k] = rows[k], factor[k] = factors[k];
 #pragma GCC ivdep
-  for (int i = 0; i < n; i++) out[i] = a[i] + factor * b[i];
+  for (int i = 0; i < n; i++) {
+    T sum = factor[0] * row[0][i];
+    for (int k = 1; k < terms; k++) sum += factor[k] * row[k][i];
+    out[i] = sum;
+  }
 }
 
 template <class T>
-void spread(const T* both, const T* opposite, T* __restrict__ even, T* __restrict__ odd, int n) {
-  if (opposite)
-    for (int i = 0; i < n; i++) {
-      even[i] += both[i] + opposite[i];
-      odd[i] += both[i] - opposite[i];
-    }
-  else
-    for (int i = 0; i < n; i++) even[i] += both[i], odd[i] += both[i];
+void combine(const T* const* rows, const T* factors, int terms, T* out, int n) {
+  constexpr void (*of_terms[])(const T* const*, const T*, T*, int) = {combine_terms<1, T>, combine_terms<2, T>,
+                                                                      combine_terms<3, T>, combine_terms<4, T>,
+                                                                      combine_terms<5, T>, combine_terms<6, T>};
+  of_terms[terms - 1](rows, factors, out, n);
 }
 
 // n: a number, or a constant, which lets the loop become straight code.
@@ -244,8 +248,8 @@ void cell_gradients(const CellBackward<E>* p, int pixels, int hidden) {
 template <class E>
 constexpr LayerKernels<E> table() {
   using T = Computed<E>;
-  return {gate<E>,   gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,  add<T>,
-          spread<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
+  return {gate<E>,    gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,
+          combine<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
 }
 
 }  // namespace

@@ -56,10 +56,8 @@ struct LayerKernels {
   void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
 
-  // out = a + factor * b; out may be a or b
-  void (*add)(const Computed<E>* a, const Computed<E>* b, Computed<E> factor, Computed<E>* out, int n);
-  // even + both + opposite -> even, odd + both - opposite -> odd; opposite may be null
-  void (*spread)(const Computed<E>* both, const Computed<E>* opposite, Computed<E>* even, Computed<E>* odd, int n);
+  // out = the sum of factors[k] * rows[k] over k < terms, 1...6; out may be one of the rows
+  void (*combine)(const Computed<E>* const* rows, const Computed<E>* factors, int terms, Computed<E>* out, int n);
 
   // For n <= kCellChannels channels of each pixel, from `first` on; `products` begin at them.
   void (*cells)(const CellForward<E>*, int pixels, int hidden, int first, int n);

@@ -17,6 +17,7 @@ namespace {
 
 // Pixels in one matrix product: a multiple of every micro-kernel's rows, and few enough to stay in cache.
 constexpr int kPixels = 96;
+constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 
 // One convolution between feature maps. Transposed, it is the input gradient, from O to I channels with mirrored taps.
 template <class T>
@@ -44,8 +45,7 @@ class Convolution {
           return scale ? value * static_cast<const T*>(scale)[o] : value;
         };
         if (in_pairs(w, run))
-          pair_runs_.push_back(
-              {run, {isa_, static_cast<int>(run.taps.size()), channels_in_, padded_, weight, threads}});
+          pair_runs_.push_back({run, of_pairs(run, weight, threads)});
         else
           runs_.push_back({run, pack(run, weight, threads)});
       }
@@ -98,20 +98,31 @@ class Convolution {
       const int64_t at_ring = take(int64_t{f.kept} * f.pitch * c.channels_in_), at_bias = take(c.padded_);
       const int64_t at_sums = take(f.direct ? 0 : pixels * c.padded_), at_spare = take(c.padded_);
       const int64_t at_residual = take(e.residual.data ? pixels * c.channels_out_ : 0);
-      const int64_t at_both = take(2 * pairs * c.padded_), at_prepared = take(pairs * c.channels_in_);
+      const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
+                    at_prepared = take(pairs * c.channels_in_);
       memory.emplace(size * sizeof(T));
       T* begin = reinterpret_cast<T*>(memory->get());
       ring = begin + at_ring, bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
-      residual = begin + at_residual, both = begin + at_both, prepared = begin + at_prepared;
+      residual = begin + at_residual, shared = begin + at_shared, prepared = begin + at_prepared,
+      zeros = begin + at_zeros;
       for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
     }
     std::optional<ZeroedBlock> memory;
-    T* ring;   // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
-    T* both;   // two sums of each pair of pixels (neighbours.h), [2][rows][pairs][padded channels out]
-    T* spare;  // where the second pixel of a pair goes that is half outside
-    T *bias, *sums, *residual, *prepared;
-    std::vector<T*> x, to, all, prepared_rows, of_sum[kSums], residual_rows, condition_rows;
+    T* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
+    T* shared;  // the sums that both pixels of a pair have a part of (neighbours.h), [2][rows][pairs][padded channels
+                // out]
+    T* spare;   // where the second pixel of a pair goes that is half outside
+    T *bias, *sums, *residual, *prepared, *zeros;
+    std::vector<T*> x, all, prepared_rows, residual_rows, condition_rows;
+    std::vector<T*> sums_of_pairs[kPairSums];
+    std::vector<const T*> begun, begun_sums[kPairSums];  // what is added to next: the bias, zeros or the sum so far
   };
+
+  template <class Weight>
+  NeighbourWeights<T> of_pairs(const Run& run, const Weight& weight, int threads) const {
+    const int taps = static_cast<int>(run.taps.size());
+    return {isa_, Scheme(2, taps), taps, channels_in_, padded_, weight, threads};
+  }
 
   template <class Weight>
   ZeroedBlock pack(const Run& run, const Weight& weight, int threads) const {
@@ -156,64 +167,76 @@ class Convolution {
     }
   }
 
+  // Writes the bias and all products into s.all.
   template <class PaddedRow>
   void sum(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
            const PaddedRow& padded_row) const {
-    for (T* row : s.all) std::copy_n(s.bias, padded_, row);
-    for (const auto& [run, weights] : runs_) {
-      s.x.clear(), s.to.clear();
-      for (int r = 0; r < rows; r++) {
-        const int source = y + r + run.dy;
-        if (source < 0 || source >= in.height) continue;
-        T* x = padded_row(source) + run.dx * channels_in_;
-        for (int p = 0; p < out.width; p++)
-          s.x.push_back(x + p * channels_in_), s.to.push_back(s.all[r * out.width + p]);
-      }
-      const int depth = static_cast<int>(run.taps.size()) * channels_in_;
-      const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, Weights::same), Weights::same};
-      kernels_.matmul(s.x.data(), static_cast<int>(s.x.size()), packed, 0, blocks_, s.to.data(), s.to.data());
-    }
+    s.begun.assign(s.all.size(), s.bias);
     if (!pair_runs_.empty()) sum_pairs(in, out, frame, s, y, rows, padded_row);
+    for (const auto& [run, weights] : runs_) {
+      const int first = read_rows(in, run, y, rows, padded_row, out.width, 1, s.x) * out.width;
+      const int n = static_cast<int>(s.x.size()), depth = static_cast<int>(run.taps.size()) * channels_in_;
+      const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, Weights::same), Weights::same};
+      kernels_.matmul(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
+      std::copy_n(s.all.data() + first, n, s.begun.data() + first);
+    }
+    for (size_t p = 0; p < s.all.size(); p++)
+      if (s.begun[p] == s.bias) std::copy_n(s.bias, padded_, s.all[p]);
+  }
+
+  // x: where a run reads, for n pixels of each row y...y+rows-1 that are `step` apart, but for rows for which that is
+  // outside the map; returns the first of the others, counted from y.
+  template <class PaddedRow>
+  int read_rows(const FeatureMap& in, const Run& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
+                std::vector<T*>& x) const {
+    const int first = std::clamp(-(y + run.dy), 0, rows), last = std::clamp(in.height - (y + run.dy), first, rows);
+    x.clear();
+    for (int r = first; r < last; r++)
+      for (int p = 0; p < n; p++) x.push_back(padded_row(y + r + run.dy) + (run.dx + p * step) * channels_in_);
+    return first;
   }
 
   template <class PaddedRow>
   void sum_pairs(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
                  const PaddedRow& padded_row) const {
-    const int64_t size = int64_t{rows} * frame.pairs * padded_;
-    T *both_at = s.both, *opposite_at = s.both + size;
-    std::fill_n(s.both, 2 * size, T(0));
-    bool has_opposite = false;
-    for (const auto& [run, weights] : pair_runs_) {
-      s.x.clear();
-      for (auto& of_sum : s.of_sum) of_sum.clear();
-      for (int r = 0; r < rows; r++) {
-        const int source = y + r + run.dy;
-        if (source < 0 || source >= in.height) continue;
-        T* x = padded_row(source) + run.dx * channels_in_;
+    const Scheme& scheme = pair_runs_[0].weights.scheme;  // their sums are the same for all
+    T* shared = s.shared;
+    for (int sum = 0; sum < kPairSums; sum++) {
+      const int only = scheme.only_output(sum);
+      s.begun_sums[sum].assign(rows * frame.pairs, only < 0 ? s.zeros : s.bias);
+      s.sums_of_pairs[sum].clear();
+      for (int r = 0; r < rows; r++)
         for (int t = 0; t < frame.pairs; t++) {
-          T* const* pair = s.all.data() + r * out.width + 2 * t;
-          const int64_t at = (int64_t{r} * frame.pairs + t) * padded_;
-          s.x.push_back(x + 2 * t * channels_in_);
-          s.of_sum[even].push_back(pair[0]);
-          s.of_sum[odd].push_back(2 * t + 1 < out.width ? pair[1] : s.spare);
-          s.of_sum[both].push_back(both_at + at);
-          s.of_sum[opposite].push_back(opposite_at + at);
+          const int x = 2 * t + only;
+          if (only < 0)
+            s.sums_of_pairs[sum].push_back(std::exchange(shared, shared + padded_));
+          else
+            s.sums_of_pairs[sum].push_back(x < out.width ? s.all[r * out.width + x] : s.spare);
         }
-      }
-      const int pairs = static_cast<int>(s.x.size());
-      for (size_t i = 0; i < weights.products.size(); i++) {
-        const auto& to = s.of_sum[weights.products[i].product.sum];
-        weights.prepare(i, s.x.data(), channels_in_, 0, pairs, s.prepared);
-        weights.multiply(i, s.prepared_rows.data(), pairs, 0, padded_, to.data(), to.data());
-      }
-      has_opposite |= weights.has(opposite);
     }
-    for (int r = 0; r < rows; r++)
-      for (int t = 0; t < frame.pairs; t++, both_at += padded_, opposite_at += padded_) {
-        T* const* pair = s.all.data() + r * out.width + 2 * t;
-        layer_kernels<T>(isa_).spread(both_at, has_opposite ? opposite_at : nullptr, pair[0],
-                                      2 * t + 1 < out.width ? pair[1] : s.spare, padded_);
+    for (const auto& [run, weights] : pair_runs_) {
+      const int first = read_rows(in, run, y, rows, padded_row, frame.pairs, 2, s.x) * frame.pairs;
+      const int pairs = static_cast<int>(s.x.size());
+      for (size_t i = 0; i < weights.scheme.products.size(); i++) {
+        const int sum = weights.scheme.products[i].sum;
+        T** const to = s.sums_of_pairs[sum].data() + first;
+        const T** const begun = s.begun_sums[sum].data() + first;
+        weights.prepare(i, s.x.data(), channels_in_, 0, pairs, s.prepared);
+        weights.multiply(i, s.prepared_rows.data(), pairs, 0, padded_, begun, to);
+        std::copy_n(to, pairs, begun);
       }
+    }
+    for (int r = 0, pair = 0; r < rows; r++)
+      for (int t = 0; t < frame.pairs; t++, pair++)
+        for (int i = 0, p = r * out.width + 2 * t; i < 2 && 2 * t + i < out.width; i++, p++) {
+          Combination<T> parts;
+          for (int sum = 0; sum < kPairSums; sum++)
+            if (const T* begun = s.begun_sums[sum][pair]; begun != s.zeros && begun != s.bias)
+              parts.add(begun, scheme.part(i, sum));
+          if (parts.empty()) continue;
+          parts.write(layer_kernels<T>(isa_), s.all[p], padded_);
+          s.begun[p] = s.all[p];
+        }
   }
 
   void apply(const FeatureMap& out, const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {

@@ -14,13 +14,13 @@
 namespace pcf::cpu {
 namespace {
 
-constexpr int kStripPixels = 288;  // that are summed over at once
+constexpr int kStripPixels = 512;  // that are summed over at once
 
-// What goes with the gradient in a sum over a strip's pixels: x at an offset, or a product of neighbours
-// (neighbours.h), whose gradient is shared by the taps that it was made of.
+// What goes with the gradient in a sum over a strip: x at a tap's offset, or, for taps that are neighbours, a product
+// of theirs (neighbours.h), whose gradient is shared by them.
 struct Term {
   int dy, dx;  // of the first tap of its run
-  bool in_pairs;
+  bool of_product;
   Product product;
   struct Share {
     Tap tap;
@@ -29,36 +29,20 @@ struct Term {
   std::vector<Share> taps;
 };
 
-std::vector<Term> terms_of(const MaskedWeight& w, const std::vector<Tap>& taps) {
-  std::vector<Term> terms;
-  for (const Run& run : runs_of(taps)) {
-    if (!in_pairs(w, run)) {
-      for (const Tap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
-      continue;
-    }
-    const int n = static_cast<int>(run.taps.size());
-    for (const auto& [product, first] : products_of(n)) {
-      terms.push_back({run.dy, run.dx, true, product, {}});
-      for (int j = 0; j < 3 && first + j < n; j++)
-        if (product.share[j] != 0) terms.back().taps.push_back({run.taps[first + j], product.share[j]});
-    }
-  }
-  return terms;
-}
-
-// Sums grad_weight over strips of rows: a matrix product whose depth is the strip's pixels, or its pairs of pixels.
-// Each member sums its own part of the strips, and the parts are added in order.
+// Sums grad_weight over strips of rows: a matrix product whose depth is the strip's pixels, or groups of pixels. Each
+// member sums its own part of the strips, and the parts are added in order.
 template <class T>
 class WeightGradient {
  public:
   WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const std::vector<Tap>& taps)
-      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), adds_(layer_kernels<T>(isa_)), grad_(grad), x_(x), w_(w),
-        terms_(terms_of(w, taps)), reach_(taps), blocks_((w.out + kernels_.block - 1) / kernels_.block),
-        padded_(blocks_ * kernels_.block),
-        pitch_((reach_.left + std::max(x.width, grad.width + reach_.right) + 1) / 2 * 2),  // pairs end with a row
-        rows_(std::clamp(kStripPixels / std::max(pitch_, 1), 1, std::max(grad.height, 1))),
+      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), layer_kernels_(layer_kernels<T>(isa_)), grad_(grad), x_(x),
+        w_(w), reach_(taps), blocks_((w.out + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block),
+        scheme_(Scheme::of_line(kMostTaps, grad.width)), groups_((grad.width + scheme_.outputs - 1) / scheme_.outputs),
+        terms_(terms_of(taps)), pitch_(reach_.left + std::max(x.width, grad.width + reach_.right) +
+                                       (has_terms(true) ? scheme_.outputs - 1 : 0)),
+        rows_(rows_of_a_strip(grad)),
         in_place_(grad.stride_c == 1 && grad.channels == padded_ && grad.element == element_of<T>),
-        plane_((int64_t{rows_ + reach_.up + reach_.down} * pitch_ + reach_.left + reach_.right + 3) / 2 * 2) {}
+        plane_(int64_t{rows_ + reach_.up + reach_.down} * pitch_ + reach_.left + reach_.right) {}
 
   void run(void* grad_weight, void* grad_bias, int threads) const {
     const int strips = (grad_.height + rows_ - 1) / rows_, total = strips * grad_.images;
@@ -78,117 +62,151 @@ class WeightGradient {
   }
 
  private:
-  int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in; }
-  int depth() const { return rows_ * pitch_; }
-  bool has_pairs() const {
-    return std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return t.in_pairs; });
+  // As even as can be.
+  static int rows_of_a_strip(const FeatureMap& grad) {
+    const int height = std::max(grad.height, 1), most = std::clamp(kStripPixels / std::max(grad.width, 1), 1, height);
+    const int strips = (height + most - 1) / most;
+    return (height + strips - 1) / strips;
   }
+
+  std::vector<Term> terms_of(const std::vector<Tap>& taps) const {
+    std::vector<Term> terms;
+    for (const Run& run : runs_of(taps)) {
+      const int n = static_cast<int>(run.taps.size());
+      if (n < 2 || w_.in < kFewestChannels || w_.out < kFewestChannels) {
+        for (const Tap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
+        continue;
+      }
+      for (const Product& product : Scheme(scheme_.outputs, n).products) {
+        terms.push_back({run.dy, run.dx, true, product, {}});
+        for (int j = 0; j < kMostTaps && product.first + j < n; j++)
+          if (product.share[j] != 0) terms.back().taps.push_back({run.taps[product.first + j], product.share[j]});
+      }
+    }
+    return terms;
+  }
+  bool has_terms(bool of_products) const {
+    return std::any_of(terms_.begin(), terms_.end(), [=](const Term& t) { return t.of_product == of_products; });
+  }
+  int sum_rows() const { return static_cast<int>(terms_.size()) * w_.in; }
+  int depth() const { return rows_ * std::max(pitch_, groups_); }
 
   struct Part {
     explicit Part(const WeightGradient& g) {
       int64_t size = 0;
       const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
       const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);
-      const int64_t at_copy = take(g.in_place_ ? g.padded_ : int64_t{g.depth()} * g.padded_);
+      const int64_t at_zeros = take(g.padded_);
+      const int64_t at_copy = take(g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_);
       const int64_t at_packed = take(int64_t{g.depth()} * g.padded_);
-      const int64_t at_planes = take(g.w_.in * g.plane_);
-      const int64_t at_halves = take(g.has_pairs() ? g.w_.in * g.plane_ : 0);
-      const int64_t at_pairs = take(g.has_pairs() ? int64_t{g.w_.in} * g.depth() / 2 : 0);
+      const int64_t at_planes = take(g.has_terms(false) ? g.w_.in * g.plane_ : 0);
+      const int64_t at_pixels = take(g.has_terms(true) ? g.w_.in * g.plane_ : 0);
+      const int64_t at_product = take(2 * int64_t{g.w_.in} * g.rows_ * g.groups_);
       memory.emplace(size * sizeof(T));
       T* begin = reinterpret_cast<T*>(memory->get());
-      sums = begin + at_sums, bias = begin + at_bias, copy = begin + at_copy, packed = begin + at_packed;
-      planes = begin + at_planes, halves = begin + at_halves, pairs = begin + at_pairs;
+      sums = begin + at_sums, bias = begin + at_bias, zeros = begin + at_zeros, copy = begin + at_copy;
+      packed = begin + at_packed, planes = begin + at_planes, pixels = begin + at_pixels, product = begin + at_product;
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
-      for (int p = 0; p < g.depth(); p++) strip.push_back(copy + (g.in_place_ ? 0 : int64_t{p} * g.padded_));
+      for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
     }
     std::optional<ZeroedBlock> memory;
-    T *sums, *bias;  // [terms * I][padded O], [padded O]
-    T* copy;         // the strip of grad, [depth][padded O], zero right of the map; one row of zeros if read in place
-    T* packed;       // the strip, or a sum of its pairs, in blocks: [blocks][depth][block]
-    T* planes;       // the strip of x and the rows around it, channel by channel; zero around the map
-    T* halves;       // the same: the pixels at even places, then those at odd ones
-    T* pairs;        // a product's sums of neighbours, channel by channel: [I][depth / 2]
+    T *sums, *bias;   // [terms * I][padded O], [padded O]
+    T *copy, *zeros;  // the strip of grad, [rows][width][padded O], unless it is read in place; [padded O]
+    T* packed;        // the strip, or sums of its groups, in blocks: [blocks][depth][block]
+    T* planes;   // the strip of x and the rows around it, channel by channel, [I][rows][pitch]; zero around the map
+    T* pixels;   // the same, pixel by pixel: [rows][pitch][I]
+    T* product;  // a product's x: [rows * groups][I], then [I][rows * groups]
     std::vector<T*> sum_rows, x_rows;
-    std::vector<const T*> strip;  // its rows
+    std::vector<const T*> strip;  // its pixels
   };
 
   void add_strip(Part& part, int image, int y) const {
-    const int rows = std::min(rows_, grad_.height - y), pixels = rows * pitch_;
-    load(part, image, y, rows);
-    for (int p = 0; p < pixels; p++) adds_.add(part.bias, part.strip[p], T(1), part.bias, padded_);
-    if (std::any_of(terms_.begin(), terms_.end(), [](const Term& t) { return !t.in_pairs; })) {
-      pack(part, pixels, [&](int p) { return part.strip[p]; });
-      for (size_t t = 0; t < terms_.size(); t++)
-        if (!terms_[t].in_pairs)
-          multiply(part, t, pixels, [&](int i) { return part.planes + i * plane_ + place(terms_[t]); });
+    const int rows = std::min(rows_, grad_.height - y), width = grad_.width;
+    load_gradient(part, image, y, rows);
+    for (int p = 0; p < rows * width; p++) {
+      Combination<T> sum;
+      sum.add(part.bias, 1), sum.add(part.strip[p], 1);
+      sum.write(layer_kernels_, part.bias, padded_);
     }
-    if (has_pairs()) add_pairs(part, pixels / 2);
+    if (has_terms(false)) {
+      load(part.planes, 1, plane_, image, y);
+      pack(part, rows * pitch_,
+           [&](int p) { return p % pitch_ < width ? part.strip[p / pitch_ * width + p % pitch_] : part.zeros; });
+      for (size_t t = 0; t < terms_.size(); t++)
+        if (!terms_[t].of_product)
+          multiply(part, t, rows * pitch_, [&](int i) { return part.planes + i * plane_ + place(terms_[t]); });
+    }
+    if (has_terms(true)) {
+      load(part.pixels, w_.in, 1, image, y);
+      for (int sum = 0; sum < scheme_.sums(); sum++) add_products(part, sum, rows);
+    }
   }
 
-  // Where the first tap of a term's run reads for the strip's first pixel, in a plane.
+  // Where the first tap of a term's run reads for the strip's first pixel.
   int64_t place(const Term& t) const { return int64_t{reach_.up + t.dy} * pitch_ + reach_.left + t.dx; }
 
-  void add_pairs(Part& part, int pairs) const {
-    for (int i = 0; i < w_.in; i++) {
-      const T* plane = part.planes + i * plane_;
-      T *evens = part.halves + i * plane_, *odds = evens + plane_ / 2;
-      for (int64_t k = 0; k < plane_ / 2; k++) evens[k] = plane[2 * k], odds[k] = plane[2 * k + 1];
-    }
-    for (const Sum sum : {even, odd, both, opposite}) {
-      const auto is_of_sum = [=](const Term& t) { return t.in_pairs && t.product.sum == sum; };
-      if (std::none_of(terms_.begin(), terms_.end(), is_of_sum)) continue;
-      std::vector<T> added(padded_);
-      pack(part, pairs, [&](int t) {
-        const T *first = part.strip[2 * t], *second = part.strip[2 * t + 1];
-        if (sum == even || sum == odd) return sum == even ? first : second;
-        adds_.add(first, second, sum == both ? T(1) : T(-1), added.data(), padded_);
-        return static_cast<const T*>(added.data());
-      });
-      for (size_t t = 0; t < terms_.size(); t++) {
-        if (!is_of_sum(terms_[t])) continue;
-        const Product& product = terms_[t].product;
-        const auto half = [&](int i, int neighbour) {
-          const int64_t at = place(terms_[t]) + neighbour;
-          return part.halves + i * plane_ + at % 2 * (plane_ / 2) + at / 2;
-        };
-        multiply(part, t, pairs, [&](int i) {
-          const T* plus = half(i, product.plus);
-          if (!product.sign) return plus;
-          T* to = part.pairs + int64_t{i} * pairs;
-          adds_.add(plus, half(i, product.minus), static_cast<T>(product.sign), to, pairs);
-          return static_cast<const T*>(to);
+  // The terms whose products are added to a sum.
+  void add_products(Part& part, int sum, int rows) const {
+    const int size = scheme_.outputs, depth = rows * groups_;
+    bool packed = false;
+    for (size_t t = 0; t < terms_.size(); t++) {
+      const Term& term = terms_[t];
+      if (!term.of_product || term.product.sum != sum) continue;
+      if (!std::exchange(packed, true)) {
+        std::vector<T> of_group(padded_);
+        pack(part, depth, [&](int k) {
+          Combination<T> parts;
+          for (int i = 0, x = k % groups_ * size; i < size && x < grad_.width; i++, x++)
+            parts.add(part.strip[k / groups_ * grad_.width + x], scheme_.part(i, sum));
+          parts.write(layer_kernels_, of_group.data(), padded_);
+          return of_group.data();
         });
       }
+      T* const by_channel = part.product + int64_t{w_.in} * depth;
+      for (int k = 0; k < depth; k++) {
+        const T* x = part.pixels + (place(term) + k / groups_ * pitch_ + k % groups_ * size) * w_.in;
+        of_neighbours(term.product, x, w_.in).write(layer_kernels_, part.product + int64_t{k} * w_.in, w_.in);
+      }
+      copy_row(part.product, 1, w_.in, by_channel, depth, 1, w_.in, depth);
+      multiply(part, t, depth, [&](int i) { return by_channel + int64_t{i} * depth; });
     }
   }
 
-  void load(Part& part, int image, int y, int rows) const {
-    const auto plane_row = [&](int row) { return part.planes + (reach_.up + row - y) * pitch_; };
+  // The strip of x and the rows around it, with pixels `to_x` and channels `to_c` apart.
+  void load(T* to, int64_t to_x, int64_t to_c, int image, int y) const {
+    const auto row_at = [&](int row) { return to + (reach_.up + row - y) * pitch_ * to_x; };
     const int first = y - reach_.up, last = y + rows_ + reach_.down;
-    for (int row = first; row < last; row++)
-      if (row < 0 || row >= x_.height)
-        for (int i = 0; i < w_.in; i++) std::fill_n(plane_row(row) + i * plane_, pitch_, T(0));
+    for (int row = first; row < last; row++) {
+      if (row >= 0 && row < x_.height) continue;
+      if (to_c == 1)
+        std::fill_n(row_at(row), pitch_ * to_x, T(0));
+      else
+        for (int i = 0; i < w_.in; i++) std::fill_n(row_at(row) + i * to_c, pitch_, T(0));
+    }
     load_rows<T>(
-        x_, image, std::max(first, 0), std::min(last, x_.height), [&](int row) { return plane_row(row) + reach_.left; },
-        plane_, 1);
+        x_, image, std::max(first, 0), std::min(last, x_.height),
+        [&](int row) { return row_at(row) + reach_.left * to_x; }, to_c, to_x);
+  }
+
+  void load_gradient(Part& part, int image, int y, int rows) const {
     if (!in_place_) {
       load_rows<T>(
-          grad_, image, y, y + rows, [&](int row) { return part.copy + int64_t{row - y} * pitch_ * padded_; }, 1,
+          grad_, image, y, y + rows, [&](int row) { return part.copy + int64_t{row - y} * grad_.width * padded_; }, 1,
           padded_);
       return;
     }
     const T* begin = static_cast<const T*>(grad_.data) + image * grad_.stride_n + y * grad_.stride_y;
-    for (int p = 0; p < rows * pitch_; p++)
-      if (p % pitch_ < grad_.width) part.strip[p] = begin + p / pitch_ * grad_.stride_y + p % pitch_ * grad_.stride_x;
+    for (int p = 0; p < rows * grad_.width; p++)
+      part.strip[p] = begin + p / grad_.width * grad_.stride_y + p % grad_.width * grad_.stride_x;
   }
 
-  // row(p): [padded O]
+  // row(k): [padded O]
   template <class Row>
   void pack(Part& part, int depth, const Row& row) const {
-    for (int p = 0; p < depth; p++) {
-      const T* from = row(p);
+    for (int k = 0; k < depth; k++) {
+      const T* from = row(k);
       for (int b = 0; b < blocks_; b++)
-        std::copy_n(from + b * kernels_.block, kernels_.block, part.packed + (int64_t{b} * depth + p) * kernels_.block);
+        std::copy_n(from + b * kernels_.block, kernels_.block, part.packed + (int64_t{b} * depth + k) * kernels_.block);
     }
   }
 
@@ -196,7 +214,7 @@ class WeightGradient {
   template <class Row>
   void multiply(Part& part, size_t term, int depth, const Row& x_row) const {
     part.x_rows.clear();
-    for (int i = 0; i < w_.in; i++) part.x_rows.push_back(const_cast<T*>(x_row(i)));
+    for (int i = 0; i < w_.in; i++) part.x_rows.push_back(x_row(i));
     const int64_t bytes = kernels_.block_bytes(depth, Weights::same);
     T* const* to = part.sum_rows.data() + term * w_.in;
     kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, Weights::same}, 0, blocks_, to, to);
@@ -207,22 +225,25 @@ class WeightGradient {
   void write(const std::vector<Part>& parts, int block, E* grad_weight, E* grad_bias) const {
     const int first = block * kernels_.block, lanes = std::min(kernels_.block, w_.out - first);
     const int taps = w_.height * w_.width, size = w_.in * taps;
-    std::vector<T> total(lanes), found(int64_t{lanes} * size);  // [lanes][in][taps]
+    std::vector<T> total(lanes), found(int64_t{size} * lanes), by_channel(found.size());  // found: [in][taps][lanes]
     const auto add_up = [&](int64_t row) {
       std::fill(total.begin(), total.end(), T(0));
-      for (const Part& part : parts)
-        adds_.add(total.data(), part.sums + row * padded_ + first, T(1), total.data(), lanes);
+      for (const Part& part : parts) {
+        const T* sums = part.sums + row * padded_ + first;
+        for (int k = 0; k < lanes; k++) total[k] += sums[k];
+      }
     };
     for (size_t t = 0; t < terms_.size(); t++)
       for (int i = 0; i < w_.in; i++) {
         add_up(int64_t(t) * w_.in + i);
         for (const auto& [tap, share] : terms_[t].taps) {
-          T* to = found.data() + i * taps + tap.ky * w_.width + tap.kx;
-          for (int k = 0; k < lanes; k++) to[int64_t{k} * size] += static_cast<T>(share) * total[k];
+          T* to = found.data() + (int64_t{i} * taps + tap.ky * w_.width + tap.kx) * lanes;
+          for (int k = 0; k < lanes; k++) to[k] += static_cast<T>(share) * total[k];
         }
       }
+    copy_row(found.data(), 1, lanes, by_channel.data(), size, 1, lanes, size);
     const int64_t* m = w_.mask_strides;
-    const T* from = found.data();
+    const T* from = by_channel.data();
     E* to = grad_weight + int64_t{first} * size;
     for (int o = first; o < first + lanes; o++)
       for (int i = 0; i < w_.in; i++)
@@ -238,12 +259,15 @@ class WeightGradient {
 
   const char* isa_;
   const Kernels<T>& kernels_;
-  const LayerKernels<T>& adds_;
+  const LayerKernels<T>& layer_kernels_;
   const FeatureMap &grad_, &x_;
   const MaskedWeight& w_;
-  const std::vector<Term> terms_;
   const Reach reach_;
-  const int blocks_, padded_, pitch_, rows_;
+  const int blocks_, padded_;
+  const Scheme scheme_;  // of the terms that are products
+  const int groups_;     // in a row
+  const std::vector<Term> terms_;
+  const int pitch_, rows_;
   const bool in_place_;
   const int64_t plane_;
 };

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 small ones
 constexpr int64_t kSmallest = 1 << 16;
-constexpr int64_t kSpare = 28 << 20;  // may be kept beyond what was in use at once
+constexpr int64_t kSpare = 8 << 20;  // may be kept beyond what was in use at once
 
 struct Free {
-  void* data;
+  char* data;
   int64_t bytes;
 };
 
@@ -34,16 +34,18 @@ class Pool {
       free_.erase(best);
       return found;
     }
+    char* const begin = map(bytes);
     use(bytes);
+    if (bytes >= kHugePage) fill(begin, bytes);
     while (kept_ && in_use_ + kept_ > most_ + kSpare) drop_oldest();
-    return {map(bytes), bytes};
+    return {begin, bytes};
   }
 
   void give_back(void* data, int64_t bytes) {
     const std::lock_guard lock(mutex_);
     in_use_ -= bytes;
     kept_ += bytes;
-    free_.push_back({data, bytes});
+    free_.push_back({static_cast<char*>(data), bytes});
 #if defined(MADV_FREE)
     madvise(data, bytes, MADV_FREE);
 #endif
@@ -60,7 +62,7 @@ class Pool {
     most_ = std::max(most_, in_use_);
   }
 
-  static void* map(int64_t bytes) {
+  static char* map(int64_t bytes) {
     const int64_t more = bytes < kHugePage ? 0 : kHugePage;  // so that a huge page starts in it
     char* begin =
         static_cast<char*>(mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -73,6 +75,23 @@ class Pool {
     madvise(begin + skipped, bytes, MADV_HUGEPAGE);
 #endif
     return begin + skipped;
+  }
+
+  // Moves what large blocks are kept, the oldest first, to where `bytes` are mapped: the system does that without
+  // copying or clearing.
+  void fill(char* to, int64_t bytes) {
+#if defined(__linux__)
+    for (auto b = free_.begin(); b != free_.end() && bytes;) {
+      const int64_t part = b->bytes < kHugePage ? 0 : std::min(b->bytes, bytes);
+      if (!part || mremap(b->data, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) {
+        ++b;
+        continue;
+      }
+      to += part, bytes -= part, kept_ -= part;
+      b->data += part, b->bytes -= part;
+      b = b->bytes ? b : free_.erase(b);
+    }
+#endif
   }
 
   void drop_oldest() {

@@ -1,6 +1,10 @@
-// Sums over neighbouring positions of a line, for two positions at once: y(p) = sum over j < k of x(p + j) . W_j. Two
-// neighbours take 3 products instead of 4, and three take 4 instead of 6 (Winograd 1980, "Arithmetic Complexity of
-// Computations", F(2, 2) and F(2, 3)). More are split into twos and threes.
+// Sums over neighbouring positions of a line: y(p) = sum over j < taps of x(p + j) . W_j. Two or four positions in a
+// row share products, as many as values of a polynomial that they determine (Toom-Cook; Winograd 1980, "Arithmetic
+// Complexity of Computations"): taps + 1 of them for two positions instead of 2 taps, taps + 3 for four instead of
+// 4 taps. More than three taps are split into threes and twos.
+//
+// In twos, each y reads its own neighbours and nothing else. In fours, what lies beyond them, up to three positions
+// away, cancels out but for rounding.
 #pragma once
 
 #include <algorithm>
@@ -14,45 +18,107 @@
 
 namespace pcf::cpu {
 
-// What a product is added to: y(p) = even + both + opposite and y(p + 1) = odd + both - opposite.
-enum Sum { even, odd, both, opposite };
-constexpr int kSums = 4;
+constexpr int kMostTaps = 3, kMostOutputs = 4, kMostInputs = kMostOutputs + kMostTaps - 1;
 
-// (x(p + plus) + sign * x(p + minus)) . (sum over j of share[j] * W_j) is added to a sum.
+// (sum over i of of_x[i] * x(p + first + i)) . (sum over j of share[j] * W_(first + j)) is added to a sum.
 struct Product {
-  Sum sum;
-  int plus, minus, sign;  // sign 0: x(p + plus) alone
-  std::array<double, 3> share;
+  int sum, first;
+  std::array<double, kMostInputs> of_x{};
+  std::array<double, kMostTaps> share{};
 };
 
-constexpr std::array<Product, 3> kProductsOfTwo{{
-    {even, 0, 1, -1, {1, 0, 0}},
-    {odd, 2, 1, -1, {0, 1, 0}},
-    {both, 1, 1, 0, {1, 1, 0}},
-}};
-constexpr std::array<Product, 4> kProductsOfThree{{
-    {even, 0, 2, -1, {1, 0, 0}},
-    {odd, 3, 1, -1, {0, 0, 1}},
-    {both, 1, 2, 1, {0.5, 0.5, 0.5}},
-    {opposite, 2, 1, -1, {0.5, -0.5, 0.5}},
-}};
-
-// The products for `neighbours` of them; positions count from the first neighbour, shares[j] belong to W_j.
-struct ProductOf {
-  Product product;
-  int first;  // the neighbour of share[0]
-};
-inline std::vector<ProductOf> products_of(int neighbours) {
-  std::vector<ProductOf> all;
-  const auto add = [&](const auto& products, int first) {
-    for (Product p : products) {
-      p.plus += first, p.minus += first;
-      all.push_back({p, first});
+// How `outputs` positions in a row, 2 or 4, are summed at once: which products are added to which sums, and the outputs
+// as sums of those sums.
+class Scheme {
+ public:
+  Scheme(int outputs, int taps) : outputs(outputs) {
+    parts_[outputs - 1][sums() - 1] = 1;
+    for (size_t s = 0; s < points().size(); s++) {
+      double power = 1;
+      for (int i = 0; i < outputs; i++, power *= points()[s]) parts_[i][s] = power;
     }
-  };
-  int first = 0;
-  for (; neighbours - first >= 5 || neighbours - first == 3; first += 3) add(kProductsOfThree, first);
-  for (; first < neighbours; first += 2) add(kProductsOfTwo, first);
+    int first = 0;
+    for (; taps - first >= 5 || taps - first == 3; first += 3) add(first, 3);
+    for (; taps - first >= 2; first += 2) add(first, 2);
+    if (first < taps) add(first, 1);
+  }
+  // The one that takes fewer products for a line of positions.
+  static Scheme of_line(int taps, int positions) {
+    const Scheme twos(2, taps), fours(4, taps);
+    const auto products = [&](const Scheme& s) {
+      return (positions + s.outputs - 1) / s.outputs * int64_t(s.products.size());
+    };
+    return products(fours) < products(twos) ? fours : twos;
+  }
+
+  int sums() const { return static_cast<int>(points().size()) + 1; }
+  // What output y(p + i) has of a sum.
+  double part(int i, int sum) const { return parts_[i][sum]; }
+  // The only output that has a part of a sum, or -1.
+  int only_output(int sum) const {
+    if (sum == sums() - 1) return outputs - 1;
+    return points()[sum] == 0 ? 0 : -1;
+  }
+
+  const int outputs;
+  std::vector<Product> products;
+
+ private:
+  // Those of four keep rounding errors small: hardly more than a plain sum's.
+  const std::vector<double>& points() const {
+    static const std::vector<double> of_two{0, 1, -1}, of_four{0.625, -0.625, 1.5, -1.5, 0};
+    return outputs == 2 ? of_two : of_four;
+  }
+
+  // The polynomials sum W_j t^j, by their values at as many points as there are products but one, and at infinity.
+  void add(int first, int taps) {
+    const int finite = outputs + taps - 2;
+    for (int s = 0; s <= finite; s++) {
+      Product product{s < finite ? s : sums() - 1, first};
+      std::vector<double> basis{1};  // the polynomial that is 1 at point s and 0 at the others; coefficients
+      double scale = 1, power = 1;
+      for (int k = 0; k < finite; k++) {
+        if (k == s) continue;
+        basis.push_back(0);
+        for (size_t i = basis.size() - 1; i > 0; i--) basis[i] = basis[i - 1] - points()[k] * basis[i];
+        basis[0] *= -points()[k];
+        if (s < finite) scale *= points()[s] - points()[k];
+      }
+      for (size_t i = 0; i < basis.size(); i++) product.of_x[i] = basis[i] / scale;
+      for (int j = 0; j < taps; j++) {
+        product.share[j] = s < finite ? power : j == taps - 1;
+        if (s < finite) power *= points()[s];
+      }
+      products.push_back(product);
+    }
+  }
+
+  std::array<std::array<double, kMostInputs>, kMostOutputs>
+      parts_{};  // points to the powers 0, 1, ...; the last is infinite
+};
+
+// A weighted sum of rows.
+template <class T>
+class Combination {
+ public:
+  void add(const T* row, double factor) {
+    if (factor == 0) return;
+    rows_[terms_] = row, factors_[terms_++] = static_cast<T>(factor);
+  }
+  bool empty() const { return terms_ == 0; }
+  void write(const LayerKernels<T>& k, T* to, int n) const { k.combine(rows_.data(), factors_.data(), terms_, to, n); }
+
+ private:
+  std::array<const T*, kMostInputs> rows_;
+  std::array<T, kMostInputs> factors_;
+  int terms_ = 0;
+};
+
+// The x of a product, for the outputs at x; neighbours are `pitch` apart.
+template <class T>
+Combination<T> of_neighbours(const Product& product, const T* x, int64_t pitch) {
+  Combination<T> all;
+  for (int i = 0; i < kMostInputs; i++) all.add(x + (product.first + i) * pitch, product.of_x[i]);
   return all;
 }
 
@@ -62,56 +128,46 @@ class NeighbourWeights {
  public:
   // weight(j, d, c): of W_j, for c < channels.
   template <class Weight>
-  NeighbourWeights(const char* isa, int neighbours, int depth, int channels, const Weight& weight, int threads)
-      : products(products_of(neighbours)), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
-        adds_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, Weights::same)),
-        bytes_(channels / kernels_.block * block_bytes_), packed_(bytes_ * products.size()) {
+  NeighbourWeights(const char* isa, const Scheme& scheme, int taps, int depth, int channels, const Weight& weight,
+                   int threads)
+      : scheme(scheme), depth(depth), channels(channels), kernels_(kernels<T>(isa)),
+        layer_kernels_(layer_kernels<T>(isa)), block_bytes_(kernels_.block_bytes(depth, Weights::same)),
+        bytes_(channels / kernels_.block * block_bytes_), packed_(bytes_ * scheme.products.size()) {
     const int block = kernels_.block, size = depth * block;
     parallel(bytes_ < 1 << 14 ? 1 : threads, channels / block, [&](int, int b) {
-      std::vector<T> of_block(int64_t{neighbours} * size);  // [neighbours][depth][block]
-      for (int j = 0; j < neighbours; j++)
+      std::vector<T> of_block(int64_t{taps} * size);  // [taps][depth][block]
+      for (int j = 0; j < taps; j++)
         for (int d = 0; d < depth; d++)
           for (int k = 0; k < block; k++) of_block[(int64_t{j} * depth + d) * block + k] = weight(j, d, b * block + k);
-      for (size_t i = 0; i < products.size(); i++) {
-        const auto& [product, first] = products[i];
-        T* to = reinterpret_cast<T*>(packed_.get() + i * bytes_ + b * block_bytes_);
-        for (int j = 0; j < 3 && first + j < neighbours; j++)
-          if (const T share = static_cast<T>(product.share[j]); share != 0)
-            adds_.add(to, of_block.data() + int64_t{first + j} * size, share, to, size);
+      for (size_t i = 0; i < scheme.products.size(); i++) {
+        const Product& product = scheme.products[i];
+        Combination<T> shares;
+        for (int j = 0; j < kMostTaps && product.first + j < taps; j++)
+          shares.add(of_block.data() + int64_t{product.first + j} * size, product.share[j]);
+        shares.write(layer_kernels_, reinterpret_cast<T*>(packed_.get() + i * bytes_ + b * block_bytes_), size);
       }
     });
   }
 
-  bool has(Sum sum) const {
-    return std::any_of(products.begin(), products.end(), [=](const ProductOf& p) { return p.product.sum == sum; });
-  }
-
-  // Writes the rows [pairs][depth] that product i multiplies, those of pairs first...last-1. x[t]: where the first
-  // neighbour of pair t lies; neighbours are `pitch` apart.
+  // Writes the rows [groups][depth] that product i multiplies, those of groups first...last-1. x[t]: where the first
+  // neighbour of group t lies; neighbours are `pitch` apart.
   void prepare(size_t i, Rows<const T> x, int64_t pitch, int first, int last, T* rows) const {
-    const Product& p = products[i].product;
-    for (int t = first; t < last; t++) {
-      const T* plus = x[t] + p.plus * pitch;
-      T* row = rows + int64_t{t} * depth;
-      if (p.sign)
-        adds_.add(plus, x[t] + p.minus * pitch, static_cast<T>(p.sign), row, depth);
-      else
-        std::copy_n(plus, depth, row);
-    }
+    for (int t = first; t < last; t++)
+      of_neighbours(scheme.products[i], x[t], pitch).write(layer_kernels_, rows + int64_t{t} * depth, depth);
   }
 
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
-  void multiply(size_t i, Rows<const T> rows, int pairs, int first, int n, Rows<const T> from, Rows<T> to) const {
+  void multiply(size_t i, Rows<const T> rows, int groups, int first, int n, Rows<const T> from, Rows<T> to) const {
     const char* data = packed_.get() + i * bytes_ + first / kernels_.block * block_bytes_;
-    kernels_.matmul(rows, pairs, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, from, to);
+    kernels_.matmul(rows, groups, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, from, to);
   }
 
-  const std::vector<ProductOf> products;
+  const Scheme scheme;
   const int depth, channels;
 
  private:
   const Kernels<T>& kernels_;
-  const LayerKernels<T>& adds_;
+  const LayerKernels<T>& layer_kernels_;
   const int64_t block_bytes_, bytes_;
   ZeroedBlock packed_;
 };

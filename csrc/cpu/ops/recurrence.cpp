@@ -73,35 +73,51 @@ class Pixels {
   std::vector<E> copy_;
 };
 
-// The four sums of pairs of positions, and what they come to.
+// The sums of groups of positions (neighbours.h), and the outputs they come to.
 template <class T>
-class PairSums {
+class GroupSums {
  public:
-  PairSums(int pairs, int width) : width_(width), memory_((int64_t{kSums} * pairs + 1) * width * sizeof(T)) {
+  GroupSums(const NeighbourWeights<T>& weights, int groups, int width)
+      : weights_(weights), scheme_(weights.scheme), width_(width), outputs_(scheme_.outputs), sums_(scheme_.sums()),
+        memory_((int64_t{scheme_.outputs + scheme_.sums()} * groups + 1) * width * sizeof(T)) {
     T* next = reinterpret_cast<T*>(memory_.get());
-    zeros_.assign(pairs, next);
-    for (auto& rows : rows_)
-      for (int t = 0; t < pairs; t++) rows.push_back(next += width);
+    zeros_.assign(groups, next);
+    const auto take = [&](std::vector<T*>& rows) {
+      for (int t = 0; t < groups; t++) rows.push_back(next += width);
+    };
+    for (auto& rows : outputs_) take(rows);
+    for (int s = 0; s < scheme_.sums(); s++)
+      if (const int only = scheme_.only_output(s); only < 0)
+        take(sums_[s]);
+      else
+        sums_[s] = outputs_[only];
   }
-  void begin() { std::fill_n(begun_, kSums, false); }
-  void multiply(const NeighbourWeights<T>& weights, size_t i, Rows<const T> x, int pairs, int first) {
-    const Sum sum = weights.products[i].product.sum;
-    const Rows<const T> from = begun_[sum] ? const_cast<Rows<const T>>(rows_[sum].data()) : zeros_.data();
-    weights.multiply(i, x, pairs, first, width_, from, rows_[sum].data());
+  void begin() { begun_.assign(scheme_.sums(), false); }
+  void multiply(size_t i, Rows<const T> x, int groups, int first) {
+    const int sum = scheme_.products[i].sum;
+    const Rows<const T> from = begun_[sum] ? const_cast<Rows<const T>>(sums_[sum].data()) : zeros_.data();
+    weights_.multiply(i, x, groups, first, width_, from, sums_[sum].data());
     begun_[sum] = true;
   }
-  void finish(const LayerKernels<T>& k, int pairs) {
-    for (int t = 0; t < pairs; t++)
-      k.spread(rows_[both][t], begun_[opposite] ? rows_[opposite][t] : nullptr, rows_[even][t], rows_[odd][t], width_);
+  void finish(const LayerKernels<T>& k, int groups) {
+    for (int t = 0; t < groups; t++)
+      for (int i = 0; i < scheme_.outputs; i++) {
+        Combination<T> parts;
+        for (int s = 0; s < scheme_.sums(); s++)
+          if (begun_[s]) parts.add(sums_[s][t], scheme_.part(i, s));
+        parts.write(k, outputs_[i][t], width_);
+      }
   }
-  const T* at(int pair, bool second) const { return rows_[second ? odd : even][pair]; }
+  const T* at(int group, int i) const { return outputs_[i][group]; }
 
  private:
+  const NeighbourWeights<T>& weights_;
+  const Scheme& scheme_;
   const int width_;
-  ZeroedBlock memory_;
-  std::vector<T*> rows_[kSums];
+  std::vector<std::vector<T*>> outputs_, sums_;
+  std::vector<bool> begun_;
   std::vector<const T*> zeros_;
-  bool begun_[kSums] = {};
+  ZeroedBlock memory_;
 };
 
 // States of a line of positions for each of some images, with room before and after it.
@@ -119,7 +135,7 @@ class Lines {
 };
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-int round_down(int n) { return n - (n & 1); }  // to an even number, also below 0
+int round_down(int n, int multiple) { return n - ((n % multiple) + multiple) % multiple; }  // also below 0
 
 // Calls f(first, images, group) for groups of images.
 template <class F>
@@ -152,7 +168,7 @@ class Scan {
   void forward(const FeatureMap& sums, const FeatureMap& h, const FeatureMap& gates, int threads) const {
     constexpr int kWidth = 4 * kCellChannels;  // kCellChannels of each gate
     const NeighbourWeights<T> weights(
-        isa_, r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
+        isa_, scheme(), r_.taps, hidden_, round_up(hidden_, kCellChannels) * 4,
         [&](int j, int in, int column) {
           const int gate = column % kWidth / kCellChannels;
           const int channel = column / kWidth * kCellChannels + column % kCellChannels;
@@ -184,7 +200,7 @@ class Scan {
   void backward(const FeatureMap& grad, const FeatureMap& gates, const FeatureMap& grad_sums, E* grad_h0, E* grad_c0,
                 int threads) const {
     const NeighbourWeights<T> weights(
-        isa_, r_.taps, 4 * hidden_, round_up(hidden_, kernels<T>(isa_).block),
+        isa_, scheme(), r_.taps, 4 * hidden_, round_up(hidden_, kernels<T>(isa_).block),
         [&](int j, int out, int in) { return in < hidden_ ? weight(out, in, r_.taps - 1 - j) : T(0); }, threads);
     std::vector<std::vector<T>> initial(grad.images, std::vector<T>(2 * hidden_));
     each_group(grad.images, walk_.positions(), kBackwardStates, threads, [&](int first, int images, int group) {
@@ -201,6 +217,9 @@ class Scan {
   }
 
  private:
+  // In rows, what fours read beyond the taps lies in the row before, and so before the pixel. Not so in diagonals.
+  Scheme scheme() const { return r_.diagonal ? Scheme(2, r_.taps) : Scheme::of_line(r_.taps, walk_.positions()); }
+
   T weight(int gate, int in, int tap) const {
     return convert<T>(static_cast<const E*>(r_.weight)[(int64_t{gate} * hidden_ + in) * r_.taps + tap]);
   }
@@ -216,11 +235,11 @@ class Scan {
     Forward(const Scan& scan, const NeighbourWeights<T>& weights, const FeatureMap& sums, const FeatureMap& h,
             const FeatureMap& gates, int first, int images)
         : scan_(scan), weights_(weights), images_(images), positions_(scan.walk_.positions()),
-          most_(images * ((positions_ + 1) / 2 + 1)), sums_(sums, first, images), out_(h, first, images),
-          gates_(gates, first, images), keeps_gates_(gates.data != nullptr),
-          h_(images, 2 - scan.walk_.first(), positions_, scan.r_.taps + 2, scan.hidden_),
+          group_(weights.scheme.outputs), most_(images * (positions_ / group_ + 2)), sums_(sums, first, images),
+          out_(h, first, images), gates_(gates, first, images), keeps_gates_(gates.data != nullptr),
+          h_(images, group_ - scan.walk_.first(), positions_, scan.r_.taps + group_, scan.hidden_),
           c_(images, 0, positions_, 0, scan.hidden_),
-          rows_(weights.products.size() * most_ * weights.depth * sizeof(T)) {
+          rows_(weights.scheme.products.size() * most_ * weights.depth * sizeof(T)) {
       sums_.load();
       const std::vector<T> h0 = scan.initial(scan.r_.h0), c0 = scan.initial(scan.r_.c0);
       for (int n = 0; n < images; n++)
@@ -234,36 +253,32 @@ class Scan {
     void run(const Member& member) {
       const Walk& walk = scan_.walk_;
       const int hidden = scan_.hidden_;
-      std::vector<std::vector<const T*>> rows(weights_.products.size());
+      std::vector<std::vector<const T*>> rows(weights_.scheme.products.size());
       for (size_t i = 0; i < rows.size(); i++)
         for (int t = 0; t < most_; t++) rows[i].push_back(rows_of(i) + int64_t{t} * hidden);
-      PairSums<T> pair_sums(most_, 4 * kCellChannels);
+      GroupSums<T> group_sums(weights_, most_, 4 * kCellChannels);
       std::vector<const T*> x;
       std::vector<CellForward<E>> pixels;
-      std::vector<std::pair<int, bool>> pair_of;
       for (int step = 0; step < walk.steps(); step++) {
         const int begin = walk.begin(step), end = walk.end(step);
-        x.clear(), pixels.clear(), pair_of.clear();
+        x.clear(), pixels.clear();
         for (int n = 0; n < images_; n++)
-          for (int pair = round_down(begin); pair < end; pair += 2) {
-            for (int p = std::max(pair, begin); p < std::min(pair + 2, end); p++) {
+          for (int group = round_down(begin, group_); group < end; group += group_) {
+            for (int p = std::max(group, begin); p < std::min(group + group_, end); p++) {
               const int py = walk.y(step, p), px = walk.x(step, p);
-              pixels.push_back({nullptr, sums_.at(n, py, px), c_.at(n, p), h_.at(n, p), out_.at(n, py, px),
-                                keeps_gates_ ? gates_.at(n, py, px) : nullptr});
-              pair_of.push_back({static_cast<int>(x.size()), p != pair});
+              pixels.push_back({group_sums.at(static_cast<int>(x.size()), p - group), sums_.at(n, py, px), c_.at(n, p),
+                                h_.at(n, p), out_.at(n, py, px), keeps_gates_ ? gates_.at(n, py, px) : nullptr});
             }
-            x.push_back(h_.at(n, pair + walk.first()));
+            x.push_back(h_.at(n, group + walk.first()));
           }
-        const int pairs = static_cast<int>(x.size());
-        const int first = pairs * member.index / member.members, last = pairs * (member.index + 1) / member.members;
+        const int groups = static_cast<int>(x.size());
+        const int first = groups * member.index / member.members, last = groups * (member.index + 1) / member.members;
         for (size_t i = 0; i < rows.size(); i++) weights_.prepare(i, x.data(), hidden, first, last, rows_of(i));
         member.wait();
         for (int channel = member.index * kCellChannels; channel < hidden; channel += member.members * kCellChannels) {
-          pair_sums.begin();
-          for (size_t i = 0; i < rows.size(); i++) pair_sums.multiply(weights_, i, rows[i].data(), pairs, 4 * channel);
-          pair_sums.finish(layer_kernels<T>(scan_.isa_), pairs);
-          for (size_t k = 0; k < pixels.size(); k++)
-            pixels[k].products = pair_sums.at(pair_of[k].first, pair_of[k].second);
+          group_sums.begin();
+          for (size_t i = 0; i < rows.size(); i++) group_sums.multiply(i, rows[i].data(), groups, 4 * channel);
+          group_sums.finish(layer_kernels<T>(scan_.isa_), groups);
           scan_.kernels_.cells(pixels.data(), static_cast<int>(pixels.size()), hidden, channel,
                                std::min(kCellChannels, hidden - channel));
         }
@@ -281,7 +296,7 @@ class Scan {
 
     const Scan& scan_;
     const NeighbourWeights<T>& weights_;
-    const int images_, positions_, most_;
+    const int images_, positions_, group_, most_;  // most_: groups in a step
     Pixels<E> sums_, out_, gates_;
     const bool keeps_gates_;
     Lines<T> h_, c_;
@@ -293,10 +308,10 @@ class Scan {
                 T* initial_gradients) const {
     const int positions = walk_.positions(), width = weights.channels;
     // The state of position p is read by those of positions p + first...p + first + taps - 1 at the next step.
-    const int first = -walk_.first() - (r_.taps - 1), before = 2 * walk_.outside();
-    const int most = images * ((positions + 1) / 2 + 2);
-    Lines<T> grad_products(images, 4 - first, positions, r_.taps + 4, 4 * hidden_);
-    Lines<T> grad_h(images, before, positions, 2, width), grad_c(images, 0, positions, 0, hidden_);
+    const int first = -walk_.first() - (r_.taps - 1), before = walk_.outside() ? 2 : 0;
+    const int size = weights.scheme.outputs, most = images * (positions / size + 3);
+    Lines<T> grad_products(images, 2 * size - first, positions, r_.taps + 2 * size, 4 * hidden_);
+    Lines<T> grad_h(images, before, positions, size, width), grad_c(images, 0, positions, 0, hidden_);
     const std::vector<T> c0 = initial(r_.c0);
     Lines<T> c(images, 0, walk_.steps() * positions, 0, hidden_);
     const auto cell = [&](int n, int step, int p) -> const T* {
@@ -312,7 +327,7 @@ class Scan {
     T* const prepared = static_cast<T*>(memory.data());
     std::vector<const T*> rows, x;
     for (int t = 0; t < most; t++) rows.push_back(prepared + int64_t{t} * weights.depth);
-    PairSums<T> pair_sums(most, width);
+    GroupSums<T> group_sums(weights, most, width);
     std::vector<CellBackward<E>> pixels;
     std::vector<T*> to;
     for (int step = walk_.steps() - 1; step >= 0; step--) {
@@ -329,24 +344,24 @@ class Scan {
       }
       kernels_.cell_gradients(pixels.data(), static_cast<int>(pixels.size()), hidden_);
 
-      // The states before it that it depends on, in pairs.
+      // The states before it that it depends on, in groups.
       const int from = std::max(begin + walk_.first(), -walk_.outside());
       const int until = std::min(end + walk_.first() + r_.taps - 1, positions);
       x.clear(), to.clear();
       for (int n = 0; n < images; n++)
-        for (int p = round_down(from); p < until; p += 2) {
+        for (int p = round_down(from, size); p < until; p += size) {
           x.push_back(grad_products.at(n, p + first));
           to.push_back(grad_h.at(n, p));
         }
-      const int pairs = static_cast<int>(x.size());
-      pair_sums.begin();
-      for (size_t i = 0; i < weights.products.size(); i++) {
-        weights.prepare(i, x.data(), 4 * hidden_, 0, pairs, prepared);
-        pair_sums.multiply(weights, i, rows.data(), pairs, 0);
+      const int groups = static_cast<int>(x.size());
+      group_sums.begin();
+      for (size_t i = 0; i < weights.scheme.products.size(); i++) {
+        weights.prepare(i, x.data(), 4 * hidden_, 0, groups, prepared);
+        group_sums.multiply(i, rows.data(), groups, 0);
       }
-      pair_sums.finish(layer_kernels<T>(isa_), pairs);
-      for (int t = 0; t < pairs; t++)
-        for (bool second : {false, true}) std::copy_n(pair_sums.at(t, second), width, to[t] + second * width);
+      group_sums.finish(layer_kernels<T>(isa_), groups);
+      for (int t = 0; t < groups; t++)
+        for (int i = 0; i < size; i++) std::copy_n(group_sums.at(t, i), width, to[t] + i * width);
 
       for (int n = 0; n < images; n++)
         for (int p = from; p < until; p++) {

@@ -60,11 +60,12 @@ inline std::vector<Run> runs_of(std::vector<Tap> taps) {
   return runs;
 }
 
+constexpr int kFewestChannels = 24;  // with fewer, products of neighbours take too long to prepare
+
 // Whether a run takes fewer products in pairs of pixels (neighbours.h). Its taps must have the same mask: else what
-// only one of them masks would cancel out, but for rounding. With few channels the preparations take too long.
+// only one of them masks would cancel out, but for rounding.
 inline bool in_pairs(const MaskedWeight& w, const Run& run) {
-  constexpr int kFewest = 24;
-  if (run.taps.size() < 2 || w.in < kFewest || w.out < kFewest) return false;
+  if (run.taps.size() < 2 || w.in < kFewestChannels || w.out < kFewestChannels) return false;
   return with_element(w.element, [&](auto element) {
     const auto* mask = static_cast<const decltype(element)*>(w.mask);
     const int64_t* m = w.mask_strides;
