@@ -1,5 +1,6 @@
 // Runs the convolutions and the recurrences in C++ on small maps, for the sanitizers, and checks that threads, batching
 // and memory layouts do not change what comes out. Exits 1 at the first difference.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,7 @@
 
 #include "cpu/ops/masked_conv2d.h"
 #include "cpu/ops/memory_pool.h"
+#include "cpu/ops/neighbours.h"
 #include "cpu/ops/recurrence.h"
 #include "cpu/simd/cpu_features.h"
 
@@ -133,9 +135,25 @@ void check_convolution(int in, int out, int height, int width) {
         require(run(images, channels_last, threads) == expected, "a convolution does not depend on how it is run");
 }
 
+// The products of a scheme add up to each output's sum over its own taps.
+void check_scheme(int outputs, int taps) {
+  const Scheme scheme(outputs, taps);
+  for (int i = 0; i < outputs; i++)
+    for (int j = 0; j < taps; j++)
+      for (int x = 0; x < outputs + taps - 1; x++) {
+        double factor = 0;  // of x(p + x) . W_j in y(p + i)
+        for (const Product& p : scheme.products)
+          if (j >= p.first && j < p.first + kMostTaps && x >= p.first && x < p.first + kMostInputs)
+            factor += scheme.part(i, p.sum) * p.share[j - p.first] * p.of_x[x - p.first];
+        require(std::abs(factor - (x == i + j)) < 1e-12, "a scheme sums over the taps");
+      }
+}
+
 }  // namespace
 
 int main() {
+  for (int outputs : {2, 4})
+    for (int taps = 1; taps <= 7; taps++) check_scheme(outputs, taps);
   for (const auto& isa : available_isas()) {
     force_isa(isa);
     for (int taps : {1, 3, 5}) check_recurrence(false, false, taps);

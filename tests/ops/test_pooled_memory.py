@@ -58,7 +58,20 @@ def test_it_keeps_hardly_more_than_was_in_use() -> None:
     for k in range(17, 90, 9):
         block(k * POOLED)  # of a size that there is not
         most = max(most, k * POOLED)
-        assert block.kept() <= most + 28 * 2**20
+        assert block.kept() <= most + 8 * 2**20
+
+
+def test_a_large_block_is_put_together_from_smaller_ones() -> None:
+    parts = [gate(29, 0.5), gate(31, 0.5)]
+    expected = parts[0].flatten()[0].item()
+    del parts
+    kept = required().Block.kept()
+    whole = gate(60, 0.5)
+    taken = (kept - required().Block.kept()) / POOLED
+    assert 60 <= taken <= 60 + 60 / 8  # what fits is not put together
+    assert bool((whole == expected).all())
+    rest = gate(31, -0.5)
+    assert bool((whole == expected).all()) and not bool((rest == expected).any())
 
 
 def test_a_somewhat_larger_block_will_do() -> None:

@@ -183,6 +183,33 @@ def test_layouts_batches_and_threads_change_nothing(name: str, isa: str) -> None
         assert torch.equal(found[0], h) and torch.equal(found[1], of_sums)
 
 
+def behind(name: str, y: int, x: int, height: int, width: int) -> Tensor:
+    """Which pixels may have a part in a state: those that it follows on, or, since four states of a row are computed
+    together, all rows above, and the pixel itself."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    if name.startswith("rows"):
+        return (rows < y) | ((rows == y) & (columns == x))
+    return (rows <= y) & (columns >= x if name.endswith("right") else columns <= x)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CASES)
+def test_what_lies_ahead_has_no_part(name: str, isa: str) -> None:
+    """To the last bit, though neighbouring states are computed together; nor does it get a gradient."""
+    recurrence, taps, _ = CASES[name]
+    sums, weight, *_ = (x if x is None else x.float() for x in inputs(17, taps, 1, (5, 11), False))
+    assert sums is not None and weight is not None
+    with instruction_set(isa):
+        for y, x in ((2, 5), (0, 0), (4, 10), (3, 6)):
+            read = behind(name, y, x, 5, 11)
+            leaf = sums.clone().requires_grad_()
+            state = recurrence(leaf, weight)[0, :, y, x]
+            (grad,) = torch.autograd.grad(state.sum(), leaf)
+            assert not grad[0, :, ~read].any() and grad[0, :, y, x].any()
+            other = torch.where(read, sums, sums.flip(1))
+            assert torch.equal(recurrence(other, weight)[0, :, y, x], state.detach())
+
+
 @pytest.mark.parametrize("gate", range(4))
 @pytest.mark.parametrize("name", CASES)
 def test_the_definition_tells_each_gate_from_the_others(name: str, gate: int) -> None:

@@ -106,7 +106,12 @@ class Combination {
     rows_[terms_] = row, factors_[terms_++] = static_cast<T>(factor);
   }
   bool empty() const { return terms_ == 0; }
-  void write(const LayerKernels<T>& k, T* to, int n) const { k.combine(rows_.data(), factors_.data(), terms_, to, n); }
+  void write(const LayerKernels<T>& k, T* to, int n) const {
+    if (empty())
+      std::fill_n(to, n, T(0));
+    else
+      k.combine(rows_.data(), factors_.data(), terms_, to, n);
+  }
 
  private:
   std::array<const T*, kMostInputs> rows_;
