@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,26 +42,31 @@ def orders_channels(program: Program) -> bool:
 
 def _labels(program: Program, draws: dict[int, Tensor], ordered: bool) -> dict[int, Tensor]:
     """Value -> labels [channels]: channels with the same label form a piece. draws: how many each channel needs."""
-    labels = dict(draws)
+    labels = {value: needed.numpy() for value, needed in draws.items()}
     if ordered:
         for output in program.outputs:
-            labels[output] = torch.arange(len(labels[output])) // program.parameters
+            labels[output] = np.arange(len(labels[output])) // program.parameters
+    kinds = {value: len(np.unique(label)) for value, label in labels.items()}
     changed = True
     while changed:
         changed = False
         for i in program.instructions:
-            read = [(value, slice(None) if pick is None else pick) for value, pick in i.channelwise()]
-            if not read:
+            read = i.channelwise()
+            if not read or (kinds[i.out] == 1 and all(kinds[v] == 1 and pick is None for v, pick in read)):
                 continue
-            together = [read[0], (i.out, slice(None)), *read[1:]]
-            aligned = torch.stack([labels[value][pick] for value, pick in together])
-            _, joint = torch.unique(aligned, dim=1, return_inverse=True)
+            picks = [(value, slice(None) if pick is None else pick.numpy()) for value, pick in read]
+            together = [picks[0], (i.out, slice(None)), *picks[1:]]
+            joint = np.zeros(i.channels, dtype=np.int64)
             for value, pick in together:
-                label = labels[value] + int(joint.max()) + 1  # apart from channels that are not picked
+                label = labels[value][pick]
+                _, joint = np.unique(joint * (label.max() + 1) + label, return_inverse=True)
+            for value, pick in together:
+                label = labels[value] + joint.max() + 1  # apart from channels that are not picked
                 label[pick] = joint
-                changed |= len(label.unique()) > len(labels[value].unique())
-                labels[value] = label
-    return labels
+                labels[value], before = label, kinds[value]
+                kinds[value] = len(np.unique(label))
+                changed |= kinds[value] > before
+    return {value: torch.from_numpy(label) for value, label in labels.items()}
 
 
 def draws_needed(field: Field) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.program.formulas import apply_steps
-from pixelcnn_fast.program.program import ConditionOperand, Convolution, Instruction, Program, Read
+from pixelcnn_fast.program.program import ConditionOperand, Convolution, Program, Read
 from pixelcnn_fast.program.recurrence import Component, components
 
 Condition = Callable[[ConditionOperand], Tensor]
@@ -76,15 +76,14 @@ class _Walk:
 
     def through(self) -> None:
         """Computes the recurrence, time by time."""
-        sums = _Sums(self._component, self._grid)
-        outer = {value: self._laid_out(found) for value, found in sums.outer.items()}
+        sums = _sums(self._component, self._grid, self)
         for time in range(self._schedule.times):
             self._time, (self._first, self._last) = time, self._schedule.active(time)
-            ahead = sums.of_states(self)
+            ahead: dict[int, Tensor] = {}
             for i in self._component.instructions:
-                start = ahead[i.out] if i.out in ahead else sums.own[i.out].start(self)
-                if i.out in outer:
-                    start = start + self._now(outer[i.out])
+                if i.out in sums and i.out not in ahead:
+                    ahead.update(sums[i.out].now(self))
+                start = ahead[i.out] if i.out in ahead else i.start(self)
                 self.value(Read(i.out))[:] = apply_steps(start, i.steps, self.value, self.condition)
         times, positions = self._pixels
         for value, lines in self._own.items():
@@ -113,13 +112,15 @@ class _Walk:
 
     def _other(self, key: Any, known: Callable[[Any], Tensor]) -> Tensor:
         if key not in self._others:
-            self._others[key] = self._laid_out(known(key))
-        return self._now(self._others[key])
+            self._others[key] = self.laid_out(known(key))
+        return self.now(self._others[key])
 
-    def _now(self, lines: Tensor) -> Tensor:
+    def now(self, lines: Tensor) -> Tensor:
+        """What is laid out for the pixels that are computed next."""
         return lines[self._time, self._first : self._last]
 
-    def _laid_out(self, whole: Tensor) -> Tensor:
+    def laid_out(self, whole: Tensor) -> Tensor:
+        """A map [N, H, W, channels], by time and position."""
         lines = self._lines(whole.shape[-1])
         lines[self._pixels] = whole.permute(1, 2, 0, 3)
         return lines
@@ -130,38 +131,50 @@ class _Walk:
         return torch.zeros(size, dtype=self.dtype, device=image.device)
 
 
+@dataclass(frozen=True)
 class _Sums:
-    """The sums of a recurrence's convolutions, in three parts: outer, of the bias and of taps on other values, which
-    are known before; of states at other pixels, those with the same taps as one product; and what ``own`` is left."""
+    """Convolutions of a recurrence that read the same of its values, as one product.
 
-    def __init__(self, component: Component, grid: _Grid) -> None:
-        self.outer: dict[int, Tensor] = {}
-        self.own: dict[int, Instruction] = {i.out: i for i in component.instructions}
-        alike: dict[tuple[Read, ...], list[Convolution]] = {}
-        for i in component.instructions:
-            if not isinstance(i, Convolution):
-                continue
-            inner = tuple(tap for tap in i.taps if tap.source in component.values)
-            self.outer[i.out] = replace(i, taps=tuple(tap for tap in i.taps if tap not in inner)).start(grid)
-            self.own[i.out] = own = replace(i, taps=inner, bias=None)
-            if inner and not any(tap.read.is_here for tap in inner):
-                alike.setdefault(tuple(tap.read for tap in inner), []).append(own)
-        self._products = [
-            (
-                reads,
-                convolutions,
-                torch.cat([torch.cat([tap.weight for tap in i.taps]) for i in convolutions], 1),
-            )
-            for reads, convolutions in alike.items()
+    known: their biases, and what they read elsewhere; channels: of each, by the values they compute.
+    """
+
+    reads: tuple[Read, ...]
+    channels: dict[int, int]
+    weight: Tensor
+    known: Tensor
+
+    def now(self, around: _Walk) -> dict[int, Tensor]:
+        states = torch.cat([around.value(read) for read in self.reads], -1)
+        known = around.now(self.known)
+        total = torch.addmm(known.flatten(0, 1), states.flatten(0, 1), self.weight).view(known.shape)
+        parts = total.split(list(self.channels.values()), -1)
+        return dict(zip(self.channels, parts, strict=True))
+
+
+def _sums(component: Component, grid: _Grid, walk: _Walk) -> dict[int, _Sums]:
+    """Value -> the sums that it is among, if it is a convolution of states. Those that need only states at other pixels
+    are computed together."""
+    alike: dict[tuple[int | Read, ...], list[Convolution]] = {}
+    for i in component.instructions:
+        if isinstance(i, Convolution):
+            reads = tuple(tap.read for tap in i.taps if tap.source in component.values)
+            if reads:
+                alike.setdefault((i.out,) if any(read.is_here for read in reads) else reads, []).append(i)
+    found: dict[int, _Sums] = {}
+    for group in alike.values():
+        of_states = [[tap for tap in i.taps if tap.source in component.values] for i in group]
+        known = [
+            replace(i, taps=tuple(tap for tap in i.taps if tap not in inner)).start(grid)
+            for i, inner in zip(group, of_states, strict=True)
         ]
-
-    def of_states(self, around: _Walk) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-        for reads, convolutions, weight in self._products:
-            product = torch.cat([around.value(read) for read in reads], -1) @ weight
-            parts = product.split([i.channels for i in convolutions], -1)
-            found.update(zip([i.out for i in convolutions], parts, strict=True))
-        return found
+        sums = _Sums(
+            tuple(tap.read for tap in of_states[0]),
+            {i.out: i.channels for i in group},
+            torch.cat([torch.cat([tap.weight for tap in inner]) for inner in of_states], 1),
+            walk.laid_out(torch.cat(known, -1)),
+        )
+        found.update(dict.fromkeys(sums.channels, sums))
+    return found
 
 
 def shifted(x: Tensor, dy: int, dx: int) -> Tensor:

@@ -372,12 +372,13 @@ class Convolution(Instruction):
         yield from super().connections(channels_of)
 
     def start(self, around: Surroundings) -> Tensor:
-        x = around.zeros(self.channels)
-        if self.bias is not None:
-            x = x + self.bias
-        for tap in self.taps:
-            x = x + around.value(tap.read) @ tap.weight
-        return x
+        if not self.taps:
+            zeros = around.zeros(self.channels)
+            return zeros if self.bias is None else zeros + self.bias
+        first, *others = (around.value(tap.read) @ tap.weight for tap in self.taps)
+        for product in others:
+            first += product
+        return first if self.bias is None else first.add_(self.bias)
 
     def picked(self, channels: Tensor, exchanged: Exchange, whole: Callable[[int], int]) -> Self:
         taps = tuple(replace(tap, weight=tap.weight[:, channels]) for tap in self.taps)
