@@ -19,7 +19,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BATCHES = (1, 8, 64, 1024)
 SAMPLERS = ("naive", "naive, torch.compile", "naive, CUDA graph", "cached", "block", "pipeline")
-OPS = ("masked_conv2d 3x3 B", "masked_conv2d 7x7 A", "masked_conv_block", "gated_activation", "categorical_nll")
+OPS = (
+    "masked_conv2d 3x3 B",
+    "masked_conv2d 7x7 A",
+    "masked_conv_block",
+    "gated_activation",
+    "categorical_nll",
+    "row_lstm, batch 64, forward + backward",
+    "diagonal_lstm, batch 64, forward + backward",
+)
 MOST_CHARACTERS = 10_000
 
 
@@ -60,6 +68,7 @@ def stages(gpu: bool) -> list[dict]:
     archs = {"PIXELCNN_FAST_CUDA_ARCHS": "native"} if gpu else {}
     done = [run("build", pip, 180, **archs)]
     done.append(run("tests of the CUDA runtime", [python, "-m", "pytest", "-q", "tests/csrc/test_gpu.py"], 120))
+    done.append(run("tests of the ops", [python, "-m", "pytest", "-q", "tests/ops/test_ops_on_cuda.py"], 120))
     measure = [python, str(Path(__file__).resolve())]
     if not gpu:
         return done
@@ -154,7 +163,7 @@ def seconds_of(call, repeat: int) -> float:
 
 
 def layer_milliseconds() -> dict[str, dict[str, float | str]]:
-    """Layer -> contestant -> milliseconds, forward, batch 256; or 'failed' -> why."""
+    """Layer -> contestant -> milliseconds, forward, batch 256, if it is not called otherwise; or 'failed' -> why."""
     import torch
     from torch.nn import functional as F
 
@@ -231,11 +240,26 @@ def layer_milliseconds() -> dict[str, dict[str, float | str]]:
         }
         found[OPS[4]] = {name: 1e3 * seconds_of(call, 20) for name, call in contestants.items()}
 
+    def recurrence(title, op, taps):
+        sums = torch.randn(64, 512, 32, 32, device="cuda", requires_grad=True)
+        weight = (0.05 * torch.randn(512, 128, taps, device="cuda")).requires_grad_()
+        grad = torch.randn(64, 128, 32, 32, device="cuda")
+
+        def step(backend):
+            torch.autograd.grad(op(sums, weight, backend=backend), (sums, weight), grad)
+
+        contestants = {"pixelcnn_fast": "triton", "loop": "reference"}
+        found[title] = {
+            name: 1e3 * seconds_of(lambda b=backend: step(b), 5) for name, backend in contestants.items()
+        }
+
     tolerant(OPS[0], lambda: convolution(OPS[0], 128, 3, "B", 32, torch.bfloat16))
     tolerant(OPS[1], lambda: convolution(OPS[1], 64, 7, "A", 28, torch.bfloat16))
     tolerant(OPS[2], lambda: convolution(OPS[2], 128, 3, "B", 32, torch.bfloat16, joined=True))
     tolerant(OPS[3], gate)
     tolerant(OPS[4], nll)
+    tolerant(OPS[5], lambda: recurrence(OPS[5], ops.row_lstm, 3))
+    tolerant(OPS[6], lambda: recurrence(OPS[6], ops.diagonal_lstm, 2))
     return found
 
 
@@ -279,7 +303,13 @@ def table(device: str, done: list[dict]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     layers: dict = next((d["result"] for d in done if d["stage"] == "layers" and "result" in d), {})
     if layers:
-        lines += ["", "Layers, forward, batch 256: milliseconds", "", "| layer | |", "|---|---|"]
+        lines += [
+            "",
+            "Layers, forward, batch 256, where they don't say otherwise: milliseconds",
+            "",
+            "| layer | |",
+            "|---|---|",
+        ]
         for layer, times in layers.items():
             shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in times.items())
             lines.append(f"| {layer} | {shown} |")

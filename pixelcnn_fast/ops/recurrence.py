@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
 
     def compute(sums, weight, h0, c0, *rest):  # the schema has the types
         *own, keep, backend = rest
-        backend = _chosen(backend, name, sums)
+        backend = choose(backend, sums.device, sums.dtype)
         h, gates = fake(sums, weight, h0, c0, *rest)
         if not sums.numel():
             return h, gates
@@ -54,6 +53,10 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(sums.dtype, sums.dtype)
             found = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
             return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
+        if backend == "triton":
+            from pixelcnn_fast.ops import triton_recurrence as triton
+
+            return triton.forward(sums, weight, h0, c0, which.diagonal, any(own), keep)
         h, gates = pooled(h), pooled(gates)
         weight, h0, c0 = (x if x is None else x.contiguous() for x in (weight, h0, c0))
         required().recurrence(
@@ -80,7 +83,7 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
 
     def compute_gradients(grad, weight, h0, c0, h, gates, *rest):
         *own, backend = rest
-        backend = _chosen(backend, name, grad)
+        backend = choose(backend, grad.device, grad.dtype)
         results = fake_gradients(grad, weight, h0, c0, h, gates, *rest)
         if not grad.numel():
             return tuple(x.zero_() for x in results)
@@ -88,7 +91,14 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(grad.dtype, grad.dtype)
             found = reference.backward(*(_in(dtype, x) for x in (grad, weight, h0, c0, h, gates)), *own)
             return tuple(to.copy_(x) for to, x in zip(results, found, strict=True))
-        of_sums, of_weight, of_h0, of_c0 = results = (pooled(results[0]), *results[1:])
+        taps = which.taps(weight.shape[2], *own)
+        if backend == "triton":
+            from pixelcnn_fast.ops import triton_recurrence as triton
+
+            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, which.diagonal, any(own))
+            of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
+            return of_sums, of_weight, _initial_gradient(of_sums, weight, taps), of_c0
+        of_sums, (_, of_h0, of_c0) = pooled(results[0]), results[1:]
         weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
         required().recurrence_gradient(
             element(grad),
@@ -104,8 +114,8 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             address(of_c0),
             torch.get_num_threads(),
         )
-        _weight_gradient(of_sums, h, h0, which.taps(weight.shape[2], *own), of_weight)
-        return results
+        of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
+        return of_sums, of_weight, of_h0, of_c0
 
     def fake_gradients(grad, weight, h0, c0, h, gates, *rest):
         hidden = weight.new_empty(weight.shape[1])
@@ -150,31 +160,46 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
     return call
 
 
-def _weight_gradient(grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[Tap], to: Tensor) -> None:
+def _weight_gradient(
+    grad: Tensor, h: Tensor, h0: Tensor | None, taps: list[Tap], weight: Tensor, backend: str
+) -> Tensor:
     """The gradient of the state-to-state weight [4h, h, taps] by that of the sums: that of a convolution of h."""
     top, left = (min(offsets) for offsets in zip(*((tap.dy, tap.dx) for tap in taps), strict=True))
     height, width = (1 + max(tap.dy for tap in taps) - top, 1 + max(tap.dx for tap in taps) - left)
-    at = [(..., tap.dy - top, tap.dx - left) for tap in taps]
-    live = to.new_zeros(1, 1, height, width)
-    for place in at:
-        live[place] = 1
-    mask = live.expand(*to.shape[:2], height, width)
-    weight = to.new_empty(mask.shape)
-    required().masked_conv2d_weight_gradient(
-        element(h),
-        as_map(grad),
-        as_map(h),
-        as_map(mask),
-        (-top, -left),
-        (1, 1),
-        address(weight),
-        0,
-        torch.get_num_threads(),
-    )
-    for k, (tap, place) in enumerate(zip(taps, at, strict=True)):
-        to[..., k] = weight[place]
+    places = [(tap.dy - top, tap.dx - left) for tap in taps]
+    shape, padding = (*weight.shape[:2], height, width), (-top, -left)
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv2d import triton
+
+        of_kernel = triton.weight_gradient(grad, h, shape, tuple(places), (1, 1), padding)
+    else:
+        live = weight.new_zeros(1, 1, height, width)
+        for y, x in places:
+            live[..., y, x] = 1
+        of_kernel = weight.new_empty(shape)
+        required().masked_conv2d_weight_gradient(
+            element(h),
+            as_map(grad),
+            as_map(h),
+            as_map(live.expand(shape)),
+            padding,
+            (1, 1),
+            address(of_kernel),
+            0,
+            torch.get_num_threads(),
+        )
+    of_weight = weight.new_empty(weight.shape)
+    for k, (tap, (y, x)) in enumerate(zip(taps, places, strict=True)):
+        of_weight[..., k] = of_kernel[..., y, x]
         if h0 is not None:
-            to[..., k] += torch.outer(grad[(..., *tap.initial)].sum((0, 2, 3)), h0)
+            of_weight[..., k] += torch.outer(grad[(..., *tap.initial)].sum((0, 2, 3)), h0)
+    return of_weight
+
+
+def _initial_gradient(grad: Tensor, weight: Tensor, taps: list[Tap]) -> Tensor:
+    """The gradient of h0 [h] by that of the sums."""
+    of_taps = (grad[(..., *tap.initial)].sum((0, 2, 3)) @ weight[:, :, k] for k, tap in enumerate(taps))
+    return torch.stack(list(of_taps)).sum(0)
 
 
 def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, taps: str) -> None:
@@ -197,12 +222,6 @@ def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, ta
             )
         if x is not None and x.dtype != sums.dtype and not torch.is_autocast_enabled(sums.device.type):
             raise ValueError(f"{name} is {x.dtype}, sums are {sums.dtype}: convert one")
-
-
-def _chosen(backend: str, name: str, x: Tensor) -> str:
-    if x.device.type == "cuda":
-        warnings.warn(f"{name} has no GPU kernel yet: a loop in PyTorch computes it", stacklevel=3)
-    return choose(backend, x.device, x.dtype, ("compiled", "reference"))
 
 
 def _in(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:

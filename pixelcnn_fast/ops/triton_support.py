@@ -25,6 +25,14 @@ def check_dtype(*tensors: Tensor) -> None:
         )
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """How the kernels multiply: '16 bit', or for float32 'tf32' where torch allows it for convolutions, else 'ieee'."""
+    if dtype != torch.float32:
+        return "16 bit"
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
+    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
+
+
 @triton.jit
 def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.

@@ -67,7 +67,21 @@ _TILES: dict[str, dict[int, tuple[Tile, ...]]] = {
         _INTERPRETER: (Tile(32, 32, 128, 4, 1),),
         80: (Tile(64, 64, 16, 8, 3),),
     },
+    # rows: positions of a step; columns: channels, of which there are four gates; depth: channels of the states
+    "recurrence, 16 bit": {
+        _INTERPRETER: (Tile(16, 16, 16, 4, 1),),
+        80: (Tile(32, 32, 64, 4, 3),),
+    },
+    "recurrence, tf32": {
+        _INTERPRETER: (Tile(16, 16, 16, 4, 1),),
+        80: (Tile(32, 32, 32, 4, 3),),
+    },
+    "recurrence, ieee": {
+        _INTERPRETER: (Tile(16, 16, 16, 4, 1),),
+        80: (Tile(32, 32, 16, 4, 3),),
+    },
     # rows: elements
+    "cells": {_INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(256, 16, 16, 4, 1),)},
     "gated activation": {_INTERPRETER: (Tile(1024, 16, 16, 4, 1),), 80: (Tile(2048, 16, 16, 4, 1),)},
     # rows: sub-pixels; columns: levels at a time
     "categorical nll": {_INTERPRETER: (Tile(64, 64, 16, 4, 1),), 80: (Tile(32, 256, 16, 8, 1),)},

@@ -98,6 +98,20 @@ def test_categorical_nll(dtype):
     check(lambda backend, leaf: ops.categorical_nll(leaf, levels, backend), dtype, logits)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["rows", "diagonals", "diagonals from the right"])
+def test_recurrences(name, dtype):
+    torch.manual_seed(0)
+    diagonal, options = name != "rows", {"reverse": True} if name.endswith("right") else {}
+    recurrence = ops.diagonal_lstm if diagonal else ops.row_lstm
+    given = random(3, 80, 17, 35), 0.3 * random(80, 20, 2 if diagonal else 3), random(20), random(20)
+    check(
+        lambda backend, sums, weight, h0, c0: recurrence(sums, weight, h0, c0, backend=backend, **options),
+        dtype,
+        *given,
+    )
+
+
 def test_another_stream_and_the_compiler():
     x = random(2, 66, 7, 5).float()
     plain, exact = (

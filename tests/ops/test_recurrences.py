@@ -330,7 +330,11 @@ WEIGHT = torch.zeros(8, 2, 3)
         ((torch.zeros(1, 8, 2, 2), WEIGHT, None, torch.zeros(1, 2)), r"c0 \[1, 2\]: expected \[2\]"),
         ((torch.zeros(1, 8, 2, 2), WEIGHT.double()), "weight is torch.float64, sums are torch.float32"),
         ((torch.zeros(1, 8, 2, 2), WEIGHT.long()), "weight is torch.int64"),
-        ((torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "triton"), "backend is 'triton', expected 'auto' or"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "cuda"), "backend is 'cuda', expected 'auto' or"),
+        (
+            (torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "triton"),
+            "computes on cuda tensors, and these are on cpu",
+        ),
     ],
 )
 def test_refusals(args: tuple, message: str) -> None:

@@ -22,7 +22,7 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import KernelInterface  # noqa: E402
 
-from pixelcnn_fast.ops import triton_tuning  # noqa: E402
+from pixelcnn_fast.ops import triton_recurrence, triton_tuning  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
@@ -138,6 +138,23 @@ def test_convolutions(device, compiled, arithmetic):
         across = arguments["BLOCK_I"] if "outer" not in name else arguments["BLOCK_P"]
         stage = across * (sum(block) - across) * dtype.itemsize
         assert "LDGSTS" in sass and kernel.metadata.shared >= (arguments["num_stages"] - 1) * stage, where
+
+
+def test_recurrences(device, compiled, arithmetic):
+    dtype = torch.bfloat16 if arithmetic == "16 bit" else torch.float32
+    sums, h0 = feature_map(16, 512, dtype), torch.empty(128, dtype=dtype, device="meta")
+    for diagonal in (False, True) if EVERY_KERNEL else (True,):
+        weight = h0.new_empty(512, 128, 2 if diagonal else 3)
+        h, gates = triton_recurrence.forward(sums, weight, h0, h0, diagonal, diagonal, True)
+        triton_recurrence.backward(h, weight, h0, gates, diagonal, diagonal)
+    assert len(compiled) == (6 if EVERY_KERNEL else 3)
+    check_resources(device, compiled)
+    for name, arguments, kernel in compiled:
+        sass = kernel.asm["sass"]
+        if "PRECISION" in arguments:
+            # Of a row of 32 pixels, products are too small for HGMMA and UTCHMMA.
+            assert arithmetic == "ieee" or "HMMA" in sass, f"{name} {arguments}"
+            assert "BAR.SYNC" in sass, f"no barrier between steps: {name} {arguments}"
 
 
 def test_pointwise_kernels(device, compiled):

@@ -24,6 +24,7 @@ from pixelcnn_fast.ops.triton_support import (
     check_dtype,
     load_tile,
     multiply_add,
+    precision_of,
     store_tile,
 )
 from pixelcnn_fast.ops.triton_tuning import multiprocessors, tile
@@ -88,7 +89,7 @@ def weight_gradient(
     out_channels, in_channels, *kernel = weight_shape
     index, offsets = _tables(tuple(taps), kernel[1], tuple(dilation), tuple(padding), 1, x.device)
     positions = _positions(grad.shape)
-    precision = _precision(x.dtype)
+    precision = precision_of(x.dtype)
     size = tile(f"outer product over taps, {precision}", x.device, in_channels, out_channels, positions)
     blocks = len(taps) * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     # Each split sums a share of the positions, and the shares are summed in order: no atomics.
@@ -144,7 +145,7 @@ def _product_over_taps(
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     x = x.contiguous(memory_format=torch.channels_last)
     positions = _positions(shape)
-    precision = _precision(x.dtype)
+    precision = precision_of(x.dtype)
     _, in_channels, out_channels = matrices.shape
     size = tile(f"product over taps, {precision}", x.device, positions, out_channels, in_channels)
     blocks = triton.cdiv(positions, size.rows) * triton.cdiv(out_channels, size.columns)
@@ -209,13 +210,6 @@ def _positions(shape: Sequence[int]) -> int:
             f"{list(shape)} has {positions} pixels, and the kernels take fewer than 2^30: split the batch"
         )
     return positions
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if dtype != torch.float32:
-        return "16 bit"
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
-    return "tf32" if conv.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit

@@ -1,0 +1,423 @@
+"""The recurrences of PixelRNN in Triton: one launch computes all steps, a program for each image.
+
+Pixels of one step, a row or a diagonal, are computed together: their gates are products of the states before them and
+the weights, which stay in the L2 cache as all programs read them. A program passes states on through memory, with a
+barrier after each step. States are in the inputs' dtype, cells and sums in float32; float32 products are rounded to
+TF32 where torch allows it for convolutions. Equal inputs give equal bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pixelcnn_fast.ops.library import memory_format
+from pixelcnn_fast.ops.triton_support import (
+    INTERPRETED,
+    check_dtype,
+    load_tile,
+    multiply_add,
+    precision_of,
+    store_tile,
+    tanh,
+)
+from pixelcnn_fast.ops.triton_tuning import tile
+
+
+def forward(
+    sums: Tensor,
+    weight: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    diagonal: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """sums: [N, 4h, H, W], any strides; weight: [4h, h, taps]; h0, c0: [h] or None; diagonal: whether a state follows
+    on those above and to the left, the cell on the latter; keep: whether the gates are needed
+    -> h [N, h, H, W] and the gates [N, 4h, H, W], in sums' memory format.
+
+    Raises TypeError for float64 and unequal dtypes.
+    """
+    check_dtype(*(x for x in (sums, weight, h0, c0) if x is not None))
+    n, _, height, width = sums.shape
+    hidden, taps = weight.shape[1:]
+    layout, sums = memory_format(sums), sums.contiguous(memory_format=torch.channels_last)
+    h = torch.empty(
+        (n, hidden, height, width), dtype=sums.dtype, device=sums.device, memory_format=torch.channels_last
+    )
+    gates = torch.empty_like(sums) if keep else None
+    positions = height if diagonal else width
+    cells = sums.new_empty((n, positions, hidden), dtype=torch.float32)
+    if sums.numel():
+        with torch.cuda.device_of(sums):
+            _forward_kernel[n,](
+                sums,
+                weight.permute(
+                    2, 0, 1
+                ).contiguous(),  # sm_90 takes TF32 operands with the summed dimension innermost
+                h0,
+                c0,
+                h,
+                gates,
+                cells,
+                height,
+                width,
+                sums.stride(),
+                h.stride(),
+                DIAGONAL=diagonal,
+                REVERSE=reverse,
+                **_sizes(sums, positions, hidden, taps, hidden),
+            )
+    return h.contiguous(memory_format=layout), sums.new_empty(0) if gates is None else gates.contiguous(
+        memory_format=layout
+    )
+
+
+def backward(
+    grad: Tensor, weight: Tensor, c0: Tensor | None, gates: Tensor, diagonal: bool, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """grad: of h, [N, h, H, W]; gates: as ``forward`` gave them -> the gradients of sums [N, 4h, H, W], in gates'
+    memory format, and of c0 [h]."""
+    check_dtype(*(x for x in (grad, weight, c0, gates) if x is not None))
+    n, hidden, height, width = grad.shape
+    layout = memory_format(gates)
+    grad, gates = (x.contiguous(memory_format=torch.channels_last) for x in (grad, gates))
+    grad_sums = torch.empty_like(gates)
+    positions = height if diagonal else width
+    cells = torch.empty_like(grad, dtype=torch.float32)
+    grad_cells = grad.new_zeros((n, positions, hidden), dtype=torch.float32)
+    if grad.numel():
+        elements, *_, warps, _ = tile("cells", grad.device, n * positions * hidden)
+        with torch.cuda.device_of(grad):
+            _cells_kernel[triton.cdiv(n * positions * hidden, elements),](
+                gates,
+                c0,
+                cells,
+                n * positions * hidden,
+                height,
+                width,
+                gates.stride(),
+                cells.stride(),
+                HIDDEN=hidden,
+                DIAGONAL=diagonal,
+                REVERSE=reverse,
+                BLOCK=elements,
+                num_warps=warps,
+            )
+            _backward_kernel[n,](
+                grad,
+                weight.permute(2, 1, 0).contiguous(),
+                c0,
+                gates,
+                cells,
+                grad_cells,
+                grad_sums,
+                height,
+                width,
+                gates.stride(),
+                grad.stride(),
+                DIAGONAL=diagonal,
+                REVERSE=reverse,
+                **_sizes(grad, positions, hidden, weight.shape[2], 4 * hidden),
+            )
+    return grad_sums.contiguous(memory_format=layout), grad_cells.sum((0, 1)).to(grad.dtype)
+
+
+def _sizes(x: Tensor, positions: int, hidden: int, taps: int, depth: int) -> dict[str, Any]:
+    precision = precision_of(x.dtype)
+    size = tile(f"recurrence, {precision}", x.device, positions, hidden, depth)
+    return {
+        "HIDDEN": hidden,
+        "TAPS": taps,
+        "PRECISION": precision,
+        "INTERPRETED": INTERPRETED,
+        "BLOCK_P": size.rows,
+        "BLOCK_C": size.columns,
+        "BLOCK_K": size.depth,
+        "num_warps": size.warps,
+        "num_stages": size.stages,
+    }
+
+
+@triton.jit
+def _steps(height, width, DIAGONAL: tl.constexpr):
+    """How many steps there are."""
+    if DIAGONAL:
+        return height + width - 1
+    else:
+        return height
+
+
+@triton.jit
+def _active(step, height, width, DIAGONAL: tl.constexpr):
+    """The first position that has a pixel at a step, and the one after the last."""
+    if DIAGONAL:
+        return tl.maximum(step - width + 1, 0), tl.minimum(step + 1, height)
+    else:
+        return step * 0, width
+
+
+@triton.jit
+def _pixels(step, p, width, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
+    """The row and the column of the pixels at positions p, and their place in the row's walk, from 0."""
+    if DIAGONAL:
+        walked = step - p
+        if REVERSE:
+            return p, width - 1 - walked, walked
+        else:
+            return p, walked, walked
+    else:
+        return p * 0 + step, p, p
+
+
+@triton.jit
+def _offset(tap, TAPS: tl.constexpr, DIAGONAL: tl.constexpr, REVERSE: tl.constexpr):
+    """Where a tap's state lies: rows down, columns to the right."""
+    if DIAGONAL:  # tap 0: above; tap 1: the pixel before it in the row
+        if REVERSE:
+            return tap - 1, tap
+        else:
+            return tap - 1, -tap
+    else:
+        return tap * 0 - 1, tap - TAPS // 2
+
+
+@triton.jit
+def _forward_kernel(
+    sums,
+    weight,
+    h0,
+    c0,
+    h,
+    gates,
+    cells,
+    height,
+    width,
+    sum_strides,
+    h_strides,
+    DIAGONAL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    TAPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A program computes one image. weight: [taps, 4h, h]; cells: of each position the latest, [N, positions, h]."""
+    K_BLOCKS: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
+    image = tl.program_id(0).to(tl.int64)
+    positions = height if DIAGONAL else width
+    for step in range(_steps(height, width, DIAGONAL)):
+        begin, end = _active(step, height, width, DIAGONAL)
+        for first in range(begin, end, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            active = p < end
+            y, x, walked = _pixels(step, p, width, DIAGONAL, REVERSE)
+            pixel = y.to(tl.int64) * h_strides[2] + x.to(tl.int64) * h_strides[3] + image * h_strides[0]
+            sum_pixel = (
+                y.to(tl.int64) * sum_strides[2] + x.to(tl.int64) * sum_strides[3] + image * sum_strides[0]
+            )
+            is_first = (walked == 0) if DIAGONAL else (y == 0)
+            for channel in range(0, HIDDEN, BLOCK_C):
+                c = channel + tl.arange(0, BLOCK_C)
+                known = c < HIDDEN
+                total_i = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                total_f = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                total_g = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                total_o = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                for part in range(TAPS * K_BLOCKS):
+                    tap = part // K_BLOCKS
+                    k = (part % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+                    dy, dx = _offset(tap, TAPS, DIAGONAL, REVERSE)
+                    in_columns = (x + dx >= 0) & (x + dx < width)
+                    inside = active & (y + dy >= 0) & in_columns
+                    states = load_tile(
+                        h + pixel + dy * h_strides[2] + dx * h_strides[3], inside, k * h_strides[1], k < HIDDEN
+                    )
+                    if h0 is not None:
+                        outside = active & (y + dy < 0 if not DIAGONAL else ~inside)
+                        if not DIAGONAL:
+                            outside = outside & in_columns
+                        initial = tl.load(h0 + k, mask=k < HIDDEN, other=0.0)
+                        states = tl.where(outside[:, None], initial[None, :], states)
+                    rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
+                    columns = c.to(tl.int64) * HIDDEN
+                    gate = HIDDEN * HIDDEN
+                    total_i = multiply_add(
+                        states, load_tile(rows, k < HIDDEN, columns, known), total_i, PRECISION, INTERPRETED
+                    )
+                    total_f = multiply_add(
+                        states,
+                        load_tile(rows + gate, k < HIDDEN, columns, known),
+                        total_f,
+                        PRECISION,
+                        INTERPRETED,
+                    )
+                    total_g = multiply_add(
+                        states,
+                        load_tile(rows + 2 * gate, k < HIDDEN, columns, known),
+                        total_g,
+                        PRECISION,
+                        INTERPRETED,
+                    )
+                    total_o = multiply_add(
+                        states,
+                        load_tile(rows + 3 * gate, k < HIDDEN, columns, known),
+                        total_o,
+                        PRECISION,
+                        INTERPRETED,
+                    )
+                at = sums + sum_pixel
+                total_i += load_tile(at, active, c * sum_strides[1], known).to(tl.float32)
+                total_f += load_tile(at, active, (c + HIDDEN) * sum_strides[1], known).to(tl.float32)
+                total_g += load_tile(at, active, (c + 2 * HIDDEN) * sum_strides[1], known).to(tl.float32)
+                total_o += load_tile(at, active, (c + 3 * HIDDEN) * sum_strides[1], known).to(tl.float32)
+                i = tl.sigmoid(total_i)
+                f = tl.sigmoid(total_f)
+                g = tanh(total_g)
+                o = tl.sigmoid(total_o)
+                latest = cells + (image * positions + p) * HIDDEN
+                before = load_tile(latest, active & ~is_first, c, known)
+                if c0 is not None:
+                    initial = tl.load(c0 + c, mask=known, other=0.0).to(tl.float32)
+                    before = tl.where(is_first[:, None], initial[None, :], before)
+                cell = f * before + i * g
+                store_tile(latest, active, c, known, cell)
+                store_tile(h + pixel, active, c * h_strides[1], known, o * tanh(cell))
+                if gates is not None:
+                    at = gates + sum_pixel
+                    store_tile(at, active, c * sum_strides[1], known, i)
+                    store_tile(at, active, (c + HIDDEN) * sum_strides[1], known, f)
+                    store_tile(at, active, (c + 2 * HIDDEN) * sum_strides[1], known, g)
+                    store_tile(at, active, (c + 3 * HIDDEN) * sum_strides[1], known, o)
+        tl.debug_barrier()  # the next step reads what all threads have written
+
+
+@triton.jit
+def _cells_kernel(
+    gates,
+    c0,
+    cells,
+    elements,
+    height,
+    width,
+    gate_strides,
+    cell_strides,
+    HIDDEN: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Cells of all pixels, from their gates. A program walks some (image, position, channel)."""
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    c = element % HIDDEN
+    positions = height if DIAGONAL else width
+    p = element // HIDDEN % positions
+    image = element // (HIDDEN * positions)
+    cell = tl.zeros((BLOCK,), dtype=tl.float32)
+    if c0 is not None:
+        cell = tl.load(c0 + c).to(tl.float32)
+    for step in range(_steps(height, width, DIAGONAL)):
+        begin, end = _active(step, height, width, DIAGONAL)
+        active = (element < elements) & (p >= begin) & (p < end)
+        y, x, _ = _pixels(step, p, width, DIAGONAL, REVERSE)
+        at = gates + image * gate_strides[0] + y * gate_strides[2] + x * gate_strides[3] + c * gate_strides[1]
+        gate = HIDDEN * gate_strides[1]
+        i = tl.load(at, mask=active, other=0.0).to(tl.float32)
+        f = tl.load(at + gate, mask=active, other=0.0).to(tl.float32)
+        g = tl.load(at + 2 * gate, mask=active, other=0.0).to(tl.float32)
+        cell = tl.where(active, f * cell + i * g, cell)
+        to = cells + image * cell_strides[0] + y * cell_strides[2] + x * cell_strides[3] + c * cell_strides[1]
+        tl.store(to, cell, mask=active)
+
+
+@triton.jit
+def _backward_kernel(
+    grad,
+    weight,
+    c0,
+    gates,
+    cells,
+    grad_cells,
+    grad_sums,
+    height,
+    width,
+    gate_strides,
+    h_strides,
+    DIAGONAL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    TAPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A program computes one image, from its last step to its first. weight: [taps, h, 4h]; cells: of all pixels, like
+    grad; grad_cells: of each position, by the steps after it, [N, positions, h]."""
+    K_BLOCKS: tl.constexpr = (4 * HIDDEN + BLOCK_K - 1) // BLOCK_K
+    image = tl.program_id(0).to(tl.int64)
+    positions = height if DIAGONAL else width
+    steps = _steps(height, width, DIAGONAL)
+    for back in range(steps):
+        step = steps - 1 - back
+        begin, end = _active(step, height, width, DIAGONAL)
+        for first in range(begin, end, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            active = p < end
+            y, x, walked = _pixels(step, p, width, DIAGONAL, REVERSE)
+            pixel = y.to(tl.int64) * h_strides[2] + x.to(tl.int64) * h_strides[3] + image * h_strides[0]
+            gate_pixel = (
+                y.to(tl.int64) * gate_strides[2] + x.to(tl.int64) * gate_strides[3] + image * gate_strides[0]
+            )
+            is_first = (walked == 0) if DIAGONAL else (y == 0)
+            if DIAGONAL:
+                before_pixel = pixel + (h_strides[3] if REVERSE else -h_strides[3])
+            else:
+                before_pixel = pixel - h_strides[2]
+            for channel in range(0, HIDDEN, BLOCK_C):
+                c = channel + tl.arange(0, BLOCK_C)
+                known = c < HIDDEN
+                of_h = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+                for part in range(TAPS * K_BLOCKS):
+                    tap = part // K_BLOCKS
+                    k = (part % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+                    dy, dx = _offset(tap, TAPS, DIAGONAL, REVERSE)  # that pixel reads this one
+                    inside = active & (y - dy < height) & (x - dx >= 0) & (x - dx < width)
+                    of_gates = load_tile(
+                        grad_sums + gate_pixel - dy * gate_strides[2] - dx * gate_strides[3],
+                        inside,
+                        k * gate_strides[1],
+                        k < 4 * HIDDEN,
+                    )
+                    rows = weight + tap * (4 * HIDDEN * HIDDEN) + k
+                    by = load_tile(rows, k < 4 * HIDDEN, c.to(tl.int64) * (4 * HIDDEN), known)
+                    of_h = multiply_add(of_gates, by, of_h, PRECISION, INTERPRETED)
+                of_h += load_tile(grad + pixel, active, c * h_strides[1], known).to(tl.float32)
+                at = gates + gate_pixel
+                i = load_tile(at, active, c * gate_strides[1], known).to(tl.float32)
+                f = load_tile(at, active, (c + HIDDEN) * gate_strides[1], known).to(tl.float32)
+                g = load_tile(at, active, (c + 2 * HIDDEN) * gate_strides[1], known).to(tl.float32)
+                o = load_tile(at, active, (c + 3 * HIDDEN) * gate_strides[1], known).to(tl.float32)
+                t = tanh(load_tile(cells + pixel, active, c * h_strides[1], known))
+                before = load_tile(cells + before_pixel, active & ~is_first, c * h_strides[1], known)
+                if c0 is not None:
+                    initial = tl.load(c0 + c, mask=known, other=0.0).to(tl.float32)
+                    before = tl.where(is_first[:, None], initial[None, :], before)
+                later = grad_cells + (image * positions + p) * HIDDEN
+                of_c = load_tile(later, active, c, known) + of_h * o * (1 - t * t)
+                store_tile(later, active, c, known, of_c * f)
+                at = grad_sums + gate_pixel
+                store_tile(at, active, c * gate_strides[1], known, of_c * g * i * (1 - i))
+                store_tile(at, active, (c + HIDDEN) * gate_strides[1], known, of_c * before * f * (1 - f))
+                store_tile(at, active, (c + 2 * HIDDEN) * gate_strides[1], known, of_c * i * (1 - g * g))
+                store_tile(at, active, (c + 3 * HIDDEN) * gate_strides[1], known, of_h * t * o * (1 - o))
+        tl.debug_barrier()  # the step before reads what all threads have written
