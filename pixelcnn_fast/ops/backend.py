@@ -15,17 +15,17 @@ DTYPES = {
 }
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype, backends: tuple[str, ...] = BACKENDS) -> str:
-    """Resolves 'auto' to the first of ``backends`` that can compute on such tensors; any other name stands for itself.
+def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Resolves 'auto' to the first backend that can compute on such tensors; any other name stands for itself.
 
     Raises ValueError for an unknown name, and, saying why, for a backend that can't.
     """
     if backend == "auto":
-        if device.type == "cpu" and dtype in DTYPES["compiled"] and "compiled" in backends and native():
+        if device.type == "cpu" and dtype in DTYPES["compiled"] and native():
             return "compiled"
-        return next(name for name in backends if not why_not(name, device.type, dtype))
-    if backend not in backends:
-        raise ValueError(f"backend is {backend!r}, expected 'auto' or one of {', '.join(map(repr, backends))}")
+        return next(name for name in BACKENDS if not why_not(name, device.type, dtype))
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
     if reason := why_not(backend, device.type, dtype):
         raise ValueError(f"backend {backend!r} can't compute this: {reason}")
     return backend

@@ -46,6 +46,10 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
     def compute(sums, weight, h0, c0, *rest):  # the schema has the types
         *own, keep, backend = rest
         backend = choose(backend, sums.device, sums.dtype)
+        if backend == "triton" and sums.numel():
+            from pixelcnn_fast.ops import triton_recurrence as triton
+
+            return triton.forward(sums, weight, h0, c0, which.diagonal, any(own), keep)
         h, gates = fake(sums, weight, h0, c0, *rest)
         if not sums.numel():
             return h, gates
@@ -53,10 +57,6 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(sums.dtype, sums.dtype)
             found = reference.forward(*(_in(dtype, x) for x in (sums, weight, h0, c0)), *own, keep=keep)
             return h.copy_(found[0]), gates.copy_(found[1]) if keep else gates
-        if backend == "triton":
-            from pixelcnn_fast.ops import triton_recurrence as triton
-
-            return triton.forward(sums, weight, h0, c0, which.diagonal, any(own), keep)
         h, gates = pooled(h), pooled(gates)
         weight, h0, c0 = (x if x is None else x.contiguous() for x in (weight, h0, c0))
         required().recurrence(
@@ -84,6 +84,13 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
     def compute_gradients(grad, weight, h0, c0, h, gates, *rest):
         *own, backend = rest
         backend = choose(backend, grad.device, grad.dtype)
+        taps = which.taps(weight.shape[2], *own)
+        if backend == "triton" and grad.numel():
+            from pixelcnn_fast.ops import triton_recurrence as triton
+
+            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, which.diagonal, any(own))
+            of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
+            return of_sums, of_weight, _initial_gradient(of_sums, weight, taps), of_c0
         results = fake_gradients(grad, weight, h0, c0, h, gates, *rest)
         if not grad.numel():
             return tuple(x.zero_() for x in results)
@@ -91,13 +98,6 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
             dtype = COMPUTED.get(grad.dtype, grad.dtype)
             found = reference.backward(*(_in(dtype, x) for x in (grad, weight, h0, c0, h, gates)), *own)
             return tuple(to.copy_(x) for to, x in zip(results, found, strict=True))
-        taps = which.taps(weight.shape[2], *own)
-        if backend == "triton":
-            from pixelcnn_fast.ops import triton_recurrence as triton
-
-            of_sums, of_c0 = triton.backward(grad, weight, c0, gates, which.diagonal, any(own))
-            of_weight = _weight_gradient(of_sums, h, h0, taps, weight, backend)
-            return of_sums, of_weight, _initial_gradient(of_sums, weight, taps), of_c0
         of_sums, (_, of_h0, of_c0) = pooled(results[0]), results[1:]
         weight, c0 = weight.contiguous(), c0 if c0 is None else c0.contiguous()
         required().recurrence_gradient(

@@ -47,6 +47,7 @@ def forward(
     n, _, height, width = sums.shape
     hidden, taps = weight.shape[1:]
     layout, sums = memory_format(sums), sums.contiguous(memory_format=torch.channels_last)
+    h0, c0 = (x if x is None else x.contiguous() for x in (h0, c0))
     h = torch.empty(
         (n, hidden, height, width), dtype=sums.dtype, device=sums.device, memory_format=torch.channels_last
     )
@@ -85,7 +86,7 @@ def backward(
     memory format, and of c0 [h]."""
     check_dtype(*(x for x in (grad, weight, c0, gates) if x is not None))
     n, hidden, height, width = grad.shape
-    layout = memory_format(gates)
+    layout, c0 = memory_format(gates), c0 if c0 is None else c0.contiguous()
     grad, gates = (x.contiguous(memory_format=torch.channels_last) for x in (grad, gates))
     grad_sums = torch.empty_like(gates)
     positions = height if diagonal else width
