@@ -189,6 +189,24 @@ def _offset(tap, TAPS: tl.constexpr, DIAGONAL: tl.constexpr, REVERSE: tl.constex
 
 
 @triton.jit
+def _load_gates(pixels, active, c, known, stride, HIDDEN: tl.constexpr):
+    """The gates i, f, g and o of channels c, [P, C] each in float32. stride: from channel to channel."""
+    i = load_tile(pixels, active, c * stride, known).to(tl.float32)
+    f = load_tile(pixels, active, (c + HIDDEN) * stride, known).to(tl.float32)
+    g = load_tile(pixels, active, (c + 2 * HIDDEN) * stride, known).to(tl.float32)
+    o = load_tile(pixels, active, (c + 3 * HIDDEN) * stride, known).to(tl.float32)
+    return i, f, g, o
+
+
+@triton.jit
+def _store_gates(pixels, active, c, known, stride, i, f, g, o, HIDDEN: tl.constexpr):
+    store_tile(pixels, active, c * stride, known, i)
+    store_tile(pixels, active, (c + HIDDEN) * stride, known, f)
+    store_tile(pixels, active, (c + 2 * HIDDEN) * stride, known, g)
+    store_tile(pixels, active, (c + 3 * HIDDEN) * stride, known, o)
+
+
+@triton.jit
 def _forward_kernel(
     sums,
     weight,
@@ -275,15 +293,13 @@ def _forward_kernel(
                         PRECISION,
                         INTERPRETED,
                     )
-                at = sums + sum_pixel
-                total_i += load_tile(at, active, c * sum_strides[1], known).to(tl.float32)
-                total_f += load_tile(at, active, (c + HIDDEN) * sum_strides[1], known).to(tl.float32)
-                total_g += load_tile(at, active, (c + 2 * HIDDEN) * sum_strides[1], known).to(tl.float32)
-                total_o += load_tile(at, active, (c + 3 * HIDDEN) * sum_strides[1], known).to(tl.float32)
-                i = tl.sigmoid(total_i)
-                f = tl.sigmoid(total_f)
-                g = tanh(total_g)
-                o = tl.sigmoid(total_o)
+                sum_i, sum_f, sum_g, sum_o = _load_gates(
+                    sums + sum_pixel, active, c, known, sum_strides[1], HIDDEN
+                )
+                i = tl.sigmoid(total_i + sum_i)
+                f = tl.sigmoid(total_f + sum_f)
+                g = tanh(total_g + sum_g)
+                o = tl.sigmoid(total_o + sum_o)
                 latest = cells + (image * positions + p) * HIDDEN
                 before = load_tile(latest, active & ~is_first, c, known)
                 if c0 is not None:
@@ -293,11 +309,7 @@ def _forward_kernel(
                 store_tile(latest, active, c, known, cell)
                 store_tile(h + pixel, active, c * h_strides[1], known, o * tanh(cell))
                 if gates is not None:
-                    at = gates + sum_pixel
-                    store_tile(at, active, c * sum_strides[1], known, i)
-                    store_tile(at, active, (c + HIDDEN) * sum_strides[1], known, f)
-                    store_tile(at, active, (c + 2 * HIDDEN) * sum_strides[1], known, g)
-                    store_tile(at, active, (c + 3 * HIDDEN) * sum_strides[1], known, o)
+                    _store_gates(gates + sum_pixel, active, c, known, sum_strides[1], i, f, g, o, HIDDEN)
         tl.debug_barrier()  # the next step reads what all threads have written
 
 
@@ -403,11 +415,7 @@ def _backward_kernel(
                     by = load_tile(rows, k < 4 * HIDDEN, c.to(tl.int64) * (4 * HIDDEN), known)
                     of_h = multiply_add(of_gates, by, of_h, PRECISION, INTERPRETED)
                 of_h += load_tile(grad + pixel, active, c * h_strides[1], known).to(tl.float32)
-                at = gates + gate_pixel
-                i = load_tile(at, active, c * gate_strides[1], known).to(tl.float32)
-                f = load_tile(at, active, (c + HIDDEN) * gate_strides[1], known).to(tl.float32)
-                g = load_tile(at, active, (c + 2 * HIDDEN) * gate_strides[1], known).to(tl.float32)
-                o = load_tile(at, active, (c + 3 * HIDDEN) * gate_strides[1], known).to(tl.float32)
+                i, f, g, o = _load_gates(gates + gate_pixel, active, c, known, gate_strides[1], HIDDEN)
                 t = tanh(load_tile(cells + pixel, active, c * h_strides[1], known))
                 before = load_tile(cells + before_pixel, active & ~is_first, c * h_strides[1], known)
                 if c0 is not None:
@@ -416,9 +424,16 @@ def _backward_kernel(
                 later = grad_cells + (image * positions + p) * HIDDEN
                 of_c = load_tile(later, active, c, known) + of_h * o * (1 - t * t)
                 store_tile(later, active, c, known, of_c * f)
-                at = grad_sums + gate_pixel
-                store_tile(at, active, c * gate_strides[1], known, of_c * g * i * (1 - i))
-                store_tile(at, active, (c + HIDDEN) * gate_strides[1], known, of_c * before * f * (1 - f))
-                store_tile(at, active, (c + 2 * HIDDEN) * gate_strides[1], known, of_c * i * (1 - g * g))
-                store_tile(at, active, (c + 3 * HIDDEN) * gate_strides[1], known, of_h * t * o * (1 - o))
+                _store_gates(
+                    grad_sums + gate_pixel,
+                    active,
+                    c,
+                    known,
+                    gate_strides[1],
+                    of_c * g * i * (1 - i),
+                    of_c * before * f * (1 - f),
+                    of_c * i * (1 - g * g),
+                    of_h * t * o * (1 - o),
+                    HIDDEN,
+                )
         tl.debug_barrier()  # the step before reads what all threads have written
