@@ -10,8 +10,8 @@ import torch
 from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.passes.split_channels import draws_needed
 from pixelcnn_fast.program.fields import receptive_fields
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Storage
-from pixelcnn_fast.program.program import Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan, Storage
+from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 from pixelcnn_fast.program.recurrence import components
 
 
@@ -45,15 +45,17 @@ def split_phases(program: Program) -> PhasedProgram:
     draws = len(program.outputs)
     known = computed_by_rows(program)
     finished = computed_by_finished_rows(program, known)
+    ordered = components(program.instructions)
+    along_rows = [c for c in ordered if c.goes_along_rows and c.values <= finished]
     scans = {
-        value: (number, component.values)
-        for number, component in enumerate(components(program.instructions))
+        value: (Scan(number, component.is_from_the_right), component.values)
+        for number, component in enumerate(along_rows)
         for value in component.values
-        if component.is_from_the_right
     }
+    in_order = [i for c in ordered for i in c.instructions] if scans else list(program.instructions)
     instructions: list[PhasedInstruction] = []
     afters: dict[int, int] = {}
-    for i in _in_order(program):
+    for i in in_order:
         for read in i.reads():
             if read.dy > 0 or (
                 read.dy == 0 and read.dx > 0 and i.out not in finished and read.value not in known
@@ -68,7 +70,7 @@ def split_phases(program: Program) -> PhasedProgram:
         here = [read.value for read in i.reads() if read.is_here]
         assert all(afters[value] <= after for value in here), f"{i.name} reads a value that is computed later"
         afters[i.out] = after
-        number, members = scans.get(i.out, (None, set[int]()))
+        scan, members = scans.get(i.out, (None, set[int]()))
         if i.out in finished:
             phase = Phase.FINISHED
         elif i.out in known:
@@ -83,7 +85,7 @@ def split_phases(program: Program) -> PhasedProgram:
             phased = _with_runs(i, phase, after, in_row)
         else:
             phased = PhasedInstruction(i, phase, after)
-        instructions.append(replace(phased, scan=number))
+        instructions.append(replace(phased, scan=scan))
     return PhasedProgram(
         program.shape,
         program.parameters,
@@ -95,14 +97,6 @@ def split_phases(program: Program) -> PhasedProgram:
         program.joint,
         program.branches,
     )
-
-
-def _in_order(program: Program) -> list[Instruction]:
-    """The program's instructions, those of a scan one after the other."""
-    ordered = components(program.instructions)
-    if not any(component.is_from_the_right for component in ordered):
-        return list(program.instructions)
-    return [i for component in ordered for i in component.instructions]
 
 
 def _with_runs(i: Convolution, phase: Phase, after: int, in_row: Sequence[bool]) -> PhasedInstruction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,13 +46,22 @@ class Run:
         return f"%{self.source}({self.dy:+d}, {columns})"
 
 
+class Scan(NamedTuple):
+    """A recurrence along a finished row: its instructions follow each other, and go through the row pixel by pixel."""
+
+    number: int
+    from_the_right: bool
+
+    def __str__(self) -> str:
+        return f"scan {self.number} from the {'right' if self.from_the_right else 'left'}"
+
+
 @dataclass(frozen=True, eq=False)
 class PhasedInstruction:
     """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
 
-    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: None, or
-    in the phase after the row is finished the number of the scan that it is part of: those of one number follow each
-    other and go through the row from the right, pixel by pixel; the others compute a whole row at once.
+    after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: what it is
+    part of, if anything, in the phase after the row is finished; the others there compute a whole row at once.
     """
 
     instruction: Instruction
@@ -59,7 +69,7 @@ class PhasedInstruction:
     after: int
     row_runs: tuple[Run, ...] = ()
     pixel_runs: tuple[Run, ...] = ()
-    scan: int | None = None
+    scan: Scan | None = None
 
     @property
     def out(self) -> int:
@@ -155,7 +165,7 @@ class PhasedProgram:
         return "\n".join(lines)
 
     def _heading(self, phase: Phase, after: int) -> str:
-        if after and phase is not Phase.DRAWN:
+        if after and phase not in (Phase.DRAWN, Phase.FINISHED):
             return f"after draw {after} of {len(self.outputs)}"
         return HEADINGS[phase]
 
@@ -163,4 +173,5 @@ class PhasedProgram:
         runs = [f"row {run}" for run in i.row_runs] + [f"pixel {run}" for run in i.pixel_runs]
         rows = self.storage[i.out].rows
         kept = "" if i.out in self.outputs else f"  (keeps {rows} row{'s' * (rows > 1)})"
-        return f"  {i.instruction.line(runs or i.instruction.sources())}{kept}"
+        scan = f"  ({i.scan})" if i.scan else ""
+        return f"  {i.instruction.line(runs or i.instruction.sources())}{kept}{scan}"

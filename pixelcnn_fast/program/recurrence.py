@@ -33,6 +33,11 @@ class Component:
         return bool(self.offsets)
 
     @property
+    def goes_along_rows(self) -> bool:
+        """Whether pixels of a row need each other: it can't be computed for a whole row at once."""
+        return any(dy == 0 for dy, _ in self.offsets)
+
+    @property
     def is_from_the_right(self) -> bool:
         """Whether it walks each row from the right: it can't begin before the row is finished."""
         return any(dy == 0 and dx > 0 for dy, dx in self.offsets)
@@ -43,7 +48,7 @@ class Component:
         if any(offset > (0, 0) for offset in offsets):
             names = ", ".join(dict.fromkeys(i.name for i in self.instructions))
             raise InvalidProgram(f"{names}: a recurrence that reads pixels before and after its own")
-        slope = max(dx // -dy + 1 for dy, dx in [*offsets, (-1, -1)] if dy)
+        slope = max([1, *(dx // -dy + 1 for dy, dx in offsets if dy)])
         by_rows = all(dy < 0 for dy, _ in offsets)
         return Schedule(height, width, self.is_from_the_right, None if by_rows else slope)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -171,8 +173,35 @@ def _verify_phased(program: PhasedProgram) -> None:
     for draw, output in enumerate(program.outputs):
         if after[output] != draw:
             raise InvalidProgram(f"output %{output} of draw {draw} comes after {after[output]} draws")
+    _verify_scans(program)
     if program.wavefront is not None:
         _verify_wavefront(program, program.wavefront)
+
+
+def _verify_scans(program: PhasedProgram) -> None:
+    """What is computed of a finished row must come in an order in which it is known when it is read."""
+    finished = {i.out for i in program.in_phase(Phase.FINISHED)}
+    numbers: set[int] = set()
+    known: set[int] = set()
+    for scan, group in groupby(program.instructions, key=lambda i: i.scan):
+        instructions = list(group)
+        if scan is not None:
+            apart = scan.number in numbers
+            numbers.add(scan.number)
+            _require(not apart, instructions[0].instruction, f"{scan}: its instructions follow each other")
+        members = set() if scan is None else {i.out for i in instructions}
+        for i in instructions:
+            _require(
+                scan is None or i.phase is Phase.FINISHED, i.instruction, f"{scan} is of a row that is finished"
+            )
+            for read in i.instruction.reads():
+                if i.phase is not Phase.FINISHED or read.dy < 0 or read.value not in finished:
+                    continue
+                own = scan is not None and read.value in members
+                passed = own and (read.dx > 0 if scan.from_the_right else read.dx < 0)
+                in_time = passed or (read.value in known and (read.is_here or read.value not in members))
+                _require(in_time, i.instruction, f"{read} is read before it is computed")
+            known.add(i.out)
 
 
 def _verify_wavefront(program: PhasedProgram, front: Wavefront) -> None:
@@ -189,7 +218,7 @@ def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -
     left = list(i.instruction.taps) if isinstance(i.instruction, Convolution) else []
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
-            own = {j.out for j in program.instructions if j.scan == i.scan is not None}
+            own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
             in_row_phase = (
                 run.dy < 0 or run.source in rows or (i.phase is Phase.FINISHED and run.source not in own)
             )

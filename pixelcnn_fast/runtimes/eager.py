@@ -14,7 +14,7 @@ from torch import Tensor
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.formulas import apply_steps
-from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan
 from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Instruction, Read
 from pixelcnn_fast.runtimes.job import Job
 
@@ -80,13 +80,14 @@ class _Caches:
     def finish_row(self, y: int) -> None:
         """Computes what needs the whole of row y."""
         for group in self._finished:
-            if group[0].scan is None:
+            scan = group[0].scan
+            if scan is None:
                 self._at_row(group[0], y)
                 continue
             for i in group:
                 if i.row_runs:
                     self._sum_of_row(i, y)
-            for x in reversed(range(self._width)):
+            for x in reversed(range(self._width)) if scan.from_the_right else range(self._width):
                 around = _Pixel(self, y, x)
                 for i in group:
                     self._at_pixel(i, around)
@@ -181,8 +182,8 @@ class _Caches:
         return row.as_strided(size, (row.stride(0), channels, 1), offset)
 
 
-def _scan_or_alone(i: PhasedInstruction) -> tuple[bool, int]:
-    return (False, i.out) if i.scan is None else (True, i.scan)
+def _scan_or_alone(i: PhasedInstruction) -> Scan | int:
+    return i.out if i.scan is None else i.scan
 
 
 class _Around(ABC):

@@ -95,7 +95,8 @@ class _Describer:
             steps=[self._step(step) for step in i.steps],
             lead=self._front.leads[i.out] if self._front else 0,
             after=phased.after,
-            scan=-1 if phased.scan is None else phased.scan,
+            scan=-1 if phased.scan is None else phased.scan.number,
+            from_the_right=phased.scan is not None and phased.scan.from_the_right,
             **self._start(phased),
         )
 

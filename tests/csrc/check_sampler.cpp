@@ -46,8 +46,9 @@ struct Network {
 
   // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, a
   // norm, a table of levels, odd numbers of channels. lag: 3 is the least with which rows can start behind the row
-  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it.
-  Network(int lag, int draws) {
+  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it. scans: of finished
+  // rows, too, which need lag 0.
+  Network(int lag, int draws, bool scans = false) {
     using pcf::StepKind;
     const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1, kLevels};
     program = {kImageChannels, kHeight, kWidth, head, {}, {}, {}, {{33, false}, {33, true}}};
@@ -83,8 +84,25 @@ struct Network {
     program.lag = lag;
     input.after = embedded.after = drawn.after = draws;
     above.lead = 1;
+    if (scans) first.row_runs.push_back({9, -1, -1, 3, array(3 * 5 * 33, 0.3)});
     program.instructions = {input, embedded, drawn, above, first, second, norm};
+    if (scans) add_scans(draws);
     for (int draw = 0; draw < draws; draw++) program.instructions.push_back(logits(draw, kImageChannels / draws));
+  }
+
+  // Two from the right, and one from the left that reads the first of them.
+  void add_scans(int after) {
+    for (const int channels : {11, 3, 5}) program.storage.push_back({channels, 2, 1, 1});
+    const auto scan = [&](int value, int source, int toward) {
+      const int channels = program.storage[value].channels, in = program.storage[source].channels;
+      pcf::Instruction i{value, channels, kConvolution, pcf::Phase::finished, {}, array(channels, 0.1)};
+      i.row_runs = {{source, 0, -1, 3, array(3 * in * channels, 0.3)}, {value, -1, 0, 1, array(channels * channels, 0.2)}};
+      i.pixel_runs = {{value, 0, toward, 1, array(channels * channels, 0.2)}};
+      i.steps = {{pcf::StepKind::add, 0.5, value, nullptr, nullptr, -1, 0}, {pcf::StepKind::tanh}};
+      i.after = after, i.scan = value, i.from_the_right = toward > 0;
+      program.instructions.push_back(i);
+    };
+    scan(7, 1, 1), scan(8, 1, 1), scan(9, 7, -1);
   }
 
   // Of one draw. It reads the image channels drawn before it; the others' weights are zero.
@@ -196,6 +214,21 @@ void check(pcf::cpu::Dtype dtype, pcf::Weights weights, const char* isa, int dra
   }
 }
 
+void check_scans(const char* isa) {
+  const Network<float> network(0, 1, true);
+  const auto sampler = pcf::cpu::make_sampler(network.program, pcf::cpu::Dtype::float32, pcf::Weights::same, isa);
+  const Result<float> whole = sample<float>(*sampler, 14, 0, sampler->schedule(14, 1), nullptr);
+  const Result<float> without = sample<float>(
+      *pcf::cpu::make_sampler(Network<float>(0, 1).program, pcf::cpu::Dtype::float32, pcf::Weights::same, isa), 14, 0,
+      sampler->schedule(14, 1), nullptr);
+  require(whole.logits != without.logits, "scans matter");
+  for (const auto& [size, threads] : std::vector<std::pair<int, int>>{{1, 2}, {2, 3}, {5, 4}}) {
+    const Result<float> part = sample<float>(*sampler, size, 1, sampler->schedule(size, threads), nullptr);
+    require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+            "scans are the same in any batch and on any number of threads");
+  }
+}
+
 }  // namespace
 
 // Every cut once, of the one kind of numbers and with the instruction set that most people have; the other kinds
@@ -212,6 +245,7 @@ int main() {
       check<float>(pcf::cpu::Dtype::float32, pcf::Weights::bf16, isa.c_str(), draws, few);
       check<double>(pcf::cpu::Dtype::float64, pcf::Weights::same, isa.c_str(), draws, few);
     }
+    check_scans(isa.c_str());
     std::printf("%s: ok\n", isa.c_str());
   }
 }

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import NotCausal, check_causal, receptive_field
+from pixelcnn_fast import NotCausal, Sampler, Unsupported, check_causal, native, ops, receptive_field
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import PixelRNN, reference
 from pixelcnn_fast.models.pixel_rnn import KINDS
-from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, RowLSTM, channel_groups
+from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, MaskedConv2d, RowLSTM, channel_groups
 from pixelcnn_fast.nn.recurrence import Recurrence
 from tests.tolerances import assert_identical_up_to_rounding
 
 ORDERS = [None, "thirds", "interleaved"]
 SHAPE = (3, 5, 6)
+COMPILED: list[Any] = ["cpu"] if native.native() else []
 
 
 def pixel_rnn(kind: Any, **settings: Any) -> PixelRNN:
@@ -158,6 +161,111 @@ def test_leaks_are_refused(layer):
     model.layers[1] = layer(14, 7).double()
     with pytest.raises(NotCausal, match="layers.1|conv"):
         check_causal(model, SHAPE)
+
+
+class ShiftedTwice(DiagonalBiLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) + nn.functional.pad(self.right(x), (0, 0, 2, -2))
+
+
+class LeftAlone(DiagonalBiLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x)
+
+
+class TapBesideAlone(RowLSTM):
+    """Its triangle has one side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.state_to_state.weight
+        return ops.row_lstm(self.input_to_state(x), weight * torch.tensor([1.0, 0, 0]).to(weight))
+
+
+@pytest.mark.parametrize("layer", [ShiftedTwice, LeftAlone, TapBesideAlone])
+def test_starvation_is_seen(layer):
+    """No leak, but the receptive field is smaller than that of the layer as it should be."""
+    models = [pixel_rnn("row_lstm"), pixel_rnn("row_lstm")]
+    for model, kind in zip(models, (layer, layer.__base__), strict=True):
+        model.layers = nn.ModuleList([kind(14, 7).double() for _ in model.layers])
+    starved, whole = (receptive_field(model, SHAPE) for model in models)
+    assert starved.seen.sum() < whole.seen.sum()
+    assert not (starved.seen & ~whole.seen).any()
+
+
+class GatesSplitAcrossRows(RowLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        sums = self.input_to_state(x)
+        return ops.row_lstm(sums.transpose(1, 2).reshape(sums.shape), self.state_to_state.weight)
+
+
+class ScramblesColumns(RowLSTM):
+    def forward(self, x: Tensor) -> Tensor:
+        sums = self.input_to_state(x)
+        return ops.row_lstm(sums.transpose(2, 3).reshape(sums.shape), self.state_to_state.weight)
+
+
+@pytest.mark.parametrize("layer", [GatesSplitAcrossRows, ScramblesColumns])
+def test_views_that_mix_up_pixels_are_refused(layer):
+    model = pixel_rnn("row_lstm")
+    model.layers[1] = layer(14, 7).double()
+    with pytest.raises((NotCausal, Unsupported)):
+        check_causal(model, SHAPE)
+
+
+class Own(nn.Module):
+    """A user's module from the layers."""
+
+    def __init__(self, between: Callable[[Own, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv_in = MaskedConv2d(3, 7, 3, "A")
+        self.row, self.left, self.right = RowLSTM(7, 7), DiagonalLSTM(7, 7), DiagonalLSTM(7, 7, reverse=True)
+        self.across = nn.Conv2d(7, 7, (1, 3), padding=(0, 1))
+        self.conv_out = nn.Conv2d(7, 12, 1)
+        self.between = between
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x / 3)
+        h = h + self.between(self, h)
+        return self.conv_out(torch.relu(4 * h)).unflatten(1, (3, 4)).movedim(2, -1)
+
+
+def down(h: Tensor) -> Tensor:
+    return nn.functional.pad(h, (0, 0, 1, -1))
+
+
+OWN: dict[str, Callable[[Own, Tensor], Tensor]] = {
+    "left of right, then down": lambda m, h: down(m.left(m.right(h))),
+    "left of a finished row": lambda m, h: down(m.left(m.across(h))),
+    "right of left of right": lambda m, h: down(m.right(torch.relu(m.left(m.across(m.right(h)))))),
+    "rows of right": lambda m, h: down(m.row(m.across(m.right(h)))),
+    "left of left and right": lambda m, h: m.left(m.left(h) + down(m.right(h))),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_modules_give_the_same_images(name):
+    torch.manual_seed(0)
+    model = Own(OWN[name])
+    sampler = Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+    noise = torch.rand(6, 3, 4, 5, dtype=torch.float64)
+    images, *others = (sampler.sample(6, noise=noise, runtime=r) for r in ("reference", "eager", *COMPILED))
+    assert len(images.unique()) == 4
+    for other in others:
+        assert torch.equal(other, images)
+
+
+@pytest.mark.parametrize("dead", ["all", 0, 1])
+def test_dead_taps_of_a_diagonal_lstm(dead):
+    torch.manual_seed(0)
+    model = Own(lambda m, h: m.left(h))
+    with torch.no_grad():
+        model.left.state_to_state.weight[..., slice(None) if dead == "all" else dead] = 0
+    sampler = Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+    noise = torch.rand(6, 3, 4, 5, dtype=torch.float64)
+    images, other = (sampler.sample(6, noise=noise, runtime=r) for r in ("reference", "eager"))
+    assert torch.equal(other, images)
+    check_causal(model, (3, 4, 5), image_form="levels", head=Categorical(4))
 
 
 @pytest.mark.parametrize(

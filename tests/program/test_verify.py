@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.passes import pipeline
-from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Storage, Wavefront
+from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Scan, Storage, Wavefront
 from pixelcnn_fast.program.program import (
     ConditionOperand,
     Connection,
@@ -239,6 +239,58 @@ def test_a_broken_phased_program_is_refused_by_its_rule(name: str) -> None:
     breaks, rule = BROKEN_PHASES[name]
     with pytest.raises(InvalidProgram, match=rule):
         verify(breaks(phased()))
+
+
+def scanning() -> PhasedProgram:
+    """Two recurrences along a finished row, from the right and from the left, each of a convolution and a gate."""
+    taps = (Tap(0, 0, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
+    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
+    taps = (Tap(5, 0, 0, weight(4, 4)), Tap(7, 0, -1, weight(4, 4)))
+    left = [Convolution(6, 4, "left", taps=taps), Pointwise(7, 4, "left", base=Read(6))]
+    beside = Convolution(8, 4, "beside", taps=(Tap(0, 0, 1, weight(1, 4)),))  # for a whole row
+    conv = replace(CONV, taps=(*CONV.taps, Tap(7, -1, 0, weight(4, 4)), Tap(8, -1, 0, weight(4, 4))))
+    return pipeline.phased(program(LEVELS, conv, GATE, LOGITS, *right, *left, beside))
+
+
+def in_order(program: PhasedProgram, *outs: int) -> PhasedProgram:
+    by_out = {i.out: i for i in program.instructions}
+    others = [i for i in program.instructions if i.out not in outs]
+    return replace(program, instructions=(*others, *(by_out[out] for out in outs)))
+
+
+BROKEN_SCANS = {
+    "interleaved": (lambda p: in_order(p, 4, 8, 5, 6, 7), "before it is computed"),
+    "a number twice": (
+        lambda p: changed(changed(p, 6, scan=Scan(0, False)), 7, scan=Scan(0, False)),
+        "follow each other",
+    ),
+    "in the wrong order": (lambda p: in_order(p, 6, 7, 4, 5), "%5 is defined before it is read"),
+    "the other way": (
+        lambda p: changed(changed(p, 4, scan=Scan(0, False)), 5, scan=Scan(0, False)),
+        r"%5\(\+0, \+1\) is read before it is computed",
+    ),
+    "no scan": (lambda p: changed(changed(p, 6, scan=None), 7, scan=None), "summed when it is known"),
+    "one scan of both": (
+        lambda p: changed(changed(p, 6, scan=Scan(0, True)), 7, scan=Scan(0, True)),
+        "summed when it is known|before it is computed",
+    ),
+    "before the row is finished": (lambda p: changed(p, 5, phase=Phase.DRAWN), "finished"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SCANS)
+def test_a_broken_scan_is_refused_by_its_rule(name: str) -> None:
+    verify(scanning())
+    assert [i.scan for i in scanning().instructions if i.scan] == [Scan(0, True)] * 2 + [Scan(1, False)] * 2
+    breaks, rule = BROKEN_SCANS[name]
+    with pytest.raises(InvalidProgram, match=rule):
+        verify(breaks(scanning()))
+
+
+def test_scans_are_printed() -> None:
+    printed = str(scanning())
+    assert "after the row is finished" in printed and "scan 0 from the right" in printed
+    assert "scan 1 from the left" in printed
 
 
 def test_programs_print_before_and_after_every_pass() -> None:

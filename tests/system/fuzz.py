@@ -293,6 +293,7 @@ class Layer(nn.Module):
     def from_both_sides(self, h: Tensor, given: Given) -> Tensor:
         right = self.right(self.conv(h))  # perhaps with more layers before it is shifted down
         right = self.activation(self.point(right)) if self.numbers[0] > 0 else right
+        right = self.left(right) if self.numbers[1] > 0.5 else right
         return self.left(h) + F.pad(right, (0, 0, 1, -1)) + self.above(h)
 
     def row_by_row_ahead(self, h: Tensor, given: Given) -> Tensor:

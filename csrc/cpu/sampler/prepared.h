@@ -39,6 +39,7 @@ struct PreparedInstruction {
   ImageInput input;
   int value, dy, dx;
   int scan;
+  bool from_the_right;
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
@@ -118,7 +119,7 @@ class PreparedProgram {
       PreparedInstruction<T> p{};
       p.out = i.out, p.channels = i.channels, p.lead = i.lead, p.after = i.after;
       p.kind = i.kind, p.phase = i.phase, p.input = i.input, p.value = i.value;
-      p.dy = i.dy, p.dx = i.dx, p.scan = i.scan;
+      p.dy = i.dy, p.dx = i.dx, p.scan = i.scan, p.from_the_right = i.from_the_right;
       p.is_output = std::count(program.outputs.begin(), program.outputs.end(), i.out) > 0;
       p.table = copy(i.input.table, i.input.levels * i.input.width);
       p.padded = blocks(i.channels) * kernels.block;

@@ -70,13 +70,15 @@ void bind_sampler(py::module_& m) {
   py::class_<pcf::Instruction>(m, "Instruction")
       .def(py::init([](int out, int channels, pcf::InstructionKind kind, pcf::Phase phase, pcf::ImageInput input,
                        Address bias, std::vector<pcf::Run> row_runs, std::vector<pcf::Run> pixel_runs, int value,
-                       std::vector<pcf::Step> steps, int lead, int after, int dy, int dx, int scan) {
+                       std::vector<pcf::Step> steps, int lead, int after, int dy, int dx, int scan,
+                       bool from_the_right) {
              return pcf::Instruction{out,   channels, kind, phase, input, at(bias), row_runs, pixel_runs,
-                                     value, steps,    lead, after, dy,    dx,       scan};
+                                     value, steps,    lead, after, dy,    dx,       scan,     from_the_right};
            }),
            "out"_a, "channels"_a, "kind"_a, "phase"_a, "input"_a = pcf::ImageInput{}, "bias"_a = 0,
            "row_runs"_a = std::vector<pcf::Run>(), "pixel_runs"_a = std::vector<pcf::Run>(), "value"_a = -1, "steps"_a,
-           "lead"_a, "after"_a, "dy"_a = 0, "dx"_a = 0, "scan"_a = pcf::Instruction::kWholeRow);
+           "lead"_a, "after"_a, "dy"_a = 0, "dx"_a = 0, "scan"_a = pcf::Instruction::kWholeRow,
+           "from_the_right"_a = false);
   py::enum_<pcf::HeadKind> heads(m, "HeadKind");
   py::dict head_traits;
   for (const pcf::HeadTraits& kind : pcf::kHeadKinds) {

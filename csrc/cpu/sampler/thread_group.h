@@ -191,9 +191,11 @@ class ThreadGroup {
       member.wait_for_team();
       member.alone = true;
       for (size_t s = member.index; s < stage.scans.size(); s += member.team.size)
-        for (int x = program_.width - 1; x >= 0; x--)
-          for (const Instruction* i = &p_.instructions[stage.scans[s]]; is_in(*i, stage.scans[s]); i++)
-            at_pixels(member, *i, t + x);
+        for (int k = 0; k < program_.width; k++) {
+          const Instruction* i = &p_.instructions[stage.scans[s]];
+          const int x = i->from_the_right ? program_.width - 1 - k : k;
+          for (; is_in(*i, stage.scans[s]); i++) at_pixels(member, *i, t + x);
+        }
       member.alone = false;
     }
     member.wait_for_team();
