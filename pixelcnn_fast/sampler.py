@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -334,7 +335,13 @@ class Sampler:
         program, head = self._compiled.program, self.head
         if why_not_cpu(program, head) is None and self._compiled.precision in ("same", "bf16"):
             return "cpu"
-        return "cuda" if why_not_cuda(program, head) is None else "eager"
+        if (why := why_not_cuda(program, head)) is None:
+            return "cuda"
+        if program.device.type == "cuda" and "eager" not in self._runtimes:
+            warnings.warn(
+                f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=4
+            )
+        return "eager"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self._observed is not None:

@@ -8,7 +8,7 @@ import pydoc
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -213,6 +213,17 @@ def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
     assert sampler.sample(2).shape == (2, 1, 3, 3)
     with pytest.raises(RuntimeError, match="bfloat16|compiled"):
         sampler.sample(2, runtime="cpu")
+
+
+def test_auto_says_why_a_gpu_is_not_used_well(monkeypatch):
+    """On a GPU, the runtime 'eager' takes what 'cuda' refuses."""
+    sampler = Sampler(pixelcnn(channels=2), (2, 4, 4))
+    program = replace(sampler._compiled.program, device=torch.device("cuda"))
+    monkeypatch.setattr(sampler, "_compiled", replace(sampler._compiled, program=program))
+    monkeypatch.setattr("pixelcnn_fast.sampler.why_not_cpu", lambda *_: "it is on a GPU")
+    monkeypatch.setattr("pixelcnn_fast.sampler.why_not_cuda", lambda *_: "the model has a recurrence")
+    with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'.*the model has a recurrence"):
+        assert sampler._fastest() == "eager"
 
 
 def test_more_than_256_levels():

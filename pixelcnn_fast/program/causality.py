@@ -8,6 +8,7 @@ from torch import Tensor
 from pixelcnn_fast.errors import NotCausal
 from pixelcnn_fast.program.fields import output_field, receptive_fields
 from pixelcnn_fast.program.program import Connection, Convolution, FromLevels, Instruction, Program, Tap
+from pixelcnn_fast.program.recurrence import components
 
 
 def check_causal(program: Program) -> None:
@@ -49,6 +50,8 @@ def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) 
         return "the model's output is its own input, pixel by pixel: nothing to sample"
     instruction, tap = (ahead + spatial + path)[0]
     what, advice = "sees a later pixel", "is the mask applied?"
+    if any(instruction in c.instructions and c.is_from_the_right for c in components(program.instructions)):
+        advice = "it walks rows from the right: shift what it gives down by a row"
     if (dy, dx) == (0, 0):
         what = "sees its own pixel"
         if not ahead:

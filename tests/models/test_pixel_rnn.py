@@ -155,11 +155,19 @@ class SeesTheRowBelow(RowLSTM):
         return super().forward(nn.functional.pad(x, (0, 0, -1, 1)))
 
 
-@pytest.mark.parametrize("layer", [NotShifted, ShiftedSideways, ShiftedUp, SeesTheRowBelow])
-def test_leaks_are_refused(layer):
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (NotShifted, "layers.1.*it walks rows from the right: shift what it gives down by a row"),
+        (ShiftedSideways, "layers.1"),
+        (ShiftedUp, "layers.1"),
+        (SeesTheRowBelow, "layers.1|conv"),
+    ],
+)
+def test_leaks_are_refused(layer, message):
     model = pixel_rnn("row_lstm")
     model.layers[1] = layer(14, 7).double()
-    with pytest.raises(NotCausal, match="layers.1|conv"):
+    with pytest.raises(NotCausal, match=message):
         check_causal(model, SHAPE)
 
 
@@ -253,6 +261,12 @@ def test_own_modules_give_the_same_images(name):
     assert len(images.unique()) == 4
     for other in others:
         assert torch.equal(other, images)
+
+
+def test_a_recurrence_over_a_part_of_the_image_is_refused():
+    model = Own(lambda m, h: nn.functional.pad(m.row(h[:, :, :-1]), (0, 0, 1, 0)))
+    with pytest.raises(Unsupported, match="over 3×5 pixels of an image of 4×5: let it see the whole map"):
+        Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
 
 
 @pytest.mark.parametrize("dead", ["all", 0, 1])

@@ -12,6 +12,7 @@ from pixelcnn_fast.capture.builder import Builder
 from pixelcnn_fast.capture.gathering import gathered
 from pixelcnn_fast.capture.lowering.registry import Trace, lowers
 from pixelcnn_fast.capture.shadow import Map
+from pixelcnn_fast.errors import Unsupported
 from pixelcnn_fast.program.calls import Call, View
 from pixelcnn_fast.program.program import Convolution, Instruction, Pointwise, Read, Step, Tap
 
@@ -63,6 +64,12 @@ def _lstm(
 ) -> list[Map]:
     """before: where the cell before lies -> h, and nothing for the op's other results, which training keeps."""
     b, hidden = t.builder, len(taps[0].weight)
+    if tuple(sums.size[2:]) != tuple(b.space.grid):
+        size, image = ("×".join(map(str, pair)) for pair in (sums.size[2:], b.space.grid))
+        raise Unsupported(
+            f"a recurrence over {size} pixels of an image of {image}: let it see the whole map, and crop or shift what "
+            "it gives"
+        )
     whole = gathered(b, t.map(sums))
     parts = [b.out(b.selected(whole, [*range(k * hidden, (k + 1) * hidden)])) for k in range(4)]
     borders = [] if h0 is None else [_border(b, tap, h0 @ tap.weight) for tap in taps]
