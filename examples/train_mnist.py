@@ -54,12 +54,21 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
 
 
 def check_options(args: argparse.Namespace, n_images: int) -> None:
-    """Raises ValueError if --held-out leaves none of n_images, FileNotFoundError if --out has no folder."""
+    """Raises ValueError if --held-out leaves none of n_images, for options out of range, FileNotFoundError if --out
+    has no folder, or is one."""
     if not 0 < args.held_out < n_images:
         raise ValueError(
             f"--held-out {args.held_out} of {n_images} images: none is left to "
             f"{'judge by' if args.held_out < 1 else 'train on'}"
         )
+    if args.out.is_dir():
+        raise FileNotFoundError(f"--out {args.out} is a folder: name a file in it")
+    given = vars(args)
+    for option in ("batch", "epochs", "layers", "hidden"):
+        if given.get(option, 1) < 1:
+            raise ValueError(f"--{option} {given[option]}: expected 1 or more")
+    if not 0 < given.get("lr", 1) < math.inf:
+        raise ValueError(f"--lr {args.lr}: expected a positive number")
     if not args.out.parent.is_dir():
         raise FileNotFoundError(f"--out {args.out}: there is no folder {args.out.parent}; create it first")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from pixelcnn_fast.models.inputs import check_images, check_labels
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
@@ -14,6 +15,13 @@ from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_o
 
 Kind = Literal["row_lstm", "diagonal_bilstm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def is_unobserved(conv: nn.Module) -> bool:
+    """Whether neither autograd nor a hook has use for what a module gives, so that it may be overwritten."""
+    return type(conv) is MaskedConv2d and not (
+        conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks or _has_any_global_hook()
+    )
 
 
 class PixelRNN(nn.Module):
@@ -57,6 +65,10 @@ class PixelRNN(nn.Module):
             channel_order=order,
             learn_initial_state=learn_initial_state,
         )
+        least = dict(input_channels=1, hidden_channels=1, n_layers=1, n_classes=1, levels=2)
+        for name, smallest in least.items():
+            if self.config[name] is not None and self.config[name] < smallest:
+                raise ValueError(f"{name} is {self.config[name]}, expected {smallest} or more")
         self.input_channels, self.n_classes, self.levels = input_channels, n_classes, levels
         into, down, up, same, out = None, None, None, None, None
         if order is not None:
@@ -84,8 +96,11 @@ class PixelRNN(nn.Module):
         if self.embedding is not None:
             x = x + self.embedding(labels)[:, :, None, None]
         for layer, upsample in zip(self.layers, self.upsample, strict=True):
-            x = upsample(layer(x)).add_(x)  # in place, which saves memory and time
+            added = upsample(layer(x))
+            x = added.add_(x) if is_unobserved(upsample) else added + x  # in place saves memory and time
+        may_overwrite = bool(self.layers)
         for conv in (self.conv_out1, self.conv_out2, self.conv_out3):
-            x = conv(F.relu_(x))
+            x = conv(F.relu(x, inplace=may_overwrite))
+            may_overwrite = is_unobserved(conv)
         n, _, height, width = images.shape
         return x.view(n, self.input_channels, self.levels, height, width).permute(0, 1, 3, 4, 2)

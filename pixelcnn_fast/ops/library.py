@@ -40,6 +40,19 @@ def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...
     return call
 
 
+def differentiable_once(name: str) -> None:
+    """Of an op that computes gradients: says in the backward of a backward that there is none. PyTorch would leave
+    second derivatives out."""
+
+    def backward(*_: Any) -> None:
+        raise NotImplementedError(
+            f"{NAME}::{name} has no gradients of its own, so there are no second derivatives: for gradient penalties, "
+            "use the plain layers of pixelcnn_fast.models.reference"
+        )
+
+    torch.library.register_autograd(f"{NAME}::{name}", backward, lib=library)
+
+
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
@@ -55,7 +68,7 @@ def _bare(args: tuple) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     for x in args:
-        if isinstance(x, Tensor) and (type(x) not in PLAIN or (gradients and x.requires_grad)):
+        if isinstance(x, Tensor) and (type(x) not in PLAIN or (gradients and x.requires_grad) or x.is_neg()):
             return False
     return True
 
@@ -65,8 +78,14 @@ def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tup
 
     def cast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
+        lowered = [_lowered(x, dtype) if i in casts else x for i, x in enumerate(args)]
+        if len({lowered[i].dtype for i in casts if isinstance(lowered[i], Tensor)}) > 1:
+            raise ValueError(
+                f"{overload}: under autocast, float64 tensors stay as they are and the others become {dtype}: "
+                "convert one"
+            )
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return overload(*(_lowered(x, dtype) if i in casts else x for i, x in enumerate(args)))
+            return overload(*lowered)
 
     return cast
 

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
-from pixelcnn_fast.ops.library import NAME, address, as_map, define, element, library, memory_format, pooled
+from pixelcnn_fast.ops.library import (
+    NAME,
+    address,
+    as_map,
+    define,
+    differentiable_once,
+    element,
+    library,
+    memory_format,
+    pooled,
+)
 
 STATES = "Tensor? h0, Tensor? c0"
 COMPUTED = {
@@ -133,6 +143,8 @@ def recurrence(which: Recurrence) -> Callable[..., Tensor]:
         compute_gradients,
         fake_gradients,
     )
+
+    differentiable_once(f"{name}_gradients")
 
     def save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         _, weight, h0, c0, *ctx.settings, _, ctx.backend = inputs

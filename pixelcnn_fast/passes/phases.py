@@ -40,12 +40,20 @@ def computed_by_finished_rows(program: Program, rows: set[int]) -> set[int]:
 
 
 def split_phases(program: Program) -> PhasedProgram:
-    """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel."""
+    """The program with a phase for each instruction. Raises Unsupported if a layer reads ahead of the present pixel, or
+    if the output needs what is computed of a finished row."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
     known = computed_by_rows(program)
     finished = computed_by_finished_rows(program, known)
     ordered = components(program.instructions)
+    if late := finished.intersection(program.outputs):
+        of_scans = [c for c in ordered if c.is_from_the_right] or [c for c in ordered if c.values & late]
+        names = ", ".join(dict.fromkeys(i.name for i in of_scans[0].instructions))
+        raise Unsupported(
+            f"{names}: it walks rows from the right, and the model's output needs it in its own row. Shift what it "
+            "gives down by a row, not what it takes; runtime='reference' samples the model as it is"
+        )
     along_rows = [c for c in ordered if c.goes_along_rows and c.values <= finished]
     scans = {
         value: (Scan(number, component.is_from_the_right), component.values)

@@ -263,6 +263,14 @@ def test_own_modules_give_the_same_images(name):
         assert torch.equal(other, images)
 
 
+def test_a_right_half_whose_input_is_shifted_is_refused():
+    """It is causal, and known before its row begins; but rows are not scanned then."""
+    model = Own(lambda m, h: m.right(down(h)))
+    check_causal(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+    with pytest.raises(Unsupported, match="right: .*Shift what it gives down by a row, not what it takes"):
+        Sampler(model, (3, 4, 5), image_form="levels", head=Categorical(4))
+
+
 def test_a_recurrence_over_a_part_of_the_image_is_refused():
     model = Own(lambda m, h: nn.functional.pad(m.row(h[:, :, :-1]), (0, 0, 1, 0)))
     with pytest.raises(Unsupported, match="over 3×5 pixels of an image of 4×5: let it see the whole map"):
@@ -282,9 +290,45 @@ def test_dead_taps_of_a_diagonal_lstm(dead):
     check_causal(model, (3, 4, 5), image_form="levels", head=Categorical(4))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_see_what_the_modules_give(kind):
+    """The model writes in place where nobody looks."""
+    fast, plain = pixel_rnn(kind), reference.PixelRNN(**pixel_rnn(kind).config).double()
+    plain.load_state_dict(fast.state_dict())
+    names = ["conv_in", "layers.0", "upsample.0", "upsample.1", "conv_out1", "conv_out2", "conv_out3"]
+
+    def seen(model: nn.Module) -> list[Tensor]:
+        outputs: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            output.retain_grad()
+            outputs.append(output)
+
+        for name in names:
+            model.get_submodule(name).register_forward_hook(hook)
+        model(images()).square().sum().backward()
+        assert all(x.grad is not None for x in outputs)
+        return [y for x in outputs for y in (x.detach(), x.grad) if y is not None]
+
+    for got, expected in zip(seen(fast), seen(plain), strict=True):
+        assert_identical_up_to_rounding(got, expected)
+    for name in names:
+        fast = pixel_rnn(kind)
+        fast.get_submodule(name).register_full_backward_hook(lambda *_: None)
+        fast(images()).sum().backward()
+    fast = pixel_rnn(kind)
+    fast.upsample[1] = nn.Sequential(fast.upsample[1], nn.Sigmoid())
+    fast.conv_out1 = nn.Sequential(fast.conv_out1, nn.Tanh())  # type: ignore[assignment]
+    fast(images()).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (dict(kind="row_lstm", n_layers=0), "n_layers is 0, expected 1 or more"),
+        (dict(kind="row_lstm", levels=1), "levels is 1, expected 2 or more"),
+        (dict(kind="row_lstm", hidden_channels=-1), "hidden_channels is -1"),
+        (dict(kind="row_lstm", n_classes=0), "n_classes is 0"),
         (dict(kind="lstm"), "kind is 'lstm', expected 'row_lstm' or 'diagonal_bilstm'"),
         (dict(kind="row_lstm", kernel_size=4), "needs odd sizes"),
         (dict(kind="row_lstm", channel_order="rgb"), "channel_order is 'rgb'"),

@@ -164,6 +164,15 @@ def test_gradients_against_finite_differences(backend):
     torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
 
 
+def test_second_derivatives_are_refused():
+    x, weight, bias, mask = problem(1, 2, 2, (3, 3), 4, 4)
+    weight = weight.requires_grad_()
+    x = x.requires_grad_()
+    (grad,) = torch.autograd.grad(ops.masked_conv2d(x, weight, bias, mask).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        grad.square().sum().backward()
+
+
 def test_registration():
     for dtype in (torch.float32, torch.float16):
         x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)

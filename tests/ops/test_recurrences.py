@@ -342,6 +342,33 @@ def test_refusals(args: tuple, message: str) -> None:
         ops.row_lstm(*args)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_not_there_is_refused(name: str) -> None:
+    """Second derivatives, and float64 beside what autocast lowers."""
+    recurrence, taps, _ = CASES[name]
+    sums, weight = (x.requires_grad_() for x in inputs(3, taps, 2, (3, 4), False)[:2] if x is not None)
+    (grad,) = torch.autograd.grad(recurrence(sums, weight).square().sum(), sums, create_graph=True)
+    with pytest.raises(
+        NotImplementedError, match="no second derivatives: for gradient penalties, use the plain"
+    ):
+        grad.square().sum().backward()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="float64 tensors stay as they are"),
+    ):
+        recurrence(sums.float(), weight)
+
+
+def test_negative_bits_are_read() -> None:
+    sums = torch.randn(1, 8, 2, 2, dtype=torch.complex64).conj().imag
+    assert torch.equal(ops.row_lstm(sums, WEIGHT + 1), ops.row_lstm(sums.resolve_neg().clone(), WEIGHT + 1))
+
+
+def test_the_direction_is_a_bool() -> None:
+    with pytest.raises(ValueError, match="reverse is 'reference', expected True or False"):
+        ops.diagonal_lstm(torch.zeros(1, 8, 2, 2), WEIGHT[..., :2], None, None, "reference")  # type: ignore[arg-type]
+
+
 def test_a_diagonal_lstm_has_two_taps() -> None:
     with pytest.raises(ValueError, match="expected two taps, above and to the left"):
         ops.diagonal_lstm(torch.zeros(1, 8, 2, 2), WEIGHT)

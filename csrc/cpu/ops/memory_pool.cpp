@@ -1,5 +1,6 @@
 #include "cpu/ops/memory_pool.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -50,6 +51,10 @@ class Pool {
     madvise(data, bytes, MADV_FREE);
 #endif
   }
+
+  // A fork must not copy the mutex while another thread has it: in the child, nobody would release it.
+  void before_fork() { mutex_.lock(); }
+  void after_fork() { mutex_.unlock(); }
 
   int64_t kept() {
     const std::lock_guard lock(mutex_);
@@ -105,9 +110,14 @@ class Pool {
   int64_t in_use_ = 0, kept_ = 0, most_ = 0;
 };
 
+Pool& pool();
+
 // Never destroyed: results may outlive everything else.
 Pool& pool() {
-  static Pool& the_pool = *new Pool;
+  static Pool& the_pool = *[] {
+    pthread_atfork([] { pool().before_fork(); }, [] { pool().after_fork(); }, [] { pool().after_fork(); });
+    return new Pool;
+  }();
   return the_pool;
 }
 

@@ -29,6 +29,8 @@ def diagonal_lstm(
     check(sums, weight, h0, c0, "2")
     if weight.shape[2] != 2:
         raise ValueError(f"weight {list(weight.shape)}: expected two taps, above and to the left")
+    if not isinstance(reverse, bool):
+        raise ValueError(f"reverse is {reverse!r}, expected True or False")
     return _diagonal_lstm(sums, weight, h0, c0, reverse, backend)
 
 

@@ -16,6 +16,7 @@ from pixelcnn_fast.ops.library import (
     as_map,
     computed,
     define,
+    differentiable_once,
     element,
     library,
     memory_format,
@@ -241,4 +242,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
 
 
+differentiable_once("masked_conv2d_input_gradient")
+differentiable_once("masked_conv2d_weight_gradient")
 torch.library.register_autograd(f"{NAME}::masked_conv2d", _backward, setup_context=_save, lib=library)
