@@ -91,8 +91,8 @@ class PixelRNN(nn.Module):
         check_images(images, self.input_channels)
         check_labels(labels, images.shape[0], self.n_classes)
         x = images.to(self.conv_in.weight.dtype)
-        x = self.conv_in(x / (self.levels - 1) if images.dtype == torch.uint8 else x)
         x = x.contiguous(memory_format=torch.channels_last)  # the recurrences go from pixel to pixel
+        x = self.conv_in(x / (self.levels - 1) if images.dtype == torch.uint8 else x)
         if self.embedding is not None:
             x = x + self.embedding(labels)[:, :, None, None]
         for layer, upsample in zip(self.layers, self.upsample, strict=True):

@@ -48,9 +48,9 @@ class WeightGradient {
     const int strips = (grad_.height + rows_ - 1) / rows_, total = strips * grad_.images;
     if (int64_t{grad_.images} * grad_.height * grad_.width * sum_rows() * w_.out < 1 << 20) threads = 1;
     threads = std::clamp(threads, 1, std::max(total, 1));
-    std::vector<Part> parts;
-    for (int t = 0; t < threads; t++) parts.emplace_back(*this);
+    std::vector<Part> parts(threads);
     parallel(threads, threads, [&](int, int i) {
+      parts[i].allocate(*this);
       for (int s = total * i / threads; s < total * (i + 1) / threads; s++)
         add_strip(parts[i], s / strips, s % strips * rows_);
     });
@@ -92,7 +92,7 @@ class WeightGradient {
   int depth() const { return rows_ * std::max(pitch_, groups_); }
 
   struct Part {
-    explicit Part(const WeightGradient& g) {
+    void allocate(const WeightGradient& g) {
       int64_t size = 0;
       const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
       const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);

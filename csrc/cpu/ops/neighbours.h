@@ -149,7 +149,8 @@ class NeighbourWeights {
         Combination<T> shares;
         for (int j = 0; j < kMostTaps && product.first + j < taps; j++)
           shares.add(of_block.data() + int64_t{product.first + j} * size, product.share[j]);
-        shares.write(layer_kernels_, reinterpret_cast<T*>(packed_.get() + i * bytes_ + b * block_bytes_), size);
+        shares.write(layer_kernels_,
+                     reinterpret_cast<T*>(static_cast<char*>(packed_.data()) + i * bytes_ + b * block_bytes_), size);
       }
     });
   }
@@ -163,7 +164,7 @@ class NeighbourWeights {
 
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
   void multiply(size_t i, Rows<const T> rows, int groups, int first, int n, Rows<const T> from, Rows<T> to) const {
-    const char* data = packed_.get() + i * bytes_ + first / kernels_.block * block_bytes_;
+    const char* data = static_cast<const char*>(packed_.data()) + i * bytes_ + first / kernels_.block * block_bytes_;
     kernels_.matmul(rows, groups, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, from, to);
   }
 
@@ -174,7 +175,7 @@ class NeighbourWeights {
   const Kernels<T>& kernels_;
   const LayerKernels<T>& layer_kernels_;
   const int64_t block_bytes_, bytes_;
-  ZeroedBlock packed_;
+  Block packed_;
 };
 
 }  // namespace pcf::cpu
