@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -110,3 +114,39 @@ def test_threads_get_memory_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+FORKS = """
+import os, sys, threading, time, torch
+from pixelcnn_fast.ops import masked_conv2d
+torch.set_num_threads(1)
+x, weight = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 3, 3)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        masked_conv2d(x, weight, None, torch.ones(4, 4, 3, 3))
+thread = threading.Thread(target=work)
+thread.start()
+hung = 0
+for _ in range(40):
+    child = os.fork()
+    if not child:
+        masked_conv2d(x, weight, None, torch.ones(4, 4, 3, 3))
+        os._exit(0)
+    start = time.monotonic()
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() - start > 10:
+            os.kill(child, 9)
+            hung += 1
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.002)
+stop.set()
+sys.exit(hung)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_does_not_wait_for_another_thread() -> None:
+    """Of the parent's: it may have been using the memory that is kept."""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=False).returncode == 0
