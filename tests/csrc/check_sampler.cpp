@@ -96,7 +96,8 @@ struct Network {
     const auto scan = [&](int value, int source, int toward) {
       const int channels = program.storage[value].channels, in = program.storage[source].channels;
       pcf::Instruction i{value, channels, kConvolution, pcf::Phase::finished, {}, array(channels, 0.1)};
-      i.row_runs = {{source, 0, -1, 3, array(3 * in * channels, 0.3)}, {value, -1, 0, 1, array(channels * channels, 0.2)}};
+      i.row_runs = {{source, 0, -1, 3, array(3 * in * channels, 0.3)},
+                    {value, -1, 0, 1, array(channels * channels, 0.2)}};
       i.pixel_runs = {{value, 0, toward, 1, array(channels * channels, 0.2)}};
       i.steps = {{pcf::StepKind::add, 0.5, value, nullptr, nullptr, -1, 0}, {pcf::StepKind::tanh}};
       i.after = after, i.scan = value, i.from_the_right = toward > 0;
