@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -206,12 +207,10 @@ def expectations(model: WrappedModel, replay: Replay) -> Expected:
         by_model = list(by_module(model, examples))
     if model.dtype == torch.float64:
         return Expected(examples, by_model, by_model)
-    doubles: dict[int, Tensor] = {}
 
+    @cache
     def exact(at: int) -> Tensor:
-        if at not in doubles:
-            doubles[at] = model.replayed(*examples[at], replay.in_float64).cpu()
-        return doubles[at]
+        return model.replayed(*examples[at], replay.in_float64).cpu()
 
     as_is = [model.replayed(values, given, replay).cpu() for values, given in examples]
     check_recorded(as_is, by_model, exact, model)

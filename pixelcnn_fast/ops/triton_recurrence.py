@@ -58,9 +58,7 @@ def forward(
         with torch.cuda.device_of(sums):
             _forward_kernel[n,](
                 sums,
-                weight.permute(
-                    2, 0, 1
-                ).contiguous(),  # sm_90 takes TF32 operands with the summed dimension innermost
+                weight.permute(2, 0, 1).contiguous(),  # for TF32, sm_90 needs the summed dimension innermost
                 h0,
                 c0,
                 h,
@@ -74,9 +72,8 @@ def forward(
                 REVERSE=reverse,
                 **_sizes(sums, positions, hidden, taps, hidden),
             )
-    return h.contiguous(memory_format=layout), sums.new_empty(0) if gates is None else gates.contiguous(
-        memory_format=layout
-    )
+    kept = sums.new_empty(0) if gates is None else gates.contiguous(memory_format=layout)
+    return h.contiguous(memory_format=layout), kept
 
 
 def backward(
@@ -207,6 +204,15 @@ def _store_gates(pixels, active, c, known, stride, i, f, g, o, HIDDEN: tl.conste
 
 
 @triton.jit
+def _or_initial(before, is_first, c0, c, known):
+    """The cells before [P, C]: c0, if there is one, where a walk begins."""
+    if c0 is not None:
+        initial = tl.load(c0 + c, mask=known, other=0.0).to(tl.float32)
+        before = tl.where(is_first[:, None], initial[None, :], before)
+    return before
+
+
+@triton.jit
 def _forward_kernel(
     sums,
     weight,
@@ -302,9 +308,7 @@ def _forward_kernel(
                 o = tl.sigmoid(total_o + sum_o)
                 latest = cells + (image * positions + p) * HIDDEN
                 before = load_tile(latest, active & ~is_first, c, known)
-                if c0 is not None:
-                    initial = tl.load(c0 + c, mask=known, other=0.0).to(tl.float32)
-                    before = tl.where(is_first[:, None], initial[None, :], before)
+                before = _or_initial(before, is_first, c0, c, known)
                 cell = f * before + i * g
                 store_tile(latest, active, c, known, cell)
                 store_tile(h + pixel, active, c * h_strides[1], known, o * tanh(cell))
@@ -418,9 +422,7 @@ def _backward_kernel(
                 i, f, g, o = _load_gates(gates + gate_pixel, active, c, known, gate_strides[1], HIDDEN)
                 t = tanh(load_tile(cells + pixel, active, c * h_strides[1], known))
                 before = load_tile(cells + before_pixel, active & ~is_first, c * h_strides[1], known)
-                if c0 is not None:
-                    initial = tl.load(c0 + c, mask=known, other=0.0).to(tl.float32)
-                    before = tl.where(is_first[:, None], initial[None, :], before)
+                before = _or_initial(before, is_first, c0, c, known)
                 later = grad_cells + (image * positions + p) * HIDDEN
                 of_c = load_tile(later, active, c, known) + of_h * o * (1 - t * t)
                 store_tile(later, active, c, known, of_c * f)

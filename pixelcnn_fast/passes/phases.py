@@ -12,7 +12,7 @@ from pixelcnn_fast.passes.split_channels import draws_needed
 from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan, Storage
 from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
-from pixelcnn_fast.program.recurrence import components
+from pixelcnn_fast.program.recurrence import Component, components
 
 
 def computed_by_rows(program: Program) -> set[int]:
@@ -26,13 +26,13 @@ def computed_by_rows(program: Program) -> set[int]:
     return rows
 
 
-def computed_by_finished_rows(program: Program, rows: set[int]) -> set[int]:
+def computed_by_finished_rows(ordered: Sequence[Component], rows: set[int]) -> set[int]:
     """The values that need pixels to their right in the present row: they are computed once the row is finished.
 
-    rows: those that are known before the row's pixels.
+    ordered: the program's components; rows: the values that are known before the row's pixels.
     """
     late: set[int] = set()
-    for component in components(program.instructions):
+    for component in ordered:
         reads = [read for i in component.instructions for read in i.reads() if read.dy == 0]
         if any((read.dx > 0 and read.value not in rows) or read.value in late for read in reads):
             late |= component.values
@@ -45,8 +45,8 @@ def split_phases(program: Program) -> PhasedProgram:
     fields = receptive_fields(program)
     draws = len(program.outputs)
     known = computed_by_rows(program)
-    finished = computed_by_finished_rows(program, known)
     ordered = components(program.instructions)
+    finished = computed_by_finished_rows(ordered, known)
     if late := finished.intersection(program.outputs):
         of_scans = [c for c in ordered if c.is_from_the_right] or [c for c in ordered if c.values & late]
         names = ", ".join(dict.fromkeys(i.name for i in of_scans[0].instructions))

@@ -216,9 +216,9 @@ def _verify_wavefront(program: PhasedProgram, front: Wavefront) -> None:
 def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -> None:
     """The runs must hold exactly the taps, each in the phase in which what it reads is known."""
     left = list(i.instruction.taps) if isinstance(i.instruction, Convolution) else []
+    own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
-            own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
             in_row_phase = (
                 run.dy < 0 or run.source in rows or (i.phase is Phase.FINISHED and run.source not in own)
             )
