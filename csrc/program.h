@@ -54,8 +54,8 @@ struct Instruction {
   int lead = 0;          // in a wavefront: how many columns ahead of the pixel that is drawn
   int after = 0;         // how many draws of its pixel come before it
   int dy = 0, dx = 0;    // where the value is read, from the pixel
-  int scan = kWholeRow;  // finished: the instructions of one scan, which follow each other, go through the row pixel by
-                         // pixel; the others compute it at once
+  int scan = kWholeRow;  // row, finished: the instructions of one scan, which follow each other, go through the row
+                         // pixel by pixel; the others compute it at once
   bool from_the_right = false;  // a scan
 
   static constexpr int kWholeRow = -1;

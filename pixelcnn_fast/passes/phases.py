@@ -15,14 +15,18 @@ from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 from pixelcnn_fast.program.recurrence import Component, components
 
 
-def computed_by_rows(program: Program) -> set[int]:
-    """The values that can be computed for a whole row at once, from the rows above and from other such values."""
+def computed_by_rows(ordered: Sequence[Component]) -> set[int]:
+    """The values of a row that can be known before its pixels: from the rows above, and from other such values.
+
+    ordered: the program's components.
+    """
     rows: set[int] = set()
-    for i in program.instructions:
-        if isinstance(i, FromLevels):
-            continue
-        if all(read.dy < 0 or (read.dy == 0 and read.value in rows) for read in i.reads()):
-            rows.add(i.out)
+    for component in ordered:
+        given = rows | component.values
+        reads = [read for i in component.instructions for read in i.reads()]
+        by_levels = any(isinstance(i, FromLevels) for i in component.instructions)
+        if not by_levels and all(read.dy < 0 or (read.dy == 0 and read.value in given) for read in reads):
+            rows |= component.values
     return rows
 
 
@@ -44,17 +48,15 @@ def split_phases(program: Program) -> PhasedProgram:
     if the output needs what is computed of a finished row."""
     fields = receptive_fields(program)
     draws = len(program.outputs)
-    known = computed_by_rows(program)
     ordered = components(program.instructions)
+    known = computed_by_rows(ordered)
     finished = computed_by_finished_rows(ordered, known)
     if late := finished.intersection(program.outputs):
-        of_scans = [c for c in ordered if c.is_from_the_right] or [c for c in ordered if c.values & late]
-        names = ", ".join(dict.fromkeys(i.name for i in of_scans[0].instructions))
+        first = next(i for c in ordered if c.values & finished for i in c.instructions)
         raise Unsupported(
-            f"{names}: it walks rows from the right, and the model's output needs it in its own row. Shift what it "
-            "gives down by a row, not what it takes; runtime='reference' samples the model as it is"
+            f"{first.name}: it needs a finished row, and output %{min(late)} needs it in that row"
         )
-    along_rows = [c for c in ordered if c.goes_along_rows and c.values <= finished]
+    along_rows = [c for c in ordered if c.goes_along_rows and c.values <= known | finished]
     scans = {
         value: (Scan(number, component.is_from_the_right), component.values)
         for number, component in enumerate(along_rows)
@@ -87,7 +89,7 @@ def split_phases(program: Program) -> PhasedProgram:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
         if isinstance(i, Convolution):
             in_row = [
-                tap.dy < 0 or tap.source in known or (phase is Phase.FINISHED and tap.source not in members)
+                tap.dy < 0 or (tap.source not in members and (tap.source in known or phase is Phase.FINISHED))
                 for tap in i.taps
             ]
             phased = _with_runs(i, phase, after, in_row)

@@ -43,13 +43,14 @@ def without_reading_ahead(program: Program) -> Program:
 class _Retiming:
     def __init__(self, program: Program) -> None:
         self._program, self._producer = program, program.producer()
-        self._rows = computed_by_rows(program)
+        ordered = components(program.instructions)
+        self._rows = computed_by_rows(ordered)
         self._computable: dict[tuple[int, int, int], bool] = {}
         self.late: set[int] = set()  # values that can't be computed when their pixel's turn comes
         self.finished: set[int] = set()  # of these, what is computed when the row is finished
         self._recurrences: dict[int, Component] = {}  # by value
         self._up: dict[int, int] = {}  # by how many rows a value must be moved down to see only rows above
-        for component in components(program.instructions):
+        for component in ordered:
             self._classify(component)
         self._new = Emitter()
         self._made: dict[tuple[int, int, int], int] = {}
@@ -60,8 +61,9 @@ class _Retiming:
         others = [read for read in reads if read.value not in values]
         if component.is_recurrence:
             self._recurrences |= dict.fromkeys(values, component)
-            is_late = component.is_from_the_right or not all(
-                self._is_computable(read.value, read.dy, read.dx) for read in others
+            is_late = not values <= self._rows and (
+                component.is_from_the_right
+                or not all(self._is_computable(read.value, read.dy, read.dx) for read in others)
             )
             self._computable |= {(value, 0, 0): not is_late for value in values}
             self._up |= dict.fromkeys(values, 1)

@@ -14,8 +14,8 @@ from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
     """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all: not where
-    something needs a finished row."""
-    if program.in_phase(Phase.FINISHED):
+    something needs a finished row, or scans one."""
+    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
         return program
     for lag in range(1, program.shape[2]):
         leads = _leads(program, lag)

@@ -47,7 +47,8 @@ class Run:
 
 
 class Scan(NamedTuple):
-    """A recurrence along a finished row: its instructions follow each other, and go through the row pixel by pixel."""
+    """A recurrence along a row whose pixels are all drawn, or none: its instructions follow each other, and go through
+    the row pixel by pixel."""
 
     number: int
     from_the_right: bool
@@ -61,7 +62,7 @@ class PhasedInstruction:
     """An instruction, when it runs, and its taps as runs; the taps' weights are views of the runs'.
 
     after: how many draws of the pixel come before it. Row runs are summed for a whole row beforehand. scan: what it is
-    part of, if anything, in the phase after the row is finished; the others there compute a whole row at once.
+    part of, if anything, in the row phase or after the row is finished; the others there compute a whole row at once.
     """
 
     instruction: Instruction

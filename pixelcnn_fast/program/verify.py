@@ -179,8 +179,8 @@ def _verify_phased(program: PhasedProgram) -> None:
 
 
 def _verify_scans(program: PhasedProgram) -> None:
-    """What is computed of a finished row must come in an order in which it is known when it is read."""
-    finished = {i.out for i in program.in_phase(Phase.FINISHED)}
+    """What is computed for whole rows must come in an order in which it is known when it is read."""
+    of_phase = {phase: {i.out for i in program.in_phase(phase)} for phase in (Phase.ROW, Phase.FINISHED)}
     numbers: set[int] = set()
     known: set[int] = set()
     for scan, group in groupby(program.instructions, key=lambda i: i.scan):
@@ -191,11 +191,10 @@ def _verify_scans(program: PhasedProgram) -> None:
             _require(not apart, instructions[0].instruction, f"{scan}: its instructions follow each other")
         members = set() if scan is None else {i.out for i in instructions}
         for i in instructions:
-            _require(
-                scan is None or i.phase is Phase.FINISHED, i.instruction, f"{scan} is of a row that is finished"
-            )
+            alike = scan is None or i.phase is instructions[0].phase and i.phase in of_phase
+            _require(alike, i.instruction, f"{scan} is of a whole row, before its pixels or after them")
             for read in i.instruction.reads():
-                if i.phase is not Phase.FINISHED or read.dy < 0 or read.value not in finished:
+                if read.dy < 0 or read.value not in of_phase.get(i.phase, ()):
                     continue
                 own = scan is not None and read.value in members
                 passed = own and (read.dx > 0 if scan.from_the_right else read.dx < 0)
@@ -207,6 +206,8 @@ def _verify_scans(program: PhasedProgram) -> None:
 def _verify_wavefront(program: PhasedProgram, front: Wavefront) -> None:
     if front.lag < 1 or front.leads.keys() != program.storage.keys():
         raise InvalidProgram(f"a wavefront has a lag of 1 or more, and a lead for each value; it is {front}")
+    for i in program.instructions:
+        _require(i.scan is None, i.instruction, "rows are scanned one at a time, without a wavefront")
     for i, read, begins in program.timed_reads():
         ahead = front.leads[i.out] + read.dx + front.lag * read.dy + begins
         in_time = ahead <= front.leads[read.value]
@@ -219,8 +220,8 @@ def _verify_runs(program: PhasedProgram, i: PhasedInstruction, rows: set[int]) -
     own = {j.out for j in program.instructions if i.scan and j.scan == i.scan}
     for runs in (i.row_runs, i.pixel_runs):
         for run in runs:
-            in_row_phase = (
-                run.dy < 0 or run.source in rows or (i.phase is Phase.FINISHED and run.source not in own)
+            in_row_phase = run.dy < 0 or (
+                run.source not in own and (run.source in rows or i.phase is Phase.FINISHED)
             )
             _require(in_row_phase == (runs is i.row_runs), i.instruction, f"{run} is summed when it is known")
             for k, weight in enumerate(run.weight.chunk(run.width)):

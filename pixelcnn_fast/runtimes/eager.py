@@ -66,20 +66,24 @@ class _Caches:
         self._inputs = [[i for i in inputs if i.after == draw + 1] for draw in range(draws)]
         self._after = [[i for i in others if i.after == after] for after in range(draws + 1)]
 
-        finished = program.in_phase(Phase.FINISHED)
-        self._finished = [list(group) for _, group in groupby(finished, key=_scan_or_alone)]
+        self._by_rows = {
+            phase: [list(group) for _, group in groupby(program.in_phase(phase), key=_scan_or_alone)]
+            for phase in (Phase.ROW, Phase.FINISHED)
+        }
+        self._partly = [i for i in program.instructions if i.row_runs and i.phase not in self._by_rows]
 
     def row_phase(self, y: int) -> None:
         """Computes what sees only rows above, and sums what others see of them."""
-        for i in self._program.instructions:
-            if i.phase is Phase.ROW:
-                self._at_row(i, y)
-            elif i.row_runs and i.phase is not Phase.FINISHED:
-                self._sum_of_row(i, y)
+        self._compute_row(Phase.ROW, y)
+        for i in self._partly:
+            self._sum_of_row(i, y)
 
     def finish_row(self, y: int) -> None:
         """Computes what needs the whole of row y."""
-        for group in self._finished:
+        self._compute_row(Phase.FINISHED, y)
+
+    def _compute_row(self, phase: Phase, y: int) -> None:
+        for group in self._by_rows[phase]:
             scan = group[0].scan
             if scan is None:
                 self._at_row(group[0], y)

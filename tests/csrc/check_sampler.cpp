@@ -46,8 +46,8 @@ struct Network {
 
   // Every phase and most steps: a value of rows above that is read to its right, one drawn, a skip, conditions, a
   // norm, a table of levels, odd numbers of channels. lag: 3 is the least with which rows can start behind the row
-  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it. scans: of finished
-  // rows, too, which need lag 0.
+  // above; 0: row by row. draws: 1, or one for each image channel, which then sees those before it. scans: of rows
+  // before their pixels and after them, too, which need lag 0.
   Network(int lag, int draws, bool scans = false) {
     using pcf::StepKind;
     const pcf::Head head{pcf::HeadKind::categorical, kImageChannels, kLevels, 1, kLevels};
@@ -84,26 +84,33 @@ struct Network {
     program.lag = lag;
     input.after = embedded.after = drawn.after = draws;
     above.lead = 1;
-    if (scans) first.row_runs.push_back({9, -1, -1, 3, array(3 * 5 * 33, 0.3)});
-    program.instructions = {input, embedded, drawn, above, first, second, norm};
-    if (scans) add_scans(draws);
+    program.instructions = {input, embedded, drawn, above};
+    if (scans) {
+      add_scans(draws);
+      first.row_runs.push_back({9, -1, -1, 3, array(3 * 5 * 33, 0.3)});
+      first.row_runs.push_back({11, 0, -1, 3, array(3 * 5 * 33, 0.3)});
+    }
+    program.instructions.insert(program.instructions.end(), {first, second, norm});
     for (int draw = 0; draw < draws; draw++) program.instructions.push_back(logits(draw, kImageChannels / draws));
   }
 
-  // Two from the right, and one from the left that reads the first of them.
-  void add_scans(int after) {
-    for (const int channels : {11, 3, 5}) program.storage.push_back({channels, 2, 1, 1});
-    const auto scan = [&](int value, int source, int toward) {
+  // Of finished rows two from the right, and one from the left that reads the first of them; before the row's pixels
+  // one from the right, and one from the left that reads it.
+  void add_scans(int after_draws) {
+    for (const int channels : {11, 3, 5, 7, 5}) program.storage.push_back({channels, 2, 1, 1});
+    const auto scan = [&](pcf::Phase phase, int value, int source, int toward) {
       const int channels = program.storage[value].channels, in = program.storage[source].channels;
-      pcf::Instruction i{value, channels, kConvolution, pcf::Phase::finished, {}, array(channels, 0.1)};
+      pcf::Instruction i{value, channels, kConvolution, phase, {}, array(channels, 0.1)};
       i.row_runs = {{source, 0, -1, 3, array(3 * in * channels, 0.3)},
                     {value, -1, 0, 1, array(channels * channels, 0.2)}};
       i.pixel_runs = {{value, 0, toward, 1, array(channels * channels, 0.2)}};
       i.steps = {{pcf::StepKind::add, 0.5, value, nullptr, nullptr, -1, 0}, {pcf::StepKind::tanh}};
-      i.after = after, i.scan = value, i.from_the_right = toward > 0;
+      i.after = phase == pcf::Phase::finished ? after_draws : 0;
+      i.scan = value, i.from_the_right = toward > 0;
       program.instructions.push_back(i);
     };
-    scan(7, 1, 1), scan(8, 1, 1), scan(9, 7, -1);
+    scan(pcf::Phase::finished, 7, 1, 1), scan(pcf::Phase::finished, 8, 1, 1), scan(pcf::Phase::finished, 9, 7, -1);
+    scan(pcf::Phase::row, 10, 3, 1), scan(pcf::Phase::row, 11, 10, -1);
   }
 
   // Of one draw. It reads the image channels drawn before it; the others' weights are zero.

@@ -14,6 +14,7 @@ from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.program import condition_operands
+from pixelcnn_fast.program.recurrence import components
 from tests.tolerances import assert_identical_up_to_rounding
 
 LEVELS = 5
@@ -65,7 +66,7 @@ def test_same_meaning_and_nothing_reads_ahead(name, rows):
     moved = without_reading_ahead(program)
     operands = conditions(condition_operands(moved.instructions), given, EXAMPLE_BATCH)
     assert_identical_up_to_rounding(evaluate(moved, levels, operands.__getitem__), logits)
-    by_rows = computed_by_rows(moved)
+    by_rows = computed_by_rows(components(moved.instructions))
     for i in moved.instructions:
         for read in i.reads():
             assert read.dy < 0 or (read.dy == 0 and (read.dx <= 0 or read.value in by_rows)), i.name

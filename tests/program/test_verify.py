@@ -10,7 +10,7 @@ import pytest
 import torch
 from typing_extensions import Self
 
-from pixelcnn_fast.errors import InvalidProgram
+from pixelcnn_fast.errors import InvalidProgram, Unsupported
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import Phase, PhasedProgram, Run, Scan, Storage, Wavefront
 from pixelcnn_fast.program.program import (
@@ -285,6 +285,48 @@ def test_a_broken_scan_is_refused_by_its_rule(name: str) -> None:
     breaks, rule = BROKEN_SCANS[name]
     with pytest.raises(InvalidProgram, match=rule):
         verify(breaks(scanning()))
+
+
+def scanning_before() -> PhasedProgram:
+    """A recurrence along a row from the right, which is known before the row's pixels: it sees the row above alone."""
+    taps = (Tap(0, -1, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
+    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
+    return pipeline.phased(
+        program(LEVELS, *right, replace(CONV, taps=(*CONV.taps, Tap(5, 0, 1, weight(4, 4)))), GATE, LOGITS)
+    )
+
+
+BROKEN_SCANS_BEFORE = {
+    "the other way": (
+        lambda p: changed(changed(p, 4, scan=Scan(0, False)), 5, scan=Scan(0, False)),
+        r"%5\(\+0, \+1\) is read before it is computed",
+    ),
+    "no scan": (lambda p: changed(changed(p, 4, scan=None), 5, scan=None), "summed when it is known"),
+    "half after the row": (
+        lambda p: changed(p, 5, phase=Phase.FINISHED),
+        "not known there",
+    ),
+    "at pixels": (lambda p: changed(changed(p, 4, phase=Phase.PIXEL), 5, phase=Phase.PIXEL), "phase|ahead"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SCANS_BEFORE)
+def test_a_broken_scan_before_its_row_is_refused_by_its_rule(name: str) -> None:
+    verify(scanning_before())
+    scan = [i for i in scanning_before().instructions if i.scan]
+    assert [i.out for i in scan] == [4, 5] and all(i.phase is Phase.ROW for i in scan)
+    assert scanning_before().wavefront is None
+    breaks, rule = BROKEN_SCANS_BEFORE[name]
+    with pytest.raises(InvalidProgram, match=rule):
+        verify(breaks(scanning_before()))
+
+
+def test_an_output_that_needs_its_row_finished_is_refused() -> None:
+    taps = (Tap(0, 0, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
+    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
+    conv = replace(CONV, taps=(*CONV.taps, Tap(5, 0, 0, weight(4, 4))))
+    with pytest.raises(Unsupported, match="right: it needs a finished row, and output %3 needs it in that row"):
+        pipeline.phased(program(LEVELS, *right, conv, GATE, LOGITS))
 
 
 def test_scans_are_printed() -> None:

@@ -296,6 +296,13 @@ class Layer(nn.Module):
         right = self.left(right) if self.numbers[1] > 0.5 else right
         return self.left(h) + F.pad(right, (0, 0, 1, -1)) + self.above(h)
 
+    def from_both_sides_above(self, h: Tensor, given: Given) -> Tensor:
+        above = F.pad(
+            self.conv(h), (0, 0, 1, -1)
+        )  # known before the row's pixels, and so is what goes along it
+        across = F.conv2d(F.pad(self.left(above), (1, 1)), self.free.weight[:, :, :1])
+        return h + self.right(across if self.numbers[0] > 0 else above)
+
     def row_by_row_ahead(self, h: Tensor, given: Given) -> Tensor:
         ahead = self.row_lstm(F.conv2d(F.pad(h, (1, 1)), self.free.weight[:, :, :1]))
         return h + F.pad(ahead, (0, 0, 1, -1))
@@ -330,6 +337,7 @@ KINDS = [
     "row_by_row",
     "by_diagonals",
     "from_both_sides",
+    "from_both_sides_above",
     "convolved",
     "pointwise",
     "residual",

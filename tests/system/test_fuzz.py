@@ -6,7 +6,7 @@ import pytest
 
 from tests.system import fuzz
 
-SEEDS = range(60)
+SEEDS = range(70)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -48,13 +48,13 @@ struct PreparedInstruction {
 
   bool in_scan() const { return scan != Instruction::kWholeRow; }
   // Whether it is computed for a whole row at once.
-  bool by_rows() const { return (phase == Phase::row && !is_output) || (phase == Phase::finished && !in_scan()); }
+  bool by_rows() const { return !in_scan() && ((phase == Phase::row && !is_output) || phase == Phase::finished); }
   // Whether its sum over rows above is kept until its pixel's turn comes.
   bool keeps_partial() const { return !row_runs.empty() && !by_rows(); }
 };
 
-// What is computed once a row is finished, and does not need each other: instructions for the whole row, and scans,
-// each of which one thread goes through. Scans are numbered by the instruction that they begin with.
+// What is computed for a whole row, and does not need each other: instructions, and scans, each of which one thread
+// goes through. Scans are numbered by the instruction that they begin with.
 struct Stage {
   std::vector<int> by_rows, scans;
 };
@@ -74,7 +74,9 @@ class PreparedProgram {
       total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
-    set_stages();
+    for (const auto& i : instructions)
+      if (i.in_scan() && i.phase == Phase::row) before_row = stages_of(Phase::row);
+    after_row = stages_of(Phase::finished);
     set_barriers(program.outputs.size());
     count_work(program);
   }
@@ -82,7 +84,7 @@ class PreparedProgram {
   const Kernels<T>& kernels;
   std::vector<PreparedInstruction<T>> instructions;
   std::vector<const PreparedInstruction<T>*> inputs, outputs;
-  std::vector<Stage> stages;  // after each row
+  std::vector<Stage> before_row, after_row;  // before_row: empty if there are no scans, when no stages are needed
   Buffer packed;
   int depth = 0;       // the furthest row above that anything reads
   int widest = 0;      // channels of the widest instruction, padded
@@ -144,12 +146,14 @@ class PreparedProgram {
         if (p.out == output) outputs.push_back(&p);
   }
 
-  // An instruction, or a scan, is in the stage after those that it reads in the present row.
-  void set_stages() {
-    std::map<int, int> stage;  // by value; those of the row's pixels are known before the first
+  // What is computed for a whole row in this phase: an instruction, or a scan, is in the stage after those that it
+  // reads in the present row.
+  std::vector<Stage> stages_of(Phase phase) const {
+    std::vector<Stage> stages;
+    std::map<int, int> stage;  // by value; the others are known before the first
     for (size_t begin = 0, end; begin < instructions.size(); begin = end) {
       end = begin + 1;
-      if (instructions[begin].phase != Phase::finished) continue;
+      if (instructions[begin].phase != phase || instructions[begin].is_output) continue;
       if (instructions[begin].in_scan())
         while (end < instructions.size() && instructions[end].scan == instructions[begin].scan) end++;
       int needed = 0;
@@ -169,6 +173,7 @@ class PreparedProgram {
       stages.resize(std::max<size_t>(stages.size(), needed + 1));
       (instructions[begin].in_scan() ? stages[needed].scans : stages[needed].by_rows).push_back(begin);
     }
+    return stages;
   }
 
   // Each thread owns some channels, the same ones in all values of equal width. So what a pointwise instruction starts

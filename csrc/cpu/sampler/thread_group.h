@@ -74,7 +74,7 @@ class ThreadGroup {
         make_sums(member, t, [](const Instruction&) { return true; });
         member.wait_for_team();
         if (!draw_pixels(member, t)) return;
-        if (!p_.stages.empty()) finish_row(member, t);
+        compute_row(member, t, p_.after_row);
       }
     } else if (for_pixels) {
       for (int t = first; t < end; t += chunk) {
@@ -157,9 +157,12 @@ class ThreadGroup {
   // with mine(instruction).
   template <class Mine>
   void make_sums(Member& member, int t, const Mine& mine) {
-    for (const auto& i : p_.instructions)
-      if ((i.phase == Phase::row || i.keeps_partial()) && i.phase != Phase::finished && mine(i))
-        sum_rows_above(member, i, t);
+    compute_row(member, t, p_.before_row);
+    for (const auto& i : p_.instructions) {
+      const bool in_row_phase = i.phase == Phase::row && (p_.before_row.empty() || i.is_output);
+      const bool at_pixels = (i.phase == Phase::pixel || i.phase == Phase::drawn) && i.keeps_partial();
+      if ((in_row_phase || at_pixels) && mine(i)) sum_rows_above(member, i, t);
+    }
   }
 
   // Draws the chunk's pixels, one column step after the other. False if the run stops here.
@@ -178,11 +181,11 @@ class ThreadGroup {
     return true;
   }
 
-  // Computes what needs the whole row that begins at column step t; rows are sampled one at a time. The threads share
-  // the channels of what is computed by rows. A scan has a thread to itself, so that its weights stay in that thread's
-  // cache, and nobody waits within it.
-  void finish_row(Member& member, int t) {
-    for (const Stage& stage : p_.stages) {
+  // Computes the whole row that begins at column step t, if there are stages; rows are then sampled one at a time. The
+  // threads share the channels of what is computed by rows. A scan has a thread to itself, so that its weights stay in
+  // that thread's cache, and nobody waits within it.
+  void compute_row(Member& member, int t, const std::vector<Stage>& stages) {
+    for (const Stage& stage : stages) {
       member.wait_for_team();
       for (int k : stage.by_rows) sum_rows_above(member, p_.instructions[k], t);
       for (int scan : stage.scans)
@@ -198,7 +201,7 @@ class ThreadGroup {
         }
       member.alone = false;
     }
-    member.wait_for_team();
+    if (!stages.empty()) member.wait_for_team();
   }
 
   bool is_in(const Instruction& i, int scan) const {
