@@ -44,6 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)
+    found = report.machine()
     targets: list[Target] = []
     compared: list[list[Result]] = []
     if args.only != "sampling":
@@ -55,7 +56,7 @@ def main() -> int:
         sampling(args, targets, compared)
     record = {"comparisons": [report.record(results) for results in compared]}
     subject = "recurrence" if args.only is None else f"recurrence-{args.only}"
-    found, more = report.machine(), report.markdown(compared) if compared else ""
+    more = report.markdown(compared) if compared else ""
     write(folder, subject, "Targets of PixelRNN", found, args.quick, targets, more, record)
     return int(any(target.verdict() == "no" for target in targets))
 

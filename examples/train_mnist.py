@@ -83,7 +83,8 @@ def initial_model(args: argparse.Namespace, n_classes: int) -> PixelCNN | PixelR
     if args.resume:
         resumed = checkpoint.load(args.resume)
         if type(resumed) is not type(model) or resumed.config != model.config:
-            raise ValueError(f"--resume {args.resume}: {resumed.config} is not {model.config}, as asked for")
+            found, asked = (f"{type(m).__name__} with {m.config}" for m in (resumed, model))
+            raise ValueError(f"--resume {args.resume}: it is a {found}, and a {asked} was asked for")
         model = resumed
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +35,8 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get("PIXELCNN_FAST_NATIVE") == "0":
         return None, "PIXELCNN_FAST_NATIVE=0 is set: unset it to use the compiled module"
     name = "pixelcnn_fast._native"
+    if (loaded := sys.modules.get(name)) is not None:  # what small ops ask for each time
+        return loaded, ""
     try:
         return importlib.import_module(name), ""
     except ModuleNotFoundError as error:

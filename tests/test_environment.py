@@ -33,6 +33,7 @@ def failing_import(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
         raise error
 
     monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.delitem(sys.modules, "pixelcnn_fast._native", raising=False)  # as if it were asked for first
 
 
 def test_report_names_versions_and_threads() -> None:

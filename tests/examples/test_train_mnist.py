@@ -171,6 +171,6 @@ def test_wrong_files_and_options(data: dict, tmp_path: Path, capsys: pytest.Capt
     assert "none is left to train on" in error(held_out=70)
     assert "--held-out" in error(held_out=0)
     train_mnist.main(options(tmp_path, epochs=1))
-    assert "as asked" in error(hidden=9, resume=tmp_path / "model.safetensors")
+    assert "was asked for" in error(hidden=9, resume=tmp_path / "model.safetensors")
     assert "no such file" in error(resume=tmp_path / "absent.safetensors")
     assert "no folder" in error(out=tmp_path / "absent" / "model.safetensors")

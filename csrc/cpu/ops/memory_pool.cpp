@@ -48,7 +48,7 @@ class Pool {
     kept_ += bytes;
     free_.push_back({static_cast<char*>(data), bytes});
 #if defined(MADV_FREE)
-    madvise(data, bytes, MADV_FREE);
+    if (bytes >= kHugePage) madvise(data, bytes, MADV_FREE);  // for small blocks that takes longer than to fill them
 #endif
   }
 

@@ -9,7 +9,7 @@
 namespace pcf::cpu {
 
 // At least so many bytes, from a page's start on; what they hold is undefined. All blocks together hardly take more
-// than what was in use at once, and the system takes those that are kept when memory becomes short. Throws
+// than what was in use at once, and the system takes large ones that are kept when memory becomes short. Throws
 // std::bad_alloc.
 class Block {
  public:
