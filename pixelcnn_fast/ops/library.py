@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pixelcnn_fast.native import native, required
 
@@ -35,7 +36,10 @@ def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...
             library.impl(name, _autocast(overload, device, key, casts), key)
 
     def call(*args: Any) -> Any:
-        return compute(*args) if _bare(args) else overload(*args)
+        if _bare(args):
+            return compute(*args)
+        _check_no_tangent(name, args)
+        return overload(*args)
 
     return call
 
@@ -64,6 +68,7 @@ def _bare(args: tuple) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_any_autocast_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     ):
         return False
     gradients = torch.is_grad_enabled()
@@ -71,6 +76,17 @@ def _bare(args: tuple) -> bool:
         if isinstance(x, Tensor) and (type(x) not in PLAIN or (gradients and x.requires_grad) or x.is_neg()):
             return False
     return True
+
+
+def _check_no_tangent(name: str, args: tuple) -> None:
+    """PyTorch would take the tangents of a result for zero."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError(
+            f"{NAME}::{name} has no forward-mode derivative (jvp, jacfwd, hessian): take the gradient backwards, or "
+            "use the plain layers of pixelcnn_fast.models.reference"
+        )
 
 
 def _autocast(overload: torch._ops.OpOverload, device: str, key: str, casts: tuple[int, ...]) -> Callable:

@@ -82,3 +82,12 @@ def test_gradients_and_registration():
 def test_refusals(logits, levels, message, backend):
     with pytest.raises(ValueError, match=message):
         ops.categorical_nll(logits, levels, backend)
+
+
+def test_derivatives_that_are_not_there_are_refused():
+    logits, levels = torch.randn(1, 1, 2, 2, 3, requires_grad=True), torch.zeros(1, 1, 2, 2, dtype=torch.long)
+    (grad,) = torch.autograd.grad(ops.categorical_nll(logits, levels).sum(), logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        grad.square().sum().backward()
+    with pytest.raises(NotImplementedError, match="categorical_nll has no forward-mode derivative"):
+        torch.func.jvp(lambda x: ops.categorical_nll(x, levels), (logits.detach(),), (logits.detach(),))

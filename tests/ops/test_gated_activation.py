@@ -80,3 +80,12 @@ def test_gradients_and_registration():
 def test_refusals(x, condition, message):
     with pytest.raises(ValueError, match=message):
         ops.gated_activation(x, condition)
+
+
+def test_derivatives_that_are_not_there_are_refused():
+    x = torch.randn(1, 4, 2, 2, requires_grad=True)
+    (grad,) = torch.autograd.grad(ops.gated_activation(x).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        grad.square().sum().backward()
+    with pytest.raises(NotImplementedError, match="gated_activation has no forward-mode derivative"):
+        torch.func.jvp(ops.gated_activation, (x.detach(),), (x.detach(),))

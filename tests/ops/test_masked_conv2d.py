@@ -171,6 +171,10 @@ def test_second_derivatives_are_refused():
     (grad,) = torch.autograd.grad(ops.masked_conv2d(x, weight, bias, mask).square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives"):
         grad.square().sum().backward()
+    with pytest.raises(NotImplementedError, match="masked_conv2d has no forward-mode derivative"):
+        torch.func.jvp(
+            lambda x: ops.masked_conv2d(x, weight.detach(), None, mask), (x.detach(),), (x.detach(),)
+        )
 
 
 def test_registration():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
 from tests.needs import ISAS, instruction_set
@@ -344,7 +345,7 @@ def test_refusals(args: tuple, message: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_not_there_is_refused(name: str) -> None:
-    """Second derivatives, and float64 beside what autocast lowers."""
+    """Second derivatives, forward-mode ones, and float64 beside what autocast lowers."""
     recurrence, taps, _ = CASES[name]
     sums, weight = (x.requires_grad_() for x in inputs(3, taps, 2, (3, 4), False)[:2] if x is not None)
     (grad,) = torch.autograd.grad(recurrence(sums, weight).square().sum(), sums, create_graph=True)
@@ -352,6 +353,11 @@ def test_what_is_not_there_is_refused(name: str) -> None:
         NotImplementedError, match="no second derivatives: for gradient penalties, use the plain"
     ):
         grad.square().sum().backward()
+    sums, weight = sums.detach(), weight.detach()
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda sums: recurrence(sums, weight), (sums,), (sums,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        recurrence(sums, forward_ad.make_dual(weight, weight))
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match="float64 tensors stay as they are"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.categorical_nll import reference
-from pixelcnn_fast.ops.library import NAME, address, define, element, library, pooled
+from pixelcnn_fast.ops.library import NAME, address, define, differentiable_once, element, library, pooled
 
 
 def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Tensor:
@@ -122,3 +122,4 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
 
 
 torch.library.register_autograd(f"{NAME}::categorical_nll", _backward, setup_context=_save, lib=library)
+differentiable_once("categorical_nll_gradient")

@@ -10,7 +10,17 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.gated_activation import reference
-from pixelcnn_fast.ops.library import NAME, address, define, dense, element, library, memory_format, pooled
+from pixelcnn_fast.ops.library import (
+    NAME,
+    address,
+    define,
+    dense,
+    differentiable_once,
+    element,
+    library,
+    memory_format,
+    pooled,
+)
 
 
 def gated_activation(x: Tensor, condition: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -130,3 +140,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
 
 
 torch.library.register_autograd(f"{NAME}::gated_activation", _backward, setup_context=_save, lib=library)
+differentiable_once("gated_activation_gradient")
