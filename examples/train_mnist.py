@@ -225,12 +225,19 @@ def load_torchvision(root: Path) -> tuple[Tensor, Tensor]:
     return data.data[:, None], data.targets
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a class-conditional PixelCNN on MNIST, or a PixelRNN on binarised MNIST; keep the epoch of "
         "best held-out bits/dim.",
         epilog="Load the result with pixelcnn_fast.checkpoint.load(OUT).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Defaults,
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -257,8 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--hidden",
         type=int,
-        help=f"channels of every layer; time grows with its square. Default: {HIDDEN['pixelcnn']}; row_lstm "
-        f"{HIDDEN['row_lstm']}, diagonal_bilstm {HIDDEN['diagonal_bilstm']}",
+        help=f"channels of every layer; time grows with its square (default: {HIDDEN['pixelcnn']}; row_lstm "
+        f"{HIDDEN['row_lstm']}, diagonal_bilstm {HIDDEN['diagonal_bilstm']})",
     )
     add(
         "--residual",

@@ -40,7 +40,7 @@ class Accelerated:
             for text, paths in groups.items():
                 some = ", ".join(paths[:3]) + (f", … ({len(paths)} in all)" if len(paths) > 3 else "")
                 lines.append(f"{title:<8} {some}: {text}")
-        return "\n".join(lines) or "nothing to swap: the model has no convolution"
+        return "\n".join(lines) or "nothing to swap: the model has no convolution but the library's own"
 
 
 def accelerate(model: nn.Module, quiet: bool = False) -> Accelerated:

@@ -63,10 +63,10 @@ def load(path: str | os.PathLike[str]) -> Model:
     infinite weights, or whose masks are not the model's own (one that leaks lets an output see later pixels).
     """
     tensors, metadata = _read(path)
-    model = _build(path, metadata)
     if tensors and all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    _check_fit(path, tensors, model.state_dict())
+    model = _build(path, metadata, tensors)
+    _check_masks(path, tensors, model.state_dict())
     _check_finite(tensors, str(path))
     model.to(next(x.dtype for x in tensors.values() if x.is_floating_point()))
     model.load_state_dict(tensors)
@@ -95,7 +95,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, st
         ) from error
 
 
-def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> Model:
+def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict[str, Tensor]) -> Model:
+    """The model of the config. It is built without memory first, since that of a broken config may be huge."""
     if "config" not in metadata:
         raise ValueError(
             f"{path}: its metadata has no 'config', so the network's size is unknown; load the tensors into "
@@ -104,13 +105,23 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str]) -> Model:
     name = metadata.get("model", "PixelCNN")
     if name not in MODELS:
         raise ValueError(f"{path}: its model is {name!r}, but this version knows {', '.join(MODELS)}")
+    if not tensors:
+        raise ValueError(f"{path}: it holds no tensors: all those of its {name} are missing")
+    most = max([len(tensors), *(size for x in tensors.values() for size in x.shape)])
     try:
-        return MODELS[name](**json.loads(metadata["config"]))
-    except (TypeError, ValueError, RuntimeError) as error:
+        config = json.loads(metadata["config"])
+        for setting, value in config.items():
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"{setting} is {value}: the file's tensors are not as large or as many")
+        with torch.device("meta"):
+            outline = MODELS[name](**config)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{path}: config {metadata['config']!r} does not describe a {name} ({error}); if you know its "
             "size, write it again with pixelcnn_fast.checkpoint.save"
         ) from error
+    _check_fit(path, tensors, outline.state_dict())
+    return MODELS[name](**config)
 
 
 def _check_fit(path: str | os.PathLike[str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -127,6 +138,11 @@ def _check_fit(path: str | os.PathLike[str], tensors: dict[str, Tensor], own: di
                 f"{path}: {key} is {stored.dtype} {list(stored.shape)}, its config asks for {expected.dtype} "
                 f"{list(expected.shape)}; is it the config of another model?"
             )
+
+
+def _check_masks(path: str | os.PathLike[str], tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    for key, expected in own.items():
+        stored = tensors[key]
         if key.endswith(".mask") and not torch.equal(stored.to(expected.dtype), expected):
             tap = [int(i) for i in (stored.to(expected.dtype) != expected).nonzero()[0]]
             raise ValueError(

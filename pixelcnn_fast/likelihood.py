@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pixelcnn_fast.heads import Categorical, Head, resolved
+from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import to_levels, with_channels
 
@@ -36,7 +37,9 @@ def nll(
         given = given[:-1]
     logits = picked(model(images, *given, **named), output)
     shape = with_channels(images.shape)
-    head = resolved(Categorical(_levels(model, logits, shape)) if head is None else head, logits, shape)
+    if head is None:
+        head = Categorical(_levels(model, logits, shape), layout_of(model))
+    head = resolved(head, logits, shape)
     values = images if head.levels is None else to_levels(images, head.levels)
     return head.nll(head.arranged(logits, shape[1]), values.view(shape))
 

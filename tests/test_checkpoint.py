@@ -196,6 +196,19 @@ def test_no_tensors(saved: Path) -> None:
         checkpoint.load(saved)
 
 
+@pytest.mark.parametrize("setting", ["input_channels", "hidden_channels", "n_layers", "levels", "kernel_size"])
+@pytest.mark.parametrize("value", [10**6 + 1, 10**30])
+def test_a_config_of_a_huge_model_is_refused_before_it_is_built(
+    tmp_path: Path, setting: str, value: int
+) -> None:
+    model, path = PixelRNN("row_lstm", 1, 2, 1, levels=2), tmp_path / "model.safetensors"
+    checkpoint.save(model, path)
+    config = json.dumps({**model.config, setting: value})
+    save_file(load_file(path), path, metadata=dict(config=config, model="PixelRNN"))
+    with pytest.raises(ValueError, match=f"{setting} is {value}: the file's tensors are not as large"):
+        checkpoint.load(path)
+
+
 def test_data_parallel_prefix_is_taken_off(model: PixelCNN, saved: Path) -> None:
     rewrite(saved, {f"module.{key}": value for key, value in load_file(saved).items()})
     torch.testing.assert_close(checkpoint.load(saved).state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -25,6 +25,7 @@ from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Categorical, Head, resolved
+from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import (
     IMAGE_FORMS,
@@ -80,7 +81,7 @@ class WrappedModel:
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
         if levels is None:
             levels = integer_of(module, "levels") or 256
-        self.head = head if head is not None else Categorical(levels)
+        self.head = head if head is not None else Categorical(levels, layout_of(module))
         self.head.check()
         self.levels = self.head.levels
         check_choice("image_form", image_form, IMAGE_FORMS)

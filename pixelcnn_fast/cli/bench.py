@@ -34,7 +34,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
-    add("--model", default="default", help="'default' (PixelCNN(), random weights), 'mnist' or a checkpoint")
+    add(
+        "--model",
+        default="default",
+        help="'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint",
+    )
     add("--batch", type=counts, default=[1, 16], metavar="N,...", help="images at once (default: 1,16)")
     add("--size", type=size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=names, metavar="NAME,...", help="(default: all that work here)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from pixelcnn_fast.errors import UnknownLayout
@@ -65,6 +65,12 @@ class OfLevels(Head):
 
     def nll(self, parameters: Tensor, values: Tensor) -> Tensor:
         return categorical_nll(parameters, values)
+
+
+def layout_of(model: nn.Module) -> Layout | None:
+    """What the model says of itself, as the library's own do: else the output's shape tells, where only one fits."""
+    found = getattr(model, "logits_layout", None)
+    return found if isinstance(found, str) and found in LAYOUTS else None
 
 
 LEAST = torch.finfo(torch.float32).tiny  # of all probabilities: lower ones count as this

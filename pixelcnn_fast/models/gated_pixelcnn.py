@@ -27,6 +27,8 @@ class GatedPixelCNN(nn.Module):
     Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders".
     """
 
+    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+
     def __init__(
         self,
         input_channels: int = 3,

@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from pixelcnn_fast.models.inputs import check_images, check_labels
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
+from pixelcnn_fast.nn.recurrence import check_sizes
 
 Kind = Literal["row_lstm", "diagonal_bilstm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -37,6 +38,8 @@ class PixelRNN(nn.Module):
     Raises ValueError for another kind, a wrong shape or dtype, and for missing, unexpected or out-of-range labels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", sections 3.1 to 3.4.
     """
+
+    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
 
     def __init__(
         self,
@@ -65,10 +68,12 @@ class PixelRNN(nn.Module):
             channel_order=order,
             learn_initial_state=learn_initial_state,
         )
-        least = dict(input_channels=1, hidden_channels=1, n_layers=1, n_classes=1, levels=2)
-        for name, smallest in least.items():
-            if self.config[name] is not None and self.config[name] < smallest:
-                raise ValueError(f"{name} is {self.config[name]}, expected {smallest} or more")
+        check_sizes(
+            input_channels=input_channels, hidden_channels=h, n_layers=n_layers, kernel_size=kernel_size
+        )
+        check_sizes(2, levels=levels)
+        if n_classes is not None:
+            check_sizes(n_classes=n_classes)
         self.input_channels, self.n_classes, self.levels = input_channels, n_classes, levels
         into, down, up, same, out = None, None, None, None, None
         if order is not None:

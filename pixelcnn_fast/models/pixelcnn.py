@@ -26,6 +26,8 @@ class PixelCNN(nn.Module):
     "Conditional Image Generation with PixelCNN Decoders", section 2.3.
     """
 
+    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+
     def __init__(
         self,
         input_channels: int = 3,

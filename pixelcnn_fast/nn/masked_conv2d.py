@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.nn.channel_order import channel_mask
+from pixelcnn_fast.nn.channel_order import channel_mask, check_groups
 from pixelcnn_fast.nn.fused import MaskedConvolution, kernel_mask
 from pixelcnn_fast.ops import masked_conv2d
 
@@ -40,7 +40,7 @@ class MaskedConv2d(MaskedConvolution):
     the colours of a pixel see each other in order; without them, all channels of a pixel are treated alike.
     The buffer ``mask`` has the weight's shape. Reading the stored weight never changes it: masked
     entries keep their values, take no part in the result and get a gradient of exactly zero.
-    Raises ValueError for even kernel sizes and unknown mask types.
+    Raises ValueError for even kernel sizes, unknown mask types and groups of other channels.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
 
@@ -62,6 +62,7 @@ class MaskedConv2d(MaskedConvolution):
         self.mask_type = mask_type
         mask = raster_mask(*self.kernel_size, mask_type).expand_as(self.weight).clone()
         if channel_groups is not None:
+            check_groups(channel_groups, in_channels, out_channels)
             height, width = self.kernel_size
             mask[:, :, height // 2, width // 2] = channel_mask(*channel_groups, mask_type).float()
         self.register_buffer("mask", mask.to(self.weight))

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.nn.channel_order import check_groups
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
 from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d
 from pixelcnn_fast.ops import diagonal_lstm, row_lstm
+from pixelcnn_fast.ops.library import memory_format
 
 Groups = tuple[Tensor, Tensor]
+
+
+def check_sizes(least: int = 1, **sizes: int) -> None:
+    """Raises ValueError unless all are integers, not below ``least``."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < least:
+            raise ValueError(f"{name} is {size!r}, expected an integer of {least} or more")
+
+
+def check_bool(**settings: bool) -> None:
+    for name, setting in settings.items():
+        if not isinstance(setting, bool):
+            raise ValueError(f"{name} is {setting!r}, expected True or False")
 
 
 class Recurrence(nn.Module):
@@ -23,6 +36,7 @@ class Recurrence(nn.Module):
 
     def __init__(self, input_to_state: MaskedConv2d, taps: int, learn_initial_state: bool) -> None:
         super().__init__()
+        check_bool(learn_initial_state=learn_initial_state)
         hidden = input_to_state.out_channels // 4
         self.hidden_channels = hidden
         self.input_to_state = input_to_state
@@ -30,10 +44,27 @@ class Recurrence(nn.Module):
         for name in ("h0", "c0"):
             self.register_parameter(name, nn.Parameter(torch.zeros(hidden)) if learn_initial_state else None)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """x in any memory format -> h in the same. The recurrences go from pixel to pixel, so inside it is
+        channels-last: x is smaller to copy than the sums."""
+        h = self.recur(self.input_to_state(x.contiguous(memory_format=torch.channels_last)))
+        return h.contiguous(memory_format=memory_format(x))
 
-def gate_groups(groups: Groups | None) -> Groups | None:
-    """Channel groups of a layer -> those of its input-to-state sums: each of the four gates has all groups."""
-    return None if groups is None else (groups[0], groups[1].repeat(4))
+    def recur(self, sums: Tensor) -> Tensor:
+        """sums: [N, 4h, H, W], of the gates -> h [N, h, H, W]."""
+        raise NotImplementedError
+
+
+def gate_groups(groups: Groups | None, in_channels: int, hidden_channels: int) -> Groups | None:
+    """Channel groups of a layer -> those of its input-to-state sums: each of the four gates has all groups.
+
+    Raises ValueError unless the groups are those of so many channels.
+    """
+    check_sizes(in_channels=in_channels, hidden_channels=hidden_channels)
+    if groups is None:
+        return None
+    check_groups(groups, in_channels, hidden_channels)
+    return groups[0], groups[1].repeat(4)
 
 
 class RowLSTM(Recurrence):
@@ -43,7 +74,7 @@ class RowLSTM(Recurrence):
     state-to-state taps lie on the row above. channel_groups: those of the input's and of the hidden channels, if the
     colours of a pixel see each other in order. learn_initial_state: whether h and c of the row above the image are
     parameters, ``h0`` and ``c0``, or zeros.
-    Raises ValueError for even kernel sizes.
+    Raises ValueError for even kernel sizes, and for other bad settings.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1.
     """
 
@@ -55,14 +86,15 @@ class RowLSTM(Recurrence):
         learn_initial_state: bool = False,
         channel_groups: Groups | None = None,
     ) -> None:
-        groups = gate_groups(channel_groups)
+        groups = gate_groups(channel_groups, in_channels, hidden_channels)
+        check_sizes(kernel_size=kernel_size)
         input_to_state = HorizontalConv2d(
             in_channels, 4 * hidden_channels, kernel_size, "B", channel_groups=groups
         )
         super().__init__(input_to_state, kernel_size, learn_initial_state)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return row_lstm(self.input_to_state(x), self.state_to_state.weight, self.h0, self.c0)
+    def recur(self, sums: Tensor) -> Tensor:
+        return row_lstm(sums, self.state_to_state.weight, self.h0, self.c0)
 
 
 class DiagonalLSTM(Recurrence):
@@ -82,13 +114,13 @@ class DiagonalLSTM(Recurrence):
         learn_initial_state: bool = False,
         channel_groups: Groups | None = None,
     ) -> None:
-        groups = gate_groups(channel_groups)
+        groups = gate_groups(channel_groups, in_channels, hidden_channels)
+        check_bool(reverse=reverse)
         input_to_state = MaskedConv2d(in_channels, 4 * hidden_channels, 1, "B", channel_groups=groups)
         super().__init__(input_to_state, 2, learn_initial_state)
         self.reverse = reverse
 
-    def forward(self, x: Tensor) -> Tensor:
-        sums = self.input_to_state(x)
+    def recur(self, sums: Tensor) -> Tensor:
         return diagonal_lstm(sums, self.state_to_state.weight, self.h0, self.c0, self.reverse)
 
     def extra_repr(self) -> str:
@@ -102,10 +134,18 @@ class DiagonalBiLSTM(nn.Module):
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.2.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        learn_initial_state: bool = False,
+        channel_groups: Groups | None = None,
+    ) -> None:
         super().__init__()
-        self.left = DiagonalLSTM(in_channels, hidden_channels, **settings)
-        self.right = DiagonalLSTM(in_channels, hidden_channels, reverse=True, **settings)
+        self.left, self.right = (
+            DiagonalLSTM(in_channels, hidden_channels, reverse, learn_initial_state, channel_groups)
+            for reverse in (False, True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.left(x) + nn.functional.pad(self.right(x), (0, 0, 1, -1))

@@ -216,6 +216,9 @@ def _initial_gradient(grad: Tensor, weight: Tensor, taps: list[Tap]) -> Tensor:
 
 def check(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, taps: str) -> None:
     """Raises ValueError unless shapes, dtypes and devices fit. taps: how many the weight has, for the message."""
+    for name, x in (("sums", sums), ("weight", weight), ("h0", h0), ("c0", c0)):
+        if not isinstance(x, Tensor) and (x is not None or name in ("sums", "weight")):
+            raise ValueError(f"{name} is a {type(x).__name__}, expected a tensor")
     if weight.dim() != 3 or weight.shape[0] != 4 * weight.shape[1]:
         raise ValueError(f"weight {list(weight.shape)}: expected [4h, h, {taps}], of the gates i, f, g and o")
     hidden = weight.shape[1]

@@ -51,10 +51,11 @@ def split_phases(program: Program) -> PhasedProgram:
     ordered = components(program.instructions)
     known = computed_by_rows(ordered)
     finished = computed_by_finished_rows(ordered, known)
-    if late := finished.intersection(program.outputs):
+    if finished.intersection(program.outputs):
         first = next(i for c in ordered if c.values & finished for i in c.instructions)
         raise Unsupported(
-            f"{first.name}: it needs a finished row, and output %{min(late)} needs it in that row"
+            f"{first.name}: it needs its whole row, and the model's output needs it in that row. Shift what it gives "
+            "down by a row; runtime='reference' samples any causal model as it is"
         )
     along_rows = [c for c in ordered if c.goes_along_rows and c.values <= known | finished]
     scans = {

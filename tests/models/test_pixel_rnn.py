@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import NotCausal, Sampler, Unsupported, check_causal, native, ops, receptive_field
 from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import PixelRNN, reference
 from pixelcnn_fast.models.pixel_rnn import KINDS
 from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, MaskedConv2d, RowLSTM, channel_groups
@@ -149,7 +150,7 @@ class ShiftedUp(DiagonalBiLSTM):
 
 
 class SeesTheRowBelow(RowLSTM):
-    """A kernel of two rows, padded on both sides."""
+    """Its input is moved up."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(nn.functional.pad(x, (0, 0, -1, 1)))
@@ -200,24 +201,112 @@ def test_starvation_is_seen(layer):
     assert not (starved.seen & ~whole.seen).any()
 
 
-class GatesSplitAcrossRows(RowLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        sums = self.input_to_state(x)
-        return ops.row_lstm(sums.transpose(1, 2).reshape(sums.shape), self.state_to_state.weight)
+@pytest.mark.parametrize("axes", [(1, 2), (2, 3)], ids=["gates split across rows", "columns scrambled"])
+@pytest.mark.parametrize("layer", [RowLSTM, DiagonalLSTM])
+def test_views_that_mix_up_pixels_are_refused(layer, axes):
+    class MixedUp(layer):  # type: ignore[valid-type, misc]  # each of two
+        def recur(self, sums: Tensor) -> Tensor:
+            return super().recur(sums.transpose(*axes).reshape(sums.shape))
 
-
-class ScramblesColumns(RowLSTM):
-    def forward(self, x: Tensor) -> Tensor:
-        sums = self.input_to_state(x)
-        return ops.row_lstm(sums.transpose(2, 3).reshape(sums.shape), self.state_to_state.weight)
-
-
-@pytest.mark.parametrize("layer", [GatesSplitAcrossRows, ScramblesColumns])
-def test_views_that_mix_up_pixels_are_refused(layer):
     model = pixel_rnn("row_lstm")
-    model.layers[1] = layer(14, 7).double()
+    model.layers[1] = MixedUp(14, 7).double()
     with pytest.raises((NotCausal, Unsupported)):
         check_causal(model, SHAPE)
+    with pytest.raises(NotCausal):
+        Sampler(model, SHAPE, runtime="reference")
+
+
+class Skewed(DiagonalLSTM):
+    """As most implementations are written: each row is moved one column further to the right, so that what a column
+    needs lies in the one before. padding: of that column; candidate: the activation of g."""
+
+    padding = (1, 0)
+    candidate = staticmethod(torch.tanh)
+
+    def recur(self, sums: Tensor) -> Tensor:
+        n, _, height, width = sums.shape
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        skewed = sums.new_zeros(n, sums.shape[1], height, height + width - 1)
+        skewed[:, :, rows, rows + columns] = sums
+        inside = torch.zeros(height, height + width - 1).to(sums)
+        inside[rows, rows + columns] = 1
+        h = c = sums.new_zeros(n, self.hidden_channels, height)
+        states = []
+        for t in range(height + width - 1):
+            before = nn.functional.conv1d(nn.functional.pad(h, self.padding), self.state_to_state.weight)
+            i, f, g, o = (skewed[..., t] + before).chunk(4, 1)
+            c = inside[:, t] * (f.sigmoid() * c + i.sigmoid() * self.candidate(g))
+            h = inside[:, t] * (o.sigmoid() * c.tanh())
+            states.append(h)
+        return torch.stack(states, -1)[:, :, rows, rows + columns]
+
+
+class LooksAtTheRowBelow(Skewed):
+    """Padded as SAME pads a kernel of two."""
+
+    padding = (0, 1)
+
+
+class SigmoidCandidate(Skewed):
+    candidate = staticmethod(torch.sigmoid)
+
+
+def test_mutants_of_a_skewed_layer():
+    model, x = pixel_rnn("diagonal_bilstm"), torch.randn(2, 14, 5, 6, dtype=torch.float64)
+    plain = reference.DiagonalLSTM(14, 7).double()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    for layer in (DiagonalLSTM, Skewed, LooksAtTheRowBelow, SigmoidCandidate):
+        module = layer(14, 7).double()
+        module.load_state_dict(plain.state_dict())
+        assert torch.allclose(module(x), plain(x)) is (layer in (DiagonalLSTM, Skewed)), layer
+        model.layers[1] = module
+        if layer is LooksAtTheRowBelow:
+            with pytest.raises(NotCausal):
+                Sampler(model, SHAPE, runtime="reference")
+        else:
+            Sampler(model, SHAPE, runtime="reference")
+
+
+@pytest.mark.parametrize("layer", [RowLSTM, DiagonalLSTM, DiagonalBiLSTM])
+def test_layers_keep_the_memory_format(layer):
+    torch.manual_seed(0)
+    module, x = layer(6, 4).double(), torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    last = x.to(memory_format=torch.channels_last)
+    assert module(x).is_contiguous()
+    assert module(last).is_contiguous(memory_format=torch.channels_last)
+    assert_identical_up_to_rounding(module(last), module(x))
+
+
+THIRDS = {channels: channel_groups(channels, 3, "thirds") for channels in (4, 6)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(kernel_size=-1), "kernel_size is -1, expected an integer of 1 or more"),
+        (dict(kernel_size=2), "needs odd sizes"),
+        (dict(hidden_channels=0), "hidden_channels is 0, expected an integer"),
+        (dict(in_channels="6"), "in_channels is '6', expected an integer"),
+        (dict(learn_initial_state="no"), "learn_initial_state is 'no', expected True or False"),
+        (dict(channel_groups=(THIRDS[4], THIRDS[6])), r"shapes \[4\] and \[6\], expected \[6\] and \[4\]"),
+        (dict(channel_groups=THIRDS[6]), "expected two tensors of integers"),
+        (dict(channel_groups=([0] * 6, [0] * 4)), "expected two tensors of integers"),
+    ],
+)
+def test_refusals_of_a_layer(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RowLSTM(**{"in_channels": 6, "hidden_channels": 4, **settings})
+    if "kernel_size" not in settings:
+        with pytest.raises(ValueError, match=message):
+            DiagonalBiLSTM(**{"in_channels": 6, "hidden_channels": 4, **settings})
+
+
+def test_compiled_with_labels():
+    model = pixel_rnn("row_lstm", n_classes=3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    labels = torch.tensor([0, 2])
+    assert_identical_up_to_rounding(compiled(images(), labels), model(images(), labels))
 
 
 class Own(nn.Module):
@@ -325,13 +414,25 @@ def test_hooks_see_what_the_modules_give(kind):
     fast(images()).sum().backward()
 
 
+def test_as_many_pixels_as_levels():
+    """The shape of the output does not tell the levels' axis."""
+    model = PixelRNN("row_lstm", 1, 3, 1, kernel_size=3, levels=4).double()
+    sampler = Sampler(model, (1, 4, 4))
+    images, log_probability = sampler.sample(2, log_probability=True)
+    assert_identical_up_to_rounding(-nll(model, images), log_probability)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(kind="row_lstm", n_layers=0), "n_layers is 0, expected 1 or more"),
-        (dict(kind="row_lstm", levels=1), "levels is 1, expected 2 or more"),
+        (dict(kind="row_lstm", n_layers=0), "n_layers is 0, expected an integer of 1 or more"),
+        (dict(kind="row_lstm", levels=1), "levels is 1, expected an integer of 2 or more"),
         (dict(kind="row_lstm", hidden_channels=-1), "hidden_channels is -1"),
         (dict(kind="row_lstm", n_classes=0), "n_classes is 0"),
+        (dict(kind="row_lstm", levels="4"), "levels is '4', expected an integer"),
+        (dict(kind="row_lstm", n_layers=1.5), "n_layers is 1.5, expected an integer"),
+        (dict(kind="row_lstm", kernel_size=-3), "kernel_size is -3"),
+        (dict(kind="row_lstm", learn_initial_state=3), "learn_initial_state is 3, expected True or False"),
         (dict(kind="lstm"), "kind is 'lstm', expected 'row_lstm' or 'diagonal_bilstm'"),
         (dict(kind="row_lstm", kernel_size=4), "needs odd sizes"),
         (dict(kind="row_lstm", channel_order="rgb"), "channel_order is 'rgb'"),

@@ -325,7 +325,9 @@ def test_an_output_that_needs_its_row_finished_is_refused() -> None:
     taps = (Tap(0, 0, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
     right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
     conv = replace(CONV, taps=(*CONV.taps, Tap(5, 0, 0, weight(4, 4))))
-    with pytest.raises(Unsupported, match="right: it needs a finished row, and output %3 needs it in that row"):
+    with pytest.raises(
+        Unsupported, match="right: it needs its whole row, and the model's output needs it in that row"
+    ):
         pipeline.phased(program(LEVELS, *right, conv, GATE, LOGITS))
 
 

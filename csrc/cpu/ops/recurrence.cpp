@@ -34,6 +34,8 @@ class Walk {
   int end(int step) const { return step < 0 ? 0 : r_.diagonal ? std::min(height_, step + 1) : width_; }
   bool active(int p, int step) const { return p >= begin(step) && p < end(step); }
 
+  int pixels() const { return height_ * width_; }
+  int pixel(int step, int p) const { return y(step, p) * width_ + x(step, p); }
   int y(int step, int p) const { return r_.diagonal ? p : step; }
   int x(int step, int p) const {
     if (!r_.diagonal) return p;
@@ -313,15 +315,15 @@ class Scan {
     Lines<T> grad_products(images, 2 * size - first, positions, r_.taps + 2 * size, 4 * hidden_);
     Lines<T> grad_h(images, before, positions, size, width), grad_c(images, 0, positions, 0, hidden_);
     const std::vector<T> c0 = initial(r_.c0);
-    Lines<T> c(images, 0, walk_.steps() * positions, 0, hidden_);
+    Lines<T> c(images, 0, walk_.pixels(), 0, hidden_);
     const auto cell = [&](int n, int step, int p) -> const T* {
-      return walk_.active(p, step) ? c.at(n, step * positions + p) : c0.data();
+      return walk_.active(p, step) ? c.at(n, walk_.pixel(step, p)) : c0.data();
     };
     for (int step = 0; step < walk_.steps(); step++)
       for (int n = 0; n < images; n++)
         for (int p = walk_.begin(step); p < walk_.end(step); p++)
           kernels_.cell_of_gates(gates.at(n, walk_.y(step, p), walk_.x(step, p)), cell(n, step - 1, p),
-                                 c.at(n, step * positions + p), hidden_);
+                                 c.at(n, walk_.pixel(step, p)), hidden_);
 
     const Block memory(int64_t{most} * weights.depth * sizeof(T));
     T* const prepared = static_cast<T*>(memory.data());

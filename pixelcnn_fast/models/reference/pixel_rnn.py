@@ -93,6 +93,8 @@ class DiagonalBiLSTM(nn.Module):
 class PixelRNN(nn.Module):
     """Plain version of ``pixelcnn_fast.models.PixelRNN``."""
 
+    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+
     def __init__(
         self,
         kind: str,

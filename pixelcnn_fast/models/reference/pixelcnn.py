@@ -77,6 +77,8 @@ class ResidualBlock(nn.Module):
 class PixelCNN(nn.Module):
     """Plain version of ``pixelcnn_fast.models.PixelCNN``: one full forward gives all conditionals."""
 
+    logits_layout = "N,C,H,W,L"  # where they have as many pixels as levels, the shape does not tell
+
     def __init__(
         self,
         input_channels: int = 3,

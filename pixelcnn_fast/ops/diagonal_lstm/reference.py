@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixelcnn_fast.ops.row_lstm.reference import State, cell, cell_backward, cell_of_gates, initial
 
@@ -49,7 +50,10 @@ def forward(
     h, gates = sums.new_empty(len(sums), weight.shape[1], height, width), torch.empty_like(sums)
     for d, (of_diagonal, _, gates_of_diagonal) in enumerate(_diagonals(sums, weight, h0, c0)):
         y = _rows_on(d, height, width)
-        h[:, :, y, d - y], gates[:, :, y, d - y] = of_diagonal[:, :, y], gates_of_diagonal[:, :, y]
+        h[:, :, y, d - y], gates[:, :, y, d - y] = (
+            of_diagonal[:, :, y],
+            torch.cat(gates_of_diagonal, 1)[:, :, y],
+        )
     return h, gates
 
 
@@ -104,15 +108,25 @@ def _rows_on(d: int, height: int, width: int) -> Tensor:
 
 
 def _diagonals(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None) -> Iterator[State]:
-    """For each diagonal, the states of pixels (y, d - y), for each row y: [N, h, H]; those outside of the image are not
-    read."""
-    (n, _, height, width), hidden = sums.shape, weight.shape[1]
+    """For each diagonal, the states of pixels (y, d - y), for each row y: [N, h, H]; those outside of the image are
+    zero, or are not read."""
+    if not sums.numel():
+        return
+    (n, _, height, _), hidden = sums.shape, weight.shape[1]
     first_h, first_c = (initial(state, sums.new_empty(n, hidden, 1)) for state in (h0, c0))
     rows = torch.arange(height, device=sums.device)
     h = c = sums.new_zeros(n, hidden, height)
-    for d in range(height + width - 1 if sums.numel() else 0):
-        left_h, left_c = torch.where(rows == d, first_h, h), torch.where(rows == d, first_c, c)
-        above = torch.cat([first_h, h[:, :, :-1]], 2)
-        of_diagonal = sums[:, :, rows, (d - rows).clamp(0, width - 1)]
-        h, c, gates = cell(of_diagonal + weight[:, :, 0] @ above + weight[:, :, 1] @ left_h, left_c)
+    for d, of_diagonal in enumerate(_skewed(sums).unbind(3)):
+        if h0 is not None:  # what is left of the first column
+            h = torch.where(rows == d, first_h, h)
+        if c0 is not None:
+            c = torch.where(rows == d, first_c, c)
+        h, c, gates = cell(of_diagonal + F.conv1d(torch.cat([first_h, h], 2), weight), c)
         yield h, c, gates
+
+
+def _skewed(x: Tensor) -> Tensor:
+    """Each row moved right by one more than the row above: [N, C, H, W] -> [N, C, H, W + H - 1], zero beside it."""
+    n, channels, height, width = x.shape
+    span = width + height - 1
+    return F.pad(x, (0, height)).flatten(2)[..., : height * span].view(n, channels, height, span)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight
 
-State = tuple[Tensor, Tensor, Tensor]  # h, c and the gates i, f, g and o
+Gates = tuple[Tensor, Tensor, Tensor, Tensor]  # i, f, g and o
+State = tuple[Tensor, Tensor, Gates]  # h, c and what the gates were
 
 
 def row_lstm(sums: Tensor, weight: Tensor, h0: Tensor | None = None, c0: Tensor | None = None) -> Tensor:
@@ -27,7 +28,7 @@ def forward(
         return row_lstm(sums, weight, h0, c0), sums.new_empty(0)
     h, gates = sums.new_empty(len(sums), weight.shape[1], *sums.shape[2:]), torch.empty_like(sums)
     for y, (of_row, _, gates_of_row) in enumerate(_rows(sums, weight, h0, c0)):
-        h[:, :, y], gates[:, :, y] = of_row, gates_of_row
+        h[:, :, y], gates[:, :, y] = of_row, torch.cat(gates_of_row, 1)
     return h, gates
 
 
@@ -70,7 +71,7 @@ def cell(sums: Tensor, c: Tensor) -> State:
     i, f, g, o = sums.chunk(4, 1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
-    return o * c.tanh(), c, torch.cat([i, f, g, o], 1)
+    return o * c.tanh(), c, (i, f, g, o)
 
 
 def cell_of_gates(gates: Tensor, c: Tensor) -> Tensor:
