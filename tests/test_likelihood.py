@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.heads import Bernoulli, Categorical
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
-from pixelcnn_fast.models import GatedPixelCNN
+from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
+from pixelcnn_fast.models.pixel_rnn import KINDS
 from tests.system.networks import pixelcnn
 
 
@@ -22,6 +23,14 @@ def test_uniform_logits_cost_eight_bits():
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     assert bits_per_dim(Uniform(), [images]) == pytest.approx(8)
     assert nll(Uniform(), images).tolist() == pytest.approx([3 * 16 * math.log(256)] * 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_per_dim_of_a_pixel_rnn(kind):
+    model = PixelRNN(kind, 2, 4, 1, kernel_size=3, levels=2)
+    images = torch.randint(0, 2, (3, 2, 3, 4), dtype=torch.uint8)
+    chosen = model(images).log_softmax(-1).gather(-1, images.long()[..., None])
+    assert bits_per_dim(model, [images[:1], images[1:]]) == pytest.approx(-float(chosen.mean()) / math.log(2))
 
 
 def test_equals_a_loop_over_sub_pixels():

@@ -17,6 +17,8 @@ from matplotlib.image import imread
 from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.models import PixelRNN
+from pixelcnn_fast.models.pixel_rnn import KINDS, Kind
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
 
@@ -67,6 +69,24 @@ def test_sample_without_classes(plain: Path, tmp_path: Path) -> None:
     assert run("sample", "--checkpoint", plain, "--size", 4, "--n", 5, "--out", out, "--npz", npz) == 0
     with np.load(npz) as saved:
         assert saved["images"].shape == (5, 1, 4, 4) and "labels" not in saved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pixel_rnn_is_served_as_the_others(kind: Kind, tmp_path: Path, capsys) -> None:
+    settings: dict[str, Any] = dict(input_channels=1, hidden_channels=4, n_layers=1, kernel_size=3, levels=4)
+    path, npz = tmp_path / "rnn.safetensors", tmp_path / "a.npz"
+    checkpoint.save(random_model(family=PixelRNN, kind=kind, **settings), path)
+    small = ["--checkpoint", path, "--size", "5x4"]
+    assert run("sample", *small, "--n", 3, "--seed", 7, "--out", tmp_path / "a.png", "--npz", npz) == 0
+    sampler = Sampler(checkpoint.load(path), (1, 5, 4))
+    expected = sampler.sample(3, generator=torch.Generator().manual_seed(7), runtime="reference")
+    with np.load(npz) as saved:
+        assert np.array_equal(saved["images"], expected.numpy())
+    assert run("receptive-field", *small) == 0
+    assert "causal" in capsys.readouterr().out
+    bench = ["--model", path, "--size", "5x4", "--batch", 2, "--repeats", 1, "--naive-pixels", 0]
+    assert run("bench", "sampling", *bench, "--out", tmp_path) == 0
+    assert "identical" in capsys.readouterr().out
 
 
 def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
