@@ -13,8 +13,8 @@ from torch import Tensor
 from pixelcnn_fast.capture.float64 import no_narrower_than
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, Memory, View, flat, leaves, map_leaves, needed
-from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, flat, leaves, map_leaves, needed
+from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Given
 
 
 class NotInFloat64(Unsupported):
@@ -32,6 +32,7 @@ class Replay:
         """dtype: the model's own."""
         self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
+        self._constants = self._without_image() & self._as_is
         self._replaced = no_narrower_than(dtype)
         self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
 
@@ -51,19 +52,34 @@ class Replay:
         Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
         """
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
+        recorded = self._recording.memory(EXAMPLE_BATCH, lambda x: x)
         as_is = [call for call in self._calls if call in self._as_is]
         self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
         for call in self._calls:
             if call in read_by_these:
                 own.run(call)
+            if call in self._constants:
+                recorded.run(call)
             if call in self._as_is:
                 for view in (*call.outputs, *call.inputs):
                     if view.slot in call.written:
-                        self._write(exact, self._exact(view), own.tensor(view))
+                        found = repeated(recorded, view, len(images)) if call in self._constants else None
+                        self._write(exact, self._exact(view), own.tensor(view) if found is None else found)
             else:
                 self._run(exact, call)
         return exact.tensor(self._exact(self._result))
+
+    def _without_image(self) -> set[Call]:
+        """The calls that depend on neither images nor what is given besides."""
+        varying = {view.slot for view in (self._recording.images, *self._recording.given) if view is not None}
+        calls = set()
+        for call in self._calls:
+            if varying.isdisjoint(view.slot for view in call.inputs) and varying.isdisjoint(call.written):
+                calls.add(call)
+            else:
+                varying |= call.written
+        return calls
 
     def _memory(self, images: Tensor, given: Given, in_float64: bool = False) -> Memory:
         """The storages before the first call."""
@@ -107,3 +123,16 @@ class Replay:
                     dtypes[view.slot].add(view.dtype)
                     if len(dtypes[view.slot]) > 1:
                         raise NotInFloat64(f"{call.where}: {call.name}: it reads bits as {view.dtype}")
+
+
+def repeated(memory: Memory, view: View, n: int) -> Tensor | None:
+    """A constant, which is the same for all images, for n of them, from what it is in another batch; None if its axes
+    do not tell. PyTorch may round it otherwise if it is computed for n, and the program has what was recorded."""
+    axes = [axis for axis, size in enumerate(view.size) if isinstance(size, BatchSize)]
+    if not axes:
+        return memory.tensor(view)
+    size = view.size[axes[0]]
+    if len(axes) > 1 or not isinstance(size, BatchSize) or size.plus:
+        return None
+    of_one = memory.tensor(view).narrow(axes[0], 0, size.times)
+    return of_one.repeat([n if axis == axes[0] else 1 for axis in range(of_one.dim())])

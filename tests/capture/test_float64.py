@@ -274,3 +274,30 @@ def test_conditions_are_computed_in_the_model_s_dtype() -> None:
         for runtime in ("reference", "eager", "auto")
     ]
     assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("batch_axis", ["expanded", "repeated", "within an axis"])
+def test_a_constant_for_each_image_may_be_rounded_as_batches_are(batch_axis: str) -> None:
+    """PyTorch rounds a convolution otherwise in a batch of another size; the program has what was recorded."""
+
+    class Placed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.randn(1, 16, 12, 12))
+            self.of_place = nn.Conv2d(16, 6, 3, padding=1)
+            for parameter in self.parameters():
+                nn.init.normal_(parameter, std=0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = len(x)
+            place = (
+                self.place.expand(n, -1, -1, -1) if batch_axis == "expanded" else self.place.repeat(n, 1, 1, 1)
+            )
+            of_place = self.of_place(place)
+            if batch_axis == "within an axis":
+                of_place = of_place.flatten(0, 1).tanh().view(n, 6, 12, 12)
+            return self.last(self.first(x.float()) + of_place)
+
+    for seed in range(2):
+        torch.manual_seed(seed)
+        Sampler(Placed(), (1, 12, 12), levels=LEVELS, image_form="levels")
