@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ class Replay:
     do not depend on the image, and those on its levels that tables hold.
     """
 
-    def __init__(self, recording: Recording, as_is: Collection[Call], dtype: torch.dtype) -> None:
+    def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
         """dtype: the model's own."""
         self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
