@@ -38,7 +38,8 @@ def nll(
     logits = picked(model(images, *given, **named), output)
     shape = with_channels(images.shape)
     if head is None:
-        head = Categorical(_levels(model, logits, shape), layout_of(model))
+        levels = _levels(model, logits, shape)
+        head = Categorical(levels, layout_of(model, shape, levels))
     head = resolved(head, logits, shape)
     values = images if head.levels is None else to_levels(images, head.levels)
     return head.nll(head.arranged(logits, shape[1]), values.view(shape))

@@ -81,7 +81,7 @@ class WrappedModel:
             raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
         if levels is None:
             levels = integer_of(module, "levels") or 256
-        self.head = head if head is not None else Categorical(levels, layout_of(module))
+        self.head = head if head is not None else Categorical(levels, layout_of(module, self.shape, levels))
         self.head.check()
         self.levels = self.head.levels
         check_choice("image_form", image_form, IMAGE_FORMS)

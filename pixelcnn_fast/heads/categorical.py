@@ -67,9 +67,10 @@ class OfLevels(Head):
         return categorical_nll(parameters, values)
 
 
-def layout_of(model: nn.Module) -> Layout | None:
-    """What the model says of itself, as the library's own do: else the output's shape tells, where only one fits."""
-    found = getattr(model, "logits_layout", None)
+def layout_of(model: nn.Module, shape: tuple[int, ...], levels: int) -> Layout | None:
+    """What the model says of itself, as the library's own do, where its output's shape does not tell: for images of
+    ``shape`` [..., H, W] that are as high and wide as there are levels."""
+    found = getattr(model, "logits_layout", None) if shape[-2:] == (levels, levels) else None
     return found if isinstance(found, str) and found in LAYOUTS else None
 
 
