@@ -47,15 +47,15 @@ def main() -> int:
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)
     found = report.machine()
-    # So that compile times are those of a first run.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="pixelcnn_fast_inductor_")
     targets: list[Target] = []
     compared: list[list[Result]] = []
     if args.only != "sampling":
         settings = training.Training(repeats=args.repeats, compiled=not args.no_compile)
         if args.quick:
             settings = training.Training(2, 6, 8, 2, args.repeats, settings.compiled)
-        targets += training.targets(settings)
+        with tempfile.TemporaryDirectory(prefix="pixelcnn_fast_inductor_") as cache:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # so that compile times are those of a first run
+            targets += training.targets(settings)
     if args.only != "training":
         sampling(args, targets, compared)
     record = {"comparisons": [report.record(results) for results in compared]}

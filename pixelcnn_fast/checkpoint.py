@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from pixelcnn_fast.files import replacing
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
@@ -44,13 +45,9 @@ def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     _check_finite(tensors, "the model")
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        metadata = {**notes, "config": json.dumps(config), "model": type(model).__name__}
-        unfinished.write_bytes(to_bytes(tensors, metadata=metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    metadata = {**notes, "config": json.dumps(config), "model": type(model).__name__}
+    with replacing(path) as file:
+        file.write(to_bytes(tensors, metadata=metadata))
 
 
 def load(path: str | os.PathLike[str]) -> Model:

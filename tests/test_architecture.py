@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other.
 TIERS = [
-    {"errors", "native", "pictures", "image_forms", "signatures"},
+    {"errors", "files", "native", "pictures", "image_forms", "signatures"},
     {"ops"},
     {"environment"},
     {"nn"},
@@ -25,6 +25,7 @@ TIERS = [
     {"compiler"},
     {"perturbation"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
+    {"distributed"},
     {"bench"},
     {"cli"},
     {"__init__"},

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from pixelcnn_fast.models.inputs import check_images, check_labels
 from pixelcnn_fast.nn import DiagonalBiLSTM, MaskedConv2d, RowLSTM
 from pixelcnn_fast.nn.channel_order import ChannelOrder, channel_groups, named_order
-from pixelcnn_fast.nn.recurrence import check_sizes
+from pixelcnn_fast.nn.settings import check_sizes
 
 Kind = Literal["row_lstm", "diagonal_bilstm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

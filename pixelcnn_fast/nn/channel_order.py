@@ -33,20 +33,6 @@ def channel_groups(channels: int, colours: int, order: ChannelOrder) -> Tensor:
     return groups.sort().values if order == "thirds" else groups
 
 
-def check_groups(groups: tuple[Tensor, Tensor], channels_in: int, channels_out: int) -> None:
-    """Raises ValueError unless these are the groups of so many channels before and after a layer."""
-    is_pair = isinstance(groups, (tuple, list)) and len(groups) == 2
-    if not is_pair or not all(isinstance(x, Tensor) and not x.is_floating_point() for x in groups):
-        raise ValueError(
-            "channel_groups: expected two tensors of integers, of the input's channels and the output's"
-        )
-    found, expected = [list(x.shape) for x in groups], [[channels_in], [channels_out]]
-    if found != expected:
-        raise ValueError(
-            f"channel_groups have shapes {found[0]} and {found[1]}, expected {expected[0]} and {expected[1]}"
-        )
-
-
 def channel_mask(groups_in: Tensor, groups_out: Tensor, mask_type: str) -> Tensor:
     """What each output channel sees of the present pixel's input channels -> bool [out, in].
 

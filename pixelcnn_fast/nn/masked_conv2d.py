@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.nn.channel_order import channel_mask, check_groups
+from pixelcnn_fast.nn.channel_order import channel_mask
+from pixelcnn_fast.nn.settings import check_groups
 from pixelcnn_fast.nn.fused import MaskedConvolution, kernel_mask
 from pixelcnn_fast.ops import masked_conv2d
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.nn.channel_order import check_groups
+from pixelcnn_fast.nn.settings import check_bool, check_groups, check_sizes
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
 from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d
 from pixelcnn_fast.ops import diagonal_lstm, row_lstm
 from pixelcnn_fast.ops.library import memory_format
 
 Groups = tuple[Tensor, Tensor]
-
-
-def check_sizes(least: int = 1, **sizes: int) -> None:
-    """Raises ValueError unless all are integers, not below ``least``."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < least:
-            raise ValueError(f"{name} is {size!r}, expected an integer of {least} or more")
-
-
-def check_bool(**settings: bool) -> None:
-    for name, setting in settings.items():
-        if not isinstance(setting, bool):
-            raise ValueError(f"{name} is {setting!r}, expected True or False")
 
 
 class Recurrence(nn.Module):

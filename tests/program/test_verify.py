@@ -241,15 +241,19 @@ def test_a_broken_phased_program_is_refused_by_its_rule(name: str) -> None:
         verify(breaks(phased()))
 
 
+def from_the_right(dy: int) -> list[Instruction]:
+    """Values 4 and 5, a recurrence along a row from the right: a convolution of the image's row ``dy`` and a gate."""
+    taps = (Tap(0, dy, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
+    return [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
+
+
 def scanning() -> PhasedProgram:
     """Two recurrences along a finished row, from the right and from the left, each of a convolution and a gate."""
-    taps = (Tap(0, 0, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
-    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
     taps = (Tap(5, 0, 0, weight(4, 4)), Tap(7, 0, -1, weight(4, 4)))
     left = [Convolution(6, 4, "left", taps=taps), Pointwise(7, 4, "left", base=Read(6))]
     beside = Convolution(8, 4, "beside", taps=(Tap(0, 0, 1, weight(1, 4)),))  # for a whole row
     conv = replace(CONV, taps=(*CONV.taps, Tap(7, -1, 0, weight(4, 4)), Tap(8, -1, 0, weight(4, 4))))
-    return pipeline.phased(program(LEVELS, conv, GATE, LOGITS, *right, *left, beside))
+    return pipeline.phased(program(LEVELS, conv, GATE, LOGITS, *from_the_right(0), *left, beside))
 
 
 def in_order(program: PhasedProgram, *outs: int) -> PhasedProgram:
@@ -289,11 +293,8 @@ def test_a_broken_scan_is_refused_by_its_rule(name: str) -> None:
 
 def scanning_before() -> PhasedProgram:
     """A recurrence along a row from the right, which is known before the row's pixels: it sees the row above alone."""
-    taps = (Tap(0, -1, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
-    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
-    return pipeline.phased(
-        program(LEVELS, *right, replace(CONV, taps=(*CONV.taps, Tap(5, 0, 1, weight(4, 4)))), GATE, LOGITS)
-    )
+    conv = replace(CONV, taps=(*CONV.taps, Tap(5, 0, 1, weight(4, 4))))
+    return pipeline.phased(program(LEVELS, *from_the_right(-1), conv, GATE, LOGITS))
 
 
 BROKEN_SCANS_BEFORE = {
@@ -322,13 +323,11 @@ def test_a_broken_scan_before_its_row_is_refused_by_its_rule(name: str) -> None:
 
 
 def test_an_output_that_needs_its_row_finished_is_refused() -> None:
-    taps = (Tap(0, 0, 0, weight(1, 4)), Tap(5, 0, 1, weight(4, 4)))
-    right = [Convolution(4, 4, "right", taps=taps), Pointwise(5, 4, "right", base=Read(4))]
     conv = replace(CONV, taps=(*CONV.taps, Tap(5, 0, 0, weight(4, 4))))
     with pytest.raises(
         Unsupported, match="right: it needs its whole row, and the model's output needs it in that row"
     ):
-        pipeline.phased(program(LEVELS, *right, conv, GATE, LOGITS))
+        pipeline.phased(program(LEVELS, *from_the_right(0), conv, GATE, LOGITS))
 
 
 def test_scans_are_printed() -> None:

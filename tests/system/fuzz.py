@@ -297,9 +297,8 @@ class Layer(nn.Module):
         return self.left(h) + F.pad(right, (0, 0, 1, -1)) + self.above(h)
 
     def from_both_sides_above(self, h: Tensor, given: Given) -> Tensor:
-        above = F.pad(
-            self.conv(h), (0, 0, 1, -1)
-        )  # known before the row's pixels, and so is what goes along it
+        # known before the row's pixels, and so is what goes along it
+        above = F.pad(self.conv(h), (0, 0, 1, -1))
         across = F.conv2d(F.pad(self.left(above), (1, 1)), self.free.weight[:, :, :1])
         return h + self.right(across if self.numbers[0] > 0 else above)
 

@@ -74,8 +74,8 @@ class PreparedProgram {
       total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
-    for (const auto& i : instructions)
-      if (i.in_scan() && i.phase == Phase::row) before_row = stages_of(Phase::row);
+    const auto scans_before = [](const auto& i) { return i.in_scan() && i.phase == Phase::row; };
+    if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
     after_row = stages_of(Phase::finished);
     set_barriers(program.outputs.size());
     count_work(program);
