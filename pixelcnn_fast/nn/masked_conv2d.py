@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.nn.channel_order import channel_mask
-from pixelcnn_fast.nn.settings import check_groups
 from pixelcnn_fast.nn.fused import MaskedConvolution, kernel_mask
+from pixelcnn_fast.nn.settings import check_groups
 from pixelcnn_fast.ops import masked_conv2d
 
 MaskType = Literal["A", "B"]

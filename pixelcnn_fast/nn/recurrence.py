@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.nn.settings import check_bool, check_groups, check_sizes
 from pixelcnn_fast.nn.masked_conv2d import MaskedConv2d
+from pixelcnn_fast.nn.settings import check_bool, check_groups, check_sizes
 from pixelcnn_fast.nn.stack_conv2d import HorizontalConv2d
 from pixelcnn_fast.ops import diagonal_lstm, row_lstm
 from pixelcnn_fast.ops.library import memory_format
