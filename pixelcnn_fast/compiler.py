@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.private_copy import eagerly
 from pixelcnn_fast.capture.recorder import module_paths
+from pixelcnn_fast.capture.reevaluation import Reevaluation
 from pixelcnn_fast.capture.replay import NotInFloat64, Replay
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
@@ -28,7 +29,7 @@ from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.program import Program, condition_operands
+from pixelcnn_fast.program.program import Convert, Program, condition_operands
 from pixelcnn_fast.runtimes import Precision
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
@@ -45,15 +46,52 @@ class Compiled:
     conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``; whole:
     the program before it was split into phases, if labels and conditions are to be settled.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
-    weights: what evaluates the program's weights again from the model's parameters and buffers.
+    weights: in what the calls on the program's weights were recorded; first: what it was when they were, if it has
+    other weights now. Neither is kept in a pickle.
     """
 
     program: PhasedProgram
     conditions: Conditions
     normalised: bool
     precision: Precision
-    weights: WeightRecorder
+    weights: WeightRecorder | None
     whole: Program | None
+    first: Compiled | None = None
+
+    def having(self, weights: Mapping[str, Tensor]) -> Compiled | None:
+        """The same with other weights of the model, by name; None if it must be compiled anew, since what is zero, or
+        a number that Python read, is another now, or since it comes out of a pickle."""
+        first = self.first or self
+        if first.weights is None:
+            return None
+        constants = first.evaluation(weights)
+        if constants is None:
+            return None
+        in_turn = iter(constants)
+        return replace(first.converted(lambda _: next(in_turn)), first=first)
+
+    @cached_property
+    def evaluation(self) -> Reevaluation:
+        """What evaluates its constants from weights."""
+        assert self.weights is not None
+        constants: list[Tensor] = []
+
+        def seen(x: Tensor) -> Tensor:
+            constants.append(x)
+            return x
+
+        self.converted(seen)
+        return self.weights.evaluating(constants)
+
+    def converted(self, convert: Convert) -> Compiled:
+        """The same with its constants converted, in an order that is always the same."""
+        program, conditions = self.program.converted(convert), self.conditions.converted(convert)
+        whole = None if self.whole is None else self.whole.converted(convert)
+        return replace(self, program=program, conditions=conditions, whole=whole)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**kept, "weights": None, "first": None}
 
     @property
     def listing(self) -> ProgramListing:
@@ -280,8 +318,7 @@ def on_examples(program: Program, conditions: Conditions, examples: Examples) ->
 
 def on_cpu(program: Program) -> Program:
     """The program where float64 is known to exist."""
-    instructions = tuple(i.converted(Tensor.cpu) for i in program.instructions)
-    return replace(program, instructions=instructions, device=torch.device("cpu"))
+    return replace(program.converted(Tensor.cpu), device=torch.device("cpu"))
 
 
 def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence[Tensor]) -> None:

@@ -8,7 +8,8 @@ raise a plain ValueError.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -39,6 +40,11 @@ class NonFiniteLogits(PixelCNNFastError, ValueError):
         self.location = (image, channel, row, column)
         super().__init__(image, channel, row, column)
 
+    def moved(self, images: int) -> NonFiniteLogits:
+        """The same for images that come so many later."""
+        image, *rest = self.location
+        return NonFiniteLogits(image + images, *rest)
+
     def __str__(self) -> str:
         image, channel, row, column = self.location
         return (
@@ -64,14 +70,28 @@ class CheckFailed(PixelCNNFastError, RuntimeError):
 
 
 class SamplingInterrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run; ``images`` [m, C, H, W] are the m images that were finished.
+    """Ctrl-C stopped a run: ``images`` [finished, C, H, W] are those that were finished, ``log_probabilities``
+    [finished] theirs, if they were asked for.
 
     It is not a PixelCNNFastError, because ``except Exception`` must not swallow what the user asked for.
     """
 
-    def __init__(self, images: Tensor, wanted: int) -> None:
-        super().__init__(f"sampling was interrupted: {images.shape[0]} of {wanted} images are finished")
-        self.images = images
+    def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
+        super().__init__(f"sampling was interrupted: {len(images)} of {wanted} images are finished")
+        self.finished, self.images, self.log_probabilities = len(images), images, log_probabilities
+
+
+Error = TypeVar("Error", bound=BaseException)
+
+
+def keeping(error: Error, images: Tensor, log_probabilities: Tensor | None) -> Error:
+    """Gives what ended a run of sampling the images that were finished before: ``finished``, how many; ``images``
+    [finished, C, H, W]; ``log_probabilities`` [finished], or None if they were not asked for -> the same error."""
+    kept = dict(finished=len(images), images=images, log_probabilities=log_probabilities)
+    with suppress(AttributeError):  # an error of a user's, which takes no more attributes
+        for name, value in kept.items():
+            setattr(error, name, value)
+    return error
 
 
 @contextmanager

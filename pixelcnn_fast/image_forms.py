@@ -10,8 +10,22 @@ from torch import Tensor
 
 ImageForm = Literal["uint8", "int64", "codes", "unit", "centred", "levels"]
 IMAGE_FORMS: tuple[ImageForm, ...] = get_args(ImageForm)
+MEANINGS: dict[ImageForm, str] = {
+    "uint8": "torch.uint8 [N, C, H, W], 0...L-1",
+    "int64": "torch.int64 [N, C, H, W], 0...L-1",
+    "codes": "torch.int64 [N, H, W], 0...L-1",
+    "unit": "floats [N, C, H, W], 0...1",
+    "centred": "floats [N, C, H, W], -1...1",
+    "levels": "floats [N, C, H, W], 0...L-1",
+}
+INTEGER_FORMS: dict[ImageForm, torch.dtype] = {
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+    "codes": torch.int64,
+}
 # The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
 SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
+HALF = torch.finfo(torch.float16).eps / 2  # how far off a float may be: it may once have been float16
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -49,19 +63,51 @@ def from_levels(images: Tensor, form: ImageForm, levels: int, dtype: torch.dtype
     return images / (levels - 1) * (high - low) + low
 
 
-def to_levels(images: Tensor, levels: int = 256) -> Tensor:
+def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = None) -> Tensor:
     """Images -> their integer levels (int64, same shape).
 
-    uint8 and other integers are levels already. Floating point is read as 0...1, or as 0...levels-1 when some
-    value exceeds 1, and rounded: truncation is wrong for most levels once an image has been float16.
-    Raises ValueError for values that are NaN or outside the range.
+    levels: L, their number; image_form: the form that they are in, as for ``Sampler``; None: they are integers, which
+    are levels. Nothing is guessed from values. Floats must be levels in that form up to rounding of float16, and are rounded:
+    truncation is wrong for most levels once an image has been float16.
+    Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
-    if images.is_floating_point():
-        x = images.double()
-        x = x if x.numel() and x.max() > 1 else x * (levels - 1)
-        images = x.round()
-        if not torch.isfinite(images).all():
-            raise ValueError("images hold NaN or infinite values")
-    images = images.long()
-    check_levels(images, levels)
-    return images
+    if image_form is not None:
+        check_choice("image_form", image_form, IMAGE_FORMS)
+    found = _levels_in(images, levels, image_form)
+    if found is None:
+        fitting = [form for form in IMAGE_FORMS if _levels_in(images, levels, form) is not None]
+        expected = "integers" if image_form is None else f"image_form={image_form!r}, {MEANINGS[image_form]}"
+        raise ValueError(
+            f"the images are {_described(images)}, which is not what was expected: {expected}, with L = {levels}. "
+            + (
+                f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
+                if fitting
+                else f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, "
+                "are to be made from one of these forms by the model itself"
+            )
+        )
+    return found
+
+
+def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | None:
+    """The levels of images in a form, or None if they are in another."""
+    if images.is_floating_point() != (form in SCALED_FORMS) or images.dtype in (torch.bool, torch.complex64):
+        return None
+    if form in SCALED_FORMS:
+        low, high = SCALED_FORMS[form] or (0, levels - 1)
+        exact = (images.double() - low) / (high - low) * (levels - 1)
+        rounded = exact.round()
+        allowed = min(0.5, 1.01 * (levels - 1) * max(HALF, torch.finfo(images.dtype).eps))
+        if not bool(((exact - rounded).abs() <= allowed).all()):  # NaN is not
+            return None
+        found = rounded.long()
+    elif form is not None and (images.dtype != INTEGER_FORMS[form] or (form == "codes" and images.dim() != 3)):
+        return None
+    else:
+        found = images.long()
+    return found if not found.numel() or 0 <= int(found.min()) <= int(found.max()) < levels else None
+
+
+def _described(images: Tensor) -> str:
+    span = "" if not images.numel() else f" that span {images.min().item():.7g}...{images.max().item():.7g}"
+    return f"{images.dtype} {list(images.shape)}{span}"

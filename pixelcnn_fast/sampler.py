@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -15,28 +13,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from pixelcnn_fast.capture.changes import Changes
+from pixelcnn_fast.capture.kept_module import named_tensors
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.private_copy import eagerly, undisturbed
+from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
-from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, advising
+from pixelcnn_fast.compiler import warn_of_what_changes_nothing
+from pixelcnn_fast.engine import Engine
+from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
-from pixelcnn_fast.perturbation import Observed, observed
-from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
-from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
-from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
-
-BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
-LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
-WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,40 +101,98 @@ class Sampler:
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
         check_choice("runtime", runtime, RUNTIMES)
-        self._model = WrappedModel(model, shape, **arguments)
-        self._preferred = runtime
-        self._runtimes: dict[RuntimeName, Runtime] = {}
-        self._observed: Observed | None = None  # else there is no program
-        with undisturbed(self._model.device):
-            if runtime == "reference":
-                _check_not_narrowed(precision)
-                self._observed = observed(self._model)
-            else:
-                with advising(WAY_OUT):
-                    self._compiled = compiled(self._model, precision)
-            warn_of_what_changes_nothing(self._model)
-        self.runtime("auto")
+        wrapped = WrappedModel(model, shape, **arguments)
+        with undisturbed(wrapped.device):
+            engine = Engine.built(wrapped, precision, runtime)
+            warn_of_what_changes_nothing(wrapped)
+        self._use(engine, model)
+
+    def _use(self, engine: Engine, model: nn.Module) -> None:
+        """From now on, draws from an engine that was built from a model's present weights."""
+        engine.runtime("auto")
+        self._engine = engine
+        self._changes: Changes | None = Changes(unwrapped(model), engine.weights)
+        self._has_told = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the runtimes, which are built again when they are asked for."""
-        return {**self.__dict__, "_runtimes": {}}
+        """A copy, or what comes out of a pickle, stands alone: it does not know the model any more."""
+        return {**self.__dict__, "_changes": None}
+
+    def __repr__(self) -> str:
+        model, engine = self._engine.model, self._engine
+        channels, height, width = self.shape
+        labels = (
+            "" if not model.conditional else f", labels 0...{n - 1}" if (n := model.n_classes) else ", labels"
+        )
+        condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
+        runtime = engine.fastest if engine.preferred == "auto" else engine.preferred
+        precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
+        size = (
+            ""
+            if engine.compiled is None
+            else f", {engine.compiled.listing.weight_bytes / 1e6:.3g} MB of weights"
+        )
+        return (
+            f"<Sampler of {model.kept.name}: images {channels}x{height}x{width}, {self.head}{labels}{condition}, "
+            f"runtime {runtime!r}{precision}{size}>"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        return self._model.shape
+        return self._engine.model.shape
 
     @property
     def head(self) -> Head:
         """How the model's output is read."""
-        return self._model.head
+        return self._engine.model.head
 
     @property
     def program(self) -> ProgramListing:
         """What was captured, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
-        if self._observed is not None:
-            raise RuntimeError(f"there is no program: {self._why_no_program}")
-        return self._compiled.listing
+        return self._engine.captured.listing
+
+    # -- the model's present weights
+
+    def refresh(self, model: nn.Module | None = None) -> Sampler:
+        """Takes the model's present parameters and buffers -> itself.
+
+        The model is not captured again, which takes a tenth of the time of building a sampler or less: for training
+        loops that sample after every step. What is neither a parameter nor a buffer, such as a number in an attribute,
+        stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a number that the forward
+        reads off its weights is another, the sampler is built anew, with a warning. Samples that other threads are
+        drawing are still from the weights that they began with.
+        model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
+        now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
+        Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
+        sampler stays as it was.
+        """
+        if model is None:
+            model = None if self._changes is None else self._changes.model
+        if model is None:
+            why = "it is gone" if self._changes is not None else "this is a copy, or comes out of a pickle"
+            raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
+        why_not = self._engine.why_not_having(model)
+        engine = self._engine.having(model) if why_not is None else None
+        if engine is None:
+            because = why_not or "a weight that was zero, or that the forward reads as a number, is another now"
+            warnings.warn(f"the sampler is built anew, which takes longer: {because}", stacklevel=2)
+            wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
+            with undisturbed(wrapped.device):
+                engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
+        self._use(engine, model)
+        return self
+
+    def _tell_of_changes(self, stacklevel: int) -> None:
+        if self._changes is not None and not self._has_told and self._changes:
+            self._has_told = True
+            warnings.warn(
+                "the model has changed since this sampler was built, or refreshed: it draws from the model as it was "
+                "then. sampler.refresh() takes the present weights",
+                stacklevel=stacklevel + 1,
+            )
 
     # -- what a user calls
 
@@ -213,6 +263,7 @@ class Sampler:
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
+        self._tell_of_changes(stacklevel=3)
         values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
@@ -277,7 +328,7 @@ class Sampler:
         A pixel sees the known pixels before it, never those after it. The other arguments, the
         result and the errors are as for ``sample``.
         """
-        values = self._model.checked_images(images)
+        values = self._engine.model.checked_images(images)
         known = torch.as_tensor(known)
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
@@ -288,6 +339,7 @@ class Sampler:
                 f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
             ) from None
         values = values.masked_fill(~known, 0)
+        self._tell_of_changes(stacklevel=3)
         return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
 
     def logits(
@@ -303,71 +355,46 @@ class Sampler:
         the parameters of each distribution, [n, D, H, W, P]. For checks; the model's own forward gives the same,
         faster.
         """
-        values = self._model.checked_images(images)
+        values = self._engine.model.checked_images(images)
         n, channels, height, width = values.shape
-        output = self._observed or self._compiled.program
+        self._tell_of_changes(stacklevel=2)
+        engine = self._engine
+        output = engine.observed if engine.compiled is None else engine.compiled.program
+        assert output is not None
         distributions = self.head.distributions(channels)
         out = torch.zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
         unused = torch.zeros(n, self.head.uniforms * distributions, height, width, dtype=torch.float64)
         settings = RunSettings(runtime=runtime, condition=condition)
         self._run(values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
-        normalised = self._observed is None and self._compiled.normalised
-        return out.log_softmax(-1) if normalised else out
+        return out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
+
+    def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
+
+        images: integer levels [n, C, H, W]. Differentiable in the model's parameters: its weights are put into a copy,
+        so that its mode, hooks and buffers stay alone. A sampler that knows no model, since it comes out of a pickle or
+        the model is gone, gives that of its own weights, without gradients.
+        Raises ValueError for bad arguments, as ``sample`` does.
+        """
+        engine, model = self._engine, None if self._changes is None else self._changes.model
+        values = engine.model.checked_images(images)
+        given = engine.model.checked_given(labels, condition, len(values))
+        if model is None:
+            with torch.no_grad():
+                return engine.model.log_probability(values, given, dict(named_tensors(engine.model.module)))
+        return engine.model.log_probability(values, given, dict(named_tensors(model)))
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
+        wrapped = WrappedModel(model, self.shape, head=self.head, image_form=self._engine.model.image_form)
         other = copy.copy(self)
-        other._model = WrappedModel(model, self.shape, head=self.head, image_form=self._model.image_form)
-        other._runtimes = {}
+        other._engine = replace(self._engine, model=wrapped, _runtimes={})
         return other
 
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
-        check_choice("runtime", name, RUNTIMES)
-        if name == "auto":
-            name = self._preferred if self._preferred != "auto" else self._fastest()
-        if name not in self._runtimes:
-            self._runtimes[name] = self._build(name)
-        return self._runtimes[name]
-
-    def _fastest(self) -> RuntimeName:
-        program, head = self._compiled.program, self.head
-        if why_not_cpu(program, head) is None and self._compiled.precision in ("same", "bf16"):
-            return "cpu"
-        if (why := why_not_cuda(program, head)) is None:
-            return "cuda"
-        if program.device.type == "cuda" and "eager" not in self._runtimes:
-            warnings.warn(
-                f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=4
-            )
-        return "eager"
-
-    def _build(self, name: RuntimeName) -> Runtime:
-        if self._observed is not None:
-            if name != "reference":
-                raise RuntimeError(f"runtime {name!r} is not available: {self._why_no_program}")
-            return ReferenceRuntime(self._model, self._observed.draws)
-        program, conditions = self._compiled.program, self._compiled.conditions
-        head, precision = self.head, self._compiled.precision
-        if name == "cuda":
-            return CudaRuntime(program, conditions, head, precision)
-        if precision == "tf32" or (precision == "fp16" and name == "cpu"):
-            raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
-        if name == "cpu":
-            return CpuRuntime(program, conditions, head, precision)
-        if name == "eager":
-            return EagerRuntime(program, conditions, head)
-        _check_not_narrowed(precision)
-        return ReferenceRuntime(self._model, draws=len(program.outputs))
-
-    @cached_property
-    def _why_no_program(self) -> str:
-        try:
-            compiled(self._model)
-        except PixelCNNFastError as error:
-            return f"the sampler was built with runtime='reference', and the model can't be captured: {error}"
-        return "the sampler was built with runtime='reference'; the model can be captured, so leave that out"
+        return self._engine.runtime(name)
 
     # -- running
 
@@ -408,25 +435,27 @@ class Sampler:
         parameters: Tensor | None = None,
     ) -> Tensor:
         """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
-        n, height = values.shape[0], self.shape[1]
-        given = self._model.checked_given(labels, settings.condition, n)
+        (n, _, height, _), engine = values.shape, self._engine
+        given = engine.model.checked_given(labels, settings.condition, n)
         uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
         noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
-        engine = self.runtime(settings.runtime)
-        size = settings.batch_size or self._default_batch(n, engine)
-        parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        if self._observed is None and not isinstance(engine, ReferenceRuntime):
-            self._settle(given, parts)
+        runtime = engine.runtime(settings.runtime)
+        parts = engine.batches(n, runtime, settings.batch_size)
         finished = 0
-        with self._model.in_use(), tqdm(total=n * height, unit="row", disable=not settings.progress) as bar:
-            try:
+        try:
+            if not isinstance(runtime, ReferenceRuntime):
+                engine.settle(given, parts)
+            with (
+                engine.model.in_use(),
+                tqdm(total=n * height, unit="row", disable=not settings.progress) as bar,
+            ):
                 for part in parts:
                     count = part.stop - part.start
 
                     def on_row(y: int, count: int = count) -> None:
                         bar.update(count if y else 0)
 
-                    engine.run(
+                    runtime.run(
                         Job(
                             values=values[part],
                             known=None if known is None else known[part],
@@ -438,32 +467,17 @@ class Sampler:
                             on_row=on_row,
                         )
                     )
-                    bar.update(count)
                     finished = part.stop
-            except NonFiniteLogits as error:
-                image, *rest = error.location
-                raise NonFiniteLogits(image + part.start, *rest) from None
-            except KeyboardInterrupt:
-                raise SamplingInterrupted(self.head.as_images(values[:finished]), n) from None
+                    bar.update(count)
+        except BaseException as error:
+            images = self.head.as_images(values[:finished])
+            scored = None if log_probability is None else log_probability[:finished].sum((1, 2, 3))
+            if isinstance(error, NonFiniteLogits):
+                error = error.moved(finished)
+            elif isinstance(error, KeyboardInterrupt):
+                error = SamplingInterrupted(images, n)
+            raise keeping(error, images, scored) from error.__cause__
         return self.head.as_images(values)
-
-    def _settle(self, given: Given, parts: Sequence[slice]) -> None:
-        """Raises Unsupported for labels or conditions with which the model does something else."""
-        conditions, whole = self._compiled.conditions, self._compiled.whole
-        with self._model.in_use(), eagerly, advising(WAY_OUT):
-            for part in parts if conditions.guards else ():
-                conditions([], given.part(part), part.stop - part.start)
-            if whole is not None:
-                settle(whole, conditions, self._model, given)
-
-    def _default_batch(self, n: int, engine: Runtime) -> int:
-        if isinstance(engine, CudaRuntime):
-            largest = engine.largest_batch()
-        else:
-            each = self._observed.output_bytes if self._observed else self.program.workspace_bytes
-            largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // each))
-        batches = max(1, math.ceil(n / largest))
-        return max(1, math.ceil(n / batches))  # of equal size
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
@@ -479,11 +493,6 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().cpu().contiguous()
-
-
-def _check_not_narrowed(precision: Precision) -> None:
-    if precision != "same":
-        raise ValueError("runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'")
 
 
 Fields = TypeVar("Fields")

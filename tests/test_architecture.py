@@ -24,6 +24,7 @@ TIERS = [
     {"runtimes"},
     {"compiler"},
     {"perturbation"},
+    {"engine"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},
     {"distributed"},
     {"bench"},

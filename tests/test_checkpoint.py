@@ -124,13 +124,11 @@ def test_a_refused_save_keeps_the_old_file(model: PixelCNN, saved: Path) -> None
 def test_an_interrupted_save_keeps_the_old_file(
     model: PixelCNN, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[:100])
+    def interrupted(file: int) -> None:
         raise KeyboardInterrupt
 
     before = saved.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(model, saved)
     assert saved.read_bytes() == before

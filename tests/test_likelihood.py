@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.heads import Bernoulli, Categorical
+from pixelcnn_fast.image_forms import ImageForm
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from pixelcnn_fast.models.pixel_rnn import KINDS
@@ -64,15 +65,72 @@ def test_the_model_is_evaluated_in_eval_mode_and_put_back():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_levels_are_rounded(dtype):
     levels = torch.arange(256)
-    assert torch.equal(to_levels((levels / 255).to(dtype)), levels)
-    assert torch.equal(to_levels(levels.to(dtype)), levels)
+    assert torch.equal(to_levels((levels / 255).to(dtype), image_form="unit"), levels)
+    assert torch.equal(to_levels((levels / 255).half().to(dtype), image_form="unit"), levels)
+    assert torch.equal(to_levels((levels / 127.5 - 1).to(dtype), image_form="centred"), levels)
+    assert torch.equal(to_levels(levels.to(dtype), image_form="levels"), levels)
     assert torch.equal(to_levels(levels.to(torch.uint8)), levels)
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([0.5, math.nan]), torch.tensor([-0.1]), torch.tensor([300.0])])
-def test_bad_images_are_refused(bad):
-    with pytest.raises(ValueError):
-        to_levels(bad)
+DARK = torch.tensor([[0.0, 1.0, 1.0]])
+REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
+    "floats, and nothing said": (DARK, None, "They fit image_form='unit' and image_form='levels': say"),
+    "floats for uint8": (torch.tensor([0, 3 / 255]), "uint8", "They fit image_form='unit': say which it is"),
+    "int64 for uint8": (
+        torch.zeros(1, 3, 4, dtype=torch.long),
+        "uint8",
+        "They fit image_form='int64' and image_form='codes'",
+    ),
+    "0...255 for unit": (torch.tensor([0.0, 7.0]), "unit", "They fit image_form='levels': say"),
+    "-1...1 for unit": (torch.tensor([-1.0, 1.0]), "unit", "They fit image_form='centred': say"),
+    "a little too much": (torch.tensor([0.0, 1.01]), "unit", "They fit no form of 256 levels"),
+    "standardised": (torch.tensor([-0.42, 2.82]), "centred", "They fit no form of 256 levels"),
+    "a half": (torch.tensor([0.5]), "levels", "They fit no form of 256 levels"),
+    "NaN": (torch.tensor([0.0, math.nan]), "unit", "They fit no form of 256 levels"),
+    "infinite": (torch.tensor([0.0, math.inf]), "levels", "They fit no form of 256 levels"),
+    "a level too many": (torch.tensor([0, 256]), None, r"span 0\.\.\.256"),
+    "booleans": (torch.tensor([True]), None, "torch.bool"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_the_form_is_refused_with_what_does(name):
+    images, form, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        to_levels(images, image_form=form)
+
+
+def test_a_pixel_that_rounding_has_made_too_bright_is_the_brightest():
+    assert to_levels(torch.tensor([0.0, 0.2, 1.0000001]), image_form="unit").tolist() == [0, 51, 255]
+
+
+def test_values_do_not_decide_how_they_are_read():
+    """A dark image of 0...4, all of whose pixels are 0 or 1, and one of 0...1."""
+    net = Read(lambda x: x).double()
+    levels = torch.randint(0, 2, (3, 2, 4, 6))
+    by_form = {form: nll(net, levels.double(), levels=LEVELS, image_form=form) for form in ("unit", "levels")}
+    assert not torch.allclose(by_form["unit"], by_form["levels"])
+    net.conv.weight.data.zero_()  # so that it makes no difference how the model sees them
+    flat = torch.log_softmax(net.conv.bias.view(2, LEVELS), 1)
+    for form, factor in (("unit", LEVELS - 1), ("levels", 1)):
+        chosen = flat[:, levels[0] * factor]
+        expected = -(chosen[0, 0].sum() + chosen[1, 1].sum())
+        assert torch.allclose(nll(net, levels[:1].double(), levels=LEVELS, image_form=form)[0], expected)
+
+
+def test_a_batch_norm_that_was_frozen_stays_so_and_another_thread_may_train():
+    model = pixelcnn().train()
+    model.norm_in.eval()
+    modes = [module.training for module in model.modules()]
+    seen = []
+
+    def loader():
+        for _ in range(2):
+            seen.append([module.training for module in model.modules()])
+            yield torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+
+    bits_per_dim(model, loader())
+    assert seen == [modes, modes] and [module.training for module in model.modules()] == modes
 
 
 class Converting(nn.Module):
@@ -127,8 +185,9 @@ def test_every_head_gives_the_same_likelihood(name):
     reading, head = READINGS[name]
     images = torch.randint(0, LEVELS, (3, 2, 4, 6), dtype=torch.uint8)
     p = Read(lambda x: x)(images).log_softmax(2).gather(2, images.long()[:, :, None])[:, :, 0]
-    assert torch.allclose(nll(Read(reading), images, head=head), -p.sum((1, 2, 3)), rtol=1e-12)
-    assert bits_per_dim(Read(reading), [images[:1], images[1:]], head=head) == pytest.approx(
+    how = {"levels": LEVELS} if head is None else {"head": head}
+    assert torch.allclose(nll(Read(reading), images, **how), -p.sum((1, 2, 3)), rtol=1e-12)
+    assert bits_per_dim(Read(reading), [images[:1], images[1:]], **how) == pytest.approx(
         -p.mean().item() / math.log(2)
     )
 
@@ -142,7 +201,8 @@ def test_binary_images(probabilities):
     images = torch.randint(0, 2, (3, 1, 4, 6)).double()
     p = model(images) if probabilities else model(images).sigmoid()
     expected = nn.functional.binary_cross_entropy(p, images, reduction="none").sum((1, 2, 3))
-    assert torch.allclose(nll(model, images, head=Bernoulli(probabilities)), expected, rtol=1e-9)
+    found = nll(model, images, image_form="levels", head=Bernoulli(probabilities))
+    assert torch.allclose(found, expected, rtol=1e-9)
 
 
 def test_whatever_the_model_takes():
@@ -170,11 +230,13 @@ def test_codes_of_one_channel():
 
     codes = torch.randint(0, LEVELS, (3, 4, 6))
     expected = nn.functional.cross_entropy(Codes()(codes), codes, reduction="none").sum((1, 2))
-    assert torch.allclose(nll(Codes(), codes, head=Categorical(LEVELS)), expected)
+    assert torch.allclose(nll(Codes(), codes, levels=LEVELS, image_form="codes"), expected)
 
 
 def test_an_ambiguous_output_is_refused():
     with pytest.raises(ValueError, match="several ways"):
-        nll(Read(lambda x: x.flatten(1, 2)), torch.zeros(3, 2, 4, 6), head=Categorical(LEVELS))
+        nll(Read(lambda x: x.flatten(1, 2)), torch.zeros(3, 2, 4, 6, dtype=torch.uint8), levels=LEVELS)
     with pytest.raises(ValueError, match="for 256 levels"):
-        nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6))
+        nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="leave levels out"):
+        nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6), head=Categorical(LEVELS), levels=3)

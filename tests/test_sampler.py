@@ -20,6 +20,7 @@ import pixelcnn_fast
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.sampler import RunSettings, SamplingArguments
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 
@@ -218,12 +219,12 @@ def test_half_precision_models_are_served_by_eager_and_cpu_says_why_not():
 def test_auto_says_why_a_gpu_is_not_used_well(monkeypatch):
     """On a GPU, the runtime 'eager' takes what 'cuda' refuses."""
     sampler = Sampler(pixelcnn(channels=2), (2, 4, 4))
-    program = replace(sampler._compiled.program, device=torch.device("cuda"))
-    monkeypatch.setattr(sampler, "_compiled", replace(sampler._compiled, program=program))
-    monkeypatch.setattr("pixelcnn_fast.sampler.why_not_cpu", lambda *_: "it is on a GPU")
-    monkeypatch.setattr("pixelcnn_fast.sampler.why_not_cuda", lambda *_: "the model has a recurrence")
+    program = replace(sampler._engine.captured.program, device=torch.device("cuda"))
+    engine = replace(sampler._engine, compiled=replace(sampler._engine.captured, program=program), _runtimes={})
+    monkeypatch.setattr("pixelcnn_fast.engine.why_not_cpu", lambda *_: "it is on a GPU")
+    monkeypatch.setattr("pixelcnn_fast.engine.why_not_cuda", lambda *_: "the model has a recurrence")
     with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'.*the model has a recurrence"):
-        assert sampler._fastest() == "eager"
+        assert isinstance(engine.runtime("auto"), EagerRuntime)
 
 
 def test_more_than_256_levels():

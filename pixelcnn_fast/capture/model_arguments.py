@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from pixelcnn_fast.heads import Head
+from pixelcnn_fast.heads import Categorical, Head
+from pixelcnn_fast.heads.categorical import layout_of
 from pixelcnn_fast.heads.output import Output
-from pixelcnn_fast.image_forms import ImageForm
+from pixelcnn_fast.image_forms import IMAGE_FORMS, ImageForm, check_choice
 from pixelcnn_fast.program.conditions import arguments_of
 
 
@@ -36,6 +37,41 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
         raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
     channels, height, width = shape
     return channels, height, width
+
+
+def head_of(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    head: Head | None,
+    levels: int | None,
+    image_form: ImageForm,
+) -> Head:
+    """How a module's output is read, from what was said and what it says of itself.
+
+    Raises ValueError for a head, levels and a form of images that do not go together, or with images of this shape.
+    """
+    if head is not None and not isinstance(head, Head):
+        raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
+    if head is not None and levels not in (None, head.levels):
+        raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
+    if head is None:
+        levels = levels if levels is not None else integer_of(module, "levels") or 256
+        head = Categorical(levels, layout_of(module, shape, levels))
+    head.check()
+    check_choice("image_form", image_form, IMAGE_FORMS)
+    if head.levels is None:
+        if image_form != "levels":
+            raise ValueError(
+                f"{head} draws real numbers, which a model takes as they are: pass image_form='levels'"
+            )
+    elif head.levels < 2 or (image_form == "uint8" and head.levels > 256):
+        raise ValueError(
+            f"levels is {head.levels}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
+            "image_form='int64', 'codes' or a floating point form, whichever the model takes"
+        )
+    if image_form == "codes" and shape[0] != 1:
+        raise ValueError(f"image_form 'codes' is [N, H, W], of one channel; the shape {shape} has {shape[0]}")
+    return head
 
 
 def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -37,7 +37,7 @@ def _optimized() -> tuple[type, ...]:
     return () if found is None else (found,)
 
 
-def private_copy(module: nn.Module) -> nn.Module | None:
+def private_copy(module: nn.Module, stacklevel: int = 5) -> nn.Module | None:
     """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied."""
     detached = {
         id(x): x.detach().clone()
@@ -61,7 +61,7 @@ def private_copy(module: nn.Module) -> nn.Module | None:
         warnings.warn(
             f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
             "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done",
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
         return None
     for parent in copied.modules():
@@ -114,22 +114,40 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
-        before = {each: each.training for each in module.modules()}
-        if any(before.values()):
+        before = [_State(each) for each in module.modules()]
+        if any(state.training for state in before):
             module.eval()
-        # Those that remain in training mode write into their buffers.
-        written = any(each.training for each in module.modules())
-        buffers = [(x, x.clone()) for x in module.buffers()] if written else []
         try:
             yield
         finally:
-            for x, kept in buffers:
+            for state in before:
+                if state.training and not state.module.training:
+                    state.module.train()  # which may do more, such as taking adapters out of the weights again
+            for state in before:
+                state.restore()
+
+
+class _State:
+    """What a module has as attributes, its mode among them, and what is in its buffers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        self._attributes = dict(vars(module))
+        self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
+        self._buffers = [(x, x.clone()) for x in module._buffers.values() if x is not None]
+
+    def restore(self) -> None:
+        own = vars(self.module)
+        for name in own.keys() - self._attributes.keys():
+            del own[name]
+        own.update(self._attributes)
+        for name, held in self._held.items():
+            if own[name] != held:
+                own[name].clear()
+                own[name].update(held)
+        for x, kept in self._buffers:
+            if not torch.equal(x, kept):
                 x.copy_(kept)
-            for each, was_training in before.items():
-                if was_training and not each.training:
-                    each.train()  # which may do more, such as taking adapters out of the weights again
-            for each, was_training in before.items():
-                each.training = was_training
 
 
 @contextmanager

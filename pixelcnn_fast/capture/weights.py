@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Leaf, Recorder
-from pixelcnn_fast.program.calls import Memory, View, flat, leaves, needed
+from pixelcnn_fast.capture.reevaluation import Guard, Reevaluation
+from pixelcnn_fast.program.calls import flat, leaves
 
 WEIGHTS = "weights"
 
@@ -23,7 +24,7 @@ class WeightRecorder(Recorder):
 
     def __init__(self) -> None:
         super().__init__(1)
-        self._guards: list[tuple[View, Tensor]] = []
+        self._guards: list[Guard] = []
 
     def __enter__(self) -> Any:
         self._no_grad = torch.no_grad()
@@ -46,7 +47,7 @@ class WeightRecorder(Recorder):
         for x in leaves(out):
             if isinstance(x, Tensor) and not x.is_floating_point() and self.depends_on(x):
                 view = self.view(x)
-                self._guards.append((view, x.clone()))
+                self._guards.append(Guard(view, x.clone(), len(self.recording.calls)))
                 self._depends[view.slot] = frozenset()
         return out
 
@@ -63,34 +64,10 @@ class WeightRecorder(Recorder):
         """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""
         if self.depends_on(tensor):
             kept = tensor.clone()
-            self._guards.append((self.view(kept), kept))
+            self._guards.append(Guard(self.view(kept), kept, len(self.recording.calls)))
 
-    @torch.no_grad()
-    def again(self, tensors: Sequence[Tensor], weights: Mapping[str, Tensor]) -> list[Tensor] | None:
-        """The tensors, evaluated from other weights; None if a guard does not hold.
-
-        weights: by name, in the dtype of capture; a tensor that does not depend on weights stays as it is.
-        """
+    def evaluating(self, tensors: Sequence[Tensor]) -> Reevaluation:
+        """What evaluates these tensors from other weights."""
+        numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
         views = [self.view(x) for x in tensors]
-        recording = self.recording
-        memory = Memory(1, {slot: _filled(leaf, weights) for slot, leaf in recording.leaves.items()})
-        escapes = [escape.call for escape in recording.escapes if escape.call is not None]
-        read = [view for call in escapes for view in call.inputs] + [view for view, _ in self._guards]
-        for call in needed(recording.calls, {view.slot for view in (*views, *read)}):
-            memory.run(call)
-        for escape in recording.escapes:
-            if escape.call is not None and memory.result(escape.call) != escape.value:
-                return None
-        if not all(torch.equal(memory.tensor(view), value) for view, value in self._guards):
-            return None
-        return [memory.tensor(view) for view in views]
-
-
-def _filled(leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-    """What a leaf holds with other weights, laid out as it is."""
-    if not leaf.parameters:
-        return leaf.tensor
-    filled = leaf.tensor.clone()
-    for name, view in leaf.parameters:
-        filled.as_strided(*view.at(1)).copy_(weights[name])
-    return filled
+        return Reevaluation(self.recording, views, [*self._guards, *numbers])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,28 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
+from pixelcnn_fast.capture.kept_module import KeptModule, with_tensors
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.model_arguments import (
+    ModelArguments,
     checked_shape,
     dtype_and_device,
     fits,
+    head_of,
     integer_of,
     is_integral,
     takes_labels,
 )
-from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
+from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import ModelFailed, Unsupported
-from pixelcnn_fast.heads import Categorical, Head, resolved
-from pixelcnn_fast.heads.categorical import layout_of
+from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
-from pixelcnn_fast.image_forms import (
-    IMAGE_FORMS,
-    ImageForm,
-    check_choice,
-    from_levels,
-)
+from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, Program
@@ -73,32 +70,10 @@ class WrappedModel:
         if not isinstance(module, nn.Module):
             raise ValueError(f"the model is a {type(module).__name__}, expected a torch.nn.Module")
         module = unwrapped(module)
-        self.image_form, self.output = image_form, output
+        self.image_form = image_form
         self.shape = checked_shape(shape)
-        if head is not None and not isinstance(head, Head):
-            raise ValueError(f"head is {head!r}, expected a head, such as heads.Categorical(...)")
-        if head is not None and levels not in (None, head.levels):
-            raise ValueError(f"levels is {levels}, but {head} has {head.levels}: leave levels out")
-        if levels is None:
-            levels = integer_of(module, "levels") or 256
-        self.head = head if head is not None else Categorical(levels, layout_of(module, self.shape, levels))
-        self.head.check()
+        self.head = head_of(module, self.shape, head, levels, image_form)
         self.levels = self.head.levels
-        check_choice("image_form", image_form, IMAGE_FORMS)
-        if self.levels is None:
-            if image_form != "levels":
-                raise ValueError(
-                    f"{self.head} draws real numbers, which a model takes as they are: pass image_form='levels'"
-                )
-        elif self.levels < 2 or (image_form == "uint8" and self.levels > 256):
-            raise ValueError(
-                f"levels is {self.levels}: expected 2 or more, and at most 256 with image_form='uint8'; for more, pass "
-                "image_form='int64', 'codes' or a floating point form, whichever the model takes"
-            )
-        if image_form == "codes" and self.shape[0] != 1:
-            raise ValueError(
-                f"image_form 'codes' is [N, H, W], of one channel; the shape {self.shape} has {self.shape[0]}"
-            )
         if condition_shape is None and (channels := integer_of(module, "condition_channels")):
             condition_shape = (channels, *self.shape[1:])
         self.condition_shape = condition_shape
@@ -114,21 +89,47 @@ class WrappedModel:
         self.codes: Labels | None = None  # of a condition of integers
         self._random_condition = CONDITIONS[0]
         copied = private_copy(module)
-        self.module, self._is_borrowed = (module, True) if copied is None else (copied, False)
+        self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
-        if self.dtype == torch.float64 or self._is_borrowed:
+        if self.dtype == torch.float64 or self.kept.is_borrowed:
             return None
         try:
             module = copy.deepcopy(self.module).double()
         except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
             return None
         exact = copy.copy(self)
-        exact.module, exact.dtype = module, torch.float64
+        exact.kept, exact.dtype = KeptModule(module, self.output), torch.float64
         return exact
+
+    @property
+    def module(self) -> nn.Module:
+        """What is run. Raises RuntimeError if it is not there, after pickling."""
+        return self.kept.module
+
+    @property
+    def output(self) -> Output:
+        return self.kept.output
+
+    def having(self, weights: Mapping[str, Tensor]) -> WrappedModel:
+        """The same model with other weights, by name."""
+        other = copy.copy(self)
+        other.kept = self.kept.having(weights)
+        return other
+
+    def arguments(self) -> ModelArguments:
+        """What another module is wrapped with in the same way."""
+        return ModelArguments(
+            head=self.head,
+            conditional=self.conditional,
+            image_form=self.image_form,
+            condition_shape=self.condition_shape,
+            condition_dtype=self.condition_dtype,
+            output=self.output,
+        )
 
     def example(self, seed: int = 0, n: int = EXAMPLE_BATCH, half: int | None = None) -> tuple[Tensor, Given]:
         """Random values [n, C, H, W], and what the model takes besides images. Another seed gives other classes.
@@ -204,7 +205,7 @@ class WrappedModel:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten()
         with _scripted_parts_named(self.module), _returning(self.module, self.output):
             program, conditions, output, self.head, self.weights, replay = capture(
-                self.module, examples, self.head, levels, self.n_classes, not self._is_borrowed
+                self.module, examples, self.head, levels, self.n_classes, not self.kept.is_borrowed
             )
         self.branches = program.branches
         return program, conditions, output, replay
@@ -217,6 +218,20 @@ class WrappedModel:
             head = resolved(self.head, output, (len(values), *self.shape))
             return head.arranged(output, self.shape[0])
 
+    def log_probability(self, values: Tensor, given: Given, weights: Mapping[str, Tensor]) -> Tensor:
+        """ln p of images, [n, C, H, W] -> [n], with these weights, by name, through which gradients go."""
+
+        def taken(x: Tensor) -> Tensor:
+            return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+
+        once = {id(x): taken(x).clone() for x in weights.values()}  # the module may write into them
+        module = with_tensors(self.module, {name: once[id(x)] for name, x in weights.items()})
+        with self.in_use(), eagerly, computing(self.dtype, self._own_dtype):
+            output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
+            head = resolved(self.head, output, (len(values), *self.shape))
+            drawn = self.encode(values) if self.levels is None else values.to(self.device)
+            return -head.nll(head.arranged(output, self.shape[0]), drawn)
+
     def replayed(self, values: Tensor, given: Given, replay: Callable[[Tensor, Given], Tensor]) -> Tensor:
         """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
         return self.head.arranged(replay(self.encode(values), given.in_dtype(self.dtype)), self.shape[0])
@@ -227,7 +242,7 @@ class WrappedModel:
         with computing(self.dtype, self._own_dtype):
             return given.in_dtype(self.dtype).call(self.module, self.encode(values))
 
-    # -- what is found out by trying; on the CPU only, since a wrong index leaves CUDA unusable
+    # -- what is found out by trying
 
     def settle_condition(self) -> None:
         """Finds out whether the condition may be negative, and whether it is of integers if the user does not say."""
@@ -254,15 +269,15 @@ class WrappedModel:
 
     def _failure(self) -> Exception | None:
         """Why the model can't be run, or gives NaN, if so. What its first forward keeps must not come from a trial."""
-        module = self.module
-        if not self._is_borrowed:
-            self.module = copy.deepcopy(module)
+        kept = self.kept
+        if not self.kept.is_borrowed:
+            self.kept = copy.deepcopy(kept)
         try:
             output = self.run(*self.example())
         except ModelFailed as failed:
             return failed
         finally:
-            self.module = module
+            self.kept = kept
         is_nan = any(isinstance(x, Tensor) and bool(x.isnan().any()) for x in leaves(output))
         return ValueError("it gives NaN") if is_nan else None
 
@@ -309,9 +324,14 @@ class WrappedModel:
     def _takes_code(self, code: int) -> bool:
         return self._takes(*self._with_code(code))
 
+    @property
+    def _can_try(self) -> bool:
+        """A wrong index leaves CUDA unusable."""
+        return self.device.type == "cpu" and self.kept.is_there
+
     def _takes_condition(self, condition: Tensor) -> bool:
         """Its integers may mean different things, and each have a range of its own."""
-        if self.device.type != "cpu":
+        if not self._can_try:
             return False
         values, given = self.example(n=len(condition))
         return self._takes(values, given._replace(condition=condition))
@@ -362,7 +382,7 @@ class WrappedModel:
             raise ValueError(f"labels are no tensor ({error}), expected integers [{n}]") from error
         if labels.shape != (n,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected integers [{n}]")
-        labels, takes = labels.long(), self._takes_label if self.device.type == "cpu" else None
+        labels, takes = labels.long(), self._takes_label if self._can_try else None
         if n and (why := self.labels.why_not(int(labels.min()), int(labels.max()), takes)) is not None:
             raise ValueError(why)
         return labels.to(self.device, torch.long)
@@ -385,7 +405,7 @@ class WrappedModel:
             found = "missing" if condition is None else f"{condition.dtype} {list(condition.shape)}"
             raise ValueError(f"the condition is {found}, expected {kind} {[n, *shape]}")
         if self.codes is not None and condition.numel():
-            takes = self._takes_code if self.device.type == "cpu" else None
+            takes = self._takes_code if self._can_try else None
             low, high = int(condition.min()), int(condition.max())
             if low < 0 and self.codes.classes is None and (takes is None or takes(low)):
                 low = 0  # they are numbers, which may be negative
@@ -399,7 +419,7 @@ class WrappedModel:
         """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
         and in eval mode."""
         with ExitStack() as stack:
-            if self._is_borrowed:
+            if self.kept.is_borrowed:
                 stack.enter_context(borrowed(self.module))
             for device in {"cpu", self.device.type}:
                 if torch.is_autocast_enabled(device):

@@ -21,8 +21,7 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     def converted(constant: Tensor) -> Tensor:
         return (constant.clamp(-largest, largest) if is_narrower else constant).to(dtype)
 
-    instructions = tuple(i.converted(converted) for i in program.instructions)
-    return replace(program, instructions=instructions, dtype=dtype)
+    return replace(program.converted(converted), dtype=dtype)
 
 
 def rounded_weights(program: Program, dtype: torch.dtype) -> Program:

@@ -97,6 +97,11 @@ class Call:
     def inputs(self) -> list[View]:
         return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, View)]
 
+    @cached_property
+    def read(self) -> frozenset[int]:
+        """The slots that it reads."""
+        return frozenset(view.slot for view in self.inputs)
+
     @property
     def outputs(self) -> list[View]:
         return [x for x in self.results if x is not None]
@@ -170,6 +175,9 @@ class Memory:
         """A tensor of which the slot is the storage."""
         return self._slots[slot]
 
+    def __setitem__(self, slot: int, tensor: Tensor) -> None:
+        self._slots[slot] = tensor
+
     def tensor(self, view: View) -> Tensor:
         base = self._slots[view.slot]
         size, stride, offset = view.at(self.n)
@@ -182,10 +190,17 @@ class Memory:
         return call.operator(*args, **kwargs)
 
     def run(self, call: Call) -> None:
-        results = self.result(call)
+        self.keep(call, self.result(call))
+
+    def keep(self, call: Call, results: Any) -> None:
+        """Puts what a call has given into the slots that it creates."""
         for view, result in zip(call.results, leaves(results), strict=False):
-            if view is not None and view.slot not in {x.slot for x in call.inputs}:
+            if view is not None and view.slot not in call.read:
                 self.put(view, result)
+
+    def forget(self, slot: int) -> None:
+        """Lets go of what is in a slot that nobody reads any more."""
+        self._slots.pop(slot, None)
 
     def _filled(self, x: Any) -> Any:
         return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
-from pixelcnn_fast.program.program import ConditionOperand
+from pixelcnn_fast.program.program import ConditionOperand, Convert
 
 
 class Given(NamedTuple):
@@ -131,6 +131,13 @@ class Conditions:
         self.guards: list[Guard] = []
         self._kept: dict[frozenset[int], tuple[list[Call], dict[int, Tensor]]] = {}
 
+    def converted(self, convert: Convert) -> Conditions:
+        """The same calls on other constants."""
+        other = Conditions(self._calls, _converted(self._leaves, convert), self._given)
+        other.unsettled = self.unsettled
+        other.guards = [replace(guard, leaves=_converted(guard.leaves, convert)) for guard in self.guards]
+        return other
+
     @torch.no_grad()
     def __call__(
         self, operands: Sequence[ConditionOperand], given: Given, n: int
@@ -211,6 +218,10 @@ class Conditions:
                     slots |= {v.slot for v in call.inputs if last.get(v.slot, -1) > at}
             if len(slots) == before:
                 return slots
+
+
+def _converted(leaves: Mapping[int, Tensor], convert: Convert) -> dict[int, Tensor]:
+    return {slot: convert(x) for slot, x in leaves.items()}
 
 
 def _filled(operand: ConditionOperand, result: Tensor, n: int) -> Tensor:

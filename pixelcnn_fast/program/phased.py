@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.program.program import ConditionOperand, Instruction, Read, condition_operands, title
+from pixelcnn_fast.program.program import (
+    ConditionOperand,
+    Convert,
+    Instruction,
+    Read,
+    condition_operands,
+    title,
+)
 
 
 class Phase(Enum):
@@ -84,6 +91,15 @@ class PhasedInstruction:
     def name(self) -> str:
         return self.instruction.name
 
+    def converted(self, convert: Convert) -> PhasedInstruction:
+        """The same instruction with its constants converted, such as weights and tables."""
+
+        def of(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+            return tuple(replace(run, weight=convert(run.weight)) for run in runs)
+
+        own = self.instruction.converted(convert)
+        return replace(self, instruction=own, row_runs=of(self.row_runs), pixel_runs=of(self.pixel_runs))
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -132,6 +148,10 @@ class PhasedProgram:
     def distributions(self) -> int:
         """How many distributions a pixel has."""
         return 1 if self.joint else self.shape[0]
+
+    def converted(self, convert: Convert) -> PhasedProgram:
+        """The same program with its constants converted."""
+        return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
 
     def in_phase(self, phase: Phase) -> list[PhasedInstruction]:
         return [i for i in self.instructions if i.phase is phase]

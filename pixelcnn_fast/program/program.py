@@ -480,6 +480,10 @@ class Program:
             [title("program", self), *(f"  {i}" for i in self.instructions), f"  outputs: {outputs}"]
         )
 
+    def converted(self, convert: Convert) -> Program:
+        """The same program with its constants converted, such as weights and tables."""
+        return replace(self, instructions=tuple(i.converted(convert) for i in self.instructions))
+
     def producer(self) -> dict[int, Instruction]:
         """The instruction that computes each value."""
         return {instruction.out: instruction for instruction in self.instructions}

@@ -117,13 +117,13 @@ def test_a_model_that_takes_any_label_is_given_any():
 
 def test_labels_are_not_tried_again_and_again(monkeypatch):
     built = sampler(Labelled(lambda net, y: everywhere(net.linear((y[:, None] == torch.arange(10)).double()))))
-    tried, takes = [], built._model._takes
+    tried, takes = [], built._engine.model._takes
 
     def counted(*example):
         tried.append(1)
         return takes(*example)
 
-    monkeypatch.setattr(built._model, "_takes", counted)
+    monkeypatch.setattr(built._engine.model, "_takes", counted)
     for _ in range(3):
         built.sample(1, torch.tensor([5000]))
         built.sample(1, torch.tensor([4999]))
@@ -187,7 +187,7 @@ class BothByPosition(Net):
 @pytest.mark.parametrize("kind", [Conditioned, OtherName])
 def test_one_further_argument_is_the_condition_if_it_has_a_shape(kind):
     built = sampler(kind(lambda net, c: net.map(c)), condition_shape=(2, 4, 5))
-    assert not built._model.conditional
+    assert not built._engine.model.conditional
     condition = torch.randn(5, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     images = assert_all_runtimes_agree(built, condition=condition)
     assert not torch.equal(images, assert_all_runtimes_agree(built, condition=-condition))
@@ -226,8 +226,8 @@ def upsampled(net: Net, codes: Tensor) -> Tensor:
 )
 def test_a_condition_of_integers(arguments):
     built = sampler(Conditioned(upsampled), condition_shape=(4, 5), **arguments)
-    assert built._model.condition_dtype == arguments.get("condition_dtype", torch.long)
-    assert built._model.codes is not None and built._model.codes.classes == 5
+    assert built._engine.model.condition_dtype == arguments.get("condition_dtype", torch.long)
+    assert built._engine.model.codes is not None and built._engine.model.codes.classes == 5
     codes = torch.randint(5, (5, 4, 5), generator=torch.Generator().manual_seed(0))
     assert_all_runtimes_agree(built, condition=codes)
     assert_all_runtimes_agree(built, condition=codes.to(torch.uint8))

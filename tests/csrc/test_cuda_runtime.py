@@ -71,8 +71,8 @@ def runtime(
     for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
         try:
             return CudaRuntime(
-                sampler._compiled.program,
-                sampler._compiled.conditions,
+                sampler._engine.captured.program,
+                sampler._engine.captured.conditions,
                 sampler.head,
                 precision,
                 name,
@@ -100,7 +100,7 @@ def run(
     levels = torch.full(u.shape, -7, dtype=torch.int32) if levels is None else levels.clone()
     logits = torch.full((*u.shape, sampler.head.levels), float("nan"))
     rows: list[int] = []
-    given = Given(labels if sampler._model.conditional else None)
+    given = Given(labels if sampler._engine.model.conditional else None)
     options = options or SamplingOptions()
     engine.run(
         Job(
@@ -125,7 +125,9 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
     got, _ = run(runtime(sampler, variant), sampler, u, labels=labels)
-    expected = sampler.sample(IMAGES, labels if sampler._model.conditional else None, noise=u, runtime="cpu")
+    expected = sampler.sample(
+        IMAGES, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
+    )
     assert torch.equal(got, expected.int())
     assert got.numel() < 50 or got.unique().numel() > 10
 
@@ -270,7 +272,7 @@ def test_logits_that_are_not_finite_name_their_position(variant, bad):
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
     engine = runtime(sampler, variant)
-    original = sampler._compiled.conditions
+    original = sampler._engine.captured.conditions
 
     class Broken(Conditions):  # image 9 alone has a condition that is not finite
         def __call__(
@@ -300,7 +302,7 @@ def test_a_vertical_stack_takes_one_launch_per_row(name):
         depths = facts(engine)["row_depths"]
         assert depths >= 3 and facts(engine)["row_launches"] == (depths if multiprocessors == 1 else 1)
         results[multiprocessors] = [run(engine, sampler, u, labels=labels, seed=seed) for seed in range(3)]
-    expected = sampler.sample(18, labels if sampler._model.conditional else None, noise=u, runtime="cpu")
+    expected = sampler.sample(18, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu")
     for of_seeds in results.values():
         for levels, logits in of_seeds:
             assert torch.equal(levels, expected.int()) and torch.equal(logits, results[1][0][1])
@@ -329,8 +331,8 @@ def test_how_layers_are_split_over_blocks(name):
 
     def built(variant, limits=limits):
         return CudaRuntime(
-            sampler._compiled.program,
-            sampler._compiled.conditions,
+            sampler._engine.captured.program,
+            sampler._engine.captured.conditions,
             sampler.head,
             "bf16",
             variant,

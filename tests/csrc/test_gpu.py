@@ -37,7 +37,13 @@ def built(name, precision="same", variant="auto"):
         model,
         shape,
         sampler,
-        CudaRuntime(sampler._compiled.program, sampler._compiled.conditions, sampler.head, precision, variant),
+        CudaRuntime(
+            sampler._engine.captured.program,
+            sampler._engine.captured.conditions,
+            sampler.head,
+            precision,
+            variant,
+        ),
     )
 
 
@@ -45,7 +51,7 @@ def built(name, precision="same", variant="auto"):
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
     model, shape, sampler, engine = built(name, variant=variant)
-    labels = torch.arange(21) % 4 if sampler._model.conditional else None
+    labels = torch.arange(21) % 4 if sampler._engine.model.conditional else None
     noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = Sampler(model.cpu(), shape).sample(21, labels, noise=noise, runtime="cpu")
     levels = torch.zeros(21, *shape, dtype=torch.int32)
@@ -70,7 +76,7 @@ def test_top_k_and_top_p(variant, options):
 def test_logits_are_as_exact_as_plain_torch(name, precision):
     model, shape, sampler, _ = built(name, precision)
     images = torch.randint(0, 256, (13, *shape), dtype=torch.uint8)
-    labels = torch.arange(13) % 4 if sampler._model.conditional else None
+    labels = torch.arange(13) % 4 if sampler._engine.model.conditional else None
     logits = sampler.logits(images, labels, "cuda")
     arguments = (images.cuda(),) if labels is None else (images.cuda(), labels.cuda())
     dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(precision, torch.float16)

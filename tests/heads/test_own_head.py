@@ -117,7 +117,7 @@ def test_the_second_channel_depends_on_the_first() -> None:
 def test_log_probabilities_are_the_likelihood() -> None:
     for runtime in RUNTIMES:
         images, log_p = sampler().sample(3, noise=noise(3), log_probability=True, runtime=runtime)
-        nats = likelihood.nll(Net(), images.double(), head=Pair())
+        nats = likelihood.nll(Net(), images.double(), image_form="levels", head=Pair())
         torch.testing.assert_close(-log_p, nats, rtol=1e-5, atol=1e-4)  # images are float32
 
 

@@ -30,7 +30,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_lag_is_the_least(name):
     model, shape, lag = MODELS[name]
-    front = Sampler(model, shape)._compiled.program.wavefront
+    front = Sampler(model, shape)._engine.captured.program.wavefront
     assert (front.lag if front else None) == lag
 
 
@@ -50,7 +50,7 @@ def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     Of two teams, one computes what the steps of a chunk begin with before the other has begun the previous chunk.
     """
     model, shape, _ = MODELS[name]
-    program = Sampler(model, shape)._compiled.program
+    program = Sampler(model, shape)._engine.captured.program
     front, (_, height, width) = program.wavefront, shape
     assert front is not None
     lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())

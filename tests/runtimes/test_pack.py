@@ -14,7 +14,7 @@ from tests.system.networks import pixelcnn
 def test_the_wavefront_and_the_head_are_handed_over(monkeypatch):
     """Without a wavefront the images would be the same, only later."""
     sampler = Sampler(pixelcnn(kernel=3), (1, 9, 12))
-    program, module = sampler._compiled.program, MagicMock()
+    program, module = sampler._engine.captured.program, MagicMock()
     monkeypatch.setattr(pack, "required", lambda: module)
     pack.described(program, sampler.head, [], torch.float32)
     front, told = program.wavefront, module.Program.call_args.kwargs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -178,26 +177,13 @@ def test_unknown_pixels_are_not_looked_at(runtime):
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_logits_that_are_not_finite(runtime):
     for bad in (float("nan"), float("inf"), -float("inf")):
-        sampler = Sampler(pixelcnn(), (1, 4, 4))
-        bias = sampler._model.module.get_parameter("conv_out.bias")
+        model = pixelcnn()
+        sampler = Sampler(model, (1, 4, 4))
         with torch.no_grad():
-            bias[7] = bad
+            model.get_parameter("conv_out.bias")[7] = bad
+        sampler.refresh()  # building a sampler would refuse them
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
-            broken = Sampler.__new__(
-                Sampler
-            )  # the check at capture would refuse NaN: break the model afterwards
-            broken.__dict__ = dict(sampler.__dict__, _runtimes={})
-            if runtime != "reference":
-                program = _with_bias(sampler._compiled.program, bias.detach())
-                broken._compiled = replace(sampler._compiled, program=program)
-            broken.sample(2, runtime=runtime)
-
-
-def _with_bias(program, bias):
-    def changed(i):
-        return replace(i, instruction=replace(i.instruction, bias=bias)) if i.out in program.outputs else i
-
-    return replace(program, instructions=tuple(map(changed, program.instructions)))
+            sampler.sample(2, runtime=runtime)
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])

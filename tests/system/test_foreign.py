@@ -51,7 +51,7 @@ MUTATED = {**NETWORKS, **{f"own {name}": network for name, network in OWN.items(
 def test_every_kind_of_instruction_and_of_step_is_in_some_network():
     found: set[object] = set()
     for network in MUTATED.values():
-        wrapped = network.sampler(network.model())._model
+        wrapped = network.sampler(network.model())._engine.model
         program, *_ = wrapped.captured(*wrapped.example())
         for i in program.instructions:
             found |= {type(i), *(step.kind for step in i.steps)}

@@ -1,0 +1,182 @@
+"""A model made ready for sampling: what its runtimes share. It never changes, so other weights make another one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from pixelcnn_fast.capture.kept_module import named_tensors
+from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.compiler import Compiled, compiled, settle
+from pixelcnn_fast.errors import PixelCNNFastError, advising
+from pixelcnn_fast.image_forms import check_choice
+from pixelcnn_fast.perturbation import Observed, observed
+from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
+from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Runtime
+from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+
+BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
+LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
+WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """weights: the model's parameters and buffers, by name, none once it was pickled; compiled: the model's program, or
+    observed: what is known of a model without one; preferred: what the runtime 'auto' stands for."""
+
+    model: WrappedModel
+    weights: Mapping[str, Tensor]
+    preferred: RuntimeName = "auto"
+    compiled: Compiled | None = None
+    observed: Observed | None = None
+    _runtimes: dict[RuntimeName, Runtime] = field(default_factory=dict)
+
+    @classmethod
+    def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
+        """Captures the model, or with the runtime 'reference' tests whether it is causal. ``Sampler`` says what it
+        raises."""
+        weights = {name: x.detach() for name, x in named_tensors(model.module)}
+        if model.kept.is_borrowed:
+            weights = {name: x.clone() for name, x in weights.items()}
+        if runtime == "reference":
+            _check_not_narrowed(precision)
+            return cls(model, weights, runtime, observed=observed(model))
+        with advising(WAY_OUT):
+            return cls(model, weights, runtime, compiled=compiled(model, precision))
+
+    @property
+    def captured(self) -> Compiled:
+        """Raises RuntimeError if the model was not captured."""
+        if self.compiled is None:
+            raise RuntimeError(f"there is no program: {self.why_no_program}")
+        return self.compiled
+
+    @property
+    def precision(self) -> Precision:
+        return "same" if self.compiled is None else self.compiled.precision
+
+    def why_not_having(self, model: nn.Module) -> str | None:
+        """Why it can't take a model's weights without being built anew, if that can be seen."""
+        present = dict(named_tensors(model))
+        if not self.weights:
+            return "it is a copy, or comes out of a pickle"
+        if self.model.kept.is_borrowed and self.model.module is not unwrapped(model):
+            return "its model can't be copied"
+        if present.keys() != self.weights.keys() or not all(
+            (x.shape, x.dtype, x.device) == (known.shape, known.dtype, known.device)
+            for x, known in ((present[name], known) for name, known in self.weights.items())
+        ):
+            return "the model's parameters and buffers have other names, shapes, dtypes or devices now"
+        return None
+
+    def having(self, model: nn.Module) -> Engine | None:
+        """The same with the present weights of a model; None if it must be built anew, since what was dropped, or read
+        as a number, is another now."""
+        weights = {name: x.detach().clone() for name, x in named_tensors(model)}
+        program = None if self.compiled is None else self.compiled.having(weights)
+        if program is None and self.compiled is not None:
+            return None
+        return replace(self, model=self.model.having(weights), weights=weights, compiled=program, _runtimes={})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the runtimes, which are built again when they are asked for."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**kept, "weights": {}, "_runtimes": {}}
+
+    # -- runtimes
+
+    def runtime(self, name: RuntimeName) -> Runtime:
+        """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
+        check_choice("runtime", name, RUNTIMES)
+        if name == "auto":
+            name = self.fastest if self.preferred == "auto" else self.preferred
+        if name not in self._runtimes:
+            self._runtimes[name] = self._build(name)
+        return self._runtimes[name]
+
+    @property
+    def fastest(self) -> RuntimeName:
+        program, head = self.captured.program, self.model.head
+        if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
+            return "cpu"
+        if (why := why_not_cuda(program, head)) is None:
+            return "cuda"
+        if program.device.type == "cuda" and "eager" not in self._runtimes:
+            warnings.warn(
+                f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=5
+            )
+        return "eager"
+
+    def _build(self, name: RuntimeName) -> Runtime:
+        if self.compiled is None:
+            if name != "reference":
+                raise RuntimeError(f"runtime {name!r} is not available: {self.why_no_program}")
+            assert self.observed is not None
+            return ReferenceRuntime(self.model, self.observed.draws)
+        program, conditions = self.compiled.program, self.compiled.conditions
+        head, precision = self.model.head, self.precision
+        if name == "cuda":
+            return CudaRuntime(program, conditions, head, precision)
+        if precision == "tf32" or (precision == "fp16" and name == "cpu"):
+            raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
+        if name == "cpu":
+            return CpuRuntime(program, conditions, head, precision)
+        if name == "eager":
+            return EagerRuntime(program, conditions, head)
+        _check_not_narrowed(precision)
+        self.model.kept.check_there()
+        return ReferenceRuntime(self.model, draws=len(program.outputs))
+
+    @cached_property
+    def why_no_program(self) -> str:
+        try:
+            compiled(self.model)
+        except PixelCNNFastError as error:
+            return f"the sampler was built with runtime='reference', and the model can't be captured: {error}"
+        return "the sampler was built with runtime='reference'; the model can be captured, so leave that out"
+
+    # -- running
+
+    def settle(self, given: Given, parts: list[slice]) -> None:
+        """Raises Unsupported for labels or conditions with which the model does something else than its program."""
+        if self.compiled is None:
+            return
+        conditions, whole = self.compiled.conditions, self.compiled.whole
+        with self.model.in_use(), eagerly, advising(WAY_OUT):
+            for part in parts if conditions.guards else ():
+                conditions([], given.part(part), part.stop - part.start)
+            if whole is not None:
+                settle(whole, conditions, self.model, given)
+
+    def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:
+        """n images in batches of this size; by default of equal sizes that fit, and so many that there are finished
+        ones if the run is interrupted."""
+        if size is None:
+            if isinstance(runtime, CudaRuntime):
+                largest = runtime.largest_batch()
+            else:
+                each = self.observed.output_bytes if self.observed else self._workspace_bytes
+                largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // each))
+            size = max(1, math.ceil(n / max(1, math.ceil(n / largest))))
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+    @cached_property
+    def _workspace_bytes(self) -> int:
+        return self.captured.listing.workspace_bytes
+
+
+def _check_not_narrowed(precision: Precision) -> None:
+    if precision != "same":
+        raise ValueError("runtime 'reference' runs the model itself, whose weights are not bf16; use 'eager'")
