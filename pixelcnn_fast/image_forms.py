@@ -25,7 +25,7 @@ INTEGER_FORMS: dict[ImageForm, torch.dtype] = {
 }
 # The floating-point forms: (from, to) that levels 0...L-1 are mapped to; None: unchanged.
 SCALED_FORMS: dict[ImageForm, tuple[float, float] | None] = {"unit": (0, 1), "centred": (-1, 1), "levels": None}
-HALF = torch.finfo(torch.float16).eps / 2  # how far off a float may be: it may once have been float16
+HALF = 0.51 * torch.finfo(torch.float16).eps  # how far off a float may be: it may once have been float16
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -67,8 +67,8 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
     """Images -> their integer levels (int64, same shape).
 
     levels: L, their number; image_form: the form that they are in, as for ``Sampler``; None: they are integers, which
-    are levels. Nothing is guessed from values. Floats must be levels in that form up to rounding of float16, and are rounded:
-    truncation is wrong for most levels once an image has been float16.
+    are levels. Nothing is guessed from values. Floats must be levels in that form, but for what float16
+    rounds off, and are rounded: truncation is wrong for most levels.
     Raises ValueError, naming the forms that fit, for images in another form, or outside of its range.
     """
     if image_form is not None:
@@ -97,8 +97,9 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
         low, high = SCALED_FORMS[form] or (0, levels - 1)
         exact = (images.double() - low) / (high - low) * (levels - 1)
         rounded = exact.round()
-        allowed = min(0.5, 1.01 * (levels - 1) * max(HALF, torch.finfo(images.dtype).eps))
-        if not bool(((exact - rounded).abs() <= allowed).all()):  # NaN is not
+        unit = max(HALF, torch.finfo(images.dtype).eps)
+        allowed = unit * (rounded.abs() if low == 0 else torch.full_like(rounded, levels - 1))
+        if not bool(((exact - rounded).abs() <= allowed.clamp_max(0.5)).all()):  # NaN is not
             return None
         found = rounded.long()
     elif form is not None and (images.dtype != INTEGER_FORMS[form] or (form == "codes" and images.dim() != 3)):

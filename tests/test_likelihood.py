@@ -111,8 +111,9 @@ def test_values_do_not_decide_how_they_are_read():
     by_form = {form: nll(net, levels.double(), levels=LEVELS, image_form=form) for form in ("unit", "levels")}
     assert not torch.allclose(by_form["unit"], by_form["levels"])
     net.conv.weight.data.zero_()  # so that it makes no difference how the model sees them
-    flat = torch.log_softmax(net.conv.bias.view(2, LEVELS), 1)
-    for form, factor in (("unit", LEVELS - 1), ("levels", 1)):
+    flat = torch.log_softmax(net.get_parameter("conv.bias").view(2, LEVELS), 1)
+    factors: dict[ImageForm, int] = {"unit": LEVELS - 1, "levels": 1}
+    for form, factor in factors.items():
         chosen = flat[:, levels[0] * factor]
         expected = -(chosen[0, 0].sum() + chosen[1, 1].sum())
         assert torch.allclose(nll(net, levels[:1].double(), levels=LEVELS, image_form=form)[0], expected)
