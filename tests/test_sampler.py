@@ -18,7 +18,7 @@ import torch
 
 import pixelcnn_fast
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, Unsupported
+from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.sampler import RunSettings, SamplingArguments
@@ -193,6 +193,23 @@ def test_a_model_that_raises_says_what_it_was_given():
         ModelFailed, match=r"(?s)raised RuntimeError.*torch.uint8 \[2, 1, 4, 5\], labels \[2\].*image_form="
     ):
         Sampler(Strict(), (1, 4, 5), levels=8)
+
+
+def test_a_model_that_takes_no_uint8_is_told_what_to_say():
+    model = torch.nn.Sequential(Masked(2, 10, [*ABOVE, *LEFT]))
+    with pytest.raises(ModelFailed) as failed:
+        Sampler(model, (2, 4, 5), levels=5)
+    code = [line for line in str(failed.value).split("\n") if line.startswith("  Sampler(")]
+    assert [line.partition("image_form=")[2].split(")")[0] for line in code] == [
+        "'unit'",
+        "'centred'",
+        "'levels'",
+        "'int64'",
+    ]
+    assert "0...1" in code[0] and "-1...1" in code[1] and "0...L-1" in code[2]
+    for line in code[:3]:
+        with pytest.raises(UnknownLayout, match="several ways|is expected to be"):  # it is run now
+            exec(line.strip(), {"Sampler": Sampler, "model": model})
 
 
 def test_the_library_s_own_errors_are_not_the_model_s():

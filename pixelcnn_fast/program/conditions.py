@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
+from pixelcnn_fast.image_forms import MEANINGS, ImageForm
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
 from pixelcnn_fast.program.program import ConditionOperand, Convert
 
@@ -53,8 +54,7 @@ class Given(NamedTuple):
         except Exception as error:
             raise ModelFailed(
                 f"the model raised {type(error).__name__}: {error}\n"
-                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}; image_form= says in "
-                "what form it takes images, conditional=, condition_shape= and condition_dtype= what else it takes."
+                f"It was given images of {images.dtype} {list(images.shape)}{self.described()}. {_what_to_say(images)}"
             ) from error
 
     def described(self) -> str:
@@ -64,6 +64,18 @@ class Given(NamedTuple):
             return labels
         condition = f"{labels}, a condition of {self.condition.dtype} {list(self.condition.shape)}"
         return condition if self.condition.is_floating_point() else f"{condition} of {_some(self.condition)}"
+
+
+def _what_to_say(images: Tensor) -> str:
+    """What to pass if the model does not take what it was given."""
+    others = "conditional=, condition_shape= and condition_dtype= say what else it takes."
+    if images.dtype != torch.uint8:
+        return f"image_form= says in what form it takes images, {others}"
+    shape = tuple(images.shape[1:])
+    forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
+    forms += ["codes"] if shape[0] == 1 else []
+    lines = [f"  Sampler(model, {shape}, image_form={form!r})  # {MEANINGS[form]}" for form in forms]
+    return "\n".join(["If it takes another form, say which:", *lines, f"L is levels=; {others}"])
 
 
 def _some(x: Tensor) -> str:
