@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.kept_module import named_tensors
@@ -84,7 +85,7 @@ class Engine:
     def having(self, model: nn.Module) -> Engine | None:
         """The same with the present weights of a model; None if it must be built anew, since what was dropped, or read
         as a number, is another now."""
-        weights = {name: x.detach().clone() for name, x in named_tensors(model)}
+        weights = {name: _kept(x, self.weights[name]) for name, x in named_tensors(model)}
         program = None if self.compiled is None else self.compiled.having(weights)
         if program is None and self.compiled is not None:
             return None
@@ -175,6 +176,11 @@ class Engine:
     @cached_property
     def _workspace_bytes(self) -> int:
         return self.captured.listing.workspace_bytes
+
+
+def _kept(x: Tensor, before: Tensor) -> Tensor:
+    """What it was before, if that is the same, as for masks; else a copy."""
+    return before if not x.requires_grad and torch.equal(x, before) else x.detach().clone()
 
 
 def _check_not_narrowed(precision: Precision) -> None:

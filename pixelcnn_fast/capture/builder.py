@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -254,8 +255,13 @@ class Builder:
         frame: tuple[int, int],
     ) -> Map:
         """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
-        [taps, C, channels], of taps at ``offsets`` -> [N, channels, *frame]."""
+        [taps, C, channels], of taps at ``offsets``, in any dtype -> [N, channels, *frame]."""
         live, each = (weights != 0).any(2).cpu(), weights.unbind()
+
+        @cache
+        def weight_of(tap: int) -> Tensor:
+            return each[tap].to(self.dtype, memory_format=torch.contiguous_format)
+
         taps: dict[tuple[int, int, int], Tensor] = {}
         for segment in [segment for part in parts for segment in self.segments(part)]:
             at = torch.tensor(segment.at)
@@ -266,10 +272,10 @@ class Builder:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
                 if not self._reaches(dy, dx, frame):
                     continue
-                full = each[tap]
+                full = weight_of(tap)
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
                     full = full.new_zeros(count, full.shape[1])
-                    full.index_add_(0, rows.to(full.device), each[tap][at.to(full.device)])
+                    full.index_add_(0, rows.to(full.device), weight_of(tap)[at.to(full.device)])
                 key = (self.out(segment.source), dy, dx)
                 taps[key] = taps[key] + full if key in taps else full
         value = self.emit(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,17 @@ from torch import Tensor
 from pixelcnn_fast.capture.recorder import Leaf, Recording
 from pixelcnn_fast.program.calls import Call, Memory, View, leaves, map_leaves, needed, size_at
 
+# The same as calls from Python that take half the time, which matters for thousands of small ones.
+FASTER: Mapping[str, Callable[..., Tensor]] = {
+    "aten::_to_copy": lambda x, **settings: x.to(copy=True, **settings),
+    "aten::clone": torch.clone,
+    "aten::mul.Tensor": torch.mul,
+    "aten::add.Tensor": torch.add,
+    "aten::clamp": torch.clamp,
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Guard:
     """Something that must be as it was when it was recorded, or the program would be another.
 
@@ -39,47 +48,100 @@ class Guard:
 class Reevaluation:
     """Computes the tensors that are in some views after the calls of a recording, from other weights.
 
-    Where no call writes into what another one made, which is nearly always so, the calls that lead to one result
-    follow each other. What nobody reads any more is let go. So most of it happens in the processor's caches.
+    Most guards say of some products of weights which are zero. That follows from the weights that are zero, so as long
+    as these stay so, such guards need not be looked at.
     """
 
     def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
-        self._leaves, self._wanted = recording.leaves, wanted
-        kept = {view.slot for view in wanted}
-        guards = _without_implied(guards, recording.calls)
-        calls = needed(recording.calls, kept.union(*(guard.slots for guard in guards)))
-        made_by: dict[int, list[Call]] = defaultdict(list)
-        for call in calls:
-            for slot in call.written:
-                made_by[slot].append(call)
-        self._written = set(made_by)
-        at = {call: number for number, call in enumerate(recording.calls)}
-        if all(len(makers) == 1 for makers in made_by.values()) and self._written.isdisjoint(self._leaves):
-            calls = _depth_first([*kept, *self._written], made_by)
-        order = {call: number for number, call in enumerate(calls)}
+        self._leaves, self._guards = recording.leaves, guards
+        self._all = _Plan(recording, wanted, guards)
+        self._plan_of = partial(_Plan, recording, wanted)
+        self._shorter: tuple[_Plan, _Zeros] | None = None
+        if self._all.is_pure:
+            self._shorten({slot: leaf.tensor for slot, leaf in self._leaves.items()})
 
+    @torch.no_grad()
+    def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """weights: by name -> the wanted tensors, or None if a guard does not hold. What does not depend on weights
+        stays as it is."""
+        leaves = {slot: self._filled(slot, leaf, weights) for slot, leaf in self._leaves.items()}
+        if self._shorter is not None:
+            plan, zeros = self._shorter
+            if zeros.are_in(leaves):
+                return plan(leaves)
+        found = self._all(leaves)
+        if found is not None and self._shorter is not None:
+            self._shorten(leaves)  # other weights are zero now, and the guards hold
+        return found
+
+    def _shorten(self, leaves: Mapping[int, Tensor]) -> None:
+        implied = _implied_by_zeros(self._all.calls, self._leaves, leaves, self._guards)
+        behind = needed(self._all.calls, {slot for guard in implied for slot in guard.slots})
+        read = {
+            slot for call in behind for slot in call.read if slot in leaves and self._leaves[slot].parameters
+        }
+        rest = [guard for guard in self._guards if guard not in implied]
+        self._shorter = self._plan_of(rest), _Zeros({slot: leaves[slot] for slot in read})
+
+    def _filled(self, slot: int, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
+        """What a leaf holds with these weights, laid out as it is."""
+        held = leaf.tensor
+        if len(leaf.parameters) == 1 and self._all.is_pure:  # the usual case needs no copy
+            ((name, view),) = leaf.parameters
+            weight, (size, stride, offset) = weights[name], view.at(1)
+            kind = weight.dtype, weight.device, weight.shape, weight.stride(), weight.numel()
+            if kind == (held.dtype, held.device, size, stride, held.numel()) and offset == 0:
+                return weight.as_strided(held.shape, held.stride())
+        if leaf.parameters or not self._all.is_pure:
+            held = held.clone()
+        for name, view in leaf.parameters:
+            held.as_strided(*view.at(1)).copy_(weights[name])
+        return held
+
+
+class _Plan:
+    """The calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
+    processor's caches: slot by slot, unless some call writes into what another one made.
+
+    is_pure: whether none does.
+    """
+
+    def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
+        self._wanted, kept = wanted, {view.slot for view in wanted}
+        looked_into = {slot for guard in guards for slot in guard.slots}
+        self.calls = needed(recording.calls, kept | looked_into)
+        writers: dict[int, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for slot in call.written:
+                writers[slot].append(call)
+        once = all(len(each) == 1 for each in writers.values())
+        self.is_pure = once and recording.leaves.keys().isdisjoint(writers)
+        calls = self.calls
+        if self.is_pure:
+            calls = _depth_first([*looked_into, *kept], {slot: call for slot, (call,) in writers.items()})
+
+        at = {call: number for number, call in enumerate(recording.calls)}
+        order = {call: number for number, call in enumerate(calls)}
         last = {slot: order[call] for call in calls for slot in (*call.written, *call.read)}
         looked_at: dict[int, list[Guard]] = defaultdict(list)  # after which call; -1: before the first
         for guard in guards:
-            before = [call for slot in guard.slots for call in made_by.get(slot, ()) if at[call] < guard.at]
+            before = [c for slot in guard.slots for c in writers.get(slot, ()) if at[c] < guard.at]
             when = max((order[call] for call in before), default=-1)
             looked_at[when].append(guard)
             last |= {slot: max(when, last.get(slot, -1)) for slot in guard.slots}
         unread: dict[int, list[int]] = defaultdict(list)
         for slot in last.keys() - kept:
             unread[last[slot]].append(slot)
-        made = {view.slot: view for call in reversed(calls) for view in call.outputs}
+        views = {view.slot: view for call in reversed(calls) for view in call.outputs}
         self._at_first = looked_at[-1]
         self._steps = [
-            (_prepared(call, made), looked_at.get(when, ()), unread.get(when, ()))
+            (_prepared(call, views), looked_at.get(when, ()), unread.get(when, ()))
             for when, call in enumerate(calls)
         ]
 
-    @torch.no_grad()
-    def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
-        """weights: by name -> the wanted tensors, or None if a guard does not hold. What does not depend on weights
-        stays as it is."""
-        memory = Memory(1, {slot: self._filled(slot, leaf, weights) for slot, leaf in self._leaves.items()})
+    def __call__(self, leaves: Mapping[int, Tensor]) -> list[Tensor] | None:
+        """leaves: by slot -> the wanted tensors, or None if a guard does not hold."""
+        memory = Memory(1, leaves)
         if not all(guard.holds(memory) for guard in self._at_first):
             return None
         for run, guards, unread in self._steps:
@@ -91,72 +153,84 @@ class Reevaluation:
                 memory.forget(slot)
         return [memory.tensor(view) for view in self._wanted]
 
-    def _filled(self, slot: int, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights, laid out as it is."""
-        held = leaf.tensor
-        if len(leaf.parameters) == 1 and slot not in self._written:  # the usual case needs no copy
-            ((name, view),), weight = leaf.parameters, weights[leaf.parameters[0][0]]
-            size, stride, offset = view.at(1)
-            if (weight.dtype, weight.shape, weight.stride(), 0) == (held.dtype, size, stride, offset) and (
-                weight.device == held.device and weight.numel() == held.numel()
-            ):
-                return weight.as_strided(held.shape, held.stride())
-        if leaf.parameters or slot in self._written:
-            held = held.clone()
-        for name, view in leaf.parameters:
-            held.as_strided(*view.at(1)).copy_(weights[name])
-        return held
+
+class _Zeros:
+    """Where weights are zero."""
+
+    def __init__(self, weights: Mapping[int, Tensor]) -> None:
+        """weights: by slot."""
+        found = {slot: (x, x == 0) for slot, x in weights.items()}
+        self._weights = {
+            slot: (x, zeros)
+            for slot, (x, zeros) in found.items()
+            if not x.is_floating_point() or bool(zeros.any())
+        }
+
+    def are_in(self, weights: Mapping[int, Tensor]) -> bool:
+        """Whether what was zero is zero; integers must be what they were."""
+        for slot, (before, zeros) in self._weights.items():
+            x = weights[slot]
+            if x.data_ptr() == before.data_ptr() or torch.equal(x, before):
+                continue
+            if not x.is_floating_point() or bool((x != 0).logical_and_(zeros).any()):
+                return False
+        return True
 
 
-def _depth_first(slots: Sequence[int], made_by: Mapping[int, Sequence[Call]]) -> list[Call]:
-    """The calls that make these slots, slot by slot, each after those that it needs."""
+def _implied_by_zeros(
+    calls: Sequence[Call], leaves: Mapping[int, Leaf], weights: Mapping[int, Tensor], guards: Sequence[Guard]
+) -> set[Guard]:
+    """The guards on which numbers are zero that hold as long as what is zero among these weights, by slot, stays so.
+
+    They hold for other weights, drawn at random, that are zero in the same places: then they follow from these, or a
+    coincidence of probability 0 has happened. A number that becomes zero besides does no harm.
+    """
+    comparisons = {
+        view.slot
+        for call in calls
+        if call.name in ("aten::ne.Scalar", "aten::eq.Scalar") and call.args[1:] == (0,)
+        for view in call.outputs
+    }
+    on_zeros = [g for g in guards if isinstance(g.read, View) and g.read.slot in comparisons]
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(x: Tensor) -> Tensor:
+        """Positive, so that variances are."""
+        other = torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5
+        return other.to(x).where(x != 0, torch.zeros_like(x))
+
+    memory = Memory(
+        1,
+        {
+            slot: drawn(x) if leaves[slot].parameters and x.is_floating_point() else x
+            for slot, x in weights.items()
+        },
+    )
+    for call in needed(calls, {slot for guard in on_zeros for slot in guard.slots}):
+        memory.run(call)
+    return {guard for guard in on_zeros if guard.holds(memory)}
+
+
+def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
+    """The calls that these slots need, slot by slot. made: by slot, the call that makes it."""
     found: dict[Call, None] = {}
     for slot in slots:
         wanted = [slot]
         while wanted:
-            calls = made_by.get(wanted[-1], ())
-            missing = [
-                source
-                for call in calls
-                for source in call.read
-                if any(maker not in found for maker in made_by.get(source, ()))
-            ]
-            if missing:
-                wanted += missing
-            else:
-                found |= dict.fromkeys(calls)
+            call = made.get(wanted[-1])
+            missing = [] if call is None else [s for s in call.read if s in made and made[s] not in found]
+            wanted += missing
+            if not missing:
                 wanted.pop()
+                if call is not None:
+                    found[call] = None
     return list(found)
-
-
-def _without_implied(guards: Sequence[Guard], calls: Sequence[Call]) -> list[Guard]:
-    """The guards without those on whether some elements of a result are zero, if there is one on all of them."""
-    compared_by = {
-        view.slot: call.args[0]
-        for call in calls
-        if call.name == "aten::ne.Scalar" and call.args[1:] == (0,)
-        for view in call.outputs
-    }
-    writers: dict[int, list[Call]] = defaultdict(list)
-    for call in calls:
-        for slot in call.written:
-            writers[slot].append(call)
-    on_all: dict[int, View] = {}
-    views = [compared_by.get(guard.read.slot) if isinstance(guard.read, View) else None for guard in guards]
-    for view in views:
-        if view is not None and len(writers[view.slot]) == 1:
-            (made,) = writers[view.slot][0].outputs
-            if made.is_contiguous and view.is_contiguous and made.at(1)[2] == view.at(1)[2] == 0:
-                if math.prod(view.at(1)[0]) == math.prod(made.at(1)[0]):
-                    on_all.setdefault(view.slot, view)
-    return [
-        g for g, view in zip(guards, views, strict=True) if view is None or on_all.get(view.slot, view) is view
-    ]
 
 
 def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
     """What makes a call. made: by slot, the view that the call which made it gave."""
-    operator, fill_args, fill_kwargs = call.operator, _filling(call.args, made), _filling(call.kwargs, made)
+    fill_args, fill_kwargs = _filling(call.args, made), _filling(call.kwargs, made)
+    operator = FASTER.get(call.name, call.operator)
     view = call.results[0] if len(call.results) == 1 else None
     if view is None or view.slot in call.read:
         return lambda memory: memory.keep(call, operator(*fill_args(memory), **fill_kwargs(memory)))

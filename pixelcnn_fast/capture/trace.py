@@ -124,10 +124,12 @@ class Trace:
             return False
         return not self.map(x).kinds.isdisjoint((Value, Unknown))
 
-    def constant(self, x: Any) -> Any:
+    def constant(self, x: Any, as_is: bool = False) -> Any:
+        """A constant tensor, in the program's dtype or as it is; other arguments stay as they are."""
         if any(isinstance(view, View) and view.slot in self._slots for view in leaves(x)):
             raise Unsupported("one of its arguments must be constant, and depends on the image")
-        return map_leaves(self._in_dtype, self.operands.tensor(x))
+        found = self.operands.tensor(x)
+        return found if as_is else map_leaves(self._in_dtype, found)
 
     def _in_dtype(self, x: Any) -> Any:
         return x.to(self.builder.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -19,7 +19,7 @@ def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     is_narrower = largest < torch.finfo(program.dtype).max
 
     def converted(constant: Tensor) -> Tensor:
-        return (constant.clamp(-largest, largest) if is_narrower else constant).to(dtype)
+        return constant.to(dtype).clamp(-largest, largest) if is_narrower else constant.to(dtype)
 
     return replace(program.converted(converted), dtype=dtype)
 

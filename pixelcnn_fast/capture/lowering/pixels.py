@@ -32,7 +32,9 @@ def _convolution(
         raise Unsupported("a transposed convolution computes on another grid than the image's")
     if len(x.size) != 4:
         raise Unsupported(f"its argument has {len(x.size)} axes; only [N, channels, H, W] is supported")
-    return convolved(t.builder, t.map(x), t.constant(weight), t.constant(bias), padding, dilation, groups)
+    return convolved(
+        t.builder, t.map(x), t.constant(weight, as_is=True), t.constant(bias), padding, dilation, groups
+    )
 
 
 def convolved(
@@ -44,9 +46,9 @@ def convolved(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Map:
-    """x: laid out as [N, C, h, w]; weight: [O, C / groups, kH, kW] -> [N, O, h', w']."""
+    """x: laid out as [N, C, h, w]; weight: [O, C / groups, kH, kW], in any dtype -> [N, O, h', w']."""
     features, operands = divided(b, windowed(b, x))
-    columns = weight.detach().to(b.dtype).permute(2, 3, 1, 0).contiguous()
+    columns = weight.detach().permute(2, 3, 1, 0)
     if groups > 1:
         columns = _ungrouped(columns, groups)
     taps = columns.shape[:2]
@@ -58,7 +60,7 @@ def convolved(
     result = b.convolution(parts, [*product(rows, across)], columns.flatten(0, 1), bias, (height, width))
     if operands is None or planes is not None:
         return result
-    whole = columns.permute(3, 2, 0, 1)
+    whole = columns.permute(3, 2, 0, 1).to(b.dtype)
     of_rest = b.operands.convolved(operands.addresses, whole, padding, dilation)
     return added(b, result, b.map(of_rest))
 
@@ -79,7 +81,7 @@ def _unfold(b: Builder, x: Map, *windows: Sequence[int]) -> Map:
 def _masked_conv2d(
     t: Trace, call: Call, x: View, weight: View, bias: Any, mask: View, padding: Any, dilation: Any, *backend: Any
 ) -> Map:  # fmt: skip
-    masked = t.constant(weight) * t.constant(mask)
+    masked = t.constant(weight, as_is=True) * t.constant(mask, as_is=True)
     return convolved(t.builder, t.map(x), masked, t.constant(bias), padding, dilation)
 
 

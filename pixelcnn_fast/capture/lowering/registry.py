@@ -27,8 +27,9 @@ class Trace(Protocol):
     def rounds_to(self, dtype: torch.dtype) -> bool:
         """Whether a dtype has fewer digits than the model's own."""
 
-    def constant(self, x: Any) -> Any:
-        """x as a tensor, or the number that it is. Raises Unsupported if it depends on the image or the condition."""
+    def constant(self, x: Any, as_is: bool = False) -> Any:
+        """x as a tensor, in the program's dtype unless as it is, or the number that it is. Raises Unsupported if it
+        depends on the image or the condition."""
 
 
 Lowering = Callable[..., Any]
