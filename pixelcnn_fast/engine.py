@@ -28,7 +28,9 @@ from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 
 BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
-LARGEST_BATCH = 64  # beyond it nothing gets faster, and an interrupt loses more
+# Beyond these, nothing gets faster, and an interrupt loses more.
+LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
+LARGEST_ON_GPU = 64
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
@@ -169,7 +171,8 @@ class Engine:
                 largest = runtime.largest_batch()
             else:
                 each = self.observed.output_bytes if self.observed else self._workspace_bytes
-                largest = max(1, min(LARGEST_BATCH, BATCH_BYTES // each))
+                most = LARGEST_BATCH[type(runtime)] if self.model.device.type == "cpu" else LARGEST_ON_GPU
+                largest = max(1, min(most, BATCH_BYTES // each))
             size = max(1, math.ceil(n / max(1, math.ceil(n / largest))))
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 

@@ -1,0 +1,145 @@
+"""Whatever ends a run of sampling carries what was finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import NonFiniteLogits, Sampler, SamplingInterrupted
+from pixelcnn_fast.runtimes import RuntimeName
+from tests.heads.test_own_head import Net, Pair
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+
+SHAPE = (1, 5, 6)
+RUNTIMES: tuple[RuntimeName, ...] = ("cpu", "eager", "reference")
+
+
+def noise(n: int) -> Tensor:
+    return torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Conditioned(nn.Module):
+    """Its logits are NaN where the label is 1."""
+
+    levels, n_classes = 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.embedding = Masked(1, 4, [*ABOVE, *LEFT]), nn.Embedding(2, 4)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.conv(x.to(self.conv.weight)) + self.embedding(labels)[:, :, None, None]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_nan_at_image_200_of_300(runtime: RuntimeName) -> None:
+    model = Conditioned()
+    sampler = Sampler(model, SHAPE)
+    expected = sampler.sample(300, torch.zeros(300, dtype=torch.long), noise=noise(300), log_probability=True)
+    with torch.no_grad():
+        model.embedding.weight[1] = torch.nan
+    sampler.refresh()
+    labels = (torch.arange(300) == 200).long()
+    with pytest.raises(NonFiniteLogits, match="image 200, channel 0, row 0, column 0") as stopped:
+        sampler.sample(300, labels, noise=noise(300), log_probability=True, runtime=runtime, batch_size=50)
+    assert kept(stopped.value, (expected[0][:200], expected[1][:200])) == 200
+
+
+def kept(error: BaseException, expected: tuple[Tensor, Tensor] | Tensor) -> int:
+    """How many images an error carries, after a comparison with those that are expected."""
+    finished = vars(error)
+    if isinstance(expected, tuple):
+        torch.testing.assert_close(finished["log_probabilities"], expected[1])
+        expected = expected[0]
+    else:
+        assert finished["log_probabilities"] is None
+    assert torch.equal(finished["images"], expected) and finished["finished"] == len(expected)
+    return finished["finished"]
+
+
+class NotExtended(Exception):
+    """It takes no attributes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("__"):
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError, SystemExit, NotExtended])
+def test_any_other_error_keeps_its_type(error: type[BaseException]) -> None:
+    """Here, what raises is the user's head."""
+    calls = 0
+
+    class Failing(Pair):
+        def draw(self, *args: object) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 60:
+                raise error("enough")
+            return super().draw(*args)
+
+    sampler = Sampler(Net(), (2, 4, 5), image_form="levels", head=Failing())
+    u = torch.rand(9, 2 * sampler.head.uniforms, 4, 5, dtype=torch.float64)[:, : sampler.head.uniforms]
+    with pytest.raises(error, match="enough") as stopped:
+        sampler.sample(9, noise=u, runtime="eager", batch_size=2)
+    if error is not NotExtended:
+        calls = 0
+        expected = sampler.sample(6, noise=u[:6], runtime="eager", batch_size=2)
+        assert kept(stopped.value, expected) == 6
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    expected = sampler.sample(40, noise=noise(40), log_probability=True)
+    engine, calls = sampler.runtime(runtime), 0
+
+    class Interrupted:
+        def run(self, job) -> None:  # type: ignore[no-untyped-def]  # as a runtime's
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                threading.Timer(0, os.kill, (os.getpid(), signal.SIGINT)).start()
+                while True:
+                    engine.run(job)
+            engine.run(job)
+
+    monkeypatch.setitem(sampler._engine._runtimes, runtime, Interrupted())
+    with pytest.raises(SamplingInterrupted, match="20 of 40 images are finished") as stopped:
+        sampler.sample(40, noise=noise(40), log_probability=True, runtime=runtime, batch_size=10)
+    assert kept(stopped.value, (expected[0][:20], expected[1][:20])) == 20
+    calls = 2
+    known = torch.zeros(5, 6, dtype=torch.bool)
+    with pytest.raises(SamplingInterrupted) as stopped:
+        sampler.complete(expected[0], known, noise=noise(40), runtime=runtime, batch_size=10)
+    assert kept(stopped.value, expected[0][:0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("runtime", "n", "least"), [("cpu", 300, 9), ("eager", 300, 4), ("reference", 20, 5), ("reference", 3, 1)]
+)
+def test_a_default_batch_is_small_enough_that_some_are_finished(
+    runtime: RuntimeName, n: int, least: int
+) -> None:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    parts = sampler._engine.batches(n, sampler.runtime(runtime), None)
+    assert len(parts) >= least
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(n))
+
+
+def raises(function: Callable[[], object]) -> BaseException:
+    with pytest.raises(BaseException) as stopped:  # any
+        function()
+    return stopped.value
+
+
+def test_bad_arguments_carry_nothing() -> None:
+    assert "images" not in vars(raises(lambda: Sampler(pixelcnn(), SHAPE).sample(2, temperature=-1)))
