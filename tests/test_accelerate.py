@@ -204,3 +204,23 @@ def test_weight_norm(old):
     handle = accelerate(model, quiet=True)
     assert ("first" in handle.left) == old and (not old or "old weight_norm" in handle.left["first"])
     assert_identical_up_to_rounding(model(IMAGES).detach(), expected)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_convolution_without_bias_under_weight_norm_trains(mode):
+    """Its parameters are those of the parametrization, not its own."""
+
+    def built():
+        torch.manual_seed(0)
+        conv = Functional("A", 1, 4, 3)
+        conv.bias = None
+        torch.nn.utils.parametrizations.weight_norm(conv)
+        return nn.Sequential(conv, nn.ReLU()).double().train(mode)
+
+    model, plain, x = built(), built(), torch.randn(2, 1, 5, 6, dtype=torch.float64)
+    assert set(accelerate(model, quiet=True).swapped) == {"", "0"}
+    for each in (model, plain):
+        each(x).square().mean().backward()
+    for own, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert own.grad is not None
+        torch.testing.assert_close(own.grad, expected.grad)

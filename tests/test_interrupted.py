@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, SamplingInterrupted
 from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.runtimes.job import Job
 from tests.heads.test_own_head import Net, Pair
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
@@ -79,7 +81,7 @@ def test_any_other_error_keeps_its_type(error: type[BaseException]) -> None:
     calls = 0
 
     class Failing(Pair):
-        def draw(self, *args: object) -> Tensor:
+        def draw(self, *args: Any) -> Tensor:
             nonlocal calls
             calls += 1
             if calls > 60:
@@ -103,7 +105,7 @@ def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.Mon
     engine, calls = sampler.runtime(runtime), 0
 
     class Interrupted:
-        def run(self, job) -> None:  # type: ignore[no-untyped-def]  # as a runtime's
+        def run(self, job: Job) -> None:
             nonlocal calls
             calls += 1
             if calls == 3:

@@ -39,7 +39,8 @@ def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
     if any(isinstance(m, nn.BatchNorm2d) and (m.training or m.running_mean is None) for m in modules):
         return False
     if torch.is_grad_enabled() and any(
-        t.requires_grad for t in chain([x], *(m.parameters(False) for m in modules))
+        t.requires_grad
+        for t in chain([x], *(m.parameters() for m in modules))  # those of parametrizations too
     ):
         return False
     return not any(_has_hooks(m) for m in modules)

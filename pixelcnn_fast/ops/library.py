@@ -39,6 +39,7 @@ def define(schema: str, compute: Callable, fake: Callable, casts: tuple[int, ...
         if _bare(args):
             return compute(*args)
         _check_no_tangent(name, args)
+        _check_no_transform(name)
         return overload(*args)
 
     return call
@@ -86,6 +87,19 @@ def _check_no_tangent(name: str, args: tuple) -> None:
         raise NotImplementedError(
             f"{NAME}::{name} has no forward-mode derivative (jvp, jacfwd, hessian): take the gradient backwards, or "
             "use the plain layers of pixelcnn_fast.models.reference"
+        )
+
+
+def _check_no_transform(name: str) -> None:
+    """PyTorch's own error would ask for a method that only the library could write."""
+    if torch.compiler.is_compiling():
+        return
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    if any(transform.key() == torch._C._functorch.TransformType.Grad for transform in transforms):
+        raise NotImplementedError(
+            f"{NAME}::{name} does not work within torch.func.grad, vjp and jacrev: call it with "
+            "torch.func.functional_call and take torch.autograd.grad, or use the plain layers of "
+            "pixelcnn_fast.models.reference"
         )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.native import native
-from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import ISAS, instruction_set, needs_native
 from tests.tolerances import assert_right
@@ -175,6 +175,31 @@ def test_second_derivatives_are_refused():
         torch.func.jvp(
             lambda x: ops.masked_conv2d(x, weight.detach(), None, mask), (x.detach(),), (x.detach(),)
         )
+
+
+def test_functional_transforms_are_right_or_refused():
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6)
+
+    def convolved(x, weight):
+        return ops.masked_conv2d(x, weight, bias, mask)
+
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(NotImplementedError, match="does not work within torch.func.grad, vjp and jacrev"):
+            transform(lambda weight: convolved(x, weight).sum())(weight)
+    with pytest.warns(UserWarning, match="performance drop"):
+        found = torch.func.vmap(convolved, in_dims=(0, None))(x[:, None], weight)
+    assert torch.equal(found[:, 0], convolved(x, weight))
+    layer = MaskedConv2d(3, 4, 3, mask_type="A").to(x)
+    other = {name: p.detach().clone().add_(1).requires_grad_() for name, p in layer.named_parameters()}
+    found = torch.func.functional_call(layer, other, (x,))
+    with torch.no_grad():
+        for name, p in layer.named_parameters():
+            p.copy_(other[name])
+    gradients = (
+        torch.autograd.grad(y.square().sum(), of)
+        for y, of in ((found, list(other.values())), (layer(x), list(layer.parameters())))
+    )
+    assert all(map(torch.equal, *gradients))
 
 
 def test_registration():
