@@ -20,6 +20,7 @@ from pixelcnn_fast.capture.private_copy import eagerly, undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import compiled, settle, warn_of_what_changes_nothing
 from pixelcnn_fast.errors import NonFiniteLogits, PixelCNNFastError, SamplingInterrupted, advising
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
@@ -136,6 +137,23 @@ class Sampler:
     def head(self) -> Head:
         """How the model's output is read."""
         return self._model.head
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(D * uniforms, H, W) of the noise that an image is drawn with."""
+        channels, height, width = self.shape
+        return self.head.uniforms * self.head.distributions(channels), height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the model's weights, how it takes
+        images and how it is read. It is the same on every device."""
+        precision = "same" if self._observed is not None else self._compiled.precision
+        return fingerprint(precision, *self._model.identity())
 
     @property
     def program(self) -> ProgramListing:
@@ -410,8 +428,7 @@ class Sampler:
         """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
         n, height = values.shape[0], self.shape[1]
         given = self._model.checked_given(labels, settings.condition, n)
-        uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
-        noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
+        noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
         engine = self.runtime(settings.runtime)
         size = settings.batch_size or self._default_batch(n, engine)
         parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]

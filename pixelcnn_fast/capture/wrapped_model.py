@@ -394,6 +394,13 @@ class WrappedModel:
                 raise ValueError(why)
         return condition.to(self.device, dtype)
 
+    def identity(self) -> Iterator[object]:
+        """What tells this model from others: its parts, its weights, and how it takes images and is read."""
+        yield from (self.shape, self.dtype, self.image_form, self.head)
+        yield from (f"{name} {type(module).__qualname__}" for name, module in self.module.named_modules())
+        for name, value in sorted(self.module.state_dict().items()):
+            yield from (name, value)
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """The context in which the module may be run: autocast is off, and a module that could not be copied is locked

@@ -1,0 +1,137 @@
+"""The processes of a job. All that they tell each other goes through a small store; no image travels."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+import torch.distributed as dist
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+PAUSES = (
+    0.01,
+    1.0,
+)  # seconds between looks into the store: at first, and the longest, lest thousands ask at once
+PARTING = 5  # seconds that rank 0, whose store the others may use, waits for them when it fails
+
+_jobs = itertools.count()  # each job of a process has keys of its own
+
+
+class Store(Protocol):
+    """What is used of a store of torch.distributed."""
+
+    def add(self, key: str, amount: int, /) -> int: ...
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+
+
+class OwnStore:
+    """The store of a process that is alone."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def add(self, key: str, amount: int, /) -> int:
+        self._values[key] = str(int(self._values.get(key, 0)) + amount)
+        return int(self._values[key])
+
+    def set(self, key: str, value: str, /) -> None:
+        self._values[key] = value
+
+    def get(self, key: str, /) -> bytes:
+        return self._values[key].encode()
+
+    def check(self, keys: list[str], /) -> bool:
+        return all(key in self._values for key in keys)
+
+
+class Ranks:
+    """This process among the ``size`` of a job."""
+
+    def __init__(self, rank: int, size: int, store: Store) -> None:
+        self.rank, self.size = rank, size
+        self._store = store
+
+    def from_rank_0(self, make: Callable[[], str]) -> str:
+        """What ``make`` returns on rank 0, on every rank."""
+        if self.rank == 0:
+            self._store.set("from rank 0", make())
+        self.wait(lambda: self._store.check(["from rank 0"]))
+        return self._store.get("from rank 0").decode()
+
+    def next_number(self) -> int:
+        """0, 1, 2, ...: each number goes to one process."""
+        return self._store.add("number", 1) - 1
+
+    def drawn(self, more: int = 0) -> int:
+        """How many images all processes have written, with these."""
+        return self._store.add("drawn", more)
+
+    def check(self) -> None:
+        """Raises RuntimeError, with the reason, if another process has failed."""
+        try:
+            failed = self._store.check(["failure"])
+        except dist.DistError as error:
+            raise RuntimeError(f"rank 0, or what started the processes, has ended: {error}") from error
+        if failed:
+            raise RuntimeError(self._store.get("failure").decode())
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Waits as long as it takes. Raises RuntimeError as ``check`` does."""
+        pause, longest = PAUSES
+        while not done():
+            self.check()
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others why this process ends, unless one of them was the first."""
+        with suppress(RuntimeError):  # the store may be gone
+            if not self._store.check(["failure"]):
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                self._store.set("failure", f"rank {self.rank} failed: {why}")
+
+    def leave(self) -> None:
+        """To be called last. Rank 0 lets the others go first."""
+        with suppress(RuntimeError):
+            self._store.add("left", 1)
+            limit = time.monotonic() + PARTING
+            while self.rank == 0 and self._store.add("left", 0) < self.size and time.monotonic() < limit:
+                time.sleep(PAUSES[0])
+
+
+@contextmanager
+def joined(backend: str) -> Iterator[Ranks]:
+    """The processes of this job: those of the default process group; else those that torchrun, or whoever sets the same
+    environment variables, has started; else this one.
+
+    backend: of the process group, if one has to be made; it ends with the context. What is raised in the context is
+    told to the others.
+    """
+    job = next(_jobs)
+    if not dist.is_available():
+        yield Ranks(0, 1, OwnStore())
+        return
+    makes_group = not dist.is_initialized() and all(name in os.environ for name in ENVIRONMENT)
+    if makes_group:
+        dist.init_process_group(backend)
+    if not dist.is_initialized():
+        yield Ranks(0, 1, OwnStore())
+        return
+    assert dist.group.WORLD is not None
+    store = dist.PrefixStore(f"pixelcnn_fast job {job}", dist.group.WORLD.get_group_store())
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), store)
+    try:
+        yield ranks
+    except BaseException as error:
+        ranks.fail(error)
+        raise
+    finally:
+        if makes_group:
+            ranks.leave()
+            dist.destroy_process_group()
