@@ -6,21 +6,20 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from pixelcnn_fast.distributed.per_image import PerImage, check_length, of_images, told_apart
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import RuntimeName
@@ -29,9 +28,7 @@ from pixelcnn_fast.signatures import takes_arguments_of
 
 VERSION = 1  # of the manifest, and of what the shards hold
 SHARD_SIZE = 1000
-SEEN_BY = 120  # seconds after which a network's file system shows rank 0 what others have written
-
-PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]
+SEEN_WITHIN = 120  # seconds in which a network's file system shows rank 0 what others have written
 
 
 class JobArguments(OptionArguments, total=False):
@@ -63,88 +60,75 @@ def sample(
 
     Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
     [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
-    ``log_probabilities`` float64 [m]. Image k is drawn with ``noise_of(seed, range(k, k + 1), sampler.noise_shape)``,
-    so it does not depend on the number of processes. Files appear as a whole: if a job was stopped, the same call goes
-    on with the shards that are missing, on any number of processes.
-    labels: [n], or a function that takes numbers of images, int64 [m], and returns their labels [m]; condition: the
-    same for [n, *condition_shape]. shard_size: images in a file, after which a process asks for the next.
-    progress: show a bar on rank 0, for the images of all processes. The other arguments are those of
-    ``Sampler.sample``.
+    ``log_probabilities`` float64 [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1),
+    sampler.noise_shape)`` of ``pixelcnn_fast.noise``, so it does not depend on the number of processes. A file appears
+    as a whole: if a job was stopped, the same call, on any number of processes, goes on with the shards that are
+    missing.
+    labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
+    same for [n, *condition_shape]. shard_size: images in a file, after which a process takes the next. progress: show a
+    bar on rank 0, for the images of all processes. The other arguments are those of ``Sampler.sample``.
     Returns on every rank when all shards are written.
     Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
-    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that
-    a function gives are compared with those of an earlier run for the first and the last shard. Ctrl-C raises
+    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that a
+    function gives are compared with those of an earlier run for the first and the last shard. Ctrl-C raises a
     KeyboardInterrupt that says how many images are finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
-        options = SamplingOptions(temperature=temperature, **_options_among(arguments))
-        sampler.head.check_options(options)
         shards = Shards(Path(folder), n, shard_size, file_format)
-        given = {"labels": labels, "condition": condition}
-        for name, values in given.items():
-            if values is not None and not callable(values) and len(values) != n:
-                raise ValueError(
-                    f"{name} is of {len(values)} images, expected {n}, or a function of their numbers"
-                )
+        check_length("labels", labels, n)
+        check_length("condition", condition, n)
+
+        def drawn(images: range, given: range) -> dict[str, Tensor]:
+            """The arrays of these images, with labels and conditions of the given ones."""
+            some_labels = _first(of_images(labels, given), len(images))
+            values, log_probabilities = sampler.sample(
+                len(images),
+                some_labels,
+                temperature,
+                noise=noise_of(seed, images, sampler.noise_shape),
+                condition=_first(of_images(condition, given), len(images)),
+                log_probability=True,
+                **arguments,
+            )
+            found = {"images": values, "log_probabilities": log_probabilities}
+            return found if some_labels is None else {**found, "labels": some_labels.long().cpu()}
+
+        def write(shard: int) -> None:
+            images = shards.images(shard)
+            try:
+                arrays = drawn(images, images)
+            except NonFiniteLogits as error:
+                image, *rest = error.location
+                raise NonFiniteLogits(images.start + image, *rest) from None
+            shards.write(shard, {name: array.numpy() for name, array in arrays.items()})
+
+        none = drawn(range(0), range(min(n, 1)))  # refuses bad arguments before anything is written
+        options = {field.name: arguments.get(field.name, field.default) for field in fields(SamplingOptions)}
+        ends = shards.images(0), shards.images(shards.count - 1)
         settings = {
             "version": VERSION,
             "n": n,
             "shard_size": shard_size,
             "shards": shards.count,
             "file_format": file_format,
-            "seed": seed,
             "image_shape": list(sampler.shape),
-            "dtype": str(sampler.head.as_images(torch.zeros(0, dtype=sampler.head.value_dtype)).dtype),
-            **asdict(options),
+            "dtype": str(none["images"].numpy().dtype),
+            "seed": seed,
+            **options,
+            "temperature": temperature,
+            "labels": told_apart(labels, *ends),
+            "condition": told_apart(condition, *ends),
             "model": sampler.fingerprint(),
-            **{name: _told_apart(values, shards) for name, values in given.items()},
         }
-        finished = _begin(shards, settings, ranks)
-        missing = np.flatnonzero(~finished).tolist()
-        wanted = sum(len(shards.images(shard)) for shard in missing)
-        if ranks.rank == 0 and 0 < len(missing) < ranks.size:
-            warnings.warn(
-                f"{len(missing)} shards are left for {ranks.size} processes: a smaller shard_size keeps all of them "
-                "busy",
-                stacklevel=3,
-            )
-        bar = tqdm(
-            total=n,
-            initial=n - wanted,
-            unit="image",
-            smoothing=0,  # shards come in bursts
-            disable=not (progress and ranks.rank == 0),
-        )
-
-        def drawn(more: int = 0) -> int:
-            total = ranks.drawn(more)
-            bar.update(n - wanted + total - bar.n)
-            return total
-
-        with bar:
-            try:
-                while (number := _next(ranks)) < len(missing):
-                    shard = missing[number]
-                    images = shards.images(shard)
-                    shards.write(shard, _drawn(sampler, images, seed, given, temperature, arguments))
-                    drawn(len(images))
-                ranks.wait(lambda: drawn() == wanted)
-                if ranks.rank == 0:
-                    _check_seen(shards, ranks)
-            except KeyboardInterrupt:
-                kept = sum(len(shards.images(shard)) for shard in np.flatnonzero(shards.finished()).tolist())
-                raise KeyboardInterrupt(
-                    f"{kept} of {n} images are finished, in {folder}; the same call goes on from there"
-                ) from None
+        _share_out(_missing(shards, settings, ranks), write, shards, ranks, progress)
 
 
-def _options_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(SamplingOptions)}
-    return {name: value for name, value in arguments.items() if name in names}
+def _first(values: Tensor | None, n: int) -> Tensor | None:
+    return None if values is None else values[:n]
 
 
-def _begin(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray:
-    """Makes sure that all ranks, and the folder, mean the same job -> bool [count], which shards are finished."""
+def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int]:
+    """The shards that are to be drawn, once all ranks and the folder are known to mean the same job."""
 
     def prepared() -> str:
         shards.prepare(settings)
@@ -152,69 +136,51 @@ def _begin(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray
 
     found = json.loads(ranks.from_rank_0(prepared))
     if differing := differences(found["settings"], settings):
-        raise ValueError(f"rank {ranks.rank} has other arguments than rank 0, {'; '.join(differing)}")
-    bits = np.frombuffer(bytes.fromhex(found["finished"]), dtype=np.uint8)
-    return np.unpackbits(bits, count=shards.count).astype(bool)
+        raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
+    ranks.agree()
+    finished = np.unpackbits(np.frombuffer(bytes.fromhex(found["finished"]), np.uint8), count=shards.count)
+    return np.flatnonzero(finished == 0).tolist()
 
 
-def _next(ranks: Ranks) -> int:
-    ranks.check()
-    return ranks.next_number()
-
-
-def _drawn(
-    sampler: Sampler,
-    images: range,
-    seed: int,
-    given: dict[str, PerImage | None],
-    temperature: float,
-    arguments: JobArguments,
-) -> dict[str, np.ndarray]:
-    """The arrays of a shard."""
-    labels, condition = (_of_images(values, images) for values in given.values())
-    try:
-        values, log_probabilities = sampler.sample(
-            len(images),
-            labels,
-            temperature,
-            noise=noise_of(seed, images, sampler.noise_shape),
-            condition=condition,
-            log_probability=True,
-            **arguments,
+def _share_out(
+    missing: Sequence[int], write: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
+) -> None:
+    """Writes the missing shards, each by the process that is free first, and returns when the last is written."""
+    n, wanted = shards.n, sum(len(shards.images(shard)) for shard in missing)
+    if ranks.rank == 0 and 0 < len(missing) < ranks.size:
+        warnings.warn(
+            f"{len(missing)} shards are left for {ranks.size} processes: a smaller shard_size would give each some",
+            stacklevel=4,
         )
-    except NonFiniteLogits as error:
-        image, *rest = error.location
-        raise NonFiniteLogits(images.start + image, *rest) from None
-    found = {"images": values, "log_probabilities": log_probabilities}
-    if labels is not None:
-        found["labels"] = labels.long().cpu()
-    return {name: value.numpy() for name, value in found.items()}
+    shown = progress and ranks.rank == 0
+    # Shards come in bursts, so the rate is that of the whole run.
+    with tqdm(total=n, initial=n - wanted, unit="image", smoothing=0, disable=not shown) as bar:
 
+        def written(more: int = 0) -> int:
+            total = ranks.written(more)
+            bar.update(n - wanted + total - bar.n)
+            return total
 
-def _of_images(values: PerImage | None, images: range) -> Tensor | None:
-    if values is None:
-        return None
-    if callable(values):
-        return torch.as_tensor(values(torch.arange(images.start, images.stop)))
-    return torch.as_tensor(values[images.start : images.stop])
-
-
-def _told_apart(values: PerImage | None, shards: Shards) -> str | None:
-    """What the manifest keeps of labels or a condition: of a function, what it gives for the first and last shard."""
-    if values is None:
-        return None
-    if not callable(values):
-        return fingerprint(values)
-    ends = sorted({0, shards.count - 1}) if shards.count else []
-    return fingerprint(*(_of_images(values, shards.images(shard)) for shard in ends))
+        try:
+            while (number := ranks.next_number()) < len(missing):
+                write(missing[number])
+                written(len(shards.images(missing[number])))
+            ranks.wait(lambda: written() == wanted and ranks.all_agree())
+            if ranks.rank == 0:
+                _check_seen(shards, ranks)
+        except KeyboardInterrupt:
+            kept = sum(len(shards.images(shard)) for shard in np.flatnonzero(shards.finished()).tolist())
+            raise KeyboardInterrupt(
+                f"{kept} of {n} images are finished, in {shards.folder}; start it again to go on from there"
+            ) from None
 
 
 def _check_seen(shards: Shards, ranks: Ranks) -> None:
     """Raises RuntimeError unless rank 0 sees all shards in its folder."""
-    limit = time.monotonic() + SEEN_BY
+    limit = time.monotonic() + SEEN_WITHIN
     ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
     if missing := int((~shards.finished()).sum()):
         raise RuntimeError(
-            f"{missing} of {shards.count} shards are written, but not seen in {shards.folder} by rank 0: is the folder "
-            "shared by all machines?"
+            f"{missing} of {shards.count} shards were written, but rank 0 does not see them in {shards.folder}: is the "
+            "folder shared by all machines?"
         )

@@ -64,13 +64,21 @@ class Ranks:
         self.wait(lambda: self._store.check(["from rank 0"]))
         return self._store.get("from rank 0").decode()
 
+    def agree(self) -> None:
+        """Says that this process does the job of rank 0."""
+        self._store.add("agree", 1)
+
+    def all_agree(self) -> bool:
+        return self._store.add("agree", 0) == self.size
+
     def next_number(self) -> int:
-        """0, 1, 2, ...: each number goes to one process."""
+        """0, 1, 2, ...: each number goes to one process. Raises RuntimeError as ``check`` does."""
+        self.check()
         return self._store.add("number", 1) - 1
 
-    def drawn(self, more: int = 0) -> int:
+    def written(self, more: int = 0) -> int:
         """How many images all processes have written, with these."""
-        return self._store.add("drawn", more)
+        return self._store.add("written", more)
 
     def check(self) -> None:
         """Raises RuntimeError, with the reason, if another process has failed."""

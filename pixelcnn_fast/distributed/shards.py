@@ -18,6 +18,7 @@ from pixelcnn_fast.image_forms import check_choice
 FileFormat = Literal["npz", "safetensors"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
+LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
 
@@ -61,26 +62,22 @@ class Shards:
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Makes the folder and its manifest, or checks the one that is there, and removes what a killed process left.
 
-        Raises ValueError if the folder holds another job, naming what differs.
+        Raises ValueError if the folder holds shards of another job, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob("shard-*.unfinished"):
+            unfinished.unlink()
         path = self.folder / MANIFEST
-        if path.exists():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"{path} is not a manifest: {error}") from None
-            if differing := differences(found, settings):
+        if next(self.folder.glob("shard-*"), None) is not None:
+            if not path.exists():
                 raise ValueError(
-                    f"{self.folder} holds another job, {'; '.join(differing)}: take another folder, or the same "
+                    f"{path} is missing, so there is no telling whose shards these are: take another folder"
+                )
+            if differing := differences(json.loads(path.read_text()), settings):
+                raise ValueError(
+                    f"{self.folder} holds another job: {differing}. Take another folder, or the same "
                     "settings to go on with it"
                 )
-            for unfinished in self.folder.glob("shard-*.unfinished"):
-                unfinished.unlink()
-        elif next(self.folder.glob("shard-*"), None) is not None:
-            raise ValueError(
-                f"{self.folder} holds shards, but no {MANIFEST} that says of what: take another folder"
-            )
         else:
             with replacing(path) as file:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
@@ -89,10 +86,14 @@ class Shards:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, in words."""
-    return [
-        f"whose {name} is {json.dumps(there.get(name))}, not {json.dumps(here.get(name))}"
-        for name in dict.fromkeys([*here, *there])
-        if there.get(name) != here.get(name)
-    ]
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs between two settings, in words; empty if nothing does."""
+
+    def shown(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+    names = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
+    return "; ".join(
+        f"{name} is {shown(there.get(name))} there, {shown(here.get(name))} here" for name in names
+    )
