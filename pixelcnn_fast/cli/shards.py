@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pixelcnn_fast import distributed, pictures
-from pixelcnn_fast.bench.arguments import count, output_folder
+from pixelcnn_fast.bench.arguments import count
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.distributed.shards import FORMATS, Shards
 from pixelcnn_fast.heads import SamplingOptions
@@ -49,7 +49,7 @@ def run(
     of_class = torch.tensor(classes)
     is_first = int(os.environ.get("RANK", 0)) == 0
     size, file_format = args.shard_size or distributed.SHARD_SIZE, args.format or FORMATS[0]
-    shards = Shards(output_folder(args.shards), wanted, size, file_format)
+    shards = Shards(args.shards, wanted, size, file_format)
     start = time.perf_counter()
     # torchrun passes Ctrl-C and the end of another process on as SIGTERM.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -70,8 +70,8 @@ def sample(
     Returns on every rank when all shards are written.
     Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
     another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that a
-    function gives are compared with those of an earlier run for the first and the last shard. Ctrl-C raises a
-    KeyboardInterrupt that says how many images are finished.
+    function gives are compared with those of an earlier run for some of the images. Ctrl-C raises a KeyboardInterrupt
+    that says how many images are finished.
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
@@ -104,7 +104,6 @@ def sample(
 
         none = drawn(range(0), range(min(n, 1)))  # refuses bad arguments before anything is written
         options = {field.name: arguments.get(field.name, field.default) for field in fields(SamplingOptions)}
-        ends = shards.images(0), shards.images(shards.count - 1)
         settings = {
             "version": VERSION,
             "n": n,
@@ -116,8 +115,8 @@ def sample(
             "seed": seed,
             **options,
             "temperature": temperature,
-            "labels": told_apart(labels, *ends),
-            "condition": told_apart(condition, *ends),
+            "labels": told_apart(labels, n),
+            "condition": told_apart(condition, n),
             "model": sampler.fingerprint(),
         }
         _share_out(_missing(shards, settings, ranks), write, shards, ranks, progress)
