@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
 
 
 @pytest.fixture(scope="module")
@@ -262,15 +263,28 @@ def test_it_works_without_torch_distributed(whole: Path, tmp_path: Path, monkeyp
     assert files(tmp_path) == files(whole)
 
 
+def joined_as(rank: ranks.Ranks, monkeypatch) -> None:
+    """From now on a job runs as this rank, of processes that are not there."""
+    monkeypatch.setattr(distributed.job, "joined", lambda backend: nullcontext(rank))
+
+
 def test_more_processes_than_shards(tmp_path: Path, monkeypatch) -> None:
-    """Rank 0 of three warns; that the others are not there does not matter to it before the end."""
-    alone = ranks.Ranks(0, 3, ranks.OwnStore())
-    monkeypatch.setattr(alone, "all_agree", lambda: True)
-    monkeypatch.setattr(
-        distributed.job, "joined", lambda backend: ranks.contextmanager(lambda: iter([alone]))()
-    )
-    with pytest.warns(UserWarning, match="2 shards are left for 3 processes: a smaller shard_size"):
+    first = ranks.Ranks(0, 3, ranks.OwnStore())
+    monkeypatch.setattr(first, "all_agree", lambda: True)
+    joined_as(first, monkeypatch)
+    with pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size"):
         draw(tmp_path, shard_size=13)
+
+
+def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> None:
+    """Else it would not hear of a process that has other arguments, and is late to say so."""
+    store = ranks.OwnStore()
+    first, late = (ranks.Ranks(rank, 2, store) for rank in (0, 1))
+    joined_as(first, monkeypatch)
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: late.fail(ValueError("seed")))
+    with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: seed$"):
+        draw(tmp_path)
+    assert len(times(tmp_path)) == COUNT
 
 
 def test_a_folder_that_rank_0_does_not_see_filled_is_reported(tmp_path: Path, monkeypatch) -> None:

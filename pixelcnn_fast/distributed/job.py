@@ -146,9 +146,9 @@ def _share_out(
 ) -> None:
     """Writes the missing shards, each by the process that is free first, and returns when the last is written."""
     n, wanted = shards.n, sum(len(shards.images(shard)) for shard in missing)
-    if ranks.rank == 0 and 0 < len(missing) < ranks.size:
+    if ranks.rank == 0 and 0 < shards.count < ranks.size:
         warnings.warn(
-            f"{len(missing)} shards are left for {ranks.size} processes: a smaller shard_size would give each some",
+            f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some",
             stacklevel=4,
         )
     shown = progress and ranks.rank == 0

@@ -16,7 +16,9 @@ PAUSES = (
     0.01,
     1.0,
 )  # seconds between looks into the store: at first, and the longest, lest thousands ask at once
-PARTING = 5  # seconds that rank 0, whose store the others may use, waits for them when it fails
+PARTING = (
+    5  # seconds, at most, that rank 0, whose store the others may use, waits until they have looked into it
+)
 
 _jobs = itertools.count()  # each job of a process has keys of its own
 
@@ -140,6 +142,6 @@ def joined(backend: str) -> Iterator[Ranks]:
         ranks.fail(error)
         raise
     finally:
+        ranks.leave()
         if makes_group:
-            ranks.leave()
             dist.destroy_process_group()
