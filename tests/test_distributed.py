@@ -220,7 +220,25 @@ class Shifted(nn.Module):
         return self.conv(x.float()) + condition[:, :, None, None]
 
 
-def test_conditions_are_those_of_their_images(tmp_path: Path) -> None:
+def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
+    draw(tmp_path / "whole", shard_size=20)
+    monkeypatch.setattr(distributed.drawing, "WORKSPACE", 2 * 8 * 20 * 3)  # of three images
+    counts: list[int] = []
+    sample = Sampler.sample
+
+    def counted(self: Sampler, n: int, *arguments: Any, **keywords: Any) -> Any:
+        counts.append(n)
+        return sample(self, n, *arguments, **keywords)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
+    draw(tmp_path / "parts", shard_size=20)
+    assert counts == [0, *[3] * 6, 2, 3, 2]
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workspace", [1, 1 << 20])
+def test_conditions_are_those_of_their_images(workspace: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(distributed.drawing, "WORKSPACE", workspace)
     own = Sampler(Shifted(), (1, 3, 3), levels=8, conditional=False, condition_shape=(8,))
     conditions = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)) * 3
     distributed.sample(own, 7, tmp_path / "tensor", condition=conditions, shard_size=3)

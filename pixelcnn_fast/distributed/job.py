@@ -7,35 +7,24 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from pixelcnn_fast.distributed.per_image import PerImage, check_length, of_images, told_apart
+from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
+from pixelcnn_fast.distributed.per_image import PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
-from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
-from pixelcnn_fast.noise import noise_of
-from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.sampler import RunSettings, Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
 
 VERSION = 1  # of the manifest, and of what the shards hold
 SHARD_SIZE = 1000
 SEEN_WITHIN = 120  # seconds in which a network's file system shows rank 0 what others have written
-
-
-class JobArguments(OptionArguments, total=False):
-    """What is handed on to ``Sampler.sample``, as type checkers read it."""
-
-    batch_size: int | None
-    runtime: RuntimeName
 
 
 @takes_arguments_of(SamplingOptions, RunSettings)
@@ -51,7 +40,7 @@ def sample(
     file_format: FileFormat = "npz",
     condition: PerImage | None = None,
     progress: bool = False,
-    **arguments: Unpack[JobArguments],
+    **arguments: Unpack[DrawingArguments],
 ) -> None:
     """Draws n images into files in ``folder``, together with all other processes that call this.
 
@@ -75,55 +64,22 @@ def sample(
     """
     with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
         shards = Shards(Path(folder), n, shard_size, file_format)
-        check_length("labels", labels, n)
-        check_length("condition", condition, n)
-
-        def drawn(images: range, given: range) -> dict[str, Tensor]:
-            """The arrays of these images, with labels and conditions of the given ones."""
-            some_labels = _first(of_images(labels, given), len(images))
-            values, log_probabilities = sampler.sample(
-                len(images),
-                some_labels,
-                temperature,
-                noise=noise_of(seed, images, sampler.noise_shape),
-                condition=_first(of_images(condition, given), len(images)),
-                log_probability=True,
-                **arguments,
-            )
-            found = {"images": values, "log_probabilities": log_probabilities}
-            return found if some_labels is None else {**found, "labels": some_labels.long().cpu()}
-
-        def write(shard: int) -> None:
-            images = shards.images(shard)
-            try:
-                arrays = drawn(images, images)
-            except NonFiniteLogits as error:
-                image, *rest = error.location
-                raise NonFiniteLogits(images.start + image, *rest) from None
-            shards.write(shard, {name: array.numpy() for name, array in arrays.items()})
-
-        none = drawn(range(0), range(min(n, 1)))  # refuses bad arguments before anything is written
-        options = {field.name: arguments.get(field.name, field.default) for field in fields(SamplingOptions)}
+        drawing = Drawing(sampler, seed, labels, condition, temperature, arguments)
+        drawing.check(n)
         settings = {
             "version": VERSION,
             "n": n,
             "shard_size": shard_size,
             "shards": shards.count,
             "file_format": file_format,
-            "image_shape": list(sampler.shape),
-            "dtype": str(none["images"].numpy().dtype),
-            "seed": seed,
-            **options,
-            "temperature": temperature,
-            "labels": told_apart(labels, n),
-            "condition": told_apart(condition, n),
-            "model": sampler.fingerprint(),
+            **drawing.settings(n),
         }
-        _share_out(_missing(shards, settings, ranks), write, shards, ranks, progress)
+        missing = _missing(shards, settings, ranks)
 
+        def write(shard: int) -> None:
+            shards.write(shard, drawing.images(shards.images(shard), ranks.check))
 
-def _first(values: Tensor | None, n: int) -> Tensor | None:
-    return None if values is None else values[:n]
+        _share_out(missing, write, shards, ranks, progress)
 
 
 def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int]:

@@ -15,11 +15,6 @@ TRIED = 1000  # images for which a function is compared with that of an earlier 
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
 
-def check_length(name: str, values: PerImage | None, n: int) -> None:
-    if values is not None and not callable(values) and len(values) != n:
-        raise ValueError(f"{name}: {len(values)} are given, expected {n}, or a function of the images' numbers")
-
-
 def of_images(values: PerImage | None, images: range) -> Tensor | None:
     """The values of the images of these numbers."""
     if values is None:
