@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pixelcnn_fast import Sampler, distributed
@@ -133,8 +134,6 @@ def draw_with_a_seed_of_its_own(folder: Path) -> None:
 
 
 def draw_twice_in_a_group_of_the_user(folder: Path) -> None:
-    import torch.distributed as dist
-
     dist.init_process_group("gloo")
     draw(folder / "first")
     draw(folder / "second", file_format="safetensors")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.distributed import ranks
+from pixelcnn_fast.distributed.drawing import DrawingArguments
 from pixelcnn_fast.distributed.shards import MANIFEST, Shards
+from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.sampler import RunSettings
 from tests.processes import (
     CLASSES,
     FATEFUL,
@@ -253,6 +258,13 @@ def test_conditions_are_those_of_their_images(workspace: int, tmp_path: Path, mo
         distributed.sample(own, 7, tmp_path / "nan", condition=conditions, shard_size=3)
     assert failed.value.location == (5, 0, 0, 0)
     assert sorted(files(tmp_path / "nan")) == [MANIFEST, "shard-000000.npz"]
+
+
+def test_its_arguments_are_the_samplers() -> None:
+    kinds = (SamplingOptions, RunSettings)
+    expected = {field.name for kind in kinds for field in fields(kind)}
+    assert {*DrawingArguments.__annotations__, "temperature", "condition", "progress"} == expected
+    assert expected <= inspect.signature(distributed.sample).parameters.keys()
 
 
 def test_no_images(tmp_path: Path) -> None:

@@ -47,14 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="append",
         help="class to draw; may be repeated; 'all' for every class (default: all)",
     )
-    add(
-        "-n",
-        type=count,
-        default=16,
-        metavar="N",
-        help="images of each class, or in all if there are no classes",
-    )
-    # torchrun takes --n for its own options that begin so.
+    per_class = "images of each class, or in all if there are no classes"
+    add("-n", type=count, default=16, metavar="N", help=per_class)
+    # Not shown, since torchrun takes --n for its own options that begin so.
     add("--n", type=count, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):

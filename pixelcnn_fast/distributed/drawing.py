@@ -57,7 +57,7 @@ class Drawing:
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
-                    f"{name}: {len(values)} are given, expected {n}, or a function of the images' numbers"
+                    f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
         labels, condition = self._given(range(min(n, 1)))
         none = (None if values is None else values[:0] for values in (labels, condition))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelcnn_fast.fingerprint import fingerprint
 
-TRIED = 1000  # images for which a function is compared with that of an earlier run: the first, and evenly spread ones
+TRIED = 100  # images for which a function is compared with that of an earlier run: the first, and evenly spread ones
 PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]
 
 

@@ -12,13 +12,8 @@ from typing import Protocol
 import torch.distributed as dist
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-PAUSES = (
-    0.01,
-    1.0,
-)  # seconds between looks into the store: at first, and the longest, lest thousands ask at once
-PARTING = (
-    5  # seconds, at most, that rank 0, whose store the others may use, waits until they have looked into it
-)
+PAUSES = 0.01, 1.0  # seconds between looks into the store, from the first to the longest: thousands may look
+PARTING = 5  # seconds that rank 0, which may hold the store, waits at most for others to look into it
 
 _jobs = itertools.count()  # each job of a process has keys of its own
 

@@ -65,22 +65,20 @@ class Shards:
         Raises ValueError if the folder holds shards of another job, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob("shard-*.unfinished"):
-            unfinished.unlink()
-        path = self.folder / MANIFEST
-        if next(self.folder.glob("shard-*"), None) is not None:
-            if not path.exists():
-                raise ValueError(
-                    f"{path} is missing, so there is no telling whose shards these are: take another folder"
-                )
-            if differing := differences(json.loads(path.read_text()), settings):
-                raise ValueError(
-                    f"{self.folder} holds another job: {differing}. Take another folder, or the same "
-                    "settings to go on with it"
-                )
-        else:
+        path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
+        unfinished = [file for file in files if file.suffix == ".unfinished"]
+        if len(files) == len(unfinished):
             with replacing(path) as file:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
+        elif not path.exists():
+            raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
+        elif differing := differences(json.loads(path.read_text()), settings):
+            raise ValueError(
+                f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
+                "with it"
+            )
+        for each in unfinished:
+            each.unlink()
 
     def _name(self, shard: int) -> str:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
@@ -94,6 +92,5 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
     names = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
-    return "; ".join(
-        f"{name} is {shown(there.get(name))} there, {shown(here.get(name))} here" for name in names
-    )
+    pairs = ((name, shown(there.get(name)), shown(here.get(name))) for name in names)
+    return "; ".join(f"{name} is {found} there, {own} here" for name, found, own in pairs)
