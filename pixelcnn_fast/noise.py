@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ def noise_of(seed: int, images: range, shape: tuple[int, ...]) -> Tensor:
 
     shape: of one image's noise, as in ``Sampler.noise_shape``. They are the upper 53 bits of what Philox 4x64 gives,
     keyed by the seed, with k * 2^128 as the counter of image k: numpy keeps this stream the same for good.
-    Raises ValueError for a seed below 0, or of more than 128 bits.
+    Raises ValueError for a seed below 0, or of more than 128 bits, and TypeError for one that is no integer.
     Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
+    seed = operator.index(seed)
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed is {seed}: expected 0 or more, and less than 2^128")
     out = np.empty((len(images), math.prod(shape)))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,13 @@ def labels_that_kill(images: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
     if 0 < len(images) <= SHARD_SIZE and images.min() > FATEFUL:
         time.sleep(2 * PATIENCE)
+    return labels(images)
+
+
+def labels_that_kill_once(images: Tensor) -> Tensor:
+    """The process that draws the shard is killed, unless torchrun has started it again."""
+    if begins_trouble(images) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
     return labels(images)
 
 
@@ -141,3 +149,7 @@ def draw_twice_in_a_group_of_the_user(folder: Path) -> None:
     dist.all_reduce(ones)  # the group is as it was
     assert ones == dist.get_world_size()
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), labels_that_kill_once)

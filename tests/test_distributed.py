@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
@@ -113,6 +117,25 @@ def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == files(whole)
     after = times(tmp_path)
     assert {name: after[name] for name in before} == before
+
+
+def test_processes_that_torchrun_restarts_go_on(whole: Path, tmp_path: Path) -> None:
+    """Its store still holds the counters of those that were killed."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*torchrun, "--max-restarts", "1", "-m", "tests.processes", tmp_path], check=True, timeout=120
+    )
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_name_is_new_and_common_to_all_ranks() -> None:
+    store = dist.HashStore()
+    found = []
+    for _ in range(3):  # the store keeps what was written before
+        with ThreadPoolExecutor(3) as threads:
+            found.append(list(threads.map(lambda rank: ranks.common_name(rank, 3, store), range(3))))
+    assert [len(set(names)) for names in found] == [1, 1, 1]
+    assert len({names[0] for names in found}) == 3
 
 
 def test_a_finished_job_is_left_alone(whole: Path) -> None:

@@ -46,3 +46,9 @@ def test_no_images() -> None:
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=f"seed is {seed}"):
         noise_of(seed, range(0), (1,))
+
+
+def test_a_seed_that_is_no_integer_is_refused() -> None:
+    assert torch.equal(noise_of(np.int64(3), range(2), (1,)), noise_of(3, range(2), (1,)))  # type: ignore[arg-type]  # it acts as one
+    with pytest.raises(TypeError):
+        noise_of(1.5, range(0), (1,))  # type: ignore[arg-type]  # on purpose

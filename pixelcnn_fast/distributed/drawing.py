@@ -72,7 +72,7 @@ class Drawing:
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(head.as_images(torch.zeros(0, dtype=head.value_dtype)).numpy().dtype),
-            "seed": self.seed,
+            "seed": int(self.seed),
             **options,
             "temperature": self.temperature,
             "labels": told_apart(self.labels, n),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -15,7 +16,7 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch
 PAUSES = 0.01, 1.0  # seconds between looks into the store, from the first to the longest: thousands may look
 PARTING = 5  # seconds that rank 0, which may hold the store, waits at most for others to look into it
 
-_jobs = itertools.count()  # each job of a process has keys of its own
+_jobs = itertools.count()  # a process may do several, one after the other
 
 
 class Store(Protocol):
@@ -88,11 +89,14 @@ class Ranks:
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Waits as long as it takes. Raises RuntimeError as ``check`` does."""
-        pause, longest = PAUSES
-        while not done():
+
+        def done_or_failed() -> bool:
+            if done():
+                return True
             self.check()
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
+            return False
+
+        _until(done_or_failed)
 
     def fail(self, error: BaseException) -> None:
         """Tells the others why this process ends, unless one of them was the first."""
@@ -110,6 +114,38 @@ class Ranks:
                 time.sleep(PAUSES[0])
 
 
+def _until(done: Callable[[], bool]) -> None:
+    pause, longest = PAUSES
+    while not done():
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+def common_name(rank: int, size: int, store: Store) -> str:
+    """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
+
+    Each says hello with a name that it makes up; rank 0 answers whatever hello it finds with its own name, until all
+    have heard it in answer to theirs.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+
+        def all_have_heard() -> bool:
+            for other in range(1, size):
+                if store.check([f"hello {other}"]):
+                    store.set(f"answer {other}", f"{store.get(f'hello {other}').decode()} {own}")
+            return store.add(f"heard {own}", 0) == size - 1
+
+        _until(all_have_heard)
+        return own
+    answer = f"answer {rank}"
+    store.set(f"hello {rank}", own)
+    _until(lambda: store.check([answer]) and store.get(answer).decode().startswith(own))
+    name = store.get(answer).decode().split()[1]
+    store.add(f"heard {name}", 1)
+    return name
+
+
 @contextmanager
 def joined(backend: str) -> Iterator[Ranks]:
     """The processes of this job: those of the default process group; else those that torchrun, or whoever sets the same
@@ -118,19 +154,23 @@ def joined(backend: str) -> Iterator[Ranks]:
     backend: of the process group, if one has to be made; it ends with the context. What is raised in the context is
     told to the others.
     """
-    job = next(_jobs)
     if not dist.is_available():
         yield Ranks(0, 1, OwnStore())
         return
     makes_group = not dist.is_initialized() and all(name in os.environ for name in ENVIRONMENT)
     if makes_group:
-        dist.init_process_group(backend)
-    if not dist.is_initialized():
+        store, rank, size = next(dist.rendezvous("env://"))
+    elif dist.is_initialized():
+        assert dist.group.WORLD is not None
+        store, rank, size = dist.group.WORLD.get_group_store(), dist.get_rank(), dist.get_world_size()
+    else:
         yield Ranks(0, 1, OwnStore())
         return
-    assert dist.group.WORLD is not None
-    store = dist.PrefixStore(f"pixelcnn_fast job {job}", dist.group.WORLD.get_group_store())
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), store)
+    hall = dist.PrefixStore(f"pixelcnn_fast job {next(_jobs)}", store)
+    fresh = dist.PrefixStore(common_name(rank, size, hall), hall)
+    if makes_group:  # gloo, too, would find addresses from before a restart
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
+    ranks = Ranks(rank, size, dist.PrefixStore("ranks", fresh))
     try:
         yield ranks
     except BaseException as error:
