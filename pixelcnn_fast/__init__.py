@@ -1,6 +1,6 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
-from pixelcnn_fast import checkpoint, heads, likelihood, models, nn, ops
+from pixelcnn_fast import checkpoint, distributed, heads, likelihood, models, nn, ops
 from pixelcnn_fast.accelerate import accelerate
 from pixelcnn_fast.errors import (
     CaptureMismatch,
@@ -35,6 +35,7 @@ __all__ = [
     "accelerate",
     "check_causal",
     "checkpoint",
+    "distributed",
     "heads",
     "likelihood",
     "models",

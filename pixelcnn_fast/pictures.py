@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+EASILY_SEEN = 56  # screen pixels that an image may fill when it is enlarged
 GAP_LEVEL = 255  # white lines between images
 BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
 
@@ -37,6 +38,11 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np
         y, x = index // columns * (height + gap), index % columns * (width + gap)
         grid[y : y + height, x : x + width] = image  # one channel broadcasts to three
     return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str]) -> None:
+    """Writes ``image_grid`` as a PNG, small images enlarged. Errors are those of ``image_grid`` and ``save_png``."""
+    save_png(image_grid(images, columns, max(1, EASILY_SEEN // max(images.shape[2:]))), path)
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:

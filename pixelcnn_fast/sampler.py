@@ -21,6 +21,7 @@ from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import warn_of_what_changes_nothing
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
@@ -146,6 +147,22 @@ class Sampler:
     def head(self) -> Head:
         """How the model's output is read."""
         return self._engine.model.head
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(D * uniforms, H, W) of the noise that an image is drawn with."""
+        channels, height, width = self.shape
+        return self.head.uniforms * self.head.distributions(channels), height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._engine.model.device
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the model's weights, how it takes
+        images and how it is read. It is the same on every device."""
+        return fingerprint(self._engine.precision, *self._engine.model.identity())
 
     @property
     def program(self) -> ProgramListing:
@@ -437,8 +454,7 @@ class Sampler:
         """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
         (n, _, height, _), engine = values.shape, self._engine
         given = engine.model.checked_given(labels, settings.condition, n)
-        uniforms = self.head.uniforms * self.head.distributions(self.shape[0])
-        noise = self._checked_noise(noise, torch.Size((n, uniforms, *self.shape[1:])), generator)
+        noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
         runtime = engine.runtime(settings.runtime)
         parts = engine.batches(n, runtime, settings.batch_size)
         finished = 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.kept_module import KeptModule, with_tensors
+from pixelcnn_fast.capture.kept_module import KeptModule, named_tensors, with_tensors
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.model_arguments import (
     ModelArguments,
@@ -413,6 +413,13 @@ class WrappedModel:
             if why is not None and not self._takes_condition(condition.to(self.device, dtype)):
                 raise ValueError(why)
         return condition.to(self.device, dtype)
+
+    def identity(self) -> Iterator[object]:
+        """What tells this model from others: its parts, its weights, and how it takes images and is read."""
+        yield from (self.shape, self.dtype, self.image_form, self.head)
+        yield from (f"{name} {type(module).__qualname__}" for name, module in self.module.named_modules())
+        for name, x in sorted(named_tensors(self.module), key=lambda named: named[0]):
+            yield from (name, x)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

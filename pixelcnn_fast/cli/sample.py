@@ -1,4 +1,4 @@
-"""``sample``: draw images from a checkpoint and save them as one picture."""
+"""``sample``: draw images from a checkpoint and save them, as one picture or as many files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from torch import Tensor
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench.arguments import Renamed, count, output_file, size
 from pixelcnn_fast.bench.report import duration
+from pixelcnn_fast.cli import shards
 from pixelcnn_fast.errors import SamplingInterrupted
 from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
 from pixelcnn_fast.sampler import Sampler
 
+PICTURE = Path("samples.png")
 EPILOG = """examples:
-  python -m pixelcnn_fast sample --label 3 --n 64 --out threes.png
-  python -m pixelcnn_fast sample --label all --n 8 --temperature 0.9      one column for each class
+  python -m pixelcnn_fast sample --label 3 -n 64 --out threes.png
+  python -m pixelcnn_fast sample --label all -n 8 --temperature 0.9       one column for each class
   python -m pixelcnn_fast sample --checkpoint my.safetensors --size 32x32 --npz images.npz
+  torchrun --nproc-per-node 8 -m pixelcnn_fast sample -n 100000 --shards digits    on 8 processes
 
-The same seed gives the same images, whatever the runtime and batch. Checkpoints are written by
-pixelcnn_fast.checkpoint.save. Ctrl-C saves the images of the batches that are finished.
+The same seed gives the same images, whatever the runtime, the batch and the number of processes, and image k is the
+same for every -n. Checkpoints are written by pixelcnn_fast.checkpoint.save. Ctrl-C saves the images of the batches, or
+shards, that are finished. docs/jobs.md explains shards, and jobs on several machines.
 """
 
 
@@ -42,7 +47,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="append",
         help="class to draw; may be repeated; 'all' for every class (default: all)",
     )
-    add("--n", type=count, default=16, help="images of each class, or in all if there are no classes")
+    per_class = "images of each class, or in all if there are no classes"
+    add("-n", type=count, default=16, metavar="N", help=per_class)
+    # Not shown, since torchrun takes --n for its own options that begin so.
+    add("--n", type=count, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
         flag, known = f"--{option.name.replace('_', '-')}", option.metadata
@@ -57,31 +65,36 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
-    add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
+    add("--out", type=Path, metavar="PNG", help=f"the picture to write (default: {PICTURE})")
     add("--npz", type=Path, help="also write images, labels and settings here")
     add("--progress", action="store_true", help="show a progress bar")
+    shards.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
-    for path in filter(None, (args.out, args.npz)):
-        output_file(path)
+    shards.check_arguments(args)
     options = _options(args)
+    if args.shards is None:
+        args.out = args.out or PICTURE
+        if args.out.suffix.lower() != ".png":
+            raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
+        for path in filter(None, (args.out, args.npz)):
+            output_file(path)
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
-    labels = torch.tensor(classes).repeat(args.n) if classes else None
     wanted = args.n * max(len(classes), 1)
     sampler = Sampler(model, (model.input_channels, *args.size), precision=args.precision)
-    generator = torch.Generator().manual_seed(args.seed)
+    if args.shards is not None:
+        return shards.run(args, sampler, wanted, classes, options)
+    labels = torch.tensor(classes).repeat(args.n) if classes else None
     start = time.perf_counter()
     interrupted = False
     try:
         images = sampler.sample(
             wanted,
             labels,
-            generator=generator,
+            noise=noise_of(args.seed, range(wanted), sampler.noise_shape),
             batch_size=args.batch,
             runtime=args.runtime,
             progress=args.progress,
@@ -118,8 +131,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 
 
 def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace) -> None:
-    scale = max(1, 56 // max(images.shape[2:]))
-    pictures.save_png(pictures.image_grid(images, columns, scale), args.out)
+    pictures.save_grid(images, columns, args.out)
     print(args.out)
     if args.npz:
         settings = {"seed": args.seed, "checkpoint": args.checkpoint}

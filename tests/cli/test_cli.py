@@ -19,6 +19,7 @@ from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.models import PixelRNN
 from pixelcnn_fast.models.pixel_rnn import KINDS, Kind
+from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
 
@@ -46,12 +47,14 @@ def run(*arguments: object) -> int:
 def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path, capsys) -> None:
     png, npz = tmp_path / "new folder" / "a.png", tmp_path / "a"
     options = ["--checkpoint", conditional, "--size", "5x4", "--seed", 7, "--temperature", 0.8, "--top-k", 9]
-    assert run("sample", *options, "--label", 2, "--label", 0, "--n", 3, "--out", png, "--npz", npz) == 0
+    assert run("sample", *options, "--label", 2, "--label", 0, "-n", 3, "--out", png, "--npz", npz) == 0
     assert "6 images" in capsys.readouterr().out
 
     labels = torch.tensor([2, 0, 2, 0, 2, 0])
     sampler = Sampler(checkpoint.load(conditional), (1, 5, 4))
-    expected = sampler.sample(6, labels, 0.8, torch.Generator().manual_seed(7), runtime="reference", top_k=9)
+    expected = sampler.sample(
+        6, labels, 0.8, noise=noise_of(7, range(6), (1, 5, 4)), runtime="reference", top_k=9
+    )
     with np.load(npz) as saved:
         assert np.array_equal(saved["images"], expected.numpy()) and saved["top_k"] == 9
         assert (
@@ -66,7 +69,7 @@ def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path,
 def test_sample_without_classes(plain: Path, tmp_path: Path) -> None:
     npz = tmp_path / "a.npz"
     out = tmp_path / "a.png"
-    assert run("sample", "--checkpoint", plain, "--size", 4, "--n", 5, "--out", out, "--npz", npz) == 0
+    assert run("sample", "--checkpoint", plain, "--size", 4, "-n", 5, "--out", out, "--npz", npz) == 0
     with np.load(npz) as saved:
         assert saved["images"].shape == (5, 1, 4, 4) and "labels" not in saved
 
@@ -77,9 +80,9 @@ def test_a_pixel_rnn_is_served_as_the_others(kind: Kind, tmp_path: Path, capsys)
     path, npz = tmp_path / "rnn.safetensors", tmp_path / "a.npz"
     checkpoint.save(random_model(family=PixelRNN, kind=kind, **settings), path)
     small = ["--checkpoint", path, "--size", "5x4"]
-    assert run("sample", *small, "--n", 3, "--seed", 7, "--out", tmp_path / "a.png", "--npz", npz) == 0
+    assert run("sample", *small, "-n", 3, "--seed", 7, "--out", tmp_path / "a.png", "--npz", npz) == 0
     sampler = Sampler(checkpoint.load(path), (1, 5, 4))
-    expected = sampler.sample(3, generator=torch.Generator().manual_seed(7), runtime="reference")
+    expected = sampler.sample(3, noise=noise_of(7, range(3), (1, 5, 4)), runtime="reference")
     with np.load(npz) as saved:
         assert np.array_equal(saved["images"], expected.numpy())
     assert run("receptive-field", *small) == 0
@@ -91,7 +94,7 @@ def test_a_pixel_rnn_is_served_as_the_others(kind: Kind, tmp_path: Path, capsys)
 
 def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
     npz = tmp_path / "a.npz"
-    assert run("sample", "--n", 1, "--size", "6x28", "--out", tmp_path / "a.png", "--npz", npz) == 0
+    assert run("sample", "-n", 1, "--size", "6x28", "--out", tmp_path / "a.png", "--npz", npz) == 0
     with np.load(npz) as saved:
         assert saved["images"].shape == (10, 1, 6, 28) and saved["labels"].tolist() == list(range(10))
         assert saved["images"].any()  # not the empty canvas
@@ -105,7 +108,7 @@ def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
         (["sample", "--label", "all", "--label", "1"], "--label all"),
         (["sample", "--temperature", "-1"], "temperature is -1.0"),
         (["sample", "--out", "a.jpg"], "name it .png"),
-        (["sample", "--n", "0"], "expected 1 or more"),
+        (["sample", "-n", "0"], "expected 1 or more"),
         (["sample", "--size", "28x"], "28x28"),
         (["sample", "--weights", "bf16"], "--weights is called --precision now"),
         (["sample", "--nn", "3"], "unrecognized arguments"),
@@ -145,16 +148,14 @@ def test_ctrl_c_saves_what_is_finished(plain: Path, tmp_path: Path, monkeypatch,
 
     monkeypatch.setattr(EagerRuntime, "run", interrupted)
     npz, png = tmp_path / "a.npz", tmp_path / "a.png"
-    options = ["--checkpoint", plain, "--size", 4, "--n", 9, "--batch", 2, "--runtime", "eager"]
+    options = ["--checkpoint", plain, "--size", 4, "-n", 9, "--batch", 2, "--runtime", "eager"]
     assert run("sample", *options, "--out", png, "--npz", npz) == 130
     captured = capsys.readouterr()
     assert "4 of 9 images are finished" in captured.err and "4 images" in captured.out and png.exists()
     with np.load(npz) as saved:
         assert saved["images"].shape == (4, 1, 4, 4)
         monkeypatch.undo()
-        expected = Sampler(checkpoint.load(plain), (1, 4, 4)).sample(
-            9, generator=torch.Generator().manual_seed(0)
-        )
+        expected = Sampler(checkpoint.load(plain), (1, 4, 4)).sample(9, noise=noise_of(0, range(9), (1, 4, 4)))
         assert np.array_equal(saved["images"], expected[:4].numpy())
 
 
@@ -169,7 +170,7 @@ def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
         plain,
         "--size",
         "64x64",
-        "--n",
+        "-n",
         "10000",
     ]
     command += ["--runtime", "eager", "--batch", "1", "--out", tmp_path / "a.png", "--progress"]

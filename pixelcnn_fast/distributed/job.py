@@ -1,0 +1,141 @@
+"""A job: images that are numbered and shared out in shards, so that it does not matter who draws which."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from typing_extensions import Unpack
+
+from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
+from pixelcnn_fast.distributed.per_image import PerImage
+from pixelcnn_fast.distributed.ranks import Ranks, joined
+from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
+from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.sampler import RunSettings, Sampler
+from pixelcnn_fast.signatures import takes_arguments_of
+
+VERSION = 1  # of the manifest, and of what the shards hold
+SHARD_SIZE = 1000
+SEEN_WITHIN = 120  # seconds in which a network's file system shows rank 0 what others have written
+
+
+@takes_arguments_of(SamplingOptions, RunSettings)
+def sample(
+    sampler: Sampler,
+    n: int,
+    folder: str | os.PathLike[str],
+    labels: PerImage | None = None,
+    temperature: float = 1.0,
+    *,
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    file_format: FileFormat = "npz",
+    condition: PerImage | None = None,
+    progress: bool = False,
+    **arguments: Unpack[DrawingArguments],
+) -> None:
+    """Draws n images into files in ``folder``, together with all other processes that call this.
+
+    These are the processes of torch.distributed, or those that torchrun has started; without either, this one does it
+    all. Every process passes the same arguments, and a folder that all of them see.
+
+    Shard s is the file shard-<s>.npz, or .safetensors, with images s * shard_size and following: ``images``
+    [m, C, H, W] as ``Sampler.sample`` gives them, ``labels`` int64 [m] if the model takes them, and
+    ``log_probabilities`` float64 [m], ln p. Image k is drawn with ``noise_of(seed, range(k, k + 1),
+    sampler.noise_shape)`` of ``pixelcnn_fast.noise``, so it does not depend on the number of processes. A file appears
+    as a whole: if a job was stopped, the same call, on any number of processes, goes on with the shards that are
+    missing.
+    labels: [n], or a function that takes the numbers of images, int64 [m], and returns their labels [m]; condition: the
+    same for [n, *condition_shape]. shard_size: images in a file, after which a process takes the next. progress: show a
+    bar on rank 0, for the images of all processes. The other arguments are those of ``Sampler.sample``.
+    Returns on every rank when all shards are written.
+    Raises ValueError for bad arguments, for arguments that differ from those of rank 0, and for a folder that holds
+    another job, naming what differs; RuntimeError, with the reason, if another process has failed. Labels that a
+    function gives are compared with those of an earlier run for some of the images. Ctrl-C raises a KeyboardInterrupt
+    that says how many images are finished.
+    """
+    with joined("nccl" if sampler.device.type == "cuda" else "gloo") as ranks:
+        shards = Shards(Path(folder), n, shard_size, file_format)
+        drawing = Drawing(sampler, seed, labels, condition, temperature, arguments)
+        drawing.check(n)
+        settings = {
+            "version": VERSION,
+            "n": n,
+            "shard_size": shard_size,
+            "shards": shards.count,
+            "file_format": file_format,
+            **drawing.settings(n),
+        }
+        missing = _missing(shards, settings, ranks)
+
+        def write(shard: int) -> None:
+            shards.write(shard, drawing.images(shards.images(shard), ranks.check))
+
+        _share_out(missing, write, shards, ranks, progress)
+
+
+def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int]:
+    """The shards that are to be drawn, once all ranks and the folder are known to mean the same job."""
+
+    def prepared() -> str:
+        shards.prepare(settings)
+        return json.dumps({"settings": settings, "finished": np.packbits(shards.finished()).tobytes().hex()})
+
+    found = json.loads(ranks.from_rank_0(prepared))
+    if differing := differences(found["settings"], settings):
+        raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
+    ranks.agree()
+    finished = np.unpackbits(np.frombuffer(bytes.fromhex(found["finished"]), np.uint8), count=shards.count)
+    return np.flatnonzero(finished == 0).tolist()
+
+
+def _share_out(
+    missing: Sequence[int], write: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
+) -> None:
+    """Writes the missing shards, each by the process that is free first, and returns when the last is written."""
+    n, wanted = shards.n, sum(len(shards.images(shard)) for shard in missing)
+    if ranks.rank == 0 and 0 < shards.count < ranks.size:
+        warnings.warn(
+            f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some",
+            stacklevel=4,
+        )
+    shown = progress and ranks.rank == 0
+    # Shards come in bursts, so the rate is that of the whole run.
+    with tqdm(total=n, initial=n - wanted, unit="image", smoothing=0, disable=not shown) as bar:
+
+        def written(more: int = 0) -> int:
+            total = ranks.written(more)
+            bar.update(n - wanted + total - bar.n)
+            return total
+
+        try:
+            while (number := ranks.next_number()) < len(missing):
+                write(missing[number])
+                written(len(shards.images(missing[number])))
+            ranks.wait(lambda: written() == wanted and ranks.all_agree())
+            if ranks.rank == 0:
+                _check_seen(shards, ranks)
+        except KeyboardInterrupt:
+            kept = sum(len(shards.images(shard)) for shard in np.flatnonzero(shards.finished()).tolist())
+            raise KeyboardInterrupt(
+                f"{kept} of {n} images are finished, in {shards.folder}; start it again to go on from there"
+            ) from None
+
+
+def _check_seen(shards: Shards, ranks: Ranks) -> None:
+    """Raises RuntimeError unless rank 0 sees all shards in its folder."""
+    limit = time.monotonic() + SEEN_WITHIN
+    ranks.wait(lambda: bool(shards.finished().all()) or time.monotonic() > limit)
+    if missing := int((~shards.finished()).sum()):
+        raise RuntimeError(
+            f"{missing} of {shards.count} shards were written, but rank 0 does not see them in {shards.folder}: is the "
+            "folder shared by all machines?"
+        )

@@ -1,0 +1,34 @@
+"""Labels and conditions of numbered images, given as a tensor or computed as they are needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.fingerprint import fingerprint
+
+TRIED = 100  # images for which a function is compared with that of an earlier run: the first, and evenly spread ones
+PerImage: TypeAlias = Tensor | Callable[[Tensor], Tensor]
+
+
+def of_images(values: PerImage | None, images: range) -> Tensor | None:
+    """The values of the images of these numbers."""
+    if values is None:
+        return None
+    if callable(values):
+        return torch.as_tensor(values(torch.arange(images.start, images.stop, images.step)))
+    return torch.as_tensor(values[images.start : images.stop : images.step])
+
+
+def told_apart(values: PerImage | None, n: int) -> str | None:
+    """SHA-256 of the values of n images; of a function, of what it gives for some of them."""
+    if values is None:
+        return None
+    if not callable(values):
+        return fingerprint(values)
+    first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
+    return fingerprint(of_images(values, first), of_images(values, spread))

@@ -1,0 +1,182 @@
+"""The processes of a job. All that they tell each other goes through a small store; no image travels."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+import torch.distributed as dist
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+PAUSES = 0.01, 1.0  # seconds between looks into the store, from the first to the longest: thousands may look
+PARTING = 5  # seconds that rank 0, which may hold the store, waits at most for others to look into it
+
+_jobs = itertools.count()  # a process may do several, one after the other
+
+
+class Store(Protocol):
+    """What is used of a store of torch.distributed."""
+
+    def add(self, key: str, amount: int, /) -> int: ...
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+
+
+class OwnStore:
+    """The store of a process that is alone."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def add(self, key: str, amount: int, /) -> int:
+        self._values[key] = str(int(self._values.get(key, 0)) + amount)
+        return int(self._values[key])
+
+    def set(self, key: str, value: str, /) -> None:
+        self._values[key] = value
+
+    def get(self, key: str, /) -> bytes:
+        return self._values[key].encode()
+
+    def check(self, keys: list[str], /) -> bool:
+        return all(key in self._values for key in keys)
+
+
+class Ranks:
+    """This process among the ``size`` of a job."""
+
+    def __init__(self, rank: int, size: int, store: Store) -> None:
+        self.rank, self.size = rank, size
+        self._store = store
+
+    def from_rank_0(self, make: Callable[[], str]) -> str:
+        """What ``make`` returns on rank 0, on every rank."""
+        if self.rank == 0:
+            self._store.set("from rank 0", make())
+        self.wait(lambda: self._store.check(["from rank 0"]))
+        return self._store.get("from rank 0").decode()
+
+    def agree(self) -> None:
+        """Says that this process does the job of rank 0."""
+        self._store.add("agree", 1)
+
+    def all_agree(self) -> bool:
+        return self._store.add("agree", 0) == self.size
+
+    def next_number(self) -> int:
+        """0, 1, 2, ...: each number goes to one process. Raises RuntimeError as ``check`` does."""
+        self.check()
+        return self._store.add("number", 1) - 1
+
+    def written(self, more: int = 0) -> int:
+        """How many images all processes have written, with these."""
+        return self._store.add("written", more)
+
+    def check(self) -> None:
+        """Raises RuntimeError, with the reason, if another process has failed."""
+        try:
+            failed = self._store.check(["failure"])
+        except dist.DistError as error:
+            raise RuntimeError(f"rank 0, or what started the processes, has ended: {error}") from error
+        if failed:
+            raise RuntimeError(self._store.get("failure").decode())
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Waits as long as it takes. Raises RuntimeError as ``check`` does."""
+
+        def done_or_failed() -> bool:
+            if done():
+                return True
+            self.check()
+            return False
+
+        _until(done_or_failed)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others why this process ends, unless one of them was the first."""
+        with suppress(RuntimeError):  # the store may be gone
+            if not self._store.check(["failure"]):
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                self._store.set("failure", f"rank {self.rank} failed: {why}")
+
+    def leave(self) -> None:
+        """To be called last. Rank 0 lets the others go first."""
+        with suppress(RuntimeError):
+            self._store.add("left", 1)
+            limit = time.monotonic() + PARTING
+            while self.rank == 0 and self._store.add("left", 0) < self.size and time.monotonic() < limit:
+                time.sleep(PAUSES[0])
+
+
+def _until(done: Callable[[], bool]) -> None:
+    pause, longest = PAUSES
+    while not done():
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+def common_name(rank: int, size: int, store: Store) -> str:
+    """A new name on which all ranks agree, though the store may hold what they wrote before torchrun restarted them.
+
+    Each says hello with a name that it makes up; rank 0 answers whatever hello it finds with its own name, until all
+    have heard it in answer to theirs.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+
+        def all_have_heard() -> bool:
+            for other in range(1, size):
+                if store.check([f"hello {other}"]):
+                    store.set(f"answer {other}", f"{store.get(f'hello {other}').decode()} {own}")
+            return store.add(f"heard {own}", 0) == size - 1
+
+        _until(all_have_heard)
+        return own
+    answer = f"answer {rank}"
+    store.set(f"hello {rank}", own)
+    _until(lambda: store.check([answer]) and store.get(answer).decode().startswith(own))
+    name = store.get(answer).decode().split()[1]
+    store.add(f"heard {name}", 1)
+    return name
+
+
+@contextmanager
+def joined(backend: str) -> Iterator[Ranks]:
+    """The processes of this job: those of the default process group; else those that torchrun, or whoever sets the same
+    environment variables, has started; else this one.
+
+    backend: of the process group, if one has to be made; it ends with the context. What is raised in the context is
+    told to the others.
+    """
+    if not dist.is_available():
+        yield Ranks(0, 1, OwnStore())
+        return
+    makes_group = not dist.is_initialized() and all(name in os.environ for name in ENVIRONMENT)
+    if makes_group:
+        store, rank, size = next(dist.rendezvous("env://"))
+    elif dist.is_initialized():
+        assert dist.group.WORLD is not None
+        store, rank, size = dist.group.WORLD.get_group_store(), dist.get_rank(), dist.get_world_size()
+    else:
+        yield Ranks(0, 1, OwnStore())
+        return
+    hall = dist.PrefixStore(f"pixelcnn_fast job {next(_jobs)}", store)
+    fresh = dist.PrefixStore(common_name(rank, size, hall), hall)
+    if makes_group:  # gloo, too, would find addresses from before a restart
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
+    ranks = Ranks(rank, size, dist.PrefixStore("ranks", fresh))
+    try:
+        yield ranks
+    except BaseException as error:
+        ranks.fail(error)
+        raise
+    finally:
+        ranks.leave()
+        if makes_group:
+            dist.destroy_process_group()

@@ -1,0 +1,140 @@
+"""``sample --shards``, alone and as torchrun starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch.distributed.run import get_args_parser
+
+from pixelcnn_fast import Sampler, checkpoint
+from pixelcnn_fast.__main__ import main
+from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.noise import noise_of
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
+    path = tmp_path_factory.mktemp("checkpoints") / "conditional.safetensors"
+    checkpoint.save(random_model(n_classes=3, **tiny), path)
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [str(argument) for argument in ("sample", *arguments)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path: Path, capfd) -> None:
+    options = ["-n", 4, "--checkpoint", conditional, "--label", 2, "--label", 0, "--size", "5x4", "--seed", 7]
+    options += ["--temperature", 0.8, "--top-k", 9, "--top-p", 0.9, "--runtime", "eager", "--batch", 2]
+    options += ["--precision", "bf16", "--shard-size", 3, "--format", "npz", "--progress"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert main(command(*options, "--shards", alone)) == 0
+    captured = capfd.readouterr()
+    assert f"{alone}: 8 images in 3 files" in captured.out and str(alone / "preview.png") in captured.out
+    assert " 8/8 " in captured.err
+
+    run = [*TORCHRUN, "-m", "pixelcnn_fast", *command(*options, "--shards", shared)]
+    subprocess.run(run, check=True, timeout=120)
+    assert files(shared) == files(alone)
+    captured = capfd.readouterr()
+    assert captured.out.count("8 images in 3 files") == 1 and " 8/8 " in captured.err
+
+    sampler = Sampler(checkpoint.load(conditional), (1, 5, 4), precision="bf16")
+    labels, noise = torch.tensor([2, 0] * 4), noise_of(7, range(8), sampler.noise_shape)
+    expected = sampler.sample(8, labels, 0.8, noise=noise, top_k=9, top_p=0.9, runtime="eager")
+    read = [np.load(alone / f"shard-{shard:06}.npz") for shard in range(3)]
+    assert np.array_equal(np.concatenate([each["images"] for each in read]), expected.numpy())
+    assert np.concatenate([each["labels"] for each in read]).tolist() == labels.tolist()
+    picture = (imread(alone / "preview.png")[..., 0] * 255).round()
+    assert np.array_equal(picture[: 5 * 11 : 11, : 4 * 11 : 11], expected[0, 0].numpy())  # 11 times as large
+
+
+def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_path: Path) -> None:
+    model = ["--checkpoint", conditional, "--size", 4]
+    assert main(command(*model, "-n", 4, "--shards", tmp_path / "shards", "--shard-size", 5)) == 0
+    assert main(command(*model, "--n", 2, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")) == 0
+    with np.load(tmp_path / "shards" / "shard-000000.npz") as many, np.load(tmp_path / "a.npz") as few:
+        assert np.array_equal(many["images"], few["images"][:5])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_under_torchrun_keeps_what_is_finished(tmp_path: Path) -> None:
+    options = ["-n", 1000, "--size", "28x28", "--runtime", "eager", "--batch", 1, "--shard-size", 1]
+    run = [*TORCHRUN, "-m", "pixelcnn_fast", *command(*options, "--shards", tmp_path)]
+    with subprocess.Popen(
+        run,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and passes that on: these tests may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        limit = time.monotonic() + 120
+        while len(list(tmp_path.glob("shard-*.npz"))) < 3 and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    found = re.search(r"interrupted: (\d+) of 10000 images are finished, in .*; start it again", err)
+    assert process.returncode and found and "images in" not in out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert 3 <= int(found[1]) <= len(names) - 1 and not any(name.endswith(".unfinished") for name in names)
+
+
+def test_every_option_passes_through_torchruns_own_parser(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    text = capsys.readouterr().out.partition("examples:")[0]
+    options = sorted(set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", text)) - {"-h", "--help"})
+    assert "-n" in options and "--shard-size" in options and "--n" not in options and len(options) > 15
+    for option in options:
+        given = ["sample", option, "1"]
+        parsed = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "pixelcnn_fast", *given])
+        assert parsed.training_script_args == given and parsed.nproc_per_node == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shards", "a", "--out", "b.png"], "--out does not go with --shards"),
+        (["--shards", "a", "--npz", "b"], "--npz does not go with --shards"),
+        (["--shard-size", "3"], "--shard-size needs --shards"),
+        (["--format", "npz"], "--format needs --shards"),
+        (["--shards", "a", "--shard-size", "0"], "expected 1 or more"),
+        (["--shards", "a", "--format", "png"], "invalid choice"),
+        (["--shards", "a", "--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_errors_are_one_line(options: list[str], message: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    status: int | str | None
+    try:
+        status = main(["sample", "-n", "1", *options])
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2 and captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_would_draw_the_same_are_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "8")
+    assert main(["sample", "-n", "1", "--out", str(tmp_path / "a.png")]) == 2
+    assert "8 processes would draw the same images" in capsys.readouterr().err

@@ -1,0 +1,349 @@
+"""Jobs: the images do not depend on the processes, nothing is drawn twice, and what fails says why."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
+from pixelcnn_fast.distributed import ranks
+from pixelcnn_fast.distributed.drawing import DrawingArguments
+from pixelcnn_fast.distributed.shards import MANIFEST, Shards
+from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.sampler import RunSettings
+from tests.processes import (
+    CLASSES,
+    FATEFUL,
+    SHAPE,
+    SHARD_SIZE,
+    N,
+    draw,
+    draw_twice_in_a_group_of_the_user,
+    draw_with_a_seed_of_its_own,
+    labels,
+    labels_that_kill,
+    labels_that_raise,
+    run,
+    sampler,
+)
+
+COUNT = 13  # of the shards
+
+
+def arrays(folder: Path, n: int = N, size: int = SHARD_SIZE, file_format: Any = "npz") -> dict[str, np.ndarray]:
+    """All shards of a folder, joined."""
+    shards = Shards(folder, n, size, file_format)
+    read = [shards.read(shard) for shard in range(shards.count)]
+    return {name: np.concatenate([each[name] for each in read]) for name in read[0]}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job that one process has done."""
+    folder = tmp_path_factory.mktemp("jobs") / "whole"
+    draw(folder)
+    return folder
+
+
+def test_images_and_log_probabilities_are_the_samplers(whole: Path) -> None:
+    own = sampler()
+    noise = noise_of(3, range(N), own.noise_shape)
+    images, log_probabilities = own.sample(N, labels(torch.arange(N)), noise=noise, log_probability=True)
+    found = arrays(whole)
+    assert np.array_equal(found["images"], images.numpy()) and images.numpy().std() > 30
+    assert np.array_equal(found["log_probabilities"], log_probabilities.numpy())
+    assert np.array_equal(found["labels"], labels(torch.arange(N)).numpy())
+    assert len(list(whole.iterdir())) == COUNT + 1
+
+
+def test_the_manifest_says_what_the_job_is(whole: Path) -> None:
+    manifest = json.loads((whole / MANIFEST).read_text())
+    assert manifest.pop("model") == sampler().fingerprint() and len(manifest.pop("labels")) == 64
+    assert manifest == {
+        "version": 1,
+        "n": N,
+        "shard_size": SHARD_SIZE,
+        "shards": COUNT,
+        "file_format": "npz",
+        "image_shape": list(SHAPE),
+        "dtype": "uint8",
+        "seed": 3,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "condition": None,
+    }
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_files_do_not_depend_on_the_number_of_processes(size: int, whole: Path, tmp_path: Path) -> None:
+    assert [end.error for end in run(size, draw, tmp_path)] == [None] * size
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
+    ends = run(4, draw, tmp_path, labels_that_kill)
+    assert -9 in [end.status for end in ends] and all(end.status for end in ends)
+    before = times(tmp_path)
+    fateful = Shards(tmp_path, N, SHARD_SIZE, "npz").path(FATEFUL // SHARD_SIZE).name
+    assert (
+        fateful not in before and 3 <= len(before) < COUNT
+    )  # each of the others may have been in the middle of one
+    (tmp_path / "shard-000012.npz.123.unfinished").write_bytes(b"half")
+
+    assert [end.error for end in run(2, draw, tmp_path)] == [None, None]
+    assert files(tmp_path) == files(whole)
+    after = times(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_processes_that_torchrun_restarts_go_on(whole: Path, tmp_path: Path) -> None:
+    """Its store still holds the counters of those that were killed."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*torchrun, "--max-restarts", "1", "-m", "tests.processes", tmp_path], check=True, timeout=120
+    )
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_name_is_new_and_common_to_all_ranks() -> None:
+    store = dist.HashStore()
+    found = []
+    for _ in range(3):  # the store keeps what was written before
+        with ThreadPoolExecutor(3) as threads:
+            found.append(list(threads.map(lambda rank: ranks.common_name(rank, 3, store), range(3))))
+    assert [len(set(names)) for names in found] == [1, 1, 1]
+    assert len({names[0] for names in found}) == 3
+
+
+def test_a_finished_job_is_left_alone(whole: Path) -> None:
+    before = times(whole)
+    draw(whole, runtime="eager", batch_size=1)  # these change no image
+    assert times(whole) == before
+
+
+def test_a_process_that_fails_ends_the_job_with_its_reason(tmp_path: Path) -> None:
+    ends = run(2, draw, tmp_path, labels_that_raise)
+    errors = [end.error or "" for end in ends]
+    [failed] = [rank for rank, error in enumerate(errors) if error.startswith("LookupError: no label")]
+    assert (
+        errors[1 - failed] == f"RuntimeError: rank {failed} failed: LookupError: no label for image {FATEFUL}"
+    )
+
+
+def test_an_unusable_folder_is_told_to_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    first, second = run(2, draw, tmp_path / "file")
+    assert first.error and first.error.startswith("FileExistsError")
+    assert second.error and second.error.startswith("RuntimeError: rank 0 failed: FileExistsError")
+
+
+def test_processes_with_other_arguments_are_refused(tmp_path: Path) -> None:
+    first, second = run(2, draw_with_a_seed_of_its_own, tmp_path)
+    assert second.error == "ValueError: rank 1 has other arguments than rank 0: seed is 0 there, 1 here"
+    assert first.error == f"RuntimeError: rank 1 failed: {second.error}"
+
+
+def test_a_process_group_of_the_user_is_used_and_kept(whole: Path, tmp_path: Path) -> None:
+    assert [end.error for end in run(2, draw_twice_in_a_group_of_the_user, tmp_path)] == [None, None]
+    assert files(tmp_path / "first") == files(whole)
+    first, second = arrays(whole), arrays(tmp_path / "second", file_format="safetensors")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(seed=4), "seed is 3 there, 4 here"),
+        (dict(shard_size=5), "shard_size is 2 there, 5 here; shards is 13 there, 5 here"),
+        (dict(temperature=0.5), r"temperature is 1\.0 there, 0\.5 here"),
+        (dict(top_k=3), "top_k is null there, 3 here"),
+        (dict(labels=lambda images: images % 2), 'labels is "[0-9a-f]{15}... there'),
+        (dict(labels=torch.zeros(N, dtype=torch.long)), "labels is"),
+    ],
+)
+def test_another_job_is_refused_in_the_same_folder(changed: dict[str, Any], message: str, whole: Path) -> None:
+    before = files(whole)
+    with pytest.raises(ValueError, match=f"holds another job: {message}"):
+        draw(whole, **changed)
+    assert files(whole) == before
+
+
+def test_another_model_is_refused_in_the_same_folder(whole: Path) -> None:
+    with pytest.raises(ValueError, match='another job: model is "'):
+        distributed.sample(sampler(seed=1), N, whole, labels, seed=3, shard_size=SHARD_SIZE)
+
+
+def test_shards_without_a_manifest_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "shard-000000.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="manifest.json is missing"):
+        draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(labels=None), "this model is conditional"),
+        (dict(labels=torch.zeros(N - 1)), f"labels: 24 are given, expected {N}"),
+        (dict(condition=torch.zeros(N)), "a condition was given"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(shard_size=0), "shard_size is 0: expected an integer, 1 or more"),
+        (dict(file_format="png"), "file_format"),
+        (dict(top_k=0), "top_k is 0"),
+        (dict(runtime="fast"), "runtime"),
+    ],
+)
+def test_bad_arguments_leave_no_folder(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path / "new", **changed)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        draw(tmp_path, lambda images: images % CLASSES + CLASSES)
+    assert list(files(tmp_path)) == [MANIFEST]
+    draw(tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_labels_may_be_a_tensor_of_any_integers(whole: Path, tmp_path: Path) -> None:
+    draw(tmp_path, labels(torch.arange(N, dtype=torch.int32)))
+    assert arrays(tmp_path)["labels"].dtype == np.int64
+    assert np.array_equal(arrays(tmp_path)["images"], arrays(whole)["images"])
+
+
+class Shifted(nn.Module):
+    """Adds the condition to the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 1)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.conv(x.float()) + condition[:, :, None, None]
+
+
+def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
+    draw(tmp_path / "whole", shard_size=20)
+    monkeypatch.setattr(distributed.drawing, "WORKSPACE", 2 * 8 * 20 * 3)  # of three images
+    counts: list[int] = []
+    sample = Sampler.sample
+
+    def counted(self: Sampler, n: int, *arguments: Any, **keywords: Any) -> Any:
+        counts.append(n)
+        return sample(self, n, *arguments, **keywords)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
+    draw(tmp_path / "parts", shard_size=20)
+    assert counts == [0, *[3] * 6, 2, 3, 2]
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workspace", [1, 1 << 20])
+def test_conditions_are_those_of_their_images(workspace: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(distributed.drawing, "WORKSPACE", workspace)
+    own = Sampler(Shifted(), (1, 3, 3), levels=8, conditional=False, condition_shape=(8,))
+    conditions = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)) * 3
+    distributed.sample(own, 7, tmp_path / "tensor", condition=conditions, shard_size=3)
+    distributed.sample(own, 7, tmp_path / "function", condition=conditions.__getitem__, shard_size=3)
+    expected = own.sample(7, noise=noise_of(0, range(7), own.noise_shape), condition=conditions)
+    for name in ("tensor", "function"):
+        found = arrays(tmp_path / name, 7, 3)
+        assert np.array_equal(found["images"], expected.numpy()) and "labels" not in found
+
+    conditions[5, 2] = float("nan")
+    with pytest.raises(NonFiniteLogits) as failed:
+        distributed.sample(own, 7, tmp_path / "nan", condition=conditions, shard_size=3)
+    assert failed.value.location == (5, 0, 0, 0)
+    assert sorted(files(tmp_path / "nan")) == [MANIFEST, "shard-000000.npz"]
+
+
+def test_its_arguments_are_the_samplers() -> None:
+    kinds = (SamplingOptions, RunSettings)
+    expected = {field.name for kind in kinds for field in fields(kind)}
+    assert {*DrawingArguments.__annotations__, "temperature", "condition", "progress"} == expected
+    assert expected <= inspect.signature(distributed.sample).parameters.keys()
+
+
+def test_no_images(tmp_path: Path) -> None:
+    distributed.sample(sampler(), 0, tmp_path, labels)
+    assert list(files(tmp_path)) == [MANIFEST]
+
+
+def test_an_interrupt_says_what_is_finished(whole: Path, tmp_path: Path, capsys) -> None:
+    def interrupted(images: Tensor) -> Tensor:
+        if images.tolist() == [4, 5]:
+            raise KeyboardInterrupt
+        return labels(images)
+
+    with pytest.raises(KeyboardInterrupt, match=f"^4 of {N} images are finished, in .*; start it again"):
+        draw(tmp_path, interrupted)
+    draw(tmp_path, progress=True)
+    assert files(tmp_path) == files(whole)
+    bar = capsys.readouterr().err
+    assert f" 4/{N} " in bar and f" {N}/{N} " in bar and f" 2/{N} " not in bar  # it goes on from 4
+
+
+def test_it_works_without_torch_distributed(whole: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ranks.dist, "is_available", lambda: False)
+    monkeypatch.delattr(ranks.dist, "is_initialized")
+    draw(tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def joined_as(rank: ranks.Ranks, monkeypatch) -> None:
+    """From now on a job runs as this rank, of processes that are not there."""
+    monkeypatch.setattr(distributed.job, "joined", lambda backend: nullcontext(rank))
+
+
+def test_more_processes_than_shards(tmp_path: Path, monkeypatch) -> None:
+    first = ranks.Ranks(0, 3, ranks.OwnStore())
+    monkeypatch.setattr(first, "all_agree", lambda: True)
+    joined_as(first, monkeypatch)
+    with pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size"):
+        draw(tmp_path, shard_size=13)
+
+
+def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> None:
+    """Else it would not hear of a process that has other arguments, and is late to say so."""
+    store = ranks.OwnStore()
+    first, late = (ranks.Ranks(rank, 2, store) for rank in (0, 1))
+    joined_as(first, monkeypatch)
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: late.fail(ValueError("seed")))
+    with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: seed$"):
+        draw(tmp_path)
+    assert len(times(tmp_path)) == COUNT
+
+
+def test_a_folder_that_rank_0_does_not_see_filled_is_reported(tmp_path: Path, monkeypatch) -> None:
+    """As when each machine has a folder of its own under this name."""
+    monkeypatch.setattr(distributed.job, "SEEN_WITHIN", 0)
+    write = Shards.write
+    monkeypatch.setattr(Shards, "write", lambda self, shard, arrays: shard == 3 or write(self, shard, arrays))
+    with pytest.raises(RuntimeError, match="1 of 13 shards were written, but rank 0 does not see them"):
+        draw(tmp_path)

@@ -1,0 +1,34 @@
+"""A fingerprint tells things apart, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.fingerprint import fingerprint
+from tests.processes import sampler
+from tests.system.networks import pixelcnn
+
+
+def test_tensors() -> None:
+    a = torch.arange(6.0)
+    assert fingerprint(a) == fingerprint(a.clone()) == fingerprint(torch.stack([a, a], 1)[:, 0])
+    others = [a + 1, a.view(2, 3), a.double(), a.view(torch.int32), a[:5], "a"]
+    assert len({fingerprint(x) for x in [a, *others]}) == 1 + len(others)
+    assert fingerprint(torch.tensor(True)) != fingerprint(torch.tensor(False))
+    assert fingerprint(torch.zeros(0)) != fingerprint()
+    assert fingerprint(torch.zeros(2, dtype=torch.bfloat16)) != fingerprint(torch.zeros(2, dtype=torch.float16))
+
+
+def test_parts_are_kept_apart() -> None:
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+
+
+def test_samplers() -> None:
+    assert sampler().fingerprint() == sampler().fingerprint() != sampler(seed=1).fingerprint()
+    model = pixelcnn()
+    one = Sampler(model, (1, 4, 4)).fingerprint()
+    assert one == Sampler(model, (1, 4, 4), runtime="eager").fingerprint()  # it decides no image
+    assert one == Sampler(model, (1, 4, 4), runtime="reference").fingerprint()
+    assert one != Sampler(model, (1, 4, 5)).fingerprint()
+    assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
