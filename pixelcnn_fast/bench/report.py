@@ -117,11 +117,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def files(stem: str) -> list[str]:
+    """The names of what ``save`` writes."""
+    return [f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
+
+
 def save(
     comparisons: Sequence[Sequence[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]
 ) -> list[Path]:
     """Writes folder/stem.md, .json and .png -> their paths. found: ``machine()`` before the measuring."""
-    paths = [folder / f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
+    paths = [folder / name for name in files(stem)]
     whole = {"title": title, "machine": found, "comparisons": [record(results) for results in comparisons]}
     write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", paths[0])
     write_text(json.dumps(whole, indent=1) + "\n", paths[1])

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import checkpoint, pictures
-from pixelcnn_fast.bench.arguments import Renamed, count, output_file, size
+from pixelcnn_fast.bench import arguments
+from pixelcnn_fast.bench.arguments import Renamed, count, file_name, output_file, path, png, size
 from pixelcnn_fast.bench.report import duration
-from pixelcnn_fast.errors import SamplingInterrupted
+from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.cli import memory
+from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
 from pixelcnn_fast.sampler import Sampler
@@ -28,15 +31,21 @@ EPILOG = """examples:
   python -m pixelcnn_fast sample --checkpoint my.safetensors --size 32x32 --npz images.npz
 
 The same seed gives the same images, whatever the runtime and batch. Checkpoints are written by
-pixelcnn_fast.checkpoint.save. Ctrl-C saves the images of the batches that are finished.
+pixelcnn_fast.checkpoint.save. Whatever ends the run early, such as Ctrl-C or SIGTERM, the images of the batches that
+are finished are saved. --n, --batch and --top-k are whole numbers, 1 or more; --temperature is 0 or more; --top-p is
+more than 0 and at most 1.
 """
+
+PARSERS = {int: count, float: arguments.number}  # stricter than Python's own, for the options of drawing
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "draw images from a checkpoint"
     parser = commands.add_parser("sample", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
+    add(
+        "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
+    )
     add(
         "--label",
         action="append",
@@ -46,8 +55,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
         flag, known = f"--{option.name.replace('_', '-')}", option.metadata
-        add(flag, type=known["parse"], default=option.default, metavar=known["metavar"], help=known["help"])
-    add("--seed", type=int, default=0, help="seed of the noise")
+        add(
+            flag,
+            type=PARSERS[known["parse"]],
+            default=option.default,
+            metavar=known["metavar"],
+            help=known["help"],
+        )
+    add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
         "--precision",
@@ -57,26 +72,29 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
-    add("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="the picture to write")
-    add("--npz", type=Path, help="also write images, labels and settings here")
+    add("--out", type=png, default=Path("samples.png"), metavar="PNG", help="the picture to write")
+    add("--npz", type=path, metavar="FILE", help="also write images, labels and settings here")
     add("--progress", action="store_true", help="show a progress bar")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
-    for path in filter(None, (args.out, args.npz)):
-        output_file(path)
+    files = [args.out] if args.npz is None else [args.out, args.npz]
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")
     options = _options(args)
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
-    labels = torch.tensor(classes).repeat(args.n) if classes else None
     wanted = args.n * max(len(classes), 1)
+    columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
+    _check(args, model, wanted)
+    for file in files:
+        output_file(file)
+    labels = torch.tensor(classes).repeat(args.n) if classes else None
     sampler = Sampler(model, (model.input_channels, *args.size), precision=args.precision)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.perf_counter()
-    interrupted = False
+    stop: BaseException | None = None
     try:
         images = sampler.sample(
             wanted,
@@ -84,19 +102,41 @@ def run(args: argparse.Namespace) -> int:
             generator=generator,
             batch_size=args.batch,
             runtime=args.runtime,
-            progress=args.progress,
+            progress=args.progress and sys.stderr is not None,
             **asdict(options),
         )
-    except SamplingInterrupted as stop:
-        images, interrupted = stop.images, True
+    except BaseException as error:  # whatever it is: it goes on when what is finished is saved
+        finished = getattr(error, "images", None)
+        if finished is None or not len(finished):
+            raise
+        images, stop = finished, error
     seconds = time.perf_counter() - start
-    if interrupted:
-        print(f"interrupted: {len(images)} of {wanted} images are finished", file=sys.stderr)
-    if len(images):
-        columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
-        _save(images, labels, columns, args)
-        print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} per image")
-    return 130 if interrupted else 0
+    _save(images, labels, columns, args)
+    if stop is not None:
+        complain(f"stopped: {len(images)} of {wanted} images are finished")
+    per_image = duration(seconds / len(images))
+    say(*files, f"{len(images)} images in {duration(seconds)}, {per_image} per image")
+    if stop is not None:
+        raise stop
+    return 0
+
+
+def _check(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
+    """Raises ValueError if the images can't be shown, or take more memory than there is."""
+    height, width = args.size
+    if model.input_channels not in (1, 3) or getattr(model, "levels", 256) > 256:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: a picture has 1 or 3 channels of up to 256 levels, unlike its images; "
+            "draw them in Python, with pixelcnn_fast.Sampler"
+        )
+    memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
+    sub_pixels = 9 * model.input_channels * height * width  # the level and its noise
+    shown = 3 * (height + 1) * (width + 1) * _scale(args) ** 2
+    memory.check_memory(wanted * (sub_pixels + shown), f"{wanted} images of {height}x{width} in one picture")
+
+
+def _scale(args: argparse.Namespace) -> int:
+    return max(1, 56 // max(args.size))
 
 
 def _options(args: argparse.Namespace) -> SamplingOptions:
@@ -111,21 +151,20 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
         return []
     if wanted is None or wanted == ["all"]:
         return list(range(model.n_classes))
+    known = [str(label) for label in range(model.n_classes)]
     for text in wanted:
-        if not text.isdecimal() or int(text) >= model.n_classes:
-            raise ValueError(f"--label {text}: expected 0...{model.n_classes - 1}, or 'all' once")
+        if text not in known:
+            shown = arguments.shortened(text)
+            raise ValueError(f"--label {shown}: expected 0...{model.n_classes - 1}, or 'all' once")
     return [int(text) for text in wanted]
 
 
 def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace) -> None:
-    scale = max(1, 56 // max(images.shape[2:]))
-    pictures.save_png(pictures.image_grid(images, columns, scale), args.out)
-    print(args.out)
     if args.npz:
         settings = {"seed": args.seed, "checkpoint": args.checkpoint}
         settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
         kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
-        with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
+        with replacing(args.npz) as file:  # np.savez would add a suffix to a name without one
             arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
             np.savez_compressed(file, **arrays)
-        print(args.npz)
+    pictures.save_png(pictures.image_grid(images, columns, _scale(args)), args.out)
