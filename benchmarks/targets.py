@@ -6,7 +6,6 @@ import ctypes
 import json
 import multiprocessing
 import re
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import Parser, count
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.streams import watched
 from pixelcnn_fast.bench.workload import Model, workload
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.files import write_text
@@ -78,7 +78,7 @@ def speed(
     """wanted: (slow, fast, must, reach), for side x side images -> (targets, the comparison)."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
     work = workload(model, batch, side, side)
-    results = compare(work, names, repeats, naive_pixels, progress=sys.stderr.isatty())
+    results = compare(work, names, repeats, naive_pixels, progress=watched())
     by_name = {result.name: result for result in results}
     targets = []
     for slow, fast, must, reach in wanted:

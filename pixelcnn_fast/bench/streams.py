@@ -42,7 +42,7 @@ def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:
         stream.write(
             text.encode(encoding, "backslashreplace").decode(encoding)
         )  # × in ASCII, odd names of files
-        stream.flush()
+        stream.flush()  # here, where an error can be caught, and not when Python ends
     except OSError:
         _discard(stream)
         raise
