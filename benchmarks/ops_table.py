@@ -16,6 +16,7 @@ import torch
 from pixelcnn_fast import pictures
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import Parser, output_folder
+from pixelcnn_fast.files import write_text
 
 HEADER = ["device", "op", "contestant", "median", "fastest", "slowest", "vs plain"]
 
@@ -49,11 +50,14 @@ def main() -> int:
             note = f"{report.duration(stats['median'])}   {report.factor(ratio)}"
             bars.append(pictures.Bar(name, stats["median"], note, False))
         panels.append(pictures.Panel(group, bars))
-    text = f"{report.about(report.machine())}\n\n{report.table(rows)}\n"
-    (folder / "ops.md").write_text(f"# The ops side by side\n\n{text}", encoding="utf-8")
+    found = report.machine()
+    text = f"{report.about(found)}\n\n{report.table(rows)}\n"
+    write_text(f"# The ops side by side\n\n{text}", folder / "ops.md")
     with (folder / "ops.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(numbers)
-    pictures.chart(panels, folder / "ops.png", "The ops side by side", axis="seconds")
+    pictures.chart(
+        panels, folder / "ops.png", "The ops side by side", axis="seconds", warning=report.busy(found)
+    )
     print(text, *(folder / f"ops.{suffix}" for suffix in ("md", "csv", "png")), sep="\n")
     return 0
 

@@ -6,7 +6,6 @@ import ctypes
 import json
 import multiprocessing
 import re
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,8 +17,10 @@ from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import Parser, count
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
+from pixelcnn_fast.bench.streams import watched
 from pixelcnn_fast.bench.workload import Model, workload
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.files import write_text
 from pixelcnn_fast.sampler import Sampler
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,7 +78,7 @@ def speed(
     """wanted: (slow, fast, must, reach), for side x side images -> (targets, the comparison)."""
     names = list(dict.fromkeys([slow for slow, *_ in wanted] + [fast for _, fast, *_ in wanted]))
     work = workload(model, batch, side, side)
-    results = compare(work, names, repeats, naive_pixels, progress=sys.stderr.isatty())
+    results = compare(work, names, repeats, naive_pixels, progress=watched())
     by_name = {result.name: result for result in results}
     targets = []
     for slow, fast, must, reach in wanted:
@@ -170,7 +171,7 @@ def write(
     path = folder / f"{slug}-{subject}{'-quick' if quick else ''}.json"
     rows = [{**{k: v for k, v in asdict(t).items() if k != "show"}, "verdict": t.verdict()} for t in targets]
     whole = {"machine": found, "quick": quick, "targets": rows, **record}
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_text(json.dumps(whole, indent=1) + "\n", path)
     text = "\n\n".join(filter(None, [report.about(found), table, more])) + "\n"
-    path.with_suffix(".md").write_text(f"# {title}\n\n{text}", encoding="utf-8")
+    write_text(f"# {title}\n\n{text}", path.with_suffix(".md"))
     print(text, path, path.with_suffix(".md"), sep="\n")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pixelcnn_fast
 from pixelcnn_fast import environment
-from pixelcnn_fast.bench.arguments import Parser
+from pixelcnn_fast.bench import arguments
+from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.cli import bench, demo, receptive_field, sample
-from pixelcnn_fast.errors import CheckFailed
 
 EPILOG = """examples:
   python -m pixelcnn_fast demo                        pictures and a comparison in out/, in 3 minutes
@@ -19,28 +22,56 @@ EPILOG = """examples:
   python -m pixelcnn_fast receptive-field             what the packaged model's outputs see
   python -m pixelcnn_fast info                        what is installed, built and usable here
 
-exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wrong usage or input, 130 interrupted
+exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wrong usage or input,
+130 ended by Ctrl-C, 143 by SIGTERM; what is finished is saved
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand -> the exit status. argv: without the program's name; None: sys.argv."""
-    args = _parser().parse_args(argv)
+    with _sigterm_interrupts() as terminated:
+        try:
+            args = _parser().parse_args(argv)
+            return args.run(args)
+        except (ValueError, OSError, RuntimeError) as error:
+            complain(f"error: {_told(error)}")
+            return 2
+        except MemoryError:
+            complain("error: there is not enough memory: ask for fewer or smaller images")
+            return 2
+        except KeyboardInterrupt:
+            complain("interrupted: only what is listed above was saved")
+            return 143 if terminated else 130
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{arguments.shortened(str(error.filename))}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[list[int]]:
+    """SIGTERM then ends the command as Ctrl-C does, and is found in the list."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        return args.run(args)
-    except CheckFailed as failure:
-        print(f"check failed, so no speed-up is reported: {failure}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: only what is listed above was saved", file=sys.stderr)
-        return 130
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG)
+    parser = arguments.Parser(prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"pixelcnn_fast {pixelcnn_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (demo, sample, bench, receptive_field):
@@ -51,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _info(args: argparse.Namespace) -> int:
-    print(environment.report())
+    say(environment.report())
     return 0
 
 

@@ -114,7 +114,7 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
             outline = MODELS[name](**config)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: config {metadata['config']!r} does not describe a {name} ({error}); if you know its "
+            f"{path}: config {metadata['config'][:300]!r} does not describe a {name} ({error}); if you know its "
             "size, write it again with pixelcnn_fast.checkpoint.save"
         ) from error
     _check_fit(path, tensors, outline.state_dict())

@@ -22,7 +22,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with path.open("wb") as file:
             yield file
         return
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished = _unfinished(path)
     try:
         with unfinished.open("wb") as file:
             yield file
@@ -33,3 +33,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError if ``replacing`` could not write there: to find out before the work, not after it."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} can't be written")
+    if not path.exists() or path.is_file():
+        unfinished = _unfinished(path)
+        unfinished.touch()
+        unfinished.unlink()
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.unfinished")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.files import replacing
+
 EASILY_SEEN = 56  # screen pixels that an image may fill when it is enlarged
 GAP_LEVEL = 255  # white lines between images
 BAR_COLOURS = ("#8d99ae", "#e09f3e", "#2a6f97", "#013a63")
@@ -42,7 +44,12 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np
 
 def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str]) -> None:
     """Writes ``image_grid`` as a PNG, small images enlarged. Errors are those of ``image_grid`` and ``save_png``."""
-    save_png(image_grid(images, columns, max(1, EASILY_SEEN // max(images.shape[2:]))), path)
+    save_png(image_grid(images, columns, enlarged(images.shape[2:])), path)
+
+
+def enlarged(size: Sequence[int]) -> int:
+    """How many screen pixels a pixel of a small image is to take, so that it is easily seen. size: (H, W)."""
+    return max(1, EASILY_SEEN // max(size))
 
 
 def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -51,7 +58,8 @@ def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
     from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
 
-    imsave(os.fspath(path), array, format="png")
+    with replacing(path) as file:
+        imsave(file, array, format="png")
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,16 @@ class Panel:
     bars: Sequence[Bar]
 
 
-def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axis: str = "seconds") -> None:
+def chart(
+    panels: Sequence[Panel],
+    path: str | os.PathLike[str],
+    title: str,
+    axis: str = "seconds",
+    warning: str = "",
+) -> None:
     """Horizontal bars on a logarithmic axis that all panels share, one panel below the other, as PNG.
 
+    warning: a line below the bars, in red.
     Raises ValueError if there is no bar, or if one is not positive.
     """
     seconds = [bar.seconds for panel in panels for bar in panel.bars]
@@ -83,6 +98,8 @@ def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axi
     rows = [len(panel.bars) for panel in panels]
     figure = Figure(figsize=(9, 1.2 + sum(0.46 * n + 0.75 for n in rows)), dpi=130, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    if warning:
+        figure.supxlabel(warning, x=0.01, ha="left", fontsize=9.5, color="#c1121f")
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
     for axes, panel in zip(all_axes, panels, strict=True):
         for index, bar in enumerate(panel.bars):
@@ -106,4 +123,5 @@ def chart(panels: Sequence[Panel], path: str | os.PathLike[str], title: str, axi
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     all_axes[-1].set_xlabel(axis, fontsize=9.5)
-    figure.savefig(path, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, format="png")

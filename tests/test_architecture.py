@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other.
 TIERS = [
-    {"errors", "files", "native", "pictures", "image_forms", "signatures", "noise", "fingerprint"},
-    {"ops"},
+    {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint"},
+    {"ops", "pictures"},
     {"environment"},
     {"nn"},
     {"models"},

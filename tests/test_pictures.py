@@ -62,6 +62,10 @@ def test_chart(tmp_path: Path) -> None:
     chart(panels, tmp_path / "chart.png", "Title")
     height, width = imread(tmp_path / "chart.png").shape[:2]
     assert width > height > 100
+    chart(panels, tmp_path / "busy.png", "Title", warning="the machine was busy")
+    plain, warned = (imread(tmp_path / f"{name}.png")[..., :3] for name in ("chart", "busy"))
+    red = (warned[..., 0] > warned[..., 1] + 0.3) & (warned[..., 2] < 0.3)
+    assert red.any() and not ((plain[..., 0] > plain[..., 1] + 0.3) & (plain[..., 2] < 0.3)).any()
     with pytest.raises(ValueError, match="positive"):
         chart([Panel("none", [Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
     with pytest.raises(ValueError, match="positive"):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pixelcnn_fast import checkpoint
+from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.files import check_replaceable
+
+LARGEST = 10**12  # of anything that is counted
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -27,7 +32,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (try {self.prog} --help)\n")
+        self.exit(2, f"error: {' '.join(message.split())} (try {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            (say if file is sys.stdout else complain)(message, end="")
 
 
 class Renamed(argparse.Action):
@@ -41,24 +50,43 @@ class Renamed(argparse.Action):
         parser.error(f"{self.option_strings[0]} is called {self._to} now")
 
 
-def count(text: str) -> int:
-    """An integer, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
+def whole(lowest: int, highest: int = LARGEST) -> Callable[[str], int]:
+    """A type for argparse: an integer in ASCII digits, from ``lowest`` to ``highest``."""
+
+    def parse(text: str) -> int:
+        value = int(text) if re.fullmatch("[+-]?[0-9]{1,20}", text) else None
+        if value is None or not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(text)}: expected a whole number from {lowest:,} to {highest:,}"
+            )
+        return value
+
+    return parse
 
 
-def count_or_zero(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
-    return value
+count = whole(1)
+count_or_zero = whole(0)
+rounds = whole(1, 10**6)
+threads = whole(1, 1024)
+seed = whole(0, 2**64 - 1)
+
+
+def number(text: str) -> float:
+    """A number in ASCII; its bounds are checked where it is used."""
+    try:
+        if not text.isascii() or "_" in text or text != text.strip():
+            raise ValueError
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number") from None
 
 
 def counts(text: str) -> list[int]:
     """1,16 -> [1, 16]."""
-    return [count(part) for part in text.split(",")]
+    found = [count(part) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} names a number twice")
+    return found
 
 
 def names(text: str) -> list[str]:
@@ -67,27 +95,48 @@ def names(text: str) -> list[str]:
 
 def size(text: str) -> tuple[int, int]:
     """28x20 -> height 28, width 20; 28 -> both."""
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    found = re.fullmatch(r"([0-9]{1,18})(?:x([0-9]{1,18}))?", text)
     if not found or 0 in (sides := (int(found[1]), int(found[2] or found[1]))):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write height x width, as in 28x28")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a size: write height x width, as in 28x28")
     return sides
+
+
+def file_name(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or a folder")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(file_name(text))
+
+
+def png(text: str) -> Path:
+    if path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{shortened(text)}: the picture is a PNG, so name it .png")
+    return Path(text)
+
+
+def shortened(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:30]!r}... ({len(text)} characters)"
 
 
 def output_file(path: Path) -> Path:
     """Makes the file's folder. Raises OSError if nothing can be written there: before the work, not after it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{path} can't be written")
+    if not path.is_dir():
+        output_folder(path.parent)
+    check_replaceable(path)
     return path
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, *files: str) -> Path:
+    """Makes the folder. Raises OSError if it can't be, or if one of these files can't be written in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(f"{path} is a file: name a folder") from None
+    for name in files:
+        check_replaceable(path / name)
     return path
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.bench.checks import Check, Oracle, cdf_excess
+from pixelcnn_fast.bench.checks import Check, Oracle, cdf_excess, rounding
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
@@ -43,6 +43,10 @@ class Result:
         return median(self.seconds)
 
     @property
+    def wrong(self) -> bool:
+        return self.check is not None and not self.check.ok
+
+    @property
     def extrapolated(self) -> bool:
         return self.timed < self.pixels
 
@@ -57,8 +61,11 @@ class Drawn(NamedTuple):
 class WholeImages:
     """Draws every pixel."""
 
-    def __init__(self, name: str, sampler: Sampler, work: Workload, progress: bool = False) -> None:
-        self.name, self._sampler, self._work = name, sampler, work
+    def __init__(
+        self, name: str, sampler: Sampler, work: Workload, progress: bool = False, exact: Sampler | None = None
+    ) -> None:
+        """exact: a sampler with the model's own weights, for a contestant that rounds them."""
+        self.name, self._sampler, self._work, self._exact = name, sampler, work, exact
         self._progress = progress and name == NAIVE  # the one that takes long
         self._where = torch.ones(work.shape[1:], dtype=torch.bool)
         self._drawn: list[Drawn] = []
@@ -82,14 +89,15 @@ class WholeImages:
 
     def check(self, common: Tensor, oracle: Oracle) -> Check:
         """common: the images that all contestants are expected to draw."""
-        if not self.name.endswith("-bf16"):
+        if self._exact is None:
             return _check(self._drawn, common, oracle)
         own = []
         for images, _ in self._drawn:  # the same rounded weights in plain PyTorch, teacher-forced
             logits = self._sampler.logits(images, self._work.labels, runtime="eager")
             own.append(cdf_excess(logits, images, self._work.noise))
         by_model = _check(self._drawn, common, oracle)
-        return Check(by_model.differing, by_model.drawn, _largest(own), model_excess=by_model.excess)
+        changed = rounding(self._exact.program.weights, self._sampler.program.weights)
+        return Check(by_model.differing, by_model.drawn, _largest(own), changed, by_model.excess)
 
 
 class SomePixels:

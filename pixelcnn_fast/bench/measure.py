@@ -15,6 +15,15 @@ from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.sampler import Sampler
 
 
+class WrongImages(CheckFailed):
+    """A comparison in which some contestant drew wrong images. results: those of all contestants."""
+
+    def __init__(self, results: list[Result]) -> None:
+        self.results = results
+        wrong = [f"{r.name}, {r.images} at once: {r.check.evidence}" for r in results if r.check and r.wrong]
+        super().__init__("; ".join(wrong))
+
+
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each function, called in turns (A B A B ...) ``repeats`` times after one call to warm up."""
     for function in functions.values():
@@ -48,17 +57,21 @@ def compare(
 
     naive_pixels: the naive sampler draws this many pixels in all, given the others, and its time is scaled up;
     0: it draws whole images. naive_repeats: the number of rounds, from the first, in which it takes part.
-    Raises CheckFailed, naming the contestant, if an image is not what the model gives for the noise;
+    Raises WrongImages, a CheckFailed that has all results, if an image is not what the model gives for the noise;
     ValueError and RuntimeError as Sampler does.
     """
     check_names(names)
     precisions: dict[str, Precision] = {name: "bf16" if name.endswith("-bf16") else "same" for name in names}
     samplers = {p: Sampler(work.model, work.shape, precision=p) for p in {"same", *precisions.values()}}
     naive_rounds = min(naive_repeats or repeats, repeats)
-    fast = {name: WholeImages(name, samplers[precisions[name]], work) for name in names if name != NAIVE}
+    fast = {}
+    for name in names:
+        if name != NAIVE:
+            exact = None if precisions[name] == "same" else samplers["same"]
+            fast[name] = WholeImages(name, samplers[precisions[name]], work, exact=exact)
     warm = {name: contestant.draw() for name, contestant in fast.items()}
-    exact = [images for name, images in warm.items() if precisions[name] == "same"]
-    common = exact[-1] if exact else samplers["same"].sample(work.images, work.labels, noise=work.noise)
+    expected = [images for name, images in warm.items() if precisions[name] == "same"]
+    common = expected[-1] if expected else samplers["same"].sample(work.images, work.labels, noise=work.noise)
     contestants: dict[str, WholeImages | SomePixels] = {}
     for name in names:
         if name != NAIVE:
@@ -77,11 +90,9 @@ def compare(
             contestants[name].run(round)
 
     oracle = Oracle(work)
-    results = []
-    for name, contestant in contestants.items():
-        result = contestant.result
-        result.check = contestant.check(common, oracle)
-        if not result.check.ok:
-            raise CheckFailed(f"{name}, {work.images} at once: {result.check.evidence}")
-        results.append(result)
+    for contestant in contestants.values():
+        contestant.result.check = contestant.check(common, oracle)
+    results = [contestant.result for contestant in contestants.values()]
+    if any(result.wrong for result in results):
+        raise WrongImages(results)
     return results

@@ -13,6 +13,7 @@ import torch
 
 from pixelcnn_fast import environment, pictures
 from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result
+from pixelcnn_fast.files import write_text
 from pixelcnn_fast.native import native
 
 BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
@@ -69,8 +70,11 @@ def factor(value: float) -> str:
 
 
 def speed_ups(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part."""
-    medians = {result.name: result.median for result in results}
+    """{baseline: {name: how many times its speed}}, by medians, for the baselines that took part.
+
+    Who drew wrong images is left out.
+    """
+    medians = {result.name: result.median for result in results if not result.wrong}
     return {
         base: {name: medians[base] / m for name, m in medians.items()} for base in BASELINES if base in medians
     }
@@ -95,11 +99,11 @@ def markdown(comparisons: Sequence[Sequence[Result]]) -> str:
                     duration(r.median / r.images),
                     spread if len(r.seconds) > 1 else "one run",
                     f"{r.images / r.median:.3g}",
-                    *(factor(ups[base][r.name]) if base in ups else "" for base in BASELINES),
+                    *(factor(ups[base][r.name]) if r.name in ups.get(base, {}) else "" for base in BASELINES),
                     str(r.check),
                 ]
             )
-            if r.check is not None and r.check.differing:
+            if r.check is not None and (r.check.differing or r.wrong):
                 evidence.append(f"{LABELS[r.name]}, {r.images} at once: {r.check.evidence}")
     return "\n\n".join([table(rows), *evidence])
 
@@ -113,28 +117,37 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def files(stem: str) -> list[str]:
+    """The names of what ``save`` writes."""
+    return [f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
+
+
 def save(
     comparisons: Sequence[Sequence[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]
 ) -> list[Path]:
     """Writes folder/stem.md, .json and .png -> their paths. found: ``machine()`` before the measuring."""
-    paths = [folder / f"{stem}.{suffix}" for suffix in ("md", "json", "png")]
-    paths[0].write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", encoding="utf-8")
+    paths = [folder / name for name in files(stem)]
     whole = {"title": title, "machine": found, "comparisons": [record(results) for results in comparisons]}
-    paths[1].write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    pictures.chart([_panel(results) for results in comparisons], paths[2], title, axis="seconds per image")
+    write_text(f"# {title}\n\n{about(found)}\n\n{markdown(comparisons)}\n", paths[0])
+    write_text(json.dumps(whole, indent=1) + "\n", paths[1])
+    panels = [_panel(results) for results in comparisons]
+    pictures.chart(panels, paths[2], title, axis="seconds per image", warning=busy(found))
     return paths
 
 
 def about(found: dict[str, Any]) -> str:
     """A line on the machine, and a warning if others were using it. found: ``machine()``."""
-    busy = (found["load_average"] or 0) > BUSY
     return (
         f"{found['processor']}, {found['threads']} of {found['cores']} cores, "
         f"{found['isa'] or 'no compiled module'}, torch {found['torch']}. "
-        "Medians; spread is fastest to slowest run."
-        + f" The machine was busy before (load average {found['load_average']}): don't trust the times."
-        * busy
-    )
+        f"Medians; spread is fastest to slowest run. {busy(found)}"
+    ).rstrip()
+
+
+def busy(found: dict[str, Any]) -> str:
+    """A warning if others were using the machine, else nothing. found: ``machine()``."""
+    load = found["load_average"] or 0
+    return f"The machine was busy before (load average {load}): don't trust the times." if load > BUSY else ""
 
 
 def _extrapolated(r: Result) -> str:
@@ -165,11 +178,13 @@ def record(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _panel(results: Sequence[Result]) -> pictures.Panel:
-    base, ups = next(iter(speed_ups(results).items()), ("", {}))
+    base, ups = next(iter(speed_ups(results).items()), ("", dict[str, float]()))
     bars = []
     for r in results:
         note = duration(r.median / r.images)
-        if ups and r.name != base:
+        if r.wrong:
+            note += "   WRONG images"
+        elif r.name in ups and r.name != base:
             note += f"   {factor(ups[r.name])}"
         label = LABELS[r.name] + (
             f"\nextrapolated from {r.timed} of {r.pixels} pixels" if r.extrapolated else ""

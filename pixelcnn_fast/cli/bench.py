@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import count, count_or_zero, counts, model_of, names, output_folder, size
-from pixelcnn_fast.bench.contestants import LABELS
-from pixelcnn_fast.bench.measure import check_names, compare
-from pixelcnn_fast.bench.workload import workload
+from pixelcnn_fast.bench import arguments, report
+from pixelcnn_fast.bench.arguments import (
+    count_or_zero,
+    counts,
+    file_name,
+    model_of,
+    names,
+    output_folder,
+    path,
+    size,
+)
+from pixelcnn_fast.bench.contestants import LABELS, Result
+from pixelcnn_fast.bench.measure import WrongImages, check_names, compare
+from pixelcnn_fast.bench.streams import complain, say, watched
+from pixelcnn_fast.bench.workload import Workload, workload
+from pixelcnn_fast.cli import memory
 from pixelcnn_fast.native import native
 
 EPILOG = f"""runtimes:
@@ -25,7 +36,8 @@ examples:
 
 All of them draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
 float64 forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of
-the level that was drawn with it. If a check fails, the status is 1. Leave the machine alone meanwhile.
+the level that was drawn with it. bf16 weights must be the model's own, rounded, and the images right for these. Who
+fails is marked WRONG, without a speed-up, and the status is 1. Leave the machine alone meanwhile.
 """
 
 
@@ -36,18 +48,23 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("what", nargs="?", choices=["sampling"], default="sampling", help="what to measure")
     add(
         "--model",
+        type=file_name,
         default="default",
         help="'default' (PixelCNN(), random weights), 'mnist' or any model's checkpoint",
     )
     add("--batch", type=counts, default=[1, 16], metavar="N,...", help="images at once (default: 1,16)")
     add("--size", type=size, metavar="HxW", help="(default: 28x28 for mnist, else 32x32)")
     add("--runtimes", type=names, metavar="NAME,...", help="(default: all that work here)")
-    add("--repeats", type=count, default=5, help="timed runs of each, after one to warm up")
+    add("--repeats", type=arguments.rounds, default=5, help="timed runs of each, after one to warm up")
     naive = "pixels that the naive sampler draws; its time is scaled up from them; 0: whole images"
     add("--naive-pixels", type=count_or_zero, default=64, metavar="N", help=naive)
-    add("--threads", type=count, help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)")
-    add("--seed", type=int, default=0, help="seed of the noise")
-    add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the table and the chart go")
+    add(
+        "--threads",
+        type=arguments.threads,
+        help="threads of PyTorch and the compiled sampler (default: PyTorch's choice)",
+    )
+    add("--seed", type=arguments.seed, default=0, help="seed of the noise")
+    add("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the table and the chart go")
     parser.set_defaults(run=run)
 
 
@@ -59,24 +76,48 @@ def available() -> list[str]:
 def run(args: argparse.Namespace) -> int:
     chosen = args.runtimes or available()
     check_names(chosen)
-    folder = output_folder(args.out)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     model = model_of(args.model)
     height, width = args.size or ((28, 28) if args.model == "mnist" else (32, 32))
+    memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
+    forward = 4 * memory.outputs(model) * height * width
+    memory.check_memory(max(args.batch) * forward, f"{max(args.batch)} images of {height}x{width} at once")
+    folder = output_folder(args.out, *report.files("sampling"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
     found = report.machine()
-    comparisons, interrupted = [], False
+    comparisons: list[list[Result]] = []
+    interrupted = False
     try:
         for n in args.batch:
             work = workload(model, n, height, width, args.seed)
-            results = compare(work, chosen, args.repeats, args.naive_pixels, progress=sys.stderr.isatty())
-            comparisons.append(results)
+            comparisons.append(compared(work, chosen, args.repeats, args.naive_pixels))
     except KeyboardInterrupt:
+        if not comparisons:
+            raise
         interrupted = True
-        print(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished", file=sys.stderr)
-    if comparisons:
-        model_name = Path(args.model).stem
-        title = f"Sampling {model.input_channels}x{height}x{width} images from the {model_name} model"
-        paths = report.save(comparisons, folder, "sampling", title, found)
-        print(report.about(found), report.markdown(comparisons), "", *paths, sep="\n")
-    return 130 if interrupted else 0
+    title = f"Sampling {model.input_channels}x{height}x{width} images from the {Path(args.model).stem} model"
+    status = finish(comparisons, folder, "sampling", title, found)
+    if interrupted:
+        complain(f"interrupted: {len(comparisons)} of {len(args.batch)} batch sizes are finished")
+        raise KeyboardInterrupt
+    return status
+
+
+def compared(
+    work: Workload, names: list[str], repeats: int, naive_pixels: int, naive_repeats: int | None = None
+) -> list[Result]:
+    """The comparison, with those whose images are wrong."""
+    try:
+        return compare(work, names, repeats, naive_pixels, naive_repeats, progress=watched())
+    except WrongImages as failure:
+        return failure.results
+
+
+def finish(comparisons: list[list[Result]], folder: Path, stem: str, title: str, found: dict[str, Any]) -> int:
+    """Saves and prints a report -> the exit status: 1 if a check failed. found: ``machine()`` before the measuring."""
+    paths = report.save(comparisons, folder, stem, title, found)
+    say(report.about(found), report.markdown(comparisons), "", *paths)
+    wrong = [WrongImages(results) for results in comparisons if any(r.wrong for r in results)]
+    for failure in wrong:
+        complain(f"check failed, so no speed-up is reported: {failure}")
+    return 1 if wrong else 0

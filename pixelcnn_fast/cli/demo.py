@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -11,16 +10,17 @@ import torch
 
 from pixelcnn_fast import checkpoint, pictures
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import output_folder
-from pixelcnn_fast.bench.measure import compare
+from pixelcnn_fast.bench.arguments import output_folder, path
+from pixelcnn_fast.bench.streams import complain, say, watched
 from pixelcnn_fast.bench.workload import Workload, workload
-from pixelcnn_fast.cli.bench import available
+from pixelcnn_fast.cli.bench import available, compared, finish
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.sampler import Sampler
 
+PICTURE = "digits.png"
 SIZE = 28
 ROWS = 8
-TEMPERATURE = 0.9  # of the picture; the comparison draws at 1
+TEMPERATURE = 0.9  # of the picture: fewer stray strokes; the comparison draws at 1
 NAIVE_SECONDS = 75  # if whole images take the naive sampler no longer, it draws them, else some of their pixels
 NAIVE_PIXELS = 64
 
@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "draw digits from the packaged model, and compare the samplers on it"
     epilog = "example:\n  python -m pixelcnn_fast demo --quick --out /tmp/demo\n"
     parser = commands.add_parser("demo", help=about, description=about, epilog=epilog)
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where the files go")
+    parser.add_argument("--out", type=path, default=Path("out"), metavar="FOLDER", help="where the files go")
     parser.add_argument(
         "--quick", action="store_true", help="take a few seconds: the naive sampler draws only a few pixels"
     )
@@ -37,21 +37,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = output_folder(args.out)
-    progress = sys.stderr.isatty()
+    folder = output_folder(args.out, PICTURE, *report.files("comparison"))
     if native() is None:
-        print(f"without the compiled sampler: {why_not_native()}", file=sys.stderr)
+        complain(f"without the compiled sampler: {why_not_native()}")
     model = checkpoint.load("mnist")
 
     sampler = Sampler(model, (1, SIZE, SIZE))
     labels = torch.arange(10).repeat(ROWS)
     start = time.perf_counter()
-    digits = sampler.sample(len(labels), labels, generator=torch.Generator().manual_seed(0), progress=progress)
+    generator = torch.Generator().manual_seed(0)
+    digits = sampler.sample(len(labels), labels, TEMPERATURE, generator, progress=watched())
     seconds = time.perf_counter() - start
-    pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / "digits.png")
-    print(
-        f"{folder / 'digits.png'}: {len(digits)} digits, one class per column, at temperature {TEMPERATURE}, "
-        f"in {report.duration(seconds)}"
+    pictures.save_png(pictures.image_grid(digits, columns=10, scale=2), folder / PICTURE)
+    say(
+        f"{folder / PICTURE}: {len(digits)} digits, one class per column, at temperature {TEMPERATURE}, "
+        f"in {report.duration(seconds)}\n"
     )
 
     found = report.machine()
@@ -61,11 +61,9 @@ def run(args: argparse.Namespace) -> int:
     naive = (
         dict(naive_pixels=0, naive_repeats=1) if whole else dict(naive_pixels=8 if args.quick else NAIVE_PIXELS)
     )
-    comparison = compare(work, contestants, 2 if args.quick else 3, **naive, progress=progress)
+    comparison = compared(work, contestants, 2 if args.quick else 3, **naive)
     title = f"Sampling {SIZE}x{SIZE} digits, same noise, same images"
-    paths = report.save([comparison], folder, "comparison", title, found)
-    print("", report.about(found), report.markdown([comparison]), "", *paths, sep="\n")
-    return 0
+    return finish([comparison], folder, "comparison", title, found)
 
 
 @torch.no_grad()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pixelcnn_fast import checkpoint
-from pixelcnn_fast.bench.arguments import output_file, size
+from pixelcnn_fast.bench.arguments import file_name, output_file, png, size
+from pixelcnn_fast.bench.streams import say
+from pixelcnn_fast.cli import memory
 from pixelcnn_fast.receptive_field import receptive_field
 
 EPILOG = """examples:
@@ -21,21 +22,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "show what a model sees: causal or not, blind spots, the layer that leaks"
     parser = commands.add_parser("receptive-field", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
+    add(
+        "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
+    )
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
-    add("--out", type=Path, metavar="PNG", help="also write a picture")
+    add("--out", type=png, metavar="PNG", help="also write a picture")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out is not None:
-        if args.out.suffix.lower() != ".png":
-            raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
-        output_file(args.out)
     model = checkpoint.load(args.checkpoint)
-    field = receptive_field(model, (model.input_channels, *args.size))
-    print(field)
-    if args.out is not None:
-        field.picture(args.out)
-        print(args.out)
+    height, width = args.size
+    memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
+    files = [] if args.out is None else [output_file(args.out)]
+    field = receptive_field(model, (model.input_channels, height, width))
+    for file in files:
+        field.picture(file)
+    say(field, *files)
     return 0 if field.causal else 1

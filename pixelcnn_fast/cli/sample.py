@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast import checkpoint, pictures
-from pixelcnn_fast.bench.arguments import Renamed, count, output_file, size
+from pixelcnn_fast.bench import arguments
+from pixelcnn_fast.bench.arguments import Renamed, count, file_name, output_file, path, png, size
 from pixelcnn_fast.bench.report import duration
-from pixelcnn_fast.cli import shards
-from pixelcnn_fast.errors import SamplingInterrupted
+from pixelcnn_fast.bench.streams import complain, say
+from pixelcnn_fast.cli import memory, shards
+from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES
@@ -32,16 +34,22 @@ EPILOG = """examples:
   torchrun --nproc-per-node 8 -m pixelcnn_fast sample -n 100000 --shards digits    on 8 processes
 
 The same seed gives the same images, whatever the runtime, the batch and the number of processes, and image k is the
-same for every -n. Checkpoints are written by pixelcnn_fast.checkpoint.save. Ctrl-C saves the images of the batches, or
-shards, that are finished. docs/jobs.md explains shards, and jobs on several machines.
+same for every -n. Checkpoints are written by pixelcnn_fast.checkpoint.save. Whatever ends the run early, such as Ctrl-C
+or SIGTERM, the images of the batches, or shards, that are finished are saved. -n, --batch and --top-k are whole
+numbers, 1 or more; --temperature is 0 or more; --top-p is more than 0 and at most 1. docs/jobs.md explains shards, and
+jobs on several machines.
 """
+
+PARSERS = {int: count, float: arguments.number}  # stricter than Python's own, for the options of drawing
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     about = "draw images from a checkpoint"
     parser = commands.add_parser("sample", help=about, description=about, epilog=EPILOG)
     add = parser.add_argument
-    add("--checkpoint", default="mnist", help="'mnist', which comes with the package, or a file")
+    add(
+        "--checkpoint", type=file_name, default="mnist", help="'mnist', which comes with the package, or a file"
+    )
     add(
         "--label",
         action="append",
@@ -54,8 +62,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--size", type=size, default=(28, 28), metavar="HxW", help="(default: 28x28)")
     for option in fields(SamplingOptions):
         flag, known = f"--{option.name.replace('_', '-')}", option.metadata
-        add(flag, type=known["parse"], default=option.default, metavar=known["metavar"], help=known["help"])
-    add("--seed", type=int, default=0, help="seed of the noise")
+        add(
+            flag,
+            type=PARSERS[known["parse"]],
+            default=option.default,
+            metavar=known["metavar"],
+            help=known["help"],
+        )
+    add("--seed", type=arguments.seed, default=0, help="seed of the noise")
     add("--runtime", choices=RUNTIMES, default="auto", help="auto takes the fastest that works here")
     add(
         "--precision",
@@ -65,8 +79,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")
-    add("--out", type=Path, metavar="PNG", help=f"the picture to write (default: {PICTURE})")
-    add("--npz", type=Path, help="also write images, labels and settings here")
+    add("--out", type=png, metavar="PNG", help=f"the picture to write (default: {PICTURE})")
+    add("--npz", type=path, metavar="FILE", help="also write images, labels and settings here")
     add("--progress", action="store_true", help="show a progress bar")
     shards.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -74,22 +88,26 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     shards.check_arguments(args)
-    options = _options(args)
-    if args.shards is None:
-        args.out = args.out or PICTURE
-        if args.out.suffix.lower() != ".png":
-            raise ValueError(f"--out {args.out}: the picture is a PNG, so name it .png")
-        for path in filter(None, (args.out, args.npz)):
-            output_file(path)
+    options, (height, width) = _options(args), args.size
     model = checkpoint.load(args.checkpoint)
     classes = _classes(args.label, model)
     wanted = args.n * max(len(classes), 1)
-    sampler = Sampler(model, (model.input_channels, *args.size), precision=args.precision)
-    if args.shards is not None:
-        return shards.run(args, sampler, wanted, classes, options)
+    memory.check_memory(memory.to_capture(model, height, width), f"--size {height}x{width}")
+    if args.shards is None:
+        _check_files(args)
+        _check_picture(args, model, wanted)
+    sampler = Sampler(model, (model.input_channels, height, width), precision=args.precision)
+    draw = _one_picture if args.shards is None else shards.run
+    return draw(args, sampler, wanted, classes, options)
+
+
+def _one_picture(
+    args: argparse.Namespace, sampler: Sampler, wanted: int, classes: list[int], options: SamplingOptions
+) -> int:
     labels = torch.tensor(classes).repeat(args.n) if classes else None
+    columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
     start = time.perf_counter()
-    interrupted = False
+    stop: BaseException | None = None
     try:
         images = sampler.sample(
             wanted,
@@ -97,19 +115,50 @@ def run(args: argparse.Namespace) -> int:
             noise=noise_of(args.seed, range(wanted), sampler.noise_shape),
             batch_size=args.batch,
             runtime=args.runtime,
-            progress=args.progress,
+            progress=args.progress and sys.stderr is not None,
             **asdict(options),
         )
-    except SamplingInterrupted as stop:
-        images, interrupted = stop.images, True
+    except BaseException as error:  # whatever it is: it goes on when what is finished is saved
+        finished = getattr(error, "images", None)
+        if finished is None or not len(finished):
+            raise
+        images, stop = finished, error
     seconds = time.perf_counter() - start
-    if interrupted:
-        print(f"interrupted: {len(images)} of {wanted} images are finished", file=sys.stderr)
-    if len(images):
-        columns = len(classes) if len(classes) > 1 else math.ceil(math.sqrt(wanted))
-        _save(images, labels, columns, args)
-        print(f"{len(images)} images in {duration(seconds)}, {duration(seconds / len(images))} per image")
-    return 130 if interrupted else 0
+    _save(images, labels, columns, args)
+    if stop is not None:
+        complain(f"stopped: {len(images)} of {wanted} images are finished")
+    per_image = duration(seconds / len(images))
+    say(*_files(args), f"{len(images)} images in {duration(seconds)}, {per_image} per image")
+    if stop is not None:
+        raise stop
+    return 0
+
+
+def _files(args: argparse.Namespace) -> list[Path]:
+    out = args.out or PICTURE
+    return [out] if args.npz is None else [out, args.npz]
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError if they can't be written."""
+    files = _files(args)
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError(f"--npz {args.npz} is the picture of --out: give them different names")
+    for file in files:
+        output_file(file)
+
+
+def _check_picture(args: argparse.Namespace, model: checkpoint.Model, wanted: int) -> None:
+    """Raises ValueError if the images can't be shown, or take more memory than there is."""
+    height, width = args.size
+    if model.input_channels not in (1, 3) or getattr(model, "levels", 256) > 256:
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: a picture has 1 or 3 channels of up to 256 levels, unlike its images; "
+            "use --shards, or draw them in Python, with pixelcnn_fast.Sampler"
+        )
+    sub_pixels = 9 * model.input_channels * height * width  # the level and its noise
+    shown = 3 * (height + 1) * (width + 1) * pictures.enlarged(args.size) ** 2
+    memory.check_memory(wanted * (sub_pixels + shown), f"{wanted} images of {height}x{width} in one picture")
 
 
 def _options(args: argparse.Namespace) -> SamplingOptions:
@@ -124,20 +173,20 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
         return []
     if wanted is None or wanted == ["all"]:
         return list(range(model.n_classes))
+    known = [str(label) for label in range(model.n_classes)]
     for text in wanted:
-        if not text.isdecimal() or int(text) >= model.n_classes:
-            raise ValueError(f"--label {text}: expected 0...{model.n_classes - 1}, or 'all' once")
+        if text not in known:
+            shown = arguments.shortened(text)
+            raise ValueError(f"--label {shown}: expected 0...{model.n_classes - 1}, or 'all' once")
     return [int(text) for text in wanted]
 
 
 def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace) -> None:
-    pictures.save_grid(images, columns, args.out)
-    print(args.out)
     if args.npz:
         settings = {"seed": args.seed, "checkpoint": args.checkpoint}
         settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
         kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
-        with args.npz.open("wb") as file:  # np.savez would add a suffix to a name without one
+        with replacing(args.npz) as file:  # np.savez would add a suffix to a name without one
             arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
             np.savez_compressed(file, **arrays)
-        print(args.npz)
+    pictures.save_grid(images, columns, args.out or PICTURE)

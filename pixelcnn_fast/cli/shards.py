@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +12,9 @@ from pathlib import Path
 import torch
 
 from pixelcnn_fast import distributed, pictures
-from pixelcnn_fast.bench.arguments import count
+from pixelcnn_fast.bench.arguments import count, path
 from pixelcnn_fast.bench.report import duration
+from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.distributed.shards import FORMATS, Shards
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.sampler import Sampler
@@ -26,7 +25,7 @@ PREVIEW_ROWS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("many images").add_argument
     shards = "write numbered files here instead, and preview.png; the same command goes on with a job that was stopped"
-    add("--shards", type=Path, metavar="FOLDER", help=shards)
+    add("--shards", type=path, metavar="FOLDER", help=shards)
     add("--shard-size", type=count, metavar="N", help=f"images in a file (default: {distributed.SHARD_SIZE})")
     add("--format", choices=FORMATS, help=f"of these files (default: {FORMATS[0]})")
 
@@ -51,8 +50,6 @@ def run(
     size, file_format = args.shard_size or distributed.SHARD_SIZE, args.format or FORMATS[0]
     shards = Shards(args.shards, wanted, size, file_format)
     start = time.perf_counter()
-    # torchrun passes Ctrl-C and the end of another process on as SIGTERM.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         distributed.sample(
             sampler,
@@ -69,22 +66,24 @@ def run(
         )
     except KeyboardInterrupt as stop:
         if is_first:
-            print(f"interrupted: {stop}", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            complain(f"stopped: {stop}")
+        raise
     if is_first:
         seconds = time.perf_counter() - start
-        print(f"{args.shards}: {wanted} images in {shards.count} files; this run took {duration(seconds)}")
-        _preview(shards, len(classes))
+        preview = _preview(shards, len(classes))
+        say(
+            f"{args.shards}: {wanted} images in {shards.count} files; this run took {duration(seconds)}",
+            *preview,
+        )
     return 0
 
 
-def _preview(shards: Shards, classes: int) -> None:
-    """Makes a picture of the first images, if they are grey or of three colours."""
+def _preview(shards: Shards, classes: int) -> list[Path]:
+    """Makes a picture of the first images, if they are grey or of three colours -> its path."""
     images = torch.from_numpy(shards.read(0)["images"])
-    if images.shape[1] in (1, 3) and images.dtype == torch.uint8:
-        columns = classes if classes > 1 else min(PREVIEW_ROWS, math.ceil(math.sqrt(len(images))))
-        path = shards.folder / "preview.png"
-        pictures.save_grid(images[: PREVIEW_ROWS * columns], columns, path)
-        print(path)
+    if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+        return []
+    columns = classes if classes > 1 else min(PREVIEW_ROWS, math.ceil(math.sqrt(len(images))))
+    preview = shards.folder / "preview.png"
+    pictures.save_grid(images[: PREVIEW_ROWS * columns], columns, preview)
+    return [preview]

@@ -9,12 +9,13 @@ class ProgramListing:
     """``print`` shows instructions, live taps, phases, bytes of weights and FLOPs per pixel.
 
     ``row_flops`` and ``pixel_flops``: floating-point operations per pixel and image of each phase;
-    ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights.
+    ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights. ``weights``: the matrices.
     """
 
     def __init__(self, program: PhasedProgram, pixel_weight_bytes: int) -> None:
         """pixel_weight_bytes: the size of a weight in the pixel phase; in the row phase, weights are never narrowed."""
         self._program = program
+        self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(run.weight.numel() for i in program.instructions for run in i.pixel_runs)
         self.weight_bytes = row_weights * program.dtype.itemsize + pixel_weights * pixel_weight_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.checks import LIMIT, Check, Oracle, cdf_excess
+from pixelcnn_fast.bench.checks import BF16_ROUNDING, LIMIT, Check, Oracle, cdf_excess, rounding
 from pixelcnn_fast.bench.contestants import Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
@@ -23,6 +24,7 @@ from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native
+from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import needs_native
 
@@ -72,7 +74,7 @@ def test_oracle_finds_one_wrong_level(work: Workload) -> None:
 
 def test_nan_is_not_ok() -> None:
     assert not Check(0, 1, float("nan")).ok
-    assert not Check(0, 1, 0.0, model_excess=float("nan")).ok
+    assert not Check(0, 1, 0.0, rounding=float("nan")).ok
     assert Check(0, 1, 0.0).ok
 
 
@@ -80,6 +82,20 @@ def test_rounding_and_identity_are_told_apart() -> None:
     assert str(Check(0, 9, 3e-7)) == "identical"
     assert str(Check(2, 9, 3e-7)) == "2 of 9 sub-pixels differ, all within rounding"
     assert str(Check(2, 9, 3e-3)) == "WRONG"
+
+
+def test_bf16_is_judged_by_its_own_bound() -> None:
+    """Its noise must fit its weights, and those be the model's own, rounded; what that does is up to the model."""
+    weights = torch.rand(99, 99, generator=torch.Generator().manual_seed(0)) - 0.5
+    weights[3] = 0
+    assert rounding([weights], [weights]) == 0
+    fine = rounding([weights], [weights.bfloat16().float()])
+    assert 0.9 * BF16_ROUNDING < fine <= BF16_ROUNDING
+    assert rounding([weights], [weights.to(torch.float8_e4m3fn).float()]) > BF16_ROUNDING
+    assert rounding([weights], []) == rounding([torch.zeros(2)], [torch.ones(2)]) == math.inf
+    assert Check(9, 9, 0.0, rounding=fine, model_excess=0.2).ok
+    assert not Check(9, 9, 1e-3, rounding=fine, model_excess=0.0).ok
+    assert not Check(9, 9, 0.0, rounding=2 * BF16_ROUNDING, model_excess=0.0).ok
 
 
 # -- comparisons
@@ -135,6 +151,25 @@ def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
         compare(work, ["eager", "cpu-bf16"], 1)
 
 
+@needs_native
+def test_weights_that_are_too_coarse_are_found(work: Workload, monkeypatch) -> None:
+    """The images fit these weights, so only the weights give them away."""
+    whole = pipeline.rounded_weights
+    monkeypatch.setattr(pipeline, "rounded_weights", lambda program, _: whole(program, torch.float8_e4m3fn))
+    monkeypatch.setattr(pipeline.rounded_weights, "__name__", "rounded_weights")
+    with pytest.raises(CheckFailed, match=r"cpu-bf16.*by at most \d+\.\d+% \(allowed 0\.39%\)"):
+        compare(work, ["eager", "cpu-bf16"], 1)
+
+
+@needs_native
+def test_the_packaged_model_passes_in_bf16() -> None:
+    """Its digits turn on few weights: rounding them moves the probabilities further than that of most models."""
+    results = compare(workload(checkpoint.load("mnist"), 2, 28, 28), ["cpu", "cpu-bf16"], 1)
+    exact, rounded = [result.check for result in results]
+    assert exact is not None and rounded is not None and exact.ok and rounded.ok
+    assert rounded.model_excess is not None and rounded.model_excess > LIMIT  # so it is another model's images
+
+
 def test_contestants_take_turns() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
@@ -156,6 +191,17 @@ def test_speed_ups_are_ratios_of_medians() -> None:
     assert "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
     assert "1.0e-07" in rest[-1]
     assert {line.count("|") for line in (header, first, second)} == {header.count("|")}
+
+
+def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
+    naive = Result("reference", 2, 16, 16, [10.0], Check(0, 8, 0.0))
+    cached = Result("eager", 2, 16, 16, [5.0], Check(8, 8, 0.3))
+    fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
+    assert report.speed_ups([naive, cached, fast]) == {"reference": {"reference": 1.0, "cpu": 20.0}}
+    _, _, first, second, third, *rest = report.markdown([[naive, cached, fast]]).splitlines()
+    assert "×" in first and "20×" in third
+    assert "WRONG" in second and "×" not in second and "WRONG" not in first + third
+    assert "3.0e-01" in rest[-1]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +252,27 @@ def test_bench_prints_no_speed_up_over_a_failed_check(tmp_path: Path, capsys, mo
     monkeypatch.setattr(drawing, "draw", one_too_high)
     assert bench(tmp_path, "--runtimes", "reference,eager", "--batch", "1") == 1
     captured = capsys.readouterr()
-    assert captured.out == "" and "×" not in captured.err
+    assert captured.out.count("WRONG") == 2 and "×" not in captured.out + captured.err
     assert captured.err.startswith("check failed") and captured.err.count("\n") == 1
-    assert not (tmp_path / "sampling.json").exists()
+    [comparison] = json.loads((tmp_path / "sampling.json").read_text())["comparisons"]
+    assert comparison["speed_ups"] == {} and comparison["contestants"][1]["check"]["text"] == "WRONG"
+
+
+@needs_native
+def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Only the Python runtimes draw wrong images, and only at two at once."""
+
+    def wrong_in_pairs(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
+        drawn = draw(logits, noise, options)
+        return (drawn + 1).clamp_max(logits.shape[-1] - 1) if len(logits) == 2 else drawn
+
+    monkeypatch.setattr(drawing, "draw", wrong_in_pairs)
+    assert bench(tmp_path, "--runtimes", "eager,cpu", "--batch", "2,1") == 1
+    captured = capsys.readouterr()
+    eager, cpu, alone, cpu_alone = [line for line in captured.out.splitlines() if line.startswith("| ")][1:]
+    assert "WRONG" in eager and "WRONG" not in cpu + alone + cpu_alone
+    assert "×" not in eager + cpu and "×" in cpu_alone
+    assert "eager, 2 at once" in captured.err and "cpu, 2" not in captured.err
 
 
 def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -230,3 +294,12 @@ def test_a_busy_machine_is_mentioned() -> None:
     assert "busy" in report.about({**machine, "load_average": 3.5})
     assert "busy" not in report.about({**machine, "load_average": 0.1})
     assert "busy" not in report.about({**machine, "load_average": None})
+
+
+def test_the_chart_mentions_a_busy_machine_too(tmp_path: Path, monkeypatch) -> None:
+    warnings = []
+    monkeypatch.setattr(report.pictures, "chart", lambda *args, warning, **more: warnings.append(warning))
+    results = [Result("eager", 1, 4, 4, [1.0], Check(0, 4, 0.0))]
+    for load in (3.5, 0.1):
+        report.save([results], tmp_path, "sampling", "Title", {**report.machine(), "load_average": load})
+    assert "busy" in warnings[0] and warnings[1] == ""

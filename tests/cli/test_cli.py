@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,14 @@ from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.models import PixelRNN
 from pixelcnn_fast.models.pixel_rnn import KINDS, Kind
 from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.pictures import image_grid
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
 
 TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
+
+
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no disk that is always full")
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +111,11 @@ def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["sample", "--checkpoint", "missing.safetensors"], "missing.safetensors: no such file"),
-        (["sample", "--label", "10"], "--label 10: expected 0...9"),
-        (["sample", "--label", "all", "--label", "1"], "--label all"),
+        (["sample", "--label", "10"], "--label '10': expected 0...9"),
+        (["sample", "--label", "all", "--label", "1"], "--label 'all'"),
         (["sample", "--temperature", "-1"], "temperature is -1.0"),
         (["sample", "--out", "a.jpg"], "name it .png"),
-        (["sample", "-n", "0"], "expected 1 or more"),
+        (["sample", "-n", "0"], "expected a whole number from 1 to"),
         (["sample", "--size", "28x"], "28x28"),
         (["sample", "--weights", "bf16"], "--weights is called --precision now"),
         (["sample", "--nn", "3"], "unrecognized arguments"),
@@ -159,6 +166,146 @@ def test_ctrl_c_saves_what_is_finished(plain: Path, tmp_path: Path, monkeypatch,
         assert np.array_equal(saved["images"], expected[:4].numpy())
 
 
+class Stopped(KeyboardInterrupt):
+    """What any error that ends Sampler.sample has."""
+
+    images = torch.randint(256, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+class Failed(Stopped, RuntimeError):
+    pass
+
+
+class Bug(TypeError):
+    images = Stopped.images
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"), [(Stopped(), 130, "interrupted"), (Failed("no power"), 2, "error: no power")]
+)
+def test_whatever_ends_the_run_what_is_finished_is_saved(
+    error: Stopped, status: int, told: str, conditional: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+    ended(monkeypatch, error)
+    options = ["--checkpoint", conditional, "--size", 4, "--n", 3]
+    assert run("sample", *options, "--out", png, "--npz", npz) == status
+    captured = capsys.readouterr()
+    assert "stopped: 3 of 9 images are finished" in captured.err and told in captured.err.splitlines()[-1]
+    assert captured.out.splitlines()[:2] == [str(png), str(npz)]
+    with np.load(npz) as saved:
+        assert np.array_equal(saved["images"], Stopped.images.numpy()) and saved["labels"].tolist() == [0, 1, 2]
+    assert png.exists()
+
+
+def test_a_bug_saves_what_is_finished_and_stays_a_traceback(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    ended(monkeypatch, Bug("a bug"))
+    with pytest.raises(Bug):
+        run("sample", "--checkpoint", plain, "--size", 4, "--out", tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_an_end_before_the_first_image_saves_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    error = KeyboardInterrupt()
+    error.images = Stopped.images[:0]  # type: ignore[attr-defined]  # as the sampler does
+    ended(monkeypatch, error)
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--out", tmp_path / "a.png") == 130
+    assert not list(tmp_path.iterdir())
+
+
+def ended(monkeypatch, error: BaseException) -> None:
+    def sample(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+
+
+def test_a_second_ctrl_c_leaves_whole_files(plain: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def half(file: Any, *_: object, **__: object) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+    png.write_bytes(b"old")
+    ended(monkeypatch, Stopped())
+    monkeypatch.setattr("matplotlib.image.imsave", half)
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--out", png, "--npz", npz) == 130
+    assert png.read_bytes() == b"old" and sorted(tmp_path.iterdir()) == [npz, png]
+    with np.load(npz) as saved:
+        assert len(saved["images"]) == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM")
+def test_sigterm_ends_as_ctrl_c_does(plain: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    whole = EagerRuntime.run
+    batches: list[Job] = []
+
+    def terminated(self: EagerRuntime, job: Job) -> None:
+        if batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+        batches.append(job)
+        whole(self, job)
+
+    monkeypatch.setattr(EagerRuntime, "run", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    options = ["--checkpoint", plain, "--size", 4, "--n", 6, "--batch", 2, "--runtime", "eager"]
+    assert run("sample", *options, "--out", tmp_path / "a.png") == 143
+    assert "2 of 6 images are finished" in capsys.readouterr().err and (tmp_path / "a.png").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_commands_run_in_any_thread(capsys) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run, "info").result() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("sample {small} --progress >&- 2>&-", 0),
+        ("sample {small} --n=0 2>&-", 2),
+        ("sample {small} >&{gone}", 0),
+        ("info >&{gone}", 0),
+        ("--help >&{gone}", 0),
+        pytest.param("sample {small} >/dev/full", 2, marks=needs_full),
+    ],
+)
+def test_closed_streams_and_pipes(command: str, status: int, plain: Path, tmp_path: Path) -> None:
+    """What is saved does not depend on who listens, and nobody sees a traceback. gone: a pipe without its reader."""
+    reader, gone = os.pipe()
+    os.close(reader)
+    small = f"--checkpoint={plain} --n=1 --size=4x4 --out=a.png --npz=a.npz"
+    line = f"{sys.executable} -m pixelcnn_fast {command.format(small=small, gone=gone)}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("PYTHONUNBUFFERED", None)  # with which nothing is left for the end
+    try:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=environment,
+            pass_fds=[gone],
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
+    finally:
+        os.close(gone)
+    full = b"error: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (status, full if "full" in command else b"")
+    if "sample" in command and status == 0 or "full" in command:
+        with np.load(tmp_path / "a.npz") as saved:
+            assert saved["images"].shape == (1, 1, 4, 4)
+        assert (tmp_path / "a.png").exists()
+
+
+def test_names_that_stdout_can_not_show(plain: Path, tmp_path: Path, monkeypatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--n", 1, "--out", tmp_path / "\udcff é.png") == 0
+    assert "\\udcff \\xe9.png" in stream.buffer.getvalue().decode()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
     command = [
@@ -191,7 +338,7 @@ def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
 
 
 def test_help_of_every_command_shows_an_example(capsys) -> None:
-    for command in ([], ["demo"], ["sample"], ["bench"]):
+    for command in ([], ["demo"], ["sample"], ["bench"], ["receptive-field"]):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0
@@ -205,14 +352,20 @@ def test_info(capsys) -> None:
 
 def test_demo(tmp_path: Path, monkeypatch, capsys) -> None:
     """The demo's steps, on smaller images."""
-    monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 7)
-    monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 2)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 1)
     assert run("demo", "--out", tmp_path / "out", "--quick") == 0
     out = capsys.readouterr().out
     files = ["digits.png", "comparison.md", "comparison.json", "comparison.png"]
     assert all(str(tmp_path / "out" / name) in out and (tmp_path / "out" / name).exists() for name in files)
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     [comparison] = found["comparisons"]
+    sampler, labels = Sampler(checkpoint.load("mnist"), (1, 14, 14)), torch.arange(10)
+    assert "at temperature 0.9" in out
+    digits, others = (sampler.sample(10, labels, t, torch.Generator().manual_seed(0)) for t in (0.9, 1.0))
+    assert not torch.equal(digits, others)
+    picture = (imread(tmp_path / "out" / "digits.png")[..., :3] * 255).round()
+    assert np.array_equal(picture, image_grid(digits, columns=10, scale=2))
     texts = [contestant["check"]["text"] for contestant in comparison["contestants"]]
     assert texts and all(text == "identical" or text.endswith("within rounding") for text in texts)
-    assert "extrapolated from 8 of 49 pixels" in out
+    assert "extrapolated from 8 of 196 pixels" in out

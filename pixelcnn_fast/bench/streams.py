@@ -1,0 +1,58 @@
+"""What commands print, to whoever still listens: streams may be closed, or the reader of a pipe gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+
+def say(*lines: object, end: str = "\n") -> None:
+    """Prints to stdout. A reader that is gone (``| head``) is no error.
+
+    Raises OSError if it can't be written for another reason, such as a full disk.
+    """
+    try:
+        _write(lines, sys.stdout, end)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise OSError(f"standard output: {error.strerror or error}") from error
+
+
+def complain(*lines: object, end: str = "\n") -> None:
+    """Prints to stderr, if that can be done: there is no other place to say that it can't."""
+    try:
+        _write(lines, sys.stderr, end)
+    except OSError:
+        pass
+
+
+def watched() -> bool:
+    """Whether someone sees a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _write(lines: tuple[object, ...], stream: TextIO | None, end: str) -> None:
+    if stream is None:  # it was closed before the start
+        return
+    text = "".join(f"{line}{end}" for line in lines)
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(
+            text.encode(encoding, "backslashreplace").decode(encoding)
+        )  # × in ASCII, odd names of files
+        stream.flush()  # here, where an error can be caught, and not when Python ends
+    except OSError:
+        _discard(stream)
+        raise
+
+
+def _discard(stream: Any) -> None:
+    """Sends what is still in the buffer nowhere, else Python tries to write it again when it ends, and complains."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except OSError:
+        pass

@@ -1,0 +1,44 @@
+"""Whether there is memory for what is asked, before it is tried."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pixelcnn_fast.models import Model
+
+HELD = 16  # float64 numbers per output that are alive while a model is captured, or more
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises ValueError if more bytes are needed than are free."""
+    free = available()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{what} needs at least {_size(needed)} of memory, and {_size(free)} is free: "
+            "ask for fewer or smaller images"
+        )
+
+
+def to_capture(model: Model, height: int, width: int) -> int:
+    """Bytes that it takes at least to read off what a model computes for images of this size."""
+    return 8 * HELD * outputs(model) * height * width
+
+
+def outputs(model: Model) -> int:
+    """Logits per pixel."""
+    return model.input_channels * int(getattr(model, "levels", 256))
+
+
+def available() -> int | None:
+    """Free bytes, if the system says it."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
