@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -256,12 +255,10 @@ class Builder:
     ) -> Map:
         """parts: maps laid out as [N, C, h, w] of values that have the size of the image, whose sum is taken; weights:
         [taps, C, channels], of taps at ``offsets``, in any dtype -> [N, channels, *frame]."""
-        live, each = (weights != 0).any(2).cpu(), weights.unbind()
-
-        @cache
-        def weight_of(tap: int) -> Tensor:
-            return each[tap].to(self.dtype, memory_format=torch.contiguous_format)
-
+        live = (weights != 0).any(2).cpu()
+        of_live = live.any(1).nonzero()[:, 0].tolist() or [0]
+        first, end = of_live[0], of_live[-1] + 1  # those after the present pixel's are masked
+        each = weights[first:end].to(self.dtype, memory_format=torch.contiguous_format).unbind()
         taps: dict[tuple[int, int, int], Tensor] = {}
         for segment in [segment for part in parts for segment in self.segments(part)]:
             at = torch.tensor(segment.at)
@@ -272,10 +269,10 @@ class Builder:
                 dy, dx = offsets[tap][0] + segment.dy, offsets[tap][1] + segment.dx
                 if not self._reaches(dy, dx, frame):
                     continue
-                full = weight_of(tap)
+                full = each[tap - first]
                 if not (segment.channels == segment.at and len(rows) == count == len(full)):
                     full = full.new_zeros(count, full.shape[1])
-                    full.index_add_(0, rows.to(full.device), weight_of(tap)[at.to(full.device)])
+                    full.index_add_(0, rows.to(full.device), each[tap - first][at.to(full.device)])
                 key = (self.out(segment.source), dy, dx)
                 taps[key] = taps[key] + full if key in taps else full
         value = self.emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,13 +58,13 @@ class Reevaluation:
         self._plan_of = partial(_Plan, recording, wanted)
         self._shorter: tuple[_Plan, _Zeros] | None = None
         if self._all.is_pure:
-            self._shorten({slot: leaf.tensor for slot, leaf in self._leaves.items()})
+            self._shorten({slot: _seen(leaf, leaf.tensor) for slot, leaf in self._leaves.items()})
 
     @torch.no_grad()
     def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """weights: by name -> the wanted tensors, or None if a guard does not hold. What does not depend on weights
         stays as it is."""
-        leaves = {slot: self._filled(slot, leaf, weights) for slot, leaf in self._leaves.items()}
+        leaves = {slot: self._filled(leaf, weights) for slot, leaf in self._leaves.items()}
         if self._shorter is not None:
             plan, zeros = self._shorter
             if zeros.are_in(leaves):
@@ -83,20 +83,25 @@ class Reevaluation:
         rest = [guard for guard in self._guards if guard not in implied]
         self._shorter = self._plan_of(rest), _Zeros({slot: leaves[slot] for slot in read})
 
-    def _filled(self, slot: int, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """What a leaf holds with these weights, laid out as it is."""
+    def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
+        """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one."""
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._all.is_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters
-            weight, (size, stride, offset) = weights[name], view.at(1)
-            kind = weight.dtype, weight.device, weight.shape, weight.stride(), weight.numel()
-            if kind == (held.dtype, held.device, size, stride, held.numel()) and offset == 0:
-                return weight.as_strided(held.shape, held.stride())
+            weight, layout = weights[name], (*view.at(1), held.numel(), held.dtype, held.device)
+            own = weight.shape, weight.stride(), weight.storage_offset(), weight.numel()
+            if (*own, weight.dtype, weight.device) == layout and layout[2] == 0:
+                return weight
         if leaf.parameters or not self._all.is_pure:
             held = held.clone()
         for name, view in leaf.parameters:
             held.as_strided(*view.at(1)).copy_(weights[name])
-        return held
+        return _seen(leaf, held)
+
+
+def _seen(leaf: Leaf, held: Tensor) -> Tensor:
+    """The storage of a leaf as its parameter, if it has only one."""
+    return held.as_strided(*leaf.parameters[0][1].at(1)) if len(leaf.parameters) == 1 else held
 
 
 class _Plan:
@@ -132,7 +137,12 @@ class _Plan:
         unread: dict[int, list[int]] = defaultdict(list)
         for slot in last.keys() - kept:
             unread[last[slot]].append(slot)
-        views = {view.slot: view for call in reversed(calls) for view in call.outputs}
+        views = {
+            slot: replace(leaf.parameters[0][1], slot=slot)
+            for slot, leaf in recording.leaves.items()
+            if len(leaf.parameters) == 1
+        }
+        views |= {view.slot: view for call in reversed(calls) for view in call.outputs}
         self._at_first = looked_at[-1]
         self._steps = [
             (_prepared(call, views), looked_at.get(when, ()), unread.get(when, ()))

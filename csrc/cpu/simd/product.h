@@ -40,11 +40,13 @@ template <class T, class W>
 void pack_blocks(const T* weight, int depth, int channels, char* packed) {
   const int blocks = (channels + kBlock<T> - 1) / kBlock<T>;
   __builtin_memset(packed, 0, blocks * bytes_of_block<T, W>(depth));
-  for (int c = 0; c < channels; c++) {
-    auto* words = reinterpret_cast<typename W::Word*>(packed + c / kBlock<T> * bytes_of_block<T, W>(depth));
+  for (int b = 0; b < blocks; b++) {
+    auto* words = reinterpret_cast<typename W::Word*>(packed + b * bytes_of_block<T, W>(depth));
+    const int rest = channels - b * kBlock<T>, here = rest < kBlock<T> ? rest : kBlock<T>;
     for (int k = 0; k < depth; k++)
-      W::put(words + int64_t{k / W::depths} * kBlock<T> + c % kBlock<T>, k % W::depths,
-             weight[int64_t{k} * channels + c]);
+      for (int c = 0; c < here; c++)
+        W::put(words + int64_t{k / W::depths} * kBlock<T> + c, k % W::depths,
+               weight[int64_t{k} * channels + b * kBlock<T> + c]);
   }
 }
 
