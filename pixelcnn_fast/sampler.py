@@ -264,7 +264,8 @@ class Sampler:
         log_probability: bool = False,
         **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draws n images -> [n, C, H, W], on the CPU: uint8 (int32 beyond 256 levels), or what the head gives.
+        """Draws n images -> [n, C, H, W], on the CPU: uint8 (int32 beyond 256 levels), or what the head gives. Codes
+        (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
         level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of
@@ -347,6 +348,8 @@ class Sampler:
         """
         values = self._engine.model.checked_images(images)
         known = torch.as_tensor(known)
+        if self._engine.model.image_form == "codes" and known.dim() == 3:
+            known = known[:, None]
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
         try:
@@ -486,14 +489,14 @@ class Sampler:
                     finished = part.stop
                     bar.update(count)
         except BaseException as error:
-            images = self.head.as_images(values[:finished])
+            images = engine.model.as_images(values[:finished])
             scored = None if log_probability is None else log_probability[:finished].sum((1, 2, 3))
             if isinstance(error, NonFiniteLogits):
                 error = error.moved(finished)
             elif isinstance(error, KeyboardInterrupt):
                 error = SamplingInterrupted(images, n)
             raise keeping(error, images, scored) from error.__cause__
-        return self.head.as_images(values)
+        return engine.model.as_images(values)
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None

@@ -171,6 +171,20 @@ def test_models_that_take_codes(form):
         assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
 
 
+def test_codes_come_in_the_form_in_which_they_are_taken():
+    torch.manual_seed(0)
+    sampler = Sampler(Prior(512), (1, 4, 5), levels=512, image_form="codes")
+    codes, log_p = sampler.sample(3, noise=torch.rand(3, 1, 4, 5, dtype=torch.float64), log_probability=True)
+    assert codes.dtype == torch.int64 and codes.shape == (3, 4, 5)
+    assert torch.equal(sampler.logits(codes), sampler.logits(codes[:, None]))
+    torch.testing.assert_close(sampler.log_prob(codes).double(), log_p, rtol=1e-5, atol=1e-4)
+    known = torch.rand(3, 4, 5) < 0.5
+    completed = sampler.complete(codes, known)
+    assert completed.shape == codes.shape and torch.equal(completed[known], codes[known])
+    with pytest.raises(ValueError, match=r"shape \[3, 4, 6\], expected \[n, 4, 5\]"):
+        sampler.logits(torch.zeros(3, 4, 6, dtype=torch.long))
+
+
 def test_codes_are_not_taken_for_another_form():
     with pytest.raises(ValueError, match="int64"):
         Sampler(Prior(512), (1, 4, 5), levels=512)

@@ -354,13 +354,21 @@ class WrappedModel:
         return from_levels(values, self.image_form, self.levels, self.dtype)
 
     def checked_images(self, images: Tensor) -> Tensor:
-        """A copy of the values of images from a user, as the head draws them. Raises ValueError for bad images."""
+        """A copy of the values of images from a user, as the head draws them: [n, C, H, W]. Codes may come without
+        the axis of channels. Raises ValueError for bad images."""
         images = torch.as_tensor(images)
-        if images.dim() != 4 or images.shape[1:] != self.shape:
+        is_codes = self.image_form == "codes" and images.dim() == 3
+        expected = self.shape[1:] if is_codes else self.shape
+        if images.dim() != 1 + len(expected) or images.shape[1:] != expected:
             raise ValueError(
-                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, self.shape))}]"
+                f"images have shape {list(images.shape)}, expected [n, {', '.join(map(str, expected))}]"
             )
-        return self.head.checked(images)
+        return self.head.checked(images[:, None] if is_codes else images)
+
+    def as_images(self, values: Tensor) -> Tensor:
+        """Drawn values as users get them: codes as the model takes them, int64 [n, H, W]."""
+        images = self.head.as_images(values)
+        return images[:, 0].long() if self.image_form == "codes" else images
 
     def checked_given(self, labels: Tensor | None, condition: Tensor | None, n: int) -> Given:
         """What a user gave besides n images, on the model's device. Raises ValueError if the model does not take it."""

@@ -59,19 +59,16 @@ class Drawing:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-        labels, condition = self._given(range(min(n, 1)))
-        none = (None if values is None else values[:0] for values in (labels, condition))
-        self._sampled(range(0), *none)
+        self._none()
 
     def settings(self, n: int) -> dict[str, Any]:
         """All that decides n images, for the manifest."""
-        head = self.sampler.head
         options = {
             field.name: self.arguments.get(field.name, field.default) for field in fields(SamplingOptions)
         }
         return {
             "image_shape": list(self.sampler.shape),
-            "dtype": str(head.as_images(torch.zeros(0, dtype=head.value_dtype)).numpy().dtype),
+            "dtype": str(self._none()[0].numpy().dtype),
             "seed": int(self.seed),
             **options,
             "temperature": self.temperature,
@@ -79,6 +76,11 @@ class Drawing:
             "condition": told_apart(self.condition, n),
             "model": self.sampler.fingerprint(),
         }
+
+    def _none(self) -> tuple[Tensor, Tensor]:
+        """No images, and their log-probabilities."""
+        labels, condition = (None if values is None else values[:0] for values in self._given(range(1)))
+        return self._sampled(range(0), labels, condition)
 
     def _at_once(self, images: range) -> dict[str, Tensor]:
         labels, condition = self._given(images)
