@@ -60,8 +60,8 @@ class Sampler:
 
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
     head reads. The sampler works on a copy in eval mode, on every runtime: the model itself is not touched, and after
-    more training, build a new sampler. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken off first, and
-    autocast around a call is ignored.
+    more training, ``refresh`` takes its new weights. A wrapper such as ``DataParallel`` or ``torch.compile`` is taken
+    off first, and autocast around a call is ignored.
     shape: (C, H, W) of the images to sample. head: how the model's output gives the distribution of levels, from
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
@@ -276,8 +276,9 @@ class Sampler:
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
         condition: [n, *condition_shape], numbers, or integers if the model takes those.
-        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN,
-        SamplingInterrupted on Ctrl-C, with the finished images.
+        Raises ValueError for bad arguments before any work, NonFiniteLogits (a ValueError) if the model gives NaN, and
+        SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
+        if they were asked for, and ``finished``, how many.
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")

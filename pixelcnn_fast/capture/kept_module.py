@@ -71,10 +71,11 @@ class KeptModule:
     @property
     def module(self) -> nn.Module:
         """Raises RuntimeError if it is not there."""
-        module, output = self._loaded()
-        if self._weights is not None:
-            self._kept, self._weights = (with_tensors(module, self._weights), output), None
-        return self._loaded()[0]
+        (module, output), weights = self._loaded(), self._weights
+        if weights is not None:
+            module = with_tensors(module, weights)
+            self._kept, self._weights = (module, output), None
+        return module
 
     def check_there(self) -> None:
         """Raises RuntimeError, saying why, if the module is not there."""

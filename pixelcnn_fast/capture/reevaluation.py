@@ -216,8 +216,11 @@ def _implied_by_zeros(
             for slot, x in weights.items()
         },
     )
-    for call in needed(calls, {slot for guard in on_zeros for slot in guard.slots}):
-        memory.run(call)
+    try:
+        for call in needed(calls, {slot for guard in on_zeros for slot in guard.slots}):
+            memory.run(call)
+    except Exception:  # such as an inverse that these weights do not have
+        return set()
     return {guard for guard in on_zeros if guard.holds(memory)}
 
 

@@ -424,7 +424,9 @@ class WrappedModel:
 
     def identity(self) -> Iterator[object]:
         """What tells this model from others: its parts, its weights, and how it takes images and is read."""
-        yield from (self.shape, self.dtype, self.image_form, self.head)
+        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
+        for setting in sorted(vars(self.head).items()):  # a head may have no text of its own
+            yield from setting
         yield from (f"{name} {type(module).__qualname__}" for name, module in self.module.named_modules())
         for name, x in sorted(named_tensors(self.module), key=lambda named: named[0]):
             yield from (name, x)
