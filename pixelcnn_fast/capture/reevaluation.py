@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.recorder import Leaf, Recording
-from pixelcnn_fast.program.calls import Call, Memory, View, leaves, map_leaves, needed, size_at
+from pixelcnn_fast.program.calls import (
+    Call,
+    Memory,
+    View,
+    flat,
+    leaves,
+    map_leaves,
+    needed,
+    plain_name,
+    size_at,
+)
 
 # The same as calls from Python that take half the time, which matters for thousands of small ones.
 FASTER: Mapping[str, Callable[..., Tensor]] = {
@@ -64,7 +74,10 @@ class Reevaluation:
     def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         """weights: by name -> the wanted tensors, or None if a guard does not hold. What does not depend on weights
         stays as it is."""
-        leaves = {slot: self._filled(leaf, weights) for slot, leaf in self._leaves.items()}
+        try:
+            leaves = {slot: self._filled(leaf, weights) for slot, leaf in self._leaves.items()}
+        except RuntimeError:
+            return None
         if self._shorter is not None:
             plan, zeros = self._shorter
             if zeros.are_in(leaves):
@@ -84,7 +97,10 @@ class Reevaluation:
         self._shorter = self._plan_of(rest), _Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
-        """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one."""
+        """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one.
+
+        Raises RuntimeError if they do not fit into it, as where one number was expanded.
+        """
         held = leaf.tensor
         if len(leaf.parameters) == 1 and self._all.is_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters
@@ -93,7 +109,7 @@ class Reevaluation:
             if (*own, weight.dtype, weight.device) == layout and layout[2] == 0:
                 return weight
         if leaf.parameters or not self._all.is_pure:
-            held = held.clone()
+            held = flat(held).clone()
         for name, view in leaf.parameters:
             held.as_strided(*view.at(1)).copy_(weights[name])
         return _seen(leaf, held)
@@ -112,50 +128,54 @@ class _Plan:
     """
 
     def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
-        self._wanted, kept = wanted, {view.slot for view in wanted}
-        looked_into = {slot for guard in guards for slot in guard.slots}
-        self.calls = needed(recording.calls, kept | looked_into)
-        writers: dict[int, list[Call]] = defaultdict(list)
+        self._recording, self._wanted, self._guards = recording, wanted, guards
+        self._kept = {view.slot for view in wanted}
+        self._looked_into = {slot for guard in guards for slot in guard.slots}
+        self.calls = needed(recording.calls, self._kept | self._looked_into)
+        self._writers: dict[int, list[Call]] = defaultdict(list)
         for call in self.calls:
             for slot in call.written:
-                writers[slot].append(call)
-        once = all(len(each) == 1 for each in writers.values())
-        self.is_pure = once and recording.leaves.keys().isdisjoint(writers)
+                self._writers[slot].append(call)
+        once = all(len(each) == 1 for each in self._writers.values())
+        self.is_pure = once and recording.leaves.keys().isdisjoint(self._writers)
+
+    @cached_property
+    def _steps(self) -> list[tuple[Callable[[Memory], None] | None, Sequence[Guard], Sequence[int]]]:
+        """What makes each call, the guards that are looked at then, and the slots that nobody reads any more. Before
+        the first call, there are guards alone."""
         calls = self.calls
         if self.is_pure:
-            calls = _depth_first([*looked_into, *kept], {slot: call for slot, (call,) in writers.items()})
-
-        at = {call: number for number, call in enumerate(recording.calls)}
+            made = {slot: call for slot, (call,) in self._writers.items()}
+            calls = _depth_first([*self._looked_into, *self._kept], made)
+        at = {call: number for number, call in enumerate(self._recording.calls)}
         order = {call: number for number, call in enumerate(calls)}
         last = {slot: order[call] for call in calls for slot in (*call.written, *call.read)}
         looked_at: dict[int, list[Guard]] = defaultdict(list)  # after which call; -1: before the first
-        for guard in guards:
-            before = [c for slot in guard.slots for c in writers.get(slot, ()) if at[c] < guard.at]
-            when = max((order[call] for call in before), default=-1)
+        for guard in self._guards:
+            writers = [c for slot in guard.slots for c in self._writers.get(slot, ()) if at[c] < guard.at]
+            when = max((order[call] for call in writers), default=-1)
             looked_at[when].append(guard)
             last |= {slot: max(when, last.get(slot, -1)) for slot in guard.slots}
         unread: dict[int, list[int]] = defaultdict(list)
-        for slot in last.keys() - kept:
+        for slot in last.keys() - self._kept:
             unread[last[slot]].append(slot)
         views = {
             slot: replace(leaf.parameters[0][1], slot=slot)
-            for slot, leaf in recording.leaves.items()
+            for slot, leaf in self._recording.leaves.items()
             if len(leaf.parameters) == 1
         }
         views |= {view.slot: view for call in reversed(calls) for view in call.outputs}
-        self._at_first = looked_at[-1]
-        self._steps = [
-            (_prepared(call, views), looked_at.get(when, ()), unread.get(when, ()))
-            for when, call in enumerate(calls)
+        return [
+            (_prepared(call, views) if call else None, looked_at.get(when, ()), unread.get(when, ()))
+            for when, call in enumerate([None, *calls], -1)
         ]
 
     def __call__(self, leaves: Mapping[int, Tensor]) -> list[Tensor] | None:
         """leaves: by slot -> the wanted tensors, or None if a guard does not hold."""
         memory = Memory(1, leaves)
-        if not all(guard.holds(memory) for guard in self._at_first):
-            return None
         for run, guards, unread in self._steps:
-            run(memory)
+            if run is not None:
+                run(memory)
             for guard in guards:
                 if not guard.holds(memory):
                     return None
@@ -187,41 +207,65 @@ class _Zeros:
         return True
 
 
+# Calls whose result is zero where, and only where, one of the elements is zero of which it is made.
+KEEP_ZEROS = frozenset(("mul", "neg", "clone", "_to_copy", "cat", "stack", "index_select"))
+NEVER_ZERO = frozenset(("rsqrt", "exp"))
+
+
 def _implied_by_zeros(
     calls: Sequence[Call], leaves: Mapping[int, Leaf], weights: Mapping[int, Tensor], guards: Sequence[Guard]
 ) -> set[Guard]:
     """The guards on which numbers are zero that hold as long as what is zero among these weights, by slot, stays so.
 
-    They hold for other weights, drawn at random, that are zero in the same places: then they follow from these, or a
-    coincidence of probability 0 has happened. A number that becomes zero besides does no harm.
+    They look at products, and at what is moved. That is tried with ones in the place of all that is not zero, since
+    what is zero by underflow does not stay so. A number that becomes zero besides does no harm.
     """
+    made = {slot: call for call in calls for slot in call.written}
     comparisons = {
-        view.slot
+        view.slot: call
         for call in calls
         if call.name in ("aten::ne.Scalar", "aten::eq.Scalar") and call.args[1:] == (0,)
         for view in call.outputs
     }
-    on_zeros = [g for g in guards if isinstance(g.read, View) and g.read.slot in comparisons]
-    generator = torch.Generator().manual_seed(0)
+    found, memory = set[Guard](), Memory(1, {})
+    device = next(iter(weights.values())).device
 
-    def drawn(x: Tensor) -> Tensor:
-        """Positive, so that variances are."""
-        other = torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5
-        return other.to(x).where(x != 0, torch.zeros_like(x))
+    def is_product(slot: int) -> bool:
+        """Whether that is what made a slot, which then holds ones and zeros."""
+        wanted = [slot]
+        while wanted:
+            call = made.get(wanted[-1])
+            if wanted[-1] in memory:
+                pass
+            elif call is None:
+                x = weights[wanted[-1]]
+                memory[wanted[-1]] = (x != 0).to(x) if x.is_floating_point() else x
+            elif plain_name(call.name) in NEVER_ZERO:
+                (view,) = call.outputs
+                memory.put(view, torch.ones(view.at(1)[0], dtype=view.dtype, device=device))
+            elif not _keeps_zeros(call):
+                return False
+            elif missing := [source for source in call.read if source not in memory]:
+                wanted += missing
+                continue
+            else:
+                memory.run(call)
+            wanted.pop()
+        return True
 
-    memory = Memory(
-        1,
-        {
-            slot: drawn(x) if leaves[slot].parameters and x.is_floating_point() else x
-            for slot, x in weights.items()
-        },
-    )
-    try:
-        for call in needed(calls, {slot for guard in on_zeros for slot in guard.slots}):
+    for guard in guards:
+        call = comparisons.get(guard.read.slot) if isinstance(guard.read, View) else None
+        if call is not None and all(map(is_product, call.read)):
             memory.run(call)
-    except Exception:  # such as an inverse that these weights do not have
-        return set()
-    return {guard for guard in on_zeros if guard.holds(memory)}
+            if guard.holds(memory):
+                found.add(guard)
+    return found
+
+
+def _keeps_zeros(call: Call) -> bool:
+    if plain_name(call.name) == "mul":
+        return all(isinstance(x, View) for x in call.args)
+    return plain_name(call.name) in KEEP_ZEROS
 
 
 def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:

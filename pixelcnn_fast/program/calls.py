@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class View:
 
     def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """(size, stride, offset) for n images."""
+        if {*map(type, self.size), *map(type, self.stride), type(self.offset)} == {
+            int
+        }:  # the usual case, faster
+            return cast(tuple[tuple[int, ...], tuple[int, ...], int], (self.size, self.stride, self.offset))
         size, stride = (tuple(size_at(s, n) for s in sizes) for sizes in (self.size, self.stride))
         return size, stride, size_at(self.offset, n)
 
