@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.kept_module import named_tensors
+from pixelcnn_fast.capture.kept_module import attributes, named_tensors, structure
 from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
@@ -36,11 +36,14 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """weights: the model's parameters and buffers, by name, none once it was pickled; compiled: the model's program, or
-    observed: what is known of a model without one; preferred: what the runtime 'auto' stands for."""
+    """weights: the model's parameters and buffers, by name, none once it was pickled; structure: of its module;
+    attributes: tensors that it has as plain attributes, by path, which the program read; preferred: what the runtime
+    'auto' stands for; compiled: the model's program, or observed: what is known of a model without one."""
 
     model: WrappedModel
     weights: Mapping[str, Tensor]
+    structure: tuple[object, ...]
+    attributes: Mapping[str, Tensor]
     preferred: RuntimeName = "auto"
     compiled: Compiled | None = None
     observed: Observed | None = None
@@ -53,11 +56,16 @@ class Engine:
         weights = {name: x.detach() for name, x in named_tensors(model.module)}
         if model.kept.is_borrowed:
             weights = {name: x.clone() for name, x in weights.items()}
+        kind, plain = structure(model.module), attributes(model.module)
+        there = {name: x.detach().clone() for name, x in plain.items()}
         if runtime == "reference":
             _check_not_narrowed(precision)
-            return cls(model, weights, runtime, observed=observed(model))
+            return cls(_own(model, weights), weights, kind, {}, runtime, observed=observed(model))
         with advising(WAY_OUT):
-            return cls(model, weights, runtime, compiled=compiled(model, precision))
+            program = compiled(model, precision)
+        assert program.weights is not None
+        read = {name: x for name, x in there.items() if _is_among(plain[name], x, program.weights.constants)}
+        return cls(_own(model, weights), weights, kind, read, runtime, compiled=program)
 
     @property
     def captured(self) -> Compiled:
@@ -70,18 +78,33 @@ class Engine:
     def precision(self) -> Precision:
         return "same" if self.compiled is None else self.compiled.precision
 
+    def difference(self, model: nn.Module) -> str | None:
+        """How a model differs from that which it was built from in more than its numbers, if it does."""
+        present = {name: x.shape for name, x in named_tensors(model)}
+        if present != {name: x.shape for name, x in self.weights.items()}:
+            return "the model's parameters and buffers have other names or shapes now"
+        if structure(model) != self.structure:
+            return "the model has other modules now, or other weights that lie in the same memory"
+        return None
+
     def why_not_having(self, model: nn.Module) -> str | None:
         """Why it can't take a model's weights without being built anew, if that can be seen."""
-        present = dict(named_tensors(model))
         if not self.weights:
             return "it is a copy, or comes out of a pickle"
-        if self.model.kept.is_borrowed and self.model.module is not unwrapped(model):
+        if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
-        if present.keys() != self.weights.keys() or not all(
-            (x.shape, x.dtype, x.device) == (known.shape, known.dtype, known.device)
-            for x, known in ((present[name], known) for name, known in self.weights.items())
+        if self.compiled is not None and self.compiled.program.branches:
+            return "the model reads numbers off the image, and may read others now"
+        if (difference := self.difference(model)) is not None:
+            return difference
+        if any(
+            (x.dtype, x.device) != (self.weights[name].dtype, self.weights[name].device)
+            for name, x in named_tensors(model)
         ):
-            return "the model's parameters and buffers have other names, shapes, dtypes or devices now"
+            return "the model has another dtype or device now"
+        there = attributes(model)
+        if not all(name in there and _are_equal(x, there[name]) for name, x in self.attributes.items()):
+            return "a tensor that the model has as a plain attribute is another now"
         return None
 
     def having(self, model: nn.Module) -> Engine | None:
@@ -91,12 +114,13 @@ class Engine:
         program = None if self.compiled is None else self.compiled.having(weights)
         if program is None and self.compiled is not None:
             return None
-        return replace(self, model=self.model.having(weights), weights=weights, compiled=program, _runtimes={})
+        tensors = {**weights, **{name: x.detach().clone() for name, x in attributes(model).items()}}
+        return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**kept, "weights": {}, "_runtimes": {}}
+        return {**kept, "weights": {}, "structure": (), "attributes": {}, "_runtimes": {}}
 
     # -- runtimes
 
@@ -179,6 +203,21 @@ class Engine:
     @cached_property
     def _workspace_bytes(self) -> int:
         return self.captured.listing.workspace_bytes
+
+
+def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
+    """With weights of its own, if the module can't be copied."""
+    return model.having(weights) if model.kept.is_borrowed else model
+
+
+def _is_among(x: Tensor, before: Tensor, constants: Sequence[Tensor]) -> bool:
+    """Whether a tensor, which was another ``before`` the model ran, is one of the constants."""
+    storage = x.untyped_storage().data_ptr()
+    return any(c.untyped_storage().data_ptr() == storage or _are_equal(c, before) for c in constants)
+
+
+def _are_equal(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
 
 
 def _kept(x: Tensor, before: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
-from pixelcnn_fast.capture.kept_module import named_tensors
+from pixelcnn_fast.capture.kept_module import attributes, named_tensors
 from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
@@ -403,8 +403,11 @@ class Sampler:
         given = engine.model.checked_given(labels, condition, len(values))
         if model is None:
             with torch.no_grad():
-                return engine.model.log_probability(values, given, dict(named_tensors(engine.model.module)))
-        return engine.model.log_probability(values, given, dict(named_tensors(model)))
+                return engine.model.log_probability(values, given, {})
+        if (difference := engine.difference(model)) is not None:
+            raise ValueError(f"{difference}: take them with refresh() first")
+        plain = {name: x.detach().clone() for name, x in attributes(model).items()}
+        return engine.model.log_probability(values, given, {**plain, **dict(named_tensors(model))})
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""

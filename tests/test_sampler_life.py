@@ -51,7 +51,8 @@ def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
     model = network.model()
     sampler, trained = network.sampler(model), trained_on(model)
     take(model, trained)
-    with silence():
+    branches = sampler._engine.captured.program.branches
+    with pytest.warns(UserWarning, match="reads numbers off the image") if branches else silence():
         assert sampler.refresh() is sampler
     new = network.sampler(trained)
     found, expected = (weights_of(each._engine.captured) for each in (sampler, new))
@@ -125,7 +126,7 @@ def test_a_model_that_leaks_now_is_refused_and_the_sampler_stays_as_it_was() -> 
 def test_a_model_of_other_parameters_makes_it_build_anew() -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
-    with pytest.warns(UserWarning, match="other names, shapes, dtypes or devices"):
+    with pytest.warns(UserWarning, match="the model has another dtype or device now"):
         sampler.refresh(model.double())
     assert sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)).dtype == torch.float64
 
@@ -221,6 +222,125 @@ def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_b
         sampler.refresh()
     thread.join()
     assert torch.equal(found[0], expected)
+
+
+# Each changes a model that may be anything, as ``Changed.mid`` is.
+class Changed(nn.Module):
+    levels = 5
+    g: Tensor
+    table: Tensor
+    transposed: Tensor
+    cache: Tensor
+
+    def __init__(self, mid: Callable[[Changed, Tensor], Tensor] = lambda net, h: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.a, self.b = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.register_buffer("g", torch.ones(()))
+        self.register_buffer("table", torch.ones(1, 1, 1).expand(6, 1, 1))
+        self.last, self.mid = nn.Conv2d(6, 5, 1), mid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.mid(self, self.first(x.to(self.g)))))
+
+
+def untied(net: Changed) -> None:
+    net.b.weight = nn.Parameter(net.b.weight * 2)
+
+
+def scaled(net: Changed) -> None:
+    net.a.weight.data.mul_(1.9)
+
+
+def negative(net: Changed) -> None:
+    net.g.data.fill_(-1)
+
+
+def tied(net: Changed) -> Changed:
+    net.b.weight = net.a.weight
+    return net
+
+
+def nested(net: Changed) -> None:
+    net.a = nn.Sequential(net.a)  # type: ignore[assignment]  # which does the same
+
+
+def aliased(net: Changed) -> Changed:
+    net.transposed = net.a.weight.detach().transpose(0, 1)
+    return net
+
+
+def cached(net: Changed, h: Tensor) -> Tensor:
+    if not hasattr(net, "cache"):
+        net.cache = net.a.weight * 2
+    return nn.functional.conv2d(h, net.cache)
+
+
+def clamped(net: Changed, h: Tensor) -> Tensor:
+    h = net.a(h)
+    return h.clamp(-0.1, 0.1) if bool(h.sum() * 0 + net.a.weight.abs().sum() > 10) else h
+
+
+HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], None]]] = {
+    "zero by a clamp": (
+        lambda: Changed(lambda net, h: h + nn.functional.conv2d(h, net.a.weight * torch.relu(-net.g))),
+        negative,
+    ),
+    "zero by a threshold": (
+        lambda: Changed(lambda net, h: nn.functional.conv2d(h, nn.functional.hardshrink(net.a.weight, 0.3))),
+        scaled,
+    ),
+    "untied": (lambda: tied(Changed(lambda net, h: net.b(net.a(h)))), untied),
+    "a view of a weight": (
+        lambda: aliased(Changed(lambda net, h: nn.functional.conv2d(h, net.transposed))),
+        scaled,
+    ),
+    "a cache": (lambda: Changed(cached), scaled),
+    "a branch on the image": (lambda: Changed(clamped), scaled),
+    "an expanded buffer": (
+        lambda: Changed(lambda net, h: net.a(h) * net.table),
+        lambda net: setattr(net, "table", torch.full((6, 1, 1), 2.0)),
+    ),
+    "other modules": (
+        lambda: Changed(lambda net, h: net.b(net.a(h))),
+        nested,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_weights_alone_do_not_tell_is_followed_or_built_anew(name: str) -> None:
+    built, change = HARD[name]
+    model = built()
+    sampler = Sampler(model, SHAPE)
+    change(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler.refresh()
+        new = Sampler(model, SHAPE)
+    images = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
+    for runtime in ("cpu", "eager", "reference"):
+        assert torch.equal(*(each.sample(3, noise=noise(), runtime=runtime) for each in (sampler, new)))
+    torch.testing.assert_close(sampler.log_prob(images), new.log_prob(images))
+
+
+def test_log_prob_of_another_structure_is_refused() -> None:
+    model = Changed()
+    sampler = Sampler(model, SHAPE)
+    model.more = nn.Conv2d(6, 6, 1)
+    with pytest.raises(ValueError, match=r"other names or shapes now: take them with refresh\(\) first"):
+        sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+
+
+def test_an_average_of_pytorch_s_is_taken_for_its_model() -> None:
+    model = pixelcnn()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    average.update_parameters(model)
+    with silence():
+        images = sampler.refresh(average).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(average, SHAPE).sample(3, noise=noise()))
 
 
 # -- changes are told
@@ -494,6 +614,46 @@ def test_log_prob_writes_into_no_weight_and_goes_through_checkpoints() -> None:
 class NotCopied(InPlace):
     def __deepcopy__(self, memo: dict) -> NotCopied:
         raise TypeError("there is only one")
+
+
+class Locked(nn.Module):
+    """It can't be copied, and assigns a buffer."""
+
+    levels = 5
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lock, self.first, self.last = threading.Lock(), Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
+        self.register_buffer("cache", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x.to(self.cache)))
+        self.cache = h.detach()[0, :, 0, 0]
+        return self.last(h)
+
+
+def test_a_module_that_can_t_be_copied_is_as_good_as_a_copy() -> None:
+    model = Locked()
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE)
+    assert torch.equal(model.cache, torch.zeros(6))
+    before = sampler.sample(3, noise=noise())
+    with torch.no_grad():
+        model.last.weight.mul_(-1)
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise(), runtime="reference"), before)
+    found, expected = sampler.log_prob(images), -likelihood.nll(model, images)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(x.sum(), model.last.weight)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients)
+    model.cache = torch.zeros(6)
+    sampler.refresh()
+    now = sampler.sample(3, noise=noise(), runtime="reference")
+    assert torch.equal(now, sampler.sample(3, noise=noise())) and not torch.equal(now, before)
+    assert torch.equal(model.cache, torch.zeros(6))
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])

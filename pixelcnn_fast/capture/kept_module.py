@@ -3,46 +3,99 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pixelcnn_fast.capture.private_copy import unwrapped
 from pixelcnn_fast.heads.output import Output
+from pixelcnn_fast.program.calls import leaves
 
 
-def named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, by names that do not tell of wrappers; what is tied has each of its names."""
+def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The module and those in it, by paths that do not tell of wrappers; what is there twice has both."""
     module = unwrapped(module)
-    for named in (module.named_parameters, module.named_buffers):
-        for name, x in named(recurse=False, remove_duplicate=False):
-            yield prefix + name, x
+    yield path, module
     for name, child in module._modules.items():
         if child is not None:
-            yield from named_tensors(child, f"{prefix}{name}.")
+            yield from parts(child, f"{path}.{name}" if path else name)
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, by path; what is tied has each of its names."""
+    for path, each in parts(module):
+        for named in (each.named_parameters, each.named_buffers):
+            for name, x in named(recurse=False, remove_duplicate=False):
+                yield f"{path}.{name}" if path else name, x
+
+
+def attributes(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that are plain attributes, by path, also those in lists and dictionaries."""
+    registered, found = {id(x) for _, x in named_tensors(module)}, {}
+    for path, each in parts(module):
+        for name, value in vars(each).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                for number, x in enumerate(leaves(value)):
+                    if isinstance(x, Tensor) and id(x) not in registered:
+                        found[f"{path}:{name}:{number}"] = x
+    return found
+
+
+def structure(module: nn.Module) -> tuple[object, ...]:
+    """What must be the same for a module to take another's weights: the types of its parts, and which of its tensors
+    lie in the same memory."""
+    where: list[tuple[int, int, int, str]] = sorted(
+        (x.untyped_storage().data_ptr(), int(x.storage_offset()), int(x.storage_offset()) + _span(x), name)
+        for name, x in named_tensors(module)
+        if x.numel() and x.device.type != "meta"
+    )
+    overlapping, storage, end = [], 0, 0
+    for number, (at, start, stop, name) in enumerate(where):
+        if at == storage and start < end:
+            overlapping.append((where[number - 1][3], name))
+        else:
+            storage, end = at, stop
+        end = max(end, stop)
+    return tuple((path, type(each)) for path, each in parts(module)), tuple(overlapping)
+
+
+def _span(x: Tensor) -> int:
+    """How many elements of its storage a tensor spans."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy with other tensors, by name, in the place of its parameters and buffers, which are not copied.
+    """A copy with other tensors, by name, in the place of its parameters, buffers and attributes.
 
     A tensor that is computed from others stays one, so that gradients go through it.
     """
     memo: dict[int, Any] = {}
-    for name, x in named_tensors(module):
-        other = tensors[name]
-        is_leaf = isinstance(x, nn.Parameter) and not other.requires_grad
-        memo[id(x)] = nn.Parameter(other, requires_grad=x.requires_grad) if is_leaf else other
+    for name, x in (*named_tensors(module), *attributes(module).items()):
+        if (other := tensors.get(name)) is not None:
+            is_leaf = isinstance(x, nn.Parameter) and not other.requires_grad
+            memo[id(x)] = nn.Parameter(other, requires_grad=x.requires_grad) if is_leaf else other
     return copy.deepcopy(module, memo)
+
+
+class Substituted(nn.Module):
+    """A module that can't be copied, with other tensors in the place of its own whenever it is called."""
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._called = lambda *args, **named: functional_call(module, dict(tensors), args, named)
+        self.forward = functools.wraps(module.forward)(self._called)
 
 
 class KeptModule:
     """A module, what picks the part of its output that is read, and weights to put into it when it is asked for.
 
-    is_borrowed: whether the module is the user's own, since it can't be copied. In a pickle, a module that can't be
-    pickled is left out, with a warning.
+    borrowed: the user's own module, if that can't be copied. In a pickle, a module that can't be pickled is left out,
+    with a warning.
     """
 
     def __init__(
@@ -53,8 +106,20 @@ class KeptModule:
         is_borrowed: bool = False,
     ) -> None:
         self._kept: tuple[nn.Module, Output] | bytes = (module, output)  # or pickled
-        self._weights, self.is_borrowed = weights, is_borrowed
+        self._weights, self.borrowed = weights, module if is_borrowed else None
         self._why_gone: str | None = None
+        # With its tensors, and without what a call may leave behind.
+        self._untouched = module if is_borrowed else with_tensors(module, dict(named_tensors(module)))
+
+    @property
+    def is_borrowed(self) -> bool:
+        return self.borrowed is not None
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The module as it was before it was ever called, with these tensors, by name."""
+        if self.borrowed is not None:
+            return Substituted(self.borrowed, tensors)
+        return with_tensors(self._untouched, tensors)
 
     @property
     def is_there(self) -> bool:
@@ -73,7 +138,7 @@ class KeptModule:
         """Raises RuntimeError if it is not there."""
         (module, output), weights = self._loaded(), self._weights
         if weights is not None:
-            module = with_tensors(module, weights)
+            module = self.with_tensors(weights)
             self._kept, self._weights = (module, output), None
         return module
 
@@ -89,16 +154,24 @@ class KeptModule:
         self.check_there()
         if isinstance(self._kept, bytes):
             self._kept = cast(tuple[nn.Module, Output], pickle.loads(self._kept))
+            self._untouched = self._kept[0]
         return self._kept
 
     def having(self, weights: Mapping[str, Tensor]) -> KeptModule:
         """The same with other weights."""
-        return self if self.is_borrowed else KeptModule(*self._loaded(), weights)
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptModule:
         if self.is_borrowed or not self.is_there:
             return self
         return KeptModule(copy.deepcopy(self.module, memo), self.output)
+
+    def __copy__(self) -> KeptModule:
+        other = object.__new__(KeptModule)
+        other.__dict__.update(self.__dict__)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         kept, why = self._kept, self._why_gone
@@ -112,4 +185,4 @@ class KeptModule:
                     "'reference' and log_prob are not available",
                     stacklevel=2,
                 )
-        return {"_kept": kept, "_weights": None, "is_borrowed": False, "_why_gone": why}
+        return {"_kept": kept, "_weights": None, "borrowed": None, "_why_gone": why}

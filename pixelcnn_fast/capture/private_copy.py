@@ -21,19 +21,22 @@ from pixelcnn_fast.program.calls import leaves
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
+    returns."""
     while True:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
-        elif isinstance(module, _optimized()):
+        elif isinstance(module, _if_imported("torch.optim.swa_utils", "AveragedModel")):
+            module = cast(nn.Module, module.module)
+        elif isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
             module = cast(nn.Module, module._orig_mod)
         else:
             return module
 
 
-def _optimized() -> tuple[type, ...]:
-    """What ``torch.compile`` returns, if it can have been called: another thread may just be importing the compiler."""
-    found = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+def _if_imported(module: str, name: str) -> tuple[type, ...]:
+    """A type, if there can be instances of it: another thread may just be importing the compiler."""
+    found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)
 
 
@@ -142,9 +145,8 @@ class _State:
             del own[name]
         own.update(self._attributes)
         for name, held in self._held.items():
-            if own[name] != held:
-                own[name].clear()
-                own[name].update(held)
+            own[name].clear()
+            own[name].update(held)
         for x, kept in self._buffers:
             if not torch.equal(x, kept):
                 x.copy_(kept)

@@ -87,6 +87,8 @@ def capture(
     for leaf in recording.leaves.values():
         if leaf.parameters:
             weights.leaf(leaf)
+        else:
+            weights.constants.append(leaf.tensor)
     with weights:
         trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
         trace.run((output.slot, arranged.slot), weights.guard)

@@ -25,6 +25,7 @@ class WeightRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(1)
         self._guards: list[Guard] = []
+        self.constants: list[Tensor] = []  # that were there before the model was called, besides the weights
 
     def __enter__(self) -> Any:
         self._no_grad = torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.kept_module import KeptModule, named_tensors, with_tensors
+from pixelcnn_fast.capture.kept_module import KeptModule, named_tensors
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.model_arguments import (
     ModelArguments,
@@ -219,13 +219,16 @@ class WrappedModel:
             return head.arranged(output, self.shape[0])
 
     def log_probability(self, values: Tensor, given: Given, weights: Mapping[str, Tensor]) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], with these weights, by name, through which gradients go."""
+        """ln p of images, [n, C, H, W] -> [n], with these weights, by name, through which gradients go; by default with
+        the module's own."""
 
         def taken(x: Tensor) -> Tensor:
             return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
 
         once = {id(x): taken(x).clone() for x in weights.values()}  # the module may write into them
-        module = with_tensors(self.module, {name: once[id(x)] for name, x in weights.items()})
+        module = self.module
+        if weights:
+            module = self.kept.with_tensors({name: once[id(x)] for name, x in weights.items()})
         with self.in_use(), eagerly, computing(self.dtype, self._own_dtype):
             output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))
@@ -436,8 +439,8 @@ class WrappedModel:
         """The context in which the module may be run: autocast is off, and a module that could not be copied is locked
         and in eval mode."""
         with ExitStack() as stack:
-            if self.kept.is_borrowed:
-                stack.enter_context(borrowed(self.module))
+            if self.kept.borrowed is not None:
+                stack.enter_context(borrowed(self.kept.borrowed))
             for device in {"cpu", self.device.type}:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
