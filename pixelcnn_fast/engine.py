@@ -102,7 +102,7 @@ class Engine:
             for name, x in named_tensors(model)
         ):
             return "the model has another dtype or device now"
-        there = attributes(model)
+        there = attributes(model) if self.attributes else {}
         if not all(name in there and _are_equal(x, there[name]) for name, x in self.attributes.items()):
             return "a tensor that the model has as a plain attribute is another now"
         return None

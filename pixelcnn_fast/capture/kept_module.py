@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from torch.func import functional_call
 from pixelcnn_fast.capture.private_copy import unwrapped
 from pixelcnn_fast.heads.output import Output
 from pixelcnn_fast.program.calls import leaves
+
+STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
 
 
 def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -39,7 +42,7 @@ def attributes(module: nn.Module) -> dict[str, Tensor]:
     registered, found = {id(x) for _, x in named_tensors(module)}, {}
     for path, each in parts(module):
         for name, value in vars(each).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
+            if name not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
                 for number, x in enumerate(leaves(value)):
                     if isinstance(x, Tensor) and id(x) not in registered:
                         found[f"{path}:{name}:{number}"] = x
@@ -49,19 +52,19 @@ def attributes(module: nn.Module) -> dict[str, Tensor]:
 def structure(module: nn.Module) -> tuple[object, ...]:
     """What must be the same for a module to take another's weights: the types of its parts, and which of its tensors
     lie in the same memory."""
-    where: list[tuple[int, int, int, str]] = sorted(
-        (x.untyped_storage().data_ptr(), int(x.storage_offset()), int(x.storage_offset()) + _span(x), name)
-        for name, x in named_tensors(module)
-        if x.numel() and x.device.type != "meta"
-    )
-    overlapping, storage, end = [], 0, 0
-    for number, (at, start, stop, name) in enumerate(where):
-        if at == storage and start < end:
-            overlapping.append((where[number - 1][3], name))
-        else:
-            storage, end = at, stop
-        end = max(end, stop)
-    return tuple((path, type(each)) for path, each in parts(module)), tuple(overlapping)
+    by_storage: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
+    for name, x in named_tensors(module):
+        if x.numel() and x.device.type != "meta":
+            by_storage[x.untyped_storage().data_ptr()].append((name, x))
+    overlapping = []
+    for held in by_storage.values():
+        end, before = 0, ""
+        spans = ((int(x.storage_offset()), _span(x), name) for name, x in held) if len(held) > 1 else ()
+        for start, span, name in sorted(spans):
+            if start < end:
+                overlapping.append((before, name))
+            end, before = max(end, start + span), name
+    return tuple((path, type(each)) for path, each in parts(module)), tuple(sorted(overlapping))
 
 
 def _span(x: Tensor) -> int:
