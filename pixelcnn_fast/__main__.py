@@ -29,7 +29,7 @@ exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand -> the exit status. argv: without the program's name; None: sys.argv."""
-    with _sigterm_interrupts() as terminated:
+    with _interrupted_once() as received:
         try:
             args = _parser().parse_args(argv)
             return args.run(args)
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain("error: there is not enough memory: ask for fewer or smaller images")
             return 2
         except KeyboardInterrupt:
-            complain("interrupted: only what is listed above was saved")
-            return 143 if terminated else 130
+            complain("interrupted")
+            return 143 if signal.SIGTERM in received else 130
 
 
 def _told(error: Exception) -> str:
@@ -52,22 +52,29 @@ def _told(error: Exception) -> str:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[list[int]]:
-    """SIGTERM then ends the command as Ctrl-C does, and is found in the list."""
+def _interrupted_once() -> Iterator[list[int]]:
+    """SIGTERM ends the command as Ctrl-C does. While it then saves what is finished, a second one is only answered; a
+    third ends it. They are found in the list."""
     received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        if len(received) == 2:
+            complain("what is finished is being saved; once more to give that up")
+        else:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield received
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in a shell's background job
+    signals = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

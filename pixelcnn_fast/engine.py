@@ -196,6 +196,8 @@ class Engine:
             else:
                 each = self.observed.output_bytes if self.observed else self._workspace_bytes
                 most = LARGEST_BATCH[type(runtime)] if self.model.device.type == "cpu" else LARGEST_ON_GPU
+                if isinstance(runtime, ReferenceRuntime):  # which takes so long that there are always several
+                    most = min(most, max(1, n // 2))
                 largest = max(1, min(most, BATCH_BYTES // each))
             size = max(1, math.ceil(n / max(1, math.ceil(n / largest))))
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]

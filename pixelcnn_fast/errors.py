@@ -77,8 +77,11 @@ class SamplingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, images: Tensor, wanted: int, log_probabilities: Tensor | None = None) -> None:
-        super().__init__(f"sampling was interrupted: {len(images)} of {wanted} images are finished")
+        super().__init__(images, wanted, log_probabilities)
         self.finished, self.images, self.log_probabilities = len(images), images, log_probabilities
+
+    def __str__(self) -> str:
+        return f"sampling was interrupted: {self.finished} of {self.args[1]} images are finished"
 
 
 Error = TypeVar("Error", bound=BaseException)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,12 +18,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     file, such as a pipe, is written as it is.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
     unfinished = _unfinished(path)
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
         with unfinished.open("wb") as file:
             yield file
             file.flush()
@@ -31,8 +31,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if path.exists():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # such as of a full disk
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:

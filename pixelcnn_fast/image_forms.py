@@ -83,7 +83,7 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
                 f"They fit {' and '.join(f'image_form={form!r}' for form in fitting)}: say which it is"
                 if fitting
                 else f"They fit no form of {levels} levels (image_form=...): images that are standardised, or noisy, "
-                "are to be made from one of these forms by the model itself"
+                "are to be made from one of these forms by the model itself, and a dtype needs digits enough"
             )
         )
     return found
@@ -91,13 +91,20 @@ def to_levels(images: Tensor, levels: int = 256, image_form: ImageForm | None = 
 
 def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | None:
     """The levels of images in a form, or None if they are in another."""
-    if images.is_floating_point() != (form in SCALED_FORMS) or images.dtype in (torch.bool, torch.complex64):
+    if (
+        images.is_floating_point() != (form in SCALED_FORMS)
+        or images.dtype == torch.bool
+        or images.is_complex()
+    ):
         return None
     if form in SCALED_FORMS:
         low, high = SCALED_FORMS[form] or (0, levels - 1)
         exact = (images.double() - low) / (high - low) * (levels - 1)
         rounded = exact.round()
-        unit = max(HALF, torch.finfo(images.dtype).eps)
+        unit = torch.finfo(images.dtype).eps
+        if unit * (levels - 1) > 2 or (unit * (levels - 1) == 2 and form != "levels"):
+            return None  # neighbouring levels may be one and the same number
+        unit = max(HALF, 0.51 * unit)
         allowed = unit * (rounded.abs() if low == 0 else torch.full_like(rounded, levels - 1))
         if not bool(((exact - rounded).abs() <= allowed.clamp_max(0.5)).all()):  # NaN is not
             return None
@@ -110,5 +117,9 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
 
 
 def _described(images: Tensor) -> str:
-    span = "" if not images.numel() else f" that span {images.min().item():.7g}...{images.max().item():.7g}"
+    span = (
+        ""
+        if not images.numel() or images.is_complex()
+        else f" that span {images.min().item():.7g}...{images.max().item():.7g}"
+    )
     return f"{images.dtype} {list(images.shape)}{span}"

@@ -38,6 +38,8 @@ def nll(
     Raises ValueError for images that are not in that form, naming the forms that fit, and UnknownLayout (a ValueError),
     with the alternatives, if the output fits no head or several.
     """
+    if not isinstance(images, Tensor):
+        raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
     shape = with_channels(images.shape)
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     values = images if head.levels is None else to_levels(images, head.levels, image_form)
@@ -75,6 +77,14 @@ def bits_per_dim(
         for batch in tqdm(loader, desc="bits/dim", unit="batch", disable=not progress):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
             named = given.pop() if given and isinstance(given[-1], dict) else {}
+            if (
+                not all(isinstance(x, Tensor | None) for x in (images, *given, *named.values()))
+                or images is None
+            ):
+                raise ValueError(
+                    "the loader must yield images, or tuples (images, labels, ...), of torch.Tensor; it yielded "
+                    f"{', '.join(type(x).__name__ for x in (images, *given, *named.values()))}"
+                )
             given = [x if x is None else x.to(device) for x in given]
             nats += float(
                 nll(

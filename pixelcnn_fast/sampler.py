@@ -459,13 +459,12 @@ class Sampler:
         parameters: Tensor | None = None,
     ) -> Tensor:
         """Fills ``values`` [n, C, H, W], and the other outputs as in ``Job``, batch by batch -> the images."""
-        (n, _, height, _), engine = values.shape, self._engine
-        given = engine.model.checked_given(labels, settings.condition, n)
-        noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
-        runtime = engine.runtime(settings.runtime)
-        parts = engine.batches(n, runtime, settings.batch_size)
-        finished = 0
+        (n, _, height, _), engine, finished = values.shape, self._engine, 0
         try:
+            given = engine.model.checked_given(labels, settings.condition, n)
+            noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
+            runtime = engine.runtime(settings.runtime)
+            parts = engine.batches(n, runtime, settings.batch_size)
             if not isinstance(runtime, ReferenceRuntime):
                 engine.settle(given, parts)
             with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.distributed import ranks
 from pixelcnn_fast.distributed.drawing import DrawingArguments
-from pixelcnn_fast.distributed.shards import MANIFEST, Shards
+from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
+from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.sampler import RunSettings
@@ -112,6 +114,8 @@ def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
         fateful not in before and 3 <= len(before) < COUNT
     )  # each of the others may have been in the middle of one
     (tmp_path / "shard-000012.npz.123.unfinished").write_bytes(b"half")
+    for unfinished in tmp_path.glob("*.unfinished"):  # what is young may be another process's
+        os.utime(unfinished, (0, 0))
 
     assert [end.error for end in run(2, draw, tmp_path)] == [None, None]
     assert files(tmp_path) == files(whole)
@@ -225,9 +229,46 @@ def test_bad_arguments_leave_no_folder(changed: dict[str, Any], message: str, tm
 def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="labels"):
         draw(tmp_path, lambda images: images % CLASSES + CLASSES)
-    assert list(files(tmp_path)) == [MANIFEST]
+    assert not files(tmp_path)
     draw(tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+def test_another_job_is_refused_before_there_are_shards(tmp_path: Path) -> None:
+    """It may be running."""
+    shards = Shards(tmp_path, 5, 2, "npz")
+    shards.prepare({"seed": 1})
+    shards.prepare({"seed": 1})
+    with pytest.raises(ValueError, match="holds another job: seed is 1 there, 2 here"):
+        shards.prepare({"seed": 2})
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 5, 2, "npz")
+    with replacing(shards.path(0)) as file:
+        file.write(b"half")
+        shards.prepare({})
+    assert shards.finished().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
+def test_a_damaged_manifest_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="manifest.json .*: take another folder"):
+        Shards(tmp_path, 5, 2, "npz").prepare({})
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_damaged_shard_is_named(file_format: FileFormat, tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 5, 2, file_format)
+    shards.path(0).touch()
+    with pytest.raises(ValueError, match="shard-000000.* is damaged .*: delete it"):
+        shards.read(0)
+
+
+def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make shard_size 100000 or more"):
+        Shards(tmp_path, 10**12, 1000, "npz")
 
 
 def test_labels_may_be_a_tensor_of_any_integers(whole: Path, tmp_path: Path) -> None:
@@ -260,7 +301,7 @@ def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(Sampler, "sample", counted)
     draw(tmp_path / "parts", shard_size=20)
-    assert counts == [0, *[3] * 6, 2, 3, 2]
+    assert counts == [0, 0, *[3] * 6, 2, 3, 2]
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -126,7 +128,8 @@ def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("runtime", "n", "least"), [("cpu", 300, 9), ("eager", 300, 4), ("reference", 20, 5), ("reference", 3, 1)]
+    ("runtime", "n", "least"),
+    [("cpu", 300, 9), ("eager", 300, 4), ("reference", 20, 5), ("reference", 3, 3), ("reference", 2, 2)],
 )
 def test_a_default_batch_is_small_enough_that_some_are_finished(
     runtime: RuntimeName, n: int, least: int
@@ -145,3 +148,25 @@ def raises(function: Callable[[], object]) -> BaseException:
 
 def test_bad_arguments_carry_nothing() -> None:
     assert "images" not in vars(raises(lambda: Sampler(pixelcnn(), SHAPE).sample(2, temperature=-1)))
+
+
+def test_what_the_model_raises_keeps_its_type() -> None:
+    class Raises(Masked):
+        levels, after = 4, 40
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.after -= 1
+            if self.after < 0:
+                raise MemoryError("enough")
+            return super().forward(x.to(self.weight))
+
+    sampler = Sampler(Raises(1, 4, [*ABOVE, *LEFT]), (1, 2, 3))
+    error = raises(lambda: sampler.sample(50, runtime="reference", batch_size=1))
+    assert type(error) is MemoryError and vars(error)["finished"] > 0
+
+
+def test_an_interruption_can_be_pickled() -> None:
+    error = SamplingInterrupted(torch.ones(2, *SHAPE), 3, torch.zeros(2))
+    for same in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert str(same) == "sampling was interrupted: 2 of 3 images are finished" and same.finished == 2
+        assert torch.equal(same.images, error.images) and same.log_probabilities is not None

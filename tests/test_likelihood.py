@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.heads import Bernoulli, Categorical
-from pixelcnn_fast.image_forms import ImageForm
+from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from pixelcnn_fast.models.pixel_rnn import KINDS
@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
     "NaN": (torch.tensor([0.0, math.nan]), "unit", "They fit no form of 256 levels"),
     "infinite": (torch.tensor([0.0, math.inf]), "levels", "They fit no form of 256 levels"),
     "a level too many": (torch.tensor([0, 256]), None, r"span 0\.\.\.256"),
+    "complex": (torch.zeros(2, dtype=torch.complex128), "unit", "torch.complex128"),
     "booleans": (torch.tensor([True]), None, "torch.bool"),
 }
 
@@ -151,6 +152,23 @@ def test_images_of_one_channel_may_leave_its_axis_out():
     assert torch.equal(nll(codes, images[:, 0]), nll(model, images))
     with pytest.raises(ValueError, match=r"\[3, 1, 1, 4, 5\], expected \[N, C, H, W\]"):
         nll(Converting(model, lambda x: x[:, 0]), images[:, None])
+
+
+@pytest.mark.parametrize("levels", [257, 300, 511, 1024])
+def test_a_dtype_that_can_t_tell_levels_apart_is_refused(levels):
+    for form in ("unit", "centred", "levels"):
+        images = from_levels(torch.arange(levels).view(1, 1, 1, -1), form, levels, torch.bfloat16)
+        if (form, levels) == ("levels", 257):  # whole numbers up to 256 are exact
+            assert torch.equal(to_levels(images, levels, form).flatten(), torch.arange(levels))
+            continue
+        with pytest.raises(ValueError, match="a dtype needs digits enough"):
+            to_levels(images, levels, form)
+
+
+@pytest.mark.parametrize("batch", ["x", 5, {"images": torch.zeros(1)}, (torch.zeros(1, 1, 2, 2), 3)])
+def test_a_loader_of_something_else_is_refused(batch):
+    with pytest.raises(ValueError, match="the loader must yield images"):
+        bits_per_dim(pixelcnn(), [batch])
 
 
 def test_an_empty_loader_is_an_error():

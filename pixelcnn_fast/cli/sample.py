@@ -38,6 +38,11 @@ same for every -n. Checkpoints are written by pixelcnn_fast.checkpoint.save. Wha
 or SIGTERM, the images of the batches, or shards, that are finished are saved. -n, --batch and --top-k are whole
 numbers, 1 or more; --temperature is 0 or more; --top-p is more than 0 and at most 1. docs/jobs.md explains shards, and
 jobs on several machines.
+
+A model of your own is sampled in Python. image_form= says in what form it takes images, levels= how many levels there
+are, conditional= whether it takes labels, and condition_shape= what else:
+  Sampler(model, (3, 32, 32), image_form="unit").sample(64)                        floats, 0...1
+  Sampler(prior, (1, 32, 32), levels=512, image_form="codes").sample(64)           a prior over codes of a VQ-VAE
 """
 
 PARSERS = {int: count, float: arguments.number}  # stricter than Python's own, for the options of drawing
@@ -124,13 +129,13 @@ def _one_picture(
             raise
         images, stop = finished, error
     seconds = time.perf_counter() - start
-    _save(images, labels, columns, args)
+    saved, failed = _save(images, labels, columns, args)
     if stop is not None:
         complain(f"stopped: {len(images)} of {wanted} images are finished")
     per_image = duration(seconds / len(images))
-    say(*_files(args), f"{len(images)} images in {duration(seconds)}, {per_image} per image")
-    if stop is not None:
-        raise stop
+    say(*saved, f"{len(images)} images in {duration(seconds)}, {per_image} per image")
+    if stop is not None or failed is not None:
+        raise stop or failed  # type: ignore[misc]  # one of them is there
     return 0
 
 
@@ -181,12 +186,28 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
     return [int(text) for text in wanted]
 
 
-def _save(images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace) -> None:
-    if args.npz:
-        settings = {"seed": args.seed, "checkpoint": args.checkpoint}
-        settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
-        kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
-        with replacing(args.npz) as file:  # np.savez would add a suffix to a name without one
-            arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
-            np.savez_compressed(file, **arrays)
-    pictures.save_grid(images, columns, args.out or PICTURE)
+def _save(
+    images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace
+) -> tuple[list[Path], OSError | None]:
+    """-> the files that were written; why one was not."""
+    settings = {"seed": args.seed, "checkpoint": args.checkpoint}
+    settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
+    kept = {} if labels is None else {"labels": labels[: len(images)].numpy()}
+    arrays: dict[str, Any] = {"images": images.numpy(), **kept, **settings}
+
+    def write(file: Path) -> None:
+        if file is args.npz:
+            with replacing(file) as opened:  # np.savez would add a suffix to a name without one
+                np.savez_compressed(opened, **arrays)
+        else:
+            pictures.save_grid(images, columns, file)
+
+    saved: list[Path] = []
+    failed: OSError | None = None
+    for file in _files(args)[::-1]:  # the arrays first
+        try:
+            write(file)
+            saved.insert(0, file)
+        except OSError as error:
+            failed = error
+    return saved, failed

@@ -74,12 +74,15 @@ def sample(
             "file_format": file_format,
             **drawing.settings(n),
         }
-        missing = _missing(shards, settings, ranks)
 
         def write(shard: int) -> None:
             shards.write(shard, drawing.images(shards.images(shard), ranks.check))
 
-        _share_out(missing, write, shards, ranks, progress)
+        try:
+            _share_out(_missing(shards, settings, ranks), write, shards, ranks, progress)
+        except Exception:
+            shards.withdraw()
+            raise
 
 
 def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import time
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +21,10 @@ FileFormat = Literal["npz", "safetensors"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
+MOST_SHARDS = 10**7
+LEFT_BEHIND = (
+    60  # seconds after which what a process has not finished writing is taken for that of a killed one
+)
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
 
@@ -31,7 +37,12 @@ class Shards:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}: expected an integer, {least} or more")
         self.folder, self.n, self.size, self.file_format = folder, n, size, file_format
-        self.count = math.ceil(n / size)
+        self.count, self._is_mine = -(-n // size), False
+        if self.count > MOST_SHARDS:
+            raise ValueError(
+                f"{n} images in files of {size} are {self.count} files, and a folder holds {MOST_SHARDS} at most: make "
+                f"shard_size {-(-n // MOST_SHARDS)} or more, or use several folders"
+            )
 
     def images(self, shard: int) -> range:
         """The numbers of the images in a shard."""
@@ -54,10 +65,16 @@ class Shards:
                 file.write(safetensors.numpy.save(dict(arrays)))
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
-        if self.file_format == "npz":
-            with np.load(self.path(shard)) as arrays:
-                return dict(arrays)
-        return safetensors.numpy.load_file(self.path(shard))
+        """Raises ValueError for a file that is damaged."""
+        try:
+            if self.file_format == "npz":
+                with np.load(self.path(shard)) as arrays:
+                    return dict(arrays)
+            return safetensors.numpy.load_file(self.path(shard))
+        except (EOFError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"{self.path(shard)} is damaged ({error}): delete it, and start the job again"
+            ) from error
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Makes the folder and its manifest, or checks the one that is there, and removes what a killed process left.
@@ -67,21 +84,40 @@ class Shards:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
         unfinished = [file for file in files if file.suffix == ".unfinished"]
-        if len(files) == len(unfinished):
+        if path.exists():
+            if differing := differences(_read_manifest(path), settings):
+                raise ValueError(
+                    f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
+                    "with it"
+                )
+        elif len(files) > len(unfinished):
+            raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
+        else:
             with replacing(path) as file:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
-        elif not path.exists():
-            raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
-        elif differing := differences(json.loads(path.read_text()), settings):
-            raise ValueError(
-                f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
-                "with it"
-            )
+            self._is_mine = True
         for each in unfinished:
-            each.unlink()
+            with suppress(FileNotFoundError):
+                if time.time() - each.stat().st_mtime > LEFT_BEHIND:
+                    each.unlink()
+
+    def withdraw(self) -> None:
+        """Removes the manifest, if this process made it and there is no shard: what failed at once may be put right."""
+        if self._is_mine and not any(self.folder.glob("shard-*")):
+            (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def _name(self, shard: int) -> str:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read ({error}): take another folder") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no manifest of a job: take another folder")
+    return found
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Given(NamedTuple):
     def call(self, module: nn.Module, images: Tensor) -> Any:
         """The module's output. The condition is passed by name if the module's forward has a ``condition``, else last.
 
-        Raises ModelFailed if the module raises, unless it is one of the library's own errors, which stay as they are.
+        Raises ModelFailed if the module raises; the library's own errors, and MemoryError, stay as they are.
         """
         positional = [x.clone() for x in self if x is not None]  # the module may write into what it is given
         named, names = {}, list(arguments_of(module))
@@ -49,7 +49,7 @@ class Given(NamedTuple):
                 named[names[1]] = positional.pop()
         try:
             return module(images.clone(), *positional, **named)
-        except PixelCNNFastError:
+        except (PixelCNNFastError, MemoryError):
             raise
         except Exception as error:
             raise ModelFailed(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.runtimes.job import Job
 
 
@@ -22,7 +24,14 @@ class ReferenceRuntime:
             for x in range(width):
                 for draw in range(self._draws):
                     if job.wants(y, x, draw, self._draws):
-                        parameters = self._model.parameters(job.values, job.given)[:, :, y, x]
+                        parameters = self._parameters(job)[:, :, y, x]
                         job.settle(
                             y, x, draw, self._draws, parameters.chunk(self._draws, 1)[draw], self._model.head
                         )
+
+    def _parameters(self, job: Job) -> Tensor:
+        """What the model raises keeps its type: it has run before, so what it is given is what it takes."""
+        try:
+            return self._model.parameters(job.values, job.given)
+        except ModelFailed as failed:
+            raise failed.__cause__ or failed from None

@@ -118,6 +118,7 @@ def calls() -> list[Bad]:
         found.append(Bad(["sample", f"--{option}"], f"-{option}"))
     for option in ("n", "batch", "top-k"):
         found += [Bad(["sample", f"--{option}={text}"], f"-{option}") for text in NOT_COUNTS]
+    found += [Bad(["sample", f"-n={text}"], "-n") for text in NOT_COUNTS]
     for option in ("repeats", "threads", "batch"):
         found += [Bad(["bench", f"--{option}={text}"], f"--{option}") for text in NOT_COUNTS if text != "1,2"]
     for text in ("1,", ",1", "1,,2", "1,1", "1,0", "1;2", "1, 2"):
