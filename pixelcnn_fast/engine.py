@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.kept_module import attributes, named_tensors, structure
+from pixelcnn_fast.capture.kept_module import attributes, named_tensors, settings, structure
 from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
@@ -36,13 +36,14 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """weights: the model's parameters and buffers, by name, none once it was pickled; structure: of its module;
-    attributes: tensors that it has as plain attributes, by path, which the program read; preferred: what the runtime
-    'auto' stands for; compiled: the model's program, or observed: what is known of a model without one."""
+    """weights: the model's parameters and buffers, by name, none once it was pickled; structure, settings: of its
+    module; attributes: tensors that it has as plain attributes, by path, which the program read; preferred: what the
+    runtime 'auto' stands for; compiled: the model's program, or observed: what is known of a model without one."""
 
     model: WrappedModel
     weights: Mapping[str, Tensor]
     structure: tuple[object, ...]
+    settings: Sequence[tuple[str, str, object]]
     attributes: Mapping[str, Tensor]
     preferred: RuntimeName = "auto"
     compiled: Compiled | None = None
@@ -56,16 +57,16 @@ class Engine:
         weights = {name: x.detach() for name, x in named_tensors(model.module)}
         if model.kept.is_borrowed:
             weights = {name: x.clone() for name, x in weights.items()}
-        kind, plain = structure(model.module), attributes(model.module)
+        kind, plain = (structure(model.module), settings(model.module)), attributes(model.module)
         there = {name: x.detach().clone() for name, x in plain.items()}
         if runtime == "reference":
             _check_not_narrowed(precision)
-            return cls(_own(model, weights), weights, kind, {}, runtime, observed=observed(model))
+            return cls(_own(model, weights), weights, *kind, {}, runtime, observed=observed(model))
         with advising(WAY_OUT):
             program = compiled(model, precision)
         assert program.weights is not None
         read = {name: x for name, x in there.items() if _is_among(plain[name], x, program.weights.constants)}
-        return cls(_own(model, weights), weights, kind, read, runtime, compiled=program)
+        return cls(_own(model, weights), weights, *kind, read, runtime, compiled=program)
 
     @property
     def captured(self) -> Compiled:
@@ -87,8 +88,9 @@ class Engine:
             return "the model has other modules now, or other weights that lie in the same memory"
         return None
 
-    def why_not_having(self, model: nn.Module) -> str | None:
-        """Why it can't take a model's weights without being built anew, if that can be seen."""
+    def why_not_having(self, model: nn.Module, known: nn.Module | None) -> str | None:
+        """Why it can't take a model's weights without being built anew, if that can be seen. known: the one whose
+        weights it has, if it is there."""
         if not self.weights:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
@@ -97,6 +99,8 @@ class Engine:
             return "the model reads numbers off the image, and may read others now"
         if (difference := self.difference(model)) is not None:
             return difference
+        if known is not unwrapped(model) and settings(model) != self.settings:
+            return "that model has other settings"
         if any(
             (x.dtype, x.device) != (self.weights[name].dtype, self.weights[name].device)
             for name, x in named_tensors(model)
@@ -120,7 +124,7 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**kept, "weights": {}, "structure": (), "attributes": {}, "_runtimes": {}}
+        return {**kept, "weights": {}, "structure": (), "settings": (), "attributes": {}, "_runtimes": {}}
 
     # -- runtimes
 

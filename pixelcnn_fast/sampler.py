@@ -184,14 +184,14 @@ class Sampler:
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
         sampler stays as it was.
         """
-        if model is None:
-            model = None if self._changes is None else self._changes.model
+        known = None if self._changes is None else self._changes.model
+        model = known if model is None else model
         if model is None:
             why = "it is gone" if self._changes is not None else "this is a copy, or comes out of a pickle"
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        why_not = self._engine.why_not_having(model)
+        why_not = self._engine.why_not_having(model, known)
         engine = self._engine.having(model) if why_not is None else None
         if engine is None:
             because = why_not or "a weight that was zero, or that the forward reads as a number, is another now"

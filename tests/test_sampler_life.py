@@ -144,6 +144,14 @@ def test_another_model_of_the_same_kind_such_as_an_average() -> None:
         sampler.sample(1)
 
 
+def test_another_model_of_other_settings_is_not_taken_for_the_same() -> None:
+    model = Changed(lambda net, h: torch.tanh(net.a(h)))
+    sampler, other = Sampler(model, SHAPE), Changed(lambda net, h: torch.relu(net.a(h)))
+    with pytest.warns(UserWarning, match="that model has other settings"):
+        images = sampler.refresh(other).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(other, SHAPE).sample(3, noise=noise()))
+
+
 def test_a_model_that_is_gone_is_said_to_be() -> None:
     sampler = Sampler(pixelcnn(), SHAPE)
     gc.collect()

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -47,6 +48,18 @@ def attributes(module: nn.Module) -> dict[str, Tensor]:
                     if isinstance(x, Tensor) and id(x) not in registered:
                         found[f"{path}:{name}:{number}"] = x
     return found
+
+
+def settings(module: nn.Module) -> list[tuple[str, str, object]]:
+    """Numbers, texts and functions that are plain attributes, by path and name: two models of one class may differ in
+    them."""
+    kinds = (int, float, str, FunctionType, BuiltinFunctionType, type)
+    return [
+        (path, name, value)
+        for path, each in parts(module)
+        for name, value in vars(each).items()
+        if name not in STANDARD and isinstance(value, kinds)
+    ]
 
 
 def structure(module: nn.Module) -> tuple[object, ...]:
