@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.kept_module import attributes, named_tensors, settings, structure
+from pixelcnn_fast.capture.parts import attributes, named_tensors, settings, structure
 from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
-from pixelcnn_fast.capture.kept_module import attributes, named_tensors
 from pixelcnn_fast.capture.model_arguments import ModelArguments
+from pixelcnn_fast.capture.parts import attributes, named_tensors
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import warn_of_what_changes_nothing

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.kept_module import named_tensors
+from pixelcnn_fast.capture.parts import named_tensors
 
 LOOKED_AT = 16  # elements of each tensor
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.kept_module import KeptModule, named_tensors
+from pixelcnn_fast.capture.kept_module import KeptModule
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.model_arguments import (
     ModelArguments,
@@ -23,6 +23,7 @@ from pixelcnn_fast.capture.model_arguments import (
     is_integral,
     takes_labels,
 )
+from pixelcnn_fast.capture.parts import named_tensors
 from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tracer import capture
