@@ -65,7 +65,10 @@ class Engine:
         with advising(WAY_OUT):
             program = compiled(model, precision)
         assert program.weights is not None
-        read = {name: x for name, x in there.items() if _is_among(plain[name], x, program.weights.constants)}
+        constants = program.weights.constants
+        read = {name: x for name, x in there.items() if _is_among(plain[name], x, constants)}
+        if model.kept.is_borrowed and len(constants) > len(read):  # its first call may have kept something
+            read[""] = torch.empty(0)  # which no model has
         return cls(_own(model, weights), weights, *kind, read, runtime, compiled=program)
 
     @property

@@ -191,8 +191,9 @@ class Sampler:
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        why_not = self._engine.why_not_having(model, known)
-        engine = self._engine.having(model) if why_not is None else None
+        with self._engine.model.in_use():  # no thread may run a module that can't be copied
+            why_not = self._engine.why_not_having(model, known)
+            engine = self._engine.having(model) if why_not is None else None
         if engine is None:
             because = why_not or "a weight that was zero, or that the forward reads as a number, is another now"
             warnings.warn(f"the sampler is built anew, which takes longer: {because}", stacklevel=2)
@@ -203,8 +204,11 @@ class Sampler:
         return self
 
     def _tell_of_changes(self, stacklevel: int) -> None:
-        if self._changes is not None and not self._has_told and self._changes:
-            self._has_told = True
+        if self._changes is None or self._has_told:
+            return
+        with self._engine.model.in_use():
+            self._has_told = bool(self._changes)
+        if self._has_told:
             warnings.warn(
                 "the model has changed since this sampler was built, or refreshed: it draws from the model as it was "
                 "then. sampler.refresh() takes the present weights",
@@ -406,8 +410,9 @@ class Sampler:
                 return engine.model.log_probability(values, given, {})
         if (difference := engine.difference(model)) is not None:
             raise ValueError(f"{difference}: take them with refresh() first")
-        plain = {name: x.detach().clone() for name, x in attributes(model).items()}
-        return engine.model.log_probability(values, given, {**plain, **dict(named_tensors(model))})
+        with engine.model.in_use():
+            plain = {name: x.detach().clone() for name, x in attributes(model).items()}
+            return engine.model.log_probability(values, given, {**plain, **dict(named_tensors(model))})
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""

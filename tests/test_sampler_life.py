@@ -289,7 +289,7 @@ def clamped(net: Changed, h: Tensor) -> Tensor:
     return h.clamp(-0.1, 0.1) if bool(h.sum() * 0 + net.a.weight.abs().sum() > 10) else h
 
 
-HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], None]]] = {
+HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], object]]] = {
     "zero by a clamp": (
         lambda: Changed(lambda net, h: h + nn.functional.conv2d(h, net.a.weight * torch.relu(-net.g))),
         negative,
@@ -298,6 +298,11 @@ HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], None]]] = {
         lambda: Changed(lambda net, h: nn.functional.conv2d(h, nn.functional.hardshrink(net.a.weight, 0.3))),
         scaled,
     ),
+    "a comparison with zero": (
+        lambda: Changed(lambda net, h: net.a(h) + (net.a.weight != 0).float().mean()),
+        lambda net: net.a.weight.data[:3].zero_(),
+    ),
+    "a switch": (lambda: Changed(lambda net, h: net.a(h) if net.g != 0 else h), lambda net: net.g.zero_()),
     "untied": (lambda: tied(Changed(lambda net, h: net.b(net.a(h)))), untied),
     "a view of a weight": (
         lambda: aliased(Changed(lambda net, h: nn.functional.conv2d(h, net.transposed))),
@@ -662,6 +667,29 @@ def test_a_module_that_can_t_be_copied_is_as_good_as_a_copy() -> None:
     now = sampler.sample(3, noise=noise(), runtime="reference")
     assert torch.equal(now, sampler.sample(3, noise=noise())) and not torch.equal(now, before)
     assert torch.equal(model.cache, torch.zeros(6))
+
+
+class Caching(Locked):
+    """It keeps something of its weights at its first call."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.last.weight.detach() * 2
+        return nn.functional.conv2d(torch.relu(self.first(x.to(self.cache))), self.kept)
+
+
+def test_what_the_first_call_of_such_a_module_keeps_is_followed() -> None:
+    model = Caching()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler = Sampler(model, SHAPE)
+        with torch.no_grad():
+            model.last.weight.mul_(-1)
+        sampler.refresh()
+    images = (sampler.sample(3, noise=noise(), runtime=runtime) for runtime in ("cpu", "reference"))
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])

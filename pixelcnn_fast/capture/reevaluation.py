@@ -59,7 +59,7 @@ class Reevaluation:
     """Computes the tensors that are in some views after the calls of a recording, from other weights.
 
     Most guards say of some products of weights which are zero. That follows from the weights that are zero, so as long
-    as these stay so, such guards need not be looked at.
+    as these are the same, such guards need not be looked at.
     """
 
     def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
@@ -189,20 +189,19 @@ class _Zeros:
 
     def __init__(self, weights: Mapping[int, Tensor]) -> None:
         """weights: by slot."""
-        found = {slot: (x, x == 0) for slot, x in weights.items()}
-        self._weights = {
-            slot: (x, zeros)
-            for slot, (x, zeros) in found.items()
-            if not x.is_floating_point() or bool(zeros.any())
-        }
+        self._weights = {slot: (x, x == 0) for slot, x in weights.items()}
+        self._has_none = {slot for slot, (_, zeros) in self._weights.items() if not bool(zeros.any())}
 
     def are_in(self, weights: Mapping[int, Tensor]) -> bool:
-        """Whether what was zero is zero; integers must be what they were."""
+        """Whether these weights are zero in the same places; integers must be the same."""
         for slot, (before, zeros) in self._weights.items():
             x = weights[slot]
-            if x.data_ptr() == before.data_ptr() or torch.equal(x, before):
+            if x.data_ptr() == before.data_ptr():
                 continue
-            if not x.is_floating_point() or bool((x != 0).logical_and_(zeros).any()):
+            if not x.is_floating_point() or slot not in self._has_none:
+                if not torch.equal(x, before) and not (x.is_floating_point() and torch.equal(x == 0, zeros)):
+                    return False
+            elif int(x.count_nonzero()) < x.numel():
                 return False
         return True
 
@@ -215,10 +214,10 @@ NEVER_ZERO = frozenset(("rsqrt", "exp"))
 def _implied_by_zeros(
     calls: Sequence[Call], leaves: Mapping[int, Leaf], weights: Mapping[int, Tensor], guards: Sequence[Guard]
 ) -> set[Guard]:
-    """The guards on which numbers are zero that hold as long as what is zero among these weights, by slot, stays so.
+    """The guards on which numbers are zero that hold as long as these weights, by slot, are zero in the same places.
 
     They look at products, and at what is moved. That is tried with ones in the place of all that is not zero, since
-    what is zero by underflow does not stay so. A number that becomes zero besides does no harm.
+    what is zero by underflow does not stay so.
     """
     made = {slot: call for call in calls for slot in call.written}
     comparisons = {
