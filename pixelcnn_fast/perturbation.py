@@ -78,7 +78,7 @@ def _check_logits(parameters: Tensor, head: Head) -> None:
             warnings.warn(
                 f"all outputs of the model lie between 0 and 1, but {head} reads them as logits: if they are "
                 "probabilities, say so with head=heads.Bernoulli(probabilities=True)",
-                stacklevel=5,
+                stacklevel=6,
             )
     elif head.of_logits and bool((parameters >= 0).all()):
         if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):

@@ -135,7 +135,8 @@ def test_command_line(tmp_path, capsys):
     assert "1x6x8 images: causal" in text and str(out) in text
     picture = matplotlib.image.imread(out)
     assert picture.ndim == 3 and picture.shape[0] == 6 * 9  # rows of the map
-    assert main(["receptive-field", "--out", "field.jpg"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["receptive-field", "--out", "field.jpg"])
 
 
 # -- compared with the model
