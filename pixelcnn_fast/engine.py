@@ -55,9 +55,10 @@ class Engine:
         """Captures the model, or with the runtime 'reference' tests whether it is causal. ``Sampler`` says what it
         raises."""
         weights = {name: x.detach() for name, x in named_tensors(model.module)}
+        kind = structure(model.module, weights), settings(model.module)
         if model.kept.is_borrowed:
             weights = {name: x.clone() for name, x in weights.items()}
-        kind, plain = (structure(model.module), settings(model.module)), attributes(model.module)
+        plain = attributes(model.module)
         there = {name: x.detach().clone() for name, x in plain.items()}
         if runtime == "reference":
             _check_not_narrowed(precision)
@@ -84,10 +85,12 @@ class Engine:
 
     def difference(self, model: nn.Module) -> str | None:
         """How a model differs from that which it was built from in more than its numbers, if it does."""
-        present = {name: x.shape for name, x in named_tensors(model)}
-        if present != {name: x.shape for name, x in self.weights.items()}:
+        present = dict(named_tensors(model))
+        if present.keys() != self.weights.keys() or any(
+            x.shape != self.weights[name].shape for name, x in present.items()
+        ):
             return "the model's parameters and buffers have other names or shapes now"
-        if structure(model) != self.structure:
+        if structure(model, present) != self.structure:
             return "the model has other modules now, or other weights that lie in the same memory"
         return None
 
@@ -121,7 +124,8 @@ class Engine:
         program = None if self.compiled is None else self.compiled.having(weights)
         if program is None and self.compiled is not None:
             return None
-        tensors = {**weights, **{name: x.detach().clone() for name, x in attributes(model).items()}}
+        plain = attributes(model) if self.model.kept.has_attributes else {}
+        tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
         return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
 
     def __getstate__(self) -> dict[str, Any]:

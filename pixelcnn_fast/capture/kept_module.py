@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pixelcnn_fast.capture.parts import named_tensors, with_tensors
+from pixelcnn_fast.capture.parts import attributes, named_tensors, with_tensors
 from pixelcnn_fast.heads.output import Output
 
 
@@ -44,6 +44,7 @@ class KeptModule:
         self._why_gone: str | None = None
         # With its tensors, and without what a call may leave behind.
         self._untouched = module if is_borrowed else with_tensors(module, dict(named_tensors(module)))
+        self.has_attributes = bool(attributes(module))
 
     @property
     def is_borrowed(self) -> bool:
@@ -119,4 +120,5 @@ class KeptModule:
                     "'reference' and log_prob are not available",
                     stacklevel=2,
                 )
-        return {"_kept": kept, "_weights": None, "borrowed": None, "_why_gone": why}
+        left = {"_weights": None, "borrowed": None, "has_attributes": False}
+        return {**left, "_kept": kept, "_why_gone": why}

@@ -57,11 +57,11 @@ def settings(module: nn.Module) -> list[tuple[str, str, object]]:
     ]
 
 
-def structure(module: nn.Module) -> tuple[object, ...]:
-    """What must be the same for a module to take another's weights: the types of its parts, and which of its tensors
-    lie in the same memory."""
+def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object, ...]:
+    """What must be the same for a module to take another's weights: the types of its parts, and which of its tensors,
+    by name, lie in the same memory."""
     by_storage: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
-    for name, x in named_tensors(module):
+    for name, x in tensors.items():
         if x.numel() and x.device.type != "meta":
             by_storage[x.untyped_storage().data_ptr()].append((name, x))
     overlapping = []
