@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from family_targets import GATED
 from targets import Target, options, ratio, write
 
 from pixelcnn_fast import checkpoint
@@ -29,7 +30,6 @@ from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, Model
 from pixelcnn_fast.sampler import Sampler
 
-GATED: dict[str, Any] = dict(input_channels=1, hidden_channels=64, dilations=[1, 2, 1, 4, 1, 2, 1])
 SHARE = 10  # percent of the time that building takes: the most that refreshing may take
 
 
@@ -47,9 +47,7 @@ CASES = [
     Case("default PixelCNN, 3x32x32", random_model, 32, 0.040, 0.015),
     Case(
         "Gated PixelCNN, 64 x 7 blocks, 28x28",
-        lambda: random_model(
-            family=GatedPixelCNN, input_channels=1, hidden_channels=64, dilations=[1, 2, 1, 4, 1, 2, 1]
-        ),
+        lambda: random_model(family=GatedPixelCNN, **GATED),
         28,
     ),
     Case("packaged digits, 28x28", lambda: checkpoint.load("mnist"), 28),

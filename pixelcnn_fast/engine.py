@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import attributes, named_tensors, settings, structure
+from pixelcnn_fast.capture.parts import are_equal, attributes, named_tensors, settings, structure
 from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
@@ -113,7 +113,7 @@ class Engine:
         ):
             return "the model has another dtype or device now"
         there = attributes(model) if self.attributes else {}
-        if not all(name in there and _are_equal(x, there[name]) for name, x in self.attributes.items()):
+        if not all(name in there and are_equal(x, there[name]) for name, x in self.attributes.items()):
             return "a tensor that the model has as a plain attribute is another now"
         return None
 
@@ -226,11 +226,7 @@ def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
 def _is_among(x: Tensor, before: Tensor, constants: Sequence[Tensor]) -> bool:
     """Whether a tensor, which was another ``before`` the model ran, is one of the constants."""
     storage = x.untyped_storage().data_ptr()
-    return any(c.untyped_storage().data_ptr() == storage or _are_equal(c, before) for c in constants)
-
-
-def _are_equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+    return any(c.untyped_storage().data_ptr() == storage or are_equal(c, before) for c in constants)
 
 
 def _kept(x: Tensor, before: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import named_tensors
+from pixelcnn_fast.capture.parts import are_equal, named_tensors
 
 LOOKED_AT = 16  # elements of each tensor
 
@@ -40,7 +40,7 @@ class Changes:
             return False
         present = dict(named_tensors(model))
         known = self._weights
-        if present.keys() == known.keys() and all(_are_equal(x, known[name]) for name, x in present.items()):
+        if present.keys() == known.keys() and all(are_equal(x, known[name]) for name, x in present.items()):
             self._marks, self._elements = marks, elements
             return False
         return True
@@ -65,7 +65,3 @@ def _some_of(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x.as_strided((count,), (step,), x.storage_offset())
     return x.reshape(-1)[::step]
-
-
-def _are_equal(x: Tensor, y: Tensor) -> bool:
-    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)

@@ -32,15 +32,10 @@ class KeptModule:
     with a warning.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        output: Output = None,
-        weights: Mapping[str, Tensor] | None = None,
-        is_borrowed: bool = False,
-    ) -> None:
+    def __init__(self, module: nn.Module, output: Output = None, is_borrowed: bool = False) -> None:
         self._kept: tuple[nn.Module, Output] | bytes = (module, output)  # or pickled
-        self._weights, self.borrowed = weights, module if is_borrowed else None
+        self._weights: Mapping[str, Tensor] | None = None
+        self.borrowed = module if is_borrowed else None
         self._why_gone: str | None = None
         # With its tensors, and without what a call may leave behind.
         self._untouched = module if is_borrowed else with_tensors(module, dict(named_tensors(module)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.private_copy import unwrapped
@@ -78,6 +79,11 @@ def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object,
 def _span(x: Tensor) -> int:
     """How many elements of its storage a tensor spans."""
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def are_equal(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are the same: their numbers, dtype and device."""
+    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -53,16 +53,15 @@ class Drawing:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def check(self, n: int) -> None:
-        """Raises ValueError for what can't be drawn, as far as can be told before it is."""
+        """Raises ValueError for labels or conditions that are too many or too few."""
         for name, values in (("labels", self.labels), ("condition", self.condition)):
             if values is not None and not callable(values) and len(values) != n:
                 raise ValueError(
                     f"{name}: {len(values)} are given, expected {n}, or a function of images' numbers"
                 )
-        self._none()
 
     def settings(self, n: int) -> dict[str, Any]:
-        """All that decides n images, for the manifest."""
+        """All that decides n images, for the manifest. Raises what drawing does for arguments that it refuses."""
         options = {
             field.name: self.arguments.get(field.name, field.default) for field in fields(SamplingOptions)
         }
@@ -87,8 +86,7 @@ class Drawing:
         try:
             values, log_probabilities = self._sampled(images, labels, condition)
         except NonFiniteLogits as error:
-            image, *rest = error.location
-            raise NonFiniteLogits(images.start + image, *rest) from None
+            raise error.moved(images.start) from None
         found = {"images": values, "log_probabilities": log_probabilities}
         return found if labels is None else {**found, "labels": labels.long().cpu()}
 
