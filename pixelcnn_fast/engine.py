@@ -34,6 +34,10 @@ LARGEST_ON_GPU = 64
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
+class MustBeBuilt(Exception):
+    """Why an engine can't take a model's weights."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """weights: the model's parameters and buffers, by name, none once it was pickled; structure, settings: of its
@@ -83,9 +87,9 @@ class Engine:
     def precision(self) -> Precision:
         return "same" if self.compiled is None else self.compiled.precision
 
-    def difference(self, model: nn.Module) -> str | None:
-        """How a model differs from that which it was built from in more than its numbers, if it does."""
-        present = dict(named_tensors(model))
+    def difference(self, model: nn.Module, present: Mapping[str, Tensor]) -> str | None:
+        """How a model differs from that which it was built from in more than its numbers, if it does. present: its
+        parameters and buffers."""
         if present.keys() != self.weights.keys() or any(
             x.shape != self.weights[name].shape for name, x in present.items()
         ):
@@ -94,39 +98,45 @@ class Engine:
             return "the model has other modules now, or other weights that lie in the same memory"
         return None
 
-    def why_not_having(self, model: nn.Module, known: nn.Module | None) -> str | None:
-        """Why it can't take a model's weights without being built anew, if that can be seen. known: the one whose
-        weights it has, if it is there."""
+    def having(self, model: nn.Module, known: nn.Module | None) -> Engine:
+        """The same with the present weights of a model. known: the model whose weights it has, if it is there.
+
+        Raises MustBeBuilt, saying why, if only a new one can have them.
+        """
+        present = dict(named_tensors(model))
+        if (why := self._why_not_having(model, present, known)) is not None:
+            raise MustBeBuilt(why)
+        weights = {name: _kept(x, self.weights[name]) for name, x in present.items()}
+        program = None if self.compiled is None else self.compiled.having(weights)
+        if program is None and self.compiled is not None:
+            raise MustBeBuilt("a weight that was zero, or that the forward reads as a number, is another now")
+        plain = attributes(model) if self.model.kept.has_attributes else {}
+        tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
+        return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
+
+    def _why_not_having(
+        self, model: nn.Module, present: Mapping[str, Tensor], known: nn.Module | None
+    ) -> str | None:
+        """What can be seen before the weights are evaluated."""
         if not self.weights:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
         if self.compiled is not None and self.compiled.program.branches:
             return "the model reads numbers off the image, and may read others now"
-        if (difference := self.difference(model)) is not None:
+        if (difference := self.difference(model, present)) is not None:
             return difference
         if known is not unwrapped(model) and settings(model) != self.settings:
             return "that model has other settings"
         if any(
             (x.dtype, x.device) != (self.weights[name].dtype, self.weights[name].device)
-            for name, x in named_tensors(model)
+            for name, x in present.items()
         ):
             return "the model has another dtype or device now"
         there = attributes(model) if self.attributes else {}
         if not all(name in there and are_equal(x, there[name]) for name, x in self.attributes.items()):
             return "a tensor that the model has as a plain attribute is another now"
         return None
-
-    def having(self, model: nn.Module) -> Engine | None:
-        """The same with the present weights of a model; None if it must be built anew, since what was dropped, or read
-        as a number, is another now."""
-        weights = {name: _kept(x, self.weights[name]) for name, x in named_tensors(model)}
-        program = None if self.compiled is None else self.compiled.having(weights)
-        if program is None and self.compiled is not None:
-            return None
-        plain = attributes(model) if self.model.kept.has_attributes else {}
-        tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
-        return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
@@ -231,7 +241,7 @@ def _is_among(x: Tensor, before: Tensor, constants: Sequence[Tensor]) -> bool:
 
 def _kept(x: Tensor, before: Tensor) -> Tensor:
     """What it was before, if that is the same, as for masks; else a copy."""
-    return before if not x.requires_grad and torch.equal(x, before) else x.detach().clone()
+    return before if not x.requires_grad and are_equal(x, before) else x.detach().clone()
 
 
 def _check_not_narrowed(precision: Precision) -> None:

@@ -19,7 +19,7 @@ from pixelcnn_fast.capture.parts import attributes, named_tensors
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import warn_of_what_changes_nothing
-from pixelcnn_fast.engine import Engine
+from pixelcnn_fast.engine import Engine, MustBeBuilt
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head
@@ -192,11 +192,13 @@ class Sampler:
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
         with self._engine.model.in_use():  # no thread may run a module that can't be copied
-            why_not = self._engine.why_not_having(model, known)
-            engine = self._engine.having(model) if why_not is None else None
-        if engine is None:
-            because = why_not or "a weight that was zero, or that the forward reads as a number, is another now"
-            warnings.warn(f"the sampler is built anew, which takes longer: {because}", stacklevel=2)
+            why_not = None
+            try:
+                engine = self._engine.having(model, known)
+            except MustBeBuilt as reason:
+                why_not = str(reason)
+        if why_not is not None:
+            warnings.warn(f"the sampler is built anew, which takes longer: {why_not}", stacklevel=2)
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             with undisturbed(wrapped.device):
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
@@ -408,11 +410,12 @@ class Sampler:
         if model is None:
             with torch.no_grad():
                 return engine.model.log_probability(values, given, {})
-        if (difference := engine.difference(model)) is not None:
+        present = dict(named_tensors(model))
+        if (difference := engine.difference(model, present)) is not None:
             raise ValueError(f"{difference}: take them with refresh() first")
         with engine.model.in_use():
             plain = {name: x.detach().clone() for name, x in attributes(model).items()}
-            return engine.model.log_probability(values, given, {**plain, **dict(named_tensors(model))})
+            return engine.model.log_probability(values, given, {**plain, **present})
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.private_copy import unwrapped
 from pixelcnn_fast.program.calls import leaves
 
+LARGE, WORD = 1 << 16, 8  # bytes
 STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
 
 
@@ -83,7 +84,20 @@ def _span(x: Tensor) -> int:
 
 def are_equal(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are the same: their numbers, dtype and device."""
-    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
+        return False
+    if x.nbytes >= LARGE and _is_of_words(x) and _is_of_words(y) and torch.equal(_words(x), _words(y)):
+        return True  # which takes half the time
+    return torch.equal(x, y)
+
+
+def _is_of_words(x: Tensor) -> bool:
+    starts = int(x.storage_offset()) * x.itemsize
+    return x.is_contiguous() and not x.is_conj() and starts % WORD == 0 and x.nbytes % WORD == 0
+
+
+def _words(x: Tensor) -> Tensor:
+    return x.detach().flatten().view(torch.int64)
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -39,10 +39,10 @@ constexpr int64_t bytes_of_block(int depth) {
 template <class T, class W>
 void pack_blocks(const T* weight, int depth, int channels, char* packed) {
   const int blocks = (channels + kBlock<T> - 1) / kBlock<T>;
-  __builtin_memset(packed, 0, blocks * bytes_of_block<T, W>(depth));
   for (int b = 0; b < blocks; b++) {
     auto* words = reinterpret_cast<typename W::Word*>(packed + b * bytes_of_block<T, W>(depth));
     const int rest = channels - b * kBlock<T>, here = rest < kBlock<T> ? rest : kBlock<T>;
+    if (here < kBlock<T> || W::depths > 1) __builtin_memset(words, 0, bytes_of_block<T, W>(depth));
     for (int k = 0; k < depth; k++)
       for (int c = 0; c < here; c++)
         W::put(words + int64_t{k / W::depths} * kBlock<T> + c, k % W::depths,
