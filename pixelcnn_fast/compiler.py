@@ -64,12 +64,11 @@ class Compiled:
         first = self.first or self
         if first.weights is None:
             return None
-        with collecting_later():
-            constants = first.evaluation(weights)
-            if constants is None:
-                return None
-            in_turn = iter(constants)
-            return replace(first.converted(lambda _: next(in_turn)), first=first)
+        constants = first.evaluation(weights)
+        if constants is None:
+            return None
+        in_turn = iter(constants)
+        return replace(first.converted(lambda _: next(in_turn)), first=first)
 
     @cached_property
     def evaluation(self) -> Reevaluation:

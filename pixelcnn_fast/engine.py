@@ -106,10 +106,11 @@ class Engine:
         present = dict(named_tensors(model))
         if (why := self._why_not_having(model, present, known)) is not None:
             raise MustBeBuilt(why)
-        weights = {name: _kept(x, self.weights[name]) for name, x in present.items()}
-        program = None if self.compiled is None else self.compiled.having(weights)
+        taken = _Taken(present, self.weights)
+        program = None if self.compiled is None else self.compiled.having(taken)
         if program is None and self.compiled is not None:
             raise MustBeBuilt("a weight that was zero, or that the forward reads as a number, is another now")
+        weights = {name: taken[name] for name in present}
         plain = attributes(model) if self.model.kept.has_attributes else {}
         tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
         return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
@@ -239,9 +240,17 @@ def _is_among(x: Tensor, before: Tensor, constants: Sequence[Tensor]) -> bool:
     return any(c.untyped_storage().data_ptr() == storage or are_equal(c, before) for c in constants)
 
 
-def _kept(x: Tensor, before: Tensor) -> Tensor:
-    """What it was before, if that is the same, as for masks; else a copy."""
-    return before if not x.requires_grad and are_equal(x, before) else x.detach().clone()
+class _Taken(dict[str, Tensor]):
+    """Copies of a model's tensors, each made when it is first asked for, and soon read, while it is in the caches."""
+
+    def __init__(self, present: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+        self._present, self._before = present, before
+
+    def __missing__(self, name: str) -> Tensor:
+        """What it was before, if that is the same, as for masks; else a copy."""
+        x, before = self._present[name], self._before[name]
+        self[name] = found = before if not x.requires_grad and are_equal(x, before) else x.detach().clone()
+        return found
 
 
 def _check_not_narrowed(precision: Precision) -> None:

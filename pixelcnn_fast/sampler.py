@@ -18,7 +18,7 @@ from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.parts import attributes, named_tensors
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import warn_of_what_changes_nothing
+from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
 from pixelcnn_fast.engine import Engine, MustBeBuilt
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.fingerprint import fingerprint
@@ -174,11 +174,11 @@ class Sampler:
     def refresh(self, model: nn.Module | None = None) -> Sampler:
         """Takes the model's present parameters and buffers -> itself.
 
-        The model is not captured again, which takes a tenth of the time of building a sampler or less: for training
-        loops that sample after every step. What is neither a parameter nor a buffer, such as a number in an attribute,
-        stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a number that the forward
-        reads off its weights is another, the sampler is built anew, with a warning. Samples that other threads are
-        drawing are still from the weights that they began with.
+        The model is not captured again, which takes a few percent of the time of building a sampler (the first time,
+        more): for training loops that sample after every step. What is neither a parameter nor a buffer, such as a
+        number in an attribute, stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a
+        number that the forward reads off its weights is another, the sampler is built anew, with a warning. Samples
+        that other threads are drawing are still from the weights that they began with.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -191,19 +191,23 @@ class Sampler:
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
+        with collecting_later():
+            self._take(model, known)
+        return self
+
+    def _take(self, model: nn.Module, known: nn.Module | None) -> None:
+        why_not = None
         with self._engine.model.in_use():  # no thread may run a module that can't be copied
-            why_not = None
             try:
                 engine = self._engine.having(model, known)
             except MustBeBuilt as reason:
                 why_not = str(reason)
         if why_not is not None:
-            warnings.warn(f"the sampler is built anew, which takes longer: {why_not}", stacklevel=2)
+            warnings.warn(f"the sampler is built anew, which takes longer: {why_not}", stacklevel=3)
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             with undisturbed(wrapped.device):
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
-        return self
 
     def _tell_of_changes(self, stacklevel: int) -> None:
         if self._changes is None or self._has_told:

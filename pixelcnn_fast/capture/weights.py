@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixelcnn_fast.capture.guards import Guard
 from pixelcnn_fast.capture.recorder import Leaf, Recorder
-from pixelcnn_fast.capture.reevaluation import Guard, Reevaluation
+from pixelcnn_fast.capture.reevaluation import Reevaluation
 from pixelcnn_fast.program.calls import flat, leaves
 
 WEIGHTS = "weights"
