@@ -1,0 +1,48 @@
+"""What the tests of a sampler's life have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+SHAPE = (1, 5, 6)
+STALE = "the model has changed since this sampler was built, or refreshed"
+
+
+def noise(n: int = 3) -> Tensor:
+    return torch.rand(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within the context, a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def take(model: nn.Module, other: nn.Module) -> None:
+    model.load_state_dict(other.state_dict())
+
+
+class InPlace(nn.Module):
+    """It masks its weight in place when it is called, caches something, and checkpoints a part of itself."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 6, (2, 3)), nn.Conv2d(6, 5, 1)
+        self.register_buffer("mask", torch.tensor([[1.0, 1, 1], [1, 0, 0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.weight.data *= self.get_buffer("mask")
+        self.cached = x
+        h = self.first(nn.functional.pad(x.to(self.first.weight), (1, 1, 1, 0)))
+        return checkpoint(lambda h: self.last(torch.relu(h)), h, use_reentrant=False)

@@ -1,0 +1,120 @@
+"""Copies of samplers, pickles, and what is printed."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, models
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, noise, silence, take
+from tests.system.networks import pixelcnn
+
+
+class Hooked(models.PixelCNN):
+    """It holds a function that can't be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 8, 1, n_classes=3)
+        self.scale = lambda x: x * 2
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.scale(super().forward(images, labels))
+
+
+def through(copied: Callable[[Sampler], Sampler]) -> tuple[Sampler, Sampler, nn.Module]:
+    torch.manual_seed(0)
+    model = models.PixelCNN(1, 8, 1, n_classes=3).eval()
+    sampler = Sampler(model, SHAPE)
+    return sampler, copied(sampler), model
+
+
+WAYS: dict[str, Callable[[Sampler], Sampler]] = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda sampler: pickle.loads(pickle.dumps(sampler)),
+    "pickled twice": lambda sampler: pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(sampler)))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_draws_the_same_and_stands_alone(way: str) -> None:
+    sampler, other, model = through(WAYS[way])
+    labels, images = torch.tensor([0, 2, 1]), torch.zeros(3, *SHAPE, dtype=torch.uint8)
+    expected = sampler.sample(3, labels, noise=noise())
+    scored = sampler.log_prob(images, labels).detach()
+    take(model, trained_on(model))
+    for runtime in ("cpu", "eager", "reference"):
+        with silence():
+            assert torch.equal(other.sample(3, labels, noise=noise(), runtime=runtime), expected)
+    assert torch.equal(other.log_prob(images, labels), scored)
+    assert not other.log_prob(images, labels).requires_grad
+    with pytest.raises(ValueError, match=r"copy, or comes out of a pickle: pass refresh\(model\)"):
+        other.refresh()
+    if way == "copy":  # it has what evaluates weights again
+        with silence():
+            other.refresh(model)
+    else:
+        with pytest.warns(UserWarning, match="built anew.*pickle"):
+            other.refresh(model)
+    new = Sampler(model, SHAPE).sample(3, labels, noise=noise())
+    assert torch.equal(other.sample(3, labels, noise=noise()), new) and not torch.equal(new, expected)
+    with silence():
+        other.refresh()
+
+
+def test_a_module_that_can_t_be_pickled_is_left_behind() -> None:
+    sampler, labels = Sampler(Hooked().eval(), SHAPE), torch.tensor([0, 2, 1])
+    with pytest.warns(UserWarning, match="travels without its module, which can't be pickled"):
+        data = pickle.dumps(sampler)
+    other = pickle.loads(data)
+    assert torch.equal(*(each.sample(3, labels, noise=noise()) for each in (sampler, other)))
+    for act in (
+        lambda: other.sample(3, labels, runtime="reference"),
+        lambda: other.log_prob(torch.zeros(3, *SHAPE, dtype=torch.uint8), labels),
+    ):
+        with pytest.raises(RuntimeError, match="out of a pickle without its module"):
+            act()
+    with pytest.raises(ValueError, match="labels span"):
+        other.sample(3, torch.tensor([0, 3, 1]))
+    assert "was not pickled" in repr(other)
+    with silence():
+        pickle.dumps(other)
+    with silence():  # a copy needs no pickle
+        assert copy.deepcopy(sampler).sample(3, labels, noise=noise(), runtime="reference").shape == (3, *SHAPE)
+
+
+class Drawn(torch.utils.data.Dataset):
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.sampler.sample(1, torch.tensor([index]), noise=noise(1))
+
+
+def test_the_workers_of_a_data_loader_draw() -> None:
+    sampler = Sampler(models.PixelCNN(1, 8, 1, n_classes=3).eval(), SHAPE)
+    data = Drawn(sampler)
+    loader = torch.utils.data.DataLoader(
+        data, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
+    )
+    for index, image in enumerate(loader):
+        assert torch.equal(image[0], data[index])
+
+
+def test_what_is_printed() -> None:
+    sampler = Sampler(models.PixelCNN(1, 8, 1, n_classes=3).eval(), SHAPE, precision="bf16")
+    assert repr(sampler).startswith("<Sampler of PixelCNN: images 1x5x6, Categorical(levels=256, layout=")
+    assert "labels 0...2, runtime 'cpu', precision 'bf16'" in repr(sampler) and "MB of weights>" in repr(
+        sampler
+    )
+    assert "runtime 'reference'>" in repr(Sampler(pixelcnn(), SHAPE, runtime="reference"))

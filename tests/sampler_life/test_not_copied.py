@@ -1,0 +1,95 @@
+"""Modules that can't be copied are used as if they were copies, and keep nothing."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, likelihood
+from tests.sampler_life.common import SHAPE, STALE, InPlace, noise
+from tests.system.networks import ABOVE, LEFT, Masked
+
+
+class NotCopied(InPlace):
+    def __deepcopy__(self, memo: dict) -> NotCopied:
+        raise TypeError("there is only one")
+
+
+class Locked(nn.Module):
+    """It can't be copied, and assigns a buffer."""
+
+    levels = 5
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lock, self.first, self.last = threading.Lock(), Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
+        self.register_buffer("cache", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x.to(self.cache)))
+        self.cache = h.detach()[0, :, 0, 0]
+        return self.last(h)
+
+
+def test_a_module_that_can_t_be_copied_is_as_good_as_a_copy() -> None:
+    model = Locked()
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE)
+    assert torch.equal(model.cache, torch.zeros(6))
+    before = sampler.sample(3, noise=noise())
+    with torch.no_grad():
+        model.last.weight.mul_(-1)
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise(), runtime="reference"), before)
+    found, expected = sampler.log_prob(images), -likelihood.nll(model, images)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(x.sum(), model.last.weight)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients)
+    model.cache = torch.zeros(6)
+    sampler.refresh()
+    now = sampler.sample(3, noise=noise(), runtime="reference")
+    assert torch.equal(now, sampler.sample(3, noise=noise())) and not torch.equal(now, before)
+    assert torch.equal(model.cache, torch.zeros(6))
+
+
+class Caching(Locked):
+    """It keeps something of its weights at its first call."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.last.weight.detach() * 2
+        return nn.functional.conv2d(torch.relu(self.first(x.to(self.cache))), self.kept)
+
+
+def test_what_the_first_call_of_such_a_module_keeps_is_followed() -> None:
+    model = Caching()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler = Sampler(model, SHAPE)
+        with torch.no_grad():
+            model.last.weight.mul_(-1)
+        sampler.refresh()
+    images = (sampler.sample(3, noise=noise(), runtime=runtime) for runtime in ("cpu", "reference"))
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_borrowed_module_keeps_nothing_of_what_its_forward_left(runtime: str) -> None:
+    model = NotCopied().train()
+    model.last.eval()
+    modes, attributes = [m.training for m in model.modules()], vars(model).keys()
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE, runtime=runtime)  # type: ignore[arg-type]  # a str
+    sampler.sample(2)
+    with pytest.warns(UserWarning, match="can't be copied"):
+        likelihood.bits_per_dim(model, [torch.zeros(1, *SHAPE, dtype=torch.uint8)])
+    assert [m.training for m in model.modules()] == modes and vars(model).keys() == attributes

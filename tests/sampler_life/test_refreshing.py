@@ -1,0 +1,330 @@
+"""Refreshing a sampler: it is then as a new one, or is built anew and says so."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, likelihood
+from pixelcnn_fast.errors import NotCausal
+from tests.capture.test_weights import trained_on, weights_of
+from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
+from tests.system.foreign import NETWORKS
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
+    network = NETWORKS[name]
+    model = network.model()
+    sampler, trained = network.sampler(model), trained_on(model)
+    take(model, trained)
+    branches = sampler._engine.captured.program.branches
+    with pytest.warns(UserWarning, match="reads numbers off the image") if branches else silence():
+        assert sampler.refresh() is sampler
+    new = network.sampler(trained)
+    found, expected = (weights_of(each._engine.captured) for each in (sampler, new))
+    assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+    n, generator = 3, torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 2, 1]) if new._engine.model.conditional else None
+    shape = new._engine.model.condition_shape
+    condition = None if shape is None else torch.randn(n, *shape, generator=generator)
+    if condition is not None and new._engine.model.codes is not None:
+        condition = torch.randint(2, condition.shape, generator=generator)
+    for runtime in ("eager", "cpu", "reference"):
+        seeds = (torch.Generator().manual_seed(1) for _ in range(2))
+        images = [
+            each.sample(n, labels, generator=next(seeds), condition=condition, runtime=runtime)
+            for each in (sampler, new)
+        ]
+        assert torch.equal(*images)
+
+
+def test_it_can_be_refreshed_again_and_again() -> None:
+    model = pixelcnn(classes=3)
+    sampler, labels = Sampler(model, SHAPE), torch.tensor([0, 2, 1])
+    first = sampler.sample(3, labels, noise=noise())
+    for by in (0.1, 0.2, 0.3):
+        take(model, trained_on(model, by))
+        with silence():
+            images = sampler.refresh().sample(3, labels, noise=noise())
+        assert not torch.equal(images, first)
+        for runtime in ("auto", "reference"):
+            assert torch.equal(Sampler(model, SHAPE).sample(3, labels, noise=noise(), runtime=runtime), images)
+
+
+@pytest.mark.parametrize("settings", [dict(precision="bf16"), dict(runtime="reference")])
+def test_whatever_it_was_built_with(settings: dict) -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE, **settings)
+    take(model, trained_on(model))
+    with silence():
+        images = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model, SHAPE, **settings).sample(3, noise=noise()))
+
+
+def test_a_weight_that_was_zero_makes_it_build_anew_and_say_so() -> None:
+    model = pixelcnn()
+    with torch.no_grad():
+        model.conv_in.weight[:, :, 0, 0] = 0
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    with pytest.warns(UserWarning, match="built anew, which takes longer: a weight that was zero"):
+        sampler.refresh()
+    with silence():
+        images = sampler.sample(3, noise=noise())
+        take(model, trained_on(model))
+        sampler.refresh()
+    assert not torch.equal(images, sampler.sample(3, noise=noise()))
+    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+def test_a_model_that_leaks_now_is_refused_and_the_sampler_stays_as_it_was() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    before = sampler.sample(3, noise=noise())
+    with torch.no_grad():
+        model.conv_in.mask.fill_(1)
+    with pytest.warns(UserWarning, match="built anew"), pytest.raises(NotCausal):
+        sampler.refresh()
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), before)
+
+
+def test_a_model_of_other_parameters_makes_it_build_anew() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    with pytest.warns(UserWarning, match="the model has another dtype or device now"):
+        sampler.refresh(model.double())
+    assert sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)).dtype == torch.float64
+
+
+def test_another_model_of_the_same_kind_such_as_an_average() -> None:
+    model = pixelcnn()
+    average, sampler = trained_on(model), Sampler(model, SHAPE)
+    expected = Sampler(average, SHAPE).sample(3, noise=noise())
+    with silence():
+        assert torch.equal(sampler.refresh(average).sample(3, noise=noise()), expected)
+        take(model, trained_on(model, 0.2))  # it is not watched any more
+        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+    take(average, model)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_another_model_of_other_settings_is_not_taken_for_the_same() -> None:
+    model = Changed(lambda net, h: torch.tanh(net.a(h)))
+    sampler, other = Sampler(model, SHAPE), Changed(lambda net, h: torch.relu(net.a(h)))
+    with pytest.warns(UserWarning, match="that model has other settings"):
+        images = sampler.refresh(other).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(other, SHAPE).sample(3, noise=noise()))
+
+
+def test_a_model_that_is_gone_is_said_to_be() -> None:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    gc.collect()
+    with silence():
+        images = sampler.sample(3, noise=noise())
+    with pytest.raises(ValueError, match=r"since it is gone: pass refresh\(model\)"):
+        sampler.refresh()
+    with silence():
+        assert torch.equal(sampler.refresh(pixelcnn()).sample(3, noise=noise()), images)
+    with pytest.raises(ValueError, match="expected a torch.nn.Module"):
+        sampler.refresh(3)  # type: ignore[arg-type]  # no module
+
+
+def test_wrapped_models_are_refreshed_too() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.DataParallel(pixelcnn())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model = Outer()
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    with silence():
+        images = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+def test_tied_weights_stay_tied() -> None:
+    class Tied(nn.Module):
+        levels = 5
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.a = Masked(1, 5, [*ABOVE, *LEFT]), nn.Conv2d(5, 5, 1)
+            self.b = nn.Conv2d(5, 5, 1)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(torch.relu(self.first(x.float())))))
+
+    model = Tied()
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    with silence():
+        sampler.refresh()
+    expected = Sampler(model, SHAPE).sample(3, noise=noise())
+    for runtime in ("cpu", "reference"):
+        assert torch.equal(sampler.sample(3, noise=noise(), runtime=runtime), expected)
+    images = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
+    gradient, expected = (
+        torch.autograd.grad(log_p.sum(), model.a.weight)[0]
+        for log_p in (sampler.log_prob(images), -likelihood.nll(model, images))
+    )
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_began_with() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    expected = sampler.sample(40, noise=noise(40), runtime="reference")
+    trained, began, found = trained_on(model), threading.Event(), []
+
+    def draw() -> None:
+        began.set()
+        found.append(sampler.sample(40, noise=noise(40), runtime="reference", batch_size=1))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    began.wait()
+    while thread.is_alive():
+        take(model, trained)
+        sampler.refresh()
+    thread.join()
+    assert torch.equal(found[0], expected)
+
+
+# Each changes a model that may be anything, as ``Changed.mid`` is.
+class Changed(nn.Module):
+    levels = 5
+    g: Tensor
+    table: Tensor
+    transposed: Tensor
+    cache: Tensor
+
+    def __init__(self, mid: Callable[[Changed, Tensor], Tensor] = lambda net, h: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.a, self.b = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.register_buffer("g", torch.ones(()))
+        self.register_buffer("table", torch.ones(1, 1, 1).expand(6, 1, 1))
+        self.last, self.mid = nn.Conv2d(6, 5, 1), mid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.mid(self, self.first(x.to(self.g)))))
+
+
+def untied(net: Changed) -> None:
+    net.b.weight = nn.Parameter(net.b.weight * 2)
+
+
+def scaled(net: Changed) -> None:
+    net.a.weight.data.mul_(1.9)
+
+
+def negative(net: Changed) -> None:
+    net.g.data.fill_(-1)
+
+
+def tied(net: Changed) -> Changed:
+    net.b.weight = net.a.weight
+    return net
+
+
+def nested(net: Changed) -> None:
+    net.a = nn.Sequential(net.a)  # type: ignore[assignment]  # which does the same
+
+
+def aliased(net: Changed) -> Changed:
+    net.transposed = net.a.weight.detach().transpose(0, 1)
+    return net
+
+
+def cached(net: Changed, h: Tensor) -> Tensor:
+    if not hasattr(net, "cache"):
+        net.cache = net.a.weight * 2
+    return nn.functional.conv2d(h, net.cache)
+
+
+def clamped(net: Changed, h: Tensor) -> Tensor:
+    h = net.a(h)
+    return h.clamp(-0.1, 0.1) if bool(h.sum() * 0 + net.a.weight.abs().sum() > 10) else h
+
+
+HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], object]]] = {
+    "zero by a clamp": (
+        lambda: Changed(lambda net, h: h + nn.functional.conv2d(h, net.a.weight * torch.relu(-net.g))),
+        negative,
+    ),
+    "zero by a threshold": (
+        lambda: Changed(lambda net, h: nn.functional.conv2d(h, nn.functional.hardshrink(net.a.weight, 0.3))),
+        scaled,
+    ),
+    "a comparison with zero": (
+        lambda: Changed(lambda net, h: net.a(h) + (net.a.weight != 0).float().mean()),
+        lambda net: net.a.weight.data[:3].zero_(),
+    ),
+    "a switch": (lambda: Changed(lambda net, h: net.a(h) if net.g != 0 else h), lambda net: net.g.zero_()),
+    "untied": (lambda: tied(Changed(lambda net, h: net.b(net.a(h)))), untied),
+    "a view of a weight": (
+        lambda: aliased(Changed(lambda net, h: nn.functional.conv2d(h, net.transposed))),
+        scaled,
+    ),
+    "a cache": (lambda: Changed(cached), scaled),
+    "a branch on the image": (lambda: Changed(clamped), scaled),
+    "an expanded buffer": (
+        lambda: Changed(lambda net, h: net.a(h) * net.table),
+        lambda net: setattr(net, "table", torch.full((6, 1, 1), 2.0)),
+    ),
+    "other modules": (
+        lambda: Changed(lambda net, h: net.b(net.a(h))),
+        nested,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_weights_alone_do_not_tell_is_followed_or_built_anew(name: str) -> None:
+    built, change = HARD[name]
+    model = built()
+    sampler = Sampler(model, SHAPE)
+    change(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler.refresh()
+        new = Sampler(model, SHAPE)
+    images = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
+    for runtime in ("cpu", "eager", "reference"):
+        assert torch.equal(*(each.sample(3, noise=noise(), runtime=runtime) for each in (sampler, new)))
+    torch.testing.assert_close(sampler.log_prob(images), new.log_prob(images))
+
+
+def test_log_prob_of_another_structure_is_refused() -> None:
+    model = Changed()
+    sampler = Sampler(model, SHAPE)
+    model.more = nn.Conv2d(6, 6, 1)
+    with pytest.raises(ValueError, match=r"other names or shapes now: take them with refresh\(\) first"):
+        sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+
+
+def test_an_average_of_pytorch_s_is_taken_for_its_model() -> None:
+    model = pixelcnn()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    sampler = Sampler(model, SHAPE)
+    take(model, trained_on(model))
+    average.update_parameters(model)
+    with silence():
+        images = sampler.refresh(average).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(average, SHAPE).sample(3, noise=noise()))
