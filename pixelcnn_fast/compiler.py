@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
@@ -58,9 +58,10 @@ class Compiled:
     whole: Program | None
     first: Compiled | None = None
 
-    def having(self, weights: Mapping[str, Tensor]) -> Compiled | None:
-        """The same with other weights of the model, by name; None if it must be compiled anew, since what is zero, or
-        a number that Python read, is another now, or since it comes out of a pickle."""
+    def having(self, weights: MutableMapping[str, Tensor]) -> Compiled | None:
+        """The same with other weights of the model, by name, among which it puts those into which the model writes;
+        None if it must be compiled anew, since what is zero, or a number that Python read, is another now, or since it
+        comes out of a pickle."""
         first = self.first or self
         if first.weights is None:
             return None

@@ -191,7 +191,7 @@ class Sampler:
             raise ValueError(f"there is no model to take weights from, since {why}: pass refresh(model)")
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
-        with collecting_later():
+        with collecting_later(), torch.inference_mode(False):
             self._take(model, known)
         return self
 

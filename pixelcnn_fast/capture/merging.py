@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
+import torch
+
 from pixelcnn_fast.program.calls import Call, View, map_leaves, plain_name
 
-# Element by element, and rounded in one way only: the same bit by bit, however many elements there are.
+# Element by element, and in float32 and float64 rounded in one way only: the same bit by bit, however many elements
+# there are.
 ELEMENTWISE = frozenset(("mul", "add", "sub", "neg", "_to_copy", "div", "sqrt", "rsqrt", "reciprocal"))
 SMALL = 4096  # elements: a call on fewer takes more time than copying them
 
@@ -102,10 +105,16 @@ class Merged:
             return (call,)
         (result,) = call.outputs
         is_plain = result.is_contiguous and result.offset == 0 and result.slot not in self._of_two_dtypes
-        if not is_plain or result.dtype.is_complex or "alpha" in call.kwargs:
+        is_exact = result.dtype in (torch.float32, torch.float64) or plain_name(call.name) == "_to_copy"
+        if not is_plain or not is_exact or "alpha" in call.kwargs:
             return (call,)
-        args = [replace(x, offset=0) if isinstance(x, View) and x.size == result.size else x for x in call.args]
-        return call.name, *args, *call.kwargs.items(), result.size, result.dtype
+
+        def alike(x: object) -> object:
+            if not isinstance(x, View):
+                return repr(x)  # 0.0 is not -0.0 here
+            return replace(x, offset=0) if x.size == result.size else x
+
+        return call.name, *map(alike, call.args), repr(call.kwargs), result.size, result.dtype
 
     def _at_once(self, calls: Sequence[Call]) -> Call:
         """Calls of one kind, made at once."""

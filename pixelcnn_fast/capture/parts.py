@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.private_copy import unwrapped
 from pixelcnn_fast.program.calls import leaves
 
-LARGE, WORD = 1 << 16, 8  # bytes
 STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
 
 
@@ -48,14 +47,14 @@ def attributes(module: nn.Module) -> dict[str, Tensor]:
 
 
 def settings(module: nn.Module) -> list[tuple[str, str, object]]:
-    """Numbers, texts and functions that are plain attributes, by path and name: two models of one class may differ in
-    them."""
-    kinds = (int, float, str, FunctionType, BuiltinFunctionType, type)
+    """Numbers, texts and functions that are plain attributes, or in lists, by path and name: two models of one class
+    may differ in them, such as convolutions in their dilation."""
+    kinds = (int, float, str, FunctionType, BuiltinFunctionType, type, NoneType)
     return [
         (path, name, value)
         for path, each in parts(module)
         for name, value in vars(each).items()
-        if name not in STANDARD and isinstance(value, kinds)
+        if name not in STANDARD and all(isinstance(x, kinds) for x in leaves(value))
     ]
 
 
@@ -83,21 +82,13 @@ def _span(x: Tensor) -> int:
 
 
 def are_equal(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are the same: their numbers, dtype and device."""
+    """Whether two tensors are the same: their dtype, device and shape, and bit by bit their numbers."""
     if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
         return False
-    if x.nbytes >= LARGE and _is_of_words(x) and _is_of_words(y) and torch.equal(_words(x), _words(y)):
-        return True  # which takes half the time
-    return torch.equal(x, y)
-
-
-def _is_of_words(x: Tensor) -> bool:
-    starts = int(x.storage_offset()) * x.itemsize
-    return x.is_contiguous() and not x.is_conj() and starts % WORD == 0 and x.nbytes % WORD == 0
-
-
-def _words(x: Tensor) -> Tensor:
-    return x.detach().flatten().view(torch.int64)
+    x, y = (each.detach().resolve_conj().resolve_neg().contiguous().flatten() for each in (x, y))
+    is_of_words = all(each.nbytes % 8 == 0 and each.data_ptr() % 8 == 0 for each in (x, y))
+    bits = torch.int64 if is_of_words else torch.uint8  # words take half the time that numbers do
+    return torch.equal(x.view(bits), y.view(bits))
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -84,23 +84,26 @@ class Plan:
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
     def __call__(self, leaf: Callable[[int], Tensor]) -> list[Tensor] | None:
-        """leaf: what a slot holds that no call creates -> the wanted tensors, or None if a guard does not hold."""
+        """leaf: what a slot holds that no call creates -> the wanted tensors, or None if a guard does not hold, or if
+        a call does not go with these weights, such as one whose result has another size now."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
                 memory[slot] = leaf(slot)
-            step.run(memory)
-            for guard in step.guards:
-                if not guard.holds(memory):
-                    return None
+            try:
+                step.run(memory)
+            except (RuntimeError, AssertionError):
+                return None
+            if not all(guard.holds(memory) for guard in step.guards):
+                return None
             for slot in step.unread:
                 memory.forget(slot)
         return [_alone(result(memory)) for result in results]
 
 
 def _alone(x: Tensor) -> Tensor:
-    """A tensor that has its storage for itself: a pickle would hold what is shared twice."""
-    return x if x.nbytes == x.untyped_storage().nbytes() else x.clone()
+    """A tensor that has its storage for itself, if its strides stay: a pickle would hold what is shared twice."""
+    return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
 
 
 @dataclass(slots=True)
@@ -152,7 +155,8 @@ def _depth_first(slots: Sequence[int], made: Mapping[int, Call]) -> list[Call]:
 def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
     """What makes a call. made: by slot, the view that the call which made it gave."""
     fill_args, fill_kwargs = _filling(call.args, made), _filling(call.kwargs, made)
-    operator = FASTER.get(call.name, call.operator)
+    is_usual = call.kwargs.keys().isdisjoint(("layout", "pin_memory"))
+    operator = FASTER.get(call.name, call.operator) if is_usual else call.operator
     view = call.results[0] if len(call.results) == 1 else None
     if view is None or view.slot in call.read:
         return lambda memory: memory.keep(call, operator(*fill_args(memory), **fill_kwargs(memory)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -23,8 +23,17 @@ class Reevaluation:
     as these are the same, such guards need not be looked at.
     """
 
-    def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        wanted: Sequence[View],
+        guards: Sequence[Guard],
+        written: Mapping[str, View],
+    ) -> None:
+        """written: weights, by name, as they are after the model has written into them."""
         self._leaves, self._guards = recording.leaves, guards
+        self._written = list(written)
+        wanted = [*wanted, *written.values()]
         self._all = Plan(recording, wanted, guards)
         self._plan_of = partial(Plan, recording, wanted)
         self._shorter: tuple[Plan, Zeros] | None = None
@@ -32,10 +41,18 @@ class Reevaluation:
             self._shorten({slot: _seen(leaf, leaf.tensor) for slot, leaf in self._leaves.items()})
 
     @torch.no_grad()
-    def __call__(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
-        """weights: by name -> the wanted tensors, or None if a guard does not hold. What does not depend on weights
-        stays as it is. Each weight is asked for when it is about to be read."""
+    def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
+        """weights: by name; those into which the model writes are put there then -> the wanted tensors, or None if a
+        guard does not hold. What does not depend on weights stays as it is. Each weight is asked for when it is about
+        to be read."""
+        found = self._evaluated(weights)
+        if found is None:
+            return None
+        constants = len(found) - len(self._written)
+        weights.update(zip(self._written, found[constants:], strict=True))
+        return found[:constants]
 
+    def _evaluated(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
         def filled(slot: int) -> Tensor:
             try:
                 return self._filled(self._leaves[slot], weights)

@@ -6,7 +6,7 @@ A call that has no place in a program is refused, but only if the output needs i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -151,6 +151,13 @@ class Trace:
                 on_read(self.operands.memory.tensor(view))
             if call in wanted:
                 self._run(call)
+
+    def written(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers into which the calls write, by name, as they are then."""
+        changed = {slot for call in self._recording.calls for slot in call.written}
+        for slot, leaf in self._recording.leaves.items():
+            for name, view in leaf.parameters if slot in changed else ():
+                yield name, self.operands.memory.tensor(replace(view, slot=slot))
 
     def _run(self, call: Call) -> None:
         slots = {view.slot for view in call.inputs} | call.written

@@ -92,6 +92,7 @@ def capture(
     with weights:
         trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
         trace.run((output.slot, arranged.slot), weights.guard)
+        weights.written.update(trace.written())
         trace.check_last_call(output, head)
         instructions, result, parameters, normalised = trace.finished(arranged, head)
     program = Program(

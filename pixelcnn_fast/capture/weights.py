@@ -26,6 +26,7 @@ class WeightRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__(1)
         self._guards: list[Guard] = []
+        self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
         self.constants: list[Tensor] = []  # that were there before the model was called, besides the weights
 
     def __enter__(self) -> Any:
@@ -71,5 +72,6 @@ class WeightRecorder(Recorder):
     def evaluating(self, tensors: Sequence[Tensor]) -> Reevaluation:
         """What evaluates these tensors from other weights."""
         numbers = [Guard(e.call, e.value, e.at) for e in self.recording.escapes if e.call is not None]
-        views = [self.view(x) for x in tensors]
-        return Reevaluation(self.recording, views, [*self._guards, *numbers])
+        wanted = [self.view(x) for x in tensors]
+        written = {name: self.view(x) for name, x in self.written.items()}
+        return Reevaluation(self.recording, wanted, [*self._guards, *numbers], written)

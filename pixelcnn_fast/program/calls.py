@@ -220,8 +220,7 @@ class Memory:
         alike = all(s == t for s, t, many in zip(stride, result.stride(), size, strict=True) if many > 1)
         if not alike or offset != result.storage_offset():
             whole = result.new_empty(extent(size, stride, offset))
-            whole.as_strided(size, stride, offset).copy_(result)
-            result = whole
+            result = whole.as_strided(size, stride, offset).copy_(result)
         self._slots[view.slot] = result
 
 

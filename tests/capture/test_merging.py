@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -94,6 +95,35 @@ def nothing(x: Weights) -> list[Tensor]:
     return [torch.cat([x["kernel"][:0], x["kernel"][:0]]) * 2, x["kernel"][:0].double(), x["mask"][:0].double()]
 
 
+def other_axes(x: Weights) -> list[Tensor]:
+    kernel = x["kernel"].clone()
+    return [torch.cat([kernel[0], kernel[1]], 1), torch.cat([kernel[0], kernel[1]], dim=0)]
+
+
+def other_casts(x: Weights) -> list[Tensor]:
+    kernel = x["kernel"].flatten(1).clone()
+    columns = [x[f"scale{i}"].expand(5, 6)[:, 0].double() for i in range(4)] + [
+        x["kernel"][:, i, 0, 0].double() for i in range(6)
+    ]
+    return [kernel[0].double(), kernel[1].bfloat16(), kernel[2].double(), *columns]
+
+
+def chained_columns(x: Weights) -> list[Tensor]:
+    columns = [(x["kernel"][..., i] * 2 + 1).double() for i in range(3)]
+    joined = torch.cat([x["kernel"].flatten(1)[:, i] * 2 for i in range(6)]).view(6, 4)
+    return [torch.stack(columns, -1), joined, joined.flip(0), joined.sum(0)]
+
+
+def signs_of_zero(x: Weights) -> list[Tensor]:
+    kernel = x["kernel"].flatten(1).clone()
+    return [kernel[0] * 0.0, kernel[1] * -0.0, kernel[2] * 0.0, kernel[3] / math.inf]
+
+
+def roots(x: Weights) -> list[Tensor]:
+    halves = x["kernel"].flatten(1).abs().add(0.1).to(torch.bfloat16)
+    return [*(halves[i].rsqrt() for i in range(4)), *(halves.double()[i].rsqrt() for i in range(4))]
+
+
 FUNCTIONS = [
     taps,
     norms,
@@ -104,35 +134,49 @@ FUNCTIONS = [
     multiples,
     layouts,
     broadcast,
+    other_axes,
+    other_casts,
+    chained_columns,
+    signs_of_zero,
+    roots,
     same_twice,
     nothing,
 ]
 
 
-def recorded(function: Function) -> tuple[WeightRecorder, list[View]]:
+def recorded(function: Function) -> tuple[WeightRecorder, list[Tensor]]:
     recorder = WeightRecorder()
     with recorder:
         weights = random_weights()
         for name, x in weights.items():
             recorder.leaf(Leaf(x, ((name, View.of(x, -1)),)))
-        return recorder, [recorder.view(x) for x in function(weights)]
+        return recorder, function(weights)
+
+
+def are_identical(x: Tensor, y: Tensor) -> bool:
+    """Bit by bit, and laid out in the same way."""
+    alike = (x.dtype, x.shape, x.stride()) == (y.dtype, y.shape, y.stride())
+    return alike and torch.equal(x, y) and torch.equal(x.signbit(), y.signbit())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_merged_calls_give_the_same(function: Function) -> None:
-    recorder, views = recorded(function)
+    recorder, tensors = recorded(function)
+    views = [recorder.view(x) for x in tensors]
     merged = Merged(recorder.recording.calls, views)
     assert len(merged.calls) <= len(recorder.recording.calls)
+    evaluate = recorder.evaluating(tensors)
     for seed in (0, 1):
         weights = random_weights(seed)
         leaves = {slot: weights[leaf.parameters[0][0]] for slot, leaf in recorder.recording.leaves.items()}
         memory = Memory(1, leaves)
         for call in merged.calls:
             memory.run(call)
-        for view, expected in zip(views, function(weights), strict=True):
-            found = memory.tensor(merged.view(view))
-            assert found.dtype == expected.dtype and found.shape == expected.shape
-            assert torch.equal(found, expected)
+        evaluated = evaluate(weights)
+        assert evaluated is not None
+        for view, again, expected in zip(views, evaluated, function(weights), strict=True):
+            assert are_identical(memory.tensor(merged.view(view)), expected)
+            assert are_identical(again, expected)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +191,7 @@ def test_merged_calls_give_the_same(function: Function) -> None:
     ids=["taps", "norms", "multiples"],
 )
 def test_what_is_alike_is_done_at_once(function: Function, expected: dict[str, int]) -> None:
-    recorder, views = recorded(function)
-    calls = Merged(recorder.recording.calls, views).calls
+    recorder, tensors = recorded(function)
+    calls = Merged(recorder.recording.calls, [recorder.view(x) for x in tensors]).calls
     found = Counter(call.name.partition("::")[2].partition(".")[0] for call in calls)
     assert found == expected

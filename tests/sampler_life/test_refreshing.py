@@ -31,6 +31,7 @@ def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
     new = network.sampler(trained)
     found, expected = (weights_of(each._engine.captured) for each in (sampler, new))
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+    assert sampler.fingerprint() == new.fingerprint()
     n, generator = 3, torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 2, 1]) if new._engine.model.conditional else None
     shape = new._engine.model.condition_shape
