@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pixelcnn_fast
 from pixelcnn_fast import environment
 from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.cli import bench, demo, receptive_field, sample
+from pixelcnn_fast.cli.interrupts import interrupts
 
 EPILOG = """examples:
   python -m pixelcnn_fast demo                        pictures and a comparison in out/, in 3 minutes
@@ -29,7 +28,7 @@ exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand -> the exit status. argv: without the program's name; None: sys.argv."""
-    with _interrupted_once() as received:
+    with interrupts.handled():
         try:
             args = _parser().parse_args(argv)
             return args.run(args)
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             complain("interrupted")
-            return 143 if signal.SIGTERM in received else 130
+            return 143 if signal.SIGTERM in interrupts.received else 130
 
 
 def _told(error: Exception) -> str:
@@ -49,32 +48,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{arguments.shortened(str(error.filename))}: {error.strerror}"
     return " ".join(str(error).split())
-
-
-@contextmanager
-def _interrupted_once() -> Iterator[list[int]]:
-    """SIGTERM ends the command as Ctrl-C does. While it then saves what is finished, a second one is only answered; a
-    third ends it. They are found in the list."""
-    received: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 2:
-            complain("what is finished is being saved; once more to give that up")
-        else:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield received
-        return
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in a shell's background job
-    signals = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -81,7 +81,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, st
         with resources.as_file(resources.files("pixelcnn_fast") / "data" / PACKAGED[str(path)]) as file:
             return _read(file)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; the packaged checkpoints are {', '.join(PACKAGED)}")
+        what = "not a file" if Path(path).exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; the packaged checkpoints are {', '.join(PACKAGED)}")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}

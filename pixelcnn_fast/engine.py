@@ -134,6 +134,8 @@ class Engine:
             for name, x in present.items()
         ):
             return "the model has another dtype or device now"
+        if "" in self.attributes:
+            return "it can't be copied, and its first call may have kept something"
         there = attributes(model) if self.attributes else {}
         if not all(name in there and are_equal(x, there[name]) for name, x in self.attributes.items()):
             return "a tensor that the model has as a plain attribute is another now"

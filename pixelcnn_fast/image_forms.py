@@ -123,3 +123,11 @@ def _described(images: Tensor) -> str:
         else f" that span {images.min().item():.7g}...{images.max().item():.7g}"
     )
     return f"{images.dtype} {list(images.shape)}{span}"
+
+
+def other_forms(call: str, channels: int) -> str:
+    """What to paste if a model does not take uint8: the call, in which %r is the form, for each one."""
+    forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
+    forms += ["codes"] if channels == 1 else []
+    lines = [f"  {call % form}  # {MEANINGS[form]}" for form in forms]
+    return "\n".join(["If it takes another form, say which:", *lines])

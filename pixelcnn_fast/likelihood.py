@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from pixelcnn_fast.capture.model_arguments import head_of
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
-from pixelcnn_fast.image_forms import ImageForm, to_levels, with_channels
+from pixelcnn_fast.image_forms import ImageForm, other_forms, to_levels, with_channels
 
 __all__ = ["bits_per_dim", "nll", "to_levels"]
 
@@ -35,8 +36,9 @@ def nll(
     it is called as ``model(images, *given, **named)``, without trailing Nones. image_form: the form in which the images
     are, head: how the output is read, levels: how many there are, output: which part of what the model returns is
     read, all as for ``Sampler`` -> [N], differentiable in the model's parameters.
-    Raises ValueError for images that are not in that form, naming the forms that fit, and UnknownLayout (a ValueError),
-    with the alternatives, if the output fits no head or several.
+    Raises ValueError for images that are not in that form, naming the forms that fit; UnknownLayout (a ValueError),
+    with the alternatives, if the output fits no head or several; ModelFailed, with the other forms, if the model raises
+    when it is given uint8.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
@@ -45,7 +47,18 @@ def nll(
     values = images if head.levels is None else to_levels(images, head.levels, image_form)
     while given and given[-1] is None:
         given = given[:-1]
-    logits = picked(model(images, *given, **named), output)
+    try:
+        returned = model(images, *given, **named)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        if image_form != "uint8" or isinstance(error, (PixelCNNFastError, torch.cuda.OutOfMemoryError)):
+            raise
+        forms = other_forms("nll(model, images, image_form=%r)", shape[1])
+        raise ModelFailed(
+            f"the model raised {type(error).__name__}: {error}\n"
+            f"It was given images of {images.dtype} {list(images.shape)}. {forms}\n"
+            "and pass images in that form; L is levels="
+        ) from error
+    logits = picked(returned, output)
     head = resolved(head, logits, shape)
     return head.nll(head.arranged(logits, shape[1]), values.view(shape))
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -290,10 +291,10 @@ class Sampler:
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
         self._tell_of_changes(stacklevel=3)
-        values = torch.zeros(n, *self.shape, dtype=self.head.value_dtype)
+        values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
     @overload

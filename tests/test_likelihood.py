@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.errors import ModelFailed
 from pixelcnn_fast.heads import Bernoulli, Categorical
 from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
@@ -259,3 +260,13 @@ def test_an_ambiguous_output_is_refused():
         nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6, dtype=torch.uint8))
     with pytest.raises(ValueError, match="leave levels out"):
         nll(Read(lambda x: x), torch.zeros(3, 2, 4, 6), head=Categorical(LEVELS), levels=3)
+
+
+def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
+    model = nn.Conv2d(1, 256, (1, 3), padding=(0, 1))
+    for call in (lambda x: nll(model, x), lambda x: bits_per_dim(model, [x])):
+        with pytest.raises(ModelFailed, match=r"nll\(model, images, image_form='unit'\)  # floats .* 0\.\.\.1"):
+            call(torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="channels") as failed:
+        nll(model, torch.zeros(1, 2, 5, 5), image_form="unit")
+    assert not isinstance(failed.value, ModelFailed)

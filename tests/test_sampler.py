@@ -432,6 +432,7 @@ def test_arrays_and_lists_are_taken_for_tensors():
     expected = sampler.sample(1, noise=torch.from_numpy(noise))
     assert torch.equal(sampler.sample(1, noise=noise), expected)
     assert (sampler.complete(images.tolist(), known) == 7).all()
+    assert torch.equal(sampler.sample(np.int64(1), noise=noise), expected)
     for n in (2.0, True, None):
         with pytest.raises(ValueError, match=f"n is {n}: the number of images must be an integer"):
             sampler.sample(n)

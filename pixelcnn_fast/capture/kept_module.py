@@ -57,7 +57,9 @@ class KeptModule:
 
     @property
     def name(self) -> str:
-        return type(self._loaded()[0]).__name__ if self.is_there else "a module that was not pickled"
+        if not self.is_there:
+            return "a module that was not pickled"
+        return type(self.borrowed or self._loaded()[0]).__name__
 
     @property
     def output(self) -> Output:

@@ -20,6 +20,7 @@ from pixelcnn_fast.bench.arguments import Renamed, count, file_name, output_file
 from pixelcnn_fast.bench.report import duration
 from pixelcnn_fast.bench.streams import complain, say
 from pixelcnn_fast.cli import memory, shards
+from pixelcnn_fast.cli.interrupts import interrupts
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.noise import noise_of
@@ -128,12 +129,13 @@ def _one_picture(
         if finished is None or not len(finished):
             raise
         images, stop = finished, error
-    seconds = time.perf_counter() - start
-    saved, failed = _save(images, labels, columns, args)
-    if stop is not None:
-        complain(f"stopped: {len(images)} of {wanted} images are finished")
-    per_image = duration(seconds / len(images))
-    say(*saved, f"{len(images)} images in {duration(seconds)}, {per_image} per image")
+    with interrupts.wait():
+        seconds = time.perf_counter() - start
+        saved, failed = _save(images, labels, columns, args)
+        if stop is not None:
+            complain(f"stopped: {len(images)} of {wanted} images are finished")
+        per_image = duration(seconds / len(images))
+        say(*saved, f"{len(images)} images in {duration(seconds)}, {per_image} per image")
     if stop is not None or failed is not None:
         raise stop or failed  # type: ignore[misc]  # one of them is there
     return 0
@@ -188,7 +190,7 @@ def _classes(wanted: list[str] | None, model: checkpoint.Model) -> list[int]:
 
 def _save(
     images: Tensor, labels: Tensor | None, columns: int, args: argparse.Namespace
-) -> tuple[list[Path], OSError | None]:
+) -> tuple[list[Path], Exception | None]:
     """-> the files that were written; why one was not."""
     settings = {"seed": args.seed, "checkpoint": args.checkpoint}
     settings |= {name: value for name, value in asdict(_options(args)).items() if value is not None}
@@ -203,11 +205,11 @@ def _save(
             pictures.save_grid(images, columns, file)
 
     saved: list[Path] = []
-    failed: OSError | None = None
+    failed: Exception | None = None
     for file in _files(args)[::-1]:  # the arrays first
         try:
             write(file)
             saved.insert(0, file)
-        except OSError as error:
+        except Exception as error:  # a disk that is full, or too little memory to compress
             failed = error
     return saved, failed

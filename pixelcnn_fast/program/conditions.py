@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
-from pixelcnn_fast.image_forms import MEANINGS, ImageForm
+from pixelcnn_fast.image_forms import other_forms
 from pixelcnn_fast.program.calls import Call, Memory, View, needed, plain_name
 from pixelcnn_fast.program.program import ConditionOperand, Convert
 
@@ -72,10 +72,7 @@ def _what_to_say(images: Tensor) -> str:
     if images.dtype != torch.uint8:
         return f"image_form= says in what form it takes images, {others}"
     shape = tuple(images.shape[1:])
-    forms: list[ImageForm] = ["unit", "centred", "levels", "int64"]
-    forms += ["codes"] if shape[0] == 1 else []
-    lines = [f"  Sampler(model, {shape}, image_form={form!r})  # {MEANINGS[form]}" for form in forms]
-    return "\n".join(["If it takes another form, say which:", *lines, f"L is levels=; {others}"])
+    return f"{other_forms(f'Sampler(model, {shape}, image_form=%r)', shape[0])}\nL is levels=; {others}"
 
 
 def _some(x: Tensor) -> str:

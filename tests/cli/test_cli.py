@@ -262,6 +262,36 @@ def test_a_second_ctrl_c_does_not_end_the_saving(
     assert npz.exists() and png.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_whole_images_are_saved_waits(
+    number: int, status: int, plain: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def slowly(*arguments: Any, **named: Any) -> None:
+        os.kill(os.getpid(), number)
+        save(*arguments, **named)
+
+    npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+    save = np.savez_compressed
+    monkeypatch.setattr(np, "savez_compressed", slowly)
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--out", png, "--npz", npz) == status
+    captured = capsys.readouterr()
+    assert "once more to give that up" in captured.err and captured.out.splitlines()[:2] == [str(png), str(npz)]
+    assert npz.exists() and png.exists()
+
+
+def test_too_little_memory_to_compress_does_not_cost_the_picture(
+    plain: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    npz, png = tmp_path / "a.npz", tmp_path / "a.png"
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--out", png, "--npz", npz) == 2
+    assert png.exists() and not npz.exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_file_that_can_t_be_written_does_not_cost_the_other(plain: Path, tmp_path: Path, capsys) -> None:
     png = tmp_path / "a.png"

@@ -93,3 +93,11 @@ def test_a_borrowed_module_keeps_nothing_of_what_its_forward_left(runtime: str) 
     with pytest.warns(UserWarning, match="can't be copied"):
         likelihood.bits_per_dim(model, [torch.zeros(1, *SHAPE, dtype=torch.uint8)])
     assert [m.training for m in model.modules()] == modes and vars(model).keys() == attributes
+
+
+def test_it_is_called_by_its_name() -> None:
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(NotCopied(), SHAPE)
+    assert repr(sampler).startswith("<Sampler of NotCopied")
+    sampler.sample(1, runtime="reference")
+    assert repr(sampler).startswith("<Sampler of NotCopied")

@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM on the command line: either ends what runs, and waits while what is finished is saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pixelcnn_fast.bench.streams import complain
+
+
+class Interrupts:
+    """received: the signals, in order. The first one ends the command by a KeyboardInterrupt; if it comes while
+    something is saved, only when that is done. Then one more is only answered, and the next ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._is_saving = self._was_answered = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Within the context, which may only be entered in the main thread, signals are received."""
+        self.received, self._is_saving, self._was_answered = [], False, False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in a shell's background job
+        signals = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._receive) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Within the context, something is saved."""
+        received, self._is_saving = len(self.received), True
+        try:
+            yield
+        finally:
+            self._is_saving = False
+        if len(self.received) > received:
+            raise KeyboardInterrupt
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received.append(number)
+        if self._was_answered or not (self._is_saving or len(self.received) > 1):
+            raise KeyboardInterrupt
+        self._was_answered = True
+        complain("what is finished is being saved; once more to give that up")
+
+
+interrupts = Interrupts()
