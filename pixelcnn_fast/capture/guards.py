@@ -32,9 +32,9 @@ class Guard:
         return {view.slot for view in self.views}
 
     def moved(self, merged: Merged) -> Guard:
-        """The same where it is after calls were merged."""
+        """The same where it is in the end, after calls were merged."""
         read = merged.view(self.read) if isinstance(self.read, View) else merged.call(self.read)
-        return replace(self, read=read)
+        return replace(self, read=read, at=len(merged.calls))
 
     def holds(self, memory: Memory) -> bool:
         if isinstance(self.read, View):

@@ -14,7 +14,9 @@ from pixelcnn_fast.program.calls import Call, View, map_leaves, plain_name
 
 # Element by element, and in float32 and float64 rounded in one way only: the same bit by bit, however many elements
 # there are.
-ELEMENTWISE = frozenset(("mul", "add", "sub", "neg", "_to_copy", "div", "sqrt", "rsqrt", "reciprocal"))
+ELEMENTWISE = frozenset(
+    ("mul", "add", "sub", "neg", "_to_copy", "div", "sqrt", "rsqrt", "reciprocal", "ne", "eq")
+)
 SMALL = 4096  # elements: a call on fewer takes more time than copying them
 
 
@@ -44,7 +46,7 @@ class Merged:
         if view.slot not in self._place:
             return view
         slot, start = self._place[view.slot]
-        return replace(view, slot=slot, offset=_start(view) + start)
+        return View(slot, view.size, view.stride, _start(view) + start, view.dtype)  # faster than replace
 
     def call(self, call: Call) -> Call:
         """A recorded call on what is now in the place of its views."""
@@ -105,14 +107,16 @@ class Merged:
             return (call,)
         (result,) = call.outputs
         is_plain = result.is_contiguous and result.offset == 0 and result.slot not in self._of_two_dtypes
-        is_exact = result.dtype in (torch.float32, torch.float64) or plain_name(call.name) == "_to_copy"
+        is_exact = (
+            result.dtype in (torch.float32, torch.float64, torch.bool) or plain_name(call.name) == "_to_copy"
+        )
         if not is_plain or not is_exact or "alpha" in call.kwargs:
             return (call,)
 
         def alike(x: object) -> object:
             if not isinstance(x, View):
                 return repr(x)  # 0.0 is not -0.0 here
-            return replace(x, offset=0) if x.size == result.size else x
+            return (x.slot, x.size, x.stride, x.dtype) if x.size == result.size else x
 
         return call.name, *map(alike, call.args), repr(call.kwargs), result.size, result.dtype
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.guards import Guard
-from pixelcnn_fast.capture.merging import Merged
-from pixelcnn_fast.capture.recorder import Recording
+from pixelcnn_fast.capture.recorder import Leaf
 from pixelcnn_fast.program.calls import Call, Memory, View, leaves, map_leaves, needed, size_at
 
 # The same as calls from Python that take half the time, which matters for thousands of small ones.
@@ -27,36 +26,36 @@ FASTER: Mapping[str, Callable[..., Tensor]] = {
 
 
 class Plan:
-    """The calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
-    processor's caches: slot by slot, and merged, unless some call writes into what another one made.
+    """Calls in an order in which what one makes is soon read, and then let go, so that most of it happens in the
+    processor's caches: slot by slot, unless some call writes into what another one made."""
 
-    is_pure: whether none does.
-    """
-
-    def __init__(self, recording: Recording, wanted: Sequence[View], guards: Sequence[Guard]) -> None:
-        self._recording, self._wanted, self._guards = recording, wanted, guards
-        looked_into = {slot for guard in guards for slot in guard.slots}
-        self.calls: Sequence[Call] = needed(recording.calls, {view.slot for view in wanted} | looked_into)
-        writers = _writers(self.calls)
-        once = all(len(each) == 1 for each in writers.values())
-        self.is_pure = once and recording.leaves.keys().isdisjoint(writers)
+    def __init__(
+        self,
+        leaves: Mapping[int, Leaf],
+        calls: Sequence[Call],
+        wanted: Sequence[View],
+        guards: Sequence[Guard],
+    ) -> None:
+        """leaves: what no call creates, by slot; wanted: the views whose tensors are to be computed."""
+        self._leaves, self._calls, self._wanted, self._guards = leaves, calls, wanted, guards
 
     @cached_property
     def _prepared(self) -> tuple[list[_Step], list[Callable[[Memory], Tensor]]]:
         """The steps, and what gives the wanted tensors."""
-        calls, wanted, guards = self.calls, self._wanted, self._guards
-        if self.is_pure:
-            calls, wanted, guards = _merged(calls, wanted, guards)
+        wanted, guards = self._wanted, self._guards
+        slots = [*(slot for guard in guards for slot in guard.slots), *(view.slot for view in wanted)]
+        calls = needed(self._calls, slots)
+        if are_pure(calls, self._leaves):
+            calls = _depth_first(slots, {slot: call for slot, (call,) in _writers(calls).items()})
         order = {call: number for number, call in enumerate(calls, 1)}
         steps = [_Step() for _ in range(len(calls) + 1)]  # in the first, no call is made
         used: dict[int, list[int]] = defaultdict(list)  # by slot, in which steps
         for call, when in order.items():
             for slot in (*call.read, *call.written):
                 used[slot].append(when)
-        at, writers = {call: number for number, call in enumerate(self._recording.calls)}, _writers(calls)
+        at, writers = {call: number for number, call in enumerate(self._calls)}, _writers(calls)
         for guard in guards:
-            # A merged call was not recorded, but nothing writes into what it made.
-            before = [c for slot in guard.slots for c in writers.get(slot, ()) if at.get(c, -1) < guard.at]
+            before = [c for slot in guard.slots for c in writers.get(slot, ()) if at[c] < guard.at]
             when = max((order[call] for call in before), default=0)
             steps[when].guards.append(guard)
             for slot in guard.slots:
@@ -64,13 +63,13 @@ class Plan:
         for view in wanted:
             used[view.slot].append(len(calls))
         for slot, times in used.items():
-            if slot in self._recording.leaves:
+            if slot in self._leaves:
                 steps[min(times)].loaded.append(slot)
         for slot in used.keys() - {view.slot for view in wanted}:
             steps[max(used[slot])].unread.append(slot)
         views = {
             slot: replace(leaf.parameters[0][1], slot=slot)
-            for slot, leaf in self._recording.leaves.items()
+            for slot, leaf in self._leaves.items()
             if len(leaf.parameters) == 1
         }
         views |= {view.slot: view for call in reversed(calls) for view in call.outputs}
@@ -117,14 +116,10 @@ class _Step:
     unread: list[int] = field(default_factory=list)
 
 
-def _merged(
-    calls: Sequence[Call], wanted: Sequence[View], guards: Sequence[Guard]
-) -> tuple[Sequence[Call], Sequence[View], Sequence[Guard]]:
-    """The same with fewer calls, in the order in which the slots need them."""
-    merged = Merged(calls, [*wanted, *(view for guard in guards for view in guard.views)])
-    wanted, guards = [merged.view(view) for view in wanted], [guard.moved(merged) for guard in guards]
-    slots = [slot for guard in guards for slot in guard.slots] + [view.slot for view in wanted]
-    return _depth_first(slots, {slot: call for slot, (call,) in _writers(merged.calls).items()}), wanted, guards
+def are_pure(calls: Sequence[Call], leaves: Mapping[int, Leaf]) -> bool:
+    """Whether none writes into what another one made, or into a leaf."""
+    writers = _writers(calls)
+    return all(len(each) == 1 for each in writers.values()) and leaves.keys().isdisjoint(writers)
 
 
 def _writers(calls: Sequence[Call]) -> Mapping[int, list[Call]]:

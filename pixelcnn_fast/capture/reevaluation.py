@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.guards import Guard
-from pixelcnn_fast.capture.plan import Plan
+from pixelcnn_fast.capture.merging import Merged
+from pixelcnn_fast.capture.plan import Plan, are_pure
 from pixelcnn_fast.capture.recorder import Leaf, Recording
 from pixelcnn_fast.capture.zeros import Differs, Zeros, implied_by_zeros
-from pixelcnn_fast.program.calls import View, flat, needed
+from pixelcnn_fast.program.calls import Call, View, flat, needed
 
 
 class Reevaluation:
@@ -31,14 +31,25 @@ class Reevaluation:
         written: Mapping[str, View],
     ) -> None:
         """written: weights, by name, as they are after the model has written into them."""
-        self._leaves, self._guards = recording.leaves, guards
-        self._written = list(written)
+        self._leaves, self._written = recording.leaves, list(written)
         wanted = [*wanted, *written.values()]
-        self._all = Plan(recording, wanted, guards)
-        self._plan_of = partial(Plan, recording, wanted)
+        read = [*wanted, *(view for guard in guards for view in guard.views)]
+        self._calls: Sequence[Call] = needed(recording.calls, {view.slot for view in read})
+        self._are_pure = are_pure(self._calls, self._leaves)
+        if self._are_pure:
+            merged = Merged(self._calls, read)
+            wanted, guards = [merged.view(view) for view in wanted], [guard.moved(merged) for guard in guards]
+            self._calls = merged.calls
+        else:
+            self._calls = recording.calls  # a guard says after how many of them
+        self._wanted, self._guards = wanted, guards
+        self._all = self._plan(guards)
         self._shorter: tuple[Plan, Zeros] | None = None
-        if self._all.is_pure:
+        if self._are_pure:
             self._shorten({slot: _seen(leaf, leaf.tensor) for slot, leaf in self._leaves.items()})
+
+    def _plan(self, guards: Sequence[Guard]) -> Plan:
+        return Plan(self._leaves, self._calls, self._wanted, guards)
 
     @torch.no_grad()
     def __call__(self, weights: MutableMapping[str, Tensor]) -> list[Tensor] | None:
@@ -76,13 +87,13 @@ class Reevaluation:
         return found
 
     def _shorten(self, leaves: Mapping[int, Tensor]) -> None:
-        implied = implied_by_zeros(self._all.calls, self._leaves, leaves, self._guards)
-        behind = needed(self._all.calls, {slot for guard in implied for slot in guard.slots})
+        implied = implied_by_zeros(self._calls, leaves, self._guards)
+        behind = needed(self._calls, {slot for guard in implied for slot in guard.slots})
         read = {
             slot for call in behind for slot in call.read if slot in leaves and self._leaves[slot].parameters
         }
         rest = [guard for guard in self._guards if guard not in implied]
-        self._shorter = self._plan_of(rest), Zeros({slot: leaves[slot] for slot in read})
+        self._shorter = self._plan(rest), Zeros({slot: leaves[slot] for slot in read})
 
     def _filled(self, leaf: Leaf, weights: Mapping[str, Tensor]) -> Tensor:
         """A tensor on what a leaf holds with these weights; it is one parameter, if there is only one.
@@ -90,13 +101,13 @@ class Reevaluation:
         Raises RuntimeError if they do not fit into it, as where one number was expanded.
         """
         held = leaf.tensor
-        if len(leaf.parameters) == 1 and self._all.is_pure:  # the usual case needs no copy
+        if len(leaf.parameters) == 1 and self._are_pure:  # the usual case needs no copy
             ((name, view),) = leaf.parameters
             weight, layout = weights[name], (*view.at(1), held.numel(), held.dtype, held.device)
             own = weight.shape, weight.stride(), weight.storage_offset(), weight.numel()
             if (*own, weight.dtype, weight.device) == layout and layout[2] == 0:
                 return weight
-        if leaf.parameters or not self._all.is_pure:
+        if leaf.parameters or not self._are_pure:
             held = flat(held).clone()
         for name, view in leaf.parameters:
             held.as_strided(*view.at(1)).copy_(weights[name])

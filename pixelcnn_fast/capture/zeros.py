@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pixelcnn_fast.capture.guards import Guard
-from pixelcnn_fast.capture.recorder import Leaf
 from pixelcnn_fast.program.calls import Call, Memory, View, plain_name
 
 
@@ -22,8 +21,8 @@ class Zeros:
 
     def __init__(self, weights: Mapping[int, Tensor]) -> None:
         """weights: by slot."""
-        self._weights = {slot: (x, x == 0) for slot, x in weights.items()}
-        self._has_none = {slot for slot, (_, zeros) in self._weights.items() if not bool(zeros.any())}
+        self._weights = weights
+        self._where: dict[int, Tensor | None] = {}  # of those that were asked for; None: nowhere
 
     @property
     def slots(self) -> set[int]:
@@ -42,17 +41,24 @@ class Zeros:
 
     def _are_in(self, slot: int, x: Tensor) -> bool:
         """Whether a weight is zero in the same places, and finite; integers must be the same."""
-        before, zeros = self._weights[slot]
+        before = self._weights[slot]
         if x.data_ptr() == before.data_ptr():
             return True
         if not x.is_floating_point():
             return torch.equal(x, before)
-        if not x.numel():
-            return True
-        least, most = map(float, torch.aminmax(x.abs()))  # a tenth of the time that counting zeros takes
-        if not most < math.inf:  # where a mask is zero, the product is NaN
-            return False
-        return least > 0 if slot in self._has_none else torch.equal(x == 0, zeros)
+        if slot not in self._where:
+            self._where[slot] = None if _has_no_zero(before) else before == 0
+        if (zeros := self._where[slot]) is None:
+            return _has_no_zero(x)
+        return torch.equal(x == 0, zeros) and bool(x.isfinite().all())
+
+
+def _has_no_zero(x: Tensor) -> bool:
+    """Whether all numbers are finite, and none is zero."""
+    if not x.numel():
+        return True
+    least, most = map(float, torch.aminmax(x.abs()))  # a tenth of the time that counting them takes
+    return 0 < least and most < math.inf
 
 
 # Calls whose result is zero where, and only where, one of the elements is zero of which it is made.
@@ -61,7 +67,7 @@ NEVER_ZERO = frozenset(("rsqrt",))
 
 
 def implied_by_zeros(
-    calls: Sequence[Call], leaves: Mapping[int, Leaf], weights: Mapping[int, Tensor], guards: Sequence[Guard]
+    calls: Sequence[Call], weights: Mapping[int, Tensor], guards: Sequence[Guard]
 ) -> set[Guard]:
     """The guards on which numbers are zero that hold as long as these weights, by slot, are zero in the same places.
 
@@ -87,7 +93,7 @@ def implied_by_zeros(
                 pass
             elif call is None:
                 x = weights[wanted[-1]]
-                memory[wanted[-1]] = (x != 0).to(x) if x.is_floating_point() else x
+                memory[wanted[-1]] = x.sign().abs_() if x.is_floating_point() else x
             elif plain_name(call.name) in NEVER_ZERO:
                 (view,) = call.outputs
                 memory.put(view, torch.ones(view.at(1)[0], dtype=view.dtype, device=device))
@@ -104,7 +110,8 @@ def implied_by_zeros(
     for guard in guards:
         call = comparisons.get(guard.read.slot) if isinstance(guard.read, View) else None
         if call is not None and all(map(is_product, call.read)):
-            memory.run(call)
+            if call.outputs[0].slot not in memory:
+                memory.run(call)
             if guard.holds(memory):
                 found.add(guard)
     return found

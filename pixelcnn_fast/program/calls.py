@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -159,6 +159,7 @@ def out_of_place(name: str) -> str:
     return packet + ("." + overload if overload else "")
 
 
+@cache
 def plain_name(name: str) -> str:
     """An operation's name: 'add' for 'aten::add_.Tensor'."""
     return out_of_place(name).partition("::")[2].partition(".")[0]
