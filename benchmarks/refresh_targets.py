@@ -5,8 +5,8 @@
 
 In every round the weights change, as in training; then a sampler is built from them and another one is refreshed, and
 both must draw the same images from the same noise. The first refresh of a sampler prepares the later ones, and is shown
-by itself, against the first building. Leave the machine alone meanwhile. Writes FOLDER/<processor>-<isa>-refresh.json and .md; status 1 if a target
-is missed.
+by itself, against the first building. Leave the machine alone meanwhile. Writes
+FOLDER/<processor>-<isa>-refresh.json and .md; status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def measured(case: Case, args: argparse.Namespace) -> list[Target]:
         of_building("the first time, which prepares the others", first_share, first_shares),
     ]
     if case.must:
-        name, (must, reach) = f"{case.name}: refreshing", (case.must, case.reach)
-        seconds = Target(name, must, reach, median(refreshing), refreshing, report.duration, at_most=True)
-        found.insert(0, seconds)
+        name = f"{case.name}: refreshing"
+        middle = median(refreshing)
+        found.insert(0, Target(name, case.must, case.reach, middle, refreshing, report.duration, at_most=True))
     return found
 
 
