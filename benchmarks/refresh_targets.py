@@ -5,7 +5,7 @@
 
 In every round the weights change, as in training; then a sampler is built from them and another one is refreshed, and
 both must draw the same images from the same noise. The first refresh of a sampler prepares the later ones, and is shown
-by itself, against the first building. Leave the machine alone meanwhile. Writes
+by itself. Leave the machine alone meanwhile. Writes
 FOLDER/<processor>-<isa>-refresh.json and .md; status 1 if a target is missed.
 """
 
@@ -69,22 +69,23 @@ def measured(case: Case, args: argparse.Namespace) -> list[Target]:
     model = case.model()
     shape = (model.input_channels, case.side, case.side)
     sampler = Sampler(model, shape)
+    sampler.refresh()
     work = workload(model, 1, case.side, case.side)
-    first: list[float] = []
     building: list[float] = []
     refreshing: list[float] = []
+    first: list[float] = []
     for round in range(args.repeats + 1):  # the first is a warm-up
         change(model, round)
         new, seconds = timed(lambda: Sampler(model, shape))
         building.append(seconds)
-        _, seconds = timed(sampler.refresh)
-        (refreshing if round else first).append(seconds)
+        refreshing.append(timed(sampler.refresh)[1])
         images = (each.sample(1, work.labels, noise=work.noise) for each in (sampler, new))
         if not torch.equal(*images):
             raise CheckFailed(f"{case.name}: a refreshed sampler draws other images than a new one")
-    first_share, first_shares = ratio(first, building[:1], 100)
-    building = building[1:]
+        first.append(timed(new.refresh)[1])
+    building, refreshing, first = building[1:], refreshing[1:], first[1:]
     share, shares = ratio(refreshing, building, 100)
+    first_share, first_shares = ratio(first, building, 100)
 
     def of_building(what: str, share: float, shares: list[float]) -> Target:
         name = f"{case.name}: {what}, of building"

@@ -175,9 +175,9 @@ class Sampler:
     def refresh(self, model: nn.Module | None = None) -> Sampler:
         """Takes the model's present parameters and buffers -> itself.
 
-        The model is not captured again, which takes a few percent of the time of building a sampler (the first time,
-        more): for training loops that sample after every step. What is neither a parameter nor a buffer, such as a
-        number in an attribute, stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a
+        The model is not captured again, which takes a few percent of the time of building a sampler (the first two
+        times, more): for training loops that sample after every step. What is neither a parameter nor a buffer, such as
+        a number in an attribute, stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a
         number that the forward reads off its weights is another, the sampler is built anew, with a warning. Samples
         that other threads are drawing are still from the weights that they began with.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from

@@ -55,7 +55,7 @@ class Merged:
         args, kwargs = map_leaves(
             lambda x: self.view(x) if isinstance(x, View) else x, (call.args, call.kwargs)
         )
-        return replace(call, args=args, kwargs=kwargs)
+        return Call(call.name, args, kwargs, call.results, call.where)
 
     def _is_there(self, call: Call) -> bool:
         """Whether what a call gives is there already, and then it has its place."""

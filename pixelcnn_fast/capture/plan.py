@@ -169,6 +169,8 @@ def _prepared(call: Call, made: Mapping[int, View]) -> Callable[[Memory], None]:
 
 def _filling(x: Any, made: Mapping[int, View]) -> Callable[[Memory], Any]:
     """What puts tensors in the places of the views in a call's arguments."""
+    if not x:
+        return lambda memory: x
     if isinstance(x, View):
         slot, dtype, layout = x.slot, x.dtype, x.at(1)
         if made.get(slot) == x:

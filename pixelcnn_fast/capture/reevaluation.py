@@ -45,8 +45,7 @@ class Reevaluation:
         self._wanted, self._guards = wanted, guards
         self._all = self._plan(guards)
         self._shorter: tuple[Plan, Zeros] | None = None
-        if self._are_pure:
-            self._shorten({slot: _seen(leaf, leaf.tensor) for slot, leaf in self._leaves.items()})
+        self._held: Mapping[int, Tensor] | None = None  # the last leaves with which all guards were looked at
 
     def _plan(self, guards: Sequence[Guard]) -> Plan:
         return Plan(self._leaves, self._calls, self._wanted, guards)
@@ -70,6 +69,9 @@ class Reevaluation:
             except RuntimeError as error:
                 raise Differs from error
 
+        held, self._held = self._held, None
+        if held is not None:  # not earlier, so that the first time takes less
+            self._shorten(held)
         if self._shorter is not None:
             plan, zeros = self._shorter
             leaf = zeros.checked(filled)
@@ -82,8 +84,8 @@ class Reevaluation:
         except Differs:
             return None
         found = self._all(leaves.__getitem__)
-        if found is not None and self._shorter is not None:
-            self._shorten(leaves)  # other weights are zero now, and the guards hold
+        if found is not None and self._are_pure:
+            self._held = leaves
         return found
 
     def _shorten(self, leaves: Mapping[int, Tensor]) -> None:

@@ -49,9 +49,7 @@ class View:
 
     def at(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """(size, stride, offset) for n images."""
-        if {*map(type, self.size), *map(type, self.stride), type(self.offset)} == {
-            int
-        }:  # the usual case, faster
+        if BatchSize not in map(type, (*self.size, *self.stride, self.offset)):  # the usual case, faster
             return cast(tuple[tuple[int, ...], tuple[int, ...], int], (self.size, self.stride, self.offset))
         size, stride = (tuple(size_at(s, n) for s in sizes) for sizes in (self.size, self.stride))
         return size, stride, size_at(self.offset, n)

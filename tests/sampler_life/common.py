@@ -6,12 +6,25 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pixelcnn_fast import Sampler
+
 SHAPE = (1, 5, 6)
 STALE = "the model has changed since this sampler was built, or refreshed"
+
+
+# How often it was refreshed before; from the second time on, guards that follow from others are not looked at.
+BEFORE = pytest.mark.parametrize("before", [0, 2], ids=["first refresh", "third refresh"])
+
+
+def refreshed(sampler: Sampler, times: int) -> Sampler:
+    for _ in range(times):
+        sampler.refresh()
+    return sampler
 
 
 def noise(n: int = 3) -> Tensor:

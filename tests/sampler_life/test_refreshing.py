@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.errors import NotCausal
 from tests.capture.test_weights import trained_on, weights_of
-from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
+from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
@@ -70,11 +70,12 @@ def test_whatever_it_was_built_with(settings: dict) -> None:
     assert torch.equal(images, Sampler(model, SHAPE, **settings).sample(3, noise=noise()))
 
 
-def test_a_weight_that_was_zero_makes_it_build_anew_and_say_so() -> None:
+@BEFORE
+def test_a_weight_that_was_zero_makes_it_build_anew_and_say_so(before: int) -> None:
     model = pixelcnn()
     with torch.no_grad():
         model.conv_in.weight[:, :, 0, 0] = 0
-    sampler = Sampler(model, SHAPE)
+    sampler = refreshed(Sampler(model, SHAPE), before)
     take(model, trained_on(model))
     with pytest.warns(UserWarning, match="built anew, which takes longer: a weight that was zero"):
         sampler.refresh()
@@ -296,14 +297,15 @@ HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], object]]] = {
 }
 
 
+@BEFORE
 @pytest.mark.parametrize("name", HARD)
-def test_what_weights_alone_do_not_tell_is_followed_or_built_anew(name: str) -> None:
+def test_what_weights_alone_do_not_tell_is_followed_or_built_anew(name: str, before: int) -> None:
     built, change = HARD[name]
     model = built()
-    sampler = Sampler(model, SHAPE)
-    change(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        sampler = refreshed(Sampler(model, SHAPE), before)
+        change(model)
         sampler.refresh()
         new = Sampler(model, SHAPE)
     images = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)

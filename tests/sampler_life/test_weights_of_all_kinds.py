@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from tests.sampler_life.common import noise, silence
+from tests.sampler_life.common import BEFORE, noise, refreshed, silence
 
 SHAPE = (1, 5, 6)
 Weight = Callable[["Network"], Tensor]
@@ -116,11 +116,12 @@ CASES: dict[str, tuple[Callable[[], Network], Change]] = {
 }
 
 
+@BEFORE
 @pytest.mark.parametrize("name", CASES)
-def test_a_refreshed_sampler_is_bit_by_bit_a_new_one(name: str) -> None:
+def test_a_refreshed_sampler_is_bit_by_bit_a_new_one(name: str, before: int) -> None:
     build, change = CASES[name]
     net = build()
-    sampler = Sampler(net, SHAPE)
+    sampler = refreshed(Sampler(net, SHAPE), before)
     with torch.no_grad():
         change(net)
     with warnings.catch_warnings():
@@ -144,10 +145,11 @@ def is_refused(call: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("name", ["columns", "joined columns", "a mask of float64", "roots in bfloat16"])
-def test_that_needs_no_building(name: str) -> None:
+@BEFORE
+def test_that_needs_no_building(name: str, before: int) -> None:
     build, change = CASES[name]
     net = build()
-    sampler = Sampler(net, SHAPE)
+    sampler = refreshed(Sampler(net, SHAPE), before)
     with torch.no_grad():
         change(net)
     with silence():
