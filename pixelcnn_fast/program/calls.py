@@ -87,9 +87,7 @@ class Call:
 
     @cached_property
     def operator(self) -> torch._ops.OpOverload:
-        namespace, _, rest = self.name.partition("::")
-        packet, _, overload = rest.partition(".")
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+        return _operator(self.name)
 
     @property
     def is_random(self) -> bool:
@@ -131,6 +129,13 @@ class Call:
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     slots |= {view.slot for view in leaves(x) if isinstance(view, View)}
         return slots
+
+
+@cache
+def _operator(name: str) -> torch._ops.OpOverload:
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
 
 
 def draws(operator: torch._ops.OpOverload, args: tuple, kwargs: Mapping[str, Any]) -> bool:
