@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Guard:
     def moved(self, merged: Merged) -> Guard:
         """The same where it is in the end, after calls were merged."""
         read = merged.view(self.read) if isinstance(self.read, View) else merged.call(self.read)
-        return replace(self, read=read, at=len(merged.calls))
+        return Guard(read, self.value, at=len(merged.calls))
 
     def holds(self, memory: Memory) -> bool:
         if isinstance(self.read, View):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
+from typing import cast
 
 import torch
 
@@ -159,11 +160,11 @@ def _grouped(calls: Sequence[Call], key: Callable[[Call], object]) -> Iterable[l
 
 
 def _start(view: View) -> int:
-    return view.at(1)[2]
+    return cast(int, view.offset)  # weights have no batch
 
 
 def _length(view: View) -> int:
-    return math.prod(view.at(1)[0])
+    return math.prod(cast(tuple[int, ...], view.size))
 
 
 def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
