@@ -91,8 +91,18 @@ class Compiled:
         return replace(self, program=program, conditions=conditions, whole=whole)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = {field.name: getattr(self._alone, field.name) for field in fields(self)}
         return {**kept, "weights": None, "first": None}
+
+    @cached_property
+    def _alone(self) -> Compiled:
+        """The same with constants that share no storage: a pickle would hold what is shared again and again. It is
+        kept, since a pickle for another process may only refer to it."""
+
+        def alone(x: Tensor) -> Tensor:
+            return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
+
+        return self.converted(alone)
 
     @property
     def listing(self) -> ProgramListing:

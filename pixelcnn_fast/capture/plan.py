@@ -97,12 +97,7 @@ class Plan:
                 return None
             for slot in step.unread:
                 memory.forget(slot)
-        return [_alone(result(memory)) for result in results]
-
-
-def _alone(x: Tensor) -> Tensor:
-    """A tensor that has its storage for itself, if its strides stay: a pickle would hold what is shared twice."""
-    return x if x.nbytes == x.untyped_storage().nbytes() or not x.is_contiguous() else x.clone()
+        return [result(memory) for result in results]
 
 
 @dataclass(slots=True)
