@@ -34,10 +34,6 @@ LARGEST_ON_GPU = 64
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
-class MustBeBuilt(Exception):
-    """Why an engine can't take a model's weights."""
-
-
 @dataclass(frozen=True)
 class Engine:
     """weights: the model's parameters and buffers, by name, none once it was pickled; structure, settings: of its
@@ -98,18 +94,16 @@ class Engine:
             return "the model has other modules now, or other weights that lie in the same memory"
         return None
 
-    def having(self, model: nn.Module, known: nn.Module | None) -> Engine:
-        """The same with the present weights of a model. known: the model whose weights it has, if it is there.
-
-        Raises MustBeBuilt, saying why, if only a new one can have them.
-        """
+    def having(self, model: nn.Module, known: nn.Module | None) -> Engine | str:
+        """The same with the present weights of a model, or why only a new one can have them. known: the model whose
+        weights it has, if it is there."""
         present = dict(named_tensors(model))
         if (why := self._why_not_having(model, present, known)) is not None:
-            raise MustBeBuilt(why)
+            return why
         taken = _Taken(present, self.weights)
         program = None if self.compiled is None else self.compiled.having(taken)
         if program is None and self.compiled is not None:
-            raise MustBeBuilt("a weight that was zero, or that the forward reads as a number, is another now")
+            return "a weight that was zero, or that the forward reads as a number, is another now"
         weights = {name: taken[name] for name in present}
         plain = attributes(model) if self.model.kept.has_attributes else {}
         tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}

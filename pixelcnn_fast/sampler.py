@@ -20,7 +20,7 @@ from pixelcnn_fast.capture.parts import attributes, named_tensors
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
-from pixelcnn_fast.engine import Engine, MustBeBuilt
+from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head
@@ -197,14 +197,10 @@ class Sampler:
         return self
 
     def _take(self, model: nn.Module, known: nn.Module | None) -> None:
-        why_not = None
         with self._engine.model.in_use():  # no thread may run a module that can't be copied
-            try:
-                engine = self._engine.having(model, known)
-            except MustBeBuilt as reason:
-                why_not = str(reason)
-        if why_not is not None:
-            warnings.warn(f"the sampler is built anew, which takes longer: {why_not}", stacklevel=3)
+            engine = self._engine.having(model, known)
+        if isinstance(engine, str):
+            warnings.warn(f"the sampler is built anew, which takes longer: {engine}", stacklevel=3)
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             with undisturbed(wrapped.device):
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)

@@ -82,13 +82,16 @@ class Plan:
         """The slots that it reads and no call creates."""
         return {slot for step in self._prepared[0] for slot in step.loaded}
 
-    def __call__(self, leaf: Callable[[int], Tensor]) -> list[Tensor] | None:
-        """leaf: what a slot holds that no call creates -> the wanted tensors, or None if a guard does not hold, or if
-        a call does not go with these weights, such as one whose result has another size now."""
+    def __call__(self, leaf: Callable[[int], Tensor | None]) -> list[Tensor] | None:
+        """leaf: what a slot holds that no call creates, or None if that does not fit -> the wanted tensors, or None
+        then, if a guard does not hold, or if a call does not go with these weights, such as one whose result has
+        another size now."""
         memory, (steps, results) = Memory(1, {}), self._prepared
         for step in steps:
             for slot in step.loaded:
-                memory[slot] = leaf(slot)
+                if (x := leaf(slot)) is None:
+                    return None
+                memory[slot] = x
             try:
                 step.run(memory)
             except (RuntimeError, AssertionError):

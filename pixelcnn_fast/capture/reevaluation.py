@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from pixelcnn_fast.capture.guards import Guard
 from pixelcnn_fast.capture.merging import Merged
 from pixelcnn_fast.capture.plan import Plan, are_pure
 from pixelcnn_fast.capture.recorder import Leaf, Recording
-from pixelcnn_fast.capture.zeros import Differs, Zeros, implied_by_zeros
+from pixelcnn_fast.capture.zeros import Zeros, implied_by_zeros
 from pixelcnn_fast.program.calls import Call, View, flat, needed
 
 
@@ -63,11 +62,11 @@ class Reevaluation:
         return found[:constants]
 
     def _evaluated(self, weights: Mapping[str, Tensor]) -> list[Tensor] | None:
-        def filled(slot: int) -> Tensor:
+        def filled(slot: int) -> Tensor | None:
             try:
                 return self._filled(self._leaves[slot], weights)
-            except RuntimeError as error:
-                raise Differs from error
+            except RuntimeError:
+                return None
 
         held, self._held = self._held, None
         if held is not None:  # not earlier, so that the first time takes less
@@ -75,17 +74,13 @@ class Reevaluation:
         if self._shorter is not None:
             plan, zeros = self._shorter
             leaf = zeros.checked(filled)
-            with suppress(Differs):
-                for slot in zeros.slots - plan.leaves:
-                    leaf(slot)
-                return plan(leaf)
-        try:
-            leaves = {slot: filled(slot) for slot in self._leaves}
-        except Differs:
-            return None
-        found = self._all(leaves.__getitem__)
+            if all(leaf(slot) is not None for slot in zeros.slots - plan.leaves):
+                if (found := plan(leaf)) is not None:
+                    return found
+        found = self._all(filled)
         if found is not None and self._are_pure:
-            self._held = leaves
+            leaves = {slot: filled(slot) for slot in self._leaves}
+            self._held = {slot: x for slot, x in leaves.items() if x is not None}
         return found
 
     def _shorten(self, leaves: Mapping[int, Tensor]) -> None:

@@ -12,10 +12,6 @@ from pixelcnn_fast.capture.guards import Guard
 from pixelcnn_fast.program.calls import Call, Memory, View, plain_name
 
 
-class Differs(Exception):
-    """Weights do not fit where they were, or are zero elsewhere."""
-
-
 class Zeros:
     """Where weights are zero; all others are finite."""
 
@@ -28,14 +24,12 @@ class Zeros:
     def slots(self) -> set[int]:
         return set(self._weights)
 
-    def checked(self, leaf: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-        """leaf: by slot, a weight -> the same, which raises Differs if it is zero elsewhere."""
+    def checked(self, leaf: Callable[[int], Tensor | None]) -> Callable[[int], Tensor | None]:
+        """leaf: by slot, a weight -> the same, or None if it is zero elsewhere."""
 
-        def found(slot: int) -> Tensor:
+        def found(slot: int) -> Tensor | None:
             x = leaf(slot)
-            if slot in self._weights and not self._are_in(slot, x):
-                raise Differs
-            return x
+            return None if x is None or (slot in self._weights and not self._are_in(slot, x)) else x
 
         return found
 

@@ -54,7 +54,7 @@ HUGE_SIZES = ["100000x100000", "1000000000000", "1x999999999999999"]
 LABELS = ["", " ", "x", "10", "-1", "٣", "²", "1.5", "1,2", "ALL", "03", "9" * 5000, "nan"]
 BROKEN = {
     "missing": "no such file",
-    "folder": "no such file",
+    "folder": "not a file",
     "empty": "not a safetensors file",
     "truncated": "truncated",
     "text": "not a safetensors file",
