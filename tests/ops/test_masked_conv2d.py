@@ -164,13 +164,38 @@ def test_gradients_against_finite_differences(backend):
     torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
 
 
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_second_and_third_derivatives(backend, has_bias):
+    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
+    inputs = [t.requires_grad_() for t in ((x, weight, bias) if has_bias else (x, weight))]
+
+    def convolved(x, weight, bias=None):
+        return ops.masked_conv2d(x, weight, bias, mask, (1, 1), 1, backend)
+
+    def gradients(*inputs):
+        return torch.autograd.grad(convolved(*inputs).pow(3).sum(), inputs, create_graph=True)
+
+    torch.autograd.gradgradcheck(convolved, inputs)
+    torch.autograd.gradgradcheck(gradients, inputs)
+
+
+def test_a_gradient_penalty_is_that_of_plain_pytorch():
+    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 5, 4)
+    x, weight, bias = x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+
+    def penalty(y):
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (weight, bias, x))
+
+    found = penalty(ops.masked_conv2d(x, weight, bias, mask))
+    expected = penalty(F.conv2d(x, weight * mask, bias, padding=1))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_forward_mode_derivatives_are_refused():
     x, weight, bias, mask = problem(1, 2, 2, (3, 3), 4, 4)
-    weight = weight.requires_grad_()
-    x = x.requires_grad_()
-    (grad,) = torch.autograd.grad(ops.masked_conv2d(x, weight, bias, mask).square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no second derivatives"):
-        grad.square().sum().backward()
     with pytest.raises(NotImplementedError, match="masked_conv2d has no forward-mode derivative"):
         torch.func.jvp(
             lambda x: ops.masked_conv2d(x, weight.detach(), None, mask), (x.detach(),), (x.detach(),)

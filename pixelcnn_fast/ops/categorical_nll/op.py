@@ -10,7 +10,7 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.categorical_nll import reference
-from pixelcnn_fast.ops.library import NAME, address, define, differentiable_once, element, library, pooled
+from pixelcnn_fast.ops.library import NAME, address, define, element, library, pooled
 
 
 def categorical_nll(logits: Tensor, levels: Tensor, backend: str = "auto") -> Tensor:
@@ -122,4 +122,25 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
 
 
 torch.library.register_autograd(f"{NAME}::categorical_nll", _backward, setup_context=_save, lib=library)
-differentiable_once("categorical_nll_gradient")
+
+
+def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    grad, logits, levels, _, _ = inputs
+    ctx.save_for_backward(grad, logits, levels)
+
+
+def _backward_of_gradient(ctx: Any, along: Tensor) -> tuple:
+    """In plain PyTorch, which can go on differentiating it. What depends on the log-sum-exp is counted with the
+    logits, from which it comes."""
+    grad, logits, levels = ctx.saved_tensors
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    probability, along = logits.to(wide).softmax(-1), along.to(wide)
+    mean = (probability * along).sum(-1, keepdim=True)
+    of_grad = (mean - along.gather(-1, levels[..., None])).sum((1, 2, 3, 4))
+    of_logits = grad[:, None, None, None, None] * probability * (along - mean)
+    return of_grad.to(grad.dtype), of_logits.to(logits.dtype), None, None, None
+
+
+torch.library.register_autograd(
+    f"{NAME}::categorical_nll_gradient", _backward_of_gradient, setup_context=_save_gradient, lib=library
+)

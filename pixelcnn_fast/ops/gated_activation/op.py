@@ -15,7 +15,6 @@ from pixelcnn_fast.ops.library import (
     address,
     define,
     dense,
-    differentiable_once,
     element,
     library,
     memory_format,
@@ -140,4 +139,30 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
 
 
 torch.library.register_autograd(f"{NAME}::gated_activation", _backward, setup_context=_save, lib=library)
-differentiable_once("gated_activation_gradient")
+
+
+def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    grad, x, condition, _ = inputs
+    ctx.save_for_backward(grad, x, condition)
+
+
+def _backward_of_gradient(ctx: Any, along: Tensor) -> tuple:
+    """In plain PyTorch, which can go on differentiating it."""
+    grad, x, condition = ctx.saved_tensors
+    total = x if condition is None else x + (condition if condition.dim() == 4 else condition[:, :, None, None])
+    (a, b), (along_a, along_b) = total.chunk(2, 1), along.chunk(2, 1)
+    t, s = a.tanh(), b.sigmoid()
+    of_t, of_s = 1 - t * t, s * (1 - s)
+    of_grad = along_a * s * of_t + along_b * t * of_s
+    of_a = grad * of_t * (along_b * of_s - 2 * along_a * s * t)
+    of_b = grad * of_s * (along_a * of_t + along_b * t * (1 - 2 * s))
+    of_x = torch.cat([of_a, of_b], 1)
+    of_condition = None
+    if condition is not None:
+        of_condition = of_x if condition.dim() == 4 else of_x.sum((2, 3))
+    return of_grad, of_x, of_condition, None
+
+
+torch.library.register_autograd(
+    f"{NAME}::gated_activation_gradient", _backward_of_gradient, setup_context=_save_gradient, lib=library
+)

@@ -16,7 +16,6 @@ from pixelcnn_fast.ops.library import (
     as_map,
     computed,
     define,
-    differentiable_once,
     element,
     library,
     memory_format,
@@ -242,6 +241,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
 
 
-differentiable_once("masked_conv2d_input_gradient")
-differentiable_once("masked_conv2d_weight_gradient")
-torch.library.register_autograd(f"{NAME}::masked_conv2d", _backward, setup_context=_save, lib=library)
+# The convolution is linear in x and in the weight, so what its gradients need for theirs are these ops again.
+
+
+def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    grad, weight, mask, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    ctx.save_for_backward(grad, weight, mask)
+
+
+def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
+    grad, weight, mask = ctx.saved_tensors
+    how = (ctx.padding, ctx.dilation, ctx.backend)
+    of_grad = _forward(along, weight, None, mask, *how) if ctx.needs_input_grad[0] else None
+    of_weight = _backward_weight(grad, along, mask, *how)[0] if ctx.needs_input_grad[1] else None
+    return of_grad, of_weight, None, None, None, None, None
+
+
+def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    grad, x, mask, ctx.padding, ctx.dilation, ctx.backend = inputs
+    ctx.save_for_backward(grad, x, mask)
+
+
+def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
+    grad, x, mask = ctx.saved_tensors
+    how = (ctx.padding, ctx.dilation, ctx.backend)
+    of_grad = _forward(x, along, along_bias, mask, *how) if ctx.needs_input_grad[0] else None
+    of_x = _backward_input(grad, along, mask, x.shape, *how) if ctx.needs_input_grad[1] else None
+    return of_grad, of_x, None, None, None, None
+
+
+for name, backward, save in (
+    ("masked_conv2d", _backward, _save),
+    ("masked_conv2d_input_gradient", _backward_of_input_gradient, _save_input_gradient),
+    ("masked_conv2d_weight_gradient", _backward_of_weight_gradient, _save_weight_gradient),
+):
+    torch.library.register_autograd(f"{NAME}::{name}", backward, setup_context=save, lib=library)
