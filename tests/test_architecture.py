@@ -15,7 +15,7 @@ TIERS = [
     {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint"},
     {"ops", "pictures"},
     {"environment"},
-    {"nn"},
+    {"nn", "rewriting"},
     {"models"},
     {"checkpoint"},
     {"program"},

@@ -1,0 +1,84 @@
+"""A backend of ``torch.compile`` that rewrites the graph it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensor
+
+from pixelcnn_fast.rewriting import gates, masked_convolutions
+from pixelcnn_fast.rewriting.report import Report
+
+Mode = Literal["eager", "inductor"]
+Real = Mapping[fx.Node, Tensor]
+
+
+class Backend:
+    """``torch.compile(model, backend=Backend())``: the calls that this library has faster ops for are rewritten, before
+    autograd, so for training and inference. The graph is what the model does, whatever its modules are.
+
+    mode: what runs the graph: 'eager', which needs no compiler, or 'inductor', which compiles the rest of it.
+    report: what was rewritten, and what was left and why; it fills at each compilation.
+    """
+
+    def __init__(self, mode: Mode = "eager") -> None:
+        if mode not in ("eager", "inductor"):
+            raise ValueError(f"mode is {mode!r}, expected 'eager' or 'inductor'")
+        self.mode, self.report = mode, Report()
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        for part, real in _parts(module, _real(module, inputs)):
+            masked_convolutions.rewrite(part.graph, real, self.report)
+            gates.rewrite(part.graph, self.report)
+            part.graph.lint()
+            part.recompile()
+        if self.mode == "inductor":
+            from torch._inductor.compile_fx import compile_fx
+
+            return cast(Callable[..., Any], compile_fx(module, inputs))
+        return module.forward
+
+
+def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
+    """The tensors behind the graph's inputs; under DistributedDataParallel, it is given fake ones."""
+    found = {}
+    placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
+    for node, given in zip(placeholders, inputs, strict=False):
+        if isinstance(given, FakeTensor):
+            given = getattr(node.meta.get("grapharg"), "example", None)
+        if isinstance(given, Tensor) and not isinstance(given, FakeTensor):
+            found[node] = given
+    return found
+
+
+def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule, Real]]:
+    """The graph, and the bodies of its checkpoints, with what their inputs are now."""
+    yield module, real
+    for node in list(module.graph.nodes):
+        body = node.args[0] if isinstance(node.target, torch._ops.HigherOrderOperator) and node.args else None
+        if isinstance(body, fx.Node) and body.op == "get_attr":
+            inside = getattr(module, str(body.target), None)
+            if isinstance(inside, fx.GraphModule):
+                placeholders = [each for each in inside.graph.nodes if each.op == "placeholder"]
+                pairs = zip(placeholders, node.args[1:], strict=False)
+                yield from _parts(inside, {each: real[given] for each, given in pairs if given in real})
+
+
+_shared = {mode: Backend(mode) for mode in get_args(Mode)}
+
+
+def named(
+    module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor"})`` calls; by default the mode
+    is 'eager'.
+
+    Raises ValueError for other options.
+    """
+    mode = (options or {}).get("mode", "eager")
+    if mode not in _shared or not {"mode"}.issuperset(options or ()):
+        raise ValueError(f"options is {options!r}, expected {{'mode': 'eager'}} or {{'mode': 'inductor'}}")
+    return _shared[mode](module, inputs)

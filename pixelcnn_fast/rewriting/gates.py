@@ -1,0 +1,118 @@
+"""``tanh(a) * sigmoid(b)`` of the two halves of a feature map becomes ``gated_activation``."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.rewriting.nodes import (
+    MUL,
+    SIGMOID,
+    TANH,
+    is_call,
+    is_never_written,
+    is_unwritten,
+    line,
+    value,
+)
+from pixelcnn_fast.rewriting.report import Report
+
+
+class Half(NamedTuple):
+    """Which half of whose channels a node is."""
+
+    whole: fx.Node
+    number: int
+
+
+def rewrite(graph: fx.Graph, report: Report) -> None:
+    for node in list(graph.nodes):
+        if not is_call(node, MUL) or len(node.args) != 2 or node.kwargs:
+            continue
+        for tanh, sigmoid in (node.args, node.args[::-1]):
+            if is_call(tanh, TANH) and is_call(sigmoid, SIGMOID):
+                _rewrite(graph, node, tanh, sigmoid, report)
+                break
+
+
+def _rewrite(graph: fx.Graph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node, report: Report) -> None:
+    halves, where = [half(each.args[0]) for each in (tanh, sigmoid)], line(node)
+    first, second = halves
+    if (
+        first is None
+        or second is None
+        or first.whole is not second.whole
+        or (first.number, second.number) != (0, 1)
+    ):
+        report.left["tanh · sigmoid: not of the first and the second half of one feature map", where] += 1
+        return
+    earliest = min(tanh, sigmoid)
+    if not is_unwritten(earliest, node, [tanh, sigmoid]) or not is_never_written(earliest, [first.whole]):
+        report.left["tanh · sigmoid: something writes into the feature map", where] += 1
+        return
+    with graph.inserting_before(node):
+        new = graph.call_function(torch.ops.pixelcnn_fast.gated_activation.default, (first.whole, None, "auto"))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    for dead in (tanh, sigmoid, tanh.args[0], sigmoid.args[0]):
+        if isinstance(dead, fx.Node) and not dead.users:
+            parts = dead.args[0] if dead.target is operator.getitem else None
+            graph.erase_node(dead)
+            if isinstance(parts, fx.Node) and parts is not first.whole and not parts.users:
+                graph.erase_node(parts)
+    report.rewritten["tanh · sigmoid → gated_activation", where] += 1
+
+
+def half(node: Any) -> Half | None:
+    """Which half of the channels of a feature map [N, 2C, H, W] a node is, if it is one."""
+    if not isinstance(node, fx.Node) or node.target is not operator.getitem:
+        return None
+    source, index = node.args
+    if not isinstance(source, fx.Node):
+        return None
+    if isinstance(index, int):
+        return _of_parts(source, index)
+    channels = _channels(source)
+    if channels is None or not isinstance(index, tuple) or len(index) < 2 or index[0] != slice(None):
+        return None
+    taken, rest = index[1], index[2:]
+    if (
+        not isinstance(taken, slice)
+        or taken.step not in (None, 1)
+        or any(x not in (slice(None), ...) for x in rest)
+    ):
+        return None
+    if not all(isinstance(x, int | None) for x in (taken.start, taken.stop)):
+        return None
+    start, stop, _ = taken.indices(channels)
+    middle = channels // 2
+    return {(0, middle): Half(source, 0), (middle, channels): Half(source, 1)}.get((start, stop))
+
+
+def _of_parts(parts: fx.Node, index: int) -> Half | None:
+    """Of what ``chunk`` or ``split`` gives."""
+    name = parts.target if isinstance(parts.target, str) else getattr(parts.target, "__name__", "")
+    if name not in ("chunk", "split", "tensor_split") or not parts.args:
+        return None
+    source, rest = parts.args[0], [*parts.args[1:]]
+    channels = _channels(source)
+    sizes = rest[0] if rest else next((x for key, x in parts.kwargs.items() if key != "dim"), None)
+    axis = rest[1] if len(rest) > 1 else parts.kwargs.get("dim", 0)
+    if channels is None or axis not in (1, -3) or index not in (0, 1) or not isinstance(source, fx.Node):
+        return None
+    middle = channels // 2
+    in_halves = (2,) if name != "split" else (middle, [middle, middle], (middle, middle))
+    return Half(source, index) if sizes in in_halves else None
+
+
+def _channels(node: Any) -> int | None:
+    """The channels of a feature map, if they are even."""
+    found = value(node)
+    if found is None or found.dim() != 4 or not isinstance(found.shape[1], int) or found.shape[1] % 2:
+        return None
+    return found.shape[1]

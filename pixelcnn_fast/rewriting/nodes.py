@@ -1,0 +1,118 @@
+"""What rewrites ask of the nodes of a graph that Dynamo has captured."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
+CONV2D = frozenset((torch.conv2d, F.conv2d))
+TANH = frozenset((torch.tanh, F.tanh, "tanh"))
+SIGMOID = frozenset((torch.sigmoid, torch.special.expit, F.sigmoid, "sigmoid"))
+# That write into their first argument, as do methods and functions whose names end with an underscore.
+WRITING = frozenset(
+    getattr(operator, name)
+    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
+)
+STATISTICS = frozenset((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm))
+
+
+def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
+    """Whether a node calls one of some functions, or methods by name."""
+    return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and node.target in targets
+
+
+def value(node: Any) -> Tensor | None:
+    """The fake tensor that a node stands for, if it is one."""
+    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def size(node: Any) -> tuple[Any, ...] | None:
+    found = value(node)
+    return None if found is None else tuple(found.shape)
+
+
+def line(node: fx.Node) -> str:
+    """Where the model's code makes a call, and how: "model.py:12, in forward: return F.conv2d(...)"."""
+    trace = [text.strip() for text in (node.meta.get("stack_trace") or "").splitlines() if text.strip()]
+    places = [at for at, text in enumerate(trace) if text.startswith("File ")]
+    if not places:
+        return "?"
+    where, code = trace[places[-1]], trace[places[-1] + 1 :]
+    _, file, rest = where.split('"', 2)
+    number, _, function = rest.removeprefix(", line ").partition(", in ")
+    return f"{file.rsplit('/', 1)[-1]}:{number}, in {function}" + (f": {code[0]}" if code else "")
+
+
+def is_unwritten(start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
+    """Whether no call after ``start`` and before ``end`` may write into what some nodes hold: fake tensors that share
+    memory share a storage."""
+    held = {storage for node in read for storage in _storages(node)}
+    node = start.next
+    while node is not end:
+        if not held.isdisjoint(storage for x in _written(node) for storage in _storages(x)):
+            return False
+        node = node.next
+    return True
+
+
+def is_never_written(start: fx.Node, read: Collection[Any]) -> bool:
+    """Whether that is so until the end, as it must be for what an op keeps for its backward."""
+    return is_unwritten(start, next(reversed(start.graph.nodes)), read)
+
+
+def _storages(node: Any) -> set[int]:
+    found = value(node)
+    return set() if found is None else {found.untyped_storage()._cdata}
+
+
+def _written(node: fx.Node) -> list[Any]:
+    """The arguments that a call may write into."""
+    everything = [*node.all_input_nodes]
+    if node.op not in ("call_function", "call_method"):
+        return everything
+    if isinstance(node.target, torch._ops.OpOverload):
+        return everything if node.target._schema.is_mutable else []
+    if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, whose body may write
+        return everything
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.target in STATISTICS or name.startswith("_foreach"):
+        return everything
+    is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
+    is_named_so = name.endswith("_") and not name.endswith("__")
+    if node.target in WRITING or is_named_so or is_in_place or name in ("__setitem__", "copyto"):
+        return everything
+    return [node.kwargs.get("out")]
+
+
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
+
+
+@torch.no_grad()
+def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """What a node holds now, if that follows from inputs of the graph, by calls that write nothing and draw nothing.
+    real: the tensors that inputs are now."""
+    found: dict[fx.Node, Any] = dict(real)
+    wanted = [node]
+    while wanted:
+        each = wanted[-1]
+        if each in found:
+            wanted.pop()
+            continue
+        name = each.target if isinstance(each.target, str) else getattr(each.target, "__name__", "")
+        is_call = each.op in ("call_function", "call_method")
+        if not is_call or any(x is not None for x in _written(each)) or any(part in name for part in RANDOM):
+            return None
+        if missing := [x for x in each.all_input_nodes if x not in found]:
+            wanted += missing
+            continue
+        args, kwargs = fx.node.map_arg((each.args, each.kwargs), found.__getitem__)
+        function: Any = getattr(type(args[0]), name) if each.op == "call_method" else each.target
+        found[each] = function(*args, **kwargs)
+    return found[node] if isinstance(found[node], Tensor) else None

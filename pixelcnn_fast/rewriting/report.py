@@ -1,0 +1,21 @@
+"""What was rewritten in a model's graphs, and what was left and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Report:
+    """It fills at each compilation. rewritten, left: by what became of a call, or why it was left, and the line of the
+    model's code, how often."""
+
+    def __init__(self) -> None:
+        self.rewritten: Counter[tuple[str, str]] = Counter()
+        self.left: Counter[tuple[str, str]] = Counter()
+
+    def __str__(self) -> str:
+        lines = []
+        for title, found in (("rewritten", self.rewritten), ("left", self.left)):
+            for (what, where), times in found.items():
+                lines.append(f"{title:<10} {what}{f' ({times} times)' if times > 1 else ''}: {where}")
+        return "\n".join(lines) or "nothing was compiled yet, or there was nothing to rewrite"

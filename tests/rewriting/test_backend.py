@@ -1,0 +1,351 @@
+"""What the backend compiles computes what it did, in training and in inference, also after its weights have moved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.rewriting.backend import Backend
+from tests.needs import needs_native
+
+CONVOLUTION, GATE = "masked_conv2d", "gated_activation"
+
+
+class Masked(nn.Module):
+    """A plain child convolution, and a mask of a single kernel, as the most-read tutorial has them."""
+
+    mask: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, mask: Tensor, dilation: int = 1) -> None:
+        super().__init__()
+        rows, columns = mask.shape
+        padding = (dilation * (rows // 2), dilation * (columns // 2))
+        self.conv = nn.Conv2d(channels_in, channels_out, (rows, columns), padding=padding, dilation=dilation)
+        self.register_buffer("mask", mask[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight * self.mask
+        return F.conv2d(x, weight, self.conv.bias, padding=self.conv.padding, dilation=self.conv.dilation)
+
+
+class GatedBlock(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        above, left = torch.ones(3, 3), torch.ones(1, 3)
+        above[2], left[0, 2] = 0, 0
+        self.vertical = Masked(channels, 2 * channels, above, dilation)
+        self.horizontal = Masked(channels, 2 * channels, left, dilation)
+        self.link, self.out = nn.Conv2d(2 * channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.vertical(v)
+        a, b = features.chunk(2, dim=1)
+        moved = self.horizontal(h) + self.link(features)
+        c, d = moved.chunk(2, dim=1)
+        return torch.tanh(a) * torch.sigmoid(b), self.out(torch.sigmoid(d) * torch.tanh(c)) + h
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        first = raster_mask(5, 5, "A")
+        self.first, self.blocks = Masked(1, 4, first), nn.ModuleList([GatedBlock(4, d) for d in (1, 2)])
+        self.last = nn.Conv2d(4, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = h = self.first(x)
+        for block in self.blocks:
+            v, h = block(v, h)
+        return self.last(F.elu(h))
+
+
+class Swapped(nn.Module):
+    """What a layer does besides a convolution with a mask: forward(layer, x)."""
+
+    mask: Tensor
+    ones: Tensor
+    a: Tensor
+    b: Tensor
+    gain: Tensor
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parameters: Tensor) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.register_buffer("mask", raster_mask(3, 3, "B").expand(4, 4, 3, 3).clone())
+        self.register_buffer("ones", torch.ones(1, 1, 3, 3))
+        for name, x in parameters.items():
+            self.register_parameter(name, nn.Parameter(x))
+        self.forward_of = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_of(self, x)
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.conv.bias, padding=1)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.conv.weight
+
+
+def written_before(layer: Swapped, x: Tensor) -> Tensor:
+    product = layer.weight * layer.mask
+    layer.weight.detach().add_(0.1)
+    return layer.convolved(x, product)
+
+
+def product_written(layer: Swapped, x: Tensor) -> Tensor:
+    product = layer.weight.detach() * layer.mask
+    product[:, :, 2] = 1
+    return layer.convolved(x, product)
+
+
+def gate_written(layer: Swapped, x: Tensor) -> Tensor:
+    features = layer.convolved(x, layer.weight).clone()
+    t = torch.tanh(features[:, :2])
+    features.detach().mul_(2)
+    return t * torch.sigmoid(features[:, 2:])
+
+
+def written_after(layer: Swapped, x: Tensor) -> Tensor:
+    y = layer.convolved(x, layer.weight * layer.mask)
+    layer.weight.data.add_(0.1)
+    return y
+
+
+def gate_written_after(layer: Swapped, x: Tensor) -> Tensor:
+    features = layer.convolved(x, layer.weight).clone()
+    gated = torch.tanh(features[:, :2]) * torch.sigmoid(features[:, 2:])
+    features.detach().mul_(2)
+    return gated
+
+
+def gate_with_relu(layer: Swapped, x: Tensor) -> Tensor:
+    features = layer.convolved(x, layer.weight).clone()
+    t = torch.tanh(features[:, :2])
+    F.relu(features.detach(), True)
+    return t * torch.sigmoid(features[:, 2:])
+
+
+def rows(layer: Swapped, x: Tensor) -> Tensor:
+    a, b = layer.convolved(x, layer.weight).chunk(2, 2)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def exchanged(layer: Swapped, x: Tensor) -> Tensor:
+    a, b = layer.convolved(x, layer.weight).chunk(2, 1)
+    return torch.tanh(b) * torch.sigmoid(a)
+
+
+def checkpointed(layer: Swapped, x: Tensor) -> Tensor:
+    def body(x: Tensor) -> Tensor:
+        return F.relu(layer.convolved(x, layer.weight * layer.mask))
+
+    return checkpoint(body, x, use_reentrant=False)
+
+
+def low_rank(layer: Swapped, x: Tensor) -> Tensor:
+    return layer.convolved(x, (layer.weight + (layer.a @ layer.b)[:, :, None, None]) * layer.mask)
+
+
+def masked_where(layer: Swapped, x: Tensor) -> Tensor:
+    return layer.convolved(x, layer.mask * layer.weight * layer.gain)
+
+
+# what a layer does, its further parameters, and how many convolutions and gates are rewritten
+LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int, int]] = {
+    "product": (lambda m, x: m.convolved(x, m.weight * m.mask), {}, 1, 0),
+    "other order": (lambda m, x: m.convolved(x, m.mask * m.weight), {}, 1, 0),
+    "gain of the result": (
+        lambda m, x: m.gain * m.convolved(x, m.weight * m.mask),
+        {"gain": torch.ones(())},
+        1,
+        0,
+    ),
+    "gain of the weight": (
+        lambda m, x: m.convolved(x, m.gain * m.weight * m.mask),
+        {"gain": torch.ones(4, 1, 1, 1)},
+        1,
+        0,
+    ),
+    "gain of the product": (masked_where, {"gain": torch.ones(4, 1, 1, 1)}, 0, 0),
+    "low rank": (low_rank, {"a": torch.randn(4, 2), "b": torch.zeros(2, 4)}, 1, 0),
+    "learned mask": (
+        lambda m, x: m.convolved(x, m.weight * torch.sigmoid(m.soft)),
+        {"soft": torch.ones(1)},
+        0,
+        0,
+    ),
+    "learned mask that has zeros": (
+        lambda m, x: m.convolved(x, m.weight * m.soft),
+        {"soft": raster_mask(3, 3, "B")[None, None]},
+        0,
+        0,
+    ),
+    "computed mask": (lambda m, x: m.convolved(x, m.weight * (m.mask > 0).to(m.weight)), {}, 1, 0),
+    "dropped weights": (lambda m, x: m.convolved(x, m.weight * F.dropout(m.mask, 0.5, m.training)), {}, 0, 0),
+    "weight used twice": (lambda m, x: m.convolved(x, p := m.weight * m.mask) + p.sum(), {}, 1, 0),
+    "dropout": (lambda m, x: F.dropout(m.convolved(x, m.weight * m.mask), 0.5, m.training), {}, 1, 0),
+    "another function in training": (
+        lambda m, x: m.convolved(x, m.weight * m.mask) * (1.1 if m.training else 1),
+        {},
+        1,
+        0,
+    ),
+    "norm": (lambda m, x: F.relu(m.norm(m.convolved(x, m.weight * m.mask))), {}, 1, 0),
+    "weight written before": (written_before, {}, 0, 0),
+    "weight written after": (written_after, {}, 0, 0),
+    "gate written after": (gate_written_after, {}, 0, 0),
+    "product written": (product_written, {}, 0, 0),
+    "checkpoint": (checkpointed, {}, 1, 0),
+    "no mask": (lambda m, x: m.convolved(x, m.weight * 2), {}, 0, 0),
+    "mask of ones": (lambda m, x: m.convolved(x, m.weight * m.ones), {}, 0, 0),
+    "gate of slices": (
+        lambda m, x: (lambda f: torch.tanh(f[:, :2]) * f[:, 2:].sigmoid())(m.convolved(x, m.weight)),
+        {},
+        0,
+        1,
+    ),
+    "gate of a split": (
+        lambda m, x: (lambda parts: parts[0].tanh() * parts[1].sigmoid())(
+            m.convolved(x, m.weight).split(2, dim=1)
+        ),
+        {},
+        0,
+        1,
+    ),
+    "gate of thirds": (
+        lambda m, x: (lambda f: torch.tanh(f[:, :1]) * f[:, 1:].sigmoid())(m.convolved(x, m.weight)),
+        {},
+        0,
+        0,
+    ),
+    "gate of rows": (rows, {}, 0, 0),
+    "gate of exchanged halves": (exchanged, {}, 0, 0),
+    "gate written": (gate_written, {}, 0, 0),
+    "gate written by relu": (gate_with_relu, {}, 0, 0),
+}
+
+
+def moved(model: nn.Module) -> None:
+    """As training moves its parameters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+
+
+def outputs_and_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(2)  # of dropout
+    x = x.clone().requires_grad_()
+    y = model(x)
+    model.zero_grad()
+    y.square().sum().backward()
+    return [y.detach(), *(p.grad for p in (x, *model.parameters()) if p.grad is not None)]
+
+
+def check(model: nn.Module, x: Tensor, mode: Any = "eager") -> Backend:
+    """Compares a compiled copy with the model, in training and in inference, before and after its weights move."""
+    torch._dynamo.reset()
+    model = model.double().train()
+    fast, backend = copy.deepcopy(model), Backend(mode)
+    fast.compile(backend=backend)
+    for _ in range(2):
+        found, expected = outputs_and_gradients(fast, x), outputs_and_gradients(model, x)
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        for each in (fast, model):
+            moved(each)
+    fast.eval(), model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
+    return backend
+
+
+def times(backend: Backend, op: str) -> int:
+    """How often an op was put in, in training: it is compiled again for inference."""
+    return sum(bool(op in what) for what, _ in backend.report.rewritten)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_computes_what_it_did(name: str) -> None:
+    forward, parameters, convolutions, gates = LAYERS[name]
+    layer = Swapped(forward, **parameters)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    backend = check(layer, x)
+    assert (times(backend, CONVOLUTION), times(backend, GATE)) == (convolutions, gates), str(backend.report)
+
+
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])  # where a compiler is
+def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
+    x = torch.randn(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    backend = check(Gated(), x, mode)
+    assert sum(backend.report.rewritten.values()) == 2 * (5 + 4)  # in training and in inference
+    text = str(backend.report)
+    assert "conv2d [8, 4, 3, 3] → masked_conv2d" in text and "tanh · sigmoid → gated_activation" in text
+    assert "test_backend.py" in text and "return F.conv2d(x, weight" in text
+    assert "conv2d [7, 4, 1, 1]: its weight is not a product with a mask" in text
+
+
+CHANGES: dict[str, Callable[[Masked], Any]] = {
+    "in place": lambda layer: layer.mask[..., 2, 1].fill_(1),
+    "replaced by ones": lambda layer: setattr(layer, "mask", torch.ones_like(layer.mask)),
+    "replaced by real numbers": lambda layer: setattr(layer, "mask", torch.full_like(layer.mask, 0.3)),
+    "through .data": lambda layer: layer.mask.data.zero_(),
+    "replaced by booleans": lambda layer: setattr(layer, "mask", raster_mask(3, 3, "A")[None, None].bool()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_mask_that_changes_is_followed(name: str) -> None:
+    torch._dynamo.reset()
+    model = Masked(2, 3, raster_mask(3, 3, "B")).double()
+    fast = copy.deepcopy(model)
+    fast.compile(backend=Backend())
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    outputs_and_gradients(fast, x)
+    for each in (fast, model):
+        CHANGES[name](each)
+    for a, b in zip(outputs_and_gradients(fast, x), outputs_and_gradients(model, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_second_derivatives_go_through_what_is_rewritten() -> None:
+    torch._dynamo.reset()
+    model = Gated().double()
+    fast = copy.deepcopy(model)
+    fast.compile(backend=Backend())
+
+    def penalty(model: nn.Module) -> tuple[Tensor, ...]:
+        x = torch.randn(
+            1, 1, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).requires_grad_()
+        (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), tuple(model.parameters()), allow_unused=True)
+
+    for a, b in zip(penalty(fast), penalty(model), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_has_a_name() -> None:
+    torch._dynamo.reset()
+    model, x = Masked(2, 3, raster_mask(3, 3, "B")), torch.randn(1, 2, 4, 4)
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="pixelcnn_fast")(x), expected)
+    with pytest.raises(Exception, match="expected {'mode': 'eager'} or {'mode': 'inductor'}"):
+        torch.compile(model, backend="pixelcnn_fast", options={"speed": 2})(x)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    mode: Any = "fast"
+    with pytest.raises(ValueError, match="mode is 'fast', expected 'eager' or 'inductor'"):
+        Backend(mode)
