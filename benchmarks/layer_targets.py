@@ -141,7 +141,7 @@ def networks(s: Settings) -> Iterator[Target]:
     for _ in range(2):
         plain(images)  # statistics of batch norm that are not the initial ones
     fast = copy.deepcopy(plain)
-    accelerate(fast, quiet=True)
+    accelerate(fast)
 
     def forward(model: nn.Module) -> Work:
         def run() -> list[Tensor]:

@@ -16,7 +16,8 @@ from pixelcnn_fast.ops import masked_conv_block
 class MaskedConvolution(nn.Conv2d):
     """A convolution that computes ``ops.masked_conv2d`` of its weight and its mask, the buffer called ``mask_name``.
 
-    ``accelerate`` makes such convolutions out of a user's classes, so ``is_masked`` looks for ``mask_name`` alone.
+    Where PyTorch can't compile, ``accelerate`` makes such convolutions of the plain ones, so ``is_masked`` looks for
+    ``mask_name`` alone.
     """
 
     mask_name: str

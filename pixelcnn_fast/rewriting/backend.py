@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from pixelcnn_fast.rewriting import gates, masked_convolutions
+from pixelcnn_fast.rewriting import gates, masked_convolutions, own_data
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -21,17 +21,20 @@ class Backend:
     autograd, so for training and inference. The graph is what the model does, whatever its modules are.
 
     mode: what runs the graph: 'eager', which needs no compiler, or 'inductor', which compiles the rest of it.
+    live_gradients: whether weights that are masked in place (``weight.data *= mask``) get gradients at live taps only,
+    which takes less time; by default they get those that plain PyTorch gives them.
     report: what was rewritten, and what was left and why; it fills at each compilation.
     """
 
-    def __init__(self, mode: Mode = "eager") -> None:
+    def __init__(self, mode: Mode = "eager", live_gradients: bool = False) -> None:
         if mode not in ("eager", "inductor"):
             raise ValueError(f"mode is {mode!r}, expected 'eager' or 'inductor'")
-        self.mode, self.report = mode, Report()
+        self.mode, self.live_gradients, self.report = mode, live_gradients, Report()
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         for part, real in _parts(module, _real(module, inputs)):
-            masked_convolutions.rewrite(part.graph, real, self.report)
+            own_data.drop(part.graph)
+            masked_convolutions.rewrite(part.graph, real, self.live_gradients, self.report)
             gates.rewrite(part.graph, self.report)
             part.graph.lint()
             part.recompile()

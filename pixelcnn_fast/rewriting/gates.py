@@ -17,6 +17,7 @@ from pixelcnn_fast.rewriting.nodes import (
     is_never_written,
     is_unwritten,
     line,
+    name_of,
     value,
 )
 from pixelcnn_fast.rewriting.report import Report
@@ -96,7 +97,7 @@ def half(node: Any) -> Half | None:
 
 def _of_parts(parts: fx.Node, index: int) -> Half | None:
     """Of what ``chunk`` or ``split`` gives."""
-    name = parts.target if isinstance(parts.target, str) else getattr(parts.target, "__name__", "")
+    name = name_of(parts)
     if name not in ("chunk", "split", "tensor_split") or not parts.args:
         return None
     source, rest = parts.args[0], [*parts.args[1:]]

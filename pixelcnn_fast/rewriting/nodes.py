@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
-from typing import Any, TypeGuard
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
 MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
+MUL_IN_PLACE = frozenset((operator.imul, "mul_", "multiply_"))
+DIV = frozenset((operator.truediv, torch.div, torch.true_divide, "div", "true_divide"))
+ADD = frozenset((operator.add, torch.add, "add"))
+ADD_IN_PLACE = frozenset((operator.iadd, "add_"))
 CONV2D = frozenset((torch.conv2d, F.conv2d))
 TANH = frozenset((torch.tanh, F.tanh, "tanh"))
 SIGMOID = frozenset((torch.sigmoid, torch.special.expit, F.sigmoid, "sigmoid"))
@@ -24,7 +28,16 @@ STATISTICS = frozenset((F.batch_norm, torch.batch_norm, F.instance_norm, torch.i
 
 def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
     """Whether a node calls one of some functions, or methods by name."""
-    return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and node.target in targets
+    return isinstance(node, fx.Node) and is_any_call(node) and node.target in targets
+
+
+def is_any_call(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method")
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of what a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def value(node: Any) -> Tensor | None:
@@ -50,45 +63,89 @@ def line(node: fx.Node) -> str:
     return f"{file.rsplit('/', 1)[-1]}:{number}, in {function}" + (f": {code[0]}" if code else "")
 
 
-def is_unwritten(start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
-    """Whether no call after ``start`` and before ``end`` may write into what some nodes hold: fake tensors that share
-    memory share a storage."""
-    held = {storage for node in read for storage in _storages(node)}
+def between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
+    """The nodes after ``start`` and before ``end``."""
     node = start.next
     while node is not end:
-        if not held.isdisjoint(storage for x in _written(node) for storage in _storages(x)):
-            return False
+        yield node
         node = node.next
-    return True
 
 
-def is_never_written(start: fx.Node, read: Collection[Any]) -> bool:
+def is_unwritten(start: fx.Node, end: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
+    """Whether no call after ``start`` and before ``end`` may write into what some nodes hold, except calls that are in
+    ``but``: fake tensors that share memory share a storage."""
+    held = {storage for node in read for storage in _storages(node)}
+    return not any(writes(node, held) for node in between(start, end) if node not in but)
+
+
+def is_never_written(start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
     """Whether that is so until the end, as it must be for what an op keeps for its backward."""
-    return is_unwritten(start, next(reversed(start.graph.nodes)), read)
+    return is_unwritten(start, next(reversed(start.graph.nodes)), read, but)
+
+
+def writes(node: fx.Node, storages: Collection[int]) -> bool:
+    """Whether a call may write into one of some storages."""
+    return any(storage in storages for x in _written(node) for storage in _storages(x))
+
+
+class View(NamedTuple):
+    """Where in which storage a tensor lies: tensors with equal views are the same numbers."""
+
+    storage: int
+    offset: Any
+    size: tuple[Any, ...]
+    stride: tuple[Any, ...]
+
+
+def view(node: Any) -> View | None:
+    found = value(node)
+    if found is None:
+        return None
+    storage = found.untyped_storage()._cdata
+    return View(storage, found.storage_offset(), tuple(found.shape), found.stride())
 
 
 def _storages(node: Any) -> set[int]:
-    found = value(node)
-    return set() if found is None else {found.untyped_storage()._cdata}
+    found = view(node)
+    return set() if found is None else {found.storage}
 
 
 def _written(node: fx.Node) -> list[Any]:
     """The arguments that a call may write into."""
     everything = [*node.all_input_nodes]
-    if node.op not in ("call_function", "call_method"):
+    if not is_any_call(node):
         return everything
     if isinstance(node.target, torch._ops.OpOverload):
-        return everything if node.target._schema.is_mutable else []
+        return _written_by_schema(node, node.target._schema)
     if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, whose body may write
         return everything
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node)
     if node.target in STATISTICS or name.startswith("_foreach"):
         return everything
     is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
     is_named_so = name.endswith("_") and not name.endswith("__")
-    if node.target in WRITING or is_named_so or is_in_place or name in ("__setitem__", "copyto"):
+    if node.target in WRITING or is_in_place or (is_named_so and node.op == "call_method"):
+        return [node.args[0]]
+    if is_named_so or name in ("__setitem__", "copyto"):
         return everything
     return [node.kwargs.get("out")]
+
+
+def _written_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> list[Any]:
+    if not schema.is_mutable:
+        return []
+    arguments = list(zip(schema.arguments, node.args, strict=False))
+    arguments += [(argument, node.kwargs.get(argument.name)) for argument in schema.arguments[len(arguments) :]]
+    written = [
+        x for argument, x in arguments if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [x for each in written for x in (each if isinstance(each, (list, tuple)) else [each])]
+
+
+def _is_detached_from(node: fx.Node, now: Tensor) -> bool:
+    """Whether Dynamo takes an input for one without a gradient, as it does after ``x.data *= …``."""
+    fake = value(node)
+    return now.requires_grad and fake is not None and not fake.requires_grad
 
 
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
@@ -98,16 +155,16 @@ RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
     """What a node holds now, if that follows from inputs of the graph, by calls that write nothing and draw nothing.
     real: the tensors that inputs are now."""
-    found: dict[fx.Node, Any] = dict(real)
+    found: dict[fx.Node, Any] = {x: now for x, now in real.items() if not _is_detached_from(x, now)}
     wanted = [node]
     while wanted:
         each = wanted[-1]
         if each in found:
             wanted.pop()
             continue
-        name = each.target if isinstance(each.target, str) else getattr(each.target, "__name__", "")
-        is_call = each.op in ("call_function", "call_method")
-        if not is_call or any(x is not None for x in _written(each)) or any(part in name for part in RANDOM):
+        name = name_of(each)
+        is_pure = is_any_call(each) and not any(x is not None for x in _written(each))
+        if not is_pure or any(part in name for part in RANDOM):
             return None
         if missing := [x for x in each.all_input_nodes if x not in found]:
             wanted += missing

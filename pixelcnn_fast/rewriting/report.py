@@ -7,15 +7,18 @@ from collections import Counter
 
 class Report:
     """It fills at each compilation. rewritten, left: by what became of a call, or why it was left, and the line of the
-    model's code, how often."""
+    model's code, how often. warnings: what else there is to know."""
 
     def __init__(self) -> None:
         self.rewritten: Counter[tuple[str, str]] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
+        self.warnings: list[str] = []
 
     def __str__(self) -> str:
-        lines = []
-        for title, found in (("rewritten", self.rewritten), ("left", self.left)):
-            for (what, where), times in found.items():
-                lines.append(f"{title:<10} {what}{f' ({times} times)' if times > 1 else ''}: {where}")
+        lines = [
+            f"{title:<10} {what}{f' ({times} times)' if times > 1 else ''}: {where}"
+            for title, found in (("rewritten", self.rewritten), ("left", self.left))
+            for (what, where), times in found.items()
+        ]
+        lines += [f"{'note':<10} {text}" for text in self.warnings]
         return "\n".join(lines) or "nothing was compiled yet, or there was nothing to rewrite"

@@ -248,7 +248,7 @@ def test_autocast_computes_as_convolutions_do():
     ("change", "message"),
     [
         (dict(x=torch.zeros(2, 4, 5, 5)), "does not fit weight"),
-        (dict(mask=torch.ones(3, 3)), "mask"),
+        (dict(mask=torch.ones(2, 3, 3)), "mask .* can't be expanded"),
         (dict(bias=torch.zeros(5)), "bias"),
         (dict(weight=torch.zeros(4, 3, 2, 3), mask=torch.zeros(4, 3, 2, 3)), "odd sizes"),
         (dict(x=torch.zeros(2, 3, 5, 5, dtype=torch.bfloat16)), "convert one"),
@@ -308,3 +308,25 @@ def test_what_a_tap_does_not_read_has_no_part(isa: str, size: tuple[int, int]) -
             other = torch.where(read, x, torch.randn(x.shape, generator=generator))
             found = ops.masked_conv2d(other, weight, None, mask)[0, channel, row, column]
             assert torch.equal(found, out[0, channel, row, column].detach())
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1, 3, 3), (5, 1, 3, 3), (5, 4, 3, 3)])
+@pytest.mark.parametrize("dense", [False, True])
+def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], dense: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    mask = raster_mask(3, 3, "B").double().expand(shape)
+    masked = weight.detach() * mask  # in place
+    used = masked.requires_grad_() if dense else weight
+    expected = F.conv2d(x, used if dense else used * mask, bias, padding=1)
+    found = ops.masked_conv2d(x, used, bias, mask, dense_gradient=dense)
+    torch.testing.assert_close(found, expected)
+    results = []
+    for y in (found, expected):
+        first = torch.autograd.grad(y.square().sum(), (x, used, bias), create_graph=True)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, used, bias))
+        results.append((*first, *second))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

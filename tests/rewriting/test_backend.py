@@ -36,6 +36,12 @@ class Masked(nn.Module):
         return F.conv2d(x, weight, self.conv.bias, padding=self.conv.padding, dilation=self.conv.dilation)
 
 
+class MaskedInPlace(Masked):
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.weight.data *= self.mask
+        return self.conv(x)
+
+
 class GatedBlock(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -75,6 +81,8 @@ class Swapped(nn.Module):
     a: Tensor
     b: Tensor
     gain: Tensor
+    other: Tensor
+    soft: Tensor
 
     def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parameters: Tensor) -> None:
         super().__init__()
@@ -152,6 +160,79 @@ def checkpointed(layer: Swapped, x: Tensor) -> Tensor:
     return checkpoint(body, x, use_reentrant=False)
 
 
+def without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        layer.weight.mul_(layer.mask)
+    return layer.conv(x)
+
+
+def times_equal(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        layer.conv.weight *= layer.mask
+    return layer.conv(x)
+
+
+def of_data(layer: Any, x: Tensor) -> Tensor:
+    layer.weight.data *= layer.mask
+    return layer.conv(x)
+
+
+def of_data_twice(layer: Swapped, x: Tensor) -> Tensor:
+    return of_data(layer, torch.tanh(of_data(layer, x)))
+
+
+def new_data(layer: Swapped, x: Tensor) -> Tensor:
+    layer.weight.data = layer.weight.data * layer.mask
+    return layer.conv(x)
+
+
+def copied(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight * layer.mask)
+    return layer.conv(x)
+
+
+def filled(layer: Swapped, x: Tensor) -> Tensor:
+    layer.weight.data.masked_fill_(layer.mask == 0, 0)
+    return layer.conv(x)
+
+
+def masked_then_written(layer: Swapped, x: Tensor) -> Tensor:
+    layer.weight.data.mul_(layer.mask)
+    layer.weight.data.add_(0.1)
+    return layer.conv(x)
+
+
+def masked_then_written_in_part(layer: Swapped, x: Tensor) -> Tensor:
+    layer.weight.data.mul_(layer.mask)
+    layer.weight.data[:, :, 2] = 0.1
+    return layer.conv(x)
+
+
+def mask_written(layer: Swapped, x: Tensor) -> Tensor:
+    y = of_data(layer, x)
+    layer.mask.neg_()
+    return y
+
+
+def in_place_of_a_copy(layer: Swapped, x: Tensor) -> Tensor:
+    weight = layer.weight.clone()
+    weight *= layer.mask
+    return layer.convolved(x, weight)
+
+
+def one_mask_for_two(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        layer.weight.mul_(layer.ones[..., :1] * layer.mask[:1, :1])
+        layer.other.mul_(layer.mask[:1, :1])
+    return layer.convolved(layer.convolved(x, layer.other), layer.weight)
+
+
+def mask_that_learns(layer: Swapped, x: Tensor) -> Tensor:
+    layer.soft.data *= 1
+    return layer.convolved(x, layer.weight * layer.soft)
+
+
 def low_rank(layer: Swapped, x: Tensor) -> Tensor:
     return layer.convolved(x, (layer.weight + (layer.a @ layer.b)[:, :, None, None]) * layer.mask)
 
@@ -176,7 +257,38 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
         1,
         0,
     ),
-    "gain of the product": (masked_where, {"gain": torch.ones(4, 1, 1, 1)}, 0, 0),
+    "gain of the product": (masked_where, {"gain": torch.ones(4, 1, 1, 1)}, 1, 0),
+    "scale of the product": (lambda m, x: m.convolved(x, m.weight * m.mask * 0.3 / 7), {}, 1, 0),
+    "two masks": (lambda m, x: m.convolved(x, m.weight * m.mask * m.ones), {}, 1, 0),
+    "where": (lambda m, x: m.convolved(x, torch.where(m.mask > 0, m.weight, 0.0)), {}, 1, 0),
+    "where not": (
+        lambda m, x: m.convolved(x, torch.where(m.mask == 0, torch.zeros_like(m.weight), m.weight)),
+        {},
+        1,
+        0,
+    ),
+    "method where": (lambda m, x: m.convolved(x, m.weight.where(m.mask == 1, 0)), {}, 1, 0),
+    "where ones": (lambda m, x: m.convolved(x, torch.where(m.mask > 0, m.weight, 1.0)), {}, 0, 0),
+    "masked_fill": (lambda m, x: m.convolved(x, m.weight.masked_fill(m.mask == 0, 0)), {}, 1, 0),
+    "masked_fill of a gain": (
+        lambda m, x: m.convolved(x, -(m.gain * m.weight).masked_fill(m.mask == 0, 0.0)),
+        {"gain": torch.ones(4, 1, 1, 1)},
+        1,
+        0,
+    ),
+    "without gradients": (without_gradients, {}, 1, 0),
+    "times equal": (times_equal, {}, 1, 0),
+    "data": (of_data, {}, 1, 0),
+    "data, twice in a graph": (of_data_twice, {}, 1, 0),
+    "new data": (new_data, {}, 1, 0),
+    "copied": (copied, {}, 1, 0),
+    "filled": (filled, {}, 1, 0),
+    "masked, then written": (masked_then_written, {}, 0, 0),
+    "masked, then written in part": (masked_then_written_in_part, {}, 0, 0),
+    "mask written": (mask_written, {}, 0, 0),
+    "in place of a copy": (in_place_of_a_copy, {}, 1, 0),
+    "one mask for two": (one_mask_for_two, {"other": torch.randn(4, 4, 3, 3)}, 1, 0),
+    "mask that learns": (mask_that_learns, {"soft": raster_mask(3, 3, "B")[None, None]}, 0, 0),
     "low rank": (low_rank, {"a": torch.randn(4, 2), "b": torch.zeros(2, 4)}, 1, 0),
     "learned mask": (
         lambda m, x: m.convolved(x, m.weight * torch.sigmoid(m.soft)),
@@ -296,6 +408,25 @@ def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
     assert "conv2d [7, 4, 1, 1]: its weight is not a product with a mask" in text
 
 
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])
+@pytest.mark.parametrize("live", [False, True])
+def test_weights_that_are_masked_in_place_have_the_gradients_of_plain_pytorch_or_live_ones(
+    mode: Any, live: bool
+) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Swapped(of_data).double()
+    fast, backend = copy.deepcopy(model), Backend(mode, live)
+    fast.compile(backend=backend)
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    for each in (fast, model):
+        each(x).square().sum().backward()
+    found, expected = fast.weight.grad, model.weight.grad
+    assert found is not None and expected is not None and bool((expected[model.mask == 0] != 0).all())
+    torch.testing.assert_close(found, expected * model.mask if live else expected)
+    assert ("gradients of live taps only" if live else "dense gradients") in str(backend.report)
+
+
 CHANGES: dict[str, Callable[[Masked], Any]] = {
     "in place": lambda layer: layer.mask[..., 2, 1].fill_(1),
     "replaced by ones": lambda layer: setattr(layer, "mask", torch.ones_like(layer.mask)),
@@ -319,9 +450,13 @@ def test_a_mask_that_changes_is_followed(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_second_derivatives_go_through_what_is_rewritten() -> None:
+@pytest.mark.parametrize("name", ["product", "data"])
+def test_second_derivatives_go_through_what_is_rewritten(name: str) -> None:
     torch._dynamo.reset()
     model = Gated().double()
+    if name == "data":
+        for module in [m for m in model.modules() if isinstance(m, Masked)]:
+            module.__class__ = MaskedInPlace
     fast = copy.deepcopy(model)
     fast.compile(backend=Backend())
 

@@ -3,7 +3,12 @@
 Shapes, errors and sources are those of the fast versions; state dicts load strictly in both directions.
 """
 
-from pixelcnn_fast.models.reference.gated_pixelcnn import GatedBlock, GatedPixelCNN
+from pixelcnn_fast.models.reference.gated_pixelcnn import (
+    GatedBlock,
+    GatedPixelCNN,
+    HorizontalConv2d,
+    VerticalConv2d,
+)
 from pixelcnn_fast.models.reference.pixel_rnn import DiagonalBiLSTM, DiagonalLSTM, PixelRNN, RowLSTM
 from pixelcnn_fast.models.reference.pixelcnn import MaskedConv2d, PixelCNN, ResidualBlock
 
@@ -12,9 +17,11 @@ __all__ = [
     "DiagonalLSTM",
     "GatedBlock",
     "GatedPixelCNN",
+    "HorizontalConv2d",
     "MaskedConv2d",
     "PixelCNN",
     "PixelRNN",
     "ResidualBlock",
     "RowLSTM",
+    "VerticalConv2d",
 ]

@@ -35,32 +35,39 @@ def masked_conv2d(
     padding: Padding = "same",
     dilation: int | tuple[int, int] = 1,
     backend: str = "auto",
+    dense_gradient: bool = False,
 ) -> Tensor:
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
-    x: [N, I, H, W], any strides; weight, mask: [O, I, kH, kW]; bias: [O] or None -> [N, O, H', W'],
-    channels-last where x is. Weights where the mask is 0 take no part and get a gradient of exactly 0.
+    x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; mask: of that shape, or one that is expanded to it;
+    bias: [O] or None -> [N, O, H', W'], channels-last where x is. Weights where the mask is 0 take no part and get a
+    gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that of the convolution without a mask,
+    which is what PyTorch gives if the mask was multiplied into the weight's own memory.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
     padding, dilation = geometry(weight, padding, dilation)
     check_masked_conv2d(x, weight, bias, mask, padding, dilation)
-    return _forward(x, weight, bias, mask, padding, dilation, backend)
+    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient)
 
 
 def geometry(
     weight: Tensor, padding: Padding, dilation: int | tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding and dilation as pairs (vertical, horizontal)."""
-    dilation = (dilation, dilation) if isinstance(dilation, int) else (dilation[0], dilation[1])
+    dilation = _pair(dilation)
     if padding == "same":
         return (dilation[0] * (weight.shape[2] // 2), dilation[1] * (weight.shape[3] // 2)), dilation
     if padding == "valid":
         return (0, 0), dilation
     if isinstance(padding, str):
         raise ValueError(f"padding is {padding!r}: expected 'same', 'valid' or numbers")
-    return ((padding, padding) if isinstance(padding, int) else (padding[0], padding[1])), dilation
+    return _pair(padding), dilation
+
+
+def _pair(x: int | tuple[int, ...]) -> tuple[int, int]:
+    return (x, x) if isinstance(x, int) else (x[0], x[-1])
 
 
 def check_masked_conv2d(
@@ -77,8 +84,8 @@ def check_masked_conv2d(
         raise ValueError(
             f"x {list(size)} does not fit weight {list(kernel)}: expected [N, I, H, W] and [O, I, kH, kW]"
         )
-    if mask.shape != kernel:
-        raise ValueError(f"mask {list(mask.shape)} is not of the weight's shape {list(kernel)}")
+    if mask.shape != kernel and not _expands(mask, kernel):
+        raise ValueError(f"mask {list(mask.shape)} can't be expanded to the weight's shape {list(kernel)}")
     if kernel[2] % 2 == 0 or kernel[3] % 2 == 0:
         raise ValueError(f"kernel {kernel[2]}x{kernel[3]}: a masked kernel needs odd sizes")
     if bias is not None and bias.shape != kernel[:1]:
@@ -99,6 +106,11 @@ def check_masked_conv2d(
             raise ValueError(f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
 
 
+def _expands(mask: Tensor, kernel: torch.Size) -> bool:
+    own = mask.shape[::-1]
+    return len(own) <= len(kernel) and all(a in (1, b) for a, b in zip(own, kernel[::-1], strict=False))
+
+
 def result_size(
     x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
@@ -117,8 +129,11 @@ def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: t
 # -- computing
 
 
-def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema has the types
-    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
+def _compute(
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False
+):  # the schema has the types
+    backend, given = choose(backend, x.device, x.dtype), mask
+    mask = _like(mask, weight)
     if backend == "reference":
         return reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
     if backend == "triton":
@@ -141,15 +156,21 @@ def _compute(x, weight, bias, mask, padding, dilation, backend):  # the schema h
     return out
 
 
-def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
-    backend, given, mask = choose(backend, grad.device, grad.dtype), mask, mask.to(grad.dtype)
+def _like(mask: Tensor, weight: Tensor) -> Tensor:
+    """The mask in the weight's dtype and shape."""
+    return mask.to(weight.dtype).expand(weight.shape)
+
+
+def _input_gradient(grad, weight, mask, size, padding, dilation, backend, dense_gradient=False):
+    backend, given = choose(backend, grad.device, grad.dtype), mask
+    mask = _like(mask, weight)
     if backend == "reference":
         return conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
-    grad_x = pooled(_like_input(grad, weight, mask, size, padding, dilation, backend))
+    grad_x = pooled(_like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient))
     required().masked_conv2d_input_gradient(
         element(grad),
         as_map(grad),
@@ -163,7 +184,7 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend):
     return grad_x
 
 
-def _like_input(grad, weight, mask, size, padding, dilation, backend):
+def _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient=False):
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
 
 
@@ -196,20 +217,20 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-def _like_forward(x, weight, bias, mask, padding, dilation, backend):
+def _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient=False):
     return like_result(x, weight, padding, dilation)
 
 
 _forward = define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend) -> Tensor",
+    "str backend, bool dense_gradient=False) -> Tensor",
     _compute,
     _like_forward,
     casts=(0, 1, 2),
 )
 _backward_input = define(
     "masked_conv2d_input_gradient(Tensor grad, Tensor weight, Tensor mask, SymInt[4] size, SymInt[2] padding, "
-    "SymInt[2] dilation, str backend) -> Tensor",
+    "SymInt[2] dilation, str backend, bool dense_gradient=False) -> Tensor",
     _input_gradient,
     _like_input,
 )
@@ -225,49 +246,54 @@ _backward_weight = define(
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, mask, ctx.padding, ctx.dilation, ctx.backend = inputs
+    x, weight, bias, mask, *ctx.how, ctx.dense = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, mask)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, mask = ctx.saved_tensors
-    how = (ctx.padding, ctx.dilation, ctx.backend)
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _backward_input(grad, weight, mask, x.shape, *how)
+        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_weight, grad_bias = _backward_weight(grad, x, mask, *how)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+        grad_weight, grad_bias = _gradients(ctx, grad, x, weight, mask)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *5 * (None,)
+
+
+def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weight and bias."""
+    if not ctx.dense:
+        return _backward_weight(grad, x, mask.expand_as(weight), *ctx.how)
+    how = ([1, 1], *ctx.how[:2], False, [0, 0], 1, [False, True, True])
+    return torch.ops.aten.convolution_backward(grad, x, weight, weight.shape[:1], *how)[1:]
 
 
 # The convolution is linear in x and in the weight, so what its gradients need for theirs are these ops again.
 
 
 def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad, weight, mask, _, ctx.padding, ctx.dilation, ctx.backend = inputs
+    grad, weight, mask, _, *ctx.how, ctx.dense = inputs
     ctx.save_for_backward(grad, weight, mask)
 
 
 def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
     grad, weight, mask = ctx.saved_tensors
-    how = (ctx.padding, ctx.dilation, ctx.backend)
-    of_grad = _forward(along, weight, None, mask, *how) if ctx.needs_input_grad[0] else None
-    of_weight = _backward_weight(grad, along, mask, *how)[0] if ctx.needs_input_grad[1] else None
-    return of_grad, of_weight, None, None, None, None, None
+    of_grad = _forward(along, weight, None, mask, *ctx.how, ctx.dense) if ctx.needs_input_grad[0] else None
+    of_weight = _gradients(ctx, grad, along, weight, mask)[0] if ctx.needs_input_grad[1] else None
+    return of_grad, of_weight, *6 * (None,)
 
 
 def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    grad, x, mask, ctx.padding, ctx.dilation, ctx.backend = inputs
+    grad, x, mask, *ctx.how = inputs
     ctx.save_for_backward(grad, x, mask)
 
 
 def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
     grad, x, mask = ctx.saved_tensors
-    how = (ctx.padding, ctx.dilation, ctx.backend)
-    of_grad = _forward(x, along, along_bias, mask, *how) if ctx.needs_input_grad[0] else None
-    of_x = _backward_input(grad, along, mask, x.shape, *how) if ctx.needs_input_grad[1] else None
-    return of_grad, of_x, None, None, None, None
+    of_grad = _forward(x, along, along_bias, mask, *ctx.how, False) if ctx.needs_input_grad[0] else None
+    of_x = _backward_input(grad, along, mask, x.shape, *ctx.how, False) if ctx.needs_input_grad[1] else None
+    return of_grad, of_x, *4 * (None,)
 
 
 for name, backward, save in (

@@ -63,7 +63,8 @@ def masked_conv_block(
 def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the types
     *terms, backend = terms_and_backend
     scale, shift, condition, residual, activation, alpha, padding, dilation = terms
-    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
+    backend, given = choose(backend, x.device, x.dtype), mask
+    mask = mask.to(weight.dtype).expand(weight.shape)
     if backend == "reference":
         return reference.masked_conv_block(x, weight, bias, mask, *terms)
     if backend == "triton":

@@ -1,0 +1,205 @@
+"""Measures what ``accelerate`` gains, each network in one run against plain PyTorch and ``torch.compile``.
+
+    python benchmarks/acceleration_targets.py                  all rows: about 25 minutes on 2 cores
+    python benchmarks/acceleration_targets.py --only tutorial  rows whose name has that in it
+    python benchmarks/acceleration_targets.py --quick          tiny networks: tries the script; its figures mean nothing
+
+Contestants take turns: plain, torch.compile, and accelerate in its modes 'eager' and 'inductor', of which the faster
+one counts. Results and gradients are compared before a speed-up is shown. Leave the machine alone meanwhile.
+Writes FOLDER/<processor>-<isa>-acceleration.json and .md; status 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from public_networks import Cropped, OneHot, Stack, Tutorial, masked_in_place, ordered_colours
+from targets import Target, options, ratio, write
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import accelerate
+from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench.arguments import output_folder
+from pixelcnn_fast.bench.measure import interleaved
+from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.models import reference
+from pixelcnn_fast.rewriting.backend import Mode
+
+TOLERANCE = 2e-3  # of a result's largest value: float32 sums in another order, through a whole network at most
+OURS: dict[str, Mode] = {"accelerated": "eager", "accelerated with inductor": "inductor"}
+Bounds = tuple[float, float] | None  # must, reach
+
+
+@dataclass(frozen=True)
+class Network:
+    """vs_plain, vs_compile: bounds of training and of inference."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, int, int, int]
+    training: tuple[Bounds, Bounds]
+    inference: tuple[Bounds, Bounds]
+    live: Bounds = None  # of training with live gradients
+    repeats: int = 9
+
+
+def networks(quick: bool) -> Iterator[Network]:
+    default: Callable[[], nn.Module] = (
+        (lambda: reference.PixelCNN(3, 16, 1)) if quick else (lambda: reference.PixelCNN(3, 128, 15))
+    )
+    small: Callable[[], nn.Module] = lambda: reference.PixelCNN(1, 8 if quick else 32, 4)  # noqa: E731
+    tutorial: Callable[[], nn.Module] = (lambda: Tutorial(8, (1, 2))) if quick else Tutorial
+    n, side = (2, 8) if quick else (16, 28)
+    gray, colour = (n, 1, side, side), (n, 3, 8 if quick else 32, 8 if quick else 32)
+    yield Network(
+        "the tutorial's Gated PixelCNN", tutorial, gray, ((1.4, 1.7), (1.2, 1.5)), ((1.35, 1.5), (1.1, 1.5))
+    )
+    yield Network(
+        "default PixelCNN", default, colour, ((1.55, 1.75), (1.4, 1.75)), ((1.5, 1.75), (1.45, 1.75)), repeats=5
+    )
+    yield Network(
+        "default PixelCNN, masked in place",
+        lambda: masked_in_place(default()),
+        colour,
+        ((1.2, 1.4), None),
+        ((1.5, 1.75), (1.45, 1.75)),
+        (1.5, 1.75),
+        repeats=5,
+    )
+    yield Network(
+        "small PixelCNN", small, (4 * n, 1, side, side), ((1.3, 1.5), (1.15, 1.5)), ((1.5, 1.8), (1.2, 1.8))
+    )
+    for name, build, shape in (
+        ("cropped convolutions", Cropped, gray),
+        ("weight norm", lambda: Stack(style="weight norm", norm=False), gray),
+        ("one-hot input", OneHot, gray),
+        ("ordered colours", ordered_colours, colour),
+        ("torch.where masks", lambda: Stack(style="where"), gray),
+    ):
+        yield Network(name, build, shape, ((0.97, 1.2), None), ((0.97, 1.2), None))
+
+
+def loss_of(model: nn.Module, images: Tensor) -> Tensor:
+    logits = model(images)
+    if logits.shape[-1] == 256 and logits.dim() == 5 and logits.shape[1] == images.shape[1]:
+        return F.cross_entropy(logits.reshape(-1, 256), images.long().flatten())
+    return F.cross_entropy(logits, images.long() % logits.shape[1])
+
+
+def contestants(network: Network, plain: nn.Module, live: bool) -> dict[str, nn.Module]:
+    found = {"plain": plain, "torch.compile": copy.deepcopy(plain)}
+    found["torch.compile"].compile()
+    for name, mode in OURS.items():
+        found[name] = copy.deepcopy(plain)
+        accelerate(found[name], mode, live)
+    return found
+
+
+def rows(network: Network) -> Iterator[Target]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = network.build()
+    images = torch.randint(0, 256, network.shape).float()
+    for _ in range(2):
+        plain(images)  # statistics of batch norm that are not the initial ones
+    models = contestants(network, plain, False)
+    if network.live is not None:
+        models |= {f"{k}, live": m for k, m in contestants(network, plain, True).items() if k in OURS}
+    for training in (True, False):
+        works: dict[str, Callable[[], Sequence[Tensor]]] = {}
+        expected = None
+        for name, model in models.items():
+            if not training and name.endswith("live"):
+                continue
+            work = stepped(model, images) if training else inferred(model, images)
+            try:
+                found = work()
+            except Exception as error:  # as torch.compile can't train what is masked in place
+                print(f"{network.name}: {name} fails: {type(error).__name__}: {str(error)[-120:]}")
+                continue
+            expected = expected or found
+            compare(f"{network.name}, {name}", expected, found, name.endswith("live"))
+            works[name] = work
+        seconds = interleaved(works, network.repeats)
+        what = "training step" if training else "inference"
+        bounds = network.training if training else network.inference
+        yield from judged(f"{network.name}: {what}", seconds, "", bounds)
+        if training and network.live is not None:
+            yield from judged(
+                f"{network.name}: {what}, live gradients", seconds, ", live", (network.live, None)
+            )
+
+
+def judged(
+    name: str, seconds: dict[str, list[float]], suffix: str, bounds: tuple[Bounds, Bounds]
+) -> Iterator[Target]:
+    best = min((f"{k}{suffix}" for k in OURS), key=lambda k: median(seconds[k]))
+    shown = ", ".join(f"{k} {report.duration(median(v))}" for k, v in seconds.items())
+    print(f"{name}: {shown}", flush=True)
+    for rival, bound in zip(("plain", "torch.compile"), bounds, strict=True):
+        if bound is not None and rival in seconds:
+            value, values = ratio(seconds[rival], seconds[best], 1.0)
+            times = " → ".join(report.duration(median(seconds[k])) for k in (rival, best))
+            how = "inductor" if "inductor" in best else "eager"
+            yield Target(f"{name}, vs {rival} ({times}, {how})", *bound, value, values, report.factor)
+
+
+def stepped(model: nn.Module, images: Tensor) -> Callable[[], Sequence[Tensor]]:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-5)
+
+    def run() -> list[Tensor]:
+        model.train()
+        loss = loss_of(model, images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    return run
+
+
+def inferred(model: nn.Module, images: Tensor) -> Callable[[], Sequence[Tensor]]:
+    def run() -> list[Tensor]:
+        model.eval()
+        with torch.no_grad():
+            return [model(images)]
+
+    return run
+
+
+def compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], some_zeros: bool) -> None:
+    """Raises CheckFailed where results differ. some_zeros: gradients may be zero, at dead taps."""
+    scale = max(float(x.abs().max()) for x in expected)
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        kept = (b != 0) if some_zeros else torch.ones_like(b, dtype=torch.bool)
+        error, allowed = (
+            float(((a - b) * kept).abs().max()),
+            TOLERANCE * max(float(a.abs().max()), 1e-3 * scale),
+        )
+        if not error <= allowed:
+            raise CheckFailed(f"{name}: result {i} differs by {error:.3g}, allowed {allowed:.3g}")
+
+
+def main() -> int:
+    parser = options(__doc__, repeats=9)
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows of networks whose name has TEXT in it")
+    args = parser.parse_args()
+    folder = output_folder(args.out)
+    torch.set_num_threads(args.threads)
+    found = report.machine()
+    targets: list[Target] = []
+    for network in networks(args.quick):
+        if args.only in network.name:
+            targets += rows(network)
+    write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, "", {})
+    return int(any(target.verdict() == "no" for target in targets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Which weights of a graph are zero where some mask is: by a product, by ``where``, or masked in place beforehand."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx
+
+from pixelcnn_fast.rewriting.nodes import (
+    DIV,
+    MUL,
+    MUL_IN_PLACE,
+    View,
+    evaluated,
+    is_call,
+    name_of,
+    value,
+    view,
+    writes,
+)
+
+WHERE = frozenset((torch.where, "where"))
+MASKED_FILL = frozenset((torch.masked_fill, "masked_fill"))
+KEEPING_ZEROS = frozenset(
+    (operator.neg, torch.neg, *"neg to float double half bfloat16 type_as contiguous clone".split())
+)
+NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
+
+
+class Zeroed(NamedTuple):
+    """A weight is zero where ``mask`` is, or, inverted, where it isn't.
+
+    since: the call that made it so. in_place: whether it wrote into the weight itself, so that what the convolution
+    gives for its gradient is the weight's own.
+    """
+
+    mask: fx.Node
+    since: fx.Node
+    inverted: bool = False
+    in_place: bool = False
+
+    def kept(self, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
+        """Where the weight is kept now, if that can be known."""
+        now = evaluated(self.mask, real)
+        return None if now is None else (now == 0 if self.inverted else now != 0)
+
+    def inserted(self, graph: fx.Graph) -> fx.Node:
+        """Where the weight is kept, as a node."""
+        return graph.call_function(torch.eq if self.inverted else torch.ne, (self.mask, 0))
+
+    def repeated(self) -> list[fx.Node]:
+        """The calls of the graph that write these zeros again."""
+        nodes = self.mask.graph.nodes
+        return [node for node in nodes if _masks_like(node, self.since)] if self.in_place else []
+
+
+class InPlace:
+    """The weights that are masked in place, as far as a graph has been walked."""
+
+    def __init__(self) -> None:
+        self._found: dict[View, tuple[Zeroed, ...]] = {}
+
+    def __getitem__(self, node: Any) -> tuple[Zeroed, ...]:
+        where = view(node)
+        return () if where is None else self._found.get(where, ())
+
+    def follow(self, node: fx.Node) -> None:
+        """Takes note of what a call masks, and of what it overwrites."""
+        masked = self._masked_by(node)
+        for where, found in list(self._found.items()):
+            if writes(node, {where.storage}):
+                del self._found[where]
+                continue
+            self._found[where] = tuple(
+                old for old in found if (mask := view(old.mask)) is None or not writes(node, {mask.storage})
+            )
+        if masked and (written := view(node.args[0])) is not None:
+            self._found[written] = masked
+
+    def _masked_by(self, node: fx.Node) -> tuple[Zeroed, ...]:
+        if (inverted := _masking(node)) is not None:
+            return (Zeroed(cast(fx.Node, node.args[1]), node, inverted, True),)
+        if name_of(node) in (*NEW_DATA, "copy_") and len(node.args) == 2:
+            return tuple(found._replace(since=node, in_place=True) for found in zeroed(node.args[1], self))
+        return ()
+
+
+def zeroed(weight: Any, in_place: InPlace) -> Iterator[Zeroed]:
+    """Where a weight may be known to be zero, whatever its other factors are."""
+    if not isinstance(weight, fx.Node):
+        return
+    yield from in_place[weight]
+    if is_call(weight, WHERE) and len(weight.args) == 3:
+        condition, kept, other = weight.args
+        if weight.op == "call_method":
+            condition, kept = kept, condition
+        if isinstance(condition, fx.Node) and (_is_zero(kept) or _is_zero(other)):
+            yield Zeroed(condition, weight, inverted=_is_zero(kept))
+    elif is_call(weight, MASKED_FILL) and len(weight.args) == 3:
+        if isinstance(weight.args[1], fx.Node) and _is_zero(weight.args[2]):
+            yield Zeroed(weight.args[1], weight, inverted=True)
+    elif is_call(weight, MUL) and len(weight.args) == 2:
+        for mask, other in (weight.args, weight.args[::-1]):
+            if isinstance(mask, fx.Node) and _is_mask(mask, weight):
+                yield Zeroed(mask, weight)
+            yield from zeroed(other, in_place)
+    elif is_call(weight, DIV | KEEPING_ZEROS) and weight.args:
+        yield from zeroed(weight.args[0], in_place)
+
+
+def _masking(node: fx.Node) -> bool | None:
+    """Whether a call that masks its first argument by its second does so where that isn't zero; None for others."""
+    if is_call(node, MUL_IN_PLACE) and len(node.args) == 2 and _is_mask(node.args[1], node.args[0]):
+        return False
+    if is_call(node, ("masked_fill_",)) and len(node.args) == 3 and _is_zero(node.args[2]):
+        return True if isinstance(node.args[1], fx.Node) else None
+    return None
+
+
+def _masks_like(node: fx.Node, other: fx.Node) -> bool:
+    inverted = _masking(node)
+    if inverted is None or inverted != _masking(other):
+        return False
+    return node.args[1] is other.args[1] and view(node.args[0]) == view(other.args[0])
+
+
+def _is_mask(mask: Any, weight: Any) -> bool:
+    """Whether a factor takes no gradient and is no number, and its product with the weight has the weight's shape."""
+    m, w = value(mask), value(weight)
+    if m is None or w is None or m.requires_grad or m.dim() < 2:
+        return False
+    return len(m.shape) <= len(w.shape) and all(
+        a in (1, b) for a, b in zip(m.shape[::-1], w.shape[::-1], strict=False)
+    )
+
+
+def _is_zero(x: Any) -> bool:
+    if isinstance(x, fx.Node):
+        return is_call(x, (torch.zeros_like, torch.zeros, "new_zeros"))
+    return isinstance(x, (int, float)) and x == 0
