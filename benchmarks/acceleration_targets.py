@@ -180,7 +180,7 @@ def compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], some
         kept = (b != 0) if some_zeros else torch.ones_like(b, dtype=torch.bool)
         error, allowed = (
             float(((a - b) * kept).abs().max()),
-            TOLERANCE * max(float(a.abs().max()), 1e-3 * scale),
+            TOLERANCE * max(float(a.abs().max()), 0.01 * scale),
         )
         if not error <= allowed:
             raise CheckFailed(f"{name}: result {i} differs by {error:.3g}, allowed {allowed:.3g}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from pixelcnn_fast.rewriting import gates, masked_convolutions, own_data
+from pixelcnn_fast.rewriting import blocks, gates, layout, masked_convolutions, own_data
+from pixelcnn_fast.rewriting.nodes import Writes
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -34,8 +35,11 @@ class Backend:
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         for part, real in _parts(module, _real(module, inputs)):
             own_data.drop(part.graph)
-            masked_convolutions.rewrite(part.graph, real, self.live_gradients, self.report)
-            gates.rewrite(part.graph, self.report)
+            writes = Writes(part.graph)
+            masked_convolutions.rewrite(part.graph, real, writes, self.live_gradients, self.report)
+            gates.rewrite(part.graph, writes, self.report)
+            blocks.rewrite(part.graph, writes, self.report)
+            layout.channels_last(part.graph)
             part.graph.lint()
             part.recompile()
         if self.mode == "inductor":

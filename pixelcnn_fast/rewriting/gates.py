@@ -13,9 +13,8 @@ from pixelcnn_fast.rewriting.nodes import (
     MUL,
     SIGMOID,
     TANH,
+    Writes,
     is_call,
-    is_never_written,
-    is_unwritten,
     line,
     name_of,
     value,
@@ -30,17 +29,19 @@ class Half(NamedTuple):
     number: int
 
 
-def rewrite(graph: fx.Graph, report: Report) -> None:
+def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
     for node in list(graph.nodes):
         if not is_call(node, MUL) or len(node.args) != 2 or node.kwargs:
             continue
         for tanh, sigmoid in (node.args, node.args[::-1]):
             if is_call(tanh, TANH) and is_call(sigmoid, SIGMOID):
-                _rewrite(graph, node, tanh, sigmoid, report)
+                _rewrite(graph, node, tanh, sigmoid, writes, report)
                 break
 
 
-def _rewrite(graph: fx.Graph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node, report: Report) -> None:
+def _rewrite(
+    graph: fx.Graph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node, writes: Writes, report: Report
+) -> None:
     halves, where = [half(each.args[0]) for each in (tanh, sigmoid)], line(node)
     first, second = halves
     if (
@@ -52,7 +53,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node, re
         report.left["tanh · sigmoid: not of the first and the second half of one feature map", where] += 1
         return
     earliest = min(tanh, sigmoid)
-    if not is_unwritten(earliest, node, [tanh, sigmoid]) or not is_never_written(earliest, [first.whole]):
+    if not writes.none_between(earliest, node, [tanh, sigmoid]) or not writes.none_after(
+        earliest, [first.whole]
+    ):
         report.left["tanh · sigmoid: something writes into the feature map", where] += 1
         return
     with graph.inserting_before(node):

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.nodes import CONV2D, MUL, is_call, is_never_written, line, size, value
+from pixelcnn_fast.rewriting.nodes import CONV2D, MUL, Writes, is_call, line, size, value
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.zeroed import InPlace, Zeroed, zeroed
 
@@ -45,7 +45,9 @@ class Convolution(NamedTuple):
         return None
 
 
-def rewrite(graph: fx.Graph, real: Mapping[fx.Node, Tensor], live_gradients: bool, report: Report) -> None:
+def rewrite(
+    graph: fx.Graph, real: Mapping[fx.Node, Tensor], writes: Writes, live_gradients: bool, report: Report
+) -> None:
     """real: the tensors that inputs of the graph are now. They only decide whether a rewrite pays: the op reads the
     mask at each call, so one that changes is followed.
 
@@ -58,7 +60,7 @@ def rewrite(graph: fx.Graph, real: Mapping[fx.Node, Tensor], live_gradients: boo
             continue
         call, where = Convolution.of(node), line(node)
         name = f"conv2d {list(size(call.weight) or ())}"
-        found = call.why_not or _mask_of(call.weight, in_place, real)
+        found = call.why_not or _mask_of(call.weight, in_place, real, writes)
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
             continue
@@ -82,12 +84,12 @@ def rewrite(graph: fx.Graph, real: Mapping[fx.Node, Tensor], live_gradients: boo
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
 
 
-def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor]) -> Zeroed | str:
+def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], writes: Writes) -> Zeroed | str:
     """Where a weight is zero, or why that is of no use."""
     why = "its weight is not a product with a mask"
     for found in zeroed(weight, in_place):
         factor = _other_factor(weight, found)
-        if not is_never_written(found.since, [weight, found.mask, factor], but=found.repeated()):
+        if not writes.none_after(found.since, [weight, found.mask, factor], but=found.repeated()):
             return "something writes into its weight or its mask"
         kept, shape = found.kept(real), size(weight)
         if kept is None:

@@ -23,7 +23,8 @@ WRITING = frozenset(
     getattr(operator, name)
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
 )
-STATISTICS = frozenset((F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm))
+BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
+STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
 def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
@@ -63,29 +64,29 @@ def line(node: fx.Node) -> str:
     return f"{file.rsplit('/', 1)[-1]}:{number}, in {function}" + (f": {code[0]}" if code else "")
 
 
-def between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
-    """The nodes after ``start`` and before ``end``."""
-    node = start.next
-    while node is not end:
-        yield node
-        node = node.next
+class Writes:
+    """Which calls of a graph may write into which memory: fake tensors that share memory share a storage."""
 
+    def __init__(self, graph: fx.Graph) -> None:
+        self._into: dict[int, list[fx.Node]] = {}
+        for node in graph.nodes:
+            for storage in written(node):
+                self._into.setdefault(storage, []).append(node)
 
-def is_unwritten(start: fx.Node, end: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
-    """Whether no call after ``start`` and before ``end`` may write into what some nodes hold, except calls that are in
-    ``but``: fake tensors that share memory share a storage."""
-    held = {storage for node in read for storage in _storages(node)}
-    return not any(writes(node, held) for node in between(start, end) if node not in but)
+    def into(self, read: Collection[Any]) -> Iterator[fx.Node]:
+        """The calls that may write into what some nodes hold."""
+        return (
+            node for storage in {s for x in read for s in storages(x)} for node in self._into.get(storage, ())
+        )
 
+    def none_between(self, start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
+        """Whether no call after ``start`` and before ``end`` may write into what some nodes hold."""
+        return not any(start < node < end for node in self.into(read))
 
-def is_never_written(start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
-    """Whether that is so until the end, as it must be for what an op keeps for its backward."""
-    return is_unwritten(start, next(reversed(start.graph.nodes)), read, but)
-
-
-def writes(node: fx.Node, storages: Collection[int]) -> bool:
-    """Whether a call may write into one of some storages."""
-    return any(storage in storages for x in _written(node) for storage in _storages(x))
+    def none_after(self, start: fx.Node, read: Collection[Any], but: Collection[fx.Node] = ()) -> bool:
+        """Whether that is so until the end, as it must be for what an op keeps for its backward, except for calls that
+        are in ``but``."""
+        return not any(start < node for node in self.into(read) if node not in but)
 
 
 class View(NamedTuple):
@@ -105,13 +106,19 @@ def view(node: Any) -> View | None:
     return View(storage, found.storage_offset(), tuple(found.shape), found.stride())
 
 
-def _storages(node: Any) -> set[int]:
+def storages(node: Any) -> set[int]:
     found = view(node)
     return set() if found is None else {found.storage}
 
 
+def written(node: fx.Node) -> set[int]:
+    """The storages that a call may write into."""
+    return {storage for x in _written(node) for storage in storages(x)}
+
+
 def _written(node: fx.Node) -> list[Any]:
-    """The arguments that a call may write into."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return []
     everything = [*node.all_input_nodes]
     if not is_any_call(node):
         return everything
@@ -120,7 +127,10 @@ def _written(node: fx.Node) -> list[Any]:
     if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, whose body may write
         return everything
     name = name_of(node)
-    if node.target in STATISTICS or name.startswith("_foreach"):
+    if node.target in STATISTICS:
+        is_eval = (node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)) is False
+        return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not node.args[0]]
+    if name.startswith("_foreach"):
         return everything
     is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
     is_named_so = name.endswith("_") and not name.endswith("__")

@@ -17,9 +17,10 @@ from pixelcnn_fast.rewriting.nodes import (
     evaluated,
     is_call,
     name_of,
+    storages,
     value,
     view,
-    writes,
+    written,
 )
 
 WHERE = frozenset((torch.where, "where"))
@@ -69,16 +70,14 @@ class InPlace:
 
     def follow(self, node: fx.Node) -> None:
         """Takes note of what a call masks, and of what it overwrites."""
-        masked = self._masked_by(node)
+        masked, into = self._masked_by(node), written(node)
         for where, found in list(self._found.items()):
-            if writes(node, {where.storage}):
+            if where.storage in into:
                 del self._found[where]
-                continue
-            self._found[where] = tuple(
-                old for old in found if (mask := view(old.mask)) is None or not writes(node, {mask.storage})
-            )
-        if masked and (written := view(node.args[0])) is not None:
-            self._found[written] = masked
+            else:
+                self._found[where] = tuple(old for old in found if into.isdisjoint(storages(old.mask)))
+        if masked and (where_now := view(node.args[0])) is not None:
+            self._found[where_now] = masked
 
     def _masked_by(self, node: fx.Node) -> tuple[Zeroed, ...]:
         if (inverted := _masking(node)) is not None:

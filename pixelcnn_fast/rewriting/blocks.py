@@ -1,0 +1,166 @@
+"""In inference, what follows a masked convolution (batch norm, a sum, an activation) is computed in the same pass."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.rewriting.nodes import (
+    ADD,
+    ADD_IN_PLACE,
+    Writes,
+    is_call,
+    line,
+    name_of,
+    value,
+)
+from pixelcnn_fast.rewriting.report import Report
+
+_CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
+_ACTIVATIONS: dict[
+    Any, tuple[str, str | None, float]
+] = {  # their name, and that of their slope and its default
+    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_", torch.relu_), ("relu", None, 1.0)),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh", "tanh_"), ("tanh", None, 1.0)),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), ("sigmoid", None, 1.0)),
+    F.silu: ("silu", None, 1.0),
+    F.elu: ("elu", "alpha", 1.0),
+    F.leaky_relu: ("leaky_relu", "negative_slope", 0.01),
+}
+
+
+class BatchNorm(NamedTuple):
+    """The arguments of F.batch_norm."""
+
+    input: Any
+    mean: Any
+    variance: Any
+    weight: Any = None
+    bias: Any = None
+    training: Any = False
+    momentum: Any = 0.1
+    eps: Any = 1e-5
+
+
+class Block(NamedTuple):
+    """A convolution and what follows it."""
+
+    convolution: fx.Node
+    norm: BatchNorm | None = None
+    residual: fx.Node | None = None
+    activation: str = "none"
+    alpha: float = 1.0
+    following: tuple[fx.Node, ...] = ()
+
+    @property
+    def end(self) -> fx.Node:
+        return self.following[-1] if self.following else self.convolution
+
+    def with_next(self, **parts: Any) -> Block:
+        """The block with the only call that reads its end."""
+        return self._replace(following=(*self.following, next(iter(self.end.users))), **parts)
+
+    def reads(self) -> list[Any]:
+        return [*self.convolution.args[:4], *(self.norm or ())[1:5], self.residual]
+
+    def __str__(self) -> str:
+        parts = (
+            "norm" if self.norm else "",
+            "sum" if self.residual else "",
+            self.activation.replace("none", ""),
+        )
+        return ", ".join(filter(None, ("convolution", *parts)))
+
+
+def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
+    if torch.is_grad_enabled() or any(
+        name_of(n) == "_set_grad_enabled" and n.args == (True,) for n in graph.nodes
+    ):
+        return
+    for node in list(graph.nodes):
+        if node.target is not _CONVOLUTION:
+            continue
+        block = _found(node)
+        if not block.following or not writes.none_between(node, last := block.following[-1], block.reads()):
+            continue
+        with graph.inserting_before(last):
+            new = _call(graph, block)
+        new.meta = dict(last.meta)
+        last.replace_all_uses_with(new)
+        for dead in (*block.following[::-1], node):
+            graph.erase_node(dead)
+        report.rewritten[f"{block} → masked_conv_block", line(new)] += 1
+
+
+def _found(convolution: fx.Node) -> Block:
+    block = Block(convolution)
+    if (norm := _norm(convolution)) is not None:
+        block = block.with_next(norm=norm)
+    if (residual := _residual(block.end)) is not None:
+        block = block.with_next(residual=residual)
+    if (activation := _activation(block.end)) is not None:
+        block = block.with_next(activation=activation[0], alpha=activation[1])
+    return block
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _norm(node: fx.Node) -> BatchNorm | None:
+    user = _only_user(node)
+    if not is_call(user, (F.batch_norm,)):
+        return None
+    names = {"running_mean": "mean", "running_var": "variance"}
+    norm = BatchNorm(
+        *user.args[:8], **{names.get(k, k): x for k, x in user.kwargs.items() if k != "cudnn_enabled"}
+    )
+    statistics, own = value(norm.mean), value(node)
+    if norm.training is not False or statistics is None or own is None or statistics.dtype != own.dtype:
+        return None
+    return norm if norm.input is node else None
+
+
+def _residual(node: fx.Node) -> fx.Node | None:
+    user = _only_user(node)
+    if not is_call(user, ADD | ADD_IN_PLACE) or len(user.args) != 2 or user.kwargs:
+        return None
+    first, second = user.args
+    if user.target in ADD_IN_PLACE and first is not node:  # it would write into the other one
+        return None
+    other, own, sum_ = second if first is node else first, value(node), value(user)
+    found = value(other)
+    if found is None or own is None or sum_ is None or other is node:
+        return None
+    same = found.shape == own.shape and found.dtype == own.dtype == sum_.dtype
+    return other if same and isinstance(other, fx.Node) else None
+
+
+def _activation(node: fx.Node) -> tuple[str, float] | None:
+    user = _only_user(node)
+    if not isinstance(user, fx.Node) or not is_call(user, _ACTIVATIONS.keys()) or user.args[0] is not node:
+        return None
+    name, slope, default = _ACTIVATIONS[user.target]
+    alpha: Any = default
+    if slope is not None:
+        alpha = user.args[1] if len(user.args) > 1 else user.kwargs.get(slope, default)
+    return (name, float(alpha)) if isinstance(alpha, (int, float)) else None
+
+
+def _call(graph: fx.Graph, block: Block) -> fx.Node:
+    scale = shift = None
+    call = graph.call_function
+    if (norm := block.norm) is not None:
+        scale = call(torch.rsqrt, (call(torch.add, (norm.variance, norm.eps)),))
+        if norm.weight is not None:
+            scale = call(torch.mul, (scale, norm.weight))
+        shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
+        if norm.bias is not None:
+            shift = call(torch.add, (shift, norm.bias))
+    x, weight, bias, mask, padding, dilation, backend, _ = block.convolution.args
+    terms = (scale, shift, None, block.residual, block.activation, block.alpha, padding, dilation, backend)
+    return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms))

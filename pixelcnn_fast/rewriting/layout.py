@@ -1,0 +1,147 @@
+"""Feature maps between this library's operators are laid out channels-last, as their kernels read and write them.
+
+What follows such a map (an activation, a sum, another convolution) gives the same numbers in any layout and takes over
+that of its argument. Whatever else reads a map, the graph's caller first of all, is given it as it was: contiguous.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.rewriting.nodes import CONV2D, STATISTICS, is_any_call, storages, value, written
+
+_OURS = (torch.ops.pixelcnn_fast.masked_conv2d.default, torch.ops.pixelcnn_fast.masked_conv_block.default)
+_AGNOSTIC: frozenset[Any] = frozenset(
+    (
+        *_OURS,
+        torch.ops.pixelcnn_fast.gated_activation.default,
+        *CONV2D,
+        *STATISTICS,
+        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
+        *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+        *(
+            torch.add,
+            torch.sub,
+            torch.mul,
+            torch.div,
+            torch.neg,
+            torch.maximum,
+            torch.minimum,
+            torch.clamp,
+            torch.abs,
+        ),
+        *(torch.relu, torch.tanh, torch.sigmoid, torch.exp, torch.square),
+        *(
+            F.relu,
+            F.elu,
+            F.leaky_relu,
+            F.silu,
+            F.gelu,
+            F.tanh,
+            F.sigmoid,
+            F.softplus,
+            F.mish,
+            F.hardtanh,
+            F.relu6,
+        ),
+        *(F.hardswish, F.selu, F.celu, F.pad, F.softsign, F.logsigmoid),
+        *"add add_ sub sub_ mul mul_ div div_ neg relu relu_ tanh tanh_ sigmoid sigmoid_ exp square abs clamp".split(),
+    )
+)
+_FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
+
+
+def channels_last(graph: fx.Graph) -> None:
+    following = _following(graph)
+    joined = set(_joined(graph, following))
+    last: set[fx.Node] = set()
+    entered: dict[fx.Node, fx.Node] = {}
+    given_back: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node in joined and (source := _entry(node, last)) is not None:
+            if source not in entered:
+                entered[source] = _copy(graph, source, node, {"memory_format": torch.channels_last})
+                last.add(entered[source])
+            node.replace_input_with(source, entered[source])
+        changed = [source for source in node.all_input_nodes if source in last]
+        if node in following:
+            last.update([node] if changed else [])
+            continue
+        for source in changed:
+            if source not in given_back:
+                given_back[source] = _copy(graph, source, node, {})
+            node.replace_input_with(source, given_back[source])
+
+
+def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any]) -> fx.Node:
+    """A call that copies a map into another layout, if need be, for its first user."""
+    with graph.inserting_before(user):
+        new = graph.call_method("contiguous", (source,), layout)
+    new.meta = dict(source.meta)
+    return new
+
+
+def _entry(node: fx.Node, last: set[fx.Node]) -> fx.Node | None:
+    """What a convolution reads, if its layout is to be changed."""
+    source = node.args[0]
+    found = value(source)
+    if not isinstance(source, fx.Node) or source in last or found is None or found.shape[1] == 1:
+        return None
+    return source
+
+
+def _following(graph: fx.Graph) -> set[fx.Node]:
+    """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
+
+    Others may be given a copy of it. So nobody may write into it once they have read it.
+    """
+    candidates = {node for node in graph.nodes if _is_agnostic(node)}
+    read_first: dict[int, int] = {}
+    written_last: dict[int, int] = {}
+    for at, node in enumerate(graph.nodes):
+        for storage in written(node):
+            written_last[storage] = at
+        if node not in candidates:
+            for storage in {storage for x in node.all_input_nodes for storage in storages(x)}:
+                read_first.setdefault(storage, at)
+    end = len(graph.nodes)
+    unsafe = {storage for storage, at in written_last.items() if at >= read_first.get(storage, end)}
+    return {node for node in candidates if unsafe.isdisjoint(storages(node))}
+
+
+def _is_agnostic(node: fx.Node) -> bool:
+    found = value(node)
+    return (
+        is_any_call(node)
+        and node.target in _AGNOSTIC
+        and found is not None
+        and found.dim() == 4
+        and found.is_contiguous()
+    )
+
+
+def _joined(graph: fx.Graph, following: set[fx.Node]) -> Iterator[fx.Node]:
+    """Our convolutions that are joined with others, by maps that keep their layout on the way."""
+    group: dict[fx.Node, fx.Node] = {}
+
+    def head(node: fx.Node) -> fx.Node:
+        while group[node] is not node:
+            node = group[node]
+        return node
+
+    for node in graph.nodes:
+        group[node] = node
+        if node in following:
+            for source in node.all_input_nodes:
+                if source in following:
+                    group[head(source)] = head(node)
+    ours = [node for node in graph.nodes if node in following and node.target in _OURS]
+    heads = [head(node) for node in ours]
+    return (node for node, own in zip(ours, heads, strict=True) if heads.count(own) >= _FEWEST)
