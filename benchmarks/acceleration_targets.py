@@ -112,6 +112,8 @@ def rows(network: Network) -> Iterator[Target]:
     if network.live is not None:
         models |= {f"{k}, live": m for k, m in contestants(network, plain, True).items() if k in OURS}
     for training in (True, False):
+        for model in models.values():
+            model.load_state_dict(plain.state_dict())
         works: dict[str, Callable[[], Sequence[Tensor]]] = {}
         expected = None
         for name, model in models.items():
