@@ -7,6 +7,7 @@
 
 #include "build_info.h"
 #include "cpu/simd/cpu_features.h"
+#include "cpu/simd/kernels.h"
 #ifdef PCF_HAVE_CUDA
 #include "cuda/device_query.h"
 #endif
@@ -60,6 +61,9 @@ PYBIND11_MODULE(_native, m) {
         "The instruction sets that were built and this processor has, lowest first.");
   m.def("chosen_isa", &pcf::cpu::chosen_isa,
         "The instruction set in use. Raises ValueError for a bad PIXELCNN_FAST_ISA.");
+  m.def(
+      "multiplies_bf16", [] { return pcf::cpu::kernels<float>(pcf::cpu::chosen_isa()).multiplies_bf16; },
+      "Whether the instruction set in use multiplies bf16: what meets weights of bf16 is then rounded to it, too.");
   m.def("force_isa", &pcf::cpu::force_isa, py::arg("name"),
         "Uses this instruction set from now on; '' restores the default.");
   m.def("cuda_devices", &cuda_devices, "The CUDA devices. Raises RuntimeError where there are none, saying why.");

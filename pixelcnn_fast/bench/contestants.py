@@ -10,8 +10,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.bench.checks import Check, Oracle, cdf_excess, rounding
+from pixelcnn_fast.bench.checks import LIMIT, Check, Oracle, cdf_excess, rounding
 from pixelcnn_fast.bench.workload import Workload
+from pixelcnn_fast.native import required
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
@@ -91,13 +92,15 @@ class WholeImages:
         """common: the images that all contestants are expected to draw."""
         if self._exact is None:
             return _check(self._drawn, common, oracle)
-        own = []
+        own, limit = [], LIMIT
         for images, _ in self._drawn:  # the same rounded weights in plain PyTorch, teacher-forced
             logits = self._sampler.logits(images, self._work.labels, runtime="eager")
             own.append(cdf_excess(logits, images, self._work.noise))
+            if required().multiplies_bf16():
+                limit = max(limit, oracle.bf16_limit(images))
         by_model = _check(self._drawn, common, oracle)
         changed = rounding(self._exact.program.weights, self._sampler.program.weights)
-        return Check(by_model.differing, by_model.drawn, _largest(own), changed, by_model.excess)
+        return Check(by_model.differing, by_model.drawn, _largest(own), changed, by_model.excess, limit)
 
 
 class SomePixels:

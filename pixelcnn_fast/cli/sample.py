@@ -81,7 +81,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--precision",
         choices=PRECISIONS,
         default="same",
-        help="bf16 halves the memory of the weights but is not exact",
+        help="bf16 halves the memory of the weights, and may be faster, but is not exact",
     )
     add("--weights", action=Renamed, to="--precision")
     add("--batch", type=count, metavar="N", help="images drawn at once (default: what fits)")

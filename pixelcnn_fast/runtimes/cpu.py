@@ -31,7 +31,8 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
 class CpuRuntime:
     """Packs the weights once; ``run`` may then be called from several threads.
 
-    precision: 'same', or 'bf16', in which the weights that are multiplied are then stored.
+    precision: 'same', or 'bf16', in which the weights that are multiplied are then stored; where the processor
+    multiplies bf16, what they are multiplied with is rounded to it, too.
     """
 
     def __init__(

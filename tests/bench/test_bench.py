@@ -23,10 +23,10 @@ from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.heads import drawing
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.sampler import Sampler
-from tests.needs import needs_native
+from tests.needs import ISAS, instruction_set, needs_native
 
 TINY: dict[str, Any] = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
 
@@ -96,6 +96,8 @@ def test_bf16_is_judged_by_its_own_bound() -> None:
     assert Check(9, 9, 0.0, rounding=fine, model_excess=0.2).ok
     assert not Check(9, 9, 1e-3, rounding=fine, model_excess=0.0).ok
     assert not Check(9, 9, 0.0, rounding=2 * BF16_ROUNDING, model_excess=0.0).ok
+    assert Check(9, 9, 1e-3, rounding=fine, model_excess=0.0, limit=2e-3).ok
+    assert not Check(9, 9, 3e-3, rounding=fine, model_excess=0.0, limit=2e-3).ok
 
 
 # -- comparisons
@@ -149,6 +151,21 @@ def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
     monkeypatch.setattr(CpuRuntime, "run", shifted)
     with pytest.raises(CheckFailed, match="cpu-bf16"):
         compare(work, ["eager", "cpu-bf16"], 1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_products_of_bf16_are_judged_by_what_they_are_in_plain_pytorch(work: Workload, isa: str) -> None:
+    """Only where the processor multiplies bf16 may noise lie further outside than rounding of float32 explains."""
+    module = required()
+    with instruction_set(isa):
+        (result,) = compare(work, ["cpu-bf16"], 1)
+        check = result.check
+        assert check is not None and check.ok and 0 <= check.excess <= check.limit
+        assert module.multiplies_bf16() == (isa in ("avx512_bf16", "amx_bf16"))
+        if module.multiplies_bf16():
+            assert 2 * LIMIT < check.limit < 0.02
+        else:
+            assert check.limit == LIMIT
 
 
 @needs_native

@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.native import required
 from tests.needs import ISAS, RUNTIMES, instruction_set, needs_native
-from tests.system.networks import pixelcnn, two_stacks
+from tests.system.networks import Masked, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
 # (model, shape, has labels)
@@ -99,30 +101,85 @@ def test_float32_logits_per_instruction_set(isa, name):
             assert_as_exact_as_plain(got, single(*arguments).detach()[:n], exact[:n])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_bf16_weights(runtime):
-    """Runtimes agree on the same rounded weights; rounding moves the logits by about a bf16 step."""
+@pytest.mark.parametrize(("runtime", "isa"), [("eager", ""), *(("cpu", isa) for isa in ISAS)])
+def test_bf16_weights(runtime, isa):
+    """Runtimes agree on the same rounded weights, but for what else is rounded where the processor multiplies bf16;
+    rounding moves the logits by about a bf16 step."""
     model, shape, labels = case("labels")
     single, images = model.float(), torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
-    narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)
-    difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
-    scale = same.logits(images, labels, runtime).abs().max()
-    assert 1e-5 * scale < difference < 0.05 * scale
-    assert torch.allclose(
-        narrow.logits(images, labels, runtime), narrow.logits(images, labels, "eager"), atol=1e-4
-    )
+    with instruction_set(isa):
+        rounds_all = runtime == "cpu" and required().multiplies_bf16()
+        narrow, same = Sampler(single, shape, precision="bf16"), Sampler(single, shape)
+        difference = (narrow.logits(images, labels, runtime) - same.logits(images, labels, runtime)).abs().max()
+        scale = same.logits(images, labels, runtime).abs().max()
+        assert 1e-5 * scale < difference < 0.05 * scale
+        agree = torch.allclose(
+            narrow.logits(images, labels, runtime), narrow.logits(images, labels, "eager"), atol=1e-4
+        )
+        assert agree != rounds_all
     with pytest.raises(ValueError, match="reference"):
         narrow.sample(1, labels[:1], runtime="reference")
     with pytest.raises(ValueError, match="float32"):
         Sampler(model.double(), shape, precision="bf16")
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
+def test_bf16_logits_are_as_exact_as_plain_torch_in_bf16(isa, name):
+    if name == "two stacks":
+        model, shape, labels = two_stacks(width=35).double(), (2, 6, 7), torch.arange(5) % 4
+    else:
+        model, shape, labels = case(name)
+    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    arguments = (images,) if labels is None else (images, labels)
+    exact = model(*arguments).detach()
+    plain = copy.deepcopy(model).bfloat16()(*arguments).detach().float()
+    with instruction_set(isa):
+        got = Sampler(model.float(), shape, precision="bf16").logits(images, labels, "cpu")
+    assert_as_exact_as_plain(got, plain, exact)
+
+
+class IntegerNetwork(nn.Module):
+    """All that it computes are integers below 2^24, so that no sum rounds in float32, whatever its order."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        before, here = [(-1, -1), (-1, 0), (-1, 1), (0, -1)], [(0, 0)]
+        self.layers = nn.ModuleList(
+            [Masked(1, hidden, before), Masked(hidden, hidden, before + here), Masked(hidden, 256, here)]
+        )
+        generator = torch.Generator().manual_seed(hidden)
+        for parameter in self.parameters():
+            parameter.data = torch.randint(-1, 2, parameter.shape, generator=generator).float()
+
+    def forward(self, x: Tensor, rounded: bool = False) -> Tensor:
+        x = x.to(next(self.parameters()))
+        for layer in self.layers:
+            x = layer(x.bfloat16().to(x.dtype) if rounded else x).relu()
+        return (x / 4096)[:, None].movedim(2, -1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("hidden", [3, 31, 45, 180])  # the last in several parts of its depth
+def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
+    net, shape = IntegerNetwork(hidden), (1, 5, 6)
+    images = torch.randint(0, 256, (40, *shape), generator=torch.Generator().manual_seed(1))
+    with instruction_set(isa):
+        expected = net.double()(images, rounded=required().multiplies_bf16()).detach()
+        sampler = Sampler(net.float(), shape, precision="bf16")
+        for n in (1, 2, 5, 17, 40):  # each takes another path through the micro-kernels
+            assert torch.equal(sampler.logits(images[:n], runtime="cpu").double(), expected[:n])
+    assert not torch.equal(net(images, rounded=True), net(images))
+
+
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]
+)
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
-def test_the_batch_split_changes_no_bit(dtype, batch_size):
+def test_the_batch_split_changes_no_bit(dtype, precision, batch_size):
     model = pixelcnn(channels=3, hidden=40, blocks=1).to(dtype)
-    sampler, u = Sampler(model, (3, 5, 4)), noise(13, (3, 5, 4))
+    sampler, u = Sampler(model, (3, 5, 4), precision=precision), noise(13, (3, 5, 4))
     assert torch.equal(
         sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13)
     )
@@ -135,8 +192,10 @@ def test_the_batch_split_changes_no_bit(dtype, batch_size):
 
 
 @needs_native
-def test_the_number_of_threads_changes_no_bit():
-    sampler, images = Sampler(pixelcnn(hidden=64), (1, 6, 6)), torch.randint(0, 256, (3, 1, 6, 6))
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_the_number_of_threads_changes_no_bit(precision):
+    sampler = Sampler(pixelcnn(hidden=64), (1, 6, 6), precision=precision)
+    images = torch.randint(0, 256, (3, 1, 6, 6))
     threads = torch.get_num_threads()
     try:
         results = []

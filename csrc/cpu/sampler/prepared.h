@@ -71,7 +71,7 @@ class PreparedProgram {
     };
     int64_t total = 0;
     for (const auto& i : program.instructions)
-      total += bytes(i.row_runs, i.channels, Weights::same) + bytes(i.pixel_runs, i.channels, weights);
+      total += bytes(i.row_runs, i.channels, of_rows(weights)) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
     pack(program, weights);
     const auto scans_before = [](const auto& i) { return i.in_scan() && i.phase == Phase::row; };
@@ -98,8 +98,11 @@ class PreparedProgram {
     return run.width * program.storage[run.source].channels;
   }
 
+  // The row phase reads its weights once per row, where widening narrow ones would only cost time.
+  Weights of_rows(Weights weights) const { return kernels.multiplies_bf16 ? weights : Weights::same; }
+
   // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
-  // the user asks for that. The row phase reads its own once per row, where widening narrow ones would only cost time.
+  // the user asks for that.
   void pack(const Program& program, Weights weights) {
     char* next = packed.get();
     const auto runs = [&](const std::vector<Run>& runs, int channels, Weights weights) {
@@ -135,7 +138,7 @@ class PreparedProgram {
     }
     for (size_t i = 0; i < instructions.size(); i++) {
       auto& p = instructions[i];
-      p.row_runs = runs(program.instructions[i].row_runs, p.channels, Weights::same);
+      p.row_runs = runs(program.instructions[i].row_runs, p.channels, of_rows(weights));
       if (p.kind == InstructionKind::from_levels) inputs.push_back(&p);
       widest = std::max(widest, p.padded);
       if (p.by_rows()) widest_row = std::max(widest_row, p.padded);

@@ -4,13 +4,45 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace pcf::cpu {
 namespace {
 
 struct Isa {
   const char* name;
-  bool available;
+  bool available, by_default = true;
 };
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+
+// Processors with tiles multiply bf16 in vectors, too, but measured at half the speed of float32.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1 << 24, kBf16 = 1 << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) && (d & kBf16);
+}
+
+// Asks Linux for the tile registers, which a process may use from then on if it grants them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Lowest first. __builtin_cpu_supports also checks that the operating system saves the wide registers.
 const std::vector<Isa>& isas() {
@@ -25,9 +57,13 @@ const std::vector<Isa>& isas() {
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
 #ifdef PCF_HAVE_AVX512
-      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("fma")},
+      {"avx512", has_avx512()},
+#endif
+#ifdef PCF_HAVE_AVX512_BF16
+      {"avx512_bf16", has_avx512() && __builtin_cpu_supports("avx512bf16"), !has_tiles()},
+#endif
+#ifdef PCF_HAVE_AMX_BF16
+      {"amx_bf16", has_avx512() && __builtin_cpu_supports("avx512bf16") && has_tiles() && may_use_tiles()},
 #endif
   };
   return all;
@@ -49,7 +85,7 @@ const char* default_isa() {
   if (named && *named) return find(named, "PIXELCNN_FAST_ISA");
   const char* best = nullptr;
   for (const Isa& isa : isas())
-    if (isa.available) best = isa.name;
+    if (isa.available && isa.by_default) best = isa.name;
   return best;
 }
 

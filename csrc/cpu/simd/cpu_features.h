@@ -1,4 +1,5 @@
-// Which instruction set the kernels use. Names: sse2, avx2, avx512; portable where there is no x86-64.
+// Which instruction set the kernels use. Names: sse2, avx2, avx512, avx512_bf16, amx_bf16; portable where there is no
+// x86-64. The last two differ from avx512 in the products of bf16 only.
 #pragma once
 
 #include <string>

@@ -7,7 +7,7 @@
 #include "cpu/simd/steps.h"
 
 #ifndef PCF_ISA
-#error "PCF_ISA names the instruction set: sse2, avx2, avx512 or portable"
+#error "PCF_ISA names the instruction set, as in cpu_features.h"
 #endif
 
 namespace pcf::cpu {
@@ -15,7 +15,8 @@ namespace {
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {kBlock<T>, block_bytes<T>, pack<T>, matmul<T>, epilogue<T>, weigh<T>, pick<T>, log_probability<T>};
+  return {kBlock<T>,   kMultipliesBf16, block_bytes<T>, pack<T>,           matmul<T>,
+          epilogue<T>, weigh<T>,        pick<T>,        log_probability<T>};
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ struct BoundStep {
 
 template <class T>
 struct Kernels {
-  int block;  // output channels in a packed block
+  int block;             // output channels in a packed block
+  bool multiplies_bf16;  // whether x, too, is rounded to bf16 where weights are, which is then the fastest way
 
   // Gives the bytes of one packed block; packs weight [depth, channels] into all of its blocks.
   int64_t (*block_bytes)(int depth, Weights);
@@ -40,7 +41,7 @@ struct Kernels {
 
   // out[r] = from[r] + x[r] . W for the blocks first...last-1. Sums run over depth in the same order whatever the
   // number of rows, so a result does not depend on how images are batched. `from` may be `out` itself; both are padded
-  // to whole blocks.
+  // to whole blocks. Sums are in T, whatever the weights.
   void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
 
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.

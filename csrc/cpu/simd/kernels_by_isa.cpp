@@ -6,7 +6,8 @@
 
 namespace pcf::cpu {
 
-#define PCF_EACH_ISA(f) PCF_IF_PORTABLE(f) PCF_IF_SSE2(f) PCF_IF_AVX2(f) PCF_IF_AVX512(f)
+#define PCF_EACH_ISA(f) \
+  PCF_IF_PORTABLE(f) PCF_IF_SSE2(f) PCF_IF_AVX2(f) PCF_IF_AVX512(f) PCF_IF_AVX512_BF16(f) PCF_IF_AMX_BF16(f)
 #ifdef PCF_HAVE_PORTABLE
 #define PCF_IF_PORTABLE(f) f(portable)
 #else
@@ -26,6 +27,16 @@ namespace pcf::cpu {
 #define PCF_IF_AVX512(f) f(avx512)
 #else
 #define PCF_IF_AVX512(f)
+#endif
+#ifdef PCF_HAVE_AVX512_BF16
+#define PCF_IF_AVX512_BF16(f) f(avx512_bf16)
+#else
+#define PCF_IF_AVX512_BF16(f)
+#endif
+#ifdef PCF_HAVE_AMX_BF16
+#define PCF_IF_AMX_BF16(f) f(amx_bf16)
+#else
+#define PCF_IF_AMX_BF16(f)
 #endif
 
 #define PCF_DECLARE(isa)                                     \

@@ -2,38 +2,15 @@
 // own copy.
 #pragma once
 
-#include <cstdint>
-
-#include "cpu/simd/kernels.h"
-#include "cpu/simd/vector.h"
+#include "cpu/simd/product_bf16.h"
 
 namespace pcf::cpu {
 namespace {
 
-// -- weights in words: `Same` keeps one T in a word, `Bf16` two depths in 32 bits, the even one in the lower half
-
-template <class T>
-struct Same {
-  static constexpr int depths = 1;
-  using Word = T;
-  static Vec<T> expand(Vec<T> word, int) { return word; }
-  static void put(Word* word, int, T w) { *word = w; }
-};
-
-struct Bf16 {
-  static constexpr int depths = 2;
-  using Word = uint32_t;
-  static Vec<float> expand(Vec<uint32_t> word, int odd) { return (Vec<float>)(odd ? word & 0xffff0000u : word << 16); }
-  static void put(Word* word, int odd, float w) {  // the upper half of w, to which the passes have rounded it
-    uint32_t bits;
-    __builtin_memcpy(&bits, &w, 4);
-    *word |= odd ? bits & 0xffff0000u : bits >> 16;
-  }
-};
-
 template <class T, class W>
 constexpr int64_t bytes_of_block(int depth) {
-  return int64_t{(depth + W::depths - 1) / W::depths} * kBlock<T> * sizeof(typename W::Word);
+  const int padded = W::depths == 1 ? depth : padded_depth(depth);
+  return int64_t{padded / W::depths} * kBlock<T> * sizeof(typename W::Word);
 }
 
 template <class T, class W>
@@ -50,99 +27,10 @@ void pack_blocks(const T* weight, int depth, int channels, char* packed) {
   }
 }
 
-// -- matrix product: M rows by G blocks of channels in registers
-
-template <int N>
-struct Constant {
-  constexpr operator int() const { return N; }
-};
-
-template <class T, class W, int M, int G>
-void tile(Rows<const T> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from, Rows<T> out,
-          int channel) {
-  using Word = typename W::Word;
-  const T* x[M];
-  Vec<T> sum[M][G * kVectors];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; m++) {
-    x[m] = rows[m];
-    if constexpr (M <= 4)  // another core has just written half of it
-      for (int k = 0; k < depth; k += 64 / sizeof(T)) __builtin_prefetch(x[m] + k);
-#pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
-  }
-
-  // Multiplies with the words at depth k, which hold `count` depths. With one row, each word is loaded once and
-  // expanded at once. With several, the weights of one depth stay in registers while the rows pass.
-  const auto word_at = [&](int k, int j) __attribute__((always_inline)) {
-    return load(reinterpret_cast<const Word*>(w + j / kVectors * block_bytes) + int64_t{k} / W::depths * kBlock<T> +
-                j % kVectors * kLanes<T>);
-  };
-  const auto multiply = [&](int k, auto count) __attribute__((always_inline)) {
-    if constexpr (M == 1) {
-      Vec<T> xk[count];
-      for (int d = 0; d < count; d++) xk[d] = broadcast(x[0][k + d]);
-#pragma GCC unroll 16
-      for (int j = 0; j < G * kVectors; j++) {
-        const auto word = word_at(k, j);
-        for (int d = 0; d < count; d++) sum[0][j] += xk[d] * W::expand(word, d);
-      }
-    } else {
-      for (int d = 0; d < count; d++) {
-        Vec<T> wk[G * kVectors];
-#pragma GCC unroll 16
-        for (int j = 0; j < G * kVectors; j++) wk[j] = W::expand(word_at(k, j), d);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; m++) {
-          const Vec<T> xk = broadcast(x[m][k + d]);
-#pragma GCC unroll 16
-          for (int j = 0; j < G * kVectors; j++) sum[m][j] += xk * wk[j];
-        }
-      }
-    }
-  };
-  int k = 0;
-  for (; k + W::depths <= depth; k += W::depths) multiply(k, Constant<W::depths>());
-  if (W::depths == 2 && k < depth) multiply(k, Constant<1>());
-
-#pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
-#pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) store<T>(out[m] + channel + j * kLanes<T>, sum[m][j]);
-}
-
-// With few rows, several blocks are done at once, so that enough sums are in flight to hide multiply-add's latency.
-constexpr int group_of(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-
-template <class T, class W, int M>
-void rows_by_blocks(int rows, Rows<const T> x, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
-  if constexpr (M > 0) {
-    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, from, out);
-    constexpr int G = group_of(M);
-    const auto block = [&](int b) { return static_cast<const char*>(w.data) + b * w.block_bytes; };
-    int b = first;
-    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
-    if constexpr (G > 2)
-      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
-    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
-  }
-}
-
-template <class T, class W>
-void matmul_as(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
-  const int tiles = (rows + kMaxRows - 1) / kMaxRows;
-  const int step = tiles == 1 ? last - first : 1;  // with more rows, a block stays in L1 while they pass
-  for (int b = first; b < last; b += step)
-    for (int t = 0; t < tiles; t++) {
-      const int r = int64_t{rows} * t / tiles, end = int64_t{rows} * (t + 1) / tiles;
-      rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, from + r, out + r);
-    }
-}
-
 template <class T>
 void matmul(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
   if constexpr (sizeof(T) == 4)
-    if (w.weights == Weights::bf16) return matmul_as<T, Bf16>(x, rows, w, first, last, from, out);
+    if (w.weights == Weights::bf16) return matmul_bf16(x, rows, w, first, last, from, out);
   matmul_as<T, Same<T>>(x, rows, w, first, last, from, out);
 }
 
