@@ -1,5 +1,6 @@
 // Runs the convolutions and the recurrences in C++ on small maps, for the sanitizers, and checks that threads, batching
 // and memory layouts do not change what comes out. Exits 1 at the first difference.
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -100,16 +101,18 @@ void check_recurrence(bool diagonal, bool reverse, int taps) {
         require(run(images, channels_last, threads) == expected, "a recurrence does not depend on how it is run");
 }
 
-void check_convolution(int in, int out, int height, int width) {
-  const auto weight = drawn(int64_t{out} * in * height * width, 0.2), bias = drawn(out, 1);
-  std::vector<float> mask(weight.size(), 1);  // B: nothing after the centre
-  for (int64_t i = 0; i < int64_t{out} * in; i++)
-    for (int k = 0; k < height * width; k++)
-      if (k > height * width / 2) mask[i * height * width + k] = 0;
+// E: of the weight
+template <class E>
+void check_convolution(Element element, int in, int out, int height, int width) {
+  const auto bias = drawn(out, 1);
+  std::vector<E> weight, mask;  // B: nothing after the centre
+  for (float w : drawn(int64_t{out} * in * height * width, 0.2)) {
+    const int k = weight.size() % (height * width);
+    weight.push_back(convert<E>(w)), mask.push_back(convert<E>(k > height * width / 2 ? 0.f : 1.f));
+  }
   const int64_t s[4] = {int64_t{in} * height * width, int64_t{height} * width, width, 1};
-  const MaskedWeight w{
-      weight.data(),           mask.data(), Element::float32, out, in, height, width, {s[0], s[1], s[2], s[3]},
-      {s[0], s[1], s[2], s[3]}};
+  const MaskedWeight w{weight.data(),           mask.data(), element, out, in, height, width, {s[0], s[1], s[2], s[3]},
+                       {s[0], s[1], s[2], s[3]}};
   const Geometry same{height / 2, width / 2, 1, 1};
   const auto x = drawn(int64_t{kImages} * in * kHeight * kWidth, 1);
   const auto grad = drawn(int64_t{kImages} * out * kHeight * kWidth, 1);
@@ -120,10 +123,10 @@ void check_convolution(int in, int out, int height, int width) {
     epilogue.bias = bias.data();
     masked_conv2d(from.map, w, same, epilogue, to.map, threads);
     masked_conv2d_input_gradient(of_out.map, w, same, of_x.map, threads);
-    std::vector<float> of_weight(weight.size()), of_bias(out);
+    std::vector<E> of_weight(weight.size()), of_bias(out);
     masked_conv2d_weight_gradient(of_out.map, from.map, w, same, of_weight.data(), of_bias.data(), threads);
     for (size_t i = 0; i < mask.size(); i++)
-      require(mask[i] != 0 || of_weight[i] == 0, "masked weights get no gradient");
+      require(convert<float>(mask[i]) != 0 || convert<float>(of_weight[i]) == 0, "masked weights get no gradient");
     auto all = as_channels_first(to, 1);
     for (float value : as_channels_first(of_x, 1)) all.push_back(value);
     return all;
@@ -158,10 +161,11 @@ int main() {
     force_isa(isa);
     for (int taps : {1, 3, 5}) check_recurrence(false, false, taps);
     for (bool reverse : {false, true}) check_recurrence(true, reverse, 2);
-    check_convolution(3, 40, 5, 5);
-    check_convolution(40, 33, 3, 3);
-    check_convolution(64, 32, 1, 5);
-    check_convolution(32, 64, 1, 1);
+    for (const auto& [in, out, height, width] :
+         std::vector<std::array<int, 4>>{{3, 40, 5, 5}, {40, 33, 3, 3}, {64, 32, 1, 5}, {32, 64, 1, 1}}) {
+      check_convolution<float>(Element::float32, in, out, height, width);
+      check_convolution<Bfloat16>(Element::bfloat16, in, out, height, width);
+    }
     std::printf("%s: ok\n", isa.c_str());
   }
   require(Block::kept() > 0, "memory is kept");

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from pixelcnn_fast.native import native
+from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import ISAS, instruction_set, needs_native
@@ -89,6 +89,30 @@ def test_equals_plain_torch(isa, dtype, layout):
         ]:
             inputs = problem(*sizes)
             assert_exact(run(ops.masked_conv2d, inputs, dtype, layout, backend="compiled"), inputs, dtype)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_bf16_is_summed_exactly_and_rounded_once(isa: str, layout: str) -> None:
+    """Sums of small integers, which float32 holds in whatever order, but bf16 does not."""
+    generator = torch.Generator().manual_seed(0)
+    mask = raster_mask(3, 3, "B")
+    for n, channels_in, channels_out, size in [(3, 180, 33, 7), (1, 3, 70, 1), (2, 45, 32, 34)]:
+        weight = torch.randint(-3, 4, (channels_out, channels_in, 3, 3), generator=generator)
+        x = torch.randint(-99, 100, (n, channels_in, size, size), generator=generator)
+        grad = torch.randint(-9, 10, (n, channels_out, size, size), generator=generator)
+        found = {}
+        with instruction_set(isa):
+            for dtype, function in ((torch.float64, plain), (torch.bfloat16, ops.masked_conv2d)):
+                leaves = [FORMATS[layout](x.to(dtype)).requires_grad_(), weight.to(dtype).requires_grad_()]
+                y = function(*leaves, None, mask.expand_as(weight).to(dtype))
+                found[dtype] = [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))]
+            of_integers = (
+                3 if required().multiplies_bf16() else 2
+            )  # else weight gradients share products (neighbours.h)
+        for got, exact in list(zip(found[torch.bfloat16], found[torch.float64], strict=True))[:of_integers]:
+            assert torch.equal(got, exact.bfloat16())
+        assert found[torch.float64][0].abs().max() > 256  # beyond which bf16 does not hold all integers
 
 
 @needs_native

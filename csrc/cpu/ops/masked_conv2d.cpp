@@ -24,9 +24,9 @@ template <class T>
 class Convolution {
  public:
   Convolution(const MaskedWeight& w, const Geometry& g, bool transposed, const void* scale, int threads)
-      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), channels_in_(transposed ? w.out : w.in),
-        channels_out_(transposed ? w.in : w.out), blocks_((channels_out_ + kernels_.block - 1) / kernels_.block),
-        padded_(blocks_ * kernels_.block) {
+      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
+        channels_in_(transposed ? w.out : w.in), channels_out_(transposed ? w.in : w.out),
+        blocks_((channels_out_ + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block) {
     std::vector<Tap> taps = live_taps(w, g);
     if (transposed)
       for (Tap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
@@ -42,9 +42,10 @@ class Convolution {
           const Tap& t = run.taps[tap];
           const T value = convert<T>(static_cast<const E*>(w.weight)[o * s[0] + i * s[1] + t.ky * s[2] + t.kx * s[3]]) *
                           convert<T>(static_cast<const E*>(w.mask)[o * m[0] + i * m[1] + t.ky * m[2] + t.kx * m[3]]);
-          return scale ? value * static_cast<const T*>(scale)[o] : value;
+          const T scaled = scale ? value * static_cast<const T*>(scale)[o] : value;
+          return packed_as_ == Weights::bf16 ? convert<T>(convert<Bfloat16>(scaled)) : scaled;
         };
-        if (in_pairs(w, run))
+        if (packed_as_ == Weights::same && in_pairs(w, run))
           pair_runs_.push_back({run, of_pairs(run, weight, threads)});
         else
           runs_.push_back({run, pack(run, weight, threads)});
@@ -127,12 +128,14 @@ class Convolution {
   template <class Weight>
   ZeroedBlock pack(const Run& run, const Weight& weight, int threads) const {
     const int depth = static_cast<int>(run.taps.size()) * channels_in_, block = kernels_.block;
-    const int64_t bytes = kernels_.block_bytes(depth, Weights::same);
+    const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
     ZeroedBlock packed(blocks_ * bytes);
     parallel(blocks_ * bytes < 1 << 16 ? 1 : threads, blocks_, [&](int, int b) {
-      T* to = reinterpret_cast<T*>(packed.get() + b * bytes);
+      std::vector<T> of_block(int64_t{depth} * block);
+      T* to = of_block.data();
       for (int d = 0; d < depth; d++)
         for (int k = 0; k < block; k++) *to++ = weight(d / channels_in_, d % channels_in_, b * block + k);
+      kernels_.pack(of_block.data(), depth, block, packed_as_, packed.get() + b * bytes);
     });
     return packed;
   }
@@ -176,7 +179,7 @@ class Convolution {
     for (const auto& [run, weights] : runs_) {
       const int first = read_rows(in, run, y, rows, padded_row, out.width, 1, s.x) * out.width;
       const int n = static_cast<int>(s.x.size()), depth = static_cast<int>(run.taps.size()) * channels_in_;
-      const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, Weights::same), Weights::same};
+      const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, packed_as_), packed_as_};
       kernels_.matmul(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
@@ -262,6 +265,7 @@ class Convolution {
 
   const char* isa_;
   const Kernels<T>& kernels_;
+  const Weights packed_as_;
   const int channels_in_, channels_out_, blocks_, padded_;
   std::vector<DirectRun> runs_;
   std::vector<PairRun> pair_runs_;

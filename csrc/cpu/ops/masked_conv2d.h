@@ -1,4 +1,5 @@
 // Masked 2-D convolution, stride 1: only live taps are computed. Sums are in float32, or float64 for float64 tensors.
+// Where the processor multiplies bf16, weights of bf16 and what they meet are multiplied as such, after a scale.
 // No result depends on the number of threads, except that of the weight gradient.
 #pragma once
 

@@ -35,8 +35,9 @@ template <class T>
 class WeightGradient {
  public:
   WeightGradient(const FeatureMap& grad, const FeatureMap& x, const MaskedWeight& w, const std::vector<Tap>& taps)
-      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), layer_kernels_(layer_kernels<T>(isa_)), grad_(grad), x_(x),
-        w_(w), reach_(taps), blocks_((w.out + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block),
+      : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
+        layer_kernels_(layer_kernels<T>(isa_)), grad_(grad), x_(x), w_(w), reach_(taps),
+        blocks_((w.out + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block),
         scheme_(Scheme::of_line(kMostTaps, grad.width)), groups_((grad.width + scheme_.outputs - 1) / scheme_.outputs),
         terms_(terms_of(taps)), pitch_(reach_.left + std::max(x.width, grad.width + reach_.right) +
                                        (has_terms(true) ? scheme_.outputs - 1 : 0)),
@@ -73,7 +74,7 @@ class WeightGradient {
     std::vector<Term> terms;
     for (const Run& run : runs_of(taps)) {
       const int n = static_cast<int>(run.taps.size());
-      if (n < 2 || w_.in < kFewestChannels || w_.out < kFewestChannels) {
+      if (packed_as_ == Weights::bf16 || n < 2 || w_.in < kFewestChannels || w_.out < kFewestChannels) {
         for (const Tap& tap : run.taps) terms.push_back({tap.dy, tap.dx, false, {}, {{tap, 1}}});
         continue;
       }
@@ -98,21 +99,24 @@ class WeightGradient {
       const int64_t at_sums = take(int64_t{g.sum_rows()} * g.padded_), at_bias = take(g.padded_);
       const int64_t at_zeros = take(g.padded_);
       const int64_t at_copy = take(g.in_place_ ? 0 : int64_t{g.rows_} * g.grad_.width * g.padded_);
-      const int64_t at_packed = take(int64_t{g.depth()} * g.padded_);
+      const int64_t at_packed = take(g.blocks_ * g.kernels_.block_bytes(g.depth(), g.packed_as_) / sizeof(T));
+      const int64_t at_wide = take(g.packed_as_ == Weights::bf16 ? int64_t{g.depth()} * g.padded_ : 0);
       const int64_t at_planes = take(g.has_terms(false) ? g.w_.in * g.plane_ : 0);
       const int64_t at_pixels = take(g.has_terms(true) ? g.w_.in * g.plane_ : 0);
       const int64_t at_product = take(2 * int64_t{g.w_.in} * g.rows_ * g.groups_);
       memory.emplace(size * sizeof(T));
       T* begin = reinterpret_cast<T*>(memory->get());
       sums = begin + at_sums, bias = begin + at_bias, zeros = begin + at_zeros, copy = begin + at_copy;
-      packed = begin + at_packed, planes = begin + at_planes, pixels = begin + at_pixels, product = begin + at_product;
+      packed = begin + at_packed, wide = begin + at_wide, planes = begin + at_planes, pixels = begin + at_pixels,
+      product = begin + at_product;
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
       for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
     }
     std::optional<ZeroedBlock> memory;
     T *sums, *bias;   // [terms * I][padded O], [padded O]
     T *copy, *zeros;  // the strip of grad, [rows][width][padded O], unless it is read in place; [padded O]
-    T* packed;        // the strip, or sums of its groups, in blocks: [blocks][depth][block]
+    T* packed;   // the strip, or sums of its groups, in blocks: [blocks][depth][block], in bf16 words if it is that
+    T* wide;     // what is packed in bf16: [depth][padded O]
     T* planes;   // the strip of x and the rows around it, channel by channel, [I][rows][pitch]; zero around the map
     T* pixels;   // the same, pixel by pixel: [rows][pitch][I]
     T* product;  // a product's x: [rows * groups][I], then [I][rows * groups]
@@ -205,9 +209,14 @@ class WeightGradient {
   void pack(Part& part, int depth, const Row& row) const {
     for (int k = 0; k < depth; k++) {
       const T* from = row(k);
+      if (packed_as_ == Weights::bf16) {
+        std::copy_n(from, padded_, part.wide + int64_t{k} * padded_);
+        continue;
+      }
       for (int b = 0; b < blocks_; b++)
         std::copy_n(from + b * kernels_.block, kernels_.block, part.packed + (int64_t{b} * depth + k) * kernels_.block);
     }
+    if (packed_as_ == Weights::bf16) kernels_.pack(part.wide, depth, padded_, packed_as_, part.packed);
   }
 
   // Adds the products of what is packed and x_row(i), [depth], for each channel i, to a term's sums.
@@ -215,9 +224,9 @@ class WeightGradient {
   void multiply(Part& part, size_t term, int depth, const Row& x_row) const {
     part.x_rows.clear();
     for (int i = 0; i < w_.in; i++) part.x_rows.push_back(x_row(i));
-    const int64_t bytes = kernels_.block_bytes(depth, Weights::same);
+    const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
     T* const* to = part.sum_rows.data() + term * w_.in;
-    kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, Weights::same}, 0, blocks_, to, to);
+    kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, packed_as_}, 0, blocks_, to, to);
   }
 
   // For a block of output channels: what the parts sum up to, shared out to the taps.
@@ -259,6 +268,7 @@ class WeightGradient {
 
   const char* isa_;
   const Kernels<T>& kernels_;
+  const Weights packed_as_;
   const LayerKernels<T>& layer_kernels_;
   const FeatureMap &grad_, &x_;
   const MaskedWeight& w_;

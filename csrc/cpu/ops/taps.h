@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/ops/masked_conv2d.h"
+#include "cpu/simd/kernels.h"
 
 namespace pcf::cpu {
 
@@ -58,6 +59,12 @@ inline std::vector<Run> runs_of(std::vector<Tap> taps) {
     runs.back().taps.push_back(tap);
   }
   return runs;
+}
+
+// What weights are packed as: bf16 only where it is multiplied, since expanding it would take time.
+template <class T>
+Weights packed_as(const MaskedWeight& w, const Kernels<T>& kernels) {
+  return w.element == Element::bfloat16 && kernels.multiplies_bf16 ? Weights::bf16 : Weights::same;
 }
 
 constexpr int kFewestChannels = 24;  // with fewer, products of neighbours take too long to prepare

@@ -15,8 +15,11 @@ namespace {
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {kBlock<T>,   kMultipliesBf16, block_bytes<T>, pack<T>,           matmul<T>,
-          epilogue<T>, weigh<T>,        pick<T>,        log_probability<T>};
+  return {kBlock<T>,         sizeof(T) == 4 && kMultipliesBf16,
+          block_bytes<T>,    pack<T>,
+          matmul<T>,         epilogue<T>,
+          weigh<T>,          pick<T>,
+          log_probability<T>};
 }
 
 }  // namespace
