@@ -39,7 +39,7 @@ class Backend:
             masked_convolutions.rewrite(part.graph, real, writes, self.live_gradients, self.report)
             gates.rewrite(part.graph, writes, self.report)
             blocks.rewrite(part.graph, writes, self.report)
-            layout.channels_last(part.graph)
+            layout.channels_last(part.graph, self.report)
             part.graph.lint()
             part.recompile()
         if self.mode == "inductor":

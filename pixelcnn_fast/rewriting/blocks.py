@@ -161,6 +161,6 @@ def _call(graph: fx.Graph, block: Block) -> fx.Node:
         shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
         if norm.bias is not None:
             shift = call(torch.add, (shift, norm.bias))
-    x, weight, bias, mask, padding, dilation, backend, _ = block.convolution.args
+    x, weight, bias, mask, padding, dilation, backend = block.convolution.args[:7]
     terms = (scale, shift, None, block.residual, block.activation, block.alpha, padding, dilation, backend)
     return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms))

@@ -15,7 +15,19 @@ from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.rewriting.nodes import CONV2D, STATISTICS, is_any_call, storages, value, written
+from pixelcnn_fast.ops.masked_conv2d.op import geometry
+from pixelcnn_fast.rewriting.masked_convolutions import Convolution
+from pixelcnn_fast.rewriting.nodes import (
+    CONV2D,
+    STATISTICS,
+    is_any_call,
+    is_call,
+    line,
+    storages,
+    value,
+    written,
+)
+from pixelcnn_fast.rewriting.report import Report
 
 _OURS = (torch.ops.pixelcnn_fast.masked_conv2d.default, torch.ops.pixelcnn_fast.masked_conv_block.default)
 _AGNOSTIC: frozenset[Any] = frozenset(
@@ -58,7 +70,7 @@ _AGNOSTIC: frozenset[Any] = frozenset(
 _FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
 
 
-def channels_last(graph: fx.Graph) -> None:
+def channels_last(graph: fx.Graph, report: Report) -> None:
     following = _following(graph)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
@@ -71,6 +83,9 @@ def channels_last(graph: fx.Graph) -> None:
                 last.add(entered[source])
             node.replace_input_with(source, entered[source])
         changed = [source for source in node.all_input_nodes if source in last]
+        if changed and node in following and _is_logits(node, following):
+            _write_contiguous(graph, node, report)
+            continue
         if node in following:
             last.update([node] if changed else [])
             continue
@@ -78,6 +93,33 @@ def channels_last(graph: fx.Graph) -> None:
             if source not in given_back:
                 given_back[source] = _copy(graph, source, node, {})
             node.replace_input_with(source, given_back[source])
+
+
+def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
+    """Whether a call is a convolution whose result is given back at once, and has more channels than its argument:
+    where the kernel writes it contiguously, that takes less time than PyTorch's takes to compute it."""
+    if not is_call(node, CONV2D) or not following.isdisjoint(node.users):
+        return False
+    call = Convolution.of(node)
+    x, result = value(call.input), value(node)
+    if call.why_not is not None or x is None or result is None:
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and result.shape[1] > x.shape[1]
+
+
+def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
+    call = Convolution.of(node)
+    weight = value(call.weight)
+    assert weight is not None
+    how = geometry(weight, call.padding, call.dilation)
+    with graph.inserting_before(node):
+        mask = graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
+        arguments = (call.input, call.weight, call.bias, mask, *map(list, how), "auto", False, True)
+        new = graph.call_function(torch.ops.pixelcnn_fast.masked_conv2d.default, arguments)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    report.rewritten[f"conv2d {list(weight.shape)} → masked_conv2d, without a mask", line(new)] += 1
 
 
 def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any]) -> fx.Node:

@@ -147,28 +147,60 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
   }
 }
 
-// -- recurrences
+// -- sums of rows, in pieces that stay in registers
+
+constexpr int kPiece = 32;
 
 template <int terms, class T>
-void combine_terms(const T* const* rows, const T* factors, T* out, int n) {
-  const T* row[terms];
+void combine_terms(const RowTerm<T>* term, T* const* out, int rows, int width) {
   T factor[terms];
-  for (int k = 0; k < terms; k++) row[k] = rows[k], factor[k] = factors[k];
-#pragma GCC ivdep
-  for (int i = 0; i < n; i++) {
-    T sum = factor[0] * row[0][i];
-    for (int k = 1; k < terms; k++) sum += factor[k] * row[k][i];
-    out[i] = sum;
+  for (int k = 0; k < terms; k++) factor[k] = term[k].factor;
+  for (int r = 0; r < rows; r++) {
+    const T* row[terms];
+    for (int k = 0; k < terms; k++) row[k] = term[k].rows[r] + term[k].offset;
+    T* const to = out[r];
+    int i = 0;
+    for (; i + kPiece <= width; i += kPiece) {
+      T sum[kPiece];
+      for (int j = 0; j < kPiece; j++) sum[j] = factor[0] * row[0][i + j];
+#pragma GCC unroll 6
+      for (int k = 1; k < terms; k++)
+        for (int j = 0; j < kPiece; j++) sum[j] += factor[k] * row[k][i + j];
+      for (int j = 0; j < kPiece; j++) to[i + j] = sum[j];
+    }
+    for (; i < width; i++) {
+      T sum = factor[0] * row[0][i];
+      for (int k = 1; k < terms; k++) sum += factor[k] * row[k][i];
+      to[i] = sum;
+    }
   }
 }
 
 template <class T>
-void combine(const T* const* rows, const T* factors, int terms, T* out, int n) {
-  constexpr void (*of_terms[])(const T* const*, const T*, T*, int) = {combine_terms<1, T>, combine_terms<2, T>,
-                                                                      combine_terms<3, T>, combine_terms<4, T>,
-                                                                      combine_terms<5, T>, combine_terms<6, T>};
-  of_terms[terms - 1](rows, factors, out, n);
+void combine(const RowTerm<T>* term, int terms, T* const* out, int rows, int width) {
+  constexpr void (*of_terms[])(const RowTerm<T>*, T* const*, int, int) = {combine_terms<1, T>, combine_terms<2, T>,
+                                                                          combine_terms<3, T>, combine_terms<4, T>,
+                                                                          combine_terms<5, T>, combine_terms<6, T>};
+  of_terms[terms - 1](term, out, rows, width);
 }
+
+template <class T>
+void add_up(const T* const* rows, int n, T* to, int width) {
+  int i = 0;
+  for (; i + kPiece <= width; i += kPiece) {
+    T sum[kPiece] = {};
+    for (int r = 0; r < n; r++)
+      for (int j = 0; j < kPiece; j++) sum[j] += rows[r][i + j];
+    for (int j = 0; j < kPiece; j++) to[i + j] += sum[j];
+  }
+  for (; i < width; i++) {
+    T sum = 0;
+    for (int r = 0; r < n; r++) sum += rows[r][i];
+    to[i] += sum;
+  }
+}
+
+// -- recurrences
 
 // n: a number, or a constant, which lets the loop become straight code.
 template <class E, class N>
@@ -248,8 +280,8 @@ void cell_gradients(const CellBackward<E>* p, int pixels, int hidden) {
 template <class E>
 constexpr LayerKernels<E> table() {
   using T = Computed<E>;
-  return {gate<E>,    gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,
-          combine<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
+  return {gate<E>,   gate_gradient<E>, log_sum_exp<E>,   nll_gradient<E>,  combine<T>,
+          add_up<T>, cells<E>,         cell_of_gates<E>, cell_gradients<E>};
 }
 
 }  // namespace

@@ -43,6 +43,14 @@ struct CellBackward {
   E* grad_sums;
 };
 
+// Part of a weighted sum of rows: for sum r, factor * (rows[r] + offset).
+template <class T>
+struct RowTerm {
+  const T* const* rows;
+  int64_t offset;
+  T factor;
+};
+
 template <class E>
 struct LayerKernels {
   // out = tanh(a) * logistic(b)
@@ -56,8 +64,10 @@ struct LayerKernels {
   void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
                        E* grad);
 
-  // out = the sum of factors[k] * rows[k] over k < terms, 1...6; out may be one of the rows
-  void (*combine)(const Computed<E>* const* rows, const Computed<E>* factors, int terms, Computed<E>* out, int n);
+  // out[r] = the sum of 1...6 terms, for r < rows, [width] each; out[r] may be one of the terms' rows
+  void (*combine)(const RowTerm<Computed<E>>*, int terms, Computed<E>* const* out, int rows, int width);
+  // to += the sum of rows, [width] each
+  void (*add_up)(const Computed<E>* const* rows, int n, Computed<E>* to, int width);
 
   // For n <= kCellChannels channels of each pixel, from `first` on; `products` begin at them.
   void (*cells)(const CellForward<E>*, int pixels, int hidden, int first, int n);

@@ -114,7 +114,7 @@ class Convolution {
                 // out]
     T* spare;   // where the second pixel of a pair goes that is half outside
     T *bias, *sums, *residual, *prepared, *zeros;
-    std::vector<T*> x, all, prepared_rows, residual_rows, condition_rows;
+    std::vector<T*> x, all, to, prepared_rows, residual_rows, condition_rows;
     std::vector<T*> sums_of_pairs[kPairSums];
     std::vector<const T*> begun, begun_sums[kPairSums];  // what is added to next: the bias, zeros or the sum so far
   };
@@ -224,22 +224,23 @@ class Convolution {
         const int sum = weights.scheme.products[i].sum;
         T** const to = s.sums_of_pairs[sum].data() + first;
         const T** const begun = s.begun_sums[sum].data() + first;
-        weights.prepare(i, s.x.data(), channels_in_, 0, pairs, s.prepared);
+        weights.prepare(i, s.x.data(), channels_in_, pairs, s.prepared_rows.data());
         weights.multiply(i, s.prepared_rows.data(), pairs, 0, padded_, begun, to);
         std::copy_n(to, pairs, begun);
       }
     }
-    for (int r = 0, pair = 0; r < rows; r++)
-      for (int t = 0; t < frame.pairs; t++, pair++)
-        for (int i = 0, p = r * out.width + 2 * t; i < 2 && 2 * t + i < out.width; i++, p++) {
-          Combination<T> parts;
-          for (int sum = 0; sum < kPairSums; sum++)
-            if (const T* begun = s.begun_sums[sum][pair]; begun != s.zeros && begun != s.bias)
-              parts.add(begun, scheme.part(i, sum));
-          if (parts.empty()) continue;
-          parts.write(layer_kernels<T>(isa_), s.all[p], padded_);
-          s.begun[p] = s.all[p];
-        }
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 2; i++) {
+        const int pair = r * frame.pairs, first = r * out.width + i;
+        Combination<T> parts;
+        for (int sum = 0; sum < kPairSums; sum++)  // a row's are all begun, or none
+          if (const T* begun = s.begun_sums[sum][pair]; begun != s.zeros && begun != s.bias)
+            parts.add(s.begun_sums[sum].data() + pair, 0, scheme.part(i, sum));
+        if (parts.empty()) continue;
+        s.to.clear();
+        for (int p = first; p < (r + 1) * out.width; p += 2) s.begun[p] = s.all[p], s.to.push_back(s.all[p]);
+        parts.write(layer_kernels<T>(isa_), s.to.data(), static_cast<int>(s.to.size()), padded_);
+      }
   }
 
   void apply(const FeatureMap& out, const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {

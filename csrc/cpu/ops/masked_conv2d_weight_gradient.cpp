@@ -111,6 +111,10 @@ class WeightGradient {
       product = begin + at_product;
       for (int r = 0; r < g.sum_rows(); r++) sum_rows.push_back(sums + int64_t{r} * g.padded_);
       for (int p = 0; p < g.rows_ * g.grad_.width; p++) strip.push_back(copy + int64_t{p} * g.padded_);
+      for (int k = 0; k < g.rows_ * g.groups_; k++) {
+        product_rows.push_back(product + int64_t{k} * g.w_.in);
+        groups.push_back(pixels + (k / g.groups_ * g.pitch_ + k % g.groups_ * g.scheme_.outputs) * int64_t{g.w_.in});
+      }
     }
     std::optional<ZeroedBlock> memory;
     T *sums, *bias;   // [terms * I][padded O], [padded O]
@@ -120,18 +124,15 @@ class WeightGradient {
     T* planes;   // the strip of x and the rows around it, channel by channel, [I][rows][pitch]; zero around the map
     T* pixels;   // the same, pixel by pixel: [rows][pitch][I]
     T* product;  // a product's x: [rows * groups][I], then [I][rows * groups]
-    std::vector<T*> sum_rows, x_rows;
-    std::vector<const T*> strip;  // its pixels
+    std::vector<T*> sum_rows, x_rows, product_rows;
+    std::vector<const T*> strip, groups;           // its pixels; where groups of x begin
+    std::vector<const T*> of_group[kMostOutputs];  // the first, second, ... pixel of each group of the strip
   };
 
   void add_strip(Part& part, int image, int y) const {
     const int rows = std::min(rows_, grad_.height - y), width = grad_.width;
     load_gradient(part, image, y, rows);
-    for (int p = 0; p < rows * width; p++) {
-      Combination<T> sum;
-      sum.add(part.bias, 1), sum.add(part.strip[p], 1);
-      sum.write(layer_kernels_, part.bias, padded_);
-    }
+    layer_kernels_.add_up(part.strip.data(), rows * width, part.bias, padded_);
     if (has_terms(false)) {
       load(part.planes, 1, plane_, image, y);
       pack(part, rows * pitch_,
@@ -142,6 +143,13 @@ class WeightGradient {
     }
     if (has_terms(true)) {
       load(part.pixels, w_.in, 1, image, y);
+      for (int i = 0; i < scheme_.outputs; i++) {
+        part.of_group[i].clear();
+        for (int k = 0; k < rows * groups_; k++) {
+          const int x = k % groups_ * scheme_.outputs + i;
+          part.of_group[i].push_back(x < width ? part.strip[k / groups_ * width + x] : part.zeros);
+        }
+      }
       for (int sum = 0; sum < scheme_.sums(); sum++) add_products(part, sum, rows);
     }
   }
@@ -151,28 +159,28 @@ class WeightGradient {
 
   // The terms whose products are added to a sum.
   void add_products(Part& part, int sum, int rows) const {
-    const int size = scheme_.outputs, depth = rows * groups_;
+    const int depth = rows * groups_;
     bool packed = false;
     for (size_t t = 0; t < terms_.size(); t++) {
       const Term& term = terms_[t];
       if (!term.of_product || term.product.sum != sum) continue;
-      if (!std::exchange(packed, true)) {
-        std::vector<T> of_group(padded_);
-        pack(part, depth, [&](int k) {
-          Combination<T> parts;
-          for (int i = 0, x = k % groups_ * size; i < size && x < grad_.width; i++, x++)
-            parts.add(part.strip[k / groups_ * grad_.width + x], scheme_.part(i, sum));
-          parts.write(layer_kernels_, of_group.data(), padded_);
-          return of_group.data();
-        });
-      }
+      if (!std::exchange(packed, true)) pack_sum(part, sum, depth);
       T* const by_channel = part.product + int64_t{w_.in} * depth;
-      for (int k = 0; k < depth; k++) {
-        const T* x = part.pixels + (place(term) + k / groups_ * pitch_ + k % groups_ * size) * w_.in;
-        of_neighbours(term.product, x, w_.in).write(layer_kernels_, part.product + int64_t{k} * w_.in, w_.in);
-      }
+      of_neighbours(term.product, part.groups.data(), place(term) * w_.in, w_.in)
+          .write(layer_kernels_, part.product_rows.data(), depth, w_.in);
       copy_row(part.product, 1, w_.in, by_channel, depth, 1, w_.in, depth);
       multiply(part, t, depth, [&](int i) { return by_channel + int64_t{i} * depth; });
+    }
+  }
+
+  void pack_sum(Part& part, int sum, int depth) const {
+    std::vector<T*> to(depth);
+    for (int b = 0; b < blocks_; b++) {
+      Combination<T> parts;
+      for (int i = 0; i < scheme_.outputs; i++)
+        parts.add(part.of_group[i].data(), b * kernels_.block, scheme_.part(i, sum));
+      for (int k = 0; k < depth; k++) to[k] = part.packed + (int64_t{b} * depth + k) * kernels_.block;
+      parts.write(layer_kernels_, to.data(), depth, kernels_.block);
     }
   }
 

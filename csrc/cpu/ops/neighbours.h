@@ -97,33 +97,30 @@ class Scheme {
       parts_{};  // points to the powers 0, 1, ...; the last is infinite
 };
 
-// A weighted sum of rows.
+// A weighted sum of rows, or many of them with the same factors.
 template <class T>
 class Combination {
  public:
-  void add(const T* row, double factor) {
-    if (factor == 0) return;
-    rows_[terms_] = row, factors_[terms_++] = static_cast<T>(factor);
+  // rows[r] + offset is what sum r has of it; all rows must live until write() returns.
+  void add(const T* const* rows, int64_t offset, double factor) {
+    if (factor != 0) terms_[n_++] = {rows, offset, static_cast<T>(factor)};
   }
-  bool empty() const { return terms_ == 0; }
-  void write(const LayerKernels<T>& k, T* to, int n) const {
-    if (empty())
-      std::fill_n(to, n, T(0));
-    else
-      k.combine(rows_.data(), factors_.data(), terms_, to, n);
+  bool empty() const { return n_ == 0; }
+  void write(const LayerKernels<T>& k, T* const* to, int rows, int width) const {
+    if (!empty()) return k.combine(terms_.data(), n_, to, rows, width);
+    for (int r = 0; r < rows; r++) std::fill_n(to[r], width, T(0));
   }
 
  private:
-  std::array<const T*, kMostInputs> rows_;
-  std::array<T, kMostInputs> factors_;
-  int terms_ = 0;
+  std::array<RowTerm<T>, kMostInputs> terms_;
+  int n_ = 0;
 };
 
-// The x of a product, for the outputs at x; neighbours are `pitch` apart.
+// The x of a product, for the outputs at each x[t] + offset; neighbours are `pitch` apart.
 template <class T>
-Combination<T> of_neighbours(const Product& product, const T* x, int64_t pitch) {
+Combination<T> of_neighbours(const Product& product, const T* const* x, int64_t offset, int64_t pitch) {
   Combination<T> all;
-  for (int i = 0; i < kMostInputs; i++) all.add(x + (product.first + i) * pitch, product.of_x[i]);
+  for (int i = 0; i < kMostInputs; i++) all.add(x, offset + (product.first + i) * pitch, product.of_x[i]);
   return all;
 }
 
@@ -146,20 +143,20 @@ class NeighbourWeights {
           for (int k = 0; k < block; k++) of_block[(int64_t{j} * depth + d) * block + k] = weight(j, d, b * block + k);
       for (size_t i = 0; i < scheme.products.size(); i++) {
         const Product& product = scheme.products[i];
+        const T* const begin = of_block.data();
+        T* const to = reinterpret_cast<T*>(static_cast<char*>(packed_.data()) + i * bytes_ + b * block_bytes_);
         Combination<T> shares;
         for (int j = 0; j < kMostTaps && product.first + j < taps; j++)
-          shares.add(of_block.data() + int64_t{product.first + j} * size, product.share[j]);
-        shares.write(layer_kernels_,
-                     reinterpret_cast<T*>(static_cast<char*>(packed_.data()) + i * bytes_ + b * block_bytes_), size);
+          shares.add(&begin, int64_t{product.first + j} * size, product.share[j]);
+        shares.write(layer_kernels_, &to, 1, size);
       }
     });
   }
 
-  // Writes the rows [groups][depth] that product i multiplies, those of groups first...last-1. x[t]: where the first
-  // neighbour of group t lies; neighbours are `pitch` apart.
-  void prepare(size_t i, Rows<const T> x, int64_t pitch, int first, int last, T* rows) const {
-    for (int t = first; t < last; t++)
-      of_neighbours(scheme.products[i], x[t], pitch).write(layer_kernels_, rows + int64_t{t} * depth, depth);
+  // Writes the rows, [depth] each, that product i multiplies. x[t]: where the first neighbour of group t lies;
+  // neighbours are `pitch` apart.
+  void prepare(size_t i, Rows<const T> x, int64_t pitch, int groups, Rows<T> rows) const {
+    of_neighbours(scheme.products[i], x, 0, pitch).write(layer_kernels_, rows, groups, depth);
   }
 
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.

@@ -102,13 +102,12 @@ class GroupSums {
     begun_[sum] = true;
   }
   void finish(const LayerKernels<T>& k, int groups) {
-    for (int t = 0; t < groups; t++)
-      for (int i = 0; i < scheme_.outputs; i++) {
-        Combination<T> parts;
-        for (int s = 0; s < scheme_.sums(); s++)
-          if (begun_[s]) parts.add(sums_[s][t], scheme_.part(i, s));
-        parts.write(k, outputs_[i][t], width_);
-      }
+    for (int i = 0; i < scheme_.outputs; i++) {
+      Combination<T> parts;
+      for (int s = 0; s < scheme_.sums(); s++)
+        if (begun_[s]) parts.add(sums_[s].data(), 0, scheme_.part(i, s));
+      parts.write(k, outputs_[i].data(), groups, width_);
+    }
   }
   const T* at(int group, int i) const { return outputs_[i][group]; }
 
@@ -255,7 +254,7 @@ class Scan {
     void run(const Member& member) {
       const Walk& walk = scan_.walk_;
       const int hidden = scan_.hidden_;
-      std::vector<std::vector<const T*>> rows(weights_.scheme.products.size());
+      std::vector<std::vector<T*>> rows(weights_.scheme.products.size());
       for (size_t i = 0; i < rows.size(); i++)
         for (int t = 0; t < most_; t++) rows[i].push_back(rows_of(i) + int64_t{t} * hidden);
       GroupSums<T> group_sums(weights_, most_, 4 * kCellChannels);
@@ -275,7 +274,8 @@ class Scan {
           }
         const int groups = static_cast<int>(x.size());
         const int first = groups * member.index / member.members, last = groups * (member.index + 1) / member.members;
-        for (size_t i = 0; i < rows.size(); i++) weights_.prepare(i, x.data(), hidden, first, last, rows_of(i));
+        for (size_t i = 0; i < rows.size(); i++)
+          weights_.prepare(i, x.data() + first, hidden, last - first, rows[i].data() + first);
         member.wait();
         for (int channel = member.index * kCellChannels; channel < hidden; channel += member.members * kCellChannels) {
           group_sums.begin();
@@ -327,7 +327,8 @@ class Scan {
 
     const Block memory(int64_t{most} * weights.depth * sizeof(T));
     T* const prepared = static_cast<T*>(memory.data());
-    std::vector<const T*> rows, x;
+    std::vector<T*> rows;
+    std::vector<const T*> x;
     for (int t = 0; t < most; t++) rows.push_back(prepared + int64_t{t} * weights.depth);
     GroupSums<T> group_sums(weights, most, width);
     std::vector<CellBackward<E>> pixels;
@@ -358,7 +359,7 @@ class Scan {
       const int groups = static_cast<int>(x.size());
       group_sums.begin();
       for (size_t i = 0; i < weights.scheme.products.size(); i++) {
-        weights.prepare(i, x.data(), 4 * hidden_, 0, groups, prepared);
+        weights.prepare(i, x.data(), 4 * hidden_, groups, rows.data());
         group_sums.multiply(i, rows.data(), groups, 0);
       }
       group_sums.finish(layer_kernels<T>(isa_), groups);

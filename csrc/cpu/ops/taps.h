@@ -67,7 +67,7 @@ Weights packed_as(const MaskedWeight& w, const Kernels<T>& kernels) {
   return w.element == Element::bfloat16 && kernels.multiplies_bf16 ? Weights::bf16 : Weights::same;
 }
 
-constexpr int kFewestChannels = 24;  // with fewer, products of neighbours take too long to prepare
+constexpr int kFewestChannels = 40;  // with fewer, products of neighbours take too long to prepare
 
 // Whether a run takes fewer products in pairs of pixels (neighbours.h). Its taps must have the same mask: else what
 // only one of them masks would cancel out, but for rounding.

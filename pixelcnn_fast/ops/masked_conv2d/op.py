@@ -36,20 +36,21 @@ def masked_conv2d(
     dilation: int | tuple[int, int] = 1,
     backend: str = "auto",
     dense_gradient: bool = False,
+    contiguous: bool = False,
 ) -> Tensor:
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
     x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'], channels-last where x is. Weights where the mask is 0 take no part and get a
-    gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that of the convolution without a mask,
-    which is what PyTorch gives if the mask was multiplied into the weight's own memory.
+    bias: [O] or None -> [N, O, H', W'], channels-last where x is, unless it is to be ``contiguous``. Weights where the
+    mask is 0 take no part and get a gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that of the
+    convolution without a mask, which is what PyTorch gives if the mask was multiplied into the weight's own memory.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
     Raises ValueError if shapes, dtypes or devices do not fit, kH or kW is even, or the backend can't compute it.
     Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.4.
     """
     padding, dilation = geometry(weight, padding, dilation)
     check_masked_conv2d(x, weight, bias, mask, padding, dilation)
-    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient)
+    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous)
 
 
 def geometry(
@@ -129,18 +130,20 @@ def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: t
 # -- computing
 
 
-def _compute(
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False
-):  # the schema has the types
+def _compute(  # the schema has the types
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False
+):
     backend, given = choose(backend, x.device, x.dtype), mask
     mask = _like(mask, weight)
     if backend == "reference":
-        return reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
+        y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
+        return y.contiguous() if contiguous else y
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
-    out = pooled(like_result(x, weight, padding, dilation))
+        y = triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
+        return y.contiguous() if contiguous else y
+    out = pooled(_like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous))
     bias = computed(bias)
     required().masked_conv2d(
         element(x),
@@ -161,7 +164,9 @@ def _like(mask: Tensor, weight: Tensor) -> Tensor:
     return mask.to(weight.dtype).expand(weight.shape)
 
 
-def _input_gradient(grad, weight, mask, size, padding, dilation, backend, dense_gradient=False):
+def _input_gradient(
+    grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
+):
     backend, given = choose(backend, grad.device, grad.dtype), mask
     mask = _like(mask, weight)
     if backend == "reference":
@@ -170,7 +175,9 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend, dense_
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
-    grad_x = pooled(_like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient))
+    grad_x = pooled(
+        _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
+    )
     required().masked_conv2d_input_gradient(
         element(grad),
         as_map(grad),
@@ -184,8 +191,11 @@ def _input_gradient(grad, weight, mask, size, padding, dilation, backend, dense_
     return grad_x
 
 
-def _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient=False):
-    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
+def _like_input(
+    grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
+):
+    layout = torch.channels_last if channels_last else memory_format(grad)
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
 def _weight_gradient(grad, x, mask, padding, dilation, backend):
@@ -217,20 +227,22 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-def _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient=False):
+def _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False):
+    if contiguous:
+        return x.new_empty(result_size(x, weight, padding, dilation))
     return like_result(x, weight, padding, dilation)
 
 
 _forward = define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend, bool dense_gradient=False) -> Tensor",
+    "str backend, bool dense_gradient=False, bool contiguous=False) -> Tensor",
     _compute,
     _like_forward,
     casts=(0, 1, 2),
 )
 _backward_input = define(
     "masked_conv2d_input_gradient(Tensor grad, Tensor weight, Tensor mask, SymInt[4] size, SymInt[2] padding, "
-    "SymInt[2] dilation, str backend, bool dense_gradient=False) -> Tensor",
+    "SymInt[2] dilation, str backend, bool dense_gradient=False, bool channels_last=False) -> Tensor",
     _input_gradient,
     _like_input,
 )
@@ -246,7 +258,7 @@ _backward_weight = define(
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, mask, *ctx.how, ctx.dense = inputs
+    x, weight, bias, mask, *ctx.how, ctx.dense, _ = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, mask)
 
@@ -255,10 +267,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, mask = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense)
+        layout = memory_format(x) == torch.channels_last
+        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense, layout)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         grad_weight, grad_bias = _gradients(ctx, grad, x, weight, mask)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *5 * (None,)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *6 * (None,)
 
 
 def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,15 +286,17 @@ def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) 
 
 
 def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad, weight, mask, _, *ctx.how, ctx.dense = inputs
+    grad, weight, mask, _, *ctx.how, ctx.dense, _ = inputs
     ctx.save_for_backward(grad, weight, mask)
 
 
 def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
     grad, weight, mask = ctx.saved_tensors
-    of_grad = _forward(along, weight, None, mask, *ctx.how, ctx.dense) if ctx.needs_input_grad[0] else None
+    of_grad = (
+        _forward(along, weight, None, mask, *ctx.how, ctx.dense, False) if ctx.needs_input_grad[0] else None
+    )
     of_weight = _gradients(ctx, grad, along, weight, mask)[0] if ctx.needs_input_grad[1] else None
-    return of_grad, of_weight, *6 * (None,)
+    return of_grad, of_weight, *7 * (None,)
 
 
 def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -291,8 +306,10 @@ def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]
 
 def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
     grad, x, mask = ctx.saved_tensors
-    of_grad = _forward(x, along, along_bias, mask, *ctx.how, False) if ctx.needs_input_grad[0] else None
-    of_x = _backward_input(grad, along, mask, x.shape, *ctx.how, False) if ctx.needs_input_grad[1] else None
+    of_grad = _forward(x, along, along_bias, mask, *ctx.how, False, False) if ctx.needs_input_grad[0] else None
+    of_x = (
+        _backward_input(grad, along, mask, x.shape, *ctx.how, False, False) if ctx.needs_input_grad[1] else None
+    )
     return of_grad, of_x, *4 * (None,)
 
 
