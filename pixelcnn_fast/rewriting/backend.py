@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from pixelcnn_fast.rewriting import blocks, gates, layout, masked_convolutions, own_data
+from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data
 from pixelcnn_fast.rewriting.nodes import Writes
 from pixelcnn_fast.rewriting.report import Report
 
@@ -38,6 +38,7 @@ class Backend:
             writes = Writes(part.graph)
             masked_convolutions.rewrite(part.graph, real, writes, self.live_gradients, self.report)
             gates.rewrite(part.graph, writes, self.report)
+            losses.rewrite(part.graph, writes, self.report)
             blocks.rewrite(part.graph, writes, self.report)
             layout.channels_last(part.graph, self.report)
             part.graph.lint()

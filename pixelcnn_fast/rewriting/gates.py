@@ -10,10 +10,12 @@ from torch import fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.rewriting.nodes import (
+    ADD,
     MUL,
     SIGMOID,
     TANH,
     Writes,
+    is_any_call,
     is_call,
     line,
     name_of,
@@ -58,18 +60,56 @@ def _rewrite(
     ):
         report.left["tanh · sigmoid: something writes into the feature map", where] += 1
         return
-    with graph.inserting_before(node):
-        new = graph.call_function(torch.ops.pixelcnn_fast.gated_activation.default, (first.whole, None, "auto"))
+    new = graph.create_node("call_function", torch.ops.pixelcnn_fast.gated_activation.default)
+    node.prepend(new)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
+    _erase_unread(graph, node, until=first.whole)
+    with graph.inserting_before(new):
+        x, condition = _sum(graph, first.whole, writes) or (first.whole, None)
+    new.args = (x, condition, "auto")
+    _erase_unread(graph, first.whole)
+    inside = "" if condition is None else ", with what is added"
+    report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
+
+
+def _erase_unread(graph: fx.Graph, node: fx.Node, until: fx.Node | None = None) -> None:
+    """Erases a call that nobody reads, and what only it has read, up to a node."""
+    if node is until or node.users or not is_any_call(node):
+        return
+    sources = node.all_input_nodes if until is not None else []
     graph.erase_node(node)
-    for dead in (tanh, sigmoid, tanh.args[0], sigmoid.args[0]):
-        if isinstance(dead, fx.Node) and not dead.users:
-            parts = dead.args[0] if dead.target is operator.getitem else None
-            graph.erase_node(dead)
-            if isinstance(parts, fx.Node) and parts is not first.whole and not parts.users:
-                graph.erase_node(parts)
-    report.rewritten["tanh · sigmoid → gated_activation", where] += 1
+    for source in sources:
+        _erase_unread(graph, source, until)
+
+
+def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.Node] | None:
+    """(x, condition) of a gate's input that nobody else reads and that is their sum.
+
+    In inference, a sum of two maps is left to the convolution before it.
+    """
+    if whole.users or not is_call(whole, ADD) or len(whole.args) != 2 or whole.kwargs:
+        return None
+    total = value(whole)
+    for x, condition in (whole.args, whole.args[::-1]):
+        a, b = value(x), value(condition)
+        if (
+            not isinstance(x, fx.Node)
+            or not isinstance(condition, fx.Node)
+            or a is None
+            or b is None
+            or total is None
+        ):
+            continue
+        if not a.shape == total.shape or not a.dtype == b.dtype == total.dtype:
+            continue
+        if not writes.none_after(whole, [x, condition]):
+            continue
+        if b.shape == (*a.shape[:2], 1, 1):
+            return x, graph.call_method("flatten", (condition, 1))
+        if b.shape == a.shape and torch.is_grad_enabled():
+            return x, condition
+    return None
 
 
 def half(node: Any) -> Half | None:

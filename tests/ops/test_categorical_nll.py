@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from tests.needs import ISAS, instruction_set
+from tests.needs import ISAS, instruction_set, needs_native
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 3, 7, 5, 256), (1, 1, 1, 1, 2), (3, 2, 4, 40, 33), (1, 1, 9, 8, 5)]
@@ -104,3 +104,25 @@ def test_derivatives_that_are_not_there_are_refused():
     logits, levels = torch.randn(1, 1, 2, 2, 3, requires_grad=True), torch.zeros(1, 1, 2, 2, dtype=torch.long)
     with pytest.raises(NotImplementedError, match="categorical_nll has no forward-mode derivative"):
         torch.func.jvp(lambda x: ops.categorical_nll(x, levels), (logits.detach(),), (logits.detach(),))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("compiled", marks=needs_native)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_levels_that_are_ignored(backend: str, layout: str) -> None:
+    logits = torch.randn(2, 3, 4, 40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    levels = torch.randint(0, 5, logits.shape[:-1], generator=torch.Generator().manual_seed(1))
+    levels[0, :, :, 7:20] = -7
+    got = run(lambda x, t: ops.categorical_nll(x, t, backend, -7), logits, levels, torch.float64, layout)
+
+    def expected_of(x: Tensor, t: Tensor) -> Tensor:
+        nll = F.cross_entropy(x.movedim(-1, 1), t.long(), ignore_index=-7, reduction="none")
+        return nll.flatten(1).sum(1)
+
+    for one, other in zip(got, run(expected_of, logits, levels, torch.float64), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="levels span -7...4"):
+        ops.categorical_nll(logits, levels, backend)
+    x = logits.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x: ops.categorical_nll(x, levels[:, :1, :1, 5:9], backend, -7), x[:, :1, :1, 5:9]
+    )

@@ -81,6 +81,7 @@ class Swapped(nn.Module):
     a: Tensor
     b: Tensor
     gain: Tensor
+    c: Tensor
     other: Tensor
     soft: Tensor
 
@@ -233,6 +234,23 @@ def mask_that_learns(layer: Swapped, x: Tensor) -> Tensor:
     return layer.convolved(x, layer.weight * layer.soft)
 
 
+def gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def condition_written(layer: Swapped, x: Tensor) -> Tensor:
+    condition = layer.c * 1
+    y = gate(layer.conv(x) + condition)
+    condition.detach().mul_(2)
+    return y
+
+
+def sum_read_twice(layer: Swapped, x: Tensor) -> Tensor:
+    total = layer.conv(x) + layer.c
+    return gate(total) + total[:, :2]
+
+
 def low_rank(layer: Swapped, x: Tensor) -> Tensor:
     return layer.convolved(x, (layer.weight + (layer.a @ layer.b)[:, :, None, None]) * layer.mask)
 
@@ -334,6 +352,23 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
         0,
         1,
     ),
+    "gate of a sum": (lambda m, x: gate(m.conv(x) + x), {}, 0, 1),
+    "gate with a condition per image": (lambda m, x: gate(x.mean((2, 3), keepdim=True) + m.conv(x)), {}, 0, 1),
+    "gate with a condition for all": (lambda m, x: gate(m.conv(x) + m.c), {"c": torch.randn(1, 4, 1, 1)}, 0, 1),
+    "gate with a condition for each": (
+        lambda m, x: gate(m.conv(x) + m.c),
+        {"c": torch.randn(2, 4, 1, 1)},
+        0,
+        1,
+    ),
+    "gate with a condition per pixel": (
+        lambda m, x: gate(m.conv(x) + m.c),
+        {"c": torch.randn(2, 1, 6, 5)},
+        0,
+        1,
+    ),
+    "gate with a condition that is written": (condition_written, {"c": torch.randn(2, 4, 1, 1)}, 0, 1),
+    "gate of a sum that is read twice": (sum_read_twice, {"c": torch.randn(2, 4, 1, 1)}, 0, 1),
     "gate of thirds": (
         lambda m, x: (lambda f: torch.tanh(f[:, :1]) * f[:, 1:].sigmoid())(m.convolved(x, m.weight)),
         {},
@@ -345,6 +380,9 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
     "gate written": (gate_written, {}, 0, 0),
     "gate written by relu": (gate_with_relu, {}, 0, 0),
 }
+
+
+INSIDE = ("gate of a sum", "gate with a condition per image", "gate with a condition for each")
 
 
 def moved(model: nn.Module) -> None:
@@ -394,7 +432,10 @@ def test_a_layer_computes_what_it_did(name: str) -> None:
     layer = Swapped(forward, **parameters)
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     backend = check(layer, x)
-    assert (times(backend, CONVOLUTION), times(backend, GATE)) == (convolutions, gates), str(backend.report)
+    assert (times(backend, CONVOLUTION), bool(times(backend, GATE))) == (convolutions, gates), str(
+        backend.report
+    )
+    assert ("with what is added" in str(backend.report)) == (name in INSIDE)
 
 
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])  # where a compiler is

@@ -38,7 +38,7 @@ struct LogitRows {
 
 }  // namespace
 
-bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64_t* levels, void* nll,
+bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64_t* levels, int64_t ignored, void* nll,
                      double* log_sum_exp, int threads) {
   std::atomic<bool> in_range{true};
   const LogitRows rows(tensor);
@@ -53,6 +53,7 @@ bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64
       const int64_t* target = levels + int64_t{row} * rows.width;
       k.log_sum_exp(l, rows.width, lse);
       for (int i = 0; i < rows.width; i++) {
+        if (target[i] == ignored) continue;
         if (target[i] < 0 || target[i] >= l.levels) return in_range.store(false, std::memory_order_relaxed);
         sums[row] += lse[i] - convert<double>(l.data[i * l.stride + target[i] * l.level_stride]);
       }
@@ -66,7 +67,7 @@ bool categorical_nll(const LogitsTensor& tensor, const void* logits, const int64
   return in_range;
 }
 
-void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, const int64_t* levels,
+void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, const int64_t* levels, int64_t ignored,
                               const double* log_sum_exp, const void* grad_nll, void* grad_logits, int threads) {
   const LogitRows rows(tensor);
   with_element(tensor.element, [&](auto e) {
@@ -74,7 +75,7 @@ void categorical_nll_gradient(const LogitsTensor& tensor, const void* logits, co
     const auto& k = layer_kernels<E>(chosen_isa());
     parallel(threads, rows.total(), [&](int, int row) {
       const int64_t first = int64_t{row} * rows.width;
-      k.nll_gradient(rows.logits<E>(logits, row), rows.width, log_sum_exp + first, levels + first,
+      k.nll_gradient(rows.logits<E>(logits, row), rows.width, log_sum_exp + first, levels + first, ignored,
                      static_cast<const Computed<E>*>(grad_nll)[row / rows.of_image],
                      static_cast<E*>(grad_logits) + rows.begin(row));
     });

@@ -116,7 +116,8 @@ struct Split {
 };
 
 template <class E, class T = Computed<E>>
-void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const int64_t* target, T scale, E* grad) {
+void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored, T scale,
+                  E* grad) {
   int i = 0;
   for (; l.stride == 1 && i + kLanes <= n; i += kLanes) {
     T high[kLanes], low[kLanes];
@@ -142,6 +143,10 @@ void nll_gradient(const Logits<E>& l, int n, const double* log_sum_exp, const in
         to[k] = convert<E>(scale * split.probability(convert<T>(from[k])));
   }
   for (i = 0; i < n; i++) {  // computed anew, so that bfloat16 is rounded only once
+    if (target[i] == ignored) {
+      for (int k = 0; k < l.levels; k++) grad[i * l.stride + k * l.level_stride] = E{};
+      continue;
+    }
     const int64_t at = i * l.stride + target[i] * l.level_stride;
     grad[at] = convert<E>(scale * (Split<T>(log_sum_exp[i]).probability(convert<T>(l.data[at])) - T(1)));
   }

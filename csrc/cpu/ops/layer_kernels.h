@@ -60,9 +60,9 @@ struct LayerKernels {
 
   // The log of the sum of exp over each sub-pixel's logits.
   void (*log_sum_exp)(const Logits<E>&, int n, double* out);
-  // grad = scale * (softmax - one-hot of target), laid out like the logits.
-  void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, Computed<E> scale,
-                       E* grad);
+  // grad = scale * (softmax - one-hot of target), laid out like the logits, or 0 where the target is `ignored`.
+  void (*nll_gradient)(const Logits<E>&, int n, const double* log_sum_exp, const int64_t* target, int64_t ignored,
+                       Computed<E> scale, E* grad);
 
   // out[r] = the sum of 1...6 terms, for r < rows, [width] each; out[r] may be one of the terms' rows
   void (*combine)(const RowTerm<Computed<E>>*, int terms, Computed<E>* const* out, int rows, int width);

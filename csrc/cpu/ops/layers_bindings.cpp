@@ -108,17 +108,18 @@ cpu::LogitsTensor logits_tensor(cpu::Element element, const Sizes<5>& sizes, con
 }
 
 bool categorical_nll(cpu::Element element, const Sizes<5>& sizes, const Sizes<5>& strides, Address logits,
-                     Address levels, Address nll, Address log_sum_exp, int threads) {
+                     Address levels, int64_t ignored, Address nll, Address log_sum_exp, int threads) {
   py::gil_scoped_release release;
   return cpu::categorical_nll(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
-                              at(nll), static_cast<double*>(at(log_sum_exp)), threads);
+                              ignored, at(nll), static_cast<double*>(at(log_sum_exp)), threads);
 }
 
 void categorical_nll_gradient(cpu::Element element, const Sizes<5>& sizes, const Sizes<5>& strides, Address logits,
-                              Address levels, Address log_sum_exp, Address grad_nll, Address grad_logits, int threads) {
+                              Address levels, int64_t ignored, Address log_sum_exp, Address grad_nll,
+                              Address grad_logits, int threads) {
   py::gil_scoped_release release;
   cpu::categorical_nll_gradient(logits_tensor(element, sizes, strides), at(logits), static_cast<int64_t*>(at(levels)),
-                                static_cast<double*>(at(log_sum_exp)), at(grad_nll), at(grad_logits), threads);
+                                ignored, static_cast<double*>(at(log_sum_exp)), at(grad_nll), at(grad_logits), threads);
 }
 
 void recurrence(cpu::Element element, bool diagonal, bool reverse, int taps, Address weight, Address h0, Address c0,
@@ -174,8 +175,8 @@ void bind_layers(py::module_& m) {
         "sums"_a, "h"_a, "gates"_a, "threads"_a);
   m.def("recurrence_gradient", &recurrence_gradient, "element"_a, "diagonal"_a, "reverse"_a, "taps"_a, "weight"_a,
         "c0"_a, "grad"_a, "gates"_a, "grad_sums"_a, "grad_h0"_a, "grad_c0"_a, "threads"_a);
-  m.def("categorical_nll", &categorical_nll, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a, "nll"_a,
-        "log_sum_exp"_a, "threads"_a);
+  m.def("categorical_nll", &categorical_nll, "element"_a, "sizes"_a, "strides"_a, "logits"_a, "levels"_a, "ignored"_a,
+        "nll"_a, "log_sum_exp"_a, "threads"_a);
   m.def("categorical_nll_gradient", &categorical_nll_gradient, "element"_a, "sizes"_a, "strides"_a, "logits"_a,
-        "levels"_a, "log_sum_exp"_a, "grad_nll"_a, "grad_logits"_a, "threads"_a);
+        "levels"_a, "ignored"_a, "log_sum_exp"_a, "grad_nll"_a, "grad_logits"_a, "threads"_a);
 }

@@ -7,14 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixelcnn_fast.ops.categorical_nll.reference import NO_LEVEL
 from pixelcnn_fast.ops.triton_support import check_dtype
 from pixelcnn_fast.ops.triton_tuning import Tile, tile
 
 
-def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+def forward(logits: Tensor, levels: Tensor, ignored: int = NO_LEVEL) -> tuple[Tensor, Tensor]:
     """logits: [N, C, H, W, L], any strides; levels: [N, C, H, W] int64, 0...L-1
     -> nats per image [N], in float32, and log sum exp(logits) per sub-pixel [N, C, H, W], computed in float32 but
-    stored in float64, as by the other backends.
+    stored in float64, as by the other backends. Levels that are ``ignored`` are left out.
 
     A level outside 0...L-1 makes its image's nats NaN. Sums have a fixed order, so equal inputs give equal bits.
     Raises TypeError for float64 and integer logits.
@@ -33,6 +34,7 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
             channels,
             rows.shape[2],
             rows.stride(),
+            IGNORED=ignored,
             LEVELS=rows.shape[3],
             BLOCK_P=size.rows,
             BLOCK_L=size.columns,
@@ -41,9 +43,11 @@ def forward(logits: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     return partial.sum(1), logsumexp
 
 
-def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor) -> Tensor:
-    """grad_nll: [N]; logits, levels and logsumexp as in ``forward`` -> the logits' gradient, in their dtype and
-    order of strides."""
+def backward(
+    grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor, ignored: int = NO_LEVEL
+) -> Tensor:
+    """grad_nll: [N]; logits, levels, ignored and logsumexp as in ``forward`` -> the logits' gradient, in their dtype
+    and order of strides."""
     rows = _rows(logits)
     size, _, grid = _grid(rows)
     grad = torch.empty_like(logits).flatten(2, 3)
@@ -58,6 +62,7 @@ def backward(grad_nll: Tensor, logits: Tensor, levels: Tensor, logsumexp: Tensor
             rows.shape[2],
             rows.stride(),
             grad.stride(),
+            IGNORED=ignored,
             LEVELS=rows.shape[3],
             BLOCK_P=size.rows,
             BLOCK_L=size.columns,
@@ -105,6 +110,7 @@ def _forward_kernel(
     channels,
     pixels,
     strides,
+    IGNORED: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -131,7 +137,7 @@ def _forward_kernel(
     level = tl.load(levels + number, mask=inside, other=0)
     known = inside & (level >= 0) & (level < LEVELS)
     chosen = tl.load(rows + level * strides[3], mask=known, other=float("nan")).to(tl.float32)
-    tl.store(partial + tl.program_id(0), tl.sum(tl.where(inside, result - chosen, 0.0), 0))
+    tl.store(partial + tl.program_id(0), tl.sum(tl.where(inside & (level != IGNORED), result - chosen, 0.0), 0))
 
 
 @triton.jit
@@ -145,6 +151,7 @@ def _backward_kernel(
     pixels,
     strides,
     grad_strides,
+    IGNORED: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -163,5 +170,6 @@ def _backward_kernel(
         x = tl.load(rows[:, None] + level[None, :] * strides[3], mask=mask, other=0.0).to(tl.float32)
         probability = tl.exp(x - normaliser[:, None])
         result = scale * (probability - tl.where(level[None, :] == target[:, None], 1.0, 0.0))
+        result = tl.where((target == IGNORED)[:, None], 0.0, result)
         address = grad_rows[:, None] + level[None, :] * grad_strides[3]
         tl.store(address, result.to(grad.dtype.element_ty), mask=mask)
