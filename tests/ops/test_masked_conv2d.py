@@ -355,3 +355,37 @@ def test_masks_that_are_expanded_and_dense_gradients(shape: tuple[int, ...], den
         results.append((*first, *second))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+WINDOWS = {  # padding above and to the left, kernel, dilation, size of the result for a map of 6x5
+    "cropped below": ((2, 1), (2, 3), 1, (6, 5)),
+    "cropped to the right": ((0, 3), (1, 3), 1, (6, 5)),
+    "shifted down": ((1, 0), (1, 1), 1, (6, 5)),
+    "cropped above": ((-2, -1), (3, 3), 1, (3, 2)),
+    "beyond its end": ((1, 1), (3, 3), 2, (9, 8)),
+    "all outside": ((-7, 0), (1, 1), 1, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("compiled", marks=needs_native)])
+@pytest.mark.parametrize("channels", [3, 44])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
+    padding, kernel, dilation, size = WINDOWS[name]
+    torch.manual_seed(0)
+    x = FORMATS[layout](torch.randn(2, channels, 6, 5, dtype=torch.float64)).requires_grad_()
+    weight = torch.randn(44, channels, *kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(44, dtype=torch.float64, requires_grad=True)
+    mask = (torch.rand(1, 1, *kernel) < 0.8).double()
+    far = F.pad(x, 4 * [20])[:, :, 20 - padding[0] :, 20 - padding[1] :]
+    expected = F.conv2d(far, weight * mask, bias, dilation=dilation)[:, :, : size[0], : size[1]]
+    op = torch.ops.pixelcnn_fast.masked_conv2d.default
+    found = op(x, weight, bias, mask, padding, (dilation, dilation), backend, False, False, size)
+    results = []
+    for y in (found, expected):
+        first = torch.autograd.grad(y.square().sum(), (x, weight, bias), create_graph=True)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), (x, weight))
+        results.append((y, *first, *second))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

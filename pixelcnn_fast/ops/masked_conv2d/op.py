@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
@@ -50,7 +51,7 @@ def masked_conv2d(
     """
     padding, dilation = geometry(weight, padding, dilation)
     check_masked_conv2d(x, weight, bias, mask, padding, dilation)
-    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous)
+    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, None)
 
 
 def geometry(
@@ -131,19 +132,21 @@ def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: t
 
 
 def _compute(  # the schema has the types
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
 ):
     backend, given = choose(backend, x.device, x.dtype), mask
     mask = _like(mask, weight)
     if backend == "reference":
-        y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation)
+        y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
         return y.contiguous() if contiguous else y
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        y = triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding)
+        y = triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding, size)
         return y.contiguous() if contiguous else y
-    out = pooled(_like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous))
+    out = pooled(
+        _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, size)
+    )
     bias = computed(bias)
     required().masked_conv2d(
         element(x),
@@ -170,7 +173,7 @@ def _input_gradient(
     backend, given = choose(backend, grad.device, grad.dtype), mask
     mask = _like(mask, weight)
     if backend == "reference":
-        return conv2d_input(size, weight * mask, grad, padding=padding, dilation=dilation)
+        return reference.input_gradient(grad, weight * mask, size, padding, dilation)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
@@ -201,7 +204,8 @@ def _like_input(
 def _weight_gradient(grad, x, mask, padding, dilation, backend):
     backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
     if backend == "reference":
-        weight = conv2d_weight(x, mask.shape, grad, padding=padding, dilation=dilation)
+        window = reference.window(x, mask, padding, dilation, grad.shape[2:])
+        weight = conv2d_weight(window, mask.shape, grad, dilation=dilation)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
@@ -227,15 +231,21 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
     return x.new_empty(mask.shape), x.new_empty(mask.shape[0])
 
 
-def _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False):
-    if contiguous:
-        return x.new_empty(result_size(x, weight, padding, dilation))
-    return like_result(x, weight, padding, dilation)
+def _like_forward(
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
+):
+    like = like_result(x, weight, padding, dilation) if size is None else _like_map(x, weight, size)
+    return x.new_empty(like.shape) if contiguous else like
+
+
+def _like_map(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 _forward = define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend, bool dense_gradient=False, bool contiguous=False) -> Tensor",
+    "str backend, bool dense_gradient=False, bool contiguous=False, SymInt[2]? size=None) -> Tensor",
     _compute,
     _like_forward,
     casts=(0, 1, 2),
@@ -258,7 +268,7 @@ _backward_weight = define(
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, mask, *ctx.how, ctx.dense, _ = inputs
+    x, weight, bias, mask, *ctx.how, ctx.dense, _, _ = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, mask)
 
@@ -271,14 +281,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense, layout)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         grad_weight, grad_bias = _gradients(ctx, grad, x, weight, mask)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *6 * (None,)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *7 * (None,)
 
 
 def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Of weight and bias."""
     if not ctx.dense:
         return _backward_weight(grad, x, mask.expand_as(weight), *ctx.how)
-    how = ([1, 1], *ctx.how[:2], False, [0, 0], 1, [False, True, True])
+    padding, dilation, _ = ctx.how
+    if grad.shape[2:] != result_size(x, weight, padding, dilation)[2:]:
+        x, padding = reference.window(x, weight, padding, dilation, grad.shape[2:]), (0, 0)
+    how = ([1, 1], padding, dilation, False, [0, 0], 1, [False, True, True])
     return torch.ops.aten.convolution_backward(grad, x, weight, weight.shape[:1], *how)[1:]
 
 
@@ -293,7 +306,9 @@ def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
     grad, weight, mask = ctx.saved_tensors
     of_grad = (
-        _forward(along, weight, None, mask, *ctx.how, ctx.dense, False) if ctx.needs_input_grad[0] else None
+        _forward(along, weight, None, mask, *ctx.how, ctx.dense, False, grad.shape[2:])
+        if ctx.needs_input_grad[0]
+        else None
     )
     of_weight = _gradients(ctx, grad, along, weight, mask)[0] if ctx.needs_input_grad[1] else None
     return of_grad, of_weight, *7 * (None,)
@@ -306,7 +321,11 @@ def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]
 
 def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
     grad, x, mask = ctx.saved_tensors
-    of_grad = _forward(x, along, along_bias, mask, *ctx.how, False, False) if ctx.needs_input_grad[0] else None
+    of_grad = (
+        _forward(x, along, along_bias, mask, *ctx.how, False, False, grad.shape[2:])
+        if ctx.needs_input_grad[0]
+        else None
+    )
     of_x = (
         _backward_input(grad, along, mask, x.shape, *ctx.how, False, False) if ctx.needs_input_grad[1] else None
     )

@@ -33,14 +33,20 @@ Pair = tuple[int, int]
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, dilation: Pair, padding: Pair
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: Taps,
+    dilation: Pair,
+    padding: Pair,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     """x: [N, C, H, W], any strides; weight: [O, C, kH, kW], zero outside the taps; bias: [O] or None
-    -> [N, O, H', W'] in x's memory format.
+    -> [N, O, H', W'] in x's memory format; size: (H', W'), if padding below and to the right differs.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or 2^30 or more.
     """
-    return fused_forward(x, weight, bias, taps, dilation, padding)
+    return fused_forward(x, weight, bias, taps, dilation, padding, size=size)
 
 
 def fused_forward(
@@ -54,10 +60,12 @@ def fused_forward(
     alpha: float = 1.0,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     """activation(convolution + condition + residual); arguments as in ``masked_conv_block``."""
     kernel = weight.shape[2:]
     pixels = [x.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) for d in (0, 1)]
+    pixels = pixels if size is None else [*size]
     if min(pixels) < 1:
         raise ValueError(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
