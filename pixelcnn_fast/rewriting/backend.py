@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
-from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data
+from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
 from pixelcnn_fast.rewriting.nodes import Writes
 from pixelcnn_fast.rewriting.report import Report
 
@@ -39,6 +39,8 @@ class Backend:
             masked_convolutions.rewrite(part.graph, real, writes, self.live_gradients, self.report)
             gates.rewrite(part.graph, writes, self.report)
             losses.rewrite(part.graph, writes, self.report)
+            windows.rewrite(part.graph, writes, self.report)
+            writes = Writes(part.graph)  # of the maps that windows have become
             blocks.rewrite(part.graph, writes, self.report)
             layout.channels_last(part.graph, self.report)
             part.graph.lint()

@@ -40,8 +40,8 @@ class Convolution(NamedTuple):
             return "it has a stride, or groups"
         if not all(isinstance(n, int) for n in weight.shape):
             return "the size of its weight isn't fixed"
-        if not all(n % 2 for n in weight.shape[2:]):
-            return "its kernel has an even size"
+        if self.padding == "same" and not all(n % 2 for n in weight.shape[2:]):
+            return "its kernel has an even size, and PyTorch pads it unevenly"
         return None
 
 

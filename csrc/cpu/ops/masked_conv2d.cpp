@@ -80,7 +80,8 @@ class Convolution {
   // Sizes that follow from the maps: rows that are computed together, and the padded rows of `in` they read.
   struct Frame {
     int rows, kept, pitch, pairs;
-    bool direct;  // sums go straight into out's memory
+    bool direct;        // sums go straight into out's memory
+    int64_t sum_pitch;  // else: a line more than they need, so that pixels do not share few cache sets
     Frame(const Convolution& c, const FeatureMap& in, const FeatureMap& out) {
       rows = std::clamp(kPixels / std::max(out.width, 1), 1, std::max(out.height, 1));
       kept = rows + c.reach_.up + c.reach_.down;
@@ -88,6 +89,7 @@ class Convolution {
           c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
       direct = out.element == element_of<T> && out.stride_c == 1 && out.channels == c.padded_;
+      sum_pitch = c.padded_ + 64 / static_cast<int>(sizeof(T));
     }
   };
 
@@ -97,7 +99,7 @@ class Convolution {
       int64_t size = 0;
       const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
       const int64_t at_ring = take(int64_t{f.kept} * f.pitch * c.channels_in_), at_bias = take(c.padded_);
-      const int64_t at_sums = take(f.direct ? 0 : pixels * c.padded_), at_spare = take(c.padded_);
+      const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
       const int64_t at_residual = take(e.residual.data ? pixels * c.channels_out_ : 0);
       const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
                     at_prepared = take(pairs * c.channels_in_);
@@ -162,11 +164,12 @@ class Convolution {
       for (int p = 0; p < rows * out.width; p++)
         s.all[p] = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n +
                                       (y + p / out.width) * out.stride_y + p % out.width * out.stride_x
-                                : s.sums + int64_t{p} * padded_;
+                                : s.sums + p * frame.sum_pitch;
       sum(in, out, frame, s, y, rows, padded_row);
       apply(out, e, s, image, y, rows);
       if (!frame.direct)
-        store_rows<T>(out, image, y, y + rows, [&](int row) { return s.all[(row - y) * out.width]; }, 1, padded_);
+        store_rows<T>(
+            out, image, y, y + rows, [&](int row) { return s.all[(row - y) * out.width]; }, 1, frame.sum_pitch);
     }
   }
 

@@ -1,0 +1,165 @@
+"""Convolutions of maps that are padded, cropped or shifted, and those whose results are cropped, compute what is left
+and copy nothing: a window is an offset and a size."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.ops.masked_conv2d.op import geometry
+from pixelcnn_fast.rewriting.masked_convolutions import Convolution
+from pixelcnn_fast.rewriting.nodes import CONV2D, Writes, is_call, line, value
+from pixelcnn_fast.rewriting.report import Report
+
+_OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
+_PAD = frozenset((F.pad, torch._C._nn.pad, torch.constant_pad_nd))
+Pair = tuple[int, int]
+
+
+class Window(NamedTuple):
+    """A map of ``size``, zero but for what it shows of ``source``, which begins at ``begin`` in it. nodes: the calls
+    that make it, the last one first."""
+
+    source: fx.Node
+    begin: Pair
+    size: Pair
+    nodes: tuple[fx.Node, ...] = ()
+
+    def shows_zeros_outside(self, first: Pair, last: Pair) -> bool:
+        """Whether positions first...last, where they lie outside the window, lie outside the source, too."""
+        found = _size(self.source)
+        return found is not None and all(
+            (a >= 0 or begin >= 0) and (z < size or begin + n <= size)
+            for a, z, begin, size, n in zip(first, last, self.begin, self.size, found, strict=True)
+        )
+
+
+def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
+    for node in list(graph.nodes):
+        if node.target is not _OURS and not is_call(node, CONV2D):
+            continue
+        found = _arguments(node)
+        if found is None:
+            continue
+        x, weight, bias, mask, padding, dilation, dense = found
+        window, crop = _window(x), _crop(node)
+        kernel, whole = value(weight), _size(node)
+        if kernel is None or whole is None or window is None or (not window.nodes and crop is None):
+            continue
+        begin, size = (crop.begin, crop.size) if crop is not None else ((0, 0), whole)
+        first = (-begin[0] - padding[0], -begin[1] - padding[1])
+        reach = [step * (n - 1) for step, n in zip(dilation, kernel.shape[2:], strict=True)]
+        last = (first[0] + size[0] - 1 + reach[0], first[1] + size[1] - 1 + reach[1])
+        if not window.shows_zeros_outside(first, last):
+            continue
+        since = window.nodes[-1] if window.nodes else node
+        if not writes.none_after(since, [window.source]) or not writes.none_after(node, [weight, bias, mask]):
+            continue
+        offset = [-a + b for a, b in zip(first, window.begin, strict=True)]
+        end = crop.nodes[0] if crop is not None else node
+        with graph.inserting_before(end):
+            if mask is None:
+                mask = graph.call_function(torch.ones, (1,), {"dtype": kernel.dtype, "device": kernel.device})
+            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, False, [*size])
+            new = graph.call_function(_OURS, arguments)
+        new.meta = dict(end.meta)
+        shown = value(end)
+        assert shown is not None
+        new.meta["example_value"] = shown.contiguous()
+        end.replace_all_uses_with(new)
+        for dead in (end, node, *window.nodes):
+            if dead in graph.nodes and not dead.users:
+                graph.erase_node(dead)
+        report.rewritten[f"conv2d {list(kernel.shape)} of a window → masked_conv2d", line(new)] += 1
+
+
+def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:
+    """x, weight, bias, mask or None, padding, dilation and whether the gradient is dense."""
+    if node.target is _OURS:
+        x, weight, bias, mask, padding, dilation, _, dense = node.args[:8]
+        return x, weight, bias, mask, tuple(padding), tuple(dilation), dense  # type: ignore[arg-type, return-value]  # as they were put in
+    call = Convolution.of(node)
+    kernel, x = value(call.weight), value(call.input)
+    if call.why_not is not None or kernel is None or x is None:
+        return None
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    return call.input, call.weight, call.bias, None, *geometry(kernel, call.padding, call.dilation), False
+
+
+def _window(node: Any) -> Window | None:
+    """What a map shows of the one from which it is padded and cropped."""
+    size = _size(node)
+    if size is None:
+        return None
+    if is_call(node, _PAD) and (padding := _padding(node)) is not None:
+        inner, by = _window(node.args[0]), padding
+    elif (cut := _slices(node)) is not None:
+        inner, by = _window(node.args[0]), (-cut[0], -cut[1])
+    else:
+        return Window(node, (0, 0), size)
+    if inner is None:
+        return None
+    # What an inner window hides must stay hidden: an outer one that is larger would show it.
+    corner = (-by[0], -by[1])
+    if not inner.shows_zeros_outside(corner, (corner[0] + size[0] - 1, corner[1] + size[1] - 1)):
+        return Window(node, (0, 0), size)
+    begin = (inner.begin[0] + by[0], inner.begin[1] + by[1])
+    return Window(inner.source, begin, size, (node, *inner.nodes))
+
+
+def _crop(node: fx.Node) -> Window | None:
+    """The window of its result that is read, if that is all."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    cut, size = _slices(user), _size(user)
+    if cut is None or size is None or user is None or any(x.op == "output" for x in user.users):
+        return None
+    return Window(node, (-cut[0], -cut[1]), size, (user,))
+
+
+def _size(node: Any) -> Pair | None:
+    found = value(node)
+    if found is None or found.dim() != 4 or not all(isinstance(n, int) for n in found.shape[2:]):
+        return None
+    return found.shape[2], found.shape[3]
+
+
+def _padding(node: fx.Node) -> Pair | None:
+    """Above and to the left, of a call that pads height and width by zeros."""
+    names = ("input", "pad", "mode", "value")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if is_call(node, (torch.constant_pad_nd,)):
+        given = {"pad": node.args[1], "value": node.args[2] if len(node.args) > 2 else 0}
+    pad = given.get("pad")
+    if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
+        return None
+    if not isinstance(pad, (tuple, list)) or len(pad) not in (2, 4) or not all(isinstance(n, int) for n in pad):
+        return None
+    left, above = pad[0], pad[2] if len(pad) == 4 else 0
+    return (above, left) if isinstance(above, int) and isinstance(left, int) else None
+
+
+def _slices(node: Any) -> Pair | None:
+    """The first row and column of a call that cuts a map out of another, x[:, :, a:b, c:d]."""
+    if not is_call(node, (operator.getitem,)) or not isinstance(node.args[1], tuple):
+        return None
+    size, index = _size(node.args[0]), list(node.args[1])
+    if size is None:
+        return None
+    if index.count(...) == 1:
+        at = index.index(...)
+        index[at : at + 1] = (5 - len(index)) * [slice(None)]
+    index += (4 - len(index)) * [slice(None)]
+    if len(index) != 4 or any(not isinstance(x, slice) or x.step not in (None, 1) for x in index):
+        return None
+    if index[0] != slice(None) or index[1] != slice(None):
+        return None
+    if not all(isinstance(n, int | None) for x in index for n in (x.start, x.stop)):
+        return None
+    first, second = (x.indices(n)[0] for x, n in zip(index[2:], size, strict=True))
+    return first, second

@@ -1,0 +1,107 @@
+"""Convolutions of maps that are padded, cropped or shifted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast.rewriting.backend import Backend
+
+
+class Layer(nn.Module):
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], kernel: tuple[int, int], **how: Any) -> None:
+        super().__init__()
+        self.conv, self.link = nn.Conv2d(4, 4, kernel, **how), nn.Conv2d(4, 4, 1)
+        mask = torch.ones(kernel)
+        mask[-1, -1] = 0
+        self.register_buffer("mask", mask)
+        self.forward_of = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_of(self, x)
+
+
+def down(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
+def source_written(m: Any, x: Tensor) -> Tensor:
+    y = x * 1
+    z = m.conv(F.pad(y, (1, 0)))
+    y.detach().add_(1)
+    return z
+
+
+def read_besides(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return y[:, :, :6] * y.mean()
+
+
+def crop_written(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)[:, :, :6]
+    y.mul_(2)
+    return m.link(y)
+
+
+def masked(m: Any, x: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (2, 0, 1, 0)), m.conv.weight * m.mask, m.conv.bias)
+
+
+# what a layer does, its kernel, how it is built, and how many of its convolutions are of windows; x is [2, 4, 6, 5]
+LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[str, Any], int]] = {
+    "padded above": (lambda m, x: m.conv(F.pad(x, (1, 1, 2, 0))), (3, 3), {}, 1),
+    "padded to the left": (lambda m, x: m.conv(F.pad(x, (2, 0))), (1, 3), {}, 1),
+    "padded twice": (lambda m, x: m.conv(F.pad(F.pad(x, (1, 0)), (1, 0, 1, 0))), (2, 3), {}, 1),
+    "padded, and by itself": (lambda m, x: m.conv(F.pad(x, (0, 0, 1, 0))), (2, 3), {"padding": (0, 1)}, 1),
+    "padded with ones": (lambda m, x: m.conv(F.pad(x, (2, 0), value=1.0)), (1, 3), {}, 0),
+    "reflected": (lambda m, x: m.conv(F.pad(x, (2, 0, 0, 0), mode="reflect")), (1, 3), {}, 0),
+    "padded by less than nothing": (lambda m, x: m.conv(F.pad(x, (-1, 1, 2, -2))), (3, 3), {}, 1),
+    "that, and by itself": (lambda m, x: m.conv(F.pad(x, (-1, 1, 2, -2))), (3, 3), {"padding": 1}, 0),
+    "cropped below": (lambda m, x: m.conv(x)[:, :, :6] * 2, (2, 3), {"padding": (1, 1)}, 1),
+    "cropped to the right": (lambda m, x: m.conv(x)[..., :5] * 2, (1, 3), {"padding": (0, 2)}, 1),
+    "cropped at both ends": (lambda m, x: m.conv(x)[:, :, 1:-2, 2:4] * 2, (3, 3), {"padding": 2}, 1),
+    "cropped by steps": (lambda m, x: m.conv(x)[:, :, ::2] * 2, (3, 3), {"padding": 1}, 0),
+    "cropped and returned": (lambda m, x: m.conv(x)[:, :, :6], (2, 3), {"padding": (1, 1)}, 0),
+    "some channels": (lambda m, x: m.conv(x)[:, :2] * 2, (3, 3), {"padding": 1}, 0),
+    "shifted down": (lambda m, x: m.link(down(x)), (1, 1), {}, 1),
+    "shifted after": (lambda m, x: down(m.conv(x)) * 2, (3, 3), {"padding": 1}, 0),
+    "shifted between": (lambda m, x: m.link(down(m.conv(x)[:, :, :6])), (2, 3), {"padding": (1, 1)}, 2),
+    "shifted, and reads what was cut": (lambda m, x: m.conv(down(x)), (3, 3), {"padding": 1}, 0),
+    "cropped, and reads what was cut": (lambda m, x: m.conv(x[:, :, 1:]), (3, 3), {"padding": 1}, 0),
+    "cropped before": (lambda m, x: m.conv(x[:, :, 1:, :-1]), (3, 3), {}, 1),
+    "cut and padded again": (lambda m, x: m.conv(F.pad(x[:, :, :-1], (0, 0, 0, 1))), (3, 3), {}, 0),
+    "dilated": (lambda m, x: m.conv(F.pad(x, (4, 0, 2, 0))), (2, 3), {"dilation": 2}, 1),
+    "a stride": (lambda m, x: m.conv(F.pad(x, (2, 0))), (1, 3), {"stride": 2}, 0),
+    "source written": (source_written, (1, 2), {}, 0),
+    "read besides": (read_besides, (2, 3), {"padding": (1, 1)}, 0),
+    "crop written": (crop_written, (2, 3), {"padding": (1, 1)}, 1),
+    "masked": (masked, (2, 3), {}, 1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_windows(name: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    forward, kernel, how, windows = LAYERS[name]
+    plain = Layer(forward, kernel, **how)
+    exact, fast, backend = copy.deepcopy(plain).double(), copy.deepcopy(plain), Backend()
+    fast.compile(backend=backend)
+    x = torch.randn(2, 4, 6, 5)
+    results = []
+    for model, given in ((fast, x), (exact, x.double())):
+        leaf = given.requires_grad_()
+        y = model(leaf)
+        y.square().sum().backward()
+        results.append([y.detach(), leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        assert a is not None and b is not None
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    found = sum(times for (what, _), times in backend.report.rewritten.items() if "of a window" in what)
+    assert found == windows, str(backend.report)
