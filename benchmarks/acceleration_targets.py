@@ -12,18 +12,22 @@ Writes FOLDER/<processor>-<isa>-acceleration.json and .md; status 1 if a target 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from public_networks import Cropped, OneHot, Stack, Tutorial, masked_in_place, ordered_colours
-from targets import Target, options, ratio, write
+from targets import Target, in_fresh_process, options, ratio, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelcnn_fast import accelerate
+from pixelcnn_fast import accelerate, ops
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.bench.measure import interleaved
@@ -92,7 +96,7 @@ def loss_of(model: nn.Module, images: Tensor) -> Tensor:
     return F.cross_entropy(logits, images.long() % logits.shape[1])
 
 
-def contestants(network: Network, plain: nn.Module, live: bool) -> dict[str, nn.Module]:
+def contestants(plain: nn.Module, live: bool) -> dict[str, nn.Module]:
     found = {"plain": plain, "torch.compile": copy.deepcopy(plain)}
     found["torch.compile"].compile()
     for name, mode in OURS.items():
@@ -108,9 +112,9 @@ def rows(network: Network) -> Iterator[Target]:
     images = torch.randint(0, 256, network.shape).float()
     for _ in range(2):
         plain(images)  # statistics of batch norm that are not the initial ones
-    models = contestants(network, plain, False)
+    models = contestants(plain, False)
     if network.live is not None:
-        models |= {f"{k}, live": m for k, m in contestants(network, plain, True).items() if k in OURS}
+        models |= {f"{k}, live": m for k, m in contestants(plain, True).items() if k in OURS}
     for training in (True, False):
         for model in models.values():
             model.load_state_dict(plain.state_dict())
@@ -188,9 +192,105 @@ def compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], some
             raise CheckFailed(f"{name}: result {i} differs by {error:.3g}, allowed {allowed:.3g}")
 
 
+# -- what a call takes
+
+
+def first_calls() -> Iterator[Target]:
+    """Seconds of a model's first call beyond those of later ones, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as cache:
+        for name, mode, must, reach in (
+            ("eager", "eager", 3.0, 1.5),
+            ("inductor, cold", "inductor", 40.0, 20.0),
+            ("inductor, cached", "inductor", 10.0, 5.0),
+        ):
+            seconds = in_fresh_process(first_call, mode, cache)
+            yield Target(
+                f"first call of the default model, {name}",
+                must,
+                reach,
+                seconds,
+                [seconds],
+                report.duration,
+                True,
+            )
+
+
+def first_call(mode: Mode, cache: str) -> float:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    torch.set_num_threads(2)
+    model = reference.PixelCNN(3, 128, 15).eval()
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)  # one graph: nothing asks for its values
+    accelerate(model, mode)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(4):
+            start = time.perf_counter()
+            model(images)
+            seconds.append(time.perf_counter() - start)
+    return seconds[0] - median(seconds[1:])
+
+
+def tiny(repeats: int) -> Iterator[Target]:
+    torch._dynamo.reset()
+    plain = reference.PixelCNN(1, 4, 1, None, 3).eval()
+    images = torch.randint(0, 256, (1, 1, 4, 4), dtype=torch.uint8)
+    models = contestants(plain, False)
+
+    def many_times(model: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                for _ in range(100):
+                    model(images)
+
+        return run
+
+    seconds = interleaved({name: many_times(model) for name, model in models.items()}, 5 * repeats)
+    yield from judged("a tiny network, 100 calls", seconds, "", (None, (1.0, 1.0)))
+
+
+def beside_busy_threads(repeats: int) -> Iterator[Target]:
+    """categorical_nll and gated_activation, forward and backward, while two other processes keep the cores busy."""
+    x = torch.randn(16, 128, 28, 28, requires_grad=True)
+    logits = torch.randn(16, 256, 1, 28, 28, requires_grad=True)
+    levels = torch.randint(0, 256, (16, 1, 28, 28))
+    works: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], Tensor]] = {
+        "gated_activation": (
+            lambda: torch.tanh(x[:, :64]) * torch.sigmoid(x[:, 64:]),
+            lambda: ops.gated_activation(x),
+            x,
+        ),
+        "categorical_nll": (
+            lambda: F.cross_entropy(logits, levels, reduction="sum"),
+            lambda: ops.categorical_nll(logits.movedim(1, -1), levels),
+            logits,
+        ),
+    }
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for name, (plain, fast, leaf) in works.items():
+
+            def step(forward: Callable[[], Tensor], leaf: Tensor = leaf) -> Callable[[], Tensor]:
+                return lambda: torch.autograd.grad(forward().sum(), leaf)[0]
+
+            if not torch.allclose(step(plain)(), step(fast)(), atol=1e-5):
+                raise CheckFailed(f"{name}: its gradient differs")
+            seconds = interleaved({"plain": step(plain), "fast": step(fast)}, 5 * repeats)
+            value, values = ratio(seconds["plain"], seconds["fast"], 1.0)
+            times = " → ".join(report.duration(median(seconds[k])) for k in ("plain", "fast"))
+            yield Target(f"{name} beside two busy processes ({times})", 1.0, 1.0, value, values, report.factor)
+    finally:
+        for process in busy:
+            process.kill()
+
+
 def main() -> int:
     parser = options(__doc__, repeats=9)
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows of networks whose name has TEXT in it")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="rows of networks whose name has TEXT in it; 'calls': the last rows",
+    )
     args = parser.parse_args()
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)
@@ -199,6 +299,8 @@ def main() -> int:
     for network in networks(args.quick):
         if args.only in network.name:
             targets += rows(network)
+    if args.only in "calls":
+        targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
     write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, "", {})
     return int(any(target.verdict() == "no" for target in targets))
 

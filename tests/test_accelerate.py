@@ -19,14 +19,17 @@ from pixelcnn_fast import Sampler, accelerate
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.rewriting import worth
 from tests.needs import needs_native
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
+def forgotten(monkeypatch):
     torch._dynamo.reset()
+    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 0)
 
 
 # -- layers that equal a masked convolution at one moment, and not later

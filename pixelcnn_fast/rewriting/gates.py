@@ -22,6 +22,7 @@ from pixelcnn_fast.rewriting.nodes import (
     value,
 )
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
 
 class Half(NamedTuple):
@@ -53,6 +54,9 @@ def _rewrite(
         or (first.number, second.number) != (0, 1)
     ):
         report.left["tanh · sigmoid: not of the first and the second half of one feature map", where] += 1
+        return
+    if not is_large_map(first.whole):
+        report.left[f"tanh · sigmoid: {TOO_SMALL}", where] += 1
         return
     earliest = min(tanh, sigmoid)
     if not writes.none_between(earliest, node, [tanh, sigmoid]) or not writes.none_after(

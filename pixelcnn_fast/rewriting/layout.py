@@ -119,7 +119,7 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
-    report.rewritten[f"conv2d {list(weight.shape)} → masked_conv2d, without a mask", line(new)] += 1
+    report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
 
 
 def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any]) -> fx.Node:

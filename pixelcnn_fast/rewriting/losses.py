@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.rewriting.nodes import Writes, is_call, line, size, value
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
 _FLATTENING = frozenset(("reshape", "view", "flatten", torch.reshape, torch.flatten))
 
@@ -50,6 +51,8 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
         why = call.why_not
         if why is None and not writes.none_after(node, [call.input, call.target]):
             why = "something writes into its logits or its target"
+        if why is None and not is_large_map(call.input):
+            why = TOO_SMALL
         if why is not None:
             report.left[f"cross_entropy: {why}", where] += 1
             continue

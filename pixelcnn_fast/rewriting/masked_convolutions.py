@@ -12,6 +12,7 @@ from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.nodes import CONV2D, MUL, Writes, is_call, line, size, value
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.zeroed import InPlace, Zeroed, zeroed
 
 
@@ -61,6 +62,8 @@ def rewrite(
         call, where = Convolution.of(node), line(node)
         name = f"conv2d {list(size(call.weight) or ())}"
         found = call.why_not or _mask_of(call.weight, in_place, real, writes)
+        if not isinstance(found, str) and not is_large_convolution(node, call.weight):
+            found = TOO_SMALL
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
             continue

@@ -14,6 +14,14 @@ class Report:
         self.left: Counter[tuple[str, str]] = Counter()
         self.warnings: list[str] = []
 
+    def rewrite(self, what: str, op: str, where: str) -> None:
+        """Takes note of a rewrite, which another pass may have left."""
+        self.rewritten[f"{what} → {op}", where] += 1
+        for text, place in list(self.left):
+            if place == where and text.startswith(f"{what}: "):
+                self.left[text, place] -= 1
+        self.left = +self.left
+
     def __str__(self) -> str:
         lines = [
             f"{title:<10} {what}{f' ({times} times)' if times > 1 else ''}: {where}"

@@ -15,6 +15,7 @@ from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.masked_convolutions import Convolution
 from pixelcnn_fast.rewriting.nodes import CONV2D, Writes, is_call, line, value
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.worth import is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
 _PAD = frozenset((F.pad, torch._C._nn.pad, torch.constant_pad_nd))
@@ -55,7 +56,7 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
         first = (-begin[0] - padding[0], -begin[1] - padding[1])
         reach = [step * (n - 1) for step, n in zip(dilation, kernel.shape[2:], strict=True)]
         last = (first[0] + size[0] - 1 + reach[0], first[1] + size[1] - 1 + reach[1])
-        if not window.shows_zeros_outside(first, last):
+        if not window.shows_zeros_outside(first, last) or not is_large_convolution(node, weight):
             continue
         since = window.nodes[-1] if window.nodes else node
         if not writes.none_after(since, [window.source]) or not writes.none_after(node, [weight, bias, mask]):
@@ -75,7 +76,7 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
         for dead in (end, node, *window.nodes):
             if dead in graph.nodes and not dead.users:
                 graph.erase_node(dead)
-        report.rewritten[f"conv2d {list(kernel.shape)} of a window → masked_conv2d", line(new)] += 1
+        report.rewrite(f"conv2d {list(kernel.shape)}", "masked_conv2d of a window", line(node))
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:

@@ -1,0 +1,29 @@
+"""What is too small to gain anything is left, and said to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting.backend import Backend
+from tests.rewriting.test_backend import Gated
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_small_networks_are_left(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    torch._dynamo.reset()
+    model = Gated()
+    of_two = 2 * 5 * 4 * 8 * 4 * 9  # products of a vertical stack's convolution, for two images
+    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", of_two)
+    monkeypatch.setattr(worth, "FEWEST_ELEMENTS", 2 * 5 * 4 * 8)
+
+    def run(model: torch.nn.Module, backend: Backend, n: int) -> Tensor:
+        return torch.compile(model, backend=backend)(torch.randn(n, 1, 5, 4))
+
+    backend = Backend()
+    run(model, backend, images)
+    assert sum(backend.report.rewritten.values()) == (0 if images == 1 else 2 + 4 + 1), str(backend.report)
+    assert f"tanh · sigmoid: {worth.TOO_SMALL}" in str(backend.report) or images == 3
+    assert f"conv2d [8, 4, 1, 3]: {worth.TOO_SMALL}" in str(backend.report)
