@@ -13,7 +13,7 @@ from torch import nn
 
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import MaskedConv2d, ResidualBlock
-from pixelcnn_fast.rewriting.backend import Backend, Mode
+from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
 from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
 from pixelcnn_fast.rewriting.report import Report
 
@@ -35,14 +35,10 @@ class Accelerated:
     def undo(self) -> None:
         """Makes the model, or the function that this handle calls, what it was; parameters stay as they are now.
         A second call does nothing."""
-        fast, self._fast = self._fast, self._target
-        if (
-            isinstance(self._target, nn.Module)
-            and self._target._compiled_call_impl is not None
-            and fast is not None
-        ):
-            if getattr(self._target._compiled_call_impl, "handle", None) is self:
-                del self._target._compiled_call_impl
+        self._fast = self._target
+        compiled = getattr(self._target, "_compiled_call_impl", None)
+        if getattr(compiled, "handle", None) is self:
+            del self._target._compiled_call_impl
         for module, original in self._swapped:
             module.__class__ = original
         self._swapped.clear()
@@ -95,10 +91,7 @@ def accelerate(
 
 def _backend(mode: Mode, live_gradients: bool) -> Backend:
     """A backend of its own, where PyTorch counts compilations for each; else one for all that are alike."""
-    return Backend(mode, live_gradients) if _isolated() else _shared(mode, live_gradients)
-
-
-_shared = functools.cache(Backend)
+    return Backend(mode, live_gradients) if _isolated() else shared(mode, live_gradients)
 
 
 @functools.cache

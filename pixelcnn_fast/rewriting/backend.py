@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -33,23 +36,33 @@ class Backend:
         self.mode, self.live_gradients, self.report = mode, live_gradients, Report()
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        for part, real in _parts(module, _real(module, inputs)):
-            own_data.drop(part.graph)
-            writes = Writes(part.graph)
-            masked_convolutions.rewrite(part.graph, real, writes, self.live_gradients, self.report)
-            gates.rewrite(part.graph, writes, self.report)
-            losses.rewrite(part.graph, writes, self.report)
-            windows.rewrite(part.graph, writes, self.report)
-            writes = Writes(part.graph)  # of the maps that windows have become
-            blocks.rewrite(part.graph, writes, self.report)
-            layout.channels_last(part.graph, self.report)
-            part.graph.lint()
+        for part, real in list(_parts(module, _real(module, inputs))):
+            plain = copy.deepcopy(part.graph)
+            try:
+                self._rewrite(part.graph, real)
+            except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
+                part.graph = plain
+                text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
+                self.report.warnings.append(text)
+                warnings.warn(f"pixelcnn_fast: {text}. Please report it", stacklevel=2)
             part.recompile()
         if self.mode == "inductor":
             from torch._inductor.compile_fx import compile_fx
 
             return cast(Callable[..., Any], compile_fx(module, inputs))
         return module.forward
+
+    def _rewrite(self, graph: fx.Graph, real: Real) -> None:
+        own_data.drop(graph)
+        writes = Writes(graph)
+        masked_convolutions.rewrite(graph, real, writes, self.live_gradients, self.report)
+        gates.rewrite(graph, writes, self.report)
+        losses.rewrite(graph, writes, self.report)
+        windows.rewrite(graph, writes, self.report)
+        writes = Writes(graph)  # of the maps that windows have become
+        blocks.rewrite(graph, writes, self.report)
+        layout.channels_last(graph, self.report)
+        graph.lint()
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:
@@ -77,18 +90,21 @@ def _parts(module: fx.GraphModule, real: Real) -> Iterator[tuple[fx.GraphModule,
                 yield from _parts(inside, {each: real[given] for each, given in pairs if given in real})
 
 
-_shared = {mode: Backend(mode) for mode in get_args(Mode)}
+shared = functools.cache(Backend)  # one for all models with the same settings
 
 
 def named(
     module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor"})`` calls; by default the mode
-    is 'eager'.
+    """What ``torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor", "live_gradients": True})``
+    calls; options are those of ``Backend``.
 
     Raises ValueError for other options.
     """
-    mode = (options or {}).get("mode", "eager")
-    if mode not in _shared or not {"mode"}.issuperset(options or ()):
-        raise ValueError(f"options is {options!r}, expected {{'mode': 'eager'}} or {{'mode': 'inductor'}}")
-    return _shared[mode](module, inputs)
+    given = {"mode": "eager", "live_gradients": False, **(options or {})}
+    if len(given) > 2 or given["mode"] not in get_args(Mode) or not isinstance(given["live_gradients"], bool):
+        raise ValueError(
+            f"options is {options!r}, expected {{'mode': 'eager'}} or {{'mode': 'inductor'}}, and "
+            "{'live_gradients': True} or False"
+        )
+    return shared(given["mode"], given["live_gradients"])(module, inputs)

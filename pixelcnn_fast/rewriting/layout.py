@@ -82,6 +82,9 @@ def channels_last(graph: fx.Graph, report: Report) -> None:
                 entered[source] = _copy(graph, source, node, {"memory_format": torch.channels_last})
                 last.add(entered[source])
             node.replace_input_with(source, entered[source])
+        elif node.target in _OURS and _is_channels_last(node) and isinstance(source := node.args[0], fx.Node):
+            # As PyTorch's result is, also where only the weight is laid out so.
+            node.replace_input_with(source, _copy(graph, source, node, {"memory_format": torch.channels_last}))
         changed = [source for source in node.all_input_nodes if source in last]
         if changed and node in following and _is_logits(node, following):
             _write_contiguous(graph, node, report)
@@ -137,6 +140,13 @@ def _entry(node: fx.Node, last: set[fx.Node]) -> fx.Node | None:
     if not isinstance(source, fx.Node) or source in last or found is None or found.shape[1] == 1:
         return None
     return source
+
+
+def _is_channels_last(node: fx.Node) -> bool:
+    found = value(node)
+    if found is None or found.dim() != 4 or found.is_contiguous():
+        return False
+    return found.is_contiguous(memory_format=torch.channels_last)
 
 
 def _following(graph: fx.Graph) -> set[fx.Node]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.rewriting import gates
 from pixelcnn_fast.rewriting.backend import Backend
 from tests.needs import needs_native
 
@@ -410,14 +411,16 @@ def check(model: nn.Module, x: Tensor, mode: Any = "eager") -> Backend:
     fast.compile(backend=backend)
     for _ in range(2):
         found, expected = outputs_and_gradients(fast, x), outputs_and_gradients(model, x)
-        assert len(found) == len(expected)
+        assert len(found) == len(expected) and found[0].stride() == expected[0].stride()
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
         for each in (fast, model):
             moved(each)
     fast.eval(), model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(fast(x), model(x))
+        found, expected = [fast(x)], [model(x)]
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[0].stride() == expected[0].stride()
     return backend
 
 
@@ -514,13 +517,40 @@ def test_second_derivatives_go_through_what_is_rewritten(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("image", [False, True])
+def test_results_are_laid_out_as_they_were(image: bool) -> None:
+    model, x = Gated().to(memory_format=torch.channels_last), torch.randn(2, 1, 6, 7, dtype=torch.float64)
+    check(model, x.to(memory_format=torch.channels_last) if image else x)
+
+
+def test_a_rewrite_that_fails_costs_nothing_but_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+
+    def fail(graph: torch.fx.Graph, *_: Any) -> None:
+        for node in list(graph.nodes)[::-1][1:3]:
+            node.args = ()
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(gates, "rewrite", fail)
+    model, x, backend = Gated(), torch.randn(2, 1, 6, 7), Backend()
+    with pytest.warns(UserWarning, match="rewriting it failed .KeyError: 'a mistake'.. Please report it"):
+        found = torch.compile(model, backend=backend)(x)
+    torch.testing.assert_close(found, model(x))
+    assert "note       a graph stays as it is" in str(backend.report)
+
+
 def test_it_has_a_name() -> None:
     torch._dynamo.reset()
     model, x = Masked(2, 3, raster_mask(3, 3, "B")), torch.randn(1, 2, 4, 4)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, backend="pixelcnn_fast")(x), expected)
-    with pytest.raises(Exception, match="expected {'mode': 'eager'} or {'mode': 'inductor'}"):
-        torch.compile(model, backend="pixelcnn_fast", options={"speed": 2})(x)
+    live = torch.compile(model, backend="pixelcnn_fast", options={"live_gradients": True})
+    torch.testing.assert_close(live(x), expected)
+    wrong: list[dict[str, Any]] = [{"speed": 2}, {"mode": "fast"}, {"live_gradients": 2}]
+    for options in wrong:
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="expected {'mode': 'eager'} or {'mode': 'inductor'}"):
+            torch.compile(model, backend="pixelcnn_fast", options=options)(x)
 
 
 def test_an_unknown_mode_is_refused() -> None:
