@@ -111,10 +111,10 @@ def compiled_by(name: str, function: Function) -> Function:
     return accelerate(function, mode, live)
 
 
-def rows(network: Network) -> Iterator[Target]:
+def rows(network: Network, device: str) -> Iterator[Target]:
     torch.manual_seed(0)
-    model = network.build()
-    images = torch.randint(0, 256, network.shape).float()
+    model = network.build().to(device)
+    images = torch.randint(0, 256, network.shape).float().to(device)
     for _ in range(2):
         model(images)  # statistics of batch norm that are not the initial ones
     names = ["plain", "torch.compile", *OURS]
@@ -172,6 +172,7 @@ def trained(name: str, model: nn.Module, images: Tensor) -> Work:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        finish(images)
         return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
     return run
@@ -183,9 +184,17 @@ def inferred(name: str, model: nn.Module, images: Tensor) -> Work:
     def run() -> list[Tensor]:
         model.eval()
         with torch.no_grad():
-            return [forward(model, images)]
+            found = [forward(model, images)]
+        finish(images)
+        return found
 
     return run
+
+
+def finish(x: Tensor) -> None:
+    """Waits for what was started on a GPU."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
 
 
 def compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor], some_zeros: bool) -> None:
@@ -300,18 +309,23 @@ def main() -> int:
         metavar="TEXT",
         help="rows of networks whose name has TEXT in it; 'calls': the last rows",
     )
+    parser.add_argument(
+        "--device", default="cpu", help="'cpu' or 'cuda', for which the rows of networks are measured"
+    )
     args = parser.parse_args()
     folder = output_folder(args.out)
     torch.set_num_threads(args.threads)
     found = report.machine()
+    if args.device == "cuda":
+        found["processor"] = torch.cuda.get_device_name()
     targets: list[Target] = []
     for network in networks(args.quick):
         if args.only in network.name:
-            targets += rows(network)
-    if args.only in "calls":
+            targets += rows(network, args.device)
+    if args.only in "calls" and args.device == "cpu":
         targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
     write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, "", {})
-    return int(any(target.verdict() == "no" for target in targets))
+    return int(args.device == "cpu" and any(target.verdict() == "no" for target in targets))  # they are a CPU's
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def stages(gpu: bool) -> list[dict]:
     for sampler in SAMPLERS:
         done.append(run(f"sampling: {sampler}", [*measure, "sampling", sampler], 40))
     done.append(run("layers", [*measure, "layers"], 90))
+    accelerated = ROOT / "benchmarks" / "acceleration_targets.py"  # writes a table of its own
+    done.append(run("acceleration", [python, str(accelerated), "--device", "cuda"], 150))
     return done
 
 
