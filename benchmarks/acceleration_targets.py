@@ -30,9 +30,12 @@ from torch.nn import functional as F
 from pixelcnn_fast import accelerate, ops
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import output_folder
+from pixelcnn_fast.bench.measure import compare as compare_samplers
 from pixelcnn_fast.bench.measure import interleaved
+from pixelcnn_fast.bench.workload import workload
 from pixelcnn_fast.errors import CheckFailed
-from pixelcnn_fast.models import reference
+from pixelcnn_fast.models import PixelCNN, reference
+from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Mode
 
 TOLERANCE = 2e-3  # of a result's largest value: float32 sums in another order, through a whole network at most
@@ -301,13 +304,40 @@ def beside_busy_threads(repeats: int) -> Iterator[Target]:
             process.kill()
 
 
+# -- bfloat16, where the processor multiplies it
+
+
+def bf16(quick: bool, repeats: int) -> Iterator[Target]:
+    """The sampler, whose images ``compare`` judges, and masked_conv2d."""
+    torch.manual_seed(0)
+    model = PixelCNN(3, 16, 1) if quick else PixelCNN()
+    side = 8 if quick else 32
+    for n in (1, 16):
+        slow, fast = compare_samplers(workload(model.eval(), n, side, side), ["cpu", "cpu-bf16"], repeats)
+        name = f"sampling with precision='bf16', {n} at once, vs float32"
+        yield Target(name, 1.5, 1.9, slow.median / fast.median, report.paired_ratios(slow, fast), report.factor)
+    x, weight = torch.randn(16, 128, 32, 32), torch.randn(128, 128, 3, 3) / 34
+    mask = raster_mask(3, 3, "B")
+    exact = ops.masked_conv2d(x.double(), weight.double(), None, mask)
+    low = x.bfloat16(), weight.bfloat16(), None, mask
+    error, scale = float((ops.masked_conv2d(*low) - exact).abs().max()), float(exact.abs().max())
+    if not error <= 0.02 * scale:
+        raise CheckFailed(f"masked_conv2d in bf16 differs by {error:.3g}, values up to {scale:.3g}")
+    seconds = interleaved(
+        {"plain": lambda: ops.masked_conv2d(x, weight, None, mask), "fast": lambda: ops.masked_conv2d(*low)},
+        5 * repeats,
+    )
+    value, values = ratio(seconds["plain"], seconds["fast"], 1.0)
+    yield Target("masked_conv2d 128→128 3×3 B in bf16, vs float32", 1.5, 2.4, value, values, report.factor)
+
+
 def main() -> int:
     parser = options(__doc__, repeats=9)
     parser.add_argument(
         "--only",
         default="",
         metavar="TEXT",
-        help="rows of networks whose name has TEXT in it; 'calls': the last rows",
+        help="rows of networks whose name has TEXT in it; 'calls' and 'bf16': the last rows",
     )
     parser.add_argument(
         "--device", default="cpu", help="'cpu' or 'cuda', for which the rows of networks are measured"
@@ -324,6 +354,8 @@ def main() -> int:
             targets += rows(network, args.device)
     if args.only in "calls" and args.device == "cpu":
         targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
+    if args.only in "bf16" and args.device == "cpu":
+        targets += bf16(args.quick, args.repeats)
     write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, "", {})
     return int(args.device == "cpu" and any(target.verdict() == "no" for target in targets))  # they are a CPU's
 
