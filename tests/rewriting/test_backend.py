@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from public_networks import MaskedChild as Masked
+from public_networks import stack_mask
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,23 +22,6 @@ from tests.needs import needs_native
 CONVOLUTION, GATE = "masked_conv2d", "gated_activation"
 
 
-class Masked(nn.Module):
-    """A plain child convolution, and a mask of a single kernel, as the most-read tutorial has them."""
-
-    mask: Tensor
-
-    def __init__(self, channels_in: int, channels_out: int, mask: Tensor, dilation: int = 1) -> None:
-        super().__init__()
-        rows, columns = mask.shape
-        padding = (dilation * (rows // 2), dilation * (columns // 2))
-        self.conv = nn.Conv2d(channels_in, channels_out, (rows, columns), padding=padding, dilation=dilation)
-        self.register_buffer("mask", mask[None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight * self.mask
-        return F.conv2d(x, weight, self.conv.bias, padding=self.conv.padding, dilation=self.conv.dilation)
-
-
 class MaskedInPlace(Masked):
     def forward(self, x: Tensor) -> Tensor:
         self.conv.weight.data *= self.mask
@@ -46,10 +31,8 @@ class MaskedInPlace(Masked):
 class GatedBlock(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        above, left = torch.ones(3, 3), torch.ones(1, 3)
-        above[2], left[0, 2] = 0, 0
-        self.vertical = Masked(channels, 2 * channels, above, dilation)
-        self.horizontal = Masked(channels, 2 * channels, left, dilation)
+        self.vertical = Masked(channels, 2 * channels, stack_mask(3, False), dilation)
+        self.horizontal = Masked(channels, 2 * channels, stack_mask(1, False), dilation)
         self.link, self.out = nn.Conv2d(2 * channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,15 +84,20 @@ def test_a_network_that_uses_every_phase(runtime, classes):
     )
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
-def test_float32_logits_per_instruction_set(isa, name):
+def five_images(name):
+    """A model and its shape, labels, images, and arguments."""
     if name == "two stacks":
         model, shape, labels = two_stacks(width=35).double(), (2, 6, 7), torch.arange(5) % 4
     else:
         model, shape, labels = case(name)
     images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
-    arguments = (images,) if labels is None else (images, labels)
+    return model, shape, labels, images, ((images,) if labels is None else (images, labels))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
+def test_float32_logits_per_instruction_set(isa, name):
+    model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
     single = copy.deepcopy(model).float()
     with instruction_set(isa):
@@ -126,12 +131,7 @@ def test_bf16_weights(runtime, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
 def test_bf16_logits_are_as_exact_as_plain_torch_in_bf16(isa, name):
-    if name == "two stacks":
-        model, shape, labels = two_stacks(width=35).double(), (2, 6, 7), torch.arange(5) % 4
-    else:
-        model, shape, labels = case(name)
-    images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
-    arguments = (images,) if labels is None else (images, labels)
+    model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
     plain = copy.deepcopy(model).bfloat16()(*arguments).detach().float()
     with instruction_set(isa):
