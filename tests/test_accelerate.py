@@ -301,6 +301,65 @@ def test_under_autocast(lower: torch.dtype) -> None:
         assert (a - c).abs().max() <= 2 * (b - c).abs().max() + 1e-6
 
 
+class Partly(nn.Module):
+    """Some of its calls run under autocast."""
+
+    def __init__(self, first: bool, second: bool) -> None:
+        super().__init__()
+        self.conv, self.lower = Layer(2, masked), (first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.lower[0]):
+            y = self.conv(F.pad(x, (1, 0)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.lower[1]):
+            a, b = F.relu(y)[:, :, :-1].chunk(2, 1)
+            return torch.tanh(a) * torch.sigmoid(b)
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
+@pytest.mark.parametrize("training", [False, True])
+def test_under_autocast_here_and_there(first: bool, second: bool, around: bool, training: bool) -> None:
+    plain = Partly(first, second)
+    fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5)
+    accelerate(fast)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=around):
+        found, expected = fast(x), plain(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+class Returning(nn.Module):
+    """Its caller sees, and may write, what is in the middle of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = Layer(2, masked), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        return y, self.out(torch.tanh(y[:, :2]) * torch.sigmoid(y[:, 2:]))
+
+
+def test_what_is_written_between_forward_and_backward() -> None:
+    """Weights are stepped and results are written; PyTorch keeps products, and so must we."""
+    plain = Returning().double()
+    fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5, dtype=torch.float64)
+    handle = accelerate(fast)
+    found = []
+    for model in (fast, plain):
+        given = x.clone().requires_grad_()
+        y, z = model(given)
+        with torch.no_grad():
+            model.conv.weight.add_(1)
+            y.detach().mul_(2)
+        z.square().sum().backward()
+        found.append([z.detach(), given.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(handle.report.rewritten) == 1 and "known outside the graph" in str(handle)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_within_a_checkpoint(reentrant: bool) -> None:
     plain = network()

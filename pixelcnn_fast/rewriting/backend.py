@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
 from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
-from pixelcnn_fast.rewriting.nodes import Writes
+from pixelcnn_fast.rewriting.nodes import Writes, name_of
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 Mode = Literal["eager", "inductor"]
@@ -36,10 +37,12 @@ class Backend:
         self.mode, self.live_gradients, self.report = mode, live_gradients, Report()
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        for part, real in list(_parts(module, _real(module, inputs))):
-            plain = copy.deepcopy(part.graph)
+        parts = list(_parts(module, _real(module, inputs)))
+        inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
+        for part, real in parts:
+            plain = _copied(part.graph)
             try:
-                self._rewrite(part.graph, real)
+                self._rewrite(part.graph, real, inference)
             except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
                 part.graph = plain
                 text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
@@ -52,17 +55,30 @@ class Backend:
             return cast(Callable[..., Any], compile_fx(module, inputs))
         return module.forward
 
-    def _rewrite(self, graph: fx.Graph, real: Real) -> None:
+    def _rewrite(self, graph: fx.Graph, real: Real, inference: bool) -> None:
         own_data.drop(graph)
-        writes = Writes(graph)
+        writes = Writes(graph, inference)
         masked_convolutions.rewrite(graph, real, writes, self.live_gradients, self.report)
-        gates.rewrite(graph, writes, self.report)
-        losses.rewrite(graph, writes, self.report)
-        windows.rewrite(graph, writes, self.report)
-        writes = Writes(graph)  # of the maps that windows have become
-        blocks.rewrite(graph, writes, self.report)
-        layout.channels_last(graph, self.report)
+        gates.rewrite(graph, writes, Regions(graph), self.report)
+        losses.rewrite(graph, writes, Regions(graph), self.report)
+        windows.rewrite(graph, writes, Regions(graph), self.report)
+        writes = Writes(graph, inference)  # into the maps that windows have become, too
+        blocks.rewrite(graph, writes, Regions(graph), self.report)
+        layout.channels_last(graph, writes, Regions(graph), self.report)
         graph.lint()
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """A copy that Inductor takes, too: it asks for what Dynamo has put on nodes that are inputs."""
+    copied = copy.deepcopy(graph)
+    for node, twin in zip(graph.nodes, copied.nodes, strict=True):
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source
+    return copied
+
+
+def _enables_gradients(graph: fx.Graph) -> bool:
+    return any(name_of(node) == "_set_grad_enabled" and node.args == (True,) for node in graph.nodes)
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:

@@ -13,11 +13,12 @@ from pixelcnn_fast.rewriting.nodes import (
     ADD,
     ADD_IN_PLACE,
     Writes,
+    calls,
     is_call,
     line,
-    name_of,
     value,
 )
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
@@ -76,16 +77,16 @@ class Block(NamedTuple):
         return ", ".join(filter(None, ("convolution", *parts)))
 
 
-def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
-    if torch.is_grad_enabled() or any(
-        name_of(n) == "_set_grad_enabled" and n.args == (True,) for n in graph.nodes
-    ):
+def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
+    if not writes.inference:
         return
     for node in list(graph.nodes):
-        if node.target is not _CONVOLUTION or len(node.args) > 8:  # one of a window
+        if node.target is not _CONVOLUTION or len(node.args) != 8:  # one of a window, or somebody else's
             continue
         block = _found(node)
-        if not block.following or not writes.none_between(node, last := block.following[-1], block.reads()):
+        if not block.following or not regions.are_one(node, *block.following):
+            continue
+        if not writes.none_between(node, last := block.following[-1], block.reads()):
             continue
         with graph.inserting_before(last):
             new = _call(graph, block)
@@ -113,7 +114,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _norm(node: fx.Node) -> BatchNorm | None:
     user = _only_user(node)
-    if not is_call(user, (F.batch_norm,)):
+    if not calls(user, (F.batch_norm,)):
         return None
     names = {"running_mean": "mean", "running_var": "variance"}
     norm = BatchNorm(

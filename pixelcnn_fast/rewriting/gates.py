@@ -21,6 +21,7 @@ from pixelcnn_fast.rewriting.nodes import (
     name_of,
     value,
 )
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
@@ -32,18 +33,24 @@ class Half(NamedTuple):
     number: int
 
 
-def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
+def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
     for node in list(graph.nodes):
         if not is_call(node, MUL) or len(node.args) != 2 or node.kwargs:
             continue
         for tanh, sigmoid in (node.args, node.args[::-1]):
             if is_call(tanh, TANH) and is_call(sigmoid, SIGMOID):
-                _rewrite(graph, node, tanh, sigmoid, writes, report)
+                _rewrite(graph, node, tanh, sigmoid, writes, regions, report)
                 break
 
 
 def _rewrite(
-    graph: fx.Graph, node: fx.Node, tanh: fx.Node, sigmoid: fx.Node, writes: Writes, report: Report
+    graph: fx.Graph,
+    node: fx.Node,
+    tanh: fx.Node,
+    sigmoid: fx.Node,
+    writes: Writes,
+    regions: Regions,
+    report: Report,
 ) -> None:
     halves, where = [half(each.args[0]) for each in (tanh, sigmoid)], line(node)
     first, second = halves
@@ -64,17 +71,33 @@ def _rewrite(
     ):
         report.left["tanh · sigmoid: something writes into the feature map", where] += 1
         return
+    if not writes.none_before_backward([first.whole]):
+        report.left["tanh · sigmoid: of what is known outside the graph, where it may be written", where] += 1
+        return
+    if not regions.are_one(node, tanh, sigmoid, *_between(tanh, first.whole), *_between(sigmoid, first.whole)):
+        report.left["tanh · sigmoid: partly without gradients, or under autocast", where] += 1
+        return
     new = graph.create_node("call_function", torch.ops.pixelcnn_fast.gated_activation.default)
     node.prepend(new)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     _erase_unread(graph, node, until=first.whole)
     with graph.inserting_before(new):
-        x, condition = _sum(graph, first.whole, writes) or (first.whole, None)
+        in_one = regions.are_one(node, first.whole)
+        x, condition = (_sum(graph, first.whole, writes) if in_one else None) or (first.whole, None)
     new.args = (x, condition, "auto")
     _erase_unread(graph, first.whole)
     inside = "" if condition is None else ", with what is added"
     report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
+
+
+def _between(node: fx.Node, whole: fx.Node) -> list[fx.Node]:
+    """The calls by which a half was taken from its whole."""
+    found: list[fx.Node] = []
+    while (source := node.all_input_nodes[0]) is not whole:
+        found.append(source)
+        node = source
+    return found
 
 
 def _erase_unread(graph: fx.Graph, node: fx.Node, until: fx.Node | None = None) -> None:
@@ -107,11 +130,11 @@ def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.N
             continue
         if not a.shape == total.shape or not a.dtype == b.dtype == total.dtype:
             continue
-        if not writes.none_after(whole, [x, condition]):
+        if not writes.none_after(whole, [x, condition]) or not writes.none_before_backward([x, condition]):
             continue
         if b.shape == (*a.shape[:2], 1, 1):
             return x, graph.call_method("flatten", (condition, 1))
-        if b.shape == a.shape and torch.is_grad_enabled():
+        if b.shape == a.shape and not writes.inference:
             return x, condition
     return None
 

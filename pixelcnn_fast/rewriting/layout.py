@@ -7,7 +7,7 @@ that of its argument. Whatever else reads a map, the graph's caller first of all
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from pixelcnn_fast.rewriting.masked_convolutions import Convolution
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     STATISTICS,
+    Writes,
+    calls,
     is_any_call,
-    is_call,
     line,
     storages,
     value,
     written,
 )
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 _OURS = (torch.ops.pixelcnn_fast.masked_conv2d.default, torch.ops.pixelcnn_fast.masked_conv_block.default)
@@ -70,21 +72,29 @@ _AGNOSTIC: frozenset[Any] = frozenset(
 _FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
 
 
-def channels_last(graph: fx.Graph, report: Report) -> None:
+def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
     following = _following(graph)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
-    entered: dict[fx.Node, fx.Node] = {}
-    given_back: dict[fx.Node, fx.Node] = {}
+    copies: dict[tuple[fx.Node, bool, Hashable], fx.Node] = {}  # of a map, by layout, in a region
+
+    def copy(source: fx.Node, user: fx.Node, is_last: bool) -> fx.Node:
+        layout = {"memory_format": torch.channels_last} if is_last else {}
+        if is_last and not writes.none_after(source, [source]):  # it may be another one for the next user
+            return _copy(graph, source, user, layout)
+        key = (source, is_last, regions.of(user))
+        if key not in copies:
+            copies[key] = _copy(graph, source, user, layout)
+        return copies[key]
+
     for node in list(graph.nodes):
         if node in joined and (source := _entry(node, last)) is not None:
-            if source not in entered:
-                entered[source] = _copy(graph, source, node, {"memory_format": torch.channels_last})
-                last.add(entered[source])
-            node.replace_input_with(source, entered[source])
+            new = copy(source, node, True)
+            last.add(new)
+            node.replace_input_with(source, new)
         elif node.target in _OURS and _is_channels_last(node) and isinstance(source := node.args[0], fx.Node):
             # As PyTorch's result is, also where only the weight is laid out so.
-            node.replace_input_with(source, _copy(graph, source, node, {"memory_format": torch.channels_last}))
+            node.replace_input_with(source, copy(source, node, True))
         changed = [source for source in node.all_input_nodes if source in last]
         if changed and node in following and _is_logits(node, following):
             _write_contiguous(graph, node, report)
@@ -93,15 +103,13 @@ def channels_last(graph: fx.Graph, report: Report) -> None:
             last.update([node] if changed else [])
             continue
         for source in changed:
-            if source not in given_back:
-                given_back[source] = _copy(graph, source, node, {})
-            node.replace_input_with(source, given_back[source])
+            node.replace_input_with(source, copy(source, node, False))
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
     """Whether a call is a convolution whose result is given back at once, and has more channels than its argument:
     where the kernel writes it contiguously, that takes less time than PyTorch's takes to compute it."""
-    if not is_call(node, CONV2D) or not following.isdisjoint(node.users):
+    if not calls(node, CONV2D) or not following.isdisjoint(node.users):
         return False
     call = Convolution.of(node)
     x, result = value(call.input), value(node)

@@ -10,7 +10,15 @@ from torch import fx
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.rewriting.nodes import Writes, is_call, line, size, value
+from pixelcnn_fast.rewriting.nodes import (
+    Writes,
+    calls,
+    is_call,
+    line,
+    size,
+    value,
+)
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
@@ -43,21 +51,24 @@ class CrossEntropy(NamedTuple):
         return None
 
 
-def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
+def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
     for node in list(graph.nodes):
-        if not is_call(node, (F.cross_entropy,)):
+        if not calls(node, (F.cross_entropy,)):
             continue
         call, where = CrossEntropy(*node.args, **node.kwargs), line(node)
         why = call.why_not
-        if why is None and not writes.none_after(node, [call.input, call.target]):
+        read = [call.input, *(call.input.all_input_nodes if is_call(call.input, _FLATTENING) else ())]
+        if why is None and not writes.none_after(min(node, *read), [*read, call.target]):
             why = "something writes into its logits or its target"
+        if why is None and not writes.none_before_backward(read):
+            why = "its logits are known outside the graph, where they may be written"
         if why is None and not is_large_map(call.input):
             why = TOO_SMALL
         if why is not None:
             report.left[f"cross_entropy: {why}", where] += 1
             continue
         with graph.inserting_before(node):
-            new = _call(graph, call)
+            new = _call(graph, call, regions.are_one(node, call.input))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
@@ -66,9 +77,9 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
         report.rewritten[f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where] += 1
 
 
-def _call(graph: fx.Graph, call: CrossEntropy) -> fx.Node:
+def _call(graph: fx.Graph, call: CrossEntropy, in_one: bool) -> fx.Node:
     function, method = graph.call_function, graph.call_method
-    logits, target = _levels_last(graph, call)
+    logits, target = _levels_last(graph, call, in_one)
     of_images = function(
         torch.ops.pixelcnn_fast.categorical_nll.default, (logits, target, "auto", call.ignore_index)
     )
@@ -79,13 +90,13 @@ def _call(graph: fx.Graph, call: CrossEntropy) -> fx.Node:
     return function(operator.truediv, (total, counted))
 
 
-def _levels_last(graph: fx.Graph, call: CrossEntropy) -> tuple[fx.Node, fx.Node]:
+def _levels_last(graph: fx.Graph, call: CrossEntropy, in_one: bool) -> tuple[fx.Node, fx.Node]:
     """Logits [N, C, H, W, L] and target [N, C, H, W] of equal meaning."""
     method = graph.call_method
     logits = call.input if len(size(call.input) or ()) == 2 else method("movedim", (call.input, 1, -1))
     missing = 5 - len(size(call.input) or ())
     target = method("long", (call.target,))
-    source = call.input.args[0] if is_call(call.input, _FLATTENING) else None
+    source = call.input.args[0] if in_one and is_call(call.input, _FLATTENING) else None
     before, flat = value(source), value(call.input)
     if before is not None and flat is not None and flat.dim() == 2 and before.shape[-1] == flat.shape[-1]:
         if 2 < before.dim() <= 5:  # what it was before it was flattened, without a copy

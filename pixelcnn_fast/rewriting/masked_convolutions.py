@@ -1,4 +1,8 @@
-"""Convolutions whose weight is zero where a mask is become ``masked_conv2d``, which leaves dead taps out."""
+"""Convolutions whose weight is zero where a mask is become ``masked_conv2d``, which leaves dead taps out.
+
+The weight stays what it is, the product say, and is what the op keeps for its backward, as PyTorch does; the mask only
+tells which taps are dead.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,14 @@ from torch import Tensor, fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.nodes import CONV2D, MUL, Writes, is_call, line, size, value
+from pixelcnn_fast.rewriting.nodes import (
+    CONV2D,
+    Writes,
+    calls,
+    line,
+    size,
+    value,
+)
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.zeroed import InPlace, Zeroed, zeroed
@@ -37,6 +48,8 @@ class Convolution(NamedTuple):
         x, weight = value(self.input), value(self.weight)
         if x is None or weight is None or x.dim() != 4 or weight.dim() != 4:
             return "its input is no batch of images"
+        if not x.is_floating_point():
+            return f"it is {x.dtype}"
         if self.stride not in (1, (1,), (1, 1), [1], [1, 1]) or self.groups != 1:
             return "it has a stride, or groups"
         if not all(isinstance(n, int) for n in weight.shape):
@@ -56,7 +69,7 @@ def rewrite(
     """
     in_place = InPlace()
     for node in list(graph.nodes):
-        if not is_call(node, CONV2D):
+        if not calls(node, CONV2D):
             in_place.follow(node)
             continue
         call, where = Convolution.of(node), line(node)
@@ -71,16 +84,13 @@ def rewrite(
         weight = value(call.weight)
         assert weight is not None
         with graph.inserting_before(node):
-            factor = _other_factor(call.weight, found)
-            mask, new_weight = (found.inserted(graph), call.weight) if factor is None else (found.mask, factor)
             how = geometry(weight, call.padding, call.dilation)
-            arguments = (call.input, new_weight, call.bias, mask, *map(list, how), "auto", dense)
+            kept = found.inserted(graph)
+            arguments = (call.input, call.weight, call.bias, kept, *map(list, how), "auto", dense)
             new = graph.call_function(torch.ops.pixelcnn_fast.masked_conv2d.default, arguments)
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-        if not call.weight.users:
-            graph.erase_node(call.weight)
         gradients = (
             "" if not found.in_place else ", dense gradients" if dense else ", gradients of live taps only"
         )
@@ -91,8 +101,7 @@ def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], wri
     """Where a weight is zero, or why that is of no use."""
     why = "its weight is not a product with a mask"
     for found in zeroed(weight, in_place):
-        factor = _other_factor(weight, found)
-        if not writes.none_after(found.since, [weight, found.mask, factor], but=found.repeated()):
+        if not writes.none_after(found.since, [weight, found.mask], but=found.repeated()):
             return "something writes into its weight or its mask"
         kept, shape = found.kept(real), size(weight)
         if kept is None:
@@ -102,15 +111,3 @@ def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], wri
         else:
             return found
     return why
-
-
-def _other_factor(weight: Any, found: Zeroed) -> fx.Node | None:
-    """What a weight is besides its mask, if it is the product of the two."""
-    if found.since is not weight or not is_call(weight, MUL):
-        return None
-    other = next((x for x in weight.args if x is not found.mask), None)
-    whole, factor = value(weight), value(other)
-    is_whole = (
-        whole is not None and factor is not None and (factor.shape, factor.dtype) == (whole.shape, whole.dtype)
-    )
-    return other if is_whole and isinstance(other, fx.Node) else None

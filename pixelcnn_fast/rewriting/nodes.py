@@ -27,9 +27,14 @@ BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
-def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
+def calls(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
     """Whether a node calls one of some functions, or methods by name."""
     return isinstance(node, fx.Node) and is_any_call(node) and node.target in targets
+
+
+def is_call(node: Any, targets: Collection[Any]) -> TypeGuard[fx.Node]:
+    """Whether it does so, gives the first argument by position and writes into no ``out=``."""
+    return calls(node, targets) and bool(node.args) and "out" not in node.kwargs
 
 
 def is_any_call(node: fx.Node) -> bool:
@@ -67,9 +72,14 @@ def line(node: fx.Node) -> str:
 class Writes:
     """Which calls of a graph may write into which memory: fake tensors that share memory share a storage."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, inference: bool) -> None:
+        self.inference = inference  # nothing of the graph is kept for a backward
         self._into: dict[int, list[fx.Node]] = {}
+        self._known_outside: set[int] = set()
         for node in graph.nodes:
+            if node.op in ("placeholder", "get_attr", "output"):
+                known = [node, *node.all_input_nodes]
+                self._known_outside.update(storage for x in known for storage in storages(x))
             for storage in written(node):
                 self._into.setdefault(storage, []).append(node)
 
@@ -78,6 +88,15 @@ class Writes:
         return (
             node for storage in {s for x in read for s in storages(x)} for node in self._into.get(storage, ())
         )
+
+    def none_before_backward(self, kept: Collection[Any]) -> bool:
+        """Whether nobody but the graph can write into what an op keeps for its backward, where PyTorch keeps something
+        else: into no input and no result of the graph."""
+        return self.inference or not self.are_known_outside(kept)
+
+    def are_known_outside(self, nodes: Collection[Any]) -> bool:
+        """Whether some of what nodes hold is an input or a result of the graph."""
+        return not self._known_outside.isdisjoint(s for x in nodes for s in storages(x))
 
     def none_between(self, start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
         """Whether no call after ``start`` and before ``end`` may write into what some nodes hold."""
@@ -124,18 +143,26 @@ def _written(node: fx.Node) -> list[Any]:
         return everything
     if isinstance(node.target, torch._ops.OpOverload):
         return _written_by_schema(node, node.target._schema)
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        schemas = [getattr(node.target, name)._schema for name in node.target.overloads()]
+        return everything if any(schema.is_mutable for schema in schemas) else []
     if isinstance(node.target, torch._ops.HigherOrderOperator):  # a checkpoint, whose body may write
         return everything
     name = name_of(node)
     if node.target in STATISTICS:
         is_eval = (node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)) is False
-        return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not node.args[0]]
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not source]
+    if "numpy" in name or "numpy" in str(getattr(node.target, "__module__", "")):  # shares memory with an array
+        return everything
+    if name.startswith("embedding"):  # which may normalise its weight
+        return everything
     if name.startswith("_foreach"):
         return everything
     is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
     is_named_so = name.endswith("_") and not name.endswith("__")
     if node.target in WRITING or is_in_place or (is_named_so and node.op == "call_method"):
-        return [node.args[0]]
+        return [node.args[0]] if node.args else everything
     if is_named_so or name in ("__setitem__", "copyto"):
         return everything
     return [node.kwargs.get("out")]

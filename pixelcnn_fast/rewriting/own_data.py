@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
-from pixelcnn_fast.rewriting.nodes import name_of, view
+from pixelcnn_fast.rewriting.nodes import WRITING, name_of
 from pixelcnn_fast.rewriting.zeroed import NEW_DATA
 
 
 def drop(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
-        if name_of(node) not in NEW_DATA or len(node.args) != 2 or view(node.args[0]) is None:
+        if name_of(node) not in NEW_DATA or len(node.args) != 2:
             continue
         target, data = node.args
-        if view(target) == view(data):
+        if _is_written_in_place(data, target):
             for user in list(node.users):
                 if "lower_version" in name_of(user) and not user.users:
                     graph.erase_node(user)
             node.replace_all_uses_with(target)
             graph.erase_node(node)
+
+
+def _is_written_in_place(data: Any, target: Any) -> bool:
+    """Whether data is what calls in place have made of the target's own."""
+    while isinstance(data, fx.Node) and data.args:
+        if name_of(data) in ("_get_data_attr", "detach"):
+            return data.args[0] is target
+        if data.target not in WRITING and not (data.op == "call_method" and name_of(data).endswith("_")):
+            return False
+        data = data.args[0]
+    return False

@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.masked_convolutions import Convolution
-from pixelcnn_fast.rewriting.nodes import CONV2D, Writes, is_call, line, value
+from pixelcnn_fast.rewriting.nodes import (
+    CONV2D,
+    Writes,
+    calls,
+    is_call,
+    line,
+    name_of,
+    value,
+)
+from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.worth import is_large_convolution
 
@@ -40,16 +49,18 @@ class Window(NamedTuple):
         )
 
 
-def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
+def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
     for node in list(graph.nodes):
-        if node.target is not _OURS and not is_call(node, CONV2D):
+        if node.target is not _OURS and not calls(node, CONV2D):
             continue
         found = _arguments(node)
         if found is None:
             continue
         x, weight, bias, mask, padding, dilation, dense = found
-        window, crop = _window(x), _crop(node)
-        kernel, whole = value(weight), _size(node)
+        window, crop = _window(x), _crop(node, writes)
+        kernel, whole, shown = value(weight), _size(node), value(node)
+        if shown is None or not shown.is_contiguous():
+            continue
         if kernel is None or whole is None or window is None or (not window.nodes and crop is None):
             continue
         begin, size = (crop.begin, crop.size) if crop is not None else ((0, 0), whole)
@@ -61,6 +72,10 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
         since = window.nodes[-1] if window.nodes else node
         if not writes.none_after(since, [window.source]) or not writes.none_after(node, [weight, bias, mask]):
             continue
+        if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
+            continue
+        if window.nodes and not writes.none_before_backward([window.source]):
+            continue
         offset = [-a + b for a, b in zip(first, window.begin, strict=True)]
         end = crop.nodes[0] if crop is not None else node
         with graph.inserting_before(end):
@@ -69,9 +84,9 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
             arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, False, [*size])
             new = graph.call_function(_OURS, arguments)
         new.meta = dict(end.meta)
-        shown = value(end)
-        assert shown is not None
-        new.meta["example_value"] = shown.contiguous()
+        result = value(end)
+        assert result is not None
+        new.meta["example_value"] = result.contiguous()
         end.replace_all_uses_with(new)
         for dead in (end, node, *window.nodes):
             if dead in graph.nodes and not dead.users:
@@ -82,6 +97,8 @@ def rewrite(graph: fx.Graph, writes: Writes, report: Report) -> None:
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:
     """x, weight, bias, mask or None, padding, dilation and whether the gradient is dense."""
     if node.target is _OURS:
+        if len(node.args) != 8 or node.kwargs:  # somebody else's
+            return None
         x, weight, bias, mask, padding, dilation, _, dense = node.args[:8]
         return x, weight, bias, mask, tuple(padding), tuple(dilation), dense  # type: ignore[arg-type, return-value]  # as they were put in
     call = Convolution.of(node)
@@ -114,11 +131,13 @@ def _window(node: Any) -> Window | None:
     return Window(inner.source, begin, size, (node, *inner.nodes))
 
 
-def _crop(node: fx.Node) -> Window | None:
+def _crop(node: fx.Node, writes: Writes) -> Window | None:
     """The window of its result that is read, if that is all."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     cut, size = _slices(user), _size(user)
-    if cut is None or size is None or user is None or any(x.op == "output" for x in user.users):
+    if cut is None or size is None or user is None or writes.are_known_outside([user]):
+        return None  # for whose strides somebody may look, as as_strided does
+    if any("as_strided" in name_of(x) for x in user.users):
         return None
     return Window(node, (-cut[0], -cut[1]), size, (user,))
 

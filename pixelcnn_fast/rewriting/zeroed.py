@@ -138,5 +138,6 @@ def _is_mask(mask: Any, weight: Any) -> bool:
 
 def _is_zero(x: Any) -> bool:
     if isinstance(x, fx.Node):
-        return is_call(x, (torch.zeros_like, torch.zeros, "new_zeros"))
+        made = is_call(x, (torch.zeros_like, torch.zeros, "new_zeros"))
+        return made and all(is_call(user, WHERE | MASKED_FILL) for user in x.users)  # nobody writes into it
     return isinstance(x, (int, float)) and x == 0

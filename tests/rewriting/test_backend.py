@@ -235,6 +235,38 @@ def sum_read_twice(layer: Swapped, x: Tensor) -> Tensor:
     return gate(total) + total[:, :2]
 
 
+def product_without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = layer.weight * layer.mask
+    return layer.convolved(x, weight)
+
+
+def tanh_without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    y = layer.conv(x)
+    with torch.no_grad():
+        t = torch.tanh(y[:, :2])
+    return t * torch.sigmoid(y[:, 2:])
+
+
+def halves_without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    y = layer.conv(x)
+    with torch.no_grad():
+        a, b = y.chunk(2, 1)
+    return torch.tanh(a) * torch.sigmoid(b) * y.mean()
+
+
+def sum_without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        total = layer.conv(x) + layer.convolved(x, layer.weight)
+    return gate(total) * x.mean()
+
+
+def gate_without_gradients(layer: Swapped, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = gate(layer.conv(x))
+    return y * x.mean()
+
+
 def low_rank(layer: Swapped, x: Tensor) -> Tensor:
     return layer.convolved(x, (layer.weight + (layer.a @ layer.b)[:, :, None, None]) * layer.mask)
 
@@ -315,11 +347,18 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
         0,
     ),
     "norm": (lambda m, x: F.relu(m.norm(m.convolved(x, m.weight * m.mask))), {}, 1, 0),
-    "weight written before": (written_before, {}, 0, 0),
-    "weight written after": (written_after, {}, 0, 0),
+    "weight written before": (written_before, {}, 1, 0),
+    "weight written after": (written_after, {}, 1, 0),
     "gate written after": (gate_written_after, {}, 0, 0),
     "product written": (product_written, {}, 0, 0),
     "checkpoint": (checkpointed, {}, 1, 0),
+    "product without gradients": (product_without_gradients, {}, 1, 0),
+    "gate partly without gradients": (tanh_without_gradients, {}, 0, 1),
+    "gate of halves without gradients": (halves_without_gradients, {}, 0, 1),
+    "gate of a sum without gradients": (sum_without_gradients, {}, 0, 1),
+    "gate without gradients": (gate_without_gradients, {}, 0, 1),
+    "gate of the input": (lambda m, x: gate(x), {}, 0, 1),
+    "gate of a result": (lambda m, x: (lambda y: (gate(y), y))(m.conv(x))[0], {}, 0, 1),
     "no mask": (lambda m, x: m.convolved(x, m.weight * 2), {}, 0, 0),
     "mask of ones": (lambda m, x: m.convolved(x, m.weight * m.ones), {}, 0, 0),
     "gate of slices": (
@@ -337,6 +376,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
         1,
     ),
     "gate of a sum": (lambda m, x: gate(m.conv(x) + x), {}, 0, 1),
+    "gate of a sum of maps": (lambda m, x: gate(m.conv(x) + m.convolved(x, m.weight)), {}, 0, 1),
     "gate with a condition per image": (lambda m, x: gate(x.mean((2, 3), keepdim=True) + m.conv(x)), {}, 0, 1),
     "gate with a condition for all": (lambda m, x: gate(m.conv(x) + m.c), {"c": torch.randn(1, 4, 1, 1)}, 0, 1),
     "gate with a condition for each": (
@@ -366,7 +406,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
 }
 
 
-INSIDE = ("gate of a sum", "gate with a condition per image", "gate with a condition for each")
+INSIDE = ("gate of a sum of maps", "gate with a condition per image", "gate with a condition for each")
 
 
 def moved(model: nn.Module) -> None:

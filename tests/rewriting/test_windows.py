@@ -24,7 +24,7 @@ class Layer(nn.Module):
         self.forward_of = forward
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_of(self, x)
+        return self.forward_of(self, 1 * x)  # a map that nobody else knows
 
 
 def down(x: Tensor) -> Tensor:

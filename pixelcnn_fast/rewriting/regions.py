@@ -1,0 +1,36 @@
+"""In which mode each call of a graph runs: a pattern is rewritten as a whole only if all of it runs in one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import fx
+
+from pixelcnn_fast.rewriting.nodes import name_of
+
+
+class Regions:
+    """Calls under equal settings of gradients, autocast and inference mode are in one region."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._of: dict[fx.Node, tuple[Any, ...]] = {}
+        gradients: Any = torch.is_grad_enabled()
+        entered: tuple[fx.Node, ...] = ()
+        for node in graph.nodes:
+            name = name_of(node)
+            if name == "_set_grad_enabled":
+                gradients = node.args[0]
+            elif name.startswith("_enter_"):
+                entered = (*entered, node)
+            elif name.startswith("_exit_"):
+                entered = tuple(x for x in entered if x is not node.args[0])
+            self._of[node] = (gradients, *entered)
+
+    def of(self, node: fx.Node) -> Hashable:
+        return self._of[node]
+
+    def are_one(self, *nodes: fx.Node) -> bool:
+        """Whether calls are in one region."""
+        return len({self._of[node] for node in nodes}) == 1

@@ -1,0 +1,202 @@
+"""Programs that a rewrite could get wrong: modes that change on the way, writes, memory that is shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pixelcnn_fast.nn import raster_mask
+from pixelcnn_fast.rewriting.backend import Backend
+
+
+class Convolution(nn.Conv2d):
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, 3, padding=1)
+        self.register_buffer("mask", raster_mask(3, 3, "B").expand_as(self.weight).clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * self.mask, self.bias, padding=1)
+
+
+class Network(nn.Module):
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = Convolution(), Convolution(), Convolution()
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("spare", torch.zeros(4, 4, 3, 3))
+        self.register_buffer("map", torch.zeros(2, 4, 6, 6))
+        self.forward_of = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_of(self, x)
+
+
+def first_user_without_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = m.a(x)
+    return y + m.b(x)
+
+
+def last_users(m: Any, x: Tensor) -> Tensor:
+    h = m.b(m.a(x))
+    with torch.no_grad():
+        k = h.flip(3)
+    return h.flip(2) + k
+
+
+def checkpoint_with_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return checkpoint(lambda v: torch.relu(m.a(v)), x, use_reentrant=False)
+
+
+def source_written(m: Any, x: Tensor) -> Tensor:
+    x = 1 * x
+    with torch.no_grad():
+        a = m.a(x)
+        x.add_(1)
+        b = m.b(x)
+        return m.c(a + b)
+
+
+def logits_written(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    flat = h.permute(0, 2, 3, 1).reshape(-1, 4)
+    target = torch.zeros(flat.shape[0], dtype=torch.long)
+    h.detach().mul_(2)
+    return F.cross_entropy(flat, target)
+
+
+def new_data_in_a_checkpoint(m: Any, x: Tensor) -> Tensor:
+    def body(v: Tensor) -> Tensor:
+        m.a.weight.data = m.a.weight.data * m.a.mask
+        return torch.tanh(F.conv2d(v, m.a.weight, m.a.bias, padding=1))
+
+    return checkpoint(body, x, use_reentrant=False) + 1
+
+
+def zeros_written(m: Any, x: Tensor) -> Tensor:
+    zeros = torch.zeros_like(m.a.weight)
+    zeros[:, :, 2] = 0.3
+    return F.conv2d(x, torch.where(m.a.mask.bool(), m.a.weight, zeros), padding=1)
+
+
+def zero_filled(m: Any, x: Tensor) -> Tensor:
+    zero = torch.zeros((), dtype=x.dtype)
+    zero.fill_(3.0)
+    return F.conv2d(x, m.a.weight.masked_fill(m.a.mask == 0, zero), padding=1)
+
+
+def product_into_a_buffer(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = torch.mul(m.a.weight, m.a.mask, out=m.spare)
+        return F.conv2d(x, weight, padding=1)
+
+
+def activation_into_a_buffer(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.tanh(m.a(x), out=m.map) + 1
+
+
+def gate_into_a_buffer(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        a, b = m.a(x).chunk(2, 1)
+        return torch.tanh(a, out=m.map[:, :2]) * torch.sigmoid(b)
+
+
+def normalised_weight(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = m.a.weight * m.a.mask
+        F.embedding(torch.tensor([1, 2]), m.a.mask.view(16, 9), max_norm=0.1)
+        return F.conv2d(x, weight, padding=1)
+
+
+def named_arguments(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = torch.relu(input=m.a(x)) + F.leaky_relu(negative_slope=0.2, input=m.b(x))
+        a, b = m.c(y).chunk(2, 1)
+        return torch.tanh(input=a) * torch.sigmoid(input=F.relu(input=b, inplace=True))
+
+
+def view_of_a_crop(m: Any, x: Tensor) -> Tensor:
+    return m.a(F.pad(x * 1, (1, 0)))[..., :-1].transpose(1, 2)
+
+
+def strided_crop(m: Any, x: Tensor) -> Tensor:
+    return m.a(x)[:, :, 1:].as_strided((2, 4, 3), (144, 36, 6), 0) * 2
+
+
+def norm_outside(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = m.a(x)
+    return F.relu(m.norm(y) + x)
+
+
+PROGRAMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    name: program
+    for name, program in globals().items()
+    if callable(program) and getattr(program, "__annotations__", {}).get("m") == "Any"
+}
+
+
+def results(model: nn.Module, x: Tensor, gradients: bool) -> list[Tensor | None]:
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.set_grad_enabled(gradients):
+        y = model(x)
+    model.zero_grad()
+    if y.requires_grad:
+        y.square().sum().backward()
+    state = [*model.parameters(), *model.buffers()]
+    return [y.detach(), x.grad, *(p.grad for p in model.parameters()), *(t.detach() for t in state)]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("last", [False, True])
+def test_programs(name: str, gradients: bool, last: bool) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = Network(PROGRAMS[name]).double()
+    fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    fast.compile(backend=Backend())
+    for training in (True, False):
+        found, expected = (results(each.train(training), x, gradients) for each in (fast, plain))
+        assert found[0] is not None and expected[0] is not None
+        assert found[0].stride() == expected[0].stride()
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
+
+
+def test_an_op_that_says_that_it_writes() -> None:
+    with torch.library._scoped_library("pixelcnn_fast_tests", "DEF") as library:
+        library.define("halve(Tensor(a!) x) -> ()")
+
+        def halve(x: Tensor) -> None:
+            x.mul_(0.5)
+
+        library.impl("halve", halve, "CPU")
+        torch.library.register_fake("pixelcnn_fast_tests::halve", lambda x: None, lib=library)
+
+        def halved(m: Any, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                weight = m.a.weight * m.a.mask
+                torch.ops.pixelcnn_fast_tests.halve(m.a.mask)
+                return F.conv2d(x, weight, padding=1)
+
+        torch._dynamo.reset()
+        plain = Network(halved).double()
+        fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+        fast.compile(backend=Backend())
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), plain(x))
