@@ -58,6 +58,8 @@ def differentiable_once(name: str) -> None:
     torch.library.register_autograd(f"{NAME}::{name}", backward, lib=library)
 
 
+is_batched = torch._C._functorch.is_legacy_batchedtensor  # within a backward of many gradients at once
+
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
@@ -74,7 +76,9 @@ def _bare(args: tuple) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     for x in args:
-        if isinstance(x, Tensor) and (type(x) not in PLAIN or (gradients and x.requires_grad) or x.is_neg()):
+        if not isinstance(x, Tensor):
+            continue
+        if type(x) not in PLAIN or (gradients and x.requires_grad) or x.is_neg() or is_batched(x):
             return False
     return True
 

@@ -389,3 +389,14 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
         results.append((y, *first, *second))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_many_gradients_at_once() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 3, 3, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    mask = raster_mask(3, 3, "B").double()
+    found = torch.autograd.functional.jacobian(
+        lambda x: ops.masked_conv2d(x, weight, None, mask), x, vectorize=True
+    )
+    expected = torch.autograd.functional.jacobian(lambda x: F.conv2d(x, weight * mask, padding=1), x)
+    torch.testing.assert_close(found, expected)

@@ -142,7 +142,7 @@ def _compute(  # the schema has the types
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        y = triton.forward(x, weight * mask, bias, live_taps(given), dilation, padding, size)
+        y = triton.forward(x, weight * mask, bias, live_taps(given, weight.shape), dilation, padding, size)
         return y.contiguous() if contiguous else y
     out = pooled(
         _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, size)
@@ -177,7 +177,9 @@ def _input_gradient(
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.input_gradient(grad, weight * mask, live_taps(given), size, dilation, padding)
+        return triton.input_gradient(
+            grad, weight * mask, live_taps(given, weight.shape), size, dilation, padding
+        )
     grad_x = pooled(
         _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
     )
@@ -210,7 +212,9 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        weight = triton.weight_gradient(grad, x, tuple(mask.shape), live_taps(given), dilation, padding)
+        weight = triton.weight_gradient(
+            grad, x, tuple(mask.shape), live_taps(given, mask.shape), dilation, padding
+        )
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
     required().masked_conv2d_weight_gradient(

@@ -77,7 +77,16 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
         if shift is not None:
             bias = shift if bias is None else bias + shift
         return triton.forward(
-            x, folded, bias, live_taps(given), dilation, padding, activation, residual, condition, alpha
+            x,
+            folded,
+            bias,
+            live_taps(given, weight.shape),
+            dilation,
+            padding,
+            activation,
+            residual,
+            condition,
+            alpha,
         )
     out = pooled(like_result(x, weight, padding, dilation))
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
