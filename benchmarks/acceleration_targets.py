@@ -1,6 +1,6 @@
 """Measures what ``accelerate`` gains, each network in one run against plain PyTorch and ``torch.compile``.
 
-    python benchmarks/acceleration_targets.py                  all rows: about 25 minutes on 2 cores
+    python benchmarks/acceleration_targets.py                  all rows: about 10 minutes on 2 cores
     python benchmarks/acceleration_targets.py --only tutorial  rows whose name has that in it
     python benchmarks/acceleration_targets.py --quick          tiny networks: tries the script; its figures mean nothing
 
@@ -46,7 +46,7 @@ Bounds = tuple[float, float] | None  # must, reach
 
 @dataclass(frozen=True)
 class Network:
-    """vs_plain, vs_compile: bounds of training and of inference."""
+    """training, inference: bounds against plain PyTorch and against ``torch.compile``."""
 
     name: str
     build: Callable[[], nn.Module]

@@ -32,7 +32,7 @@ class Backend:
     """
 
     def __init__(self, mode: Mode = "eager", live_gradients: bool = False) -> None:
-        if mode not in ("eager", "inductor"):
+        if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}, expected 'eager' or 'inductor'")
         self.mode, self.live_gradients, self.report = mode, live_gradients, Report()
 

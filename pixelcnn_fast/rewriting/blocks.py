@@ -22,9 +22,8 @@ from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-_ACTIVATIONS: dict[
-    Any, tuple[str, str | None, float]
-] = {  # their name, and that of their slope and its default
+# Their name, and that of their slope and its default.
+_ACTIVATIONS: dict[Any, tuple[str, str | None, float]] = {
     **dict.fromkeys((torch.relu, F.relu, "relu", "relu_", torch.relu_), ("relu", None, 1.0)),
     **dict.fromkeys((torch.tanh, F.tanh, "tanh", "tanh_"), ("tanh", None, 1.0)),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), ("sigmoid", None, 1.0)),
@@ -162,6 +161,6 @@ def _call(graph: fx.Graph, block: Block) -> fx.Node:
         shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
         if norm.bias is not None:
             shift = call(torch.add, (shift, norm.bias))
-    x, weight, bias, mask, padding, dilation, backend = block.convolution.args[:7]
+    x, weight, bias, mask, padding, dilation, backend, _ = block.convolution.args
     terms = (scale, shift, None, block.residual, block.activation, block.alpha, padding, dilation, backend)
     return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms))

@@ -99,7 +99,7 @@ def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | N
     if node.target is _OURS:
         if len(node.args) != 8 or node.kwargs:  # somebody else's
             return None
-        x, weight, bias, mask, padding, dilation, _, dense = node.args[:8]
+        x, weight, bias, mask, padding, dilation, _, dense = node.args
         return x, weight, bias, mask, tuple(padding), tuple(dilation), dense  # type: ignore[arg-type, return-value]  # as they were put in
     call = Convolution.of(node)
     kernel, x = value(call.weight), value(call.input)

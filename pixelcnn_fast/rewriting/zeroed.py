@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx
 
+from pixelcnn_fast.ops.masked_conv2d.op import expands
 from pixelcnn_fast.rewriting.nodes import (
     DIV,
     MUL,
@@ -106,7 +107,7 @@ def zeroed(weight: Any, in_place: InPlace) -> Iterator[Zeroed]:
             if isinstance(mask, fx.Node) and _is_mask(mask, weight):
                 yield Zeroed(mask, weight)
             yield from zeroed(other, in_place)
-    elif is_call(weight, DIV | KEEPING_ZEROS) and weight.args:
+    elif is_call(weight, DIV | KEEPING_ZEROS):
         yield from zeroed(weight.args[0], in_place)
 
 
@@ -131,9 +132,7 @@ def _is_mask(mask: Any, weight: Any) -> bool:
     m, w = value(mask), value(weight)
     if m is None or w is None or m.requires_grad or m.dim() < 2:
         return False
-    return len(m.shape) <= len(w.shape) and all(
-        a in (1, b) for a, b in zip(m.shape[::-1], w.shape[::-1], strict=False)
-    )
+    return expands(m, w.shape)
 
 
 def _is_zero(x: Any) -> bool:

@@ -86,7 +86,7 @@ def check_masked_conv2d(
         raise ValueError(
             f"x {list(size)} does not fit weight {list(kernel)}: expected [N, I, H, W] and [O, I, kH, kW]"
         )
-    if mask.shape != kernel and not _expands(mask, kernel):
+    if mask.shape != kernel and not expands(mask, kernel):
         raise ValueError(f"mask {list(mask.shape)} can't be expanded to the weight's shape {list(kernel)}")
     if kernel[2] % 2 == 0 or kernel[3] % 2 == 0:
         raise ValueError(f"kernel {kernel[2]}x{kernel[3]}: a masked kernel needs odd sizes")
@@ -108,7 +108,8 @@ def check_masked_conv2d(
             raise ValueError(f"x {list(size)}: its {side}, padded by {pad}, is smaller than the dilated kernel")
 
 
-def _expands(mask: Tensor, kernel: torch.Size) -> bool:
+def expands(mask: Tensor, kernel: torch.Size) -> bool:
+    """Whether a mask can be expanded to a kernel's shape."""
     own = mask.shape[::-1]
     return len(own) <= len(kernel) and all(a in (1, b) for a, b in zip(own, kernel[::-1], strict=False))
 
@@ -122,10 +123,17 @@ def result_size(
     return n, out, height, width
 
 
-def like_result(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """An empty tensor for the result."""
-    size = result_size(x, weight, padding, dilation)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+def like_result(
+    x: Tensor,
+    weight: Tensor,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    """An empty tensor for the result; size: (H', W'), if padding below and to the right differs."""
+    n, out, *whole = result_size(x, weight, padding, dilation)
+    shape = (n, out, *(whole if size is None else size))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 # -- computing
@@ -135,7 +143,7 @@ def _compute(  # the schema has the types
     x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
 ):
     backend, given = choose(backend, x.device, x.dtype), mask
-    mask = _like(mask, weight)
+    mask = mask_like(mask, weight)
     if backend == "reference":
         y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
         return y.contiguous() if contiguous else y
@@ -162,7 +170,7 @@ def _compute(  # the schema has the types
     return out
 
 
-def _like(mask: Tensor, weight: Tensor) -> Tensor:
+def mask_like(mask: Tensor, weight: Tensor) -> Tensor:
     """The mask in the weight's dtype and shape."""
     return mask.to(weight.dtype).expand(weight.shape)
 
@@ -171,7 +179,7 @@ def _input_gradient(
     grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
 ):
     backend, given = choose(backend, grad.device, grad.dtype), mask
-    mask = _like(mask, weight)
+    mask = mask_like(mask, weight)
     if backend == "reference":
         return reference.input_gradient(grad, weight * mask, size, padding, dilation)
     if backend == "triton":
@@ -238,13 +246,8 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
 def _like_forward(
     x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
 ):
-    like = like_result(x, weight, padding, dilation) if size is None else _like_map(x, weight, size)
+    like = like_result(x, weight, padding, dilation, size)
     return x.new_empty(like.shape) if contiguous else like
-
-
-def _like_map(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 _forward = define(

@@ -19,9 +19,8 @@ def live_taps(mask: Tensor, kernel: Sequence[int]) -> Taps:
     On CUDA a call waits for the device, but for a mask of the kernel's own shape that is known already and was not
     written to, except through ``.data``, which nobody is told of.
     """
-    if (
-        mask.shape != tuple(kernel) or mask.is_inference()
-    ):  # one that a rewritten graph has just computed, mostly
+    # One of another shape, or of inference mode, has mostly just been computed, by a graph that was rewritten.
+    if mask.shape != tuple(kernel) or mask.is_inference():
         return _read(mask.expand(*kernel))
     version, taps = _known.get(mask, (None, ()))
     if version != mask._version:

@@ -8,7 +8,14 @@ from torch import Tensor
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.backend import choose
 from pixelcnn_fast.ops.library import address, as_map, computed, define, element, pooled
-from pixelcnn_fast.ops.masked_conv2d.op import Padding, check_masked_conv2d, geometry, like_result, result_size
+from pixelcnn_fast.ops.masked_conv2d.op import (
+    Padding,
+    check_masked_conv2d,
+    geometry,
+    like_result,
+    mask_like,
+    result_size,
+)
 from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 from pixelcnn_fast.ops.masked_conv_block import reference
 
@@ -64,7 +71,7 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
     *terms, backend = terms_and_backend
     scale, shift, condition, residual, activation, alpha, padding, dilation = terms
     backend, given = choose(backend, x.device, x.dtype), mask
-    mask = mask.to(weight.dtype).expand(weight.shape)
+    mask = mask_like(mask, weight)
     if backend == "reference":
         return reference.masked_conv_block(x, weight, bias, mask, *terms)
     if backend == "triton":
