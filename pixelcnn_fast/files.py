@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+UNFINISHED = ".unfinished"
+LEFT_BEHIND = (
+    60  # seconds after which an unfinished file of another machine is taken for that of a killed process
+)
 
 
 @contextmanager
@@ -58,5 +65,26 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         unfinished.unlink()
 
 
+def remove_if_left_behind(unfinished: Path) -> None:
+    """Removes an unfinished file unless a process may still be writing it."""
+    with suppress(FileNotFoundError):
+        if time.time() - unfinished.stat().st_mtime > LEFT_BEHIND or _writer_is_dead(unfinished):
+            unfinished.unlink()
+
+
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}")
+
+
+def _writer_is_dead(unfinished: Path) -> bool:
+    """Whether its name is that of a process of this machine that is no more."""
+    host, _, process = unfinished.stem.rpartition("-")
+    if not (os.name == "posix" and host.endswith(f".{socket.gethostname()}") and process.isdecimal()):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -113,9 +114,8 @@ def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
     assert (
         fateful not in before and 3 <= len(before) < COUNT
     )  # each of the others may have been in the middle of one
-    (tmp_path / "shard-000012.npz.123.unfinished").write_bytes(b"half")
-    for unfinished in tmp_path.glob("*.unfinished"):  # what is young may be another process's
-        os.utime(unfinished, (0, 0))
+    (tmp_path / "shard-000012.npz.elsewhere-123.unfinished").write_bytes(b"half")
+    os.utime(tmp_path / "shard-000012.npz.elsewhere-123.unfinished", (0, 0))
 
     assert [end.error for end in run(2, draw, tmp_path)] == [None, None]
     assert files(tmp_path) == files(whole)
@@ -249,6 +249,20 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
         file.write(b"half")
         shards.prepare({})
     assert shards.finished().tolist() == [True, False, False]
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
+    """At once if it ran here; if it ran elsewhere it may be at work."""
+    shards = Shards(tmp_path, 5, 2, "npz")
+    shards.prepare({})
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    for writer in (f"{socket.gethostname()}-{killed.pid}", f"elsewhere-{killed.pid}"):
+        (tmp_path / f"shard-000000.npz.{writer}.unfinished").write_bytes(b"half")
+    shards.prepare({})
+    assert [path.name for path in tmp_path.glob("shard-*")] == [
+        f"shard-000000.npz.elsewhere-{killed.pid}.unfinished"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors.numpy
 
-from pixelcnn_fast.files import replacing
+from pixelcnn_fast.files import UNFINISHED, remove_if_left_behind, replacing
 from pixelcnn_fast.image_forms import check_choice
 
 FileFormat = Literal["npz", "safetensors"]
@@ -22,9 +20,6 @@ FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
 MOST_SHARDS = 10**7
-LEFT_BEHIND = (
-    60  # seconds after which what a process has not finished writing is taken for that of a killed one
-)
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
 
@@ -83,7 +78,7 @@ class Shards:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
-        unfinished = [file for file in files if file.suffix == ".unfinished"]
+        unfinished = [file for file in files if file.suffix == UNFINISHED]
         if path.exists():
             if differing := differences(_read_manifest(path), settings):
                 raise ValueError(
@@ -97,9 +92,7 @@ class Shards:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
             self._is_mine = True
         for each in unfinished:
-            with suppress(FileNotFoundError):
-                if time.time() - each.stat().st_mtime > LEFT_BEHIND:
-                    each.unlink()
+            remove_if_left_behind(each)
 
     def withdraw(self) -> None:
         """Removes the manifest, if this process made it and there is no shard: what failed at once may be put right."""
