@@ -62,7 +62,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("chosen_isa", &pcf::cpu::chosen_isa,
         "The instruction set in use. Raises ValueError for a bad PIXELCNN_FAST_ISA.");
   m.def(
-      "multiplies_bf16", [] { return pcf::cpu::kernels<float>(pcf::cpu::chosen_isa()).multiplies_bf16; },
+      "multiplies_bf16", [] { return pcf::cpu::kernels<float>(pcf::cpu::chosen_isa()).multiplies_bf16(); },
       "Whether the instruction set in use multiplies bf16: what meets weights of bf16 is then rounded to it, too.");
   m.def("force_isa", &pcf::cpu::force_isa, py::arg("name"),
         "Uses this instruction set from now on; '' restores the default.");

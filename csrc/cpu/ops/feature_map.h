@@ -23,6 +23,55 @@ struct FeatureMap {
   int64_t stride_n, stride_c, stride_y, stride_x;
 };
 
+#if defined(__x86_64__)
+inline __m128 load_four(const float* from) { return _mm_loadu_ps(from); }
+inline __m128 load_four(const Bfloat16* from) {
+  return _mm_castsi128_ps(
+      _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+inline void store_four(float* to, __m128 x) { _mm_storeu_ps(to, x); }
+// As `convert` rounds.
+inline void store_four(Bfloat16* to, __m128 x) {
+  const __m128i bits = _mm_castps_si128(x), odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i rounded = _mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd);
+  const __m128i nan = _mm_castps_si128(_mm_cmpunord_ps(x, x));
+  const __m128i wide = _mm_or_si128(_mm_andnot_si128(nan, rounded), _mm_and_si128(nan, _mm_set1_epi32(0x7fc00000)));
+  const __m128i high = _mm_srai_epi32(wide, 16);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(high, high));
+}
+
+template <class From, class To>
+constexpr int kSideOfBlock = std::is_same_v<From, Bfloat16> && std::is_same_v<To, Bfloat16> ? 8 : 4;
+
+// A square block: line i of `to` gets element i of each line of `from`.
+template <class From, class To>
+inline void transpose(const From* from, int64_t from_line, To* to, int64_t to_line) {
+  __m128 v0 = load_four(from), v1 = load_four(from + from_line), v2 = load_four(from + 2 * from_line),
+         v3 = load_four(from + 3 * from_line);
+  _MM_TRANSPOSE4_PS(v0, v1, v2, v3);
+  store_four(to, v0), store_four(to + to_line, v1), store_four(to + 2 * to_line, v2), store_four(to + 3 * to_line, v3);
+}
+inline void transpose(const Bfloat16* from, int64_t from_line, Bfloat16* to, int64_t to_line) {
+  __m128i v[8], pairs[8], fours[8];
+  for (int i = 0; i < 8; i++) v[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_line));
+  for (int i = 0; i < 8; i += 2) {  // pairs[i], pairs[i + 1]: elements 0...3 and 4...7 of two lines
+    pairs[i] = _mm_unpacklo_epi16(v[i], v[i + 1]);
+    pairs[i + 1] = _mm_unpackhi_epi16(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; k++) {  // fours[i + 2k...]: elements 4k, 4k + 1 and 4k + 2, 4k + 3 of four lines
+      fours[i + 2 * k] = _mm_unpacklo_epi32(pairs[i + k], pairs[i + 2 + k]);
+      fours[i + 2 * k + 1] = _mm_unpackhi_epi32(pairs[i + k], pairs[i + 2 + k]);
+    }
+  for (int i = 0; i < 4; i++) {
+    auto* line = reinterpret_cast<__m128i*>(to + 2 * i * to_line);
+    _mm_storeu_si128(line, _mm_unpacklo_epi64(fours[i], fours[4 + i]));
+    line = reinterpret_cast<__m128i*>(to + (2 * i + 1) * to_line);
+    _mm_storeu_si128(line, _mm_unpackhi_epi64(fours[i], fours[4 + i]));
+  }
+}
+#endif
+
 // to[c * to_c + x * to_x] = from[c * from_c + x * from_x] for c < channels, x < width.
 template <class From, class To>
 void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t to_c, int64_t to_x, int channels,
@@ -46,25 +95,19 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
       for (int x = x0; x < x1; x++) to[c * to_c + x * to_x] = convert<To>(from[c * from_c + x * from_x]);
   };
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
-    // One side runs along x and the other along c, so blocks of 4 by 4 are transposed in registers. Four channels are
+  if constexpr (sizeof(From) <= 4 && sizeof(To) <= 4) {
+    // One side runs along x and the other along c, so square blocks are transposed in registers. A few channels are
     // done before the next: in maps stored channel by channel, lines of different channels often share few cache sets.
+    constexpr int kSide = kSideOfBlock<From, To>;
     const bool along_x = from_x == 1 && to_c == 1;
     if (along_x || (from_c == 1 && to_x == 1)) {
       const int64_t from_line = along_x ? from_c : from_x, to_line = along_x ? to_x : to_c;
-      for (int c = 0; c + 4 <= channels; c += 4)
-        for (int x = 0; x + 4 <= width; x += 4) {
-          const float* f = from + c * from_c + x * from_x;
-          float* t = to + c * to_c + x * to_x;
-          __m128 v0 = _mm_loadu_ps(f), v1 = _mm_loadu_ps(f + from_line), v2 = _mm_loadu_ps(f + 2 * from_line),
-                 v3 = _mm_loadu_ps(f + 3 * from_line);
-          _MM_TRANSPOSE4_PS(v0, v1, v2, v3);
-          _mm_storeu_ps(t, v0), _mm_storeu_ps(t + to_line, v1), _mm_storeu_ps(t + 2 * to_line, v2),
-              _mm_storeu_ps(t + 3 * to_line, v3);
-        }
-      const int c4 = channels / 4 * 4, x4 = width / 4 * 4;
-      corner(c4, channels, 0, width);
-      corner(0, c4, x4, width);
+      const int c_end = channels / kSide * kSide, x_end = width / kSide * kSide;
+      for (int c = 0; c < c_end; c += kSide)
+        for (int x = 0; x < x_end; x += kSide)
+          transpose(from + c * from_c + x * from_x, from_line, to + c * to_c + x * to_x, to_line);
+      corner(c_end, channels, 0, width);
+      corner(0, c_end, x_end, width);
       return;
     }
   }
@@ -79,7 +122,7 @@ template <class F>
 void each_part(const FeatureMap& map, int image, int first, int last, const F& f) {
   with_element(map.element, [&](auto element) {
     auto* begin = static_cast<decltype(element)*>(map.data) + image * map.stride_n;
-    const int group = map.stride_c == 1 ? map.channels : 4;
+    const int group = map.stride_c == 1 ? map.channels : 8;
     for (int c = 0; c < map.channels; c += group)
       for (int y = first; y < last; y++)
         f(begin + c * map.stride_c + y * map.stride_y, y, c, std::min(group, map.channels - c));
@@ -90,7 +133,7 @@ void each_part(const FeatureMap& map, int image, int first, int last, const F& f
 template <class T, class RowAt>
 void load_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t to_c, int64_t to_x) {
   each_part(map, image, first, last, [&](const auto* part, int y, int c, int n) {
-    copy_row(part, map.stride_c, map.stride_x, static_cast<T*>(row_at(y)) + c * to_c, to_c, to_x, n, map.width);
+    copy_row(part, map.stride_c, map.stride_x, reinterpret_cast<T*>(row_at(y)) + c * to_c, to_c, to_x, n, map.width);
   });
 }
 
@@ -98,7 +141,7 @@ template <class T, class RowAt>
 void store_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t from_c,
                 int64_t from_x) {
   each_part(map, image, first, last, [&](auto* part, int y, int c, int n) {
-    copy_row(static_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n,
+    copy_row(reinterpret_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n,
              map.width);
   });
 }

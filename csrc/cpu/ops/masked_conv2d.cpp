@@ -20,7 +20,8 @@ constexpr int kPixels = 96;
 constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 
 // One convolution between feature maps. Transposed, it is the input gradient, from O to I channels with mirrored taps.
-template <class T>
+// X: what the rows of `in` are kept in: T or, where the processor multiplies bf16 and they are of that, Bfloat16.
+template <class T, class X = T>
 class Convolution {
  public:
   Convolution(const MaskedWeight& w, const Geometry& g, bool transposed, const void* scale, int threads)
@@ -98,25 +99,29 @@ class Convolution {
       const int64_t pixels = int64_t{f.rows} * out.width, pairs = int64_t{f.rows} * f.pairs;
       int64_t size = 0;
       const auto take = [&](int64_t n) { return std::exchange(size, size + n); };
-      const int64_t at_ring = take(int64_t{f.kept} * f.pitch * c.channels_in_), at_bias = take(c.padded_);
+      constexpr int64_t in_a_word = sizeof(T) / sizeof(X);
+      const int64_t at_ring = take((int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word);
+      const int64_t at_bias = take(c.padded_);
       const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
       const int64_t at_residual = take(e.residual.data ? pixels * c.channels_out_ : 0);
       const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
                     at_prepared = take(pairs * c.channels_in_);
       memory.emplace(size * sizeof(T));
       T* begin = reinterpret_cast<T*>(memory->get());
-      ring = begin + at_ring, bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
+      ring = reinterpret_cast<X*>(begin + at_ring);
+      bias = begin + at_bias, sums = begin + at_sums, spare = begin + at_spare;
       residual = begin + at_residual, shared = begin + at_shared, prepared = begin + at_prepared,
       zeros = begin + at_zeros;
       for (int64_t t = 0; t < pairs; t++) prepared_rows.push_back(prepared + t * c.channels_in_);
     }
     std::optional<ZeroedBlock> memory;
-    T* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
+    X* ring;    // the last rows of `in`, [kept][pitch][channels in]: zero left and right of the map
     T* shared;  // the sums that both pixels of a pair have a part of (neighbours.h), [2][rows][pairs][padded channels
                 // out]
     T* spare;   // where the second pixel of a pair goes that is half outside
     T *bias, *sums, *residual, *prepared, *zeros;
-    std::vector<T*> x, all, to, prepared_rows, residual_rows, condition_rows;
+    std::vector<X*> x;
+    std::vector<T*> all, to, prepared_rows, residual_rows, condition_rows;
     std::vector<T*> sums_of_pairs[kPairSums];
     std::vector<const T*> begun, begun_sums[kPairSums];  // what is added to next: the bias, zeros or the sum so far
   };
@@ -157,20 +162,29 @@ class Convolution {
     for (int y = first; y < last; y += frame.rows) {
       const int rows = std::min(frame.rows, last - y);
       const int needed = std::min(in.height, y + rows + reach_.down);
-      load_rows<T>(in, image, loaded, needed, padded_row, 1, channels_in_);
+      load_rows<X>(in, image, loaded, needed, padded_row, 1, channels_in_);
       loaded = std::max(loaded, needed);
 
       s.all.resize(rows * out.width);
-      for (int p = 0; p < rows * out.width; p++)
-        s.all[p] = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n +
-                                      (y + p / out.width) * out.stride_y + p % out.width * out.stride_x
-                                : s.sums + p * frame.sum_pitch;
+      T* const begin = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n + y * out.stride_y : s.sums;
+      const int64_t stride_y = frame.direct ? out.stride_y : out.width * frame.sum_pitch;
+      const int64_t stride_x = frame.direct ? out.stride_x : frame.sum_pitch;
+      for (int r = 0, p = 0; r < rows; r++)
+        for (int x = 0; x < out.width; x++) s.all[p++] = begin + r * stride_y + x * stride_x;
       sum(in, out, frame, s, y, rows, padded_row);
       apply(out, e, s, image, y, rows);
-      if (!frame.direct)
-        store_rows<T>(
-            out, image, y, y + rows, [&](int row) { return s.all[(row - y) * out.width]; }, 1, frame.sum_pitch);
+      if (!frame.direct) store(out, frame, s, image, y, rows);
     }
+  }
+
+  void store(const FeatureMap& out, const Frame& frame, Scratch& s, int image, int y, int rows) const {
+    const auto row_at = [&](int row) { return s.all[(row - y) * out.width]; };
+    if constexpr (!std::is_same_v<X, T>) {  // rounded where it lies
+      s.x.clear();
+      for (T* row : s.all) s.x.push_back(reinterpret_cast<X*>(row));
+      kernels_.round(s.all.data(), rows * out.width, 0, channels_out_, s.x.data());
+    }
+    store_rows<X>(out, image, y, y + rows, row_at, 1, frame.sum_pitch * sizeof(T) / sizeof(X));
   }
 
   // Writes the bias and all products into s.all.
@@ -178,12 +192,19 @@ class Convolution {
   void sum(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
            const PaddedRow& padded_row) const {
     s.begun.assign(s.all.size(), s.bias);
-    if (!pair_runs_.empty()) sum_pairs(in, out, frame, s, y, rows, padded_row);
+    if constexpr (std::is_same_v<X, T>)
+      if (!pair_runs_.empty()) sum_pairs(in, out, frame, s, y, rows, padded_row);
     for (const auto& [run, weights] : runs_) {
       const int first = read_rows(in, run, y, rows, padded_row, out.width, 1, s.x) * out.width;
       const int n = static_cast<int>(s.x.size()), depth = static_cast<int>(run.taps.size()) * channels_in_;
       const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, packed_as_), packed_as_};
-      kernels_.matmul(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
+      const auto matmul = [&](const auto& product) {
+        product(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
+      };
+      if constexpr (std::is_same_v<X, T>)
+        matmul(kernels_.matmul);
+      else
+        matmul(kernels_.matmul_rounded);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
     for (size_t p = 0; p < s.all.size(); p++)
@@ -194,7 +215,7 @@ class Convolution {
   // outside the map; returns the first of the others, counted from y.
   template <class PaddedRow>
   int read_rows(const FeatureMap& in, const Run& run, int y, int rows, const PaddedRow& padded_row, int n, int step,
-                std::vector<T*>& x) const {
+                std::vector<X*>& x) const {
     const int first = std::clamp(-(y + run.dy), 0, rows), last = std::clamp(in.height - (y + run.dy), first, rows);
     x.clear();
     for (int r = first; r < last; r++)
@@ -277,19 +298,29 @@ class Convolution {
   int64_t weights_;
 };
 
+// Calls f(T(), X()) with what a convolution of such a map computes in, and keeps its rows in.
+template <class F>
+void with_rows_of(const FeatureMap& in, const MaskedWeight& w, const F& f) {
+  const auto& k = kernels<float>(chosen_isa());
+  if (in.element == Element::bfloat16 && packed_as(w, k) == Weights::bf16 && in.channels % k.depths_of_rounded == 0)
+    return f(float(), Bfloat16());
+  in_computed_type(in.element, [&](auto t) { f(t, t); });
+}
+
 }  // namespace
 
 void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geometry& geometry,
                    const ConvEpilogue& epilogue, const FeatureMap& out, int threads) {
-  in_computed_type(x.element, [&](auto t) {
-    Convolution<decltype(t)>(weight, geometry, false, epilogue.scale, threads).run(x, out, epilogue, threads);
+  with_rows_of(x, weight, [&](auto t, auto row) {
+    Convolution<decltype(t), decltype(row)>(weight, geometry, false, epilogue.scale, threads)
+        .run(x, out, epilogue, threads);
   });
 }
 
 void masked_conv2d_input_gradient(const FeatureMap& grad, const MaskedWeight& weight, const Geometry& geometry,
                                   const FeatureMap& grad_x, int threads) {
-  in_computed_type(grad.element, [&](auto t) {
-    Convolution<decltype(t)>(weight, geometry, true, nullptr, threads).run(grad, grad_x, {}, threads);
+  with_rows_of(grad, weight, [&](auto t, auto row) {
+    Convolution<decltype(t), decltype(row)>(weight, geometry, true, nullptr, threads).run(grad, grad_x, {}, threads);
   });
 }
 

@@ -64,7 +64,7 @@ inline std::vector<Run> runs_of(std::vector<Tap> taps) {
 // What weights are packed as: bf16 only where it is multiplied, since expanding it would take time.
 template <class T>
 Weights packed_as(const MaskedWeight& w, const Kernels<T>& kernels) {
-  return w.element == Element::bfloat16 && kernels.multiplies_bf16 ? Weights::bf16 : Weights::same;
+  return w.element == Element::bfloat16 && kernels.multiplies_bf16() ? Weights::bf16 : Weights::same;
 }
 
 constexpr int kFewestChannels = 40;  // with fewer, products of neighbours take too long to prepare

@@ -73,6 +73,7 @@ class PreparedProgram {
     for (const auto& i : program.instructions)
       total += bytes(i.row_runs, i.channels, of_rows(weights)) + bytes(i.pixel_runs, i.channels, weights);
     packed = Buffer(total);
+    set_rounded(program, weights);
     pack(program, weights);
     const auto scans_before = [](const auto& i) { return i.in_scan() && i.phase == Phase::row; };
     if (std::any_of(instructions.begin(), instructions.end(), scans_before)) before_row = stages_of(Phase::row);
@@ -86,10 +87,11 @@ class PreparedProgram {
   std::vector<const PreparedInstruction<T>*> inputs, outputs;
   std::vector<Stage> before_row, after_row;  // before_row: empty if there are no scans, when no stages are needed
   Buffer packed;
-  int depth = 0;       // the furthest row above that anything reads
-  int widest = 0;      // channels of the widest instruction, padded
-  int widest_row = 0;  // of the widest in the row phase
-  int most_steps = 0;  // of an instruction
+  std::vector<bool> rounded;  // which values are kept in bf16, too, for the products that read them
+  int depth = 0;              // the furthest row above that anything reads
+  int widest = 0;             // channels of the widest instruction, padded
+  int widest_row = 0;         // of the widest in the row phase
+  int most_steps = 0;         // of an instruction
   ProgramWork work;
 
  private:
@@ -99,7 +101,16 @@ class PreparedProgram {
   }
 
   // The row phase reads its weights once per row, where widening narrow ones would only cost time.
-  Weights of_rows(Weights weights) const { return kernels.multiplies_bf16 ? weights : Weights::same; }
+  Weights of_rows(Weights weights) const { return kernels.multiplies_bf16() ? weights : Weights::same; }
+
+  void set_rounded(const Program& program, Weights weights) {
+    rounded.resize(program.storage.size());
+    if (weights != Weights::bf16 || !kernels.multiplies_bf16()) return;
+    for (const auto& i : program.instructions)
+      for (const auto* runs : {&i.row_runs, &i.pixel_runs})
+        for (const auto& run : *runs)
+          rounded[run.source] = program.storage[run.source].channels % kernels.depths_of_rounded == 0;
+  }
 
   // The pixel phase streams its weights once per pixel, so they lie together, in the order of use, and are narrow if
   // the user asks for that.
@@ -222,13 +233,20 @@ class PreparedProgram {
       for (const auto& run : runs) sum += double{1} * run.weights.depth * channels;
       return sum;
     };
+    // Of a run, what it reads for the first time: the other pixels it has read before.
+    const auto reads = [&](const std::vector<PreparedRun>& runs) {
+      double sum = 0;
+      for (const auto& run : runs) sum += program.storage[run.source].channels;
+      return sum;
+    };
     for (const auto& i : instructions) {
       Work& sums = work.partial_sums.emplace_back();
       Work& rest = i.by_rows() ? work.row_phase : work.pixels;
       Work& above = i.keeps_partial() ? sums : rest;
       above.products += products(i.row_runs, i.padded), above.calls += &above == &sums,
-          above.barriers += i.barrier_in_row;
-      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.barriers += i.barrier_at_pixel;
+          above.barriers += i.barrier_in_row, above.reads += reads(i.row_runs);
+      rest.products += products(i.pixel_runs, i.padded), rest.calls++, rest.barriers += i.barrier_at_pixel,
+          rest.reads += reads(i.pixel_runs);
       for (const auto& step : i.steps) rest.elements += double{1} * i.channels * cost(step.kind);
       work.longest_lead = std::max(work.longest_lead, i.lead);
     }

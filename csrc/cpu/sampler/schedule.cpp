@@ -3,16 +3,17 @@
 namespace pcf::cpu {
 namespace {
 
-// How many multiply-adds of one thread cost as much as loading a weight, as the tables and calls of an instruction, and
-// as a barrier; measured on two cores with AVX-512.
-constexpr double kLoading = 1.2, kCall = 5e3, kBarrier = 1.2e4;
-constexpr int kPixelsInFlight = 12, kImagesForRows = 4;
+// How many multiply-adds of one thread cost as much as loading a weight, as the tables and calls of an instruction, as
+// a barrier, and as reading an element that another core has written; measured on two cores with AVX-512. The last is
+// 30 to 160, by how near the other core is.
+constexpr double kLoading = 1.2, kCall = 5e3, kBarrier = 1.2e4, kForeign = 60;
+constexpr int kPixelsInFlight = 12, kImagesForRows = 8;
 
-// The cost per pixel, if the threads work on `together` pixels at once.
-double cost_of(const Work& work, double together, int threads) {
+// The cost per pixel, if `threads` of a group's threads work on `together` pixels at once.
+double cost_of(const Work& work, double together, int threads, int of_group) {
   const double barriers = threads > 1 ? work.barriers * kBarrier : 0;
   return (work.products * (1 + kLoading / together) + work.elements) / threads +
-         (work.calls * kCall + barriers) / together;
+         (work.calls * kCall + barriers) / together + work.reads * kForeign * (of_group - 1) / of_group;
 }
 
 // Sets the cost, and which team makes which sums.
@@ -20,15 +21,15 @@ void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
   const double pixels = double{1} * s.images * program.width * program.height;
   const double together = pixels / s.steps(program), in_chunk = together * s.chunk;
   const int row_threads = s.threads - s.pixel_threads, pixel_threads = s.two_teams() ? s.pixel_threads : s.threads;
-  double rows = cost_of(work.row_phase, in_chunk, row_threads);
-  for (const Work& sum : work.partial_sums) rows += cost_of(sum, in_chunk, row_threads);
-  double at_pixels = cost_of(work.pixels, together, pixel_threads);
+  const auto in_rows = [&](const Work& w) { return cost_of(w, in_chunk, row_threads, s.threads); };
+  double rows = in_rows(work.row_phase), at_pixels = cost_of(work.pixels, together, pixel_threads, s.threads);
+  for (const Work& sum : work.partial_sums) rows += in_rows(sum);
   s.by_pixel_team.assign(work.partial_sums.size(), false);
   s.cost = pixels * (rows + at_pixels);
   if (!s.two_teams()) return;
   for (size_t i = work.partial_sums.size(); i-- > 0;) {
-    const double fewer = rows - cost_of(work.partial_sums[i], in_chunk, row_threads);
-    const double more = at_pixels + cost_of(work.partial_sums[i], in_chunk, pixel_threads);
+    const double fewer = rows - in_rows(work.partial_sums[i]);
+    const double more = at_pixels + cost_of(work.partial_sums[i], in_chunk, pixel_threads, s.threads);
     if (std::max(fewer, more) >= std::max(rows, at_pixels)) continue;
     s.by_pixel_team[i] = true, rows = fewer, at_pixels = more;
   }

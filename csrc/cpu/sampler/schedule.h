@@ -42,6 +42,7 @@ struct Schedule {
 // What one thread does at one pixel, and how many barriers it waits at.
 struct Work {
   double products = 0, elements = 0;  // multiply-adds; the cost of steps, in multiply-adds
+  double reads = 0;                   // elements that the group's threads have written
   int calls = 0, barriers = 0;
 };
 

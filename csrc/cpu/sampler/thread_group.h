@@ -120,7 +120,8 @@ class ThreadGroup {
       T* const sums = reinterpret_cast<T*>(memory.get());
       for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
       for (int i = 0; i < sites * schedule.chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
-      for (auto* table : {&x, &from, &out}) table->resize(sites * schedule.chunk);
+      for (auto* table : {&x, &from, &out, &next}) table->resize(sites * schedule.chunk);
+      rounded.resize(sites * schedule.chunk);
       for (auto& table : operands) table.resize(sites * schedule.chunk);
     }
 
@@ -134,6 +135,10 @@ class ThreadGroup {
     HeadDrawer<T> drawer;
     Table pixel_sums, row_sums;  // of one instruction, at the pixels of a column step and of a chunk
     Table x, from, out;
+    Table next;  // what the next instruction begins with, in this column step
+    const Instruction* next_begins = nullptr;
+    int next_step = 0;
+    std::vector<Bfloat16*> rounded;
     std::vector<Table> operands;
     std::vector<BoundStep<T>> steps;
   };
@@ -292,10 +297,13 @@ class ThreadGroup {
     if (i.barrier_at_pixel) member.wait_for_team();
     const Span& pixels = span(member, t + lead(i), 1);
     if (pixels.count() == 0 || (i.is_output && !job_.parameters && all_known(pixels, i.after))) return;
-    if (i.keeps_partial())
-      tabulate_partial(member.from, i, pixels, t);
-    else
+    if (!i.keeps_partial())
       tabulate_start(member.from, i, pixels);
+    else if (member.next_begins == &i && member.next_step == t)
+      std::swap(member.from, member.next), member.next_begins = nullptr;
+    else
+      tabulate_partial(member.from, i, pixels, t);
+    prefetch_partial(member, i, t);
     const bool summed = sum(member, i, i.pixel_runs, pixels, member.pixel_sums);
     if (i.is_output)
       tabulate_rows(member.out, pixels, workspace_.parameters(), i.padded);
@@ -304,14 +312,35 @@ class ThreadGroup {
     apply_steps(member, i, pixels, summed ? member.pixel_sums : member.from);
   }
 
+  // Fetches the partial sums that the next instruction begins with: another core has written them, or this one long
+  // ago.
+  void prefetch_partial(Member& member, const Instruction& i, int t) {
+    const Instruction *next = &i + 1, *const end = p_.instructions.data() + p_.instructions.size();
+    while (next < end && !next->keeps_partial()) next++;
+    if (next >= end) return;
+    const Span pixels = span(t + lead(*next), 1);
+    tabulate_partial(member.next, *next, pixels, t);
+    member.next_begins = next, member.next_step = t;
+    const auto [first, last] = share(member, *next);
+    for (int r = 0; r < pixels.count() * n_; r++)
+      for (int c = first * p_.kernels.block; c < last * p_.kernels.block; c += 64 / sizeof(T))
+        __builtin_prefetch(member.next[r] + c);
+  }
+
   // to = member.from + the runs. Does nothing and returns false if there are none.
   bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
            const Table& to) {
     const auto [first, last] = share(member, i);
     const Table* from = &member.from;
     for (const auto& run : runs) {
+      const int rows = span.count() * n_;
       tabulate_value(member.x, run.source, span, run.dy, run.dx);
-      p_.kernels.matmul(member.x.data(), span.count() * n_, run.weights, first, last, from->data(), to.data());
+      if (p_.rounded[run.source]) {
+        tabulate_rounded(member, run.source, member.x, rows);
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, from->data(), to.data());
+      } else {
+        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, from->data(), to.data());
+      }
       from = &to;
     }
     return from == &to;
@@ -321,8 +350,20 @@ class ThreadGroup {
   void apply_steps(Member& member, const Instruction& i, const Span& span, const Table& from) {
     bind(member, i, span);
     const auto [first, last] = share(member, i);
-    p_.kernels.epilogue(member.steps.data(), member.steps.size(), span.count() * n_, first * p_.kernels.block,
-                        std::min(last * p_.kernels.block, i.channels), from.data(), member.out.data());
+    write(member, i, from, span.count() * n_, first * p_.kernels.block, std::min(last * p_.kernels.block, i.channels));
+  }
+
+  // member.out = the member's steps (from) on the channels first...last-1.
+  void write(Member& member, const Instruction& i, const Table& from, int rows, int first, int last) const {
+    p_.kernels.epilogue(member.steps.data(), member.steps.size(), rows, first, last, from.data(), member.out.data());
+    if (i.is_output || !p_.rounded[i.out]) return;
+    tabulate_rounded(member, i.out, member.out, rows);
+    p_.kernels.round(member.out.data(), rows, first, last, member.rounded.data());
+  }
+
+  // Where the first rows of a table of a value are kept in bf16.
+  void tabulate_rounded(Member& member, int value, const Table& table, int rows) const {
+    for (int r = 0; r < rows; r++) member.rounded[r] = workspace_.rounded(value, table[r]);
   }
 
   // Resolves the operands of an instruction's steps.
@@ -416,7 +457,8 @@ class ThreadGroup {
     else
       std::copy_n(i.table.data() + static_cast<int64_t>(value) * width, width, out + first);
     bind(member, i, span(0, 0));  // the steps on levels have no operands
-    p_.kernels.epilogue(member.steps.data(), member.steps.size(), 1, first, first + width, &out, &out);
+    member.out[0] = out;
+    write(member, i, member.out, 1, first, first + width);
   }
 
   void report(int image, int channel, int y, int x) {

@@ -22,11 +22,13 @@ class Workspace {
       size += Buffer::aligned(elements * sizeof(T));
       return at;
     };
-    std::vector<int64_t> value_at, partial_at;
+    std::vector<int64_t> value_at, rounded_at, partial_at;
     for (const auto& s : program.storage) {
       const int64_t stride = int64_t{s.pad_left + program.width + s.pad_right} * s.channels;
-      values_.push_back({stride, s.channels, {}});
-      value_at.push_back(allocate(stride * rows_kept(s) * images));
+      const int64_t elements = stride * rows_kept(s) * images;
+      value_at.push_back(allocate(elements));
+      rounded_at.push_back(allocate(p.rounded[values_.size()] ? elements / 2 : 0));
+      values_.push_back({stride, rows_kept(s), s.channels, s.pad_left * s.channels});
     }
     for (const auto& i : p.instructions)
       for (int k = 0; k < buffers_; k++)
@@ -37,10 +39,8 @@ class Workspace {
 
     memory_ = Buffer(size);
     for (size_t v = 0; v < values_.size(); v++) {
-      const Storage& s = program.storage[v];
-      for (int y = 0; y < depth_ + program.height; y++)
-        values_[v].rows.push_back(at(value_at[v]) + y % rows_kept(s) * images * values_[v].image_stride +
-                                  s.pad_left * s.channels);
+      values_[v].first = at(value_at[v]);
+      values_[v].rounded = reinterpret_cast<Bfloat16*>(at(rounded_at[v]));
     }
     for (int64_t offset : partial_at) partials_.push_back(at(offset));
     parameters_ = at(parameters_at);
@@ -53,7 +53,13 @@ class Workspace {
   int64_t image_stride(int value) const { return values_[value].image_stride; }
   // A value's pixel in image 0. Rows above the first hold zeros, since nothing has been written there yet.
   T* pixel(int value, int y, int x) const {
-    return values_[value].rows[y + depth_] + int64_t{x} * values_[value].channels;
+    const Value& v = values_[value];
+    return v.first + (y + depth_) % v.rows * images_ * v.image_stride + v.margin + int64_t{x} * v.channels;
+  }
+
+  // Where what lies at `element` of a value is kept in bf16.
+  Bfloat16* rounded(int value, const T* element) const {
+    return values_[value].rounded + (element - values_[value].first);
   }
 
   // An instruction's sum over rows above, [images][chunk][padded]: image 0, at row y and the column that is worked on
@@ -68,8 +74,9 @@ class Workspace {
  private:
   struct Value {
     int64_t image_stride;
-    int channels;
-    std::vector<T*> rows;  // from `depth` rows above the grid on: the row's first pixel in image 0
+    int rows, channels, margin;  // rows that are kept; elements before a row's first pixel
+    T* first = nullptr;
+    Bfloat16* rounded = nullptr;
   };
 
   // Rows in flight, and those above that are still read.

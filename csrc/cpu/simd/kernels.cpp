@@ -15,11 +15,13 @@ namespace {
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {kBlock<T>,         sizeof(T) == 4 && kMultipliesBf16,
-          block_bytes<T>,    pack<T>,
-          matmul<T>,         epilogue<T>,
-          weigh<T>,          pick<T>,
-          log_probability<T>};
+  Kernels<T> k{kBlock<T>, 0,           block_bytes<T>, pack<T>, matmul<T>,         nullptr,
+               nullptr,   epilogue<T>, weigh<T>,       pick<T>, log_probability<T>};
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 4)
+    k.depths_of_rounded = kDepthsOfRounded, k.matmul_rounded = matmul_rounded, k.round = round_rows;
+#endif
+  return k;
 }
 
 }  // namespace

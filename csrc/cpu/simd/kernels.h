@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/simd/element.h"
 #include "program.h"
 
 namespace pcf::cpu {
@@ -32,8 +33,11 @@ struct BoundStep {
 
 template <class T>
 struct Kernels {
-  int block;             // output channels in a packed block
-  bool multiplies_bf16;  // whether x, too, is rounded to bf16 where weights are, which is then the fastest way
+  int block;  // output channels in a packed block
+  // Where the processor multiplies bf16, x, too, is rounded to it where weights are. Rows that are rounded already have
+  // depths that are multiples of this; 0 elsewhere.
+  int depths_of_rounded;
+  bool multiplies_bf16() const { return depths_of_rounded > 0; }
 
   // Gives the bytes of one packed block; packs weight [depth, channels] into all of its blocks.
   int64_t (*block_bytes)(int depth, Weights);
@@ -43,6 +47,13 @@ struct Kernels {
   // number of rows, so a result does not depend on how images are batched. `from` may be `out` itself; both are padded
   // to whole blocks. Sums are in T, whatever the weights.
   void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
+
+  // The same of rows that are rounded already, by weights of bf16.
+  void (*matmul_rounded)(Rows<const Bfloat16> x, int rows, Packed, int first, int last, Rows<const T> from,
+                         Rows<T> out);
+
+  // Rounds the channels first...last-1: to nearest, ties to even, denormals to zero.
+  void (*round)(Rows<const T> in, int rows, int first, int last, Rows<Bfloat16> out);
 
   // out[r][c] = steps(in[r][c]) for channels first...last-1; `in` and `out` may be the same.
   void (*epilogue)(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in,

@@ -10,14 +10,16 @@
 namespace pcf::cpu {
 namespace {
 
-// -- weights in words, and the x that they go with: `Same` keeps one T in a word, `Bf16` two depths in 32 bits, the
-// even one in the lower half
+// -- weights in words, and the x that they go with, of which Factor is what a word is multiplied with: `Same` keeps one
+// T in a word, `Bf16` two depths in 32 bits, the even one in the lower half
 
 template <class T>
 struct Same {
   static constexpr int depths = 1;
   using X = T;
   using Word = T;
+  using Factor = T;
+  static Vec<T> factor(const T* x, int k) { return broadcast(x[k]); }
   static Vec<T> expand(Vec<T> word, int) { return word; }
   static void multiply_add(Vec<T>& sum, Vec<T> x, Vec<T> w) { sum += x * w; }
   static void put(Word* word, int, T w) { *word = w; }
@@ -27,6 +29,8 @@ struct Bf16 {
   static constexpr int depths = 2;
   using X = float;
   using Word = uint32_t;
+  using Factor = float;
+  static Vec<float> factor(const float* x, int k) { return broadcast(x[k]); }
   static Vec<float> expand(Vec<uint32_t> word, int odd) { return (Vec<float>)(odd ? word & 0xffff0000u : word << 16); }
   static void multiply_add(Vec<float>& sum, Vec<float> x, Vec<float> w) { sum += x * w; }
   static void put(Word* word, int odd, float w) {  // the upper half of w, to which the passes have rounded it
@@ -46,15 +50,16 @@ struct Constant {
 template <class T, class W, int M, int G>
 void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from,
           Rows<T> out, int channel) {
-  using X = typename W::X;
   using Word = typename W::Word;
-  const X* x[M];
+  using Factor = typename W::Factor;
+  const typename W::X* x[M];
   Vec<T> sum[M][G * kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     x[m] = rows[m];
     if constexpr (M <= 4)  // another core has just written half of it
-      for (int k = 0; k < depth; k += 64 / sizeof(X)) __builtin_prefetch(x[m] + k);
+      for (int64_t b = 0; b < int64_t{depth} * sizeof(Factor); b += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(x[m]) + b);
 #pragma GCC unroll 16
     for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
   }
@@ -67,8 +72,8 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
   };
   const auto multiply = [&](int k, auto count) __attribute__((always_inline)) {
     if constexpr (M == 1) {
-      Vec<X> xk[count];
-      for (int d = 0; d < count; d++) xk[d] = broadcast(x[0][k + d]);
+      Vec<Factor> xk[count];
+      for (int d = 0; d < count; d++) xk[d] = W::factor(x[0], k + d);
 #pragma GCC unroll 16
       for (int j = 0; j < G * kVectors; j++) {
         const auto word = word_at(k, j);
@@ -76,12 +81,12 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
       }
     } else {
       for (int d = 0; d < count; d++) {
-        Vec<X> wk[G * kVectors];
+        Vec<Factor> wk[G * kVectors];
 #pragma GCC unroll 16
         for (int j = 0; j < G * kVectors; j++) wk[j] = W::expand(word_at(k, j), d);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
-          const Vec<X> xk = broadcast(x[m][k + d]);
+          const Vec<Factor> xk = W::factor(x[m], k + d);
 #pragma GCC unroll 16
           for (int j = 0; j < G * kVectors; j++) W::multiply_add(sum[m][j], xk, wk[j]);
         }
@@ -99,7 +104,7 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
 }
 
 // With few rows, several blocks are done at once, so that enough sums are in flight to hide multiply-add's latency.
-constexpr int group_of(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int group_of(int rows) { return rows == 1 ? 4 : 2 * rows <= kMaxRows ? 2 : 1; }
 
 template <class T, class W, int M>
 void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, int last, Rows<const T> from,

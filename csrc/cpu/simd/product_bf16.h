@@ -14,28 +14,34 @@ namespace {
 
 #if defined(__AVX512BF16__)
 
-constexpr bool kMultipliesBf16 = true;
 constexpr int kMostRows = 32, kMostDepth = 512;  // that are rounded at once
 constexpr int kDepthStep = 32;                   // they are padded to a multiple of this
 
-// A few rows, rounded: row i begins at rounded + i * pitch. `padded` is the depth, padded with zeros.
+// A few rows that are rounded: row i begins at first + i * pitch. `padded` is the depth, padded with zeros.
 struct RoundedRows {
-  const uint16_t* rounded;
+  const Bfloat16* first;
   int rows, depth, padded, pitch;
 };
 
-void round_row(const float* x, int depth, uint16_t* rounded) {
-  for (int k = 0; k < depth; k += kDepthStep) {
-    const uint32_t live = depth - k < kDepthStep ? (uint32_t{1} << (depth - k)) - 1 : ~uint32_t{0};
-    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live), x + k);
-    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live >> 16), x + k + 16);
-    _mm512_storeu_si512(rounded + k, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-  }
+// Rounds n elements; behind them, zeros may be written up to a multiple of 32, if there is `room`.
+void round_row(const float* x, int n, Bfloat16* to, bool room) {
+  int k = 0;
+  for (; k + 32 <= n; k += 32)
+    _mm512_storeu_si512(to + k, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + 16), _mm512_loadu_ps(x + k)));
+  if (k == n) return;
+  const __mmask32 live = (__mmask32{1} << (n - k)) - 1;
+  const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live), x + k);
+  const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live >> 16), x + k + 16);
+  _mm512_mask_storeu_epi16(to + k, room ? ~__mmask32{0} : live, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+void round_rows(Rows<const float> in, int rows, int first, int last, Rows<Bfloat16> out) {
+  for (int r = 0; r < rows; r++) round_row(in[r] + first, last - first, out[r] + first, false);
 }
 
 #if defined(__AMX_BF16__)
 
-constexpr int kTileRows = 16;
+constexpr int kTileRows = 16, kDepthsOfRounded = kDepthStep;
 constexpr int padded_depth(int depth) { return (depth + kDepthStep - 1) / kDepthStep * kDepthStep; }
 
 // The tile registers 0...3 hold the sums of two tiles of rows by two of channels, 4 and 5 their x, 6 and 7 weights.
@@ -73,8 +79,8 @@ class Multiplier {
 
   void multiply(const RoundedRows& x, const char* w, float* sums) const {
     constexpr int64_t kRow = kBlock<float> * sizeof(float);  // of weights and of sums
-    const int64_t pitch = x.pitch * sizeof(uint16_t);
-    const uint16_t *above = x.rounded, *below = above + first_ * x.pitch;
+    const int64_t pitch = x.pitch * sizeof(Bfloat16);
+    const Bfloat16 *above = x.first, *below = above + first_ * x.pitch;
     __asm__ volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory
     _tile_zero(0);
     _tile_zero(1);
@@ -111,13 +117,20 @@ class Multiplier {
 
 #else
 
+constexpr int kDepthsOfRounded = 2;
 constexpr int padded_depth(int depth) { return depth + depth % 2; }
 
 // Words of two depths, for x as well.
 struct Pairs {
   static constexpr int depths = 1;
-  using X = uint32_t;
+  using X = Bfloat16;
   using Word = uint32_t;
+  using Factor = uint32_t;
+  static Vec<uint32_t> factor(const Bfloat16* x, int pair) {
+    uint32_t both;
+    __builtin_memcpy(&both, x + int64_t{2} * pair, sizeof both);
+    return broadcast(both);
+  }
   static Vec<uint32_t> expand(Vec<uint32_t> word, int) { return word; }
   static void multiply_add(Vec<float>& sum, Vec<uint32_t> x, Vec<uint32_t> w) {
     sum = (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
@@ -126,18 +139,20 @@ struct Pairs {
 
 struct Multiplier {
   void operator()(const RoundedRows& x, Packed w, int first, int last, Rows<const float> from, Rows<float> out) {
-    const uint32_t* pairs[kMostRows];
-    for (int i = 0; i < x.rows; i++) pairs[i] = reinterpret_cast<const uint32_t*>(x.rounded + i * x.pitch);
+    const Bfloat16* rows[kMostRows];
+    for (int i = 0; i < x.rows; i++) rows[i] = x.first + i * x.pitch;
     w.depth = (x.depth + 1) / 2;
-    matmul_as<float, Pairs>(pairs, x.rows, w, first, last, from, out);
+    matmul_as<float, Pairs>(rows, x.rows, w, first, last, from, out);
   }
 };
 
 #endif
 
-void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, Rows<const float> from,
-                 Rows<float> out) {
-  alignas(64) uint16_t rounded[kMostRows * (kMostDepth + kDepthStep)];
+// Multiplies copies of the rows, a few at a time. copy(x, depth, to): copies and rounds, and pads with zeros.
+template <class X, class Copy>
+void matmul_of_copies(Rows<const X> x, int rows, Packed w, int first, int last, Rows<const float> from, Rows<float> out,
+                      const Copy& copy) {
+  alignas(64) Bfloat16 copies[kMostRows * (kMostDepth + kDepthStep)];
   Multiplier multiply;
   const int groups = (rows + kMostRows - 1) / kMostRows;
   for (int g = 0; g < groups; g++) {
@@ -146,17 +161,33 @@ void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, R
       const int depth = w.depth - k < kMostDepth ? w.depth - k : kMostDepth;
       const int steps = (depth + kDepthStep - 1) / kDepthStep;
       const int pitch = (steps | 1) * kDepthStep;  // an odd number of cache lines, so that rows lie in different sets
-      for (int i = 0; i < n; i++) round_row(x[r + i] + k, depth, rounded + i * pitch);
+      for (int i = 0; i < n; i++) copy(x[r + i] + k, depth, copies + i * pitch);
       Packed part = w;
       part.data = static_cast<const char*>(w.data) + int64_t{k} / 2 * kBlock<float> * sizeof(Bf16::Word);
-      multiply({rounded, n, depth, steps * kDepthStep, pitch}, part, first, last, (k == 0 ? from : out) + r, out + r);
+      multiply({copies, n, depth, steps * kDepthStep, pitch}, part, first, last, (k == 0 ? from : out) + r, out + r);
     }
   }
 }
 
+void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, Rows<const float> from,
+                 Rows<float> out) {
+  matmul_of_copies(x, rows, w, first, last, from, out,
+                   [](const float* x, int depth, Bfloat16* to) { round_row(x, depth, to, true); });
+}
+
+void matmul_rounded(Rows<const Bfloat16> x, int rows, Packed w, int first, int last, Rows<const float> from,
+                    Rows<float> out) {
+#if defined(__AMX_BF16__)
+  matmul_of_copies(x, rows, w, first, last, from, out,
+                   [](const Bfloat16* x, int depth, Bfloat16* to) { __builtin_memcpy(to, x, depth * sizeof(*x)); });
+#else
+  w.depth /= 2;
+  matmul_as<float, Pairs>(x, rows, w, first, last, from, out);
+#endif
+}
+
 #else
 
-constexpr bool kMultipliesBf16 = false;
 constexpr int padded_depth(int depth) { return depth + depth % 2; }
 
 void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, Rows<const float> from,

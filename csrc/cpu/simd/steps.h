@@ -6,6 +6,7 @@
 
 #include "cpu/simd/exponential.h"
 #include "cpu/simd/kernels.h"
+#include "cpu/simd/vector.h"
 
 namespace pcf::cpu {
 namespace {
@@ -96,6 +97,14 @@ void apply(const BoundStep<T>& step, Rows<const T> operand, T* x, int rows, int 
   }
 }
 
+// Not memcpy: compilers make it a string instruction, which starts slowly.
+template <class T>
+inline void copy(const T* from, T* to, int n) {
+  int c = 0;
+  for (; c + kLanes<T> <= n; c += kLanes<T>) store<T>(to + c, load(from + c));
+  for (; c < n; c++) to[c] = from[c];
+}
+
 // As many rows as fit are done together, which hides the latency of exp and division.
 template <class T>
 void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int last, Rows<const T> in, Rows<T> out) {
@@ -105,10 +114,10 @@ void epilogue(const BoundStep<T>* steps, int n_steps, int rows, int first, int l
     const int n = last - c < kChunk ? last - c : kChunk, together = kChunk / n;
     for (int r = 0; r < rows; r += together) {
       const int count = rows - r < together ? rows - r : together;
-      for (int i = 0; i < count; i++) __builtin_memcpy(x + i * n, in[r + i] + c, n * sizeof(T));
+      for (int i = 0; i < count; i++) copy(in[r + i] + c, x + i * n, n);
       for (int s = 0; s < n_steps; s++)
         apply(steps[s], steps[s].operand ? steps[s].operand + r : nullptr, x, count, c, n);
-      for (int i = 0; i < count; i++) __builtin_memcpy(out[r + i] + c, x + i * n, n * sizeof(T));
+      for (int i = 0; i < count; i++) copy<T>(x + i * n, out[r + i] + c, n);
     }
   }
 }
