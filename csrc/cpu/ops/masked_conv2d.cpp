@@ -15,8 +15,10 @@
 namespace pcf::cpu {
 namespace {
 
-// Pixels in one matrix product: a multiple of every micro-kernel's rows, and few enough to stay in cache.
-constexpr int kPixels = 96;
+// Pixels in one matrix product: a multiple of every micro-kernel's rows, and few enough to stay in cache. X is what
+// they are kept in.
+template <class X>
+constexpr int kPixels = sizeof(X) == 2 ? 192 : 96;
 constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 
 // One convolution between feature maps. Transposed, it is the input gradient, from O to I channels with mirrored taps.
@@ -84,7 +86,7 @@ class Convolution {
     bool direct;        // sums go straight into out's memory
     int64_t sum_pitch;  // else: a line more than they need, so that pixels do not share few cache sets
     Frame(const Convolution& c, const FeatureMap& in, const FeatureMap& out) {
-      rows = std::clamp(kPixels / std::max(out.width, 1), 1, std::max(out.height, 1));
+      rows = std::clamp(kPixels<X> / std::max(out.width, 1), 1, std::max(out.height, 1));
       kept = rows + c.reach_.up + c.reach_.down;
       pitch =
           c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
@@ -139,9 +141,12 @@ class Convolution {
     ZeroedBlock packed(blocks_ * bytes);
     parallel(blocks_ * bytes < 1 << 16 ? 1 : threads, blocks_, [&](int, int b) {
       std::vector<T> of_block(int64_t{depth} * block);
-      T* to = of_block.data();
-      for (int d = 0; d < depth; d++)
-        for (int k = 0; k < block; k++) *to++ = weight(d / channels_in_, d % channels_in_, b * block + k);
+      constexpr int kTogether = 16;  // depths, so that neither what is read nor what is written jumps from line to line
+      for (int tap = 0; tap < static_cast<int>(run.taps.size()); tap++)
+        for (int first = 0; first < channels_in_; first += kTogether)
+          for (int k = 0; k < block; k++)
+            for (int in = first; in < std::min(first + kTogether, channels_in_); in++)
+              of_block[(int64_t{tap} * channels_in_ + in) * block + k] = weight(tap, in, b * block + k);
       kernels_.pack(of_block.data(), depth, block, packed_as_, packed.get() + b * bytes);
     });
     return packed;

@@ -20,8 +20,8 @@ inline std::vector<Tap> live_taps(const MaskedWeight& w, const Geometry& g) {
     const auto* mask = static_cast<const decltype(element)*>(w.mask);
     const int64_t* s = w.mask_strides;
     const auto live = [&](int ky, int kx) {
-      for (int o = 0; o < w.out; o++)
-        for (int i = 0; i < w.in; i++)
+      for (int o = 0; o < (s[0] ? w.out : std::min(w.out, 1)); o++)
+        for (int i = 0; i < (s[1] ? w.in : std::min(w.in, 1)); i++)
           if (convert<double>(mask[o * s[0] + i * s[1] + ky * s[2] + kx * s[3]]) != 0) return true;
       return false;
     };
