@@ -180,14 +180,14 @@ def _weight_gradient(
     height, width = (1 + max(tap.dy for tap in taps) - top, 1 + max(tap.dx for tap in taps) - left)
     places = [(tap.dy - top, tap.dx - left) for tap in taps]
     shape, padding = (*weight.shape[:2], height, width), (-top, -left)
+    live = weight.new_zeros(1, 1, height, width)
+    for y, x in places:
+        live[..., y, x] = 1
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        of_kernel = triton.weight_gradient(grad, h, shape, tuple(places), (1, 1), padding)
+        of_kernel = triton.weight_gradient(grad, h, shape, live, (1, 1), padding)
     else:
-        live = weight.new_zeros(1, 1, height, width)
-        for y, x in places:
-            live[..., y, x] = 1
         of_kernel = weight.new_empty(shape)
         required().masked_conv2d_weight_gradient(
             element(h),

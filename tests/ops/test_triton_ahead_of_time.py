@@ -30,7 +30,6 @@ from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # n
 from tests.triton_device import float32_precision  # noqa: E402
 
 EVERY_KERNEL = os.environ.get("PIXELCNN_FAST_EVERY_KERNEL") == "1"
-MASK_B = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
 
 
 class Device(NamedTuple):
@@ -114,17 +113,19 @@ def test_convolutions(device, compiled, arithmetic):
     dtype = torch.bfloat16 if arithmetic == "16 bit" else torch.float32
     x = feature_map(64, 128, dtype)
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
-    how = (MASK_B, (1, 1), (1, 1))
+    mask = torch.empty(3, 3, dtype=torch.bool, device="meta")
+    how = (mask, (1, 1), (1, 1))
     masked_conv2d.weight_gradient(x, x, weight.shape, *how)
     inputs = [x]
     if EVERY_KERNEL:
-        masked_conv2d.input_gradient(x, weight, MASK_B, x.shape, *how[1:])
+        masked_conv2d.input_gradient(x, weight, mask, x.shape, *how[1:])
         inputs += [feature_map(batch, 128, dtype) for batch in (1, 4, 8, 16)] + [x.contiguous()]
     for x in inputs:
         masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(x.shape[:2]))
-    assert len(compiled) == (8 if EVERY_KERNEL else 2)
     check_resources(device, compiled)
-    for name, arguments, kernel in compiled:
+    products = [launch for launch in compiled if "PRECISION" in launch[1]]
+    assert len(products) == (8 if EVERY_KERNEL else 2) and len(compiled) == (15 if EVERY_KERNEL else 3)
+    for name, arguments, kernel in products:
         where = f"{name} {arguments}"
         sass = kernel.asm["sass"]
         block = [arguments[f"BLOCK_{letter}"] for letter in "PIO"]

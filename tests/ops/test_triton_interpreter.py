@@ -1,4 +1,4 @@
-"""Runs the Triton tests of this folder in Triton's interpreter, which needs no GPU."""
+"""Runs the Triton tests in Triton's interpreter, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 MODULES = sorted(
     path
-    for path in Path(__file__).parent.glob("test_triton_*.py")
+    for path in Path(__file__).parents[1].glob("*/test_triton_*.py")
     if path.stem not in ("test_triton_interpreter", "test_triton_ahead_of_time")
 )
 

@@ -40,11 +40,12 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64).to(dtype).to(DEVICE)
 
 
-def masked_weight(out_channels: int, in_channels: int, kernel, taps, dtype) -> torch.Tensor:
-    mask = torch.zeros(kernel, device=DEVICE, dtype=dtype)
-    for tap in taps:
-        mask[tap] = 1
-    return random(out_channels, in_channels, *kernel, dtype=dtype) * mask
+def mask_of(taps, kernel, *channels: int, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+    """[*channels, *kernel]"""
+    mask = torch.zeros(*channels, *kernel, device=DEVICE, dtype=dtype)
+    for i, j in taps:
+        mask[..., i, j] = 1
+    return mask
 
 
 def strided(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -64,19 +65,23 @@ def test_forward_and_both_gradients(name, dtype):
     shape, out_channels, kernel, taps, dilation, padding = CASES[name]
     layout = {torch.float32: "channels last", torch.bfloat16: "contiguous", torch.float16: "view"}[dtype]
     x = strided(random(*shape, dtype=dtype), layout)
-    weight = masked_weight(out_channels, shape[1], kernel, taps, dtype)
-    bias = random(out_channels, dtype=dtype)
+    weight, bias = random(out_channels, shape[1], *kernel, dtype=dtype), random(out_channels, dtype=dtype)
+    channels = {torch.float32: (), torch.bfloat16: (out_channels, shape[1]), torch.float16: (1, shape[1])}[
+        dtype
+    ]
+    mask = mask_of(taps, kernel, *channels, dtype=torch.bool if channels else dtype)
 
-    out = masked_conv2d.forward(x, weight, bias, taps, dilation, padding)
+    out = masked_conv2d.forward(x, weight, bias, mask, dilation, padding)
     how = (1, padding, dilation)
+    live = mask.expand(weight.shape).to(dtype)
+    given, weight = weight, weight * live
     exact = F.conv2d(x.double(), weight.double(), bias.double(), *how)
     grad = strided(random(*exact.shape, dtype=dtype), layout)
-    grad_x = masked_conv2d.input_gradient(grad, weight, taps, x.shape, dilation, padding)
-    grad_weight = masked_conv2d.weight_gradient(grad, x, weight.shape, taps, dilation, padding)
+    grad_x = masked_conv2d.input_gradient(grad, given, mask, x.shape, dilation, padding)
+    grad_weight = masked_conv2d.weight_gradient(grad, x, weight.shape, mask, dilation, padding)
 
     format = torch.channels_last if layout == "channels last" else torch.contiguous_format
     assert out.is_contiguous(memory_format=format) and grad_x.is_contiguous(memory_format=format)
-    live = (masked_weight(out_channels, shape[1], kernel, taps, torch.float64) != 0).to(x)
     assert not grad_weight[live == 0].any()
     if not out.numel():
         assert out.shape == exact.shape and grad_x.shape == x.shape and not grad_weight.any()
@@ -109,25 +114,27 @@ def test_epilogue(activation):
     torch.manual_seed(0)
     dtype = DTYPES[list(ACTIVATIONS).index(activation) % 3]
     x = strided(random(2, 5, 7, 5, dtype=dtype), "channels last" if activation == "relu" else "contiguous")
-    weight = masked_weight(9, 5, (3, 3), MASK_B_3x3, dtype)
-    bias, residual, condition = (
+    mask = mask_of(MASK_B_3x3, (3, 3), dtype=dtype)
+    weight, bias, residual, condition = (
+        random(9, 5, 3, 3, dtype=dtype),
         random(9, dtype=dtype),
         random(2, 9, 7, 5, dtype=dtype),
         random(2, 9, dtype=dtype),
     )
     residual = strided(residual, "view")
-    how = (MASK_B_3x3, (1, 1), (1, 1), activation)
+    how = (mask, (1, 1), (1, 1), activation)
 
     def plain(x, weight, bias, residual, condition):
         return ACTIVATIONS[activation](
             F.conv2d(x, weight, bias, padding=1) + condition[..., None, None] + residual
         )
 
+    out = masked_conv_block.forward(x, weight, bias, *how, residual, condition, alpha=0.3)
+    without = masked_conv_block.forward(x, weight, None, *how, None, None, alpha=0.3)
+    weight = weight * mask
     arguments = (x, weight, bias, residual, condition)
     exact = plain(*(tensor.double() for tensor in arguments))
-    out = masked_conv_block.forward(x, weight, bias, *how, residual, condition, alpha=0.3)
     assert_as_exact_as_plain(out, plain(*arguments), exact)
-    without = masked_conv_block.forward(x, weight, None, *how, None, None, alpha=0.3)
     exact = ACTIVATIONS[activation](F.conv2d(x.double(), weight.double(), padding=1))
     assert_as_exact_as_plain(without, ACTIVATIONS[activation](F.conv2d(x, weight, padding=1)), exact)
 
@@ -137,7 +144,8 @@ def test_nan_is_not_hidden_and_does_not_spread(activation):
     x = random(1, 2, 5, 5)
     x[0, 1, 2, 2] = torch.nan
     weight = torch.ones(2, 2, 3, 3, device=DEVICE)
-    out = masked_conv_block.forward(x, weight, None, MASK_B_3x3, (1, 1), (1, 1), activation, None, None)
+    mask = mask_of(MASK_B_3x3, (3, 3))
+    out = masked_conv_block.forward(x, weight, None, mask, (1, 1), (1, 1), activation, None, None)
     expected = torch.zeros(5, 5, dtype=torch.bool, device=DEVICE)
     expected[2, 2:4] = expected[3, 1:4] = True
     assert torch.equal(out[0, 0].isnan(), expected)
@@ -146,16 +154,38 @@ def test_nan_is_not_hidden_and_does_not_spread(activation):
 def test_the_same_bits_every_time():
     x, grad = random(4, 5, 17, 16), random(4, 3, 17, 16)
     first, second = (
-        masked_conv2d.weight_gradient(grad, x, (3, 5, 1, 1), PIXELWISE, (1, 1), (0, 0)) for _ in range(2)
+        masked_conv2d.weight_gradient(grad, x, (3, 5, 1, 1), mask_of(PIXELWISE, (1, 1)), (1, 1), (0, 0))
+        for _ in range(2)
     )
     assert torch.equal(first, second)
 
 
 def test_refusals_name_cause_and_remedy():
-    x, weight = random(1, 2, 5, 5), random(3, 2, 3, 3)
+    x, weight, mask = random(1, 2, 5, 5), random(3, 2, 3, 3), mask_of(MASK_B_3x3, (3, 3))
     with pytest.raises(TypeError, match="float64.*reference"):
-        masked_conv2d.forward(x.double(), weight.double(), None, MASK_B_3x3, (1, 1), (1, 1))
+        masked_conv2d.forward(x.double(), weight.double(), None, mask, (1, 1), (1, 1))
     with pytest.raises(TypeError, match="one dtype.*convert"):
-        masked_conv2d.forward(x, weight.half(), None, MASK_B_3x3, (1, 1), (1, 1))
+        masked_conv2d.forward(x, weight.half(), None, mask, (1, 1), (1, 1))
     with pytest.raises(ValueError, match="larger than the input.*pad by more"):
-        masked_conv2d.forward(x, weight, None, MASK_B_3x3, (3, 3), (0, 0))
+        masked_conv2d.forward(x, weight, None, mask, (3, 3), (0, 0))
+
+
+@pytest.mark.parametrize("channels", [(), (1, 1), (4, 1), (1, 2), (4, 2)])
+def test_live_taps_are_those_of_any_channel(channels):
+    mask = mask_of(EMPTY_ROW, (3, 3), *channels, dtype=torch.float32)
+    found = masked_conv2d.live_taps(mask, (3, 3))
+    assert tuple(map(tuple, found.nonzero().tolist())) == EMPTY_ROW
+    if channels:
+        mask[-1, -1, 1, 1] = -0.5
+        assert masked_conv2d.live_taps(mask, (3, 3))[1, 1]
+    assert masked_conv2d.live_taps(torch.ones(*channels[:1], 1, 1, 1, device=DEVICE), (3, 3)).all()
+    assert not masked_conv2d.live_taps(torch.zeros((), device=DEVICE), (3, 3)).any()
+
+
+def test_a_mask_scales_and_channels_have_their_own():
+    x, weight = random(2, 3, 5, 5), random(4, 3, 3, 3)
+    mask = random(4, 3, 3, 3) * (random(4, 3, 3, 3) > 0.5)
+    how = ((1, 1), (1, 1))
+    exact = F.conv2d(x.double(), (weight * mask).double(), None, 1, 1)
+    plain = F.conv2d(x, weight * mask, None, 1, 1)
+    assert_as_exact_as_plain(masked_conv2d.forward(x, weight, None, mask, *how), plain, exact)

@@ -23,7 +23,6 @@ from pixelcnn_fast.ops.library import (
     pooled,
 )
 from pixelcnn_fast.ops.masked_conv2d import reference
-from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 
 Padding = int | tuple[int, int] | Literal["same", "valid"]
 
@@ -150,7 +149,7 @@ def _compute(  # the schema has the types
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        y = triton.forward(x, weight * mask, bias, live_taps(given, weight.shape), dilation, padding, size)
+        y = triton.forward(x, weight, bias, given, dilation, padding, size)
         return y.contiguous() if contiguous else y
     out = pooled(
         _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, size)
@@ -185,9 +184,7 @@ def _input_gradient(
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.input_gradient(
-            grad, weight * mask, live_taps(given, weight.shape), size, dilation, padding
-        )
+        return triton.input_gradient(grad, weight, given, size, dilation, padding)
     grad_x = pooled(
         _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
     )
@@ -212,7 +209,7 @@ def _like_input(
 
 
 def _weight_gradient(grad, x, mask, padding, dilation, backend):
-    backend, given, mask = choose(backend, x.device, x.dtype), mask, mask.to(x.dtype)
+    backend, mask = choose(backend, x.device, x.dtype), mask.to(x.dtype)
     if backend == "reference":
         window = reference.window(x, mask, padding, dilation, grad.shape[2:])
         weight = conv2d_weight(window, mask.shape, grad, dilation=dilation)
@@ -220,9 +217,7 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        weight = triton.weight_gradient(
-            grad, x, tuple(mask.shape), live_taps(given, mask.shape), dilation, padding
-        )
+        weight = triton.weight_gradient(grad, x, mask.shape, mask, dilation, padding)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
     required().masked_conv2d_weight_gradient(

@@ -1,15 +1,16 @@
 """Masked 2-D convolution in Triton: implicit matrix products over the live taps only.
 
-A tap is a pair (i, j) of kernel indices. The kernels read one matrix per tap, packed beforehand by a small copy, and
-channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit elements of their rows would not
-be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32 where torch allows it for
-convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
+A tap is a pair (i, j) of kernel indices, live if the mask there is not 0 for some channels. Which are is read from the
+mask at every call and on the device, so that nothing waits for it. The kernels read one matrix per live tap, packed
+beforehand by a small copy, and channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit
+elements of their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32
+where torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,7 +18,6 @@ import triton.language as tl
 from torch import Tensor
 
 from pixelcnn_fast.ops.library import memory_format
-from pixelcnn_fast.ops.masked_conv2d.taps import Taps
 from pixelcnn_fast.ops.triton_support import (
     INTERPRETED,
     activate,
@@ -30,30 +30,31 @@ from pixelcnn_fast.ops.triton_support import (
 from pixelcnn_fast.ops.triton_tuning import multiprocessors, tile
 
 Pair = tuple[int, int]
+PACKED_AT_ONCE = 1024  # elements of a tap's matrix, by a program
 
 
 def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    taps: Taps,
+    mask: Tensor,
     dilation: Pair,
     padding: Pair,
     size: Sequence[int] | None = None,
 ) -> Tensor:
-    """x: [N, C, H, W], any strides; weight: [O, C, kH, kW], zero outside the taps; bias: [O] or None
-    -> [N, O, H', W'] in x's memory format; size: (H', W'), if padding below and to the right differs.
+    """x: [N, C, H, W], any strides; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it;
+    bias: [O] or None -> [N, O, H', W'] in x's memory format; size: (H', W'), if padding below and to the right differs.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or 2^30 or more.
     """
-    return fused_forward(x, weight, bias, taps, dilation, padding, size=size)
+    return fused_forward(x, weight, bias, mask, dilation, padding, size=size)
 
 
 def fused_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    taps: Taps,
+    mask: Tensor,
     dilation: Pair,
     padding: Pair,
     activation: str = "none",
@@ -71,44 +72,46 @@ def fused_forward(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
             f"padded by {tuple(padding)}: pad by more"
         )
-    matrices, offsets = _pack(weight, taps, dilation, padding, sign=1)
+    packed = _pack(weight, mask.expand(weight.shape), live_taps(mask, kernel), dilation, padding, sign=1)
     shape = (x.shape[0], weight.shape[0], *pixels)
-    return _product_over_taps(x, matrices, offsets, shape, bias, activation, alpha, residual, condition)
+    return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition)
 
 
 def input_gradient(
-    grad: Tensor, weight: Tensor, taps: Taps, input_shape: Sequence[int], dilation: Pair, padding: Pair
+    grad: Tensor, weight: Tensor, mask: Tensor, input_shape: Sequence[int], dilation: Pair, padding: Pair
 ) -> Tensor:
-    """grad: [N, O, H', W'], any strides; weight: [O, C, kH, kW] -> [N, C, H, W] = input_shape, in grad's
+    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in grad's
     memory format."""
-    matrices, offsets = _pack(weight.transpose(0, 1), taps, dilation, padding, sign=-1)
-    return _product_over_taps(grad, matrices, offsets, tuple(input_shape))
+    matrices, expanded = (x.transpose(0, 1) for x in (weight, mask.expand(weight.shape)))
+    packed = _pack(matrices, expanded, live_taps(mask, weight.shape[2:]), dilation, padding, sign=-1)
+    return _product_over_taps(grad, packed, tuple(input_shape))
 
 
 def weight_gradient(
-    grad: Tensor, x: Tensor, weight_shape: Sequence[int], taps: Taps, dilation: Pair, padding: Pair
+    grad: Tensor, x: Tensor, weight_shape: Sequence[int], mask: Tensor, dilation: Pair, padding: Pair
 ) -> Tensor:
-    """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the taps."""
+    """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
     check_dtype(grad, x)
-    if not taps:
-        return x.new_zeros(weight_shape)
     grad = grad.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     out_channels, in_channels, *kernel = weight_shape
-    index, offsets = _tables(tuple(taps), kernel[1], tuple(dilation), tuple(padding), 1, x.device)
+    taps = kernel[0] * kernel[1]
     positions = _positions(grad.shape)
     precision = precision_of(x.dtype)
     size = tile(f"outer product over taps, {precision}", x.device, in_channels, out_channels, positions)
-    blocks = len(taps) * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
+    alive = triton.cdiv(taps, 2)  # about so many; the others' programs end at once
+    blocks = alive * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     # Each split sums a share of the positions, and the shares are summed in order: no atomics.
     splits = max(1, min(multiprocessors(x.device) // blocks, positions // (4 * size.depth)))
     share = size.depth * triton.cdiv(triton.cdiv(positions, splits), size.depth)
-    partial = x.new_empty((splits, len(taps), in_channels, out_channels), dtype=torch.float32)
+    partial = x.new_empty((splits, taps, in_channels, out_channels), dtype=torch.float32)
+    live = live_taps(mask, kernel)
+    programs = taps * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     with torch.cuda.device_of(x):
-        _outer_product_over_taps_kernel[blocks, splits](
+        _outer_product_over_taps_kernel[programs, splits](
             grad,
             x,
-            offsets,
+            live,
             partial,
             positions,
             share,
@@ -117,9 +120,13 @@ def weight_gradient(
             *grad.shape[2:],
             grad.stride(),
             x.stride(),
+            live.stride(),
             partial.stride(),
+            dilation,
+            padding,
             IN_CHANNELS=in_channels,
             OUT_CHANNELS=out_channels,
+            KERNEL_WIDTH=kernel[1],
             PRECISION=precision,
             INTERPRETED=INTERPRETED,
             BLOCK_I=size.rows,
@@ -128,16 +135,13 @@ def weight_gradient(
             num_warps=size.warps,
             num_stages=size.stages,
         )
-    gradient = x.new_zeros(weight_shape)
-    by_tap = gradient.permute(2, 3, 1, 0).view(kernel[0] * kernel[1], in_channels, out_channels)
-    by_tap.index_copy_(0, index, partial.sum(0).to(x.dtype))
-    return gradient
+    by_tap = partial.sum(0).view(*kernel, in_channels, out_channels)
+    return by_tap.permute(3, 2, 0, 1).to(x.dtype, memory_format=torch.contiguous_format)
 
 
 def _product_over_taps(
     x: Tensor,
-    matrices: Tensor,
-    offsets: Tensor,
+    packed: Packed,
     shape: tuple[int, ...],
     bias: Tensor | None = None,
     activation: str = "none",
@@ -147,8 +151,9 @@ def _product_over_taps(
 ) -> Tensor:
     """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
 
-    x: [N, I, H, W]; matrices: [taps, I, O]; offsets: [taps, 2] -> ``shape`` [N, O, H', W'], in x's memory format.
+    x: [N, I, H, W]; packed: matrices of [I, O] -> ``shape`` [N, O, H', W'], in x's memory format.
     """
+    matrices = packed.matrices
     check_dtype(x, matrices)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     x = x.contiguous(memory_format=torch.channels_last)
@@ -161,13 +166,13 @@ def _product_over_taps(
         _product_over_taps_kernel[blocks,](
             x,
             matrices,
-            offsets,
+            packed.offsets,
+            packed.live,
             bias,
             residual,
             condition,
             out,
             alpha,
-            offsets.shape[0],
             positions,
             x.shape[2],
             x.shape[3],
@@ -193,22 +198,53 @@ def _product_over_taps(
     return out
 
 
-def _pack(weight: Tensor, taps: Taps, dilation: Pair, padding: Pair, sign: int) -> tuple[Tensor, Tensor]:
-    """weight: [to, from, kH, kW] -> matrices [taps, from, to] and offsets [taps, 2] of the pixels they apply to."""
-    taps = tuple(taps) or ((0, 0),)  # if all weights are zero, one tap is enough
-    index, offsets = _tables(taps, weight.shape[3], tuple(dilation), tuple(padding), sign, weight.device)
+class Packed(NamedTuple):
+    """Matrices of the live taps, which come first, and the offsets (dy, dx) of the pixels that they apply to.
+
+    matrices: [kH * kW, from, to]; offsets: int32 [kH * kW, 2]; live: int32 [1], how many are live.
+    """
+
+    matrices: Tensor
+    offsets: Tensor
+    live: Tensor
+
+
+def _pack(weight: Tensor, mask: Tensor, live: Tensor, dilation: Pair, padding: Pair, sign: int) -> Packed:
+    """weight, mask: [to, from, kH, kW]; live: bool [kH, kW]."""
+    check_dtype(weight)
+    to, from_, *kernel = weight.shape
+    taps, size = kernel[0] * kernel[1], to * from_
     # In memory [taps, to, from]: sm_90 takes TF32 operands only with the summed dimension innermost.
-    return weight.permute(2, 3, 0, 1).flatten(0, 1).index_select(0, index).transpose(1, 2), offsets
+    matrices = weight.new_empty(taps, to, from_)
+    offsets = torch.empty((taps, 2), dtype=torch.int32, device=weight.device)
+    count = torch.empty(1, dtype=torch.int32, device=weight.device)
+    with torch.cuda.device_of(weight):
+        _pack_kernel[taps, triton.cdiv(size, PACKED_AT_ONCE)](
+            weight,
+            mask,
+            live,
+            matrices,
+            offsets,
+            count,
+            size,
+            weight.stride(),
+            mask.stride(),
+            live.stride(),
+            dilation,
+            padding,
+            sign,
+            FROM=from_,
+            KERNEL_WIDTH=kernel[1],
+            TAPS=taps,
+            TAPS_OR_MORE=triton.next_power_of_2(taps),
+            BLOCK=PACKED_AT_ONCE,
+        )
+    return Packed(matrices.transpose(1, 2), offsets, count)
 
 
-@functools.lru_cache(1024)
-def _tables(
-    taps: Taps, kernel_width: int, dilation: Pair, padding: Pair, sign: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """On the device: the taps' flat kernel indices [taps], and the offsets (dy, dx) of what they read [taps, 2]."""
-    index = [i * kernel_width + j for i, j in taps]
-    offsets = [(sign * (i * dilation[0] - padding[0]), sign * (j * dilation[1] - padding[1])) for i, j in taps]
-    return torch.tensor(index, device=device), torch.tensor(offsets, dtype=torch.int32, device=device)
+def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
+    """mask: one that is expanded to a weight [O, C, kH, kW] -> bool [kH, kW], whether it is not 0 for some channels."""
+    return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
 
 
 def _positions(shape: Sequence[int]) -> int:
@@ -230,16 +266,65 @@ def _locate(positions, count, height, width):
 
 
 @triton.jit
+def _pack_kernel(
+    weight,
+    mask,
+    live,
+    matrices,
+    offsets,
+    count,
+    size,
+    weight_strides,
+    mask_strides,
+    live_strides,
+    dilation,
+    padding,
+    sign,
+    FROM: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    TAPS_OR_MORE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program packs BLOCK elements of one tap's matrix, behind those of the live taps before it; see ``_pack``."""
+    tap = tl.program_id(0)
+    i = tap // KERNEL_WIDTH
+    j = tap % KERNEL_WIDTH
+    k = tl.arange(0, TAPS_OR_MORE)
+    each = live + (k // KERNEL_WIDTH) * live_strides[0] + (k % KERNEL_WIDTH) * live_strides[1]
+    alive = tl.load(each, mask=k < TAPS, other=0).to(tl.int32)
+    place = tl.sum(tl.where(k < tap, alive, 0), 0)
+    mine = tl.sum(tl.where(k == tap, alive, 0), 0) > 0
+    first = tl.program_id(1) == 0
+    tl.store(count, tl.sum(alive, 0), mask=first & (tap == 0))
+    tl.store(offsets + 2 * place, sign * (i * dilation[0] - padding[0]), mask=first & mine)
+    tl.store(offsets + 2 * place + 1, sign * (j * dilation[1] - padding[1]), mask=first & mine)
+
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    known = element < tl.where(mine, size, 0)
+    to = (element // FROM).to(tl.int64)
+    source = element % FROM
+    of_weight = (
+        to * weight_strides[0] + source * weight_strides[1] + i * weight_strides[2] + j * weight_strides[3]
+    )
+    of_mask = to * mask_strides[0] + source * mask_strides[1] + i * mask_strides[2] + j * mask_strides[3]
+    value = tl.load(weight + of_weight, mask=known, other=0.0).to(tl.float32)
+    value *= tl.load(mask + of_mask, mask=known, other=0).to(tl.float32)
+    rows = matrices + place.to(tl.int64) * size + element
+    tl.store(rows, value.to(matrices.dtype.element_ty), mask=known)
+
+
+@triton.jit
 def _product_over_taps_kernel(
     x,
     matrices,
     offsets,
+    count,
     bias,
     residual,
     condition,
     out,
     alpha,
-    taps,
     positions,
     height,
     width,
@@ -272,6 +357,7 @@ def _product_over_taps_kernel(
     source = x + image * x_strides[0] + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
 
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
+    taps = tl.load(count)
     dy = tl.load(offsets)
     dx = tl.load(offsets + 1)
     # One loop, not two, so that loads are pipelined across taps.
@@ -313,7 +399,7 @@ def _product_over_taps_kernel(
 def _outer_product_over_taps_kernel(
     grad,
     x,
-    offsets,
+    live,
     partial,
     positions,
     share,
@@ -323,9 +409,13 @@ def _outer_product_over_taps_kernel(
     out_width,
     grad_strides,
     x_strides,
+    live_strides,
     partial_strides,
+    dilation,
+    padding,
     IN_CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -340,9 +430,12 @@ def _outer_product_over_taps_kernel(
     tap = block // (I_BLOCKS * O_BLOCKS)
     i = (block // O_BLOCKS % I_BLOCKS) * BLOCK_I + tl.arange(0, BLOCK_I)
     o = (block % O_BLOCKS) * BLOCK_O + tl.arange(0, BLOCK_O)
-    dy = tl.load(offsets + 2 * tap)
-    dx = tl.load(offsets + 2 * tap + 1)
-    last = tl.minimum((split + 1) * share, positions)
+    ky = tap // KERNEL_WIDTH
+    kx = tap % KERNEL_WIDTH
+    dy = ky * dilation[0] - padding[0]
+    dx = kx * dilation[1] - padding[1]
+    is_live = tl.load(live + ky * live_strides[0] + kx * live_strides[1])
+    last = tl.where(is_live, tl.minimum((split + 1) * share, positions), 0)
 
     total = tl.zeros((BLOCK_I, BLOCK_O), dtype=tl.float32)
     for first in range(split * share, last, BLOCK_P):

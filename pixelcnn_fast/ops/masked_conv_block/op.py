@@ -16,7 +16,6 @@ from pixelcnn_fast.ops.masked_conv2d.op import (
     mask_like,
     result_size,
 )
-from pixelcnn_fast.ops.masked_conv2d.taps import live_taps
 from pixelcnn_fast.ops.masked_conv_block import reference
 
 
@@ -77,24 +76,12 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv_block import triton
 
-        folded = weight * mask
         if scale is not None:
-            folded = folded * scale[:, None, None, None]
+            weight = weight * scale[:, None, None, None]
             bias = bias * scale if bias is not None else None
         if shift is not None:
             bias = shift if bias is None else bias + shift
-        return triton.forward(
-            x,
-            folded,
-            bias,
-            live_taps(given, weight.shape),
-            dilation,
-            padding,
-            activation,
-            residual,
-            condition,
-            alpha,
-        )
+        return triton.forward(x, weight, bias, given, dilation, padding, activation, residual, condition, alpha)
     out = pooled(like_result(x, weight, padding, dilation))
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()

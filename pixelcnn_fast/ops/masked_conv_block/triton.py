@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pixelcnn_fast.ops.masked_conv2d.taps import Taps
 from pixelcnn_fast.ops.masked_conv2d.triton import Pair, fused_forward
 
 
@@ -12,7 +11,7 @@ def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    taps: Taps,
+    mask: Tensor,
     dilation: Pair,
     padding: Pair,
     activation: str,
@@ -22,9 +21,9 @@ def forward(
 ) -> Tensor:
     """activation(convolution(x) + condition + residual).
 
-    x: [N, C, H, W]; weight: [O, C, kH, kW], zero outside the taps; bias: [O]; residual: [N, O, H', W'];
-    condition: [N, O]; any strides -> [N, O, H', W'] in x's memory format.
+    x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: one that is expanded to it; bias: [O];
+    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in x's memory format.
     activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the slope), 'silu', 'sigmoid' or 'tanh'.
     Raises what ``masked_conv2d.triton.forward`` raises.
     """
-    return fused_forward(x, weight, bias, taps, dilation, padding, activation, alpha, residual, condition)
+    return fused_forward(x, weight, bias, mask, dilation, padding, activation, alpha, residual, condition)
