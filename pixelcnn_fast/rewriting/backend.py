@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensor
 
 from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
-from pixelcnn_fast.rewriting.nodes import Writes, name_of
+from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
@@ -40,9 +40,15 @@ class Backend:
         parts = list(_parts(module, _real(module, inputs)))
         inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
         for part, real in parts:
+            if _is_transformed(part.graph):
+                self.report.left[
+                    "a graph within a transformation of torch.func", line(_last_call(part.graph))
+                ] += 1
+                continue
             plain = _copied(part.graph)
             try:
-                self._rewrite(part.graph, real, inference)
+                with self.report.undone_on_error():
+                    self._rewrite(part.graph, real, inference)
             except Exception as error:  # a mistake of ours must not cost a model that PyTorch can run
                 part.graph = plain
                 text = f"a graph stays as it is, since rewriting it failed ({type(error).__name__}: {error})"
@@ -75,6 +81,16 @@ def _copied(graph: fx.Graph) -> fx.Graph:
         if hasattr(node, "_dynamo_source"):
             twin._dynamo_source = node._dynamo_source
     return copied
+
+
+def _is_transformed(graph: fx.Graph) -> bool:
+    """Whether it has tensors of ``torch.func.vmap`` or ``grad``, which have no memory of their own."""
+    values = (value(node) for node in graph.nodes)
+    return any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in values)
+
+
+def _last_call(graph: fx.Graph) -> fx.Node:
+    return [node for node in graph.nodes if node.op != "output"][-1]
 
 
 def _enables_gradients(graph: fx.Graph) -> bool:

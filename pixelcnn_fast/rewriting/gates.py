@@ -52,59 +52,91 @@ def _rewrite(
     regions: Regions,
     report: Report,
 ) -> None:
-    halves, where = [half(each.args[0]) for each in (tanh, sigmoid)], line(node)
-    first, second = halves
-    if (
-        first is None
-        or second is None
-        or first.whole is not second.whole
-        or (first.number, second.number) != (0, 1)
-    ):
+    where = line(node)
+    wholes = _wholes(tanh.args[0], sigmoid.args[0])
+    if not wholes:
         report.left["tanh · sigmoid: not of the first and the second half of one feature map", where] += 1
         return
-    if not is_large_map(first.whole):
+    whole = wholes[0]
+    if not is_large_map(whole):
         report.left[f"tanh · sigmoid: {TOO_SMALL}", where] += 1
         return
-    earliest = min(tanh, sigmoid)
-    if not writes.none_between(earliest, node, [tanh, sigmoid]) or not writes.none_after(
-        earliest, [first.whole]
-    ):
+    between = _between(node, wholes)
+    if not writes.none_between(min(between), node, between) or not writes.none_after(min(between), wholes):
         report.left["tanh · sigmoid: something writes into the feature map", where] += 1
         return
-    if not writes.none_before_backward([first.whole]):
+    if not writes.none_before_backward(wholes):
         report.left["tanh · sigmoid: of what is known outside the graph, where it may be written", where] += 1
         return
-    if not regions.are_one(node, tanh, sigmoid, *_between(tanh, first.whole), *_between(sigmoid, first.whole)):
+    if not regions.are_one(node, *between):
         report.left["tanh · sigmoid: partly without gradients, or under autocast", where] += 1
         return
     new = graph.create_node("call_function", torch.ops.pixelcnn_fast.gated_activation.default)
     node.prepend(new)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
-    _erase_unread(graph, node, until=first.whole)
+    _erase_unread(graph, node, until=wholes)
     with graph.inserting_before(new):
-        in_one = regions.are_one(node, first.whole)
-        x, condition = (_sum(graph, first.whole, writes) if in_one else None) or (first.whole, None)
+        x, condition = whole, _condition(graph, whole, wholes[1]) if len(wholes) == 2 else None
+        if condition is None and regions.are_one(node, whole):
+            x, condition = _sum(graph, whole, writes) or (whole, None)
     new.args = (x, condition, "auto")
-    _erase_unread(graph, first.whole)
+    _erase_unread(graph, whole)
     inside = "" if condition is None else ", with what is added"
     report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
 
 
-def _between(node: fx.Node, whole: fx.Node) -> list[fx.Node]:
-    """The calls by which a half was taken from its whole."""
-    found: list[fx.Node] = []
-    while (source := node.all_input_nodes[0]) is not whole:
-        found.append(source)
-        node = source
-    return found
+def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
+    """The feature map of which a gate's inputs are the halves, and what is added to it, half by half; or nothing."""
+    if (whole := _whole(a, b)) is not None:
+        return (whole,)
+    if not all(is_call(each, ADD) and len(each.args) == 2 and not each.kwargs for each in (a, b)):
+        return ()
+    for of_a in (a.args, a.args[::-1]):
+        for of_b in (b.args, b.args[::-1]):
+            x, condition = (_whole(*pair) for pair in zip(of_a, of_b, strict=True))
+            if x is None or condition is None or x is condition:
+                continue
+            full, added, total = value(x), value(condition), value(a)
+            assert full is not None and added is not None and total is not None
+            per_image = (*full.shape[:2], 1, 1)
+            if full.dtype == added.dtype == total.dtype and added.shape in (full.shape, per_image):
+                return (x, condition)
+    return ()
 
 
-def _erase_unread(graph: fx.Graph, node: fx.Node, until: fx.Node | None = None) -> None:
-    """Erases a call that nobody reads, and what only it has read, up to a node."""
-    if node is until or node.users or not is_any_call(node):
+def _whole(a: Any, b: Any) -> fx.Node | None:
+    """The feature map of which two nodes are the first and the second half."""
+    first, second = half(a), half(b)
+    if first is None or second is None or first.whole is not second.whole:
+        return None
+    return first.whole if (first.number, second.number) == (0, 1) else None
+
+
+def _condition(graph: fx.Graph, x: fx.Node, condition: fx.Node) -> fx.Node:
+    """What is added, as the op takes it: [N, 2C] if it is the same for all pixels."""
+    a, b = value(x), value(condition)
+    assert a is not None and b is not None
+    return condition if a.shape == b.shape else graph.call_method("flatten", (condition, 1))
+
+
+def _between(node: fx.Node, wholes: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """The calls that lead from the feature maps to a gate."""
+    found: dict[fx.Node, None] = {}
+    wanted = [*node.all_input_nodes]
+    while wanted:
+        each = wanted.pop()
+        if each not in wholes and each not in found:
+            found[each] = None
+            wanted += each.all_input_nodes
+    return list(found)
+
+
+def _erase_unread(graph: fx.Graph, node: fx.Node, until: tuple[fx.Node, ...] = ()) -> None:
+    """Erases a call that nobody reads, and what only it has read, up to some nodes."""
+    if node in until or node.users or not is_any_call(node):
         return
-    sources = node.all_input_nodes if until is not None else []
+    sources = node.all_input_nodes if until else []
     graph.erase_node(node)
     for source in sources:
         _erase_unread(graph, source, until)
@@ -132,10 +164,8 @@ def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.N
             continue
         if not writes.none_after(whole, [x, condition]) or not writes.none_before_backward([x, condition]):
             continue
-        if b.shape == (*a.shape[:2], 1, 1):
-            return x, graph.call_method("flatten", (condition, 1))
-        if b.shape == a.shape and not writes.inference:
-            return x, condition
+        if b.shape == (*a.shape[:2], 1, 1) or (b.shape == a.shape and not writes.inference):
+            return x, _condition(graph, x, condition)
     return None
 
 

@@ -2,6 +2,7 @@
 
 What follows such a map (an activation, a sum, another convolution) gives the same numbers in any layout and takes over
 that of its argument. Whatever else reads a map, the graph's caller first of all, is given it as it was: contiguous.
+What PyTorch keeps for its backward, and the caller knows, too, stays the very tensor that PyTorch would keep.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from pixelcnn_fast.rewriting.nodes import (
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
-_OURS = (torch.ops.pixelcnn_fast.masked_conv2d.default, torch.ops.pixelcnn_fast.masked_conv_block.default)
+_CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
+_DEFAULTS: list[Any] = [argument.default_value for argument in _CONVOLUTION._schema.arguments]
+_FORMAT = [argument.name for argument in _CONVOLUTION._schema.arguments].index("result_format")
+_OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)
 _AGNOSTIC: frozenset[Any] = frozenset(
     (
         *_OURS,
@@ -73,7 +77,7 @@ _FEWEST = 2  # of our convolutions that are joined by maps, for which their layo
 
 
 def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    following = _following(graph)
+    following = _following(graph, writes)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
     copies: dict[tuple[fx.Node, bool, Hashable], fx.Node] = {}  # of a map, by layout, in a region
@@ -87,14 +91,20 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             copies[key] = _copy(graph, source, user, layout)
         return copies[key]
 
+    def lay_out(node: fx.Node, source: fx.Node) -> None:
+        """Has one of our convolutions write its result channels-last."""
+        if node.target is _CONVOLUTION:
+            arguments = [*node.args, *_DEFAULTS[len(node.args) :]]
+            node.args = (*arguments[:_FORMAT], torch.channels_last, *arguments[_FORMAT + 1 :])
+        else:
+            node.replace_input_with(source, copy(source, node, True))
+
     for node in list(graph.nodes):
         if node in joined and (source := _entry(node, last)) is not None:
-            new = copy(source, node, True)
-            last.add(new)
-            node.replace_input_with(source, new)
+            lay_out(node, source)
+            last.add(node)
         elif node.target in _OURS and _is_channels_last(node) and isinstance(source := node.args[0], fx.Node):
-            # As PyTorch's result is, also where only the weight is laid out so.
-            node.replace_input_with(source, copy(source, node, True))
+            lay_out(node, source)  # as PyTorch's result is, also where only the weight is laid out so
         changed = [source for source in node.all_input_nodes if source in last]
         if changed and node in following and _is_logits(node, following):
             _write_contiguous(graph, node, report)
@@ -125,8 +135,8 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
     how = geometry(weight, call.padding, call.dilation)
     with graph.inserting_before(node):
         mask = graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
-        arguments = (call.input, call.weight, call.bias, mask, *map(list, how), "auto", False, True)
-        new = graph.call_function(torch.ops.pixelcnn_fast.masked_conv2d.default, arguments)
+        arguments = (call.input, call.weight, call.bias, mask, *map(list, how), "auto", False)
+        new = graph.call_function(_CONVOLUTION, (*arguments, torch.contiguous_format))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
@@ -144,10 +154,7 @@ def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any
 def _entry(node: fx.Node, last: set[fx.Node]) -> fx.Node | None:
     """What a convolution reads, if its layout is to be changed."""
     source = node.args[0]
-    found = value(source)
-    if not isinstance(source, fx.Node) or source in last or found is None or found.shape[1] == 1:
-        return None
-    return source
+    return source if isinstance(source, fx.Node) and source not in last else None
 
 
 def _is_channels_last(node: fx.Node) -> bool:
@@ -157,12 +164,17 @@ def _is_channels_last(node: fx.Node) -> bool:
     return found.is_contiguous(memory_format=torch.channels_last)
 
 
-def _following(graph: fx.Graph) -> set[fx.Node]:
+def _following(graph: fx.Graph, writes: Writes) -> set[fx.Node]:
     """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
 
-    Others may be given a copy of it. So nobody may write into it once they have read it.
+    Others may be given a copy of it. So nobody may write into it once they have read it, and PyTorch may not keep it
+    for its backward if it is known outside the graph.
     """
-    candidates = {node for node in graph.nodes if _is_agnostic(node)}
+    candidates = {
+        node
+        for node in graph.nodes
+        if _is_agnostic(node) and (writes.none_before_backward([node]) or _is_not_kept(node))
+    }
     read_first: dict[int, int] = {}
     written_last: dict[int, int] = {}
     for at, node in enumerate(graph.nodes):
@@ -174,6 +186,19 @@ def _following(graph: fx.Graph) -> set[fx.Node]:
     end = len(graph.nodes)
     unsafe = {storage for storage, at in written_last.items() if at >= read_first.get(storage, end)}
     return {node for node in candidates if unsafe.isdisjoint(storages(node))}
+
+
+def _is_not_kept(node: fx.Node) -> bool:
+    """Whether nobody keeps a result of the graph: a convolution's, which nobody but the caller reads."""
+    return (node.target in _OURS or calls(node, CONV2D)) and _is_only_returned(node)
+
+
+def _is_only_returned(node: fx.Node) -> bool:
+    """Whether what reads a node are the graph's caller and views that are returned, too."""
+    return all(
+        user.op == "output" or (not storages(user).isdisjoint(storages(node)) and _is_only_returned(user))
+        for user in node.users
+    )
 
 
 def _is_agnostic(node: fx.Node) -> bool:

@@ -42,8 +42,12 @@ class CrossEntropy(NamedTuple):
         logits, target = value(self.input), value(self.target)
         if logits is None or target is None or not 2 <= logits.dim() <= 5:
             return "its logits are no matrix or map"
-        if target.is_floating_point() or self.weight is not None or self.label_smoothing != 0:
-            return "it has weights of classes, probabilities or label smoothing"
+        if target.shape != (logits.shape[0], *logits.shape[2:]):
+            return "its target has another shape, or holds probabilities"
+        if target.dtype != torch.int64:  # PyTorch refuses it, too
+            return f"its target is {target.dtype}"
+        if self.weight is not None or self.label_smoothing != 0:
+            return "it has weights of classes or label smoothing"
         if self.reduction not in ("mean", "sum") or self.size_average is not None or self.reduce is not None:
             return "it is not reduced to a mean or a sum"
         if logits.dtype not in (torch.float32, torch.float64):

@@ -99,13 +99,13 @@ def rewrite(
 
 def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], writes: Writes) -> Zeroed | str:
     """Where a weight is zero, or why that is of no use."""
-    why = "its weight is not a product with a mask"
+    why = "its weight has no mask, and no padding or crop could be taken in"
     for found in zeroed(weight, in_place):
         if not writes.none_after(found.since, [weight, found.mask], but=found.repeated()):
             return "something writes into its weight or its mask"
-        kept, shape = found.kept(real), size(weight)
+        kept, shape = found.kept(real, writes), size(weight)
         if kept is None:
-            why = "its mask can't be known before it is called"
+            why = "its mask can't be known before it is called, such as one that forward writes"
         elif shape is not None and bool(kept.expand(shape).flatten(0, 1).any(0).all()):
             why = "its mask leaves all taps alive"
         else:

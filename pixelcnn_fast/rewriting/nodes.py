@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -23,6 +24,7 @@ WRITING = frozenset(
     getattr(operator, name)
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
 )
+_SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
@@ -61,8 +63,9 @@ def line(node: fx.Node) -> str:
     """Where the model's code makes a call, and how: "model.py:12, in forward: return F.conv2d(...)"."""
     trace = [text.strip() for text in (node.meta.get("stack_trace") or "").splitlines() if text.strip()]
     places = [at for at, text in enumerate(trace) if text.startswith("File ")]
-    if not places:
-        return "?"
+    if not places:  # called by a module of PyTorch, such as nn.Sequential
+        modules = list((node.meta.get("nn_module_stack") or {}).values())
+        return f"in module {_SOURCE.sub('', modules[-1][0])}" if modules else "?"
     where, code = trace[places[-1]], trace[places[-1] + 1 :]
     _, file, rest = where.split('"', 2)
     number, _, function = rest.removeprefix(", line ").partition(", in ")
@@ -153,11 +156,13 @@ def _written(node: fx.Node) -> list[Any]:
         is_eval = (node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)) is False
         source = node.args[0] if node.args else node.kwargs.get("input")
         return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not source]
-    if "numpy" in name or "numpy" in str(getattr(node.target, "__module__", "")):  # shares memory with an array
+    if _is_of_arrays(node.target, name):  # which share memory with tensors
         return everything
-    if name.startswith("embedding"):  # which may normalise its weight
+    if any(
+        part in name for part in ("batch_norm", "instance_norm", "moving_avg")
+    ):  # which may write statistics
         return everything
-    if name.startswith("_foreach"):
+    if name.startswith(("embedding", "_foreach")):  # an embedding may normalise its weight
         return everything
     is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
     is_named_so = name.endswith("_") and not name.endswith("__")
@@ -165,7 +170,19 @@ def _written(node: fx.Node) -> list[Any]:
         return [node.args[0]] if node.args else everything
     if is_named_so or name in ("__setitem__", "copyto"):
         return everything
-    return [node.kwargs.get("out")]
+    out = node.kwargs.get("out")
+    return list(out) if isinstance(out, (list, tuple)) else [out]
+
+
+def _is_of_arrays(target: Any, name: str) -> bool:
+    """Whether a call is one of NumPy's, or what Dynamo makes of one: ``array[:] = 3`` is wrapped___setitem__."""
+    module = str(getattr(target, "__module__", ""))
+    return (
+        "numpy" in name
+        or "numpy" in module
+        or module.startswith("torch._dynamo")
+        or name.startswith("wrapped_")
+    )
 
 
 def _written_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> list[Any]:
@@ -185,11 +202,18 @@ def _is_detached_from(node: fx.Node, now: Tensor) -> bool:
     return now.requires_grad and fake is not None and not fake.requires_grad
 
 
+def _is_foreign(target: Any) -> bool:
+    """Whether it is an operator that is not PyTorch's own, which may do more than compute."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace not in ("aten", "prims")
+    return isinstance(target, (torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator))
+
+
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 
 
 @torch.no_grad()
-def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
+def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
     """What a node holds now, if that follows from inputs of the graph, by calls that write nothing and draw nothing.
     real: the tensors that inputs are now."""
     found: dict[fx.Node, Any] = {x: now for x, now in real.items() if not _is_detached_from(x, now)}
@@ -200,8 +224,12 @@ def evaluated(node: fx.Node, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
             wanted.pop()
             continue
         name = name_of(each)
-        is_pure = is_any_call(each) and not any(x is not None for x in _written(each))
-        if not is_pure or any(part in name for part in RANDOM):
+        is_pure = (
+            is_any_call(each)
+            and not any(x is not None for x in _written(each))
+            and not any(writes.into([each]))
+        )
+        if not is_pure or _is_foreign(each.target) or any(part in name for part in RANDOM):
             return None
         if missing := [x for x in each.all_input_nodes if x not in found]:
             wanted += missing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Report:
@@ -21,6 +23,16 @@ class Report:
             if place == where and text.startswith(f"{what}: "):
                 self.left[text, place] -= 1
         self.left = +self.left
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Forgets what was rewritten and left in this context, if it ends with an error."""
+        before = self.rewritten.copy(), self.left.copy()
+        try:
+            yield
+        except Exception:
+            self.rewritten, self.left = before
+            raise
 
     def __str__(self) -> str:
         lines = [

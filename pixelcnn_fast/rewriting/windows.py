@@ -81,7 +81,7 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         with graph.inserting_before(end):
             if mask is None:
                 mask = graph.call_function(torch.ones, (1,), {"dtype": kernel.dtype, "device": kernel.device})
-            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, False, [*size])
+            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, None, [*size])
             new = graph.call_function(_OURS, arguments)
         new.meta = dict(end.meta)
         result = value(end)

@@ -15,6 +15,7 @@ from pixelcnn_fast.rewriting.nodes import (
     MUL,
     MUL_IN_PLACE,
     View,
+    Writes,
     evaluated,
     is_call,
     name_of,
@@ -44,10 +45,10 @@ class Zeroed(NamedTuple):
     inverted: bool = False
     in_place: bool = False
 
-    def kept(self, real: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    def kept(self, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
         """Where the weight is kept now, if that can be known."""
-        now = evaluated(self.mask, real)
-        return None if now is None else (now == 0 if self.inverted else now != 0)
+        now = evaluated(self.mask, real, writes)
+        return None if now is None or now.is_meta else (now == 0 if self.inverted else now != 0)
 
     def inserted(self, graph: fx.Graph) -> fx.Node:
         """Where the weight is kept, as a node."""
@@ -137,6 +138,8 @@ def _is_mask(mask: Any, weight: Any) -> bool:
 
 def _is_zero(x: Any) -> bool:
     if isinstance(x, fx.Node):
-        made = is_call(x, (torch.zeros_like, torch.zeros, "new_zeros"))
+        made = is_call(x, (torch.zeros_like, torch.zeros, "new_zeros")) or (
+            is_call(x, (torch.tensor,)) and isinstance(x.args[0], (int, float)) and x.args[0] == 0
+        )
         return made and all(is_call(user, WHERE | MASKED_FILL) for user in x.users)  # nobody writes into it
     return isinstance(x, (int, float)) and x == 0

@@ -71,6 +71,15 @@ def test_losses(name: str) -> None:
     assert bool(backend.report.rewritten) == rewritten, str(backend.report)
 
 
+def test_targets_that_pytorch_refuses_are_refused() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, levels: F.cross_entropy(2 * x, levels), backend=Backend())
+    for logits, levels in ((MAP, LEVELS.int()), (MAP[:0, :, 0], LEVELS[:0])):
+        for function in (F.cross_entropy, compiled):
+            with pytest.raises(Exception, match="expected target|batches of spatial targets"):
+                function(logits, levels)
+
+
 def test_levels_out_of_range_are_refused() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, levels: F.cross_entropy(2 * x, levels), backend=Backend())

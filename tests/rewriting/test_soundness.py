@@ -134,6 +134,59 @@ def strided_crop(m: Any, x: Tensor) -> Tensor:
     return m.a(x)[:, :, 1:].as_strided((2, 4, 3), (144, 36, 6), 0) * 2
 
 
+def array_written(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = m.a.weight * m.a.mask
+        weight.numpy()[:] = 3
+        y = m.a(m.b(x))
+        y.numpy()[:] = 2.0
+        return m.c(y) + F.conv2d(x, weight, padding=1)
+
+
+def array_added_to(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        features, r = m.a(x), 1 * x
+        t, z = torch.tanh(features[:, :2]), m.b(x) + r
+        array = features.numpy()
+        array += 3
+        r.numpy()[:] = 9.0
+        return torch.cat([F.relu(z), t * torch.sigmoid(features[:, 2:])], 1)
+
+
+def two_results_into_buffers(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight, r = m.a.weight * m.a.mask, 1 * x
+        index = torch.empty(4, 4, 3, 3, dtype=torch.long)
+        torch.max(torch.stack([m.a.weight, m.b.weight]), 0, out=(weight, index))
+        z = m.b(x) + r
+        torch.max(torch.stack([x, 3 * x]), 0, out=(r, torch.empty(x.shape, dtype=torch.long)))
+        return F.relu(z) + F.conv2d(x, weight, padding=1)
+
+
+def window_into_a_buffer(m: Any, x: Tensor) -> Tensor:
+    buffer = 1 * x.detach()
+    y = F.conv2d(F.pad(buffer, (1, 1, 1, 1)), m.a.weight * m.a.mask)
+    more = torch.stack([x.detach(), 3 * x.detach()])
+    torch.max(more, 0, out=(buffer, torch.empty(x.shape, dtype=torch.long)))
+    return y
+
+
+def statistics_written(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = m.a.weight * m.a.mask
+        ones = torch.ones(144, dtype=x.dtype)
+        more = torch.full((2, 144, 2, 2), 3.0, dtype=x.dtype)
+        torch.native_batch_norm(more, None, None, weight.view(-1), ones, True, 0.5, 1e-5)
+        return F.conv2d(x, weight, padding=1)
+
+
+def input_written(m: Any, x: Tensor) -> Tensor:
+    x = 1 * x
+    y = m.a(x)
+    x.data.mul_(2)
+    return m.b(y) + m.c(x)
+
+
 def norm_outside(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = m.a(x)
@@ -176,6 +229,95 @@ def test_programs(name: str, gradients: bool, last: bool) -> None:
             assert (a is None) == (b is None)
             if a is not None:
                 torch.testing.assert_close(a, b)
+
+
+class Returning(Network):
+    """Of three convolutions, also what the last of them reads."""
+
+    def __init__(self, program: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__(lambda m, x: x)
+        self.program = program
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.program(self, x)
+        return self.c(self.b(z)), z
+
+
+def add_one(x: Tensor) -> None:
+    with torch.no_grad():
+        x.add_(1)
+
+
+WRITTEN: dict[str, Callable[[Tensor, Tensor], None]] = {
+    "nothing": lambda x, z: None,
+    "what was returned": lambda x, z: add_one(z),
+    "what was returned, through .data": lambda x, z: add_one(z.data),
+    "what was given": lambda x, z: add_one(x),
+    "what was given, through .data": lambda x, z: add_one(x.data),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    "program",
+    [lambda m, x: torch.tanh(m.a(x)), lambda m, x: m.a(x), lambda m, x: m.a(x) + x, lambda m, x: m.a(m.a(x))],
+)
+def test_what_is_known_outside_is_what_pytorch_keeps(name: str, program: Any) -> None:
+    """Written between forward and backward, it changes gradients or is an error, as in plain PyTorch."""
+
+    def gradients(model: nn.Module) -> list[Tensor] | None:
+        x = torch.randn(
+            2, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).requires_grad_()
+        x = 1 * x
+        y, z = model(x)
+        WRITTEN[name](x, z)
+        try:
+            y.square().sum().backward()
+        except RuntimeError:  # of a tensor that was modified
+            return None
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = Returning(program).double()
+    fast, backend = copy.deepcopy(plain), Backend()
+    fast.compile(backend=backend)
+    found, expected = gradients(fast), gradients(plain)
+    assert (found is None) == (expected is None)
+    for a, b in zip(found or [], expected or [], strict=True):
+        torch.testing.assert_close(a, b)
+    assert backend.report.rewritten
+
+
+def test_within_torch_func() -> None:
+    torch._dynamo.reset()
+    model, backend = Network(lambda m, x: m.b(m.a(x))).double(), Backend()
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    found = torch.compile(lambda x: torch.func.vmap(lambda image: model(image[None])[0])(x), backend=backend)(x)
+    torch.testing.assert_close(found, model(x))
+    assert not backend.report.rewritten and "within a transformation of torch.func" in str(backend.report)
+
+
+def test_an_op_that_makes_the_mask_is_called_as_often_as_it_was() -> None:
+    calls = []
+    with torch.library._scoped_library("pixelcnn_fast_tests", "DEF") as library:
+        library.define("mask_of(Tensor x) -> Tensor")
+
+        def mask_of(x: Tensor) -> Tensor:
+            calls.append(1)
+            return (x > 0).to(x)
+
+        library.impl("mask_of", mask_of, "CPU")
+        torch.library.register_fake("pixelcnn_fast_tests::mask_of", lambda x: torch.empty_like(x), lib=library)
+        torch._dynamo.reset()
+        plain = Network(
+            lambda m, x: F.conv2d(x, m.a.weight * torch.ops.pixelcnn_fast_tests.mask_of(m.a.mask), padding=1)
+        ).double()
+        fast, x = copy.deepcopy(plain), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+        fast.compile(backend=Backend())
+        torch.testing.assert_close(fast(x), plain(x))
+    assert len(calls) == 2
 
 
 def test_an_op_that_says_that_it_writes() -> None:

@@ -36,12 +36,12 @@ def masked_conv2d(
     dilation: int | tuple[int, int] = 1,
     backend: str = "auto",
     dense_gradient: bool = False,
-    contiguous: bool = False,
+    result_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Masked 2-D convolution, stride 1: only live taps are computed, forward and backward.
 
     x: [N, I, H, W], any strides; weight: [O, I, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'], channels-last where x is, unless it is to be ``contiguous``. Weights where the
+    bias: [O] or None -> [N, O, H', W'], in ``result_format``, or as x is laid out. Weights where the
     mask is 0 take no part and get a gradient of exactly 0; with ``dense_gradient`` the weight's gradient is that of the
     convolution without a mask, which is what PyTorch gives if the mask was multiplied into the weight's own memory.
     backend: 'auto', 'compiled', 'triton' or 'reference'.
@@ -50,7 +50,7 @@ def masked_conv2d(
     """
     padding, dilation = geometry(weight, padding, dilation)
     check_masked_conv2d(x, weight, bias, mask, padding, dilation)
-    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, None)
+    return _forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, None)
 
 
 def geometry(
@@ -139,20 +139,20 @@ def like_result(
 
 
 def _compute(  # the schema has the types
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
 ):
     backend, given = choose(backend, x.device, x.dtype), mask
     mask = mask_like(mask, weight)
     if backend == "reference":
         y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
-        return y.contiguous() if contiguous else y
+        return y if result_format is None else y.contiguous(memory_format=result_format)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
         y = triton.forward(x, weight, bias, given, dilation, padding, size)
-        return y.contiguous() if contiguous else y
+        return y if result_format is None else y.contiguous(memory_format=result_format)
     out = pooled(
-        _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, contiguous, size)
+        _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, size)
     )
     bias = computed(bias)
     required().masked_conv2d(
@@ -239,15 +239,17 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
 
 
 def _like_forward(
-    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, contiguous=False, size=None
+    x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
 ):
     like = like_result(x, weight, padding, dilation, size)
-    return x.new_empty(like.shape) if contiguous else like
+    if result_format is None:
+        return like
+    return torch.empty(like.shape, dtype=x.dtype, device=x.device, memory_format=result_format)
 
 
 _forward = define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend, bool dense_gradient=False, bool contiguous=False, SymInt[2]? size=None) -> Tensor",
+    "str backend, bool dense_gradient=False, MemoryFormat? result_format=None, SymInt[2]? size=None) -> Tensor",
     _compute,
     _like_forward,
     casts=(0, 1, 2),
@@ -308,7 +310,7 @@ def _save_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward_of_input_gradient(ctx: Any, along: Tensor) -> tuple:
     grad, weight, mask = ctx.saved_tensors
     of_grad = (
-        _forward(along, weight, None, mask, *ctx.how, ctx.dense, False, grad.shape[2:])
+        _forward(along, weight, None, mask, *ctx.how, ctx.dense, None, grad.shape[2:])
         if ctx.needs_input_grad[0]
         else None
     )
@@ -324,7 +326,7 @@ def _save_weight_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]
 def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) -> tuple:
     grad, x, mask = ctx.saved_tensors
     of_grad = (
-        _forward(x, along, along_bias, mask, *ctx.how, False, False, grad.shape[2:])
+        _forward(x, along, along_bias, mask, *ctx.how, False, None, grad.shape[2:])
         if ctx.needs_input_grad[0]
         else None
     )
