@@ -159,9 +159,11 @@ def judged(
     for rival, bound in zip(("plain", "torch.compile"), bounds, strict=True):
         if bound is not None and rival in seconds:
             value, values = ratio(seconds[rival], seconds[best], 1.0)
-            times = " → ".join(report.duration(median(seconds[k])) for k in (rival, best))
-            how = "inductor" if "inductor" in best else "eager"
-            yield Target(f"{name}, vs {rival} ({times}, {how})", *bound, value, values, report.factor)
+            theirs, eager, inductor = (
+                report.duration(median(seconds[k])) for k in (rival, *(f"{k}{suffix}" for k in OURS))
+            )
+            times = f"{theirs} → {eager} eager, {inductor} inductor"
+            yield Target(f"{name}, vs {rival} ({times})", *bound, value, values, report.factor)
 
 
 def trained(name: str, model: nn.Module, images: Tensor) -> Work:
@@ -295,7 +297,7 @@ def beside_busy_threads(repeats: int) -> Iterator[Target]:
 
             if not torch.allclose(step(plain)(), step(fast)(), atol=1e-5):
                 raise CheckFailed(f"{name}: its gradient differs")
-            seconds = interleaved({"plain": step(plain), "fast": step(fast)}, 5 * repeats)
+            seconds = interleaved({"plain": step(plain), "fast": step(fast)}, 15 * repeats)
             value, values = ratio(seconds["plain"], seconds["fast"], 1.0)
             times = " → ".join(report.duration(median(seconds[k])) for k in ("plain", "fast"))
             yield Target(f"{name} beside two busy processes ({times})", 1.0, 1.0, value, values, report.factor)

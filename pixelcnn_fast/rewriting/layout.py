@@ -92,8 +92,12 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
         return copies[key]
 
     def lay_out(node: fx.Node, source: fx.Node) -> None:
-        """Has one of our convolutions write its result channels-last."""
-        if node.target is _CONVOLUTION:
+        """Has one of our convolutions write its result channels-last: by what it reads, whose copy serves its backward,
+        too, or, where that has to be the source itself, as a setting of the op."""
+        x = value(source)
+        is_one_channel = x is not None and x.shape[1] == 1
+        is_own = writes.none_before_backward([source]) and writes.none_after(node, [source])
+        if node.target is _CONVOLUTION and (is_one_channel or not (is_own or writes.inference)):
             arguments = [*node.args, *_DEFAULTS[len(node.args) :]]
             node.args = (*arguments[:_FORMAT], torch.channels_last, *arguments[_FORMAT + 1 :])
         else:
