@@ -228,9 +228,12 @@ class PreparedProgram {
   }
 
   void count_work(const Program& program) {
-    const auto products = [](const std::vector<PreparedRun>& runs, int channels) {
+    const auto products = [&](const std::vector<PreparedRun>& runs, int channels) {
       double sum = 0;
-      for (const auto& run : runs) sum += double{1} * run.weights.depth * channels;
+      for (const auto& run : runs) {
+        const bool is_bf16 = run.weights.weights == Weights::bf16 && kernels.multiplies_bf16();
+        sum += (is_bf16 ? 0.5 : 1) * run.weights.depth * channels;  // in float32's multiply-adds
+      }
       return sum;
     };
     // Of a run, what it reads for the first time: the other pixels it has read before.

@@ -6,7 +6,7 @@ namespace {
 // How many multiply-adds of one thread cost as much as loading a weight, as the tables and calls of an instruction, as
 // a barrier, and as reading an element that another core has written; measured on two cores with AVX-512. The last is
 // 30 to 160, by how near the other core is.
-constexpr double kLoading = 1.2, kCall = 5e3, kBarrier = 1.2e4, kForeign = 60;
+constexpr double kLoading = 1.2, kCall = 2e4, kBarrier = 1.2e4, kForeign = 60;
 constexpr int kPixelsInFlight = 12, kImagesForRows = 8;
 
 // The cost per pixel, if `threads` of a group's threads work on `together` pixels at once.

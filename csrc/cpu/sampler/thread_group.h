@@ -238,11 +238,12 @@ class ThreadGroup {
 
   // Image m of the span's pixel i is row i * images + m. first(y, x): where the pixel lies in image 0; each next pixel
   // of its row lies `step` elements further on.
-  template <class First>
-  void tabulate(Table& table, const Span& span, int64_t image_stride, int64_t step, const First& first) const {
-    T** next = table.data();
+  template <class E, class First>
+  void tabulate(std::vector<E*>& table, const Span& span, int64_t image_stride, int64_t step,
+                const First& first) const {
+    E** next = table.data();
     span.each_row([&](int y, int begin, int end) {
-      T* at = first(y, begin);
+      E* at = first(y, begin);
       for (int x = begin; x < end; x++, at += step)
         for (int m = 0; m < n_; m++) *next++ = at + m * image_stride;
     });
@@ -334,11 +335,14 @@ class ThreadGroup {
     const Table* from = &member.from;
     for (const auto& run : runs) {
       const int rows = span.count() * n_;
-      tabulate_value(member.x, run.source, span, run.dy, run.dx);
       if (p_.rounded[run.source]) {
-        tabulate_rounded(member, run.source, member.x, rows);
+        tabulate(member.rounded, span, workspace_.image_stride(run.source), workspace_.channels(run.source),
+                 [&](int y, int x) {
+                   return workspace_.rounded(run.source, workspace_.pixel(run.source, y + run.dy, x + run.dx));
+                 });
         p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, from->data(), to.data());
       } else {
+        tabulate_value(member.x, run.source, span, run.dy, run.dx);
         p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, from->data(), to.data());
       }
       from = &to;
