@@ -83,6 +83,7 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
       for (int i = 0; i < n; i++) to[i] = convert<To>(from[i]);
   };
   if (from_c == 1 && to_c == 1) {
+    if (from_x == channels && to_x == channels) return line(from, to, channels * width);
     for (int x = 0; x < width; x++) line(from + x * from_x, to + x * to_x, channels);
     return;
   }

@@ -223,8 +223,10 @@ class Convolution {
                 std::vector<X*>& x) const {
     const int first = std::clamp(-(y + run.dy), 0, rows), last = std::clamp(in.height - (y + run.dy), first, rows);
     x.clear();
-    for (int r = first; r < last; r++)
-      for (int p = 0; p < n; p++) x.push_back(padded_row(y + r + run.dy) + (run.dx + p * step) * channels_in_);
+    for (int r = first; r < last; r++) {
+      X* const row = padded_row(y + r + run.dy) + run.dx * channels_in_;
+      for (int p = 0; p < n; p++) x.push_back(row + int64_t{p} * step * channels_in_);
+    }
     return first;
   }
 
@@ -280,11 +282,17 @@ class Convolution {
       steps.push_back({StepKind::add_condition, 1, s.condition_rows.data(), nullptr, nullptr});
     }
     if (e.residual.data) {
-      s.residual_rows.resize(pixels);
-      for (int p = 0; p < pixels; p++) s.residual_rows[p] = s.residual + int64_t{p} * channels_out_;
-      load_rows<T>(
-          e.residual, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1,
-          channels_out_);
+      const FeatureMap& map = e.residual;
+      const bool lies_so = map.element == element_of<T> && map.stride_c == 1;
+      T* const begin = lies_so ? static_cast<T*>(map.data) + image * map.stride_n + y * map.stride_y : s.residual;
+      const int64_t stride_y = lies_so ? map.stride_y : int64_t{out.width} * channels_out_;
+      const int64_t stride_x = lies_so ? map.stride_x : channels_out_;
+      s.residual_rows.clear();
+      for (int r = 0; r < rows; r++)
+        for (int x = 0; x < out.width; x++) s.residual_rows.push_back(begin + r * stride_y + x * stride_x);
+      if (!lies_so)
+        load_rows<T>(
+            map, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1, channels_out_);
       steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
     }
     if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
