@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".unfinished"
-LEFT_BEHIND = (
-    60  # seconds after which an unfinished file of another machine is taken for that of a killed process
-)
+LEFT_BEHIND = 60  # seconds after which an unfinished file is taken for a killed process's
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.masked_convolutions import Convolution
+from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     STATISTICS,
@@ -104,11 +104,14 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             node.replace_input_with(source, copy(source, node, True))
 
     for node in list(graph.nodes):
-        if node in joined and (source := _entry(node, last)) is not None:
-            lay_out(node, source)
-            last.add(node)
-        elif node.target in _OURS and _is_channels_last(node) and isinstance(source := node.args[0], fx.Node):
-            lay_out(node, source)  # as PyTorch's result is, also where only the weight is laid out so
+        if node.target in _OURS and isinstance(source := node.args[0], fx.Node):
+            enters = node in joined and source not in last
+            if enters or _is_channels_last(
+                node
+            ):  # as PyTorch's result is, also where only the weight is laid out so
+                lay_out(node, source)
+            if enters:
+                last.add(node)
         changed = [source for source in node.all_input_nodes if source in last]
         if changed and node in following and _is_logits(node, following):
             _write_contiguous(graph, node, report)
@@ -138,8 +141,7 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
     assert weight is not None
     how = geometry(weight, call.padding, call.dilation)
     with graph.inserting_before(node):
-        mask = graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
-        arguments = (call.input, call.weight, call.bias, mask, *map(list, how), "auto", False)
+        arguments = (call.input, call.weight, call.bias, no_mask(graph, weight), *map(list, how), "auto", False)
         new = graph.call_function(_CONVOLUTION, (*arguments, torch.contiguous_format))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
@@ -153,12 +155,6 @@ def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any
         new = graph.call_method("contiguous", (source,), layout)
     new.meta = dict(source.meta)
     return new
-
-
-def _entry(node: fx.Node, last: set[fx.Node]) -> fx.Node | None:
-    """What a convolution reads, if its layout is to be changed."""
-    source = node.args[0]
-    return source if isinstance(source, fx.Node) and source not in last else None
 
 
 def _is_channels_last(node: fx.Node) -> bool:

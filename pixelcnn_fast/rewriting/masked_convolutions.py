@@ -97,6 +97,11 @@ def rewrite(
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
 
 
+def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:
+    """The mask of a convolution that has none, for the op."""
+    return graph.call_function(torch.ones, (1,), {"dtype": weight.dtype, "device": weight.device})
+
+
 def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], writes: Writes) -> Zeroed | str:
     """Where a weight is zero, or why that is of no use."""
     why = "its weight has no mask, and no padding or crop could be taken in"

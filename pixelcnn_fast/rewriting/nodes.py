@@ -158,9 +158,7 @@ def _written(node: fx.Node) -> list[Any]:
         return [] if is_eval and node.target in BATCH_NORM else [x for x in everything if x is not source]
     if _is_of_arrays(node.target, name):  # which share memory with tensors
         return everything
-    if any(
-        part in name for part in ("batch_norm", "instance_norm", "moving_avg")
-    ):  # which may write statistics
+    if any(part in name for part in ("batch_norm", "instance_norm", "moving_avg")):  # they may write statistics
         return everything
     if name.startswith(("embedding", "_foreach")):  # an embedding may normalise its weight
         return everything

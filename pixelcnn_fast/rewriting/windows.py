@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.masked_convolutions import Convolution
+from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
@@ -80,7 +80,7 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         end = crop.nodes[0] if crop is not None else node
         with graph.inserting_before(end):
             if mask is None:
-                mask = graph.call_function(torch.ones, (1,), {"dtype": kernel.dtype, "device": kernel.device})
+                mask = no_mask(graph, kernel)
             arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, None, [*size])
             new = graph.call_function(_OURS, arguments)
         new.meta = dict(end.meta)

@@ -91,7 +91,7 @@ class Convolution {
       pitch =
           c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
-      direct = out.element == element_of<T> && out.stride_c == 1 && out.channels == c.padded_;
+      direct = has_pixels(out) && out.channels == c.padded_;
       sum_pitch = c.padded_ + 64 / static_cast<int>(sizeof(T));
     }
   };
@@ -105,7 +105,7 @@ class Convolution {
       const int64_t at_ring = take((int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word);
       const int64_t at_bias = take(c.padded_);
       const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
-      const int64_t at_residual = take(e.residual.data ? pixels * c.channels_out_ : 0);
+      const int64_t at_residual = take(e.residual.data && !has_pixels(e.residual) ? pixels * c.channels_out_ : 0);
       const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
                     at_prepared = take(pairs * c.channels_in_);
       memory.emplace(size * sizeof(T));
@@ -170,16 +170,24 @@ class Convolution {
       load_rows<X>(in, image, loaded, needed, padded_row, 1, channels_in_);
       loaded = std::max(loaded, needed);
 
-      s.all.resize(rows * out.width);
-      T* const begin = frame.direct ? static_cast<T*>(out.data) + image * out.stride_n + y * out.stride_y : s.sums;
-      const int64_t stride_y = frame.direct ? out.stride_y : out.width * frame.sum_pitch;
-      const int64_t stride_x = frame.direct ? out.stride_x : frame.sum_pitch;
-      for (int r = 0, p = 0; r < rows; r++)
-        for (int x = 0; x < out.width; x++) s.all[p++] = begin + r * stride_y + x * stride_x;
+      locate(out, frame.direct, image, y, rows, s.sums, frame.sum_pitch, s.all);
       sum(in, out, frame, s, y, rows, padded_row);
       apply(out, e, s, image, y, rows);
       if (!frame.direct) store(out, frame, s, image, y, rows);
     }
+  }
+
+  // Whether the channels of a map's pixels lie side by side, as T.
+  static bool has_pixels(const FeatureMap& map) { return map.element == element_of<T> && map.stride_c == 1; }
+
+  // Where the pixels of rows y...y+rows-1 begin: in the map's own memory or, `pitch` apart, in a buffer.
+  static void locate(const FeatureMap& map, bool direct, int image, int y, int rows, T* buffer, int64_t pitch,
+                     std::vector<T*>& pixels) {
+    T* const begin = direct ? static_cast<T*>(map.data) + image * map.stride_n + y * map.stride_y : buffer;
+    const int64_t stride_y = direct ? map.stride_y : map.width * pitch, stride_x = direct ? map.stride_x : pitch;
+    pixels.clear();
+    for (int r = 0; r < rows; r++)
+      for (int x = 0; x < map.width; x++) pixels.push_back(begin + r * stride_y + x * stride_x);
   }
 
   void store(const FeatureMap& out, const Frame& frame, Scratch& s, int image, int y, int rows) const {
@@ -203,13 +211,13 @@ class Convolution {
       const int first = read_rows(in, run, y, rows, padded_row, out.width, 1, s.x) * out.width;
       const int n = static_cast<int>(s.x.size()), depth = static_cast<int>(run.taps.size()) * channels_in_;
       const Packed packed{weights.get(), depth, kernels_.block_bytes(depth, packed_as_), packed_as_};
-      const auto matmul = [&](const auto& product) {
-        product(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
-      };
-      if constexpr (std::is_same_v<X, T>)
-        matmul(kernels_.matmul);
-      else
-        matmul(kernels_.matmul_rounded);
+      const auto matmul = [&] {
+        if constexpr (std::is_same_v<X, T>)
+          return kernels_.matmul;
+        else
+          return kernels_.matmul_rounded;
+      }();
+      matmul(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
     for (size_t p = 0; p < s.all.size(); p++)
@@ -282,17 +290,12 @@ class Convolution {
       steps.push_back({StepKind::add_condition, 1, s.condition_rows.data(), nullptr, nullptr});
     }
     if (e.residual.data) {
-      const FeatureMap& map = e.residual;
-      const bool lies_so = map.element == element_of<T> && map.stride_c == 1;
-      T* const begin = lies_so ? static_cast<T*>(map.data) + image * map.stride_n + y * map.stride_y : s.residual;
-      const int64_t stride_y = lies_so ? map.stride_y : int64_t{out.width} * channels_out_;
-      const int64_t stride_x = lies_so ? map.stride_x : channels_out_;
-      s.residual_rows.clear();
-      for (int r = 0; r < rows; r++)
-        for (int x = 0; x < out.width; x++) s.residual_rows.push_back(begin + r * stride_y + x * stride_x);
-      if (!lies_so)
+      const bool direct = has_pixels(e.residual);
+      locate(e.residual, direct, image, y, rows, s.residual, channels_out_, s.residual_rows);
+      if (!direct)
         load_rows<T>(
-            map, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1, channels_out_);
+            e.residual, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1,
+            channels_out_);
       steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
     }
     if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});

@@ -141,16 +141,16 @@ def like_result(
 def _compute(  # the schema has the types
     x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
 ):
-    backend, given = choose(backend, x.device, x.dtype), mask
-    mask = mask_like(mask, weight)
-    if backend == "reference":
-        y = reference.masked_conv2d(x, weight, bias, mask, padding, dilation, size)
-        return y if result_format is None else y.contiguous(memory_format=result_format)
-    if backend == "triton":
-        from pixelcnn_fast.ops.masked_conv2d import triton
+    backend = choose(backend, x.device, x.dtype)
+    if backend != "compiled":
+        if backend == "reference":
+            y = reference.masked_conv2d(x, weight, bias, mask_like(mask, weight), padding, dilation, size)
+        else:
+            from pixelcnn_fast.ops.masked_conv2d import triton
 
-        y = triton.forward(x, weight, bias, given, dilation, padding, size)
+            y = triton.forward(x, weight, bias, mask, dilation, padding, size)
         return y if result_format is None else y.contiguous(memory_format=result_format)
+    mask = mask_like(mask, weight)
     out = pooled(
         _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, size)
     )
@@ -177,14 +177,14 @@ def mask_like(mask: Tensor, weight: Tensor) -> Tensor:
 def _input_gradient(
     grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
 ):
-    backend, given = choose(backend, grad.device, grad.dtype), mask
-    mask = mask_like(mask, weight)
-    if backend == "reference":
-        return reference.input_gradient(grad, weight * mask, size, padding, dilation)
+    backend = choose(backend, grad.device, grad.dtype)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.input_gradient(grad, weight, given, size, dilation, padding)
+        return triton.input_gradient(grad, weight, mask, size, dilation, padding)
+    mask = mask_like(mask, weight)
+    if backend == "reference":
+        return reference.input_gradient(grad, weight * mask, size, padding, dilation)
     grad_x = pooled(
         _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
     )

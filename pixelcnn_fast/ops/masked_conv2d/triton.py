@@ -72,7 +72,7 @@ def fused_forward(
             f"kernel {tuple(kernel)} at dilation {tuple(dilation)} is larger than the input {tuple(x.shape[2:])} "
             f"padded by {tuple(padding)}: pad by more"
         )
-    packed = _pack(weight, mask.expand(weight.shape), live_taps(mask, kernel), dilation, padding, sign=1)
+    packed = _pack(weight, mask, dilation, padding)
     shape = (x.shape[0], weight.shape[0], *pixels)
     return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition)
 
@@ -82,8 +82,7 @@ def input_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in grad's
     memory format."""
-    matrices, expanded = (x.transpose(0, 1) for x in (weight, mask.expand(weight.shape)))
-    packed = _pack(matrices, expanded, live_taps(mask, weight.shape[2:]), dilation, padding, sign=-1)
+    packed = _pack(weight, mask, dilation, padding, transposed=True)
     return _product_over_taps(grad, packed, tuple(input_shape))
 
 
@@ -100,15 +99,14 @@ def weight_gradient(
     precision = precision_of(x.dtype)
     size = tile(f"outer product over taps, {precision}", x.device, in_channels, out_channels, positions)
     alive = triton.cdiv(taps, 2)  # about so many; the others' programs end at once
-    blocks = alive * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
+    tiles = triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     # Each split sums a share of the positions, and the shares are summed in order: no atomics.
-    splits = max(1, min(multiprocessors(x.device) // blocks, positions // (4 * size.depth)))
+    splits = max(1, min(multiprocessors(x.device) // (alive * tiles), positions // (4 * size.depth)))
     share = size.depth * triton.cdiv(triton.cdiv(positions, splits), size.depth)
     partial = x.new_empty((splits, taps, in_channels, out_channels), dtype=torch.float32)
     live = live_taps(mask, kernel)
-    programs = taps * triton.cdiv(in_channels, size.rows) * triton.cdiv(out_channels, size.columns)
     with torch.cuda.device_of(x):
-        _outer_product_over_taps_kernel[programs, splits](
+        _outer_product_over_taps_kernel[taps * tiles, splits](
             grad,
             x,
             live,
@@ -209,9 +207,12 @@ class Packed(NamedTuple):
     live: Tensor
 
 
-def _pack(weight: Tensor, mask: Tensor, live: Tensor, dilation: Pair, padding: Pair, sign: int) -> Packed:
-    """weight, mask: [to, from, kH, kW]; live: bool [kH, kW]."""
+def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transposed: bool = False) -> Packed:
+    """weight: [to, from, kH, kW], or [from, to, kH, kW] if ``transposed``; mask: one that is expanded to it."""
     check_dtype(weight)
+    live, mask = live_taps(mask, weight.shape[2:]), mask.expand(weight.shape)
+    if transposed:
+        weight, mask = weight.transpose(0, 1), mask.transpose(0, 1)
     to, from_, *kernel = weight.shape
     taps, size = kernel[0] * kernel[1], to * from_
     # In memory [taps, to, from]: sm_90 takes TF32 operands only with the summed dimension innermost.
@@ -232,7 +233,7 @@ def _pack(weight: Tensor, mask: Tensor, live: Tensor, dilation: Pair, padding: P
             live.stride(),
             dilation,
             padding,
-            sign,
+            -1 if transposed else 1,
             FROM=from_,
             KERNEL_WIDTH=kernel[1],
             TAPS=taps,

@@ -69,10 +69,7 @@ def masked_conv_block(
 def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the types
     *terms, backend = terms_and_backend
     scale, shift, condition, residual, activation, alpha, padding, dilation = terms
-    backend, given = choose(backend, x.device, x.dtype), mask
-    mask = mask_like(mask, weight)
-    if backend == "reference":
-        return reference.masked_conv_block(x, weight, bias, mask, *terms)
+    backend = choose(backend, x.device, x.dtype)
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv_block import triton
 
@@ -81,7 +78,10 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
             bias = bias * scale if bias is not None else None
         if shift is not None:
             bias = shift if bias is None else bias + shift
-        return triton.forward(x, weight, bias, given, dilation, padding, activation, residual, condition, alpha)
+        return triton.forward(x, weight, bias, mask, dilation, padding, activation, residual, condition, alpha)
+    mask = mask_like(mask, weight)
+    if backend == "reference":
+        return reference.masked_conv_block(x, weight, bias, mask, *terms)
     out = pooled(like_result(x, weight, padding, dilation))
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
