@@ -33,8 +33,6 @@ from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
-_DEFAULTS: list[Any] = [argument.default_value for argument in _CONVOLUTION._schema.arguments]
-_FORMAT = [argument.name for argument in _CONVOLUTION._schema.arguments].index("result_format")
 _OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)
 _AGNOSTIC: frozenset[Any] = frozenset(
     (
@@ -97,9 +95,8 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
         x = value(source)
         is_one_channel = x is not None and x.shape[1] == 1
         is_own = writes.none_before_backward([source]) and writes.none_after(node, [source])
-        if node.target is _CONVOLUTION and (is_one_channel or not (is_own or writes.inference)):
-            arguments = [*node.args, *_DEFAULTS[len(node.args) :]]
-            node.args = (*arguments[:_FORMAT], torch.channels_last, *arguments[_FORMAT + 1 :])
+        if is_one_channel or not (is_own or writes.inference):
+            _set_format(node)
         else:
             node.replace_input_with(source, copy(source, node, True))
 
@@ -121,6 +118,13 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             continue
         for source in changed:
             node.replace_input_with(source, copy(source, node, False))
+
+
+def _set_format(node: fx.Node) -> None:
+    settings = node.target._schema.arguments  # type: ignore[union-attr]  # one of ours
+    at = [setting.name for setting in settings].index("result_format")
+    given: list[Any] = [*node.args, *(setting.default_value for setting in settings[len(node.args) :])]
+    node.args = (*given[:at], torch.channels_last, *given[at + 1 :])
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixelcnn_fast import ops
+from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.ops.masked_conv_block.reference import ACTIVATIONS
 from pixelcnn_fast.program.formulas import FORMULAS
 from pixelcnn_fast.program.steps import KINDS
@@ -31,10 +33,19 @@ def terms(n: int, channels: int, height: int, width: int, seed: int = 1) -> Term
     return Terms(*(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes))
 
 
+DOWN_TO_THE_LEFT = torch.tensor(
+    [[0.0, 1, 1], [0, 1, 0], [1, 0, 0]]
+)  # the last taps read nothing for the last row
+
+
+# 33 and 64 output channels: maps that have to be padded for the products, and not; 48 input channels: taps in pairs.
+@pytest.mark.parametrize("mask", [raster_mask(3, 3, "B"), DOWN_TO_THE_LEFT], ids=["B", "below"])
+@pytest.mark.parametrize(("channels_in", "channels_out"), [(5, 33), (5, 64), (48, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_equals_the_terms_one_by_one(dtype, channels_last):
-    inputs, extra = problem(2, 5, 33, (3, 3), 7, 5), terms(2, 33, 7, 5)
+def test_equals_the_terms_one_by_one(dtype, channels_last, channels_in, channels_out, mask):
+    inputs = problem(2, channels_in, channels_out, (3, 3), 7, 5, mask=mask)
+    extra = terms(2, channels_out, 7, 5)
     for present in itertools.product([False, True], repeat=4):
         chosen = Terms(*(t if use else None for t, use in zip(extra, present, strict=True)))
         low, low_terms = inputs.to(dtype), chosen.to(dtype)
@@ -43,10 +54,30 @@ def test_equals_the_terms_one_by_one(dtype, channels_last):
             if low_terms.residual is not None:
                 residual = low_terms.residual.to(memory_format=torch.channels_last)
                 low_terms = low_terms._replace(residual=residual)
-        got = ops.masked_conv_block(*low, *low_terms, "relu")
-        expected = ops.masked_conv_block(*low, *low_terms, "relu", backend="reference")
-        exact = ops.masked_conv_block(*inputs, *chosen, "relu", backend="reference")
-        assert_right(got, expected, exact)
+        for activation in ("none", "relu", "silu"):
+            got = ops.masked_conv_block(*low, *low_terms, activation)
+            expected = ops.masked_conv_block(*low, *low_terms, activation, backend="reference")
+            exact = ops.masked_conv_block(*inputs, *chosen, activation, backend="reference")
+            assert_right(got, expected, exact)
+
+
+@pytest.mark.parametrize("channels", [5, 32])
+def test_relu_keeps_nan(channels):
+    x, weight, bias, mask = problem(1, 3, channels, (3, 3), 6, 5).to(torch.float32)
+    x[0, 0, 2, 1] = torch.nan
+    got = ops.masked_conv_block(x, weight, bias, mask, activation="relu")
+    reached = F.conv2d(x[:, :1].isnan().float(), mask[:, :1], padding=1) > 0  # live taps read it
+    assert torch.equal(got.isnan(), reached)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_result_is_in_the_format_asked_for(backend, layout):
+    for channels in (1, 4):
+        inputs = problem(2, channels, 6, (3, 3), 5, 4).to(torch.float32)
+        got = ops.masked_conv_block(*inputs, backend=backend, result_format=layout)
+        assert got.is_contiguous(memory_format=layout)
+        assert torch.equal(got, ops.masked_conv_block(*inputs, backend=backend))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -63,7 +94,8 @@ def test_registration_and_refusals():
     x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(torch.float32)
     extra = terms(2, 4, 5, 6).to(torch.float32)
     args = (x, weight, bias, mask, *extra, "relu", 1.0, (1, 1), (1, 1), "auto")
-    torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv_block.default, args)
+    for given in (args, (*args, torch.channels_last)):
+        torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv_block.default, given)
     with pytest.raises(ValueError, match="no gradient"):
         ops.masked_conv_block(x.clone().requires_grad_(), weight, bias, mask)
     for name, bad in dict(scale=(5,), shift=(2, 4), condition=(1, 4), residual=(2, 4, 5, 5)).items():

@@ -116,24 +116,36 @@ void copy_row(const From* from, int64_t from_c, int64_t from_x, To* to, int64_t 
   corner(0, channels, 0, width);
 }
 
+template <bool kWrites, class T>
+inline void prefetch_line(const T* line, int n) {
+  constexpr int kStep = 64 / sizeof(T);
+  for (int i = 0; i < n + kStep - 1; i += kStep) __builtin_prefetch(line + i, kWrites);
+}
+
 // Calls f(part, y, c, n) for the pieces of rows first...last-1 of an image: `part` is where channels c...c+n-1 of row y
 // begin in the map's memory. A map that is stored channel by channel is walked in that order: a few channels of all
-// rows, then the next few.
-template <class F>
+// rows, then the next few, which are asked for before: there are too many lines at once for the processor to foresee.
+template <bool kWrites, class F>
 void each_part(const FeatureMap& map, int image, int first, int last, const F& f) {
   with_element(map.element, [&](auto element) {
     auto* begin = static_cast<decltype(element)*>(map.data) + image * map.stride_n;
     const int group = map.stride_c == 1 ? map.channels : 8;
     for (int c = 0; c < map.channels; c += group)
-      for (int y = first; y < last; y++)
-        f(begin + c * map.stride_c + y * map.stride_y, y, c, std::min(group, map.channels - c));
+      for (int y = first; y < last; y++) {
+        auto* part = begin + c * map.stride_c + y * map.stride_y;
+        const int n = std::min(group, map.channels - c);
+        if (map.stride_x == 1)
+          for (int next = n; next < std::min(2 * n, map.channels - c); next++)
+            prefetch_line<kWrites>(part + next * map.stride_c, map.width);
+        f(part, y, c, n);
+      }
   });
 }
 
 // Copies rows first...last-1 of an image into buffers, and back; row_at(y) is where channel 0 of row y begins.
 template <class T, class RowAt>
 void load_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t to_c, int64_t to_x) {
-  each_part(map, image, first, last, [&](const auto* part, int y, int c, int n) {
+  each_part<false>(map, image, first, last, [&](const auto* part, int y, int c, int n) {
     copy_row(part, map.stride_c, map.stride_x, reinterpret_cast<T*>(row_at(y)) + c * to_c, to_c, to_x, n, map.width);
   });
 }
@@ -141,7 +153,7 @@ void load_rows(const FeatureMap& map, int image, int first, int last, const RowA
 template <class T, class RowAt>
 void store_rows(const FeatureMap& map, int image, int first, int last, const RowAt& row_at, int64_t from_c,
                 int64_t from_x) {
-  each_part(map, image, first, last, [&](auto* part, int y, int c, int n) {
+  each_part<true>(map, image, first, last, [&](auto* part, int y, int c, int n) {
     copy_row(reinterpret_cast<const T*>(row_at(y)) + c * from_c, from_c, from_x, part, map.stride_c, map.stride_x, n,
              map.width);
   });

@@ -91,7 +91,7 @@ class Convolution {
       pitch =
           c.reach_.left + std::max(in.width, out.width + c.reach_.right) + 1;  // 1: the last pair may be half outside
       pairs = c.pair_runs_.empty() ? 0 : (out.width + 1) / 2;
-      direct = has_pixels(out) && out.channels == c.padded_;
+      direct = c.in_blocks(out);
       sum_pitch = c.padded_ + 64 / static_cast<int>(sizeof(T));
     }
   };
@@ -105,7 +105,7 @@ class Convolution {
       const int64_t at_ring = take((int64_t{f.kept} * f.pitch * c.channels_in_ + in_a_word - 1) / in_a_word);
       const int64_t at_bias = take(c.padded_);
       const int64_t at_sums = take(f.direct ? 0 : pixels * f.sum_pitch), at_spare = take(c.padded_);
-      const int64_t at_residual = take(e.residual.data && !has_pixels(e.residual) ? pixels * c.channels_out_ : 0);
+      const int64_t at_residual = take(e.residual.data && !c.in_blocks(e.residual) ? pixels * c.padded_ : 0);
       const int64_t at_zeros = take(c.padded_), at_shared = take(2 * pairs * c.padded_),
                     at_prepared = take(pairs * c.channels_in_);
       memory.emplace(size * sizeof(T));
@@ -123,7 +123,7 @@ class Convolution {
     T* spare;   // where the second pixel of a pair goes that is half outside
     T *bias, *sums, *residual, *prepared, *zeros;
     std::vector<X*> x;
-    std::vector<T*> all, to, prepared_rows, residual_rows, condition_rows;
+    std::vector<T*> all, to, prepared_rows, residual_rows;
     std::vector<T*> sums_of_pairs[kPairSums];
     std::vector<const T*> begun, begun_sums[kPairSums];  // what is added to next: the bias, zeros or the sum so far
   };
@@ -158,7 +158,9 @@ class Convolution {
     for (int o = 0; o < channels_out_; o++) {
       T b = e.bias ? static_cast<const T*>(e.bias)[o] : T(0);
       if (e.scale) b *= static_cast<const T*>(e.scale)[o];
-      s.bias[o] = e.shift ? b + static_cast<const T*>(e.shift)[o] : b;
+      if (e.shift) b += static_cast<const T*>(e.shift)[o];
+      if (e.condition) b += static_cast<const T*>(e.condition)[int64_t{image} * channels_out_ + o];
+      s.bias[o] = b;
     }
     const auto padded_row = [&](int y) {
       return s.ring + int64_t{(y + reach_.up) % frame.kept} * frame.pitch * channels_in_ + reach_.left * channels_in_;
@@ -171,14 +173,17 @@ class Convolution {
       loaded = std::max(loaded, needed);
 
       locate(out, frame.direct, image, y, rows, s.sums, frame.sum_pitch, s.all);
-      sum(in, out, frame, s, y, rows, padded_row);
-      apply(out, e, s, image, y, rows);
+      if (e.residual.data) locate_residual(e, s, image, y, rows);
+      if (!sum(in, out, frame, e, s, y, rows, padded_row)) apply(e, s, rows * out.width);
       if (!frame.direct) store(out, frame, s, image, y, rows);
     }
   }
 
   // Whether the channels of a map's pixels lie side by side, as T.
   static bool has_pixels(const FeatureMap& map) { return map.element == element_of<T> && map.stride_c == 1; }
+
+  // Whether products can work on the map's own memory.
+  bool in_blocks(const FeatureMap& map) const { return has_pixels(map) && map.channels == padded_; }
 
   // Where the pixels of rows y...y+rows-1 begin: in the map's own memory or, `pitch` apart, in a buffer.
   static void locate(const FeatureMap& map, bool direct, int image, int y, int rows, T* buffer, int64_t pitch,
@@ -200,10 +205,20 @@ class Convolution {
     store_rows<X>(out, image, y, y + rows, row_at, 1, frame.sum_pitch * sizeof(T) / sizeof(X));
   }
 
-  // Writes the bias and all products into s.all.
+  void locate_residual(const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {
+    const bool direct = in_blocks(e.residual);
+    locate(e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
+    if (direct) return;
+    const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual.width]; };
+    load_rows<T>(e.residual, image, y, y + rows, row_at, 1, padded_);
+  }
+
+  // Writes the bias and all products into s.all. Returns whether the last product went to every pixel and so could
+  // apply the epilogue, too.
   template <class PaddedRow>
-  void sum(const FeatureMap& in, const FeatureMap& out, const Frame& frame, Scratch& s, int y, int rows,
-           const PaddedRow& padded_row) const {
+  bool sum(const FeatureMap& in, const FeatureMap& out, const Frame& frame, const ConvEpilogue& e, Scratch& s, int y,
+           int rows, const PaddedRow& padded_row) const {
+    bool applied = false;
     s.begun.assign(s.all.size(), s.bias);
     if constexpr (std::is_same_v<X, T>)
       if (!pair_runs_.empty()) sum_pairs(in, out, frame, s, y, rows, padded_row);
@@ -217,12 +232,19 @@ class Convolution {
         else
           return kernels_.matmul_rounded;
       }();
-      matmul(s.x.data(), n, packed, 0, blocks_, s.begun.data() + first, s.all.data() + first);
+      Result<T> result{s.begun.data() + first, s.all.data() + first};
+      applied = &run == &runs_.back().run && n == static_cast<int>(s.all.size()) && in_products(e);
+      if (applied) result.added = e.residual.data ? s.residual_rows.data() : nullptr, result.relu = e.activates;
+      matmul(s.x.data(), n, packed, 0, blocks_, result);
       std::copy_n(s.all.data() + first, n, s.begun.data() + first);
     }
     for (size_t p = 0; p < s.all.size(); p++)
       if (s.begun[p] == s.bias) std::copy_n(s.bias, padded_, s.all[p]);
+    return applied;
   }
+
+  // Whether products can end with it.
+  static bool in_products(const ConvEpilogue& e) { return !e.activates || e.activation == StepKind::relu; }
 
   // x: where a run reads, for n pixels of each row y...y+rows-1 that are `step` apart, but for rows for which that is
   // outside the map; returns the first of the others, counted from y.
@@ -282,22 +304,9 @@ class Convolution {
       }
   }
 
-  void apply(const FeatureMap& out, const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {
+  void apply(const ConvEpilogue& e, Scratch& s, int pixels) const {
     std::vector<BoundStep<T>> steps;
-    const int pixels = rows * out.width;
-    if (e.condition) {
-      s.condition_rows.assign(pixels, static_cast<T*>(const_cast<void*>(e.condition)) + int64_t{image} * channels_out_);
-      steps.push_back({StepKind::add_condition, 1, s.condition_rows.data(), nullptr, nullptr});
-    }
-    if (e.residual.data) {
-      const bool direct = has_pixels(e.residual);
-      locate(e.residual, direct, image, y, rows, s.residual, channels_out_, s.residual_rows);
-      if (!direct)
-        load_rows<T>(
-            e.residual, image, y, y + rows, [&](int row) { return s.residual_rows[(row - y) * out.width]; }, 1,
-            channels_out_);
-      steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
-    }
+    if (e.residual.data) steps.push_back({StepKind::add, 1, s.residual_rows.data(), nullptr, nullptr});
     if (e.activates) steps.push_back({e.activation, static_cast<T>(e.alpha), nullptr, nullptr, nullptr});
     if (!steps.empty())
       kernels_.epilogue(steps.data(), static_cast<int>(steps.size()), pixels, 0, channels_out_, s.all.data(),

@@ -234,7 +234,7 @@ class WeightGradient {
     for (int i = 0; i < w_.in; i++) part.x_rows.push_back(x_row(i));
     const int64_t bytes = kernels_.block_bytes(depth, packed_as_);
     T* const* to = part.sum_rows.data() + term * w_.in;
-    kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, packed_as_}, 0, blocks_, to, to);
+    kernels_.matmul(part.x_rows.data(), w_.in, {part.packed, depth, bytes, packed_as_}, 0, blocks_, {to, to});
   }
 
   // For a block of output channels: what the parts sum up to, shared out to the taps.

@@ -15,9 +15,12 @@ constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 s
 constexpr int64_t kSmallest = 1 << 16;
 constexpr int64_t kSpare = 8 << 20;  // may be kept beyond what was in use at once
 
+constexpr int64_t kWarm = 32 << 20;  // of what was freed last, the system takes nothing: offering it takes time
+
 struct Free {
   char* data;
   int64_t bytes;
+  bool offered = false;  // to the system, which takes it when memory becomes short
 };
 
 class Pool {
@@ -47,9 +50,7 @@ class Pool {
     in_use_ -= bytes;
     kept_ += bytes;
     free_.push_back({static_cast<char*>(data), bytes});
-#if defined(MADV_FREE)
-    if (bytes >= kHugePage) madvise(data, bytes, MADV_FREE);  // for small blocks that takes longer than to fill them
-#endif
+    offer_all_but_warm();
   }
 
   // A fork must not copy the mutex while another thread has it: in the child, nobody would release it.
@@ -95,6 +96,18 @@ class Pool {
       to += part, bytes -= part, kept_ -= part;
       b->data += part, b->bytes -= part;
       b = b->bytes ? b : free_.erase(b);
+    }
+#endif
+  }
+
+  void offer_all_but_warm() {
+#if defined(MADV_FREE)
+    int64_t newer = 0;
+    for (auto b = free_.rbegin(); b != free_.rend(); ++b) {
+      newer += b->bytes;
+      if (newer <= kWarm || b->offered || b->bytes < kHugePage) continue;  // small blocks are filled in less time
+      madvise(b->data, b->bytes, MADV_FREE);
+      b->offered = true;
     }
 #endif
   }

@@ -162,7 +162,7 @@ class NeighbourWeights {
   // from[t] + rows[t] . weights of product i -> to[t], for the channels first...first+n-1, multiples of the block.
   void multiply(size_t i, Rows<const T> rows, int groups, int first, int n, Rows<const T> from, Rows<T> to) const {
     const char* data = static_cast<const char*>(packed_.data()) + i * bytes_ + first / kernels_.block * block_bytes_;
-    kernels_.matmul(rows, groups, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, from, to);
+    kernels_.matmul(rows, groups, {data, depth, block_bytes_, Weights::same}, 0, n / kernels_.block, {from, to});
   }
 
   const Scheme scheme;

@@ -340,10 +340,10 @@ class ThreadGroup {
                  [&](int y, int x) {
                    return workspace_.rounded(run.source, workspace_.pixel(run.source, y + run.dy, x + run.dx));
                  });
-        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, from->data(), to.data());
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, {from->data(), to.data()});
       } else {
         tabulate_value(member.x, run.source, span, run.dy, run.dx);
-        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, from->data(), to.data());
+        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, {from->data(), to.data()});
       }
       from = &to;
     }

@@ -21,6 +21,17 @@ struct Packed {
 template <class T>
 using Rows = T* const*;
 
+// What a product makes of each row r: out[r] = from[r] + x[r] . W, then + added[r], unless that is null, then relu
+// where it is asked for. `from` may be `out` itself.
+template <class T>
+struct Result {
+  Rows<const T> from;
+  Rows<T> out;
+  Rows<const T> added = nullptr;
+  bool relu = false;
+  Result behind(int rows) const { return {from + rows, out + rows, added ? added + rows : nullptr, relu}; }
+};
+
 // A step with its operand resolved for one call.
 template <class T>
 struct BoundStep {
@@ -43,14 +54,13 @@ struct Kernels {
   int64_t (*block_bytes)(int depth, Weights);
   void (*pack)(const T* weight, int depth, int channels, Weights, void* packed);
 
-  // out[r] = from[r] + x[r] . W for the blocks first...last-1. Sums run over depth in the same order whatever the
-  // number of rows, so a result does not depend on how images are batched. `from` may be `out` itself; both are padded
-  // to whole blocks. Sums are in T, whatever the weights.
-  void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, Rows<const T> from, Rows<T> out);
+  // The product of x and W for the blocks first...last-1. Sums run over depth in the same order whatever the number of
+  // rows, so a result does not depend on how images are batched. All rows of the result are padded to whole blocks.
+  // Sums are in T, whatever the weights.
+  void (*matmul)(Rows<const T> x, int rows, Packed, int first, int last, const Result<T>&);
 
   // The same of rows that are rounded already, by weights of bf16.
-  void (*matmul_rounded)(Rows<const Bfloat16> x, int rows, Packed, int first, int last, Rows<const T> from,
-                         Rows<T> out);
+  void (*matmul_rounded)(Rows<const Bfloat16> x, int rows, Packed, int first, int last, const Result<T>&);
 
   // Rounds the channels first...last-1: to nearest, ties to even, denormals to zero.
   void (*round)(Rows<const T> in, int rows, int first, int last, Rows<Bfloat16> out);

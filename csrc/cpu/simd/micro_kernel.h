@@ -48,8 +48,8 @@ struct Constant {
 };
 
 template <class T, class W, int M, int G>
-void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, int depth, Rows<const T> from,
-          Rows<T> out, int channel) {
+void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, int depth, const Result<T>& result,
+          int channel) {
   using Word = typename W::Word;
   using Factor = typename W::Factor;
   const typename W::X* x[M];
@@ -61,7 +61,7 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
       for (int64_t b = 0; b < int64_t{depth} * sizeof(Factor); b += 64)
         __builtin_prefetch(reinterpret_cast<const char*>(x[m]) + b);
 #pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(from[m] + channel + j * kLanes<T>);
+    for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(result.from[m] + channel + j * kLanes<T>);
   }
 
   // Multiplies with the words at depth k, which hold `count` depths. With one row, each word is loaded once and
@@ -97,38 +97,42 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
   for (; k + W::depths <= depth; k += W::depths) multiply(k, Constant<W::depths>());
   if (W::depths == 2 && k < depth) multiply(k, Constant<1>());
 
+  const auto each_sum = [&](auto f) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-    for (int j = 0; j < G * kVectors; j++) store<T>(out[m] + channel + j * kLanes<T>, sum[m][j]);
+      for (int j = 0; j < G * kVectors; j++) f(sum[m][j], m, channel + j * kLanes<T>);
+  };
+  if (result.added) each_sum([&](Vec<T>& s, int m, int c) { s += load(result.added[m] + c); });
+  if (result.relu) each_sum([&](Vec<T>& s, int, int) { s = s < 0 ? Vec<T>{} : s; });  // keeps NaN
+  each_sum([&](Vec<T>& s, int m, int c) { store<T>(result.out[m] + c, s); });
 }
 
 // With few rows, several blocks are done at once, so that enough sums are in flight to hide multiply-add's latency.
 constexpr int group_of(int rows) { return rows == 1 ? 4 : 2 * rows <= kMaxRows ? 2 : 1; }
 
 template <class T, class W, int M>
-void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, int last, Rows<const T> from,
-                    Rows<T> out) {
+void rows_by_blocks(int rows, Rows<const typename W::X> x, Packed w, int first, int last, const Result<T>& result) {
   if constexpr (M > 0) {
-    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, from, out);
+    if (rows < M) return rows_by_blocks<T, W, M - 1>(rows, x, w, first, last, result);
     constexpr int G = group_of(M);
     const auto block = [&](int b) { return static_cast<const char*>(w.data) + b * w.block_bytes; };
     int b = first;
-    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
+    for (; b + G <= last; b += G) tile<T, W, M, G>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
     if constexpr (G > 2)
-      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
-    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, w.depth, from, out, b * kBlock<T>);
+      for (; b + 2 <= last; b += 2) tile<T, W, M, 2>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
+    for (; b < last; b++) tile<T, W, M, 1>(x, block(b), w.block_bytes, w.depth, result, b * kBlock<T>);
   }
 }
 
 template <class T, class W>
-void matmul_as(Rows<const typename W::X> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
+void matmul_as(Rows<const typename W::X> x, int rows, Packed w, int first, int last, const Result<T>& result) {
   const int tiles = (rows + kMaxRows - 1) / kMaxRows;
   const int step = tiles == 1 ? last - first : 1;  // with more rows, a block stays in L1 while they pass
   for (int b = first; b < last; b += step)
     for (int t = 0; t < tiles; t++) {
       const int r = int64_t{rows} * t / tiles, end = int64_t{rows} * (t + 1) / tiles;
-      rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, from + r, out + r);
+      rows_by_blocks<T, W, kMaxRows>(end - r, x + r, w, b, b + step, result.behind(r));
     }
 }
 

@@ -28,10 +28,10 @@ void pack_blocks(const T* weight, int depth, int channels, char* packed) {
 }
 
 template <class T>
-void matmul(Rows<const T> x, int rows, Packed w, int first, int last, Rows<const T> from, Rows<T> out) {
+void matmul(Rows<const T> x, int rows, Packed w, int first, int last, const Result<T>& result) {
   if constexpr (sizeof(T) == 4)
-    if (w.weights == Weights::bf16) return matmul_bf16(x, rows, w, first, last, from, out);
-  matmul_as<T, Same<T>>(x, rows, w, first, last, from, out);
+    if (w.weights == Weights::bf16) return matmul_bf16(x, rows, w, first, last, result);
+  matmul_as<T, Same<T>>(x, rows, w, first, last, result);
 }
 
 template <class T>

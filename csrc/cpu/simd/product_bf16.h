@@ -49,7 +49,7 @@ class Multiplier {
  public:
   ~Multiplier() { _tile_release(); }
 
-  void operator()(const RoundedRows& x, Packed w, int first, int last, Rows<const float> from, Rows<float> out) {
+  void operator()(const RoundedRows& x, Packed w, int first, int last, const Result<float>& result) {
     set_rows(x.rows > kTileRows ? (x.rows + 1) / 2 : x.rows, x.rows > kTileRows ? x.rows / 2 : 0);
     alignas(64) float sums[kMostRows * kBlock<float>];
     for (int b = first; b < last; b++) {
@@ -57,7 +57,10 @@ class Multiplier {
       for (int i = 0; i < x.rows; i++)
         for (int j = 0; j < kBlock<float>; j += kLanes<float>) {
           const int c = b * kBlock<float> + j;
-          store<float>(out[i] + c, load(from[i] + c) + load(sums + i * kBlock<float> + j));
+          Vec<float> sum = load(result.from[i] + c) + load(sums + i * kBlock<float> + j);
+          if (result.added) sum += load(result.added[i] + c);
+          if (result.relu) sum = sum < 0 ? Vec<float>{} : sum;
+          store<float>(result.out[i] + c, sum);
         }
     }
   }
@@ -138,11 +141,11 @@ struct Pairs {
 };
 
 struct Multiplier {
-  void operator()(const RoundedRows& x, Packed w, int first, int last, Rows<const float> from, Rows<float> out) {
+  void operator()(const RoundedRows& x, Packed w, int first, int last, const Result<float>& result) {
     const Bfloat16* rows[kMostRows];
     for (int i = 0; i < x.rows; i++) rows[i] = x.first + i * x.pitch;
     w.depth = (x.depth + 1) / 2;
-    matmul_as<float, Pairs>(rows, x.rows, w, first, last, from, out);
+    matmul_as<float, Pairs>(rows, x.rows, w, first, last, result);
   }
 };
 
@@ -150,7 +153,7 @@ struct Multiplier {
 
 // Multiplies copies of the rows, a few at a time. copy(x, depth, to): copies and rounds, and pads with zeros.
 template <class X, class Copy>
-void matmul_of_copies(Rows<const X> x, int rows, Packed w, int first, int last, Rows<const float> from, Rows<float> out,
+void matmul_of_copies(Rows<const X> x, int rows, Packed w, int first, int last, const Result<float>& result,
                       const Copy& copy) {
   alignas(64) Bfloat16 copies[kMostRows * (kMostDepth + kDepthStep)];
   Multiplier multiply;
@@ -164,25 +167,26 @@ void matmul_of_copies(Rows<const X> x, int rows, Packed w, int first, int last, 
       for (int i = 0; i < n; i++) copy(x[r + i] + k, depth, copies + i * pitch);
       Packed part = w;
       part.data = static_cast<const char*>(w.data) + int64_t{k} / 2 * kBlock<float> * sizeof(Bf16::Word);
-      multiply({copies, n, depth, steps * kDepthStep, pitch}, part, first, last, (k == 0 ? from : out) + r, out + r);
+      Result<float> sums = result.behind(r);
+      if (k > 0) sums.from = sums.out;
+      if (k + depth < w.depth) sums.added = nullptr, sums.relu = false;
+      multiply({copies, n, depth, steps * kDepthStep, pitch}, part, first, last, sums);
     }
   }
 }
 
-void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, Rows<const float> from,
-                 Rows<float> out) {
-  matmul_of_copies(x, rows, w, first, last, from, out,
+void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, const Result<float>& result) {
+  matmul_of_copies(x, rows, w, first, last, result,
                    [](const float* x, int depth, Bfloat16* to) { round_row(x, depth, to, true); });
 }
 
-void matmul_rounded(Rows<const Bfloat16> x, int rows, Packed w, int first, int last, Rows<const float> from,
-                    Rows<float> out) {
+void matmul_rounded(Rows<const Bfloat16> x, int rows, Packed w, int first, int last, const Result<float>& result) {
 #if defined(__AMX_BF16__)
-  matmul_of_copies(x, rows, w, first, last, from, out,
+  matmul_of_copies(x, rows, w, first, last, result,
                    [](const Bfloat16* x, int depth, Bfloat16* to) { __builtin_memcpy(to, x, depth * sizeof(*x)); });
 #else
   w.depth /= 2;
-  matmul_as<float, Pairs>(x, rows, w, first, last, from, out);
+  matmul_as<float, Pairs>(x, rows, w, first, last, result);
 #endif
 }
 
@@ -190,9 +194,8 @@ void matmul_rounded(Rows<const Bfloat16> x, int rows, Packed w, int first, int l
 
 constexpr int padded_depth(int depth) { return depth + depth % 2; }
 
-void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, Rows<const float> from,
-                 Rows<float> out) {
-  matmul_as<float, Bf16>(x, rows, w, first, last, from, out);
+void matmul_bf16(Rows<const float> x, int rows, Packed w, int first, int last, const Result<float>& result) {
+  matmul_as<float, Bf16>(x, rows, w, first, last, result);
 }
 
 #endif

@@ -127,12 +127,14 @@ def like_result(
     weight: Tensor,
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
 ) -> Tensor:
     """An empty tensor for the result; size: (H', W'), if padding below and to the right differs."""
     n, out, *whole = result_size(x, weight, padding, dilation)
     shape = (n, out, *(whole if size is None else size))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    layout = memory_format(x) if result_format is None else result_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 # -- computing
@@ -241,10 +243,7 @@ def _like_weight(grad, x, mask, padding, dilation, backend):
 def _like_forward(
     x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
 ):
-    like = like_result(x, weight, padding, dilation, size)
-    if result_format is None:
-        return like
-    return torch.empty(like.shape, dtype=x.dtype, device=x.device, memory_format=result_format)
+    return like_result(x, weight, padding, dilation, result_format, size)
 
 
 _forward = define(

@@ -33,12 +33,13 @@ def masked_conv_block(
     padding: Padding = "same",
     dilation: int | tuple[int, int] = 1,
     backend: str = "auto",
+    result_format: torch.memory_format | None = None,
 ) -> Tensor:
     """activation(scale * (masked convolution + bias) + shift + condition + residual) in one pass; no gradients.
 
     x: [N, I, H, W]; weight, mask: [O, I, kH, kW]; bias, scale, shift: [O]; condition: [N, O]; residual: [N, O, H', W']
-    -> [N, O, H', W'], channels-last where x is. None leaves a term out. activation: 'none', 'relu', 'leaky_relu',
-    'elu' (slope alpha), 'silu', 'sigmoid' or 'tanh'.
+    -> [N, O, H', W'], in ``result_format``, or as x is laid out. None leaves a term out. activation: 'none', 'relu',
+    'leaky_relu', 'elu' (slope alpha), 'silu', 'sigmoid' or 'tanh'.
     Raises ValueError like ``masked_conv2d``, and if a gradient would be needed, where fusing would save nothing.
     """
     given = [t for t in (x, weight, bias, scale, shift, condition, residual) if t is not None]
@@ -49,40 +50,43 @@ def masked_conv_block(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
     n, out = x.shape[0], weight.shape[0]
-    terms: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
+    sizes: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
         ("scale", scale, (out,)),
         ("shift", shift, (out,)),
         ("condition", condition, (n, out)),
     )
-    for name, tensor, size in terms:
+    for name, tensor, size in sizes:
         if tensor is not None and tensor.shape != size:
             raise ValueError(f"{name} {list(tensor.shape)}: expected {list(size)}")
     if residual is not None:
         size = result_size(x, weight, padding, dilation)
         if residual.shape != size:
             raise ValueError(f"residual {list(residual.shape)}: expected the result's shape {list(size)}")
-    return _block(
-        x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend
-    )
+    terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
+    return _block(x, weight, bias, mask, *terms, backend, result_format)
 
 
-def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the types
-    *terms, backend = terms_and_backend
-    scale, shift, condition, residual, activation, alpha, padding, dilation = terms
+def _compute(  # the schema has the types
+    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend,
+    result_format=None,
+):  # fmt: skip
     backend = choose(backend, x.device, x.dtype)
-    if backend == "triton":
-        from pixelcnn_fast.ops.masked_conv_block import triton
+    if backend != "compiled":
+        if backend == "reference":
+            terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
+            y = reference.masked_conv_block(x, weight, bias, mask_like(mask, weight), *terms)
+        else:
+            from pixelcnn_fast.ops.masked_conv_block import triton
 
-        if scale is not None:
-            weight = weight * scale[:, None, None, None]
-            bias = bias * scale if bias is not None else None
-        if shift is not None:
-            bias = shift if bias is None else bias + shift
-        return triton.forward(x, weight, bias, mask, dilation, padding, activation, residual, condition, alpha)
+            if scale is not None:
+                weight = weight * scale[:, None, None, None]
+                bias = bias * scale if bias is not None else None
+            if shift is not None:
+                bias = shift if bias is None else bias + shift
+            y = triton.forward(x, weight, bias, mask, dilation, padding, activation, residual, condition, alpha)
+        return y if result_format is None else y.contiguous(memory_format=result_format)
     mask = mask_like(mask, weight)
-    if backend == "reference":
-        return reference.masked_conv_block(x, weight, bias, mask, *terms)
-    out = pooled(like_result(x, weight, padding, dilation))
+    out = pooled(like_result(x, weight, padding, dilation, result_format))
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
     module.masked_conv_block(
@@ -105,15 +109,17 @@ def _compute(x, weight, bias, mask, *terms_and_backend):  # the schema has the t
     return out
 
 
-def _like(x, weight, *terms_and_backend):
-    *_, padding, dilation, _ = terms_and_backend
-    return like_result(x, weight, padding, dilation)
+def _like(
+    x, weight, bias, mask, scale, shift, condition, residual, activation, alpha, padding, dilation, backend,
+    result_format=None,
+):  # fmt: skip
+    return like_result(x, weight, padding, dilation, result_format)
 
 
 _block = define(
     "masked_conv_block(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor? scale, Tensor? shift, "
     "Tensor? condition, Tensor? residual, str activation, float alpha, SymInt[2] padding, SymInt[2] dilation, "
-    "str backend) -> Tensor",
+    "str backend, MemoryFormat? result_format=None) -> Tensor",
     _compute,
     _like,
     casts=(0, 1, 2, 7),

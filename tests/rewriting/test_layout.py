@@ -1,0 +1,62 @@
+"""Maps between the library's ops are channels-last, whatever comes first, and the caller's are contiguous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from pixelcnn_fast.models.reference import PixelCNN
+from pixelcnn_fast.rewriting.backend import Backend
+
+
+class Results(fx.Interpreter):
+    """Runs a graph, and lists the maps that the library's ops give."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.maps: list[Tensor] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if str(n.target).startswith("pixelcnn_fast."):
+            self.maps.append(result)
+        return result
+
+
+class Looking(Backend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        super().__call__(module, inputs)
+
+        def run(*args: Any) -> Any:
+            results = Results(module)
+            result = results.run(*args)
+            self.maps += results.maps
+            return result
+
+        return run
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> None:
+    torch.manual_seed(0)
+    model, images = PixelCNN(colours, 8, 2).train(not inference), torch.rand(2, colours, 6, 5)
+    backend = Looking()
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(not inference):
+        got, expected = torch.compile(model, backend=backend)(images), model(images)
+    torch.testing.assert_close(got, expected)
+    assert got.stride() == expected.stride()
+    *between, logits = backend.maps
+    assert len(between) == 7, str(backend.report)
+    for one in between:
+        assert one.is_contiguous(memory_format=torch.channels_last)
+    assert logits.is_contiguous()
