@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import are_equal, named_tensors
+from pixelcnn_fast.capture.parts import are_equal, named_tensors, span, tensors
 
 LOOKED_AT = 16  # elements of each tensor
 
@@ -23,8 +23,9 @@ class Changes:
 
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """weights: what they are now, by name, in tensors of their own."""
-        self._model, self._weights = ref(model), weights
-        self._marks, self._elements = _looked_at(model)
+        self._weights = weights
+        self._looks = looks = _Looks(tensors(model))
+        self._model = ref(model, lambda _: looks.forget())
 
     @property
     def model(self) -> nn.Module | None:
@@ -35,33 +36,62 @@ class Changes:
         """Whether there are any. A model that is gone does not change."""
         if (model := self._model()) is None:
             return False
-        marks, elements = _looked_at(model)
-        if marks == self._marks and torch.equal(elements, self._elements):
+        if self._looks.tell_no_change(tensors(model)):
             return False
-        present = dict(named_tensors(model))
-        known = self._weights
+        present, known = dict(named_tensors(model)), self._weights
         if present.keys() == known.keys() and all(are_equal(x, known[name]) for name, x in present.items()):
-            self._marks, self._elements = marks, elements
+            self._looks.take(tensors(model))
             return False
         return True
 
 
-@torch.no_grad()
-def _looked_at(model: nn.Module) -> tuple[list[tuple[int, int]], Tensor]:
-    """Where each tensor is and its version; and some of their elements, as bits, so that NaN equals itself."""
-    marks: list[tuple[int, int]] = []
-    elements: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    for _, x in named_tensors(model):
-        marks.append((x.data_ptr(), 0 if x.is_inference() else x._version))
-        elements[x.dtype, x.device].append(_some_of(x))
-    alike = [torch.cat(each).to("cpu", torch.float64) for each in elements.values()]
-    return marks, torch.cat([torch.empty(0, dtype=torch.float64), *alike]).view(torch.int64)
+class _Looks:
+    """Where each of some tensors is, its version, and some of its elements.
+
+    Samplers look before each call, so views of these elements are kept, but only as long as the model is there: they
+    keep its memory.
+    """
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        self.take(given)
+
+    @torch.no_grad()
+    def take(self, given: Sequence[Tensor]) -> None:
+        views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for x in given:
+            views[x.dtype, x.device].append(_some_of(x))
+        self._views, self._marks = list(views.values()), [*map(_mark, given)]
+        self._elements = _bits(self._views)
+
+    def tell_no_change(self, given: Sequence[Tensor]) -> bool:
+        if len(given) != len(self._marks):
+            return False
+        are_there = all(_mark(x) == mark for x, mark in zip(given, self._marks, strict=True))
+        return are_there and torch.equal(_bits(self._views), self._elements)
+
+    def forget(self) -> None:
+        self._views = []
+
+
+def _mark(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
 def _some_of(x: Tensor) -> Tensor:
-    """Elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
+    """A view of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
+    x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
+    stride = 1
+    if x.numel() and span(x) != x.numel():  # it has gaps: elements along its longest side
+        longest = max(range(x.dim()), key=lambda d: x.shape[d])
+        for d in reversed(range(x.dim())):
+            x = x if d == longest else x.select(d, x.shape[d] // 2)
+        stride = x.stride(0)
     step = x.numel() // LOOKED_AT | 1
-    count = -(-x.numel() // step)
-    if x.is_contiguous():
-        return x.as_strided((count,), (step,), x.storage_offset())
-    return x.reshape(-1)[::step]
+    return x.as_strided((-(-x.numel() // step),), (step * stride,), x.storage_offset())
+
+
+@torch.no_grad()
+def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
+    """What views of several types hold, as bits, so that NaN equals itself."""
+    alike = [torch.cat([*each]).to("cpu", torch.float64) for each in views]
+    return torch.cat([torch.empty(0, dtype=torch.float64), *alike]).view(torch.int64)

@@ -29,9 +29,23 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, by path; what is tied has each of its names."""
     for path, each in parts(module):
-        for named in (each.named_parameters, each.named_buffers):
-            for name, x in named(recurse=False, remove_duplicate=False):
-                yield f"{path}.{name}" if path else name, x
+        for held in (each._parameters, each._buffers):
+            for name, x in held.items():
+                if x is not None:
+                    yield f"{path}.{name}" if path else name, x
+
+
+def tensors(module: nn.Module) -> list[Tensor]:
+    """Those of ``named_tensors``, in another order, in less time."""
+    found: list[Tensor | None] = []
+    rest: list[nn.Module | None] = [module]
+    while rest:
+        if (each := rest.pop()) is not None:
+            each = unwrapped(each)
+            found += each._parameters.values()
+            found += each._buffers.values()
+            rest += each._modules.values()
+    return [x for x in found if x is not None]
 
 
 def attributes(module: nn.Module) -> dict[str, Tensor]:
@@ -68,7 +82,7 @@ def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object,
     overlapping = []
     for held in by_storage.values():
         end, before = 0, ""
-        spans = ((int(x.storage_offset()), _span(x), name) for name, x in held) if len(held) > 1 else ()
+        spans = ((int(x.storage_offset()), span(x), name) for name, x in held) if len(held) > 1 else ()
         for start, span, name in sorted(spans):
             if start < end:
                 overlapping.append((before, name))
@@ -76,7 +90,7 @@ def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object,
     return tuple((path, type(each)) for path, each in parts(module)), tuple(sorted(overlapping))
 
 
-def _span(x: Tensor) -> int:
+def span(x: Tensor) -> int:
     """How many elements of its storage a tensor spans."""
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 

@@ -24,6 +24,7 @@ CASES = {
     "labels": (dict(channels=3, hidden=17, blocks=1, kernel=5, classes=4), (3, 5, 6)),
     "4 channels": (dict(channels=4, hidden=16, blocks=0, kernel=3), (4, 4, 4)),
     "wide": (dict(channels=1, hidden=70, blocks=1, kernel=3, classes=2), (1, 4, 5)),
+    "whole blocks": (dict(channels=1, hidden=64, blocks=2, kernel=3), (1, 4, 5)),  # of every micro-kernel
 }
 
 
@@ -84,10 +85,30 @@ def test_a_network_that_uses_every_phase(runtime, classes):
     )
 
 
+class Sums(nn.Module):
+    """Whole blocks of every micro-kernel, and what may follow their products: a sum, one with a factor, relu; taps
+    that do not lie side by side, which take a product each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        before = [(-1, -1), (-1, 0), (-1, 1), (0, -1)]
+        self.first, self.second = Masked(1, 64, before), Masked(64, 64, [(-1, 0), (0, -2), (0, 0)], size=5)
+        self.third, self.last = Masked(64, 64, [*before, (0, 0)]), nn.Conv2d(64, 256, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images.to(self.last.weight) / 255).relu()
+        y = self.second(x) + x
+        return self.last(torch.add(self.third(y), x, alpha=2).relu())[:, None].movedim(2, -1)
+
+
 def five_images(name):
     """A model and its shape, labels, images, and arguments."""
-    if name == "two stacks":
-        model, shape, labels = two_stacks(width=35).double(), (2, 6, 7), torch.arange(5) % 4
+    if name.startswith("two stacks"):
+        width = int(name.removeprefix("two stacks "))
+        model, shape, labels = two_stacks(width).double(), (2, 6, 7), torch.arange(5) % 4
+    elif name == "sums":
+        model, shape, labels = Sums().double(), (1, 5, 6), None
     else:
         model, shape, labels = case(name)
     images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
@@ -95,7 +116,7 @@ def five_images(name):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
+@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
 def test_float32_logits_per_instruction_set(isa, name):
     model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
@@ -129,7 +150,7 @@ def test_bf16_weights(runtime, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "two stacks"])
+@pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
 def test_bf16_logits_are_as_exact_as_plain_torch_in_bf16(isa, name):
     model, shape, labels, images, arguments = five_images(name)
     exact = model(*arguments).detach()
@@ -160,7 +181,7 @@ class IntegerNetwork(nn.Module):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("hidden", [3, 31, 45, 180])  # the last in several parts of its depth
+@pytest.mark.parametrize("hidden", [3, 31, 45, 64, 180])  # the last in several parts of its depth
 def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
     net, shape = IntegerNetwork(hidden), (1, 5, 6)
     images = torch.randint(0, 256, (40, *shape), generator=torch.Generator().manual_seed(1))
@@ -177,8 +198,9 @@ def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
     ("dtype", "precision"), [(torch.float32, "same"), (torch.float32, "bf16"), (torch.float64, "same")]
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7])
-def test_the_batch_split_changes_no_bit(dtype, precision, batch_size):
-    model = pixelcnn(channels=3, hidden=40, blocks=1).to(dtype)
+@pytest.mark.parametrize("hidden", [40, 64])
+def test_the_batch_split_changes_no_bit(hidden, dtype, precision, batch_size):
+    model = pixelcnn(channels=3, hidden=hidden, blocks=1).to(dtype)
     sampler, u = Sampler(model, (3, 5, 4), precision=precision), noise(13, (3, 5, 4))
     assert torch.equal(
         sampler.sample(13, noise=u, batch_size=batch_size), sampler.sample(13, noise=u, batch_size=13)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pixelcnn_fast import Sampler
 from tests.capture.test_weights import trained_on
@@ -46,6 +48,20 @@ def statistics(model: nn.Module) -> None:
     model.eval()
 
 
+def transposed(model: nn.Module) -> None:
+    """In the same memory, and its first elements are what they were."""
+    weight = next(p for p in model.parameters() if p.dim() == 4 and p.shape[0] == p.shape[1] and p.shape[2] > 1)
+    weight.data = weight.data.transpose(0, 1)
+
+
+def exchanged(model: nn.Module) -> None:
+    """As ``Module.to`` does if torch.__future__.set_swap_module_params_on_conversion(True) was called."""
+    bias = model.get_parameter("conv_out.bias").requires_grad_()
+    graph = bias.sum()  # which may hold the parameter, but nothing else may
+    torch.utils.swap_tensors(bias, nn.Parameter(bias.detach() + 1))
+    del graph
+
+
 def replaced(model: nn.Module) -> None:
     model.get_submodule("conv_out").bias = nn.Parameter(model.get_parameter("conv_out.bias") + 1)
 
@@ -59,6 +75,8 @@ CHANGES = {
     "copied": copied,
     "one bias": one_bias,
     "statistics": statistics,
+    "transposed": transposed,
+    "exchanged": exchanged,
     "replaced": replaced,
 }
 
@@ -101,4 +119,49 @@ def test_what_changes_no_weight_is_not_told(change: Callable[[nn.Module], None])
     change(model)
     with silence():
         sampler.sample(1)
+        sampler.sample(1)
+    one_bias(model)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+class WithGaps(nn.Module):
+    """Of the memory that its weights are in, they fill little."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 5, (1, 2))
+        self.conv.weight = nn.Parameter(torch.randn(5, 1, 1, 500)[..., ::250])
+        self.register_buffer("shift", torch.randn(1).expand(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(nn.functional.pad(x.to(self.conv.weight), (2, 0)))[..., :-1]
+        return h + self.get_buffer("shift")[:, None, None]
+
+
+@pytest.mark.parametrize("name", ["conv.weight", "shift"])
+def test_tensors_with_gaps(name: str) -> None:
+    model = WithGaps()
+    sampler = Sampler(model, SHAPE)
+    with silence():
+        sampler.sample(1)
+    changed = model.get_parameter(name) if "." in name else model.get_buffer(name)
+    changed.data.select(0, 0).add_(1)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_a_model_that_is_gone_leaves_no_memory_behind() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    sampler.sample(1)
+    memory = StorageWeakRef(model.get_parameter("conv_out.weight").untyped_storage())
+    assert not memory.expired()
+    del model
+    gc.collect()
+    assert memory.expired()
+    with silence():
         sampler.sample(1)

@@ -43,6 +43,7 @@ struct PreparedInstruction {
   std::vector<T> table, bias;  // bias: padded to whole blocks
   std::vector<PreparedRun> row_runs, pixel_runs;
   std::vector<PreparedStep<T>> steps;
+  bool ends_in_products = false;  // whether the last product can apply the steps
   // Whether another thread may still be writing what is read, for the sums over rows above or at a pixel.
   bool barrier_in_row = false, barrier_at_pixel = false;
 
@@ -145,6 +146,7 @@ class PreparedProgram {
       for (const auto& s : i.steps)
         p.steps.push_back({s.kind, static_cast<T>(s.alpha), s.operand, s.dy, s.dx, copy(s.scale, i.channels),
                            copy(s.shift, i.channels)});
+      p.ends_in_products = in_products(p);
       instructions.push_back(std::move(p));
     }
     for (size_t i = 0; i < instructions.size(); i++) {
@@ -158,6 +160,14 @@ class PreparedProgram {
     for (int output : program.outputs)
       for (const auto& p : instructions)
         if (p.out == output) outputs.push_back(&p);
+  }
+
+  // Whether its steps are a sum, then relu, or fewer; products read and write whole blocks, and an output has room.
+  static bool in_products(const PreparedInstruction<T>& p) {
+    const auto is_sum = [](const PreparedStep<T>& s) { return s.kind == StepKind::add && s.alpha == 1; };
+    const auto first = p.steps.begin() + (!p.steps.empty() && is_sum(p.steps[0]));
+    const bool ends = first == p.steps.end() || (first->kind == StepKind::relu && first + 1 == p.steps.end());
+    return ends && (p.channels == p.padded || (p.is_output && p.steps.empty()));
   }
 
   // What is computed for a whole row in this phase: an instruction, or a scan, is in the stage after those that it

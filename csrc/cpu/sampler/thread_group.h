@@ -61,10 +61,12 @@ class ThreadGroup {
       : program_(program), p_(prepared), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
         on_row_(on_row), ending_(ending), workspace_(program, prepared, schedule, n_),
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
-        row_team_(schedule.threads - pixel_team_.size) {}
+        row_team_(schedule.threads - pixel_team_.size), cleared_(schedule.threads) {}
 
   // Called by each of the group's threads, numbered from 0.
   void work(int thread) {
+    workspace_.clear(thread, schedule_.threads);
+    cleared_.wait(thread);
     const bool for_pixels = thread < pixel_team_.size;
     Member member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, schedule_,
                   span(0, 0), schedule_.rows_in_flight * n_, program_.head, job_);
@@ -121,7 +123,7 @@ class ThreadGroup {
       for (int i = 0; i < sites; i++) pixel_sums.push_back(sums + int64_t{i} * p.widest);
       for (int i = 0; i < sites * schedule.chunk; i++) row_sums.push_back(sums + int64_t{i} * p.widest_row);
       for (auto* table : {&x, &from, &out, &next}) table->resize(sites * schedule.chunk);
-      rounded.resize(sites * schedule.chunk);
+      for (auto* table : {&rounded, &rounded_out}) table->resize(sites * schedule.chunk);
       for (auto& table : operands) table.resize(sites * schedule.chunk);
     }
 
@@ -138,7 +140,7 @@ class ThreadGroup {
     Table next;  // what the next instruction begins with, in this column step
     const Instruction* next_begins = nullptr;
     int next_step = 0;
-    std::vector<Bfloat16*> rounded;
+    std::vector<Bfloat16*> rounded, rounded_out;  // x and out, where they are kept in bf16
     std::vector<Table> operands;
     std::vector<BoundStep<T>> steps;
   };
@@ -256,8 +258,9 @@ class ThreadGroup {
 
   // From column step t on, which is the chunk's first if the span has all of the chunk's columns.
   void tabulate_partial(Table& table, const Instruction& i, const Span& span, int t) const {
+    T* const begin = workspace_.partials(number(i), i.padded, t);
     tabulate(table, span, int64_t{schedule_.chunk} * i.padded, i.padded, [&](int y, int x) {
-      return workspace_.partial(number(i), i.padded, y, t) + int64_t{x - span.start(y)} * i.padded;
+      return begin + workspace_.to_partial(i.padded, y) + int64_t{x - span.start(y)} * i.padded;
     });
   }
 
@@ -289,9 +292,8 @@ class ThreadGroup {
       sum(member, i, i.row_runs, chunk, member.out);
       return;
     }
-    const bool summed = sum(member, i, i.row_runs, chunk, member.row_sums);
     tabulate_value(member.out, i.out, chunk);
-    apply_steps(member, i, chunk, summed ? member.row_sums : member.from);
+    finish(member, i, i.row_runs, chunk, member.row_sums);
   }
 
   void at_pixels(Member& member, const Instruction& i, int t) {
@@ -305,12 +307,11 @@ class ThreadGroup {
     else
       tabulate_partial(member.from, i, pixels, t);
     prefetch_partial(member, i, t);
-    const bool summed = sum(member, i, i.pixel_runs, pixels, member.pixel_sums);
     if (i.is_output)
       tabulate_rows(member.out, pixels, workspace_.parameters(), i.padded);
     else
       tabulate_value(member.out, i.out, pixels);
-    apply_steps(member, i, pixels, summed ? member.pixel_sums : member.from);
+    finish(member, i, i.pixel_runs, pixels, member.pixel_sums);
   }
 
   // Fetches the partial sums that the next instruction begins with: another core has written them, or this one long
@@ -328,31 +329,54 @@ class ThreadGroup {
         __builtin_prefetch(member.next[r] + c);
   }
 
-  // to = member.from + the runs. Does nothing and returns false if there are none.
+  // member.out = steps(member.from + the runs); sums: a buffer.
+  void finish(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
+              const Table& sums) {
+    bind(member, i, span);
+    if (!i.ends_in_products || runs.empty()) {
+      const bool summed = sum(member, i, runs, span, sums);
+      return apply_steps(member, i, span, summed ? sums : member.from);
+    }
+    Result<T> end{nullptr, member.out.data()};
+    for (const auto& step : member.steps)
+      if (step.kind == StepKind::relu)
+        end.relu = true;
+      else
+        end.added = step.operand;
+    if (is_rounded(i)) {
+      tabulate_rounded(member.rounded_out, i.out, member.out, span.count() * n_);
+      end.rounded = member.rounded_out.data();
+    }
+    sum(member, i, runs, span, sums, &end);
+  }
+
+  // to = member.from + the runs; the last one's result is `end`, if there is one. Does nothing and returns false if
+  // there are no runs.
   bool sum(Member& member, const Instruction& i, const std::vector<PreparedRun>& runs, const Span& span,
-           const Table& to) {
+           const Table& to, const Result<T>* end = nullptr) {
     const auto [first, last] = share(member, i);
     const Table* from = &member.from;
     for (const auto& run : runs) {
       const int rows = span.count() * n_;
+      Result<T> result{from->data(), to.data()};
+      if (end && &run == &runs.back()) result = *end, result.from = from->data();
       if (p_.rounded[run.source]) {
         tabulate(member.rounded, span, workspace_.image_stride(run.source), workspace_.channels(run.source),
                  [&](int y, int x) {
                    return workspace_.rounded(run.source, workspace_.pixel(run.source, y + run.dy, x + run.dx));
                  });
-        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, {from->data(), to.data()});
+        p_.kernels.matmul_rounded(member.rounded.data(), rows, run.weights, first, last, result);
       } else {
         tabulate_value(member.x, run.source, span, run.dy, run.dx);
-        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, {from->data(), to.data()});
+        p_.kernels.matmul(member.x.data(), rows, run.weights, first, last, result);
       }
       from = &to;
     }
     return from == &to;
   }
 
-  // member.out = steps(from) on the member's channels.
+  // member.out = the member's steps (from) on its channels.
   void apply_steps(Member& member, const Instruction& i, const Span& span, const Table& from) {
-    bind(member, i, span);
     const auto [first, last] = share(member, i);
     write(member, i, from, span.count() * n_, first * p_.kernels.block, std::min(last * p_.kernels.block, i.channels));
   }
@@ -360,14 +384,16 @@ class ThreadGroup {
   // member.out = the member's steps (from) on the channels first...last-1.
   void write(Member& member, const Instruction& i, const Table& from, int rows, int first, int last) const {
     p_.kernels.epilogue(member.steps.data(), member.steps.size(), rows, first, last, from.data(), member.out.data());
-    if (i.is_output || !p_.rounded[i.out]) return;
-    tabulate_rounded(member, i.out, member.out, rows);
-    p_.kernels.round(member.out.data(), rows, first, last, member.rounded.data());
+    if (!is_rounded(i)) return;
+    tabulate_rounded(member.rounded_out, i.out, member.out, rows);
+    p_.kernels.round(member.out.data(), rows, first, last, member.rounded_out.data());
   }
 
+  bool is_rounded(const Instruction& i) const { return !i.is_output && p_.rounded[i.out]; }
+
   // Where the first rows of a table of a value are kept in bf16.
-  void tabulate_rounded(Member& member, int value, const Table& table, int rows) const {
-    for (int r = 0; r < rows; r++) member.rounded[r] = workspace_.rounded(value, table[r]);
+  void tabulate_rounded(std::vector<Bfloat16*>& rounded, int value, const Table& table, int rows) const {
+    for (int r = 0; r < rows; r++) rounded[r] = workspace_.rounded(value, table[r]);
   }
 
   // Resolves the operands of an instruction's steps.
@@ -479,6 +505,7 @@ class ThreadGroup {
   Ending& ending_;
   const Workspace<T> workspace_;
   Team pixel_team_, row_team_;  // the latter is empty where one team does all
+  SpinBarrier cleared_;         // all of the group, before they begin
   std::atomic<bool> fails_{false};
   std::atomic<int> stopped_at_{kNever};  // the column step
 };

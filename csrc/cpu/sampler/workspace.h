@@ -2,6 +2,8 @@
 // their pixel, and the parameters of the present draw.
 #pragma once
 
+#include <cstring>
+#include <map>
 #include <vector>
 
 #include "cpu/sampler/prepared.h"
@@ -28,8 +30,9 @@ class Workspace {
       const int64_t elements = stride * rows_kept(s) * images;
       value_at.push_back(allocate(elements));
       rounded_at.push_back(allocate(p.rounded[values_.size()] ? elements / 2 : 0));
-      values_.push_back({stride, rows_kept(s), s.channels, s.pad_left * s.channels});
+      values_.push_back({stride, s.channels, s.pad_left * s.channels, &places(rows_kept(s), program.height)});
     }
+    in_flight_ = &places(rows_in_flight_, program.height);
     for (const auto& i : p.instructions)
       for (int k = 0; k < buffers_; k++)
         partial_at.push_back(allocate(i.keeps_partial() ? int64_t{i.padded} * chunk_ * rows_in_flight_ * images : 0));
@@ -37,7 +40,7 @@ class Workspace {
     for (const auto* output : p.outputs) widest = std::max(widest, output->padded);
     const int64_t parameters_at = allocate(int64_t{widest} * rows_in_flight_ * images);
 
-    memory_ = Buffer(size);
+    memory_ = Buffer::uncleared(size);
     for (size_t v = 0; v < values_.size(); v++) {
       values_[v].first = at(value_at[v]);
       values_[v].rounded = reinterpret_cast<Bfloat16*>(at(rounded_at[v]));
@@ -48,13 +51,19 @@ class Workspace {
 
   int64_t bytes() const { return memory_.bytes(); }
 
+  // Zeroes one of so many parts; all must be, before anything is read or written.
+  void clear(int part, int parts) const {
+    const int64_t first = bytes() * part / parts, last = bytes() * (part + 1) / parts;
+    std::memset(memory_.get() + first, 0, last - first);
+  }
+
   int channels(int value) const { return values_[value].channels; }
   // Elements from a row of one image to that row of the next image.
   int64_t image_stride(int value) const { return values_[value].image_stride; }
   // A value's pixel in image 0. Rows above the first hold zeros, since nothing has been written there yet.
   T* pixel(int value, int y, int x) const {
     const Value& v = values_[value];
-    return v.first + (y + depth_) % v.rows * images_ * v.image_stride + v.margin + int64_t{x} * v.channels;
+    return v.first + (*v.places)[y + depth_] * images_ * v.image_stride + v.margin + int64_t{x} * v.channels;
   }
 
   // Where what lies at `element` of a value is kept in bf16.
@@ -62,28 +71,38 @@ class Workspace {
     return values_[value].rounded + (element - values_[value].first);
   }
 
-  // An instruction's sum over rows above, [images][chunk][padded]: image 0, at row y and the column that is worked on
-  // in column step t.
-  T* partial(int instruction, int padded, int y, int t) const {
+  // An instruction's sums over rows above, [rows][images][chunk][padded]: row 0 of image 0, at the column that is
+  // worked on in column step t; and elements from there to row y.
+  T* partials(int instruction, int padded, int t) const {
     T* data = partials_[instruction * buffers_ + floor_mod(floor_div(t, chunk_), buffers_)];
-    return data + (y % rows_in_flight_ * int64_t{images_} * chunk_ + floor_mod(t, chunk_)) * padded;
+    return data + int64_t{floor_mod(t, chunk_)} * padded;
   }
+  int64_t to_partial(int padded, int y) const { return int64_t{(*in_flight_)[y + depth_]} * images_ * chunk_ * padded; }
 
   T* parameters() const { return parameters_; }  // of one draw's distributions: [pixels][padded]
 
  private:
   struct Value {
     int64_t image_stride;
-    int rows, channels, margin;  // rows that are kept; elements before a row's first pixel
+    int channels, margin;            // elements before a row's first pixel
+    const std::vector<int>* places;  // of rows, from -depth on, among those that are kept
     T* first = nullptr;
     Bfloat16* rounded = nullptr;
   };
 
   // Rows in flight, and those above that are still read.
   int rows_kept(const Storage& s) const { return s.rows + rows_in_flight_ - 1; }
+  // Row numbers modulo `rows`, from -depth on. They are looked up, since dividing takes longer.
+  const std::vector<int>& places(int rows, int height) {
+    std::vector<int>& found = places_[rows];
+    for (int k = found.size(); k < height + depth_; k++) found.push_back(k % rows);
+    return found;
+  }
   T* at(int64_t offset) const { return reinterpret_cast<T*>(memory_.get() + offset); }
 
   const int depth_, chunk_, rows_in_flight_, buffers_, images_;
+  std::map<int, std::vector<int>> places_;  // by the number of rows
+  const std::vector<int>* in_flight_ = nullptr;
   std::vector<Value> values_;
   std::vector<T*> partials_;  // by instruction, then buffer
   T* parameters_ = nullptr;

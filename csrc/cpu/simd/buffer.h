@@ -7,7 +7,7 @@
 
 namespace pcf::cpu {
 
-// Zeroed memory, aligned to pairs of cache lines. Processors fetch a pair together, so two threads must not write to
+// Memory, aligned to pairs of cache lines. Processors fetch a pair together, so two threads must not write to
 // the lines of one pair. Pages that are never touched cost nothing.
 class Buffer {
  public:
@@ -16,9 +16,10 @@ class Buffer {
   static constexpr int64_t aligned(int64_t bytes) { return (bytes + kBoundary - 1) / kBoundary * kBoundary; }
 
   Buffer() = default;
-  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(std::calloc(bytes + kBoundary, 1)) {
-    if (!memory_) throw std::bad_alloc();
-  }
+  // Zeroed.
+  explicit Buffer(int64_t bytes) : Buffer(bytes, std::calloc(bytes + kBoundary, 1)) {}
+  // What it holds is undefined.
+  static Buffer uncleared(int64_t bytes) { return Buffer(bytes, std::malloc(bytes + kBoundary)); }
   char* get() const { return reinterpret_cast<char*>(aligned(reinterpret_cast<int64_t>(memory_.get()))); }
   int64_t bytes() const { return bytes_; }
 
@@ -26,6 +27,10 @@ class Buffer {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
+  Buffer(int64_t bytes, void* memory) : bytes_(bytes), memory_(memory) {
+    if (!memory_) throw std::bad_alloc();
+  }
+
   int64_t bytes_ = 0;
   std::unique_ptr<void, Free> memory_;
 };

@@ -22,14 +22,17 @@ template <class T>
 using Rows = T* const*;
 
 // What a product makes of each row r: out[r] = from[r] + x[r] . W, then + added[r], unless that is null, then relu
-// where it is asked for. `from` may be `out` itself.
+// where it is asked for, and rounded[r] = out[r], unless that is null. `from` may be `out` itself.
 template <class T>
 struct Result {
   Rows<const T> from;
   Rows<T> out;
   Rows<const T> added = nullptr;
   bool relu = false;
-  Result behind(int rows) const { return {from + rows, out + rows, added ? added + rows : nullptr, relu}; }
+  Rows<Bfloat16> rounded = nullptr;  // only where the processor multiplies bf16
+  Result behind(int rows) const {
+    return {from + rows, out + rows, added ? added + rows : nullptr, relu, rounded ? rounded + rows : nullptr};
+  }
 };
 
 // A step with its operand resolved for one call.

@@ -106,6 +106,10 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
   if (result.added) each_sum([&](Vec<T>& s, int m, int c) { s += load(result.added[m] + c); });
   if (result.relu) each_sum([&](Vec<T>& s, int, int) { s = s < 0 ? Vec<T>{} : s; });  // keeps NaN
   each_sum([&](Vec<T>& s, int m, int c) { store<T>(result.out[m] + c, s); });
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 4)
+    if (result.rounded) each_sum([&](Vec<T>& s, int m, int c) { store_rounded(result.rounded[m] + c, s); });
+#endif
 }
 
 // With few rows, several blocks are done at once, so that enough sums are in flight to hide multiply-add's latency.

@@ -5,10 +5,6 @@
 
 #include "cpu/simd/micro_kernel.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace pcf::cpu {
 namespace {
 
@@ -61,6 +57,7 @@ class Multiplier {
           if (result.added) sum += load(result.added[i] + c);
           if (result.relu) sum = sum < 0 ? Vec<float>{} : sum;
           store<float>(result.out[i] + c, sum);
+          if (result.rounded) store_rounded(result.rounded[i] + c, sum);
         }
     }
   }
@@ -169,7 +166,7 @@ void matmul_of_copies(Rows<const X> x, int rows, Packed w, int first, int last, 
       part.data = static_cast<const char*>(w.data) + int64_t{k} / 2 * kBlock<float> * sizeof(Bf16::Word);
       Result<float> sums = result.behind(r);
       if (k > 0) sums.from = sums.out;
-      if (k + depth < w.depth) sums.added = nullptr, sums.relu = false;
+      if (k + depth < w.depth) sums.added = nullptr, sums.relu = false, sums.rounded = nullptr;
       multiply({copies, n, depth, steps * kDepthStep, pitch}, part, first, last, sums);
     }
   }

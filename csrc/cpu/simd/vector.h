@@ -1,6 +1,12 @@
 // Vectors as wide as the instruction set's registers. Internal linkage, like everything that kernels.cpp includes.
 #pragma once
 
+#include "cpu/simd/element.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace pcf::cpu {
 namespace {
 
@@ -34,6 +40,13 @@ template <class T>
 inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+#if defined(__AVX512BF16__)
+// To nearest, ties to even, denormals to zero.
+inline void store_rounded(Bfloat16* p, Vec<float> v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(p, &rounded, sizeof rounded);
+}
+#endif
 template <class T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 is x to the bit, so this is one broadcast; x + 0 is not, for x = -0
