@@ -104,6 +104,7 @@ class Sums(nn.Module):
 
 def five_images(name):
     """A model and its shape, labels, images, and arguments."""
+    model: nn.Module
     if name.startswith("two stacks"):
         width = int(name.removeprefix("two stacks "))
         model, shape, labels = two_stacks(width).double(), (2, 6, 7), torch.arange(5) % 4
