@@ -12,6 +12,7 @@ Writes FOLDER/<processor>-<isa>-acceleration.json and .md; status 1 if a target 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -344,21 +345,35 @@ def main() -> int:
     parser.add_argument(
         "--device", default="cpu", help="'cpu' or 'cuda', for which the rows of networks are measured"
     )
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="begin with no network later than that; those that are left out are listed",
+    )
     args = parser.parse_args()
-    folder = output_folder(args.out)
+    folder, begin = output_folder(args.out), time.monotonic()
     torch.set_num_threads(args.threads)
     found = report.machine()
     if args.device == "cuda":
         found["processor"] = torch.cuda.get_device_name()
     targets: list[Target] = []
-    for network in networks(args.quick):
-        if args.only in network.name:
-            targets += rows(network, args.device)
-    if args.only in "calls" and args.device == "cpu":
-        targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
-    if args.only in "bf16" and args.device == "cpu":
-        targets += bf16(args.quick, args.repeats)
-    write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, "", {})
+    chosen = [network for network in networks(args.quick) if args.only in network.name]
+    left_out: list[str] = []
+    try:  # a network that fails leaves the others' rows
+        for network in chosen:
+            if time.monotonic() - begin < args.within:
+                targets += rows(network, args.device)
+            else:
+                left_out.append(network.name)
+        if args.only in "calls" and args.device == "cpu":
+            targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
+        if args.only in "bf16" and args.device == "cpu":
+            targets += bf16(args.quick, args.repeats)
+    finally:
+        more = f"Left out, for want of time: {'; '.join(left_out)}." if left_out else ""
+        write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, more, {})
     return int(args.device == "cpu" and any(target.verdict() == "no" for target in targets))  # they are a CPU's
 
 
