@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 small ones
 constexpr int64_t kSmallest = 1 << 16;
 constexpr int64_t kSpare = 8 << 20;  // may be kept beyond what was in use at once
-
 constexpr int64_t kWarm = 32 << 20;  // of what was freed last, the system takes nothing: offering it takes time
 
 struct Free {
