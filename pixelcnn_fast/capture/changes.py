@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import are_equal, named_tensors, span, tensors
+from pixelcnn_fast.capture.parts import are_equal, is_in_memory, named_tensors, span, tensors_of
 
 LOOKED_AT = 16  # elements of each tensor
 
@@ -24,8 +24,8 @@ class Changes:
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """weights: what they are now, by name, in tensors of their own."""
         self._weights = weights
-        self._looks = looks = _Looks(tensors(model))
-        self._model = ref(model, lambda _: looks.forget())
+        self._looks = looks = [_Look(model)]  # one, as long as it is of use: it keeps memory
+        self._model = ref(model, lambda _: looks.clear())
 
     @property
     def model(self) -> nn.Module | None:
@@ -36,58 +36,64 @@ class Changes:
         """Whether there are any. A model that is gone does not change."""
         if (model := self._model()) is None:
             return False
-        if self._looks.tell_no_change(tensors(model)):
+        if any(look.tells_no_change(model) for look in self._looks):
             return False
+        look = _Look(model)  # before all is compared: another thread may be writing
         present, known = dict(named_tensors(model)), self._weights
         if present.keys() == known.keys() and all(are_equal(x, known[name]) for name, x in present.items()):
-            self._looks.take(tensors(model))
+            self._looks[:] = [look]
             return False
+        self._looks.clear()
         return True
 
 
-class _Looks:
-    """Where each of some tensors is, its version, and some of its elements.
+class _Look:
+    """Where each of a model's tensors is, its version, and some of its elements.
 
-    Samplers look before each call, so views of these elements are kept, but only as long as the model is there: they
-    keep its memory.
+    Samplers look before each call, so views of these elements are kept. They keep the memory of what the model gives
+    up until the next call.
     """
 
-    def __init__(self, given: Sequence[Tensor]) -> None:
-        self.take(given)
-
     @torch.no_grad()
-    def take(self, given: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-        for x in given:
-            views[x.dtype, x.device].append(_some_of(x))
-        self._views, self._marks = list(views.values()), [*map(_mark, given)]
+        self._marks = []
+        for x in tensors_of(model):
+            self._marks.append(_mark(x))
+            if is_in_memory(x):
+                views[x.dtype, x.device] += _some_of(x)
+        self._views = list(views.values())
         self._elements = _bits(self._views)
 
-    def tell_no_change(self, given: Sequence[Tensor]) -> bool:
-        if len(given) != len(self._marks):
+    def tells_no_change(self, model: nn.Module) -> bool:
+        present = tensors_of(model)
+        if len(present) != len(self._marks):
             return False
-        are_there = all(_mark(x) == mark for x, mark in zip(given, self._marks, strict=True))
+        are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
         return are_there and torch.equal(_bits(self._views), self._elements)
-
-    def forget(self) -> None:
-        self._views = []
 
 
 def _mark(x: Tensor) -> tuple[object, ...]:
     return x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype, x.shape, x.stride()
 
 
-def _some_of(x: Tensor) -> Tensor:
-    """A view of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
+def _some_of(x: Tensor) -> list[Tensor]:
+    """Views of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
-    stride = 1
-    if x.numel() and span(x) != x.numel():  # it has gaps: elements along its longest side
-        longest = max(range(x.dim()), key=lambda d: x.shape[d])
-        for d in reversed(range(x.dim())):
-            x = x if d == longest else x.select(d, x.shape[d] // 2)
-        stride = x.stride(0)
     step = x.numel() // LOOKED_AT | 1
-    return x.as_strided((-(-x.numel() // step),), (step * stride,), x.storage_offset())
+    chosen, first = range(0, x.numel(), step), int(x.storage_offset())
+    if span(x) == x.numel():
+        return [x.as_strided((len(chosen),), (step,), first)]
+    return [x.as_strided((1,), (1,), first + _place(x, i)) for i in chosen]  # it has gaps
+
+
+def _place(x: Tensor, i: int) -> int:
+    """Of element i, in a tensor's memory."""
+    place = 0
+    for size, stride in reversed([*zip(x.shape, x.stride(), strict=True)]):
+        i, along = divmod(i, size)
+        place += along * stride
+    return place
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield f"{path}.{name}" if path else name, x
 
 
-def tensors(module: nn.Module) -> list[Tensor]:
+def tensors_of(module: nn.Module) -> list[Tensor]:
     """Those of ``named_tensors``, in another order, in less time."""
     found: list[Tensor | None] = []
     rest: list[nn.Module | None] = [module]
@@ -83,10 +83,10 @@ def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object,
     for held in by_storage.values():
         end, before = 0, ""
         spans = ((int(x.storage_offset()), span(x), name) for name, x in held) if len(held) > 1 else ()
-        for start, span, name in sorted(spans):
+        for start, length, name in sorted(spans):
             if start < end:
                 overlapping.append((before, name))
-            end, before = max(end, start + span), name
+            end, before = max(end, start + length), name
     return tuple((path, type(each)) for path, each in parts(module)), tuple(sorted(overlapping))
 
 
@@ -95,9 +95,14 @@ def span(x: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
+def is_in_memory(x: Tensor) -> bool:
+    """Whether a tensor's storage holds it; what shards models frees the memory of tensors that stay."""
+    return not x.numel() or x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
+
+
 def are_equal(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are the same: their dtype, device and shape, and bit by bit their numbers."""
-    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
+    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape) or not is_in_memory(x):
         return False
     return torch.equal(_bits(x), _bits(y))
 

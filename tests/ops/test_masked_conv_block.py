@@ -102,6 +102,15 @@ def test_registration_and_refusals():
         wrong: dict[str, Any] = {name: torch.zeros(bad)}
         with pytest.raises(ValueError, match=name):
             ops.masked_conv_block(x, weight, bias, mask, **wrong)
+    for dtype in (torch.bfloat16, torch.float64):
+        with pytest.raises(ValueError, match=f"residual is {dtype}, x is torch.float32"):
+            ops.masked_conv_block(x, weight, bias, mask, residual=torch.zeros(2, 4, 5, 6, dtype=dtype))
+    for name in ("scale", "residual"):
+        elsewhere: dict[str, Any] = {
+            name: torch.zeros((4,) if name == "scale" else (2, 4, 5, 6), device="meta")
+        }
+        with pytest.raises(ValueError, match=f"{name} is on meta, x is on cpu"):
+            ops.masked_conv_block(x, weight, bias, mask, **elsewhere)
     with pytest.raises(ValueError, match="activation"):
         ops.masked_conv_block(x, weight, bias, mask, activation="gelu?")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture import changes
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence
 from tests.system.networks import pixelcnn
@@ -126,20 +128,20 @@ def test_what_changes_no_weight_is_not_told(change: Callable[[nn.Module], None])
 
 
 class WithGaps(nn.Module):
-    """Of the memory that its weights are in, they fill little."""
+    """Of the memory that its weights are in, they fill little, and the centre's are zero."""
 
     levels = 5
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(1, 5, (1, 2))
-        self.conv.weight = nn.Parameter(torch.randn(5, 1, 1, 500)[..., ::250])
+        self.conv = nn.Conv2d(1, 5, 3, padding=1)
+        self.conv.weight = nn.Parameter(torch.randn(5, 1, 3, 4)[..., :3])
+        self.conv.weight.data *= torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]])
         self.register_buffer("shift", torch.randn(1).expand(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv(nn.functional.pad(x.to(self.conv.weight), (2, 0)))[..., :-1]
-        return h + self.get_buffer("shift")[:, None, None]
+        return self.conv(x.to(self.conv.weight)) + self.get_buffer("shift")[:, None, None]
 
 
 @pytest.mark.parametrize("name", ["conv.weight", "shift"])
@@ -149,19 +151,65 @@ def test_tensors_with_gaps(name: str) -> None:
     with silence():
         sampler.sample(1)
     changed = model.get_parameter(name) if "." in name else model.get_buffer(name)
-    changed.data.select(0, 0).add_(1)
+    changed.data.select(0, 0).mul_(2)
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(1)
+
+
+def test_memory_that_was_freed_is_not_read() -> None:
+    """As libraries do that shard a model: the tensor stays, without its memory."""
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    expected = sampler.sample(3, noise=noise())
+    model.get_parameter("conv_out.weight").untyped_storage().resize_(0)
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+
+
+def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    compare = changes.are_equal
+    compared: list[Tensor] = []
+
+    def compared_then_written(x: Tensor, y: Tensor) -> bool:
+        compared.append(x)
+        same = compare(x, y)
+        if len(compared) == len([*model.parameters(), *model.buffers()]):
+            one_bias(model)
+        return same
+
+    moved(model)
+    monkeypatch.setattr(changes, "are_equal", compared_then_written)
+    with silence():
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def memory_of(model: nn.Module) -> StorageWeakRef:
+    return StorageWeakRef(model.get_parameter("conv_out.weight").untyped_storage())
 
 
 def test_a_model_that_is_gone_leaves_no_memory_behind() -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
     sampler.sample(1)
-    memory = StorageWeakRef(model.get_parameter("conv_out.weight").untyped_storage())
+    memory = memory_of(model)
     assert not memory.expired()
     del model
     gc.collect()
     assert memory.expired()
     with silence():
         sampler.sample(1)
+
+
+@pytest.mark.parametrize("change", [moved, swapped])
+def test_memory_that_a_model_gave_up_is_free_after_the_next_call(change: Callable[[nn.Module], None]) -> None:
+    model = pixelcnn()
+    sampler, memory = Sampler(model, SHAPE), memory_of(model)
+    change(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler.sample(1)
+    assert memory.expired()

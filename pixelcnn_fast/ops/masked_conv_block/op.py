@@ -62,6 +62,11 @@ def masked_conv_block(
         size = result_size(x, weight, padding, dilation)
         if residual.shape != size:
             raise ValueError(f"residual {list(residual.shape)}: expected the result's shape {list(size)}")
+        if residual.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"residual is {residual.dtype}, x is {x.dtype}: convert one of them")
+    for name, tensor in (*((name, tensor) for name, tensor, _ in sizes), ("residual", residual)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}: move one of them")
     terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
     return _block(x, weight, bias, mask, *terms, backend, result_format)
 
