@@ -54,6 +54,34 @@ def problem(
     return Inputs(x, weight, bias, mask.expand_as(weight).contiguous())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "size", [(9, 7), (4, 8), (5, 6), (1, 100), (48, 1)]
+)  # whole vectors of pixels, and not
+def test_one_tap_into_planes(isa, layout, dtype, size):
+    """Where a result is stored channel by channel, output channels are the rows of the product."""
+    centre = torch.zeros(3, 3)
+    centre[1, 1] = 1
+    generator = torch.Generator().manual_seed(2)
+    ones = torch.randint(0, 2, (31, 5, 1, 1), generator=generator)  # a mask of some channels
+    for mask, kernel in ((ones, (1, 1)), (centre, (3, 3)), (ones * centre, (3, 3))):
+        inputs = problem(3, 5, 31, kernel, size[0], size[1], mask=mask)
+        low = inputs.to(dtype)
+        low = low._replace(x=FORMATS[layout](low.x))
+        more = torch.randn(2, 31, generator=generator, dtype=torch.float64)
+        for scale, shift in ((None, None), more):
+            for activation in ("none", "relu"):
+                how: dict[str, Any] = {"scale": scale, "shift": shift, "activation": activation}
+                exact = ops.masked_conv_block(*inputs, **how, backend="reference")
+                how |= {k: v.to(dtype) for k, v in how.items() if isinstance(v, Tensor)}
+                with instruction_set(isa):
+                    got = ops.masked_conv_block(*low, **how, result_format=torch.contiguous_format)
+                assert got.is_contiguous()
+                assert_right(got, ops.masked_conv_block(*low, **how, backend="reference"), exact)
+
+
 def run(function, inputs: Inputs, dtype, layout="contiguous", **how):
     """Result and gradients of a fixed weighting of the result, all in ``dtype``."""
     *leaves, mask = inputs

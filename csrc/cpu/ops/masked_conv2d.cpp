@@ -7,6 +7,7 @@
 
 #include "cpu/ops/memory_pool.h"
 #include "cpu/ops/neighbours.h"
+#include "cpu/ops/planes.h"
 #include "cpu/ops/taps.h"
 #include "cpu/simd/cpu_features.h"
 #include "cpu/simd/kernels.h"
@@ -26,11 +27,10 @@ constexpr int kPairSums = 4;  // of the pixels of a pair (neighbours.h)
 template <class T, class X = T>
 class Convolution {
  public:
-  Convolution(const MaskedWeight& w, const Geometry& g, bool transposed, const void* scale, int threads)
+  Convolution(const MaskedWeight& w, std::vector<Tap> taps, bool transposed, const void* scale, int threads)
       : isa_(chosen_isa()), kernels_(kernels<T>(isa_)), packed_as_(packed_as(w, kernels_)),
         channels_in_(transposed ? w.out : w.in), channels_out_(transposed ? w.in : w.out),
         blocks_((channels_out_ + kernels_.block - 1) / kernels_.block), padded_(blocks_ * kernels_.block) {
-    std::vector<Tap> taps = live_taps(w, g);
     if (transposed)
       for (Tap& tap : taps) tap.dy = -tap.dy, tap.dx = -tap.dx;
     reach_ = Reach(taps);
@@ -208,7 +208,10 @@ class Convolution {
   void locate_residual(const ConvEpilogue& e, Scratch& s, int image, int y, int rows) const {
     const bool direct = in_blocks(e.residual);
     locate(e.residual, direct, image, y, rows, s.residual, padded_, s.residual_rows);
-    if (direct) return;
+    if (direct) {  // the last product reads it, at once
+      for (const T* row : s.residual_rows) prefetch_line<false>(row, channels_out_);
+      return;
+    }
     const auto row_at = [&](int row) { return s.residual_rows[(row - y) * e.residual.width]; };
     load_rows<T>(e.residual, image, y, y + rows, row_at, 1, padded_);
   }
@@ -337,15 +340,19 @@ void with_rows_of(const FeatureMap& in, const MaskedWeight& w, const F& f) {
 void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geometry& geometry,
                    const ConvEpilogue& epilogue, const FeatureMap& out, int threads) {
   with_rows_of(x, weight, [&](auto t, auto row) {
-    Convolution<decltype(t), decltype(row)>(weight, geometry, false, epilogue.scale, threads)
-        .run(x, out, epilogue, threads);
+    using T = decltype(t);
+    const std::vector<Tap> taps = live_taps(weight, geometry);
+    if (PlaneConvolution<T>::computes(x, out, taps, epilogue))
+      return PlaneConvolution<T>(weight, taps[0], epilogue).run(x, out, threads);
+    Convolution<T, decltype(row)>(weight, taps, false, epilogue.scale, threads).run(x, out, epilogue, threads);
   });
 }
 
 void masked_conv2d_input_gradient(const FeatureMap& grad, const MaskedWeight& weight, const Geometry& geometry,
                                   const FeatureMap& grad_x, int threads) {
   with_rows_of(grad, weight, [&](auto t, auto row) {
-    Convolution<decltype(t), decltype(row)>(weight, geometry, true, nullptr, threads).run(grad, grad_x, {}, threads);
+    Convolution<decltype(t), decltype(row)>(weight, live_taps(weight, geometry), true, nullptr, threads)
+        .run(grad, grad_x, {}, threads);
   });
 }
 

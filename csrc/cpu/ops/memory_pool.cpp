@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kHugePage = 1 << 21;  // takes the system less time than 512 small ones
 constexpr int64_t kSmallest = 1 << 16;
-constexpr int64_t kSpare = 8 << 20;  // may be kept beyond what was in use at once
-constexpr int64_t kWarm = 32 << 20;  // of what was freed last, the system takes nothing: offering it takes time
+constexpr int64_t kSpare = 8 << 20;   // may be kept beyond what was in use at once and a quarter of it
+constexpr int64_t kWarm = 128 << 20;  // of what was freed last, the system takes nothing: offering it takes time
 
 struct Free {
   char* data;
@@ -39,8 +39,8 @@ class Pool {
     }
     char* const begin = map(bytes);
     use(bytes);
-    if (bytes >= kHugePage) fill(begin, bytes);
-    while (kept_ && in_use_ + kept_ > most_ + kSpare) drop_oldest();
+    if (bytes >= kHugePage && in_use_ + kept_ > limit()) fill(begin, bytes);
+    while (kept_ && in_use_ + kept_ > limit()) drop_oldest();
     return {begin, bytes};
   }
 
@@ -62,6 +62,9 @@ class Pool {
   }
 
  private:
+  // Less would take apart what the next call of the same model asks for again.
+  int64_t limit() const { return most_ + most_ / 4 + kSpare; }
+
   void use(int64_t bytes) {
     in_use_ += bytes;
     most_ = std::max(most_, in_use_);

@@ -8,9 +8,9 @@
 
 namespace pcf::cpu {
 
-// At least so many bytes, from a page's start on; what they hold is undefined. All blocks together hardly take more
-// than what was in use at once. When memory becomes short, the system takes large ones that are kept, but for the last
-// 32 MB. Throws std::bad_alloc.
+// At least so many bytes, from a page's start on; what they hold is undefined. All blocks together take at most a
+// quarter and 8 MB more than what was in use at once. When memory becomes short, the system takes large ones that are
+// kept, but for the last 128 MB. Throws std::bad_alloc.
 class Block {
  public:
   explicit Block(int64_t bytes);

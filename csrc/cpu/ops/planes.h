@@ -1,0 +1,109 @@
+// A convolution of a single tap whose result is stored channel by channel: its product's rows are output channels, and
+// pixels take the place of packed weights. So planes are written as they are computed, and only x may have to be
+// transposed.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/ops/masked_conv2d.h"
+#include "cpu/ops/memory_pool.h"
+#include "cpu/ops/taps.h"
+#include "cpu/simd/cpu_features.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/threads/parallel.h"
+
+namespace pcf::cpu {
+
+template <class T>
+class PlaneConvolution {
+ public:
+  static bool computes(const FeatureMap& in, const FeatureMap& out, const std::vector<Tap>& taps,
+                       const ConvEpilogue& e) {
+    const auto is_line = [](const FeatureMap& map) {  // whether pixels are equally far apart
+      return map.element == element_of<T> && map.stride_y == map.width * map.stride_x;
+    };
+    const bool is_plain = !e.condition && !e.residual.data && (!e.activates || e.activation == StepKind::relu);
+    return taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 && in.height == out.height && in.width == out.width &&
+           is_line(in) && is_line(out) && out.stride_x == 1 && is_plain &&
+           out.height * out.width >= kernels<T>(chosen_isa()).block;
+  }
+
+  PlaneConvolution(const MaskedWeight& w, const Tap& tap, const ConvEpilogue& e)
+      : kernels_(kernels<T>(chosen_isa())), depth_(w.in + 1), relu_(e.activates), rows_(int64_t{w.out} * depth_) {
+    with_element(w.element, [&](auto element) {
+      using E = decltype(element);
+      const int64_t *s = w.weight_strides, *m = w.mask_strides;
+      const auto* weight = static_cast<const E*>(w.weight) + tap.ky * s[2] + tap.kx * s[3];
+      const auto* mask = static_cast<const E*>(w.mask) + tap.ky * m[2] + tap.kx * m[3];
+      for (int o = 0; o < w.out; o++) {
+        T* const row = rows_.data() + int64_t{o} * depth_;
+        const T scale = e.scale ? static_cast<const T*>(e.scale)[o] : T(1);
+        for (int i = 0; i < w.in; i++)
+          row[i] = convert<T>(weight[o * s[0] + i * s[1]]) * convert<T>(mask[o * m[0] + i * m[1]]) * scale;
+        row[w.in] = (e.bias ? static_cast<const T*>(e.bias)[o] : T(0)) * scale;  // times a row of ones
+        if (e.shift) row[w.in] += static_cast<const T*>(e.shift)[o];
+      }
+    });
+  }
+
+  void run(const FeatureMap& in, const FeatureMap& out, int threads) const {
+    const int block = kernels_.block, pixels = out.height * out.width, blocks = (pixels + block - 1) / block;
+    const int together = std::clamp(out.images * blocks / (4 * threads), 1, kBlocks);
+    const int parts = (blocks + together - 1) / together;
+    if (int64_t{out.images} * pixels * static_cast<int64_t>(rows_.size()) < 1 << 20) threads = 1;
+    const std::vector<T> zeros(int64_t{together} * block);
+    std::vector<Scratch> scratch;
+    for (int t = 0; t < threads; t++) scratch.emplace_back(*this, out.channels, together, zeros.data());
+    parallel(threads, out.images * parts, [&](int member, int i) {
+      const int part = i % parts;
+      convolve(in, out, scratch[member], i / parts, part * together, std::min((part + 1) * together, blocks));
+    });
+  }
+
+ private:
+  static constexpr int kBlocks = 32;  // of pixels that are packed at once, at most
+  static constexpr int kRows = 12;    // planes that are written at once: few enough for the processor to foresee
+
+  struct Scratch {
+    Scratch(const PlaneConvolution& c, int planes, int blocks, const T* zeros)
+        : x(int64_t{blocks} * c.depth_ * c.kernels_.block * sizeof(T)), from(planes, zeros), to(planes) {
+      for (int o = 0; o < planes; o++) rows.push_back(const_cast<T*>(c.rows_.data()) + int64_t{o} * c.depth_);
+    }
+    Block x;  // pixels, [blocks][depth][block]
+    std::vector<const T*> from;
+    std::vector<T*> rows, to;
+  };
+
+  // The blocks first...last-1 of an image's pixels. The last block ends with the image: it may overlap the one before.
+  void convolve(const FeatureMap& in, const FeatureMap& out, Scratch& s, int image, int first, int last) const {
+    const int block = kernels_.block, pixels = out.height * out.width;
+    const int64_t size = int64_t{depth_} * block;
+    const auto begin = [&](int b) { return std::min(b * block, pixels - block); };
+    T* const x = static_cast<T*>(s.x.data());
+    for (int b = first; b < last; b++) {
+      T* const to = x + (b - first) * size;
+      const T* from = static_cast<const T*>(in.data) + image * in.stride_n + begin(b) * in.stride_x;
+      copy_row(from, in.stride_c, in.stride_x, to, block, 1, in.channels, block);
+      std::fill_n(to + int64_t{in.channels} * block, block, T(1));
+    }
+    const auto multiply = [&](int b, int count) {
+      T* const plane = static_cast<T*>(out.data) + image * out.stride_n + begin(b);
+      for (int o = 0; o < out.channels; o++) s.to[o] = plane + o * out.stride_c;
+      const Packed packed{x + (b - first) * size, depth_, size * static_cast<int64_t>(sizeof(T)), Weights::same};
+      for (int o = 0; o < out.channels; o += kRows)
+        kernels_.matmul(s.rows.data() + o, std::min(kRows, out.channels - o), packed, 0, count,
+                        {s.from.data() + o, s.to.data() + o, nullptr, relu_});
+    };
+    const int whole = std::min(last, pixels / block);
+    if (whole > first) multiply(first, whole - first);
+    if (whole < last) multiply(whole, last - whole);
+  }
+
+  const Kernels<T>& kernels_;
+  const int depth_;  // input channels, and one for the bias
+  const bool relu_;
+  std::vector<T> rows_;  // [output channels][depth]
+};
+
+}  // namespace pcf::cpu
