@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,8 @@ from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
+
+_telling = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +214,10 @@ class Sampler:
         if self._changes is None or self._has_told:
             return
         with self._engine.model.in_use():
-            self._has_told = bool(self._changes)
-        if self._has_told:
+            changed = bool(self._changes)
+        with _telling:
+            tells, self._has_told = changed and not self._has_told, changed or self._has_told
+        if tells:
             warnings.warn(
                 "the model has changed since this sampler was built, or refreshed: it draws from the model as it was "
                 "then. sampler.refresh() takes the present weights",

@@ -60,7 +60,7 @@ class _Look:
         self._marks = []
         for x in tensors_of(model):
             self._marks.append(_mark(x))
-            if is_in_memory(x):
+            if x.numel() and is_in_memory(x):
                 views[x.dtype, x.device] += _some_of(x)
         self._views = list(views.values())
         self._elements = _bits(self._views)
@@ -80,6 +80,8 @@ def _mark(x: Tensor) -> tuple[object, ...]:
 def _some_of(x: Tensor) -> list[Tensor]:
     """Views of elements from all over a tensor. The step is odd, so that they are not all of one tap of a kernel."""
     x = x.data  # torch.utils.swap_tensors refuses a parameter that there are views of
+    if x.is_complex():
+        x = torch.view_as_real(x.conj() if x.is_conj() else x)
     step = x.numel() // LOOKED_AT | 1
     chosen, first = range(0, x.numel(), step), int(x.storage_offset())
     if span(x) == x.numel():
@@ -99,5 +101,6 @@ def _place(x: Tensor, i: int) -> int:
 @torch.no_grad()
 def _bits(views: Sequence[Sequence[Tensor]]) -> Tensor:
     """What views of several types hold, as bits, so that NaN equals itself."""
-    alike = [torch.cat([*each]).to("cpu", torch.float64) for each in views]
-    return torch.cat([torch.empty(0, dtype=torch.float64), *alike]).view(torch.int64)
+    alike = [torch.cat([*each]).cpu() for each in views]
+    words = [x.double().view(torch.int64) if x.is_floating_point() else x.long() for x in alike]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *words])

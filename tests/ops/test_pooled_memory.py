@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,10 +57,11 @@ def test_memory_in_use_is_left_alone() -> None:
     torch.testing.assert_close(x.grad.sum(1).mean().double(), plain.grad[0], rtol=1e-5, atol=0)
 
 
-def in_fresh_process(function: Callable[[], None]) -> None:
+def in_fresh_process(function: Callable[[], None], **environment: str) -> None:
     """What is kept depends on how much was in use before."""
     script = f"from {__name__} import {function.__name__}; {function.__name__}()"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=Path(__file__).parents[2])
+    command, root = [sys.executable, "-W", "ignore", "-c", script], Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root, env=os.environ | environment)
 
 
 def test_it_keeps_at_most_a_quarter_more_than_was_in_use() -> None:
@@ -110,6 +112,23 @@ def puts_together() -> None:
     assert bool((whole == expected).all())
     rest = gate(31, -0.5)
     assert bool((whole == expected).all()) and not bool((rest == expected).any())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("c++"), reason="needs Linux and a compiler")
+def test_older_systems_do_not_move_several_mappings_at_once(tmp_path: Path) -> None:
+    library = tmp_path / "old_mremap.so"
+    source = Path(__file__).with_name("old_mremap.cpp")
+    subprocess.run(["c++", "-shared", "-fPIC", "-o", library, source], check=True)
+    in_fresh_process(takes_ever_larger_blocks, LD_PRELOAD=str(library))
+
+
+def takes_ever_larger_blocks() -> None:
+    """100 MB, each time in fewer blocks, which are put together from those before."""
+    for count in (10, 5, 3, 2, 1):
+        maps = [pooled(torch.empty(100 * 2**20 // count, dtype=torch.uint8)) for _ in range(count)]
+        for value, x in enumerate(maps):
+            x.fill_(value)
+        assert all(bool((x == value).all()) for value, x in enumerate(maps))
 
 
 def test_a_somewhat_larger_block_will_do() -> None:

@@ -127,6 +127,46 @@ def test_what_changes_no_weight_is_not_told(change: Callable[[nn.Module], None])
         sampler.sample(1)
 
 
+class With(nn.Module):
+    """A model that has another buffer."""
+
+    levels = 256
+
+    def __init__(self, buffer: Tensor) -> None:
+        super().__init__()
+        self.model = pixelcnn()
+        self.register_buffer("buffer", buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [torch.zeros(3, dtype=torch.complex64), torch.full((3,), 2**53), torch.zeros(3, dtype=torch.bool)],
+    ids=["complex", "large integers", "bools"],
+)
+def test_buffers_of_every_kind(buffer: Tensor) -> None:
+    model = With(buffer)
+    sampler = Sampler(model, SHAPE)
+    with silence():
+        sampler.sample(1)
+    changed = model.get_buffer("buffer").data
+    if changed.is_complex():
+        changed.imag.add_(1)
+    else:
+        changed.copy_(changed.logical_not() if changed.dtype == torch.bool else changed + 1)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+@pytest.mark.parametrize("size", [(0,), (5, 0)])
+def test_a_buffer_without_elements(size: tuple[int, ...]) -> None:
+    sampler = Sampler(With(torch.empty(size, dtype=torch.float64)), SHAPE)
+    with silence():
+        sampler.sample(1)
+
+
 class WithGaps(nn.Module):
     """Of the memory that its weights are in, they fill little, and the centre's are zero."""
 

@@ -7,6 +7,7 @@
 #include <list>
 #include <mutex>
 #include <new>
+#include <set>
 
 namespace pcf::cpu {
 namespace {
@@ -86,18 +87,28 @@ class Pool {
   }
 
   // Moves what large blocks are kept, the oldest first, to where `bytes` are mapped: the system does that without
-  // copying or clearing.
-  void fill(char* to, int64_t bytes) {
+  // copying or clearing. Where it fails, it may have unmapped the target before.
+  void fill(char* const begin, const int64_t bytes) {
 #if defined(__linux__)
-    for (auto b = free_.begin(); b != free_.end() && bytes;) {
-      const int64_t part = b->bytes < kHugePage ? 0 : std::min(b->bytes, bytes);
-      if (!part || mremap(b->data, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) {
-        ++b;
+    int64_t done = 0;
+    for (auto b = free_.begin(); b != free_.end() && done < bytes;) {
+      const bool can_move = b->bytes >= kHugePage && !joined_.count(b->data);
+      const int64_t part = can_move ? std::min(b->bytes, bytes - done) : 0;
+      char* const to = begin + done;
+      if (part && mremap(b->data, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to) {
+        if (part < bytes) joined_.insert(begin);
+        done += part, kept_ -= part;
+        b->data += part, b->bytes -= part;
+        b = b->bytes ? b : free_.erase(b);
         continue;
       }
-      to += part, bytes -= part, kept_ -= part;
-      b->data += part, b->bytes -= part;
-      b = b->bytes ? b : free_.erase(b);
+      if (part && mmap(to, part, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != to) {
+        munmap(begin, bytes);
+        joined_.erase(begin);
+        in_use_ -= bytes;
+        throw std::bad_alloc();
+      }
+      ++b;
     }
 #endif
   }
@@ -116,12 +127,14 @@ class Pool {
 
   void drop_oldest() {
     munmap(free_.front().data, free_.front().bytes);
+    joined_.erase(free_.front().data);
     kept_ -= free_.front().bytes;
     free_.pop_front();
   }
 
   std::mutex mutex_;
-  std::list<Free> free_;  // oldest first
+  std::list<Free> free_;    // oldest first
+  std::set<char*> joined_;  // blocks of several mappings, which systems before Linux 6.17 can't move at once
   int64_t in_use_ = 0, kept_ = 0, most_ = 0;
 };
 
