@@ -65,11 +65,18 @@ def accelerate(
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
     live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where they are
     masked, which is faster. By default they get what plain PyTorch gives them.
-    Raises TypeError if the target is neither module nor function, ValueError for an unknown mode and for a module that
-    is compiled already.
+    Raises TypeError if the target is neither module nor function, ValueError for an unknown mode and for one that is
+    compiled already.
     """
-    if not callable(target):
-        raise TypeError(f"target is {type(target).__name__}, expected a module or a function")
+    if not callable(target) or isinstance(target, type):
+        found = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
+        raise TypeError(f"target is {found}, expected a module or a function")
+    modules = target._modules if isinstance(target, nn.Module) else {}
+    if "_orig_mod" in modules or hasattr(target, "_torchdynamo_orig_callable"):
+        raise ValueError(
+            f"{type(target).__name__} is what torch.compile has returned: pass what it was given instead, and "
+            "mode='inductor' for the same compiler"
+        )
     if isinstance(target, nn.Module) and target._compiled_call_impl is not None:
         raise ValueError(
             f"{type(target).__name__} is compiled already: undo() the handle that accelerate has returned for it, or "

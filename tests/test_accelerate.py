@@ -233,6 +233,11 @@ def test_it_is_compiled_once() -> None:
     not_callable: Any = 3
     with pytest.raises(TypeError, match="target is int, expected a module or a function"):
         accelerate(not_callable)
+    with pytest.raises(TypeError, match="target is the class Linear, expected a module or a function"):
+        accelerate(nn.Linear)
+    for compiled in (torch.compile(network()), torch.compile(lambda x: x)):
+        with pytest.raises(ValueError, match="is what torch.compile has returned: pass what it was given"):
+            accelerate(compiled)
     mode: Any = "fast"
     with pytest.raises(ValueError, match="mode is 'fast'"):
         accelerate(network(), mode)

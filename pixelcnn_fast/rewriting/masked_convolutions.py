@@ -67,7 +67,7 @@ def rewrite(
 
     live_gradients: whether weights that are masked in place get gradients at live taps only.
     """
-    in_place = InPlace()
+    in_place = InPlace(writes)
     for node in list(graph.nodes):
         if not calls(node, CONV2D):
             in_place.follow(node)
@@ -106,7 +106,7 @@ def _mask_of(weight: Any, in_place: InPlace, real: Mapping[fx.Node, Tensor], wri
     """Where a weight is zero, or why that is of no use."""
     why = "its weight has no mask, and no padding or crop could be taken in"
     for found in zeroed(weight, in_place):
-        if not writes.none_after(found.since, [weight, found.mask], but=found.repeated()):
+        if not writes.none_after(found.since, found.reads(), but=found.repeated()):
             return "something writes into its weight or its mask"
         kept, shape = found.kept(real, writes), size(weight)
         if kept is None:

@@ -72,6 +72,10 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         since = window.nodes[-1] if window.nodes else node
         if not writes.none_after(since, [window.source]) or not writes.none_after(node, [weight, bias, mask]):
             continue
+        if not all(
+            writes.none_after(made, [made]) for made in window.nodes
+        ):  # a padded map has memory of its own
+            continue
         if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
             continue
         if window.nodes and not writes.none_before_backward([window.source]):

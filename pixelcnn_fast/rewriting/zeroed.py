@@ -37,13 +37,18 @@ class Zeroed(NamedTuple):
     """A weight is zero where ``mask`` is, or, inverted, where it isn't.
 
     since: the call that made it so. in_place: whether it wrote into the weight itself, so that what the convolution
-    gives for its gradient is the weight's own.
+    gives for its gradient is the weight's own. through: what hands the zeros on, from there to the weight.
     """
 
     mask: fx.Node
     since: fx.Node
     inverted: bool = False
     in_place: bool = False
+    through: tuple[fx.Node, ...] = ()
+
+    def reads(self) -> list[fx.Node]:
+        """What nobody may write into."""
+        return [self.mask, *self.through]
 
     def kept(self, real: Mapping[fx.Node, Tensor], writes: Writes) -> Tensor | None:
         """Where the weight is kept now, if that can be known."""
@@ -63,7 +68,8 @@ class Zeroed(NamedTuple):
 class InPlace:
     """The weights that are masked in place, as far as a graph has been walked."""
 
-    def __init__(self) -> None:
+    def __init__(self, writes: Writes) -> None:
+        self._writes = writes
         self._found: dict[View, tuple[Zeroed, ...]] = {}
 
     def __getitem__(self, node: Any) -> tuple[Zeroed, ...]:
@@ -85,14 +91,22 @@ class InPlace:
         if (inverted := _masking(node)) is not None:
             return (Zeroed(cast(fx.Node, node.args[1]), node, inverted, True),)
         if name_of(node) in (*NEW_DATA, "copy_") and len(node.args) == 2:
-            return tuple(found._replace(since=node, in_place=True) for found in zeroed(node.args[1], self))
+            return tuple(
+                found._replace(since=node, in_place=True, through=())
+                for found in zeroed(node.args[1], self)
+                if self._writes.none_between(found.since, node, found.reads())
+            )
         return ()
 
 
 def zeroed(weight: Any, in_place: InPlace) -> Iterator[Zeroed]:
     """Where a weight may be known to be zero, whatever its other factors are."""
-    if not isinstance(weight, fx.Node):
-        return
+    if isinstance(weight, fx.Node):
+        for found in _zeroed(weight, in_place):
+            yield found._replace(through=(*found.through, weight))
+
+
+def _zeroed(weight: fx.Node, in_place: InPlace) -> Iterator[Zeroed]:
     yield from in_place[weight]
     if is_call(weight, WHERE) and len(weight.args) == 3:
         condition, kept, other = weight.args

@@ -187,6 +187,80 @@ def input_written(m: Any, x: Tensor) -> Tensor:
     return m.b(y) + m.c(x)
 
 
+def product_written_and_divided(m: Any, x: Tensor) -> Tensor:
+    weight = m.a.weight * m.a.mask
+    weight[:, 0] = 1.0
+    return F.conv2d(x, weight / 2, padding=1)
+
+
+def product_written_and_multiplied(m: Any, x: Tensor) -> Tensor:
+    weight = (m.a.weight * m.a.mask) * 1
+    weight[:, :, 2, 2] = 0.3
+    return F.conv2d(x, weight * torch.ones_like(m.a.mask), padding=1)
+
+
+def product_widened_and_written(m: Any, x: Tensor) -> Tensor:
+    weight = (m.a.weight * m.a.mask).to(torch.float32)
+    weight.add_(1)
+    return F.conv2d(x, weight.to(x.dtype), padding=1)
+
+
+def product_negated_and_written(m: Any, x: Tensor) -> Tensor:
+    weight = -(m.a.weight * m.a.mask)
+    weight.detach()[:, :, 2, 2] = 0.5
+    return F.conv2d(x, weight.clone(), padding=1)
+
+
+def product_written_and_copied(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        weight = m.a.weight * m.a.mask
+        weight.add_(0.1)
+        m.a.weight.copy_(weight)
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def product_written_and_made_the_data(m: Any, x: Tensor) -> Tensor:
+    weight = m.a.weight.data * m.a.mask
+    weight[:, :, 2, 2] = 0.3
+    m.a.weight.data = weight
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def mask_made_and_written(m: Any, x: Tensor) -> Tensor:
+    mask = m.a.mask * 1
+    mask[:, :, 2, 2] = 1
+    return F.conv2d(x, m.a.weight * mask, padding=1)
+
+
+def mask_written_between_product_and_copy(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        mask = 1 * m.a.mask
+        weight = m.a.weight * mask
+        mask[:, :, 2, 2] = 1
+        mask[:, :, 0, 0] = 0
+        m.a.weight.copy_(weight)
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def padded_map_written(m: Any, x: Tensor) -> Tensor:
+    padded = F.pad(1 * x, (1, 1, 1, 1))
+    padded[:, :, 0] = 1
+    return F.conv2d(padded, m.a.weight * m.a.mask)
+
+
+def padded_map_written_through_a_view(m: Any, x: Tensor) -> Tensor:
+    padded = F.pad(1 * x, (1, 1, 1, 1))
+    padded[:, :, 0].fill_(1)
+    return F.conv2d(padded, m.a.weight * m.a.mask)
+
+
+def padded_map_activated(m: Any, x: Tensor) -> Tensor:
+    padded = F.pad(x - 1, (1, 1, 2, 0))
+    padded.add_(0.5)
+    F.relu_(padded)
+    return F.conv2d(padded[:, :, :8], m.a.weight * m.a.mask)
+
+
 def norm_outside(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = m.a(x)
