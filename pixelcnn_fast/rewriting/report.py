@@ -18,11 +18,20 @@ class Report:
 
     def rewrite(self, what: str, op: str, where: str) -> None:
         """Takes note of a rewrite, which another pass may have left."""
+        self._take_back(what, where)
         self.rewritten[f"{what} → {op}", where] += 1
-        for text, place in list(self.left):
-            if place == where and text.startswith(f"{what}: "):
-                self.left[text, place] -= 1
+
+    def leave(self, what: str, why: str, where: str) -> None:
+        """Says better why a call is left, which another pass has left; not of one that was rewritten."""
+        if self._take_back(what, where):
+            self.left[f"{what}: {why}", where] += 1
+
+    def _take_back(self, what: str, where: str) -> bool:
+        found = [key for key in self.left if key[1] == where and key[0].startswith(f"{what}: ")]
+        for key in found:
+            self.left[key] -= 1
         self.left = +self.left
+        return bool(found)
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
-from pixelcnn_fast.rewriting.worth import is_large_convolution
+from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
 _PAD = frozenset((F.pad, torch._C._nn.pad, torch.constant_pad_nd))
@@ -58,27 +58,20 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
             continue
         x, weight, bias, mask, padding, dilation, dense = found
         window, crop = _window(x), _crop(node, writes)
-        kernel, whole, shown = value(weight), _size(node), value(node)
-        if shown is None or not shown.is_contiguous():
+        kernel, whole = value(weight), _size(node)
+        if kernel is None or (crop is None and not (window.nodes if window else _is_cut_or_padded(x))):
             continue
-        if kernel is None or whole is None or window is None or (not window.nodes and crop is None):
+        what = f"conv2d {list(kernel.shape)}"
+        if window is None or whole is None:
+            report.leave(what, "the height or width of what it is padded or cropped from varies", line(node))
             continue
         begin, size = (crop.begin, crop.size) if crop is not None else ((0, 0), whole)
         first = (-begin[0] - padding[0], -begin[1] - padding[1])
         reach = [step * (n - 1) for step, n in zip(dilation, kernel.shape[2:], strict=True)]
         last = (first[0] + size[0] - 1 + reach[0], first[1] + size[1] - 1 + reach[1])
-        if not window.shows_zeros_outside(first, last) or not is_large_convolution(node, weight):
-            continue
-        since = window.nodes[-1] if window.nodes else node
-        if not writes.none_after(since, [window.source]) or not writes.none_after(node, [weight, bias, mask]):
-            continue
-        if not all(
-            writes.none_after(made, [made]) for made in window.nodes
-        ):  # a padded map has memory of its own
-            continue
-        if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
-            continue
-        if window.nodes and not writes.none_before_backward([window.source]):
+        why = _why_not(node, window, crop, (first, last), (weight, bias, mask), writes, regions)
+        if why is not None:
+            report.leave(what, why, line(node))
             continue
         offset = [-a + b for a, b in zip(first, window.begin, strict=True)]
         end = crop.nodes[0] if crop is not None else node
@@ -95,7 +88,38 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         for dead in (end, node, *window.nodes):
             if dead in graph.nodes and not dead.users:
                 graph.erase_node(dead)
-        report.rewrite(f"conv2d {list(kernel.shape)}", "masked_conv2d of a window", line(node))
+        report.rewrite(what, "masked_conv2d of a window", line(node))
+
+
+def _why_not(
+    node: fx.Node,
+    window: Window,
+    crop: Window | None,
+    read: tuple[Pair, Pair],
+    weights: tuple[Any, Any, Any],
+    writes: Writes,
+    regions: Regions,
+) -> str | None:
+    """Why a convolution is not taken for one of the window's source. read: the first and last position that it reads;
+    weights: what else it does."""
+    shown = value(node)
+    if shown is None or not shown.is_contiguous():
+        return "its result is not contiguous"
+    if not window.shows_zeros_outside(*read):
+        return "it reads what was cut off"
+    if not is_large_convolution(node, weights[0]):
+        return TOO_SMALL
+    since = window.nodes[-1] if window.nodes else node
+    is_kept = writes.none_after(since, [window.source]) and writes.none_after(node, weights)
+    if not is_kept or not all(
+        writes.none_after(made, [made]) for made in window.nodes
+    ):  # what is padded has memory
+        return "something writes into its map, what that is padded from, or its weight"
+    if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
+        return "gradients are switched on or off between the padding and it"
+    if window.nodes and not writes.none_before_backward([window.source]):
+        return "what it is padded or cropped from is known outside the graph"
+    return None
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:
@@ -144,6 +168,10 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
     if any("as_strided" in name_of(x) for x in user.users):
         return None
     return Window(node, (-cut[0], -cut[1]), size, (user,))
+
+
+def _is_cut_or_padded(x: Any) -> bool:
+    return is_call(x, _PAD | {operator.getitem}) and value(x.args[0]) is not None
 
 
 def _size(node: Any) -> Pair | None:

@@ -38,6 +38,12 @@ def source_written(m: Any, x: Tensor) -> Tensor:
     return z
 
 
+def padded_map_written(m: Any, x: Tensor) -> Tensor:
+    padded = F.pad(x, (1, 0))
+    padded[:, :, 0] = 1
+    return m.conv(padded)
+
+
 def read_besides(m: Any, x: Tensor) -> Tensor:
     y = m.conv(x)
     return y[:, :, :6] * y.mean()
@@ -79,6 +85,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
     "dilated": (lambda m, x: m.conv(F.pad(x, (4, 0, 2, 0))), (2, 3), {"dilation": 2}, 1),
     "a stride": (lambda m, x: m.conv(F.pad(x, (2, 0))), (1, 3), {"stride": 2}, 0),
     "source written": (source_written, (1, 2), {}, 0),
+    "padded map written": (padded_map_written, (1, 2), {}, 0),
     "read besides": (read_besides, (2, 3), {"padding": (1, 1)}, 0),
     "crop written": (crop_written, (2, 3), {"padding": (1, 1)}, 1),
     "masked": (masked, (2, 3), {}, 1),
@@ -105,3 +112,24 @@ def test_windows(name: str) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
     found = sum(times for (what, _), times in backend.report.rewritten.items() if "of a window" in what)
     assert found == windows, str(backend.report)
+
+
+WHY = {
+    "shifted, and reads what was cut": "it reads what was cut off",
+    "source written": "something writes into its map",
+    "padded map written": "something writes into its map",
+    "sizes that vary": "the height or width of what it is padded or cropped from varies",
+}
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_the_report_says_why_a_window_is_left(name: str) -> None:
+    torch._dynamo.reset()
+    forward, kernel, how, _ = LAYERS["padded to the left" if name == "sizes that vary" else name]
+    layer, backend = Layer(forward, kernel, **how), Backend()
+    plain = copy.deepcopy(layer)
+    layer.compile(backend=backend, dynamic=name == "sizes that vary")
+    x = torch.randn(2, 4, 6, 5)
+    torch.testing.assert_close(layer(x), plain(x))
+    reasons = [what.partition(": ")[2] for what, _ in backend.report.left]
+    assert len(reasons) == 1 and reasons[0].startswith(WHY[name]), str(backend.report)
