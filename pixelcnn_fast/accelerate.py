@@ -61,7 +61,9 @@ def accelerate(
     The model is compiled in place: PyTorch captures what its ``forward`` computes, and the operators are put into that
     graph. So results are the plain model's up to rounding, whatever else it does and however it changes later:
     parameters, state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights
-    meet may stay without effect. Copies and pickles of the model are plain ones.
+    meet may stay without effect. Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no
+    ``isolate_recompiles``, models of a class share what PyTorch compiles for one function at most, and handles with the
+    same settings share a report.
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
     live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where they are
     masked, which is faster. By default they get what plain PyTorch gives them.

@@ -21,6 +21,7 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting import worth
+from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
@@ -437,6 +438,23 @@ def test_twelve_models_of_a_class_and_twelve_sizes_of_batches() -> None:
         images = IMAGES[:1].expand(n, -1, -1, -1)
         torch.testing.assert_close(model(images), plain(images))
     assert sum(handle.report.rewritten.values()) <= 3 * 6 and not handle.report.warnings
+
+
+def test_older_pytorch_tells_when_models_of_a_class_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without isolated compilations, they share those that PyTorch allows a function, and a report."""
+    monkeypatch.setattr(importlib.import_module("pixelcnn_fast.accelerate"), "_isolated", dict)
+    shared.cache_clear()
+    torch._dynamo.reset()
+    handles = []
+    with pytest.warns(UserWarning, match="PyTorch has stopped compiling"):
+        for width in range(4, 16):
+            model = reference.PixelCNN(1, width, 1, None, 3).double()
+            expected = model(IMAGES)
+            handles.append(accelerate(model))
+            torch.testing.assert_close(model(IMAGES), expected)
+    assert len({id(handle.report) for handle in handles}) == 1
+    assert "note       PyTorch has stopped compiling" in str(handles[0])
+    shared.cache_clear()
 
 
 def test_it_is_told_when_pytorch_gives_up() -> None:
