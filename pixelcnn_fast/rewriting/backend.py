@@ -94,7 +94,8 @@ def _last_call(graph: fx.Graph) -> fx.Node:
 
 
 def _enables_gradients(graph: fx.Graph) -> bool:
-    return any(name_of(node) == "_set_grad_enabled" and node.args == (True,) for node in graph.nodes)
+    enabling = {"_set_grad_enabled": (True,), "_enter_inference_mode": (False,)}
+    return any(enabling.get(name_of(node)) == node.args for node in graph.nodes)
 
 
 def _real(module: fx.GraphModule, inputs: Sequence[Any]) -> Real:

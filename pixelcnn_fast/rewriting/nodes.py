@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -24,6 +27,8 @@ WRITING = frozenset(
     getattr(operator, name)
     for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()
 )
+DUNDER_WRITING = frozenset(f"__{target.__name__}__" for target in WRITING)
+NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
 _SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
@@ -73,24 +78,35 @@ def line(node: fx.Node) -> str:
 
 
 class Writes:
-    """Which calls of a graph may write into which memory: fake tensors that share memory share a storage."""
+    """Which calls of a graph may write into which memory: fake tensors that share memory share a storage. A tensor that
+    was given other data keeps its fake storage, so that counts as the other one, too."""
 
     def __init__(self, graph: fx.Graph, inference: bool) -> None:
         self.inference = inference  # nothing of the graph is kept for a backward
+        self._same: dict[int, int] = {}
+        for node in graph.nodes:
+            if name_of(node) in NEW_DATA and is_any_call(node):
+                given = [self._one(storage) for x in node.all_input_nodes for storage in storages(x)]
+                self._same.update((storage, given[0]) for storage in given[1:] if storage != given[0])
         self._into: dict[int, list[fx.Node]] = {}
         self._known_outside: set[int] = set()
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
-                known = [node, *node.all_input_nodes]
-                self._known_outside.update(storage for x in known for storage in storages(x))
-            for storage in written(node):
+                self._known_outside.update(self._storages([node, *node.all_input_nodes]))
+            for storage in {self._one(storage) for storage in written(node)}:
                 self._into.setdefault(storage, []).append(node)
+
+    def _one(self, storage: int) -> int:
+        while storage in self._same:
+            storage = self._same[storage]
+        return storage
+
+    def _storages(self, nodes: Collection[Any]) -> set[int]:
+        return {self._one(storage) for x in nodes for storage in storages(x)}
 
     def into(self, read: Collection[Any]) -> Iterator[fx.Node]:
         """The calls that may write into what some nodes hold."""
-        return (
-            node for storage in {s for x in read for s in storages(x)} for node in self._into.get(storage, ())
-        )
+        return (node for storage in self._storages(read) for node in self._into.get(storage, ()))
 
     def none_before_backward(self, kept: Collection[Any]) -> bool:
         """Whether nobody but the graph can write into what an op keeps for its backward, where PyTorch keeps something
@@ -99,7 +115,7 @@ class Writes:
 
     def are_known_outside(self, nodes: Collection[Any]) -> bool:
         """Whether some of what nodes hold is an input or a result of the graph."""
-        return not self._known_outside.isdisjoint(s for x in nodes for s in storages(x))
+        return not self._known_outside.isdisjoint(self._storages(nodes))
 
     def none_between(self, start: fx.Node, end: fx.Node, read: Collection[Any]) -> bool:
         """Whether no call after ``start`` and before ``end`` may write into what some nodes hold."""
@@ -162,14 +178,43 @@ def _written(node: fx.Node) -> list[Any]:
         return everything
     if name.startswith(("embedding", "_foreach")):  # an embedding may normalise its weight
         return everything
-    is_in_place = any(x is True for x in (*node.args, node.kwargs.get("inplace")))  # F.relu(x, True)
-    is_named_so = name.endswith("_") and not name.endswith("__")
-    if node.target in WRITING or is_in_place or (is_named_so and node.op == "call_method"):
+    if _is_foreign_function(node.target):  # that somebody allowed in the graph
+        return everything
+    is_in_place = any(x is True for x in node.args) or _is_told_to_write(node)  # F.relu(x, True)
+    is_named_so = (name.endswith("_") and not name.endswith("__")) or name in DUNDER_WRITING
+    if (
+        node.target in WRITING
+        or name in DUNDER_WRITING
+        or is_in_place
+        or (is_named_so and node.op == "call_method")
+    ):
         return [node.args[0]] if node.args else everything
     if is_named_so or name in ("__setitem__", "copyto"):
         return everything
     out = node.kwargs.get("out")
     return list(out) if isinstance(out, (list, tuple)) else [out]
+
+
+def _is_told_to_write(node: fx.Node) -> bool:
+    """By an argument ``inplace``, which may be any true value."""
+    at = _place_of_inplace(node.target)
+    given = node.args[at] if at is not None and at < len(node.args) else node.kwargs.get("inplace")
+    return bool(given)
+
+
+@functools.cache
+def _place_of_inplace(target: Any) -> int | None:
+    if not isinstance(target, FunctionType):
+        return None
+    names = list(inspect.signature(target).parameters)
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _is_foreign_function(target: Any) -> bool:
+    if not isinstance(target, FunctionType):
+        return False
+    package = str(target.__module__).partition(".")[0]
+    return package not in ("torch", "operator", "_operator", "math", "builtins")
 
 
 def _is_of_arrays(target: Any, name: str) -> bool:

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from pixelcnn_fast.rewriting.nodes import WRITING, name_of
-from pixelcnn_fast.rewriting.zeroed import NEW_DATA
+from pixelcnn_fast.rewriting.nodes import NEW_DATA, WRITING, name_of, view
 
 
 def drop(graph: fx.Graph) -> None:
@@ -15,7 +14,7 @@ def drop(graph: fx.Graph) -> None:
         if name_of(node) not in NEW_DATA or len(node.args) != 2:
             continue
         target, data = node.args
-        if _is_written_in_place(data, target):
+        if _is_written_in_place(data, target) and view(data) == view(target):
             for user in list(node.users):
                 if "lower_version" in name_of(user) and not user.users:
                     graph.erase_node(user)

@@ -20,6 +20,7 @@ from pixelcnn_fast.rewriting.nodes import (
     is_call,
     line,
     name_of,
+    storages,
     value,
 )
 from pixelcnn_fast.rewriting.regions import Regions
@@ -28,6 +29,9 @@ from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
 _PAD = frozenset((F.pad, torch._C._nn.pad, torch.constant_pad_nd))
+_SHARING = (
+    "contiguous reshape reshape_as flatten view ravel detach to type_as float double half bfloat16".split()
+)
 Pair = tuple[int, int]
 
 
@@ -115,6 +119,10 @@ def _why_not(
         writes.none_after(made, [made]) for made in window.nodes
     ):  # what is padded has memory
         return "something writes into its map, what that is padded from, or its weight"
+    if crop is not None and any(
+        writes.into(_may_share(crop.nodes[0]))
+    ):  # it becomes contiguous, memory of its own
+        return "something writes into what is cropped from its result"
     if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
         return "gradients are switched on or off between the padding and it"
     if window.nodes and not writes.none_before_backward([window.source]):
@@ -168,6 +176,17 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
     if any("as_strided" in name_of(x) for x in user.users):
         return None
     return Window(node, (-cut[0], -cut[1]), size, (user,))
+
+
+def _may_share(node: fx.Node) -> list[fx.Node]:
+    """A map, and what shares its memory, or would if it were contiguous."""
+    found = [node]
+    for each in found:
+        for user in each.users:
+            shares = name_of(user) in _SHARING or not storages(user).isdisjoint(storages(each))
+            if shares and user not in found:
+                found.append(user)
+    return found
 
 
 def _is_cut_or_padded(x: Any) -> bool:

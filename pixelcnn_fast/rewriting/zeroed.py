@@ -14,6 +14,7 @@ from pixelcnn_fast.rewriting.nodes import (
     DIV,
     MUL,
     MUL_IN_PLACE,
+    NEW_DATA,
     View,
     Writes,
     evaluated,
@@ -30,7 +31,6 @@ MASKED_FILL = frozenset((torch.masked_fill, "masked_fill"))
 KEEPING_ZEROS = frozenset(
     (operator.neg, torch.neg, *"neg to float double half bfloat16 type_as contiguous clone".split())
 )
-NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
 
 
 class Zeroed(NamedTuple):
@@ -71,6 +71,7 @@ class InPlace:
     def __init__(self, writes: Writes) -> None:
         self._writes = writes
         self._found: dict[View, tuple[Zeroed, ...]] = {}
+        self._moved: set[int] = set()  # storages whose tensors were given other data
 
     def __getitem__(self, node: Any) -> tuple[Zeroed, ...]:
         where = view(node)
@@ -84,6 +85,10 @@ class InPlace:
                 del self._found[where]
             else:
                 self._found[where] = tuple(old for old in found if into.isdisjoint(storages(old.mask)))
+        if name_of(node) in NEW_DATA:
+            self._moved |= storages(node.args[0])
+        elif not self._moved.isdisjoint(into):  # it may be another tensor's data by now
+            return
         if masked and (where_now := view(node.args[0])) is not None:
             self._found[where_now] = masked
 

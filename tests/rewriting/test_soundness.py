@@ -261,6 +261,92 @@ def padded_map_activated(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(padded[:, :, :8], m.a.weight * m.a.mask)
 
 
+def data_written_after(m: Any, x: Tensor) -> Tensor:
+    m.a.weight.data = m.a.weight.data * m.a.mask
+    m.a.weight.data += 1
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def data_written_through_its_source(m: Any, x: Tensor) -> Tensor:
+    data = m.a.weight.data * m.a.mask
+    m.a.weight.data = data
+    data.add_(1)
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def data_exchanged(m: Any, x: Tensor) -> Tensor:
+    data = m.a.weight.data
+    m.a.weight.data = m.b.weight.data
+    m.b.weight.data = data
+    data.mul_(m.a.mask)
+    return F.conv2d(x, m.a.weight, padding=1) + F.conv2d(x, 2 * m.b.weight, padding=1)
+
+
+def mask_given_data(m: Any, x: Tensor) -> Tensor:
+    data = m.a.mask * 1
+    m.a.mask.data = data
+    weight = m.a.weight * m.a.mask
+    data[:, :, 0] = 0
+    data[:, :, 2] = 1
+    return F.conv2d(x, weight, padding=1)
+
+
+def data_transposed(m: Any, x: Tensor) -> Tensor:
+    m.a.weight.data = m.a.weight.data.mul_(m.a.mask).transpose_(0, 1)
+    return F.conv2d(x, m.a.weight, padding=1)
+
+
+def crop_copied_and_written(m: Any, x: Tensor) -> Tensor:
+    crop = m.a(x)[:, :, 1:-1, 1:-1]
+    copied = crop.contiguous()
+    copied.add_(1)
+    return torch.cat([crop * 2, copied * 1], 1)
+
+
+def crop_flattened_and_written(m: Any, x: Tensor) -> Tensor:
+    crop = m.a(x)[:, :, 1:-1, 1:-1]
+    crop.detach().flatten(2).fill_(0)
+    return crop * 2
+
+
+def crop_padded_and_written(m: Any, x: Tensor) -> Tensor:
+    crop = m.a(x)[:, :, 1:-1, 1:-1]
+    padded = F.pad(crop, (1, 1, 1, 1))
+    crop.add_(1)
+    return m.b(padded)
+
+
+def written_by_a_special_method(m: Any, x: Tensor) -> Tensor:
+    weight = m.a.weight * m.a.mask
+    weight.__iadd__(1)
+    return F.conv2d(x, weight, padding=1)
+
+
+def written_by_any_true_value(m: Any, x: Tensor) -> Tensor:
+    x = 1 * x
+    with torch.no_grad():
+        y = m.a(x)
+        F.relu(x, inplace=1)  # type: ignore[arg-type]  # as nn.ReLU(1) passes it
+        F.relu(x - 1, 1)  # type: ignore[arg-type]  # likewise
+        return torch.relu(y)
+
+
+@torch.compiler.allow_in_graph
+def adds_one(x: Tensor) -> Tensor:
+    return x.add_(1)
+
+
+def written_by_a_function_in_the_graph(m: Any, x: Tensor) -> Tensor:
+    weight = m.a.weight * m.a.mask
+    adds_one(weight)
+    return F.conv2d(x, weight, padding=1)
+
+
+def outside_inference_mode(m: Any, x: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.relu(m.a(x))
+
+
 def norm_outside(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = m.a(x)

@@ -87,7 +87,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
     "source written": (source_written, (1, 2), {}, 0),
     "padded map written": (padded_map_written, (1, 2), {}, 0),
     "read besides": (read_besides, (2, 3), {"padding": (1, 1)}, 0),
-    "crop written": (crop_written, (2, 3), {"padding": (1, 1)}, 1),
+    "crop written": (crop_written, (2, 3), {"padding": (1, 1)}, 0),
     "masked": (masked, (2, 3), {}, 1),
 }
 
