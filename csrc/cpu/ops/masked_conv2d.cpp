@@ -342,7 +342,7 @@ void masked_conv2d(const FeatureMap& x, const MaskedWeight& weight, const Geomet
   with_rows_of(x, weight, [&](auto t, auto row) {
     using T = decltype(t);
     const std::vector<Tap> taps = live_taps(weight, geometry);
-    if (PlaneConvolution<T>::computes(x, out, taps, epilogue))
+    if (PlaneConvolution<T>::computes(x, out, weight, taps, epilogue))
       return PlaneConvolution<T>(weight, taps[0], epilogue).run(x, out, threads);
     Convolution<T, decltype(row)>(weight, taps, false, epilogue.scale, threads).run(x, out, epilogue, threads);
   });

@@ -18,15 +18,15 @@ namespace pcf::cpu {
 template <class T>
 class PlaneConvolution {
  public:
-  static bool computes(const FeatureMap& in, const FeatureMap& out, const std::vector<Tap>& taps,
+  static bool computes(const FeatureMap& in, const FeatureMap& out, const MaskedWeight& w, const std::vector<Tap>& taps,
                        const ConvEpilogue& e) {
     const auto is_line = [](const FeatureMap& map) {  // whether pixels are equally far apart
       return map.element == element_of<T> && map.stride_y == map.width * map.stride_x;
     };
     const bool is_plain = !e.condition && !e.residual.data && (!e.activates || e.activation == StepKind::relu);
-    return taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 && in.height == out.height && in.width == out.width &&
-           is_line(in) && is_line(out) && out.stride_x == 1 && is_plain &&
-           out.height * out.width >= kernels<T>(chosen_isa()).block;
+    return w.element == element_of<T> && taps.size() == 1 && taps[0].dy == 0 && taps[0].dx == 0 &&
+           in.height == out.height && in.width == out.width && is_line(in) && is_line(out) && out.stride_x == 1 &&
+           is_plain && out.height * out.width >= kernels<T>(chosen_isa()).block;
   }
 
   PlaneConvolution(const MaskedWeight& w, const Tap& tap, const ConvEpilogue& e)
@@ -39,10 +39,10 @@ class PlaneConvolution {
       for (int o = 0; o < w.out; o++) {
         T* const row = rows_.data() + int64_t{o} * depth_;
         const T scale = e.scale ? static_cast<const T*>(e.scale)[o] : T(1);
+        row[0] = (e.bias ? static_cast<const T*>(e.bias)[o] : T(0)) * scale;  // times a row of ones
+        if (e.shift) row[0] += static_cast<const T*>(e.shift)[o];
         for (int i = 0; i < w.in; i++)
-          row[i] = convert<T>(weight[o * s[0] + i * s[1]]) * convert<T>(mask[o * m[0] + i * m[1]]) * scale;
-        row[w.in] = (e.bias ? static_cast<const T*>(e.bias)[o] : T(0)) * scale;  // times a row of ones
-        if (e.shift) row[w.in] += static_cast<const T*>(e.shift)[o];
+          row[1 + i] = convert<T>(weight[o * s[0] + i * s[1]]) * convert<T>(mask[o * m[0] + i * m[1]]) * scale;
       }
     });
   }
@@ -84,8 +84,8 @@ class PlaneConvolution {
     for (int b = first; b < last; b++) {
       T* const to = x + (b - first) * size;
       const T* from = static_cast<const T*>(in.data) + image * in.stride_n + begin(b) * in.stride_x;
-      copy_row(from, in.stride_c, in.stride_x, to, block, 1, in.channels, block);
-      std::fill_n(to + int64_t{in.channels} * block, block, T(1));
+      std::fill_n(to, block, T(1));
+      copy_row(from, in.stride_c, in.stride_x, to + block, block, 1, in.channels, block);
     }
     const auto multiply = [&](int b, int count) {
       T* const plane = static_cast<T*>(out.data) + image * out.stride_n + begin(b);
@@ -101,7 +101,7 @@ class PlaneConvolution {
   }
 
   const Kernels<T>& kernels_;
-  const int depth_;  // input channels, and one for the bias
+  const int depth_;  // one for the bias, with which sums begin, and input channels
   const bool relu_;
   std::vector<T> rows_;  // [output channels][depth]
 };
