@@ -114,14 +114,11 @@ def _why_not(
     if not is_large_convolution(node, weights[0]):
         return TOO_SMALL
     since = window.nodes[-1] if window.nodes else node
-    is_kept = writes.none_after(since, [window.source]) and writes.none_after(node, weights)
-    if not is_kept or not all(
-        writes.none_after(made, [made]) for made in window.nodes
-    ):  # what is padded has memory
+    # A padded map has memory of its own.
+    written = [each for each in window.nodes if not writes.none_after(each, [each])]
+    if written or not writes.none_after(since, [window.source]) or not writes.none_after(node, weights):
         return "something writes into its map, what that is padded from, or its weight"
-    if crop is not None and any(
-        writes.into(_may_share(crop.nodes[0]))
-    ):  # it becomes contiguous, memory of its own
+    if crop is not None and any(writes.into(_may_share(crop.nodes[0]))):
         return "something writes into what is cropped from its result"
     if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
         return "gradients are switched on or off between the padding and it"
@@ -179,7 +176,7 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
 
 
 def _may_share(node: fx.Node) -> list[fx.Node]:
-    """A map, and what shares its memory, or would if it were contiguous."""
+    """A map, and what shares its memory, or would if it were contiguous, as a crop becomes."""
     found = [node]
     for each in found:
         for user in each.users:
