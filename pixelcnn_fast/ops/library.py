@@ -173,9 +173,17 @@ def computed(x: Tensor | None) -> Tensor | None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The memory format of a result that follows x: channels-last if the channels of x are innermost."""
-    innermost = x.stride(1) == 1 and x.shape[1] > 1
-    return torch.channels_last if innermost else torch.contiguous_format
+    """The memory format of a result that follows x [N, C, H, W], by PyTorch's own rule: channels-last if the strides
+    of x grow from channels to columns, rows and images. Where one memory is both, as of one pixel, it is contiguous."""
+    sizes, strides = x.shape, x.stride()
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if sizes[axis] == 0 or strides[axis] < least or strides[1] == 0:
+            return torch.contiguous_format
+        if axis == 0 and least == strides[1]:
+            return torch.contiguous_format
+        least = strides[axis] * sizes[axis]
+    return torch.channels_last
 
 
 def dense(x: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from pixelcnn_fast.rewriting.nodes import (
     ADD,
     ADD_IN_PLACE,
     Writes,
+    asked_format,
     calls,
     is_call,
+    is_surely_so,
+    layout_of,
     line,
     value,
 )
@@ -80,15 +83,17 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
     if not writes.inference:
         return
     for node in list(graph.nodes):
-        if node.target is not _CONVOLUTION or len(node.args) != 8:  # one of a window, or somebody else's
+        if node.target is not _CONVOLUTION or len(node.args) != 9:  # one of a window, or somebody else's
             continue
         block = _found(node)
         if not block.following or not regions.are_one(node, *block.following):
             continue
         if not writes.none_between(node, last := block.following[-1], block.reads()):
             continue
+        if (result_format := layout_of(last)) is None or not is_surely_so(last):
+            continue
         with graph.inserting_before(last):
-            new = _call(graph, block)
+            new = _call(graph, block, asked_format(node.args[0], result_format))
         new.meta = dict(last.meta)
         last.replace_all_uses_with(new)
         for dead in (*block.following[::-1], node):
@@ -151,7 +156,7 @@ def _activation(node: fx.Node) -> tuple[str, float] | None:
     return (name, float(alpha)) if isinstance(alpha, (int, float)) else None
 
 
-def _call(graph: fx.Graph, block: Block) -> fx.Node:
+def _call(graph: fx.Graph, block: Block, result_format: torch.memory_format | None) -> fx.Node:
     scale = shift = None
     call = graph.call_function
     if (norm := block.norm) is not None:
@@ -161,6 +166,7 @@ def _call(graph: fx.Graph, block: Block) -> fx.Node:
         shift = call(torch.neg, (call(torch.mul, (norm.mean, scale)),))
         if norm.bias is not None:
             shift = call(torch.add, (shift, norm.bias))
-    x, weight, bias, mask, padding, dilation, backend, _ = block.convolution.args
-    terms = (scale, shift, None, block.residual, block.activation, block.alpha, padding, dilation, backend)
-    return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms))
+    x, weight, bias, mask, padding, dilation, backend, *_ = block.convolution.args
+    terms = (scale, shift, None, block.residual, block.activation, block.alpha)
+    how = (padding, dilation, backend, result_format)
+    return call(torch.ops.pixelcnn_fast.masked_conv_block.default, (x, weight, bias, mask, *terms, *how))

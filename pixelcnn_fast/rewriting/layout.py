@@ -24,6 +24,7 @@ from pixelcnn_fast.rewriting.nodes import (
     Writes,
     calls,
     is_any_call,
+    layout_of,
     line,
     storages,
     value,
@@ -89,27 +90,25 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             copies[key] = _copy(graph, source, user, layout)
         return copies[key]
 
-    def lay_out(node: fx.Node, source: fx.Node) -> None:
-        """Has one of our convolutions write its result channels-last: by what it reads, whose copy serves its backward,
-        too, or, where that has to be the source itself, as a setting of the op."""
-        x = value(source)
-        is_one_channel = x is not None and x.shape[1] == 1
-        is_own = writes.none_before_backward([source]) and writes.none_after(node, [source])
-        if is_one_channel or not (is_own or writes.inference):
-            _set_format(node)
-        else:
-            node.replace_input_with(source, copy(source, node, True))
+    def lay_out(node: fx.Node) -> None:
+        """Has one of our convolutions write its result channels-last, and read what is so: a copy of its source, unless
+        its backward needs the source itself."""
+        _set_format(node, torch.channels_last)
+        last.add(node)
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source not in last:
+            is_own = writes.none_before_backward([source]) and writes.none_after(node, [source])
+            if is_own or writes.inference:
+                node.replace_input_with(source, copy(source, node, True))
 
     for node in list(graph.nodes):
-        if node.target in _OURS and isinstance(source := node.args[0], fx.Node):
-            enters = node in joined and source not in last
-            if enters or _is_channels_last(
-                node
-            ):  # as PyTorch's result is, also where only the weight is laid out so
-                lay_out(node, source)
-            if enters:
-                last.add(node)
         changed = [source for source in node.all_input_nodes if source in last]
+        if node in joined:
+            lay_out(node)
+            continue
+        if changed and node.target in _OURS and layout_of(node) == torch.contiguous_format:
+            _set_format(node, torch.contiguous_format)  # and may read any
+            continue
         if changed and node in following and _is_logits(node, following):
             _write_contiguous(graph, node, report)
             continue
@@ -120,11 +119,11 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             node.replace_input_with(source, copy(source, node, False))
 
 
-def _set_format(node: fx.Node) -> None:
+def _set_format(node: fx.Node, result_format: torch.memory_format) -> None:
     settings = node.target._schema.arguments  # type: ignore[union-attr]  # one of ours
     at = [setting.name for setting in settings].index("result_format")
     given: list[Any] = [*node.args, *(setting.default_value for setting in settings[len(node.args) :])]
-    node.args = (*given[:at], torch.channels_last, *given[at + 1 :])
+    node.args = (*given[:at], result_format, *given[at + 1 :])
 
 
 def _is_logits(node: fx.Node, following: set[fx.Node]) -> bool:
@@ -159,13 +158,6 @@ def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any
         new = graph.call_method("contiguous", (source,), layout)
     new.meta = dict(source.meta)
     return new
-
-
-def _is_channels_last(node: fx.Node) -> bool:
-    found = value(node)
-    if found is None or found.dim() != 4 or found.is_contiguous():
-        return False
-    return found.is_contiguous(memory_format=torch.channels_last)
 
 
 def _following(graph: fx.Graph, writes: Writes) -> set[fx.Node]:
@@ -211,8 +203,9 @@ def _is_agnostic(node: fx.Node) -> bool:
         is_any_call(node)
         and node.target in _AGNOSTIC
         and found is not None
-        and found.dim() == 4
-        and found.is_contiguous()
+        and layout_of(node) == torch.contiguous_format
+        # Else copies may not bring back its strides, and fake tensors be wrong about them.
+        and all(n > 1 for n in found.shape[1:])
     )
 
 

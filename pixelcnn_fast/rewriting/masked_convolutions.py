@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
+from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
+    OTHER_STRIDES,
     Writes,
+    asked_format,
     calls,
+    is_surely_so,
+    layout_of,
     line,
     size,
     value,
@@ -77,6 +82,8 @@ def rewrite(
         found = call.why_not or _mask_of(call.weight, in_place, real, writes)
         if not isinstance(found, str) and not is_large_convolution(node, call.weight):
             found = TOO_SMALL
+        if not isinstance(found, str) and not _is_laid_out_as_ours(node, call):
+            found = OTHER_STRIDES
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
             continue
@@ -84,9 +91,9 @@ def rewrite(
         weight = value(call.weight)
         assert weight is not None
         with graph.inserting_before(node):
-            how = geometry(weight, call.padding, call.dilation)
-            kept = found.inserted(graph)
-            arguments = (call.input, call.weight, call.bias, kept, *map(list, how), "auto", dense)
+            tensors = (call.input, call.weight, call.bias, found.inserted(graph))
+            how = map(list, geometry(weight, call.padding, call.dilation))
+            arguments = (*tensors, *how, "auto", dense, _format(node, call))
             new = graph.call_function(torch.ops.pixelcnn_fast.masked_conv2d.default, arguments)
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
@@ -95,6 +102,25 @@ def rewrite(
             "" if not found.in_place else ", dense gradients" if dense else ", gradients of live taps only"
         )
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
+
+
+def _is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
+    """PyTorch lays the result out channels-last if the input or the weight is."""
+    is_sure = not _is_channels_last(call.weight) or is_surely_so(call.weight)
+    return layout_of(node) is not None and (
+        is_sure or (_is_channels_last(call.input) and is_surely_so(call.input))
+    )
+
+
+def _format(node: fx.Node, call: Convolution) -> torch.memory_format | None:
+    wanted = layout_of(node)
+    assert wanted is not None
+    return wanted if _is_channels_last(call.weight) else asked_format(call.input, wanted)
+
+
+def _is_channels_last(node: fx.Node) -> bool:
+    found = value(node)
+    return found is not None and memory_format(found) == torch.channels_last
 
 
 def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:

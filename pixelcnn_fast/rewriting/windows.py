@@ -16,8 +16,10 @@ from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
+    asked_format,
     calls,
     is_call,
+    layout_of,
     line,
     name_of,
     storages,
@@ -82,8 +84,9 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         with graph.inserting_before(end):
             if mask is None:
                 mask = no_mask(graph, kernel)
-            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense, None, [*size])
-            new = graph.call_function(_OURS, arguments)
+            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense)
+            result_format = asked_format(window.source, torch.contiguous_format)
+            new = graph.call_function(_OURS, (*arguments, result_format, [*size]))
         new.meta = dict(end.meta)
         result = value(end)
         assert result is not None
@@ -106,8 +109,7 @@ def _why_not(
 ) -> str | None:
     """Why a convolution is not taken for one of the window's source. read: the first and last position that it reads;
     weights: what else it does."""
-    shown = value(node)
-    if shown is None or not shown.is_contiguous():
+    if layout_of(node) is not torch.contiguous_format:
         return "its result is not contiguous"
     if not window.shows_zeros_outside(*read):
         return "it reads what was cut off"
@@ -130,9 +132,9 @@ def _why_not(
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:
     """x, weight, bias, mask or None, padding, dilation and whether the gradient is dense."""
     if node.target is _OURS:
-        if len(node.args) != 8 or node.kwargs:  # somebody else's
+        if len(node.args) != 9 or node.kwargs:  # somebody else's
             return None
-        x, weight, bias, mask, padding, dilation, _, dense = node.args
+        x, weight, bias, mask, padding, dilation, _, dense, _ = node.args
         return x, weight, bias, mask, tuple(padding), tuple(dilation), dense  # type: ignore[arg-type, return-value]  # as they were put in
     call = Convolution.of(node)
     kernel, x = value(call.weight), value(call.input)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -52,6 +53,17 @@ def problem(
     if mask is None:
         mask = raster_mask(kernel[0], kernel[1], "B")
     return Inputs(x, weight, bias, mask.expand_as(weight).contiguous())
+
+
+@needs_native
+@pytest.mark.parametrize("size", [(2, 4, 6, 5), (1, 4, 6, 5), (2, 1, 6, 5), (3, 4, 1, 1), (2, 4, 5, 1)])
+def test_the_result_is_laid_out_as_pytorch_lays_it_out(size: tuple[int, ...]) -> None:
+    weight = torch.randn(3, size[1], 3, 3)
+    for order in itertools.permutations(range(4)):
+        x = torch.randn([size[axis] for axis in order]).permute([order.index(axis) for axis in range(4)])
+        got, expected = ops.masked_conv2d(x, weight, None, torch.ones(1)), F.conv2d(x, weight, padding=1)
+        assert got.stride() == expected.stride(), x.stride()
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
