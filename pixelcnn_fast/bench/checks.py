@@ -26,9 +26,10 @@ class Check:
     differing: how many of the ``drawn`` sub-pixels differ from the common images.
     excess: the largest distance of a noise value from the interval of the level drawn with it, given the
     image so far, by the weights that the contestant claims to use. limit: how large it may be.
-    For a contestant with rounded weights: rounding, the largest change of a weight, relative to it; and model_excess,
-    the excess by the model's own weights. Nothing bounds the latter: each weight may change by as much as its rounding
-    allows, and how far that moves the probabilities is up to the model.
+    For a contestant with rounded weights: rounding, the largest change of a weight, relative to it. If it rounds what
+    they are multiplied by, too, the excess is by the model in float64, and the limit what bf16 may move. Else it is by
+    the rounded weights, and model_excess the one by the model's own. Nothing bounds the latter: each weight may change
+    by as much as its rounding allows, and how far that moves the probabilities is up to the model.
     """
 
     differing: int
@@ -48,19 +49,25 @@ class Check:
             return "WRONG"
         if self.differing == 0:
             return "identical"
-        kind = "within rounding" if self.rounding is None else "right for rounded weights"
+        bf16 = "within rounding to bf16" if self.model_excess is None else "right for rounded weights"
+        kind = "within rounding" if self.rounding is None else bf16
         return f"{self.differing} of {self.drawn} sub-pixels differ, all {kind}"
 
     @property
     def evidence(self) -> str:
         text = f"noise lies at most {self.excess:.1e} outside the drawn levels' intervals (allowed {self.limit:.0e})"
-        if self.rounding is not None:
-            text += (
-                f" by its bf16 weights, which differ from the model's own by at most {self.rounding:.2%} "
-                f"(allowed {BF16_ROUNDING:.2%}); bf16 is not exact: by the model's own weights, the noise lies at most "
-                f"{self.model_excess:.1e} outside"
+        if self.rounding is None:
+            return text
+        weights = f"differ from the model's own by at most {self.rounding:.2%} (allowed {BF16_ROUNDING:.2%})"
+        if self.model_excess is None:
+            return (
+                f"{text}, by the model in float64: twice what bf16 in plain PyTorch moves a probability, since bf16 is "
+                f"not exact; its bf16 weights {weights}"
             )
-        return text
+        return (
+            f"{text} by its bf16 weights, which {weights}; bf16 is not exact: by the model's own weights, the noise "
+            f"lies at most {self.model_excess:.1e} outside"
+        )
 
 
 def cdf_excess(logits: Tensor, levels: Tensor, noise: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ examples:
 All of them draw with the same noise and take turns. Before any speed-up is shown, every image is checked: one
 float64 forward of the model gives each sub-pixel's probabilities, and the noise must lie in the interval of
 the level that was drawn with it. bf16 weights must be the model's own, rounded, and the images right for these, or,
-where the processor multiplies bf16, as nearly as twice what bf16 in plain PyTorch moves the probabilities. Who
+where the processor multiplies bf16, right for the model up to twice what bf16 in plain PyTorch moves a probability. Who
 fails is marked WRONG, without a speed-up, and the status is 1. Leave the machine alone meanwhile.
 """
 
