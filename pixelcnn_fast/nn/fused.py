@@ -29,10 +29,17 @@ class MaskedConvolution(nn.Conv2d):
 
 def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
     """ReLU(norm(conv(x)) + residual); conv has a ``mask``. x: [N, I, H, W] -> [N, O, H, W]."""
-    if is_masked(conv) and can_fuse(x, conv, norm):
+    if is_masked(conv) and can_fuse(x, conv, norm) and not _is_promoted(residual):
         return fused(x, conv, norm, "relu", residual=residual)
     y = norm(conv(x))
     return F.relu(y if residual is None else y + residual)
+
+
+def _is_promoted(residual: Tensor | None) -> bool:
+    """Whether PyTorch would compute the sum with it in another dtype than the convolution, as autocast has it."""
+    if residual is None or not torch.is_autocast_enabled(residual.device.type):
+        return False
+    return residual.dtype != torch.get_autocast_dtype(residual.device.type)
 
 
 def can_fuse(x: Tensor, *modules: nn.Module) -> bool:
