@@ -13,16 +13,14 @@ from pixelcnn_fast.rewriting.nodes import (
     ADD,
     ADD_IN_PLACE,
     Writes,
-    asked_format,
     calls,
     is_call,
-    is_surely_so,
-    layout_of,
     line,
     value,
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.strides import asked_format, is_surely_so, layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
 # Their name, and that of their slope and its default.

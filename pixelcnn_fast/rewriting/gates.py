@@ -9,24 +9,21 @@ import torch
 from torch import fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.rewriting.nodes import (
     ADD,
     MUL,
-    OTHER_STRIDES,
     SIGMOID,
     TANH,
     Writes,
     is_any_call,
     is_call,
-    is_surely_so,
-    layout_of,
     line,
     name_of,
     value,
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, followed, is_surely_so, layout_of
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
 
@@ -65,7 +62,7 @@ def _rewrite(
     if not is_large_map(whole):
         report.left[f"tanh · sigmoid: {TOO_SMALL}", where] += 1
         return
-    if layout_of(node) != _format(whole) or not is_surely_so(node):
+    if layout_of(node) != followed(whole) or not is_surely_so(node):
         report.left[f"tanh · sigmoid: {OTHER_STRIDES}", where] += 1
         return
     between = _between(node, wholes)
@@ -91,12 +88,6 @@ def _rewrite(
     _erase_unread(graph, whole)
     inside = "" if condition is None else ", with what is added"
     report.rewritten[f"tanh · sigmoid → gated_activation{inside}", where] += 1
-
-
-def _format(node: Any) -> torch.memory_format | None:
-    """In which the op would give a gate of a map."""
-    found = value(node)
-    return None if found is None else memory_format(found)
 
 
 def _wholes(a: Any, b: Any) -> tuple[fx.Node, ...]:
@@ -173,7 +164,11 @@ def _sum(graph: fx.Graph, whole: fx.Node, writes: Writes) -> tuple[fx.Node, fx.N
             or total is None
         ):
             continue
-        if not a.shape == total.shape or not a.dtype == b.dtype == total.dtype or _format(x) != _format(whole):
+        if (
+            not a.shape == total.shape
+            or not a.dtype == b.dtype == total.dtype
+            or followed(x) != followed(whole)
+        ):
             continue
         if not writes.none_after(whole, [x, condition]) or not writes.none_before_backward([x, condition]):
             continue

@@ -24,7 +24,6 @@ from pixelcnn_fast.rewriting.nodes import (
     Writes,
     calls,
     is_any_call,
-    layout_of,
     line,
     storages,
     value,
@@ -32,6 +31,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.strides import layout_of
 
 _CONVOLUTION = torch.ops.pixelcnn_fast.masked_conv2d.default
 _OURS = (_CONVOLUTION, torch.ops.pixelcnn_fast.masked_conv_block.default)

@@ -13,21 +13,17 @@ import torch
 from torch import Tensor, fx
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
-from pixelcnn_fast.ops.library import memory_format
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
-    OTHER_STRIDES,
     Writes,
-    asked_format,
     calls,
-    is_surely_so,
-    layout_of,
     line,
     size,
     value,
 )
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, followed, is_surely_so, layout_of
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 from pixelcnn_fast.rewriting.zeroed import InPlace, Zeroed, zeroed
 
@@ -106,21 +102,15 @@ def rewrite(
 
 def _is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
     """PyTorch lays the result out channels-last if the input or the weight is."""
-    is_sure = not _is_channels_last(call.weight) or is_surely_so(call.weight)
-    return layout_of(node) is not None and (
-        is_sure or (_is_channels_last(call.input) and is_surely_so(call.input))
-    )
+    because = [x for x in (call.input, call.weight) if followed(x) == torch.channels_last]
+    is_sure = call.weight not in because or any(is_surely_so(x) for x in because)
+    return is_sure and layout_of(node) is not None
 
 
 def _format(node: fx.Node, call: Convolution) -> torch.memory_format | None:
     wanted = layout_of(node)
     assert wanted is not None
-    return wanted if _is_channels_last(call.weight) else asked_format(call.input, wanted)
-
-
-def _is_channels_last(node: fx.Node) -> bool:
-    found = value(node)
-    return found is not None and memory_format(found) == torch.channels_last
+    return wanted if followed(call.weight) == torch.channels_last else asked_format(call.input, wanted)
 
 
 def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:

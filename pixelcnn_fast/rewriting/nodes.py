@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from pixelcnn_fast.ops.library import memory_format
-
 MUL = frozenset((operator.mul, torch.mul, torch.multiply, "mul", "multiply"))
 MUL_IN_PLACE = frozenset((operator.imul, "mul_", "multiply_"))
 DIV = frozenset((operator.truediv, torch.div, torch.true_divide, "div", "true_divide"))
@@ -64,34 +62,6 @@ def value(node: Any) -> Tensor | None:
 def size(node: Any) -> tuple[Any, ...] | None:
     found = value(node)
     return None if found is None else tuple(found.shape)
-
-
-def layout_of(node: Any) -> torch.memory_format | None:
-    """The memory format that a map [N, C, H, W] has, stride by stride, if it has one: somebody may look at strides, or
-    write into what ``flatten`` gives."""
-    found = value(node)
-    if found is None or found.dim() != 4:
-        return None
-    formats = (torch.contiguous_format, torch.channels_last)
-    strides = found.stride()
-    return next((x for x in formats if torch.empty_like(found, memory_format=x).stride() == strides), None)
-
-
-def is_surely_so(node: Any) -> bool:
-    """Whether a result has the strides of its fake tensor. What is computed element by element becomes contiguous
-    where one memory is both contiguous and channels-last (one channel, one pixel); PyTorch's fakes stay as they are."""
-    found = value(node)
-    is_both = found is not None and found.is_contiguous() and layout_of(node) != torch.contiguous_format
-    return not (is_both and is_any_call(node))
-
-
-def asked_format(x: Any, wanted: torch.memory_format) -> torch.memory_format | None:
-    """What to ask an op for: nothing where it follows x as PyTorch does, for fake tensors may be wrong about x."""
-    found = value(x)
-    return None if found is not None and memory_format(found) == wanted else wanted
-
-
-OTHER_STRIDES = "its result is laid out otherwise than this library's operators do"
 
 
 def line(node: fx.Node) -> str:

@@ -16,10 +16,8 @@ from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
-    asked_format,
     calls,
     is_call,
-    layout_of,
     line,
     name_of,
     storages,
@@ -27,6 +25,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.rewriting.strides import asked_format, layout_of
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
-from pixelcnn_fast.rewriting.nodes import OTHER_STRIDES
+from pixelcnn_fast.rewriting.strides import OTHER_STRIDES
 
 # Of axes, from the outermost in memory to the innermost.
 ORDERS = [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2), (2, 3, 0, 1), (0, 3, 2, 1)]

@@ -1,0 +1,43 @@
+"""How PyTorch lays results out. Rewritten graphs do so, too: somebody may look at strides, or write into what
+``flatten`` shares by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from pixelcnn_fast.ops.library import memory_format
+from pixelcnn_fast.rewriting.nodes import is_any_call, value
+
+OTHER_STRIDES = "its result is laid out otherwise than this library's operators do"
+
+
+def layout_of(node: fx.Node) -> torch.memory_format | None:
+    """The memory format that a map [N, C, H, W] has, stride by stride, if it has one."""
+    found = value(node)
+    if found is None or found.dim() != 4:
+        return None
+    formats = (torch.contiguous_format, torch.channels_last)
+    strides = found.stride()
+    return next((x for x in formats if torch.empty_like(found, memory_format=x).stride() == strides), None)
+
+
+def is_surely_so(node: fx.Node) -> bool:
+    """Whether a result has the strides of its fake tensor. What is computed element by element becomes contiguous
+    where one memory is both contiguous and channels-last (one channel, one pixel); PyTorch's fakes stay as they are."""
+    found = value(node)
+    is_both = found is not None and found.is_contiguous() and layout_of(node) != torch.contiguous_format
+    return not (is_both and is_any_call(node))
+
+
+def followed(x: Any) -> torch.memory_format | None:
+    """In which memory format an op that follows a map gives its result."""
+    found = value(x)
+    return None if found is None else memory_format(found)
+
+
+def asked_format(x: Any, wanted: torch.memory_format) -> torch.memory_format | None:
+    """What to ask an op for: nothing where it follows x as PyTorch does, for fake tensors may be wrong about x."""
+    return None if followed(x) == wanted else wanted
