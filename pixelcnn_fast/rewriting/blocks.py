@@ -16,6 +16,7 @@ from pixelcnn_fast.rewriting.nodes import (
     calls,
     is_call,
     line,
+    only_user,
     value,
 )
 from pixelcnn_fast.rewriting.regions import Regions
@@ -110,12 +111,8 @@ def _found(convolution: fx.Node) -> Block:
     return block
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
 def _norm(node: fx.Node) -> BatchNorm | None:
-    user = _only_user(node)
+    user = only_user(node)
     if not calls(user, (F.batch_norm,)):
         return None
     names = {"running_mean": "mean", "running_var": "variance"}
@@ -129,7 +126,7 @@ def _norm(node: fx.Node) -> BatchNorm | None:
 
 
 def _residual(node: fx.Node) -> fx.Node | None:
-    user = _only_user(node)
+    user = only_user(node)
     if not is_call(user, ADD | ADD_IN_PLACE) or len(user.args) != 2 or user.kwargs:
         return None
     first, second = user.args
@@ -144,7 +141,7 @@ def _residual(node: fx.Node) -> fx.Node | None:
 
 
 def _activation(node: fx.Node) -> tuple[str, float] | None:
-    user = _only_user(node)
+    user = only_user(node)
     if not isinstance(user, fx.Node) or not is_call(user, _ACTIVATIONS.keys()) or user.args[0] is not node:
         return None
     name, slope, default = _ACTIVATIONS[user.target]

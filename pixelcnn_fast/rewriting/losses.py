@@ -15,6 +15,7 @@ from pixelcnn_fast.rewriting.nodes import (
     calls,
     is_call,
     line,
+    only_user,
     size,
     value,
 )
@@ -22,6 +23,8 @@ from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_map
 
+_MEAN = frozenset(("mean", torch.mean))
+_SUM = frozenset(("sum", torch.sum))
 _FLATTENING = frozenset(("reshape", "view", "flatten", torch.reshape, torch.flatten))
 
 
@@ -48,11 +51,16 @@ class CrossEntropy(NamedTuple):
             return f"its target is {target.dtype}"
         if self.weight is not None or self.label_smoothing != 0:
             return "it has weights of classes or label smoothing"
-        if self.reduction not in ("mean", "sum") or self.size_average is not None or self.reduce is not None:
-            return "it is not reduced to a mean or a sum"
-        if logits.dtype not in (torch.float32, torch.float64):
-            return f"its logits are {logits.dtype}"
         return None
+
+
+class Reduced(NamedTuple):
+    """How what the levels of all pixels cost is reduced. calls: that do it, the cross-entropy first."""
+
+    calls: tuple[fx.Node, ...]
+    is_mean: bool
+    of_images: bool = False  # to a number for each image
+    counts_ignored: bool = False
 
 
 def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
@@ -60,7 +68,7 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         if not calls(node, (F.cross_entropy,)):
             continue
         call, where = CrossEntropy(*node.args, **node.kwargs), line(node)
-        why = call.why_not
+        why, reduced = call.why_not, _reduced(node, call)
         read = [call.input, *(call.input.all_input_nodes if is_call(call.input, _FLATTENING) else ())]
         if why is None and not writes.none_after(min(node, *read), [*read, call.target]):
             why = "something writes into its logits or its target"
@@ -68,30 +76,89 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
             why = "its logits are known outside the graph, where they may be written"
         if why is None and not is_large_map(call.input):
             why = TOO_SMALL
-        if why is not None:
+        if reduced is None:
+            why = why or "it is not reduced to a mean or a sum, of all or for each image"
+        elif not regions.are_one(*reduced.calls):
+            why = why or "it is reduced without gradients, or under autocast, and computed otherwise"
+        elif (dtype := _dtype(node)) not in (torch.float32, torch.float64):
+            why = why or f"it is {dtype}"
+        if why is not None or reduced is None:
             report.left[f"cross_entropy: {why}", where] += 1
             continue
         with graph.inserting_before(node):
-            new = _call(graph, call, regions.are_one(node, call.input))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+            new = _call(graph, call, reduced, regions.are_one(node, call.input))
+        new.meta = dict(reduced.calls[-1].meta)
+        reduced.calls[-1].replace_all_uses_with(new)
+        for dead in reduced.calls[::-1]:
+            graph.erase_node(dead)
         if call.input.op != "placeholder" and not call.input.users:
             graph.erase_node(call.input)
         report.rewritten[f"cross_entropy {list(size(call.input) or ())} → categorical_nll", where] += 1
 
 
-def _call(graph: fx.Graph, call: CrossEntropy, in_one: bool) -> fx.Node:
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    found = value(node)
+    return None if found is None else found.dtype
+
+
+def _reduced(node: fx.Node, call: CrossEntropy) -> Reduced | None:
+    if call.size_average is not None or call.reduce is not None:
+        return None
+    if call.reduction != "none":
+        return Reduced((node,), call.reduction == "mean") if call.reduction in ("mean", "sum") else None
+    chain, user = [node], only_user(node)
+    if is_call(user, _FLATTENING):
+        if not _is_flattened_by_image(node, user):
+            return None
+        chain, user = [node, user], only_user(user)
+    kept = _kept_axes(user, chain[-1])
+    if user is None or kept not in (set(), {0}):
+        return None
+    return Reduced((*chain, user), user.target in _MEAN, of_images=kept == {0}, counts_ignored=True)
+
+
+def _is_flattened_by_image(node: fx.Node, user: fx.Node) -> bool:
+    shape, flat = size(node), size(user)
+    return shape is not None and flat is not None and len(shape) > 1 and len(flat) == 2 and flat[0] == shape[0]
+
+
+def _kept_axes(user: fx.Node | None, node: fx.Node) -> set[int] | None:
+    """The axes that a mean or a sum of a node leaves, if it is one."""
+    shape = size(node)
+    if (
+        shape is None
+        or not is_call(user, _MEAN | _SUM)
+        or len(user.args) > 2
+        or not user.kwargs.keys() <= {"dim"}
+    ):
+        return None
+    given: Any = user.args[1] if len(user.args) > 1 else user.kwargs.get("dim")
+    axes = list(given) if isinstance(given, (tuple, list)) else [] if given is None else [given]
+    if not all(isinstance(axis, int) for axis in axes):
+        return None
+    return set(range(len(shape))) - {axis % len(shape) for axis in axes} if axes else set()
+
+
+def _call(graph: fx.Graph, call: CrossEntropy, reduced: Reduced, in_one: bool) -> fx.Node:
     function, method = graph.call_function, graph.call_method
     logits, target = _levels_last(graph, call, in_one)
-    of_images = function(
+    if (dtype := _dtype(reduced.calls[0])) != _dtype(call.input):  # as autocast computes it
+        logits = method("to", (logits, dtype))
+    found = function(
         torch.ops.pixelcnn_fast.categorical_nll.default, (logits, target, "auto", call.ignore_index)
     )
-    total = method("sum", (function(operator.getitem, (of_images, 0)),))
-    if call.reduction == "sum":
+    total = function(operator.getitem, (found, 0))
+    if not reduced.of_images:
+        total = method("sum", (total,))
+    if not reduced.is_mean:
         return total
-    counted = method("sum", (function(operator.ne, (call.target, call.ignore_index)),))
-    return function(operator.truediv, (total, counted))
+    if not reduced.counts_ignored:
+        counted = method("sum", (function(operator.ne, (call.target, call.ignore_index)),))
+        return function(operator.truediv, (total, counted))
+    pixels = method("numel", (call.target,))
+    if reduced.of_images:
+        pixels = function(operator.floordiv, (pixels, method("size", (call.target, 0))))
+    return function(operator.truediv, (total, pixels))
 
 
 def _levels_last(graph: fx.Graph, call: CrossEntropy, in_one: bool) -> tuple[fx.Node, fx.Node]:

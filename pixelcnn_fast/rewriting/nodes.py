@@ -48,6 +48,10 @@ def is_any_call(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
+def only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def name_of(node: fx.Node) -> str:
     """The name of what a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -20,6 +20,7 @@ from pixelcnn_fast.rewriting.nodes import (
     is_call,
     line,
     name_of,
+    only_user,
     storages,
     value,
 )
@@ -167,7 +168,7 @@ def _window(node: Any) -> Window | None:
 
 def _crop(node: fx.Node, writes: Writes) -> Window | None:
     """The window of its result that is read, if that is all."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
+    user = only_user(node)
     cut, size = _slices(user), _size(user)
     if cut is None or size is None or user is None or writes.are_known_outside([user]):
         return None  # for whose strides somebody may look, as as_strided does

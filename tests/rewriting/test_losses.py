@@ -18,6 +18,11 @@ LAST = MAP.movedim(1, -1)  # logits as this library's models give them
 LEVELS = torch.randint(0, 7, (2, 3, 4, 5), generator=torch.Generator().manual_seed(1))
 SOME = LEVELS.where(LEVELS != 3, -100)
 
+
+def of_pixels(x: Tensor, levels: Tensor = LEVELS) -> Tensor:
+    return F.cross_entropy(x, levels, reduction="none")
+
+
 # the loss of logits and levels, the logits, and whether it is rewritten
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
     "maps": (lambda x: F.cross_entropy(x, LEVELS), MAP, True),
@@ -36,7 +41,20 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
         True,
     ),
     "sum": (lambda x: F.cross_entropy(x, LEVELS, reduction="sum"), MAP, True),
-    "none": (lambda x: F.cross_entropy(x, LEVELS, reduction="none").sum(), MAP, False),
+    "of pixels, sum": (lambda x: of_pixels(x).sum(), MAP, True),
+    "of pixels, mean": (lambda x: torch.mean(of_pixels(x)), MAP, True),
+    "of pixels, mean of images": (lambda x: of_pixels(x).mean(dim=[1, 2, 3]), MAP, True),
+    "of pixels, sum of images": (lambda x: torch.sum(of_pixels(x), (1, -2, -1)), MAP, True),
+    "of pixels, flattened": (lambda x: of_pixels(x).flatten(1).mean(1), MAP, True),
+    "of pixels, viewed": (lambda x: of_pixels(x).view(2, -1).sum(-1), MAP, True),
+    "of pixels, some ignored": (lambda x: of_pixels(x, SOME).mean((1, 2, 3)), MAP, True),
+    "of pixels of a matrix": (lambda x: of_pixels(x.reshape(-1, 7), LEVELS.flatten()).mean(), LAST, True),
+    "of pixels, read": (lambda x: (lambda y: y.sum() + y.max())(of_pixels(x)), MAP, False),
+    "of pixels, of rows": (lambda x: of_pixels(x).mean(-1), MAP, False),
+    "of pixels, with axes": (lambda x: of_pixels(x).mean((1, 2, 3), keepdim=True), MAP, False),
+    "of pixels, of halves": (lambda x: of_pixels(x).view(4, -1).mean(1), MAP, False),
+    "of pixels, in another dtype": (lambda x: of_pixels(x).sum(dtype=torch.float32), MAP, False),
+    "none": (lambda x: of_pixels(x), MAP, False),
     "ignored by default": (lambda x: F.cross_entropy(x, SOME), MAP, True),
     "ignored": (lambda x: F.cross_entropy(x, LEVELS, ignore_index=2), MAP, True),
     "ignored, sum": (lambda x: F.cross_entropy(x, LEVELS, ignore_index=2, reduction="sum"), MAP, True),
@@ -65,7 +83,8 @@ def test_losses(name: str) -> None:
     for each in (torch.compile(loss, backend=backend), loss):
         x = logits.clone(memory_format=torch.preserve_format).requires_grad_()
         y = each(x)
-        found.append((y.detach(), *torch.autograd.grad(y, x)))
+        along = torch.arange(1, y.numel() + 1).view(y.shape).to(y)
+        found.append((y.detach(), *torch.autograd.grad(y, x, along)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
     assert bool(backend.report.rewritten) == rewritten, str(backend.report)
@@ -85,3 +104,26 @@ def test_levels_out_of_range_are_refused() -> None:
     compiled = torch.compile(lambda x, levels: F.cross_entropy(2 * x, levels), backend=Backend())
     with pytest.raises(ValueError, match="levels span 0...9, expected 0...6"):
         compiled(MAP, LEVELS.where(LEVELS < 6, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_under_autocast_it_is_computed_as_pytorch_does(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    backend = Backend()
+    compiled = torch.compile(lambda x: F.cross_entropy(1 * x, LEVELS), backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (loss(MAP.to(dtype)) for loss in (compiled, lambda x: F.cross_entropy(x, LEVELS)))
+    assert found.dtype == expected.dtype and backend.report.rewritten
+    assert found.dtype == torch.float32 or dtype == torch.float64
+    torch.testing.assert_close(found, expected)
+
+
+def test_losses_in_bfloat16_are_left() -> None:
+    torch._dynamo.reset()
+    backend = Backend()
+    low = MAP.bfloat16()
+    assert torch.equal(
+        torch.compile(lambda x: F.cross_entropy(1 * x, LEVELS), backend=backend)(low),
+        F.cross_entropy(low, LEVELS),
+    )
+    assert "cross_entropy: it is torch.bfloat16" in str(backend.report)
