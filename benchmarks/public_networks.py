@@ -67,7 +67,7 @@ class Tutorial(nn.Module):
         self.out = nn.Conv2d(channels, 256, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float() / 255 * 2 - 1
+        x = images / 255 * 2 - 1
         v, h = self.vertical(x), self.horizontal(x)
         for block in self.blocks:
             v, h = block(v, h)
@@ -145,7 +145,7 @@ class Cropped(nn.Module):
         self.out = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 256, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        v = h = images.float() / 255
+        v = h = images / 255
         for block in self.blocks:
             v, h = block(v, h)
         return self.out(h)[:, :, None]
@@ -167,7 +167,7 @@ class Stack(nn.Module):
         self.body, self.out = nn.Sequential(*parts), nn.Conv2d(channels, 256, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.out(self.body(images.float() / 255))[:, :, None]
+        return self.out(self.body(images / 255))[:, :, None]
 
 
 class OneHot(nn.Module):
@@ -182,7 +182,7 @@ class OneHot(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         codes = images[:, 0].long() % self.codes
-        x = self.first(F.one_hot(codes, self.codes).permute(0, 3, 1, 2).float())
+        x = self.first(F.one_hot(codes, self.codes).permute(0, 3, 1, 2).to(images.dtype))
         for layer in self.layers:
             x = x + layer(F.relu(x))
         return self.out(F.relu(x))[:, :, None]
