@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
+from pixelcnn_fast import ops
 from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
 from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
 from pixelcnn_fast.rewriting.regions import Regions
@@ -38,12 +43,11 @@ class Backend:
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         parts = list(_parts(module, _real(module, inputs)))
+        before = sum(self.report.rewritten.values())
         inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
         for part, real in parts:
-            if _is_transformed(part.graph):
-                self.report.left[
-                    "a graph within a transformation of torch.func", line(_last_call(part.graph))
-                ] += 1
+            if (why := _why_not(part.graph)) is not None:
+                self.report.left[f"a graph {why}", line(_last_call(part.graph))] += 1
                 continue
             plain = _copied(part.graph)
             try:
@@ -55,11 +59,11 @@ class Backend:
                 self.report.warnings.append(text)
                 warnings.warn(f"pixelcnn_fast: {text}. Please report it", stacklevel=2)
             part.recompile()
+        is_plain = sum(self.report.rewritten.values()) == before
         if self.mode == "inductor":
-            from torch._inductor.compile_fx import compile_fx
-
-            return cast(Callable[..., Any], compile_fx(module, inputs))
-        return module.forward
+            compiled = _by_inductor(module, inputs)
+            return compiled if is_plain else _without_tangents(compiled)
+        return module.forward if is_plain else _without_tangents(module.forward)
 
     def _rewrite(self, graph: fx.Graph, real: Real, inference: bool) -> None:
         own_data.drop(graph)
@@ -74,6 +78,40 @@ class Backend:
         graph.lint()
 
 
+def _by_inductor(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    from torch._inductor.compile_fx import compile_fx
+
+    config: Any = torch.compiler.config
+    tag = getattr(config, "cache_key_tag", None)  # older PyTorch has none
+    if tag is not None and _digest_of_ops() not in tag:  # what it keeps on disk is for the ops as they are now
+        config.cache_key_tag = f"{tag} pixelcnn_fast {_digest_of_ops()}"
+    return cast(Callable[..., Any], compile_fx(module, inputs))
+
+
+@functools.cache
+def _digest_of_ops() -> str:
+    sources = sorted(Path(ops.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A rewritten graph that refuses what PyTorch would drop: the ops have no forward-mode derivatives."""
+
+    def checked(*args: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(_has_tangent(x) for x in args):
+            raise NotImplementedError(
+                "what accelerate has rewritten has no forward-mode derivative (jvp, jacfwd, hessian): undo() the "
+                "handle, or take the gradient backwards"
+            )
+        return run(*args)
+
+    return checked
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
 def _copied(graph: fx.Graph) -> fx.Graph:
     """A copy that Inductor takes, too: it asks for what Dynamo has put on nodes that are inputs."""
     copied = copy.deepcopy(graph)
@@ -83,10 +121,17 @@ def _copied(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _is_transformed(graph: fx.Graph) -> bool:
-    """Whether it has tensors of ``torch.func.vmap`` or ``grad``, which have no memory of their own."""
+_RESHAPING = re.compile(r"(transpose|t|swapaxes|swapdims|squeeze|unsqueeze|as_strided|resize|resize_as)_")
+
+
+def _why_not(graph: fx.Graph) -> str | None:
+    """Why a graph stays as it is."""
     values = (value(node) for node in graph.nodes)
-    return any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in values)
+    if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in values):
+        return "within a transformation of torch.func"  # whose tensors have no memory of their own
+    if any(_RESHAPING.fullmatch(name_of(node)) for node in graph.nodes):
+        return "that reshapes a tensor in place"  # which its fake tensor has been since before
+    return None
 
 
 def _last_call(graph: fx.Graph) -> fx.Node:

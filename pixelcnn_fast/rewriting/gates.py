@@ -19,6 +19,7 @@ from pixelcnn_fast.rewriting.nodes import (
     is_call,
     line,
     name_of,
+    only_user,
     value,
 )
 from pixelcnn_fast.rewriting.regions import Regions
@@ -71,6 +72,9 @@ def _rewrite(
         return
     if not writes.none_before_backward(wholes):
         report.left["tanh · sigmoid: of what is known outside the graph, where it may be written", where] += 1
+        return
+    if any(only_user(each) is not node for each in (tanh, sigmoid)):
+        report.left["tanh · sigmoid: one of them is used elsewhere, too", where] += 1
         return
     if not regions.are_one(node, *between):
         report.left["tanh · sigmoid: partly without gradients, or under autocast", where] += 1

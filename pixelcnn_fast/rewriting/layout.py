@@ -8,7 +8,7 @@ What PyTorch keeps for its backward, and the caller knows, too, stays the very t
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,35 +76,25 @@ _FEWEST = 2  # of our convolutions that are joined by maps, for which their layo
 
 
 def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    following = _following(graph, writes)
+    following = _following(graph, writes, regions)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
-    copies: dict[tuple[fx.Node, bool, Hashable], fx.Node] = {}  # of a map, by layout, in a region
+    copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
 
-    def copy(source: fx.Node, user: fx.Node, is_last: bool) -> fx.Node:
-        layout = {"memory_format": torch.channels_last} if is_last else {}
-        if is_last and not writes.none_after(source, [source]):  # it may be another one for the next user
-            return _copy(graph, source, user, layout)
-        key = (source, is_last, regions.of(user))
-        if key not in copies:
-            copies[key] = _copy(graph, source, user, layout)
-        return copies[key]
-
-    def lay_out(node: fx.Node) -> None:
-        """Has one of our convolutions write its result channels-last, and read what is so: a copy of its source, unless
-        its backward needs the source itself."""
-        _set_format(node, torch.channels_last)
-        last.add(node)
-        source = node.args[0]
-        if isinstance(source, fx.Node) and source not in last:
-            is_own = writes.none_before_backward([source]) and writes.none_after(node, [source])
-            if is_own or writes.inference:
-                node.replace_input_with(source, copy(source, node, True))
+    def contiguous(source: fx.Node, user: fx.Node) -> fx.Node:
+        """A copy, made for its first user. All have the same one, as they may share memory with it, unless it is
+        another one for the next user."""
+        if source not in copies or not writes.none_after(source, [source]):
+            with graph.inserting_before(user):
+                copies[source] = graph.call_method("contiguous", (source,))
+            copies[source].meta = dict(source.meta)
+        return copies[source]
 
     for node in list(graph.nodes):
         changed = [source for source in node.all_input_nodes if source in last]
-        if node in joined:
-            lay_out(node)
+        if node in joined:  # reads any layout, and its gradients have that of what it reads
+            _set_format(node, torch.channels_last)
+            last.add(node)
             continue
         if changed and node.target in _OURS and layout_of(node) == torch.contiguous_format:
             _set_format(node, torch.contiguous_format)  # and may read any
@@ -116,7 +106,7 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
             last.update([node] if changed else [])
             continue
         for source in changed:
-            node.replace_input_with(source, copy(source, node, False))
+            node.replace_input_with(source, contiguous(source, node))
 
 
 def _set_format(node: fx.Node, result_format: torch.memory_format) -> None:
@@ -152,24 +142,18 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
     report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
 
 
-def _copy(graph: fx.Graph, source: fx.Node, user: fx.Node, layout: dict[str, Any]) -> fx.Node:
-    """A call that copies a map into another layout, if need be, for its first user."""
-    with graph.inserting_before(user):
-        new = graph.call_method("contiguous", (source,), layout)
-    new.meta = dict(source.meta)
-    return new
-
-
-def _following(graph: fx.Graph, writes: Writes) -> set[fx.Node]:
+def _following(graph: fx.Graph, writes: Writes, regions: Regions) -> set[fx.Node]:
     """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
 
-    Others may be given a copy of it. So nobody may write into it once they have read it, and PyTorch may not keep it
-    for its backward if it is known outside the graph.
+    Others may be given a copy of it. So nobody may write into it once they have read it, PyTorch may not keep it for
+    its backward if it is known outside the graph, and who reads it must do so with gradients if it has some.
     """
     candidates = {
         node
         for node in graph.nodes
-        if _is_agnostic(node) and (writes.none_before_backward([node]) or _is_not_kept(node))
+        if _is_agnostic(node)
+        and (writes.none_before_backward([node]) or _is_not_kept(node))
+        and regions.are_one(node, *(user for user in node.users if user.op != "output"))
     }
     read_first: dict[int, int] = {}
     written_last: dict[int, int] = {}
@@ -206,6 +190,7 @@ def _is_agnostic(node: fx.Node) -> bool:
         and layout_of(node) == torch.contiguous_format
         # Else copies may not bring back its strides, and fake tensors be wrong about them.
         and all(n > 1 for n in found.shape[1:])
+        and found.shape[0] > 0
     )
 
 

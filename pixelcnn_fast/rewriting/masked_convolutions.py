@@ -83,7 +83,7 @@ def rewrite(
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
             continue
-        dense = found.in_place and not live_gradients
+        dense = (found.in_place and not live_gradients) or any(_is_returned(x) for x in found.through)
         weight = value(call.weight)
         assert weight is not None
         with graph.inserting_before(node):
@@ -94,10 +94,13 @@ def rewrite(
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-        gradients = (
-            "" if not found.in_place else ", dense gradients" if dense else ", gradients of live taps only"
-        )
+        gradients = ", dense gradients" if dense else ", gradients of live taps only" if found.in_place else ""
         report.rewritten[f"{name} → masked_conv2d{gradients}", where] += 1
+
+
+def _is_returned(weight: fx.Node) -> bool:
+    """Whether the caller may ask for the gradient of a masked weight, which is not zero at dead taps."""
+    return any(user.op == "output" for user in weight.users)
 
 
 def _is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:

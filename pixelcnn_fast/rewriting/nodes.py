@@ -29,8 +29,10 @@ WRITING = frozenset(
 )
 DUNDER_WRITING = frozenset(f"__{target.__name__}__" for target in WRITING)
 NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
+_OF_A_MODULE = re.compile("_(parameters|buffers)_")  # in Dynamo's names for inputs of a graph
 _SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
+_EMBEDDING = frozenset((F.embedding, F.embedding_bag))
 STATISTICS = BATCH_NORM | frozenset((F.instance_norm, torch.instance_norm))
 
 
@@ -94,11 +96,19 @@ class Writes:
                 self._same.update((storage, given[0]) for storage in given[1:] if storage != given[0])
         self._into: dict[int, list[fx.Node]] = {}
         self._known_outside: set[int] = set()
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self._inputs = self._storages(inputs)
+        arguments = self._storages([node for node in inputs if not _OF_A_MODULE.search(node.name)])
+        # Whatever the graph is given may share memory with an argument the next time.
+        self._into_arguments: list[fx.Node] = []
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
                 self._known_outside.update(self._storages([node, *node.all_input_nodes]))
-            for storage in {self._one(storage) for storage in written(node)}:
+            into = {self._one(storage) for storage in written(node)}
+            for storage in into:
                 self._into.setdefault(storage, []).append(node)
+            if not into.isdisjoint(arguments) and not isinstance(_written(node), _Guess):
+                self._into_arguments.append(node)
 
     def _one(self, storage: int) -> int:
         while storage in self._same:
@@ -110,7 +120,11 @@ class Writes:
 
     def into(self, read: Collection[Any]) -> Iterator[fx.Node]:
         """The calls that may write into what some nodes hold."""
-        return (node for storage in self._storages(read) for node in self._into.get(storage, ()))
+        storages_ = self._storages(read)
+        for storage in storages_:
+            yield from self._into.get(storage, ())
+        if not storages_.isdisjoint(self._inputs):
+            yield from self._into_arguments
 
     def none_before_backward(self, kept: Collection[Any]) -> bool:
         """Whether nobody but the graph can write into what an op keeps for its backward, where PyTorch keeps something
@@ -158,10 +172,14 @@ def written(node: fx.Node) -> set[int]:
     return {storage for x in _written(node) for storage in storages(x)}
 
 
+class _Guess(list[Any]):
+    """What a call could write into at most, for all that is known."""
+
+
 def _written(node: fx.Node) -> list[Any]:
     if node.op in ("placeholder", "get_attr", "output"):
         return []
-    everything = [*node.all_input_nodes]
+    everything = _Guess(node.all_input_nodes)
     if not is_any_call(node):
         return everything
     if isinstance(node.target, torch._ops.OpOverload):
@@ -180,7 +198,9 @@ def _written(node: fx.Node) -> list[Any]:
         return everything
     if any(part in name for part in ("batch_norm", "instance_norm", "moving_avg")):  # they may write statistics
         return everything
-    if name.startswith(("embedding", "_foreach")):  # an embedding may normalise its weight
+    if node.target in _EMBEDDING:  # it may normalise its weight
+        return list(node.args[1:2]) or everything
+    if name.startswith(("embedding", "_foreach")):
         return everything
     if _is_foreign_function(node.target):  # that somebody allowed in the graph
         return everything

@@ -17,6 +17,7 @@ from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
     calls,
+    is_any_call,
     is_call,
     line,
     name_of,
@@ -124,7 +125,7 @@ def _why_not(
         return "something writes into what is cropped from its result"
     if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
         return "gradients are switched on or off between the padding and it"
-    if window.nodes and not writes.none_before_backward([window.source]):
+    if window.nodes and not writes.none_before_backward([window.source, *window.nodes]):
         return "what it is padded or cropped from is known outside the graph"
     return None
 
@@ -170,8 +171,8 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
     """The window of its result that is read, if that is all."""
     user = only_user(node)
     cut, size = _slices(user), _size(user)
-    if cut is None or size is None or user is None or writes.are_known_outside([user]):
-        return None  # for whose strides somebody may look, as as_strided does
+    if cut is None or size is None or user is None or 0 in size or writes.are_known_outside(_may_share(user)):
+        return None  # for whose strides and memory somebody may look, as as_strided does
     if any("as_strided" in name_of(x) for x in user.users):
         return None
     return Window(node, (-cut[0], -cut[1]), size, (user,))
@@ -182,7 +183,8 @@ def _may_share(node: fx.Node) -> list[fx.Node]:
     found = [node]
     for each in found:
         for user in each.users:
-            shares = name_of(user) in _SHARING or not storages(user).isdisjoint(storages(each))
+            of_several = is_any_call(user) and (value(user) is None or value(each) is None)  # as unbind gives
+            shares = name_of(user) in _SHARING or of_several or not storages(user).isdisjoint(storages(each))
             if shares and user not in found:
                 found.append(user)
     return found

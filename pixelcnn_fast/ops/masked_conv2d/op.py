@@ -156,6 +156,8 @@ def _compute(  # the schema has the types
     out = pooled(
         _like_forward(x, weight, bias, mask, padding, dilation, backend, dense_gradient, result_format, size)
     )
+    if not out.numel():
+        return out
     bias = computed(bias)
     required().masked_conv2d(
         element(x),
@@ -180,16 +182,20 @@ def _input_gradient(
     grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
 ):
     backend = choose(backend, grad.device, grad.dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        return triton.input_gradient(grad, weight, mask, size, dilation, padding)
+        grad_x = triton.input_gradient(grad, weight, mask, size, dilation, padding)
+        return grad_x.contiguous(memory_format=layout)
     mask = mask_like(mask, weight)
     if backend == "reference":
-        return reference.input_gradient(grad, weight * mask, size, padding, dilation)
-    grad_x = pooled(
-        _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
-    )
+        grad_x = reference.input_gradient(grad, weight * mask, size, padding, dilation)
+        return grad_x.contiguous(memory_format=layout)
+    empty = _like_input(grad, weight, mask, size, padding, dilation, backend, dense_gradient, channels_last)
+    if not grad.numel():
+        return empty.zero_()
+    grad_x = pooled(empty)
     required().masked_conv2d_input_gradient(
         element(grad),
         as_map(grad),
@@ -206,7 +212,7 @@ def _input_gradient(
 def _like_input(
     grad, weight, mask, size, padding, dilation, backend, dense_gradient=False, channels_last=False
 ):
-    layout = torch.channels_last if channels_last else memory_format(grad)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
@@ -222,6 +228,8 @@ def _weight_gradient(grad, x, mask, padding, dilation, backend):
         weight = triton.weight_gradient(grad, x, mask.shape, mask, dilation, padding)
         return (weight * mask).contiguous(), grad.sum((0, 2, 3))
     weight, bias = _like_weight(grad, x, mask, padding, dilation, backend)
+    if not grad.numel():
+        return weight.zero_(), bias.zero_()
     required().masked_conv2d_weight_gradient(
         element(x),
         as_map(grad),
@@ -280,11 +288,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, mask = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        layout = memory_format(x) == torch.channels_last
-        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense, layout)
+        grad_x = _backward_input(grad, weight, mask, x.shape, *ctx.how, ctx.dense, _is_last(x, weight))
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         grad_weight, grad_bias = _gradients(ctx, grad, x, weight, mask)
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *7 * (None,)
+
+
+def _is_last(*tensors: Tensor) -> bool:
+    """Whether PyTorch would lay a gradient out channels-last."""
+    return any(memory_format(x) == torch.channels_last for x in tensors)
 
 
 def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +342,9 @@ def _backward_of_weight_gradient(ctx: Any, along: Tensor, along_bias: Tensor) ->
         else None
     )
     of_x = (
-        _backward_input(grad, along, mask, x.shape, *ctx.how, False, False) if ctx.needs_input_grad[1] else None
+        _backward_input(grad, along, mask, x.shape, *ctx.how, False, _is_last(x, along))
+        if ctx.needs_input_grad[1]
+        else None
     )
     return of_grad, of_x, *4 * (None,)
 

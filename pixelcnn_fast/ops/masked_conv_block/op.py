@@ -92,6 +92,8 @@ def _compute(  # the schema has the types
         return y if result_format is None else y.contiguous(memory_format=result_format)
     mask = mask_like(mask, weight)
     out = pooled(like_result(x, weight, padding, dilation, result_format))
+    if not out.numel():
+        return out
     bias, scale, shift, condition = map(computed, (bias, scale, shift, condition))
     module = required()
     module.masked_conv_block(
