@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from pixelcnn_fast.models import reference
-from pixelcnn_fast.nn import MaskedConv2d, ResidualBlock
+from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
+from pixelcnn_fast.nn.recurrence import Recurrence
 from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
 from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
 from pixelcnn_fast.rewriting.report import Report
@@ -61,9 +63,10 @@ def accelerate(
     The model is compiled in place: PyTorch captures what its ``forward`` computes, and the operators are put into that
     graph. So results are the plain model's up to rounding, whatever else it does and however it changes later:
     parameters, state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights
-    meet may stay without effect. Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no
-    ``isolate_recompiles``, models of a class share what PyTorch compiles for one function at most, and handles with the
-    same settings share a report.
+    meet may stay without effect. Hooks put on parts of a model after its first call need
+    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``. Copies and pickles of the
+    model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models of a class share what PyTorch
+    compiles for one function at most, and handles with the same settings share a report.
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
     live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where they are
     masked, which is faster. By default they get what plain PyTorch gives them.
@@ -84,6 +87,8 @@ def accelerate(
             f"{type(target).__name__} is compiled already: undo() the handle that accelerate has returned for it, or "
             "build it without compile()"
         )
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}, expected 'eager' or 'inductor'")
     if (reason := _why_not_compiled()) is not None:
         return _swapped_by_type(target, reason)
     backend = _backend(mode, live_gradients)
@@ -112,8 +117,11 @@ def _isolated() -> dict[str, Any]:
 
 def _why_not_compiled() -> str | None:
     try:
+        from torch._dynamo import config
         from torch._dynamo.eval_frame import check_if_dynamo_supported
 
+        if config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            return "TORCHDYNAMO_DISABLE=1 or TORCH_COMPILE_DISABLE=1 forbids it"
         check_if_dynamo_supported()
     except (RuntimeError, ImportError) as error:
         return str(error)
@@ -125,6 +133,8 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     reference.VerticalConv2d: MaskedConv2d,
     reference.HorizontalConv2d: MaskedConv2d,
     reference.ResidualBlock: ResidualBlock,
+    reference.RowLSTM: RowLSTM,
+    reference.DiagonalLSTM: DiagonalLSTM,
 }
 
 
@@ -145,4 +155,6 @@ def _swapped_by_type(target: nn.Module | Callable[..., Any], reason: str) -> Acc
 def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
     attributes = {"forward": fast.forward, "__module__": original.__module__, "mask_name": "mask"}
+    if issubclass(fast, Recurrence):
+        attributes["recur"] = fast.recur
     return type(original.__name__, (original,), attributes)
