@@ -545,6 +545,8 @@ def test_layers_compute_what_they_did_in_inductor(part: int) -> None:
         backend = check(model, x, "inductor")
     found = sum(n for (what, _), n in backend.report.rewritten.items() if CONVOLUTION in what)
     assert found >= sum(LAYERS[name][2] for name in names), str(backend.report)
+    tag = getattr(torch.compiler.config, "cache_key_tag", "pixelcnn_fast")
+    assert "pixelcnn_fast" in tag  # what Inductor keeps on disk is for these ops alone
 
 
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])  # where a compiler is
