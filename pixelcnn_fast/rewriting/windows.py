@@ -56,6 +56,79 @@ class Window(NamedTuple):
         )
 
 
+class Candidate(NamedTuple):
+    """A convolution, what its map shows of another one, and what is cropped from its result, if it is."""
+
+    node: fx.Node
+    window: Window
+    crop: Window | None
+    weight: fx.Node
+    bias: Any
+    mask: fx.Node | None
+    padding: Pair
+    dilation: Pair
+    dense: bool
+
+    @property
+    def end(self) -> fx.Node:
+        return self.node if self.crop is None else self.crop.nodes[0]
+
+    @property
+    def size(self) -> Pair:
+        found = _size(self.end)
+        assert found is not None
+        return found
+
+    @property
+    def first(self) -> Pair:
+        """The first position that is read, of the map that the convolution is given."""
+        above, left = (0, 0) if self.crop is None else self.crop.begin
+        return -above - self.padding[0], -left - self.padding[1]
+
+    @property
+    def last(self) -> Pair:
+        kernel = value(self.weight)
+        assert kernel is not None
+        reach = [step * (n - 1) for step, n in zip(self.dilation, kernel.shape[2:], strict=True)]
+        return self.first[0] + self.size[0] - 1 + reach[0], self.first[1] + self.size[1] - 1 + reach[1]
+
+    def why_not(self, writes: Writes, regions: Regions) -> str | None:
+        """Why it is not taken for a convolution of the window's source."""
+        node, source, padded = self.node, self.window.source, self.window.nodes
+        cropped = () if self.crop is None else self.crop.nodes
+        if layout_of(node) is not torch.contiguous_format:
+            return "its result is not contiguous"
+        if not self.window.shows_zeros_outside(self.first, self.last):
+            return "it reads what was cut off"
+        if not is_large_convolution(node, self.weight):
+            return TOO_SMALL
+        # A padded map has memory of its own.
+        is_written = any(not writes.none_after(each, [each]) for each in padded)
+        is_written = is_written or not writes.none_after(padded[-1] if padded else node, [source])
+        if is_written or not writes.none_after(node, (self.weight, self.bias, self.mask)):
+            return "something writes into its map, what that is padded from, or its weight"
+        if cropped and any(writes.into(_may_share(self.end))):
+            return "something writes into what is cropped from its result"
+        if not regions.are_one(node, *padded, *cropped):
+            return "gradients are switched on or off between the padding and it"
+        if padded and not writes.none_before_backward([source, *padded]):
+            return "what it is padded or cropped from is known outside the graph"
+        return None
+
+    def inserted(self, graph: fx.Graph) -> fx.Node:
+        kernel, result = value(self.weight), value(self.end)
+        assert kernel is not None and result is not None
+        offset = [-a + b for a, b in zip(self.first, self.window.begin, strict=True)]
+        with graph.inserting_before(self.end):
+            mask = no_mask(graph, kernel) if self.mask is None else self.mask
+            tensors = (self.window.source, self.weight, self.bias, mask)
+            how = (offset, [*self.dilation], "auto", self.dense)
+            result_format = asked_format(self.window.source, torch.contiguous_format)
+            new = graph.call_function(_OURS, (*tensors, *how, result_format, [*self.size]))
+        new.meta = {**self.end.meta, "example_value": result.contiguous()}
+        return new
+
+
 def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
     for node in list(graph.nodes):
         if node.target is not _OURS and not calls(node, CONV2D):
@@ -63,71 +136,23 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         found = _arguments(node)
         if found is None:
             continue
-        x, weight, bias, mask, padding, dilation, dense = found
-        window, crop = _window(x), _crop(node, writes)
-        kernel, whole = value(weight), _size(node)
+        x, weight, *_ = found
+        window, crop, kernel = _window(x), _crop(node, writes), value(weight)
         if kernel is None or (crop is None and not (window.nodes if window else _is_cut_or_padded(x))):
             continue
         what = f"conv2d {list(kernel.shape)}"
-        if window is None or whole is None:
+        if window is None or _size(node) is None:
             report.leave(what, "the height or width of what it is padded or cropped from varies", line(node))
             continue
-        begin, size = (crop.begin, crop.size) if crop is not None else ((0, 0), whole)
-        first = (-begin[0] - padding[0], -begin[1] - padding[1])
-        reach = [step * (n - 1) for step, n in zip(dilation, kernel.shape[2:], strict=True)]
-        last = (first[0] + size[0] - 1 + reach[0], first[1] + size[1] - 1 + reach[1])
-        why = _why_not(node, window, crop, (first, last), (weight, bias, mask), writes, regions)
-        if why is not None:
+        candidate = Candidate(node, window, crop, *found[1:])
+        if (why := candidate.why_not(writes, regions)) is not None:
             report.leave(what, why, line(node))
             continue
-        offset = [-a + b for a, b in zip(first, window.begin, strict=True)]
-        end = crop.nodes[0] if crop is not None else node
-        with graph.inserting_before(end):
-            if mask is None:
-                mask = no_mask(graph, kernel)
-            arguments = (window.source, weight, bias, mask, offset, [*dilation], "auto", dense)
-            result_format = asked_format(window.source, torch.contiguous_format)
-            new = graph.call_function(_OURS, (*arguments, result_format, [*size]))
-        new.meta = dict(end.meta)
-        result = value(end)
-        assert result is not None
-        new.meta["example_value"] = result.contiguous()
-        end.replace_all_uses_with(new)
-        for dead in (end, node, *window.nodes):
+        candidate.end.replace_all_uses_with(candidate.inserted(graph))
+        for dead in (candidate.end, node, *window.nodes):
             if dead in graph.nodes and not dead.users:
                 graph.erase_node(dead)
         report.rewrite(what, "masked_conv2d of a window", line(node))
-
-
-def _why_not(
-    node: fx.Node,
-    window: Window,
-    crop: Window | None,
-    read: tuple[Pair, Pair],
-    weights: tuple[Any, Any, Any],
-    writes: Writes,
-    regions: Regions,
-) -> str | None:
-    """Why a convolution is not taken for one of the window's source. read: the first and last position that it reads;
-    weights: what else it does."""
-    if layout_of(node) is not torch.contiguous_format:
-        return "its result is not contiguous"
-    if not window.shows_zeros_outside(*read):
-        return "it reads what was cut off"
-    if not is_large_convolution(node, weights[0]):
-        return TOO_SMALL
-    since = window.nodes[-1] if window.nodes else node
-    # A padded map has memory of its own.
-    written = [each for each in window.nodes if not writes.none_after(each, [each])]
-    if written or not writes.none_after(since, [window.source]) or not writes.none_after(node, weights):
-        return "something writes into its map, what that is padded from, or its weight"
-    if crop is not None and any(writes.into(_may_share(crop.nodes[0]))):
-        return "something writes into what is cropped from its result"
-    if not regions.are_one(node, *window.nodes, *(crop.nodes if crop is not None else ())):
-        return "gradients are switched on or off between the padding and it"
-    if window.nodes and not writes.none_before_backward([window.source, *window.nodes]):
-        return "what it is padded or cropped from is known outside the graph"
-    return None
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any, Any, Pair, Pair, bool] | None:
