@@ -144,13 +144,12 @@ def _compute(  # the schema has the types
     x, weight, bias, mask, padding, dilation, backend, dense_gradient=False, result_format=None, size=None
 ):
     backend = choose(backend, x.device, x.dtype)
-    if backend != "compiled":
-        if backend == "reference":
-            y = reference.masked_conv2d(x, weight, bias, mask_like(mask, weight), padding, dilation, size)
-        else:
-            from pixelcnn_fast.ops.masked_conv2d import triton
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv2d import triton
 
-            y = triton.forward(x, weight, bias, mask, dilation, padding, size)
+        return triton.forward(x, weight, bias, mask, dilation, padding, result_format, size)
+    if backend == "reference":
+        y = reference.masked_conv2d(x, weight, bias, mask_like(mask, weight), padding, dilation, size)
         return y if result_format is None else y.contiguous(memory_format=result_format)
     mask = mask_like(mask, weight)
     out = pooled(
@@ -186,8 +185,7 @@ def _input_gradient(
     if backend == "triton":
         from pixelcnn_fast.ops.masked_conv2d import triton
 
-        grad_x = triton.input_gradient(grad, weight, mask, size, dilation, padding)
-        return grad_x.contiguous(memory_format=layout)
+        return triton.input_gradient(grad, weight, mask, size, dilation, padding, layout)
     mask = mask_like(mask, weight)
     if backend == "reference":
         grad_x = reference.input_gradient(grad, weight * mask, size, padding, dilation)

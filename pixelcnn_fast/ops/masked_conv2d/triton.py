@@ -40,14 +40,16 @@ def forward(
     mask: Tensor,
     dilation: Pair,
     padding: Pair,
+    result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
 ) -> Tensor:
     """x: [N, C, H, W], any strides; weight: [O, C, kH, kW]; mask: of that shape, or one that is expanded to it;
-    bias: [O] or None -> [N, O, H', W'] in x's memory format; size: (H', W'), if padding below and to the right differs.
+    bias: [O] or None -> [N, O, H', W'] in a memory format, or in x's; size: (H', W'), if padding below and to the right
+    differs.
 
     Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or 2^30 or more.
     """
-    return fused_forward(x, weight, bias, mask, dilation, padding, size=size)
+    return fused_forward(x, weight, bias, mask, dilation, padding, result_format=result_format, size=size)
 
 
 def fused_forward(
@@ -61,6 +63,7 @@ def fused_forward(
     alpha: float = 1.0,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
+    result_format: torch.memory_format | None = None,
     size: Sequence[int] | None = None,
 ) -> Tensor:
     """activation(convolution + condition + residual); arguments as in ``masked_conv_block``."""
@@ -74,16 +77,22 @@ def fused_forward(
         )
     packed = _pack(weight, mask, dilation, padding)
     shape = (x.shape[0], weight.shape[0], *pixels)
-    return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition)
+    return _product_over_taps(x, packed, shape, bias, activation, alpha, residual, condition, result_format)
 
 
 def input_gradient(
-    grad: Tensor, weight: Tensor, mask: Tensor, input_shape: Sequence[int], dilation: Pair, padding: Pair
+    grad: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_shape: Sequence[int],
+    dilation: Pair,
+    padding: Pair,
+    result_format: torch.memory_format | None = None,
 ) -> Tensor:
-    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in grad's
-    memory format."""
+    """grad: [N, O, H', W'], any strides; weight, mask: as in ``forward`` -> [N, C, H, W] = input_shape, in a memory
+    format, or in grad's."""
     packed = _pack(weight, mask, dilation, padding, transposed=True)
-    return _product_over_taps(grad, packed, tuple(input_shape))
+    return _product_over_taps(grad, packed, tuple(input_shape), result_format=result_format)
 
 
 def weight_gradient(
@@ -146,14 +155,16 @@ def _product_over_taps(
     alpha: float = 1.0,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
+    result_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Sums over taps: x, shifted by the tap's offset, times the tap's matrix. Then applies the epilogue.
 
-    x: [N, I, H, W]; packed: matrices of [I, O] -> ``shape`` [N, O, H', W'], in x's memory format.
+    x: [N, I, H, W]; packed: matrices of [I, O] -> ``shape`` [N, O, H', W'], in a memory format, or in x's.
     """
     matrices = packed.matrices
     check_dtype(x, matrices)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    layout = memory_format(x) if result_format is None else result_format
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     x = x.contiguous(memory_format=torch.channels_last)
     positions = _positions(shape)
     precision = precision_of(x.dtype)

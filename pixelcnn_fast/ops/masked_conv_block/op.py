@@ -76,19 +76,19 @@ def _compute(  # the schema has the types
     result_format=None,
 ):  # fmt: skip
     backend = choose(backend, x.device, x.dtype)
-    if backend != "compiled":
-        if backend == "reference":
-            terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
-            y = reference.masked_conv_block(x, weight, bias, mask_like(mask, weight), *terms)
-        else:
-            from pixelcnn_fast.ops.masked_conv_block import triton
+    if backend == "triton":
+        from pixelcnn_fast.ops.masked_conv_block import triton
 
-            if scale is not None:
-                weight = weight * scale[:, None, None, None]
-                bias = bias * scale if bias is not None else None
-            if shift is not None:
-                bias = shift if bias is None else bias + shift
-            y = triton.forward(x, weight, bias, mask, dilation, padding, activation, residual, condition, alpha)
+        if scale is not None:
+            weight = weight * scale[:, None, None, None]
+            bias = bias * scale if bias is not None else None
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        epilogue = (activation, residual, condition, alpha)
+        return triton.forward(x, weight, bias, mask, dilation, padding, *epilogue, result_format)
+    if backend == "reference":
+        terms = (scale, shift, condition, residual, activation, alpha, padding, dilation)
+        y = reference.masked_conv_block(x, weight, bias, mask_like(mask, weight), *terms)
         return y if result_format is None else y.contiguous(memory_format=result_format)
     mask = mask_like(mask, weight)
     out = pooled(like_result(x, weight, padding, dilation, result_format))

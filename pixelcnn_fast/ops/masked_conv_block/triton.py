@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pixelcnn_fast.ops.masked_conv2d.triton import Pair, fused_forward
@@ -18,12 +19,14 @@ def forward(
     residual: Tensor | None,
     condition: Tensor | None,
     alpha: float = 1.0,
+    result_format: torch.memory_format | None = None,
 ) -> Tensor:
     """activation(convolution(x) + condition + residual).
 
     x: [N, C, H, W]; weight: [O, C, kH, kW]; mask: one that is expanded to it; bias: [O];
-    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in x's memory format.
+    residual: [N, O, H', W']; condition: [N, O]; any strides -> [N, O, H', W'] in a memory format, or in x's.
     activation: 'none', 'relu', 'leaky_relu', 'elu' (alpha is the slope), 'silu', 'sigmoid' or 'tanh'.
     Raises what ``masked_conv2d.triton.forward`` raises.
     """
-    return fused_forward(x, weight, bias, mask, dilation, padding, activation, alpha, residual, condition)
+    terms = (activation, alpha, residual, condition)
+    return fused_forward(x, weight, bias, mask, dilation, padding, *terms, result_format)
