@@ -82,9 +82,8 @@ def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Rep
     copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
 
     def contiguous(source: fx.Node, user: fx.Node) -> fx.Node:
-        """A copy, made for its first user. All have the same one, as they may share memory with it, unless it is
-        another one for the next user."""
-        if source not in copies or not writes.none_after(source, [source]):
+        """A copy, made for its first user. All have the same one, as they may share memory with it."""
+        if source not in copies:
             with graph.inserting_before(user):
                 copies[source] = graph.call_method("contiguous", (source,))
             copies[source].meta = dict(source.meta)
@@ -145,32 +144,57 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
 def _following(graph: fx.Graph, writes: Writes, regions: Regions) -> set[fx.Node]:
     """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
 
-    Others may be given a copy of it. So nobody may write into it once they have read it, PyTorch may not keep it for
-    its backward if it is known outside the graph, and who reads it must do so with gradients if it has some.
+    Others may be given a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
+    backward if it is known outside the graph, and who reads it must do so with gradients if it has some.
     """
-    candidates = {
+    following = {
         node
         for node in graph.nodes
         if _is_agnostic(node)
         and (writes.none_before_backward([node]) or _is_not_kept(node))
         and regions.are_one(node, *(user for user in node.users if user.op != "output"))
     }
-    read_first: dict[int, int] = {}
-    written_last: dict[int, int] = {}
-    for at, node in enumerate(graph.nodes):
-        for storage in written(node):
-            written_last[storage] = at
-        if node not in candidates:
-            for storage in {storage for x in node.all_input_nodes for storage in storages(x)}:
-                read_first.setdefault(storage, at)
-    end = len(graph.nodes)
-    unsafe = {storage for storage, at in written_last.items() if at >= read_first.get(storage, end)}
-    return {node for node in candidates if unsafe.isdisjoint(storages(node))}
+    all_written = {storage for node in graph.nodes for storage in written(node)}
+    while True:
+        others = [node for node in graph.nodes if node not in following]
+        read = {storage for node in others for x in node.all_input_nodes for storage in storages(x)}
+        leaving = {node for node in following if not storages(node).isdisjoint(read & all_written)}
+        if not writes.inference:
+            leaving |= _mixing(graph, following)
+        if not leaving:
+            return following
+        following -= leaving
+
+
+def _mixing(graph: fx.Graph, following: set[fx.Node]) -> set[fx.Node]:
+    """The calls, but for convolutions, that read maps in both layouts, whose gradients would all be channels-last."""
+    joined, last = set(_joined(graph, following)), set[fx.Node]()
+    for node in graph.nodes:
+        if node in joined or (node in following and not last.isdisjoint(node.all_input_nodes)):
+            last.add(node)
+    return {
+        node
+        for node in last
+        if not _is_convolution(node)
+        and any(_hands_gradient_on(x) for x in node.all_input_nodes if x not in last)
+    }
+
+
+def _hands_gradient_on(node: fx.Node) -> bool:
+    """Whether a map has a gradient that may reach others as it is, so not by a convolution."""
+    found = value(node)
+    if found is None or found.dim() != 4 or not all(n > 1 for n in found.shape[1:]):
+        return False
+    return found.requires_grad and not _is_convolution(node)
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    return node.target in _OURS or calls(node, CONV2D)
 
 
 def _is_not_kept(node: fx.Node) -> bool:
     """Whether nobody keeps a result of the graph: a convolution's, which nobody but the caller reads."""
-    return (node.target in _OURS or calls(node, CONV2D)) and _is_only_returned(node)
+    return _is_convolution(node) and _is_only_returned(node)
 
 
 def _is_only_returned(node: fx.Node) -> bool:

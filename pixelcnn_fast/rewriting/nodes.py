@@ -29,7 +29,6 @@ WRITING = frozenset(
 )
 DUNDER_WRITING = frozenset(f"__{target.__name__}__" for target in WRITING)
 NEW_DATA = ("shallow_copy_data_", "set_")  # what ``weight.data = …`` becomes, also after ``weight.data *= …``
-_OF_A_MODULE = re.compile("_(parameters|buffers)_")  # in Dynamo's names for inputs of a graph
 _SOURCE = re.compile(r"^L\['\w+'\](\.__self__)?\.?")  # of the model, in Dynamo's names for its modules
 BATCH_NORM = frozenset((F.batch_norm, torch.batch_norm))
 _EMBEDDING = frozenset((F.embedding, F.embedding_bag))
@@ -98,16 +97,19 @@ class Writes:
         self._known_outside: set[int] = set()
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self._inputs = self._storages(inputs)
-        arguments = self._storages([node for node in inputs if not _OF_A_MODULE.search(node.name)])
-        # Whatever the graph is given may share memory with an argument the next time.
-        self._into_arguments: list[fx.Node] = []
+        arguments = self._storages([node for node in inputs if _is_argument(node)])
+        # Whatever else the graph is given may share memory with an argument the next time.
+        self._arguments, self._into_arguments, self._into_inputs = arguments, list[fx.Node](), list[fx.Node]()
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
                 self._known_outside.update(self._storages([node, *node.all_input_nodes]))
             into = {self._one(storage) for storage in written(node)}
             for storage in into:
                 self._into.setdefault(storage, []).append(node)
-            if not into.isdisjoint(arguments) and not isinstance(_written(node), _Guess):
+            if into.isdisjoint(self._inputs) or isinstance(_written(node), _Guess):
+                continue
+            self._into_inputs.append(node)
+            if not into.isdisjoint(arguments):
                 self._into_arguments.append(node)
 
     def _one(self, storage: int) -> int:
@@ -123,7 +125,9 @@ class Writes:
         storages_ = self._storages(read)
         for storage in storages_:
             yield from self._into.get(storage, ())
-        if not storages_.isdisjoint(self._inputs):
+        if not storages_.isdisjoint(self._arguments):
+            yield from self._into_inputs
+        elif not storages_.isdisjoint(self._inputs):
             yield from self._into_arguments
 
     def none_before_backward(self, kept: Collection[Any]) -> bool:
@@ -143,6 +147,13 @@ class Writes:
         """Whether that is so until the end, as it must be for what an op keeps for its backward, except for calls that
         are in ``but``."""
         return not any(start < node for node in self.into(read) if node not in but)
+
+
+def _is_argument(node: fx.Node) -> bool:
+    """Whether an input of the graph is what the caller gave, and no attribute of a module."""
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    name = getattr(source, "name", ".")
+    return "." not in (name if isinstance(name, str) else name())
 
 
 class View(NamedTuple):
@@ -200,6 +211,8 @@ def _written(node: fx.Node) -> list[Any]:
         return everything
     if node.target in _EMBEDDING:  # it may normalise its weight
         return list(node.args[1:2]) or everything
+    if name.startswith("_foreach") and name.endswith("_"):
+        return [*everything]
     if name.startswith(("embedding", "_foreach")):
         return everything
     if _is_foreign_function(node.target):  # that somebody allowed in the graph
@@ -214,7 +227,7 @@ def _written(node: fx.Node) -> list[Any]:
     ):
         return [node.args[0]] if node.args else everything
     if is_named_so or name in ("__setitem__", "copyto"):
-        return everything
+        return [*everything]
     out = node.kwargs.get("out")
     return list(out) if isinstance(out, (list, tuple)) else [out]
 

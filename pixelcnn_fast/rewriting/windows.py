@@ -198,7 +198,7 @@ def _crop(node: fx.Node, writes: Writes) -> Window | None:
     cut, size = _slices(user), _size(user)
     if cut is None or size is None or user is None or 0 in size or writes.are_known_outside(_may_share(user)):
         return None  # for whose strides and memory somebody may look, as as_strided does
-    if any("as_strided" in name_of(x) for x in user.users):
+    if any("as_strided" in name_of(x) for each in _may_share(user) for x in each.users):
         return None
     return Window(node, (-cut[0], -cut[1]), size, (user,))
 
