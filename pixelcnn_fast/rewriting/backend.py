@@ -74,7 +74,7 @@ class Backend:
         windows.rewrite(graph, writes, Regions(graph), self.report)
         writes = Writes(graph, inference)  # into the maps that windows have become, too
         blocks.rewrite(graph, writes, Regions(graph), self.report)
-        layout.channels_last(graph, writes, Regions(graph), self.report)
+        layout.channels_last(graph, writes, Regions(graph), self.mode == "inductor", self.report)
         graph.lint()
 
 

@@ -75,8 +75,10 @@ _AGNOSTIC: frozenset[Any] = frozenset(
 _FEWEST = 2  # of our convolutions that are joined by maps, for which their layout is changed
 
 
-def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -> None:
-    following = _following(graph, writes, regions)
+def channels_last(graph: fx.Graph, writes: Writes, regions: Regions, by_inductor: bool, report: Report) -> None:
+    """by_inductor: whether Inductor runs the graph, which may lay out what reads maps in both layouts as it likes, and
+    take a copy for none."""
+    following = _following(graph, writes, regions, by_inductor)
     joined = set(_joined(graph, following))
     last: set[fx.Node] = set()
     copies: dict[fx.Node, fx.Node] = {}  # contiguous ones
@@ -141,7 +143,7 @@ def _write_contiguous(graph: fx.Graph, node: fx.Node, report: Report) -> None:
     report.rewrite(f"conv2d {list(weight.shape)}", "masked_conv2d, without a mask", line(new))
 
 
-def _following(graph: fx.Graph, writes: Writes, regions: Regions) -> set[fx.Node]:
+def _following(graph: fx.Graph, writes: Writes, regions: Regions, by_inductor: bool) -> set[fx.Node]:
     """The calls whose result is a contiguous map [N, C, H, W], the same numbers whatever the layout of the arguments.
 
     Others may be given a copy of it. So nobody may write into it if others read it, PyTorch may not keep it for its
@@ -159,33 +161,28 @@ def _following(graph: fx.Graph, writes: Writes, regions: Regions) -> set[fx.Node
         others = [node for node in graph.nodes if node not in following]
         read = {storage for node in others for x in node.all_input_nodes for storage in storages(x)}
         leaving = {node for node in following if not storages(node).isdisjoint(read & all_written)}
-        if not writes.inference:
-            leaving |= _mixing(graph, following)
+        if by_inductor or not writes.inference:
+            leaving |= _mixing(graph, following, by_inductor)
         if not leaving:
             return following
         following -= leaving
 
 
-def _mixing(graph: fx.Graph, following: set[fx.Node]) -> set[fx.Node]:
+def _mixing(graph: fx.Graph, following: set[fx.Node], by_inductor: bool) -> set[fx.Node]:
     """The calls, but for convolutions, that read maps in both layouts, whose gradients would all be channels-last."""
     joined, last = set(_joined(graph, following)), set[fx.Node]()
     for node in graph.nodes:
         if node in joined or (node in following and not last.isdisjoint(node.all_input_nodes)):
             last.add(node)
-    return {
-        node
-        for node in last
-        if not _is_convolution(node)
-        and any(_hands_gradient_on(x) for x in node.all_input_nodes if x not in last)
-    }
+    others = {x for node in last for x in node.all_input_nodes if x not in last and _is_map(x)}
+    # A convolution hands no gradient on as it is.
+    others = {x for x in others if by_inductor or (value(x).requires_grad and not _is_convolution(x))}  # type: ignore[union-attr]  # a map
+    return {node for node in last if not _is_convolution(node) and not others.isdisjoint(node.all_input_nodes)}
 
 
-def _hands_gradient_on(node: fx.Node) -> bool:
-    """Whether a map has a gradient that may reach others as it is, so not by a convolution."""
+def _is_map(node: fx.Node) -> bool:
     found = value(node)
-    if found is None or found.dim() != 4 or not all(n > 1 for n in found.shape[1:]):
-        return False
-    return found.requires_grad and not _is_convolution(node)
+    return found is not None and found.dim() == 4 and all(n > 1 for n in found.shape[1:])
 
 
 def _is_convolution(node: fx.Node) -> bool:
@@ -213,7 +210,7 @@ def _is_agnostic(node: fx.Node) -> bool:
         and found is not None
         and layout_of(node) == torch.contiguous_format
         # Else copies may not bring back its strides, and fake tensors be wrong about them.
-        and all(n > 1 for n in found.shape[1:])
+        and _is_map(node)
         and found.shape[0] > 0
     )
 

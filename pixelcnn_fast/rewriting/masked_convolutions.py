@@ -78,7 +78,7 @@ def rewrite(
         found = call.why_not or _mask_of(call.weight, in_place, real, writes)
         if not isinstance(found, str) and not is_large_convolution(node, call.weight):
             found = TOO_SMALL
-        if not isinstance(found, str) and not _is_laid_out_as_ours(node, call):
+        if not isinstance(found, str) and not is_laid_out_as_ours(node, call):
             found = OTHER_STRIDES
         if isinstance(found, str):
             report.left[f"{name}: {found}", where] += 1
@@ -103,7 +103,7 @@ def _is_returned(weight: fx.Node) -> bool:
     return any(user.op == "output" for user in weight.users)
 
 
-def _is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
+def is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
     """PyTorch lays the result out channels-last if the input or the weight is."""
     because = [x for x in (call.input, call.weight) if followed(x) == torch.channels_last]
     is_sure = call.weight not in because or any(is_surely_so(x) for x in because)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import ops  # noqa: F401  # registers torch.ops.pixelcnn_fast
 from pixelcnn_fast.ops.masked_conv2d.op import geometry
-from pixelcnn_fast.rewriting.masked_convolutions import Convolution, no_mask
+from pixelcnn_fast.rewriting.masked_convolutions import Convolution, is_laid_out_as_ours, no_mask
 from pixelcnn_fast.rewriting.nodes import (
     CONV2D,
     Writes,
@@ -27,7 +27,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
-from pixelcnn_fast.rewriting.strides import asked_format, layout_of
+from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, followed, layout_of
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
@@ -80,6 +80,12 @@ class Candidate(NamedTuple):
         return found
 
     @property
+    def result_format(self) -> torch.memory_format | None:
+        """Of the whole result; what is cropped from it becomes dense in it."""
+        is_sure = self.node.target is _OURS or is_laid_out_as_ours(self.node, Convolution.of(self.node))
+        return layout_of(self.node) if is_sure else None
+
+    @property
     def first(self) -> Pair:
         """The first position that is read, of the map that the convolution is given."""
         above, left = (0, 0) if self.crop is None else self.crop.begin
@@ -96,8 +102,8 @@ class Candidate(NamedTuple):
         """Why it is not taken for a convolution of the window's source."""
         node, source, padded = self.node, self.window.source, self.window.nodes
         cropped = () if self.crop is None else self.crop.nodes
-        if layout_of(node) is not torch.contiguous_format:
-            return "its result is not contiguous"
+        if self.result_format is None:
+            return OTHER_STRIDES
         if not self.window.shows_zeros_outside(self.first, self.last):
             return "it reads what was cut off"
         if not is_large_convolution(node, self.weight):
@@ -116,16 +122,17 @@ class Candidate(NamedTuple):
         return None
 
     def inserted(self, graph: fx.Graph) -> fx.Node:
-        kernel, result = value(self.weight), value(self.end)
-        assert kernel is not None and result is not None
+        kernel, result, wanted = value(self.weight), value(self.end), self.result_format
+        assert kernel is not None and result is not None and wanted is not None
         offset = [-a + b for a, b in zip(self.first, self.window.begin, strict=True)]
         with graph.inserting_before(self.end):
             mask = no_mask(graph, kernel) if self.mask is None else self.mask
             tensors = (self.window.source, self.weight, self.bias, mask)
             how = (offset, [*self.dilation], "auto", self.dense)
-            result_format = asked_format(self.window.source, torch.contiguous_format)
+            follows = followed(self.weight) != torch.channels_last
+            result_format = asked_format(self.window.source, wanted) if follows else wanted
             new = graph.call_function(_OURS, (*tensors, *how, result_format, [*self.size]))
-        new.meta = {**self.end.meta, "example_value": result.contiguous()}
+        new.meta = {**self.end.meta, "example_value": result.contiguous(memory_format=wanted)}
         return new
 
 

@@ -7,10 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pixelcnn_fast.models.reference import PixelCNN
+from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
+from tests.needs import needs_native
+
+
+class Masked(nn.Conv2d):
+    mask: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 4, 3, padding=1)
+        self.register_buffer("mask", raster_mask(3, 3, "B"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.conv2d(input, self.weight * self.mask, self.bias, padding=1)
 
 
 class Results(fx.Interpreter):
@@ -60,3 +73,28 @@ def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> N
     for one in between:
         assert one.is_contiguous(memory_format=torch.channels_last)
     assert logits.is_contiguous()
+
+
+@needs_native
+@pytest.mark.parametrize("inference", [False, True])
+def test_inductor_gives_logits_contiguously(inference: bool) -> None:
+    """It may lay out what is read in both layouts as it likes: here a sum with zeros, which it makes constants."""
+
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Masked(3), Masked(4)])
+            self.skip, self.out = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = torch.relu(layer(x))
+            return self.out(torch.zeros_like(x) + self.skip(x))
+
+    torch.manual_seed(0)
+    plain, x, backend = Skips(), torch.randn(2, 3, 8, 8), Backend("inductor")
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(not inference):
+        found, expected = torch.compile(plain, backend=backend)(x), plain(x)
+    torch.testing.assert_close(found, expected)
+    assert found.stride() == expected.stride() and backend.report.rewritten

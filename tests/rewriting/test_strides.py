@@ -162,3 +162,21 @@ def test_sizes_that_vary(program: Callable[..., Any], inference: bool) -> None:
                 _check(compiled, model, _permuted(size, order))
     assert backend.report.rewritten and OTHER_STRIDES not in str(backend.report)
     assert not backend.report.warnings
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
+@pytest.mark.parametrize("program", [two, with_logits, block, gate, padded])
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("last", [False, True])
+def test_models_that_are_channels_last(
+    program: Callable[..., Any], channels: int, last: bool, inference: bool
+) -> None:
+    """A weight of one channel is both; its product with a mask becomes contiguous, and its fake tensor does not."""
+    backend = Backend()
+    model = Network(channels, 4, 3, program).to(memory_format=torch.channels_last).train(not inference)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, dynamic=False)
+    x = torch.randn(2, channels, 6, 5)
+    with torch.set_grad_enabled(not inference):
+        _check(compiled, model, x.contiguous(memory_format=torch.channels_last) if last else x)
+    assert not backend.report.warnings

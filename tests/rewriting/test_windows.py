@@ -92,8 +92,9 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
 }
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_windows(name: str) -> None:
+def test_windows(name: str, last: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     forward, kernel, how, windows = LAYERS[name]
@@ -101,12 +102,14 @@ def test_windows(name: str) -> None:
     exact, fast, backend = copy.deepcopy(plain).double(), copy.deepcopy(plain), Backend()
     fast.compile(backend=backend)
     x = torch.randn(2, 4, 6, 5)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
     results = []
     for model, given in ((fast, x), (exact, x.double())):
         leaf = given.requires_grad_()
         y = model(leaf)
         y.square().sum().backward()
         results.append([y.detach(), leaf.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert results[0][0].stride() == plain(x).stride()
     for a, b in zip(*results, strict=True):
         assert a is not None and b is not None
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
