@@ -82,8 +82,12 @@ class Candidate(NamedTuple):
     @property
     def result_format(self) -> torch.memory_format | None:
         """Of the whole result; what is cropped from it becomes dense in it."""
+        found, shown = layout_of(self.node), value(self.end)
         is_sure = self.node.target is _OURS or is_laid_out_as_ours(self.node, Convolution.of(self.node))
-        return layout_of(self.node) if is_sure else None
+        if found == torch.channels_last and self.crop is not None and shown is not None:
+            # Where its memory is both, as with one channel, it would be taken for contiguous, which a crop is not.
+            is_sure = is_sure and not shown.contiguous().is_contiguous(memory_format=torch.channels_last)
+        return found if is_sure else None
 
     @property
     def first(self) -> Pair:
