@@ -84,7 +84,7 @@ def test_inductor_gives_logits_contiguously(inference: bool) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.ModuleList([Masked(3), Masked(4)])
-            self.skip, self.out = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)
+            self.skip, self.out = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             for layer in self.layers:
