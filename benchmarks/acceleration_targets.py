@@ -231,9 +231,8 @@ def compare(
     name: str, expected: Sequence[Tensor], found: Sequence[Tensor], live: Sequence[Tensor] | None = None
 ) -> None:
     """Raises CheckFailed where results differ. live: where gradients are plain PyTorch's; elsewhere they are zero."""
-    largest = max(
-        float(x.abs().max()) for x in expected if x.dim()
-    )  # there are gradients of zero, but for rounding
+    # Besides: there are gradients of zero, but for rounding.
+    largest = max(float(x.abs().max()) for x in expected if x.dim())
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
         right = a if live is None else a * live[i]
         error, tolerance = float((b - right).abs().max()), TOLERANCES[a.dtype]

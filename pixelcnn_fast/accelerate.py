@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -87,11 +87,9 @@ def accelerate(
             f"{type(target).__name__} is compiled already: undo() the handle that accelerate has returned for it, or "
             "build it without compile()"
         )
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode is {mode!r}, expected 'eager' or 'inductor'")
+    backend = _backend(mode, live_gradients)
     if (reason := _why_not_compiled()) is not None:
         return _swapped_by_type(target, reason)
-    backend = _backend(mode, live_gradients)
     handle = Accelerated(target, backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = tells_of_giving_up(torch.compile(inner, backend=backend, **_isolated()), backend.report)

@@ -87,11 +87,16 @@ def _check_no_tangent(name: str, args: tuple) -> None:
     """PyTorch would take the tangents of a result for zero."""
     if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
-    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+    if have_tangents(args):
         raise NotImplementedError(
             f"{NAME}::{name} has no forward-mode derivative (jvp, jacfwd, hessian): take the gradient backwards, or "
             "use the plain layers of pixelcnn_fast.models.reference"
         )
+
+
+def have_tangents(args: tuple) -> bool:
+    """Within a level of forward-mode derivatives."""
+    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args)
 
 
 def _check_no_transform(name: str) -> None:

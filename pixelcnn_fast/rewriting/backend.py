@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
+from pixelcnn_fast.ops.library import have_tangents
 from pixelcnn_fast.rewriting import blocks, gates, layout, losses, masked_convolutions, own_data, windows
 from pixelcnn_fast.rewriting.nodes import Writes, line, name_of, value
 from pixelcnn_fast.rewriting.regions import Regions
@@ -98,7 +99,7 @@ def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
     """A rewritten graph that refuses what PyTorch would drop: the ops have no forward-mode derivatives."""
 
     def checked(*args: Any) -> Any:
-        if forward_ad._current_level >= 0 and any(_has_tangent(x) for x in args):
+        if forward_ad._current_level >= 0 and have_tangents(args):
             raise NotImplementedError(
                 "what accelerate has rewritten has no forward-mode derivative (jvp, jacfwd, hessian): undo() the "
                 "handle, or take the gradient backwards"
@@ -106,10 +107,6 @@ def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*args)
 
     return checked
-
-
-def _has_tangent(x: Any) -> bool:
-    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:

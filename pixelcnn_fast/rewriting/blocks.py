@@ -92,8 +92,7 @@ def rewrite(graph: fx.Graph, writes: Writes, regions: Regions, report: Report) -
         if (result_format := layout_of(last)) is None or not is_surely_so(last):
             continue
         with graph.inserting_before(last):
-            follows = node.args[8] is None  # the convolution does
-            new = _call(graph, block, asked_format(node.args[0], result_format) if follows else result_format)
+            new = _call(graph, block, asked_format(node.args[0], node.args[1], result_format))
         new.meta = dict(last.meta)
         last.replace_all_uses_with(new)
         for dead in (*block.following[::-1], node):

@@ -113,7 +113,7 @@ def is_laid_out_as_ours(node: fx.Node, call: Convolution) -> bool:
 def _format(node: fx.Node, call: Convolution) -> torch.memory_format | None:
     wanted = layout_of(node)
     assert wanted is not None
-    return wanted if followed(call.weight) == torch.channels_last else asked_format(call.input, wanted)
+    return asked_format(call.input, call.weight, wanted)
 
 
 def no_mask(graph: fx.Graph, weight: Tensor) -> fx.Node:

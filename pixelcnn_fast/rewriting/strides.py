@@ -38,6 +38,7 @@ def followed(x: Any) -> torch.memory_format | None:
     return None if found is None else memory_format(found)
 
 
-def asked_format(x: Any, wanted: torch.memory_format) -> torch.memory_format | None:
-    """What to ask an op for: nothing where it follows x as PyTorch does, for fake tensors may be wrong about x."""
-    return None if followed(x) == wanted else wanted
+def asked_format(x: Any, weight: Any, wanted: torch.memory_format) -> torch.memory_format | None:
+    """What to ask a convolution for: nothing where it follows x as PyTorch's does, for fake tensors may be wrong about
+    x. PyTorch's also follows a weight that is channels-last."""
+    return None if followed(x) == wanted and followed(weight) != torch.channels_last else wanted

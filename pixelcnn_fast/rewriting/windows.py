@@ -27,7 +27,7 @@ from pixelcnn_fast.rewriting.nodes import (
 )
 from pixelcnn_fast.rewriting.regions import Regions
 from pixelcnn_fast.rewriting.report import Report
-from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, followed, layout_of
+from pixelcnn_fast.rewriting.strides import OTHER_STRIDES, asked_format, layout_of
 from pixelcnn_fast.rewriting.worth import TOO_SMALL, is_large_convolution
 
 _OURS = torch.ops.pixelcnn_fast.masked_conv2d.default
@@ -133,8 +133,7 @@ class Candidate(NamedTuple):
             mask = no_mask(graph, kernel) if self.mask is None else self.mask
             tensors = (self.window.source, self.weight, self.bias, mask)
             how = (offset, [*self.dilation], "auto", self.dense)
-            follows = followed(self.weight) != torch.channels_last
-            result_format = asked_format(self.window.source, wanted) if follows else wanted
+            result_format = asked_format(self.window.source, self.weight, wanted)
             new = graph.call_function(_OURS, (*tensors, *how, result_format, [*self.size]))
         new.meta = {**self.end.meta, "example_value": result.contiguous(memory_format=wanted)}
         return new
