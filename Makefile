@@ -77,7 +77,6 @@ sanitize-%: $(VENV)/.package
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DEMULATION_SANITIZE=$*
 	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda
 	build/emulation-$*/check_cuda
-	$(if $(filter thread,$*),$(python) -m pytest -q tests/csrc/test_flags.py)
 
 wheel: setup ## build a wheel into dist/
 	$(pip) wheel -q --no-build-isolation --no-deps -w dist .

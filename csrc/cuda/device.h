@@ -17,43 +17,19 @@ namespace pcf::cuda {
 
 __device__ __forceinline__ unsigned thread_index() { return threadIdx.x; }
 __device__ __forceinline__ unsigned block_index() { return blockIdx.x; }
-__device__ __forceinline__ unsigned block_index_y() { return blockIdx.y; }
 __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
 }
 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
-__device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
-// Clusters exist from sm_90 on; kernels that use them are launched nowhere else.
-__device__ __forceinline__ void sync_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return rank;
-}
-// The same location in the shared memory of another block of the cluster.
-template <class T>
-__device__ __forceinline__ T* map_to_block(T* mine, unsigned rank) {
-  uint64_t there = reinterpret_cast<uint64_t>(mine);
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(mine), "r"(rank));
-#endif
-  return reinterpret_cast<T*>(there);
-}
-
-// Copies 16 bytes from global to shared memory, both aligned, bypassing L1. The copy is done once the group that it was
-// committed in has been waited for; wait_copies waits for all but the last kLeft groups.
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
+// Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`. The copy is done once
+// the group that it was committed in has been waited for; wait_copies waits for all but the last kLeft groups.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <unsigned kLeft>
@@ -61,35 +37,19 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-// A flag tells other blocks that what was written before it is there.
-enum class Scope { cluster, device };
-template <Scope kScope>
-__device__ __forceinline__ void publish(uint32_t* flag, uint32_t value) {
-#if __CUDA_ARCH__ >= 900
-  if (kScope == Scope::cluster) {
-    asm volatile("st.release.cluster.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-    return;
-  }
-#endif
-  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+// 16 bytes of global memory that nobody writes meanwhile, and that are not read again soon.
+__device__ __forceinline__ uint4 stream(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
 }
-template <Scope kScope>
-__device__ __forceinline__ uint32_t observe(const uint32_t* flag) {
-  uint32_t value;
-#if __CUDA_ARCH__ >= 900
-  if (kScope == Scope::cluster) {
-    asm volatile("ld.acquire.cluster.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-    return value;
-  }
-#endif
-  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
-}
-// Adds one to a number that others observe.
-__device__ __forceinline__ void arrive(uint32_t* number) {
-  asm volatile("red.release.gpu.add.u32 [%0], 1;" ::"l"(number) : "memory");
-}
-__device__ __forceinline__ void pause() { __nanosleep(20); }
+
+// Waits for a number that was loaded. If nobody needs it in the end, the compiler waits much later, and then for all
+// loads that share its scoreboard: a warp's whole stream of weights.
+__device__ __forceinline__ float arrived(float x) { return __fadd_rn(x, -0.f); }
+__device__ __forceinline__ double arrived(double x) { return __dadd_rn(x, -0.0); }
 
 __device__ __forceinline__ void atomic_min(unsigned long long* at, unsigned long long value) { atomicMin(at, value); }
 
@@ -107,8 +67,21 @@ __device__ __forceinline__ T shuffle_up(T value, int by) {
   return __shfl_up_sync(kAllLanes, value, by);
 }
 
+// Bit i: lane i's.
+__device__ __forceinline__ uint32_t ballot(bool mine) { return __ballot_sync(kAllLanes, mine); }
+
+__device__ __forceinline__ int first_lane(uint32_t lanes) { return __ffs(lanes) - 1; }
+__device__ __forceinline__ int last_lane(uint32_t lanes) { return 31 - __clz(lanes); }
+
+// Of numbers, none of which is NaN: as integers they have the same order, if the bits of negative ones are turned.
+__device__ __forceinline__ float max_over_warp(float x) {
+  const auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  return __int_as_float(turned(__reduce_max_sync(kAllLanes, turned(__float_as_int(x)))));
+}
+
 // -- numbers: two narrow ones in a register, the first in its lower half
 
+__device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -153,10 +126,8 @@ PCF_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 using Stream = cudaStream_t;
 
 struct Launch {
-  unsigned blocks, blocks_y = 1, threads;
+  unsigned blocks, threads;
   size_t shared_bytes = 0;
-  unsigned cluster = 1;
-  bool cooperative = false;
 };
 
 inline void check(cudaError_t error) {
@@ -164,48 +135,16 @@ inline void check(cudaError_t error) {
     throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
 }
 
-// A launch as CUDA expects it. attributes: room for two, which the result refers to.
-template <class... Parameters>
-cudaLaunchConfig_t configured(void (*kernel)(Parameters...), const Launch& how, Stream stream,
-                              cudaLaunchAttribute* attributes) {
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes)));
-  if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(how.blocks, how.blocks_y);
+  config.gridDim = dim3(how.blocks);
   config.blockDim = dim3(how.threads);
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = stream;
-  config.attrs = attributes;
-  if (how.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {how.cluster, 1, 1};
-  }
-  if (how.cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  return config;
-}
-
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = configured(kernel, how, stream, attributes);
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
-
-// How many clusters of such a launch the device runs at once: fewer than its multiprocessors would hold if a cluster's
-// size does not divide that of the device's groups of multiprocessors.
-template <class... Parameters>
-int clusters_at_once(void (*kernel)(Parameters...), const Launch& how) {
-  cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = configured(kernel, how, nullptr, attributes);
-  int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
-  return count;
-}
-
-inline void zero(void* memory, size_t bytes, Stream stream) { check(cudaMemsetAsync(memory, 0, bytes, stream)); }
 
 }  // namespace pcf::cuda
 #endif

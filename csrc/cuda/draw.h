@@ -2,10 +2,32 @@
 // lane handles some neighbouring levels.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/fragments.h"
 #include "program.h"
 
 namespace pcf::cuda {
+
+// A distribution's logits in shared memory.
+struct Logits {
+  uint32_t at;
+  __device__ float operator[](int level) const { return in_shared<const float>(at + level * 4); }
+
+  // Those from level `first` on, of which there are `count`, and -infinity behind them.
+  template <int kEach>
+  __device__ __forceinline__ void read(float (&x)[kEach], int first, int count) const {
+    static_assert(kEach % 4 == 0);
+    if (count >= kEach && at % 16 == 0) {
+#pragma unroll
+      for (int k = 0; k < kEach; k += 4) {
+        const float4 four = in_shared<const float4>(at + (first + k) * 4);
+        x[k] = four.x, x[k + 1] = four.y, x[k + 2] = four.z, x[k + 3] = four.w;
+      }
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; k++) x[k] = k < count ? (*this)[first + k] : -INFINITY;
+  }
+};
 
 // The options, and what is computed from them once, so that a warp need not divide.
 struct DrawOptions : SamplingOptions {
@@ -76,15 +98,13 @@ struct Cut {
   int last;       // -1: no level of this logit
   double weight;  // of the levels before the cut
 
-  __device__ bool keeps(const float* logits, int k) const {
-    return logits[k] > logit || (logits[k] == logit && k <= last);
-  }
+  __device__ bool keeps(Logits logits, int k) const { return logits[k] > logit || (logits[k] == logit && k <= last); }
 };
 
 // Keeps the first `most` levels, or fewer: the first one, and others until those before them weigh `enough`. Each turn
 // of the loop takes the next smaller logit. The sums are those of heads/drawing.py, in the same order.
 template <class Weight>
-__device__ __forceinline__ Cut cut_after(int most, double enough, const float* logits, int levels, float high, int lane,
+__device__ __forceinline__ Cut cut_after(int most, double enough, Logits logits, int levels, float high, int lane,
                                          const Weight& weight) {
   const Share mine(levels, lane);
   Cut cut{high, -1, 0};
@@ -113,25 +133,102 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, const float* l
 }
 
 // Draws with top-k or top-p. It is a function of its own, so that it costs the plain draw no registers.
-__device__ __noinline__ inline int draw_from_likeliest(const float* logits, int levels, const DrawOptions& options,
-                                                       double u, float high, int lane) {
-  const float inverse_temperature = options.inverse_temperature;
+__device__ __noinline__ inline int draw_from_likeliest(Logits logits, int levels, float inverse_temperature, int top_k,
+                                                       double top_p, double u, float high, int lane) {
   const auto weight_of = [=](float logit) { return expf((logit - high) * inverse_temperature); };
-  const int most = options.top_k > 0 ? options.top_k : levels;
+  const int most = top_k > 0 ? top_k : levels;
   Cut cut{-INFINITY, -1, 0};
-  if (options.top_k > 0) {
+  if (top_k > 0) {
     cut = cut_after(most, INFINITY, logits, levels, high, lane, weight_of);
   } else {
     const Share mine(levels, lane);
     for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
     cut.weight = over_warp(cut.weight, [](double a, double b) { return a + b; });
   }
-  if (options.top_p < 1) cut = cut_after(most, options.top_p * cut.weight, logits, levels, high, lane, weight_of);
+  if (top_p < 1) cut = cut_after(most, top_p * cut.weight, logits, levels, high, lane, weight_of);
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
+// As `draw` without top-k and top-p, for at most 32 * kEach levels: a lane has kEach of them in its registers. kMany
+// draws at once, as one alone mostly waits for its own sums.
+template <int kMany, int kEach>
+struct DrawInRegisters {
+  float x[kMany][kEach], highest[kMany];
+  bool finite[kMany];
+  int drawn[kMany];
+
+  __device__ __forceinline__ DrawInRegisters(const Logits (&logits)[kMany], int levels, float inverse_temperature,
+                                             const double (&u)[kMany], int lane) {
+    const int first = kEach * lane, mine = levels - first;
+#pragma unroll
+    for (int m = 0; m < kMany; m++) logits[m].read(x[m], first, mine);
+#pragma unroll
+    for (int m = 0; m < kMany; m++) {
+      float high = -INFINITY;
+      bool all = true;
+#pragma unroll
+      for (int k = 0; k < kEach; k++) all &= k >= mine || x[m][k] - x[m][k] == 0, high = fmaxf(high, x[m][k]);
+      finite[m] = ballot(all) == kAllLanes;
+      highest[m] = max_over_warp(high);
+    }
+    inverse_temperature == 0 ? take_highest() : pick_level(inverse_temperature, u, mine, lane);
+#pragma unroll
+    for (int m = 0; m < kMany; m++)
+      if (!finite[m]) drawn[m] = -1;
+  }
+
+ private:
+  __device__ __forceinline__ void take_highest() {
+#pragma unroll
+    for (int m = 0; m < kMany; m++) {
+      int k = kEach;
+#pragma unroll
+      for (int before = kEach - 1; before >= 0; before--)
+        if (x[m][before] == highest[m]) k = before;
+      const int lane = first_lane(ballot(k < kEach));
+      drawn[m] = kEach * lane + shuffle(k, lane);
+    }
+  }
+
+  __device__ __forceinline__ void pick_level(float inverse_temperature, const double (&u)[kMany], int mine, int lane) {
+    double up_to[kMany][kEach], with_lane[kMany];
+#pragma unroll
+    for (int m = 0; m < kMany; m++) {
+      with_lane[m] = 0;
+#pragma unroll
+      for (int k = 0; k < kEach; k++) up_to[m][k] = with_lane[m] += expf((x[m][k] - highest[m]) * inverse_temperature);
+    }
+#pragma unroll
+    for (int apart = 1; apart < 32; apart *= 2)
+#pragma unroll
+      for (int m = 0; m < kMany; m++) {
+        const double below = shuffle_up(with_lane[m], apart);
+        if (lane >= apart) with_lane[m] += below;
+      }
+#pragma unroll
+    for (int m = 0; m < kMany; m++) {
+      const double target = u[m] * shuffle(with_lane[m], 31), below = shuffle_up(with_lane[m], 1);
+      const double before = lane == 0 ? 0 : below;
+      int passed = 0, last = 0;
+#pragma unroll
+      for (int k = 0; k < kEach; k++) passed += before + up_to[m][k] <= target;
+#pragma unroll
+      for (int k = 1; k < kEach; k++)
+        if (up_to[m][k] > up_to[m][k - 1]) last = k;
+      // The first level that is not passed over or, if rounding leaves none, the last one with a weight.
+      const uint32_t left = ballot(passed < kEach && mine > 0), weighty = ballot(up_to[m][kEach - 1] > 0);
+      const int found = left ? first_lane(left) : last_lane(weighty);
+      drawn[m] = kEach * found + shuffle(left ? passed : last, found);
+    }
+  }
+};
+
+__device__ inline bool draws_in_registers(int levels, const DrawOptions& options) {
+  return levels <= 256 && !options.excludes_levels;
+}
+
 // Draws from softmax(logits / temperature), as heads/drawing.py does; -1 if a logit is not finite.
-__device__ inline int draw(const float* logits, int levels, const DrawOptions& options, double u, int lane) {
+__device__ inline int draw(Logits logits, int levels, const DrawOptions& options, double u, int lane) {
   const float inverse_temperature = options.inverse_temperature;
   const Share mine(levels, lane);
   float high = -INFINITY, zero = 0;
@@ -139,21 +236,21 @@ __device__ inline int draw(const float* logits, int levels, const DrawOptions& o
     high = fmaxf(high, logits[k]);
     zero += logits[k] - logits[k];  // stays 0 while all are finite
   }
-  high = over_warp(high, [](float a, float b) { return fmaxf(a, b); });
-  zero = over_warp(zero, [](float a, float b) { return a + b; });
-  if (zero != 0) return -1;
+  high = max_over_warp(high);
+  if (ballot(zero == 0) != kAllLanes) return -1;
   if (inverse_temperature == 0) {
     int found = levels;
     for (int k = mine.last - 1; k >= mine.first; k--)
       if (logits[k] == high) found = k;
     return over_warp(found, [](int a, int b) { return min(a, b); });
   }
-  if (options.excludes_levels) return draw_from_likeliest(logits, levels, options, u, high, lane);
+  if (options.excludes_levels)
+    return draw_from_likeliest(logits, levels, inverse_temperature, options.top_k, options.top_p, u, high, lane);
   return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
 }
 
 // ln of the probability of a level under softmax(logits). The logits must be finite.
-__device__ inline double log_probability_of(int level, const float* logits, int levels, int lane) {
+__device__ inline double log_probability_of(int level, Logits logits, int levels, int lane) {
   float high = -INFINITY;
   for (int k = lane; k < levels; k += 32) high = fmaxf(high, logits[k]);
   high = over_warp(high, [](float a, float b) { return fmaxf(a, b); });

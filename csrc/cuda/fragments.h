@@ -1,4 +1,4 @@
-// How a warp reads and multiplies fragments (plan.h), for each kind of numbers. Lane = 4 * group + member.
+// How a warp multiplies fragments (plan.h), for each kind of numbers. Lane = 4 * group + member.
 #pragma once
 
 #include "cuda/device.h"
@@ -6,28 +6,28 @@
 
 namespace pcf::cuda {
 
-// sum[16 channels, 8 images] += weights . input. A lane's sums are those of two neighbouring channels and images:
-// (channel 2g, image 2m), (2g, 2m + 1), (2g + 1, 2m), (2g + 1, 2m + 1). The two halves of the depth go to two sums,
-// so that the second product need not wait for the first; both may be the same array.
+// Shared memory by offset, so that the compiler knows which memory it is.
+template <class T>
+__device__ __forceinline__ T& in_shared(uint32_t at) {
+  return *reinterpret_cast<T*>(shared_memory() + at);
+}
+
+// sums += weights . values, for 16 channels and 8 sites. `at`: where the values of site `group` lie. The tensor cores'
+// products alternate between two sets of sums, so that one need not wait for the other.
 template <Math kMath>
 struct Fragment {
-  struct Weights {
-    uint4 half[2];
-  };
-  struct Input {
-    uint4 x;
-  };
-  static __device__ __forceinline__ Weights weights(const char* fragment, int lane) {
-    const uint4* at = reinterpret_cast<const uint4*>(fragment) + lane;
-    return {at[0], at[32]};
+  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], uint32_t at,
+                                                  int lane) {
+    const uint4 values = in_shared<const uint4>(at + lane % 4 * 16);
+    product(sums[0], weights[0], values.x, values.y);
+    product(sums[1], weights[1], values.z, values.w);
   }
-  static __device__ __forceinline__ Input input(const char* fragment, int lane) {
-    return {reinterpret_cast<const uint4*>(fragment)[lane]};
-  }
-  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w,
-                                                  const Input& in) {
-    product(even, w.half[0], in.x.x, in.x.y);
-    product(odd, w.half[1], in.x.z, in.x.w);
+
+  // x: those of (channel 2 group, site 2 member), (2 group, 2 member + 1), (2 group + 1, 2 member), (2 group + 1,
+  // 2 member + 1).
+  static __device__ __forceinline__ void finish(float (&x)[4], const float (&sums)[2][4], int) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) x[r] = sums[0][r] + sums[1][r];
   }
 
  private:
@@ -43,72 +43,83 @@ struct Fragment {
   }
 };
 
-// Exact float32: fused multiply-adds, for which each lane reads the rows and images of its sums.
+// Exact float32: fused multiply-adds. A lane sums one channel, lane / 2, at all 8 sites over half of the input
+// channels.
 template <>
 struct Fragment<Math::fp32> {
-  struct Weights {
-    const float4* row;
-  };
-  struct Input {
-    const float4* image;
-  };
-  static __device__ __forceinline__ Weights weights(const char* fragment, int lane) {
-    return {reinterpret_cast<const float4*>(fragment) + lane / 4};
-  }
-  static __device__ __forceinline__ Input input(const char* fragment, int lane) {
-    return {reinterpret_cast<const float4*>(fragment) + lane % 4 * 8};
-  }
-  static __device__ __forceinline__ void multiply(float (&even)[4], float (&odd)[4], const Weights& w,
-                                                  const Input& in) {
+  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], uint32_t at,
+                                                  int lane) {
 #pragma unroll
-    for (int quarter = 0; quarter < 4; quarter++) {
-      const float4 first = w.row[quarter * kRows], second = w.row[quarter * kRows + 8];
-      const float4 left = in.image[quarter], right = in.image[quarter + 4];
-      float (&sum)[4] = quarter % 2 ? odd : even;
-      add_dot(sum[0], first, left);
-      add_dot(sum[1], first, right);
-      add_dot(sum[2], second, left);
-      add_dot(sum[3], second, right);
+    for (int site = 0; site < 8; site++) {
+      const uint32_t values = shuffle(at, site * 4) + lane % 2 * 32;
+#pragma unroll
+      for (int quarter = 0; quarter < 2; quarter++)
+        add_dot(sums[site / 4][site % 4], weights[quarter], in_shared<const float4>(values + quarter * 16));
     }
   }
 
+  static __device__ __forceinline__ void finish(float (&x)[4], const float (&sums)[2][4], int lane) {
+    float of_channel[8];
+#pragma unroll
+    for (int site = 0; site < 8; site++)
+      of_channel[site] = sums[site / 4][site % 4] + shuffle_xor(sums[site / 4][site % 4], 1);
+    const int source = lane / 4 * 4;  // it has channel 2 group
+#pragma unroll
+    for (int member = 0; member < 4; member++)
+#pragma unroll
+      for (int r = 0; r < 4; r++) {
+        const float found = shuffle(of_channel[2 * member + r % 2], source + r / 2 * 2);
+        if (lane % 4 == member) x[r] = found;
+      }
+  }
+
  private:
-  static __device__ __forceinline__ void add_dot(float& sum, const float4& a, const float4& b) {
-    sum = fmaf(a.x, b.x, sum);
-    sum = fmaf(a.y, b.y, sum);
-    sum = fmaf(a.z, b.z, sum);
-    sum = fmaf(a.w, b.w, sum);
+  static __device__ __forceinline__ void add_dot(float& sum, const uint4& a, const float4& b) {
+    sum = fmaf(as_float(a.x), b.x, sum);
+    sum = fmaf(as_float(a.y), b.y, sum);
+    sum = fmaf(as_float(a.z), b.z, sum);
+    sum = fmaf(as_float(a.w), b.w, sum);
   }
 };
 
 template <Math kMath>
 constexpr int kDepth = depth_of(kMath);
 
-// Where a channel of an image lies in a column of a value.
+// Where a channel of a site lies in a value of `tiles` tiles of sites, from the site on.
 template <Math kMath>
-__device__ __forceinline__ int offset_of(int channel, int image) {
-  constexpr int kImage = kInputBytes / kTile;
-  return channel / kDepth<kMath> * kInputBytes + image * kImage + channel % kDepth<kMath> * (kImage / kDepth<kMath>);
+__device__ __forceinline__ uint32_t offset_of(int channel, int tiles) {
+  return channel / kDepth<kMath> * (tiles * kFragmentBytes) + channel % kDepth<kMath> * (kSiteBytes / kDepth<kMath>);
 }
 
-// Two neighbouring channels, the first of them even.
+// Two neighbouring channels, the first of them even, as they are stored.
 template <Math kMath>
-__device__ __forceinline__ float2 load_pair(const char* at) {
-  if constexpr (kMath == Math::bf16) return unpack_bf16(*reinterpret_cast<const uint32_t*>(at));
-  if constexpr (kMath == Math::fp16) return unpack_fp16(*reinterpret_cast<const uint32_t*>(at));
-  if constexpr (kDepth<kMath> == 16) return *reinterpret_cast<const float2*>(at);
-}
+struct Pair {
+  float2 stored;
+  __device__ __forceinline__ explicit Pair(float first, float second) : stored{first, second} {}
+  __device__ __forceinline__ float2 values() const { return stored; }
+};
+template <>
+struct Pair<Math::bf16> {
+  uint32_t stored;
+  __device__ __forceinline__ explicit Pair(float first, float second) : stored(pack_bf16(first, second)) {}
+  __device__ __forceinline__ float2 values() const { return unpack_bf16(stored); }
+};
+template <>
+struct Pair<Math::fp16> {
+  uint32_t stored;
+  __device__ __forceinline__ explicit Pair(float first, float second) : stored(pack_fp16(first, second)) {}
+  __device__ __forceinline__ float2 values() const { return unpack_fp16(stored); }
+};
+
+// One channel, as it is stored.
 template <Math kMath>
-__device__ __forceinline__ void store_pair(char* at, float first, float second) {
-  if constexpr (kMath == Math::bf16) *reinterpret_cast<uint32_t*>(at) = pack_bf16(first, second);
-  if constexpr (kMath == Math::fp16) *reinterpret_cast<uint32_t*>(at) = pack_fp16(first, second);
-  if constexpr (kDepth<kMath> == 16) *reinterpret_cast<float2*>(at) = {first, second};
-}
-template <Math kMath>
-__device__ __forceinline__ void store_one(char* at, float x) {
-  if constexpr (kMath == Math::bf16) *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(pack_bf16(x, 0));
-  if constexpr (kMath == Math::fp16) *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(pack_fp16(x, 0));
-  if constexpr (kDepth<kMath> == 16) *reinterpret_cast<float*>(at) = x;
+__device__ __forceinline__ auto stored(float x) {
+  if constexpr (kMath == Math::bf16)
+    return static_cast<uint16_t>(pack_bf16(x, 0));
+  else if constexpr (kMath == Math::fp16)
+    return static_cast<uint16_t>(pack_fp16(x, 0));
+  else
+    return x;
 }
 
 }  // namespace pcf::cuda

@@ -12,23 +12,25 @@ inline int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
 // Packs weights [inputs, outputs] from (first_in, first_out) on into `fragment`, with zeros beyond the matrix:
 //   tensor cores  [half of the depth][lane][register], where a lane's input channels are the neighbouring ones that it
 //                 also holds of the input fragment
-//   fp32          [input channel / 4][row][input channel % 4]
+//   fp32          [half of a lane's input channels][lane][4 of them]: lane 2 r + h has row r and channels 8 h ... 8 h +
+//   7
 inline void pack_weights(Math math, const float* weight, int inputs, int outputs, int first_in, int first_out,
                          char* fragment) {
   const auto at = [&](int k, int row) {
-    const int in = first_in + k, out = first_out + channel_of_row(row);
+    const int in = first_in + k, out = first_out + row;
     return in < inputs && out < outputs ? weight[int64_t{in} * outputs + out] : 0.f;
   };
   if (math == Math::fp32) {
     float* to = reinterpret_cast<float*>(fragment);
-    for (int k = 0; k < 16; k++)
-      for (int row = 0; row < kRows; row++) to[(k / 4 * kRows + row) * 4 + k % 4] = at(k, row);
+    for (int half = 0; half < 2; half++)
+      for (int lane = 0; lane < 32; lane++)
+        for (int q = 0; q < 4; q++) *to++ = at(lane % 2 * 8 + half * 4 + q, lane / 2);
     return;
   }
   for (int half = 0; half < 2; half++)
     for (int lane = 0; lane < 32; lane++)
       for (int r = 0; r < 4; r++) {
-        const int row = lane / 4 + r % 2 * 8, index = (half * 32 + lane) * 4 + r;
+        const int row = channel_of_row(lane / 4 + r % 2 * 8), index = (half * 32 + lane) * 4 + r;
         uint32_t bits;
         if (math == Math::tf32) {
           bits = bits_of(to_tf32(at(lane % 4 * 4 + half * 2 + r / 2, row)));

@@ -1,18 +1,19 @@
-// A phased causal program laid out for the GPU: what the kernels read, and where everything lies.
+// A phased causal program laid out for the GPU: what the kernel reads, and where everything lies.
 //
-// Images are worked on in tiles of 8, the n of the tensor cores' m16n8k16; output channels are its 16 rows. A warp
-// computes 16 channels of 8 images at a time. Every array is cut into fragments, each of which a warp reads at once:
-//   input    512 bytes, 8 images x 32 channels (16 of 4 bytes): [image][channel]
+// A block of threads samples its images from the first pixel to the last, all layers in every column step. In column
+// step t, a value whose lead is l is computed at the sites (y, t + l - lag * y) of all rows in flight and all images of
+// the block; sites fill the n side of tensor-core products, in tiles of 8. Whatever a product multiplies lies in
+// fragments, each of which a warp reads at once:
+//   values   512 bytes, 8 sites x 32 channels (16 of 4 bytes): [site][channel]
 //   weights  1024 bytes, 16 output channels x 32 input channels (16), each lane's operands side by side
-//   sums     512 bytes, 16 channels x 8 images of float32, each lane's four side by side
 //
-// A row of a tile is computed in column steps x = 0...width. Step x first runs the instructions that see the levels
-// drawn in column x - 1 (drawn instructions) at that column, then the others at column x, and draws the levels of
-// column x. A tap's lag is the number of column steps since the value that it reads was computed.
+// A column step goes through a list of records, each of them the product and the steps of at most 16 channels for each
+// warp. Between two records all threads meet at a barrier. A record multiplies what it reads of earlier column steps
+// before its barrier, from where it was copied while the record before was at work, and what this column step has just
+// made after it. Every offset, of shared memory or of the ring, is resolved here and not on the device.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "program.h"
@@ -20,28 +21,124 @@
 namespace pcf::cuda {
 
 enum class Math { fp32, tf32, bf16, fp16 };  // the type of what is multiplied; sums and steps are float32
-enum class Variant { block, pipeline };
 
-constexpr int kTile = 8, kRows = 16, kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kInputBytes = 512, kWeightBytes = 1024, kSumBytes = 512;
-constexpr int kRing = 8;           // block: weight fragments of each warp in flight or in use
-constexpr int kFlagBytes = 16;     // of a stage: struct Flags in pipeline.h
-constexpr int kRowBlocks = 2;      // blocks of the row phase on each multiprocessor at once
-constexpr int kBarrierWords = 32;  // for each team of its blocks: a count of arrivals, on a cache line of its own
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kTileSites = 8, kTileChannels = 16;  // n and m of a product
+constexpr int kSiteBytes = 64, kFragmentBytes = kTileSites * kSiteBytes;
+constexpr int kWeightBytes = 1024;
+constexpr int kBatch = 4;                    // fragments that a warp takes from its stream of weights at once
+constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
+constexpr int kEverySite = 0;                // the edge of what is read at the reader's own site
+constexpr int kInShared = -1;                // in place of a slot
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
 
-// Columns that a warp computes at once in the row phase: as many as its registers have room for sums of.
-constexpr int row_columns(Math math) { return math == Math::fp32 ? 4 : 8; }
+// Tiles of sites that a warp has registers for.
+constexpr int most_tiles(Math math) { return depth_of(math) == 16 ? 4 : 8; }
 
-struct StepPlan {
+// There are kernels for 1 tile of sites, for the next number, and so on; in float32 for powers of two alone, since all
+// of them take minutes to compile.
+constexpr int more_tiles(Math math, int tiles) {
+  return math == Math::bf16 || math == Math::fp16 ? tiles + 1 : 2 * tiles;
+}
+
+// Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
+struct alignas(16) Place {
+  uint32_t at = 0;  // in shared memory, or from its slot on
+  int shift = 0;    // it lies so many sites before the reader's, cyclically
+  int edge = kEverySite;
+  int slot = kInShared;  // which of the slots it lies in
+};
+
+// Where a site is: the pixel that is drawn in a column step.
+struct alignas(16) Site {
+  int image, row, column, unused;
+};
+
+// At which sites a read is in the grid: those where both the reader and (row + dy, column + dx) are.
+struct Edge {
+  int lead, dy, dx;
+};
+
+// Where values of `age` column steps ago lie in the workspace: those that are kept for equally long share a ring.
+struct alignas(16) Slot {
+  int64_t ring;   // where it begins
+  int64_t bytes;  // what one column step leaves there
+  int length;     // column steps
+  int age;
+};
+
+struct alignas(16) StepPlan {
   StepKind kind;
   float alpha;
   Operand reads;
-  int operand, lag;  // a value and how many column steps ago it was computed, or a condition operand
   int all_channels;  // of the operand, where the step reads all of them; else 0
-  int scale, shift;  // where they lie in the constants, float32
+  float inverse_channels;
+  int scale, shift;  // where they lie in the constants' floats
+  int condition;
+  Place place;
+};
+
+enum class Ending : int {
+  none,     // the sum goes on in the next record
+  general,  // any steps
+  sum       // at most a value of this column step is added and relu applied
+};
+
+// look: finds out what the next column step needs to know of its sites (Walk::look).
+enum class Special : int { none, draw, look };
+
+// One product of a column step, or something else. Each part is what a thread reads at once.
+struct Record {
+  // What lies in the workspace and is copied ahead: fragments, and the biases.
+  struct alignas(16) Copies {
+    int places, count;
+    uint32_t staged, bias;   // where to, in shared memory
+    int floats, bias_bytes;  // the biases, in the constants' floats
+    int unused[2];
+  } copies;
+  // Two batches for each pair before the barrier, one and two for each pair after it.
+  struct alignas(16) Product {
+    int tiles;                    // of 16 channels; warp w computes tiles w, w + 8, ... one after the other
+    int known_pairs, late_pairs;  // -1: nothing is multiplied
+    int begins;                   // whether sums begin here
+    uint32_t staged, late;        // where known fragments, and late ones that follow each other, begin
+    int late_places;              // where late ones don't: the first of their places; else -1
+    Special special;              // Special::none: it multiplies, or applies steps alone
+  } product;
+  struct alignas(16) Result {
+    Ending ending;
+    uint32_t bias, added;   // in shared memory; added: Ending::sum, the value of this column step, or kNowhere
+    int relu;               // Ending::sum
+    uint32_t shared, ring;  // where the result goes, or kNowhere
+    int slot;               // of the ring
+    int first_channel;      // of the first tile
+    uint32_t logits;        // where an output goes, or what a draw reads; float32 [site][logits_stride]; else kNowhere
+    int logits_stride;
+    int unused[2];
+  } result;
+  struct alignas(16) Steps {
+    int starts;  // in the places: the value that the steps start from; -1: the sum
+    int first, count;
+    int channels, lead;  // of the instruction
+    int unused[3];
+  } steps;
+  struct alignas(16) Draw {
+    int first, distributions;
+    int inputs, n_inputs;  // what it turns into values
+  } draw;
+};
+
+// An instruction that reads levels, and the image channels that a draw gives it.
+struct alignas(16) InputPlan {
+  int first, count;  // image channels
+  int before;        // channels of the value that belong to image channels before the first
+  int width, table;  // channels that a level becomes: row `level` of a table in the constants' floats; -1: a number
+  int steps, n_steps;
+  int pad_from, pad_to;  // channels that fill up its fragments, if this draw is to write them
+  uint32_t shared, ring;
+  int slot;
 };
 
 // Conditions lie one after the other, each [images, channels] or [images, H, W, channels].
@@ -50,97 +147,40 @@ struct ConditionPlan {
   int64_t before;  // numbers in the operands before it, for one image
 };
 
-struct TapPlan {
-  int value, dy, dx, lag;
-};
-
-struct ValuePlan {
-  int fragments;                // of one column
-  int pad_left, rows, columns;  // of the rows kept in the workspace, columns with zeros on both sides
-  int64_t global;               // where they lie in a tile's workspace
-  int kept;                     // 0: nothing reads them there, so they are not written
-  int shared, shared_columns;   // where the newest columns lie in shared memory, and how many
-  int slot_bytes;               // between the two slots a stage receives the value in; 0: the stage computes it itself
-};
-
-struct InstructionPlan {
-  int out, channels, tiles;                   // tiles: of 16 channels; 0: it turns levels into a value
-  int value, value_lag;                       // pointwise: what its steps work on; -1: a sum
-  int drawn;                                  // it runs one column behind
-  int first_image_channel, n_image_channels;  // that it reads, or draws if it is an output
-  int width, table;  // channels that a level becomes: row `level` of a table in the constants; -1: a number
-  int is_output;
-  int logits;          // an output's, in shared memory; -1: they lie in the workspace, at logits_global
-  int barrier;         // whether to wait before it, as other warps may still be writing what its taps read
-  int early, n_early;  // taps that can be summed before this column step's inputs arrive: the first, and how many
-  int late, n_late;
-  int row, n_row;                                      // taps of the row phase
-  int early_fragments, late_fragments, row_fragments;  // weights of one tile of channels
-  int steps, n_steps;
-  int sums;             // pipeline: where the early sums wait in shared memory; -1: none
-  int bias;             // in the constants, float32
-  int64_t row_weights;  // in the constants
-  int64_t partial;      // the row phase's sums in a tile's workspace; -1: there are none
-};
-
-struct StagePlan {
-  int first, count;             // instructions
-  int values;                   // its table of values
-  int64_t weights[kWarps + 1];  // in the constants: each warp's fragments, in the order in which it reads them
-  int drawn_fragments[kWarps];  // how many belong to drawn instructions, which come first
-  int sent, n_sent;             // values that it sends on: the first, and how many
-  int received_bytes;           // of one slot
-  int64_t global_slots;         // in a pipeline's workspace
-  int shared_weights, shared_slots;
-  int resident;  // pipeline: how many of each warp's last fragments stay in shared memory
-};
-
-// Instructions of the row phase at the same depth, which do not depend on each other: a part of row_lists.
-struct RowDepth {
-  int first, count;
-};
-
-// Teams of blocks that run all depths of the row phase in one launch; 0 if too few blocks run at once, so that each
-// depth is a launch. workers: a team's blocks for each part of a row's columns.
-struct RowSplit {
-  int teams, workers;
-};
-
-// The part of a plan that kernels take by value. Offsets are in bytes, and multiples of 16.
+// The part of a plan that the kernel takes by value. Offsets are in bytes.
 struct Layout {
   int image_channels, height, width;
   Head head;
-  int logits_stride;  // floats from one image's logits to the next
-  int stages;
-  int row_column_parts;         // parts of a row's columns in the row phase, one for each block
-  int clear_from, clear_bytes;  // shared memory for values, zero when a row begins
-  int64_t logits_global;
-  int64_t steps, conditions, taps, values, instructions, stage_plans, row_depths, row_lists,
-      sent;                // tables in the constants
-  int64_t tile_bytes;      // workspace of a tile
-  int64_t pipeline_bytes;  // workspace of a pipeline: flags, then slots
+  int images;             // of a block
+  int rows, lag, period;  // rows in flight; a row's place is free for another after `period` column steps
+  int sites, tiles;       // rows * images, and tiles of 8 for them
+  int first_step, end_step;
+  int records, edges, slots;
+  int copies_ahead;  // 1 or 2: how many records ahead of their use known values are copied
+  // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`.
+  uint32_t tables, table_bytes, record_table, places, steps, inputs, conditions, edge_table, slot_table;
+  // In shared memory, of this column step and the next in turn: where sites and slots are, which sites each edge has.
+  uint32_t sites_at, slots_at, masks_at;
+  uint32_t zeros;           // a site of zeros
+  int64_t floats;           // in the constants
+  int64_t weights[kWarps];  // in the constants: the batches of each warp, in the order in which it takes them
+  int batches[kWarps];      // how many
+  int64_t workspace_bytes;  // of a block: its rings
 };
 
 struct Limits {
   int shared_bytes = 0;  // that a block can have
-  int multiprocessors = 0;
-  int largest_cluster = 1;  // blocks; 1: the device has no clusters
 };
 
 struct Plan {
   Math math;
-  Variant variant;
   Layout layout;
   std::vector<char> constants;  // goes to the device once
-  std::vector<RowDepth> row_depths;
   int shared_bytes = 0;
-  int64_t pixel_weight_bytes = 0, row_weight_bytes = 0;
-  std::vector<int> stage_instructions,
-      stage_barriers;  // of each stage in a column step; barriers: those between instructions
-  std::vector<int64_t> stage_weight_bytes, stage_early_bytes;  // early: of taps summed before the inputs arrive
+  int64_t weight_bytes = 0, value_bytes = 0;  // that a column step reads of weights, and copies of values
 };
 
-// Throws std::invalid_argument, saying why, where the program does not fit the variant.
-Plan make_plan(const Program&, Math, Variant, const Limits&);
+// For blocks of `images` images. Throws std::invalid_argument, saying why, where the program does not fit.
+Plan make_plan(const Program&, Math, int images, const Limits&);
 
 }  // namespace pcf::cuda

@@ -1,9 +1,6 @@
 // The CUDA runtime of phased causal programs.
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include "cuda/plan.h"
 #include "program.h"
 
@@ -25,25 +22,24 @@ struct DeviceJob {
   void* stream;
 };
 
+// images: of a block of threads.
 class Sampler {
  public:
-  Sampler(const Program& program, Math math, Variant variant, const Limits& limits)
-      : plan_(make_plan(program, math, variant, limits)), limits_(limits) {}
+  Sampler(const Program& program, Math math, int images, const Limits& limits)
+      : plan_(make_plan(program, math, images, limits)) {}
 
   const Plan& plan() const { return plan_; }
-  int pipelines(int images) const;  // side by side; block: 1
-  bool uses_clusters() const { return plan_.layout.stages > 1 && plan_.layout.stages <= limits_.largest_cluster; }
-  int row_launches() const;  // before the single one of the pixel phase
-  int64_t workspace_bytes(int images) const;
+  int blocks(int images) const { return (images + plan_.layout.images - 1) / plan_.layout.images; }
+  int64_t workspace_bytes(int images) const { return blocks(images) * plan_.layout.workspace_bytes; }
 
-  // Enqueues everything on the stream, row by row. on_row(y) is called before row y is enqueued, and can stop the run
-  // by throwing. Nothing waits for the device. Every launch is the same for the same arguments, so a CUDA graph can
-  // capture it.
-  void run(const DeviceJob&, const std::function<void(int)>& on_row) const;
+  // Enqueues one launch, and waits for nothing, so that a CUDA graph can capture it.
+  void run(const DeviceJob&) const;
+
+  // What the kernel is given (KernelParams), byte by byte, if only these column steps are to be run: for simulations.
+  std::vector<char> parameters(const DeviceJob&, int first_step, int end_step) const;
 
  private:
   Plan plan_;
-  Limits limits_;
 };
 
 }  // namespace pcf::cuda

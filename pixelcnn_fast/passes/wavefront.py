@@ -24,6 +24,19 @@ def with_wavefront(program: PhasedProgram) -> PhasedProgram:
     return program
 
 
+def one_row_at_a_time(program: PhasedProgram) -> Wavefront | None:
+    """A wavefront in which each row starts after the row above has ended, for a program that has no other; None where
+    something needs a finished row, or scans one."""
+    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+        return None
+    width = program.shape[2]
+    for lag in range(width, 3 * width + sum(abs(read.dx) for _, read, _ in program.timed_reads()) + 2):
+        leads = _leads(program, lag)
+        if leads is not None:
+            return Wavefront(lag, leads)
+    return None
+
+
 def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:
     """The least leads with which everything is computed before it is read, or None if the lag is too small."""
     after = {i.out: i.after for i in program.instructions}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,34 +13,34 @@ from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
+from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.recurrence import recurrent
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda_cost import TILE, gpu_like, microseconds_per_pixel
 from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
-VARIANTS = ("auto", "block", "pipeline")
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 
 
+SITES = 64  # that a block works on at once at most: rows in flight times images
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What the device offers to a launch: shared memory per block, multiprocessors, blocks per cluster."""
+    """What the device offers to a launch: shared memory per block, multiprocessors."""
 
     shared_bytes: int
     multiprocessors: int
-    largest_cluster: int
 
 
 def limits_of(device: torch.device) -> Limits:
     index = torch.cuda.current_device() if device.index is None else device.index
     found = required().cuda_devices()[index]
-    largest_cluster = {9: 16, 10: 16, 12: 8}.get(found["capability"][0], 1)
-    return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster)
+    return Limits(found["shared_memory"], found["multiprocessors"])
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
@@ -68,7 +68,7 @@ class DeviceJob:
     """A job's tensors on the device. error: -1, or the location of the first logits that are not finite."""
 
     job: Job
-    variant: str
+    sampler: Any
     levels: Tensor
     known: Tensor | None
     noise: Tensor
@@ -81,10 +81,9 @@ class DeviceJob:
 
 
 class CudaRuntime:
-    """Puts the weights on the device once. ``explain(images)`` says which variant a batch gets, and why.
+    """Samples with one block of threads for every few images.
 
-    precision: as for ``Sampler``. variant: 'block', 'pipeline', or 'auto'.
-    module, limits: for tests, which run the kernels on the host.
+    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host.
     """
 
     def __init__(
@@ -93,34 +92,32 @@ class CudaRuntime:
         conditions: Conditions,
         head: Head,
         precision: Precision = "same",
-        variant: str = "auto",
         module: Any = None,
         limits: Limits | None = None,
     ) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
         if module is None and (why := why_not_cuda(program, head)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
-        self._program, self._conditions, self._variant = program, conditions, variant
+        if program.wavefront is None:
+            program = replace(program, wavefront=one_row_at_a_time(program))
+        self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
-        name = torch.cuda.get_device_name(program.device) if program.device.type == "cuda" else ""
-        self._gpu = gpu_like(name, self._limits.multiprocessors)
-        self._samplers: dict[str, Any] = {}
-        self._why_not: dict[str, str] = {}
-        self._constants: dict[str, Tensor] = {}
-        borrowed: list[Tensor] = []  # alive until the C++ side has packed its copies
-        description = described(program, head, borrowed, torch.float32)
-        for name in ("block", "pipeline"):
-            if variant in ("auto", name):
-                self._add(name, description, module or native())
-        if not self._samplers:
-            raise RuntimeError(f"runtime 'cuda' is not available: {'; '.join(self._why_not.values())}")
+        self._module = module or native()
+        self._borrowed: list[Tensor] = []  # what the description refers to
+        self._description = described(program, head, self._borrowed, torch.float32)
+        self._samplers: dict[int, Any] = {}
+        self._constants: dict[int, Tensor] = {}
+        try:
+            self.sampler(1)
+        except ValueError as error:
+            raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
 
     def run(self, job: Job) -> None:
         if job.values.shape[0] == 0:
             return
         batch = self.prepared(job)
+        for row in range(self._program.shape[1]):  # all of them are one launch
+            job.on_row(row)
         self.enqueue(batch)
         if (code := int(batch.error)) != -1:  # waits for the device
             raise NonFiniteLogits(*self._location(code))
@@ -133,22 +130,22 @@ class CudaRuntime:
     def prepared(self, job: Job) -> DeviceJob:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
-        name, _ = self.choose(job.values.shape[0])
+        sampler = self.sampler(self.images_of_a_block(job.values.shape[0]))
         operands = self._program.condition_operands
         found = self._conditions(operands, job.given, job.values.shape[0])
         conditions = [found[operand].float().reshape(-1) for operand in operands]
         return DeviceJob(
             job,
-            name,
+            sampler,
             levels=job.values.to(device),
             known=None if job.known is None else job.known.to(device, torch.uint8),
             noise=job.noise.to(device, torch.float64),
             conditions=torch.cat(conditions).to(device) if conditions else None,
             logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
             log_probability=None if job.log_probability is None else job.log_probability.to(device),
-            constants=self._constants_of(name),
+            constants=self._constants_of(sampler),
             workspace=torch.empty(
-                self._samplers[name].workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
+                sampler.workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
             ),
             error=torch.full((1,), -1, dtype=torch.int64, device=device),
         )
@@ -157,78 +154,75 @@ class CudaRuntime:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         device = self._program.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self._samplers[batch.variant].run(
-                images=batch.levels.shape[0],
-                constants=batch.constants.data_ptr(),
-                workspace=batch.workspace.data_ptr(),
-                values=batch.levels.data_ptr(),
-                known=address(batch.known),
-                noise=batch.noise.data_ptr(),
-                conditions=address(batch.conditions),
-                options=sampling_options(batch.job.options),
-                parameters=address(batch.logits),
-                log_probability=address(batch.log_probability),
-                error=batch.error.data_ptr(),
-                stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
-                on_row=batch.job.on_row,
+            batch.sampler.run(self._job(batch))
+
+    def _job(self, batch: DeviceJob) -> Any:
+        device = self._program.device
+        return self._module.CudaJob(
+            images=batch.levels.shape[0],
+            constants=batch.constants.data_ptr(),
+            workspace=batch.workspace.data_ptr(),
+            values=batch.levels.data_ptr(),
+            known=address(batch.known),
+            noise=batch.noise.data_ptr(),
+            conditions=address(batch.conditions),
+            options=sampling_options(batch.job.options),
+            parameters=address(batch.logits),
+            log_probability=address(batch.log_probability),
+            error=batch.error.data_ptr(),
+            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
+        )
+
+    def images_of_a_block(self, images: int) -> int:
+        """As few as keep each multiprocessor busy with one block, and at most as many as a block holds."""
+        wanted = -(-images // self._limits.multiprocessors)
+        rows = self.sampler(1).facts["rows"]
+        count = max(1, min(wanted, SITES // rows))
+        while count > 1 and not self._fits(count):
+            count -= 1
+        return count
+
+    def sampler(self, images: int) -> Any:
+        """The compiled sampler for blocks of so many images; raises ValueError where they don't fit."""
+        if images not in self._samplers:
+            self._samplers[images] = self._module.CudaSampler(
+                self._description, self.math, images, self._limits.shared_bytes
             )
+        return self._samplers[images]
 
-    def choose(self, images: int) -> tuple[str, str]:
-        """The variant for a batch, and why."""
-        if "pipeline" not in self._samplers:
-            return "block", self._why_not.get("pipeline", "it was asked for")
-        if "block" not in self._samplers:
-            return "pipeline", self._why_not.get("block", "it was asked for")
-        times = {name: self.predicted_microseconds_per_pixel(name, images) for name in self._samplers}
-        best, other = sorted(times, key=lambda name: times[name])
-        return best, f"predicted {times[best]:.1f} us a pixel for {images} images, {other} {times[other]:.1f}"
+    def _fits(self, images: int) -> bool:
+        try:
+            self.sampler(images)
+        except ValueError:
+            return False
+        return True
 
-    def predicted_microseconds_per_pixel(self, variant: str, images: int) -> float:
-        sampler = self._samplers[variant]
-        return microseconds_per_pixel(sampler.facts, variant, self._gpu, images, sampler.uses_clusters)
-
-    def facts(self, variant: str) -> dict[str, Any]:
-        """What was planned: stages, bytes of weights, workspace and shared memory, launches per row."""
-        return self._samplers[variant].facts
-
-    def explain(self, images: int) -> str:
-        name, why = self.choose(images)
-        return f"{name} ({self.math}): {why}"
+    def facts(self, images: int) -> dict[str, Any]:
+        """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""
+        return self.sampler(self.images_of_a_block(images)).facts
 
     def largest_batch(self) -> int:
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
-        most = TILE * self._limits.multiprocessors
+        most = self.images_of_a_block(SITES * self._limits.multiprocessors) * self._limits.multiprocessors
         if self._program.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._program.device)
-            most = min(most, free // 2 // self.workspace_bytes(TILE) * TILE)
-        return max(TILE, most)
+            most = min(most, free // 2 // self.sampler(1).workspace_bytes(1))
+        return max(1, most)
 
     def weight_bytes(self) -> int:
-        return max(s.facts["pixel_weight_bytes"] + s.facts["row_weight_bytes"] for s in self._samplers.values())
+        return self.sampler(1).facts["weight_bytes"]
 
     def workspace_bytes(self, images: int) -> int:
-        return self._samplers[self.choose(images)[0]].workspace_bytes(images)
+        return self.sampler(self.images_of_a_block(images)).workspace_bytes(images)
 
-    def _add(self, name: str, description: Any, module: Any) -> None:
-        try:
-            self._samplers[name] = module.CudaSampler(
-                description,
-                self.math,
-                name == "pipeline",
-                self._limits.shared_bytes,
-                self._limits.multiprocessors,
-                self._limits.largest_cluster,
-            )
-        except ValueError as error:
-            self._why_not[name] = f"no variant {name!r}: {error}"
-
-    def _constants_of(self, name: str) -> Tensor:
-        if name not in self._constants:
-            data = bytearray(self._samplers[name].constants())
-            self._constants[name] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
-        return self._constants[name]
+    def _constants_of(self, sampler: Any) -> Tensor:
+        images = sampler.facts["images"]
+        if images not in self._constants:
+            data = bytearray(sampler.constants())
+            self._constants[images] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
+        return self._constants[images]
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """The (image, channel, row, column) that error_code() in csrc/cuda/worker.h has encoded."""
+        """The (image, channel, row, column) that error_code() in csrc/cuda/walk.h has encoded."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the host: every variant and number format against the model and the CPU runtime."""
+"""The CUDA kernels, run on the host: every number of tiles and number format against the model and the CPU runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
-from tests.csrc.test_flags import FLAGS
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
@@ -34,8 +33,8 @@ needs_compiler = pytest.mark.skipif(
 )
 pytestmark = needs_compiler
 
-# (variant, blocks of the largest cluster)
-VARIANTS = {"block": ("block", 1), "through global memory": ("pipeline", 1), "cluster": ("pipeline", 16)}
+# How many multiprocessors share the images: a block has one image, some, or as many as it holds.
+MULTIPROCESSORS = {"one image a block": 20, "some": 3, "as many as it holds": 1}
 # (model, shape, has labels). Odd sizes, several tiles of channels and of images, every phase.
 CASES = {
     "1x1 image": lambda: (pixelcnn(channels=1, hidden=5, kernel=5), (1, 1, 1)),
@@ -61,28 +60,13 @@ def gated(**kwargs) -> GatedPixelCNN:
 
 def runtime(
     sampler: Sampler,
-    variant: str,
+    blocks: str = "some",
     precision: Precision = "same",
-    shared: int | None = None,
-    multiprocessors: int = 20,
+    shared: int = 227 << 10,
 ) -> CudaRuntime:
-    """With ``shared`` bytes of shared memory; by default with the least that will do, which gives many stages."""
-    name, cluster = VARIANTS[variant]
-    for size in [shared] if shared else range(16 << 10, 228 << 10, 4 << 10):
-        try:
-            return CudaRuntime(
-                sampler._engine.captured.program,
-                sampler._engine.captured.conditions,
-                sampler.head,
-                precision,
-                name,
-                emulated(),
-                Limits(size, multiprocessors, cluster),
-            )
-        except RuntimeError:
-            if shared:
-                raise
-    raise AssertionError("the network does not fit")
+    captured = sampler._engine.captured
+    limits = Limits(shared, MULTIPROCESSORS[blocks])
+    return CudaRuntime(captured.program, captured.conditions, sampler.head, precision, emulated(), limits)
 
 
 def inputs(shape, n=IMAGES):
@@ -118,13 +102,13 @@ def run(
     return levels, logits
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("name", CASES)
-def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
+def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
-    got, _ = run(runtime(sampler, variant), sampler, u, labels=labels)
+    got, _ = run(runtime(sampler, blocks), sampler, u, labels=labels)
     expected = sampler.sample(
         IMAGES, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
     )
@@ -133,9 +117,9 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
 
 
 @pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
-def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, variant, precision):
+def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
     model, shape = CASES[name]()
     images, u, labels = inputs(shape, 9)
     arguments = (images.to(torch.uint8), labels) if model.n_classes else (images.to(torch.uint8),)
@@ -144,7 +128,7 @@ def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, variant, precis
     dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(precision, torch.float16)
     plain = copy.deepcopy(model).to(dtype)(*arguments).detach()
     sampler = Sampler(model, shape)
-    engine = runtime(sampler, variant, precision)
+    engine = runtime(sampler, blocks, precision)
     known = torch.ones_like(images, dtype=torch.bool)
     levels, logits = run(engine, sampler, u, levels=images, known=known, labels=labels)
     assert torch.equal(levels, images)
@@ -155,27 +139,27 @@ def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, variant, precis
     assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_batch_split_changes_no_bit(variant):
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+def test_the_batch_split_changes_no_bit(blocks):
     model, shape = CASES["labels"]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape, 18)
-    engine = runtime(sampler, variant)
+    engine = runtime(sampler, blocks)
     whole = run(engine, sampler, u, labels=labels)
     for part in (slice(0, 1), slice(3, 11), slice(1, 18)):
         levels, logits = run(engine, sampler, u[part], labels=labels[part])
         assert torch.equal(levels, whole[0][part]) and torch.equal(logits, whole[1][part])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
-def test_temperature_and_known_pixels(variant, temperature):
+def test_temperature_and_known_pixels(blocks, temperature):
     model, shape = CASES["two stacks"]()
     sampler = Sampler(model, shape)
     images, u, labels = inputs(shape)
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     got, _ = run(
-        runtime(sampler, variant),
+        runtime(sampler, blocks),
         sampler,
         u,
         levels=images.masked_fill(~known, 0),
@@ -187,9 +171,9 @@ def test_temperature_and_known_pixels(variant, temperature):
     assert torch.equal(got, expected.int())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_top_k_and_top_p(options, variant):
+def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
     model, shape = CASES["two stacks"]()
     with torch.no_grad():
@@ -201,7 +185,7 @@ def test_top_k_and_top_p(options, variant):
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.3
     images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
     got, _ = run(
-        runtime(sampler, variant),
+        runtime(sampler, blocks),
         sampler,
         u,
         levels=images,
@@ -231,7 +215,7 @@ def test_draws_equal_the_reference_draw(options):
             sampler = Sampler(model, (1, 1, 1))
             _, u, _ = inputs((1, 1, 1), 24)
             u[0], u[1] = 0, 1 - 1e-9
-            got, _ = run(runtime(sampler, "block"), sampler, u, options=SamplingOptions(**options))
+            got, _ = run(runtime(sampler), sampler, u, options=SamplingOptions(**options))
             assert torch.equal(
                 got.flatten(), draw(logits.expand(24, 256), u.flatten(), SamplingOptions(**options)).int()
             )
@@ -240,38 +224,49 @@ def test_draws_equal_the_reference_draw(options):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_other_people_could_have_written(name):
     """Layer norms, embeddings, feature maps as conditions, draws per sub-pixel: images and log-probabilities."""
-    variant = list(VARIANTS)[len(name) % len(VARIANTS)]
+    blocks = list(MULTIPROCESSORS)[len(name) % len(MULTIPROCESSORS)]
     network = NETWORKS[name]
     model = network.model().float()
     sampler, labels = network.sampler(model), network.labels(3)
     _, u, _ = inputs(network.shape, 3)
     found = torch.zeros(u.shape, dtype=torch.float64)
-    levels, _ = run(runtime(sampler, variant), sampler, u, labels=labels, log_probability=found)
+    levels, _ = run(runtime(sampler, blocks), sampler, u, labels=labels, log_probability=found)
     images, expected = sampler.sample(3, labels, noise=u, runtime="eager", log_probability=True)
     assert torch.equal(levels, images.int())
     torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_values_that_do_not_fit_shared_memory_are_read_from_the_workspace(variant):
-    """The same bits in the least shared memory and in plenty of it."""
-    model, shape = CASES["two stacks"]()
+def least_shared(sampler: Sampler, blocks: str) -> CudaRuntime:
+    """A runtime with the least shared memory that will do."""
+    for size in range(8 << 10, 228 << 10, 2 << 10):
+        try:
+            return runtime(sampler, blocks, shared=size)
+        except RuntimeError:
+            continue
+    raise AssertionError("the network does not fit")
+
+
+@pytest.mark.parametrize("name", ["two stacks", "labels"])
+def test_little_shared_memory_changes_no_image(name):
+    """Layers are summed in several pieces, and colours drawn one after the other, where there is no room for more."""
+    model, shape = CASES[name]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
-    least, most = runtime(sampler, variant), runtime(sampler, variant, shared=227 << 10)
-    assert facts(least)["shared_bytes"] < facts(most)["shared_bytes"]
-    results = [run(engine, sampler, u, labels=labels) for engine in (least, most)]
+    engines = [least_shared(sampler, "one image a block"), runtime(sampler, "one image a block")]
+    records = [engine.facts(IMAGES)["records"] for engine in engines]
+    assert records[0] > records[1]
+    results = [run(engine, sampler, u, labels=labels) for engine in engines]
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_not_finite_name_their_position(variant, bad):
+def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     model, shape = CASES["labels"]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape)
-    engine = runtime(sampler, variant)
+    engine = runtime(sampler, blocks)
     original = sampler._engine.captured.conditions
 
     class Broken(Conditions):  # image 9 alone has a condition that is not finite
@@ -289,68 +284,19 @@ def test_logits_that_are_not_finite_name_their_position(variant, bad):
     assert (image, row, column) == (9, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["two stacks", "gated"])
-def test_a_vertical_stack_takes_one_launch_per_row(name):
-    """Few blocks that take several instructions and tiles in turn, many blocks, a launch per depth: the same bits."""
-    model, shape = CASES[name]()
-    shape = (*shape[:2], 9)  # three columns' worth of blocks
+@pytest.mark.parametrize("tiles", range(1, 9))
+def test_every_number_of_tiles(tiles):
+    """As many images in a block as fill so many tiles of 8 sites, and one less."""
+    model, shape = CASES["7x5"]()
     sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, 18)
-    results = {}
-    for multiprocessors in (1, 2, 3, 6, 100):
-        engine = runtime(sampler, "block", multiprocessors=multiprocessors)
-        depths = facts(engine)["row_depths"]
-        assert depths >= 3 and facts(engine)["row_launches"] == (depths if multiprocessors == 1 else 1)
-        results[multiprocessors] = [run(engine, sampler, u, labels=labels, seed=seed) for seed in range(3)]
-    expected = sampler.sample(18, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu")
-    for of_seeds in results.values():
-        for levels, logits in of_seeds:
-            assert torch.equal(levels, expected.int()) and torch.equal(logits, results[1][0][1])
-
-
-def facts(engine: CudaRuntime) -> dict:
-    (sampler,) = engine._samplers.values()
-    return sampler.facts
-
-
-H100, A100 = Limits(227 << 10, 132, 16), Limits(163 << 10, 108, 1)
-# hidden, blocks, device -> stages of the pipeline in bf16
-SPLITS = {
-    "narrow and shallow": (32, 3, H100, 1),
-    "the default": (128, 15, H100, 12),
-    "the default, its last layer too large for a block": (128, 15, A100, 18),
-    "narrow and deep": (64, 40, H100, 8),
-    "wide": (256, 4, H100, 12),
-}
-
-
-@pytest.mark.parametrize("name", SPLITS)
-def test_how_layers_are_split_over_blocks(name):
-    hidden, blocks, limits, stages = SPLITS[name]
-    sampler = Sampler(PixelCNN(3, hidden, blocks).eval(), (3, 4, 4))
-
-    def built(variant, limits=limits):
-        return CudaRuntime(
-            sampler._engine.captured.program,
-            sampler._engine.captured.conditions,
-            sampler.head,
-            "bf16",
-            variant,
-            emulated(),
-            limits,
-        )
-
-    engine = built("auto")
-    block, pipeline = engine.facts("block"), engine.facts("pipeline")
-    assert block["shared_bytes"] <= limits.shared_bytes and pipeline["shared_bytes"] <= limits.shared_bytes
-    assert pipeline["stages"] == stages
-    assert sum(pipeline["stage_weight_bytes"]) == block["pixel_weight_bytes"]
-    assert engine.choose(1)[0] == "pipeline" and "us a pixel for 1 images, block" in engine.explain(1)
-    if stages > 1:
-        with pytest.raises(RuntimeError, match=f"its layers need {stages} blocks"):
-            built("pipeline", Limits(limits.shared_bytes, stages - 1, 1))
-        why = built("auto", Limits(limits.shared_bytes, stages - 1, 1)).explain(8)
-        assert why.startswith("block (bf16): no variant 'pipeline': its layers need")
+    rows = runtime(sampler).facts(1)["rows"]
+    for images in {8 * tiles // rows, 8 * tiles // rows - 1} - {0}:
+        _, u, _ = inputs(shape, images)
+        engine = runtime(sampler, "as many as it holds", "bf16")
+        assert engine.facts(images)["images"] == images
+        levels, _ = run(engine, sampler, u)
+        expected, _ = run(runtime(sampler, "one image a block", "bf16"), sampler, u)
+        assert torch.equal(levels, expected)
 
 
 class FarSighted(torch.nn.Module):
@@ -369,19 +315,15 @@ class FarSighted(torch.nn.Module):
         return (20 * self.last(x)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_synchronisation_is_needed(variant):
-    """If any one barrier, wait or warp barrier is left out, the images change or the emulation notices.
-
-    No schedule can show that a flag's memory order is wrong: test_flags.py leaves that to the thread sanitizer."""
+def test_every_synchronisation_is_needed():
+    """If any one barrier or wait is left out, the images change or the emulation notices."""
     emulated().forget()
     networks = []
-    engines: list[tuple[Precision, int | None]] = [("same", 227 << 10), ("same", None), ("bf16", None)]
     for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
-        for precision, shared in engines:
-            engine = runtime(sampler, variant, precision, shared)
+        for blocks, precision in (("some", "same"), ("as many as it holds", "bf16")):
+            engine = runtime(sampler, blocks, precision)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 
     def noticed(seeds: int = 8) -> bool:
@@ -398,8 +340,6 @@ def test_every_synchronisation_is_needed(variant):
     assert not noticed(seeds=2)
     missed = []
     for name, line in emulated().synchronisations():
-        if name in FLAGS:
-            continue
         emulated().leave_out(name, line)
         try:
             if not noticed():

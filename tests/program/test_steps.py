@@ -40,8 +40,8 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's 
 
 
 def emulated_cuda(program: PhasedProgram, conditions: Conditions, head: Head) -> CudaRuntime:
-    limits = Limits(227 << 10, 4, 1)
-    return CudaRuntime(program, conditions, head, variant="block", module=emulated(), limits=limits)
+    limits = Limits(227 << 10, 4)
+    return CudaRuntime(program, conditions, head, module=emulated(), limits=limits)
 
 
 RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head], Runtime]]] = {

@@ -35,26 +35,15 @@ using std::min;
 
 inline unsigned thread_index() { return emulation::thread_index(); }
 inline unsigned block_index() { return emulation::block_index(); }
-inline unsigned block_index_y() { return emulation::block_index_y(); }
 inline char* shared_memory() { return emulation::shared_memory(); }
 
 inline void sync_block(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
 }
-inline void sync_warp(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("sync_warp", line)) emulation::sync_lanes(nullptr, nullptr, true);
-}
-inline void sync_cluster(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("sync_cluster", line)) emulation::sync_cluster();
-}
-inline unsigned cluster_rank() { return emulation::cluster_rank(); }
-template <class T>
-T* map_to_block(T* mine, unsigned rank) {
-  return reinterpret_cast<T*>(emulation::shared_of_block(reinterpret_cast<char*>(mine), rank));
-}
-
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
-inline void copy_async(void* to, const void* from) {
+inline void copy_async(void* to, const void* from, bool there) {
+  alignas(16) static const char zeros[16] = {};
+  if (!there) from = zeros;
   volatile char *target = static_cast<char*>(to), value = *static_cast<const volatile char*>(from);
   (void)value;
   *target = *target;
@@ -66,23 +55,12 @@ void wait_copies(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("wait_copies", line)) emulation::wait_copies(kLeft);
 }
 
-enum class Scope { cluster, device };
-template <Scope>
-void publish(uint32_t* flag, uint32_t value, unsigned line = __builtin_LINE()) {
-  const int order = emulation::left_out("publish", line) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE;
-  __atomic_store_n(flag, value, order);
-  emulation::give_way();
+inline uint4 stream(const void* from) { return *static_cast<const uint4*>(from); }
+
+template <class T>
+T arrived(T x) {
+  return x;
 }
-template <Scope>
-uint32_t observe(const uint32_t* flag, unsigned line = __builtin_LINE()) {
-  const int order = emulation::left_out("observe", line) ? __ATOMIC_RELAXED : __ATOMIC_ACQUIRE;
-  return __atomic_load_n(flag, order);
-}
-inline void arrive(uint32_t* number, unsigned line = __builtin_LINE()) {
-  __atomic_fetch_add(number, 1, emulation::left_out("arrive", line) ? __ATOMIC_RELAXED : __ATOMIC_RELEASE);
-  emulation::give_way();
-}
-inline void pause() { emulation::give_way(); }
 
 inline void atomic_min(unsigned long long* at, unsigned long long value) {
   unsigned long long now = __atomic_load_n(at, __ATOMIC_RELAXED);
@@ -123,8 +101,24 @@ T shuffle_up(T value, int by) {
   return shuffle(value, lane < by ? lane : lane - by);
 }
 
+constexpr uint32_t kAllLanes = 0xffffffff;
+inline uint32_t ballot(bool mine) {
+  uint32_t all = 0;
+  for (int lane = 0; lane < 32; lane++) all |= shuffle(static_cast<uint32_t>(mine), lane) << lane;
+  return all;
+}
+
+inline int first_lane(uint32_t lanes) { return __builtin_ctz(lanes); }
+inline int last_lane(uint32_t lanes) { return 31 - __builtin_clz(lanes); }
+inline float max_over_warp(float x) {
+  float highest = x;
+  for (int lane = 0; lane < 32; lane++) highest = max(highest, shuffle(x, lane));
+  return highest;
+}
+
 // -- numbers
 
+inline float as_float(uint32_t bits) { return float_of(bits); }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | uint32_t{to_bf16(high)} << 16; }
 inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | uint32_t{to_fp16(high)} << 16; }
 inline float2 unpack_bf16(uint32_t pair) { return {from_bf16(pair & 0xffff), from_bf16(pair >> 16)}; }
@@ -182,23 +176,13 @@ inline void mma_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b
 using Stream = void*;
 
 struct Launch {
-  unsigned blocks, blocks_y = 1, threads;
+  unsigned blocks, threads;
   size_t shared_bytes = 0;
-  unsigned cluster = 1;
-  bool cooperative = false;
 };
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Stream, const Arguments&... arguments) {
-  emulation::run({how.blocks, how.blocks_y, how.threads, how.shared_bytes, how.cluster, how.cooperative},
-                 [&] { kernel(arguments...); });
+  emulation::run({how.blocks, how.threads, how.shared_bytes}, [&] { kernel(arguments...); });
 }
-
-template <class... Parameters>
-int clusters_at_once(void (*)(Parameters...), const Launch& how) {
-  return static_cast<int>(how.blocks / how.cluster);
-}
-
-inline void zero(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
 
 }  // namespace pcf::cuda

@@ -61,7 +61,7 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStack = 256 << 10;
-constexpr unsigned kWarp = 32, kBlocksAtOnce = 3, kPatience = 1 << 16;
+constexpr unsigned kWarp = 32, kBlocksAtOnce = 3;
 
 struct Copy {
   void* to;
@@ -75,7 +75,6 @@ struct Fiber {
   void* stack_pointer;
   Block* block;
   unsigned index;
-  bool gave_way = false;
   void* post = nullptr;
   std::deque<std::vector<Copy>> groups;  // committed copies that are not done yet
   std::vector<Copy> open;
@@ -98,7 +97,6 @@ struct Block {
   std::vector<Fiber> fibers;
   Barrier barrier;
   std::vector<Barrier> warps;
-  Barrier* cluster;
 };
 
 struct Grid {
@@ -106,14 +104,12 @@ struct Grid {
   const std::function<void()>* kernel;
   std::vector<std::unique_ptr<Block>> blocks;  // those that are running, by index
   std::vector<Fiber*> ready;
-  std::vector<Barrier> clusters;
   void* stack_pointer;  // the scheduler's
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   char start, end;
-  uint32_t favour;    // see take_ready()
-  unsigned idle = 0;  // turns given away since the last barrier
+  uint32_t favour;  // see take_ready()
   std::string error;
 };
 
@@ -192,7 +188,8 @@ void entry() {
   __tsan_acquire(&grid->start);
   (*grid->kernel)();
   if (!self->open.empty()) give_up("a thread ended with copies that were never committed");
-  wait_copies(0);
+  for (const auto& group : self->groups)
+    if (!group.empty()) give_up("a thread ended while it still copies");
   __tsan_release(&grid->end);
   Block& block = *self->block;
   if (--block.live && !block.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_block");
@@ -208,7 +205,6 @@ void wait_at(Barrier& barrier, bool orders_memory, const std::function<void()>& 
   if (barrier.waiting.size() == barrier.expected) {
     if (act) act();
     barrier.round++;
-    grid->idle = 0;
     for (Fiber* fiber : barrier.waiting) grid->ready.push_back(fiber);
     barrier.waiting.clear();
   }
@@ -227,7 +223,6 @@ void start_block(unsigned index) {
   block->fibers = std::vector<Fiber>(grid->launch.threads);
   block->barrier.expected = grid->launch.threads;
   block->warps = std::vector<Barrier>((grid->launch.threads + kWarp - 1) / kWarp);
-  block->cluster = grid->clusters.empty() ? nullptr : &grid->clusters[index / grid->launch.cluster];
   // Fibers append to these lists and must not allocate: the sanitizer would take one's malloc and another's free for a
   // race.
   block->barrier.waiting.reserve(grid->launch.threads);
@@ -252,10 +247,7 @@ void start_block(unsigned index) {
 // Any ready fiber; in every other launch mostly one of the block that comes first in an order drawn for the launch, so
 // that some blocks run far ahead of others.
 Fiber* take_ready() {
-  const auto rank = [](size_t at) {
-    const Fiber& fiber = *grid->ready[at];
-    return fiber.gave_way ? UINT32_MAX : (fiber.block->index * 0x9E3779B1u) ^ grid->favour;
-  };
+  const auto rank = [](size_t at) { return (grid->ready[at]->block->index * 0x9E3779B1u) ^ grid->favour; };
   size_t best = random_bits() % grid->ready.size();
   for (int tries = grid->favour % 2 ? 16 : 0; tries > 0; tries--) {
     const size_t other = random_bits() % grid->ready.size();
@@ -264,7 +256,6 @@ Fiber* take_ready() {
   std::swap(grid->ready[best], grid->ready.back());
   Fiber* fiber = grid->ready.back();
   grid->ready.pop_back();
-  fiber->gave_way = false;
   return fiber;
 }
 
@@ -305,29 +296,23 @@ bool left_out(const char* name, unsigned line) {
 void set_seed(uint64_t seed) { random_bits.seed(seed); }
 
 void run(const Launch& launch, const std::function<void()>& kernel) {
-  const unsigned count = launch.blocks * launch.blocks_y;
-  if (count == 0 || launch.threads == 0 || launch.threads > 1024 || count % launch.cluster)
+  const unsigned count = launch.blocks;
+  if (count == 0 || launch.threads == 0 || launch.threads > 1024)
     throw std::runtime_error("a launch of " + std::to_string(count) + " blocks of " + std::to_string(launch.threads) +
-                             " threads in clusters of " + std::to_string(launch.cluster));
+                             " threads");
   Grid g;
   grid = &g;
   g.launch = launch, g.kernel = &kernel, g.favour = static_cast<uint32_t>(random_bits());
   g.blocks.resize(count);
-  if (launch.cluster > 1) g.clusters = std::vector<Barrier>(count / launch.cluster);
-  for (Barrier& cluster : g.clusters) {
-    cluster.expected = launch.cluster * launch.threads;
-    cluster.waiting.reserve(cluster.expected);
-  }
   g.ready.reserve(size_t{count} * launch.threads);
 #ifdef EMULATION_THREAD_SANITIZER
   g.sanitizer_fiber = __tsan_get_current_fiber();
 #endif
   std::vector<unsigned> waiting(count);
   for (unsigned i = 0; i < count; i++) waiting[i] = i;
-  const unsigned at_once = launch.cooperative || launch.cluster > 1 ? count : kBlocksAtOnce;
   unsigned running = 0;
   while (running || !waiting.empty()) {
-    for (; running < at_once && !waiting.empty(); running++) {
+    for (; running < kBlocksAtOnce && !waiting.empty(); running++) {
       std::swap(waiting[random_bits() % waiting.size()], waiting.back());
       start_block(waiting.back());
       waiting.pop_back();
@@ -346,10 +331,8 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
 }
 
 unsigned thread_index() { return self->index; }
-unsigned block_index() { return self->block->index % grid->launch.blocks; }
-unsigned block_index_y() { return self->block->index / grid->launch.blocks; }
+unsigned block_index() { return self->block->index; }
 char* shared_memory() { return self->block->shared; }
-unsigned cluster_rank() { return self->block->index % grid->launch.cluster; }
 
 void sync_block(unsigned line) {
   Barrier& barrier = self->block->barrier;
@@ -359,25 +342,6 @@ void sync_block(unsigned line) {
             std::to_string(barrier.line));
   if (self->block->live < grid->launch.threads) give_up("sync_block after a thread of the block has ended");
   wait_at(barrier, true);
-}
-
-void sync_cluster() {
-  if (!self->block->cluster) give_up("sync_cluster without a cluster");
-  wait_at(*self->block->cluster, true);
-}
-
-char* shared_of_block(const char* mine, unsigned rank) {
-  if (rank >= grid->launch.cluster) give_up("there is no block " + std::to_string(rank) + " in the cluster");
-  Block* other = grid->blocks[self->block->index - cluster_rank() + rank].get();
-  if (!other) give_up("block " + std::to_string(rank) + " of the cluster has ended: sync_cluster is missing");
-  return other->shared + (mine - self->block->shared);
-}
-
-void give_way() {
-  if (++grid->idle > kPatience) give_up("threads only wait for each other's flags: a deadlock");
-  self->gave_way = true;
-  grid->ready.push_back(self);
-  to_scheduler(self);
 }
 
 void sync_lanes(void* post, void (*act)(void**), bool orders_memory) {

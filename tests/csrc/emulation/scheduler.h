@@ -12,10 +12,8 @@
 namespace emulation {
 
 struct Launch {
-  unsigned blocks, blocks_y = 1, threads;
+  unsigned blocks, threads;  // a few blocks at a time, in any order
   size_t shared_bytes = 0;
-  unsigned cluster = 1;      // consecutive blocks that see each other's shared memory
-  bool cooperative = false;  // all blocks at once; else a few at a time, in any order
 };
 
 // One synchronisation can be made to do nothing, to show that its absence is noticed: all calls of `name` in source
@@ -36,13 +34,8 @@ void run(const Launch&, const std::function<void()>& kernel);
 
 unsigned thread_index();
 unsigned block_index();
-unsigned block_index_y();
 char* shared_memory();
 void sync_block(unsigned line);
-void sync_cluster();
-unsigned cluster_rank();
-char* shared_of_block(const char* mine, unsigned rank);
-void give_way();
 
 // All lanes of the warp wait for each other; the last to arrive calls act(posts), where posts[lane] is what each lane
 // brought. orders_memory: what a lane wrote before is seen by the others afterwards.

@@ -1,0 +1,63 @@
+// The order in which a column step computes a program's values, and when what it reads was computed.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "cuda/plan.h"
+
+namespace pcf::cuda {
+
+// A value that something reads at (row + dy, column + dx), and how many column steps ago that was computed.
+struct Read {
+  int value, dy, dx, age;
+};
+
+struct Tap {
+  Read read;
+  const float* weight;  // [channels of the value, channels of the instruction]
+};
+
+// What a column step does at one place of its order: an instruction, or a draw.
+struct Entry {
+  const Instruction* instruction = nullptr;  // null: a draw
+  int draw = -1;                             // the draw, or the one that the instruction is the output of
+};
+
+inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
+
+class Timeline {
+ public:
+  // lag: how many columns behind the row above a row starts, at least the program's. The program is borrowed. Throws
+  // std::invalid_argument if it has no wavefront.
+  Timeline(const Program&, int lag);
+
+  const Program& program;
+  const int lag;
+  std::vector<Entry> entries;
+  int longest_lead = 0;
+
+  int draws() const { return static_cast<int>(program.outputs.size()); }
+  int distributions_per_draw() const { return program.head.distributions / draws(); }
+  int position(int value) const { return position_.at(value); }  // of the last entry that computes it
+  const Instruction& instruction(int value) const { return *by_value_.at(value); }
+
+  std::vector<Tap> taps(const Instruction&) const;
+  Read read(const Instruction&, int value, int dy, int dx) const;
+
+  // How many records at least the reader comes after what computes the value: an entry is one record or more, and a
+  // column step has at least so many.
+  int distance(int position, const Read& read, int fewest_records) const {
+    const int records = std::max(static_cast<int>(entries.size()), fewest_records);
+    return read.age * records + position - this->position(read.value);
+  }
+
+ private:
+  int draw_of(int value) const;
+
+  std::map<int, int> position_;
+  std::map<int, const Instruction*> by_value_;
+};
+
+}  // namespace pcf::cuda

@@ -1,0 +1,47 @@
+// How weights come to a warp.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/plan.h"
+
+namespace pcf::cuda {
+
+// A warp's weights, which it reads over and over, a batch at a time: two batches are in registers, or on their way to
+// them, across records and column steps. Registers have no index, and what waits for a load waits for all that have the
+// same one of six scoreboards; so batches alternate between two sets of registers, and the code says which.
+class WeightStream {
+ public:
+  using Batch = uint4[kBatch][2];
+
+  __device__ WeightStream(const char* begin, int batches, int lane)
+      : begin_(begin + lane * 16), next_(begin_), batches_(batches), left_(batches) {
+    fetch(even_);
+    fetch(odd_);
+  }
+
+  // use(weights) multiplies by the next batch.
+  template <int kTurn, class Use>
+  __device__ __forceinline__ void next(const Use& use) {
+    Batch& batch = kTurn ? odd_ : even_;
+    use(batch);
+    fetch(batch);
+  }
+
+ private:
+  __device__ __forceinline__ void fetch(Batch& batch) {
+#pragma unroll
+    for (int f = 0; f < kBatch; f++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        batch[f][half] = stream(next_ + f * kWeightBytes + half * (kWeightBytes / 2));
+    next_ += kBatch * kWeightBytes;
+    if (--left_ == 0) next_ = begin_, left_ = batches_;
+  }
+
+  Batch even_, odd_;
+  const char *const begin_, *next_;
+  const int batches_;
+  int left_;
+};
+
+}  // namespace pcf::cuda
