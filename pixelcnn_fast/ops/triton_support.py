@@ -34,6 +34,15 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 @triton.jit
+def within(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """index < SIZE; where blocks fill the size, of which the compiler is not aware, no mask is left in the loads."""
+    if SIZE % BLOCK == 0:
+        return tl.full(index.shape, True, tl.int1)
+    else:
+        return index < SIZE
+
+
+@triton.jit
 def load_tile(rows, row_mask, columns, column_mask, ROWS_INNERMOST: tl.constexpr = False):
     """[rows, columns] elements at ``rows`` [rows] (pointers) + ``columns`` [columns] (int64 offsets), else 0.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -101,6 +103,18 @@ def feature_map(batch: int, channels: int, dtype: torch.dtype, size: int = 32) -
     )
 
 
+def programs_at_once(device: Device, kernel: Any, warps: int, folder: Path) -> int:
+    """How many programs a multiprocessor holds: each has its registers, and 1 KB of shared memory for the system."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    registers = 8 * math.ceil(int(usage.split("REG:")[1].split()[0]) / 8)
+    by_shared_memory = (device.shared_memory + 1024) // (kernel.metadata.shared + 1024)
+    return min(65536 // (registers * 32 * warps), by_shared_memory)
+
+
 def check_resources(device: Device, launches: list) -> None:
     for name, arguments, kernel in launches:
         where = f"{name} {arguments}"
@@ -109,7 +123,7 @@ def check_resources(device: Device, launches: list) -> None:
         assert kernel.metadata.shared <= device.shared_memory, f"{kernel.metadata.shared} bytes shared: {where}"
 
 
-def test_convolutions(device, compiled, arithmetic):
+def test_convolutions(device, compiled, arithmetic, tmp_path):
     dtype = torch.bfloat16 if arithmetic == "16 bit" else torch.float32
     x = feature_map(64, 128, dtype)
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
@@ -139,6 +153,12 @@ def test_convolutions(device, compiled, arithmetic):
         across = arguments["BLOCK_I"] if "outer" not in name else arguments["BLOCK_P"]
         stage = across * (sum(block) - across) * dtype.itemsize
         assert "LDGSTS" in sass and kernel.metadata.shared >= (arguments["num_stages"] - 1) * stage, where
+        in_place = arguments.get("CHANNELS_LAST", True)  # where not, maps are copied anyway
+        if in_place and arithmetic != "ieee" and device.matrix_instruction != "HMMA":
+            assert programs_at_once(device, kernel, arguments["num_warps"], tmp_path) >= 2, where
+        # Some compilers would wait for each product before they start the next one.
+        waits, multiplications = (len(re.findall(name, sass)) for name in (r"WARPGROUP\.DEPBAR", r"\bHGMMA"))
+        assert device.matrix_instruction != "HGMMA" or arithmetic == "ieee" or waits < multiplications, where
 
 
 def test_recurrences(device, compiled, arithmetic):

@@ -30,6 +30,7 @@ CASES = {
     "1x1, several shares of the weight gradient": ((4, 5, 17, 16), 3, (1, 1), PIXELWISE, (1, 1), (0, 0)),
     "one pixel": ((2, 33, 1, 1), 2, (3, 3), MASK_B_3x3, (1, 1), (1, 1)),
     "1x5 row, cropped output": ((2, 4, 5, 9), 6, (1, 5), ROW_A, (1, 1), (0, 0)),
+    "fewer rows, wider ones, several steps": ((3, 4, 12, 13), 6, (3, 5), ROW_A, (1, 1), (0, 3)),
     "dilation, wide padding, a row without taps": ((1, 4, 6, 9), 6, (5, 3), EMPTY_ROW, (2, 3), (5, 4)),
     "no live tap": ((2, 4, 6, 9), 6, (3, 3), (), (1, 1), (1, 1)),
     "no image": ((0, 4, 6, 9), 6, (3, 3), MASK_B_3x3, (1, 1), (1, 1)),
@@ -169,6 +170,11 @@ def test_refusals_name_cause_and_remedy():
         masked_conv2d.forward(x, weight.half(), None, mask, (1, 1), (1, 1))
     with pytest.raises(ValueError, match="larger than the input.*pad by more"):
         masked_conv2d.forward(x, weight, None, mask, (3, 3), (0, 0))
+    huge = x[:, :1, :1, :1].expand(2**10, 2, 2**10, 2**10)
+    with pytest.raises(ValueError, match=r"2\^30.*split the batch"):
+        masked_conv2d.forward(huge, weight, None, mask, (1, 1), (0, 0), size=(5, 5))
+    with pytest.raises(ValueError, match=r"2\^30.*split the batch"):
+        masked_conv2d.weight_gradient(x, huge, weight.shape, mask, (1, 1), (1, 1))
 
 
 @pytest.mark.parametrize("channels", [(), (1, 1), (4, 1), (1, 2), (4, 2)])

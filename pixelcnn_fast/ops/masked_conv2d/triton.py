@@ -5,6 +5,11 @@ mask at every call and on the device, so that nothing waits for it. The kernels 
 beforehand by a small copy, and channels-last feature maps. Other maps are copied first: shifted by a tap, the 16-bit
 elements of their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32
 where torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
+
+Nothing is kept between calls, packed weights neither: ``weight.data.mul_(mask)``, as many PixelCNNs have it, changes no
+version counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, which read 0
+outside a map, the compilers of triton 3.6 and 3.9 take feature maps through registers on sm_90, and pipeline no loads
+on sm_80.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from pixelcnn_fast.ops.triton_support import (
     multiply_add,
     precision_of,
     store_tile,
+    within,
 )
 from pixelcnn_fast.ops.triton_tuning import multiprocessors, tile
 
@@ -47,7 +53,8 @@ def forward(
     bias: [O] or None -> [N, O, H', W'] in a memory format, or in x's; size: (H', W'), if padding below and to the right
     differs.
 
-    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or 2^30 or more.
+    Raises TypeError for float64, integers and unequal dtypes; ValueError if the result has no pixel, or it or x has
+    2^30 or more.
     """
     return fused_forward(x, weight, bias, mask, dilation, padding, result_format=result_format, size=size)
 
@@ -100,11 +107,11 @@ def weight_gradient(
 ) -> Tensor:
     """grad: [N, O, H', W']; x: [N, C, H, W]; any strides -> [O, C, kH, kW] = weight_shape, 0 outside the live taps."""
     check_dtype(grad, x)
+    positions = _positions(grad.shape, x.shape)
     grad = grad.contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     out_channels, in_channels, *kernel = weight_shape
     taps = kernel[0] * kernel[1]
-    positions = _positions(grad.shape)
     precision = precision_of(x.dtype)
     size = tile(f"outer product over taps, {precision}", x.device, in_channels, out_channels, positions)
     alive = triton.cdiv(taps, 2)  # about so many; the others' programs end at once
@@ -125,8 +132,6 @@ def weight_gradient(
             x.shape[2],
             x.shape[3],
             *grad.shape[2:],
-            grad.stride(),
-            x.stride(),
             live.stride(),
             partial.stride(),
             dilation,
@@ -163,10 +168,10 @@ def _product_over_taps(
     """
     matrices = packed.matrices
     check_dtype(x, matrices)
+    positions = _positions(shape, x.shape)
     layout = memory_format(x) if result_format is None else result_format
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     x = x.contiguous(memory_format=torch.channels_last)
-    positions = _positions(shape)
     precision = precision_of(x.dtype)
     _, in_channels, out_channels = matrices.shape
     size = tile(f"product over taps, {precision}", x.device, positions, out_channels, in_channels)
@@ -187,7 +192,6 @@ def _product_over_taps(
             x.shape[3],
             shape[2],
             shape[3],
-            x.stride(),
             matrices.stride(),
             out.stride(),
             residual.stride() if residual is not None else None,
@@ -259,22 +263,34 @@ def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
 
 
-def _positions(shape: Sequence[int]) -> int:
-    positions = shape[0] * shape[2] * shape[3]
-    if positions >= 2**30:
-        raise ValueError(
-            f"{list(shape)} has {positions} pixels, and the kernels take fewer than 2^30: split the batch"
-        )
-    return positions
+def _positions(*shapes: Sequence[int]) -> int:
+    """The number of the first map's pixels; raises ValueError if a map has more than the kernels take."""
+    numbers = [shape[0] * shape[2] * shape[3] for shape in shapes]
+    for shape, number in zip(shapes, numbers, strict=True):
+        if number >= 2**30:
+            raise ValueError(
+                f"{list(shape)} has {number} pixels, and the kernels take fewer than 2^30: split the batch"
+            )
+    return numbers[0]
 
 
 @triton.jit
-def _locate(positions, count, height, width):
-    """Numbers of output pixels [P] -> image, row and column. For numbers past the last, the row is far outside."""
-    image = positions // (height * width)
+def _locate(positions, height, width):
+    """Numbers of pixels of maps [height, width] -> image, row and column."""
     pixel = positions % (height * width)
-    row = tl.where(positions < count, pixel // width, -(1 << 30))
-    return image.to(tl.int64), row, pixel % width
+    return positions // (height * width), pixel // width, pixel % width
+
+
+@triton.jit
+def _pixel(image, row, column, height, width):
+    """The inverse of ``_locate``."""
+    return (image * height + row) * width + column
+
+
+@triton.jit
+def _between(index, size):
+    """0 <= index < size, in one comparison."""
+    return index.to(tl.uint32, bitcast=True) < size
 
 
 @triton.jit
@@ -342,7 +358,6 @@ def _product_over_taps_kernel(
     width,
     out_height,
     out_width,
-    x_strides,
     matrix_strides,
     out_strides,
     residual_strides,
@@ -364,9 +379,9 @@ def _product_over_taps_kernel(
     program = tl.program_id(0)
     p = (program // O_BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
     o = (program % O_BLOCKS) * BLOCK_O + tl.arange(0, BLOCK_O)
-    image, row, column = _locate(p, positions, out_height, out_width)
-    # int64: a feature map passes 2^31 elements at 4k x 4k x 128.
-    source = x + image * x_strides[0] + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
+    image, row, column = _locate(p, out_height, out_width)
+    known = p < positions
+    pixel = _pixel(image, row, column, height, width)
 
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
     taps = tl.load(count)
@@ -376,35 +391,54 @@ def _product_over_taps_kernel(
     for step in range(taps * I_BLOCKS):
         tap = step // I_BLOCKS
         i = (step % I_BLOCKS) * BLOCK_I + tl.arange(0, BLOCK_I)
-        inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
-        shift = dy.to(tl.int64) * x_strides[2] + dx.to(tl.int64) * x_strides[3]
-        a = load_tile(source + shift, inside, i * x_strides[1], i < IN_CHANNELS)
+        inside = known & _between(row + dy, height) & _between(column + dx, width)
+        # int64: a feature map passes 2^31 elements at 4k x 4k x 128.
+        source = x + (pixel + dy * width + dx).to(tl.int64) * IN_CHANNELS
+        a = load_tile(source, inside, i, within(i, IN_CHANNELS, BLOCK_I))
         b = load_tile(
             matrices + tap * matrix_strides[0] + i * matrix_strides[1],
-            i < IN_CHANNELS,
+            within(i, IN_CHANNELS, BLOCK_I),
             o * matrix_strides[2],
-            o < OUT_CHANNELS,
+            within(o, OUT_CHANNELS, BLOCK_O),
         )
         total = multiply_add(a, b, total, PRECISION, INTERPRETED)
         following = tl.minimum((step + 1) // I_BLOCKS, taps - 1)
         dy = tl.load(offsets + 2 * following)
         dx = tl.load(offsets + 2 * following + 1)
 
-    if bias is not None:
-        total += tl.load(bias + o, mask=o < OUT_CHANNELS, other=0.0).to(tl.float32)[None, :]
-    known = row >= 0
-    if condition is not None:
-        rows = condition + image * condition_strides[0]
-        total += load_tile(rows, known, o * condition_strides[1], o < OUT_CHANNELS).to(tl.float32)
+    # In parts, each written before the next is begun: the addends of all sums at once would take the registers that a
+    # second program on the multiprocessor needs.
+    PART: tl.constexpr = BLOCK_O // 4
+    image = image.to(tl.int64)
     row = row.to(tl.int64)
-    channel = o.to(tl.int64)
-    if residual is not None:
-        rows = residual + image * residual_strides[0] + row * residual_strides[2] + column * residual_strides[3]
-        addend = load_tile(rows, known, channel * residual_strides[1], o < OUT_CHANNELS, not CHANNELS_LAST)
-        total += addend.to(tl.float32)
-    total = activate(total, alpha, ACTIVATION)
-    rows = out + image * out_strides[0] + row * out_strides[2] + column * out_strides[3]
-    store_tile(rows, known, channel * out_strides[1], o < OUT_CHANNELS, total, not CHANNELS_LAST)
+    for n in tl.static_range(4):
+        o = (program % O_BLOCKS) * BLOCK_O + n * PART + tl.arange(0, PART)
+        real = within(o, OUT_CHANNELS, BLOCK_O)
+        part = _halves(_halves(total)[n // 2])[n % 2]
+        if bias is not None:
+            part += tl.load(bias + o, mask=real, other=0.0).to(tl.float32)[None, :]
+        if condition is not None:
+            rows = condition + image * condition_strides[0]
+            part += load_tile(rows, known, o * condition_strides[1], real).to(tl.float32)
+        channel = o.to(tl.int64)
+        if residual is not None:
+            rows = (
+                residual
+                + image * residual_strides[0]
+                + row * residual_strides[2]
+                + column * residual_strides[3]
+            )
+            addend = load_tile(rows, known, channel * residual_strides[1], real, not CHANNELS_LAST)
+            part += addend.to(tl.float32)
+        part = activate(part, alpha, ACTIVATION)
+        rows = out + image * out_strides[0] + row * out_strides[2] + column * out_strides[3]
+        store_tile(rows, known, channel * out_strides[1], real, part, not CHANNELS_LAST)
+
+
+@triton.jit
+def _halves(tile):
+    """The first half of a tile's columns, and the second."""
+    return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -419,8 +453,6 @@ def _outer_product_over_taps_kernel(
     width,
     out_height,
     out_width,
-    grad_strides,
-    x_strides,
     live_strides,
     partial_strides,
     dilation,
@@ -449,19 +481,29 @@ def _outer_product_over_taps_kernel(
     is_live = tl.load(live + ky * live_strides[0] + kx * live_strides[1])
     last = tl.where(is_live, tl.minimum((split + 1) * share, positions), 0)
 
+    # Each step moves row, column and pixel on by BLOCK_P positions; divisions would take longer than the products.
+    first = split * share
+    image, row, column = _locate(first + tl.arange(0, BLOCK_P), out_height, out_width)
+    pixel = _pixel(image, row + dy, column + dx, height, width)
+    images, rows, columns = _locate(BLOCK_P, out_height, out_width)
+    pixels = _pixel(images, rows, columns, height, width)
+
     total = tl.zeros((BLOCK_I, BLOCK_O), dtype=tl.float32)
-    for first in range(split * share, last, BLOCK_P):
-        image, row, column = _locate(first + tl.arange(0, BLOCK_P), last, out_height, out_width)
-        inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
-        known = row >= 0
-        row = row.to(tl.int64)
-        column = column.to(tl.int64)
-        source = image * x_strides[0] + (row + dy) * x_strides[2] + (column + dx) * x_strides[3]
+    for start in range(first, last, BLOCK_P):
+        p = start + tl.arange(0, BLOCK_P)
+        inside = (p < last) & _between(row + dy, height) & _between(column + dx, width)
         # Loaded as [I, P]: on sm_80 and sm_120, Triton does not pipeline a load that is transposed afterwards.
-        a = load_tile(x + i * x_strides[1], i < IN_CHANNELS, source, inside)
-        rows = grad + image * grad_strides[0] + row * grad_strides[2] + column * grad_strides[3]
-        b = load_tile(rows, known, o * grad_strides[1], o < OUT_CHANNELS)
+        a = load_tile(x + i, within(i, IN_CHANNELS, BLOCK_I), pixel.to(tl.int64) * IN_CHANNELS, inside)
+        b = load_tile(grad + p.to(tl.int64) * OUT_CHANNELS, p < last, o, within(o, OUT_CHANNELS, BLOCK_O))
         total = multiply_add(a, b, total, PRECISION, INTERPRETED)
+        column += columns
+        in_next_row = column >= out_width
+        column -= tl.where(in_next_row, out_width, 0)
+        row += rows + in_next_row
+        in_next_image = row >= out_height
+        row -= tl.where(in_next_image, out_height, 0)
+        pixel += pixels + tl.where(in_next_row, width - out_width, 0)
+        pixel += tl.where(in_next_image, (height - out_height) * width, 0)
 
     rows = partial + split * partial_strides[0] + tap * partial_strides[1] + i * partial_strides[2]
     store_tile(rows, i < IN_CHANNELS, o, o < OUT_CHANNELS, total)
