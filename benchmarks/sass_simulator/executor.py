@@ -167,6 +167,8 @@ class Executor:
     # -- waiting
 
     def park(self, key: tuple[str, int], threads: Array, then: int) -> None:
+        if not threads.any():
+            return
         self.parked[key] = self.parked[key] | threads if key in self.parked else threads
         self.resume[threads] = then
 
@@ -383,5 +385,6 @@ def barrier_result(e: Executor, i: Instruction, group: Group) -> None:
         raise SimulationError(i, "a form that isn't known")
     threads = e.chosen(i, group)
     e.m.put_u32(i.operands[0])(e.vote_result[1], threads)
-    e.m.put_predicate(i.operands[1])(e.vote_result[0] != 0, threads)
+    for text in i.operands[1:]:
+        e.m.put_predicate(text)(e.vote_result[0] != 0, threads)
     e.go(i.index + 1, group.whole)

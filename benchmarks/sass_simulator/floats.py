@@ -234,17 +234,6 @@ def frnd(m: Machine, i: Instruction) -> Operation:
     return lambda mask, group: put(to_integer(a()), mask)
 
 
-@operation("F2F", modifiers=f"F64 F32 FTZ {ROUNDING}")
-def f2f(m: Machine, i: Instruction) -> Operation:
-    if i.modifiers[:2] == ("F64", "F32"):
-        put64, a = m.put_f64(i.operands[0]), m.f32(i, i.operands[1])
-        return lambda mask, group: put64(a().astype(F64), mask)
-    if i.modifiers[:2] == ("F32", "F64"):
-        put, b, finish = m.put_f32(i.operands[0]), m.f64(i, i.operands[1]), rounded(i)
-        return lambda mask, group: put(finish(b()), mask)
-    raise SimulationError(i, "a conversion that isn't known")
-
-
 def as_bf16(x: Any) -> Any:
     """float32 -> the upper 16 bits of the nearest bfloat16."""
     bits = np.asarray(x, F32).view(U32)
@@ -254,6 +243,23 @@ def as_bf16(x: Any) -> Any:
 
 def as_f16(x: Any) -> Any:
     return np.asarray(x, F32).astype(np.float16).view(np.uint16).astype(U32)
+
+
+NARROW = {"BF16": as_bf16, "F16": as_f16}
+
+
+@operation("F2F", modifiers=f"F64 F32 F16 BF16 FTZ {ROUNDING}")
+def f2f(m: Machine, i: Instruction) -> Operation:
+    if i.modifiers[:2] == ("F64", "F32"):
+        put64, a = m.put_f64(i.operands[0]), m.f32(i, i.operands[1])
+        return lambda mask, group: put64(a().astype(F64), mask)
+    if i.modifiers[:2] in (("F16", "F32"), ("BF16", "F32")):
+        put16, c, narrow = m.put_u32(i.operands[0]), m.f32(i, i.operands[1]), NARROW[i.modifiers[0]]
+        return lambda mask, group: put16(narrow(c()), mask)
+    if i.modifiers[:2] == ("F32", "F64"):
+        put, b, finish = m.put_f32(i.operands[0]), m.f64(i, i.operands[1]), rounded(i)
+        return lambda mask, group: put(finish(b()), mask)
+    raise SimulationError(i, "a conversion that isn't known")
 
 
 @operation("F2FP", modifiers="BF16 F16 F32 PACK_AB RZ TF32 RNA UNPACK_B")
@@ -269,7 +275,7 @@ def f2fp(m: Machine, i: Instruction) -> Operation:
         return tf32
     if "PACK_AB" not in i.modifiers or "RZ" in i.modifiers or len(values) != 2:
         raise SimulationError(i, "a conversion that isn't known")
-    narrow = as_bf16 if "BF16" in i.modifiers else as_f16
+    narrow = NARROW["BF16" if "BF16" in i.modifiers else "F16"]
     high, low = values
     return lambda mask, group: put(narrow(high()) << U32(16) | narrow(low()), mask)
 

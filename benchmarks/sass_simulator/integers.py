@@ -104,14 +104,8 @@ def imad(m: Machine, i: Instruction) -> Operation:
     factors = [(m.u32 if unsigned else m.s32)(i, t) for t in texts[:2]]
     addend = m.u64(i, texts[2])
     kind = U64 if unsigned else np.int64
-    put = m.put_u64(results[0]) if "WIDE" in i.modifiers else m.put_u32(results[0])
-    if "HI" in i.modifiers:
-
-        def high(mask: Mask, group: Group) -> None:
-            total = factors[0]().astype(kind) * factors[1]().astype(kind) + addend().view(kind)
-            put((total.view(U64) >> U64(32)).astype(U32), mask)
-
-        return high
+    wide = "WIDE" in i.modifiers
+    put = m.put_u64(results[0]) if wide else m.put_u32(results[0])
 
     def run(mask: Mask, group: Group) -> None:
         product = (factors[0]().astype(kind) * factors[1]().astype(kind)).view(U64)
@@ -121,7 +115,7 @@ def imad(m: Machine, i: Instruction) -> Operation:
             more = total + carry()
             carried = carried | (more < total)
             total = more
-        put(total, mask)
+        put(total if wide else (total >> U64(32)).astype(U32), mask)
         for put_carry in carries:
             put_carry(carried, mask)
 

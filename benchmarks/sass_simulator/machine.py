@@ -126,6 +126,13 @@ class Machine:
         put(0x37C if new else 0x28, int(self.kernel.local_bytes).to_bytes(4, "little"))  # R1 begins at the top
         put({8: 0x118, 9: 0x208}.get(self.kernel.arch // 10, 0x358), bytes(8))  # describes global memory: no effect
         put(at, self.parameters)
+        # Pointers to parameters are generic: a copy in global memory stands for them.
+        window = self.memory.place(bank)
+        if self.kernel.arch < 90:
+            put(0x18, (SHARED_WINDOW << 32).to_bytes(8, "little"))
+            put(0x40, window.to_bytes(8, "little"))
+        else:
+            put(0x348 if new else 0x198, (window + at).to_bytes(8, "little"))
         banks = {0: bank}
         for number, data in self.kernel.constants.items():
             banks[number] = np.frombuffer(data + bytes(16), np.uint8).copy()

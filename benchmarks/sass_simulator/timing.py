@@ -154,7 +154,7 @@ class Timed:
 
 
 class Warp:
-    __slots__ = ("boards", "code", "copies", "histories", "info", "infos", "length", "makers", "ready", "sums", "why", "at")
+    __slots__ = ("boards", "code", "at", "copies", "histories", "info", "infos", "length", "makers", "ready", "sums")
 
     def __init__(self, code: list[int], infos: list[Any]) -> None:
         self.code, self.infos, self.length = code, infos, len(code)
@@ -165,7 +165,6 @@ class Warp:
         self.histories: list[list[float]] = [[] for _ in range(6)]  # of LDGDEPBAR: when the copies until then are there
         self.sums: dict[int, float] = {}
         self.copies = 0.0
-        self.why = "barrier"
 
 
 def timed(instructions: list[Instruction], recording: Recording, rates: Rates, l2_rate: float, l1_bytes: int) -> Timed:
@@ -215,10 +214,8 @@ def timed(instructions: list[Instruction], recording: Recording, rates: Rates, l
             need, why = slots[scheduler], "issue slot"
         if need > now:
             heapq.heappush(queue, (need, number))
-            warp.why = why
+            waits[why, index] += need - now
             continue
-        if now > warp.ready:
-            waits[warp.why, index] += now - warp.ready
         slots[scheduler] = now + 1
         issued[index] += 1
         done = now + cost.latency
