@@ -1,11 +1,10 @@
-"""What memory instructions ask for: wavefronts of shared memory, sectors of global memory, from the lanes' addresses."""
+"""What memory instructions ask for, from the lanes' addresses: wavefronts of shared, sectors of global memory."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -65,7 +64,9 @@ def count_wavefronts(addresses: Array, active: Array, width: int) -> list[int]:
     """addresses: [warps, 32], multiples of the width."""
     words = np.where(active, addresses // 4, -1)
     per_lane = max(width // 4, 1)
-    words = np.where(words[..., None] >= 0, words[..., None] + np.arange(per_lane), -1)  # [warps, 32, words of a lane]
+    words = np.where(
+        words[..., None] >= 0, words[..., None] + np.arange(per_lane), -1
+    )  # [warps, 32, words of a lane]
     turns = busiest_bank(words.reshape(len(words), per_lane, -1)).sum(1)  # a part of the lanes: 32 words
     together = busiest_bank(words.reshape(len(words), 1, -1))[:, 0]
     return np.where(together == 1, 1, turns).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 PARAM_CBANK, FRAME_SIZE, REGISTERS = 0x0A, 0x11, 0x2F  # attributes in .nv.info (EIATTR_...)
@@ -29,11 +30,14 @@ class Elf:
         headers = [struct.unpack_from("<IIQQQQII", content, offset + n * size) for n in range(count)]
         names = content[headers[names_at][4] :]
         self.list = [
-            Section(_text(names, h[0]), h[1], h[5], b"" if h[1] == NO_BITS else content[h[4] : h[4] + h[5]], h[6])
+            Section(
+                _text(names, h[0]), h[1], h[5], b"" if h[1] == NO_BITS else content[h[4] : h[4] + h[5]], h[6]
+            )
             for h in headers
         ]
         self.sections = {section.name: section for section in self.list}
 
+    @cached_property
     def symbols(self) -> list[str]:
         """Names, at their index."""
         table = self.sections[".symtab"]
@@ -47,7 +51,7 @@ class Elf:
         """An attribute of a kernel, without the index of its symbol."""
         for name in (f".nv.info.{kernel}", ".nv.info"):
             for code, value in _attributes(self.sections[name].data):
-                of_kernel = name != ".nv.info" or self.symbols()[int.from_bytes(value[:4], "little")] == kernel
+                of_kernel = name != ".nv.info" or self.symbols[int.from_bytes(value[:4], "little")] == kernel
                 if code == wanted and of_kernel:
                     return value[4:]
         raise ValueError(f"{kernel} has no attribute {wanted:#x} in its .nv.info")

@@ -61,7 +61,9 @@ class Executor:
         self.alive = np.ones(machine.threads, np.bool_)
         self.parked: dict[tuple[str, int], Array] = {}  # (kind, number of the barrier) -> which threads
         self.resume = np.zeros(machine.threads, np.int64)  # where parked threads go on
-        self.members = {("BSYNC", n): np.zeros(machine.threads, np.bool_) for n in range(16)}  # who will meet there
+        self.members = {
+            ("BSYNC", n): np.zeros(machine.threads, np.bool_) for n in range(16)
+        }  # who will meet there
         self.meetings: dict[int, Meeting] = {}
         self.arrived: dict[int, Array] = {}
         self.counted: set[int] = set()  # barriers for a certain number of threads

@@ -282,6 +282,7 @@ def f2fp(m: Machine, i: Instruction) -> Operation:
 
 # -- two float16 numbers in a register
 
+
 @operation("HADD2", "HMUL2", "HFMA2", modifiers="F32 MMA")
 def half2(m: Machine, i: Instruction) -> Operation:
     """HADD2.F32: a float16 number as float32. The others: two numbers at once."""
@@ -308,6 +309,7 @@ def _is_register(text: str) -> bool:
 
 
 # -- float64
+
 
 def fused(a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once: the product's error is known exactly (Dekker 1971), and so is the sum's (Knuth)."""

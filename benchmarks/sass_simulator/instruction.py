@@ -49,7 +49,7 @@ class Instruction:
         text = re.sub(r"\.reuse|\bdesc\[UR\d+\]|gdesc\[UR\d+\]", "", self._parts[2]).replace("] [", "][")
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
-    @cached_property
+    @property
     def split(self) -> tuple[list[str], list[str]]:
         """Operands that it writes, and those that it reads: predicates next to the first result are results."""
         operands = list(self.operands)

@@ -446,6 +446,3 @@ def cs2r(m: Machine, i: Instruction) -> Operation:
     zero = np.zeros(1 if "32" in i.modifiers else 2, U32)[:, None]
     put = m.put_words(i.operands[0])
     return lambda mask, group: put(zero, mask)
-
-
-

@@ -70,7 +70,7 @@ class Kernel:
         if len(fitting) != 1:
             raise ValueError(f"{part_of_name} is part of {len(fitting)} names of {file.kernels()}")
         (name,) = fitting
-        command = [needed("nvdisasm"), "-hex", "-gi", "-c", "-fun", str(file.symbols().index(name)), str(cubin)]
+        command = [needed("nvdisasm"), "-hex", "-gi", "-c", "-fun", str(file.symbols.index(name)), str(cubin)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         arch = re.search(r"\.target\s+sm_(\d+)", text)
         assert arch is not None

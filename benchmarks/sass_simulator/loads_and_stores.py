@@ -339,7 +339,14 @@ def ldc(m: Machine, i: Instruction) -> Operation:
 
 # -- atomics
 
-KINDS: dict[str, Any] = {"S32": np.int32, "U64": U64, "64": U64, "S64": np.int64, "F32": np.float32, "F64": np.float64}
+KINDS: dict[str, Any] = {
+    "S32": np.int32,
+    "U64": U64,
+    "64": U64,
+    "S64": np.int64,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 ATOMICS: dict[str, Callable[[Any, Any], Any]] = {
     "ADD": lambda a, b: a + b,
     "MIN": min,
@@ -387,4 +394,3 @@ def atomic(m: Machine, i: Instruction) -> Operation:
         return access
 
     return run
-

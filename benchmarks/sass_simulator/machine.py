@@ -37,7 +37,9 @@ class Memory:
 
     def __init__(self) -> None:
         self.bytes: NDArray[np.uint8] = np.zeros(self.MARGIN, np.uint8)
-        self.owned: NDArray[np.bool_] = np.zeros(self.MARGIN, np.bool_)  # of each 4 bytes, whether they are somebody's
+        self.owned: NDArray[np.bool_] = np.zeros(
+            self.MARGIN, np.bool_
+        )  # of each 4 bytes, whether they are somebody's
 
     def place(self, content: bytes | int | Array) -> int:
         """Puts bytes, an array or that many zeros at an address that is a multiple of 512."""
@@ -52,7 +54,9 @@ class Memory:
         self.bytes = np.concatenate([self.bytes, np.zeros(padded, np.uint8)])
         self.bytes[at : at + data.size] = data
         if self.owned.size * 4 < self.bytes.size:
-            self.owned = np.concatenate([self.owned, np.zeros(self.bytes.size // 4 - self.owned.size, np.bool_)])
+            self.owned = np.concatenate(
+                [self.owned, np.zeros(self.bytes.size // 4 - self.owned.size, np.bool_)]
+            )
         self.owned[at // 4 : (at + data.size + 3) // 4] = True
         return GLOBAL_BASE + at
 
@@ -87,7 +91,9 @@ class Machine:
     shape: tuple[int, int, int]  # of the block: threads in x, y, z
     parameters: bytes
     shared_size: int  # bytes
-    infos: list[list[Any]] = field(default_factory=list)  # per warp: what memory instructions asked for, in order
+    infos: list[list[Any]] = field(
+        default_factory=list
+    )  # per warp: what memory instructions asked for, in order
 
     def __post_init__(self) -> None:
         if self.threads % LANES or int(np.prod(self.shape)) != self.threads:
@@ -124,7 +130,9 @@ class Machine:
         put(0x360 if new else 0x0, shape)
         put(0x370 if new else 0xC, blocks)
         put(0x37C if new else 0x28, int(self.kernel.local_bytes).to_bytes(4, "little"))  # R1 begins at the top
-        put({8: 0x118, 9: 0x208}.get(self.kernel.arch // 10, 0x358), bytes(8))  # describes global memory: no effect
+        put(
+            {8: 0x118, 9: 0x208}.get(self.kernel.arch // 10, 0x358), bytes(8)
+        )  # describes global memory: no effect
         put(at, self.parameters)
         # Pointers to parameters are generic: a copy in global memory stands for them.
         window = self.memory.place(bank)

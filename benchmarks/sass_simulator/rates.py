@@ -13,9 +13,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-SCHEDULERS = 4  # of a multiprocessor, each with one instruction a cycle; a warp belongs to scheduler warp % 4 [guide]
+SCHEDULERS = (
+    4  # of a multiprocessor, each with one instruction a cycle; a warp belongs to scheduler warp % 4 [guide]
+)
 TAKEN_BRANCH = 8  # cycles more until a warp issues from elsewhere [assumed]
 OPERANDS_READ = 12  # cycles until a memory instruction has read its registers [assumed]
+
+
+# Cycles from issue to result, if nothing is in the way [hopper] for shared memory, L1 and tensor units, else [assumed].
+LATENCY: dict[str, int] = {
+    "shared": 33, "l1": 38, "tensor": 33, "special": 25, "constant": 30, "barrier": 30, "shuffle": 25, "uniform": 12,
+    "store": 20, "store shared": 10, "atomic shared": 64, "double": 20, "other": 20,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,6 @@ class Rates:
         return cycles / self.clock / 1e6
 
 
-# Cycles from issue to result, if nothing is in the way [hopper] for shared memory, L1 and tensor units, else [assumed].
-LATENCY = {
-    "shared": 33, "l1": 38, "tensor": 33, "special": 25, "constant": 30, "barrier": 30, "shuffle": 25, "uniform": 12,
-    "store": 20, "store shared": 10, "atomic shared": 64, "double": 20, "other": 20,
-}  # fmt: skip
-
 # Cycles that an instruction of a warp takes a scheduler's pipe: 32 lanes over what the pipe does a cycle [guide]:
 # 64 integer or logical results a multiprocessor, 16 special functions and conversions.
 PIPES = {"integer": 2, "special": 8, "half": 1}
@@ -52,7 +55,7 @@ RATES = {
     # cycles; 8 is what a multiprocessor of A100 takes, and what the model assumes until it is measured.
     "90a": Rates("H100 SXM", 1.755, 132, 64, 37, 265, 3.0e12, 256 << 10, tensor=8, double=2),
     # 1.41 GHz, 108, 1.555e12 (40 GB), 192 KB, m16n8k16 in 8 cycles (1,024 FMA) [vendor]; 200 cycles of latency
-    # measured by Citadel's method on A100 [hopper]; 64 bytes [vendor]; all together 5,120 bytes a cycle over 108 [vendor]
+    # measured on A100 [hopper]; 64 bytes, and 5,120 a cycle over all 108 [vendor]
     "80": Rates("A100", 1.41, 108, 64, 47, 200, 1.555e12, 192 << 10, tensor=8, double=4, single=2),
     # 1.85 GHz, 148, 8e12 [vendor]; L2 and tensor as H100 [assumed]
     "100": Rates("B200", 1.85, 148, 64, 37, 265, 8.0e12, 256 << 10, tensor=8, double=2),

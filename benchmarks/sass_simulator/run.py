@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from sass_simulator.executor import Executor, Recording
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
@@ -14,12 +15,15 @@ from sass_simulator.rates import Rates
 from sass_simulator.timing import Timed, timed
 
 
-def pack(*parameters: Any) -> bytes:
-    """A kernel's parameters as it gets them: int as 8 bytes (addresses), bytes as they are, numpy numbers by their
-    size; each aligned to its size."""
+def pack(*parameters: int | bytes | np.generic) -> bytes:
+    """A kernel's parameters as it gets them: int as 8 bytes (addresses), bytes as they are (structs, aligned to 8),
+    numpy numbers by their size."""
     result = b""
     for value in parameters:
-        data = value if isinstance(value, bytes) else struct.pack("<q", value) if type(value) is int else value.tobytes()
+        if isinstance(value, int):
+            data = struct.pack("<q", value)
+        else:
+            data = value if isinstance(value, bytes) else value.tobytes()
         alignment = 8 if isinstance(value, bytes) else len(data)
         result += bytes(-len(result) % alignment) + data
     return result
@@ -47,12 +51,12 @@ class Run:
         return sum(self.timed.issued.values())
 
     @property
-    def waits(self) -> Counter[str]:
+    def waits(self) -> dict[str, float]:
         """Cycles that warps waited, all warps together, by reason."""
-        result: Counter[str] = Counter()
+        result: dict[str, float] = defaultdict(float)
         for (reason, _), cycles in self.timed.waits.items():
             result[reason] += cycles
-        return result
+        return dict(result)
 
     def executed(self, names: set[str]) -> int:
         """How often warps executed instructions of these names."""

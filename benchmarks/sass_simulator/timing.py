@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,9 @@ UNCACHED = {"NA", "STRONG", "BYPASS"}
 class Cost:
     """What the model needs of one instruction of the code."""
 
-    kind: str  # "shared", "global", "copy" (from global to shared), "barrier", "wait", "mark", "depends", "plain"
+    kind: (
+        str  # "shared", "global", "copy" (from global to shared), "barrier", "wait", "mark", "depends", "plain"
+    )
     stall: int
     awaited: tuple[int, ...]
     written_board: int
@@ -64,7 +66,13 @@ class Cost:
 
 def cost_of(i: Instruction, rates: Rates) -> Cost:
     latency = rates.latency
-    kind, pipe, interval, delay, source = "plain", "integer", float(PIPES["integer"]), latency["other"], "other results"
+    kind, pipe, interval, delay, source = (
+        "plain",
+        "integer",
+        float(PIPES["integer"]),
+        latency["other"],
+        "other results",
+    )
     name = i.name
     extra: dict[str, Any] = {}
     if name == "HMMA":
@@ -99,7 +107,12 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
     elif name in NO_PIPE:
         pipe = ""
     elif name in SPECIAL or "SPECIAL" in i.modifiers:
-        pipe, interval, delay, source = "special", float(PIPES["special"]), latency["special"], "special functions"
+        pipe, interval, delay, source = (
+            "special",
+            float(PIPES["special"]),
+            latency["special"],
+            "special functions",
+        )
     elif name in DOUBLE:
         pipe, interval, delay, source = "double", float(rates.double), latency["double"], "float64"
     elif name in HALF:
@@ -109,7 +122,10 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
     elif name in CONSTANT:
         pipe, delay, source = "", latency["constant"], "constants"
     elif name in BEFORE_LANES:
-        pipe, delay = "", latency["uniform"] if name in ("R2UR", "VOTEU", "REDUX", "CREDUX") else latency["special"]
+        pipe, delay = (
+            "",
+            latency["uniform"] if name in ("R2UR", "VOTEU", "REDUX", "CREDUX") else latency["special"],
+        )
     elif name == "IMAD":
         pipe = "multiply"  # beside the integers' pipe
     return Cost(kind, i.stall, i.awaited_boards, i.written_board, i.read_board, delay, pipe, interval, source=source,
@@ -145,7 +161,7 @@ class Timed:
 
     cycles: float
     busy: dict[str, float]
-    waits: Counter[tuple[str, int]]
+    waits: dict[tuple[str, int], float]
     issued: Counter[int]
     marks: list[list[float]]  # per warp: when it executed each PMTRIG (pmevent)
     ends: list[float]
@@ -154,7 +170,19 @@ class Timed:
 
 
 class Warp:
-    __slots__ = ("boards", "code", "at", "copies", "histories", "info", "infos", "length", "makers", "ready", "sums")
+    __slots__ = (
+        "boards",
+        "code",
+        "at",
+        "copies",
+        "histories",
+        "info",
+        "infos",
+        "length",
+        "makers",
+        "ready",
+        "sums",
+    )
 
     def __init__(self, code: list[int], infos: list[Any]) -> None:
         self.code, self.infos, self.length = code, infos, len(code)
@@ -162,12 +190,16 @@ class Warp:
         self.ready = 0.0  # when it may issue, but for what is checked at the issue
         self.boards = [0.0] * 6
         self.makers = ["other results"] * 6  # what the scoreboards stand for
-        self.histories: list[list[float]] = [[] for _ in range(6)]  # of LDGDEPBAR: when the copies until then are there
+        self.histories: list[list[float]] = [
+            [] for _ in range(6)
+        ]  # of LDGDEPBAR: when the copies until then are there
         self.sums: dict[int, float] = {}
         self.copies = 0.0
 
 
-def timed(instructions: list[Instruction], recording: Recording, rates: Rates, l2_rate: float, l1_bytes: int) -> Timed:
+def timed(
+    instructions: list[Instruction], recording: Recording, rates: Rates, l2_rate: float, l1_bytes: int
+) -> Timed:
     used = set().union(*(set(code) for code in recording.code))
     costs = {index: cost_of(instructions[index], rates) for index in used}
     warps = [Warp(code, infos) for code, infos in zip(recording.code, recording.infos, strict=True)]
@@ -178,8 +210,8 @@ def timed(instructions: list[Instruction], recording: Recording, rates: Rates, l
     ]
     cache = L1(l1_bytes)
     shared = l2 = 0.0  # when the pipe, the port are free
-    busy: Counter[str] = Counter()
-    waits: Counter[tuple[str, int]] = Counter()
+    busy: dict[str, float] = defaultdict(float)
+    waits: dict[tuple[str, int], float] = defaultdict(float)
     issued: Counter[int] = Counter()
     marks: list[list[float]] = [[] for _ in warps]
     ends = [0.0] * len(warps)

@@ -97,7 +97,9 @@ def match(m: Machine, i: Instruction) -> Operation:
     return run
 
 
-REDUCTIONS: dict[str, tuple[Callable[..., Any], int]] = {  # with what inactive lanes count as, of unsigned numbers
+REDUCTIONS: dict[
+    str, tuple[Callable[..., Any], int]
+] = {  # with what inactive lanes count as, of unsigned numbers
     "SUM": (np.sum, 0),
     "OR": (np.bitwise_or.reduce, 0),
     "XOR": (np.bitwise_xor.reduce, 0),

@@ -161,6 +161,7 @@ extern "C" __global__ void pointers(int* data, int* out, int which) {
   for (int j = 0; j < 40; j++) many[j] = either[(i + j) % 256];
   int x = 0;
   for (int j = 0; j < 40; j++) x = x * 3 + many[(j * i + which) % 40];
+  __syncthreads();
   either[i] = x;
   __syncthreads();
   out[i] = own[i] + data[i] + __syncthreads_count(x > 0);

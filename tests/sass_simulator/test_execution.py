@@ -72,7 +72,9 @@ def test_a_product_of_tf32(run):
     out = m.place(512)
     run("tf32", m, m.place(a), m.place(b), out, threads=32)
     cut = [(v.view(np.uint32) & 0xFFFFE000).view(np.float32) for v in (a, b)]
-    np.testing.assert_allclose(m.read(out, 128, np.float32).reshape(16, 8), cut[0] @ cut[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        m.read(out, 128, np.float32).reshape(16, 8), cut[0] @ cut[1], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_draws_by_shuffles_votes_and_float64(run):
@@ -133,7 +135,9 @@ def integer_results(a: int, b: int, i: int) -> list[int]:
     first_bit = (b & -b).bit_length()
     reverse = int(f"{unsigned_a & 0xFF:032b}"[::-1], 2) >> 8
     rotated = (unsigned_b << 32 | unsigned_a) << i % 32 >> 32 & 0xFFFFFFFF
-    picked = unsigned_a >> 8 & 255 | unsigned_a >> 24 << 8 | (unsigned_b >> 8 & 255) << 16 | unsigned_b >> 24 << 24
+    picked = (
+        unsigned_a >> 8 & 255 | unsigned_a >> 24 << 8 | (unsigned_b >> 8 & 255) << 16 | unsigned_b >> 24 << 24
+    )
     bits = bin(unsigned_a).count("1") | 32 - unsigned_b.bit_length() << 8 | reverse | first_bit << 24
     return [
         quotient(a, b | 1),
@@ -201,7 +205,9 @@ def test_floating_point(run):
 
 def test_asynchronous_copies_and_matrices_from_shared_memory(run):
     m, rounds = Memory(), 3
-    data = random().integers(0, 2**16, (rounds, 8, 4, 8, 8)).astype(np.uint16)  # [..., warp, matrix, row, column]
+    data = (
+        random().integers(0, 2**16, (rounds, 8, 4, 8, 8)).astype(np.uint16)
+    )  # [..., warp, matrix, row, column]
     out = m.place(data.nbytes)
     run("copies", m, m.place(data), out, np.int32(rounds))
     swapped = data[:, [1, 0, 3, 2, 5, 4, 7, 6]].swapaxes(3, 4)  # a lane gets four registers, one of each matrix
