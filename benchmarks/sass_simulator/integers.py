@@ -49,7 +49,7 @@ def wide_term(machine: Machine, i: Instruction, text: str) -> Fetch:
 def iadd3(m: Machine, i: Instruction) -> Operation:
     results, sources = i.split
     if "64" in i.modifiers:
-        if len(results) > 1 or any(PREDICATE.match(s) for s in sources):
+        if any(not r.endswith("T") for r in results[1:]) or any(PREDICATE.match(s) for s in sources):
             raise SimulationError(i, "64 bits with carries")
         put64, terms = m.put_u64(results[0]), [m.u64(i, s) for s in sources]
         return lambda mask, group: put64(sum((t() for t in terms[1:]), terms[0]()), mask)

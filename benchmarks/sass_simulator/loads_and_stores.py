@@ -238,26 +238,24 @@ def store(m: Machine, i: Instruction) -> Operation:
 
 @operation("LDGSTS", modifiers=f"{CACHING} {SIZE_NAMES}")
 def ldgsts(m: Machine, i: Instruction) -> Operation:
-    """cp.async. Of ZFILL (less is read than written): not known."""
+    """cp.async; where its own predicate is false (fewer bytes are read than written: none), it writes zeros."""
     if "ZFILL" in i.modifiers:
-        raise SimulationError(i, "a copy that fills up with zeros")
+        raise SimulationError(i, "a copy of a number of bytes that only the register says")
     to_space, from_space = Shared(m, i, size_of(i)), Global(m, i, size_of(i))
     to, source = address(m, i, i.operands[0]), address(m, i, i.operands[1])
-    only = [m.predicate(t) for t in i.operands[2:]]
+    there = m.predicate(i.operands[2] if len(i.operands) > 2 else "PT")
 
     def run(mask: Mask, group: Group) -> list[Access]:
         active = group.whole if mask is None else mask
-        for predicate in only:
-            active = active & predicate()
+        read = active & there()
         targets, sources = to(), source()
-        to_space.store(targets[active], from_space.load(sources[active]))
-        a, b = to_space.access(targets, active), from_space.access(sources, active)
+        values = np.zeros((to_space.size // 4, m.threads), U32)
+        values[:, read] = from_space.load(sources[read])
+        to_space.store(targets[active], values[:, active])
+        a, b = to_space.access(targets, active), from_space.access(sources, read)
         return [Access(x.wavefronts, y.sectors) for x, y in zip(a, b, strict=True)]
 
     return run
-
-
-ROWS = "1 2 4 16 M88 MT88 T TRANS"
 
 
 def matrices(i: Instruction) -> tuple[int, bool]:
