@@ -26,6 +26,8 @@ NOTHING = Access()
 class Patterns:
     """Counts, remembered: most instructions repeat the pattern of addresses that they had before."""
 
+    MOST = 20_000  # then they are forgotten
+
     def __init__(self) -> None:
         self._wavefronts: dict[tuple[Any, ...], list[int]] = {}
         self._sectors: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
@@ -39,6 +41,8 @@ class Patterns:
         relative = (addresses.reshape(-1, LANES) - first[:, None]) * active.reshape(-1, LANES)
         key = (relative.tobytes(), active.tobytes(), width)
         if key not in self._wavefronts:
+            if len(self._wavefronts) == self.MOST:
+                self._wavefronts.clear()
             self._wavefronts[key] = count_wavefronts(relative, active.reshape(-1, LANES), width)
         return self._wavefronts[key]
 
@@ -49,6 +53,8 @@ class Patterns:
         relative = np.where(on, by_warp - origin[:, None] * SECTOR, 0)
         key = (relative.tobytes(), active.tobytes(), width)
         if key not in self._sectors:
+            if len(self._sectors) == self.MOST:
+                self._sectors.clear()
             last = relative + width - 1
             self._sectors[key] = [
                 tuple(sorted(set((r[o] // SECTOR).tolist()) | set((e[o] // SECTOR).tolist())))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sass_simulator.accesses import Access, busiest_bank
+from sass_simulator.accesses import SECTOR, Access, busiest_bank
 from sass_simulator.instruction import PREDICATE, Instruction
 from sass_simulator.machine import (
     GLOBAL_BASE,
@@ -98,7 +98,12 @@ class Space:
         if bad.any():
             raise SimulationError(self.i, f"address {int(addresses[bad][0]):#x} is misaligned or nobody's")
 
+    def located(self, everyone: Array, active: Array) -> Array:
+        """Addresses of active threads."""
+        return everyone[active]
+
     def place(self, addresses: Array) -> Array:
+        """Where they lie in data()."""
         raise NotImplementedError
 
     def data(self) -> Array:
@@ -142,21 +147,29 @@ class Global(Space):
 
 
 class Local(Space):
-    """Each thread's own; neighbouring threads' words lie side by side, so that a warp's access is 128 bytes."""
+    """Each thread's own. A word of all threads lies side by side, so that a warp's access to it is 128 bytes."""
 
     def data(self) -> Array:
         return self.m.local.reshape(-1)
 
-    def place(self, addresses: Array) -> Array:
+    def located(self, everyone: Array, active: Array) -> Array:
         per_thread = self.m.local.shape[1]
-        self.check((addresses < 0) | (addresses + self.size > per_thread), addresses)
-        return addresses + np.flatnonzero(self.active) * per_thread
+        outside = (everyone < 0) | (everyone + self.size > per_thread) | (everyone % self.size != 0)
+        self.check(outside & active, everyone)
+        return (everyone + np.arange(self.m.threads) * per_thread)[active]
+
+    def place(self, addresses: Array) -> Array:
+        return addresses
 
     def access(self, addresses: Array, active: Array) -> list[Access]:
-        self.active = active
         threads = np.arange(self.m.threads)
-        spread = -(1 << 40) + (addresses // 4 * self.m.threads + threads) * 4  # apart from global memory
-        return [Access(sectors=s) for s in self.m.patterns.sectors(spread, active, 4 * max(self.size // 4, 1))]
+        interleaved = (addresses // 4 * self.m.threads + threads) * 4 - (1 << 40)  # apart from global memory
+        sectors = self.m.patterns.sectors(interleaved, active, 4)
+        more = self.m.threads * 4 // SECTOR  # from a word of all threads to the next
+        words = range(max(self.size // 4, 1))
+        return [
+            Access(sectors=tuple(s + word * more for word in words for s in of_warp)) for of_warp in sectors
+        ]
 
 
 class Generic(Space):
@@ -198,7 +211,7 @@ def asked(space: Space, fetch: Fetch, mask: Mask, group: Group) -> tuple[Array, 
     """(threads, their addresses, each warp's access)."""
     active = group.whole if mask is None else mask
     everyone = fetch()
-    return active, everyone[active], space.access(everyone, active)
+    return active, space.located(everyone, active), space.access(everyone, active)
 
 
 @operation("LDS", "LDG", "LD", "LDL", modifiers=f"{CACHING} {SIZE_NAMES} U")
@@ -271,7 +284,7 @@ def row_addresses(everyone: Array, count: int) -> Array:
     return everyone.reshape(-1, LANES)[:, : count * 8].reshape(-1, count, 8)
 
 
-def row_access(m: Machine, rows: Array, group: Group) -> list[Access]:
+def row_access(rows: Array) -> list[Access]:
     """Each matrix is 128 bytes, and takes a turn or more."""
     words = rows[..., None] // 4 + np.arange(4)
     turns = busiest_bank(words.reshape(*rows.shape[:2], 32)).sum(1).tolist()
@@ -292,7 +305,7 @@ def ldsm(m: Machine, i: Instruction) -> Operation:
             tiles = tiles.swapaxes(2, 3)
         values = np.ascontiguousarray(tiles).view(U32).reshape(m.warps, count, LANES)
         put(values.swapaxes(0, 1).reshape(count, -1), mask)
-        return row_access(m, rows, group)
+        return row_access(rows)
 
     return run
 
@@ -312,7 +325,7 @@ def stsm(m: Machine, i: Instruction) -> Operation:
             tiles = tiles.swapaxes(2, 3)
         lines = np.ascontiguousarray(tiles[active]).view(U32).reshape(-1, 4)
         scatter(m.shared, space.place(rows[active].reshape(-1)), lines.T, 16)
-        return row_access(m, rows, group)
+        return row_access(rows)
 
     return run
 

@@ -5,6 +5,7 @@ Sources:
   [guide]  CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions" (results per cycle and
            multiprocessor, by compute capability) and "Technical Specifications"
   [hopper] Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking"
+  [ampere] Abdelkhalik et al. 2022, "Demystifying the Nvidia Ampere Architecture through Microbenchmarking"
   [vendor] NVIDIA's data sheets and white papers of the GPU
   [assumed] no published figure is known to us: taken from the nearest architecture
 """
@@ -51,16 +52,16 @@ class Rates:
 PIPES = {"integer": 2, "special": 8, "half": 1}
 
 RATES = {
-    # 1.755 GHz, 64 and 37 bytes, 265 cycles, 3.0 TB/s [model]; mma.sync at 62 % of wgmma's peak [hopper] would be 6.5
-    # cycles; 8 is what a multiprocessor of A100 takes, and what the model assumes until it is measured.
+    # 1.755 GHz, 64 and 37 bytes, 265 cycles, 3.0 TB/s [model]. A product of m16n8k16 takes 4 cycles at wgmma's peak, and
+    # mma.sync reaches 62 % of that [hopper]: 6.5; 8, as on A100, is what the model assumes until it is measured.
     "90a": Rates("H100 SXM", 1.755, 132, 64, 37, 265, 3.0e12, 256 << 10, tensor=8, double=2),
-    # 1.41 GHz, 108, 1.555e12 (40 GB), 192 KB, m16n8k16 in 8 cycles (1,024 FMA) [vendor]; 200 cycles of latency
-    # measured on A100 [hopper]; 64 bytes, and 5,120 a cycle over all 108 [vendor]
+    # 1.41 GHz, 108, 1.555 TB/s (40 GB), 192 KB, 1,024 multiply-adds a cycle and multiprocessor; 64 bytes, and 5,120 for
+    # all together [vendor]; 200 cycles [ampere]; half as many float32 and float64 results as H100 [guide]
     "80": Rates("A100", 1.41, 108, 64, 47, 200, 1.555e12, 192 << 10, tensor=8, double=4, single=2),
-    # 1.85 GHz, 148, 8e12 [vendor]; L2 and tensor as H100 [assumed]
+    # 148, 8 TB/s [vendor]; its clock, L2 and mma.sync (its peak is tcgen05's) [assumed]
     "100": Rates("B200", 1.85, 148, 64, 37, 265, 8.0e12, 256 << 10, tensor=8, double=2),
-    # 2.41 GHz, 170, 1.79e12, 128 KB [vendor]; a quarter of the tensor rate (512 FMA with float32 sums: 16 cycles)
-    # [vendor]; L2 as H100 [assumed]; 2 results of float64 a cycle [guide]
-    "120": Rates("RTX 5090", 2.41, 170, 64, 37, 265, 1.79e12, 128 << 10, tensor=16, double=64),
+    # 2.41 GHz, 170, 1.79 TB/s, 128 KB, 209.5 TFLOPS of 16 bits with float32 sums: 256 multiply-adds a cycle and
+    # multiprocessor [vendor]; 2 float64 results a cycle and multiprocessor [guide]; L2 [assumed]
+    "120": Rates("RTX 5090", 2.41, 170, 64, 37, 265, 1.79e12, 128 << 10, tensor=32, double=64),
 }
 RATES["90"] = replace(RATES["90a"])
