@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-SCHEDULERS = (
-    4  # of a multiprocessor, each with one instruction a cycle; a warp belongs to scheduler warp % 4 [guide]
-)
+# Of a multiprocessor, each issuing one instruction a cycle; a warp belongs to scheduler warp % 4 [guide].
+SCHEDULERS = 4
 TAKEN_BRANCH = 8  # cycles more until a warp issues from elsewhere [assumed]
 OPERANDS_READ = 12  # cycles until a memory instruction has read its registers [assumed]
 
@@ -52,8 +51,8 @@ class Rates:
 PIPES = {"integer": 2, "special": 8, "half": 1}
 
 RATES = {
-    # 1.755 GHz, 64 and 37 bytes, 265 cycles, 3.0 TB/s [model]. A product of m16n8k16 takes 4 cycles at wgmma's peak, and
-    # mma.sync reaches 62 % of that [hopper]: 6.5; 8, as on A100, is what the model assumes until it is measured.
+    # 1.755 GHz, 64 and 37 bytes, 265 cycles, 3.0 TB/s [model]. A product of m16n8k16 takes 4 cycles at wgmma's peak;
+    # mma.sync reaches 62 % of that [hopper]: 6.5. 8, as on A100, is what the model assumes until it is measured.
     "90a": Rates("H100 SXM", 1.755, 132, 64, 37, 265, 3.0e12, 256 << 10, tensor=8, double=2),
     # 1.41 GHz, 108, 1.555 TB/s (40 GB), 192 KB, 1,024 multiply-adds a cycle and multiprocessor; 64 bytes, and 5,120 for
     # all together [vendor]; 200 cycles [ampere]; half as many float32 and float64 results as H100 [guide]

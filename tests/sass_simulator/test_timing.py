@@ -66,6 +66,14 @@ def test_a_layer_takes_at_least_what_its_busiest_part_takes(cubin):
     assert 512 <= per_layer(cubin, "none") < 900
 
 
+def test_a_product_waits_for_the_sums_of_the_one_before(cubin):
+    """With a port so wide that it does not matter: a record, values, a chain of products, some 40 cycles for what
+    becomes of the sums, a barrier."""
+    products = FRAGMENTS * H100.latency["tensor"]
+    least = 2 * H100.latency["shared"] + products + 40 + H100.latency["barrier"]
+    assert least <= per_layer(cubin, "none", 4096.0) < 1.15 * least
+
+
 def test_a_slower_port_takes_longer(cubin):
     few, many = (run_layers(cubin, "none", count, l2_rate=16) for count in (4, 12))
     least = WARPS * FRAGMENTS * 512 / 16
