@@ -17,6 +17,6 @@ TMA and mbarriers. An instruction that it does not know is an error.
 from sass_simulator.kernel import Kernel, compiled
 from sass_simulator.machine import Memory
 from sass_simulator.rates import RATES, Rates
-from sass_simulator.run import Run, pack, simulate
+from sass_simulator.run import Run, pack, simulate, unknown_instructions
 
-__all__ = ["RATES", "Kernel", "Memory", "Rates", "Run", "compiled", "pack", "simulate"]
+__all__ = ["RATES", "Kernel", "Memory", "Rates", "Run", "compiled", "pack", "simulate", "unknown_instructions"]

@@ -99,7 +99,7 @@ class Executor:
                 CONTROL[i.name](self, i, group)
                 return at + 1 - first
             if at not in self._prepared:
-                self._prepared[at] = self._prepare(i)
+                self._prepared[at] = self.prepare(i)
             self._prepared[at](group)
         self._record(group, first, until)
         self.go(until, group.whole)
@@ -109,7 +109,7 @@ class Executor:
         for warp in group.warps:
             self.code[warp].extend(range(first, end))
 
-    def _prepare(self, i: Instruction) -> Callable[[Group], None]:
+    def prepare(self, i: Instruction) -> Callable[[Group], None]:
         """An instruction that does not decide where threads go, with its predicate."""
         if i.name in IGNORED:
             return lambda group: None
@@ -137,6 +137,17 @@ class Executor:
                 infos[warp].append(accesses[warp])
 
         return guarded
+
+    def unknown(self) -> list[str]:
+        """Instructions of the whole kernel that the simulator does not know, each with the reason."""
+        found = []
+        for i in self.instructions:
+            try:
+                if i.name not in CONTROL:
+                    self.prepare(i)
+            except SimulationError as error:
+                found.append(str(error))
+        return found
 
     # -- where threads go
 

@@ -107,6 +107,12 @@ class Run:
         return "\n".join(text)
 
 
+def unknown_instructions(kernel: Kernel) -> list[str]:
+    """Those that the simulator does not know, with their places: an error once a simulation comes there."""
+    machine = Machine(kernel, Memory(), 32, (0, 0, 0), (1, 1, 1), (32, 1, 1), bytes(kernel.parameter_bytes), 16)
+    return Executor(machine).unknown()
+
+
 def simulate(
     kernel: Kernel,
     parameters: bytes,

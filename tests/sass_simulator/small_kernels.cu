@@ -136,6 +136,7 @@ extern "C" __global__ void copies(const uint4* in, uint4* out, int rounds) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(row));
     out[round * 256 + threadIdx.x] = v;
+    asm volatile("pmevent 0;");
     __syncthreads();
   }
 }

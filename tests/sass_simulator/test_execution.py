@@ -209,7 +209,8 @@ def test_asynchronous_copies_and_matrices_from_shared_memory(run):
         random().integers(0, 2**16, (rounds, 8, 4, 8, 8)).astype(np.uint16)
     )  # [..., warp, matrix, row, column]
     out = m.place(data.nbytes)
-    run("copies", m, m.place(data), out, np.int32(rounds))
+    marks = run("copies", m, m.place(data), out, np.int32(rounds)).marks(7)
+    assert len(marks) == rounds and sorted(marks) == marks
     data.reshape(rounds, 256, 8)[:, ::5] = 0
     swapped = data[:, [1, 0, 3, 2, 5, 4, 7, 6]].swapaxes(3, 4)  # a lane gets four registers, one of each matrix
     expected = swapped.reshape(rounds, 8, 4, 32, 2).transpose(0, 1, 3, 2, 4)
