@@ -58,6 +58,11 @@ class Run:
             result[reason] += cycles
         return dict(result)
 
+    @property
+    def code_bytes(self) -> int:
+        """Of the instructions that were executed: the model has no instruction cache, a multiprocessor has."""
+        return 16 * len(self.timed.issued)
+
     def executed(self, names: set[str]) -> int:
         """How often warps executed instructions of these names."""
         return sum(n for index, n in self.timed.issued.items() if self.kernel.instructions[index].name in names)

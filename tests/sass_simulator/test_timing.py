@@ -102,6 +102,11 @@ def test_bank_conflicts_cost_their_turns(cubin):
     assert 0.5 * more < per_layer(cubin, "conflict") - per_layer(cubin, "none") < 1.1 * more
 
 
+def test_the_code_that_runs_is_part_of_the_code(cubin):
+    run = both(cubin, "none")[1]
+    assert 16 * 96 < run.code_bytes <= 16 * len(run.kernel.instructions)
+
+
 def test_divisions_are_counted(cubin):
     assert [both(cubin, defect)[1].integer_divisions for defect in DEFECTS] == [0, 0, 0, 0, WARPS * 12]
 
