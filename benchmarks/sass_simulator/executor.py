@@ -28,6 +28,11 @@ MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM"
 PATIENCE = 1024  # turns of the first group before another one has one: the first may wait for it in a loop
 
 
+def records_predicate(i: Instruction) -> bool:
+    """Whether the recording says of an instruction if its predicate let any lane of the warp through."""
+    return bool(i.guard) and i.name not in CONTROL and i.name not in IGNORED and i.name not in MEMORY
+
+
 @dataclass
 class Meeting:
     """One time that the block's warps meet at a barrier."""
@@ -45,8 +50,8 @@ class Arrival:
 
 @dataclass
 class Recording:
-    """What each warp executed: indexes of instructions; and, for those in MEMORY and for BAR, in order, what they asked
-    for: an Access or an Arrival."""
+    """What each warp executed: indexes of instructions; and, in order, what is to be known of some of them: an Access
+    of those in MEMORY, an Arrival of BAR, and of others with a predicate whether it let any lane through."""
 
     code: list[list[int]]
     infos: list[list[Any]]
@@ -122,7 +127,10 @@ class Executor:
 
         def guarded(group: Group) -> None:
             mask = guard() & group.whole
-            if mask.any():
+            by_warp = mask.reshape(-1, LANES).any(1).tolist()
+            for warp in group.warps:
+                self.m.infos[warp].append(by_warp[warp])
+            if any(by_warp):
                 run(mask, group)
 
         return guarded

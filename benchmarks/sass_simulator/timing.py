@@ -5,6 +5,7 @@ Stall counts and scoreboards are in the code: the compiler wrote them. What the 
 
 - four schedulers, each issuing one instruction a cycle; their pipes (tensor, float64, special functions, integers)
   take one instruction in so many cycles;
+- an instruction whose predicate lets no lane through takes its slot and nothing else;
 - products of a chain wait for the sums of the one before (registers of HMMA);
 - shared memory is one pipe: turns of its banks (accesses.py), of loads, stores, shuffles, in the order of issue;
 - L2 is one port, in order: bytes of the sectors that are loaded or stored over the bytes a cycle; then its latency;
@@ -25,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sass_simulator.accesses import SECTOR, Access
-from sass_simulator.executor import MEMORY, Arrival, Recording
+from sass_simulator.accesses import NOTHING, SECTOR, Access
+from sass_simulator.executor import MEMORY, Arrival, Recording, records_predicate
 from sass_simulator.instruction import Instruction
 from sass_simulator.rates import OPERANDS_READ, PIPES, SCHEDULERS, TAKEN_BRANCH, Rates
 
@@ -62,6 +63,7 @@ class Cost:
     board: int = 0  # DEPBAR: its scoreboard, and how many may still be under way
     pending: int = 0
     source: str = ""  # what a wait for its results is called
+    guarded: bool = False  # the recording says whether its predicate let any lane through
 
 
 def cost_of(i: Instruction, rates: Rates) -> Cost:
@@ -128,8 +130,19 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
         )
     elif name == "IMAD":
         pipe = "multiply"  # beside the integers' pipe
-    return Cost(kind, i.stall, i.awaited_boards, i.written_board, i.read_board, delay, pipe, interval, source=source,
-                **extra)  # fmt: skip
+    return Cost(
+        kind,
+        i.stall,
+        i.awaited_boards,
+        i.written_board,
+        i.read_board,
+        delay,
+        pipe,
+        interval,
+        source=source,
+        guarded=records_predicate(i),
+        **extra,
+    )
 
 
 class L1:
@@ -227,12 +240,13 @@ def timed(
         index = warp.code[warp.at]
         cost = costs[index]
         scheduler = number % SCHEDULERS
+        off = cost.guarded and not warp.infos[warp.info]  # no lane: it takes a slot and nothing else
         # What it waits for; the last of it gives the wait its name.
         need, why = warp.ready, ""
         for board in cost.awaited:
             if warp.boards[board] > need:
                 need, why = warp.boards[board], warp.makers[board]
-        if cost.kind == "product":
+        if cost.kind == "product" and not off:
             ready = warp.sums.get(cost.addend, 0.0)
             if ready > need:
                 need, why = ready, "products"
@@ -240,7 +254,7 @@ def timed(
             history = warp.histories[cost.board]
             if len(history) > cost.pending and history[-1 - cost.pending] > need:
                 need, why = history[-1 - cost.pending], "asynchronous copies"
-        if cost.pipe and pipes[scheduler][cost.pipe] > need:
+        if cost.pipe and not off and pipes[scheduler][cost.pipe] > need:
             need, why = pipes[scheduler][cost.pipe], f"{cost.pipe} pipe"
         if slots[scheduler] > need:
             need, why = slots[scheduler], "issue slot"
@@ -251,7 +265,8 @@ def timed(
         slots[scheduler] = now + 1
         issued[index] += 1
         done = now + cost.latency
-        if cost.pipe:
+        warp.info += cost.guarded
+        if cost.pipe and not off:
             pipes[scheduler][cost.pipe] = now + cost.interval
             busy[cost.pipe] += cost.interval
             if cost.kind == "product":
@@ -262,6 +277,7 @@ def timed(
         if kind in ("shared", "global", "copy"):
             access: Access = warp.infos[warp.info]
             warp.info += 1
+            off = access == NOTHING
             if turns := access.wavefronts:
                 start = max(now, shared)
                 shared = start + turns
@@ -300,6 +316,8 @@ def timed(
             warp.histories[cost.written_board % 6].append(done)
         elif kind == "mark":
             marks[number].append(now)
+        if off:
+            done = read = now + 1
         if cost.written_board < 6:
             warp.boards[cost.written_board] = max(warp.boards[cost.written_board], done)
             warp.makers[cost.written_board] = cost.source

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sass_simulator import RATES, Kernel, Memory, Run, compiled, pack, simulate
+from sass_simulator.executor import Recording
+from sass_simulator.instruction import Instruction
+from sass_simulator.timing import timed
 
 from tests.sass_simulator.needs import needs_nvcc
 
@@ -105,6 +108,16 @@ def test_bank_conflicts_cost_their_turns(cubin):
 def test_the_code_that_runs_is_part_of_the_code(cubin):
     run = both(cubin, "none")[1]
     assert 16 * 96 < run.code_bytes <= 16 * len(run.kernel.instructions)
+
+
+@pytest.mark.parametrize("on, products, cycles", [(True, 2, H100.latency["tensor"] * 2), (False, 0, 4)])
+def test_a_product_that_its_predicate_leaves_out_takes_a_slot_alone(on, products, cycles):
+    text, stall = "@P0 HMMA.16816.F32.BF16 R4, R8, R12, R4", 2 << 105
+    boards = 7 << 110 | 7 << 113  # neither scoreboard is set
+    code = [Instruction(n, 16 * n, text, stall | boards, ()) for n in range(2)]
+    result = timed(code, Recording([[0, 1]], [[on, on]]), H100, H100.l2_bytes, 0)
+    assert result.busy.get("tensor", 0) == products * H100.tensor / 4 and result.busy["issue"] == 2 / 4
+    assert result.cycles == pytest.approx(cycles, abs=4)
 
 
 def test_divisions_are_counted(cubin):
