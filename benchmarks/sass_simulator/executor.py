@@ -1,0 +1,411 @@
+"""Runs a block: all threads, in groups of those that are at the same instruction, whatever warp they belong to.
+
+Of several groups, the one whose instruction comes first in the code goes on, and groups that meet become one: in code
+as compilers write it, that brings lanes together again where their paths join. Threads that must wait for others (at
+BSYNC, WARPSYNC, BAR) do so, as on the hardware. Each warp's instructions are recorded in the order of execution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sass_simulator import floats, integers, loads_and_stores, warps  # noqa: F401  # they register what they run
+from sass_simulator.accesses import NOTHING
+from sass_simulator.instruction import Instruction
+from sass_simulator.machine import LANES, Array, Group, Machine, SimulationError
+from sass_simulator.operations import Operation, built
+
+# No effect on results: fences among them, as a block alone sees its writes in order.
+IGNORED = {"NOP", "YIELD", "MEMBAR", "ERRBAR", "CCTL", "CGAERRBAR", "DEPBAR", "LDGDEPBAR", "NANOSLEEP", "PMTRIG",
+           "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
+MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM", "STSM", "ATOMS", "ATOMG", "ATOM",
+          "REDG", "RED", "SHFL"}  # fmt: skip
+PATIENCE = 1024  # turns of the first group before another one has one: the first may wait for it in a loop
+
+
+def records_predicate(i: Instruction) -> bool:
+    """Whether the recording says of an instruction if its predicate let any lane of the warp through."""
+    return bool(i.guard) and i.name not in CONTROL and i.name not in IGNORED and i.name not in MEMORY
+
+
+@dataclass
+class Meeting:
+    """One time that the block's warps meet at a barrier."""
+
+    arrivals: int = 0
+
+
+@dataclass
+class Arrival:
+    """Of a warp at a barrier. waits: whether it is its last one there (all its lanes have come) and it must wait."""
+
+    meeting: Meeting
+    waits: bool
+
+
+@dataclass
+class Recording:
+    """What each warp executed: indexes of instructions; and, in order, what is to be known of some of them: an Access
+    of those in MEMORY, an Arrival of BAR, and of others with a predicate whether it let any lane through."""
+
+    code: list[list[int]]
+    infos: list[list[Any]]
+
+
+class Executor:
+    def __init__(self, machine: Machine) -> None:
+        self.m = machine
+        self.instructions = machine.kernel.instructions
+        self.code: list[list[int]] = [[] for _ in range(machine.warps)]
+        self.groups: dict[int, Array] = {}  # instruction -> which threads
+        self.alive = np.ones(machine.threads, np.bool_)
+        self.parked: dict[tuple[str, int], Array] = {}  # (kind, number of the barrier) -> which threads
+        self.resume = np.zeros(machine.threads, np.int64)  # where parked threads go on
+        self.members = {
+            ("BSYNC", n): np.zeros(machine.threads, np.bool_) for n in range(16)
+        }  # who will meet there
+        self.meetings: dict[int, Meeting] = {}
+        self.arrived: dict[int, Array] = {}
+        self.counted: set[int] = set()  # barriers for a certain number of threads
+        self.votes: dict[int, Array] = {}
+        self.vote_result = np.zeros((2, machine.threads), np.uint32)  # of BAR.RED: whether, and how many
+        self._prepared: dict[int, Callable[[Group], None]] = {}
+
+    def run(self, limit: int = 200_000_000) -> Recording:
+        """limit: of instructions, each counted once for all warps that execute it together."""
+        self.groups = {0: self.alive.copy()}
+        steps = turns = 0
+        with np.errstate(all="ignore"):
+            while self.groups:
+                turns += 1
+                order = sorted(self.groups)
+                at = order[turns // PATIENCE % len(order)] if turns % PATIENCE == 0 else order[0]
+                later = [x for x in order if x > at]
+                steps += self._advance(at, later[0] if later else len(self.instructions))
+                if steps > limit:
+                    raise SimulationError(self.instructions[at], f"still running after {limit} instructions")
+        for (kind, _), threads in self.parked.items():
+            at = int(self.resume[threads][0]) - 1
+            raise SimulationError(self.instructions[at], f"{threads.sum()} threads wait here for ever ({kind})")
+        return Recording(self.code, self.m.infos)
+
+    def _advance(self, first: int, until: int) -> int:
+        """Runs a group from an instruction to the first that decides where it goes, or to another group."""
+        group = self.m.group(self.groups.pop(first))
+        for at in range(first, until):
+            i = self.instructions[at]
+            if i.name in CONTROL:
+                self._record(group, first, at + 1)
+                CONTROL[i.name](self, i, group)
+                return at + 1 - first
+            if at not in self._prepared:
+                self._prepared[at] = self.prepare(i)
+            self._prepared[at](group)
+        self._record(group, first, until)
+        self.go(until, group.whole)
+        return until - first
+
+    def _record(self, group: Group, first: int, end: int) -> None:
+        for warp in group.warps:
+            self.code[warp].extend(range(first, end))
+
+    def prepare(self, i: Instruction) -> Callable[[Group], None]:
+        """An instruction that does not decide where threads go, with its predicate."""
+        if i.name in IGNORED:
+            return lambda group: None
+        run = built(self.m, i)
+        guard = self.m.predicate(i.guard or "PT")
+        if i.name in MEMORY:
+            return self._with_infos(i, run)
+        if not i.guard:
+            return lambda group: run(group.mask, group)
+
+        def guarded(group: Group) -> None:
+            mask = guard() & group.whole
+            by_warp = mask.reshape(-1, LANES).any(1).tolist()
+            for warp in group.warps:
+                self.m.infos[warp].append(by_warp[warp])
+            if any(by_warp):
+                run(mask, group)
+
+        return guarded
+
+    def _with_infos(self, i: Instruction, run: Operation) -> Callable[[Group], None]:
+        infos = self.m.infos
+
+        def guarded(group: Group) -> None:
+            mask = self.chosen(i, group) if i.guard else group.mask
+            accesses = run(mask, group) if mask is None or mask.any() else [NOTHING] * self.m.warps
+            for warp in group.warps:
+                infos[warp].append(accesses[warp])
+
+        return guarded
+
+    def unknown(self) -> list[str]:
+        """Instructions of the whole kernel that the simulator does not know, each with the reason."""
+        found = []
+        for i in self.instructions:
+            try:
+                if i.name not in CONTROL:
+                    self.prepare(i)
+            except SimulationError as error:
+                found.append(str(error))
+        return found
+
+    # -- where threads go
+
+    def chosen(self, i: Instruction, group: Group) -> Array:
+        """Threads of a group that an instruction's predicate lets through."""
+        return group.whole & self.m.predicate(i.guard)() if i.guard else group.whole
+
+    def go(self, to: int, threads: Array) -> None:
+        if not threads.any():
+            return
+        if to >= len(self.instructions):
+            raise SimulationError(self.instructions[-1], "threads run past the end")
+        self.groups[to] = self.groups[to] | threads if to in self.groups else threads
+
+    def go_each(self, to: Array, threads: Array) -> None:
+        """to: each thread's instruction."""
+        for index in np.unique(to[threads]).tolist():
+            self.go(index, threads & (to == index))
+
+    def pass_by(self, i: Instruction, group: Group, threads: Array) -> None:
+        """Those that the predicate does not let through go on."""
+        self.go(i.index + 1, group.whole & ~threads)
+
+    def target(self, i: Instruction) -> int:
+        found = re.search(r"`\(([^)]+)\)", i.text)
+        if found is None or found[1] not in self.m.kernel.labels:
+            raise SimulationError(i, "its target isn't known")
+        return self.m.kernel.labels[found[1]]
+
+    # -- waiting
+
+    def park(self, key: tuple[str, int], threads: Array, then: int) -> None:
+        if not threads.any():
+            return
+        self.parked[key] = self.parked[key] | threads if key in self.parked else threads
+        self.resume[threads] = then
+
+    def release(self, key: tuple[str, int], ready: Array) -> None:
+        rest = self.parked.pop(key) & ~ready
+        if rest.any():
+            self.parked[key] = rest
+        self.go_each(self.resume, ready)
+
+    def settle(self) -> None:
+        """Lets lanes go on whose warp has all met, and warps whose block has."""
+        for key, waiting in list(self.parked.items()):
+            if key[0] == "BAR":
+                if key[1] not in self.counted and (self.arrived[key[1]] | ~self.alive).all():
+                    self.open_barrier(key[1])
+                continue
+            missing = (self.members[key] & self.alive & ~waiting).reshape(-1, LANES).any(1)
+            ready = waiting & ~np.repeat(missing, LANES)
+            if ready.any():
+                self.release(key, ready)
+
+    def open_barrier(self, number: int) -> None:
+        votes = self.votes.pop(number, np.zeros_like(self.alive))
+        everyone = self.arrived.pop(number)
+        self.meetings.pop(number)
+        self.vote_result[:, everyone] = np.array([[votes.any()], [votes.sum()]])
+        if ("BAR", number) in self.parked:
+            self.release(("BAR", number), self.parked["BAR", number])
+
+
+Control = Callable[[Executor, Instruction, Group], None]
+CONTROL: dict[str, Control] = {}
+
+
+def control(*names: str) -> Callable[[Control], Control]:
+    def register(function: Control) -> Control:
+        for name in names:
+            CONTROL[name] = function
+        return function
+
+    return register
+
+
+@control("BRA")
+def branch(e: Executor, i: Instruction, group: Group) -> None:
+    """BRA, perhaps with a second condition as its operand."""
+    if "DIV" in i.modifiers:  # taken where lanes are apart: here they wait for each other instead
+        return warpsync(e, i, group)
+    if set(i.modifiers) - {"U", "CONV", "INC"}:
+        raise SimulationError(i, "a form of branch that isn't known")
+    threads = e.chosen(i, group)
+    for text in i.operands:
+        if re.match(r"!?U?P[T\d]$", text):
+            threads = threads & e.m.predicate(text)()
+    e.go(e.target(i), threads)
+    e.pass_by(i, group, threads)
+    return None
+
+
+@control("CALL")
+def call(e: Executor, i: Instruction, group: Group) -> None:
+    """The return address is in registers already."""
+    if "REL" not in i.modifiers:
+        raise SimulationError(i, "a call to an absolute address")
+    threads = e.chosen(i, group)
+    e.go(e.target(i), threads)
+    e.pass_by(i, group, threads)
+
+
+@control("RET", "BRX", "BRXU")
+def indirect(e: Executor, i: Instruction, group: Group) -> None:
+    """RET: to an offset in the kernel. BRX: to one that is relative to the next instruction."""
+    found = re.match(r"(U?R\d+)\s*(-?0x\w+)?", i.operands[0])
+    if found is None or "ABS" in i.modifiers:
+        raise SimulationError(i, "its target isn't known")
+    offset = i.address + 16 + int(found[2] or "0", 16) if i.name != "RET" else 0
+    threads = e.chosen(i, group)
+    to = (e.m.u32(i, found[1])().view(np.int32).astype(np.int64) + offset) // 16
+    e.go_each(to, threads)
+    e.pass_by(i, group, threads)
+
+
+@control("EXIT")
+def leave(e: Executor, i: Instruction, group: Group) -> None:
+    threads = e.chosen(i, group)
+    e.alive = e.alive & ~threads
+    e.pass_by(i, group, threads)
+    e.settle()
+
+
+@control("BPT", "KILL")
+def trap(e: Executor, i: Instruction, group: Group) -> None:
+    threads = e.chosen(i, group)
+    if threads.any():
+        raise SimulationError(i, "the kernel traps")
+    e.pass_by(i, group, threads)
+
+
+# -- lanes of a warp that meet again
+
+
+def barrier_of(i: Instruction, text: str) -> tuple[str, int]:
+    if not re.match(r"B\d+$", text):
+        raise SimulationError(i, "no barrier")
+    return "BSYNC", int(text[1:])
+
+
+@control("BSSY")
+def bssy(e: Executor, i: Instruction, group: Group) -> None:
+    key, threads = barrier_of(i, i.operands[0]), e.chosen(i, group)
+    here = np.repeat(threads.reshape(-1, LANES).any(1), LANES)
+    e.members[key] = np.where(here, threads, e.members[key])
+    e.go(i.index + 1, group.whole)
+
+
+@control("BSYNC")
+def bsync(e: Executor, i: Instruction, group: Group) -> None:
+    threads = e.chosen(i, group)
+    e.pass_by(i, group, threads)
+    e.park(barrier_of(i, i.operands[0]), threads, i.index + 1)
+    e.settle()
+
+
+@control("BREAK")
+def leave_barrier(e: Executor, i: Instruction, group: Group) -> None:
+    """These lanes will not come to the barrier."""
+    key = barrier_of(i, i.operands[-1])
+    e.members[key] = e.members[key] & ~e.chosen(i, group)
+    e.go(i.index + 1, group.whole)
+    e.settle()
+
+
+@control("BMOV")
+def bmov(e: Executor, i: Instruction, group: Group) -> None:
+    """A barrier to a register, as a mask of lanes, and back."""
+    threads = e.chosen(i, group)
+    here = np.repeat(threads.reshape(-1, LANES).any(1), LANES)
+    to, source = i.operands
+    if to.startswith("B"):
+        key = barrier_of(i, to)
+        first = e.m.first_lane + np.repeat(threads.reshape(-1, LANES).argmax(1), LANES)
+        bits = np.broadcast_to(e.m.u32(i, source)(), e.m.threads)[first] >> e.m.lane & np.uint32(1)
+        e.members[key] = np.where(here, bits.astype(np.bool_), e.members[key])
+    else:
+        key = barrier_of(i, source)
+        members = e.members[key].reshape(-1, LANES).astype(np.uint64)
+        bits = (members << np.arange(LANES, dtype=np.uint64)).sum(1).astype(np.uint32)
+        e.m.put_u32(to)(np.repeat(bits, LANES), threads)
+        if "CLEAR" in i.modifiers:
+            e.members[key] = e.members[key] & ~here
+    e.go(i.index + 1, group.whole)
+
+
+@control("WARPSYNC")
+def warpsync(e: Executor, i: Instruction, group: Group) -> None:
+    """Lanes wait until those that a mask names have come, too."""
+    threads = e.chosen(i, group)
+    here = np.repeat(threads.reshape(-1, LANES).any(1), LANES)
+    if "ALL" in i.modifiers:
+        wanted = here
+    else:  # the mask is the same in all lanes that have come
+        masks = np.broadcast_to(e.m.u32(i, i.operands[0])(), e.m.threads)
+        first = e.m.first_lane + np.repeat(threads.reshape(-1, LANES).argmax(1), LANES)
+        wanted = here & (masks[first] >> e.m.lane & np.uint32(1)).astype(np.bool_)
+    key = "WARPSYNC", i.index
+    e.members[key] = np.where(here, wanted, e.members.get(key, np.zeros_like(here)))
+    e.pass_by(i, group, threads)
+    e.park(key, threads, i.index + 1)
+    e.settle()
+
+
+# -- warps of a block
+
+
+@control("BAR")
+def barrier(e: Executor, i: Instruction, group: Group) -> None:
+    """BAR.SYNC number, threads; BAR.ARV comes without waiting; BAR.RED also counts a predicate over the block."""
+    known = {"SYNC", "ARV", "RED", "OR", "AND", "POPC", "DEFER_BLOCKING"}
+    if set(i.modifiers) - known or not i.operands[0].startswith("0x"):
+        raise SimulationError(i, "a form of barrier that isn't known")
+    threads, number = e.chosen(i, group), int(i.operands[0], 16)
+    counts = [int(t, 16) for t in i.operands[1:] if t.startswith("0x")]
+    meeting = e.meetings.setdefault(number, Meeting())
+    before = e.arrived.get(number, np.zeros_like(threads))
+    if (before & threads).any():
+        raise SimulationError(i, "threads come twice to a barrier that has not opened")
+    arrived = e.arrived[number] = before | threads
+    waits = "ARV" not in i.modifiers
+    for warp in group.warps:
+        lanes = slice(warp * LANES, (warp + 1) * LANES)
+        complete = bool((arrived | ~e.alive)[lanes].all())
+        e.m.infos[warp].append(Arrival(meeting, waits and complete) if threads[lanes].any() else None)
+        meeting.arrivals += int(threads[lanes].any())
+    if "RED" in i.modifiers:
+        if "AND" in i.modifiers:
+            raise SimulationError(i, "whether all of a block agree")
+        vote = e.m.predicate(i.operands[-1])() & threads
+        e.votes[number] = e.votes.get(number, np.zeros_like(threads)) | vote
+    e.pass_by(i, group, threads)
+    if waits:
+        e.park(("BAR", number), threads, i.index + 1)
+    else:
+        e.go(i.index + 1, threads)
+    e.counted |= {number} if counts else set()
+    if counts and int(arrived.sum()) == counts[0]:
+        e.open_barrier(number)
+    e.settle()
+
+
+@control("B2R")
+def barrier_result(e: Executor, i: Instruction, group: Group) -> None:
+    """What BAR.RED found."""
+    if "RESULT" not in i.modifiers:
+        raise SimulationError(i, "a form that isn't known")
+    threads = e.chosen(i, group)
+    e.m.put_u32(i.operands[0])(e.vote_result[1], threads)
+    for text in i.operands[1:]:
+        e.m.put_predicate(text)(e.vote_result[0] != 0, threads)
+    e.go(i.index + 1, group.whole)

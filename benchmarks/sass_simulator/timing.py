@@ -1,0 +1,366 @@
+"""How long a multiprocessor takes for what a block's warps executed.
+
+Each warp issues in order; an instruction waits for its stall count, its scoreboards, its scheduler's slot and its pipe.
+Stall counts and scoreboards are in the code: the compiler wrote them. What the model has, and how it counts:
+
+- four schedulers, each issuing one instruction a cycle; their pipes (tensor, float64, special functions, integers)
+  take one instruction in so many cycles;
+- an instruction whose predicate lets no lane through takes its slot and nothing else;
+- products of a chain wait for the sums of the one before (registers of HMMA);
+- shared memory is one pipe: turns of its banks (accesses.py), of loads, stores, shuffles, in the order of issue;
+- L2 is one port, in order: bytes of the sectors that are loaded or stored over the bytes a cycle; then its latency;
+- L1: loads find sectors that a load before has brought, as far as the bytes last that shared memory leaves, the oldest
+  going first; a sector on its way is waited for. Not for NA (no_allocate), STRONG, volatile and BYPASS: these go to L2;
+  stores go to L2 and leave L1 as it is. A hit takes the pipe of shared memory a turn for each 128 bytes;
+- a barrier opens when the last warp has come, and takes its latency.
+
+Of several warps that could issue, the one that has waited longest goes first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sass_simulator.accesses import NOTHING, SECTOR, Access
+from sass_simulator.executor import MEMORY, Arrival, Recording, records_predicate
+from sass_simulator.instruction import Instruction
+from sass_simulator.rates import OPERANDS_READ, PIPES, SCHEDULERS, TAKEN_BRANCH, Rates
+
+SPECIAL = {"MUFU", "I2F", "F2I", "F2F", "FRND", "POPC", "FLO", "BREV", "UPOPC", "UFLO", "UBREV"}
+DOUBLE = {"DADD", "DMUL", "DFMA", "DSETP"}
+HALF = {"HADD2", "HMUL2", "HFMA2"}
+SINGLE = {"FADD", "FMUL", "FFMA"}
+CONSTANT = {"LDC", "ULDC", "LDCU"}
+BEFORE_LANES = {"S2R", "S2UR", "R2UR", "VOTEU", "REDUX", "CREDUX", "CS2R"}
+NO_PIPE = {"NOP", "BRA", "BSSY", "BSYNC", "BAR", "EXIT", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "YIELD", "BREAK", "CALL",
+           "RET", "BRX", "MEMBAR", "ERRBAR", "CCTL", "NANOSLEEP", "PMTRIG"}  # fmt: skip
+UNCACHED = {"NA", "STRONG", "BYPASS"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the model needs of one instruction of the code."""
+
+    kind: (
+        str  # "shared", "global", "copy" (from global to shared), "barrier", "wait", "mark", "depends", "plain"
+    )
+    stall: int
+    awaited: tuple[int, ...]
+    written_board: int
+    read_board: int
+    latency: int
+    pipe: str  # "": none
+    interval: float
+    stores: bool = False
+    cached: bool = False
+    result: int = -1  # HMMA: the first register of its sums,
+    addend: int = -1  # and of those that it adds to
+    board: int = 0  # DEPBAR: its scoreboard, and how many may still be under way
+    pending: int = 0
+    source: str = ""  # what a wait for its results is called
+    guarded: bool = False  # the recording says whether its predicate let any lane through
+
+
+def cost_of(i: Instruction, rates: Rates) -> Cost:
+    latency = rates.latency
+    kind, pipe, interval, delay, source = (
+        "plain",
+        "integer",
+        float(PIPES["integer"]),
+        latency["other"],
+        "other results",
+    )
+    name = i.name
+    extra: dict[str, Any] = {}
+    if name == "HMMA":
+        parts = {"16816": 1.0, "1688": 0.5, "1684": 0.25}[i.modifiers[0]] * (2 if "TF32" in i.modifiers else 1)
+        kind, pipe, interval, source = "product", "tensor", rates.tensor * parts, "products"
+        registers = [int(r) if r != "Z" else -1 for r in re.findall(r"\bR(\d+|Z)", " ".join(i.operands))]
+        extra = {"result": registers[0], "addend": registers[-1]}
+        delay = latency["tensor"]
+    elif name == "LDGSTS":
+        kind, pipe, source = "copy", "", "global memory"
+    elif name in ("LDG", "LD", "STG", "ST", "ATOMG", "ATOM", "REDG", "RED", "LDL", "STL"):
+        kind, pipe, source = "global", "", "global memory"
+        delay = latency["store"]
+        stores = name in ("STG", "ST", "REDG", "RED", "STL")
+        extra = {"stores": stores, "cached": name in ("LDG", "LD", "LDL") and not UNCACHED & set(i.modifiers)}
+    elif name in MEMORY:
+        kind, pipe, source = "shared", "", "shared memory"
+        delay = latency[
+            "store shared" if name.startswith("ST") else "shuffle" if name == "SHFL"
+            else "atomic shared" if name == "ATOMS" else "shared"
+        ]  # fmt: skip
+    elif name == "BAR":
+        kind, pipe, delay = "barrier", "", latency["barrier"]
+    elif name == "DEPBAR":
+        found = re.match(r"SB(\d), (0x\w+)", ", ".join(i.operands))
+        assert found is not None
+        kind, pipe, extra = "wait", "", {"board": int(found[1]), "pending": int(found[2], 16)}
+    elif name == "LDGDEPBAR":
+        kind, pipe, source = "depends", "", "asynchronous copies"
+    elif name == "PMTRIG":
+        kind, pipe = "mark", ""
+    elif name in NO_PIPE:
+        pipe = ""
+    elif name in SPECIAL or "SPECIAL" in i.modifiers:
+        pipe, interval, delay, source = (
+            "special",
+            float(PIPES["special"]),
+            latency["special"],
+            "special functions",
+        )
+    elif name in DOUBLE:
+        pipe, interval, delay, source = "double", float(rates.double), latency["double"], "float64"
+    elif name in HALF:
+        pipe, interval = "half", float(PIPES["half"])
+    elif name in SINGLE:
+        pipe, interval = "single", float(rates.single)
+    elif name in CONSTANT:
+        pipe, delay, source = "", latency["constant"], "constants"
+    elif name in BEFORE_LANES:
+        pipe, delay = (
+            "",
+            latency["uniform"] if name in ("R2UR", "VOTEU", "REDUX", "CREDUX") else latency["special"],
+        )
+    elif name == "IMAD":
+        pipe = "multiply"  # beside the integers' pipe
+    return Cost(
+        kind,
+        i.stall,
+        i.awaited_boards,
+        i.written_board,
+        i.read_board,
+        delay,
+        pipe,
+        interval,
+        source=source,
+        guarded=records_predicate(i),
+        **extra,
+    )
+
+
+class L1:
+    """Sectors that loads brought, the oldest first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity // SECTOR
+        self.arrival: OrderedDict[int, float] = OrderedDict()
+
+    def missing(self, sectors: Sequence[int]) -> list[int]:
+        return [s for s in sectors if s not in self.arrival]
+
+    def latest(self, sectors: Sequence[int]) -> float:
+        return max((self.arrival.get(s, 0.0) for s in sectors), default=0.0)
+
+    def bring(self, sectors: Sequence[int], at: float) -> None:
+        for sector in sectors:
+            self.arrival[sector] = at
+        while len(self.arrival) > self.capacity:
+            self.arrival.popitem(last=False)
+
+
+@dataclass
+class Timed:
+    """Cycles, and where they went.
+
+    waits: cycles of warps by (reason, index of the instruction that waited), the stall counts under "stall".
+    """
+
+    cycles: float
+    busy: dict[str, float]
+    waits: dict[tuple[str, int], float]
+    issued: Counter[int]
+    marks: list[list[float]]  # per warp: when it executed each PMTRIG (pmevent)
+    ends: list[float]
+    l2_bytes: int
+    l1_hits: int
+
+
+class Warp:
+    __slots__ = (
+        "boards",
+        "code",
+        "at",
+        "copies",
+        "histories",
+        "info",
+        "infos",
+        "length",
+        "makers",
+        "ready",
+        "sums",
+    )
+
+    def __init__(self, code: list[int], infos: list[Any]) -> None:
+        self.code, self.infos, self.length = code, infos, len(code)
+        self.at = self.info = 0
+        self.ready = 0.0  # when it may issue, but for what is checked at the issue
+        self.boards = [0.0] * 6
+        self.makers = ["other results"] * 6  # what the scoreboards stand for
+        self.histories: list[list[float]] = [
+            [] for _ in range(6)
+        ]  # of LDGDEPBAR: when the copies until then are there
+        self.sums: dict[int, float] = {}
+        self.copies = 0.0
+
+
+def timed(
+    instructions: list[Instruction], recording: Recording, rates: Rates, l2_rate: float, l1_bytes: int
+) -> Timed:
+    used = set().union(*(set(code) for code in recording.code))
+    costs = {index: cost_of(instructions[index], rates) for index in used}
+    warps = [Warp(code, infos) for code, infos in zip(recording.code, recording.infos, strict=True)]
+    slots = [0.0] * SCHEDULERS
+    pipes: list[dict[str, float]] = [
+        dict.fromkeys(("tensor", "double", "special", "integer", "multiply", "half", "single"), 0.0)
+        for _ in range(SCHEDULERS)
+    ]
+    cache = L1(l1_bytes)
+    shared = l2 = 0.0  # when the pipe, the port are free
+    busy: dict[str, float] = defaultdict(float)
+    waits: dict[tuple[str, int], float] = defaultdict(float)
+    issued: Counter[int] = Counter()
+    marks: list[list[float]] = [[] for _ in warps]
+    ends = [0.0] * len(warps)
+    meetings: dict[int, list[tuple[float, int]]] = {}  # arrivals, with the warps that wait
+    arrived: Counter[int] = Counter()
+    l2_total = hits = 0
+    l1_latency, l2_latency = rates.latency["l1"], rates.l2_latency
+    queue = [(0.0, number) for number in range(len(warps))]
+    heapq.heapify(queue)
+    while queue:
+        now, number = heapq.heappop(queue)
+        warp = warps[number]
+        index = warp.code[warp.at]
+        cost = costs[index]
+        scheduler = number % SCHEDULERS
+        off = cost.guarded and not warp.infos[warp.info]  # no lane: it takes a slot and nothing else
+        # What it waits for; the last of it gives the wait its name.
+        need, why = warp.ready, ""
+        for board in cost.awaited:
+            if warp.boards[board] > need:
+                need, why = warp.boards[board], warp.makers[board]
+        if cost.kind == "product" and not off:
+            ready = warp.sums.get(cost.addend, 0.0)
+            if ready > need:
+                need, why = ready, "products"
+        elif cost.kind == "wait":
+            history = warp.histories[cost.board]
+            if len(history) > cost.pending and history[-1 - cost.pending] > need:
+                need, why = history[-1 - cost.pending], "asynchronous copies"
+        if cost.pipe and not off and pipes[scheduler][cost.pipe] > need:
+            need, why = pipes[scheduler][cost.pipe], f"{cost.pipe} pipe"
+        if slots[scheduler] > need:
+            need, why = slots[scheduler], "issue slot"
+        if need > now:
+            heapq.heappush(queue, (need, number))
+            waits[why, index] += need - now
+            continue
+        slots[scheduler] = now + 1
+        issued[index] += 1
+        done = now + cost.latency
+        warp.info += cost.guarded
+        if cost.pipe and not off:
+            pipes[scheduler][cost.pipe] = now + cost.interval
+            busy[cost.pipe] += cost.interval
+            if cost.kind == "product":
+                warp.sums[cost.result] = done
+        read = now + OPERANDS_READ
+        kind = cost.kind
+        arrival: Arrival | None = None
+        if kind in ("shared", "global", "copy"):
+            access: Access = warp.infos[warp.info]
+            warp.info += 1
+            off = access == NOTHING
+            if turns := access.wavefronts:
+                start = max(now, shared)
+                shared = start + turns
+                busy["shared"] += turns
+                if kind == "shared":
+                    done = shared - 1 + cost.latency
+                elif kind == "global":  # of a generic pointer
+                    done = max(done, shared - 1 + rates.latency["shared"])
+            if sectors := access.sectors:
+                asked: Sequence[int] = sectors
+                if cost.cached:
+                    asked = cache.missing(sectors)
+                    done = max(done, now + l1_latency, cache.latest(sectors))
+                    if found := len(sectors) - len(asked):
+                        hits += found
+                        turns = -(-found * SECTOR // 128)
+                        shared = max(now, shared) + turns
+                        busy["shared"] += turns
+                        done = max(done, shared - 1 + l1_latency)
+                if asked:
+                    size = len(asked) * SECTOR
+                    l2 = max(now, l2) + size / l2_rate
+                    busy["l2"] += size / l2_rate
+                    l2_total += size
+                    if not cost.stores:
+                        done = max(done, l2 + l2_latency)
+                    if cost.cached:
+                        cache.bring(asked, done)
+            if kind == "copy":
+                warp.copies = max(warp.copies, done)
+        elif kind == "barrier":
+            arrival = warp.infos[warp.info]
+            warp.info += 1
+        elif kind == "depends":
+            done = max(warp.copies, now + 1)
+            warp.histories[cost.written_board % 6].append(done)
+        elif kind == "mark":
+            marks[number].append(now)
+        if off:
+            done = read = now + 1
+        if cost.written_board < 6:
+            warp.boards[cost.written_board] = max(warp.boards[cost.written_board], done)
+            warp.makers[cost.written_board] = cost.source
+        if cost.read_board < 6:
+            if read > warp.boards[cost.read_board]:
+                warp.boards[cost.read_board] = read
+                warp.makers[cost.read_board] = "operands read"
+        warp.at += 1
+        ready = now + cost.stall
+        if warp.at == warp.length:
+            ends[number] = max(ready, done)
+        elif warp.code[warp.at] != index + 1:
+            ready += TAKEN_BRANCH
+        waits["stall", index] += ready - now - 1
+        warp.ready = ready
+        if arrival is None:
+            if warp.at < warp.length:
+                heapq.heappush(queue, (ready, number))
+            continue
+        key = id(arrival.meeting)
+        arrived[key] += 1
+        here = meetings.setdefault(key, [])
+        here.append((ready, number if arrival.waits else -1))
+        if not arrival.waits and warp.at < warp.length:
+            heapq.heappush(queue, (ready, number))
+        if arrived[key] == arrival.meeting.arrivals:
+            opens = max(time for time, _ in here) + cost.latency
+            for time, waiting in here:
+                if waiting >= 0:
+                    other = warps[waiting]
+                    waits["barrier", other.code[other.at - 1]] += opens - time
+                    other.ready = opens
+                    if other.at < other.length:
+                        heapq.heappush(queue, (opens, waiting))
+    busy["issue"] = sum(issued.values())
+    shares = {name: value / SCHEDULERS for name, value in busy.items() if name not in ("shared", "l2")}
+    return Timed(
+        cycles=max(ends, default=0.0),
+        busy=shares | {"shared": float(busy["shared"]), "l2": float(busy["l2"])},
+        waits=waits,
+        issued=issued,
+        marks=marks,
+        ends=ends,
+        l2_bytes=l2_total,
+        l1_hits=hits,
+    )

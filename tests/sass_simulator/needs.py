@@ -1,0 +1,11 @@
+"""What these tests need and a machine may lack."""
+
+from __future__ import annotations
+
+import pytest
+from sass_simulator.kernel import tool
+
+needs_nvcc = pytest.mark.skipif(
+    tool("nvcc") is None or tool("nvdisasm") is None,
+    reason="no nvcc in CUDA_HOME, /usr/local/cuda or on the PATH, or no nvdisasm there or beside triton",
+)
