@@ -1,0 +1,66 @@
+"""The program that measures a GPU's rates: it compiles for every architecture, and measures what its names say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gpu import rates
+from gpu.stage import environment, printed_figures
+
+ROOT = Path(__file__).parents[3]
+NVCC = shutil.which("nvcc", path=environment(ROOT, sys.executable)["PATH"])
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    os.environ.setdefault("CUDACXX", NVCC or "")
+    return rates.compiled(tmp_path_factory.mktemp("rates"), "sm_80")
+
+
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100", "sm_120"])
+def test_it_compiles_without_spills_or_warnings(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDACXX", NVCC or "")
+    assert rates.compiled(tmp_path, architecture).is_file()
+
+
+def test_the_loops_hold_what_they_measure(program):
+    """By the machine code: as many loads on their way as the name says, and nothing but products in their loop."""
+    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join([*triton_tools(), os.environ["PATH"]]))
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump")
+    text = subprocess.run([cuobjdump, "-sass", program], capture_output=True, text=True, check=True).stdout
+    code = {m[1]: m[2] for m in re.finditer(r"Function : (\S+)(.*?)(?=Function :|\Z)", text, re.S)}
+    for depth in (4, 8, 16, 32):
+        found = only(code, f"stream_registersILi{depth}E")
+        assert found.count("LDG.E.128") >= 2 * depth and not re.search(r"\bLD\.E|LDL|STL", found)
+    assert only(code, "stream_sharedILi16E").count("LDGSTS.E.BYPASS.128") >= 2 * 16
+    for chains in (1, 8):
+        assert only(code, f"multiplyILi{chains}E").count("HMMA.16816.F32.BF16") >= chains
+    assert only(code, "chaseILb1E").count("LDG.E.64") >= 1
+    assert only(code, "chaseILb0E").count("LDG.E.64.STRONG") >= 1
+    assert only(code, "meet").count("BAR.SYNC") >= 8
+
+
+def triton_tools() -> list[str]:
+    triton = pytest.importorskip("triton", reason="cuobjdump comes with triton")
+    return [str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")]
+
+
+def only(code: dict[str, str], name: str) -> str:
+    (found,) = (text for function, text in code.items() if name in function)
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_why(program):
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 1 and "cudaGetDeviceProperties" in done.stderr
+    assert printed_figures(done.stdout)[0] == {}
