@@ -22,17 +22,18 @@ from pixelcnn_fast.nn.masked_conv2d import MaskType
 
 Contestants = Mapping[str, Callable[[], Tensor]]
 FAST = "pixelcnn_fast"
+DEVICE, BATCH, BACKEND = "cuda", 256, "triton"
 TOLERANCE = 2e-2  # of the largest value; a tap too many or a wrong level moves much more
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=dtype)
+    return torch.randn(shape, device=DEVICE, dtype=dtype)
 
 
 def convolution(channels: int, size: int, kind: MaskType, side: int, joined: bool = False) -> Contestants:
     """In bf16, channels-last. joined: with a shift, a residual and an activation, each a call unless they are fused."""
     half = size // 2
-    x = random(256, channels, side, side).contiguous(memory_format=torch.channels_last)
+    x = random(BATCH, channels, side, side).contiguous(memory_format=torch.channels_last)
     weight = random(channels, channels, size, size) / (size * channels**0.5)
     mask = raster_mask(size, size, kind).to(weight).expand_as(weight).contiguous()
     live = (weight * mask)[:, :, : half + 1].contiguous()
@@ -61,7 +62,7 @@ def convolution(channels: int, size: int, kind: MaskType, side: int, joined: boo
 
 
 def gate() -> Contestants:
-    x = random(256, 256, 32, 32)
+    x = random(BATCH, 256, 32, 32)
 
     def eager() -> Tensor:
         left, right = x.chunk(2, 1)
@@ -71,8 +72,8 @@ def gate() -> Contestants:
 
 
 def likelihood() -> Contestants:
-    logits = random(256, 256, 32, 32, dtype=torch.float32)
-    levels = torch.randint(0, 256, (256, 32, 32), device="cuda")
+    logits = random(BATCH, 256, 32, 32, dtype=torch.float32)
+    levels = torch.randint(0, 256, (BATCH, 32, 32), device=DEVICE)
     last, one = logits.permute(0, 2, 3, 1).contiguous()[:, None], levels[:, None]
 
     def eager() -> Tensor:
@@ -83,14 +84,14 @@ def likelihood() -> Contestants:
 
 def recurrence(op: Callable[..., Tensor], taps: int) -> Contestants:
     """Forward and backward; the gradient of the sums is what is compared."""
-    sums = random(64, 512, 32, 32, dtype=torch.float32).requires_grad_()
+    sums = random(BATCH // 4, 512, 32, 32, dtype=torch.float32).requires_grad_()
     weight = (0.05 * random(512, 128, taps, dtype=torch.float32)).requires_grad_()
-    grad = random(64, 128, 32, 32, dtype=torch.float32)
+    grad = random(BATCH // 4, 128, 32, 32, dtype=torch.float32)
 
     def step(backend: str) -> Tensor:
         return torch.autograd.grad(op(sums, weight, backend=backend), (sums, weight), grad)[0]
 
-    return {"loop": lambda: step("reference"), FAST: lambda: step("triton")}
+    return {"loop": lambda: step("reference"), FAST: lambda: step(BACKEND)}
 
 
 LAYERS: dict[str, Callable[[], Contestants]] = {

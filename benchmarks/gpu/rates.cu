@@ -23,7 +23,8 @@ void report(const char* name, double value) {
 constexpr int kThreads = 256;
 constexpr int kLineBytes = 128;
 
-// -- memory that is streamed: each thread has Depth loads of 16 bytes on their way
+// -- memory that is streamed: each thread has Depth copies of 16 bytes on their way to shared memory, or that many
+// loads to registers, of which the compiler begins several at a time
 
 __device__ uint4 streamed(const uint4* from) {
   uint4 v;
@@ -35,26 +36,36 @@ __device__ uint4 streamed(const uint4* from) {
 
 __device__ void add(uint4& sum, const uint4& v) { sum.x ^= v.x, sum.y ^= v.y, sum.z ^= v.z, sum.w ^= v.w; }
 
-// Every block reads `count` rows of kThreads vectors, from its own place on, over and over through data[mask + 1].
+__device__ void multiply_add(float (&s)[4], const uint4& a, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8}, {%0,%1,%2,%3};"
+      : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b));
+}
+
+// Every block reads `count` rows of kThreads vectors, from its own place on, over and over through data[mask + 1]. Each
+// vector is multiplied, as the sampler's weights are.
 template <int Depth>
 __global__ void __launch_bounds__(kThreads, 1)
     stream_registers(const uint4* data, uint32_t mask, uint32_t apart, int count, uint4* sums, long long* cycles) {
   uint32_t next = blockIdx.x * apart + threadIdx.x;
-  uint4 ring[Depth], sum = {};
+  uint4 ring[Depth];
+  float sum[4] = {};
   __syncthreads();
   const long long start = clock64();
 #pragma unroll
   for (int d = 0; d < Depth; d++, next += kThreads) ring[d] = streamed(data + (next & mask));
+#pragma unroll 1
   for (int i = Depth; i < count; i += Depth) {
 #pragma unroll
     for (int d = 0; d < Depth; d++, next += kThreads) {
-      add(sum, ring[d]);
+      multiply_add(sum, ring[d], 0x3f80'3f80);
       ring[d] = streamed(data + (next & mask));
     }
   }
 #pragma unroll
-  for (int d = 0; d < Depth; d++) add(sum, ring[d]);
-  sums[blockIdx.x * kThreads + threadIdx.x] = sum;  // waits for the last loads
+  for (int d = 0; d < Depth; d++) multiply_add(sum, ring[d], 0x3f80'3f80);
+  reinterpret_cast<float*>(sums)[blockIdx.x * kThreads + threadIdx.x] = sum[0] + sum[1] + sum[2] + sum[3];
   __syncthreads();
   if (threadIdx.x == 0) cycles[blockIdx.x] = clock64() - start;
 }
@@ -79,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const long long start = clock64();
 #pragma unroll
   for (int d = 0; d < Depth; d++) copy(d);
+#pragma unroll 1
   for (int i = Depth; i < count; i += Depth) {
 #pragma unroll
     for (int d = 0; d < Depth; d++) {
@@ -96,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 struct Device {
-  int multiprocessors;
+  int multiprocessors, shared_bytes;
   uint4* sums;
   long long* cycles;
 };
@@ -134,18 +146,16 @@ void measure_l2_rates(const Device& device) {
   CHECK(cudaMemset(data, 1, kBytes));
   constexpr int kSlot = kThreads * sizeof(uint4);  // 4 KB for each load of a thread
   const int all = device.multiprocessors;
-  auto one = [&](const char* name, Stream kernel, int shared) {
-    report(name, l2_rate(device, kernel, shared, 1, data, kBytes, false));
+  auto rate = [&](Stream kernel, int shared, int blocks, bool apart, const char* name) {
+    if (shared <= device.shared_bytes) report(name, l2_rate(device, kernel, shared, blocks, data, kBytes, apart));
   };
-  one("L2 to one multiprocessor, 16 KB in flight, bytes a cycle", stream_registers<4>, 0);
-  one("L2 to one multiprocessor, 32 KB in flight, bytes a cycle", stream_registers<8>, 0);
-  one("L2 to one multiprocessor, 64 KB in flight, bytes a cycle", stream_registers<16>, 0);
-  one("L2 to one multiprocessor, 128 KB in flight, bytes a cycle", stream_registers<32>, 0);
-  one("L2 to one multiprocessor, 64 KB in flight by cp.async, bytes a cycle", stream_shared<16>, 16 * kSlot);
-  report("L2 to each of all, in step, bytes a cycle",
-         l2_rate(device, stream_registers<16>, 0, all, data, kBytes, false));
-  report("L2 to each of all, each elsewhere, bytes a cycle",
-         l2_rate(device, stream_registers<16>, 0, all, data, kBytes, true));
+  rate(stream_shared<8>, 8 * kSlot, 1, false, "L2 to one multiprocessor, 32 KB in flight, bytes a cycle");
+  rate(stream_shared<16>, 16 * kSlot, 1, false, "L2 to one multiprocessor, 64 KB in flight, bytes a cycle");
+  rate(stream_shared<32>, 32 * kSlot, 1, false, "L2 to one multiprocessor, 128 KB in flight, bytes a cycle");
+  rate(stream_registers<8>, 0, 1, false, "L2 to one multiprocessor, 32 KB ahead in registers, bytes a cycle");
+  rate(stream_registers<16>, 0, 1, false, "L2 to one multiprocessor, 64 KB ahead in registers, bytes a cycle");
+  rate(stream_shared<16>, 16 * kSlot, all, false, "L2 to each of all, in step, bytes a cycle");
+  rate(stream_shared<16>, 16 * kSlot, all, true, "L2 to each of all, each elsewhere, bytes a cycle");
   CHECK(cudaFree(data));
 }
 
@@ -164,7 +174,7 @@ __global__ void chase(const char* at, int steps, const char** end, long long* cy
   for (int i = 0; i < steps; i++) {
     uint64_t next;
     if (InL1)
-      asm volatile("ld.global.ca.u64 %0, [%1];" : "=l"(next) : "l"(at));
+      asm volatile("ld.global.u64 %0, [%1];" : "=l"(next) : "l"(at));
     else
       asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(next) : "l"(at));
     at = reinterpret_cast<const char*>(next);
@@ -272,7 +282,8 @@ void measure_dram(const Device& device) {
 template <int Chains>
 __global__ void multiply(int rounds, float* sums, long long* cycles, unsigned long long* nanoseconds) {
   float s[Chains][4];
-  const uint32_t a = threadIdx.x * 0x3f803f80u, b = 0x3f803f80u;  // bf16, whatever they are
+  const uint32_t any = threadIdx.x * 0x9e37'79b9u;
+  const uint4 a{any, any + 1, any + 2, any + 3};  // pairs of bf16, whatever they are
   for (int c = 0; c < Chains; c++) s[c][0] = s[c][1] = s[c][2] = s[c][3] = 0;
   unsigned long long began, ended;
   __syncthreads();
@@ -280,11 +291,7 @@ __global__ void multiply(int rounds, float* sums, long long* cycles, unsigned lo
   const long long start = clock64();
   for (int i = 0; i < rounds; i++) {
 #pragma unroll
-    for (int c = 0; c < Chains; c++)
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, {%0,%1,%2,%3};"
-          : "+f"(s[c][0]), "+f"(s[c][1]), "+f"(s[c][2]), "+f"(s[c][3])
-          : "r"(a), "r"(b));
+    for (int c = 0; c < Chains; c++) multiply_add(s[c], a, 0x3f80'3f80);
   }
   float sum = 0;
 #pragma unroll
@@ -338,7 +345,7 @@ void measure_multiprocessor(const Device& device) {
 int main() {
   cudaDeviceProp properties;
   CHECK(cudaGetDeviceProperties(&properties, 0));
-  Device device{properties.multiProcessorCount, nullptr, nullptr};
+  Device device{properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin), nullptr, nullptr};
   report("multiprocessors", device.multiprocessors);
   report("L2, MB", properties.l2CacheSize / 1e6);
   CHECK(cudaMalloc(&device.sums, device.multiprocessors * kThreads * sizeof(uint4)));

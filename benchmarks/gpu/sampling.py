@@ -115,7 +115,7 @@ def why_not(sampler: Sampler) -> str | None:
 # -- what there is without the library: models.reference, a full forward for each of 1,024 pixels
 
 
-def naive_forwards(batches: Sequence[int] = BATCHES) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+def naive_forwards(batches: Sequence[int]) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """Batch size, and one forward of the plain network in bf16."""
     for n in batches:
         work = default_work(n)
@@ -132,7 +132,7 @@ def naive_forwards(batches: Sequence[int] = BATCHES) -> Iterator[tuple[int, Call
 def naive() -> None:
     """Of 1,024 forwards some are timed; of the 32 rows that plain PyTorch with caches draws, 2."""
     seconds, captured, cached = {}, {}, {}
-    for n, forward in naive_forwards():
+    for n, forward in naive_forwards(BATCHES):
         seconds[n] = 1024 * stream_seconds(forward, 5)
         captured[n] = 1024 * stream_seconds(in_graph(forward), 5)
         show(**{NAIVE: seconds, f"{NAIVE}, CUDA graph": captured})

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    os.environ.setdefault("CUDACXX", NVCC or "")
-    return rates.compiled(tmp_path_factory.mktemp("rates"), "sm_80")
+def program(tmp_path_factory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDACXX", NVCC or "")
+        yield rates.compiled(tmp_path_factory.mktemp("rates"), "sm_80")
 
 
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_100", "sm_120"])
@@ -38,15 +40,18 @@ def test_the_loops_hold_what_they_measure(program):
         pytest.skip("no cuobjdump")
     text = subprocess.run([cuobjdump, "-sass", program], capture_output=True, text=True, check=True).stdout
     code = {m[1]: m[2] for m in re.finditer(r"Function : (\S+)(.*?)(?=Function :|\Z)", text, re.S)}
-    for depth in (4, 8, 16, 32):
+    for depth in (8, 16):
         found = only(code, f"stream_registersILi{depth}E")
-        assert found.count("LDG.E.128") >= 2 * depth and not re.search(r"\bLD\.E|LDL|STL", found)
-    assert only(code, "stream_sharedILi16E").count("LDGSTS.E.BYPASS.128") >= 2 * 16
+        assert len(re.findall(r"LDG\.E\S*\.128", found)) == 2 * depth and "HMMA.16816.F32.BF16" in found
+    for depth in (8, 16, 32):
+        copy, wait = "LDGSTS.E.BYPASS.128", f"DEPBAR.LE SB0, {depth - 1:#x}"
+        steps = re.findall(f"{re.escape(copy)}|{re.escape(wait)}", only(code, f"stream_sharedILi{depth}E"))
+        assert steps == [copy] * depth + [wait, copy] * depth
+    assert not re.search(r"\bLD\.E|LDL|STL", "".join(code.values()))
     for chains in (1, 8):
         assert only(code, f"multiplyILi{chains}E").count("HMMA.16816.F32.BF16") >= chains
-    assert only(code, "chaseILb1E").count("LDG.E.64") >= 1
-    assert only(code, "chaseILb0E").count("LDG.E.64.STRONG") >= 1
-    assert only(code, "meet").count("BAR.SYNC") >= 8
+    assert "LDG.E.64.STRONG" not in only(code, "chaseILb1E") and "LDG.E.64.STRONG" in only(code, "chaseILb0E")
+    assert only(code, "4meet").count("BAR.SYNC") > 8 and only(code, "chase_shared").count("LDS R") > 8
 
 
 def triton_tools() -> list[str]:
