@@ -46,19 +46,19 @@ PROFILED = (
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
 ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
-# The seconds come to 560. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
+# The seconds come to 565. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
 STAGES = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
     Stage("rates", "{python} -m gpu.rates", 25),
     Stage("budget", "{python} benchmarks/cuda_budget.py --json", 5, of_budget, on_gpu=False, beside=True),
-    Stage("build", "{python} -m gpu.build", 115, on_gpu=False),
+    Stage("build", "{python} -m gpu.build", 105, on_gpu=False),
     Stage("tests of the sampler", f"{TESTS} tests/csrc/test_gpu.py", 70, of_tests, needs="build"),
     Stage("tests of the ops", f"{TESTS} tests/ops/test_ops_on_cuda.py", 70, of_tests),
     Stage("sampling", "{python} -m gpu.sampling ours", 25, needs="build"),
     Stage("sampling, other families", "{python} -m gpu.sampling families", 20, needs="build"),
-    Stage("memcheck", SANITIZED.format("memcheck"), 20, of_sanitizer, needs="build"),
-    Stage("racecheck", SANITIZED.format("racecheck"), 20, of_sanitizer, needs="build"),
-    Stage("synccheck", SANITIZED.format("synccheck"), 20, of_sanitizer, needs="build"),
+    Stage("memcheck", SANITIZED.format("memcheck"), 25, of_sanitizer, needs="build"),
+    Stage("racecheck", SANITIZED.format("racecheck"), 25, of_sanitizer, needs="build"),
+    Stage("synccheck", SANITIZED.format("synccheck"), 25, of_sanitizer, needs="build"),
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
     Stage("sampling, naive", "{python} -m gpu.sampling naive", 15),
     Stage("layers", "{python} -m gpu.layers", 35),

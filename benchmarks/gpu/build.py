@@ -28,12 +28,17 @@ def tool(name: str, package: str = "", folder: str = "") -> str:
     return found or sys.exit(f"{name} is missing")
 
 
-def architecture() -> str:
-    """Of the first GPU, as CMake names it. Those of 9.0 have instructions of their own."""
+def capability() -> tuple[int, int]:
+    """Of the first GPU, or without one of an H100."""
     import torch
 
-    capability = torch.cuda.get_device_capability(0) if torch.cuda.is_available() else (9, 0)
-    return "90a-real" if capability == (9, 0) else f"{capability[0]}{capability[1]}-real"
+    return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else (9, 0)
+
+
+def architecture() -> str:
+    """As CMake names it. Those of 9.0 have instructions of their own."""
+    major, minor = capability()
+    return "90a-real" if (major, minor) == (9, 0) else f"{major}{minor}-real"
 
 
 def build(folder: Path) -> Path:

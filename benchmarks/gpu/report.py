@@ -41,8 +41,9 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     figures = {name: outcome.figures for name, outcome in by_name.items()}
     yield "# " + ", ".join(f"{name} {value}" for name, value in figures.get("machine", {}).items())
     yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
-    if rates := figures.get("rates"):
-        yield from rows(["rate", "measured"], rates.items())
+    if rates := dict(figures.get("rates", {})):
+        assumed = rates.pop("assumed", {})
+        yield from rows(["rate", "assumed", "measured"], ([k, assumed.get(k), v] for k, v in rates.items()))
     yield from targets(by_name)
     yield from sampling(figures)
     if layers := figures.get("layers"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,29 @@ def triton_tools() -> list[str]:
 def only(code: dict[str, str], name: str) -> str:
     (found,) = (text for function, text in code.items() if name in function)
     return found
+
+
+def test_what_is_assumed_is_measured():
+    measured = set(re.findall(r'"([^"\n]+)"', rates.SOURCE.read_text()))
+    assert rates.ASSUMED.keys() <= measured
+
+
+def test_the_simulators_rates_are_shown_beside(monkeypatch):
+    latency = {"l1": 38, "shared": 33, "tensor": 33, "barrier": 30}
+    row = SimpleNamespace(
+        multiprocessors=132,
+        l2_bytes=64,
+        l2_bytes_shared=37,
+        l2_latency=265,
+        tensor=8,
+        clock=1.755,
+        dram_bytes=3e12,
+        latency=latency,
+    )
+    monkeypatch.setitem(sys.modules, "sass_simulator", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "sass_simulator.rates", SimpleNamespace(RATES={"90": row}))
+    assert rates.assumed(9, 0)["DRAM, read, TB/s"] == 3.0 and rates.assumed(9, 0).keys() == rates.ASSUMED.keys()
+    assert rates.assumed(8, 6) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
