@@ -128,7 +128,7 @@ def keeping(folder: Path) -> Callable[[list[Outcome]], None]:
     def keep(outcomes: list[Outcome]) -> None:
         path = folder / f"{slug(outcomes[0].figures.get('gpu', 'no gpu'))}.json"
         replace(path, json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-        replace(path.with_suffix(".md"), report.text(outcomes) + "\n")
+        replace(path.with_suffix(".md"), "\n".join(report.table(outcomes)) + "\n")
 
     return keep
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from gpu.stage import Outcome
 
-MOST_CHARACTERS = 7500  # of the table
-MOST_OF_FAILURES = 3500
+MOST_CHARACTERS = 11_500
+MOST_OF_FAILURES = 2500  # what failed stages have printed, beside their verdicts
 CONTESTANTS = ("pixelcnn_fast", "naive", "cached")
 # Of ncu's counters, those that say most; all are in the JSON.
 TELLING = (
@@ -23,17 +23,17 @@ STALL = "smsp__average_warps_issue_stalled_"
 
 
 def text(outcomes: Sequence[Outcome]) -> str:
-    """What has failed and how it ended, then the table."""
-    failures = "\n".join(line for outcome in outcomes if outcome.has_failed for line in failure(outcome))
-    whole = "\n".join(table(outcomes))
-    if len(whole) > MOST_CHARACTERS:
-        whole = f"{whole[:MOST_CHARACTERS]}\n… the rest is in the JSON"
-    return f"{failures[-MOST_OF_FAILURES:]}\n\n{whole}"
+    """For a terminal: what has failed and how it ended, then the table, or as much of it as there is room for."""
+    failed = [outcome for outcome in outcomes if outcome.has_failed]
+    failures = [failure(outcome, MOST_OF_FAILURES // len(failed)) for outcome in failed]
+    whole = "\n".join([*failures, "", *table(outcomes)])
+    return whole if len(whole) <= MOST_CHARACTERS else f"{whole[:MOST_CHARACTERS]}\n… the rest is in the .md"
 
 
-def failure(outcome: Outcome) -> Iterator[str]:
-    yield f"{outcome.stage}: {outcome.verdict}"
-    yield from (f"    {line[:160]}" for line in outcome.tail)
+def failure(outcome: Outcome, most: int) -> str:
+    """The verdict, and the end of what the stage printed, in about so many characters."""
+    tail = "\n".join(f"    {line[:160]}" for line in outcome.tail)
+    return f"{outcome.stage}: {outcome.verdict[:160]}\n{tail[-most:]}"
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -41,8 +41,9 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     figures = {name: outcome.figures for name, outcome in by_name.items()}
     yield "# " + ", ".join(f"{name} {value}" for name, value in figures.get("machine", {}).items())
     yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
-    if rates := dict(figures.get("rates", {})):
-        assumed = rates.pop("assumed", {})
+    rates = dict(figures.get("rates", {}))
+    assumed = rates.pop("assumed", {})
+    if rates:
         yield from rows(["rate", "assumed", "measured"], ([k, assumed.get(k), v] for k, v in rates.items()))
     yield from targets(by_name)
     yield from sampling(figures)

@@ -29,7 +29,11 @@ class Ended(NamedTuple):
 
 
 def by_status(ended: Ended) -> str:
-    return OK if ended.status == 0 else f"failed: status {ended.status}"
+    """If it is not 0, with the last that the process has said."""
+    if ended.status == 0:
+        return OK
+    said = (ended.errors.strip() or ended.output.strip()).splitlines() or ["and nothing said"]
+    return f"failed: status {ended.status}: {said[-1][:120]}"
 
 
 @dataclass(frozen=True)

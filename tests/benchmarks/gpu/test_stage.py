@@ -40,7 +40,7 @@ print("[1] done", file=sys.stderr)
 
 def test_a_failure_keeps_its_figures_and_the_end_of_both_streams(tmp_path):
     found = outcome_of("import sys\nprint('{\"a\": 1}')\nprint('here')\nsys.exit('because')", tmp_path)
-    assert found.verdict == "failed: status 1" and found.has_failed
+    assert found.verdict == "failed: status 1: because" and found.has_failed
     assert found.figures == {"a": 1} and found.tail[-2:] == ["here", "because"]
 
 
