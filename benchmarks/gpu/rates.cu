@@ -340,6 +340,74 @@ void measure_multiprocessor(const Device& device) {
   report("SM clock while all multiply, GHz", cycles / static_cast<double>(took));
 }
 
+// -- clusters, from compute capability 9.0 on
+
+// Ordered: what was written before it, anywhere, can be read after it, which takes a fence and empties L1.
+template <bool Ordered>
+__device__ void meet_cluster() {
+#if __CUDA_ARCH__ >= 900
+  if (Ordered)
+    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  else
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+template <bool Ordered>
+__global__ void meet_blocks(int times, uint32_t*, long long* cycles) {
+  meet_cluster<Ordered>();
+  const long long start = clock64();
+#pragma unroll 1
+  for (int i = 0; i < times; i++) meet_cluster<Ordered>();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *cycles = clock64() - start;
+}
+
+// Block 0 follows addresses through the shared memory of block 1.
+__global__ void chase_cluster([[maybe_unused]] int steps, [[maybe_unused]] uint32_t* end,
+                              [[maybe_unused]] long long* cycles) {
+#if __CUDA_ARCH__ >= 900
+  __shared__ uint32_t ring[64];
+  uint32_t other;
+  asm("mapa.shared::cluster.u32 %0, %1, 1;" : "=r"(other) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(ring))));
+  for (int i = 0; i < 64; i++) ring[i] = other + (i * 5 + 1) % 64 * 4;
+  meet_cluster<true>();
+  if (blockIdx.x == 0) {
+    uint32_t at = other;
+    const long long start = clock64();
+#pragma unroll 8
+    for (int i = 0; i < steps; i++) asm volatile("ld.shared::cluster.u32 %0, [%0];" : "+r"(at)::"memory");
+    *end = at;
+    *cycles = clock64() - start;
+  }
+  meet_cluster<true>();  // the other block's memory is there until then
+#endif
+}
+
+// Cycles of each of `times`, by one cluster of so many blocks.
+double in_cluster(const Device& device, void (*kernel)(int, uint32_t*, long long*), int blocks, int threads) {
+  constexpr int kTimes = 4096;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  for (int run = 0; run < 2; run++)
+    CHECK(cudaLaunchKernelEx(&config, kernel, int{kTimes}, reinterpret_cast<uint32_t*>(device.sums), device.cycles));
+  CHECK(cudaDeviceSynchronize());
+  return mean_cycles(device, 1) / kTimes;
+}
+
+void measure_clusters(const Device& device) {
+  report("barrier of a cluster of 2 blocks, cycles", in_cluster(device, meet_blocks<true>, 2, kThreads));
+  report("barrier of a cluster of 4 blocks, cycles", in_cluster(device, meet_blocks<true>, 4, kThreads));
+  report("barrier of a cluster of 8 blocks, cycles", in_cluster(device, meet_blocks<true>, 8, kThreads));
+  report("relaxed barrier of a cluster of 8 blocks, cycles", in_cluster(device, meet_blocks<false>, 8, kThreads));
+  report("another block's shared memory latency, cycles", in_cluster(device, chase_cluster, 2, 32));
+}
+
 }  // namespace
 
 int main() {
@@ -354,4 +422,5 @@ int main() {
   measure_latencies(device);
   measure_multiprocessor(device);
   measure_dram(device);
+  if (properties.major >= 9) measure_clusters(device);
 }
