@@ -342,7 +342,7 @@ void measure_multiprocessor(const Device& device) {
 
 // -- clusters, from compute capability 9.0 on
 
-// Ordered: what was written before it, anywhere, can be read after it, which takes a fence and empties L1.
+// Ordered: what was written before it, to any memory, can be read after it, which takes a fence.
 template <bool Ordered>
 __device__ void meet_cluster() {
 #if __CUDA_ARCH__ >= 900
