@@ -3,10 +3,10 @@
     python benchmarks/gpu_check.py [--out FOLDER]     FOLDER: benchmarks/results by default
 
 Needs torch, nvcc, pybind11, ninja, cmake and pytest; no network, no virtual environment, nothing installed. Each stage
-is a process with its own time limit; what one leaves of it, the next ones may use. So the others still give their
-figures if one fails or hangs. FOLDER/<device>.json is written whenever a stage ends; a table of under 12,000
-characters comes last, and goes into FOLDER/<device>.md. Whatever the processes print is in build/gpu-check. Status 1 if
-a stage has failed; tools that are missing are said, and are no failure. Without a GPU it builds and prints predictions.
+is a process with its own time limit, and may use what others leave of theirs; if one fails or hangs, the others still
+give their figures. FOLDER/<device>.json and .md are written whenever a stage ends. A table comes last, and all that is
+printed then is under 12,000 characters. What the processes print is in build/gpu-check. Status 1 if a stage has failed;
+tools that are missing are said, and are no failure. Without a GPU it builds and prints the predictions.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from gpu import report
-from gpu.stage import Outcome, Running, Stage, environment
+from gpu.check import Check, slug
+from gpu.stage import Outcome, Stage, environment
 from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_sanitizer, of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,61 +66,6 @@ STAGES = (
 )
 
 
-def checked(
-    stages: Sequence[Stage], environment: Mapping[str, str], folder: Path, keep: Callable[[list[Outcome]], None]
-) -> list[Outcome]:
-    """Runs the stages in their order. Each must end by the sum of the limits so far, so that what one leaves of its
-    own the next may use. keep: is given all outcomes whenever there is another one."""
-    begin, allotted = time.monotonic(), 0.0
-    outcomes: dict[str, Outcome] = {}
-    beside: dict[str, Running] = {}
-    has_gpu = False
-
-    def left() -> float:
-        return begin + allotted - time.monotonic()
-
-    def done(outcome: Outcome) -> None:
-        outcomes[outcome.stage] = outcome
-        print(f"{outcome.stage}: {outcome.verdict}, {outcome.seconds} s", flush=True)
-        keep(list(outcomes.values()))
-
-    running: Running | None = None
-    try:
-        for stage in stages:
-            allotted += stage.limit
-            if stage.on_gpu and not has_gpu:
-                done(Outcome(stage.name, "not run: there is no GPU"))
-                continue
-            if stage.needs and not outcomes[stage.needs].is_ok:
-                done(Outcome(stage.name, f"not run: {stage.needs} has failed"))
-                continue
-            try:
-                running = Running(stage, folder / slug(stage.name), environment, left())
-            except FileNotFoundError as error:
-                done(Outcome(stage.name, f"not available: {error.args[0]} is not installed"))
-                continue
-            if stage.beside:
-                beside[stage.name] = running
-                continue
-            outcome = running.outcome(left())
-            has_gpu |= "gpu" in outcome.figures
-            done(outcome)
-        for running in beside.values():
-            done(running.outcome(left()))
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-        done(Outcome("the rest", "failed: interrupted"))
-    finally:
-        for process in (running, *beside.values()):
-            if process is not None:
-                process.stop()
-    return list(outcomes.values())
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")
-
-
 def keeping(folder: Path) -> Callable[[list[Outcome]], None]:
     """Writes all outcomes so far to folder/<device>.json and .md, whole or not at all."""
 
@@ -145,7 +89,8 @@ def main() -> int:
     folder: Path = parser.parse_args().out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running stage, too
-    outcomes = checked(STAGES, environment(ROOT, sys.executable), ROOT / "build" / "gpu-check", keeping(folder))
+    seen, logs = environment(ROOT, sys.executable), ROOT / "build" / "gpu-check"
+    outcomes = Check(STAGES, seen, logs, keeping(folder)).run()
     print(report.text(outcomes))
     return int(any(outcome.has_failed for outcome in outcomes))
 

@@ -14,6 +14,7 @@ from typing import Any
 import gpu_check
 import pytest
 from gpu import report, stage
+from gpu.check import Check
 from gpu.stage import Outcome, Stage, environment
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +84,7 @@ class Rehearsal:
             (tools / name).write_text(STUB.format(python=sys.executable))
             (tools / name).chmod(0o755)
         seen = {**environment(ROOT, str(tools / "python")), "PATH": str(tools)}
-        outcomes = gpu_check.checked(stages, seen, folder / "logs", gpu_check.keeping(results))
+        outcomes = Check(stages, seen, folder / "logs", gpu_check.keeping(results)).run()
         self.outcomes = {outcome.stage: outcome for outcome in outcomes}
         self.text = report.text(outcomes)
         self.failed = {name for name, outcome in self.outcomes.items() if outcome.has_failed}
@@ -159,6 +160,13 @@ def test_no_gpu(tmp_path):
         "budget",
     }
     assert "| one image | 9 | 2.5 | 8.1 | - |" in found.text
+
+
+def test_stages_that_are_not_run_leave_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "GRACE", 0.2)
+    short = [replace(stage, limit=2.0 if stage.name == "acceleration" else 0.5) for stage in gpu_check.STAGES]
+    without = {"gpu.machine": Answer('{"torch": "2.11.0"}'), "gpu.build": Answer(waits=4.0)}
+    assert not Rehearsal(tmp_path, without, short).failed
 
 
 def test_a_gpu_that_torch_does_not_see(tmp_path):
