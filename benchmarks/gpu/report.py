@@ -68,7 +68,7 @@ def targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
         for group in ("targets", "families")
         for name, value in outcome.figures.get(group, {}).items()
     }
-    predicted, keys = {str(row.get("name")): row for row in budget}, ("must", "reach", "predicted")
+    predicted, keys = {str(row.get("name")): row for row in budget}, ("unit", "must", "reach", "predicted")
     if names := list(dict.fromkeys([*predicted, *measured])):
         yield from rows(
             ["bf16", *keys, "measured"],

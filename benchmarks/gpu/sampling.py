@@ -32,9 +32,9 @@ CACHED = "cached PyTorch, float32"
 # The targets' names, as benchmarks/cuda_budget.py has them.
 DEFAULT = {1: "one image", 16: "16 images", 1024: "1,024 images"}
 FAMILIES: dict[str, tuple[type[Model], dict[str, Any], int]] = {
-    "one image of a Gated PixelCNN, 64 × 7 blocks, 28×28": (GatedPixelCNN, {"input_channels": 1}, 28),
-    "Row LSTM, h = 128 × 12 layers, 3×32×32, one image": (PixelRNN, {"kind": "row_lstm"}, 32),
-    "Diagonal BiLSTM, the same": (PixelRNN, {"kind": "diagonal_bilstm"}, 32),
+    "Gated PixelCNN, 64 channels, 7 blocks, 28x28, one image": (GatedPixelCNN, {"input_channels": 1}, 28),
+    "Row LSTM, 128 units, 12 layers, one image": (PixelRNN, {"kind": "row_lstm"}, 32),
+    "Diagonal BiLSTM, 128 units, 12 layers, one image": (PixelRNN, {"kind": "diagonal_bilstm"}, 32),
 }
 
 
@@ -68,7 +68,7 @@ def as_target(draw: Callable[[], Tensor], seconds: float, n: int) -> str:
     """As the targets are written, milliseconds, or images a second for a large batch; and of the kernels alone."""
 
     def written(seconds: float) -> str:
-        return f"{1e3 * seconds:.4g} ms" if n < 1000 else f"{n / seconds:,.0f} a second"
+        return f"{1e3 * seconds:.4g} ms" if n < 1000 else f"{n / seconds:,.0f} images/s"
 
     kernels = kernel_seconds(draw, "pcf")
     return written(seconds) + ("" if kernels is None else f", kernels alone {written(kernels)}")

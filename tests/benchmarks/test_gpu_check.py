@@ -51,13 +51,15 @@ ANSWERS = {
     "--page raw": Answer(writes={"--log-file": CSV}),
     "gpu.machine": Answer('{"torch": "2.11.0"}\n{"gpu": "NVIDIA H100 80GB HBM3"}'),
     "gpu.rates": Answer('{"assumed": {"L2 latency, cycles": 265}}\n{"L2 latency, cycles": 262.5}'),
-    "cuda_budget.py": Answer('[{"name": "one image", "must": 9, "reach": 2.5, "predicted": 8.1, "met": true}]'),
+    "cuda_budget.py": Answer(
+        '[{"name": "one image", "unit": "ms", "must": 9, "reach": 2.5, "predicted": 8.1, "met": true}]'
+    ),
     "gpu.build": Answer('{"kernels": 12}'),
     "-m pytest": Answer(writes={"--junitxml": JUNIT}),
     "gpu.sampling ours": Answer(
         '{"pixelcnn_fast, bf16": {"1": 0.0083, "16": 0.0091}}\n{"targets": {"one image": "8.3 ms"}}'
     ),
-    "gpu.sampling families": Answer('{"families": {"Diagonal BiLSTM, the same": "not available"}}'),
+    "gpu.sampling families": Answer('{"families": {"Diagonal BiLSTM": "not available"}}'),
     "gpu.sampling": Answer('{"naive, bf16": {"1": 1.5}}'),
     "gpu.layers": Answer('{"gated_activation": {"pixelcnn_fast": 0.1, "torch.compile": "failed: it"}}'),
     "acceleration_targets": Answer(),
@@ -107,8 +109,8 @@ def test_all_goes_well(tmp_path):
     assert [command for command in found.commands if "gpu." in command][1].endswith("gpu.rates")
     for row in (
         "| L2 latency, cycles | 265 | 262.5 |",
-        "| one image | 9 | 2.5 | 8.1 | 8.3 ms |",
-        "| Diagonal BiLSTM, the same | - | - | - | not available |",
+        "| one image | ms | 9 | 2.5 | 8.1 | 8.3 ms |",
+        "| Diagonal BiLSTM | - | - | - | - | not available |",
         "| pixelcnn_fast, bf16 | 0.0083 | 0.0091 |",
         "| naive, bf16 | 1.5 | - |",
         "| gated_activation | pixelcnn_fast 0.1, torch.compile failed: it |",
@@ -159,7 +161,7 @@ def test_no_gpu(tmp_path):
         "build",
         "budget",
     }
-    assert "| one image | 9 | 2.5 | 8.1 | - |" in found.text
+    assert "| one image | ms | 9 | 2.5 | 8.1 | - |" in found.text
 
 
 def test_stages_that_are_not_run_leave_their_time(tmp_path, monkeypatch):

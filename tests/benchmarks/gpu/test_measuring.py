@@ -13,6 +13,8 @@ from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
 from tests.needs import needs_native
 
+DEFAULT, FAMILIES = sampling.DEFAULT, sampling.FAMILIES
+
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
@@ -47,6 +49,11 @@ def on_the_cpu(monkeypatch):
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict:
     return printed_figures(capsys.readouterr().out)[0]
+
+
+def test_targets_have_the_budgets_names():
+    budget = pytest.importorskip("cuda_budget", reason="no benchmarks/cuda_budget.py")
+    assert {*DEFAULT.values(), *FAMILIES} <= {row.name for row in budget.ROWS}
 
 
 @needs_native
