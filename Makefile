@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   VENV=/tmp/v   PYTEST_ARGS="-k sampler"
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   where pip takes torch from
 #   PIXELCNN_FAST_NATIVE, PIXELCNN_FAST_CUDA: see setup.py
+#   OUT=/tmp/results   where gpu-check writes, instead of benchmarks/results
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ FIRST ?= 0
 python := $(VENV)/bin/python
 pip := $(python) -m pip --disable-pip-version-check
 native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell find csrc -type f)
-cxx_sources := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
 .PHONY: help setup native docs lint lint-ruff lint-mypy lint-clang-format test fuzz demo bench gpu-check sanitize wheel clean
@@ -61,7 +62,7 @@ bench: setup ## measure the ops and the samplers on this machine, in out/
 
 # Uses the environment at hand, because a machine with a GPU often has no network to set up another one.
 gpu-check: ## build, test and measure on a GPU, in under ten minutes; without one, do what can be done
-	$(or $(wildcard $(python)),$(PYTHON)) benchmarks/gpu_check.py
+	$(or $(wildcard $(python)),$(PYTHON)) benchmarks/gpu_check.py $(if $(OUT),--out '$(OUT)')
 
 sanitize: $(sanitizers:%=sanitize-%) ## run the samplers and the ops under the address, undefined and thread sanitizers
 

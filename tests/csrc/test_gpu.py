@@ -1,101 +1,241 @@
-"""The CUDA runtime on a GPU, against the eager one on the same device."""
+"""The CUDA sampler on a GPU, through what users call: its images against the model in float64, and the CPU runtime's.
+
+``make gpu-check`` runs this file. What is drawn is judged sub-pixel by sub-pixel, by the model's own probabilities for
+it after the image so far. So a level that rounding has moved to its neighbour is no error, nor is what follows from it.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 import torch
+from gpu.draws import PLAIN, judged
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.likelihood import nll
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
-from pixelcnn_fast.program.conditions import Given
-from pixelcnn_fast.runtimes.cuda import CudaRuntime
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes import Precision, RuntimeName
 from tests.heads.test_drawing import OPTIONS
-from tests.system.networks import pixelcnn, two_stacks
+from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
+from tests.triton_device import exact_float32  # noqa: F401
 
+DEVICE = "cuda"
+RUNTIME: RuntimeName = "cuda"
 module = native()
 pytestmark = [
+    pytest.mark.usefixtures("exact_float32"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(
         module is None or not module.build_info()["cuda"], reason="a build without the CUDA part"
     ),
 ]
-CASES = {
+Shape = tuple[int, int, int]
+
+
+def gated(**arguments) -> GatedPixelCNN:
+    torch.manual_seed(1)
+    return enlivened(GatedPixelCNN(hidden_channels=24, dilations=(1, 2), **arguments))
+
+
+def recurrent(kind) -> PixelRNN:
+    torch.manual_seed(2)
+    return enlivened(PixelRNN(kind, input_channels=1, hidden_channels=16, n_layers=2, kernel_size=3))
+
+
+# Odd sizes, conditions, every phase of a step, several tiles of 16 channels; images of one row, column or pixel.
+CASES: dict[str, Callable[[], tuple[nn.Module, Shape]]] = {
+    "1x1 image": lambda: (pixelcnn(hidden=5, kernel=5), (1, 1, 1)),
+    "one column": lambda: (pixelcnn(channels=3), (3, 6, 1)),
+    "one row": lambda: (pixelcnn(channels=3), (3, 1, 6)),
+    "7x5": lambda: (pixelcnn(hidden=33, kernel=7), (1, 7, 5)),
     "labels": lambda: (pixelcnn(channels=3, hidden=40, blocks=2, classes=4), (3, 7, 9)),
     "two stacks": lambda: (two_stacks(), (2, 8, 8)),
-    "wide": lambda: (pixelcnn(channels=1, hidden=200, blocks=4), (1, 6, 6)),
+    "wide": lambda: (pixelcnn(hidden=200, blocks=4), (1, 6, 6)),
+    "gated": lambda: (gated(input_channels=2, n_classes=4), (2, 9, 9)),
+    "ordered colours": lambda: (gated(channel_order="thirds"), (3, 8, 8)),
+    "interleaved colours": lambda: (
+        enlivened(PixelCNN(3, 33, 1, channel_order="interleaved", kernel_size=3)),
+        (3, 4, 5),
+    ),
+    "default": lambda: (random_model(), (3, 32, 32)),
 }
-VARIANTS = ("block", "pipeline", "auto")
+ROUNDED: tuple[Precision, ...] = tuple(PLAIN)
 
 
-def built(name, precision="same", variant="auto"):
+@cache
+def network(name: str) -> tuple[nn.Module, Shape]:
+    """On the device; no test may change or move it."""
     model, shape = CASES[name]()
-    sampler = Sampler(model.cuda(), shape, precision=precision)
-    return (
-        model,
-        shape,
-        sampler,
-        CudaRuntime(
-            sampler._engine.captured.program,
-            sampler._engine.captured.conditions,
-            sampler.head,
-            precision,
-            variant,
-        ),
-    )
+    return model.to(DEVICE), shape
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@cache
+def sampler_of(name: str, precision: Precision = "same") -> Sampler:
+    model, shape = network(name)
+    return Sampler(model, shape, precision=precision)
+
+
+@cache
+def sampler_on_cpu(name: str) -> Sampler:
+    model, shape = network(name)
+    return Sampler(copy.deepcopy(model).cpu(), shape)
+
+
+def noise_for(shape: Shape, n: int) -> Tensor:
+    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def labels_for(model: nn.Module, n: int) -> Tensor | None:
+    return torch.arange(n) % 4 if getattr(model, "n_classes", None) else None
+
+
+def assert_drawn_right(name: str, n: int, precision: Precision = "same", batch_size: int | None = None) -> None:
+    model, shape = network(name)
+    noise, labels = noise_for(shape, n), labels_for(model, n)
+    images = sampler_of(name, precision).sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=batch_size)
+    found = judged(model, images, noise, labels, precision)
+    assert found.is_right, found
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_same_noise_same_images_as_the_cpu_runtime(name, variant):
-    model, shape, sampler, engine = built(name, variant=variant)
-    labels = torch.arange(21) % 4 if sampler._engine.model.conditional else None
-    noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = Sampler(model.cpu(), shape).sample(21, labels, noise=noise, runtime="cpu")
-    levels = torch.zeros(21, *shape, dtype=torch.int32)
-    device_labels = None if labels is None else labels.cuda()
-    engine.run(Job(values=levels, noise=noise, given=Given(device_labels)))
-    assert torch.equal(levels, expected.int())
+def test_images_are_those_of_their_noise(name):
+    assert_drawn_right(name, 21)
 
 
-@pytest.mark.parametrize("variant", ["block", "pipeline"])
+@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("name", ["7x5", "labels", "two stacks", "wide", "gated", "default"])
+def test_rounded_products_move_no_more_than_plain_torch(name, precision):
+    assert_drawn_right(name, 21, precision)
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+@pytest.mark.parametrize("name", ["7x5", "labels", "two stacks"])
+def test_200_images(name, precision):
+    assert_drawn_right(name, 200, precision)
+
+
+@pytest.mark.parametrize("each", [1, 8])
+@pytest.mark.parametrize("tiles", range(1, 9))
+def test_every_number_of_tiles(tiles, each):
+    """tiles x each images for each multiprocessor: with one or eight of them to a tile, 1 to 8 tiles of 8 sites."""
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    n = tiles * each * multiprocessors - 3  # the last tile isn't full
+    for precision in ("same", "bf16"):
+        assert_drawn_right("one row", n, precision, batch_size=n)
+
+
+@pytest.mark.parametrize("n", [8 * tiles - rest for tiles in range(1, 9) for rest in (0, 5)])
+def test_every_number_of_tiles_in_few_blocks(n):
+    for precision in ("same", "bf16"):
+        assert_drawn_right("interleaved colours", n, precision, batch_size=n)
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_the_batch_size_changes_no_image(precision):
+    sampler, (_, shape) = sampler_of("labels", precision), network("labels")
+    noise, labels = noise_for(shape, 40), torch.arange(40) % 4
+    whole = sampler.sample(40, labels, noise=noise, runtime=RUNTIME, batch_size=40)
+    for size in (1, 7, 8, 33):
+        part = slice(0, min(2 * size, 40))
+        some = sampler.sample(part.stop, labels[part], noise=noise[part], runtime=RUNTIME, batch_size=size)
+        assert torch.equal(some, whole[part])
+
+
+def test_the_next_batch_starts_anew():
+    """A larger batch before it, of other noise, leaves nothing behind."""
+    sampler, (_, shape) = sampler_of("two stacks"), network("two stacks")
+    noise, labels = noise_for(shape, 5), torch.arange(5) % 4
+    first = sampler.sample(5, labels, noise=noise, runtime=RUNTIME)
+    sampler.sample(64, torch.arange(64) % 4, runtime=RUNTIME)
+    assert torch.equal(sampler.sample(5, labels, noise=noise, runtime=RUNTIME), first)
+
+
+@pytest.mark.parametrize("name", ["labels", "two stacks", "ordered colours"])
+def test_same_noise_same_images_as_the_cpu_runtime(name):
+    model, shape = network(name)
+    noise, labels = noise_for(shape, 5), labels_for(model, 5)
+    images = sampler_of(name).sample(5, labels, noise=noise, runtime=RUNTIME)
+    assert torch.equal(images, sampler_on_cpu(name).sample(5, labels, noise=noise, runtime="cpu"))
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_top_k_and_top_p(variant, options):
-    model, shape, sampler, engine = built("wide", variant=variant)
-    noise = torch.rand(21, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = Sampler(model.cpu(), shape).sample(21, noise=noise, runtime="cpu", **options)
-    levels = torch.zeros(21, *shape, dtype=torch.int32)
-    engine.run(Job(values=levels, noise=noise, options=SamplingOptions(**options)))
-    assert torch.equal(levels, expected.int())
+def test_options_of_drawing(options):
+    _, shape = network("wide")
+    noise = noise_for(shape, 9)
+    images = sampler_of("wide").sample(9, noise=noise, runtime=RUNTIME, **options)
+    assert torch.equal(images, sampler_on_cpu("wide").sample(9, noise=noise, runtime="cpu", **options))
 
 
-@pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", CASES)
+def test_known_pixels_are_kept():
+    _, (channels, height, width) = network("labels")
+    noise, labels = noise_for((channels, height, width), 9), torch.arange(9) % 4
+    images = torch.randint(0, 256, (9, channels, height, width), dtype=torch.uint8)
+    known = torch.rand(9, 1, height, width) < 0.5
+    completed = sampler_of("labels").complete(images, known, labels, noise=noise, runtime=RUNTIME)
+    on_cpu = sampler_on_cpu("labels").complete(images, known, labels, noise=noise, runtime="cpu")
+    assert torch.equal(completed, on_cpu)
+
+
+def test_log_probabilities_are_the_teacher_forced_likelihood():
+    model, shape = network("labels")
+    noise, labels = noise_for(shape, 9), torch.arange(9) % 4
+    images, found = sampler_of("labels").sample(9, labels, noise=noise, runtime=RUNTIME, log_probability=True)
+    given = images.to(DEVICE), labels.to(DEVICE)
+    plain = -nll(model, *given).detach().float().cpu()
+    exact = -nll(copy.deepcopy(model).double(), *given).detach().cpu()
+    assert_as_exact_as_plain(found.float(), plain, exact)
+
+
+@pytest.mark.parametrize("precision", ["same", *ROUNDED])
+@pytest.mark.parametrize("name", ["labels", "two stacks", "wide"])
 def test_logits_are_as_exact_as_plain_torch(name, precision):
-    model, shape, sampler, _ = built(name, precision)
-    images = torch.randint(0, 256, (13, *shape), dtype=torch.uint8)
-    labels = torch.arange(13) % 4 if sampler._engine.model.conditional else None
-    logits = sampler.logits(images, labels, "cuda")
-    arguments = (images.cuda(),) if labels is None else (images.cuda(), labels.cuda())
-    dtype = {"same": torch.float32, "bf16": torch.bfloat16}.get(precision, torch.float16)
-    plain = model.to(dtype)(*arguments).detach().cpu()
-    exact = CASES[name]()[0].double()(*(a.cpu() for a in arguments)).detach()
-    plain = plain.float() if precision == "tf32" else plain
+    model, shape = network(name)
+    images, labels = torch.randint(0, 256, (13, *shape), dtype=torch.uint8), labels_for(model, 13)
+    logits = sampler_of(name, precision).logits(images, labels, RUNTIME)
+    given = [x.to(DEVICE) for x in (images, labels) if x is not None]
+    with torch.no_grad():
+        plain = copy.deepcopy(model).to(PLAIN.get(precision, torch.float32))(*given).cpu()
+        exact = copy.deepcopy(model).double()(*given).cpu()
     assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
 
 
-@pytest.mark.parametrize("variant", ["block", "pipeline"])
-def test_a_cuda_graph_captures_a_batch(variant):
-    _, shape, sampler, engine = built("wide", variant=variant)
-    noise = torch.rand(5, *shape, dtype=torch.float64)
-    eager = torch.zeros(5, *shape, dtype=torch.int32)
-    engine.run(Job(values=eager, noise=noise))
-    batch = engine.prepared(Job(values=torch.zeros_like(eager), noise=noise))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        engine.enqueue(batch)
-    batch.levels.zero_()
-    graph.replay()
-    assert torch.equal(batch.levels.cpu(), eager)
+def test_another_stream():
+    sampler, (_, shape) = sampler_of("7x5"), network("7x5")
+    noise = noise_for(shape, 9)
+    expected = sampler.sample(9, noise=noise, runtime=RUNTIME)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert torch.equal(sampler.sample(9, noise=noise, runtime=RUNTIME), expected)
+
+
+def test_logits_that_are_not_finite_are_named_and_the_next_batch_is_right():
+    model, shape = CASES["7x5"]()
+    sampler = Sampler(model.to(DEVICE), shape)
+    expected = sampler.sample(9, noise=noise_for(shape, 9), runtime=RUNTIME)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.get_submodule("conv_out").parameters()).fill_(torch.inf)
+    with pytest.raises(NonFiniteLogits):
+        sampler.refresh(broken).sample(9, runtime=RUNTIME)
+    assert torch.equal(sampler.refresh(model).sample(9, noise=noise_for(shape, 9), runtime=RUNTIME), expected)
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+@pytest.mark.parametrize("kind", ["row_lstm", "diagonal_bilstm"])
+def test_recurrences(kind, precision):
+    model, shape = recurrent(kind).to(DEVICE), (1, 6, 7)
+    sampler = Sampler(model, shape, precision=precision)
+    try:
+        sampler.runtime(RUNTIME)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    noise = noise_for(shape, 9)
+    found = judged(model, sampler.sample(9, noise=noise, runtime=RUNTIME), noise, precision=precision)
+    assert found.is_right, found

@@ -1,0 +1,180 @@
+"""A stage of the check: a process with a deadline, what it measured, and the verdict on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OK = "ok"
+GRACE = 3.0  # seconds that a stage has to write what it measured, once it is interrupted
+TAIL = 15  # lines of output that are kept of a stage that is not ok
+
+
+class Ended(NamedTuple):
+    """status: the process's; output, errors: what it printed; folder: where it wrote files."""
+
+    status: int
+    output: str
+    errors: str
+    folder: Path
+
+
+def by_status(ended: Ended) -> str:
+    """If it is not 0, with the last that the process has said."""
+    if ended.status == 0:
+        return OK
+    said = (ended.errors.strip() or ended.output.strip()).splitlines() or ["and nothing said"]
+    return f"failed: status {ended.status}: {said[-1][:120]}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """command: as in a shell; {python} and {folder} stand for this Python and the stage's folder, {early} for the
+    seconds within which it should begin what may take a minute. Figures are what it prints as JSON objects, one a line,
+    so that a stage that is cut off keeps those it has, and what is found in its folder.
+    limit: seconds that are set aside for it. judge: the verdict on a process that ended by itself, which starts with
+    'ok', 'failed' or 'not available'. needs: a stage without which it makes no sense. on_gpu: it makes sense on a GPU
+    only. beside: it runs beside all others, on the CPU, until their end.
+    """
+
+    name: str
+    command: str
+    limit: float
+    judge: Callable[[Ended], str] = by_status
+    found: Callable[[Path], Mapping[str, Any]] = lambda folder: {}
+    needs: str = ""
+    on_gpu: bool = True
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """verdict: 'ok', or 'failed', 'not available' (a tool is missing or refuses the machine) or 'not run', and why."""
+
+    stage: str
+    verdict: str
+    seconds: float = 0.0
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)  # of a stage that prints a list
+    tail: list[str] = field(default_factory=list)
+
+    @property
+    def is_ok(self) -> bool:
+        return self.verdict.startswith(OK)
+
+    @property
+    def has_failed(self) -> bool:
+        return self.verdict.startswith("failed")
+
+
+class Running:
+    """A stage's process. It has a process group of its own, so that what it started ends with it."""
+
+    def __init__(self, stage: Stage, folder: Path, environment: Mapping[str, str], seconds: float) -> None:
+        """Raises FileNotFoundError if there is no such program."""
+        self._stage, self._folder, self._began = stage, folder, time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        places = {
+            "python": environment["PYTHON"],
+            "folder": str(folder),
+            "early": f"{max(seconds - 60, 1):.0f}",
+        }
+        command = [word.format(**places) for word in shlex.split(stage.command)]
+        program = shutil.which(command[0], path=environment["PATH"])
+        if program is None:
+            raise FileNotFoundError(command[0])
+        with (folder / "output").open("wb") as output, (folder / "errors").open("wb") as errors:
+            self._process = subprocess.Popen(
+                [program, *command[1:]],
+                cwd=environment["PWD"],
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                preexec_fn=os.setpgrp,  # process_group= is newer than Python 3.10
+            )
+
+    def outcome(self, seconds: float) -> Outcome:
+        """Waits for the process for so long, and then ends it."""
+        in_time = self._ends_within(max(seconds - GRACE, 0.0))
+        self.stop()
+        took = time.monotonic() - self._began
+        output, errors = self._printed("output"), self._printed("errors")
+        figures, rows = printed_figures(output)
+        figures.update(self._stage.found(self._folder))
+        if in_time:
+            verdict = self._stage.judge(Ended(self._process.returncode, output, errors, self._folder))
+        else:
+            verdict = f"failed: not finished in {took:.0f} s"
+        tail = [] if verdict.startswith(OK) else [*output.splitlines()[-TAIL:], *errors.splitlines()[-TAIL:]]
+        return Outcome(self._stage.name, verdict, round(took, 1), figures, rows, [line[:300] for line in tail])
+
+    def stop(self) -> None:
+        """Interrupts the process if it runs, kills it if that does not help, and then whatever it left running."""
+        if self._process.poll() is None:
+            self._send(signal.SIGINT)
+            self._ends_within(GRACE)
+        self._send(signal.SIGKILL)
+        self._process.wait()
+
+    def _ends_within(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _send(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def _printed(self, name: str) -> str:
+        return (self._folder / name).read_text(errors="replace")
+
+
+def printed_figures(output: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """All JSON objects among the lines, as one; and those of a line that is a list of them."""
+    figures: dict[str, Any] = {}
+    rows: list[Mapping[str, Any]] = []
+    for text in [*output.splitlines(), output]:  # a list may take several lines
+        if not text.lstrip().startswith(("{", "[")):
+            continue
+        try:
+            found = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            figures.update(found)
+        elif all(isinstance(row, dict) for row in found):
+            rows = found
+    return figures, rows
+
+
+def environment(root: Path, python: str) -> dict[str, str]:
+    """What stages see: no settings of this library, its sources, and the tools of the environment and of CUDA."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIXELCNN_FAST_")}
+    cuda = [Path(kept[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if kept.get(name)]
+    tools = [*cuda, Path("/usr/local/cuda/bin"), *sorted(Path("/opt/nvidia/nsight-compute").glob("*"))]
+    paths = [str(Path(python).parent), *filter(None, [kept.get("PATH")]), *map(str, tools)]
+    return {
+        **kept,
+        "PATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join(
+            [str(root), str(root / "benchmarks"), *filter(None, [kept.get("PYTHONPATH")])]
+        ),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHON": python,
+        "PWD": str(root),
+    }

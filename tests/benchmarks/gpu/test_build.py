@@ -1,0 +1,45 @@
+"""What the build is told of the machine."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from gpu import build
+from gpu.machine import main as machine
+from gpu.stage import printed_figures
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((8, 0), "80-real"), ((9, 0), "90a-real"), ((10, 0), "100-real"), ((12, 0), "120-real")],
+)
+def test_architectures(monkeypatch, capability, name):
+    monkeypatch.setattr(build, "capability", lambda: capability)
+    assert build.architecture() == name
+
+
+def test_a_missing_tool_ends_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="no-such-tool is missing"):
+        build.tool("no-such-tool")
+    for name, folder in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):  # their packages have them
+        assert build.tool(name, name, folder).endswith(name)
+
+
+def test_kernels_are_told_from_functions():
+    assert build.KERNEL.search(b"\0_ZL54__device_stub__ZN3pcf4cuda4walkILi8EEEvNS0_6ParamsE\0")
+    assert not build.KERNEL.search(b"\0_ZN3pcf4cuda10MemoryPlanD1Ev\0__device_stub__ZN5other4walkEv\0")
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for there in (False, True):
+        monkeypatch.setattr("gpu.machine.Path.exists", lambda path, there=there: there)
+        if there:
+            with pytest.raises(SystemExit, match="there is a GPU, but torch .* does not see it"):
+                machine()
+        else:
+            machine()
+        found = printed_figures(capsys.readouterr().out)[0]
+        assert found["Python"] == sys.version.split()[0] and "gpu" not in found

@@ -1,0 +1,104 @@
+"""Stages as processes: what is kept of their output, and what is left of them when their time is over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gpu import stage
+from gpu.stage import Outcome, Running, Stage, environment, printed_figures
+
+ROOT = Path(__file__).parents[3]
+
+
+def outcome_of(code: str, folder: Path, seconds: float = 60.0) -> Outcome:
+    program = folder / "program.py"
+    program.write_text(code)
+    running = Running(
+        Stage("it", f"{{python}} {program}", 0.0), folder / "it", environment(ROOT, sys.executable), seconds
+    )
+    return running.outcome(seconds)
+
+
+def test_figures_survive_warnings_and_what_else_is_printed(tmp_path):
+    found = outcome_of(
+        """
+import sys, warnings
+print('{"a": 1, "b": 2}')
+print("compiling {")
+print('{"b": 3}')
+warnings.warn("beware")
+print("[1] done", file=sys.stderr)
+""",
+        tmp_path,
+    )
+    assert found.verdict == "ok" and found.figures == {"a": 1, "b": 3} and not found.tail
+
+
+def test_a_failure_keeps_its_figures_and_the_end_of_both_streams(tmp_path):
+    found = outcome_of("import sys\nprint('{\"a\": 1}')\nprint('here')\nsys.exit('because')", tmp_path)
+    assert found.verdict == "failed: status 1: because" and found.has_failed
+    assert found.figures == {"a": 1} and found.tail[-2:] == ["here", "because"]
+
+
+def test_the_end_of_its_time_leaves_figures_and_no_process(tmp_path, monkeypatch):
+    """A process that ignores the interrupt, and one that it has started, which holds its output open."""
+    monkeypatch.setattr(stage, "GRACE", 0.2)
+    begin = time.monotonic()
+    found = outcome_of(
+        """
+import json, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(json.dumps({"child": child.pid}), flush=True)
+time.sleep(60)
+""",
+        tmp_path,
+        seconds=2.0,
+    )
+    assert found.verdict == "failed: not finished in 2 s" and time.monotonic() - begin < 10
+    assert not is_running(found.figures["child"])
+
+
+def is_running(pid: int) -> bool:
+    """A zombie, which nobody may collect in a container, has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_an_interrupted_process_may_write_what_it_has(tmp_path):
+    found = outcome_of(
+        """
+import time
+try:
+    time.sleep(60)
+finally:
+    print('{"so far": 7}')
+""",
+        tmp_path,
+        seconds=stage.GRACE + 1,
+    )
+    assert found.has_failed and found.figures == {"so far": 7}
+
+
+def test_a_list_of_rows_may_take_several_lines():
+    assert printed_figures('[\n {"name": "a"},\n {"name": "b"}\n]\n')[1] == [{"name": "a"}, {"name": "b"}]
+
+
+def test_a_missing_program_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no-such-tool"):
+        Running(Stage("it", "no-such-tool -x", 1.0), tmp_path / "it", environment(ROOT, sys.executable), 1.0)
+
+
+def test_the_environment_has_the_sources_and_none_of_the_librarys_settings(monkeypatch):
+    monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
+    monkeypatch.setenv("CUDA_HOME", "/some/cuda")
+    found = environment(ROOT, sys.executable)
+    assert not [name for name in found if name.startswith("PIXELCNN_FAST_")]
+    assert found["PYTHONPATH"].split(os.pathsep)[:2] == [str(ROOT), str(ROOT / "benchmarks")]
+    assert "/some/cuda/bin" in found["PATH"].split(os.pathsep)

@@ -1,0 +1,223 @@
+"""``make gpu-check`` rehearsed: its own commands, answered by a stub in place of Python, compute-sanitizer and ncu."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gpu_check
+import pytest
+from gpu import report, stage
+from gpu.check import Check
+from gpu.stage import Outcome, Stage, environment
+
+ROOT = Path(__file__).parents[2]
+# Answers the first key that its command line has: warns, waits, writes a file where an option says, prints, ends.
+STUB = """#!{python} -S
+import json, pathlib, re, sys, time
+command = " ".join(sys.argv)
+answers = json.loads(pathlib.Path(__file__).with_name("answers.json").read_text())
+answer = next(answer for key, answer in answers.items() if key in command)
+with pathlib.Path(__file__).with_name("commands").open("a") as log:
+    log.write(command + "\\n")
+print("UserWarning: beware {{", file=sys.stderr)
+print(answer["prints"], flush=True)
+for option, text in answer["writes"].items():
+    pathlib.Path(re.search(option + r"[= ](\\S+)", command)[1]).write_text(text)
+time.sleep(answer["waits"])
+print("UserWarning: beware still", file=sys.stderr)
+sys.exit(answer["status"])
+"""
+JUNIT = '<testsuites><testcase name="a"/><testcase name="b"><skipped message="no GPU"/></testcase></testsuites>'
+CSV = '"ID","sm__cycles_elapsed.max"\n"","cycle"\n"0","123"\n'
+
+
+@dataclass(frozen=True)
+class Answer:
+    prints: str = ""
+    writes: Mapping[str, str] = field(default_factory=dict)  # option -> text
+    status: int = 0
+    waits: float = 0.0
+
+
+ANSWERS = {
+    "--tool": Answer(writes={"--log-file": "========= ERROR SUMMARY: 0 errors\n"}),
+    "--page raw": Answer(writes={"--log-file": CSV}),
+    "gpu.machine": Answer('{"torch": "2.11.0"}\n{"gpu": "NVIDIA H100 80GB HBM3"}'),
+    "gpu.rates": Answer('{"assumed": {"L2 latency, cycles": 265}}\n{"L2 latency, cycles": 262.5}'),
+    "cuda_budget.py": Answer(
+        '[{"name": "one image", "unit": "ms", "must": 9, "reach": 2.5, "predicted": 8.1, "met": true}]'
+    ),
+    "gpu.build": Answer('{"kernels": 12}'),
+    "-m pytest": Answer(writes={"--junitxml": JUNIT}),
+    "gpu.sampling ours": Answer(
+        '{"pixelcnn_fast, bf16": {"1": 0.0083, "16": 0.0091}}\n{"targets": {"one image": "8.3 ms"}}'
+    ),
+    "gpu.sampling families": Answer('{"families": {"Diagonal BiLSTM": "not available"}}'),
+    "gpu.sampling": Answer('{"naive, bf16": {"1": 1.5}}'),
+    "gpu.layers": Answer('{"gated_activation": {"pixelcnn_fast": 0.1, "torch.compile": "failed: it"}}'),
+    "acceleration_targets": Answer(),
+}
+
+
+class Rehearsal:
+    """What a run of stages with such answers leaves."""
+
+    def __init__(
+        self,
+        folder: Path,
+        answers: Mapping[str, Answer],
+        stages: Sequence[Stage] = gpu_check.STAGES,
+        without: str = "",
+    ) -> None:
+        tools, results = folder / "tools", folder / "results"
+        tools.mkdir()
+        results.mkdir()
+        (tools / "answers.json").write_text(
+            json.dumps({k: vars(a) for k, a in {**answers, **ANSWERS, **answers}.items()})
+        )
+        for name in {"python", "compute-sanitizer", "ncu"} - {without}:
+            (tools / name).write_text(STUB.format(python=sys.executable))
+            (tools / name).chmod(0o755)
+        seen = {**environment(ROOT, str(tools / "python")), "PATH": str(tools)}
+        outcomes = Check(stages, seen, folder / "logs", gpu_check.keeping(results)).run()
+        self.outcomes = {outcome.stage: outcome for outcome in outcomes}
+        self.text = report.text(outcomes)
+        self.failed = {name for name, outcome in self.outcomes.items() if outcome.has_failed}
+        self.not_run = {name for name, o in self.outcomes.items() if o.verdict.startswith("not run")}
+        self.commands = (tools / "commands").read_text().splitlines()
+        (self.path,) = results.glob("*.json")
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        return {outcome["stage"]: outcome for outcome in json.loads(self.path.read_text())}
+
+
+ON_BUILD = {stage.name for stage in gpu_check.STAGES if stage.needs == "build"}
+
+
+def test_all_goes_well(tmp_path):
+    found = Rehearsal(tmp_path, {})
+    assert not found.failed and not found.not_run
+    assert found.outcomes.keys() == {stage.name for stage in gpu_check.STAGES} == found.kept().keys()
+    assert found.path.name == "nvidia-h100-80gb-hbm3.json" and found.path.with_suffix(".md").exists()
+    assert [command for command in found.commands if "gpu." in command][1].endswith("gpu.rates")
+    for row in (
+        "| L2 latency, cycles | 265 | 262.5 |",
+        "| one image | ms | 9 | 2.5 | 8.1 | 8.3 ms |",
+        "| Diagonal BiLSTM | - | - | - | - | not available |",
+        "| pixelcnn_fast, bf16 | 0.0083 | 0.0091 |",
+        "| naive, bf16 | 1.5 | - |",
+        "| gated_activation | pixelcnn_fast 0.1, torch.compile failed: it |",
+        "| sm__cycles_elapsed.max | 123 cycle |",
+    ):
+        assert row in found.text.splitlines(), row
+
+
+def test_a_build_that_fails(tmp_path):
+    found = Rehearsal(tmp_path, {"gpu.build": Answer("error: no member named 'walk'", status=1)})
+    assert found.failed == {"build"} and found.not_run == ON_BUILD
+    assert "no member named 'walk'" in found.text and found.outcomes["layers"].is_ok
+
+
+def test_tests_that_are_all_skipped(tmp_path):
+    skipped = JUNIT.replace('<testcase name="a"/>', "")
+    found = Rehearsal(tmp_path, {"-m pytest": Answer(writes={"--junitxml": skipped})})
+    assert found.failed == {"tests of the sampler", "tests of the ops"}
+
+
+def test_a_stage_that_hangs(tmp_path, monkeypatch):
+    """What it measured is kept, and the next stages have their own time."""
+    monkeypatch.setattr(stage, "GRACE", 0.2)
+    some = ("machine", "layers", "acceleration")
+    short = [replace(stage, limit=1.0) for stage in gpu_check.STAGES if stage.name in some]
+    found = Rehearsal(tmp_path, {"gpu.layers": Answer('{"a": {"pixelcnn_fast": 1.25}}', waits=60)}, short)
+    assert found.failed == {"layers"} and "not finished" in found.outcomes["layers"].verdict
+    assert "| a | pixelcnn_fast 1.25 |" in found.text and found.outcomes["acceleration"].is_ok
+
+
+def test_a_hazard(tmp_path):
+    hazard = "========= Error: Race reported\n========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"
+    found = Rehearsal(tmp_path, {"--tool racecheck": Answer(writes={"--log-file": hazard}, status=99)})
+    assert found.failed == {"racecheck"}
+
+
+@pytest.mark.parametrize("tool", ["compute-sanitizer", "ncu"])
+def test_a_tool_that_is_missing(tmp_path, tool):
+    found = Rehearsal(tmp_path, {}, without=tool)
+    assert not found.failed
+    assert f"not available: {tool} is not installed" in {o.verdict for o in found.outcomes.values()}
+
+
+def test_no_gpu(tmp_path):
+    found = Rehearsal(tmp_path, {"gpu.machine": Answer('{"torch": "2.11.0"}')})
+    assert not found.failed and {o.stage for o in found.outcomes.values() if o.is_ok} == {
+        "machine",
+        "build",
+        "budget",
+    }
+    assert "| one image | ms | 9 | 2.5 | 8.1 | - |" in found.text
+
+
+def test_stages_that_are_not_run_leave_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "GRACE", 0.2)
+    short = [replace(stage, limit=2.0 if stage.name == "acceleration" else 0.5) for stage in gpu_check.STAGES]
+    without = {"gpu.machine": Answer('{"torch": "2.11.0"}'), "gpu.build": Answer(waits=4.0)}
+    assert not Rehearsal(tmp_path, without, short).failed
+
+
+def test_a_gpu_that_torch_does_not_see(tmp_path):
+    found = Rehearsal(tmp_path, {"gpu.machine": Answer('{"torch": "2.11.0"}', status=1)})
+    assert found.failed == {"machine"}
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path, monkeypatch):
+    """As by a signal while the fifth stage runs; no process is left."""
+    ended: list[Outcome] = []
+    whole = stage.Running.outcome
+
+    def interrupted(self: stage.Running, seconds: float) -> Outcome:
+        if len(ended) == 4:
+            raise KeyboardInterrupt
+        ended.append(whole(self, seconds))
+        return ended[-1]
+
+    monkeypatch.setattr(stage.Running, "outcome", interrupted)
+    found = Rehearsal(tmp_path, {"gpu.sampling ours": Answer(waits=60)})
+    assert list(found.kept()) == [*(outcome.stage for outcome in ended), "the rest"]
+    assert found.failed == {"the rest"} and found.kept()["rates"]["figures"]["L2 latency, cycles"] == 262.5
+
+
+def test_what_is_printed_last_fits_a_short_terminal(tmp_path):
+    """Of a failure the reason, at the end of its output, is there."""
+    long = "\n".join(f"{'line ' * 60}{i}" for i in range(2000))
+    layers = "\n".join(json.dumps({f"layer {i}": {"pixelcnn_fast": 1.0}}) for i in range(1000))
+    found = Rehearsal(
+        tmp_path, {"gpu.sampling": Answer(f"{long}\nthe reason", status=1), "gpu.layers": Answer(layers)}
+    )
+    assert len(found.text) < 12_000 and "    the reason" in found.text
+
+
+# -- the commands themselves
+
+
+def test_the_limits_leave_time_to_spare():
+    assert sum(stage.limit for stage in gpu_check.STAGES) < 570
+
+
+@pytest.mark.parametrize("stage", gpu_check.STAGES, ids=lambda stage: stage.name)
+def test_commands_name_what_exists(stage):
+    files = re.findall(r"[\w/]+\.py\b", stage.command)
+    assert all((ROOT / file).is_file() for file in files if file != "benchmarks/cuda_budget.py"), files
+    for module in re.findall(r"-m (\S+)", stage.command):
+        assert importlib.util.find_spec(module), module
+    if "gpu.sampling" in stage.command:
+        from gpu import sampling
+
+        assert callable(getattr(sampling, stage.command.split()[-1]))
+    assert not stage.needs or stage.needs in {other.name for other in gpu_check.STAGES}
