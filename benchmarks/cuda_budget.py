@@ -1,16 +1,23 @@
 """The budget of the CUDA sampler: what it must reach on a GPU, and what its machine code says it will take.
 
-python benchmarks/cuda_budget.py [--arch 90a] [--profile] [--json]
+It compiles the sampler's kernels as they are now and simulates them (sass_simulator): all warps of a block together,
+whole column steps with everything in them. "must" is what a row has to keep, "reach" what it should come to,
+"predicted" what the simulation says at the rates of sass_simulator/rates.py; no GPU is involved, and none is needed.
 
-Compiles the kernels and simulates them (sass_simulator), whole steps with everything in them. Needs nvcc and nvdisasm
-but no GPU. --profile: for each row, where its cycles go by source line. --json: a list with an object per row.
+  python benchmarks/cuda_budget.py             the table, for an H100; about three minutes
+  python benchmarks/cuda_budget.py --profile   and where each row's cycles go, by source line
+  python benchmarks/cuda_budget.py --json      a list with an object per row: name, unit, must, reach, predicted, met
+  python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
+                                               more. After a change that makes steps faster, or is worth its cycles
+
+What it is doing goes to stderr. A row without a prediction says there why. Needs nvcc and nvdisasm (from CUDA_HOME,
+/usr/local/cuda or the PATH) and the tools of `pip install -e .[test]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,9 +25,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sass_simulator import RATES, Rates, Run, compiled
+from column_steps import DIAGONAL, GATED, PIXELCNN, ROW_LSTM, ColumnSteps, Network, Refused, say
+from cuda_resources import nvcc_version
+from sass_simulator import RATES, Run
+from sass_simulator.kernel import needed
 
-ROOT = Path(__file__).parents[1]
+RECORD = Path(__file__).with_name("cuda_step_cycles.json")
+SLOWER = 1.1  # times the recorded cycles: more is a failure
+RECORDED_ARCH = "90a"
+# Name in the record -> network, images of the batch.
+RECORDED = {
+    "PixelCNN, 1 image a block": (PIXELCNN, 1),
+    "PixelCNN, 8 images a block": (PIXELCNN, 1024),
+    "Gated PixelCNN, 1 image a block": (GATED, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +47,8 @@ class Prediction:
     run: Run | None = None  # the simulation that it comes from, for --profile
 
 
-# From the compiled kernels and the GPU's rates.
-Predict = Callable[[Path, Rates], Prediction]
+# From the compiled kernels and the GPU's rates. Raises Refused where there is nothing to simulate.
+Predict = Callable[[ColumnSteps], Prediction]
 
 
 @dataclass(frozen=True)
@@ -39,11 +57,18 @@ class Row:
     unit: str
     must: float
     reach: float | None
-    predict: Predict | None = None  # None: nothing to simulate yet
+    predict: Predict
     more_is_better: bool = False
 
     def met(self, value: float) -> bool:
         return value >= self.must if self.more_is_better else value <= self.must
+
+    def predicted(self, steps: ColumnSteps) -> Prediction | None:
+        try:
+            return self.predict(steps)
+        except Refused as why:
+            say(f"{self.name}: no prediction, {why}")
+            return None
 
     def result(self, prediction: Prediction | None) -> dict[str, Any]:
         value = None if prediction is None else prediction.value
@@ -57,34 +82,59 @@ class Row:
         }
 
 
+def cycles(network: Network, images: int) -> Predict:
+    """Of a column step, while all rows are in flight."""
+
+    def predict(steps: ColumnSteps) -> Prediction:
+        step = steps.step(network, images)
+        return Prediction(step.cycles, step.run)
+
+    return predict
+
+
+def milliseconds(network: Network, images: int) -> Predict:
+    """Of a whole batch, as ``Step.milliseconds`` has it."""
+
+    def predict(steps: ColumnSteps) -> Prediction:
+        step = steps.step(network, images)
+        return Prediction(step.milliseconds(steps.rates), step.run)
+
+    return predict
+
+
+def images_per_second(network: Network, images: int) -> Predict:
+    def predict(steps: ColumnSteps) -> Prediction:
+        step = steps.step(network, images)
+        return Prediction(1e3 * images / step.milliseconds(steps.rates), step.run)
+
+    return predict
+
+
+def forbidden(steps: ColumnSteps) -> Prediction:
+    """Executed in a column step of the default model, with 1 image a block and with 8."""
+    return Prediction(sum(steps.step(PIXELCNN, images).forbidden for images in (1, 1024)))
+
+
 # H100, bfloat16; images are 3 x 32 x 32 of the default PixelCNN unless a row says otherwise.
 ROWS = (
-    Row("column step, one image on one block", "cycles", 100_000, None),
-    Row("one image", "ms", 9, 2.5),
-    Row("16 images", "ms", 10, 4),
-    Row("1,024 images", "images/s", 25_000, 45_000, more_is_better=True),
-    Row("Gated PixelCNN, 64 channels, 7 blocks, 28x28, one image", "ms", 4, 1.5),
-    Row("Row LSTM, 128 units, 12 layers, one image", "ms", 20, 6),
-    Row("Diagonal BiLSTM, 128 units, 12 layers, one image", "ms", 80, 20),
-    Row("generic loads, local memory, integer divisions in the step loops", "instructions", 0, 0),
+    Row("column step, one image on one block", "cycles", 100_000, None, cycles(PIXELCNN, 1)),
+    Row("one image", "ms", 9, 2.5, milliseconds(PIXELCNN, 1)),
+    Row("16 images", "ms", 10, 4, milliseconds(PIXELCNN, 16)),
+    Row("1,024 images", "images/s", 25_000, 45_000, images_per_second(PIXELCNN, 1024), more_is_better=True),
+    Row("Gated PixelCNN, 64 channels, 7 blocks, 28x28, one image", "ms", 4, 1.5, milliseconds(GATED, 1)),
+    Row("Row LSTM, 128 units, 12 layers, one image", "ms", 20, 6, milliseconds(ROW_LSTM, 1)),
+    Row("Diagonal BiLSTM, 128 units, 12 layers, one image", "ms", 80, 20, milliseconds(DIAGONAL, 1)),
+    Row("generic loads, local memory, integer divisions in the step loops", "instructions", 0, 0, forbidden),
 )
 
 
-def kernels(arch: str, folder: Path, math: str = "bf16") -> Path:
-    """The sampler's kernels for an architecture -> a cubin in the folder."""
-    steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
-    subprocess.run([sys.executable, ROOT / "csrc" / "steps_header.py", steps, folder / "steps.h"], check=True)
-    options = f"-I{ROOT / 'csrc'}", f"-I{folder}", f"-DPCF_MATH={math}"
-    return compiled(ROOT / "csrc" / "cuda" / "kernels.cu", arch, folder / f"kernels_{arch}.cubin", *options)
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], gpu: str) -> str:
     """Markdown."""
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-    lines = ["| H100, bf16 | unit | must | reach | predicted | met |", "|---|---|---|---|---|---|"]
+    lines = [f"| {gpu}, bf16 | unit | must | reach | predicted | met |", "|---|---|---|---|---|---|"]
     for row in rows:
         met = {None: "–", True: "yes", False: "**no**"}[row["met"]]
         numbers = " | ".join(number(row[key]) for key in ("must", "reach", "predicted"))
@@ -92,23 +142,43 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def recorded() -> dict[str, Any]:
+    """ "nvcc": the version that compiled what was recorded; "cycles": of a column step, by the names in RECORDED."""
+    found: dict[str, Any] = json.loads(RECORD.read_text())
+    return found
+
+
+def record(folder: Path) -> None:
+    steps = ColumnSteps(RECORDED_ARCH, folder)
+    before = recorded()["cycles"] if RECORD.exists() else {}
+    found = {name: round(steps.step(*what).cycles) for name, what in RECORDED.items()}
+    for name, now in found.items():
+        print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
+    content = {"nvcc": nvcc_version(needed("nvcc")), "cycles": found}
+    RECORD.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--arch", default="90a", choices=sorted(RATES))
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    gpus = ", ".join(f"{arch}: {rates.gpu}" for arch, rates in RATES.items())
+    add("--arch", default="90a", choices=sorted(RATES), help=f"{gpus} (default: 90a)")
+    add("--profile", action="store_true", help="where each row's cycles go, by source line")
+    add("--json", action="store_true", help="print a list with an object per row instead of the table")
+    add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        cubin = kernels(chosen.arch, Path(folder)) if any(row.predict for row in ROWS) else Path()
-        predictions = [row.predict and row.predict(cubin, RATES[chosen.arch]) for row in ROWS]
+        if chosen.record:
+            return record(Path(folder))
+        steps = ColumnSteps(chosen.arch, Path(folder))
+        predictions = [row.predicted(steps) for row in ROWS]
     results = [row.result(prediction) for row, prediction in zip(ROWS, predictions, strict=True)]
-    print(json.dumps(results, indent=1) if chosen.json else table(results))
+    print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu))
     if chosen.profile:
         for row, prediction in zip(ROWS, predictions, strict=True):
             if prediction and prediction.run:
-                print(
-                    f"\n{row.name}\n{prediction.run.profile()}", file=sys.stderr if chosen.json else sys.stdout
-                )
+                to = sys.stderr if chosen.json else sys.stdout
+                print(f"\n{row.name}\n{prediction.run.profile()}", file=to)
 
 
 if __name__ == "__main__":

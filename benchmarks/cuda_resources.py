@@ -1,6 +1,8 @@
-"""What the CUDA sampler's kernels take: registers, shared memory, blocks on a multiprocessor. Needs nvcc but no GPU.
+"""What the CUDA sampler's kernels take: registers of a thread, shared memory of a block. Needs nvcc but no GPU.
 
-python benchmarks/cuda_resources.py        writes docs/cuda_resources.md (a few minutes)
+python benchmarks/cuda_resources.py        writes docs/cuda_resources.md (some minutes)
+
+It plans with the module of the kernels on the host, which the tests build.
 """
 
 from __future__ import annotations
@@ -11,43 +13,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
-KERNELS = {  # pattern of its mangled name -> (name, threads)
-    "run_row_depthI": ("row phase", 128),
-    "run_row_depthsI": ("row phase, all depths", 128),
-    "sample_row_in_blocks": ("block", 256),
-    "sample_row_in_pipelinesILNS0_4MathE.ELb0": ("pipeline", 256),
-    "sample_row_in_pipelinesILNS0_4MathE.ELb1": ("pipeline, cluster", 256),
-}
+ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B200", "120": "RTX 5090"}
+# What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
+# CUDA C++ Programming Guide. KB.
+SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90a", "100")}
+# Of walk<math, tiles>, mangled.
+TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)E")
 
 
 @dataclass(frozen=True)
-class Arch:
-    shared_of_block: int  # bytes that a block can ask for
-    shared_of_multiprocessor: int
-    multiprocessors: int  # of the GPU named
-    largest_cluster: int
-    gpu: str
+class Registers:
+    count: int  # of a thread
+    spilled: int  # bytes
 
-
-ARCHS = {
-    "80": Arch(163 << 10, 164 << 10, 108, 1, "A100"),
-    "86": Arch(99 << 10, 100 << 10, 84, 1, "RTX 3090 class"),
-    "89": Arch(99 << 10, 100 << 10, 142, 1, "L40S"),
-    "90a": Arch(227 << 10, 228 << 10, 132, 16, "H100"),
-    "100": Arch(227 << 10, 228 << 10, 148, 16, "B200"),
-    "120": Arch(99 << 10, 100 << 10, 170, 8, "RTX 5090"),
-}
-REGISTERS, WARPS, RESERVED = (
-    65536,
-    {"86": 48, "89": 48, "120": 48},
-    1024,
-)  # of a multiprocessor; shared bytes per block
+    def __str__(self) -> str:
+        return f"{self.count} ({self.spilled} bytes spilled)" if self.spilled else f"{self.count}"
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -56,107 +46,114 @@ def nvcc_version(nvcc: str) -> str:
     return version
 
 
-def compiled(nvcc: str, math: str, archs: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(kernel, arch) -> (registers, bytes spilled), as ptxas reports them."""
+def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[tuple[int, str], Registers]:
+    """(tiles, arch) -> registers, for each kernel of a source, compiled as CMake's release build does."""
     with tempfile.TemporaryDirectory() as folder:
         steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
         subprocess.run(
             [sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True
         )
-        command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", f"-I{folder}", f"-DPCF_MATH={math}"]
-        command += ["-Xptxas=-v", "-c"]
+        command = [nvcc, "-O3", "-DNDEBUG", "-std=c++17", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+        command += [f"-DPCF_MATH={math}", "-Xptxas=-v", "-c", str(source), "-o", f"{folder}/kernels.o"]
         command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
-        command += ["-o", f"{folder}/kernels.o", str(ROOT / "csrc" / "cuda" / "kernels.cu")]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = {}
     for part in output.split("Compiling entry function ")[1:]:
         mangled, arch = re.findall(r"^'(\w+)' for 'sm_(\w+)'", part)[0]
-        (kernel,) = (name for pattern, (name, _) in KERNELS.items() if re.search(pattern, mangled))
-        registers = max(int(n) for n in re.findall(r"Used (\d+) registers", part))
-        found[kernel, arch] = registers, max(int(n) for n in re.findall(r"(\d+) bytes spill stores", part))
+        (tiles,) = TILES.findall(mangled)
+        found[int(tiles), arch] = Registers(
+            max(int(n) for n in re.findall(r"Used (\d+) registers", part)),
+            max(int(n) for n in re.findall(r"(\d+) bytes spill stores", part)),
+        )
     return found
 
 
-def shared_bytes(kernel: str, math: str, arch: str, plans) -> int | None:
-    """Shared memory for the default PixelCNN; None if the variant does not serve it."""
-    if kernel.startswith("row phase"):
-        return 0
-    plan = plans.get((math, arch, "block" if kernel == "block" else "pipeline"))
-    return None if plan is None else plan["shared_bytes"]
+Plans = dict[tuple[int, int], dict[str, Any]]
 
 
-def occupancy(arch: str, registers: int, shared: int, threads: int) -> int:
-    """Blocks on a multiprocessor; registers come in groups of 8 for each thread of a warp."""
-    warps = threads // 32
-    by_registers = REGISTERS // (-(-registers // 8) * 8 * 32) // warps
-    by_shared = ARCHS[arch].shared_of_multiprocessor // (shared + RESERVED)
-    return min(by_registers, by_shared, WARPS.get(arch, 64) // warps, 32)
+def register_rows(math: str, found: dict[tuple[int, str], Registers]) -> list[str]:
+    tiles = sorted({tiles for tiles, _ in found})
+    return [f"| {math} | {n} | {' | '.join(str(found[n, arch]) for arch in ARCHS)} |" for n in tiles]
 
 
-def rows(compiled_rows, math: str, plans) -> list[str]:
-    lines = []
-    threads_of = dict(KERNELS.values())
-    for (kernel, arch), (registers, spilled) in sorted(compiled_rows.items()):
-        if kernel == "pipeline, cluster" and ARCHS[arch].largest_cluster == 1:
-            continue  # never launched there
-        shared = shared_bytes(kernel, math, arch, plans)
-        blocks = "" if shared is None else occupancy(arch, registers, shared, threads_of[kernel])
-        shared_text = "does not fit" if shared is None else f"{shared:,}"
-        lines.append(f"| {kernel} | {math} | sm_{arch} | {registers} | {spilled} | {shared_text} | {blocks} |")
-    return lines
+def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARED, most: int = 64) -> Plans:
+    """(images of a block, KB of shared memory) -> the facts of the default PixelCNN's plan, where there is one.
 
-
-def plans_of_default(module, maths=MATHS, archs=tuple(ARCHS)) -> dict[tuple[str, str, str], dict]:
-    """(math, arch, variant) -> the plan's facts; module: any module that has CudaSampler."""
+    module: any that has CudaSampler. sizes: KB. most: images of a block, where so many fit.
+    """
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN
     from pixelcnn_fast.runtimes import Precision
-    from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+    from pixelcnn_fast.runtimes.cuda import SITES, CudaRuntime, Limits
 
-    model = WrappedModel(PixelCNN().eval(), (3, 8, 8))  # the size of images changes neither
+    model = WrappedModel(PixelCNN().eval(), (3, 32, 32))
     found = compiled(model)
+    precision: Precision = "same" if math == "fp32" else math  # type: ignore[assignment]  # it is one of MATHS
     plans = {}
-    for math in maths:
-        for name in archs:
-            for variant in ("block", "pipeline"):
-                arch = ARCHS[name]
-                limits = Limits(arch.shared_of_block, arch.multiprocessors, arch.largest_cluster)
-                precision: Precision = "same" if math == "fp32" else math
-                try:
-                    runtime = CudaRuntime(
-                        found.program, found.conditions, model.head, precision, variant, module, limits
-                    )
-                except RuntimeError:
-                    continue
-                plans[math, name, variant] = runtime.facts(variant)
+    for kilobytes in sizes:
+        limits = Limits(kilobytes << 10, multiprocessors=1)  # so that one block takes all images, if it can
+        runtime = CudaRuntime(found.program, found.conditions, model.head, precision, module, limits)
+        for images in range(1, min(most, SITES // runtime.facts(1)["rows"]) + 1):
+            facts = runtime.facts(images)
+            if facts["images"] == images:
+                plans[images, kilobytes] = facts
     return plans
 
 
-def table(nvcc: str, module) -> str:
-    plans = plans_of_default(module)
+def shared(plan: dict[str, Any] | None) -> str:
+    return "–" if plan is None else f"{plan['shared_bytes']:,} ({plan['records']})"
+
+
+def shared_rows(math: str, plans: Plans) -> list[str]:
+    rows = []
+    for images in sorted({images for images, _ in plans}):
+        tiles = next(plan["tiles"] for (n, _), plan in plans.items() if n == images)
+        cells = " | ".join(shared(plans.get((images, kilobytes))) for kilobytes in SHARED)
+        rows.append(f"| {math} | {images} | {tiles} | {cells} |")
+    return rows
+
+
+def table(nvcc: str, module: ModuleType) -> str:
+    registers, memory = [], []
+    for math in MATHS:
+        registers += register_rows(math, compiled(nvcc, KERNELS, math, list(ARCHS)))
+        memory += shared_rows(math, plans_of_default(module, math))
+    gpus = [f"{kilobytes} KB: {', '.join(ARCHS[a] for a in archs)}" for kilobytes, archs in SHARED.items()]
     lines = [
         "# What the CUDA sampler's kernels take",
         "",
-        f"Written by `python benchmarks/cuda_resources.py` with nvcc {nvcc_version(nvcc)}; a test compares it. Shared",
-        "memory is that of the default `PixelCNN()`. Blocks: how many a multiprocessor holds at once.",
+        f"Written by `python benchmarks/cuda_resources.py` with nvcc {nvcc_version(nvcc)}; a test compares it.",
+        "[cuda.md](cuda.md) explains the words.",
         "",
-        "| kernel | multiplies | target | registers | spilled bytes | shared memory | blocks |",
-        "|---|---|---|---|---|---|---|",
+        "## Registers of a thread",
+        "There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8",
+        "sites. A block has 256 threads, so that a thread can have 255 registers, the most that the instructions can",
+        "name. Spilled bytes would stand in brackets; the build fails if there are any.",
+        "",
+        "| multiplies | tiles | " + " | ".join(f"sm_{arch}" for arch in ARCHS) + " |",
+        "|---|---|" + "---|" * len(ARCHS),
+        *registers,
+        "",
+        "## Shared memory of a block",
+        "Bytes, and in brackets the records of a column step, for the default `PixelCNN()`, 3×32×32, by what a block",
+        "may have of shared memory. Where it has less, a column step takes more records, or fewer images fit (–).",
+        "",
+        "| multiplies | images | tiles | " + " | ".join(gpus) + " |",
+        "|---|---|---|" + "---|" * len(SHARED),
+        *memory,
     ]
-    for math in MATHS:
-        lines += rows(compiled(nvcc, math, list(ARCHS)), math, plans)
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    from pixelcnn_fast.native import native
+    sys.path.insert(0, str(ROOT))
+    from tests.csrc.emulated import emulated
 
     nvcc = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc") or shutil.which("nvcc")
-    module = native()
-    if nvcc is None or module is None or not module.build_info()["cuda"]:
-        raise SystemExit("nvcc and a build with the CUDA part are needed: set CUDA_HOME, then make native")
-    TABLE.write_text(table(nvcc, module))
+    if nvcc is None:
+        raise SystemExit("nvcc is needed: set CUDA_HOME")
+    TABLE.write_text(table(nvcc, emulated()))
 
 
 if __name__ == "__main__":

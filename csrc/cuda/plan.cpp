@@ -21,10 +21,11 @@ class Bytes {
  public:
   template <class T>
   int64_t add(const std::vector<T>& items) {
-    const int64_t at = size();
-    bytes.resize(at + (items.size() * sizeof(T) + 127) / 128 * 128);
-    if (!items.empty()) std::memcpy(bytes.data() + at, items.data(), items.size() * sizeof(T));
-    return at;
+    const size_t at = bytes.size(), added = items.size() * sizeof(T);
+    const char* const from = reinterpret_cast<const char*>(items.data());
+    bytes.insert(bytes.end(), from, from + added);
+    bytes.insert(bytes.end(), (128 - added % 128) % 128, 0);
+    return static_cast<int64_t>(at);
   }
   int64_t size() const { return static_cast<int64_t>(bytes.size()); }
 
@@ -113,12 +114,17 @@ class Planner {
     }
     const Instruction& i = *entry.instruction;
     std::vector<Multiplied> known, late;
-    if (i.kind == InstructionKind::convolution)
-      for (const Tap& tap : timeline_.taps(i)) {
-        const bool is_known = distance(position, tap.read) >= kVisible;
-        for (int f = 0; f < fragments(tap.read.value); f++)
-          (is_known ? known : late).push_back({tap.read, f, tap.weight});
-      }
+    switch (i.kind) {
+      case InstructionKind::from_levels: return;  // draws compute it
+      case InstructionKind::convolution:
+        for (const Tap& tap : timeline_.taps(i)) {
+          const bool is_known = distance(position, tap.read) >= kVisible;
+          for (int f = 0; f < fragments(tap.read.value); f++)
+            (is_known ? known : late).push_back({tap.read, f, tap.weight});
+        }
+        break;
+      case InstructionKind::pointwise: break;
+    }
     const bool is_output = entry.draw >= 0;
     const int tiles = parts(is_output ? i.channels : padded(i.out), kTileChannels);
     if (is_output && by_distribution(entry.draw)) {
@@ -188,31 +194,25 @@ class Planner {
     return static_cast<int>(stagings_.size()) - 1;
   }
 
-  // Splits a product into batches: pairs before the barrier, an odd number after it. Known fragments that don't fill a
-  // pair are multiplied after the barrier, if there is room.
-  static void batch(Draft& d, std::vector<Multiplied> known, std::vector<Multiplied> late) {
+  // Splits a product into batches. Known fragments that don't fill turns of the stream are multiplied after the
+  // barrier, and before the others: the order of a sum must not depend on how it is split, or images would depend on
+  // the batch.
+  void batch(Draft& d, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
     Record& r = d.record;
-    if (known.empty() && late.empty()) r.product.late_pairs = -1;
-    if (r.product.late_pairs < 0) return;
-    const auto fill = [](std::vector<Multiplied>& list, size_t size, Multiplied by) {
-      by.weight = nullptr;
-      list.resize(std::max(list.size(), size), by);
-    };
+    if (known.empty() && late.empty()) return;
     for (size_t k = 0; k < known.size(); k++) known[k].staged = static_cast<int>(k);
-    r.product.late_pairs = parts(static_cast<int>(late.size()), kBatch) / 2;
-    const size_t room = (2 * r.product.late_pairs + 1) * kBatch, pair = 2 * kBatch, left = known.size() % pair;
-    const bool fits = left + late.size() + late.empty() <= room;
-    if (!fits) fill(known, known.size() + pair - left, known.back());
     d.copied = known;
     r.copies.count = static_cast<int>(known.size());
-    if (late.empty()) fill(late, 1, known.back());
-    if (fits) {
-      // Before the others: the order of a sum must not depend on how it is split, or images would depend on the batch.
-      late.insert(late.begin(), known.end() - left, known.end());
-      known.resize(known.size() - left);
-    }
-    r.product.known_pairs = static_cast<int>(known.size() / pair);
-    fill(late, room, late.back());
+    const int turn = batches_ahead(math_, layout_.tiles) * kBatch;
+    r.product.known_turns = static_cast<int>(known.size()) / turn;
+    if (late.empty() && static_cast<int>(known.size()) % turn == 0) r.product.known_turns--;
+    const auto left = known.begin() + r.product.known_turns * turn;
+    late.insert(late.begin(), left, known.end());
+    known.erase(left, known.end());
+    r.product.late_batches = parts(static_cast<int>(late.size()), kBatch);
+    Multiplied filling = late.back();
+    filling.weight = nullptr;
+    late.resize(r.product.late_batches * kBatch, filling);
     d.known = std::move(known), d.late = std::move(late);
   }
 
@@ -266,6 +266,9 @@ class Planner {
   void draft_draw(int draw, int first, int count) {
     const int number = static_cast<int>(drafts_.size());
     Record& r = add_special(Special::draw).record;
+    switch (program_.head.kind) {
+      case HeadKind::categorical: break;  // Walk::draw_sites
+    }
     r.draw.first = draw * timeline_.distributions_per_draw() + first, r.draw.distributions = count;
     if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");
     // Four more floats, so that neighbouring sites lie in different banks.
@@ -452,12 +455,19 @@ class Planner {
     for (const Multiplied& m : d.late)
       late.push_back(m.staged < 0 ? place(m.read, m.fragment, true, d.record.steps.lead)
                                   : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
-    bool row = true;
-    for (size_t k = 0; k < late.size(); k++)
-      row &= late[k].edge == kEverySite && late[k].at == late[0].at + static_cast<uint32_t>(k) * column_;
-    product.late = late.empty() ? 0 : late[0].at;
-    product.late_places = row ? -1 : static_cast<int>(places_.size());
-    if (!row) places_.insert(places_.end(), late.begin(), late.end());
+    // How many go on where those before the barrier ended, and whether the others follow each other.
+    size_t known = 0;
+    while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
+    bool row = known % kBatch == 0;
+    for (size_t k = known; k < late.size(); k++)
+      row &= late[k].edge == kEverySite && late[k].at == late[known].at + static_cast<uint32_t>(k - known) * column_;
+    product.late_known = row ? static_cast<int>(known / kBatch) : -1;
+    if (row) {
+      product.late = known < late.size() ? late[known].at : 0;
+    } else {
+      product.late_places = static_cast<int>(places_.size());
+      places_.insert(places_.end(), late.begin(), late.end());
+    }
   }
 
   template <class Result>

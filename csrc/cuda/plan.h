@@ -35,13 +35,16 @@ constexpr int kInShared = -1;                // in place of a slot
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
 
 // Tiles of sites that a warp has registers for.
-constexpr int most_tiles(Math math) { return depth_of(math) == 16 ? 4 : 8; }
+constexpr int most_tiles(Math math) { return math == Math::fp32 ? 2 : math == Math::tf32 ? 4 : 8; }
 
 // There are kernels for 1 tile of sites, for the next number, and so on; in float32 for powers of two alone, since all
 // of them take minutes to compile.
 constexpr int more_tiles(Math math, int tiles) {
   return math == Math::bf16 || math == Math::fp16 ? tiles + 1 : 2 * tiles;
 }
+
+// How many batches of weights a warp has in its registers, or on their way to them.
+constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles <= 2 ? 3 : 2; }
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
@@ -98,14 +101,16 @@ struct Record {
     int floats, bias_bytes;  // the biases, in the constants' floats
     int unused[2];
   } copies;
-  // Two batches for each pair before the barrier, one and two for each pair after it.
   struct alignas(16) Product {
-    int tiles;                    // of 16 channels; warp w computes tiles w, w + 8, ... one after the other
-    int known_pairs, late_pairs;  // -1: nothing is multiplied
-    int begins;                   // whether sums begin here
-    uint32_t staged, late;        // where known fragments, and late ones that follow each other, begin
-    int late_places;              // where late ones don't: the first of their places; else -1
-    Special special;              // Special::none: it multiplies, or applies steps alone
+    int tiles;              // of 16 channels; warp w computes tiles w, w + 8, ... one after the other
+    int known_turns;        // before the barrier, as many batches as are ahead for each of them
+    int late_batches;       // after it; 0: nothing is multiplied at all
+    int begins;             // whether sums begin here
+    uint32_t staged, late;  // where known fragments, and those of this column step, begin
+    int late_known;         // so many of the late batches are known ones, the others follow each other from `late` on;
+    int late_places;        // if they don't: -1 above, and here the first of their places
+    Special special;        // Special::none: it multiplies, or applies steps alone
+    int unused[3];
   } product;
   struct alignas(16) Result {
     Ending ending;

@@ -6,13 +6,13 @@
 namespace pcf::cuda {
 
 Timeline::Timeline(const Program& program, int lag) : program(program), lag(lag) {
-  if (program.lag == 0) throw std::invalid_argument("the program has no wavefront");
   for (const Instruction& i : program.instructions) {
     if (i.scan != Instruction::kWholeRow || i.phase == Phase::finished)
       throw std::invalid_argument("the program computes whole rows");
     by_value_[i.out] = &i;
     longest_lead = std::max(longest_lead, i.lead);
   }
+  if (program.lag == 0) throw std::invalid_argument("the program has no wavefront");
   const auto add = [&](const Instruction& i) {
     position_[i.out] = static_cast<int>(entries.size());
     entries.push_back({&i, draw_of(i.out)});

@@ -36,7 +36,6 @@ class Walk {
  public:
   __device__ explicit Walk(const KernelParams& params)
       : params_(params), layout_(params.layout), thread_(thread_index()), warp_(thread_ / 32), lane_(thread_ % 32),
-        first_image_(block_index() * params.layout.images),
         workspace_(params.workspace + block_index() * params.layout.workspace_bytes),
         weights_(params.constants + params.layout.weights[warp_], params.layout.batches[warp_], lane_) {}
 
@@ -63,6 +62,7 @@ class Walk {
 
  private:
   static constexpr int kSites = kTiles * kTileSites;
+  static constexpr int kAhead = batches_ahead(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
   template <class T>
@@ -93,7 +93,7 @@ class Walk {
     if (thread_ >= kSites) return;
     const int row = thread_ / layout_.images, behind = layout_.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
-    const int image = first_image_ + thread_ % layout_.images;
+    const int image = block_index() * layout_.images + thread_ % layout_.images;
     const bool used = thread_ < layout_.sites && image < params_.images;
     site(turn, thread_) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
   }
@@ -231,33 +231,43 @@ class Walk {
     next += kBatch;
   }
 
-  // A record's batches are odd in number, so that the next one begins with the other turn. meeting() comes before what
-  // this column step has made.
+  // Calls one(turn) for `count` batches, with turns from kFirst on that the code knows.
+  template <int kFirst, class One>
+  __device__ __forceinline__ void in_turn(int count, const One& one) {
+    static_assert(kAhead <= 3);
+    while (count > 0) {
+      one(std::integral_constant<int, kFirst>());
+      if (count == 1) return;
+      one(std::integral_constant<int, kFirst + 1>());
+      if (kAhead == 3) {
+        if (count == 2) return;
+        one(std::integral_constant<int, kFirst + 2>());
+      }
+      count -= kAhead;
+    }
+  }
+
+  // meeting() comes before what this column step has made.
   template <int kTurn, class Meeting>
   __device__ __forceinline__ void multiply_all(Sums& sums, const Record::Product& p, int turn, const Meeting& meeting) {
     uint32_t at = p.staged + lane_offset();
 #pragma unroll 1
-    for (int pair = p.known_pairs; pair > 0; pair--) {
+    for (int n = p.known_turns; n > 0; n--) {
       multiply_row<kTurn>(sums, at);
-      multiply_row<!kTurn>(sums, at);
+      multiply_row<kTurn + 1>(sums, at);
+      if constexpr (kAhead == 3) multiply_row<kTurn + 2>(sums, at);
     }
     meeting();
-    if (p.late_places < 0) {
-      at = p.late + lane_offset();
-      multiply_row<kTurn>(sums, at);
-#pragma unroll 1
-      for (int pair = p.late_pairs; pair > 0; pair--) {
-        multiply_row<!kTurn>(sums, at);
-        multiply_row<kTurn>(sums, at);
-      }
+    if (p.late_known >= 0) {
+      int known = p.late_known;
+      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
+        if (known-- == 0) at = p.late + lane_offset();
+        multiply_row<decltype(turn_of)::value>(sums, at);
+      });
     } else {
       int next = p.late_places;
-      multiply_places<kTurn>(sums, next, turn);
-#pragma unroll 1
-      for (int pair = p.late_pairs; pair > 0; pair--) {
-        multiply_places<!kTurn>(sums, next, turn);
-        multiply_places<kTurn>(sums, next, turn);
-      }
+      in_turn<kTurn>(p.late_batches,
+                     [&](auto turn_of) { multiply_places<decltype(turn_of)::value>(sums, next, turn); });
     }
   }
 
@@ -282,26 +292,28 @@ class Walk {
       return;
     }
     Held<Record::Result> result = r.result;
-    char* const ring = result.ring == kNowhere ? nullptr : slot_of(now, result.slot) + result.ring;
-    bool met = false;
+    const auto ring_of = [&] { return result.ring == kNowhere ? nullptr : slot_of(now, result.slot) + result.ring; };
+    char* ring = kFewTiles ? ring_of() : nullptr;
     for (int tile = warp_; tile < product.tiles; tile += kWarps) {
       const int of_record = tile * kTileChannels + group() * 2;  // the lane's first channel, the other is the next one
       float2 bias;
       const auto meeting = [&] {
-        if (!met) {
+        if (tile == warp_) {  // the first one
           copy_ahead();
           meet();
-          met = true;
         }
         bias = in_shared<const float2>(result.bias + of_record * 4);
       };
       if (product.begins) clear_sums();
-      if (product.late_pairs < 0) {
+      if (product.late_batches == 0)
         meeting();
-      } else {
-        weight_turn_ ? multiply_all<1>(sums_, product, now, meeting) : multiply_all<0>(sums_, product, now, meeting);
-        weight_turn_ = !weight_turn_;
-      }
+      else if (weight_turn_ == 0)
+        multiply_all<0>(sums_, product, now, meeting);
+      else if (weight_turn_ == 1)
+        multiply_all<1>(sums_, product, now, meeting);
+      else if constexpr (kAhead == 3)
+        multiply_all<2>(sums_, product, now, meeting);
+      weight_turn_ = (weight_turn_ + product.late_batches) % kAhead;
       if (result.ending == Ending::none) continue;
       float x[kTiles][4];
 #pragma unroll
@@ -310,9 +322,11 @@ class Walk {
 #pragma unroll
         for (int c = 0; c < 4; c++) x[t][c] += c < 2 ? bias.x : bias.y;
       }
-      const int channel = result.first_channel + of_record;
-      result.ending == Ending::sum ? add_and_store(x, result, ring, channel)
-                                   : step_and_store(x, r.steps, result, ring, channel, now);
+      const Record::Result to = result;
+      if (!kFewTiles) ring = ring_of();
+      const int channel = to.first_channel + of_record;
+      to.ending == Ending::sum ? add_and_store(x, to, ring, channel)
+                               : step_and_store(x, r.steps, to, ring, channel, now);
     }
   }
 
@@ -543,9 +557,9 @@ class Walk {
 
   const KernelParams& params_;
   const Layout& layout_;
-  const int thread_, warp_, lane_, first_image_;
+  const int thread_, warp_, lane_;
   char* const workspace_;
-  WeightStream weights_;
+  WeightStream<kAhead> weights_;
   int weight_turn_ = 0;
   Sums sums_;
   int ring_step_ = 0, ring_length_ = 1;  // of the slot that this thread looks after

@@ -6,25 +6,24 @@
 
 namespace pcf::cuda {
 
-// A warp's weights, which it reads over and over, a batch at a time: two batches are in registers, or on their way to
-// them, across records and column steps. Registers have no index, and what waits for a load waits for all that have the
-// same one of six scoreboards; so batches alternate between two sets of registers, and the code says which.
+// A warp's weights, which it reads over and over, a batch at a time. kAhead batches are in registers, or on their way
+// to them, across records and column steps. Registers have no index: the code says whose turn it is.
+template <int kAhead>
 class WeightStream {
  public:
   using Batch = uint4[kBatch][2];
 
   __device__ WeightStream(const char* begin, int batches, int lane)
       : begin_(begin + lane * 16), next_(begin_), batches_(batches), left_(batches) {
-    fetch(even_);
-    fetch(odd_);
+#pragma unroll
+    for (int n = 0; n < kAhead; n++) fetch(ahead_[n]);
   }
 
   // use(weights) multiplies by the next batch.
   template <int kTurn, class Use>
   __device__ __forceinline__ void next(const Use& use) {
-    Batch& batch = kTurn ? odd_ : even_;
-    use(batch);
-    fetch(batch);
+    use(ahead_[kTurn % kAhead]);
+    fetch(ahead_[kTurn % kAhead]);
   }
 
  private:
@@ -38,7 +37,7 @@ class WeightStream {
     if (--left_ == 0) next_ = begin_, left_ = batches_;
   }
 
-  Batch even_, odd_;
+  Batch ahead_[kAhead];
   const char *const begin_, *next_;
   const int batches_;
   int left_;

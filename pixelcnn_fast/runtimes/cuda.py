@@ -15,8 +15,7 @@ from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
-from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.program.recurrence import recurrent
+from pixelcnn_fast.program.phased import Phase, PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
@@ -56,8 +55,10 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
-    if recurrent(i.instruction for i in program.instructions):
-        return "the model has a recurrence, which this runtime does not know yet: use 'eager'"
+    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+        return (
+            "the model computes finished rows, as a Diagonal BiLSTM does, which this runtime can't: use 'eager'"
+        )
     if program.dtype not in MATH_BY_DTYPE:
         return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
     return None
@@ -102,7 +103,7 @@ class CudaRuntime:
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
-        self._module = module or native()
+        self._module = module or required()
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
         self._samplers: dict[int, Any] = {}

@@ -14,7 +14,7 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
-from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
@@ -49,8 +49,15 @@ CASES = {
         enlivened(PixelCNN(3, 9, 1, channel_order="interleaved", kernel_size=3)),
         (3, 4, 5),
     ),
+    "row lstm": lambda: (row_lstm(learn_initial_state=True, n_classes=4), (3, 4, 5)),
+    "row lstm, thirds": lambda: (row_lstm(channel_order="thirds"), (3, 3, 4)),
 }
 IMAGES = 11
+
+
+def row_lstm(**kwargs) -> PixelRNN:
+    torch.manual_seed(1)
+    return enlivened(PixelRNN("row_lstm", 3, hidden_channels=9, n_layers=2, kernel_size=3, **kwargs))
 
 
 def gated(**kwargs) -> GatedPixelCNN:
@@ -299,6 +306,12 @@ def test_every_number_of_tiles(tiles):
         assert torch.equal(levels, expected)
 
 
+def test_finished_rows_are_refused():
+    model = PixelRNN("diagonal_bilstm", 3, hidden_channels=4, n_layers=1).eval()
+    with pytest.raises(RuntimeError, match="runtime 'cuda' is not available: the program computes whole rows"):
+        runtime(Sampler(model, (3, 4, 5)))
+
+
 class FarSighted(torch.nn.Module):
     """The first layer reads two columns to the left: zeros at the left edge, before anything has been computed."""
 
@@ -322,7 +335,8 @@ def test_every_synchronisation_is_needed():
     for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
-        for blocks, precision in (("some", "same"), ("as many as it holds", "bf16")):
+        engines: list[tuple[str, Precision]] = [("some", "same"), ("as many as it holds", "bf16")]
+        for blocks, precision in engines:
             engine = runtime(sampler, blocks, precision)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 

@@ -1,29 +1,55 @@
-"""docs/cuda_resources.md says what this nvcc makes of the kernels, and no kernel spills."""
+"""docs/cuda_resources.md says what this nvcc makes of the kernels, and what a plan takes; no kernel spills."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
-import cuda_resources
+import cuda_resources as resources
 import pytest
 
 from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 
 NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
+STALE = "run python benchmarks/cuda_resources.py"
+
+
+def documented(section: str, math: str) -> dict[int, dict[str, str]]:
+    """A table of the page: for each number in its second column, its cells by the names of their columns."""
+    rows = resources.TABLE.read_text().split(f"## {section}")[1].split("##")[0].splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")]
+    return {int(row[1]): dict(zip(cells[0], row, strict=True)) for row in cells if row[0] == math}
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
+@pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
+def test_registers_are_what_nvcc_reports(math: str, arch: str, tmp_path: Path) -> None:
+    assert NVCC is not None
+    kernels, source = (1, 8), tmp_path / "kernels.cu"  # the fewest tiles, and the most
+    instances = (
+        f"template __global__ void walk<Math::{math}, {tiles}>(__grid_constant__ const KernelParams);"
+        for tiles in kernels
+    )
+    source.write_text("\n".join(['#include "cuda/walk.h"', "namespace pcf::cuda {", *instances, "}", ""]))
+    found = resources.compiled(NVCC, source, math, [arch])
+    assert set(found) == {(tiles, arch) for tiles in kernels}
+    assert not any(registers.spilled for registers in found.values())
+    version = resources.nvcc_version(NVCC)
+    if f"nvcc {version};" not in resources.TABLE.read_text():
+        pytest.skip(f"the table was written with another nvcc than {version}")
+    rows = documented("Registers of a thread", math)
+    for tiles in kernels:
+        assert rows[tiles][f"sm_{arch}"] == str(found[tiles, arch]), STALE
 
 
 @needs_native
-@pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
-@pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
-def test_the_table_is_what_nvcc_reports(math, arch):
-    assert NVCC is not None
-    text = cuda_resources.TABLE.read_text()
-    found = cuda_resources.compiled(NVCC, math, [arch])
-    assert len(found) == len(cuda_resources.KERNELS) and not any(spilled for _, spilled in found.values())
-    version = cuda_resources.nvcc_version(NVCC)
-    if f"nvcc {version};" not in text:
-        pytest.skip(f"the table was written with another nvcc than {version}")
-    for row in cuda_resources.rows(found, math, cuda_resources.plans_of_default(emulated(), (math,), (arch,))):
-        assert row in text, "run python benchmarks/cuda_resources.py"
+@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
+def test_shared_memory_is_what_a_plan_takes() -> None:
+    plans = resources.plans_of_default(emulated(), "bf16", sizes=[227], most=2)
+    rows = documented("Shared memory of a block", "bf16")
+    (column,) = (name for name in rows[1] if name.startswith("227 KB"))
+    assert len(plans) == 2 and len(rows) == 8
+    for (images, _), plan in plans.items():
+        assert rows[images][column] == resources.shared(plan), STALE

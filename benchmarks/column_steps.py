@@ -1,0 +1,220 @@
+"""Column steps of the CUDA sampler, simulated: what a block takes for one once all rows are in flight.
+
+Needs nvcc, nvdisasm and the tools that build the kernels for the host, whose planner it uses; but no GPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cuda_resources import SHARED
+from sass_simulator import RATES, Kernel, Memory, Rates, Run, compiled, simulate
+from torch import nn
+
+from pixelcnn_fast import compiler
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
+from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.pack import sampling_options
+
+ROOT = Path(__file__).parents[1]
+THREADS = 256
+FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the first one also fills the stream
+KERNEL = """\
+#include "cuda/walk.h"
+namespace pcf::cuda {{
+template __global__ void walk<Math::bf16, {tiles}>(__grid_constant__ const KernelParams);
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    name: str
+    model: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+
+
+PIXELCNN = Network("PixelCNN, 3x32x32", PixelCNN, (3, 32, 32))
+GATED = Network("Gated PixelCNN, 1x28x28", lambda: GatedPixelCNN(1), (1, 28, 28))
+ROW_LSTM = Network("Row LSTM, 3x32x32", lambda: PixelRNN("row_lstm"), (3, 32, 32))
+DIAGONAL = Network("Diagonal BiLSTM, 3x32x32", lambda: PixelRNN("diagonal_bilstm"), (3, 32, 32))
+
+
+class Refused(Exception):
+    """The runtime can't serve a network, and says why."""
+
+
+def planner() -> Any:
+    """A module that has CudaSampler: the emulated one, which is built again from the same sources as the kernels."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    from tests.csrc.emulated import emulated
+
+    return emulated()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a batch takes, of which one block was simulated. cycles: of a column step; start: until the first begins,
+    of the runs; steps: column steps of an image; blocks: at once; waves: how many blocks a multiprocessor has one after
+    the other; moved_bytes: that a step asks of L2, weights apart; run: MANY column steps; forbidden: instructions
+    executed in a column step that are generic accesses, local accesses or begin integer divisions.
+    """
+
+    cycles: float
+    start: float
+    steps: int
+    blocks: int
+    waves: int
+    moved_bytes: float
+    forbidden: float
+    run: Run
+
+    def milliseconds(self, rates: Rates) -> float:
+        """Of the whole batch: the start and the steady step times all column steps, ramps included: each of them
+        computes all sites, whether they are in the grid or not. Values of all blocks pass DRAM, weights stay in L2."""
+        from_dram = self.blocks * self.moved_bytes / rates.dram_bytes * rates.clock * 1e9
+        return rates.milliseconds(self.waves * (self.start + self.steps * max(self.cycles, from_dram)))
+
+
+@dataclass
+class ColumnSteps:
+    """Simulates them, in bfloat16. Files go to the folder; csrc: the kernels' sources."""
+
+    arch: str
+    folder: Path
+    csrc: Path = ROOT / "csrc"
+    _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
+    _kernels: dict[int, Kernel] = field(default_factory=dict)
+    _runs: dict[tuple[str, int, float], tuple[Run, Run]] = field(default_factory=dict)
+
+    @property
+    def rates(self) -> Rates:
+        return RATES[self.arch]
+
+    def step(self, network: Network, images: int) -> Step:
+        """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
+        compile, or does not do what the planner wants."""
+        runtime = self._runtime(network)
+        of_block = runtime.images_of_a_block(images)
+        facts = runtime.sampler(of_block).facts
+        blocks = -(-images // of_block)
+        waves = -(-blocks // self.rates.multiprocessors)
+        at_once = min(blocks, self.rates.multiprocessors)
+        few, many = self._simulated(network, of_block, self.l2_rate(at_once))
+
+        def of_step(count: Callable[[Run], float]) -> float:
+            return (count(many) - count(few)) / (MANY - FEW)
+
+        cycles, l2_bytes = of_step(lambda run: run.cycles), of_step(lambda run: run.timed.l2_bytes)
+        if l2_bytes < facts["weight_bytes"]:
+            raise RuntimeError(
+                f"a column step reads {l2_bytes:,.0f} bytes, fewer than its {facts['weight_bytes']:,} of weights: "
+                "have the sources changed since planning?"
+            )
+        return Step(
+            cycles=cycles,
+            start=few.cycles - FEW * cycles,
+            steps=facts["end_step"] - facts["first_step"],
+            blocks=at_once,
+            waves=waves,
+            moved_bytes=l2_bytes - facts["weight_bytes"],
+            forbidden=of_step(lambda r: r.generic_accesses + r.local_accesses + r.integer_divisions),
+            run=many,
+        )
+
+    def l2_rate(self, blocks: int) -> float:
+        """Bytes a cycle that L2 gives each of so many blocks: what one gets alone, as long as all of them together
+        don't exceed what all multiprocessors get; then what each gets while all read."""
+        all_together = self.rates.multiprocessors * self.rates.l2_bytes_shared
+        few_enough = blocks * self.rates.l2_bytes <= all_together
+        return self.rates.l2_bytes if few_enough else self.rates.l2_bytes_shared
+
+    def _runtime(self, network: Network) -> CudaRuntime:
+        if network.name not in self._runtimes:
+            say(f"{network.name}: planning")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = WrappedModel(network.model().eval(), network.shape)
+            found = compiler.compiled(model)
+            (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
+            limits = Limits(kilobytes << 10, self.rates.multiprocessors)
+            try:
+                self._runtimes[network.name] = CudaRuntime(
+                    found.program, found.conditions, model.head, "bf16", planner(), limits
+                )
+            except RuntimeError as error:
+                raise Refused(str(error)) from error
+        return self._runtimes[network.name]
+
+    def _kernel(self, tiles: int) -> Kernel:
+        if tiles not in self._kernels:
+            say(f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites")
+            source = self.folder / f"walk_{tiles}.cu"
+            source.write_text(KERNEL.format(tiles=tiles))
+            steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
+            writer = ROOT / "csrc" / "steps_header.py"
+            subprocess.run([sys.executable, writer, steps, self.folder / "steps.h"], check=True)
+            options = f"-I{self.csrc}", f"-I{self.folder}"
+            cubin = compiled(source, self.arch, source.with_suffix(".cubin"), *options)
+            self._kernels[tiles] = Kernel.load(cubin, "walk")
+        return self._kernels[tiles]
+
+    def _simulated(self, network: Network, images: int, l2_rate: float) -> tuple[Run, Run]:
+        """FEW column steps of a block, and MANY, from the middle of an image on."""
+        key = (network.name, images, l2_rate)
+        if key not in self._runs:
+            facts = self._runtime(network).sampler(images).facts
+            kernel = self._kernel(facts["tiles"])
+            first = (facts["first_step"] + facts["end_step"]) // 2
+            runs = []
+            for steps in (FEW, MANY):
+                begun = time.monotonic()
+                runs.append(self._run(network, kernel, images, l2_rate, first, first + steps))
+                say(
+                    f"{network.name}: {steps} column steps, {images} image{'s' * (images > 1)} a block, "
+                    f"simulated in {time.monotonic() - begun:.0f} s"
+                )
+            self._runs[key] = runs[0], runs[1]
+        return self._runs[key]
+
+    def _run(self, network: Network, kernel: Kernel, images: int, l2_rate: float, first: int, end: int) -> Run:
+        sampler, memory = self._runtime(network).sampler(images), Memory()
+        sub_pixels = images * int(np.prod(network.shape))
+        job = planner().CudaJob(
+            images=images,
+            constants=memory.place(sampler.constants()),
+            workspace=memory.place(sampler.workspace_bytes(images)),
+            values=memory.place(4 * sub_pixels),
+            known=0,
+            noise=memory.place(np.random.default_rng(0).random(sub_pixels)),
+            conditions=0,
+            options=sampling_options(SamplingOptions()),
+            parameters=0,
+            log_probability=0,
+            error=memory.place(np.array([-1])),
+            stream=0,
+        )
+        return simulate(
+            kernel,
+            sampler.parameters(job, first, end),
+            memory,
+            threads=THREADS,
+            rates=self.rates,
+            shared_bytes=sampler.facts["shared_bytes"],
+            l2_rate=l2_rate,
+        )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

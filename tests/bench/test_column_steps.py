@@ -1,0 +1,81 @@
+"""Column steps of the CUDA sampler take no more than was recorded, and batches what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import cuda_budget
+import pytest
+from column_steps import PIXELCNN, ColumnSteps, Step
+from cuda_budget import RECORDED, RECORDED_ARCH, SLOWER, recorded
+from cuda_resources import nvcc_version
+from sass_simulator import RATES
+from sass_simulator.kernel import needed
+
+from tests.sass_simulator.needs import needs_nvcc
+
+H100 = RATES["90a"]
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> ColumnSteps:
+    """Of all tests here, so that networks of the same tiles share a kernel."""
+    return ColumnSteps(RECORDED_ARCH, tmp_path_factory.mktemp("steps"))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
+    """Simulated with the nvcc of the record: another one makes other code of the same sources."""
+    if (version := nvcc_version(needed("nvcc"))) != recorded()["nvcc"]:
+        pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
+    step, limit = steps.step(*RECORDED[name]), recorded()["cycles"][name]
+    assert step.cycles <= SLOWER * limit, (
+        f"a column step takes {step.cycles:,.0f} cycles, {step.cycles / limit - 1:.0%} more than recorded. "
+        "If it must: python benchmarks/cuda_budget.py --record\n" + step.run.profile(10)
+    )
+    assert step.forbidden == 0, "generic or local accesses, or integer divisions, are executed in the step loop"
+
+
+def test_every_recorded_step_has_a_limit():
+    assert set(recorded()["cycles"]) == set(RECORDED)
+
+
+def test_few_blocks_have_l2_to_themselves(tmp_path):
+    steps = ColumnSteps("90a", tmp_path)
+    assert [steps.l2_rate(blocks) for blocks in (1, 16, 76, 77, 132)] == [64, 64, 64, 37, 37]
+
+
+@pytest.fixture
+def step() -> Step:
+    return Step(1000, 500, steps=10, blocks=100, waves=1, moved_bytes=0, forbidden=0, run=None)  # type: ignore[arg-type]  # no simulation
+
+
+def test_a_batch_takes_its_steps_wave_after_wave(step: Step):
+    assert step.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 1000))
+    twice = dataclasses.replace(step, waves=2)
+    assert twice.milliseconds(H100) == pytest.approx(2 * step.milliseconds(H100))
+
+
+def test_dram_bounds_a_batch(step: Step):
+    """100 blocks of 60,000 bytes take 2 us at 3 TB/s: 3,510 cycles."""
+    bound = dataclasses.replace(step, moved_bytes=60_000)
+    assert bound.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 3510))
+
+
+def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def simulated(self: ColumnSteps, network, images: int) -> Step:
+        asked.append((network, images))
+        return dataclasses.replace(step, cycles=1234.5)
+
+    monkeypatch.setattr(ColumnSteps, "step", simulated)
+    monkeypatch.setattr(cuda_budget, "RECORD", tmp_path / "cycles.json")
+    monkeypatch.setattr(cuda_budget, "needed", lambda tool: tool)
+    monkeypatch.setattr(cuda_budget, "nvcc_version", lambda nvcc: "13.0.1")
+    cuda_budget.main(["--record"])
+    found = json.loads((tmp_path / "cycles.json").read_text())
+    assert found == {"nvcc": "13.0.1", "cycles": dict.fromkeys(RECORDED, 1234)}
+    assert (PIXELCNN, 1024) in asked and "– -> 1,234 cycles" in capsys.readouterr().out
