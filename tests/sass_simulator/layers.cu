@@ -12,7 +12,8 @@ struct Layer {
 __device__ __forceinline__ uint4 stream(const uint4* from) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
   return v;
 }
 
@@ -41,7 +42,8 @@ __global__ void __launch_bounds__(256, 1) layers(const uint4* __restrict__ weigh
       const uint2 b = *reinterpret_cast<const uint2*>(in + f * step);
       asm volatile(
           "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-          : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+          : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+          : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
     }
     uint32_t at = layer.out + warp * 256 + lane * 8;
     if (kDefect == kLoad) at += table[__float_as_uint(s[0]) >> 31];  // depends on the products

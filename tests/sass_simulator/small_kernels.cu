@@ -1,10 +1,11 @@
 // Small kernels that together use what the sampler's kernels do. test_execution.py computes the same with numpy.
-#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cstdint>
 
 // A column of a masked convolution as products of 16-bit fragments: out[128, 8] = relu(w[128, k] . x[k, 8] + bias).
-extern "C" __global__ void convolution(const uint4* weights, const __nv_bfloat16* x, const float* bias, float* out, int k) {
+extern "C" __global__ void convolution(const uint4* weights, const __nv_bfloat16* x, const float* bias, float* out,
+                                       int k) {
   extern __shared__ __nv_bfloat16 staged[];  // [8][k]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int i = threadIdx.x; i < 8 * k; i += blockDim.x) staged[i] = x[i];
@@ -80,7 +81,11 @@ extern "C" __global__ void divergent(int* out, int n) {
         x += j;
       }
       break;
-    default: if (x > 40) { out[i] = -1; return; }
+    default:
+      if (x > 40) {
+        out[i] = -1;
+        return;
+      }
   }
   if (i % 3 == 0) atomicAdd(&out[gridDim.x * blockDim.x], x);
   out[i] = x;
@@ -129,12 +134,16 @@ extern "C" __global__ void copies(const uint4* in, uint4* out, int rounds) {
   fetch(0);
   for (int round = 0; round < rounds; round++) {
     if (round + 1 < rounds) fetch(round + 1);
-    if (round + 1 < rounds) asm volatile("cp.async.wait_group 1;"); else asm volatile("cp.async.wait_group 0;");
+    if (round + 1 < rounds)
+      asm volatile("cp.async.wait_group 1;");
+    else
+      asm volatile("cp.async.wait_group 0;");
     __syncthreads();
     uint4 v;
     const unsigned row = base + (round % 2 * 256 + (threadIdx.x ^ 32)) * 16;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(row));
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(row));
     out[round * 256 + threadIdx.x] = v;
     asm volatile("pmevent 0;");
     __syncthreads();
