@@ -110,7 +110,7 @@ class Walk {
 
   // Writes what the column step in `steps` steps reads: where its sites and slots are, and which sites its edges have.
   __device__ void look(int now, int then, int steps) {
-    if (thread_ < kSites) site(then, thread_) = advanced(site(now, thread_), steps);
+    if (steps > 0 && thread_ < kSites) site(then, thread_) = advanced(site(now, thread_), steps);
     if (thread_ < layout_.slots) {
       const Slot slot = in_shared<const Slot>(layout_.slot_table + thread_ * sizeof(Slot));
       int index = ring_step_ + steps - slot.age;

@@ -113,7 +113,7 @@ pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Mat
 void check(pcf::cuda::Math math, double tolerance) {
   const Network network;
   std::vector<float> first;
-  for (const int images : {1, 4, 16}) {
+  for (const int images : {1, 4, 8}) {
     const auto least = with_least_memory(network.program, math, images);
     const pcf::cuda::Sampler most(network.program, math, images, {227 << 10});
     require(least.plan().layout.records > most.plan().layout.records, "several pieces");
