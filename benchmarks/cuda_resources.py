@@ -85,7 +85,7 @@ def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARE
     from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN
     from pixelcnn_fast.runtimes import Precision
-    from pixelcnn_fast.runtimes.cuda import SITES, CudaRuntime, Limits
+    from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
 
     model = WrappedModel(PixelCNN().eval(), (3, 32, 32))
     found = compiled(model)
@@ -94,7 +94,7 @@ def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARE
     for kilobytes in sizes:
         limits = Limits(kilobytes << 10, multiprocessors=1)  # so that one block takes all images, if it can
         runtime = CudaRuntime(found.program, found.conditions, model.head, precision, module, limits)
-        for images in range(1, min(most, SITES // runtime.facts(1)["rows"]) + 1):
+        for images in range(1, min(most, runtime.facts(1)["most_images"]) + 1):
             facts = runtime.facts(images)
             if facts["images"] == images:
                 plans[images, kilobytes] = facts

@@ -220,7 +220,7 @@ class Planner {
     Record& r = d.record;
     const auto operand = [&](int value, int dy, int dx) {
       const Read read = timeline_.read(i, value, dy, dx);
-      return Reference{value, read, number, near(position, read), i.lead};
+      return Reference{read, number, near(position, read), i.lead};
     };
     if (i.kind == InstructionKind::pointwise) r.steps.starts = reference(operand(i.value, i.dy, i.dx));
     r.steps.first = static_cast<int>(steps_.size());
@@ -320,7 +320,6 @@ class Planner {
   // -- reads
 
   struct Reference {
-    int value;
     Read read;
     int record;
     bool in_shared;

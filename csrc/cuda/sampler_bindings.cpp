@@ -56,6 +56,7 @@ void bind_cuda_sampler(py::module_& m) {
         const cuda::Plan& p = s.plan();
         const cuda::Layout& l = p.layout;
         return py::dict("images"_a = l.images, "rows"_a = l.rows, "lag"_a = l.lag, "tiles"_a = l.tiles,
+                        "most_images"_a = cuda::most_tiles(p.math) * cuda::kTileSites / l.rows,
                         "first_step"_a = l.first_step, "end_step"_a = l.end_step, "records"_a = l.records,
                         "shared_bytes"_a = p.shared_bytes, "weight_bytes"_a = p.weight_bytes,
                         "value_bytes"_a = p.value_bytes, "workspace_bytes"_a = l.workspace_bytes);

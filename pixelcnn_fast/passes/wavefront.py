@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pixelcnn_fast.program.phased import Phase, PhasedProgram, Wavefront
+from pixelcnn_fast.program.phased import PhasedProgram, Wavefront
 
 
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
     """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all: not where
     something needs a finished row, or scans one."""
-    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+    if program.needs_finished_rows:
         return program
     for lag in range(1, program.shape[2]):
         leads = _leads(program, lag)
@@ -27,7 +27,7 @@ def with_wavefront(program: PhasedProgram) -> PhasedProgram:
 def one_row_at_a_time(program: PhasedProgram) -> Wavefront | None:
     """A wavefront in which each row starts after the row above has ended, for a program that has no other; None where
     something needs a finished row, or scans one."""
-    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+    if program.needs_finished_rows:
         return None
     width = program.shape[2]
     for lag in range(width, 3 * width + sum(abs(read.dx) for _, read, _ in program.timed_reads()) + 2):

@@ -15,7 +15,7 @@ from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
-from pixelcnn_fast.program.phased import Phase, PhasedProgram
+from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.job import Job
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
@@ -23,9 +23,6 @@ from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_com
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-
-
-SITES = 64  # that a block works on at once at most: rows in flight times images
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
-    if any(i.scan or i.phase is Phase.FINISHED for i in program.instructions):
+    if program.needs_finished_rows:
         return (
             "the model computes finished rows, as a Diagonal BiLSTM does, which this runtime can't: use 'eager'"
         )
@@ -109,7 +106,7 @@ class CudaRuntime:
         self._samplers: dict[int, Any] = {}
         self._constants: dict[int, Tensor] = {}
         try:
-            self.sampler(1)
+            self._most_images: int = self.sampler(1).facts["most_images"]  # of a block, as far as is known
         except ValueError as error:
             raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
 
@@ -176,12 +173,10 @@ class CudaRuntime:
 
     def images_of_a_block(self, images: int) -> int:
         """As few as keep each multiprocessor busy with one block, and at most as many as a block holds."""
-        wanted = -(-images // self._limits.multiprocessors)
-        rows = self.sampler(1).facts["rows"]
-        count = max(1, min(wanted, SITES // rows))
-        while count > 1 and not self._fits(count):
-            count -= 1
-        return count
+        wanted = max(1, -(-images // self._limits.multiprocessors))
+        while wanted > 1 and not self._fits(min(wanted, self._most_images)):
+            self._most_images = min(wanted, self._most_images) - 1  # nor do more of them fit
+        return min(wanted, self._most_images)
 
     def sampler(self, images: int) -> Any:
         """The compiled sampler for blocks of so many images; raises ValueError where they don't fit."""
@@ -204,7 +199,8 @@ class CudaRuntime:
 
     def largest_batch(self) -> int:
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
-        most = self.images_of_a_block(SITES * self._limits.multiprocessors) * self._limits.multiprocessors
+        most = self.images_of_a_block(self._most_images * self._limits.multiprocessors)
+        most *= self._limits.multiprocessors
         if self._program.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._program.device)
             most = min(most, free // 2 // self.sampler(1).workspace_bytes(1))
