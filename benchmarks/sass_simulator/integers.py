@@ -305,9 +305,10 @@ def extreme(smallest: Any, a: Any, b: Any) -> Any:
     return np.where(smallest, np.minimum(a, b), np.maximum(a, b))
 
 
-@operation("VIMNMX", "IMNMX", "VIADDMNMX", "VIMNMX3", modifiers="U32 S32")
+@operation("VIMNMX", "IMNMX", "VIADDMNMX", "VIMNMX3", modifiers="U32 S32 RELU")
 def vimnmx(m: Machine, i: Instruction) -> Operation:
-    """The smaller of integers where the predicate is true, else the larger; of VIADDMNMX: of a + b and c."""
+    """The smaller of integers where the predicate is true, else the larger; of VIADDMNMX: of a + b and c. RELU: 0 if
+    that is negative."""
     results, sources = i.split
     if any(not r.endswith("T") for r in results[1:]):
         raise SimulationError(i, "it says in a predicate which one it took")
@@ -315,7 +316,7 @@ def vimnmx(m: Machine, i: Instruction) -> Operation:
     fetch = m.u32 if "U32" in i.modifiers else m.s32
     numbers = [fetch(i, s) for s in sources[:-1]]
     smallest = m.predicate(sources[-1])
-    adds = i.name == "VIADDMNMX"
+    adds, relu = i.name == "VIADDMNMX", "RELU" in i.modifiers
 
     def run(mask: Mask, group: Group) -> None:
         values = [n() for n in numbers]
@@ -324,6 +325,8 @@ def vimnmx(m: Machine, i: Instruction) -> Operation:
         result = values[0]
         for value in values[1:]:
             result = extreme(smallest(), result, value)
+        if relu:
+            result = np.maximum(result, 0)
         put(result.view(U32), mask)
 
     return run

@@ -10,6 +10,7 @@
 #else
 #include <cuda_runtime.h>
 
+#include <cfloat>
 #include <stdexcept>
 #include <string>
 
@@ -24,18 +25,29 @@ __device__ __forceinline__ char* shared_memory() {
 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
-// Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`. The copy is done once
-// the group that it was committed in has been waited for; wait_copies waits for all but the last kLeft groups.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
+// Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`; nothing if not
+// `wanted`, without a branch. The copy is done once the group that it was committed in has been waited for; wait_copies
+// waits for all but the last kLeft groups.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there, bool wanted) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "{.reg .pred wanted; setp.ne.s32 wanted, %3, 0;\n"
+      "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(shared),
+      "l"(from), "r"(there ? 16 : 0), "r"(int{wanted})
+      : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <unsigned kLeft>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
+
+// From Blackwell on, the compiler needs some more registers for the same code.
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
+constexpr bool kSparesRegisters = false;
+#else
+constexpr bool kSparesRegisters = true;
+#endif
 
 // 16 bytes of global memory that nobody writes meanwhile, and that are not read again soon.
 __device__ __forceinline__ uint4 stream(const void* from) {
@@ -48,8 +60,16 @@ __device__ __forceinline__ uint4 stream(const void* from) {
 
 // Waits for a number that was loaded. If nobody needs it in the end, the compiler waits much later, and then for all
 // loads that share its scoreboard: a warp's whole stream of weights.
-__device__ __forceinline__ float arrived(float x) { return __fadd_rn(x, -0.f); }
-__device__ __forceinline__ double arrived(double x) { return __dadd_rn(x, -0.0); }
+__device__ __forceinline__ float arrived(float x) {
+  float same;
+  asm("add.rn.f32 %0, %1, 0f80000000;" : "=f"(same) : "f"(x));
+  return same;
+}
+__device__ __forceinline__ double arrived(double x) {
+  double same;
+  asm("add.rn.f64 %0, %1, 0d8000000000000000;" : "=d"(same) : "d"(x));
+  return same;
+}
 
 __device__ __forceinline__ void atomic_min(unsigned long long* at, unsigned long long value) { atomicMin(at, value); }
 
@@ -82,6 +102,14 @@ __device__ __forceinline__ float max_over_warp(float x) {
 // -- numbers: two narrow ones in a register, the first in its lower half
 
 __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t as_bits(float x) { return __float_as_uint(x); }
+
+// Of numbers that are not negative; denormal ones become 0. In integers, as conversions take as long as exponentials
+// do, in the same unit.
+__device__ __forceinline__ double widened(float x) {
+  const uint32_t bits = x < FLT_MIN ? 0 : __float_as_uint(x);
+  return __hiloint2double(static_cast<int>(bits ? (bits >> 3) + (896 << 20) : 0), static_cast<int>(bits << 29));
+}
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

@@ -2,6 +2,8 @@
 // lane handles some neighbouring levels.
 #pragma once
 
+#include <cfloat>
+
 #include "cuda/fragments.h"
 #include "program.h"
 
@@ -12,11 +14,12 @@ struct Logits {
   uint32_t at;
   __device__ float operator[](int level) const { return in_shared<const float>(at + level * 4); }
 
-  // Those from level `first` on, of which there are `count`, and -infinity behind them.
+  // Those from level `first` on, of which there are `count`, and behind them the least finite number. all_lanes: all of
+  // the warp have kEach.
   template <int kEach>
-  __device__ __forceinline__ void read(float (&x)[kEach], int first, int count) const {
+  __device__ __forceinline__ void read(float (&x)[kEach], int first, int count, bool all_lanes) const {
     static_assert(kEach % 4 == 0);
-    if (count >= kEach && at % 16 == 0) {
+    if (all_lanes && at % 16 == 0) {
 #pragma unroll
       for (int k = 0; k < kEach; k += 4) {
         const float4 four = in_shared<const float4>(at + (first + k) * 4);
@@ -25,7 +28,7 @@ struct Logits {
       return;
     }
 #pragma unroll
-    for (int k = 0; k < kEach; k++) x[k] = k < count ? (*this)[first + k] : -INFINITY;
+    for (int k = 0; k < kEach; k++) x[k] = k < count ? (*this)[first + k] : -FLT_MAX;
   }
 };
 
@@ -149,28 +152,35 @@ __device__ __noinline__ inline int draw_from_likeliest(Logits logits, int levels
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
+constexpr uint32_t kInfinity = 0x7f800000;  // its bits
+
 // As `draw` without top-k and top-p, for at most 32 * kEach levels: a lane has kEach of them in its registers. kMany
-// draws at once, as one alone mostly waits for its own sums.
+// draws at once, as one alone mostly waits for its own sums. noise(m): the m-th draw's, asked for as late as may be.
 template <int kMany, int kEach>
 struct DrawInRegisters {
   float x[kMany][kEach], highest[kMany];
   bool finite[kMany];
   int drawn[kMany];
 
+  template <class Noise>
   __device__ __forceinline__ DrawInRegisters(const Logits (&logits)[kMany], int levels, float inverse_temperature,
-                                             const double (&u)[kMany], int lane) {
+                                             const Noise& noise, int lane) {
     const int first = kEach * lane, mine = levels - first;
 #pragma unroll
-    for (int m = 0; m < kMany; m++) logits[m].read(x[m], first, mine);
+    for (int m = 0; m < kMany; m++) logits[m].read(x[m], first, mine, levels == 32 * kEach);
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
       float high = -INFINITY;
-      bool all = true;
+      uint32_t largest = 0;
 #pragma unroll
-      for (int k = 0; k < kEach; k++) all &= k >= mine || x[m][k] - x[m][k] == 0, high = fmaxf(high, x[m][k]);
-      finite[m] = ballot(all) == kAllLanes;
+      for (int k = 0; k < kEach; k++)
+        high = fmaxf(high, x[m][k]), largest = max(largest, as_bits(x[m][k]) & 0x7fffffff);
+      finite[m] = ballot(largest < kInfinity) == kAllLanes;
       highest[m] = max_over_warp(high);
     }
+    double u[kMany];
+#pragma unroll
+    for (int m = 0; m < kMany; m++) u[m] = noise(m);
     inverse_temperature == 0 ? take_highest() : pick_level(inverse_temperature, u, mine, lane);
 #pragma unroll
     for (int m = 0; m < kMany; m++)
@@ -196,7 +206,8 @@ struct DrawInRegisters {
     for (int m = 0; m < kMany; m++) {
       with_lane[m] = 0;
 #pragma unroll
-      for (int k = 0; k < kEach; k++) up_to[m][k] = with_lane[m] += expf((x[m][k] - highest[m]) * inverse_temperature);
+      for (int k = 0; k < kEach; k++)
+        up_to[m][k] = with_lane[m] += widened(expf((x[m][k] - highest[m]) * inverse_temperature));
     }
 #pragma unroll
     for (int apart = 1; apart < 32; apart *= 2)
@@ -209,18 +220,37 @@ struct DrawInRegisters {
     for (int m = 0; m < kMany; m++) {
       const double target = u[m] * shuffle(with_lane[m], 31), below = shuffle_up(with_lane[m], 1);
       const double before = lane == 0 ? 0 : below;
-      int passed = 0, last = 0;
-#pragma unroll
-      for (int k = 0; k < kEach; k++) passed += before + up_to[m][k] <= target;
-#pragma unroll
-      for (int k = 1; k < kEach; k++)
-        if (up_to[m][k] > up_to[m][k - 1]) last = k;
-      // The first level that is not passed over or, if rounding leaves none, the last one with a weight.
-      const uint32_t left = ballot(passed < kEach && mine > 0), weighty = ballot(up_to[m][kEach - 1] > 0);
-      const int found = left ? first_lane(left) : last_lane(weighty);
-      drawn[m] = kEach * found + shuffle(left ? passed : last, found);
+      const auto passes = [&](double sum) { return before + sum <= target; };
+      // How many levels are passed over, by halves: sums don't fall.
+      const bool half = passes(up_to[m][3]);
+      const bool quarter = passes(half ? up_to[m][5] : up_to[m][1]);
+      const double a = quarter ? up_to[m][2] : up_to[m][0], b = quarter ? up_to[m][6] : up_to[m][4];
+      const int passed = 4 * half + 2 * quarter + passes(half ? b : a);
+      const uint32_t left = ballot(!passes(up_to[m][7]) && mine > 0);
+      const int found = first_lane(left | 1u << 31);
+      const int level = kEach * found + shuffle(passed, found);  // here, so that draws need no branch
+      drawn[m] = left ? level : -1;
     }
+    bool all = true;
+#pragma unroll
+    for (int m = 0; m < kMany; m++) all &= drawn[m] >= 0;
+    if (all) return;
+#pragma unroll
+    for (int m = 0; m < kMany; m++)
+      if (drawn[m] < 0) drawn[m] = last_with_weight(up_to[m]);
   }
+
+  // Where rounding leaves no level that is not passed over.
+  static __device__ int last_with_weight(const double (&up_to)[kEach]) {
+    int last = 0;
+#pragma unroll
+    for (int k = 1; k < kEach; k++)
+      if (up_to[k] > up_to[k - 1]) last = k;
+    const int found = last_lane(ballot(up_to[7] > 0));
+    return kEach * found + shuffle(last, found);
+  }
+
+  static_assert(kEach == 8);
 };
 
 __device__ inline bool draws_in_registers(int levels, const DrawOptions& options) {

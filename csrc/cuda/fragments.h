@@ -12,13 +12,16 @@ __device__ __forceinline__ T& in_shared(uint32_t at) {
   return *reinterpret_cast<T*>(shared_memory() + at);
 }
 
-// sums += weights . values, for 16 channels and 8 sites. `at`: where the values of site `group` lie. The tensor cores'
-// products alternate between two sets of sums, so that one need not wait for the other.
+// sums += weights . values, for 16 channels and 8 sites. The tensor cores' products alternate between two sets of sums,
+// so that one need not wait for the other.
 template <Math kMath>
 struct Fragment {
-  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], uint32_t at,
-                                                  int lane) {
-    const uint4 values = in_shared<const uint4>(at + lane % 4 * 16);
+  // A lane's values of a fragment. `at`: where those of site `group` lie.
+  static __device__ __forceinline__ uint4 values(uint32_t at, int lane) {
+    return in_shared<const uint4>(at + lane % 4 * 16);
+  }
+
+  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], const uint4& values) {
     product(sums[0], weights[0], values.x, values.y);
     product(sums[1], weights[1], values.z, values.w);
   }
@@ -47,15 +50,23 @@ struct Fragment {
 // channels.
 template <>
 struct Fragment<Math::fp32> {
-  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], uint32_t at,
-                                                  int lane) {
+  // Where the lane's half of each site's values lies.
+  struct Places {
+    uint32_t of_site[8];
+  };
+  static __device__ __forceinline__ Places values(uint32_t at, int lane) {
+    Places p;
 #pragma unroll
-    for (int site = 0; site < 8; site++) {
-      const uint32_t values = shuffle(at, site * 4) + lane % 2 * 32;
+    for (int site = 0; site < 8; site++) p.of_site[site] = shuffle(at, site * 4) + lane % 2 * 32;
+    return p;
+  }
+
+  static __device__ __forceinline__ void multiply(float (&sums)[2][4], const uint4 (&weights)[2], const Places& p) {
+#pragma unroll
+    for (int site = 0; site < 8; site++)
 #pragma unroll
       for (int quarter = 0; quarter < 2; quarter++)
-        add_dot(sums[site / 4][site % 4], weights[quarter], in_shared<const float4>(values + quarter * 16));
-    }
+        add_dot(sums[site / 4][site % 4], weights[quarter], in_shared<const float4>(p.of_site[site] + quarter * 16));
   }
 
   static __device__ __forceinline__ void finish(float (&x)[4], const float (&sums)[2][4], int lane) {
@@ -87,7 +98,7 @@ constexpr int kDepth = depth_of(kMath);
 
 // Where a channel of a site lies in a value of `tiles` tiles of sites, from the site on.
 template <Math kMath>
-__device__ __forceinline__ uint32_t offset_of(int channel, int tiles) {
+__device__ __forceinline__ uint32_t offset_of(unsigned channel, int tiles) {
   return channel / kDepth<kMath> * (tiles * kFragmentBytes) + channel % kDepth<kMath> * (kSiteBytes / kDepth<kMath>);
 }
 

@@ -9,17 +9,13 @@ namespace pcf::cuda {
 // Which of 16 channels is row `row` of a matrix instruction. A lane's two rows, g and g + 8, are neighbouring channels.
 inline int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
 
-// Packs weights [inputs, outputs] from (first_in, first_out) on into `fragment`, with zeros beyond the matrix:
+// Packs at(input channel, row) into `fragment`:
 //   tensor cores  [half of the depth][lane][register], where a lane's input channels are the neighbouring ones that it
 //                 also holds of the input fragment
 //   fp32          [half of a lane's input channels][lane][4 of them]: lane 2 r + h has row r and channels 8 h ... 8 h +
 //   7
-inline void pack_weights(Math math, const float* weight, int inputs, int outputs, int first_in, int first_out,
-                         char* fragment) {
-  const auto at = [&](int k, int row) {
-    const int in = first_in + k, out = first_out + row;
-    return in < inputs && out < outputs ? weight[int64_t{in} * outputs + out] : 0.f;
-  };
+template <class At>
+void pack_weights(Math math, const At& at, char* fragment) {
   if (math == Math::fp32) {
     float* to = reinterpret_cast<float*>(fragment);
     for (int half = 0; half < 2; half++)

@@ -1,6 +1,7 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "cuda/cyclic_memory.h"
 #include "cuda/pack.h"
+#include "cuda/steps.h"
 #include "cuda/timeline.h"
 
 namespace pcf::cuda {
@@ -38,6 +40,9 @@ constexpr int kVisible = 4;
 // What steps read lies in shared memory if it was computed so few records ago.
 constexpr int kNear = 8;
 
+// Tables of so many floats may lie in shared memory.
+constexpr size_t kNearFloats = 1024;
+
 // How the planner may spend shared memory.
 struct Thrift {
   int known;             // fragments that a record multiplies before its barrier, at most
@@ -45,20 +50,45 @@ struct Thrift {
   int copies_ahead;      // how many records ahead of their use known values are copied
 };
 
-// A fragment of what a product reads. weight: null for one that fills up a batch.
-struct Multiplied {
+// 16 bytes of a site that a product reads: of which tap, and from which channel on.
+struct Chunk {
   Read read;
-  int fragment;
-  const float* weight;
+  int tap, first;
+};
+
+// A fragment of what a product reads: four chunks that lie side by side, or up to four of different places, which only
+// copying brings together. filling: one without weights, that fills up a batch.
+struct Multiplied {
+  std::vector<Chunk> chunks;
+  bool filling = false;
   int staged = -1;  // where it is among those copied ahead, if it was
+
+  bool side_by_side() const { return chunks.size() == kChunks && chunks[0].tap == chunks[3].tap; }
+};
+
+// Channels of an instruction that each warp has a tile of.
+struct Member {
+  const Instruction* instruction;
+  int first_channel;                  // of the first tile
+  std::vector<const float*> weights;  // by tap
 };
 
 struct Draft {
   Record record{};
-  const Instruction* instruction = nullptr;
+  std::vector<Member> members;
+  int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
+  int lead = 0;
   std::vector<Multiplied> known, late, copied;
   int staging = -1, biases = -1;  // numbers of what is staged
-  int added = -1;                 // of a reference
+};
+
+// A value that steps read.
+struct Reference {
+  Read read;
+  int record;
+  bool in_shared;
+  int lead;
+  int staged = -1;  // where it begins among what the record copies ahead, if it does
 };
 
 class Planner {
@@ -70,7 +100,6 @@ class Planner {
 
   Plan plan() {
     edge({0, 0, 0, 0}, 0);
-    add_special(Special::look);
     for (size_t p = 0; p < timeline_.entries.size(); p++) draft(static_cast<int>(p));
     place_in_rings();
     place_in_shared();
@@ -97,45 +126,33 @@ class Planner {
 
   // -- records
 
-  Draft& add_special(Special special) {
-    Draft& d = drafts_.emplace_back();
-    d.record.product.special = special;
-    return d;
-  }
-
   int fragments(int value) const { return parts(program_.storage[value].channels, depth_); }
   int padded(int value) const { return fragments(value) * depth_; }
 
   void draft(int position) {
     const Entry& entry = timeline_.entries[position];
-    if (!entry.instruction) {
+    if (entry.group.empty()) {
       if (!by_distribution(entry.draw)) draft_draw(entry.draw, 0, timeline_.distributions_per_draw());
       return;
     }
-    const Instruction& i = *entry.instruction;
-    std::vector<Multiplied> known, late;
-    switch (i.kind) {
-      case InstructionKind::from_levels: return;  // draws compute it
-      case InstructionKind::convolution:
-        for (const Tap& tap : timeline_.taps(i)) {
-          const bool is_known = distance(position, tap.read) >= kVisible;
-          for (int f = 0; f < fragments(tap.read.value); f++)
-            (is_known ? known : late).push_back({tap.read, f, tap.weight});
-        }
-        break;
-      case InstructionKind::pointwise: break;
-    }
-    const bool is_output = entry.draw >= 0;
-    const int tiles = parts(is_output ? i.channels : padded(i.out), kTileChannels);
-    if (is_output && by_distribution(entry.draw)) {
+    const Instruction& leader = *entry.group.front();
+    if (entry.draw >= 0) {
+      const int tiles = parts(leader.channels, kTileChannels), draws = timeline_.distributions_per_draw();
+      if (!by_distribution(entry.draw)) return draft_tiles(entry.group, position, 0, tiles);
       const int each = program_.head.parameters / kTileChannels;
-      for (int d = 0; d < timeline_.distributions_per_draw(); d++) {
-        draft_tiles(i, position, entry.draw, known, late, d * each, (d + 1) * each);
+      for (int d = 0; d < draws; d++) {
+        draft_tiles(entry.group, position, d * each, (d + 1) * each);
         draft_draw(entry.draw, d, 1);
       }
-    } else {
-      draft_tiles(i, position, entry.draw, known, late, 0, tiles);
+      return;
     }
+    const int tiles = padded(leader.out) / kTileChannels;
+    const auto is_product = [](const Instruction* i) { return i->kind == InstructionKind::convolution; };
+    const auto products = std::count_if(entry.group.begin(), entry.group.end(), is_product);
+    auto next = entry.group.begin();
+    if (products > most_members(math_, layout_.tiles))  // one after the other
+      for (int k = 1; k < products; k++, next++) draft_tiles({*next}, position, 0, tiles);
+    draft_tiles({next, entry.group.end()}, position, 0, tiles);
   }
 
   bool by_distribution(int draw) const {
@@ -143,49 +160,84 @@ class Planner {
     return draw >= 0 && per_draw > 1 && program_.head.parameters % kTileChannels == 0 && thrift_.by_distribution;
   }
 
-  // Tiles first ... last - 1 of an instruction's channels. Where a layer is summed in pieces, a record computes no more
-  // than a tile for each warp, whose sums go on in the next record.
-  void draft_tiles(const Instruction& i, int position, int draw, const std::vector<Multiplied>& known,
-                   const std::vector<Multiplied>& late, int first, int last) {
+  // Tiles first ... last - 1 of a group's channels. Where a layer is summed in pieces, a record computes no more than a
+  // tile for each warp, whose sums go on in the next record.
+  void draft_tiles(const std::vector<const Instruction*>& group, int position, int first, int last) {
+    std::vector<Multiplied> known, late;
+    std::vector<Member> members;
+    const Joint joint = joint_of(group, position);
+    for (const Instruction* i : joint.ending == Ending::sum ? group : joint.members) {
+      if (i->kind != InstructionKind::convolution) continue;
+      const std::vector<Tap> taps = timeline_.taps(*i);
+      members.push_back({i, first * kTileChannels, {}});
+      for (const Tap& tap : taps) members.back().weights.push_back(tap.weight);
+      if (members.size() > 1) continue;
+      for (size_t t = 0; t < taps.size(); t++)
+        add_fragments(distance(position, taps[t].read) >= kVisible ? known : late, taps[t].read, static_cast<int>(t),
+                      distance(position, taps[t].read) >= kVisible);
+    }
+    // A warp that would have several tiles one after the other has some of them at once, as far as it can.
+    int wide = 1;
+    while (members.size() == 1 && wide < most_members(math_, layout_.tiles) &&
+           (last - first) % (2 * wide * kWarps) == 0)
+      wide *= 2;
+    if (wide > 1) members.resize(wide, members.front());
+    for (int w = 1; w < wide; w++) members[w].first_channel += w * kTileChannels;
+    const int tiles = (last - first) / wide;
     const int pieces = std::max(1, parts(static_cast<int>(known.size()), thrift_.known));
-    for (int tile = first; tile < last; tile += kWarps) {
-      const int end = pieces == 1 ? last : std::min(tile + kWarps, last);
+    for (int tile = 0; tile < tiles; tile += kWarps) {
+      const int end = pieces == 1 ? tiles : std::min(tile + kWarps, tiles);
       for (int piece = 0; piece < pieces; piece++) {
         const bool ends = piece + 1 == pieces;
         const auto begin = known.begin() + piece * thrift_.known;
         const std::vector<Multiplied> before(begin, ends ? known.end() : begin + thrift_.known);
-        Draft& d = draft_product(i, tile, end, before, ends ? late : std::vector<Multiplied>());
+        Draft& d = drafts_.emplace_back();
         const int number = static_cast<int>(drafts_.size()) - 1;
-        d.record.product.begins = piece == 0;
-        d.record.result.ending = ends ? Ending::general : Ending::none;
-        if (ends) draft_steps(i, position, d, number);
-        draw < 0 ? writes(i.out, number) : logits_records_.push_back(number);
+        d.members = members, d.wide = wide, d.lead = group.front()->lead;
+        d.first_channel = (first + tile * wide) * kTileChannels;
+        for (Member& m : d.members) m.first_channel += tile * wide * kTileChannels;
+        d.record.product.tiles = end - tile;
+        d.record.product.members = std::max(1, static_cast<int>(members.size()));
+        batch(d, before, ends ? late : std::vector<Multiplied>());
+        if (ends && joint.ending == Ending::sum) draft_results(group, position, d, number);
+        if (ends && joint.ending != Ending::sum) draft_joint(joint, position, d, number);
+        draft_memory(d, number, ends);
       }
       if (pieces == 1) break;
     }
-    if (draw >= 0) logits_channel_ = first * kTileChannels, logits_tiles_ = last - first;
+    if (draw_of(position) >= 0) logits_channel_ = first * kTileChannels, logits_tiles_ = last - first;
   }
 
-  Draft& draft_product(const Instruction& i, int first, int last, const std::vector<Multiplied>& known,
-                       const std::vector<Multiplied>& late) {
-    const int number = static_cast<int>(drafts_.size()), channels = (last - first) * kTileChannels;
-    Draft& d = drafts_.emplace_back();
-    d.instruction = &i;
+  int draw_of(int position) const { return timeline_.entries[position].draw; }
+
+  // Values of few channels, such as the image, share fragments where they are copied.
+  void add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, bool copied) const {
+    const int chunk = depth_ / kChunks;
+    const bool is_small = program_.storage[read.value].channels <= chunk;
+    if (copied && is_small) {
+      if (to.empty() || to.back().chunks.size() == kChunks) to.emplace_back();
+      to.back().chunks.push_back({read, tap, 0});
+      return;
+    }
+    for (int f = 0; f < fragments(read.value); f++) {
+      to.emplace_back();
+      for (int c = 0; c < kChunks; c++) to.back().chunks.push_back({read, tap, f * depth_ + c * chunk});
+    }
+  }
+
+  void draft_memory(Draft& d, int number, bool ends) {
     Record& r = d.record;
-    r.product.tiles = last - first, r.result.first_channel = first * kTileChannels;
-    r.steps.channels = i.channels, r.steps.lead = i.lead, r.steps.starts = -1;
-    r.result.shared = r.result.ring = r.result.logits = r.result.added = kNowhere;
-    r.copies.floats = floats(i.bias, i.channels, round_up(i.channels, 2 * kTileChannels)) + first * kTileChannels;
-    r.copies.bias_bytes = channels * 4;
-    d.biases = stage(r.copies.bias_bytes, number, true);
-    batch(d, known, late);
+    r.copies.count = static_cast<int>(d.copied.size());
     const bool staged_late = std::any_of(d.late.begin(), d.late.end(), [](const auto& m) { return m.staged >= 0; });
-    // A warp that has several tiles reads all of it again after the barrier.
-    if (r.copies.count)
-      d.staging = stage(int64_t{r.copies.count} * column_, number, staged_late || r.product.tiles > kWarps);
-    for (const Multiplied& m : d.known) uses_ring(m.read);
-    for (const Multiplied& m : d.late) m.staged < 0 ? uses_shared(m.read, number) : uses_ring(m.read);
-    return d;
+    // A warp that has several tiles reads all of it again after the barrier; and steps do so.
+    if (r.copies.count) {
+      const bool is_late = staged_late || (ends && d.copied.size() > d.known.size()) || r.product.tiles > kWarps;
+      d.staging = stage(int64_t{r.copies.count} * column_, number, is_late);
+    }
+    for (const Multiplied& m : d.copied)
+      for (const Chunk& chunk : m.chunks) uses_ring(chunk.read);
+    for (const Multiplied& m : d.late)
+      if (m.staged < 0) uses_shared(m.chunks[0].read, number);
   }
 
   // Shared memory for what is copied ahead of a record, and still read after its barrier if `late`.
@@ -202,55 +254,202 @@ class Planner {
     if (known.empty() && late.empty()) return;
     for (size_t k = 0; k < known.size(); k++) known[k].staged = static_cast<int>(k);
     d.copied = known;
-    r.copies.count = static_cast<int>(known.size());
-    const int turn = batches_ahead(math_, layout_.tiles) * kBatch;
+    const int in_batch = kBatch / r.product.members, turn = batches_ahead(math_, layout_.tiles) * in_batch;
     r.product.known_turns = static_cast<int>(known.size()) / turn;
     if (late.empty() && static_cast<int>(known.size()) % turn == 0) r.product.known_turns--;
     const auto left = known.begin() + r.product.known_turns * turn;
     late.insert(late.begin(), left, known.end());
     known.erase(left, known.end());
-    r.product.late_batches = parts(static_cast<int>(late.size()), kBatch);
+    r.product.late_batches = parts(static_cast<int>(late.size()), in_batch);
     Multiplied filling = late.back();
-    filling.weight = nullptr;
-    late.resize(r.product.late_batches * kBatch, filling);
+    filling.filling = true;
+    late.resize(r.product.late_batches * in_batch, filling);
+    r.product.late_turns = r.product.late_batches % batches_ahead(math_, layout_.tiles);
     d.known = std::move(known), d.late = std::move(late);
   }
 
-  void draft_steps(const Instruction& i, int position, Draft& d, int number) {
-    Record& r = d.record;
-    const auto operand = [&](int value, int dy, int dx) {
-      const Read read = timeline_.read(i, value, dy, dx);
-      return Reference{read, number, near(position, read), i.lead};
+  // What a record makes of its sums, and of values that it has made of them: for each instruction of the group, for
+  // each of its members if it has several.
+  void draft_results(const std::vector<const Instruction*>& group, int position, Draft& d, int number) {
+    Record::Product& product = d.record.product;
+    product.results = static_cast<int>(results_.size());
+    std::vector<float> biases;
+    for (const Instruction* i : group) {
+      const size_t begin = biases.size();
+      if (i->kind == InstructionKind::convolution) add_biases(biases, *i, d);
+      for (int part = 0; part < d.wide; part++) {
+        Result& r = add_result(i->out, d, part);
+        r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
+        draft_steps(*i, position, r, d, number);
+        if (r.ending == Ending::logits) break;  // of all members
+      }
+      draw_of(position) < 0 ? writes(i->out, number) : logits_records_.push_back(number);
+    }
+    product.n_results = static_cast<int>(results_.size()) - product.results;
+    stage_biases(biases, d, number);
+  }
+
+  Result& add_result(int value, const Draft& d, int part) {
+    result_values_.push_back(value);
+    Result& r = results_.emplace_back();
+    r.first_channel = d.first_channel + part * kTileChannels, r.tile_channels = d.wide * kTileChannels;
+    r.shared = r.ring = r.logits = kNowhere;
+    return r;
+  }
+
+  // Of those channels that the record computes.
+  static void add_biases(std::vector<float>& biases, const Instruction& i, const Draft& d) {
+    for (int c = d.first_channel; c < d.first_channel + d.record.product.tiles * d.wide * kTileChannels; c++)
+      biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
+  }
+
+  void stage_biases(const std::vector<float>& biases, Draft& d, int number) {
+    if (biases.empty()) return;
+    d.record.copies.floats = static_cast<int>(floats_.size());
+    d.record.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
+    floats_.insert(floats_.end(), biases.begin(), biases.end());
+    d.biases = stage(d.record.copies.bias_bytes, number, true);
+  }
+
+  // A group that is a common one as a whole. Ending::sum: none.
+  struct Joint {
+    Ending ending = Ending::sum;
+    std::vector<const Instruction*> members = {};  // in the order of Ending
+    const Instruction *cell = nullptr, *out = nullptr;
+    int rounds_tanh = 0;
+  };
+
+  Joint joint_of(const std::vector<const Instruction*>& group, int position) const {
+    // Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
+    const auto is = [](const Instruction* i, const std::vector<StepKind>& kinds, const Instruction* factor) {
+      return std::equal(i->steps.begin(), i->steps.end(), kinds.begin(), kinds.end(),
+                        [&](const Step& s, StepKind kind) {
+                          return s.kind == kind && (kind != StepKind::multiply || !factor || s.operand == factor->out);
+                        });
     };
-    if (i.kind == InstructionKind::pointwise) r.steps.starts = reference(operand(i.value, i.dy, i.dx));
-    r.steps.first = static_cast<int>(steps_.size());
+    constexpr auto kTanh = StepKind::tanh, kSigmoid = StepKind::sigmoid, kMultiply = StepKind::multiply;
+    const auto is_own = [&](const Instruction* i) { return timeline_.readers(i->out) == 1; };
+    const auto is_product = [](const Instruction* i) { return i->kind == InstructionKind::convolution; };
+    if (group.size() == 2 && is_product(group[1]) && is_own(group[0])) {
+      if (is(group[0], {kSigmoid}, nullptr) && is(group[1], {kTanh, kMultiply}, group[0]))
+        return {Ending::gate, {group[1], group[0]}, nullptr, group[1], 0};
+      if (is(group[0], {kTanh}, nullptr) && is(group[1], {kSigmoid, kMultiply}, group[0]))
+        return {Ending::gate, {group[0], group[1]}, nullptr, group[1], 1};
+    }
+    if (group.size() != 5 || !is_product(group[3]) || is_product(group[4])) return {};
+    const Instruction *tanh = nullptr, *input = nullptr, *forget = nullptr, *output = nullptr, *out = group[4];
+    for (const Instruction* i : group) {
+      if (is(i, {kTanh}, nullptr)) tanh = i;
+      if (is(i, {kSigmoid}, nullptr)) output = i;
+      if (tanh && is(i, {kSigmoid, kMultiply}, tanh)) input = i;
+      if (input && is(i, {kSigmoid, kMultiply, StepKind::add}, nullptr) && i->steps[2].operand == input->out &&
+          i->steps[2].alpha == 1)
+        forget = i;
+    }
+    const bool found = tanh && output && input && forget && is_own(tanh) && is_own(output) && is_own(input) &&
+                       out->value == forget->out && is(out, {kTanh, kMultiply}, output) &&
+                       distance(position, cell_before(*forget)) >= kVisible;
+    return found ? Joint{Ending::lstm, {tanh, input, forget, output}, forget, out} : Joint{};
+  }
+
+  // What an LSTM's forget gate multiplies.
+  Read cell_before(const Instruction& cell) const {
+    return timeline_.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
+  }
+
+  void draft_joint(const Joint& joint, int position, Draft& d, int number) {
+    d.record.product.results = static_cast<int>(results_.size()), d.record.product.n_results = 1;
+    std::vector<float> biases;
+    for (const Instruction* i : joint.members) add_biases(biases, *i, d);
+    stage_biases(biases, d, number);
+    Result& r = add_result(joint.out->out, d, 0);
+    r.ending = joint.ending;
+    writes(joint.out->out, number);
+    if (!joint.cell) {
+      r.gate.rounds_tanh = joint.rounds_tanh;
+      return;
+    }
+    r.lstm.factor = static_cast<uint32_t>(operand_at(cell_before(*joint.cell), position, joint.cell->lead, d, number));
+    cells_[static_cast<int>(results_.size()) - 1] = joint.cell->out;
+    writes(joint.cell->out, number);
+  }
+
+  void draft_steps(const Instruction& i, int position, Result& r, Draft& d, int number) {
+    const auto operand = [&](int value, int dy, int dx) {
+      return operand_at(timeline_.read(i, value, dy, dx), position, i.lead, d, number);
+    };
+    r.lead = i.lead, r.takes_sums = i.kind == InstructionKind::convolution;
+    const int starts = i.kind == InstructionKind::pointwise ? operand(i.value, i.dy, i.dx) : -1;
+    const int first = static_cast<int>(steps_.size());
     for (const Step& s : i.steps) {
       StepPlan& step = add_step(i, s);
       if (!reads_value(s)) continue;
-      const int place = reference(operand(s.operand, s.dy, s.dx));
-      step_places_[static_cast<int>(steps_.size()) - 1] = place;
+      step_places_[static_cast<int>(steps_.size()) - 1] = operand(s.operand, s.dy, s.dx);
       if (reads_all_channels(s.kind)) {
         step.all_channels = program_.storage[s.operand].channels;
         step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
       }
     }
-    r.steps.count = static_cast<int>(steps_.size()) - r.steps.first;
-    shorten(i, d);
+    const bool is_output = draw_of(position) >= 0;
+    if (is_output && starts < 0 && i.steps.empty()) r.ending = Ending::logits;
+    if (r.ending == Ending::logits ||
+        (!is_output && (is_sum(i, starts, first, r) || is_activated(i, starts, first, r))))
+      return;
+    r.ending = Ending::steps, r.steps = {starts, first, static_cast<int>(i.steps.size()), i.channels};
   }
 
-  // The usual ends of a product need not go through the steps one by one.
-  void shorten(const Instruction& i, Draft& d) {
-    if (i.kind != InstructionKind::convolution) return;
-    auto next = i.steps.begin();
-    int added = -1;
-    if (next != i.steps.end() && next->kind == StepKind::add && next->alpha == 1) {
-      added = step_places_.at(d.record.steps.first), next++;
-      const Reference& found = references_[added];
-      if (!found.in_shared || found.read.age != 0 || found.read.dy != 0 || found.read.dx != 0) return;
+  // A value that steps read: where it was written in this column step, or where it was copied ahead, or else anywhere.
+  int operand_at(const Read& read, int position, int lead, Draft& d, int number) {
+    Reference found{read, number, near(position, read), lead};
+    if (!is_own(found) && distance(position, read) >= kVisible) {
+      found.staged = static_cast<int>(d.copied.size());
+      add_fragments(d.copied, read, 0, false);
+    } else {
+      found.in_shared ? uses_shared(read, number) : uses_ring(read);
     }
-    const bool relu = next != i.steps.end() && next->kind == StepKind::relu;
-    if (next + relu != i.steps.end()) return;
-    d.record.result.ending = Ending::sum, d.record.result.relu = relu, d.added = added;
+    references_.push_back(found);
+    return static_cast<int>(references_.size()) - 1;
+  }
+
+  static bool is_own(const Reference& r) {
+    return r.staged >= 0 || (r.in_shared && r.read.age == 0 && r.read.dy == 0 && r.read.dx == 0);
+  }
+  bool is_own(int reference) const { return is_own(references_[reference]); }
+
+  // Common results need not go through the steps one by one. What a result reads is a reference, until all has its
+  // place.
+  bool adds_own(const Instruction& i, size_t step, int first) const {
+    return step < i.steps.size() && i.steps[step].kind == StepKind::add && i.steps[step].alpha == 1 &&
+           is_own(step_places_.at(first + static_cast<int>(step)));
+  }
+
+  bool is_sum(const Instruction& i, int starts, int first, Result& r) const {
+    if (starts >= 0) return false;
+    const size_t adds = adds_own(i, 0, first), left = i.steps.size() - adds;
+    if (left > 1 || (left == 1 && i.steps[adds].kind != StepKind::relu)) return false;
+    r.ending = Ending::sum;
+    r.sum.added = adds ? static_cast<uint32_t>(step_places_.at(first)) : kNowhere;
+    r.sum.least = left ? 0 : -std::numeric_limits<float>::infinity();
+    return true;
+  }
+
+  bool is_activated(const Instruction& i, int starts, int first, Result& r) const {
+    if (starts >= 0 && !is_own(starts)) return false;
+    size_t next = 0;
+    const auto is_next = [&](StepKind kind) { return next < i.steps.size() && i.steps[next].kind == kind; };
+    Activation activation = Activation::none;
+    for (const auto& [kind, found] :
+         {std::pair{StepKind::relu, Activation::relu}, std::pair{StepKind::sigmoid, Activation::sigmoid},
+          std::pair{StepKind::tanh, Activation::tanh}})
+      if (next == 0 && is_next(kind)) activation = found, next++;
+    uint32_t factor = kNowhere, term = kNowhere;
+    if (is_next(StepKind::multiply) && is_own(step_places_.at(first + static_cast<int>(next))))
+      factor = static_cast<uint32_t>(step_places_.at(first + static_cast<int>(next++)));
+    if (adds_own(i, next, first)) term = static_cast<uint32_t>(step_places_.at(first + static_cast<int>(next++)));
+    if (next != i.steps.size()) return false;
+    r.ending = Ending::activated, r.activation = activation;
+    r.activated = {starts < 0 ? kNowhere : static_cast<uint32_t>(starts), factor, term, 0};
+    return true;
   }
 
   StepPlan& add_step(const Instruction& i, const Step& s) {
@@ -265,18 +464,22 @@ class Planner {
 
   void draft_draw(int draw, int first, int count) {
     const int number = static_cast<int>(drafts_.size());
-    Record& r = add_special(Special::draw).record;
+    Record& r = drafts_.emplace_back().record;
+    r.product.draws = 1;
     switch (program_.head.kind) {
       case HeadKind::categorical: break;  // Walk::draw_sites
     }
     r.draw.first = draw * timeline_.distributions_per_draw() + first, r.draw.distributions = count;
     if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");
     // Four more floats, so that neighbouring sites lie in different banks.
-    r.result.logits_stride = logits_tiles_ * kTileChannels + 4;
-    const int64_t bytes = int64_t{layout_.tiles} * kTileSites * r.result.logits_stride * 4;
+    r.draw.logits_stride = logits_tiles_ * kTileChannels + 4;
+    const int64_t bytes = int64_t{layout_.tiles} * kTileSites * r.draw.logits_stride * 4;
     for (int k : logits_records_) {
-      drafts_[k].record.result.logits = static_cast<uint32_t>(-logits_channel_ * 4);
-      drafts_[k].record.result.logits_stride = r.result.logits_stride;
+      const Record::Product& product = drafts_[k].record.product;
+      for (int n = product.results; n < product.results + product.n_results; n++) {
+        results_[n].logits = static_cast<uint32_t>(-logits_channel_ * 4);
+        results_[n].logits_stride = r.draw.logits_stride;
+      }
       logits_of_[k] = static_cast<int>(logits_.size());
     }
     logits_of_[number] = static_cast<int>(logits_.size());
@@ -297,15 +500,35 @@ class Planner {
     InputPlan input{};
     input.first = first, input.count = last - first, input.before = (first - from.first) * from.width;
     input.width = from.width;
-    const int table = from.levels * from.width;
-    input.table = from.table ? floats(from.table, table, table) : -1;
-    input.steps = static_cast<int>(steps_.size());
-    for (const Step& s : i.steps) add_step(i, s);
-    input.n_steps = static_cast<int>(i.steps.size());
+    const std::vector<float> tables = tables_of(i, input);
+    input.floats = static_cast<int>(tables.size()) / input.count;
+    input.table = static_cast<int>(floats_.size());
+    floats_.insert(floats_.end(), tables.begin(), tables.end());
+    floats_.resize(round_up(static_cast<int>(floats_.size()), 4));
     if (first == from.first) input.pad_from = i.channels, input.pad_to = padded(i.out);
     inputs_.push_back(input);
     input_values_.push_back(i.out);
     writes(i.out, number);
+  }
+
+  // What each level of each image channel becomes: [count, levels, width].
+  std::vector<float> tables_of(const Instruction& i, const InputPlan& input) const {
+    const int levels = i.input.table ? i.input.levels : program_.head.levels;
+    std::vector<float> result;
+    for (int c = 0; c < input.count; c++)
+      for (int level = 0; level < levels; level++)
+        for (int k = 0; k < input.width; k++) {
+          const int channel = input.before + c * input.width + k;
+          float x[4] = {i.input.table ? static_cast<const float*>(i.input.table)[level * input.width + k]
+                                      : static_cast<float>(level)};
+          for (const Step& s : i.steps) {  // they read constants, or nothing; only x[0] counts
+            const auto constant = [&](const void* of) { return of ? static_cast<const float*>(of)[channel] : 0.f; };
+            const float scale[4] = {constant(s.scale)}, shift[4] = {constant(s.shift)};
+            apply_formula(s.kind, static_cast<float>(s.alpha), x, scale, shift);
+          }
+          result.push_back(x[0]);
+        }
+    return result;
   }
 
   // Floats of the program, filled up with zeros. -> where they lie
@@ -319,25 +542,12 @@ class Planner {
 
   // -- reads
 
-  struct Reference {
-    Read read;
-    int record;
-    bool in_shared;
-    int lead;
-  };
-
   int distance(int position, const Read& read) const { return timeline_.distance(position, read, kVisible); }
 
   // A value's shared memory holds what was computed last.
   bool near(int position, const Read& read) const {
     const bool is_last = read.age == 0 || (read.age == 1 && position < timeline_.position(read.value));
     return is_last && distance(position, read) <= kNear;
-  }
-
-  int reference(const Reference& r) {
-    r.in_shared ? uses_shared(r.read, r.record) : uses_ring(r.read);
-    references_.push_back(r);
-    return static_cast<int>(references_.size()) - 1;
   }
 
   void uses_ring(const Read& read) { values_[read.value].oldest = std::max(values_[read.value].oldest, read.age); }
@@ -385,7 +595,7 @@ class Planner {
     int needed = kVisible;
     for (const auto* list : {&stagings_, &logits_})
       for (const Demand& d : *list) needed = std::max(needed, d.last - d.first + 1);
-    while (static_cast<int>(drafts_.size()) < needed) add_special(Special::none);
+    drafts_.resize(std::max<size_t>(drafts_.size(), needed));
     const int records = static_cast<int>(drafts_.size());
     CyclicMemory memory(records);
     std::vector<std::pair<int, int64_t*>> placed;
@@ -413,9 +623,11 @@ class Planner {
     return values_[value].in_ring() ? static_cast<uint32_t>(values_[value].ring) : kNowhere;
   }
 
-  Place place(const Read& read, int fragment, bool in_shared, int lead) {
+  Place place(const Chunk& chunk, bool in_shared, int lead) {
+    const Read& read = chunk.read;
     Place p;
-    p.at = (in_shared ? shared_of(read.value) : ring_of(read.value)) + static_cast<uint32_t>(fragment * column_);
+    p.at = (in_shared ? shared_of(read.value) : ring_of(read.value)) +
+           static_cast<uint32_t>(chunk.first / depth_ * column_ + chunk.first % depth_ * kSiteBytes / depth_);
     p.shift = -read.dy % layout_.rows * layout_.images;
     p.edge = edge(read, lead);
     p.slot = in_shared ? kInShared : slot(read.value, read.age);
@@ -424,26 +636,56 @@ class Planner {
 
   // Everything has its place: writes down where.
   void resolve() {
-    for (const Reference& r : references_) places_.push_back(place(r.read, 0, r.in_shared, r.lead));
+    for (Draft& d : drafts_)
+      if (d.staging >= 0) d.record.copies.staged = d.record.product.staged = staged_at(d.staging);
+    for (const Reference& r : references_) {
+      const uint32_t staged = drafts_[r.record].record.copies.staged + static_cast<uint32_t>(r.staged * column_);
+      places_.push_back(r.staged >= 0 ? Place{staged} : place({r.read, 0, 0}, r.in_shared, r.lead));
+    }
     for (const auto& [step, reference] : step_places_) steps_[step].place = places_[reference];
+    const auto place_own = [&](uint32_t& at) {
+      if (at != kNowhere) at = places_[at].at;
+    };
+    for (Result& r : results_) {
+      if (r.ending == Ending::sum) place_own(r.sum.added);
+      if (r.ending == Ending::lstm) place_own(r.lstm.factor);
+      if (r.ending != Ending::activated) continue;
+      place_own(r.activated.from), place_own(r.activated.factor), place_own(r.activated.term);
+    }
     for (size_t k = 0; k < drafts_.size(); k++) {
       Draft& d = drafts_[k];
       Record& r = d.record;
-      if (d.staging >= 0) r.copies.staged = r.product.staged = staged_at(d.staging);
-      if (d.biases >= 0) r.copies.bias = r.result.bias = staged_at(d.biases);
-      if (d.added >= 0) r.result.added = places_[d.added].at;
+      if (d.biases >= 0) r.copies.bias = staged_at(d.biases);
       r.copies.places = static_cast<int>(places_.size());
-      if (r.copies.count)
-        for (const Multiplied& m : d.copied) places_.push_back(place(m.read, m.fragment, false, r.steps.lead));
+      place_copies(d);
       value_bytes_ += int64_t{r.copies.count} * column_;
       resolve_late(d);
-      if (const auto found = logits_of_.find(static_cast<int>(k)); found != logits_of_.end())
-        r.result.logits += static_cast<uint32_t>(logits_[found->second].at);
-      else if (d.instruction)
-        resolve_result(d.instruction->out, r.result);
+      const auto logits = logits_of_.find(static_cast<int>(k));
+      const uint32_t logits_at = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
+      r.draw.logits = logits_at;
+      for (int n = r.product.results; n < r.product.results + r.product.n_results; n++) {
+        Result& result = results_[n];
+        result.bias += r.copies.bias;
+        if (result.logits == kNowhere) {
+          resolve_result(result_values_[n], result);
+        } else {
+          result.logits += logits_at;
+        }
+      }
     }
+    for (const auto& [result, cell] : cells_) resolve_result(cell, results_[result].lstm);
     for (size_t k = 0; k < inputs_.size(); k++) resolve_result(input_values_[k], inputs_[k]);
     if (slot_table_.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
+  }
+
+  void place_copies(Draft& d) {
+    const auto is_whole = [](const Multiplied& m) { return m.side_by_side(); };
+    d.record.copies.chunked = !std::all_of(d.copied.begin(), d.copied.end(), is_whole);
+    const Place nowhere{0, 0, edge({0, program_.height, 0, 0}, 0), 0};  // zeros
+    if (d.copied.empty()) places_.push_back(nowhere);                   // warps read one, whether they copy or not
+    for (const Multiplied& m : d.copied)
+      for (size_t c = 0; c < (d.record.copies.chunked ? kChunks : 1); c++)
+        places_.push_back(c < m.chunks.size() ? place(m.chunks[c], false, d.lead) : nowhere);
   }
 
   uint32_t staged_at(int number) const { return static_cast<uint32_t>(stagings_[number].at); }
@@ -452,15 +694,16 @@ class Planner {
     Record::Product& product = d.record.product;
     std::vector<Place> late;
     for (const Multiplied& m : d.late)
-      late.push_back(m.staged < 0 ? place(m.read, m.fragment, true, d.record.steps.lead)
+      late.push_back(m.staged < 0 ? place(m.chunks[0], true, d.lead)
                                   : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
     // How many go on where those before the barrier ended, and whether the others follow each other.
     size_t known = 0;
     while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
-    bool row = known % kBatch == 0;
+    const int in_batch = kBatch / product.members;
+    bool row = known % in_batch == 0;
     for (size_t k = known; k < late.size(); k++)
       row &= late[k].edge == kEverySite && late[k].at == late[known].at + static_cast<uint32_t>(k - known) * column_;
-    product.late_known = row ? static_cast<int>(known / kBatch) : -1;
+    product.late_known = row ? static_cast<int>(known) / in_batch : -1;
     if (row) {
       product.late = known < late.size() ? late[known].at : 0;
     } else {
@@ -469,8 +712,8 @@ class Planner {
     }
   }
 
-  template <class Result>
-  void resolve_result(int value, Result& result) {
+  template <class Written>
+  void resolve_result(int value, Written& result) {
     result.shared = shared_of(value), result.ring = ring_of(value);
     if (result.ring != kNowhere) result.slot = slot(value, 0);
   }
@@ -481,14 +724,28 @@ class Planner {
     Layout& l = layout_;
     Bytes bytes;
     std::vector<Record> records;
-    for (const Draft& d : drafts_) records.push_back(d.record);
+    for (size_t k = 0; k < drafts_.size(); k++) {
+      Record& r = records.emplace_back(drafts_[k].record);
+      const size_t later = k + thrift_.copies_ahead;
+      r.copies = drafts_[later % drafts_.size()].record.copies;
+      r.copies.next_step = later >= drafts_.size();
+      r.product.copies_ahead = thrift_.copies_ahead;
+    }
+    records[0].product.looks = 1;  // early, as the last ones already copy for the next column step
     l.records = static_cast<int>(records.size()), l.edges = static_cast<int>(edge_table_.size());
     l.zeros = static_cast<uint32_t>(data_bytes_);
     l.tables = l.zeros + kSiteBytes;
     l.copies_ahead = thrift_.copies_ahead;
     const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
-    l.record_table = table(records), l.places = table(places_), l.steps = table(steps_), l.inputs = table(inputs_);
+    l.record_table = table(records), l.records_end = l.record_table + l.records * sizeof(Record);
+    l.results = table(results_), l.places = table(places_), l.steps = table(steps_);
     l.conditions = table(conditions()), l.edge_table = table(edge_table_), l.slot_table = table(slot_table_);
+    for (InputPlan& input : inputs_) {
+      const auto first = floats_.begin() + input.table;
+      const std::vector<float> tables(first, first + input.count * input.floats);
+      input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
+    }
+    l.inputs = table(inputs_);
     l.table_bytes = static_cast<uint32_t>(bytes.size());
     l.slots = static_cast<int>(slot_table_.size());
     l.sites_at = l.tables + l.table_bytes;
@@ -522,19 +779,32 @@ class Planner {
       for (const Draft& d : drafts_) {
         for (int tile = warp; tile < d.record.product.tiles; tile += kWarps)
           for (const auto* list : {&d.known, &d.late})
-            for (const Multiplied& m : *list) {
-              stream.resize(stream.size() + kWeightBytes);
-              if (m.weight)
-                pack_weights(math_, m.weight, program_.storage[m.read.value].channels, d.instruction->channels,
-                             m.fragment * depth_, d.record.result.first_channel + tile * kTileChannels,
-                             &*stream.end() - kWeightBytes);
-            }
+            for (const Multiplied& m : *list)
+              for (const Member& member : d.members) {
+                stream.resize(stream.size() + kWeightBytes);
+                if (!m.filling) pack(m, member, tile * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
+              }
       }
       weight_bytes_ += static_cast<int64_t>(stream.size());
-      stream.resize(std::max<size_t>(stream.size(), kBatch * kWeightBytes));  // a warp always has batches in flight
+      layout_.weight_bytes[warp] = static_cast<int>(stream.size());
+      // What a warp has in flight goes on at the beginning.
+      for (int k = 0; k < batches_ahead(math_, layout_.tiles) * kBatch * kWeightBytes; k++)
+        stream.push_back(layout_.weight_bytes[warp] ? stream[k] : char{0});
       layout_.weights[warp] = bytes.add(stream);
-      layout_.batches[warp] = static_cast<int>(stream.size() / (kBatch * kWeightBytes));
     }
+  }
+
+  void pack(const Multiplied& m, const Member& member, int channel, char* fragment) const {
+    const int outputs = member.instruction->channels, in_chunk = depth_ / kChunks;
+    const auto at = [&](int k, int row) {
+      const size_t c = k / in_chunk;
+      if (c >= m.chunks.size()) return 0.f;
+      const Chunk& chunk = m.chunks[c];
+      const int in = chunk.first + k % in_chunk, out = member.first_channel + channel + row;
+      const bool is_there = in < program_.storage[chunk.read.value].channels && out < outputs;
+      return is_there ? member.weights[chunk.tap][int64_t{in} * outputs + out] : 0.f;
+    };
+    pack_weights(math_, at, fragment);
   }
 
   struct ValueMemory {
@@ -570,6 +840,9 @@ class Planner {
   int logits_channel_ = 0, logits_tiles_ = 0;
   std::vector<Reference> references_;
   std::map<int, int> step_places_;  // of steps that read a value: the reference
+  std::vector<Result> results_;
+  std::vector<int> result_values_;  // what each of them is
+  std::map<int, int> cells_;        // and its cell, if it is an LSTM's
   std::vector<int> input_values_;
   std::map<int, Ring> rings_;  // by length
   std::map<std::pair<int, int>, int> slots_;

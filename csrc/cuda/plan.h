@@ -7,10 +7,11 @@
 //   values   512 bytes, 8 sites x 32 channels (16 of 4 bytes): [site][channel]
 //   weights  1024 bytes, 16 output channels x 32 input channels (16), each lane's operands side by side
 //
-// A column step goes through a list of records, each of them the product and the steps of at most 16 channels for each
-// warp. Between two records all threads meet at a barrier. A record multiplies what it reads of earlier column steps
-// before its barrier, from where it was copied while the record before was at work, and what this column step has just
-// made after it. Every offset, of shared memory or of the ring, is resolved here and not on the device.
+// A column step goes through a list of records. Each is a product, in which a warp computes up to four tiles of 16
+// channels at once, its members, and the steps that follow. Between two records all threads meet at a barrier. A record
+// multiplies what it reads of earlier column steps before its barrier, from where it was copied while the record before
+// was at work, and what this column step has just made after it. Every offset, of shared memory or of the ring, is
+// resolved here and not on the device.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,11 @@ enum class Math { fp32, tf32, bf16, fp16 };  // the type of what is multiplied; 
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kTileSites = 8, kTileChannels = 16;  // n and m of a product
-constexpr int kSiteBytes = 64, kFragmentBytes = kTileSites * kSiteBytes;
+constexpr int kChunkBytes = 16, kChunks = 4;       // of a site in a fragment
+constexpr int kSiteBytes = kChunks * kChunkBytes, kFragmentBytes = kTileSites * kSiteBytes;
 constexpr int kWeightBytes = 1024;
-constexpr int kBatch = 4;                    // fragments that a warp takes from its stream of weights at once
+constexpr int kBatch = 4;  // fragments that a warp takes from its stream of weights at once
+constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr int kEverySite = 0;                // the edge of what is read at the reader's own site
 constexpr int kInShared = -1;                // in place of a slot
@@ -45,6 +48,12 @@ constexpr int more_tiles(Math math, int tiles) {
 
 // How many batches of weights a warp has in its registers, or on their way to them.
 constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles <= 2 ? 3 : 2; }
+
+// Tiles of channels that a warp may compute at once: 1, 2 or 4, as it has registers for the sums.
+constexpr int most_members(Math math, int tiles) {
+  const int sums = depth_of(math) == 16 ? most_tiles(math) : tiles <= 2 ? 4 : 6;
+  return 4 * tiles <= sums ? 4 : 2 * tiles <= sums ? 2 : 1;
+}
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
@@ -74,73 +83,106 @@ struct alignas(16) Slot {
 
 struct alignas(16) StepPlan {
   StepKind kind;
-  float alpha;
   Operand reads;
+  float alpha;
   int all_channels;  // of the operand, where the step reads all of them; else 0
-  float inverse_channels;
+  Place place;
   int scale, shift;  // where they lie in the constants' floats
   int condition;
-  Place place;
+  float inverse_channels;
 };
-
-enum class Ending : int {
-  none,     // the sum goes on in the next record
-  general,  // any steps
-  sum       // at most a value of this column step is added and relu applied
-};
-
-// look: finds out what the next column step needs to know of its sites (Walk::look).
-enum class Special : int { none, draw, look };
 
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
-  // What lies in the workspace and is copied ahead: fragments, and the biases.
+  // What it copies ahead for a later record, from the workspace: fragments, and the biases.
   struct alignas(16) Copies {
     int places, count;
     uint32_t staged, bias;   // where to, in shared memory
     int floats, bias_bytes;  // the biases, in the constants' floats
-    int unused[2];
+    int next_step;           // whether the later record is one of the next column step
+    int chunked;             // whether there is a place for each of the four chunks of a fragment
   } copies;
   struct alignas(16) Product {
-    int tiles;              // of 16 channels; warp w computes tiles w, w + 8, ... one after the other
-    int known_turns;        // before the barrier, as many batches as are ahead for each of them
-    int late_batches;       // after it; 0: nothing is multiplied at all
-    int begins;             // whether sums begin here
-    uint32_t staged, late;  // where known fragments, and those of this column step, begin
-    int late_known;         // so many of the late batches are known ones, the others follow each other from `late` on;
-    int late_places;        // if they don't: -1 above, and here the first of their places
-    Special special;        // Special::none: it multiplies, or applies steps alone
-    int unused[3];
-  } product;
-  struct alignas(16) Result {
-    Ending ending;
-    uint32_t bias, added;   // in shared memory; added: Ending::sum, the value of this column step, or kNowhere
-    int relu;               // Ending::sum
-    uint32_t shared, ring;  // where the result goes, or kNowhere
-    int slot;               // of the ring
-    int first_channel;      // of the first tile
-    uint32_t logits;        // where an output goes, or what a draw reads; float32 [site][logits_stride]; else kNowhere
-    int logits_stride;
+    int tiles;               // warp w computes tiles w, w + 8, ... one after the other, with all members
+    int members = 1;         // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
+    int known_turns;         // before the barrier, as many batches as are ahead for each of them
+    int late_batches;        // after it; 0: nothing is multiplied at all
+    uint32_t staged, late;   // where known fragments, and those of this column step, begin
+    int late_known;          // so many of the late batches are known ones, the others follow each other from `late` on;
+    int late_places;         // if they don't: -1 above, and here the first of their places
+    int late_turns;          // by so many sets of the stream's registers the late batches go on
+    int results, n_results;  // what is made of the sums; none: they go on in the next record
+    int draws;               // whether it draws, and does nothing else
+    int copies_ahead;        // as in the layout
+    int looks;               // whether it finds out afterwards what the next column step needs to know (Walk::look)
     int unused[2];
-  } result;
-  struct alignas(16) Steps {
-    int starts;  // in the places: the value that the steps start from; -1: the sum
-    int first, count;
-    int channels, lead;  // of the instruction
-    int unused[3];
-  } steps;
+  } product;
   struct alignas(16) Draw {
     int first, distributions;
     int inputs, n_inputs;  // what it turns into values
+    uint32_t logits;
+    int logits_stride;
+    int unused[2];
   } draw;
+};
+
+// What is made of a member's sums, or of a value:
+//   sum        max(sums + added, least)
+//   logits     the sums of all members
+//   activated  activation(x) * factor + term, where x is the sums or a value
+//   steps      what any steps make of x
+// or of the sums of all members together, with what is stored for no other reader rounded as if it had been:
+//   gate       tanh(sums 0) * sigmoid(sums 1)
+//   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
+//              tanh(cell) * sigmoid(sums 3)
+enum class Ending : int { sum, logits, activated, steps, gate, lstm };
+enum class Activation : int { none, relu, sigmoid, tanh };
+
+// Values in shared memory were computed in this column step, or copied ahead, and lie at the result's own site.
+struct alignas(16) Result {
+  Ending ending;
+  int first_channel;      // of the first tile,
+  int tile_channels;      // and so many between two of them
+  uint32_t bias;          // in shared memory, of the first tile
+  uint32_t shared, ring;  // where the result goes, or kNowhere
+  int slot;               // of the ring
+  uint32_t logits;        // where an output goes; float32 [site][logits_stride]; else kNowhere
+  union {
+    struct {
+      uint32_t added;  // in shared memory, or kNowhere
+      float least;
+    } sum;
+    struct {
+      uint32_t from, factor, term;  // in shared memory, or kNowhere; no `from`: the sums
+      int unused;
+    } activated;
+    struct {
+      int rounds_tanh;  // or else the other factor
+    } gate;
+    struct {
+      uint32_t factor;        // in shared memory
+      uint32_t shared, ring;  // where the cell goes, or kNowhere
+      int slot;               // of that ring
+    } lstm;
+    struct {
+      int starts;  // in the places: the value that the steps start from; -1: the sums
+      int first, count;
+      int channels;  // of the instruction
+    } steps;
+  };
+  Activation activation;
+  int logits_stride;
+  int lead;        // of the instruction
+  int takes_sums;  // whether a member's sums are done with
 };
 
 // An instruction that reads levels, and the image channels that a draw gives it.
 struct alignas(16) InputPlan {
-  int first, count;  // image channels
-  int before;        // channels of the value that belong to image channels before the first
-  int width, table;  // channels that a level becomes: row `level` of a table in the constants' floats; -1: a number
-  int steps, n_steps;
+  int first, count;   // image channels
+  int before;         // channels of the value that belong to image channels before the first
+  int width;          // channels that a level becomes: row `level` of a table, for each image channel the next `floats`
+  int table, floats;  // in the constants' floats
+  uint32_t near;      // the tables in shared memory, if they are small; else kNowhere
   int pad_from, pad_to;  // channels that fill up its fragments, if this draw is to write them
   uint32_t shared, ring;
   int slot;
@@ -163,14 +205,15 @@ struct Layout {
   int records, edges, slots;
   int copies_ahead;  // 1 or 2: how many records ahead of their use known values are copied
   // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`.
-  uint32_t tables, table_bytes, record_table, places, steps, inputs, conditions, edge_table, slot_table;
+  uint32_t tables, table_bytes, record_table, records_end, results, places, steps, inputs, conditions, edge_table,
+      slot_table;
   // In shared memory, of this column step and the next in turn: where sites and slots are, which sites each edge has.
   uint32_t sites_at, slots_at, masks_at;
-  uint32_t zeros;           // a site of zeros
-  int64_t floats;           // in the constants
-  int64_t weights[kWarps];  // in the constants: the batches of each warp, in the order in which it takes them
-  int batches[kWarps];      // how many
-  int64_t workspace_bytes;  // of a block: its rings
+  uint32_t zeros;            // a site of zeros
+  int64_t floats;            // in the constants
+  int64_t weights[kWarps];   // in the constants: the batches of each warp, in the order in which it takes them
+  int weight_bytes[kWarps];  // of a column step
+  int64_t workspace_bytes;   // of a block: its rings
 };
 
 struct Limits {

@@ -19,10 +19,12 @@ struct Tap {
   const float* weight;  // [channels of the value, channels of the instruction]
 };
 
-// What a column step does at one place of its order: an instruction, or a draw.
+// What a column step does at one place of its order: a group of instructions that one record can compute, or a draw.
+// A group has up to kMostMembers convolutions that multiply the same values, such as the gates of an LSTM, and what is
+// computed from their results, channel by channel.
 struct Entry {
-  const Instruction* instruction = nullptr;  // null: a draw
-  int draw = -1;                             // the draw, or the one that the instruction is the output of
+  std::vector<const Instruction*> group;  // empty: a draw
+  int draw = -1;                          // the draw, or the one that the instruction is the output of
 };
 
 inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
@@ -40,24 +42,31 @@ class Timeline {
 
   int draws() const { return static_cast<int>(program.outputs.size()); }
   int distributions_per_draw() const { return program.head.distributions / draws(); }
-  int position(int value) const { return position_.at(value); }  // of the last entry that computes it
+  int position(int value) const { return order_.at(value).first; }  // of the last entry that computes it
   const Instruction& instruction(int value) const { return *by_value_.at(value); }
+
+  int readers(int value) const { return readers_.at(value); }  // how many taps, steps and instructions read it
 
   std::vector<Tap> taps(const Instruction&) const;
   Read read(const Instruction&, int value, int dy, int dx) const;
 
   // How many records at least the reader comes after what computes the value: an entry is one record or more, and a
-  // column step has at least so many.
+  // column step has at least so many. So this does not depend on how many records there are in the end.
   int distance(int position, const Read& read, int fewest_records) const {
     const int records = std::max(static_cast<int>(entries.size()), fewest_records);
     return read.age * records + position - this->position(read.value);
   }
 
  private:
-  int draw_of(int value) const;
+  using Order = std::pair<int, int>;  // an entry, and the place in it
 
-  std::map<int, int> position_;
+  int draw_of(int value) const;
+  void add(const std::vector<const Instruction*>&);
+  size_t group_size(const std::vector<const Instruction*>&, size_t first) const;
+
+  std::map<int, Order> order_;
   std::map<int, const Instruction*> by_value_;
+  std::vector<int> readers_;
 };
 
 }  // namespace pcf::cuda

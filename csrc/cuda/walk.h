@@ -35,34 +35,31 @@ template <Math kMath, int kTiles>
 class Walk {
  public:
   __device__ explicit Walk(const KernelParams& params)
-      : params_(params), layout_(params.layout), thread_(thread_index()), warp_(thread_ / 32), lane_(thread_ % 32),
-        workspace_(params.workspace + block_index() * params.layout.workspace_bytes),
-        weights_(params.constants + params.layout.weights[warp_], params.layout.batches[warp_], lane_) {}
+      : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32),
+        weights_(params.constants + params.layout.weights[warp_], lane_) {}
 
-  __device__ void run() {
-    for (uint32_t at = thread_ * 16; at < layout_.table_bytes; at += kThreads * 16)
+  __device__ __forceinline__ void run() {
+    for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(params_.constants + at);
-    if (thread_ < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread_ * 16) = uint4{0, 0, 0, 0};
-    int now = 0;
-    place_sites(now);
+    if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
+    place_sites(0);
     sync_block();
-    if (thread_ < layout_.slots)
-      ring_length_ = in_shared<const Slot>(layout_.slot_table + thread_ * sizeof(Slot)).length;
-    look(now, now, 0);
+    look(0, 0, 0);
     sync_block();
-    for (int i = 0; i < layout_.copies_ahead; i++) Copying(*this, i).start(*this, now);
-    meet();
-    for (int t = layout_.first_step; t < layout_.end_step; t++) {
-      for (int i = 0; i < layout_.records; i++) run_record(i, now);
-      now = !now;
-      ring_step_ = ring_step_ + 1 == ring_length_ ? 0 : ring_step_ + 1;
+    for (int i = layout_.copies_ahead; i > 0; i--)
+      Copying(*this, in_shared<const Record>(layout_.records_end - i * sizeof(Record)).copies).start(*this, 0);
+    meet(layout_.copies_ahead);
+    for (int step = 0; step < layout_.end_step - layout_.first_step; step++) {
+      for (uint32_t at = layout_.record_table; at != layout_.records_end; at += sizeof(Record))
+        run_record(in_shared<const Record>(at), step % 2);
+      weights_.begin_again(layout_.weight_bytes[warp_]);
     }
     wait_copies<0>();
   }
 
  private:
   static constexpr int kSites = kTiles * kTileSites;
-  static constexpr int kAhead = batches_ahead(kMath, kTiles);
+  static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
   template <class T>
@@ -73,12 +70,10 @@ class Walk {
     return reinterpret_cast<const float*>(params_.constants + layout_.floats) + index;
   }
   __device__ float constant(int index) const { return arrived(*constants(index)); }
-  __device__ const Record& record(int index) const {
-    return in_shared<const Record>(layout_.record_table + index * sizeof(Record));
-  }
   __device__ Place place(int index) const { return in_shared<const Place>(layout_.places + index * sizeof(Place)); }
   // What a lane multiplies lies there, from the beginning of a fragment on.
   __device__ uint32_t lane_offset() const { return group() * kSiteBytes; }
+  __device__ int thread() const { return warp_ * 32 + lane_; }
   __device__ int group() const { return lane_ / 4; }
   __device__ int member() const { return lane_ % 4; }
 
@@ -90,12 +85,12 @@ class Walk {
 
   // Where the sites are in the first column step.
   __device__ void place_sites(int turn) {
-    if (thread_ >= kSites) return;
-    const int row = thread_ / layout_.images, behind = layout_.first_step - layout_.lag * row;
+    if (thread() >= kSites) return;
+    const int row = thread() / layout_.images, behind = layout_.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
-    const int image = block_index() * layout_.images + thread_ % layout_.images;
-    const bool used = thread_ < layout_.sites && image < params_.images;
-    site(turn, thread_) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
+    const int image = block_index() * layout_.images + thread() % layout_.images;
+    const bool used = thread() < layout_.sites && image < params_.images;
+    site(turn, thread()) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
   }
 
   // So many columns to the right, which may be in a later row.
@@ -110,21 +105,30 @@ class Walk {
 
   // Writes what the column step in `steps` steps reads: where its sites and slots are, and which sites its edges have.
   __device__ void look(int now, int then, int steps) {
-    if (steps > 0 && thread_ < kSites) site(then, thread_) = advanced(site(now, thread_), steps);
-    if (thread_ < layout_.slots) {
-      const Slot slot = in_shared<const Slot>(layout_.slot_table + thread_ * sizeof(Slot));
-      int index = ring_step_ + steps - slot.age;
-      index += index < 0 ? slot.length : index >= slot.length ? -slot.length : 0;
-      in_shared<int64_t>(slots(then) + thread_ * 8) = slot.ring + index * slot.bytes;
+    if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), steps);
+    if (thread() < layout_.slots) {
+      const Slot slot = in_shared<const Slot>(layout_.slot_table + thread() * sizeof(Slot));
+      ring_step_ += steps;
+      if (ring_step_ == slot.length) ring_step_ = 0;
+      int index = ring_step_ - slot.age;
+      if (index < 0) index += slot.length;
+      in_shared<int64_t>(slots(then) + thread() * 8) =
+          block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
     }
-    for (int e = warp_; e < layout_.edges; e += kWarps) {
-      const Edge edge = in_shared<const Edge>(layout_.edge_table + e * sizeof(Edge));
+    // A warp looks after as many edges at once as it has lanes for.
+    constexpr int kEdges = kSites < 32 && 32 % kSites == 0 ? 32 / kSites : 1;
+#pragma unroll 1
+    for (int begin = warp_ * kEdges; begin < layout_.edges; begin += kWarps * kEdges) {
+      const int e = begin + lane_ / kSites % kEdges;
+      const Edge edge = in_shared<const Edge>(layout_.edge_table + min(e, layout_.edges - 1) * sizeof(Edge));
+#pragma unroll
       for (int first = 0; first < kSites; first += 32) {
-        const int index = first + lane_;
-        const Site s = advanced(site(now, min(index, kSites - 1)), edge.lead + steps);
+        const int index = kEdges > 1 ? lane_ % kSites : min(first + lane_, kSites - 1);
+        const Site s = advanced(site(now, index), edge.lead + steps);
         const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
-        const uint32_t sites = e == kEverySite ? ~0u : ballot(inside);
-        if (lane_ == 0) in_shared<uint32_t>(masks(then) + e * 8 + first / 8) = sites;
+        const uint32_t sites = ballot(inside || e == kEverySite) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
+        const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
+        if (is_first && e < layout_.edges) in_shared<uint32_t>(masks(then) + e * 8 + first / 8) = sites;
       }
     }
   }
@@ -134,7 +138,7 @@ class Walk {
     return in_shared<const uint32_t>(masks(turn) + edge * 8 + site / 32 * 4) >> site % 32 & 1;
   }
   __device__ char* slot_of(int turn, int slot) const {
-    return workspace_ + in_shared<const int64_t>(slots(turn) + slot * 8);
+    return params_.workspace + in_shared<const int64_t>(slots(turn) + slot * 8);
   }
   __device__ int shifted(int site, int shift) const {
     site -= shift;
@@ -147,88 +151,107 @@ class Walk {
   // first two come from is read before other work, which hides the time that it takes.
   class Copying {
    public:
-    __device__ Copying(const Walk& walk, int index) : copies_(walk.record(index).copies) {
+    __device__ Copying(const Walk& walk, const Record::Copies& copies) : copies_(copies) {
       const int last = copies_.count - 1;
 #pragma unroll
-      for (int n = 0; n < kEarly; n++)
-        if (last >= 0) places_[n] = walk.place(copies_.places + min(walk.warp_ + n * kWarps, last));
+      for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(walk.warp_ + n * kWarps, last), 0));
     }
 
     __device__ __forceinline__ void start(const Walk& walk, int turn) const {
-#pragma unroll
-      for (int n = 0; n < kEarly; n++)
-        if (const int f = walk.warp_ + n * kWarps; f < copies_.count) copy(walk, places_[n], f, turn);
+      if (kEarly > 0) {
+        const Source first(walk, places_[0], turn), second(walk, places_[1], turn);
+        copy(walk, first, walk.warp_, walk.warp_ < copies_.count);
+        copy(walk, second, walk.warp_ + kWarps, walk.warp_ + kWarps < copies_.count);
+      }
       for (int f = walk.warp_ + kEarly * kWarps; f < copies_.count; f += kWarps)
-        copy(walk, walk.place(copies_.places + f), f, turn);
-      if (walk.warp_ == kWarps - 1)
+        copy(walk, Source(walk, place(walk, f), turn), f, true);
+      if (walk.warp_ == 0)
         for (int at = walk.lane_ * 16; at < copies_.bias_bytes; at += 32 * 16)
-          copy_async(shared_memory() + copies_.bias + at, walk.constants(copies_.floats) + at / 4, true);
+          copy_async(shared_memory() + copies_.bias + at, walk.constants(copies_.floats) + at / 4, true, true);
       commit_copies();
     }
 
    private:
-    static constexpr int kEarly = kFewTiles ? 2 : 0;
+    static constexpr int kEarly = kFewTiles && kSparesRegisters ? 2 : 0;
 
-    __device__ __forceinline__ void copy(const Walk& walk, const Place& p, int fragment, int turn) const {
-      const char* const from = walk.slot_of(turn, p.slot) + p.at + walk.member() * 16;
-      const uint32_t to = copies_.staged + fragment * kColumnBytes + walk.lane_ * 16;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; tile++) {
-        const int site = tile * kTileSites + walk.group();
-        copy_async(shared_memory() + to + tile * kFragmentBytes, from + walk.shifted(site, p.shift) * kSiteBytes,
-                   walk.is_at(turn, p.edge, site));
-      }
+    // Of the chunk that a lane copies.
+    __device__ __forceinline__ Place place(const Walk& walk, int fragment) const {
+      Place p = walk.place(copies_.places + (copies_.chunked ? fragment * kChunks + walk.member() : fragment));
+      if (!copies_.chunked) p.at += walk.member() * kChunkBytes;
+      return p;
     }
 
-    Held<Record::Copies> copies_;
-    Place places_[kEarly + 1];
-  };
+    // Where a lane copies from, for each tile.
+    struct Source {
+      const char* at[kTiles];
+      bool there[kTiles];
 
-  // The order in which a sum is made up must not depend on the number of tiles: images would depend on the batch.
-  using Sums = float[kTiles][2][4];
-
-  __device__ __forceinline__ void clear_sums() {
-#pragma unroll
-    for (int s = 0; s < kTiles * 8; s++) sums_[s / 8][s / 4 % 2][s % 4] = 0;
-  }
-
-  __device__ __forceinline__ void multiply(Sums& sums, const uint4 (&weights)[2], const uint32_t (&at)[kTiles]) const {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) Fragment<kMath>::multiply(sums[tile], weights, at[tile], lane_);
-  }
-
-  // The next batch of fragments that follow each other.
-  template <int kTurn>
-  __device__ __forceinline__ void multiply_row(Sums& sums, uint32_t& at) {
-    weights_.template next<kTurn>([&](const auto& weights) {
-#pragma unroll
-      for (int f = 0; f < kBatch; f++) {
-        uint32_t of_tiles[kTiles];
-#pragma unroll
-        for (int tile = 0; tile < kTiles; tile++) of_tiles[tile] = at + f * kColumnBytes + tile * kFragmentBytes;
-        multiply(sums, weights[f], of_tiles);
-      }
-    });
-    at += kBatch * kColumnBytes;
-  }
-
-  // The next batch of fragments that lie anywhere.
-  template <int kTurn>
-  __device__ __forceinline__ void multiply_places(Sums& sums, int& next, int turn) {
-    weights_.template next<kTurn>([&](const auto& weights) {
-#pragma unroll
-      for (int f = 0; f < kBatch; f++) {
-        const Place p = place(next + f);
-        uint32_t of_tiles[kTiles];
+      __device__ __forceinline__ Source(const Walk& walk, const Place& p, int turn) {
+        const char* const from = walk.slot_of(turn, p.slot) + p.at;
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
-          const int site = tile * kTileSites + group();
-          of_tiles[tile] = is_at(turn, p.edge, site) ? p.at + shifted(site, p.shift) * kSiteBytes : layout_.zeros;
+          const int site = tile * kTileSites + walk.group();
+          at[tile] = from + walk.shifted(site, p.shift) * kSiteBytes, there[tile] = walk.is_at(turn, p.edge, site);
         }
-        multiply(sums, weights[f], of_tiles);
       }
+    };
+
+    __device__ __forceinline__ void copy(const Walk& walk, const Source& from, int fragment, bool wanted) const {
+      const uint32_t to = copies_.staged + fragment * kColumnBytes + walk.lane_ * 16;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++)
+        copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
+    }
+
+    const Record::Copies& copies_;
+    Place places_[2];
+  };
+
+  // Sums of a warp's tiles of sites, for one member after the other. The order in which a sum is made up must not
+  // depend on the number of tiles or members: images would depend on the batch.
+  using Sums = float[kMost * kTiles][2][4];
+
+  template <int kFirst, int kEnd>
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (int s = kFirst * 8; s < kEnd * 8; s++) sums_[s / 8][s / 4 % 2][s % 4] = 0;
+  }
+
+  // A batch of weights: for each of its fragments of values those of all members. at(f, tile): where a lane's site of
+  // the f-th lies.
+  template <int kMembers, class At>
+  __device__ __forceinline__ void multiply(const uint4 (&weights)[kBatch][2], const At& at) {
+#pragma unroll
+    for (int f = 0; f < kBatch / kMembers; f++)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++) {
+        const auto values = Fragment<kMath>::values(at(f, tile), lane_);
+#pragma unroll
+        for (int m = 0; m < kMembers; m++)
+          Fragment<kMath>::multiply(sums_[m * kTiles + tile], weights[f * kMembers + m], values);
+      }
+  }
+
+  // The next batch, of fragments that follow each other.
+  template <int kMembers, int kTurn>
+  __device__ __forceinline__ void multiply_row(uint32_t& at) {
+    weights_.template next<kTurn>([&](const auto& weights) {
+      multiply<kMembers>(weights, [&](int f, int tile) { return at + f * kColumnBytes + tile * kFragmentBytes; });
     });
-    next += kBatch;
+    at += kBatch / kMembers * kColumnBytes;
+  }
+
+  // The next batch, of fragments that lie anywhere.
+  template <int kMembers, int kTurn>
+  __device__ __forceinline__ void multiply_places(int& next, int turn) {
+    weights_.template next<kTurn>([&](const auto& weights) {
+      multiply<kMembers>(weights, [&](int f, int tile) {
+        const Place p = place(next + f);
+        const int site = tile * kTileSites + group();
+        return is_at(turn, p.edge, site) ? p.at + shifted(site, p.shift) * kSiteBytes : layout_.zeros;
+      });
+    });
+    next += kBatch / kMembers;
   }
 
   // Calls one(turn) for `count` batches, with turns from kFirst on that the code knows.
@@ -247,86 +270,104 @@ class Walk {
     }
   }
 
-  // meeting() comes before what this column step has made.
-  template <int kTurn, class Meeting>
-  __device__ __forceinline__ void multiply_all(Sums& sums, const Record::Product& p, int turn, const Meeting& meeting) {
+  // Before the barrier.
+  template <int kMembers, int kTurn>
+  __device__ __forceinline__ void multiply_known(const Record::Product& p) {
     uint32_t at = p.staged + lane_offset();
 #pragma unroll 1
     for (int n = p.known_turns; n > 0; n--) {
-      multiply_row<kTurn>(sums, at);
-      multiply_row<kTurn + 1>(sums, at);
-      if constexpr (kAhead == 3) multiply_row<kTurn + 2>(sums, at);
+      multiply_row<kMembers, kTurn>(at);
+      multiply_row<kMembers, kTurn + 1>(at);
+      if constexpr (kAhead == 3) multiply_row<kMembers, kTurn + 2>(at);
     }
-    meeting();
+  }
+
+  // Behind it.
+  template <int kMembers, int kTurn>
+  __device__ __forceinline__ void multiply_late(const Record::Product& p, int turn) {
     if (p.late_known >= 0) {
+      uint32_t at = p.staged + p.known_turns * (kAhead * kBatch / kMembers * kColumnBytes) + lane_offset();
       int known = p.late_known;
       in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
         if (known-- == 0) at = p.late + lane_offset();
-        multiply_row<decltype(turn_of)::value>(sums, at);
+        multiply_row<kMembers, decltype(turn_of)::value>(at);
       });
     } else {
       int next = p.late_places;
       in_turn<kTurn>(p.late_batches,
-                     [&](auto turn_of) { multiply_places<decltype(turn_of)::value>(sums, next, turn); });
+                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, turn); });
     }
+  }
+
+  // Calls part(members, turn): how many there are, and the turn of the stream that comes next.
+  template <class Part>
+  __device__ __forceinline__ void with_constants(int members, const Part& part) {
+    const auto with_turn = [&](auto members) {
+      if (weight_turn_ == 0)
+        part(members, std::integral_constant<int, 0>());
+      else if (kAhead == 2 || turn_is_one_)
+        part(members, std::integral_constant<int, 1>());
+      else
+        part(members, std::integral_constant<int, 2>());
+    };
+    if (kMost == 1 || members == 1)
+      with_turn(std::integral_constant<int, 1>());
+    else if (kMost == 2 || members == 2)
+      with_turn(std::integral_constant<int, kMost == 1 ? 1 : 2>());
+    else
+      with_turn(std::integral_constant<int, kMost>());
   }
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
-  __device__ __forceinline__ void meet() {
-    layout_.copies_ahead == 1 ? wait_copies<0>() : wait_copies<1>();
+  __device__ __forceinline__ void meet(int copies_ahead) {
+    copies_ahead == 1 ? wait_copies<0>() : wait_copies<1>();
     sync_block();
   }
 
-  __device__ void run_record(int index, int now) {
-    const Record& r = record(index);
+  __device__ __forceinline__ void run_record(const Record& r, int now) {
     Held<Record::Product> product = r.product;
-    const int next = index + layout_.copies_ahead, records = layout_.records;
-    const Copying copying(*this, next < records ? next : next - records);
-    const auto copy_ahead = [&] { copying.start(*this, next < records ? now : !now); };
-    if (warp_ >= product.tiles) {
-      copy_ahead();
-      meet();
-      if (product.special == Special::draw) draw_sites(r.draw, r.result, now);
-      if (product.special == Special::look) look(now, !now, 1);
-      clear_sums();  // so that they take no registers meanwhile
-      return;
-    }
-    Held<Record::Result> result = r.result;
-    const auto ring_of = [&] { return result.ring == kNowhere ? nullptr : slot_of(now, result.slot) + result.ring; };
-    char* ring = kFewTiles ? ring_of() : nullptr;
-    for (int tile = warp_; tile < product.tiles; tile += kWarps) {
-      const int of_record = tile * kTileChannels + group() * 2;  // the lane's first channel, the other is the next one
-      float2 bias;
-      const auto meeting = [&] {
-        if (tile == warp_) {  // the first one
-          copy_ahead();
-          meet();
-        }
-        bias = in_shared<const float2>(result.bias + of_record * 4);
-      };
-      if (product.begins) clear_sums();
-      if (product.late_batches == 0)
-        meeting();
-      else if (weight_turn_ == 0)
-        multiply_all<0>(sums_, product, now, meeting);
-      else if (weight_turn_ == 1)
-        multiply_all<1>(sums_, product, now, meeting);
-      else if constexpr (kAhead == 3)
-        multiply_all<2>(sums_, product, now, meeting);
-      weight_turn_ = (weight_turn_ + product.late_batches) % kAhead;
-      if (result.ending == Ending::none) continue;
-      float x[kTiles][4];
-#pragma unroll
-      for (int t = 0; t < kTiles; t++) {
-        Fragment<kMath>::finish(x[t], sums_[t], lane_);
-#pragma unroll
-        for (int c = 0; c < 4; c++) x[t][c] += c < 2 ? bias.x : bias.y;
+    const Copying copying(*this, r.copies);
+    const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? !now : now); };
+    if (warp_ < product.tiles) {
+      multiply_and_finish(product, copy_ahead, now);
+    } else {
+      const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
+      if constexpr (kFewTiles && kSparesRegisters) {
+        const Pixel early = first();
+        copy_ahead();
+        meet(product.copies_ahead);
+        if (product.draws) draw_sites(r.draw, early, now);
+      } else {
+        copy_ahead();
+        meet(product.copies_ahead);
+        if (product.draws) draw_sites(r.draw, first(), now);
       }
-      const Record::Result to = result;
-      if (!kFewTiles) ring = ring_of();
-      const int channel = to.first_channel + of_record;
-      to.ending == Ending::sum ? add_and_store(x, to, ring, channel)
-                               : step_and_store(x, r.steps, to, ring, channel, now);
+      clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
+    }
+    if (product.looks) look(now, !now, 1);
+  }
+
+  template <class CopyAhead>
+  __device__ __forceinline__ void multiply_and_finish(const Record::Product& product, const CopyAhead& copy_ahead,
+                                                      int now) {
+    for (int tile = warp_; tile < product.tiles; tile += kWarps) {
+      if (product.known_turns)
+        with_constants(product.members, [&](auto members, auto turn_of) {
+          multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
+        });
+      if (tile == warp_) {  // the first one
+        copy_ahead();
+        meet(product.copies_ahead);
+      }
+      if (product.late_batches) {
+        with_constants(product.members, [&](auto members, auto turn_of) {
+          multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, now);
+        });
+        weight_turn_ += product.late_turns;
+        if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
+        turn_is_one_ = weight_turn_ == 1;
+      }
+      if (product.n_results) finish(product, tile, now);
     }
   }
 
@@ -338,40 +379,212 @@ class Walk {
     return offset_of<kMath>(channel, kTiles) + site * kSiteBytes;
   }
 
-  // The usual end of a product.
-  __device__ __forceinline__ void add_and_store(float (&x)[kTiles][4], const Record::Result& r, char* ring,
-                                                int channel) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      if (r.added != kNowhere)
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-          const float2 pair = in_shared<const Pair<kMath>>(r.added + offset_at(channel, site_of(tile, n))).values();
-          x[tile][n] += pair.x, x[tile][n + 2] += pair.y;
+  __device__ const Result& result(int index) const {
+    return in_shared<const Result>(layout_.results + index * sizeof(Result));
+  }
+
+  // Makes results of the sums and leaves zeros, for the next product.
+  __device__ __forceinline__ void finish(const Record::Product& product, int tile, int now) {
+    std::conditional_t<kFewTiles, Result, const Result*> held;
+    const auto take = [&](int n) {
+      if constexpr (kFewTiles)
+        held = result(product.results + n);
+      else
+        held = &result(product.results + n);
+    };
+    take(0);
+#pragma unroll 1
+    for (int n = 1;; n++) {
+      const Result& r = [&]() -> const Result& {
+        if constexpr (kFewTiles)
+          return held;
+        else
+          return *held;
+      }();
+      const int of_tile = tile * r.tile_channels + group() * 2, channel = r.first_channel + of_tile;
+      const float2 bias = in_shared<const float2>(r.bias + of_tile * 4);
+      char* const ring = slot_of(now, r.slot) + r.ring;  // if there is one
+      if (r.ending == Ending::sum)
+        add_and_store(r, ring, channel, bias);
+      else
+        switch (r.ending) {
+          case Ending::sum: break;
+          case Ending::logits: store_logits(r, channel, of_tile); break;
+          case Ending::activated: activate_and_store(r, ring, channel, bias); break;
+          case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
+          case Ending::gate:
+            if constexpr (kMost >= 2) gate_and_store(r, ring, channel, of_tile, product.tiles);
+            break;
+          case Ending::lstm:
+            if constexpr (kMost >= 4) cell_and_store(r, ring, channel, of_tile, product.tiles, now);
+            break;
         }
-      if (r.relu)
+      if (n == product.n_results) break;
+      if (r.takes_sums) next_sums();
+      take(n);
+    }
+    clear_sums<0, kTiles>();
+  }
+
+  // Moves those of the next member to the front.
+  __device__ __forceinline__ void next_sums() {
 #pragma unroll
-        for (int c = 0; c < 4; c++) x[tile][c] = x[tile][c] < 0 ? 0.f : x[tile][c];  // keeps NaN
-      store(x[tile], r, ring, tile, channel);
+    for (int s = kTiles * 8; s < kMost * kTiles * 8; s++)
+      sums_[s / 8 - kTiles][s / 4 % 2][s % 4] = sums_[s / 8][s / 4 % 2][s % 4];
+    clear_sums<(kMost - 1) * kTiles, kMost * kTiles>();
+  }
+
+  // A tile's sums.
+  __device__ __forceinline__ void sums_of(float (&x)[4], int tile, float2 bias) {
+    Fragment<kMath>::finish(x, sums_[tile], lane_);
+#pragma unroll
+    for (int c = 0; c < 4; c++) x[c] += c < 2 ? bias.x : bias.y;
+  }
+
+  // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
+  __device__ __forceinline__ void own(float (&x)[4], uint32_t at, int channel, int tile, float otherwise) const {
+    const uint32_t from = at == kNowhere ? 0 : at;
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const float2 pair = in_shared<const Pair<kMath>>(from + offset_at(channel, site_of(tile, n))).values();
+      x[n] = at == kNowhere ? otherwise : pair.x, x[n + 2] = at == kNowhere ? otherwise : pair.y;
     }
   }
 
-  // Any steps. A tile at a time comes to x[0], so that the code of all kinds of steps is there once.
-  __device__ __forceinline__ void step_and_store(float (&x)[kTiles][4], const Record::Steps& steps,
-                                                 const Record::Result& r, char* ring, int channel, int turn) {
+  __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, float2 bias) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      float x[4], added[4];
+      sums_of(x, tile, bias);
+      own(added, r.sum.added, channel, tile, -0.f);
+#pragma unroll
+      for (int c = 0; c < 4; c++) x[c] += added[c], x[c] = x[c] < r.sum.least ? r.sum.least : x[c];  // keeps NaN
+      store(x, r, ring, tile, channel);
+    }
+  }
+
+  // Of all members.
+  __device__ __forceinline__ void store_logits(const Result& r, int channel, int of_tile) {
+#pragma unroll
+    for (int m = 0; m < kMost; m++) {
+      if (m * kTileChannels >= r.tile_channels) break;
+      const float2 bias = in_shared<const float2>(r.bias + (of_tile + m * kTileChannels) * 4);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++) {
+        float x[4];
+        sums_of(x, m * kTiles + tile, bias);
+        store_logits(x, r, tile, channel + m * kTileChannels);
+      }
+    }
+    clear_sums<kTiles, kMost * kTiles>();
+  }
+
+  __device__ __forceinline__ void activate_and_store(const Result& r, char* ring, int channel, float2 bias) {
+    const float none[4] = {};
+    const bool has_sums = r.activated.from == kNowhere;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      float x[4], sums[4], factor[4], term[4];
+      sums_of(sums, tile, bias);
+      own(x, r.activated.from, channel, tile, 0);
+#pragma unroll
+      for (int c = 0; c < 4; c++) x[c] = has_sums ? sums[c] : x[c];
+      if (r.activation == Activation::sigmoid)
+        apply_formula(StepKind::sigmoid, 0, x, none, none);
+      else if (r.activation == Activation::tanh)
+        apply_formula(StepKind::tanh, 0, x, none, none);
+      else if (r.activation == Activation::relu)
+        apply_formula(StepKind::relu, 0, x, none, none);
+      own(factor, r.activated.factor, channel, tile, 1);
+      own(term, r.activated.term, channel, tile, -0.f);
+#pragma unroll
+      for (int c = 0; c < 4; c++) x[c] = x[c] * factor[c] + term[c];
+      store(x, r, ring, tile, channel);
+    }
+  }
+
+  // A member's sums of a tile.
+  template <int kMember>
+  __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile, int tiles) {
+    const float2 bias = in_shared<const float2>(r.bias + (of_tile + kMember * tiles * kTileChannels) * 4);
+    Fragment<kMath>::finish(x, sums_[kMember * kTiles + tile], lane_);
+#pragma unroll
+    for (int c = 0; c < 4; c++) x[c] += c < 2 ? bias.x : bias.y;
+  }
+  static __device__ __forceinline__ void activate(StepKind kind, float (&x)[4]) {
+    const float none[4] = {};
+    apply_formula(kind, 0, x, none, none);
+  }
+  // As it is read once it has been stored.
+  static __device__ __forceinline__ void round_as_stored(float (&x)[4]) {
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const float2 pair = Pair<kMath>(x[n], x[n + 2]).values();
+      x[n] = pair.x, x[n + 2] = pair.y;
+    }
+  }
+
+  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, int tiles) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      float x[4], gate[4];
+      sums_of_member<0>(x, tile, r, of_tile, tiles);
+      sums_of_member<1>(gate, tile, r, of_tile, tiles);
+      activate(StepKind::tanh, x), activate(StepKind::sigmoid, gate);
+      r.gate.rounds_tanh ? round_as_stored(x) : round_as_stored(gate);
+#pragma unroll
+      for (int c = 0; c < 4; c++) x[c] *= gate[c];
+      store(x, r, ring, tile, channel);
+    }
+    clear_sums<kTiles, kMost * kTiles>();
+  }
+
+  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, int tiles,
+                                                 int turn) {
+    Result to_cell = r;
+    to_cell.shared = r.lstm.shared, to_cell.ring = r.lstm.ring;
+    char* const cells = slot_of(turn, r.lstm.slot) + r.lstm.ring;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      float cell[4], input[4], forget[4], output[4], factor[4];
+      sums_of_member<0>(cell, tile, r, of_tile, tiles);
+      sums_of_member<1>(input, tile, r, of_tile, tiles);
+      sums_of_member<2>(forget, tile, r, of_tile, tiles);
+      sums_of_member<3>(output, tile, r, of_tile, tiles);
+      own(factor, r.lstm.factor, channel, tile, 0);
+      activate(StepKind::tanh, cell), activate(StepKind::sigmoid, input);
+      activate(StepKind::sigmoid, forget), activate(StepKind::sigmoid, output);
+      round_as_stored(cell), round_as_stored(output);
+#pragma unroll
+      for (int c = 0; c < 4; c++) cell[c] *= input[c];
+      round_as_stored(cell);
+#pragma unroll
+      for (int c = 0; c < 4; c++) cell[c] = forget[c] * factor[c] + cell[c];
+      store(cell, to_cell, cells, tile, channel);
+      round_as_stored(cell);
+      activate(StepKind::tanh, cell);
+#pragma unroll
+      for (int c = 0; c < 4; c++) cell[c] *= output[c];
+      store(cell, r, ring, tile, channel);
+    }
+    clear_sums<kTiles, kMost * kTiles>();
+  }
+
+  // Any steps. The sums of a tile at a time come to the front, so that the code of all kinds of steps is there once.
+  __device__ __forceinline__ void step_and_store(const Result& r, char* ring, int channel, float2 bias, int turn) {
 #pragma unroll 1
     for (int tile = 0; tile < kTiles; tile++) {
-      if (steps.starts >= 0) load(x[0], place(steps.starts), channel, tile, turn);
+      float x[4];
+      sums_of(x, 0, bias);
+      if (r.steps.starts >= 0) load(x, place(r.steps.starts), channel, tile, turn);
 #pragma unroll 1
-      for (int s = 0; s < steps.count; s++) apply(x[0], step(steps.first + s), steps.lead, channel, tile, turn);
+      for (int s = 0; s < r.steps.count; s++) apply(x, step(r.steps.first + s), r.lead, channel, tile, turn);
       // Channels that fill up a fragment must be zero: a step may have made them infinite, and 0 times infinity is NaN.
 #pragma unroll
-      for (int c = 0; c < 4; c++) x[0][c] = channel + c / 2 < steps.channels ? x[0][c] : 0.f;
-      store(x[0], r, ring, tile, channel);
+      for (int c = 0; c < 4; c++) x[c] = channel + c / 2 < r.steps.channels ? x[c] : 0.f;
+      r.logits == kNowhere ? store(x, r, ring, tile, channel) : store_logits(x, r, tile, channel);
 #pragma unroll
-      for (int t = 0; t + 1 < kTiles; t++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) x[t][c] = x[t + 1][c];
+      for (int s = 8; s < kTiles * 8; s++) sums_[s / 8 - 1][s / 4 % 2][s % 4] = sums_[s / 8][s / 4 % 2][s % 4];
     }
   }
 
@@ -379,20 +592,20 @@ class Walk {
     return in_shared<const StepPlan>(layout_.steps + index * sizeof(StepPlan));
   }
 
-  __device__ __forceinline__ void store(const float (&x)[4], const Record::Result& r, char* ring, int tile,
-                                        int channel) {
+  __device__ __forceinline__ void store(const float (&x)[4], const Result& r, char* ring, int tile, int channel) {
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const int site = site_of(tile, n);
-      if (r.logits != kNowhere) {
-        in_shared<float2>(r.logits + (site * r.logits_stride + channel) * 4) = float2{x[n], x[n + 2]};
-        continue;
-      }
       const Pair<kMath> pair(x[n], x[n + 2]);
-      const uint32_t offset = offset_at(channel, site);
+      const uint32_t offset = offset_at(channel, site_of(tile, n));
       if (r.shared != kNowhere) in_shared<Pair<kMath>>(r.shared + offset) = pair;
       if (r.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
     }
+  }
+
+  __device__ __forceinline__ void store_logits(const float (&x)[4], const Result& r, int tile, int channel) {
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+      in_shared<float2>(r.logits + (site_of(tile, n) * r.logits_stride + channel) * 4) = float2{x[n], x[n + 2]};
   }
 
   __device__ float2 pair_at(const Place& p, int channel, int site, int turn) const {
@@ -465,20 +678,33 @@ class Walk {
 
   // -- draws
 
-  // Each warp draws at some sites; lane d looks after the d-th distribution.
-  __device__ void draw_sites(const Record::Draw& draws, const Record::Result& r, int turn) {
+  // Where a warp draws; lane d looks after the d-th distribution.
+  struct Pixel {
+    Site site;
+    bool inside;
+    int64_t at;
+
+    __device__ Pixel(const Walk& walk, const Record::Draw& draws, int index, int turn)
+        : site(walk.site(turn, index)), inside(walk.in_grid(site.row, site.column)) {
+      const Layout& l = walk.layout_;
+      const int channel = draws.first + min(walk.lane_, draws.distributions - 1);
+      at = ((int64_t{site.image} * l.image_channels + channel) * l.height + site.row) * l.width + site.column;
+    }
+  };
+
+  // Each warp draws at some sites.
+  __device__ void draw_sites(const Record::Draw& draws, const Pixel& first, int turn) {
     const int levels = layout_.head.parameters, lane = min(lane_, draws.distributions - 1);
-    const bool is_mine = lane == lane_, in_registers = draws_in_registers(levels, params_.options);
+    const bool in_registers = draws_in_registers(levels, params_.options);
+#pragma unroll 1
     for (int index = warp_; index < kSites; index += kWarps) {
-      const Site s = site(turn, index);
-      if (!in_grid(s.row, s.column)) continue;
-      const int64_t at =
-          ((int64_t{s.image} * layout_.image_channels + draws.first + lane) * layout_.height + s.row) * layout_.width +
-          s.column;
-      const bool known = params_.known && params_.known[at];
-      const double noise = arrived(params_.noise[at]);
-      int level = known ? max(params_.levels[at], 0) : 0;
-      const auto logits = [&](int d) { return Logits{r.logits + (index * r.logits_stride + d * levels) * 4}; };
+      const Pixel pixel = index == warp_ ? first : Pixel(*this, draws, index, turn);
+      if (!pixel.inside) continue;
+      const Site& s = pixel.site;
+      const int64_t at = pixel.at;
+      const double noise_there = params_.noise[at];
+      const auto noise = [&](int d) { return shuffle(arrived(noise_there), d); };
+      const auto logits = [&](int d) { return Logits{draws.logits + (index * draws.logits_stride + d * levels) * 4}; };
       if (params_.logits)
         for (int d = 0; d < draws.distributions; d++) {
           float* const wanted = params_.logits + shuffle(at, d) * levels;
@@ -487,27 +713,32 @@ class Walk {
       int drawn = 0;
       if (!in_registers)
         for (int d = 0; d < draws.distributions; d++) {
-          const int found = draw(logits(d), levels, params_.options, shuffle(noise, d), lane_);
+          const int found = draw(logits(d), levels, params_.options, noise(d), lane_);
           if (lane_ == d) drawn = found;
         }
       else if (!kFewTiles || draws.distributions == 1)
         for (int d = 0; d < draws.distributions; d++) {
-          const DrawInRegisters<1, 8> found({logits(d)}, levels, params_.options.inverse_temperature,
-                                            {shuffle(noise, d)}, lane_);
+          const DrawInRegisters<1, 8> found(
+              {logits(d)}, levels, params_.options.inverse_temperature, [&](int) { return noise(d); }, lane_);
           if (lane_ == d) drawn = found.drawn[0];
         }
       else
         for (int d = 0; d < draws.distributions; d += 3) {
           const int last = draws.distributions - 1, e = min(d + 1, last), f = min(d + 2, last);
-          const DrawInRegisters<3, 8> found({logits(d), logits(e), logits(f)}, levels,
-                                            params_.options.inverse_temperature,
-                                            {shuffle(noise, d), shuffle(noise, e), shuffle(noise, f)}, lane_);
+          const DrawInRegisters<3, 8> found(
+              {logits(d), logits(e), logits(f)}, levels, params_.options.inverse_temperature,
+              [&](int m) { return noise(d + m); }, lane_);
           if (lane_ == d) drawn = found.drawn[0];
           if (lane_ == d + 1) drawn = found.drawn[1];
           if (lane_ == d + 2) drawn = found.drawn[2];
         }
-      if (is_mine && !known) {
-        params_.levels[at] = level = max(drawn, 0);
+      if (arrived(noise_there) < 0) drawn = -1;  // there is no such noise; but on any way here it has arrived
+      const bool known = params_.known && params_.known[at];
+      int level = max(drawn, 0);
+      if (known) {
+        level = max(params_.levels[at], 0);
+      } else if (lane == lane_) {
+        params_.levels[at] = level;
         if (drawn < 0)
           atomic_min(params_.error, error_code(s.row * layout_.width + s.column, s.image, draws.first + lane));
       }
@@ -516,53 +747,56 @@ class Walk {
           const double log_probability = log_probability_of(shuffle(level, d), logits(d), levels, lane_);
           if (lane_ == d && !known && drawn >= 0) params_.log_probability[at] = log_probability;
         }
-      for (int i = 0; i < draws.n_inputs; i++)
-        read_levels(in_shared<const InputPlan>(layout_.inputs + (draws.inputs + i) * sizeof(InputPlan)), level,
-                    draws.first, index, turn);
+      for (int i = 0; i < draws.n_inputs; i++) {
+        const InputPlan input = in_shared<const InputPlan>(layout_.inputs + (draws.inputs + i) * sizeof(InputPlan));
+        read_levels(input, slot_of(turn, input.slot) + input.ring, level, draws.first, index);
+      }
     }
   }
 
   // Turns a site's levels, of which lane c has the c-th from channel `first` on, into a value that the network reads.
-  __device__ void read_levels(const InputPlan& input, int level, int first, int site, int turn) {
-    const bool numbers = input.width == 1;  // then each lane has a channel, else all have the same one in turn
-    for (int c = 0; c < (numbers ? 1 : input.count); c++) {
-      const int mine = shuffle(level, input.first - first + (numbers ? lane_ : c));
-      for (int k = lane_; k < (numbers ? input.count : input.width); k += 32) {
-        const int channel = input.before + c * input.width + k;
-        float x[4] = {input.table < 0 ? static_cast<float>(mine)
-                                      : constant(input.table + mine * input.width + (numbers ? 0 : k))};
-        for (int s = 0; s < input.n_steps; s++) {  // they read constants, or nothing; only x[0] counts
-          const StepPlan& step = this->step(input.steps + s);
-          float scale[4] = {}, shift[4] = {};
-          if (step.reads == Operand::constants)
-            scale[0] = constant(step.scale + channel), shift[0] = constant(step.shift + channel);
-          apply_formula(step.kind, step.alpha, x, scale, shift);
-        }
-        store_one(input, x[0], channel, site, turn);
+  __device__ void read_levels(const InputPlan& input, char* ring, int level, int first, int site) {
+    if (input.width == 1) {  // each lane has a channel
+      const int c = lane_ < input.count ? lane_ : 0, mine = shuffle(level, input.first - first + c);
+      const int pads = input.pad_to - input.pad_from;
+      for (int k = lane_; k < input.count + pads; k += 32) {
+        const bool is_pad = k >= input.count;
+        const float x = is_pad ? 0.f : level_value(input, c * input.floats + mine);
+        store_one(input, ring, x, is_pad ? input.pad_from + k - input.count : input.before + k, site);
       }
+      return;
+    }
+    for (int c = 0; c < input.count; c++) {
+      const int mine = shuffle(level, input.first - first + c);
+      for (int k = lane_; k < input.width; k += 32)
+        store_one(input, ring, level_value(input, c * input.floats + mine * input.width + k),
+                  input.before + c * input.width + k, site);
     }
     for (int channel = input.pad_from + lane_; channel < input.pad_to; channel += 32)
-      store_one(input, 0, channel, site, turn);
+      store_one(input, ring, 0, channel, site);
   }
 
-  __device__ void store_one(const InputPlan& input, float x, int channel, int site, int turn) {
+  __device__ __forceinline__ float level_value(const InputPlan& input, int index) const {
+    return input.near == kNowhere ? constant(input.table + index) : in_shared<const float>(input.near + index * 4);
+  }
+
+  __device__ void store_one(const InputPlan& input, char* ring, float x, int channel, int site) {
     using Stored = decltype(stored<kMath>(x));
     const uint32_t offset = offset_at(channel, site);
     if (input.shared != kNowhere) in_shared<Stored>(input.shared + offset) = stored<kMath>(x);
-    if (input.ring != kNowhere)
-      *reinterpret_cast<Stored*>(slot_of(turn, input.slot) + input.ring + offset) = stored<kMath>(x);
+    if (input.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
   }
 
   static constexpr int kNoRow = -(1 << 20);
 
   const KernelParams& params_;
   const Layout& layout_;
-  const int thread_, warp_, lane_;
-  char* const workspace_;
+  const int warp_, lane_;
   WeightStream<kAhead> weights_;
   int weight_turn_ = 0;
-  Sums sums_;
-  int ring_step_ = 0, ring_length_ = 1;  // of the slot that this thread looks after
+  bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
+  Sums sums_ = {};            // zero between records, unless a sum goes on
+  int ring_step_ = 0;         // of the slot that this thread looks after
 };
 
 template <Math kMath, int kTiles>

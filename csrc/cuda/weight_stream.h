@@ -7,14 +7,14 @@
 namespace pcf::cuda {
 
 // A warp's weights, which it reads over and over, a batch at a time. kAhead batches are in registers, or on their way
-// to them, across records and column steps. Registers have no index: the code says whose turn it is.
+// to them, across records and column steps; so behind the last ones of a column step lie the first kAhead of the next.
+// Registers have no index: the code says whose turn it is.
 template <int kAhead>
 class WeightStream {
  public:
   using Batch = uint4[kBatch][2];
 
-  __device__ WeightStream(const char* begin, int batches, int lane)
-      : begin_(begin + lane * 16), next_(begin_), batches_(batches), left_(batches) {
+  __device__ WeightStream(const char* begin, int lane) : next_(begin + lane * 16) {
 #pragma unroll
     for (int n = 0; n < kAhead; n++) fetch(ahead_[n]);
   }
@@ -26,6 +26,9 @@ class WeightStream {
     fetch(ahead_[kTurn % kAhead]);
   }
 
+  // After a column step of so many bytes.
+  __device__ __forceinline__ void begin_again(int bytes) { next_ -= bytes; }
+
  private:
   __device__ __forceinline__ void fetch(Batch& batch) {
 #pragma unroll
@@ -34,13 +37,10 @@ class WeightStream {
       for (int half = 0; half < 2; half++)
         batch[f][half] = stream(next_ + f * kWeightBytes + half * (kWeightBytes / 2));
     next_ += kBatch * kWeightBytes;
-    if (--left_ == 0) next_ = begin_, left_ = batches_;
   }
 
   Batch ahead_[kAhead];
-  const char *const begin_, *next_;
-  const int batches_;
-  int left_;
+  const char* next_;
 };
 
 }  // namespace pcf::cuda

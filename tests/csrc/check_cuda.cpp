@@ -42,21 +42,21 @@ struct Network {
     constexpr auto kConvolution = InstructionKind::convolution;
     program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1, kLevels},
                {5},       {},      {},     {{kLabel, false}}};
-    program.storage = {{kChannels, 2, 1, 1}, {7, 2, 1, 1},      {kLabel, 2, 1, 1},
+    program.storage = {{kChannels, 2, 1, 1}, {13, 2, 1, 1},     {kLabel, 2, 1, 1},
                        {9, 1, 1, 1},         {kLabel, 2, 1, 1}, {kChannels * kLevels, 1, 0, 0}};
     pcf::Instruction input{0, kChannels, InstructionKind::from_levels, Phase::drawn, {0, kChannels}};
     input.steps = {{StepKind::affine, 1, -1, array(kChannels, 0.1), array(kChannels, 0.1)}};
-    pcf::Instruction drawn{1, 7, kConvolution, Phase::drawn};
+    pcf::Instruction drawn{1, 13, kConvolution, Phase::drawn};
     input.after = drawn.after = 1;
-    drawn.pixel_runs = {{0, 0, 0, 1, array(kChannels * 7, 0.5)}};
+    drawn.pixel_runs = {{0, 0, 0, 1, array(kChannels * 13, 0.5)}};
     drawn.steps = {{StepKind::elu}};
     pcf::Instruction above{3, 9, kConvolution, Phase::row, {}, array(9, 0.1)};
     above.lead = 1, program.lag = 3;
-    above.row_runs = {{1, -1, -1, 3, array(3 * 7 * 9, 0.3)}};
+    above.row_runs = {{1, -1, -1, 3, array(3 * 13 * 9, 0.3)}};
     above.steps = {{StepKind::tanh}};
     pcf::Instruction first{2, kLabel, kConvolution, Phase::pixel, {}, array(kLabel, 0.1)};
-    first.row_runs = {{1, -1, -1, 3, array(3 * 7 * kLabel, 0.2)}, {3, 0, -1, 3, array(3 * 9 * kLabel, 0.2)}};
-    first.pixel_runs = {{1, 0, -1, 1, array(7 * kLabel, 0.3)}};
+    first.row_runs = {{1, -1, -1, 3, array(3 * 13 * kLabel, 0.2)}, {3, 0, -1, 3, array(3 * 9 * kLabel, 0.2)}};
+    first.pixel_runs = {{1, 0, -1, 1, array(13 * kLabel, 0.3)}};
     first.steps = {{StepKind::relu}, {StepKind::add_condition, 0.5, 0}};
     pcf::Instruction second{4, kLabel, kConvolution, Phase::pixel, {}, array(kLabel, 0.1)};
     second.row_runs = {{2, -1, -1, 3, array(3 * kLabel * kLabel, 0.1)}};

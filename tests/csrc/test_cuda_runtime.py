@@ -44,6 +44,7 @@ CASES = {
     "labels": lambda: (pixelcnn(channels=3, hidden=17, kernel=5, classes=4), (3, 3, 9)),
     "two stacks": lambda: (two_stacks(), (2, 4, 5)),
     "gated": lambda: (gated(input_channels=2, n_classes=4), (2, 4, 5)),
+    "gated without labels": lambda: (gated(input_channels=2), (2, 4, 5)),
     "gated thirds": lambda: (gated(channel_order="thirds"), (3, 4, 5)),
     "interleaved": lambda: (
         enlivened(PixelCNN(3, 9, 1, channel_order="interleaved", kernel_size=3)),
@@ -304,6 +305,22 @@ def test_every_number_of_tiles(tiles):
         levels, _ = run(engine, sampler, u)
         expected, _ = run(runtime(sampler, "one image a block", "bf16"), sampler, u)
         assert torch.equal(levels, expected)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["gated", "gated without labels", "row lstm"])
+def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
+    """A warp has all gates of a unit at once, where it has registers for that; images don't depend on it."""
+    model, shape = CASES[name]()
+    sampler = Sampler(model, shape)
+    _, u, labels = inputs(shape, 27)
+    together, apart = (
+        runtime(sampler, blocks, precision) for blocks in ("one image a block", "as many as it holds")
+    )
+    assert together.facts(1)["records"] < apart.facts(27)["records"]
+    levels, logits = run(together, sampler, u, labels=labels)
+    expected = run(apart, sampler, u, labels=labels)
+    assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
 
 
 def test_finished_rows_are_refused():

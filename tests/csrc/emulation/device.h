@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -40,8 +41,11 @@ inline char* shared_memory() { return emulation::shared_memory(); }
 inline void sync_block(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
 }
+constexpr bool kSparesRegisters = true;
+
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
-inline void copy_async(void* to, const void* from, bool there) {
+inline void copy_async(void* to, const void* from, bool there, bool wanted) {
+  if (!wanted) return;
   alignas(16) static const char zeros[16] = {};
   if (!there) from = zeros;
   volatile char *target = static_cast<char*>(to), value = *static_cast<const volatile char*>(from);
@@ -119,6 +123,8 @@ inline float max_over_warp(float x) {
 // -- numbers
 
 inline float as_float(uint32_t bits) { return float_of(bits); }
+inline uint32_t as_bits(float x) { return bits_of(x); }
+inline double widened(float x) { return x < FLT_MIN ? 0 : x; }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | uint32_t{to_bf16(high)} << 16; }
 inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | uint32_t{to_fp16(high)} << 16; }
 inline float2 unpack_bf16(uint32_t pair) { return {from_bf16(pair & 0xffff), from_bf16(pair >> 16)}; }
