@@ -281,7 +281,7 @@ class Planner {
         Result& r = add_result(i->out, d, part);
         r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
         draft_steps(*i, position, r, d, number);
-        if (r.ending == Ending::logits) break;  // of all members
+        if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
       }
       draw_of(position) < 0 ? writes(i->out, number) : logits_records_.push_back(number);
     }

@@ -127,8 +127,8 @@ struct Record {
 };
 
 // What is made of a member's sums, or of a value:
-//   sum        max(sums + added, least)
-//   logits     the sums of all members
+//   sum        max(sums + added, least), of all members if they are tiles of one layer
+//   logits     sums, in the same way
 //   activated  activation(x) * factor + term, where x is the sums or a value
 //   steps      what any steps make of x
 // or of the sums of all members together, with what is stored for no other reader rounded as if it had been:

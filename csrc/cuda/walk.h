@@ -158,16 +158,22 @@ class Walk {
     }
 
     __device__ __forceinline__ void start(const Walk& walk, int turn) const {
+      std::conditional_t<kEarly != 0, const Record::Copies, const Record::Copies&> copies = copies_;
+      const auto copy = [&](const Source& from, int fragment, bool wanted) {
+        const uint32_t to = copies.staged + fragment * kColumnBytes + walk.lane_ * 16;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; tile++)
+          copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
+      };
       if (kEarly > 0) {
         const Source first(walk, places_[0], turn), second(walk, places_[1], turn);
-        copy(walk, first, walk.warp_, walk.warp_ < copies_.count);
-        copy(walk, second, walk.warp_ + kWarps, walk.warp_ + kWarps < copies_.count);
+        copy(first, walk.warp_, walk.warp_ < copies.count);
+        copy(second, walk.warp_ + kWarps, walk.warp_ + kWarps < copies.count);
       }
-      for (int f = walk.warp_ + kEarly * kWarps; f < copies_.count; f += kWarps)
-        copy(walk, Source(walk, place(walk, f), turn), f, true);
-      if (walk.warp_ == 0)
-        for (int at = walk.lane_ * 16; at < copies_.bias_bytes; at += 32 * 16)
-          copy_async(shared_memory() + copies_.bias + at, walk.constants(copies_.floats) + at / 4, true, true);
+      for (int f = walk.warp_ + kEarly * kWarps; f < copies.count; f += kWarps)
+        copy(Source(walk, place(walk, f), turn), f, true);
+      for (int at = walk.thread() * 16; at < copies.bias_bytes; at += kThreads * 16)
+        copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
       commit_copies();
     }
 
@@ -195,13 +201,6 @@ class Walk {
         }
       }
     };
-
-    __device__ __forceinline__ void copy(const Walk& walk, const Source& from, int fragment, bool wanted) const {
-      const uint32_t to = copies_.staged + fragment * kColumnBytes + walk.lane_ * 16;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; tile++)
-        copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
-    }
 
     const Record::Copies& copies_;
     Place places_[2];
@@ -385,27 +384,14 @@ class Walk {
 
   // Makes results of the sums and leaves zeros, for the next product.
   __device__ __forceinline__ void finish(const Record::Product& product, int tile, int now) {
-    std::conditional_t<kFewTiles, Result, const Result*> held;
-    const auto take = [&](int n) {
-      if constexpr (kFewTiles)
-        held = result(product.results + n);
-      else
-        held = &result(product.results + n);
-    };
-    take(0);
+    Result r = result(product.results);
 #pragma unroll 1
     for (int n = 1;; n++) {
-      const Result& r = [&]() -> const Result& {
-        if constexpr (kFewTiles)
-          return held;
-        else
-          return *held;
-      }();
       const int of_tile = tile * r.tile_channels + group() * 2, channel = r.first_channel + of_tile;
       const float2 bias = in_shared<const float2>(r.bias + of_tile * 4);
       char* const ring = slot_of(now, r.slot) + r.ring;  // if there is one
       if (r.ending == Ending::sum)
-        add_and_store(r, ring, channel, bias);
+        add_and_store(r, ring, channel, of_tile);
       else
         switch (r.ending) {
           case Ending::sum: break;
@@ -421,7 +407,7 @@ class Walk {
         }
       if (n == product.n_results) break;
       if (r.takes_sums) next_sums();
-      take(n);
+      r = result(product.results + n);
     }
     clear_sums<0, kTiles>();
   }
@@ -451,32 +437,41 @@ class Walk {
     }
   }
 
-  __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, float2 bias) {
+  __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, int of_tile) {
+    for_members(r, of_tile, [&](int m, float2 bias) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      float x[4], added[4];
-      sums_of(x, tile, bias);
-      own(added, r.sum.added, channel, tile, -0.f);
+      for (int tile = 0; tile < kTiles; tile++) {
+        float x[4], added[4];
+        sums_of(x, m * kTiles + tile, bias);
+        own(added, r.sum.added, channel + m * kTileChannels, tile, -0.f);
 #pragma unroll
-      for (int c = 0; c < 4; c++) x[c] += added[c], x[c] = x[c] < r.sum.least ? r.sum.least : x[c];  // keeps NaN
-      store(x, r, ring, tile, channel);
+        for (int c = 0; c < 4; c++) x[c] += added[c], x[c] = x[c] < r.sum.least ? r.sum.least : x[c];  // keeps NaN
+        store(x, r, ring, tile, channel + m * kTileChannels);
+      }
+    });
+  }
+
+  // Calls one(member, its bias) for all members that are tiles of one wide layer, and clears their sums.
+  template <class One>
+  __device__ __forceinline__ void for_members(const Result& r, int of_tile, const One& one) {
+#pragma unroll
+    for (int m = 0; m < kMost; m++) {
+      if (m > 0 && m * kTileChannels >= r.tile_channels) return;
+      one(m, in_shared<const float2>(r.bias + (of_tile + m * kTileChannels) * 4));
+#pragma unroll
+      for (int s = 0; s < kTiles * 8 && m > 0; s++) sums_[m * kTiles + s / 8][s / 4 % 2][s % 4] = 0;
     }
   }
 
-  // Of all members.
   __device__ __forceinline__ void store_logits(const Result& r, int channel, int of_tile) {
-#pragma unroll
-    for (int m = 0; m < kMost; m++) {
-      if (m * kTileChannels >= r.tile_channels) break;
-      const float2 bias = in_shared<const float2>(r.bias + (of_tile + m * kTileChannels) * 4);
+    for_members(r, of_tile, [&](int m, float2 bias) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4];
         sums_of(x, m * kTiles + tile, bias);
         store_logits(x, r, tile, channel + m * kTileChannels);
       }
-    }
-    clear_sums<kTiles, kMost * kTiles>();
+    });
   }
 
   __device__ __forceinline__ void activate_and_store(const Result& r, char* ring, int channel, float2 bias) {

@@ -51,6 +51,7 @@ CASES = {
         (3, 4, 5),
     ),
     "row lstm": lambda: (row_lstm(learn_initial_state=True, n_classes=4), (3, 4, 5)),
+    "row lstm without labels": lambda: (row_lstm(), (3, 3, 4)),
     "row lstm, thirds": lambda: (row_lstm(channel_order="thirds"), (3, 3, 4)),
 }
 IMAGES = 11
@@ -308,7 +309,7 @@ def test_every_number_of_tiles(tiles):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", ["gated", "gated without labels", "row lstm"])
+@pytest.mark.parametrize("name", ["gated", "gated without labels", "row lstm", "row lstm without labels"])
 def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     """A warp has all gates of a unit at once, where it has registers for that; images don't depend on it."""
     model, shape = CASES[name]()
