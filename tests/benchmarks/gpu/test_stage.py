@@ -57,9 +57,9 @@ print(json.dumps({"child": child.pid}), flush=True)
 time.sleep(60)
 """,
         tmp_path,
-        seconds=2.0,
+        seconds=5.0,
     )
-    assert found.verdict == "failed: not finished in 2 s" and time.monotonic() - begin < 10
+    assert found.verdict == "failed: not finished in 5 s" and time.monotonic() - begin < 20
     assert not is_running(found.figures["child"])
 
 
