@@ -128,6 +128,7 @@ class Planner {
 
   int fragments(int value) const { return parts(program_.storage[value].channels, depth_); }
   int padded(int value) const { return fragments(value) * depth_; }
+  static bool is_product(const Instruction* i) { return i->kind == InstructionKind::convolution; }
 
   void draft(int position) {
     const Entry& entry = timeline_.entries[position];
@@ -147,7 +148,6 @@ class Planner {
       return;
     }
     const int tiles = padded(leader.out) / kTileChannels;
-    const auto is_product = [](const Instruction* i) { return i->kind == InstructionKind::convolution; };
     const auto products = std::count_if(entry.group.begin(), entry.group.end(), is_product);
     auto next = entry.group.begin();
     if (products > most_members(math_, layout_.tiles))  // one after the other
@@ -167,14 +167,15 @@ class Planner {
     std::vector<Member> members;
     const Joint joint = joint_of(group, position);
     for (const Instruction* i : joint.ending == Ending::sum ? group : joint.members) {
-      if (i->kind != InstructionKind::convolution) continue;
+      if (!is_product(i)) continue;
       const std::vector<Tap> taps = timeline_.taps(*i);
       members.push_back({i, first * kTileChannels, {}});
       for (const Tap& tap : taps) members.back().weights.push_back(tap.weight);
       if (members.size() > 1) continue;
-      for (size_t t = 0; t < taps.size(); t++)
-        add_fragments(distance(position, taps[t].read) >= kVisible ? known : late, taps[t].read, static_cast<int>(t),
-                      distance(position, taps[t].read) >= kVisible);
+      for (size_t t = 0; t < taps.size(); t++) {
+        const bool is_known = distance(position, taps[t].read) >= kVisible;
+        add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), is_known);
+      }
     }
     // A warp that would have several tiles one after the other has some of them at once, as far as it can.
     int wide = 1;
@@ -276,7 +277,7 @@ class Planner {
     std::vector<float> biases;
     for (const Instruction* i : group) {
       const size_t begin = biases.size();
-      if (i->kind == InstructionKind::convolution) add_biases(biases, *i, d);
+      if (is_product(i)) add_biases(biases, *i, d);
       for (int part = 0; part < d.wide; part++) {
         Result& r = add_result(i->out, d, part);
         r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
@@ -329,7 +330,6 @@ class Planner {
     };
     constexpr auto kTanh = StepKind::tanh, kSigmoid = StepKind::sigmoid, kMultiply = StepKind::multiply;
     const auto is_own = [&](const Instruction* i) { return timeline_.readers(i->out) == 1; };
-    const auto is_product = [](const Instruction* i) { return i->kind == InstructionKind::convolution; };
     if (group.size() == 2 && is_product(group[1]) && is_own(group[0])) {
       if (is(group[0], {kSigmoid}, nullptr) && is(group[1], {kTanh, kMultiply}, group[0]))
         return {Ending::gate, {group[1], group[0]}, nullptr, group[1], 0};

@@ -502,9 +502,7 @@ class Walk {
   template <int kMember>
   __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile, int tiles) {
     const float2 bias = in_shared<const float2>(r.bias + (of_tile + kMember * tiles * kTileChannels) * 4);
-    Fragment<kMath>::finish(x, sums_[kMember * kTiles + tile], lane_);
-#pragma unroll
-    for (int c = 0; c < 4; c++) x[c] += c < 2 ? bias.x : bias.y;
+    sums_of(x, kMember * kTiles + tile, bias);
   }
   static __device__ __forceinline__ void activate(StepKind kind, float (&x)[4]) {
     const float none[4] = {};
