@@ -23,6 +23,13 @@ __device__ __forceinline__ char* shared_memory() {
   return memory;
 }
 
+// So that the compiler knows which memory a pointer is to, wherever it comes from.
+__device__ __forceinline__ char* in_global_memory(uint64_t address) {
+  char* const at = reinterpret_cast<char*>(address);
+  __builtin_assume(__isGlobal(at));
+  return at;
+}
+
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
 // Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`; nothing if not
@@ -36,7 +43,14 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
       "l"(from), "r"(there ? 16 : 0), "r"(int{wanted})
       : "memory");
 }
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// twice: and begins a group after it that stays empty. Without a branch.
+__device__ __forceinline__ void commit_copies(bool twice) {
+  asm volatile(
+      "{.reg .pred twice; setp.ne.s32 twice, %0, 0;\n"
+      "cp.async.commit_group;\n"
+      "@twice cp.async.commit_group;}" ::"r"(int{twice})
+      : "memory");
+}
 template <unsigned kLeft>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");

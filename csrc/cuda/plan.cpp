@@ -17,6 +17,10 @@ namespace {
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 int parts(int n, int of) { return (n + of - 1) / of; }
+template <class T>
+uint32_t size_of(const std::vector<T>& items) {
+  return static_cast<uint32_t>(items.size());
+}
 
 // Pieces one after the other, each on a line of the cache: a warp's 512 bytes then touch no line more than they must.
 class Bytes {
@@ -230,7 +234,7 @@ class Planner {
     Record& r = d.record;
     r.copies.count = static_cast<int>(d.copied.size());
     const bool staged_late = std::any_of(d.late.begin(), d.late.end(), [](const auto& m) { return m.staged >= 0; });
-    // A warp that has several tiles reads all of it again after the barrier; and steps do so.
+    // Steps read it, too, and so do warps that have several tiles.
     if (r.copies.count) {
       const bool is_late = staged_late || (ends && d.copied.size() > d.known.size()) || r.product.tiles > kWarps;
       d.staging = stage(int64_t{r.copies.count} * column_, number, is_late);
@@ -273,7 +277,7 @@ class Planner {
   // each of its members if it has several.
   void draft_results(const std::vector<const Instruction*>& group, int position, Draft& d, int number) {
     Record::Product& product = d.record.product;
-    product.results = static_cast<int>(results_.size());
+    product.results = size_of(results_);
     std::vector<float> biases;
     for (const Instruction* i : group) {
       const size_t begin = biases.size();
@@ -286,7 +290,7 @@ class Planner {
       }
       draw_of(position) < 0 ? writes(i->out, number) : logits_records_.push_back(number);
     }
-    product.n_results = static_cast<int>(results_.size()) - product.results;
+    product.n_results = static_cast<int>(size_of(results_) - product.results);
     stage_biases(biases, d, number);
   }
 
@@ -358,11 +362,12 @@ class Planner {
   }
 
   void draft_joint(const Joint& joint, int position, Draft& d, int number) {
-    d.record.product.results = static_cast<int>(results_.size()), d.record.product.n_results = 1;
+    d.record.product.results = size_of(results_), d.record.product.n_results = 1;
     std::vector<float> biases;
     for (const Instruction* i : joint.members) add_biases(biases, *i, d);
     stage_biases(biases, d, number);
     Result& r = add_result(joint.out->out, d, 0);
+    r.member_channels = d.record.product.tiles * kTileChannels;
     r.ending = joint.ending;
     writes(joint.out->out, number);
     if (!joint.cell) {
@@ -395,7 +400,9 @@ class Planner {
     if (r.ending == Ending::logits ||
         (!is_output && (is_sum(i, starts, first, r) || is_activated(i, starts, first, r))))
       return;
-    r.ending = Ending::steps, r.steps = {starts, first, static_cast<int>(i.steps.size()), i.channels};
+    r.ending = Ending::steps;
+    r.steps = {starts < 0 ? kNowhere : static_cast<uint32_t>(starts), static_cast<uint32_t>(first),
+               static_cast<int>(i.steps.size()), i.channels};
   }
 
   // A value that steps read: where it was written in this column step, or where it was copied ahead, or else anywhere.
@@ -476,7 +483,7 @@ class Planner {
     const int64_t bytes = int64_t{layout_.tiles} * kTileSites * r.draw.logits_stride * 4;
     for (int k : logits_records_) {
       const Record::Product& product = drafts_[k].record.product;
-      for (int n = product.results; n < product.results + product.n_results; n++) {
+      for (uint32_t n = product.results; n < product.results + product.n_results; n++) {
         results_[n].logits = static_cast<uint32_t>(-logits_channel_ * 4);
         results_[n].logits_stride = r.draw.logits_stride;
       }
@@ -485,10 +492,10 @@ class Planner {
     logits_of_[number] = static_cast<int>(logits_.size());
     logits_.push_back({bytes, logits_records_.front() + 1, number + 1});
     logits_records_.clear();
-    r.draw.inputs = static_cast<int>(inputs_.size());
+    r.draw.inputs = size_of(inputs_);
     for (const Instruction& i : program_.instructions)
       if (i.kind == InstructionKind::from_levels) draft_input(i, r, number);
-    r.draw.n_inputs = static_cast<int>(inputs_.size()) - r.draw.inputs;
+    r.draw.n_inputs = static_cast<int>(size_of(inputs_) - r.draw.inputs);
   }
 
   // What a draw gives an instruction that reads levels.
@@ -524,7 +531,7 @@ class Planner {
           for (const Step& s : i.steps) {  // they read constants, or nothing; only x[0] counts
             const auto constant = [&](const void* of) { return of ? static_cast<const float*>(of)[channel] : 0.f; };
             const float scale[4] = {constant(s.scale)}, shift[4] = {constant(s.shift)};
-            apply_formula(s.kind, static_cast<float>(s.alpha), x, scale, shift);
+            apply_formula(s.kind, static_cast<float>(s.alpha), x, scale, shift, Math::fp32);
           }
           result.push_back(x[0]);
         }
@@ -558,16 +565,16 @@ class Planner {
     v.last_written = record;
   }
 
-  int slot(int value, int age) {
+  uint32_t slot(int value, int age) {
     const int length = values_[value].oldest + 1;
-    const auto [found, is_new] = slots_.try_emplace({length, age}, static_cast<int>(slot_table_.size()));
+    const auto [found, is_new] = slots_.try_emplace({length, age}, size_of(slot_table_));
     if (is_new) slot_table_.push_back({rings_.at(length).at, rings_.at(length).bytes, length, age});
     return found->second;
   }
 
-  int edge(const Read& read, int lead) {
+  uint32_t edge(const Read& read, int lead) {
     if (read.dy == 0 && read.dx == 0) lead = 0;
-    const auto [found, is_new] = edges_.try_emplace({lead, read.dy, read.dx}, static_cast<int>(edge_table_.size()));
+    const auto [found, is_new] = edges_.try_emplace({lead, read.dy, read.dx}, size_of(edge_table_));
     if (is_new) edge_table_.push_back({lead, read.dy, read.dx});
     return found->second;
   }
@@ -656,14 +663,14 @@ class Planner {
       Draft& d = drafts_[k];
       Record& r = d.record;
       if (d.biases >= 0) r.copies.bias = staged_at(d.biases);
-      r.copies.places = static_cast<int>(places_.size());
+      r.copies.places = size_of(places_);
       place_copies(d);
       value_bytes_ += int64_t{r.copies.count} * column_;
       resolve_late(d);
       const auto logits = logits_of_.find(static_cast<int>(k));
       const uint32_t logits_at = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
       r.draw.logits = logits_at;
-      for (int n = r.product.results; n < r.product.results + r.product.n_results; n++) {
+      for (uint32_t n = r.product.results; n < r.product.results + r.product.n_results; n++) {
         Result& result = results_[n];
         result.bias += r.copies.bias;
         if (result.logits == kNowhere) {
@@ -707,7 +714,7 @@ class Planner {
     if (row) {
       product.late = known < late.size() ? late[known].at : 0;
     } else {
-      product.late_places = static_cast<int>(places_.size());
+      product.late_places = size_of(places_);
       places_.insert(places_.end(), late.begin(), late.end());
     }
   }
@@ -724,34 +731,71 @@ class Planner {
     Layout& l = layout_;
     Bytes bytes;
     std::vector<Record> records;
+    for (uint32_t& record : l.first_copies) record = kNowhere;
     for (size_t k = 0; k < drafts_.size(); k++) {
-      Record& r = records.emplace_back(drafts_[k].record);
+      Record r = drafts_[k].record;
       const size_t later = k + thrift_.copies_ahead;
       r.copies = drafts_[later % drafts_.size()].record.copies;
       r.copies.next_step = later >= drafts_.size();
-      r.product.copies_ahead = thrift_.copies_ahead;
+      r.copies.for_next = thrift_.copies_ahead == 1;
+      r.product.meets = 1;
+      if (r.copies.next_step) l.first_copies[later % drafts_.size()] = size_of(records);
+      // A warp's tiles one after the other.
+      for (int tiles = r.product.tiles; r.product.first_tile == 0 || r.product.first_tile < tiles;) {
+        r.product.tiles = std::min(tiles - r.product.first_tile, kWarps);
+        records.push_back(r);
+        r.product.meets = 0, r.product.first_tile += kWarps;
+      }
     }
-    records[0].product.looks = 1;  // early, as the last ones already copy for the next column step
+    records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
+    records.back().product.then = Then::step;
     l.records = static_cast<int>(records.size()), l.edges = static_cast<int>(edge_table_.size());
+    if (slot_table_.empty()) slot_table_.push_back({0, 0, 1, 0});  // results look one up, whether they have a ring or not
+    l.slots = static_cast<int>(slot_table_.size());
     l.zeros = static_cast<uint32_t>(data_bytes_);
     l.tables = l.zeros + kSiteBytes;
-    l.copies_ahead = thrift_.copies_ahead;
+    l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
+    l.view_of_edges = l.view_of_slots + l.slots * 8;
+    // From here on, what was a number is an offset.
     const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
-    l.record_table = table(records), l.records_end = l.record_table + l.records * sizeof(Record);
-    l.results = table(results_), l.places = table(places_), l.steps = table(steps_);
-    l.conditions = table(conditions()), l.edge_table = table(edge_table_), l.slot_table = table(slot_table_);
+    const auto in_view = [&](uint32_t& slot) { slot = l.view_of_slots + slot * 8; };
+    const auto place_in_view = [&](Place& p) {
+      p.edge = l.view_of_edges + p.edge * 8;
+      if (p.slot != kInShared) in_view(p.slot);
+    };
+    const auto offset = [](uint32_t& number, uint32_t table, size_t bytes) {
+      number = table + number * static_cast<uint32_t>(bytes);
+    };
+    for (Place& p : places_) place_in_view(p);
+    for (StepPlan& step : steps_) place_in_view(step.place);
+    const uint32_t places = table(places_), steps = table(steps_);
+    for (Result& r : results_) {
+      in_view(r.slot);
+      if (r.ending == Ending::lstm) in_view(r.lstm.slot);
+      if (r.ending != Ending::steps) continue;
+      if (r.steps.starts != kNowhere) offset(r.steps.starts, places, sizeof(Place));
+      offset(r.steps.first, steps, sizeof(StepPlan));
+    }
     for (InputPlan& input : inputs_) {
+      in_view(input.slot);
       const auto first = floats_.begin() + input.table;
       const std::vector<float> tables(first, first + input.count * input.floats);
       input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
     }
-    l.inputs = table(inputs_);
+    const uint32_t results = table(results_), inputs = table(inputs_);
+    for (Record& r : records) {
+      offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
+      offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+    }
+    for (uint32_t& record : l.first_copies)
+      if (record != kNowhere) offset(record, l.tables + static_cast<uint32_t>(bytes.size()), sizeof(Record));
+    l.record_table = table(records), l.records_end = l.record_table + l.records * sizeof(Record);
+    l.conditions = table(conditions()), l.edge_table = table(edge_table_), l.slot_table = table(slot_table_);
     l.table_bytes = static_cast<uint32_t>(bytes.size());
-    l.slots = static_cast<int>(slot_table_.size());
-    l.sites_at = l.tables + l.table_bytes;
-    l.slots_at = l.sites_at + 2 * static_cast<uint32_t>(l.tiles) * kTileSites * sizeof(Site);
-    l.masks_at = l.slots_at + 2 * static_cast<uint32_t>(l.slots) * 8;
-    const int64_t shared_bytes = l.masks_at + 2 * int64_t{l.edges} * 8;
+    l.first_view = l.tables + l.table_bytes;
+    const uint32_t view_bytes = round_up(l.view_of_edges + l.edges * 8, sizeof(Site));
+    l.both_views = 2 * l.first_view + view_bytes;
+    const int64_t shared_bytes = l.first_view + 2 * int64_t{view_bytes};
     if (shared_bytes > limits_.shared_bytes)
       throw std::invalid_argument("a column step needs " + std::to_string(shared_bytes) +
                                   " bytes of shared memory, and a block has " + std::to_string(limits_.shared_bytes));
@@ -845,9 +889,9 @@ class Planner {
   std::map<int, int> cells_;        // and its cell, if it is an LSTM's
   std::vector<int> input_values_;
   std::map<int, Ring> rings_;  // by length
-  std::map<std::pair<int, int>, int> slots_;
+  std::map<std::pair<int, int>, uint32_t> slots_;
   std::vector<Slot> slot_table_;
-  std::map<std::tuple<int, int, int>, int> edges_;
+  std::map<std::tuple<int, int, int>, uint32_t> edges_;
   std::vector<Edge> edge_table_;
   std::vector<Place> places_;
   std::vector<StepPlan> steps_;

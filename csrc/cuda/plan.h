@@ -31,8 +31,8 @@ constexpr int kWeightBytes = 1024;
 constexpr int kBatch = 4;  // fragments that a warp takes from its stream of weights at once
 constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
-constexpr int kEverySite = 0;                // the edge of what is read at the reader's own site
-constexpr int kInShared = -1;                // in place of a slot
+constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
+constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
@@ -57,10 +57,10 @@ constexpr int most_members(Math math, int tiles) {
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
-  uint32_t at = 0;  // in shared memory, or from its slot on
-  int shift = 0;    // it lies so many sites before the reader's, cyclically
-  int edge = kEverySite;
-  int slot = kInShared;  // which of the slots it lies in
+  uint32_t at = 0;             // in shared memory, or from its slot on
+  int shift = 0;               // it lies so many sites before the reader's, cyclically
+  uint32_t edge = kEverySite;  // in a view: the sites where it is in the grid
+  uint32_t slot = kInShared;   // in a view: where its ring stands
 };
 
 // Where a site is: the pixel that is drawn in a column step.
@@ -92,34 +92,43 @@ struct alignas(16) StepPlan {
   float inverse_channels;
 };
 
+// What comes after a record: the next one; before it, a look at what the next column step needs to know; or that step.
+enum class Then : int { next, look, step };
+
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
   // What it copies ahead for a later record, from the workspace: fragments, and the biases.
   struct alignas(16) Copies {
-    int places, count;
+    uint32_t places;
+    int count;
     uint32_t staged, bias;   // where to, in shared memory
     int floats, bias_bytes;  // the biases, in the constants' floats
     int next_step;           // whether the later record is one of the next column step
+    int for_next;            // whether the next record already reads it
     int chunked;             // whether there is a place for each of the four chunks of a fragment
+    int unused[3];
   } copies;
   struct alignas(16) Product {
-    int tiles;               // warp w computes tiles w, w + 8, ... one after the other, with all members
-    int members = 1;         // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
-    int known_turns;         // before the barrier, as many batches as are ahead for each of them
-    int late_batches;        // after it; 0: nothing is multiplied at all
-    uint32_t staged, late;   // where known fragments, and those of this column step, begin
-    int late_known;          // so many of the late batches are known ones, the others follow each other from `late` on;
-    int late_places;         // if they don't: -1 above, and here the first of their places
-    int late_turns;          // by so many sets of the stream's registers the late batches go on
-    int results, n_results;  // what is made of the sums; none: they go on in the next record
-    int draws;               // whether it draws, and does nothing else
-    int copies_ahead;        // as in the layout
-    int looks;               // whether it finds out afterwards what the next column step needs to know (Walk::look)
-    int unused[2];
+    int tiles;              // warp w computes tile w, if there are so many, with all members
+    int members = 1;        // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
+    int known_turns;        // before the barrier, as many batches as are ahead for each of them
+    int late_batches;       // after it; 0: nothing is multiplied at all
+    uint32_t staged, late;  // where known fragments, and those of this column step, begin
+    int late_known;         // so many of the late batches are known ones, the others follow each other from `late` on;
+    uint32_t late_places;   // if they don't: -1 above, and here the first of their places
+    int late_turns;         // by so many sets of the stream's registers the late batches go on
+    uint32_t results;
+    int n_results;   // what is made of the sums; none: they go on in the next record
+    int draws;       // whether it draws, and does nothing else
+    int meets;       // whether all threads meet at a barrier; or else it goes on with the record before it
+    int first_tile;  // of its results
+    Then then;
+    int unused;
   } product;
   struct alignas(16) Draw {
     int first, distributions;
-    int inputs, n_inputs;  // what it turns into values
+    uint32_t inputs;
+    int n_inputs;  // what it turns into values
     uint32_t logits;
     int logits_stride;
     int unused[2];
@@ -145,7 +154,7 @@ struct alignas(16) Result {
   int tile_channels;      // and so many between two of them
   uint32_t bias;          // in shared memory, of the first tile
   uint32_t shared, ring;  // where the result goes, or kNowhere
-  int slot;               // of the ring
+  uint32_t slot;          // of the ring, in a view
   uint32_t logits;        // where an output goes; float32 [site][logits_stride]; else kNowhere
   union {
     struct {
@@ -162,18 +171,19 @@ struct alignas(16) Result {
     struct {
       uint32_t factor;        // in shared memory
       uint32_t shared, ring;  // where the cell goes, or kNowhere
-      int slot;               // of that ring
+      uint32_t slot;          // of that ring, in a view
     } lstm;
     struct {
-      int starts;  // in the places: the value that the steps start from; -1: the sums
-      int first, count;
-      int channels;  // of the instruction
+      uint32_t starts;  // the place of the value that the steps start from, or kNowhere: the sums
+      uint32_t first;
+      int count, channels;  // of the instruction
     } steps;
   };
   Activation activation;
   int logits_stride;
-  int lead;        // of the instruction
-  int takes_sums;  // whether a member's sums are done with
+  int lead;             // of the instruction
+  int takes_sums;       // whether a member's sums are done with
+  int member_channels;  // of the biases, between two members of several instructions
 };
 
 // An instruction that reads levels, and the image channels that a draw gives it.
@@ -184,8 +194,7 @@ struct alignas(16) InputPlan {
   int table, floats;  // in the constants' floats
   uint32_t near;      // the tables in shared memory, if they are small; else kNowhere
   int pad_from, pad_to;  // channels that fill up its fragments, if this draw is to write them
-  uint32_t shared, ring;
-  int slot;
+  uint32_t shared, ring, slot;
 };
 
 // Conditions lie one after the other, each [images, channels] or [images, H, W, channels].
@@ -203,12 +212,14 @@ struct Layout {
   int sites, tiles;       // rows * images, and tiles of 8 for them
   int first_step, end_step;
   int records, edges, slots;
-  int copies_ahead;  // 1 or 2: how many records ahead of their use known values are copied
-  // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`.
-  uint32_t tables, table_bytes, record_table, records_end, results, places, steps, inputs, conditions, edge_table,
-      slot_table;
-  // In shared memory, of this column step and the next in turn: where sites and slots are, which sites each edge has.
-  uint32_t sites_at, slots_at, masks_at;
+  uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
+  // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`. What is said to be
+  // in a table lies in shared memory, too.
+  uint32_t tables, table_bytes, record_table, records_end, conditions, edge_table, slot_table;
+  // In shared memory, of this column step and the next in turn: a view, which says where its sites are, then where its
+  // slots are, then which sites each edge has.
+  uint32_t first_view, both_views;  // the sum of both, so that each tells the other
+  uint32_t view_of_slots, view_of_edges;
   uint32_t zeros;            // a site of zeros
   int64_t floats;            // in the constants
   int64_t weights[kWarps];   // in the constants: the batches of each warp, in the order in which it takes them

@@ -13,7 +13,8 @@
 
 namespace pcf::cuda {
 
-// 1 / x; on the device to about a unit in the last place, without the branches of a division.
+// Estimates of the GPU's special function unit; the host's are at least as exact, but for tanh.
+// 1 / x and 2^x, to about a unit in the last place, and without the branches of a division.
 PCF_ON_BOTH float reciprocal(float x) {
 #ifdef __CUDA_ARCH__
   float result;
@@ -23,16 +24,46 @@ PCF_ON_BOTH float reciprocal(float x) {
   return 1.f / x;
 #endif
 }
+PCF_ON_BOTH float power_of_two(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+// To 2^-11 of its size.
+PCF_ON_BOTH float estimated_tanh(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  int exponent;
+  const float fraction = frexpf(tanhf(x), &exponent);
+  return ldexpf(rintf(fraction * 1024) / 1024, exponent);
+#endif
+}
 
-PCF_ON_BOTH float logistic(float x) { return reciprocal(1.f + expf(-x)); }
+// As exact as the numbers are that are stored.
+PCF_ON_BOTH float logistic(float x, Math math) {
+  const bool is_narrow = math == Math::bf16 || math == Math::fp16;
+  return reciprocal(1.f + (is_narrow ? power_of_two(-1.44269504f * x) : expf(-x)));
+}
+PCF_ON_BOTH float hyperbolic_tangent(float x, Math math) {
+  if (math == Math::bf16) return estimated_tanh(x);
+  return math == Math::fp16 ? 2.f * logistic(2.f * x, math) - 1.f : tanhf(x);
+}
 
 // x[i] = formula(x[i]). operand: what the step reads, or its scale; shift: the shift of steps that have a scale. A kind
-// that reads all channels of a value is given 1 / sqrt(variance + alpha) and the mean instead.
+// that reads all channels of a value is given 1 / sqrt(variance + alpha) and the mean instead. math: how what follows
+// is stored.
 //
 // The planner calls it, too. It is no template: nvcc does not check that a switch is complete, and its host compiler,
 // which does (-Werror=switch), sees only what the host could call. There must be no `default` for the same reason.
 PCF_ON_BOTH void apply_formula(StepKind kind, float alpha, float (&x)[4], const float (&operand)[4],
-                               const float (&shift)[4]) {
+                               const float (&shift)[4], Math math) {
   const auto each = [&](auto formula) {
     for (int i = 0; i < 4; i++) x[i] = formula(x[i]);
   };
@@ -56,9 +87,9 @@ PCF_ON_BOTH void apply_formula(StepKind kind, float alpha, float (&x)[4], const 
     case StepKind::relu: return each([](float v) { return v < 0 ? 0.f : v; });  // keeps NaN
     case StepKind::leaky_relu: return each([=](float v) { return v < 0 ? v * alpha : v; });
     case StepKind::elu: return each([=](float v) { return v < 0 ? alpha * (expf(v) - 1.f) : v; });
-    case StepKind::silu: return each([](float v) { return v * logistic(v); });
-    case StepKind::sigmoid: return each([](float v) { return logistic(v); });
-    case StepKind::tanh: return each([](float v) { return tanhf(v); });
+    case StepKind::silu: return each([=](float v) { return v * logistic(v, math); });
+    case StepKind::sigmoid: return each([=](float v) { return logistic(v, math); });
+    case StepKind::tanh: return each([=](float v) { return hyperbolic_tangent(v, math); });
     case StepKind::gelu: return each([](float v) { return 0.5f * v * (1.f + erff(v * 0.70710678f)); });
     case StepKind::gelu_tanh:
       return each([](float v) { return 0.5f * v * (1.f + tanhf(0.79788456f * (v + 0.044715f * v * v * v))); });

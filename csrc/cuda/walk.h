@@ -42,17 +42,27 @@ class Walk {
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(params_.constants + at);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
-    place_sites(0);
+    uint32_t view = layout_.first_view;
+    place_sites(view);
     sync_block();
-    look(0, 0, 0);
+    look(view, view, 0);
     sync_block();
-    for (int i = layout_.copies_ahead; i > 0; i--)
-      Copying(*this, in_shared<const Record>(layout_.records_end - i * sizeof(Record)).copies).start(*this, 0);
-    meet(layout_.copies_ahead);
-    for (int step = 0; step < layout_.end_step - layout_.first_step; step++) {
-      for (uint32_t at = layout_.record_table; at != layout_.records_end; at += sizeof(Record))
-        run_record(in_shared<const Record>(at), step % 2);
-      weights_.begin_again(layout_.weight_bytes[warp_]);
+    for (const uint32_t at : layout_.first_copies)
+      if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
+    meet();
+    uint32_t at = layout_.record_table;
+    for (int steps = layout_.end_step - layout_.first_step; steps > 0;) {
+      Then then;
+      do {
+        then = run_record(in_shared<const Record>(at), view);
+        at += sizeof(Record);
+      } while (then == Then::next);
+      if (then == Then::look) {
+        look(view, next(view), 1);
+      } else {
+        weights_.begin_again(layout_.weight_bytes[warp_]);
+        view = next(view), at = layout_.record_table, steps--;
+      }
     }
     wait_copies<0>();
   }
@@ -70,7 +80,6 @@ class Walk {
     return reinterpret_cast<const float*>(params_.constants + layout_.floats) + index;
   }
   __device__ float constant(int index) const { return arrived(*constants(index)); }
-  __device__ Place place(int index) const { return in_shared<const Place>(layout_.places + index * sizeof(Place)); }
   // What a lane multiplies lies there, from the beginning of a fragment on.
   __device__ uint32_t lane_offset() const { return group() * kSiteBytes; }
   __device__ int thread() const { return warp_ * 32 + lane_; }
@@ -79,18 +88,18 @@ class Walk {
 
   // -- sites
 
-  __device__ Site& site(int turn, int index) const {
-    return in_shared<Site>(layout_.sites_at + (turn * kSites + index) * sizeof(Site));
-  }
+  // The view of the next column step.
+  __device__ uint32_t next(uint32_t view) const { return layout_.both_views - view; }
+  __device__ Site& site(uint32_t view, int index) const { return in_shared<Site>(view + index * sizeof(Site)); }
 
   // Where the sites are in the first column step.
-  __device__ void place_sites(int turn) {
+  __device__ void place_sites(uint32_t view) {
     if (thread() >= kSites) return;
     const int row = thread() / layout_.images, behind = layout_.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
     const int image = block_index() * layout_.images + thread() % layout_.images;
     const bool used = thread() < layout_.sites && image < params_.images;
-    site(turn, thread()) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
+    site(view, thread()) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
   }
 
   // So many columns to the right, which may be in a later row.
@@ -103,8 +112,8 @@ class Walk {
     return row >= 0 && row < layout_.height && column >= 0 && column < layout_.width;
   }
 
-  // Writes what the column step in `steps` steps reads: where its sites and slots are, and which sites its edges have.
-  __device__ void look(int now, int then, int steps) {
+  // Makes the view of the column step that comes `steps` steps after that of `now`.
+  __device__ void look(uint32_t now, uint32_t then, int steps) {
     if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), steps);
     if (thread() < layout_.slots) {
       const Slot slot = in_shared<const Slot>(layout_.slot_table + thread() * sizeof(Slot));
@@ -112,8 +121,9 @@ class Walk {
       if (ring_step_ == slot.length) ring_step_ = 0;
       int index = ring_step_ - slot.age;
       if (index < 0) index += slot.length;
-      in_shared<int64_t>(slots(then) + thread() * 8) =
-          block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
+      const int64_t at = block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
+      in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
+          reinterpret_cast<uint64_t>(params_.workspace + at);
     }
     // A warp looks after as many edges at once as it has lanes for.
     constexpr int kEdges = kSites < 32 && 32 % kSites == 0 ? 32 / kSites : 1;
@@ -126,19 +136,19 @@ class Walk {
         const int index = kEdges > 1 ? lane_ % kSites : min(first + lane_, kSites - 1);
         const Site s = advanced(site(now, index), edge.lead + steps);
         const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
-        const uint32_t sites = ballot(inside || e == kEverySite) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
+        const uint32_t sites = ballot(inside || e == int{kEverySite}) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
         const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
-        if (is_first && e < layout_.edges) in_shared<uint32_t>(masks(then) + e * 8 + first / 8) = sites;
+        if (is_first && e < layout_.edges)
+          in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
       }
     }
   }
-  __device__ uint32_t slots(int turn) const { return layout_.slots_at + turn * layout_.slots * 8; }
-  __device__ uint32_t masks(int turn) const { return layout_.masks_at + turn * layout_.edges * 8; }
-  __device__ bool is_at(int turn, int edge, int site) const {
-    return in_shared<const uint32_t>(masks(turn) + edge * 8 + site / 32 * 4) >> site % 32 & 1;
+  // edge, slot: where a view has them.
+  __device__ bool is_at(uint32_t view, uint32_t edge, int site) const {
+    return in_shared<const uint32_t>(view + edge + site / 32 * 4) >> site % 32 & 1;
   }
-  __device__ char* slot_of(int turn, int slot) const {
-    return params_.workspace + in_shared<const int64_t>(slots(turn) + slot * 8);
+  __device__ char* slot_of(uint32_t view, uint32_t slot) const {
+    return in_global_memory(in_shared<const uint64_t>(view + slot));
   }
   __device__ int shifted(int site, int shift) const {
     site -= shift;
@@ -157,7 +167,7 @@ class Walk {
       for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(walk.warp_ + n * kWarps, last), 0));
     }
 
-    __device__ __forceinline__ void start(const Walk& walk, int turn) const {
+    __device__ __forceinline__ void start(const Walk& walk, uint32_t view) const {
       std::conditional_t<kEarly != 0, const Record::Copies, const Record::Copies&> copies = copies_;
       const auto copy = [&](const Source& from, int fragment, bool wanted) {
         const uint32_t to = copies.staged + fragment * kColumnBytes + walk.lane_ * 16;
@@ -166,15 +176,15 @@ class Walk {
           copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
       };
       if (kEarly > 0) {
-        const Source first(walk, places_[0], turn), second(walk, places_[1], turn);
+        const Source first(walk, places_[0], view), second(walk, places_[1], view);
         copy(first, walk.warp_, walk.warp_ < copies.count);
         copy(second, walk.warp_ + kWarps, walk.warp_ + kWarps < copies.count);
       }
       for (int f = walk.warp_ + kEarly * kWarps; f < copies.count; f += kWarps)
-        copy(Source(walk, place(walk, f), turn), f, true);
+        copy(Source(walk, place(walk, f), view), f, true);
       for (int at = walk.thread() * 16; at < copies.bias_bytes; at += kThreads * 16)
         copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
-      commit_copies();
+      commit_copies(copies.for_next);
     }
 
    private:
@@ -182,7 +192,8 @@ class Walk {
 
     // Of the chunk that a lane copies.
     __device__ __forceinline__ Place place(const Walk& walk, int fragment) const {
-      Place p = walk.place(copies_.places + (copies_.chunked ? fragment * kChunks + walk.member() : fragment));
+      const int index = copies_.chunked ? fragment * kChunks + walk.member() : fragment;
+      Place p = in_shared<const Place>(copies_.places + index * sizeof(Place));
       if (!copies_.chunked) p.at += walk.member() * kChunkBytes;
       return p;
     }
@@ -192,12 +203,12 @@ class Walk {
       const char* at[kTiles];
       bool there[kTiles];
 
-      __device__ __forceinline__ Source(const Walk& walk, const Place& p, int turn) {
-        const char* const from = walk.slot_of(turn, p.slot) + p.at;
+      __device__ __forceinline__ Source(const Walk& walk, const Place& p, uint32_t view) {
+        const char* const from = walk.slot_of(view, p.slot) + p.at;
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
           const int site = tile * kTileSites + walk.group();
-          at[tile] = from + walk.shifted(site, p.shift) * kSiteBytes, there[tile] = walk.is_at(turn, p.edge, site);
+          at[tile] = from + walk.shifted(site, p.shift) * kSiteBytes, there[tile] = walk.is_at(view, p.edge, site);
         }
       }
     };
@@ -242,15 +253,15 @@ class Walk {
 
   // The next batch, of fragments that lie anywhere.
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_places(int& next, int turn) {
+  __device__ __forceinline__ void multiply_places(uint32_t& next, uint32_t view) {
     weights_.template next<kTurn>([&](const auto& weights) {
       multiply<kMembers>(weights, [&](int f, int tile) {
-        const Place p = place(next + f);
+        const Place p = in_shared<const Place>(next + f * sizeof(Place));
         const int site = tile * kTileSites + group();
-        return is_at(turn, p.edge, site) ? p.at + shifted(site, p.shift) * kSiteBytes : layout_.zeros;
+        return is_at(view, p.edge, site) ? p.at + shifted(site, p.shift) * kSiteBytes : layout_.zeros;
       });
     });
-    next += kBatch / kMembers;
+    next += kBatch / kMembers * sizeof(Place);
   }
 
   // Calls one(turn) for `count` batches, with turns from kFirst on that the code knows.
@@ -283,7 +294,7 @@ class Walk {
 
   // Behind it.
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_late(const Record::Product& p, int turn) {
+  __device__ __forceinline__ void multiply_late(const Record::Product& p, uint32_t view) {
     if (p.late_known >= 0) {
       uint32_t at = p.staged + p.known_turns * (kAhead * kBatch / kMembers * kColumnBytes) + lane_offset();
       int known = p.late_known;
@@ -292,9 +303,9 @@ class Walk {
         multiply_row<kMembers, decltype(turn_of)::value>(at);
       });
     } else {
-      int next = p.late_places;
+      uint32_t next = p.late_places;
       in_turn<kTurn>(p.late_batches,
-                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, turn); });
+                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, view); });
     }
   }
 
@@ -318,56 +329,47 @@ class Walk {
   }
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
-  __device__ __forceinline__ void meet(int copies_ahead) {
-    copies_ahead == 1 ? wait_copies<0>() : wait_copies<1>();
+  __device__ __forceinline__ void meet() {
+    wait_copies<1>();
     sync_block();
   }
 
-  __device__ __forceinline__ void run_record(const Record& r, int now) {
+  __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
     const Copying copying(*this, r.copies);
-    const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? !now : now); };
+    const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
     if (warp_ < product.tiles) {
-      multiply_and_finish(product, copy_ahead, now);
+      with_constants(product.members, [&](auto members, auto turn_of) {
+        multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
+        if (product.meets) {
+          copy_ahead();
+          meet();
+        }
+        multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, now);
+      });
+      weight_turn_ += product.late_turns;
+      if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
+      turn_is_one_ = weight_turn_ == 1;
+      if (product.n_results) finish(product, now);
     } else {
       const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
       if constexpr (kFewTiles && kSparesRegisters) {
         const Pixel early = first();
-        copy_ahead();
-        meet(product.copies_ahead);
+        if (product.meets) {
+          copy_ahead();
+          meet();
+        }
         if (product.draws) draw_sites(r.draw, early, now);
       } else {
-        copy_ahead();
-        meet(product.copies_ahead);
+        if (product.meets) {
+          copy_ahead();
+          meet();
+        }
         if (product.draws) draw_sites(r.draw, first(), now);
       }
       clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
     }
-    if (product.looks) look(now, !now, 1);
-  }
-
-  template <class CopyAhead>
-  __device__ __forceinline__ void multiply_and_finish(const Record::Product& product, const CopyAhead& copy_ahead,
-                                                      int now) {
-    for (int tile = warp_; tile < product.tiles; tile += kWarps) {
-      if (product.known_turns)
-        with_constants(product.members, [&](auto members, auto turn_of) {
-          multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
-        });
-      if (tile == warp_) {  // the first one
-        copy_ahead();
-        meet(product.copies_ahead);
-      }
-      if (product.late_batches) {
-        with_constants(product.members, [&](auto members, auto turn_of) {
-          multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, now);
-        });
-        weight_turn_ += product.late_turns;
-        if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
-        turn_is_one_ = weight_turn_ == 1;
-      }
-      if (product.n_results) finish(product, tile, now);
-    }
+    return product.then;
   }
 
   // -- what follows a product. Of a tile, a lane has x[0], x[1]: its first channel at sites 2 * member and the next,
@@ -378,36 +380,33 @@ class Walk {
     return offset_of<kMath>(channel, kTiles) + site * kSiteBytes;
   }
 
-  __device__ const Result& result(int index) const {
-    return in_shared<const Result>(layout_.results + index * sizeof(Result));
-  }
-
   // Makes results of the sums and leaves zeros, for the next product.
-  __device__ __forceinline__ void finish(const Record::Product& product, int tile, int now) {
-    Result r = result(product.results);
+  __device__ __forceinline__ void finish(const Record::Product& product, uint32_t now) {
+    Result r = in_shared<const Result>(product.results);
 #pragma unroll 1
     for (int n = 1;; n++) {
-      const int of_tile = tile * r.tile_channels + group() * 2, channel = r.first_channel + of_tile;
+      const int of_tile = (product.first_tile + warp_) * r.tile_channels + group() * 2,
+                channel = r.first_channel + of_tile;
       const float2 bias = in_shared<const float2>(r.bias + of_tile * 4);
       char* const ring = slot_of(now, r.slot) + r.ring;  // if there is one
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, of_tile);
+      else if (kMost >= 2 && r.ending == Ending::gate)
+        gate_and_store(r, ring, channel, of_tile);
+      else if (kMost >= 4 && r.ending == Ending::lstm)
+        cell_and_store(r, ring, channel, of_tile, now);
       else
         switch (r.ending) {
-          case Ending::sum: break;
+          case Ending::sum:
+          case Ending::gate:
+          case Ending::lstm: break;
           case Ending::logits: store_logits(r, channel, of_tile); break;
           case Ending::activated: activate_and_store(r, ring, channel, bias); break;
           case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
-          case Ending::gate:
-            if constexpr (kMost >= 2) gate_and_store(r, ring, channel, of_tile, product.tiles);
-            break;
-          case Ending::lstm:
-            if constexpr (kMost >= 4) cell_and_store(r, ring, channel, of_tile, product.tiles, now);
-            break;
         }
       if (n == product.n_results) break;
       if (r.takes_sums) next_sums();
-      r = result(product.results + n);
+      r = in_shared<const Result>(product.results + n * sizeof(Result));
     }
     clear_sums<0, kTiles>();
   }
@@ -475,7 +474,6 @@ class Walk {
   }
 
   __device__ __forceinline__ void activate_and_store(const Result& r, char* ring, int channel, float2 bias) {
-    const float none[4] = {};
     const bool has_sums = r.activated.from == kNowhere;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
@@ -485,11 +483,11 @@ class Walk {
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] = has_sums ? sums[c] : x[c];
       if (r.activation == Activation::sigmoid)
-        apply_formula(StepKind::sigmoid, 0, x, none, none);
+        activate(StepKind::sigmoid, x);
       else if (r.activation == Activation::tanh)
-        apply_formula(StepKind::tanh, 0, x, none, none);
+        activate(StepKind::tanh, x);
       else if (r.activation == Activation::relu)
-        apply_formula(StepKind::relu, 0, x, none, none);
+        activate(StepKind::relu, x);
       own(factor, r.activated.factor, channel, tile, 1);
       own(term, r.activated.term, channel, tile, -0.f);
 #pragma unroll
@@ -500,13 +498,13 @@ class Walk {
 
   // A member's sums of a tile.
   template <int kMember>
-  __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile, int tiles) {
-    const float2 bias = in_shared<const float2>(r.bias + (of_tile + kMember * tiles * kTileChannels) * 4);
+  __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile) {
+    const float2 bias = in_shared<const float2>(r.bias + (of_tile + kMember * r.member_channels) * 4);
     sums_of(x, kMember * kTiles + tile, bias);
   }
   static __device__ __forceinline__ void activate(StepKind kind, float (&x)[4]) {
     const float none[4] = {};
-    apply_formula(kind, 0, x, none, none);
+    apply_formula(kind, 0, x, none, none, kMath);
   }
   // As it is read once it has been stored.
   static __device__ __forceinline__ void round_as_stored(float (&x)[4]) {
@@ -517,12 +515,12 @@ class Walk {
     }
   }
 
-  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, int tiles) {
+  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float x[4], gate[4];
-      sums_of_member<0>(x, tile, r, of_tile, tiles);
-      sums_of_member<1>(gate, tile, r, of_tile, tiles);
+      sums_of_member<0>(x, tile, r, of_tile);
+      sums_of_member<1>(gate, tile, r, of_tile);
       activate(StepKind::tanh, x), activate(StepKind::sigmoid, gate);
       r.gate.rounds_tanh ? round_as_stored(x) : round_as_stored(gate);
 #pragma unroll
@@ -532,18 +530,17 @@ class Walk {
     clear_sums<kTiles, kMost * kTiles>();
   }
 
-  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, int tiles,
-                                                 int turn) {
+  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
     Result to_cell = r;
     to_cell.shared = r.lstm.shared, to_cell.ring = r.lstm.ring;
-    char* const cells = slot_of(turn, r.lstm.slot) + r.lstm.ring;
+    char* const cells = slot_of(view, r.lstm.slot) + r.lstm.ring;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float cell[4], input[4], forget[4], output[4], factor[4];
-      sums_of_member<0>(cell, tile, r, of_tile, tiles);
-      sums_of_member<1>(input, tile, r, of_tile, tiles);
-      sums_of_member<2>(forget, tile, r, of_tile, tiles);
-      sums_of_member<3>(output, tile, r, of_tile, tiles);
+      sums_of_member<0>(cell, tile, r, of_tile);
+      sums_of_member<1>(input, tile, r, of_tile);
+      sums_of_member<2>(forget, tile, r, of_tile);
+      sums_of_member<3>(output, tile, r, of_tile);
       own(factor, r.lstm.factor, channel, tile, 0);
       activate(StepKind::tanh, cell), activate(StepKind::sigmoid, input);
       activate(StepKind::sigmoid, forget), activate(StepKind::sigmoid, output);
@@ -564,14 +561,15 @@ class Walk {
   }
 
   // Any steps. The sums of a tile at a time come to the front, so that the code of all kinds of steps is there once.
-  __device__ __forceinline__ void step_and_store(const Result& r, char* ring, int channel, float2 bias, int turn) {
+  __device__ __forceinline__ void step_and_store(const Result& r, char* ring, int channel, float2 bias, uint32_t view) {
 #pragma unroll 1
     for (int tile = 0; tile < kTiles; tile++) {
       float x[4];
       sums_of(x, 0, bias);
-      if (r.steps.starts >= 0) load(x, place(r.steps.starts), channel, tile, turn);
+      if (r.steps.starts != kNowhere) load(x, in_shared<const Place>(r.steps.starts), channel, tile, view);
 #pragma unroll 1
-      for (int s = 0; s < r.steps.count; s++) apply(x, step(r.steps.first + s), r.lead, channel, tile, turn);
+      for (int s = 0; s < r.steps.count; s++)
+        apply(x, in_shared<const StepPlan>(r.steps.first + s * sizeof(StepPlan)), r.lead, channel, tile, view);
       // Channels that fill up a fragment must be zero: a step may have made them infinite, and 0 times infinity is NaN.
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] = channel + c / 2 < r.steps.channels ? x[c] : 0.f;
@@ -579,10 +577,6 @@ class Walk {
 #pragma unroll
       for (int s = 8; s < kTiles * 8; s++) sums_[s / 8 - 1][s / 4 % 2][s % 4] = sums_[s / 8][s / 4 % 2][s % 4];
     }
-  }
-
-  __device__ const StepPlan& step(int index) const {
-    return in_shared<const StepPlan>(layout_.steps + index * sizeof(StepPlan));
   }
 
   __device__ __forceinline__ void store(const float (&x)[4], const Result& r, char* ring, int tile, int channel) {
@@ -601,29 +595,30 @@ class Walk {
       in_shared<float2>(r.logits + (site_of(tile, n) * r.logits_stride + channel) * 4) = float2{x[n], x[n + 2]};
   }
 
-  __device__ float2 pair_at(const Place& p, int channel, int site, int turn) const {
-    if (!is_at(turn, p.edge, site)) return {0, 0};
+  __device__ float2 pair_at(const Place& p, int channel, int site, uint32_t view) const {
+    if (!is_at(view, p.edge, site)) return {0, 0};
     const uint32_t at = p.at + offset_at(channel, shifted(site, p.shift));
     if (p.slot == kInShared) return in_shared<const Pair<kMath>>(at).values();
-    const float2 pair = reinterpret_cast<const Pair<kMath>*>(slot_of(turn, p.slot) + at)->values();
+    const float2 pair = reinterpret_cast<const Pair<kMath>*>(slot_of(view, p.slot) + at)->values();
     return {arrived(pair.x), arrived(pair.y)};
   }
 
-  __device__ __forceinline__ void load(float (&x)[4], const Place& p, int channel, int tile, int turn) const {
+  __device__ __forceinline__ void load(float (&x)[4], const Place& p, int channel, int tile, uint32_t view) const {
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const float2 pair = pair_at(p, channel, site_of(tile, n), turn);
+      const float2 pair = pair_at(p, channel, site_of(tile, n), view);
       x[n] = pair.x, x[n + 2] = pair.y;
     }
   }
 
   // Mean and 1 / sqrt(variance + epsilon) over all channels of a value.
-  __device__ void load_moments(float (&scale)[4], float (&mean)[4], const StepPlan& step, int tile, int turn) const {
+  __device__ void load_moments(float (&scale)[4], float (&mean)[4], const StepPlan& step, int tile,
+                               uint32_t view) const {
     for (int n = 0; n < 2; n++) {
       const auto sum = [&](float mean, bool squares) {
         float total = 0;
         for (int c = 0; c < step.all_channels; c += 2) {
-          const float2 pair = pair_at(step.place, c, site_of(tile, n), turn);
+          const float2 pair = pair_at(step.place, c, site_of(tile, n), view);
           const float a = pair.x - mean, b = c + 1 < step.all_channels ? pair.y - mean : 0.f;
           total += squares ? a * a + b * b : a + b;
         }
@@ -635,12 +630,12 @@ class Walk {
     }
   }
 
-  __device__ void load_condition(float (&x)[4], int index, int lead, int channel, int tile, int turn) const {
+  __device__ void load_condition(float (&x)[4], int index, int lead, int channel, int tile, uint32_t view) const {
     const ConditionPlan& operand = in_shared<const ConditionPlan>(layout_.conditions + index * sizeof(ConditionPlan));
     const float* const data = params_.conditions + operand.before * params_.images;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const Site s = advanced(site(turn, site_of(tile, n)), lead);
+      const Site s = advanced(site(view, site_of(tile, n)), lead);
       const bool inside = in_grid(s.row, s.column);
       int64_t at = inside ? s.image : 0;
       if (operand.varies_over_pixels && inside) at = (at * layout_.height + s.row) * layout_.width + s.column;
@@ -651,22 +646,22 @@ class Walk {
   }
 
   __device__ __forceinline__ void apply(float (&x)[4], const StepPlan& step, int lead, int channel, int tile,
-                                        int turn) const {
+                                        uint32_t view) const {
     float operand[4] = {}, shift[4] = {};
     switch (step.reads) {
       case Operand::none: break;
       case Operand::value:
-        step.all_channels ? load_moments(operand, shift, step, tile, turn)
-                          : load(operand, step.place, channel, tile, turn);
+        step.all_channels ? load_moments(operand, shift, step, tile, view)
+                          : load(operand, step.place, channel, tile, view);
         break;
-      case Operand::condition: load_condition(operand, step.condition, lead, channel, tile, turn); break;
+      case Operand::condition: load_condition(operand, step.condition, lead, channel, tile, view); break;
       case Operand::constants:
 #pragma unroll
         for (int c = 0; c < 4; c++)
           operand[c] = constant(step.scale + channel + c / 2), shift[c] = constant(step.shift + channel + c / 2);
         break;
     }
-    apply_formula(step.kind, step.alpha, x, operand, shift);
+    apply_formula(step.kind, step.alpha, x, operand, shift, kMath);
   }
 
   // -- draws
@@ -677,8 +672,8 @@ class Walk {
     bool inside;
     int64_t at;
 
-    __device__ Pixel(const Walk& walk, const Record::Draw& draws, int index, int turn)
-        : site(walk.site(turn, index)), inside(walk.in_grid(site.row, site.column)) {
+    __device__ Pixel(const Walk& walk, const Record::Draw& draws, int index, uint32_t view)
+        : site(walk.site(view, index)), inside(walk.in_grid(site.row, site.column)) {
       const Layout& l = walk.layout_;
       const int channel = draws.first + min(walk.lane_, draws.distributions - 1);
       at = ((int64_t{site.image} * l.image_channels + channel) * l.height + site.row) * l.width + site.column;
@@ -686,12 +681,12 @@ class Walk {
   };
 
   // Each warp draws at some sites.
-  __device__ void draw_sites(const Record::Draw& draws, const Pixel& first, int turn) {
+  __device__ void draw_sites(const Record::Draw& draws, const Pixel& first, uint32_t view) {
     const int levels = layout_.head.parameters, lane = min(lane_, draws.distributions - 1);
     const bool in_registers = draws_in_registers(levels, params_.options);
 #pragma unroll 1
     for (int index = warp_; index < kSites; index += kWarps) {
-      const Pixel pixel = index == warp_ ? first : Pixel(*this, draws, index, turn);
+      const Pixel pixel = index == warp_ ? first : Pixel(*this, draws, index, view);
       if (!pixel.inside) continue;
       const Site& s = pixel.site;
       const int64_t at = pixel.at;
@@ -741,8 +736,8 @@ class Walk {
           if (lane_ == d && !known && drawn >= 0) params_.log_probability[at] = log_probability;
         }
       for (int i = 0; i < draws.n_inputs; i++) {
-        const InputPlan input = in_shared<const InputPlan>(layout_.inputs + (draws.inputs + i) * sizeof(InputPlan));
-        read_levels(input, slot_of(turn, input.slot) + input.ring, level, draws.first, index);
+        const InputPlan input = in_shared<const InputPlan>(draws.inputs + i * sizeof(InputPlan));
+        read_levels(input, slot_of(view, input.slot) + input.ring, level, draws.first, index);
       }
     }
   }

@@ -38,6 +38,8 @@ inline unsigned thread_index() { return emulation::thread_index(); }
 inline unsigned block_index() { return emulation::block_index(); }
 inline char* shared_memory() { return emulation::shared_memory(); }
 
+inline char* in_global_memory(uint64_t address) { return emulation::global_memory(address); }
+
 inline void sync_block(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
 }
@@ -53,7 +55,10 @@ inline void copy_async(void* to, const void* from, bool there, bool wanted) {
   *target = *target;
   emulation::copy_async(to, from);
 }
-inline void commit_copies() { emulation::commit_copies(); }
+inline void commit_copies(bool twice) {
+  emulation::commit_copies();
+  if (twice) emulation::commit_copies();
+}
 template <unsigned kLeft>
 void wait_copies(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("wait_copies", line)) emulation::wait_copies(kLeft);

@@ -41,6 +41,7 @@ void sync_block(unsigned line);
 // brought. orders_memory: what a lane wrote before is seen by the others afterwards.
 void sync_lanes(void* post, void (*act)(void** posts), bool orders_memory);
 
+char* global_memory(uint64_t address);  // of 16 bytes; an address made of what nobody wrote ends the run
 void copy_async(void* to, const void* from);
 void commit_copies();
 void wait_copies(unsigned groups_left);
