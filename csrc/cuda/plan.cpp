@@ -298,7 +298,7 @@ class Planner {
     result_values_.push_back(value);
     Result& r = results_.emplace_back();
     r.first_channel = d.first_channel + part * kTileChannels, r.tile_channels = d.wide * kTileChannels;
-    r.shared = r.ring = r.logits = kNowhere;
+    r.to = {kNowhere, kNowhere, 0}, r.logits = kNowhere;
     return r;
   }
 
@@ -321,7 +321,7 @@ class Planner {
     Ending ending = Ending::sum;
     std::vector<const Instruction*> members = {};  // in the order of Ending
     const Instruction *cell = nullptr, *out = nullptr;
-    int rounds_tanh = 0;
+    int rounds_tanh = 0, keeps_sums = 0;
   };
 
   Joint joint_of(const std::vector<const Instruction*>& group, int position) const {
@@ -339,6 +339,17 @@ class Planner {
         return {Ending::gate, {group[1], group[0]}, nullptr, group[1], 0};
       if (is(group[0], {kTanh}, nullptr) && is(group[1], {kSigmoid, kMultiply}, group[0]))
         return {Ending::gate, {group[0], group[1]}, nullptr, group[1], 1};
+    }
+    if (group.size() == 4 && is_product(group[1]) && !is_product(group[2]) && is(group[0], {}, nullptr) &&
+        is(group[1], {}, nullptr) && is_own(group[2])) {
+      const Instruction *const first = group[2], *const out = group[3];
+      const bool rounds_tanh = is(first, {kTanh}, nullptr);
+      const std::vector<StepKind> other = {rounds_tanh ? kSigmoid : kTanh, kMultiply};
+      const auto member = [&](const Instruction* i) { return i->value == group[0]->out ? group[0] : group[1]; };
+      if ((rounds_tanh || is(first, {kSigmoid}, nullptr)) && is(out, other, first) && member(first) != member(out))
+        return {Ending::gate, {member(rounds_tanh ? first : out), member(rounds_tanh ? out : first)},
+                nullptr,      out,
+                rounds_tanh,  1};
     }
     if (group.size() != 5 || !is_product(group[3]) || is_product(group[4])) return {};
     const Instruction *tanh = nullptr, *input = nullptr, *forget = nullptr, *output = nullptr, *out = group[4];
@@ -371,12 +382,20 @@ class Planner {
     r.ending = joint.ending;
     writes(joint.out->out, number);
     if (!joint.cell) {
-      r.gate.rounds_tanh = joint.rounds_tanh;
+      r.gate = {joint.rounds_tanh, joint.keeps_sums, {}};
+      if (!joint.keeps_sums) return;
+      also_writes(joint.members[0]->out, number, [](Result& r) -> Target& { return r.gate.sums[0]; });
+      also_writes(joint.members[1]->out, number, [](Result& r) -> Target& { return r.gate.sums[1]; });
       return;
     }
     r.lstm.factor = static_cast<uint32_t>(operand_at(cell_before(*joint.cell), position, joint.cell->lead, d, number));
-    cells_[static_cast<int>(results_.size()) - 1] = joint.cell->out;
-    writes(joint.cell->out, number);
+    also_writes(joint.cell->out, number, [](Result& r) -> Target& { return r.lstm.cell; });
+  }
+
+  // What the last result writes besides.
+  void also_writes(int value, int number, Target& (*target)(Result&)) {
+    also_written_.push_back({results_.size() - 1, value, target});
+    writes(value, number);
   }
 
   void draft_steps(const Instruction& i, int position, Result& r, Draft& d, int number) {
@@ -674,14 +693,14 @@ class Planner {
         Result& result = results_[n];
         result.bias += r.copies.bias;
         if (result.logits == kNowhere) {
-          resolve_result(result_values_[n], result);
+          result.to = target(result_values_[n]);
         } else {
           result.logits += logits_at;
         }
       }
     }
-    for (const auto& [result, cell] : cells_) resolve_result(cell, results_[result].lstm);
-    for (size_t k = 0; k < inputs_.size(); k++) resolve_result(input_values_[k], inputs_[k]);
+    for (const auto& [result, value, to] : also_written_) to(results_[result]) = target(value);
+    for (size_t k = 0; k < inputs_.size(); k++) inputs_[k].to = target(input_values_[k]);
     if (slot_table_.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
   }
 
@@ -719,10 +738,9 @@ class Planner {
     }
   }
 
-  template <class Written>
-  void resolve_result(int value, Written& result) {
-    result.shared = shared_of(value), result.ring = ring_of(value);
-    if (result.ring != kNowhere) result.slot = slot(value, 0);
+  Target target(int value) {
+    const uint32_t ring = ring_of(value);
+    return {shared_of(value), ring, ring == kNowhere ? 0 : slot(value, 0)};
   }
 
   // -- what goes to the device
@@ -750,7 +768,8 @@ class Planner {
     records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
     records.back().product.then = Then::step;
     l.records = static_cast<int>(records.size()), l.edges = static_cast<int>(edge_table_.size());
-    if (slot_table_.empty()) slot_table_.push_back({0, 0, 1, 0});  // results look one up, whether they have a ring or not
+    if (slot_table_.empty())
+      slot_table_.push_back({0, 0, 1, 0});  // results look one up, whether they have a ring or not
     l.slots = static_cast<int>(slot_table_.size());
     l.zeros = static_cast<uint32_t>(data_bytes_);
     l.tables = l.zeros + kSiteBytes;
@@ -770,14 +789,15 @@ class Planner {
     for (StepPlan& step : steps_) place_in_view(step.place);
     const uint32_t places = table(places_), steps = table(steps_);
     for (Result& r : results_) {
-      in_view(r.slot);
-      if (r.ending == Ending::lstm) in_view(r.lstm.slot);
+      in_view(r.to.slot);
+      if (r.ending == Ending::lstm) in_view(r.lstm.cell.slot);
+      if (r.ending == Ending::gate) in_view(r.gate.sums[0].slot), in_view(r.gate.sums[1].slot);
       if (r.ending != Ending::steps) continue;
       if (r.steps.starts != kNowhere) offset(r.steps.starts, places, sizeof(Place));
       offset(r.steps.first, steps, sizeof(StepPlan));
     }
     for (InputPlan& input : inputs_) {
-      in_view(input.slot);
+      in_view(input.to.slot);
       const auto first = floats_.begin() + input.table;
       const std::vector<float> tables(first, first + input.count * input.floats);
       input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
@@ -886,7 +906,12 @@ class Planner {
   std::map<int, int> step_places_;  // of steps that read a value: the reference
   std::vector<Result> results_;
   std::vector<int> result_values_;  // what each of them is
-  std::map<int, int> cells_;        // and its cell, if it is an LSTM's
+  struct AlsoWritten {
+    size_t result;
+    int value;
+    Target& (*target)(Result&);
+  };
+  std::vector<AlsoWritten> also_written_;
   std::vector<int> input_values_;
   std::map<int, Ring> rings_;  // by length
   std::map<std::pair<int, int>, uint32_t> slots_;

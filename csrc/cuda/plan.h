@@ -141,21 +141,26 @@ struct Record {
 //   activated  activation(x) * factor + term, where x is the sums or a value
 //   steps      what any steps make of x
 // or of the sums of all members together, with what is stored for no other reader rounded as if it had been:
-//   gate       tanh(sums 0) * sigmoid(sums 1)
+//   gate       tanh(sums 0) * sigmoid(sums 1), and with it the sums, if something else reads them
 //   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
 //              tanh(cell) * sigmoid(sums 3)
 enum class Ending : int { sum, logits, activated, steps, gate, lstm };
 enum class Activation : int { none, relu, sigmoid, tanh };
 
+// Where a value goes: in shared memory, and in its ring, or kNowhere.
+struct Target {
+  uint32_t shared, ring;
+  uint32_t slot;  // of the ring, in a view
+};
+
 // Values in shared memory were computed in this column step, or copied ahead, and lie at the result's own site.
 struct alignas(16) Result {
   Ending ending;
-  int first_channel;      // of the first tile,
-  int tile_channels;      // and so many between two of them
-  uint32_t bias;          // in shared memory, of the first tile
-  uint32_t shared, ring;  // where the result goes, or kNowhere
-  uint32_t slot;          // of the ring, in a view
-  uint32_t logits;        // where an output goes; float32 [site][logits_stride]; else kNowhere
+  int first_channel;  // of the first tile,
+  int tile_channels;  // and so many between two of them
+  uint32_t bias;      // in shared memory, of the first tile
+  Target to;
+  uint32_t logits;  // where an output goes; float32 [site][logits_stride]; else kNowhere
   union {
     struct {
       uint32_t added;  // in shared memory, or kNowhere
@@ -167,11 +172,12 @@ struct alignas(16) Result {
     } activated;
     struct {
       int rounds_tanh;  // or else the other factor
+      int keeps_sums;
+      Target sums[2];
     } gate;
     struct {
-      uint32_t factor;        // in shared memory
-      uint32_t shared, ring;  // where the cell goes, or kNowhere
-      uint32_t slot;          // of that ring, in a view
+      uint32_t factor;  // in shared memory
+      Target cell;
     } lstm;
     struct {
       uint32_t starts;  // the place of the value that the steps start from, or kNowhere: the sums
@@ -194,7 +200,7 @@ struct alignas(16) InputPlan {
   int table, floats;  // in the constants' floats
   uint32_t near;      // the tables in shared memory, if they are small; else kNowhere
   int pad_from, pad_to;  // channels that fill up its fragments, if this draw is to write them
-  uint32_t shared, ring, slot;
+  Target to;
 };
 
 // Conditions lie one after the other, each [images, channels] or [images, H, W, channels].

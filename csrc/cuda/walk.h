@@ -150,6 +150,8 @@ class Walk {
   __device__ char* slot_of(uint32_t view, uint32_t slot) const {
     return in_global_memory(in_shared<const uint64_t>(view + slot));
   }
+  // If there is one.
+  __device__ char* ring_of(uint32_t view, const Target& to) const { return slot_of(view, to.slot) + to.ring; }
   __device__ int shifted(int site, int shift) const {
     site -= shift;
     return site < 0 ? site + layout_.sites : site;
@@ -388,11 +390,11 @@ class Walk {
       const int of_tile = (product.first_tile + warp_) * r.tile_channels + group() * 2,
                 channel = r.first_channel + of_tile;
       const float2 bias = in_shared<const float2>(r.bias + of_tile * 4);
-      char* const ring = slot_of(now, r.slot) + r.ring;  // if there is one
+      char* const ring = ring_of(now, r.to);
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, of_tile);
       else if (kMost >= 2 && r.ending == Ending::gate)
-        gate_and_store(r, ring, channel, of_tile);
+        gate_and_store(r, ring, channel, of_tile, now);
       else if (kMost >= 4 && r.ending == Ending::lstm)
         cell_and_store(r, ring, channel, of_tile, now);
       else
@@ -445,7 +447,7 @@ class Walk {
         own(added, r.sum.added, channel + m * kTileChannels, tile, -0.f);
 #pragma unroll
         for (int c = 0; c < 4; c++) x[c] += added[c], x[c] = x[c] < r.sum.least ? r.sum.least : x[c];  // keeps NaN
-        store(x, r, ring, tile, channel + m * kTileChannels);
+        store(x, r.to, ring, tile, channel + m * kTileChannels);
       }
     });
   }
@@ -492,7 +494,7 @@ class Walk {
       own(term, r.activated.term, channel, tile, -0.f);
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] = x[c] * factor[c] + term[c];
-      store(x, r, ring, tile, channel);
+      store(x, r.to, ring, tile, channel);
     }
   }
 
@@ -515,25 +517,28 @@ class Walk {
     }
   }
 
-  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile) {
+  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float x[4], gate[4];
       sums_of_member<0>(x, tile, r, of_tile);
       sums_of_member<1>(gate, tile, r, of_tile);
+      if (r.gate.keeps_sums) {
+        store(x, r.gate.sums[0], ring_of(view, r.gate.sums[0]), tile, channel);
+        store(gate, r.gate.sums[1], ring_of(view, r.gate.sums[1]), tile, channel);
+        round_as_stored(x), round_as_stored(gate);
+      }
       activate(StepKind::tanh, x), activate(StepKind::sigmoid, gate);
       r.gate.rounds_tanh ? round_as_stored(x) : round_as_stored(gate);
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] *= gate[c];
-      store(x, r, ring, tile, channel);
+      store(x, r.to, ring, tile, channel);
     }
     clear_sums<kTiles, kMost * kTiles>();
   }
 
   __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
-    Result to_cell = r;
-    to_cell.shared = r.lstm.shared, to_cell.ring = r.lstm.ring;
-    char* const cells = slot_of(view, r.lstm.slot) + r.lstm.ring;
+    char* const cells = ring_of(view, r.lstm.cell);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float cell[4], input[4], forget[4], output[4], factor[4];
@@ -550,12 +555,12 @@ class Walk {
       round_as_stored(cell);
 #pragma unroll
       for (int c = 0; c < 4; c++) cell[c] = forget[c] * factor[c] + cell[c];
-      store(cell, to_cell, cells, tile, channel);
+      store(cell, r.lstm.cell, cells, tile, channel);
       round_as_stored(cell);
       activate(StepKind::tanh, cell);
 #pragma unroll
       for (int c = 0; c < 4; c++) cell[c] *= output[c];
-      store(cell, r, ring, tile, channel);
+      store(cell, r.to, ring, tile, channel);
     }
     clear_sums<kTiles, kMost * kTiles>();
   }
@@ -573,19 +578,19 @@ class Walk {
       // Channels that fill up a fragment must be zero: a step may have made them infinite, and 0 times infinity is NaN.
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] = channel + c / 2 < r.steps.channels ? x[c] : 0.f;
-      r.logits == kNowhere ? store(x, r, ring, tile, channel) : store_logits(x, r, tile, channel);
+      r.logits == kNowhere ? store(x, r.to, ring, tile, channel) : store_logits(x, r, tile, channel);
 #pragma unroll
       for (int s = 8; s < kTiles * 8; s++) sums_[s / 8 - 1][s / 4 % 2][s % 4] = sums_[s / 8][s / 4 % 2][s % 4];
     }
   }
 
-  __device__ __forceinline__ void store(const float (&x)[4], const Result& r, char* ring, int tile, int channel) {
+  __device__ __forceinline__ void store(const float (&x)[4], const Target& to, char* ring, int tile, int channel) {
 #pragma unroll
     for (int n = 0; n < 2; n++) {
       const Pair<kMath> pair(x[n], x[n + 2]);
       const uint32_t offset = offset_at(channel, site_of(tile, n));
-      if (r.shared != kNowhere) in_shared<Pair<kMath>>(r.shared + offset) = pair;
-      if (r.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
+      if (to.shared != kNowhere) in_shared<Pair<kMath>>(to.shared + offset) = pair;
+      if (to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
     }
   }
 
@@ -737,7 +742,7 @@ class Walk {
         }
       for (int i = 0; i < draws.n_inputs; i++) {
         const InputPlan input = in_shared<const InputPlan>(draws.inputs + i * sizeof(InputPlan));
-        read_levels(input, slot_of(view, input.slot) + input.ring, level, draws.first, index);
+        read_levels(input, ring_of(view, input.to), level, draws.first, index);
       }
     }
   }
@@ -771,8 +776,8 @@ class Walk {
   __device__ void store_one(const InputPlan& input, char* ring, float x, int channel, int site) {
     using Stored = decltype(stored<kMath>(x));
     const uint32_t offset = offset_at(channel, site);
-    if (input.shared != kNowhere) in_shared<Stored>(input.shared + offset) = stored<kMath>(x);
-    if (input.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
+    if (input.to.shared != kNowhere) in_shared<Stored>(input.to.shared + offset) = stored<kMath>(x);
+    if (input.to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
   }
 
   static constexpr int kNoRow = -(1 << 20);
