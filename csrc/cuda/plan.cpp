@@ -756,6 +756,8 @@ class Planner {
       r.copies = drafts_[later % drafts_.size()].record.copies;
       r.copies.next_step = later >= drafts_.size();
       r.copies.for_next = thrift_.copies_ahead == 1;
+      r.copies.first_warp = 2 * r.product.tiles <= kWarps ? r.product.tiles : 0;
+      r.copies.warps = kWarps - r.copies.first_warp;
       r.product.meets = 1;
       if (r.copies.next_step) l.first_copies[later % drafts_.size()] = size_of(records);
       // A warp's tiles one after the other.

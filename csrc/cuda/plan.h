@@ -106,7 +106,8 @@ struct Record {
     int next_step;           // whether the later record is one of the next column step
     int for_next;            // whether the next record already reads it
     int chunked;             // whether there is a place for each of the four chunks of a fragment
-    int unused[3];
+    int first_warp, warps;   // that copy: those without a tile, if they are as many as the others
+    int unused;
   } copies;
   struct alignas(16) Product {
     int tiles;              // warp w computes tile w, if there are so many, with all members

@@ -159,14 +159,15 @@ class Walk {
 
   // -- products
 
-  // Copies what a record knows of earlier column steps, and its biases. A warp copies every eighth fragment; where the
-  // first two come from is read before other work, which hides the time that it takes.
+  // Copies what a record knows of earlier column steps, and its biases, a fragment by one warp after the other. Where a
+  // warp's first two come from is read before other work, which hides the time that it takes.
   class Copying {
    public:
-    __device__ Copying(const Walk& walk, const Record::Copies& copies) : copies_(copies) {
+    __device__ Copying(const Walk& walk, const Record::Copies& copies)
+        : copies_(copies), first_(walk.warp_ - copies.first_warp) {
       const int last = copies_.count - 1;
 #pragma unroll
-      for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(walk.warp_ + n * kWarps, last), 0));
+      for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(first_ + n * copies.warps, last), 0));
     }
 
     __device__ __forceinline__ void start(const Walk& walk, uint32_t view) const {
@@ -177,15 +178,17 @@ class Walk {
         for (int tile = 0; tile < kTiles; tile++)
           copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
       };
-      if (kEarly > 0) {
-        const Source first(walk, places_[0], view), second(walk, places_[1], view);
-        copy(first, walk.warp_, walk.warp_ < copies.count);
-        copy(second, walk.warp_ + kWarps, walk.warp_ + kWarps < copies.count);
+      if (first_ >= 0) {
+        if (kEarly > 0) {
+          const Source first(walk, places_[0], view), second(walk, places_[1], view);
+          copy(first, first_, first_ < copies.count);
+          copy(second, first_ + copies.warps, first_ + copies.warps < copies.count);
+        }
+        for (int f = first_ + kEarly * copies.warps; f < copies.count; f += copies.warps)
+          copy(Source(walk, place(walk, f), view), f, true);
+        for (int at = (first_ * 32 + walk.lane_) * 16; at < copies.bias_bytes; at += copies.warps * 32 * 16)
+          copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
       }
-      for (int f = walk.warp_ + kEarly * kWarps; f < copies.count; f += kWarps)
-        copy(Source(walk, place(walk, f), view), f, true);
-      for (int at = walk.thread() * 16; at < copies.bias_bytes; at += kThreads * 16)
-        copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
       commit_copies(copies.for_next);
     }
 
@@ -216,6 +219,7 @@ class Walk {
     };
 
     const Record::Copies& copies_;
+    const int first_;
     Place places_[2];
   };
 
