@@ -729,12 +729,12 @@ class Planner {
     bool row = known % in_batch == 0;
     for (size_t k = known; k < late.size(); k++)
       row &= late[k].edge == kEverySite && late[k].at == late[known].at + static_cast<uint32_t>(k - known) * column_;
-    product.late_known = row ? static_cast<int>(known) / in_batch : -1;
+    product.late_known = static_cast<int>(known) / in_batch, product.late_in_row = row;
     if (row) {
       product.late = known < late.size() ? late[known].at : 0;
     } else {
       product.late_places = size_of(places_);
-      places_.insert(places_.end(), late.begin(), late.end());
+      places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
     }
   }
 

@@ -115,8 +115,9 @@ struct Record {
     int known_turns;        // before the barrier, as many batches as are ahead for each of them
     int late_batches;       // after it; 0: nothing is multiplied at all
     uint32_t staged, late;  // where known fragments, and those of this column step, begin
-    int late_known;         // so many of the late batches are known ones, the others follow each other from `late` on;
-    uint32_t late_places;   // if they don't: -1 above, and here the first of their places
+    int late_known;         // so many of the late batches are known ones, which go on where those before it end,
+    int late_in_row;        // and whether the others follow each other from `late` on,
+    uint32_t late_places;   // or else the first of their places
     int late_turns;         // by so many sets of the stream's registers the late batches go on
     uint32_t results;
     int n_results;   // what is made of the sums; none: they go on in the next record
@@ -124,7 +125,6 @@ struct Record {
     int meets;       // whether all threads meet at a barrier; or else it goes on with the record before it
     int first_tile;  // of its results
     Then then;
-    int unused;
   } product;
   struct alignas(16) Draw {
     int first, distributions;

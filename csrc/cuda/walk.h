@@ -301,17 +301,21 @@ class Walk {
   // Behind it.
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_late(const Record::Product& p, uint32_t view) {
-    if (p.late_known >= 0) {
-      uint32_t at = p.staged + p.known_turns * (kAhead * kBatch / kMembers * kColumnBytes) + lane_offset();
-      int known = p.late_known;
+    uint32_t at = p.staged + p.known_turns * (kAhead * kBatch / kMembers * kColumnBytes) + lane_offset();
+    int known = p.late_known;
+    if (p.late_in_row) {
       in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
         if (known-- == 0) at = p.late + lane_offset();
         multiply_row<kMembers, decltype(turn_of)::value>(at);
       });
     } else {
       uint32_t next = p.late_places;
-      in_turn<kTurn>(p.late_batches,
-                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, view); });
+      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
+        if (known-- > 0)
+          multiply_row<kMembers, decltype(turn_of)::value>(at);
+        else
+          multiply_places<kMembers, decltype(turn_of)::value>(next, view);
+      });
     }
   }
 
