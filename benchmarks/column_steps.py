@@ -65,15 +65,17 @@ def planner() -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """What a batch takes, of which one block was simulated. cycles: of a column step; start: until the first begins,
-    of the runs; steps: column steps of an image; blocks: at once; waves: how many blocks a multiprocessor has one after
-    the other; moved_bytes: that a step asks of L2, weights apart; run: MANY column steps; forbidden: instructions
-    executed in a column step that are generic accesses, local accesses or begin integer divisions.
+    """What a sweep of a batch takes, of which one block was simulated. cycles: of a column step; start: until the first
+    begins, of the runs; steps: column steps of the sweep; turns: how often it is done for an image; blocks: at once;
+    waves: how many blocks a multiprocessor has one after the other; moved_bytes: that a step asks of L2, weights apart;
+    run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses, local accesses
+    or begin integer divisions.
     """
 
     cycles: float
     start: float
     steps: int
+    turns: int
     blocks: int
     waves: int
     moved_bytes: float
@@ -84,7 +86,8 @@ class Step:
         """Of the whole batch: the start and the steady step times all column steps, ramps included: each of them
         computes all sites, whether they are in the grid or not. Values of all blocks pass DRAM, weights stay in L2."""
         from_dram = self.blocks * self.moved_bytes / rates.dram_bytes * rates.clock * 1e9
-        return rates.milliseconds(self.waves * (self.start + self.steps * max(self.cycles, from_dram)))
+        steady = self.steps * max(self.cycles, from_dram)
+        return rates.milliseconds(self.waves * self.turns * (self.start + steady))
 
 
 @dataclass
@@ -96,13 +99,21 @@ class ColumnSteps:
     csrc: Path = ROOT / "csrc"
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     _kernels: dict[int, Kernel] = field(default_factory=dict)
-    _runs: dict[tuple[str, int, float], tuple[Run, Run]] = field(default_factory=dict)
+    _runs: dict[tuple[str, int, float, int], tuple[Run, Run]] = field(default_factory=dict)
 
     @property
     def rates(self) -> Rates:
         return RATES[self.arch]
 
-    def step(self, network: Network, images: int) -> Step:
+    def milliseconds(self, network: Network, images: int) -> float:
+        """Of a batch: all of its sweeps."""
+        runtime = self._runtime(network)
+        facts = runtime.facts(images)
+        return sum(
+            self.step(network, images, sweep).milliseconds(self.rates) for sweep in range(len(facts["sweeps"]))
+        )
+
+    def step(self, network: Network, images: int, sweep: int = 0) -> Step:
         """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
         compile, or does not do what the planner wants."""
         runtime = self._runtime(network)
@@ -111,24 +122,26 @@ class ColumnSteps:
         blocks = -(-images // of_block)
         waves = -(-blocks // self.rates.multiprocessors)
         at_once = min(blocks, self.rates.multiprocessors)
-        few, many = self._simulated(network, of_block, self.l2_rate(at_once))
+        of_sweep = facts["sweeps"][sweep]
+        few, many = self._simulated(network, of_block, self.l2_rate(at_once), sweep)
 
         def of_step(count: Callable[[Run], float]) -> float:
             return (count(many) - count(few)) / (MANY - FEW)
 
         cycles, l2_bytes = of_step(lambda run: run.cycles), of_step(lambda run: run.timed.l2_bytes)
-        if l2_bytes < facts["weight_bytes"]:
+        if l2_bytes < of_sweep["weight_bytes"]:
             raise RuntimeError(
-                f"a column step reads {l2_bytes:,.0f} bytes, fewer than its {facts['weight_bytes']:,} of weights: "
+                f"a column step reads {l2_bytes:,.0f} bytes, fewer than its {of_sweep['weight_bytes']:,} of weights: "
                 "have the sources changed since planning?"
             )
         return Step(
             cycles=cycles,
             start=few.cycles - FEW * cycles,
-            steps=facts["end_step"] - facts["first_step"],
+            steps=of_sweep["steps"],
+            turns=facts["turns"],
             blocks=at_once,
             waves=waves,
-            moved_bytes=l2_bytes - facts["weight_bytes"],
+            moved_bytes=l2_bytes - of_sweep["weight_bytes"],
             forbidden=of_step(lambda r: r.generic_accesses + r.local_accesses + r.integer_divisions),
             run=many,
         )
@@ -170,17 +183,18 @@ class ColumnSteps:
             self._kernels[tiles] = Kernel.load(cubin, "walk")
         return self._kernels[tiles]
 
-    def _simulated(self, network: Network, images: int, l2_rate: float) -> tuple[Run, Run]:
-        """FEW column steps of a block, and MANY, from the middle of an image on."""
-        key = (network.name, images, l2_rate)
+    def _simulated(self, network: Network, images: int, l2_rate: float, sweep: int) -> tuple[Run, Run]:
+        """FEW column steps of a block's sweep, and MANY, from the middle of an image on."""
+        key = (network.name, images, l2_rate, sweep)
         if key not in self._runs:
             facts = self._runtime(network).sampler(images).facts
             kernel = self._kernel(facts["tiles"])
-            first = (facts["first_step"] + facts["end_step"]) // 2
+            of_sweep = facts["sweeps"][sweep]
+            where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["direction"] * (of_sweep["steps"] // 2)
             runs = []
             for steps in (FEW, MANY):
                 begun = time.monotonic()
-                runs.append(self._run(network, kernel, images, l2_rate, first, first + steps))
+                runs.append(self._run(network, kernel, images, l2_rate, *where, steps))
                 say(
                     f"{network.name}: {steps} column steps, {images} image{'s' * (images > 1)} a block, "
                     f"simulated in {time.monotonic() - begun:.0f} s"
@@ -188,7 +202,9 @@ class ColumnSteps:
             self._runs[key] = runs[0], runs[1]
         return self._runs[key]
 
-    def _run(self, network: Network, kernel: Kernel, images: int, l2_rate: float, first: int, end: int) -> Run:
+    def _run(
+        self, network: Network, kernel: Kernel, images: int, l2_rate: float, sweep: int, row: int, first: int, steps: int
+    ) -> Run:
         sampler, memory = self._runtime(network).sampler(images), Memory()
         sub_pixels = images * int(np.prod(network.shape))
         job = planner().CudaJob(
@@ -207,7 +223,7 @@ class ColumnSteps:
         )
         return simulate(
             kernel,
-            sampler.parameters(job, first, end),
+            sampler.parameters(job, sweep, row, first, steps),
             memory,
             threads=THREADS,
             rates=self.rates,

@@ -96,16 +96,14 @@ def milliseconds(network: Network, images: int) -> Predict:
     """Of a whole batch, as ``Step.milliseconds`` has it."""
 
     def predict(steps: ColumnSteps) -> Prediction:
-        step = steps.step(network, images)
-        return Prediction(step.milliseconds(steps.rates), step.run)
+        return Prediction(steps.milliseconds(network, images), steps.step(network, images).run)
 
     return predict
 
 
 def images_per_second(network: Network, images: int) -> Predict:
     def predict(steps: ColumnSteps) -> Prediction:
-        step = steps.step(network, images)
-        return Prediction(1e3 * images / step.milliseconds(steps.rates), step.run)
+        return Prediction(1e3 * images / steps.milliseconds(network, images), steps.step(network, images).run)
 
     return predict
 

@@ -95,6 +95,16 @@ struct Reference {
   int staged = -1;  // where it begins among what the record copies ahead, if it does
 };
 
+// What belongs to a sweep.
+struct SweepDraft {
+  int direction, first, end;                                 // records
+  std::map<std::tuple<int, int, int>, uint32_t> edges = {};  // by lead, dy, dx
+  std::vector<Edge> edge_table = {};
+  std::map<std::tuple<int, int, int, int>, uint32_t> slots = {};
+  std::vector<Slot> slot_table = {};
+  bool has(int record) const { return record >= first && record < end; }
+};
+
 class Planner {
  public:
   Planner(const Program& program, Math math, int images, const Limits& limits, Thrift thrift)
@@ -103,10 +113,9 @@ class Planner {
         timeline_(program, layout_.lag), values_(program.storage.size()) {}
 
   Plan plan() {
-    edge({0, 0, 0, 0}, 0);
-    for (size_t p = 0; p < timeline_.entries.size(); p++) draft(static_cast<int>(p));
+    for (const Sweep& sweep : timeline_.sweeps) draft_sweep(sweep);
     place_in_rings();
-    place_in_shared();
+    for (SweepDraft& sweep : sweeps_) place_in_shared(sweep);
     resolve();
     return assembled();
   }
@@ -117,18 +126,33 @@ class Planner {
     l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
     l.head = program.head, l.images = images;
     const int most_sites = most_tiles(math) * kTileSites;
-    l.lag = std::max(program.lag, parts(program.width, most_sites));
+    l.by_rows = program.lag == 0;
+    l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
     l.rows = std::min(parts(program.width, l.lag), program.height);
-    l.period = std::max(l.rows * l.lag, program.width);
+    l.period = std::max(l.rows * l.lag, program.width) + l.by_rows;
+    l.end_row = l.by_rows ? program.height : 1;
     l.sites = l.rows * images;
     if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
     for (l.tiles = 1; l.tiles * kTileSites < l.sites;) l.tiles = more_tiles(math, l.tiles);
-    for (const Instruction& i : program.instructions) l.first_step = std::min(l.first_step, -i.lead);
-    l.end_step = program.width + l.lag * (program.height - 1);
     return l;
   }
 
   // -- records
+
+  // A sweep's records are numbered on from those of the sweeps before it.
+  void draft_sweep(const Sweep& sweep) {
+    SweepDraft& s = sweeps_.emplace_back();
+    s.direction = sweep.direction, s.first = static_cast<int>(drafts_.size()), s.end = INT32_MAX;
+    edge(s, {0, 0, 0, 0}, 0);
+    const size_t first_staging = stagings_.size(), first_logits = logits_.size();
+    for (int p = sweep.first; p < sweep.end; p++) draft(p);
+    // Windows of memory are at most a turn.
+    int needed = kVisible;
+    for (size_t k = first_staging; k < stagings_.size(); k++) needed = std::max(needed, stagings_[k].windows());
+    for (size_t k = first_logits; k < logits_.size(); k++) needed = std::max(needed, logits_[k].windows());
+    drafts_.resize(std::max<size_t>(drafts_.size(), s.first + needed));
+    s.end = static_cast<int>(drafts_.size());
+  }
 
   int fragments(int value) const { return parts(program_.storage[value].channels, depth_); }
   int padded(int value) const { return fragments(value) * depth_; }
@@ -170,7 +194,7 @@ class Planner {
     std::vector<Multiplied> known, late;
     std::vector<Member> members;
     const Joint joint = joint_of(group, position);
-    for (const Instruction* i : joint.ending == Ending::sum ? group : joint.members) {
+    for (const Instruction* i : joint.size > 0 ? joint.members : group) {
       if (!is_product(i)) continue;
       const std::vector<Tap> taps = timeline_.taps(*i);
       members.push_back({i, first * kTileChannels, {}});
@@ -204,8 +228,7 @@ class Planner {
         d.record.product.tiles = end - tile;
         d.record.product.members = std::max(1, static_cast<int>(members.size()));
         batch(d, before, ends ? late : std::vector<Multiplied>());
-        if (ends && joint.ending == Ending::sum) draft_results(group, position, d, number);
-        if (ends && joint.ending != Ending::sum) draft_joint(joint, position, d, number);
+        if (ends) draft_results(group, joint, position, d, number);
         draft_memory(d, number, ends);
       }
       if (pieces == 1) break;
@@ -247,7 +270,7 @@ class Planner {
 
   // Shared memory for what is copied ahead of a record, and still read after its barrier if `late`.
   int stage(int64_t bytes, int record, bool late) {
-    stagings_.push_back({bytes, record - thrift_.copies_ahead, record + late});
+    stagings_.push_back({bytes, record, record - thrift_.copies_ahead, record + late});
     return static_cast<int>(stagings_.size()) - 1;
   }
 
@@ -273,13 +296,25 @@ class Planner {
     d.known = std::move(known), d.late = std::move(late);
   }
 
+  // The first instructions of a group, if they are a common result of several members.
+  struct Joint {
+    size_t size = 0;  // 0: they are not
+    Ending ending = Ending::sum;
+    std::vector<const Instruction*> members = {};  // in the order of Ending
+    const Instruction *cell = nullptr, *out = nullptr;
+    int rounds_tanh = 0, keeps_sums = 0;
+  };
+
   // What a record makes of its sums, and of values that it has made of them: for each instruction of the group, for
   // each of its members if it has several.
-  void draft_results(const std::vector<const Instruction*>& group, int position, Draft& d, int number) {
+  void draft_results(const std::vector<const Instruction*>& group, const Joint& joint, int position, Draft& d,
+                     int number) {
     Record::Product& product = d.record.product;
     product.results = size_of(results_);
     std::vector<float> biases;
-    for (const Instruction* i : group) {
+    if (joint.size > 0) draft_joint(joint, position, d, number, biases);
+    for (size_t k = joint.size; k < group.size(); k++) {
+      const Instruction* const i = group[k];
       const size_t begin = biases.size();
       if (is_product(i)) add_biases(biases, *i, d);
       for (int part = 0; part < d.wide; part++) {
@@ -316,55 +351,53 @@ class Planner {
     d.biases = stage(d.record.copies.bias_bytes, number, true);
   }
 
-  // A group that is a common one as a whole. Ending::sum: none.
-  struct Joint {
-    Ending ending = Ending::sum;
-    std::vector<const Instruction*> members = {};  // in the order of Ending
-    const Instruction *cell = nullptr, *out = nullptr;
-    int rounds_tanh = 0, keeps_sums = 0;
-  };
-
   Joint joint_of(const std::vector<const Instruction*>& group, int position) const {
-    // Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
-    const auto is = [](const Instruction* i, const std::vector<StepKind>& kinds, const Instruction* factor) {
-      return std::equal(i->steps.begin(), i->steps.end(), kinds.begin(), kinds.end(),
-                        [&](const Step& s, StepKind kind) {
-                          return s.kind == kind && (kind != StepKind::multiply || !factor || s.operand == factor->out);
-                        });
+    const auto products = std::count_if(group.begin(), group.end(), is_product);
+    if (products == 2) return gate_of(group);
+    return products == 4 && group.size() > 4 ? lstm_of(group, position) : Joint{};
+  }
+
+  // Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
+  static bool has_steps(const Instruction* i, const std::vector<StepKind>& kinds, const Instruction* factor = nullptr) {
+    return std::equal(i->steps.begin(), i->steps.end(), kinds.begin(), kinds.end(), [&](const Step& s, StepKind kind) {
+      return s.kind == kind && (kind != StepKind::multiply || !factor || s.operand == factor->out);
+    });
+  }
+  bool is_read_once(const Instruction* i) const { return timeline_.readers(i->out) == 1; }
+
+  // Two products with their activations; or two whose sums are read as well, and then what is made of them.
+  Joint gate_of(const std::vector<const Instruction*>& group) const {
+    const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
+    if (keeps_sums && group.size() < 4) return {};
+    const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
+    const bool rounds_tanh = has_steps(first, {StepKind::tanh});
+    const StepKind other = rounds_tanh ? StepKind::sigmoid : StepKind::tanh;
+    if (!is_read_once(first) || !has_steps(out, {other, StepKind::multiply}, first) ||
+        !(rounds_tanh || has_steps(first, {StepKind::sigmoid})))
+      return {};
+    const auto member = [&](const Instruction* i) {
+      return !keeps_sums ? i : i->value == group[0]->out ? group[0] : group[1];
     };
+    const Instruction *const tanh = member(rounds_tanh ? first : out), *const gate = member(rounds_tanh ? out : first);
+    if (tanh == gate) return {};
+    return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, nullptr, out, rounds_tanh, keeps_sums};
+  }
+
+  Joint lstm_of(const std::vector<const Instruction*>& group, int position) const {
     constexpr auto kTanh = StepKind::tanh, kSigmoid = StepKind::sigmoid, kMultiply = StepKind::multiply;
-    const auto is_own = [&](const Instruction* i) { return timeline_.readers(i->out) == 1; };
-    if (group.size() == 2 && is_product(group[1]) && is_own(group[0])) {
-      if (is(group[0], {kSigmoid}, nullptr) && is(group[1], {kTanh, kMultiply}, group[0]))
-        return {Ending::gate, {group[1], group[0]}, nullptr, group[1], 0};
-      if (is(group[0], {kTanh}, nullptr) && is(group[1], {kSigmoid, kMultiply}, group[0]))
-        return {Ending::gate, {group[0], group[1]}, nullptr, group[1], 1};
-    }
-    if (group.size() == 4 && is_product(group[1]) && !is_product(group[2]) && is(group[0], {}, nullptr) &&
-        is(group[1], {}, nullptr) && is_own(group[2])) {
-      const Instruction *const first = group[2], *const out = group[3];
-      const bool rounds_tanh = is(first, {kTanh}, nullptr);
-      const std::vector<StepKind> other = {rounds_tanh ? kSigmoid : kTanh, kMultiply};
-      const auto member = [&](const Instruction* i) { return i->value == group[0]->out ? group[0] : group[1]; };
-      if ((rounds_tanh || is(first, {kSigmoid}, nullptr)) && is(out, other, first) && member(first) != member(out))
-        return {Ending::gate, {member(rounds_tanh ? first : out), member(rounds_tanh ? out : first)},
-                nullptr,      out,
-                rounds_tanh,  1};
-    }
-    if (group.size() != 5 || !is_product(group[3]) || is_product(group[4])) return {};
     const Instruction *tanh = nullptr, *input = nullptr, *forget = nullptr, *output = nullptr, *out = group[4];
-    for (const Instruction* i : group) {
-      if (is(i, {kTanh}, nullptr)) tanh = i;
-      if (is(i, {kSigmoid}, nullptr)) output = i;
-      if (tanh && is(i, {kSigmoid, kMultiply}, tanh)) input = i;
-      if (input && is(i, {kSigmoid, kMultiply, StepKind::add}, nullptr) && i->steps[2].operand == input->out &&
+    for (const Instruction* i : {group[0], group[1], group[2], group[3]}) {
+      if (has_steps(i, {kTanh})) tanh = i;
+      if (has_steps(i, {kSigmoid})) output = i;
+      if (tanh && has_steps(i, {kSigmoid, kMultiply}, tanh)) input = i;
+      if (input && has_steps(i, {kSigmoid, kMultiply, StepKind::add}) && i->steps[2].operand == input->out &&
           i->steps[2].alpha == 1)
         forget = i;
     }
-    const bool found = tanh && output && input && forget && is_own(tanh) && is_own(output) && is_own(input) &&
-                       out->value == forget->out && is(out, {kTanh, kMultiply}, output) &&
+    const bool found = tanh && output && input && forget && is_read_once(tanh) && is_read_once(output) &&
+                       is_read_once(input) && out->value == forget->out && has_steps(out, {kTanh, kMultiply}, output) &&
                        distance(position, cell_before(*forget)) >= kVisible;
-    return found ? Joint{Ending::lstm, {tanh, input, forget, output}, forget, out} : Joint{};
+    return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, forget, out} : Joint{};
   }
 
   // What an LSTM's forget gate multiplies.
@@ -372,11 +405,8 @@ class Planner {
     return timeline_.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
   }
 
-  void draft_joint(const Joint& joint, int position, Draft& d, int number) {
-    d.record.product.results = size_of(results_), d.record.product.n_results = 1;
-    std::vector<float> biases;
+  void draft_joint(const Joint& joint, int position, Draft& d, int number, std::vector<float>& biases) {
     for (const Instruction* i : joint.members) add_biases(biases, *i, d);
-    stage_biases(biases, d, number);
     Result& r = add_result(joint.out->out, d, 0);
     r.member_channels = d.record.product.tiles * kTileChannels;
     r.ending = joint.ending;
@@ -509,7 +539,7 @@ class Planner {
       logits_of_[k] = static_cast<int>(logits_.size());
     }
     logits_of_[number] = static_cast<int>(logits_.size());
-    logits_.push_back({bytes, logits_records_.front() + 1, number + 1});
+    logits_.push_back({bytes, number, logits_records_.front() + 1, number + 1});
     logits_records_.clear();
     r.draw.inputs = size_of(inputs_);
     for (const Instruction& i : program_.instructions)
@@ -576,7 +606,10 @@ class Planner {
     return is_last && distance(position, read) <= kNear;
   }
 
-  void uses_ring(const Read& read) { values_[read.value].oldest = std::max(values_[read.value].oldest, read.age); }
+  void uses_ring(const Read& read) {
+    int& oldest = values_[read.value].oldest;
+    oldest = std::max(oldest, layout_.by_rows ? -read.dy : read.age);
+  }
   void uses_shared(const Read& read, int record) { values_[read.value].shared_reads.push_back({record, read.age}); }
   void writes(int value, int record) {
     ValueMemory& v = values_[value];
@@ -584,17 +617,21 @@ class Planner {
     v.last_written = record;
   }
 
-  uint32_t slot(int value, int age) {
-    const int length = values_[value].oldest + 1;
-    const auto [found, is_new] = slots_.try_emplace({length, age}, size_of(slot_table_));
-    if (is_new) slot_table_.push_back({rings_.at(length).at, rings_.at(length).bytes, length, age});
+  uint32_t slot(SweepDraft& sweep, const Read& read) {
+    const int length = values_[read.value].oldest + 1;
+    const Ring& ring = rings_.at(length);
+    Slot slot{ring.at, ring.bytes, length, read.age, 0, 0};
+    if (layout_.by_rows) slot.age = 0, slot.dy = read.dy, slot.dx = read.dx;
+    const std::tuple key(length, slot.age, slot.dy, slot.dx);
+    const auto [found, is_new] = sweep.slots.try_emplace(key, size_of(sweep.slot_table));
+    if (is_new) sweep.slot_table.push_back(slot);
     return found->second;
   }
 
-  uint32_t edge(const Read& read, int lead) {
+  uint32_t edge(SweepDraft& sweep, const Read& read, int lead) {
     if (read.dy == 0 && read.dx == 0) lead = 0;
-    const auto [found, is_new] = edges_.try_emplace({lead, read.dy, read.dx}, size_of(edge_table_));
-    if (is_new) edge_table_.push_back({lead, read.dy, read.dx});
+    const auto [found, is_new] = sweep.edges.try_emplace({lead, read.dy, read.dx}, size_of(sweep.edge_table));
+    if (is_new) sweep.edge_table.push_back({lead, read.dy, read.dx});
     return found->second;
   }
 
@@ -613,33 +650,30 @@ class Planner {
     }
     for (auto& [length, ring] : rings_) {
       ring.at = layout_.workspace_bytes;
-      layout_.workspace_bytes += ring.bytes * length;
+      layout_.workspace_bytes += ring.bytes * length * (layout_.by_rows ? layout_.width : 1);
     }
   }
 
-  void place_in_shared() {
-    int needed = kVisible;
-    for (const auto* list : {&stagings_, &logits_})
-      for (const Demand& d : *list) needed = std::max(needed, d.last - d.first + 1);
-    drafts_.resize(std::max<size_t>(drafts_.size(), needed));
-    const int records = static_cast<int>(drafts_.size());
+  void place_in_shared(const SweepDraft& sweep) {
+    const int records = sweep.end - sweep.first;
     CyclicMemory memory(records);
     std::vector<std::pair<int, int64_t*>> placed;
     const auto add = [&](int64_t bytes, int first, int last, int64_t& at) {
       placed.push_back({memory.add(bytes, first, last), &at});
     };
     for (auto* list : {&stagings_, &logits_})
-      for (Demand& d : *list) add(d.bytes, d.first, d.last, d.at);
+      for (Demand& d : *list)
+        if (sweep.has(d.record)) add(d.bytes, d.first, d.last, d.at);
     for (size_t v = 0; v < values_.size(); v++) {
       ValueMemory& value = values_[v];
-      if (value.shared_reads.empty()) continue;
+      if (value.shared_reads.empty() || !sweep.has(value.first_written)) continue;
       int last = value.last_written + 1;
       for (const auto& [record, age] : value.shared_reads) last = std::max(last, record + 1 + age * records);
       add(int64_t{fragments(static_cast<int>(v))} * column_, value.first_written + 1, last, value.shared);
     }
     memory.place();
     for (const auto& [buffer, at] : placed) *at = memory.at(buffer);
-    data_bytes_ = memory.bytes();
+    data_bytes_ = std::max(data_bytes_, memory.bytes());
   }
 
   uint32_t shared_of(int value) const {
@@ -649,14 +683,14 @@ class Planner {
     return values_[value].in_ring() ? static_cast<uint32_t>(values_[value].ring) : kNowhere;
   }
 
-  Place place(const Chunk& chunk, bool in_shared, int lead) {
+  Place place(SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead) {
     const Read& read = chunk.read;
     Place p;
     p.at = (in_shared ? shared_of(read.value) : ring_of(read.value)) +
            static_cast<uint32_t>(chunk.first / depth_ * column_ + chunk.first % depth_ * kSiteBytes / depth_);
     p.shift = -read.dy % layout_.rows * layout_.images;
-    p.edge = edge(read, lead);
-    p.slot = in_shared ? kInShared : slot(read.value, read.age);
+    p.edge = edge(sweep, read, lead);
+    p.slot = in_shared ? kInShared : slot(sweep, read);
     return p;
   }
 
@@ -666,7 +700,7 @@ class Planner {
       if (d.staging >= 0) d.record.copies.staged = d.record.product.staged = staged_at(d.staging);
     for (const Reference& r : references_) {
       const uint32_t staged = drafts_[r.record].record.copies.staged + static_cast<uint32_t>(r.staged * column_);
-      places_.push_back(r.staged >= 0 ? Place{staged} : place({r.read, 0, 0}, r.in_shared, r.lead));
+      places_.push_back(r.staged >= 0 ? Place{staged} : place(sweep_of(r.record), {r.read, 0, 0}, r.in_shared, r.lead));
     }
     for (const auto& [step, reference] : step_places_) steps_[step].place = places_[reference];
     const auto place_own = [&](uint32_t& at) {
@@ -683,9 +717,10 @@ class Planner {
       Record& r = d.record;
       if (d.biases >= 0) r.copies.bias = staged_at(d.biases);
       r.copies.places = size_of(places_);
-      place_copies(d);
+      SweepDraft& sweep = sweep_of(static_cast<int>(k));
+      place_copies(sweep, d);
       value_bytes_ += int64_t{r.copies.count} * column_;
-      resolve_late(d);
+      resolve_late(sweep, d);
       const auto logits = logits_of_.find(static_cast<int>(k));
       const uint32_t logits_at = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
       r.draw.logits = logits_at;
@@ -701,26 +736,25 @@ class Planner {
     }
     for (const auto& [result, value, to] : also_written_) to(results_[result]) = target(value);
     for (size_t k = 0; k < inputs_.size(); k++) inputs_[k].to = target(input_values_[k]);
-    if (slot_table_.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
   }
 
-  void place_copies(Draft& d) {
+  void place_copies(SweepDraft& sweep, Draft& d) {
     const auto is_whole = [](const Multiplied& m) { return m.side_by_side(); };
     d.record.copies.chunked = !std::all_of(d.copied.begin(), d.copied.end(), is_whole);
-    const Place nowhere{0, 0, edge({0, program_.height, 0, 0}, 0), 0};  // zeros
-    if (d.copied.empty()) places_.push_back(nowhere);                   // warps read one, whether they copy or not
+    const Place nowhere{0, 0, edge(sweep, {0, program_.height, 0, 0}, 0), 0};  // zeros
+    if (d.copied.empty()) places_.push_back(nowhere);  // warps read one, whether they copy or not
     for (const Multiplied& m : d.copied)
       for (size_t c = 0; c < (d.record.copies.chunked ? kChunks : 1); c++)
-        places_.push_back(c < m.chunks.size() ? place(m.chunks[c], false, d.lead) : nowhere);
+        places_.push_back(c < m.chunks.size() ? place(sweep, m.chunks[c], false, d.lead) : nowhere);
   }
 
   uint32_t staged_at(int number) const { return static_cast<uint32_t>(stagings_[number].at); }
 
-  void resolve_late(Draft& d) {
+  void resolve_late(SweepDraft& sweep, Draft& d) {
     Record::Product& product = d.record.product;
     std::vector<Place> late;
     for (const Multiplied& m : d.late)
-      late.push_back(m.staged < 0 ? place(m.chunks[0], true, d.lead)
+      late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
                                   : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
     // How many go on where those before the barrier ended, and whether the others follow each other.
     size_t known = 0;
@@ -740,7 +774,12 @@ class Planner {
 
   Target target(int value) {
     const uint32_t ring = ring_of(value);
-    return {shared_of(value), ring, ring == kNowhere ? 0 : slot(value, 0)};
+    if (ring == kNowhere) return {shared_of(value), ring, 0};
+    return {shared_of(value), ring, slot(sweep_of(values_[value].first_written), {value, 0, 0, 0})};
+  }
+
+  SweepDraft& sweep_of(int record) {
+    return *std::find_if(sweeps_.begin(), sweeps_.end(), [&](const SweepDraft& s) { return s.has(record); });
   }
 
   // -- what goes to the device
@@ -748,35 +787,18 @@ class Planner {
   Plan assembled() {
     Layout& l = layout_;
     Bytes bytes;
-    std::vector<Record> records;
-    for (uint32_t& record : l.first_copies) record = kNowhere;
-    for (size_t k = 0; k < drafts_.size(); k++) {
-      Record r = drafts_[k].record;
-      const size_t later = k + thrift_.copies_ahead;
-      r.copies = drafts_[later % drafts_.size()].record.copies;
-      r.copies.next_step = later >= drafts_.size();
-      r.copies.for_next = thrift_.copies_ahead == 1;
-      r.copies.first_warp = 2 * r.product.tiles <= kWarps ? r.product.tiles : 0;
-      r.copies.warps = kWarps - r.copies.first_warp;
-      r.product.meets = 1;
-      if (r.copies.next_step) l.first_copies[later % drafts_.size()] = size_of(records);
-      // A warp's tiles one after the other.
-      for (int tiles = r.product.tiles; r.product.first_tile == 0 || r.product.first_tile < tiles;) {
-        r.product.tiles = std::min(tiles - r.product.first_tile, kWarps);
-        records.push_back(r);
-        r.product.meets = 0, r.product.first_tile += kWarps;
-      }
+    if (sweeps_.size() > kMostSweeps) throw std::invalid_argument("the program goes over a row too often");
+    int slots = 0, edges = 0;
+    for (SweepDraft& sweep : sweeps_) {
+      if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1, 0, 0, 0});  // results look one up at any rate
+      if (sweep.slot_table.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
+      slots = std::max(slots, static_cast<int>(sweep.slot_table.size()));
+      edges = std::max(edges, static_cast<int>(sweep.edge_table.size()));
     }
-    records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
-    records.back().product.then = Then::step;
-    l.records = static_cast<int>(records.size()), l.edges = static_cast<int>(edge_table_.size());
-    if (slot_table_.empty())
-      slot_table_.push_back({0, 0, 1, 0});  // results look one up, whether they have a ring or not
-    l.slots = static_cast<int>(slot_table_.size());
     l.zeros = static_cast<uint32_t>(data_bytes_);
     l.tables = l.zeros + kSiteBytes;
     l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
-    l.view_of_edges = l.view_of_slots + l.slots * 8;
+    l.view_of_edges = l.view_of_slots + slots * 8;
     // From here on, what was a number is an offset.
     const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
     const auto in_view = [&](uint32_t& slot) { slot = l.view_of_slots + slot * 8; };
@@ -805,27 +827,73 @@ class Planner {
       input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
     }
     const uint32_t results = table(results_), inputs = table(inputs_);
-    for (Record& r : records) {
-      offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
-      offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+    for (SweepDraft& sweep : sweeps_) {
+      SweepPlan& plan = l.sweeps[l.n_sweeps++];
+      plan = {};
+      plan.direction = sweep.direction;
+      plan.edges = static_cast<int>(sweep.edge_table.size()), plan.slots = static_cast<int>(sweep.slot_table.size());
+      std::vector<Record> records = records_of(sweep, plan);
+      l.records += static_cast<int>(records.size());
+      for (Record& r : records) {
+        offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
+        offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+      }
+      plan.records = table(records);
+      for (uint32_t& record : plan.first_copies)
+        if (record != kNowhere) offset(record, plan.records, sizeof(Record));
+      plan.edge_table = table(sweep.edge_table), plan.slot_table = table(sweep.slot_table);
     }
-    for (uint32_t& record : l.first_copies)
-      if (record != kNowhere) offset(record, l.tables + static_cast<uint32_t>(bytes.size()), sizeof(Record));
-    l.record_table = table(records), l.records_end = l.record_table + l.records * sizeof(Record);
-    l.conditions = table(conditions()), l.edge_table = table(edge_table_), l.slot_table = table(slot_table_);
+    set_steps();
+    l.conditions = table(conditions());
     l.table_bytes = static_cast<uint32_t>(bytes.size());
     l.first_view = l.tables + l.table_bytes;
-    const uint32_t view_bytes = round_up(l.view_of_edges + l.edges * 8, sizeof(Site));
+    const uint32_t view_bytes = round_up(l.view_of_edges + edges * 8, sizeof(Site));
     l.both_views = 2 * l.first_view + view_bytes;
     const int64_t shared_bytes = l.first_view + 2 * int64_t{view_bytes};
     if (shared_bytes > limits_.shared_bytes)
       throw std::invalid_argument("a column step needs " + std::to_string(shared_bytes) +
                                   " bytes of shared memory, and a block has " + std::to_string(limits_.shared_bytes));
     l.floats = bytes.add(floats_);
-    write_weights(bytes);
+    for (size_t k = 0; k < sweeps_.size(); k++) write_weights(bytes, sweeps_[k], l.sweeps[k]);
     Plan plan{math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes)};
     plan.weight_bytes = weight_bytes_, plan.value_bytes = value_bytes_;
     return plan;
+  }
+
+  std::vector<Record> records_of(const SweepDraft& sweep, SweepPlan& plan) const {
+    std::vector<Record> records;
+    for (uint32_t& record : plan.first_copies) record = kNowhere;
+    for (int k = sweep.first; k < sweep.end; k++) {
+      Record r = drafts_[k].record;
+      const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
+      r.copies = drafts_[later].record.copies;
+      r.copies.next_step = later != ahead;
+      r.copies.for_next = thrift_.copies_ahead == 1;
+      r.copies.first_warp = 2 * r.product.tiles <= kWarps ? r.product.tiles : 0;
+      r.copies.warps = kWarps - r.copies.first_warp;
+      r.product.meets = 1;
+      if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
+      // A warp's tiles one after the other.
+      for (int tiles = r.product.tiles; r.product.first_tile == 0 || r.product.first_tile < tiles;) {
+        r.product.tiles = std::min(tiles - r.product.first_tile, kWarps);
+        records.push_back(r);
+        r.product.meets = 0, r.product.first_tile += kWarps;
+      }
+    }
+    records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
+    records.back().product.then = Then::step;
+    return records;
+  }
+
+  // In which column step, or column, each sweep begins, and how many it has.
+  void set_steps() {
+    int longest_lead = 0;
+    for (const Instruction& i : program_.instructions) longest_lead = std::max(longest_lead, i.lead);
+    for (int k = 0; k < layout_.n_sweeps; k++) {
+      SweepPlan& sweep = layout_.sweeps[k];
+      sweep.first_step = layout_.by_rows ? (sweep.direction > 0 ? 0 : program_.width - 1) : -longest_lead;
+      sweep.steps = program_.width + (layout_.by_rows ? 0 : longest_lead + layout_.lag * (program_.height - 1));
+    }
   }
 
   std::vector<ConditionPlan> conditions() const {
@@ -839,10 +907,11 @@ class Planner {
   }
 
   // Each warp's weights in the order in which it multiplies by them.
-  void write_weights(Bytes& bytes) {
+  void write_weights(Bytes& bytes, const SweepDraft& sweep, SweepPlan& plan) {
     for (int warp = 0; warp < kWarps; warp++) {
       std::vector<char> stream;
-      for (const Draft& d : drafts_) {
+      for (int k = sweep.first; k < sweep.end; k++) {
+        const Draft& d = drafts_[k];
         for (int tile = warp; tile < d.record.product.tiles; tile += kWarps)
           for (const auto* list : {&d.known, &d.late})
             for (const Multiplied& m : *list)
@@ -852,11 +921,11 @@ class Planner {
               }
       }
       weight_bytes_ += static_cast<int64_t>(stream.size());
-      layout_.weight_bytes[warp] = static_cast<int>(stream.size());
+      plan.weight_bytes[warp] = static_cast<int>(stream.size());
       // What a warp has in flight goes on at the beginning.
       for (int k = 0; k < batches_ahead(math_, layout_.tiles) * kBatch * kWeightBytes; k++)
-        stream.push_back(layout_.weight_bytes[warp] ? stream[k] : char{0});
-      layout_.weights[warp] = bytes.add(stream);
+        stream.push_back(plan.weight_bytes[warp] ? stream[k] : char{0});
+      plan.weights[warp] = bytes.add(stream);
     }
   }
 
@@ -886,8 +955,9 @@ class Planner {
   // Shared memory from one window to another: window k lies between the barriers of records k - 1 and k.
   struct Demand {
     int64_t bytes;
-    int first, last;
+    int record, first, last;
     int64_t at = 0;
+    int windows() const { return last - first + 1; }
   };
 
   const Program& program_;
@@ -899,6 +969,7 @@ class Planner {
   const int column_;  // bytes of a fragment of all sites
   const Timeline timeline_;
   std::vector<ValueMemory> values_;
+  std::vector<SweepDraft> sweeps_;
   std::vector<Draft> drafts_;
   std::vector<Demand> stagings_, logits_;
   std::map<int, int> logits_of_;     // by record
@@ -916,10 +987,6 @@ class Planner {
   std::vector<AlsoWritten> also_written_;
   std::vector<int> input_values_;
   std::map<int, Ring> rings_;  // by length
-  std::map<std::pair<int, int>, uint32_t> slots_;
-  std::vector<Slot> slot_table_;
-  std::map<std::tuple<int, int, int>, uint32_t> edges_;
-  std::vector<Edge> edge_table_;
   std::vector<Place> places_;
   std::vector<StepPlan> steps_;
   std::vector<InputPlan> inputs_;

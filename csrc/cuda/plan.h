@@ -73,13 +73,30 @@ struct Edge {
   int lead, dy, dx;
 };
 
-// Where values of `age` column steps ago lie in the workspace: those that are kept for equally long share a ring.
+// Where values that something reads lie in the workspace. Those that are kept for equally long share a ring: of so many
+// column steps, or, where rows are sampled one at a time, of so many rows, each with all columns.
 struct alignas(16) Slot {
   int64_t ring;   // where it begins
   int64_t bytes;  // what one column step leaves there
-  int length;     // column steps
-  int age;
+  int length;     // column steps, or rows
+  int age;        // how many column steps ago it was computed,
+  int dy, dx;     // or at which pixel, from the reader's
 };
+
+// A sweep over the image or over a row (timeline.h). Of each warp: its batches of weights in the constants, in the
+// order in which it takes them, and their bytes.
+struct alignas(16) SweepPlan {
+  int64_t weights[kWarps];
+  int weight_bytes[kWarps];
+  uint32_t records;          // a table
+  uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
+  uint32_t edge_table, slot_table;
+  int edges, slots;
+  int first_step, steps;  // in which column step it begins, or in which column; and column steps
+  int direction;          // of its columns
+  int unused[2];
+};
+constexpr int kMostSweeps = 6;
 
 struct alignas(16) StepPlan {
   StepKind kind;
@@ -214,24 +231,24 @@ struct ConditionPlan {
 struct Layout {
   int image_channels, height, width;
   Head head;
-  int images;             // of a block
-  int rows, lag, period;  // rows in flight; a row's place is free for another after `period` column steps
-  int sites, tiles;       // rows * images, and tiles of 8 for them
-  int first_step, end_step;
-  int records, edges, slots;
-  uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
+  int images;              // of a block
+  int rows, lag, period;   // rows in flight; a row's place is free for another after `period` column steps
+  int sites, tiles;        // rows * images, and tiles of 8 for them
+  int by_rows;             // whether rows are sampled one at a time
+  int first_row, end_row;  // in which order the sweeps are done; only one "row" if there is a wavefront
+  int n_sweeps;
+  SweepPlan sweeps[kMostSweeps];
+  int records;
   // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`. What is said to be
   // in a table lies in shared memory, too.
-  uint32_t tables, table_bytes, record_table, records_end, conditions, edge_table, slot_table;
+  uint32_t tables, table_bytes, conditions;
   // In shared memory, of this column step and the next in turn: a view, which says where its sites are, then where its
   // slots are, then which sites each edge has.
   uint32_t first_view, both_views;  // the sum of both, so that each tells the other
   uint32_t view_of_slots, view_of_edges;
-  uint32_t zeros;            // a site of zeros
-  int64_t floats;            // in the constants
-  int64_t weights[kWarps];   // in the constants: the batches of each warp, in the order in which it takes them
-  int weight_bytes[kWarps];  // of a column step
-  int64_t workspace_bytes;   // of a block: its rings
+  uint32_t zeros;           // a site of zeros
+  int64_t floats;           // in the constants
+  int64_t workspace_bytes;  // of a block: its rings
 };
 
 struct Limits {

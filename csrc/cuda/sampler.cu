@@ -26,9 +26,12 @@ KernelParams parameters_of(const Plan& plan, const DeviceJob& job) {
 
 }  // namespace
 
-std::vector<char> Sampler::parameters(const DeviceJob& job, int first_step, int end_step) const {
+std::vector<char> Sampler::parameters(const DeviceJob& job, int number, int row, int first_step, int steps) const {
   KernelParams params = parameters_of(plan_, job);
-  params.layout.first_step = first_step, params.layout.end_step = end_step;
+  SweepPlan& sweep = params.layout.sweeps[0] = plan_.layout.sweeps[number];
+  sweep.first_step = first_step, sweep.steps = steps;
+  params.layout.n_sweeps = 1;
+  if (plan_.layout.by_rows) params.layout.first_row = row, params.layout.end_row = row + 1;
   std::vector<char> bytes(sizeof params);
   std::memcpy(bytes.data(), &params, sizeof params);
   return bytes;

@@ -35,8 +35,9 @@ class Sampler {
   // Enqueues one launch, and waits for nothing, so that a CUDA graph can capture it.
   void run(const DeviceJob&) const;
 
-  // What the kernel is given (KernelParams), byte by byte, if only these column steps are to be run: for simulations.
-  std::vector<char> parameters(const DeviceJob&, int first_step, int end_step) const;
+  // What the kernel is given (KernelParams), byte by byte, if only some column steps of a sweep are to be run: for
+  // simulations. first_step: as in SweepPlan.
+  std::vector<char> parameters(const DeviceJob&, int sweep, int row, int first_step, int steps) const;
 
  private:
   Plan plan_;

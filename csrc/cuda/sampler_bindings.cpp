@@ -44,21 +44,29 @@ void bind_cuda_sampler(py::module_& m) {
       .def("run", &cuda::Sampler::run, "job"_a, py::call_guard<py::gil_scoped_release>())
       .def(
           "parameters",
-          [](const cuda::Sampler& s, const cuda::DeviceJob& job, int first_step, int end_step) {
-            const std::vector<char> bytes = s.parameters(job, first_step, end_step);
+          [](const cuda::Sampler& s, const cuda::DeviceJob& job, int sweep, int row, int first_step, int steps) {
+            const std::vector<char> bytes = s.parameters(job, sweep, row, first_step, steps);
             return py::bytes(bytes.data(), bytes.size());
           },
-          "job"_a, "first_step"_a, "end_step"_a)
+          "job"_a, "sweep"_a, "row"_a, "first_step"_a, "steps"_a)
       .def("constants",
            [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
       .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)
       .def_property_readonly("facts", [](const cuda::Sampler& s) {
         const cuda::Plan& p = s.plan();
         const cuda::Layout& l = p.layout;
+        py::list sweeps;
+        for (int k = 0; k < l.n_sweeps; k++) {
+          const cuda::SweepPlan& sweep = l.sweeps[k];
+          int weight_bytes = 0;
+          for (const int bytes : sweep.weight_bytes) weight_bytes += bytes;
+          sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
+                                 "direction"_a = sweep.direction, "weight_bytes"_a = weight_bytes));
+        }
         return py::dict("images"_a = l.images, "rows"_a = l.rows, "lag"_a = l.lag, "tiles"_a = l.tiles,
-                        "most_images"_a = cuda::most_tiles(p.math) * cuda::kTileSites / l.rows,
-                        "first_step"_a = l.first_step, "end_step"_a = l.end_step, "records"_a = l.records,
-                        "shared_bytes"_a = p.shared_bytes, "weight_bytes"_a = p.weight_bytes,
-                        "value_bytes"_a = p.value_bytes, "workspace_bytes"_a = l.workspace_bytes);
+                        "most_images"_a = cuda::most_tiles(p.math) * cuda::kTileSites / l.rows, "turns"_a = l.end_row,
+                        "sweeps"_a = sweeps, "records"_a = l.records, "shared_bytes"_a = p.shared_bytes,
+                        "weight_bytes"_a = p.weight_bytes, "value_bytes"_a = p.value_bytes,
+                        "workspace_bytes"_a = l.workspace_bytes);
       });
 }

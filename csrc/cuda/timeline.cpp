@@ -1,6 +1,7 @@
 #include "cuda/timeline.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 
 namespace pcf::cuda {
@@ -15,29 +16,79 @@ bool multiplies_the_same(const Instruction& a, const Instruction& b) {
   return b.kind == InstructionKind::convolution && same(a.row_runs, b.row_runs) && same(a.pixel_runs, b.pixel_runs);
 }
 
+// Calls one(value, dy, dx) for everything that an instruction reads.
+template <class One>
+void each_read(const Instruction& i, const One& one) {
+  for (const auto* runs : {&i.row_runs, &i.pixel_runs})
+    for (const Run& run : *runs)
+      for (int d = 0; d < run.width; d++) one(run.source, run.dy, run.dx + d);
+  for (const Step& s : i.steps)
+    if (reads_value(s)) one(s.operand, s.dy, s.dx);
+  if (i.kind == InstructionKind::pointwise) one(i.value, i.dy, i.dx);
+}
+
 }  // namespace
 
 Timeline::Timeline(const Program& program, int lag) : program(program), lag(lag), readers_(program.storage.size()) {
   for (const Instruction& i : program.instructions) {
-    if (i.scan != Instruction::kWholeRow || i.phase == Phase::finished)
-      throw std::invalid_argument("the program computes whole rows");
     by_value_[i.out] = &i;
-    for (const auto* runs : {&i.row_runs, &i.pixel_runs})
-      for (const Run& run : *runs) readers_[run.source]++;
-    for (const Step& s : i.steps)
-      if (reads_value(s)) readers_[s.operand]++;
-    if (i.kind == InstructionKind::pointwise) readers_[i.value]++;
-    longest_lead = std::max(longest_lead, i.lead);
+    each_read(i, [&](int value, int, int) { readers_[value]++; });
   }
-  if (program.lag == 0) throw std::invalid_argument("the program has no wavefront");
+  if (by_rows()) add_rows(Phase::row);
+  add_pixels();
+  if (by_rows()) add_rows(Phase::finished);
+}
+
+// What is computed for a row before its pixels, or after them: as few sweeps as its reads and scans allow.
+void Timeline::add_rows(Phase phase) {
+  std::vector<const Instruction*> all;
+  for (const Instruction& i : program.instructions)
+    if (i.phase == phase && i.kind != InstructionKind::from_levels && draw_of(i.out) < 0) all.push_back(&i);
+  std::vector<const Instruction*> sweep;
+  // Which way a sweep of these instructions must go: 0 if it may go either way; none if it can't go at all.
+  const auto direction_of = [&](const std::vector<const Instruction*>& instructions) {
+    std::optional<int> found = 0;
+    const auto must = [&](int way) {
+      if (found) found = *found == 0 || *found == way ? std::optional(way) : std::nullopt;
+    };
+    for (const Instruction* i : instructions) {
+      if (i->scan != Instruction::kWholeRow) must(i->from_the_right ? -1 : 1);
+      each_read(*i, [&](int value, int dy, int dx) {
+        const auto is_read = [&](const Instruction* other) { return other->out == value; };
+        if (dy == 0 && dx != 0 && std::any_of(instructions.begin(), instructions.end(), is_read)) must(dx < 0 ? 1 : -1);
+      });
+    }
+    return found;
+  };
+  const auto end = [&] {
+    if (sweep.empty()) return;
+    const std::optional<int> direction = direction_of(sweep);
+    if (!direction) throw std::invalid_argument("a scan reads what it has not computed yet");
+    add(sweep);
+    end_sweep(*direction == 0 ? 1 : *direction);
+    sweep.clear();
+  };
+  for (size_t first = 0, last; first < all.size(); first = last) {
+    last = first + 1;
+    while (last < all.size() && all[first]->scan != Instruction::kWholeRow && all[last]->scan == all[first]->scan)
+      last++;
+    std::vector<const Instruction*> more = sweep;
+    more.insert(more.end(), all.begin() + first, all.begin() + last);
+    if (!direction_of(more)) end();
+    sweep.insert(sweep.end(), all.begin() + first, all.begin() + last);
+  }
+  end();
+}
+
+void Timeline::add_pixels() {
   const auto in_row_phase = [&](const Instruction& i) { return i.phase == Phase::row && draw_of(i.out) < 0; };
   const auto add_all = [&](const auto& wanted) {
     std::vector<const Instruction*> found;
     for (const Instruction& i : program.instructions)
-      if (i.kind != InstructionKind::from_levels && wanted(i)) found.push_back(&i);
+      if (i.kind != InstructionKind::from_levels && i.phase != Phase::finished && wanted(i)) found.push_back(&i);
     add(found);
   };
-  add_all(in_row_phase);
+  if (!by_rows()) add_all(in_row_phase);
   for (int draw = 0; draw <= draws(); draw++) {
     add_all([&](const Instruction& i) { return !in_row_phase(i) && i.after == draw; });
     if (draw == draws()) break;
@@ -47,6 +98,15 @@ Timeline::Timeline(const Program& program, int lag) : program(program), lag(lag)
         order_[i.out] = {static_cast<int>(entries.size()), 0};
     entries.push_back({{}, draw});
   }
+  end_sweep(1);
+}
+
+void Timeline::end_sweep(int direction) {
+  sweeps.push_back({sweeps.empty() ? 0 : sweeps.back().end, static_cast<int>(entries.size()), direction});
+}
+
+const Sweep& Timeline::sweep_of(int position) const {
+  return *std::find_if(sweeps.begin(), sweeps.end(), [&](const Sweep& sweep) { return position < sweep.end; });
 }
 
 void Timeline::add(const std::vector<const Instruction*>& instructions) {
@@ -97,8 +157,15 @@ int Timeline::draw_of(int value) const {
 }
 
 Read Timeline::read(const Instruction& i, int value, int dy, int dx) const {
-  const int age = instruction(value).lead - i.lead - dx - lag * dy;
-  if (age < 0 || (age == 0 && order_.at(value) >= order_.at(i.out)))
+  const Order reader = order_.at(i.out), source = order_.at(value);
+  int age = instruction(value).lead - i.lead - dx - lag * dy;
+  if (by_rows()) {
+    const Sweep& sweep = sweep_of(reader.first);
+    const bool is_in_sweep = source.first >= sweep.first && source.first < sweep.end;
+    if (dy != 0 || !is_in_sweep) return {value, dy, dx, kLongAgo};
+    age = -dx * sweep.direction;
+  }
+  if (age < 0 || (age == 0 && source >= reader))
     throw std::invalid_argument("the program reads a value before it is computed");
   return {value, dy, dx, age};
 }

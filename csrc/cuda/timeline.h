@@ -9,7 +9,9 @@
 
 namespace pcf::cuda {
 
-// A value that something reads at (row + dy, column + dx), and how many column steps ago that was computed.
+// A value that something reads at (row + dy, column + dx), and how many column steps ago that was computed; kLongAgo:
+// in another sweep.
+constexpr int kLongAgo = 1 << 16;
 struct Read {
   int value, dy, dx, age;
 };
@@ -27,18 +29,26 @@ struct Entry {
   int draw = -1;                          // the draw, or the one that the instruction is the output of
 };
 
+// A block goes over its pixels in sweeps. A program with a wavefront has one, for the whole image; else rows are
+// sampled one at a time, and each sweep goes over a row, from the left or from the right. In each column step it goes
+// through its entries.
+struct Sweep {
+  int first, end;     // entries
+  int direction = 1;  // -1: from the right
+};
+
 inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
 
 class Timeline {
  public:
-  // lag: how many columns behind the row above a row starts, at least the program's. The program is borrowed. Throws
-  // std::invalid_argument if it has no wavefront.
+  // lag: how many columns behind the row above a row starts, at least the program's, if it has a wavefront. The program
+  // is borrowed.
   Timeline(const Program&, int lag);
 
   const Program& program;
   const int lag;
   std::vector<Entry> entries;
-  int longest_lead = 0;
+  std::vector<Sweep> sweeps;
 
   int draws() const { return static_cast<int>(program.outputs.size()); }
   int distributions_per_draw() const { return program.head.distributions / draws(); }
@@ -50,18 +60,25 @@ class Timeline {
   std::vector<Tap> taps(const Instruction&) const;
   Read read(const Instruction&, int value, int dy, int dx) const;
 
+  const Sweep& sweep_of(int position) const;
+
   // How many records at least the reader comes after what computes the value: an entry is one record or more, and a
   // column step has at least so many. So this does not depend on how many records there are in the end.
   int distance(int position, const Read& read, int fewest_records) const {
-    const int records = std::max(static_cast<int>(entries.size()), fewest_records);
-    return read.age * records + position - this->position(read.value);
+    if (read.age == kLongAgo) return kLongAgo;
+    const Sweep& sweep = sweep_of(position);
+    return read.age * std::max(sweep.end - sweep.first, fewest_records) + position - this->position(read.value);
   }
 
  private:
   using Order = std::pair<int, int>;  // an entry, and the place in it
 
+  bool by_rows() const { return program.lag == 0; }
   int draw_of(int value) const;
+  void add_rows(Phase);
+  void add_pixels();
   void add(const std::vector<const Instruction*>&);
+  void end_sweep(int direction);
   size_t group_size(const std::vector<const Instruction*>&, size_t first) const;
 
   std::map<int, Order> order_;

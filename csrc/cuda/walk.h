@@ -35,36 +35,14 @@ template <Math kMath, int kTiles>
 class Walk {
  public:
   __device__ explicit Walk(const KernelParams& params)
-      : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32),
-        weights_(params.constants + params.layout.weights[warp_], lane_) {}
+      : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32) {}
 
   __device__ __forceinline__ void run() {
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(params_.constants + at);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
-    uint32_t view = layout_.first_view;
-    place_sites(view);
-    sync_block();
-    look(view, view, 0);
-    sync_block();
-    for (const uint32_t at : layout_.first_copies)
-      if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
-    meet();
-    uint32_t at = layout_.record_table;
-    for (int steps = layout_.end_step - layout_.first_step; steps > 0;) {
-      Then then;
-      do {
-        then = run_record(in_shared<const Record>(at), view);
-        at += sizeof(Record);
-      } while (then == Then::next);
-      if (then == Then::look) {
-        look(view, next(view), 1);
-      } else {
-        weights_.begin_again(layout_.weight_bytes[warp_]);
-        view = next(view), at = layout_.record_table, steps--;
-      }
-    }
-    wait_copies<0>();
+    for (int row = layout_.first_row; row < layout_.end_row; row++)
+      for (int s = 0; s < layout_.n_sweeps; s++) run_sweep(layout_.sweeps[s], row);
   }
 
  private:
@@ -86,20 +64,61 @@ class Walk {
   __device__ int group() const { return lane_ / 4; }
   __device__ int member() const { return lane_ % 4; }
 
+  // -- the walk
+
+  __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row) {
+    uint32_t view = layout_.first_view;
+    place_sites(view, sweep, row);
+    place_in_rings(sweep, row);
+    sync_block();
+    look(sweep, view, view, 0);
+    sync_block();
+    for (const uint32_t at : sweep.first_copies)
+      if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
+    weights_.begin(params_.constants + sweep.weights[warp_], lane_);
+    weight_turn_ = 0, turn_is_one_ = false;
+    meet();
+    uint32_t at = sweep.records;
+    for (int steps = sweep.steps; steps > 0;) {
+      Then then;
+      do {
+        then = run_record(in_shared<const Record>(at), view);
+        at += sizeof(Record);
+      } while (then == Then::next);
+      if (then == Then::look) {
+        look(sweep, view, next(view), 1);
+      } else {
+        weights_.begin_again(sweep.weight_bytes[warp_]);
+        view = next(view), at = sweep.records, steps--;
+      }
+    }
+    wait_copies<0>();
+    sync_block();
+  }
+
   // -- sites
 
   // The view of the next column step.
   __device__ uint32_t next(uint32_t view) const { return layout_.both_views - view; }
   __device__ Site& site(uint32_t view, int index) const { return in_shared<Site>(view + index * sizeof(Site)); }
 
-  // Where the sites are in the first column step.
-  __device__ void place_sites(uint32_t view) {
+  // Where the sites are in a sweep's first column step.
+  __device__ void place_sites(uint32_t view, const SweepPlan& sweep, int first_row) {
     if (thread() >= kSites) return;
-    const int row = thread() / layout_.images, behind = layout_.first_step - layout_.lag * row;
+    const int row = thread() / layout_.images, behind = sweep.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
     const int image = block_index() * layout_.images + thread() % layout_.images;
     const bool used = thread() < layout_.sites && image < params_.images;
-    site(view, thread()) = Site{image, used ? row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
+    site(view, thread()) =
+        Site{image, used ? first_row + row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
+  }
+
+  // And where the ring of this thread's slot stands.
+  __device__ void place_in_rings(const SweepPlan& sweep, int row) {
+    ring_step_ = 0;
+    if (!layout_.by_rows || thread() >= sweep.slots) return;
+    const Slot slot = in_shared<const Slot>(sweep.slot_table + thread() * sizeof(Slot));
+    ring_step_ = (row + slot.dy + slot.length) % slot.length;
   }
 
   // So many columns to the right, which may be in a later row.
@@ -113,14 +132,20 @@ class Walk {
   }
 
   // Makes the view of the column step that comes `steps` steps after that of `now`.
-  __device__ void look(uint32_t now, uint32_t then, int steps) {
-    if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), steps);
-    if (thread() < layout_.slots) {
-      const Slot slot = in_shared<const Slot>(layout_.slot_table + thread() * sizeof(Slot));
-      ring_step_ += steps;
-      if (ring_step_ == slot.length) ring_step_ = 0;
-      int index = ring_step_ - slot.age;
-      if (index < 0) index += slot.length;
+  __device__ void look(const SweepPlan& sweep, uint32_t now, uint32_t then, int steps) {
+    const int columns = steps * sweep.direction;
+    if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), columns);
+    if (thread() < sweep.slots) {
+      const Slot slot = in_shared<const Slot>(sweep.slot_table + thread() * sizeof(Slot));
+      int index;
+      if (layout_.by_rows) {
+        index = ring_step_ * layout_.width + site(now, 0).column + columns + slot.dx;
+      } else {
+        ring_step_ += steps;
+        if (ring_step_ == slot.length) ring_step_ = 0;
+        index = ring_step_ - slot.age;
+        if (index < 0) index += slot.length;
+      }
       const int64_t at = block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
       in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
           reinterpret_cast<uint64_t>(params_.workspace + at);
@@ -128,18 +153,17 @@ class Walk {
     // A warp looks after as many edges at once as it has lanes for.
     constexpr int kEdges = kSites < 32 && 32 % kSites == 0 ? 32 / kSites : 1;
 #pragma unroll 1
-    for (int begin = warp_ * kEdges; begin < layout_.edges; begin += kWarps * kEdges) {
+    for (int begin = warp_ * kEdges; begin < sweep.edges; begin += kWarps * kEdges) {
       const int e = begin + lane_ / kSites % kEdges;
-      const Edge edge = in_shared<const Edge>(layout_.edge_table + min(e, layout_.edges - 1) * sizeof(Edge));
+      const Edge edge = in_shared<const Edge>(sweep.edge_table + min(e, sweep.edges - 1) * sizeof(Edge));
 #pragma unroll
       for (int first = 0; first < kSites; first += 32) {
         const int index = kEdges > 1 ? lane_ % kSites : min(first + lane_, kSites - 1);
-        const Site s = advanced(site(now, index), edge.lead + steps);
+        const Site s = advanced(site(now, index), edge.lead + columns);
         const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
         const uint32_t sites = ballot(inside || e == int{kEverySite}) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
         const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
-        if (is_first && e < layout_.edges)
-          in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
+        if (is_first && e < sweep.edges) in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
       }
     }
   }
@@ -797,7 +821,7 @@ class Walk {
   int weight_turn_ = 0;
   bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
   Sums sums_ = {};            // zero between records, unless a sum goes on
-  int ring_step_ = 0;         // of the slot that this thread looks after
+  int ring_step_;             // of the slot that this thread looks after: where its ring stands, or the ring's row
 };
 
 template <Math kMath, int kTiles>

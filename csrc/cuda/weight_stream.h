@@ -14,7 +14,8 @@ class WeightStream {
  public:
   using Batch = uint4[kBatch][2];
 
-  __device__ WeightStream(const char* begin, int lane) : next_(begin + lane * 16) {
+  __device__ __forceinline__ void begin(const char* at, int lane) {
+    next_ = at + lane * 16;
 #pragma unroll
     for (int n = 0; n < kAhead; n++) fetch(ahead_[n]);
   }

@@ -52,10 +52,6 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
-    if program.needs_finished_rows:
-        return (
-            "the model computes finished rows, as a Diagonal BiLSTM does, which this runtime can't: use 'eager'"
-        )
     if program.dtype not in MATH_BY_DTYPE:
         return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
     return None
