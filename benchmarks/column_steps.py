@@ -190,7 +190,11 @@ class ColumnSteps:
             facts = self._runtime(network).sampler(images).facts
             kernel = self._kernel(facts["tiles"])
             of_sweep = facts["sweeps"][sweep]
-            where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["direction"] * (of_sweep["steps"] // 2)
+            where = (
+                sweep,
+                facts["turns"] // 2,
+                of_sweep["first_step"] + of_sweep["direction"] * (of_sweep["steps"] // 2),
+            )
             runs = []
             for steps in (FEW, MANY):
                 begun = time.monotonic()
@@ -203,7 +207,15 @@ class ColumnSteps:
         return self._runs[key]
 
     def _run(
-        self, network: Network, kernel: Kernel, images: int, l2_rate: float, sweep: int, row: int, first: int, steps: int
+        self,
+        network: Network,
+        kernel: Kernel,
+        images: int,
+        l2_rate: float,
+        sweep: int,
+        row: int,
+        first: int,
+        steps: int,
     ) -> Run:
         sampler, memory = self._runtime(network).sampler(images), Memory()
         sub_pixels = images * int(np.prod(network.shape))

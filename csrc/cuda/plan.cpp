@@ -70,11 +70,11 @@ struct Multiplied {
   bool side_by_side() const { return chunks.size() == kChunks && chunks[0].tap == chunks[3].tap; }
 };
 
-// Channels of an instruction that each warp has a tile of.
+// Channels that each warp has a tile of: those of an instruction, or of a gate's two, in turn.
 struct Member {
-  const Instruction* instruction;
+  std::vector<const Instruction*> instructions;
   int first_channel;                  // of the first tile
-  std::vector<const float*> weights;  // by tap
+  std::vector<const float*> weights;  // by tap, of one instruction after the other
 };
 
 struct Draft {
@@ -178,9 +178,13 @@ class Planner {
     const int tiles = padded(leader.out) / kTileChannels;
     const auto products = std::count_if(entry.group.begin(), entry.group.end(), is_product);
     auto next = entry.group.begin();
-    if (products > most_members(math_, layout_.tiles))  // one after the other
+    if (const Joint gate = gate_of(entry.group); gate.size > 0) {
+      draft_tiles({next, next + gate.size}, position, 0, 2 * tiles);
+      next += gate.size;
+    } else if (products > most_members(math_, layout_.tiles)) {  // one after the other
       for (int k = 1; k < products; k++, next++) draft_tiles({*next}, position, 0, tiles);
-    draft_tiles({next, entry.group.end()}, position, 0, tiles);
+    }
+    if (next != entry.group.end()) draft_tiles({next, entry.group.end()}, position, 0, tiles);
   }
 
   bool by_distribution(int draw) const {
@@ -194,12 +198,14 @@ class Planner {
     std::vector<Multiplied> known, late;
     std::vector<Member> members;
     const Joint joint = joint_of(group, position);
+    const bool is_gate = joint.ending == Ending::gate;
     for (const Instruction* i : joint.size > 0 ? joint.members : group) {
       if (!is_product(i)) continue;
       const std::vector<Tap> taps = timeline_.taps(*i);
-      members.push_back({i, first * kTileChannels, {}});
+      if (!is_gate || members.empty()) members.push_back({{}, first * kTileChannels, {}});
+      members.back().instructions.push_back(i);
       for (const Tap& tap : taps) members.back().weights.push_back(tap.weight);
-      if (members.size() > 1) continue;
+      if (members.size() > 1 || members.back().instructions.size() > 1) continue;
       for (size_t t = 0; t < taps.size(); t++) {
         const bool is_known = distance(position, taps[t].read) >= kVisible;
         add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), is_known);
@@ -316,7 +322,7 @@ class Planner {
     for (size_t k = joint.size; k < group.size(); k++) {
       const Instruction* const i = group[k];
       const size_t begin = biases.size();
-      if (is_product(i)) add_biases(biases, *i, d);
+      if (is_product(i)) add_biases(biases, {i}, d);
       for (int part = 0; part < d.wide; part++) {
         Result& r = add_result(i->out, d, part);
         r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
@@ -338,9 +344,13 @@ class Planner {
   }
 
   // Of those channels that the record computes.
-  static void add_biases(std::vector<float>& biases, const Instruction& i, const Draft& d) {
-    for (int c = d.first_channel; c < d.first_channel + d.record.product.tiles * d.wide * kTileChannels; c++)
+  static void add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Draft& d) {
+    const int end = d.first_channel + d.record.product.tiles * d.wide * kTileChannels;
+    for (int channel = d.first_channel; channel < end; channel++) {
+      const Instruction& i = *in_turn[channel % in_turn.size()];
+      const int c = channel / static_cast<int>(in_turn.size());
       biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
+    }
   }
 
   void stage_biases(const std::vector<float>& biases, Draft& d, int number) {
@@ -353,8 +363,7 @@ class Planner {
 
   Joint joint_of(const std::vector<const Instruction*>& group, int position) const {
     const auto products = std::count_if(group.begin(), group.end(), is_product);
-    if (products == 2) return gate_of(group);
-    return products == 4 && group.size() > 4 ? lstm_of(group, position) : Joint{};
+    return products == 4 && group.size() > 4 ? lstm_of(group, position) : gate_of(group);
   }
 
   // Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
@@ -367,6 +376,7 @@ class Planner {
 
   // Two products with their activations; or two whose sums are read as well, and then what is made of them.
   Joint gate_of(const std::vector<const Instruction*>& group) const {
+    if (std::count_if(group.begin(), group.end(), is_product) != 2) return {};
     const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
     if (keeps_sums && group.size() < 4) return {};
     const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
@@ -406,7 +416,10 @@ class Planner {
   }
 
   void draft_joint(const Joint& joint, int position, Draft& d, int number, std::vector<float>& biases) {
-    for (const Instruction* i : joint.members) add_biases(biases, *i, d);
+    if (joint.ending == Ending::gate)
+      add_biases(biases, joint.members, d);
+    else
+      for (const Instruction* i : joint.members) add_biases(biases, {i}, d);
     Result& r = add_result(joint.out->out, d, 0);
     r.member_channels = d.record.product.tiles * kTileChannels;
     r.ending = joint.ending;
@@ -620,7 +633,7 @@ class Planner {
   uint32_t slot(SweepDraft& sweep, const Read& read) {
     const int length = values_[read.value].oldest + 1;
     const Ring& ring = rings_.at(length);
-    Slot slot{ring.at, ring.bytes, length, read.age, 0, 0};
+    Slot slot{ring.at, ring.bytes, length, read.age};
     if (layout_.by_rows) slot.age = 0, slot.dy = read.dy, slot.dx = read.dx;
     const std::tuple key(length, slot.age, slot.dy, slot.dx);
     const auto [found, is_new] = sweep.slots.try_emplace(key, size_of(sweep.slot_table));
@@ -790,7 +803,7 @@ class Planner {
     if (sweeps_.size() > kMostSweeps) throw std::invalid_argument("the program goes over a row too often");
     int slots = 0, edges = 0;
     for (SweepDraft& sweep : sweeps_) {
-      if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1, 0, 0, 0});  // results look one up at any rate
+      if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1});  // results look one up at any rate
       if (sweep.slot_table.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
       slots = std::max(slots, static_cast<int>(sweep.slot_table.size()));
       edges = std::max(edges, static_cast<int>(sweep.edge_table.size()));
@@ -930,14 +943,16 @@ class Planner {
   }
 
   void pack(const Multiplied& m, const Member& member, int channel, char* fragment) const {
-    const int outputs = member.instruction->channels, in_chunk = depth_ / kChunks;
+    const int in_turn = static_cast<int>(member.instructions.size()), outputs = member.instructions[0]->channels;
+    const size_t taps = member.weights.size() / in_turn;
+    const int in_chunk = depth_ / kChunks;
     const auto at = [&](int k, int row) {
       const size_t c = k / in_chunk;
       if (c >= m.chunks.size()) return 0.f;
       const Chunk& chunk = m.chunks[c];
-      const int in = chunk.first + k % in_chunk, out = member.first_channel + channel + row;
+      const int in = chunk.first + k % in_chunk, of_all = member.first_channel + channel + row, out = of_all / in_turn;
       const bool is_there = in < program_.storage[chunk.read.value].channels && out < outputs;
-      return is_there ? member.weights[chunk.tap][int64_t{in} * outputs + out] : 0.f;
+      return is_there ? member.weights[of_all % in_turn * taps + chunk.tap][int64_t{in} * outputs + out] : 0.f;
     };
     pack_weights(math_, at, fragment);
   }

@@ -81,6 +81,8 @@ struct alignas(16) Slot {
   int length;     // column steps, or rows
   int age;        // how many column steps ago it was computed,
   int dy, dx;     // or at which pixel, from the reader's
+  int stands;     // the device's: at which column step the ring stands, or at which row
+  int unused[3];
 };
 
 // A sweep over the image or over a row (timeline.h). Of each warp: its batches of weights in the constants, in the
@@ -159,7 +161,8 @@ struct Record {
 //   activated  activation(x) * factor + term, where x is the sums or a value
 //   steps      what any steps make of x
 // or of the sums of all members together, with what is stored for no other reader rounded as if it had been:
-//   gate       tanh(sums 0) * sigmoid(sums 1), and with it the sums, if something else reads them
+//   gate       tanh(a) * sigmoid(b), where the sums are those of a and b in turn, channel by channel; and a and b
+//              themselves, if something else reads them
 //   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
 //              tanh(cell) * sigmoid(sums 3)
 enum class Ending : int { sum, logits, activated, steps, gate, lstm };

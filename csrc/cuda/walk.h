@@ -41,8 +41,10 @@ class Walk {
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(params_.constants + at);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
-    for (int row = layout_.first_row; row < layout_.end_row; row++)
-      for (int s = 0; s < layout_.n_sweeps; s++) run_sweep(layout_.sweeps[s], row);
+    uint32_t view = layout_.first_view;
+    const int n = layout_.n_sweeps;
+    for (int done = layout_.first_row * n; done < layout_.end_row * n; done++)
+      run_sweep(layout_.sweeps[done % n], done / n, view);
   }
 
  private:
@@ -66,11 +68,11 @@ class Walk {
 
   // -- the walk
 
-  __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row) {
-    uint32_t view = layout_.first_view;
+  // view: one that nobody reads, and then again.
+  __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row, uint32_t& view) {
     place_sites(view, sweep, row);
-    place_in_rings(sweep, row);
     sync_block();
+    place_in_rings(sweep, row);
     look(sweep, view, view, 0);
     sync_block();
     for (const uint32_t at : sweep.first_copies)
@@ -93,7 +95,6 @@ class Walk {
       }
     }
     wait_copies<0>();
-    sync_block();
   }
 
   // -- sites
@@ -115,10 +116,9 @@ class Walk {
 
   // And where the ring of this thread's slot stands.
   __device__ void place_in_rings(const SweepPlan& sweep, int row) {
-    ring_step_ = 0;
-    if (!layout_.by_rows || thread() >= sweep.slots) return;
-    const Slot slot = in_shared<const Slot>(sweep.slot_table + thread() * sizeof(Slot));
-    ring_step_ = (row + slot.dy + slot.length) % slot.length;
+    if (thread() >= sweep.slots) return;
+    Slot& slot = in_shared<Slot>(sweep.slot_table + thread() * sizeof(Slot));
+    slot.stands = layout_.by_rows ? (row + slot.dy + slot.length) % slot.length : 0;
   }
 
   // So many columns to the right, which may be in a later row.
@@ -136,15 +136,15 @@ class Walk {
     const int columns = steps * sweep.direction;
     if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), columns);
     if (thread() < sweep.slots) {
-      const Slot slot = in_shared<const Slot>(sweep.slot_table + thread() * sizeof(Slot));
+      Slot& slot = in_shared<Slot>(sweep.slot_table + thread() * sizeof(Slot));
       int index;
       if (layout_.by_rows) {
-        index = ring_step_ * layout_.width + site(now, 0).column + columns + slot.dx;
+        index = slot.stands * layout_.width + site(now, 0).column + columns + slot.dx;
       } else {
-        ring_step_ += steps;
-        if (ring_step_ == slot.length) ring_step_ = 0;
-        index = ring_step_ - slot.age;
+        const int stands = slot.stands + steps == slot.length ? 0 : slot.stands + steps;
+        index = stands - slot.age;
         if (index < 0) index += slot.length;
+        slot.stands = stands;
       }
       const int64_t at = block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
       in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
@@ -425,7 +425,7 @@ class Walk {
       char* const ring = ring_of(now, r.to);
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, of_tile);
-      else if (kMost >= 2 && r.ending == Ending::gate)
+      else if (r.ending == Ending::gate)
         gate_and_store(r, ring, channel, of_tile, now);
       else if (kMost >= 4 && r.ending == Ending::lstm)
         cell_and_store(r, ring, channel, of_tile, now);
@@ -549,24 +549,32 @@ class Walk {
     }
   }
 
+  // A lane has a channel of both factors, each at two sites.
   __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
+    for_members(r, of_tile, [&](int m, float2 bias) {
+      const int unit = (channel + m * kTileChannels) / 2;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      float x[4], gate[4];
-      sums_of_member<0>(x, tile, r, of_tile);
-      sums_of_member<1>(gate, tile, r, of_tile);
-      if (r.gate.keeps_sums) {
-        store(x, r.gate.sums[0], ring_of(view, r.gate.sums[0]), tile, channel);
-        store(gate, r.gate.sums[1], ring_of(view, r.gate.sums[1]), tile, channel);
-        round_as_stored(x), round_as_stored(gate);
+      for (int tile = 0; tile < kTiles; tile++) {
+        float x[4], rounded[4];
+        sums_of(x, m * kTiles + tile, bias);
+        const auto store_unit = [&](const Target& to, char* ring, float a, float b) {
+          store_one(to, ring, a, unit, site_of(tile, 0)), store_one(to, ring, b, unit, site_of(tile, 1));
+        };
+        if (r.gate.keeps_sums) {
+          store_unit(r.gate.sums[0], ring_of(view, r.gate.sums[0]), x[0], x[1]);
+          store_unit(r.gate.sums[1], ring_of(view, r.gate.sums[1]), x[2], x[3]);
+          round_as_stored(x);
+        }
+#pragma unroll
+        for (int n = 0; n < 2; n++) x[n] = hyperbolic_tangent(x[n], kMath), x[n + 2] = logistic(x[n + 2], kMath);
+#pragma unroll
+        for (int c = 0; c < 4; c++) rounded[c] = x[c];
+        round_as_stored(rounded);
+#pragma unroll
+        for (int n = 0; n < 2; n++) x[n] = r.gate.rounds_tanh ? rounded[n] * x[n + 2] : x[n] * rounded[n + 2];
+        store_unit(r.to, ring, x[0], x[1]);
       }
-      activate(StepKind::tanh, x), activate(StepKind::sigmoid, gate);
-      r.gate.rounds_tanh ? round_as_stored(x) : round_as_stored(gate);
-#pragma unroll
-      for (int c = 0; c < 4; c++) x[c] *= gate[c];
-      store(x, r.to, ring, tile, channel);
-    }
-    clear_sums<kTiles, kMost * kTiles>();
+    });
   }
 
   __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
@@ -787,29 +795,29 @@ class Walk {
       for (int k = lane_; k < input.count + pads; k += 32) {
         const bool is_pad = k >= input.count;
         const float x = is_pad ? 0.f : level_value(input, c * input.floats + mine);
-        store_one(input, ring, x, is_pad ? input.pad_from + k - input.count : input.before + k, site);
+        store_one(input.to, ring, x, is_pad ? input.pad_from + k - input.count : input.before + k, site);
       }
       return;
     }
     for (int c = 0; c < input.count; c++) {
       const int mine = shuffle(level, input.first - first + c);
       for (int k = lane_; k < input.width; k += 32)
-        store_one(input, ring, level_value(input, c * input.floats + mine * input.width + k),
+        store_one(input.to, ring, level_value(input, c * input.floats + mine * input.width + k),
                   input.before + c * input.width + k, site);
     }
     for (int channel = input.pad_from + lane_; channel < input.pad_to; channel += 32)
-      store_one(input, ring, 0, channel, site);
+      store_one(input.to, ring, 0, channel, site);
   }
 
   __device__ __forceinline__ float level_value(const InputPlan& input, int index) const {
     return input.near == kNowhere ? constant(input.table + index) : in_shared<const float>(input.near + index * 4);
   }
 
-  __device__ void store_one(const InputPlan& input, char* ring, float x, int channel, int site) {
+  __device__ void store_one(const Target& to, char* ring, float x, int channel, int site) {
     using Stored = decltype(stored<kMath>(x));
     const uint32_t offset = offset_at(channel, site);
-    if (input.to.shared != kNowhere) in_shared<Stored>(input.to.shared + offset) = stored<kMath>(x);
-    if (input.to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
+    if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset) = stored<kMath>(x);
+    if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
   }
 
   static constexpr int kNoRow = -(1 << 20);
@@ -821,7 +829,6 @@ class Walk {
   int weight_turn_ = 0;
   bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
   Sums sums_ = {};            // zero between records, unless a sum goes on
-  int ring_step_;             // of the slot that this thread looks after: where its ring stands, or the ring's row
 };
 
 template <Math kMath, int kTiles>

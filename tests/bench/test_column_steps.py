@@ -49,13 +49,15 @@ def test_few_blocks_have_l2_to_themselves(tmp_path):
 
 @pytest.fixture
 def step() -> Step:
-    return Step(1000, 500, steps=10, blocks=100, waves=1, moved_bytes=0, forbidden=0, run=None)  # type: ignore[arg-type]  # no simulation
+    return Step(1000, 500, steps=10, turns=1, blocks=100, waves=1, moved_bytes=0, forbidden=0, run=None)  # type: ignore[arg-type]  # no simulation
 
 
 def test_a_batch_takes_its_steps_wave_after_wave(step: Step):
     assert step.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 1000))
     twice = dataclasses.replace(step, waves=2)
     assert twice.milliseconds(H100) == pytest.approx(2 * step.milliseconds(H100))
+    rows = dataclasses.replace(step, turns=32)
+    assert rows.milliseconds(H100) == pytest.approx(32 * step.milliseconds(H100))
 
 
 def test_dram_bounds_a_batch(step: Step):

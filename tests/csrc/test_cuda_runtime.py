@@ -317,7 +317,7 @@ def test_every_number_of_tiles(tiles):
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", ["gated", "gated without labels", "row lstm", "row lstm without labels"])
+@pytest.mark.parametrize("name", ["row lstm", "row lstm without labels", "diagonal bilstm"])
 def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     """A warp has all gates of a unit at once, where it has registers for that; images don't depend on it."""
     model, shape = CASES[name]()
@@ -330,7 +330,6 @@ def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     levels, logits = run(together, sampler, u, labels=labels)
     expected = run(apart, sampler, u, labels=labels)
     assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
-
 
 
 class FarSighted(torch.nn.Module):
@@ -353,7 +352,8 @@ def test_every_synchronisation_is_needed():
     """If any one barrier or wait is left out, the images change or the emulation notices."""
     emulated().forget()
     networks = []
-    for model, shape in (CASES["two stacks"](), (FarSighted().eval(), (1, 3, 5))):
+    cases = CASES["two stacks"](), CASES["diagonal bilstm"](), (FarSighted().eval(), (1, 3, 5))
+    for model, shape in cases:
         sampler = Sampler(model, shape)
         _, u, labels = inputs(shape)
         engines: list[tuple[str, Precision]] = [("some", "same"), ("as many as it holds", "bf16")]
