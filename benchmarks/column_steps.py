@@ -190,11 +190,8 @@ class ColumnSteps:
             facts = self._runtime(network).sampler(images).facts
             kernel = self._kernel(facts["tiles"])
             of_sweep = facts["sweeps"][sweep]
-            where = (
-                sweep,
-                facts["turns"] // 2,
-                of_sweep["first_step"] + of_sweep["direction"] * (of_sweep["steps"] // 2),
-            )
+            before = max(0, min(of_sweep["steps"] // 2, of_sweep["steps"] - MANY))
+            where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["columns"] * before
             runs = []
             for steps in (FEW, MANY):
                 begun = time.monotonic()

@@ -97,7 +97,7 @@ struct Reference {
 
 // What belongs to a sweep.
 struct SweepDraft {
-  int direction, first, end;                                 // records
+  int direction, at_once, first, end;                        // records
   std::map<std::tuple<int, int, int>, uint32_t> edges = {};  // by lead, dy, dx
   std::vector<Edge> edge_table = {};
   std::map<std::tuple<int, int, int, int>, uint32_t> slots = {};
@@ -110,7 +110,7 @@ class Planner {
   Planner(const Program& program, Math math, int images, const Limits& limits, Thrift thrift)
       : program_(program), math_(math), depth_(depth_of(math)), limits_(limits), thrift_(thrift),
         layout_(geometry(program, math, images)), column_(layout_.tiles * kFragmentBytes),
-        timeline_(program, layout_.lag), values_(program.storage.size()) {}
+        timeline_(program, layout_.lag), values_(timeline_.values()) {}
 
   Plan plan() {
     for (const Sweep& sweep : timeline_.sweeps) draft_sweep(sweep);
@@ -129,7 +129,7 @@ class Planner {
     l.by_rows = program.lag == 0;
     l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
     l.rows = std::min(parts(program.width, l.lag), program.height);
-    l.period = std::max(l.rows * l.lag, program.width) + l.by_rows;
+    l.period = l.by_rows ? INT32_MAX : std::max(l.rows * l.lag, program.width);
     l.end_row = l.by_rows ? program.height : 1;
     l.sites = l.rows * images;
     if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
@@ -143,6 +143,7 @@ class Planner {
   void draft_sweep(const Sweep& sweep) {
     SweepDraft& s = sweeps_.emplace_back();
     s.direction = sweep.direction, s.first = static_cast<int>(drafts_.size()), s.end = INT32_MAX;
+    s.at_once = sweep.sums && layout_.tiles == 1 ? kTileSites / layout_.images : 1;
     edge(s, {0, 0, 0, 0}, 0);
     const size_t first_staging = stagings_.size(), first_logits = logits_.size();
     for (int p = sweep.first; p < sweep.end; p++) draft(p);
@@ -154,8 +155,9 @@ class Planner {
     s.end = static_cast<int>(drafts_.size());
   }
 
-  int fragments(int value) const { return parts(program_.storage[value].channels, depth_); }
-  int padded(int value) const { return fragments(value) * depth_; }
+  int padded(int value) const { return round_up(timeline_.channels(value), depth_); }
+  int depth(int value) const { return timeline_.is_sums(value) ? depth_of(Math::fp32) : depth_; }  // of a fragment
+  int fragments(int value) const { return padded(value) / depth(value); }
   static bool is_product(const Instruction* i) { return i->kind == InstructionKind::convolution; }
 
   void draft(int position) {
@@ -246,8 +248,8 @@ class Planner {
 
   // Values of few channels, such as the image, share fragments where they are copied.
   void add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, bool copied) const {
-    const int chunk = depth_ / kChunks;
-    const bool is_small = program_.storage[read.value].channels <= chunk;
+    const int depth = this->depth(read.value), chunk = depth / kChunks;
+    const bool is_small = timeline_.channels(read.value) <= chunk;
     if (copied && is_small) {
       if (to.empty() || to.back().chunks.size() == kChunks) to.emplace_back();
       to.back().chunks.push_back({read, tap, 0});
@@ -255,7 +257,7 @@ class Planner {
     }
     for (int f = 0; f < fragments(read.value); f++) {
       to.emplace_back();
-      for (int c = 0; c < kChunks; c++) to.back().chunks.push_back({read, tap, f * depth_ + c * chunk});
+      for (int c = 0; c < kChunks; c++) to.back().chunks.push_back({read, tap, f * depth + c * chunk});
     }
   }
 
@@ -322,11 +324,17 @@ class Planner {
     for (size_t k = joint.size; k < group.size(); k++) {
       const Instruction* const i = group[k];
       const size_t begin = biases.size();
-      if (is_product(i)) add_biases(biases, {i}, d);
+      const int sums = timeline_.sums_of(i->out);
+      const int goes_on = sums < 0 ? -1 : sums_at(sums, position, d, number);
+      if (is_product(i) && sums < 0) add_biases(biases, {i}, d);
       for (int part = 0; part < d.wide; part++) {
         Result& r = add_result(i->out, d, part);
-        r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
+        if (sums < 0)
+          r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
+        else
+          goes_on_with(r, goes_on);
         draft_steps(*i, position, r, d, number);
+        if (timeline_.is_sums(i->out)) r.ending = Ending::sums;
         if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
       }
       draw_of(position) < 0 ? writes(i->out, number) : logits_records_.push_back(number);
@@ -340,6 +348,7 @@ class Planner {
     Result& r = results_.emplace_back();
     r.first_channel = d.first_channel + part * kTileChannels, r.tile_channels = d.wide * kTileChannels;
     r.to = {kNowhere, kNowhere, 0}, r.logits = kNowhere;
+    r.bias_tile = kTileChannels * sizeof(float);
     return r;
   }
 
@@ -351,6 +360,16 @@ class Planner {
       const int c = channel / static_cast<int>(in_turn.size());
       biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
     }
+  }
+
+  // Sums that a product goes on with instead of a bias. -> the reference to them
+  int sums_at(int sums, int position, Draft& d, int number) {
+    return operand_at({sums, 0, 0, kLongAgo}, position, d.lead, d, number);
+  }
+  void goes_on_with(Result& r, int reference) {
+    r.bias_tile = column_, r.bias_site = kSiteBytes;
+    r.bias = static_cast<uint32_t>(r.first_channel / kTileChannels * column_);
+    going_on_[static_cast<int>(results_.size()) - 1] = reference;
   }
 
   void stage_biases(const std::vector<float>& biases, Draft& d, int number) {
@@ -376,7 +395,8 @@ class Planner {
 
   // Two products with their activations; or two whose sums are read as well, and then what is made of them.
   Joint gate_of(const std::vector<const Instruction*>& group) const {
-    if (std::count_if(group.begin(), group.end(), is_product) != 2) return {};
+    if (std::count_if(group.begin(), group.end(), is_product) != 2 || timeline_.is_sums(group[0]->out)) return {};
+    if (timeline_.sums_of(group[0]->out) >= 0) return {};  // they are not in turn
     const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
     if (keeps_sums && group.size() < 4) return {};
     const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
@@ -418,11 +438,18 @@ class Planner {
   void draft_joint(const Joint& joint, int position, Draft& d, int number, std::vector<float>& biases) {
     if (joint.ending == Ending::gate)
       add_biases(biases, joint.members, d);
-    else
+    else if (timeline_.sums_of(joint.members[0]->out) < 0)
       for (const Instruction* i : joint.members) add_biases(biases, {i}, d);
     Result& r = add_result(joint.out->out, d, 0);
-    r.member_channels = d.record.product.tiles * kTileChannels;
+    r.bias_member = d.record.product.tiles * kTileChannels * sizeof(float);
     r.ending = joint.ending;
+    if (const int first = timeline_.sums_of(joint.members[0]->out); first >= 0) {
+      r.bias_member = fragments(first) * column_;  // as they are copied one after the other
+      for (const Instruction* i : joint.members) {
+        const int reference = sums_at(timeline_.sums_of(i->out), position, d, number);
+        if (i == joint.members[0]) goes_on_with(r, reference);
+      }
+    }
     writes(joint.out->out, number);
     if (!joint.cell) {
       r.gate = {joint.rounds_tanh, joint.keeps_sums, {}};
@@ -453,7 +480,7 @@ class Planner {
       if (!reads_value(s)) continue;
       step_places_[static_cast<int>(steps_.size()) - 1] = operand(s.operand, s.dy, s.dx);
       if (reads_all_channels(s.kind)) {
-        step.all_channels = program_.storage[s.operand].channels;
+        step.all_channels = timeline_.channels(s.operand);
         step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
       }
     }
@@ -698,10 +725,12 @@ class Planner {
 
   Place place(SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead) {
     const Read& read = chunk.read;
+    const int depth = this->depth(read.value);
     Place p;
     p.at = (in_shared ? shared_of(read.value) : ring_of(read.value)) +
-           static_cast<uint32_t>(chunk.first / depth_ * column_ + chunk.first % depth_ * kSiteBytes / depth_);
-    p.shift = -read.dy % layout_.rows * layout_.images;
+           static_cast<uint32_t>(chunk.first / depth * column_ + chunk.first % depth * kSiteBytes / depth);
+    p.shift = sweep.at_once > 1 ? static_cast<int>(rings_.at(values_[read.value].oldest + 1).bytes)
+                                : -read.dy % layout_.rows * layout_.images;
     p.edge = edge(sweep, read, lead);
     p.slot = in_shared ? kInShared : slot(sweep, read);
     return p;
@@ -739,7 +768,9 @@ class Planner {
       r.draw.logits = logits_at;
       for (uint32_t n = r.product.results; n < r.product.results + r.product.n_results; n++) {
         Result& result = results_[n];
-        result.bias += r.copies.bias;
+        const auto going_on = going_on_.find(static_cast<int>(n));
+        result.bias += going_on == going_on_.end() ? r.copies.bias : places_[going_on->second].at;
+        if (result.ending == Ending::sums) result.sums.column_bytes = static_cast<uint32_t>(rings_.at(1).bytes);
         if (result.logits == kNowhere) {
           result.to = target(result_values_[n]);
         } else {
@@ -843,7 +874,7 @@ class Planner {
     for (SweepDraft& sweep : sweeps_) {
       SweepPlan& plan = l.sweeps[l.n_sweeps++];
       plan = {};
-      plan.direction = sweep.direction;
+      plan.at_once = sweep.at_once, plan.columns = sweep.direction * sweep.at_once;
       plan.edges = static_cast<int>(sweep.edge_table.size()), plan.slots = static_cast<int>(sweep.slot_table.size());
       std::vector<Record> records = records_of(sweep, plan);
       l.records += static_cast<int>(records.size());
@@ -904,8 +935,9 @@ class Planner {
     for (const Instruction& i : program_.instructions) longest_lead = std::max(longest_lead, i.lead);
     for (int k = 0; k < layout_.n_sweeps; k++) {
       SweepPlan& sweep = layout_.sweeps[k];
-      sweep.first_step = layout_.by_rows ? (sweep.direction > 0 ? 0 : program_.width - 1) : -longest_lead;
-      sweep.steps = program_.width + (layout_.by_rows ? 0 : longest_lead + layout_.lag * (program_.height - 1));
+      sweep.first_step = layout_.by_rows ? (sweep.columns > 0 ? 0 : program_.width - 1) : -longest_lead;
+      sweep.steps = layout_.by_rows ? parts(program_.width, sweep.at_once)
+                                    : program_.width + longest_lead + layout_.lag * (program_.height - 1);
     }
   }
 
@@ -951,7 +983,7 @@ class Planner {
       if (c >= m.chunks.size()) return 0.f;
       const Chunk& chunk = m.chunks[c];
       const int in = chunk.first + k % in_chunk, of_all = member.first_channel + channel + row, out = of_all / in_turn;
-      const bool is_there = in < program_.storage[chunk.read.value].channels && out < outputs;
+      const bool is_there = in < timeline_.channels(chunk.read.value) && out < outputs;
       return is_there ? member.weights[of_all % in_turn * taps + chunk.tap][int64_t{in} * outputs + out] : 0.f;
     };
     pack_weights(math_, at, fragment);
@@ -1000,6 +1032,7 @@ class Planner {
     Target& (*target)(Result&);
   };
   std::vector<AlsoWritten> also_written_;
+  std::map<int, int> going_on_;  // results that go on with sums: the reference to them
   std::vector<int> input_values_;
   std::map<int, Ring> rings_;  // by length
   std::vector<Place> places_;

@@ -58,14 +58,16 @@ constexpr int most_members(Math math, int tiles) {
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
   uint32_t at = 0;             // in shared memory, or from its slot on
-  int shift = 0;               // it lies so many sites before the reader's, cyclically
+  int shift = 0;               // it lies so many sites before the reader's, cyclically; or, where a sweep computes
+                               // several columns at once, so many bytes from one column to the next
   uint32_t edge = kEverySite;  // in a view: the sites where it is in the grid
   uint32_t slot = kInShared;   // in a view: where its ring stands
 };
 
 // Where a site is: the pixel that is drawn in a column step.
 struct alignas(16) Site {
-  int image, row, column, unused;
+  int image, row, column;
+  int ahead;  // columns from the first of those that a sweep computes at once
 };
 
 // At which sites a read is in the grid: those where both the reader and (row + dy, column + dx) are.
@@ -95,10 +97,11 @@ struct alignas(16) SweepPlan {
   uint32_t edge_table, slot_table;
   int edges, slots;
   int first_step, steps;  // in which column step it begins, or in which column; and column steps
-  int direction;          // of its columns
-  int unused[2];
+  int at_once;            // so many columns at once: the sites of one, then those of the next
+  int columns;            // to the next column step
+  int unused;
 };
-constexpr int kMostSweeps = 6;
+constexpr int kMostSweeps = 12;
 
 struct alignas(16) StepPlan {
   StepKind kind;
@@ -160,12 +163,13 @@ struct Record {
 //   logits     sums, in the same way
 //   activated  activation(x) * factor + term, where x is the sums or a value
 //   steps      what any steps make of x
+//   sums       the sums, as float32, of several columns: what products of the next sweep go on with
 // or of the sums of all members together, with what is stored for no other reader rounded as if it had been:
 //   gate       tanh(a) * sigmoid(b), where the sums are those of a and b in turn, channel by channel; and a and b
 //              themselves, if something else reads them
 //   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
 //              tanh(cell) * sigmoid(sums 3)
-enum class Ending : int { sum, logits, activated, steps, gate, lstm };
+enum class Ending : int { sum, logits, activated, steps, sums, gate, lstm };
 enum class Activation : int { none, relu, sigmoid, tanh };
 
 // Where a value goes: in shared memory, and in its ring, or kNowhere.
@@ -177,9 +181,10 @@ struct Target {
 // Values in shared memory were computed in this column step, or copied ahead, and lie at the result's own site.
 struct alignas(16) Result {
   Ending ending;
-  int first_channel;  // of the first tile,
-  int tile_channels;  // and so many between two of them
-  uint32_t bias;      // in shared memory, of the first tile
+  int first_channel;                           // of the first tile,
+  int tile_channels;                           // and so many between two of them
+  uint32_t bias;                               // in shared memory, of the first tile: 16 floats,
+  uint32_t bias_tile, bias_site, bias_member;  // and so many bytes on to the next tile, site, member of a joint result
   Target to;
   uint32_t logits;  // where an output goes; float32 [site][logits_stride]; else kNowhere
   union {
@@ -191,6 +196,9 @@ struct alignas(16) Result {
       uint32_t from, factor, term;  // in shared memory, or kNowhere; no `from`: the sums
       int unused;
     } activated;
+    struct {
+      uint32_t column_bytes;  // from one column to the next
+    } sums;
     struct {
       int rounds_tanh;  // or else the other factor
       int keeps_sums;
@@ -208,9 +216,9 @@ struct alignas(16) Result {
   };
   Activation activation;
   int logits_stride;
-  int lead;             // of the instruction
-  int takes_sums;       // whether a member's sums are done with
-  int member_channels;  // of the biases, between two members of several instructions
+  int lead;        // of the instruction
+  int takes_sums;  // whether a member's sums are done with
+  int unused;
 };
 
 // An instruction that reads levels, and the image channels that a draw gives it.

@@ -61,7 +61,7 @@ void bind_cuda_sampler(py::module_& m) {
           int weight_bytes = 0;
           for (const int bytes : sweep.weight_bytes) weight_bytes += bytes;
           sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
-                                 "direction"_a = sweep.direction, "weight_bytes"_a = weight_bytes));
+                                 "columns"_a = sweep.columns, "weight_bytes"_a = weight_bytes));
         }
         return py::dict("images"_a = l.images, "rows"_a = l.rows, "lag"_a = l.lag, "tiles"_a = l.tiles,
                         "most_images"_a = cuda::most_tiles(p.math) * cuda::kTileSites / l.rows, "turns"_a = l.end_row,

@@ -64,6 +64,7 @@ void Timeline::add_rows(Phase phase) {
     if (sweep.empty()) return;
     const std::optional<int> direction = direction_of(sweep);
     if (!direction) throw std::invalid_argument("a scan reads what it has not computed yet");
+    add_sums(sweep);
     add(sweep);
     end_sweep(*direction == 0 ? 1 : *direction);
     sweep.clear();
@@ -88,7 +89,14 @@ void Timeline::add_pixels() {
       if (i.kind != InstructionKind::from_levels && i.phase != Phase::finished && wanted(i)) found.push_back(&i);
     add(found);
   };
-  if (!by_rows()) add_all(in_row_phase);
+  if (!by_rows()) {
+    add_all(in_row_phase);
+  } else {
+    std::vector<const Instruction*> all;
+    for (const Instruction& i : program.instructions)
+      if (!in_row_phase(i) && i.phase != Phase::finished) all.push_back(&i);
+    add_sums(all);
+  }
   for (int draw = 0; draw <= draws(); draw++) {
     add_all([&](const Instruction& i) { return !in_row_phase(i) && i.after == draw; });
     if (draw == draws()) break;
@@ -101,15 +109,44 @@ void Timeline::add_pixels() {
   end_sweep(1);
 }
 
-void Timeline::end_sweep(int direction) {
-  sweeps.push_back({sweeps.empty() ? 0 : sweeps.back().end, static_cast<int>(entries.size()), direction});
+void Timeline::end_sweep(int direction, bool sums) {
+  sweeps.push_back({sweeps.empty() ? 0 : sweeps.back().end, static_cast<int>(entries.size()), direction, sums});
+}
+
+// A sweep of sums over what the instructions of the next sweep read of earlier ones: where they read of that sweep,
+// too, they go on with these sums, whose weights are read once for several columns. What an output reads is left to it.
+void Timeline::add_sums(const std::vector<const Instruction*>& sweep) {
+  const auto is_earlier = [&](const Run& run) {
+    return run.dy != 0 || std::none_of(sweep.begin(), sweep.end(), [&](const auto* i) { return i->out == run.source; });
+  };
+  std::vector<const Instruction*> sums;
+  for (const Instruction* i : sweep) {
+    std::vector<Run> earlier, own;
+    for (const auto* runs : {&i->row_runs, &i->pixel_runs})
+      for (const Run& run : *runs) (is_earlier(run) ? earlier : own).push_back(run);
+    if (earlier.empty() || own.empty() || draw_of(i->out) >= 0) continue;
+    Instruction& other = others_.emplace_back(*i);
+    other.row_runs.clear(), other.pixel_runs = own, other.bias = nullptr;
+    by_value_[i->out] = &other;
+    const int value = values();
+    Instruction& sum = sums_.emplace_back();
+    sum.out = value, sum.channels = i->channels, sum.kind = InstructionKind::convolution, sum.phase = Phase::row;
+    sum.bias = i->bias, sum.row_runs = earlier;
+    by_value_[value] = &sum, sums_of_[i->out] = value;
+    sums.push_back(&sum);
+  }
+  if (sums.empty()) return;
+  add(sums);
+  end_sweep(1, true);
 }
 
 const Sweep& Timeline::sweep_of(int position) const {
   return *std::find_if(sweeps.begin(), sweeps.end(), [&](const Sweep& sweep) { return position < sweep.end; });
 }
 
-void Timeline::add(const std::vector<const Instruction*>& instructions) {
+void Timeline::add(const std::vector<const Instruction*>& original) {
+  std::vector<const Instruction*> instructions;
+  for (const Instruction* i : original) instructions.push_back(by_value_.at(i->out));
   for (size_t first = 0; first < instructions.size();) {
     const size_t last = first + group_size(instructions, first);
     Entry entry{{}, draw_of(instructions[first]->out)};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <vector>
 
@@ -35,6 +36,7 @@ struct Entry {
 struct Sweep {
   int first, end;     // entries
   int direction = 1;  // -1: from the right
+  bool sums = false;  // whether all entries sum up, of several columns at once, what the next sweep's are to go on with
 };
 
 inline bool reads_value(const Step& s) { return operand_of(s.kind) == Operand::value; }
@@ -49,6 +51,14 @@ class Timeline {
   const int lag;
   std::vector<Entry> entries;
   std::vector<Sweep> sweeps;
+
+  // Values are the program's and, behind them, sums over what was computed before a sweep, which are float32.
+  int values() const { return static_cast<int>(program.storage.size() + sums_.size()); }
+  bool is_sums(int value) const { return value >= static_cast<int>(program.storage.size()); }
+  int channels(int value) const {
+    return is_sums(value) ? instruction(value).channels : program.storage[value].channels;
+  }
+  int sums_of(int value) const { return sums_of_.count(value) ? sums_of_.at(value) : -1; }  // or -1
 
   int draws() const { return static_cast<int>(program.outputs.size()); }
   int distributions_per_draw() const { return program.head.distributions / draws(); }
@@ -78,12 +88,15 @@ class Timeline {
   void add_rows(Phase);
   void add_pixels();
   void add(const std::vector<const Instruction*>&);
-  void end_sweep(int direction);
+  void add_sums(const std::vector<const Instruction*>& sweep);
+  void end_sweep(int direction, bool sums = false);
   size_t group_size(const std::vector<const Instruction*>&, size_t first) const;
 
   std::map<int, Order> order_;
   std::map<int, const Instruction*> by_value_;
   std::vector<int> readers_;
+  std::deque<Instruction> sums_, others_;  // and those that go on with sums, in place of the program's
+  std::map<int, int> sums_of_;             // by value
 };
 
 }  // namespace pcf::cuda

@@ -105,13 +105,19 @@ class Walk {
 
   // Where the sites are in a sweep's first column step.
   __device__ void place_sites(uint32_t view, const SweepPlan& sweep, int first_row) {
+    const bool one_column = sweep.at_once == 1;
+    if (kTiles == 1) {
+      const int ahead = one_column ? 0 : group() / layout_.images;
+      copies_at_ = (group() - ahead * layout_.images) * kSiteBytes, copies_shift_ = one_column ? -kSiteBytes : ahead;
+    }
     if (thread() >= kSites) return;
-    const int row = thread() / layout_.images, behind = sweep.first_step - layout_.lag * row;
+    const int part = thread() / layout_.images, row = one_column ? part : 0, ahead = one_column ? 0 : part;
+    const int behind = sweep.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
     const int image = block_index() * layout_.images + thread() % layout_.images;
-    const bool used = thread() < layout_.sites && image < params_.images;
-    site(view, thread()) =
-        Site{image, used ? first_row + row + layout_.rows * turns : kNoRow, behind - layout_.period * turns, 0};
+    const bool used = thread() < layout_.sites * sweep.at_once && image < params_.images;
+    site(view, thread()) = Site{image, used ? first_row + row + layout_.rows * turns : kNoRow,
+                                behind - layout_.period * turns + ahead, ahead};
   }
 
   // And where the ring of this thread's slot stands.
@@ -133,7 +139,7 @@ class Walk {
 
   // Makes the view of the column step that comes `steps` steps after that of `now`.
   __device__ void look(const SweepPlan& sweep, uint32_t now, uint32_t then, int steps) {
-    const int columns = steps * sweep.direction;
+    const int columns = steps * sweep.columns;
     if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), columns);
     if (thread() < sweep.slots) {
       Slot& slot = in_shared<Slot>(sweep.slot_table + thread() * sizeof(Slot));
@@ -161,7 +167,8 @@ class Walk {
         const int index = kEdges > 1 ? lane_ % kSites : min(first + lane_, kSites - 1);
         const Site s = advanced(site(now, index), edge.lead + columns);
         const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
-        const uint32_t sites = ballot(inside || e == int{kEverySite}) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
+        const uint32_t sites =
+            ballot(inside || (e == int{kEverySite} && !layout_.by_rows)) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
         const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
         if (is_first && e < sweep.edges) in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
       }
@@ -237,7 +244,9 @@ class Walk {
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
           const int site = tile * kTileSites + walk.group();
-          at[tile] = from + walk.shifted(site, p.shift) * kSiteBytes, there[tile] = walk.is_at(view, p.edge, site);
+          int offset = kTiles == 1 ? walk.copies_at_ + walk.copies_shift_ * p.shift : (site - p.shift) * kSiteBytes;
+          if (offset < 0) offset += walk.layout_.sites * kSiteBytes;
+          at[tile] = from + offset, there[tile] = walk.is_at(view, p.edge, site);
         }
       }
     };
@@ -421,7 +430,7 @@ class Walk {
     for (int n = 1;; n++) {
       const int of_tile = (product.first_tile + warp_) * r.tile_channels + group() * 2,
                 channel = r.first_channel + of_tile;
-      const float2 bias = in_shared<const float2>(r.bias + of_tile * 4);
+      const Bias bias(r, of_tile);
       char* const ring = ring_of(now, r.to);
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, of_tile);
@@ -437,6 +446,7 @@ class Walk {
           case Ending::logits: store_logits(r, channel, of_tile); break;
           case Ending::activated: activate_and_store(r, ring, channel, bias); break;
           case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
+          case Ending::sums: store_sums(r, ring, channel, bias, now); break;
         }
       if (n == product.n_results) break;
       if (r.takes_sums) next_sums();
@@ -453,11 +463,27 @@ class Walk {
     clear_sums<(kMost - 1) * kTiles, kMost * kTiles>();
   }
 
-  // A tile's sums.
-  __device__ __forceinline__ void sums_of(float (&x)[4], int tile, float2 bias) {
-    Fragment<kMath>::finish(x, sums_[tile], lane_);
+  // What is added to a lane's sums: a bias, or sums that a product goes on with, which each site has of its own.
+  struct Bias {
+    uint32_t at, site_bytes;
+    float2 of_all;
+
+    __device__ __forceinline__ Bias(const Result& r, int of_tile, int member = 0)
+        : at(r.bias + of_tile / kTileChannels * r.bias_tile + of_tile % kTileChannels * 4 + member * r.bias_member),
+          site_bytes(r.bias_site), of_all(in_shared<const float2>(at)) {}
+    __device__ __forceinline__ float2 of(int site) const {
+      return site_bytes ? in_shared<const float2>(at + site * site_bytes) : of_all;
+    }
+  };
+
+  // The sums of a tile of sites. number: which of the warp's.
+  __device__ __forceinline__ void sums_of(float (&x)[4], int number, int tile, const Bias& bias) {
+    Fragment<kMath>::finish(x, sums_[number], lane_);
 #pragma unroll
-    for (int c = 0; c < 4; c++) x[c] += c < 2 ? bias.x : bias.y;
+    for (int n = 0; n < 2; n++) {
+      const float2 added = bias.of(site_of(tile, n));
+      x[n] += added.x, x[n + 2] += added.y;
+    }
   }
 
   // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
@@ -471,11 +497,11 @@ class Walk {
   }
 
   __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, int of_tile) {
-    for_members(r, of_tile, [&](int m, float2 bias) {
+    for_members(r, of_tile, [&](int m, const Bias& bias) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4], added[4];
-        sums_of(x, m * kTiles + tile, bias);
+        sums_of(x, m * kTiles + tile, tile, bias);
         own(added, r.sum.added, channel + m * kTileChannels, tile, -0.f);
 #pragma unroll
         for (int c = 0; c < 4; c++) x[c] += added[c], x[c] = x[c] < r.sum.least ? r.sum.least : x[c];  // keeps NaN
@@ -490,29 +516,46 @@ class Walk {
 #pragma unroll
     for (int m = 0; m < kMost; m++) {
       if (m > 0 && m * kTileChannels >= r.tile_channels) return;
-      one(m, in_shared<const float2>(r.bias + (of_tile + m * kTileChannels) * 4));
+      one(m, Bias(r, of_tile + m * kTileChannels));
 #pragma unroll
       for (int s = 0; s < kTiles * 8 && m > 0; s++) sums_[m * kTiles + s / 8][s / 4 % 2][s % 4] = 0;
     }
   }
 
   __device__ __forceinline__ void store_logits(const Result& r, int channel, int of_tile) {
-    for_members(r, of_tile, [&](int m, float2 bias) {
+    for_members(r, of_tile, [&](int m, const Bias& bias) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4];
-        sums_of(x, m * kTiles + tile, bias);
+        sums_of(x, m * kTiles + tile, tile, bias);
         store_logits(x, r, tile, channel + m * kTileChannels);
       }
     });
   }
 
-  __device__ __forceinline__ void activate_and_store(const Result& r, char* ring, int channel, float2 bias) {
+  __device__ __forceinline__ void store_sums(const Result& r, char* ring, int channel, const Bias& bias,
+                                             uint32_t view) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      float x[4];
+      sums_of(x, tile, tile, bias);
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const Site s = site(view, site_of(tile, n));
+        const int of_column = site_of(tile, n) - s.ahead * layout_.images;
+        const uint32_t at = offset_of<Math::fp32>(channel, kTiles) + of_column * kSiteBytes;
+        if (in_grid(s.row, s.column))
+          *reinterpret_cast<float2*>(ring + at + s.ahead * r.sums.column_bytes) = float2{x[n], x[n + 2]};
+      }
+    }
+  }
+
+  __device__ __forceinline__ void activate_and_store(const Result& r, char* ring, int channel, const Bias& bias) {
     const bool has_sums = r.activated.from == kNowhere;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float x[4], sums[4], factor[4], term[4];
-      sums_of(sums, tile, bias);
+      sums_of(sums, tile, tile, bias);
       own(x, r.activated.from, channel, tile, 0);
 #pragma unroll
       for (int c = 0; c < 4; c++) x[c] = has_sums ? sums[c] : x[c];
@@ -533,8 +576,7 @@ class Walk {
   // A member's sums of a tile.
   template <int kMember>
   __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile) {
-    const float2 bias = in_shared<const float2>(r.bias + (of_tile + kMember * r.member_channels) * 4);
-    sums_of(x, kMember * kTiles + tile, bias);
+    sums_of(x, kMember * kTiles + tile, tile, Bias(r, of_tile, kMember));
   }
   static __device__ __forceinline__ void activate(StepKind kind, float (&x)[4]) {
     const float none[4] = {};
@@ -551,12 +593,12 @@ class Walk {
 
   // A lane has a channel of both factors, each at two sites.
   __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
-    for_members(r, of_tile, [&](int m, float2 bias) {
+    for_members(r, of_tile, [&](int m, const Bias& bias) {
       const int unit = (channel + m * kTileChannels) / 2;
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4], rounded[4];
-        sums_of(x, m * kTiles + tile, bias);
+        sums_of(x, m * kTiles + tile, tile, bias);
         const auto store_unit = [&](const Target& to, char* ring, float a, float b) {
           store_one(to, ring, a, unit, site_of(tile, 0)), store_one(to, ring, b, unit, site_of(tile, 1));
         };
@@ -606,11 +648,12 @@ class Walk {
   }
 
   // Any steps. The sums of a tile at a time come to the front, so that the code of all kinds of steps is there once.
-  __device__ __forceinline__ void step_and_store(const Result& r, char* ring, int channel, float2 bias, uint32_t view) {
+  __device__ __forceinline__ void step_and_store(const Result& r, char* ring, int channel, const Bias& bias,
+                                                 uint32_t view) {
 #pragma unroll 1
     for (int tile = 0; tile < kTiles; tile++) {
       float x[4];
-      sums_of(x, 0, bias);
+      sums_of(x, 0, tile, bias);
       if (r.steps.starts != kNowhere) load(x, in_shared<const Place>(r.steps.starts), channel, tile, view);
 #pragma unroll 1
       for (int s = 0; s < r.steps.count; s++)
@@ -825,6 +868,7 @@ class Walk {
   const KernelParams& params_;
   const Layout& layout_;
   const int warp_, lane_;
+  int copies_at_, copies_shift_;  // where a lane's site lies in what it copies, and what a place's shift does to it
   WeightStream<kAhead> weights_;
   int weight_turn_ = 0;
   bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
