@@ -40,6 +40,10 @@ constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::t
 // Tiles of sites that a warp has registers for.
 constexpr int most_tiles(Math math) { return math == Math::fp32 ? 2 : math == Math::tf32 ? 4 : 8; }
 
+// Of them, tiles that a block may have where rows are sampled one at a time: what that takes, the largest kernels have
+// no registers for.
+constexpr int kMostRowTiles = 4;
+
 // There are kernels for 1 tile of sites, for the next number, and so on; in float32 for powers of two alone, since all
 // of them take minutes to compile.
 constexpr int more_tiles(Math math, int tiles) {
@@ -78,13 +82,13 @@ struct Edge {
 // Where values that something reads lie in the workspace. Those that are kept for equally long share a ring: of so many
 // column steps, or, where rows are sampled one at a time, of so many rows, each with all columns.
 struct alignas(16) Slot {
-  int64_t ring;   // where it begins
-  int64_t bytes;  // what one column step leaves there
-  int length;     // column steps, or rows
-  int age;        // how many column steps ago it was computed,
-  int dy, dx;     // or at which pixel, from the reader's
-  int stands;     // the device's: at which column step the ring stands, or at which row
-  int unused[3];
+  int64_t ring;        // where it begins
+  int64_t bytes;       // what one column step leaves there
+  int length;          // column steps, or rows
+  int age = 0;         // how many column steps ago it was computed,
+  int dy = 0, dx = 0;  // or at which pixel, from the reader's
+  int stands = 0;      // the device's: at which column step the ring stands, or at which row
+  int unused[3] = {};
 };
 
 // A sweep over the image or over a row (timeline.h). Of each warp: its batches of weights in the constants, in the
@@ -243,6 +247,7 @@ struct Layout {
   int image_channels, height, width;
   Head head;
   int images;              // of a block
+  int most_images;         // for which it has sites
   int rows, lag, period;   // rows in flight; a row's place is free for another after `period` column steps
   int sites, tiles;        // rows * images, and tiles of 8 for them
   int by_rows;             // whether rows are sampled one at a time

@@ -64,9 +64,8 @@ void bind_cuda_sampler(py::module_& m) {
                                  "columns"_a = sweep.columns, "weight_bytes"_a = weight_bytes));
         }
         return py::dict("images"_a = l.images, "rows"_a = l.rows, "lag"_a = l.lag, "tiles"_a = l.tiles,
-                        "most_images"_a = cuda::most_tiles(p.math) * cuda::kTileSites / l.rows, "turns"_a = l.end_row,
-                        "sweeps"_a = sweeps, "records"_a = l.records, "shared_bytes"_a = p.shared_bytes,
-                        "weight_bytes"_a = p.weight_bytes, "value_bytes"_a = p.value_bytes,
-                        "workspace_bytes"_a = l.workspace_bytes);
+                        "most_images"_a = l.most_images, "turns"_a = l.end_row, "sweeps"_a = sweeps,
+                        "records"_a = l.records, "shared_bytes"_a = p.shared_bytes, "weight_bytes"_a = p.weight_bytes,
+                        "value_bytes"_a = p.value_bytes, "workspace_bytes"_a = l.workspace_bytes);
       });
 }

@@ -52,6 +52,8 @@ class Walk {
   static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
+  // Whether rows are sampled one at a time, and several columns summed at once.
+  __device__ bool by_rows() const { return kTiles <= kMostRowTiles && layout_.by_rows; }
   template <class T>
   using Held = std::conditional_t<kFewTiles, const T, const T&>;
   static constexpr uint32_t kColumnBytes = kTiles * kFragmentBytes;
@@ -105,7 +107,7 @@ class Walk {
 
   // Where the sites are in a sweep's first column step.
   __device__ void place_sites(uint32_t view, const SweepPlan& sweep, int first_row) {
-    const bool one_column = sweep.at_once == 1;
+    const bool one_column = kTiles > 1 || sweep.at_once == 1;
     if (kTiles == 1) {
       const int ahead = one_column ? 0 : group() / layout_.images;
       copies_at_ = (group() - ahead * layout_.images) * kSiteBytes, copies_shift_ = one_column ? -kSiteBytes : ahead;
@@ -124,7 +126,7 @@ class Walk {
   __device__ void place_in_rings(const SweepPlan& sweep, int row) {
     if (thread() >= sweep.slots) return;
     Slot& slot = in_shared<Slot>(sweep.slot_table + thread() * sizeof(Slot));
-    slot.stands = layout_.by_rows ? (row + slot.dy + slot.length) % slot.length : 0;
+    slot.stands = by_rows() ? (row + slot.dy + slot.length) % slot.length : 0;
   }
 
   // So many columns to the right, which may be in a later row.
@@ -144,7 +146,7 @@ class Walk {
     if (thread() < sweep.slots) {
       Slot& slot = in_shared<Slot>(sweep.slot_table + thread() * sizeof(Slot));
       int index;
-      if (layout_.by_rows) {
+      if (by_rows()) {
         index = slot.stands * layout_.width + site(now, 0).column + columns + slot.dx;
       } else {
         const int stands = slot.stands + steps == slot.length ? 0 : slot.stands + steps;
@@ -168,7 +170,7 @@ class Walk {
         const Site s = advanced(site(now, index), edge.lead + columns);
         const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
         const uint32_t sites =
-            ballot(inside || (e == int{kEverySite} && !layout_.by_rows)) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
+            ballot(inside || (e == int{kEverySite} && !by_rows())) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
         const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
         if (is_first && e < sweep.edges) in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
       }
@@ -446,7 +448,9 @@ class Walk {
           case Ending::logits: store_logits(r, channel, of_tile); break;
           case Ending::activated: activate_and_store(r, ring, channel, bias); break;
           case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
-          case Ending::sums: store_sums(r, ring, channel, bias, now); break;
+          case Ending::sums:
+            if constexpr (kTiles <= kMostRowTiles) store_sums(r, ring, channel, bias, now);
+            break;
         }
       if (n == product.n_results) break;
       if (r.takes_sums) next_sums();
@@ -472,7 +476,8 @@ class Walk {
         : at(r.bias + of_tile / kTileChannels * r.bias_tile + of_tile % kTileChannels * 4 + member * r.bias_member),
           site_bytes(r.bias_site), of_all(in_shared<const float2>(at)) {}
     __device__ __forceinline__ float2 of(int site) const {
-      return site_bytes ? in_shared<const float2>(at + site * site_bytes) : of_all;
+      const bool is_own = kTiles == 1 || (kTiles <= kMostRowTiles && site_bytes);
+      return is_own ? in_shared<const float2>(at + site * site_bytes) : of_all;
     }
   };
 
