@@ -147,11 +147,12 @@ class Planner {
     edge(s, {0, 0, 0, 0}, 0);
     const size_t first_staging = stagings_.size(), first_logits = logits_.size();
     for (int p = sweep.first; p < sweep.end; p++) draft(p);
-    // Windows of memory are at most a turn.
-    int needed = kVisible;
+    // Timeline::distance counts so many entries at least; and windows of memory are at most a turn.
+    drafts_.resize(drafts_.size() + std::max(0, kVisible - (sweep.end - sweep.first)));
+    size_t needed = 0;
     for (size_t k = first_staging; k < stagings_.size(); k++) needed = std::max(needed, stagings_[k].windows());
     for (size_t k = first_logits; k < logits_.size(); k++) needed = std::max(needed, logits_[k].windows());
-    drafts_.resize(std::max<size_t>(drafts_.size(), s.first + needed));
+    drafts_.resize(std::max(drafts_.size(), s.first + needed));
     s.end = static_cast<int>(drafts_.size());
   }
 
@@ -1004,7 +1005,7 @@ class Planner {
     int64_t bytes;
     int record, first, last;
     int64_t at = 0;
-    int windows() const { return last - first + 1; }
+    size_t windows() const { return static_cast<size_t>(last - first + 1); }
   };
 
   const Program& program_;

@@ -476,7 +476,7 @@ class Walk {
         : at(r.bias + of_tile / kTileChannels * r.bias_tile + of_tile % kTileChannels * 4 + member * r.bias_member),
           site_bytes(r.bias_site), of_all(in_shared<const float2>(at)) {}
     __device__ __forceinline__ float2 of(int site) const {
-      const bool is_own = kTiles == 1 || (kTiles <= kMostRowTiles && site_bytes);
+      const bool is_own = kTiles <= 2 || (kTiles <= kMostRowTiles && site_bytes);
       return is_own ? in_shared<const float2>(at + site * site_bytes) : of_all;
     }
   };

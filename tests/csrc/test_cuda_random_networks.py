@@ -17,7 +17,8 @@ pytestmark = needs_compiler
 IMAGES = 3
 
 
-@pytest.mark.parametrize("seed", [100, 102, 105, 107, 109, 110, 112])
+# From 1062 on, networks that scan rows before and after their pixels.
+@pytest.mark.parametrize("seed", [100, 102, 105, 107, 109, 110, 112, 1062, 1159, 1190, 1202])
 def test_random_networks(seed):
     model = Fuzzed(seed).float()
     model.dtype = torch.float32
