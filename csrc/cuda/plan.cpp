@@ -129,7 +129,7 @@ class Planner {
     const int most_sites = kTileSites * (l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math));
     l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
     l.rows = std::min(parts(program.width, l.lag), program.height);
-    l.period = l.by_rows ? INT32_MAX : std::max(l.rows * l.lag, program.width);
+    l.period = l.by_rows ? 1 << 30 : std::max(l.rows * l.lag, program.width);
     l.end_row = l.by_rows ? program.height : 1;
     l.sites = l.rows * images, l.most_images = most_sites / l.rows;
     if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");

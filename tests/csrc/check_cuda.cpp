@@ -24,7 +24,8 @@ void require(bool ok, const char* what) {
   std::exit(1);
 }
 
-// Every phase: a value drawn, one of the rows above that is read to its right, a skip, a condition, odd channels.
+// Every phase: a value drawn, one of the rows above that is read to its right, a skip, a condition, odd channels. With
+// scans: of the row above one from the right, so that rows are sampled one at a time.
 struct Network {
   std::mt19937 random{7};
   std::vector<std::vector<float>> arrays;
@@ -37,7 +38,7 @@ struct Network {
     return arrays.back().data();
   }
 
-  Network() {
+  explicit Network(bool scans) {
     using pcf::InstructionKind, pcf::Phase, pcf::StepKind;
     constexpr auto kConvolution = InstructionKind::convolution;
     program = {kChannels, kHeight, kWidth, {pcf::HeadKind::categorical, kChannels, kLevels, 1, kLevels},
@@ -51,7 +52,7 @@ struct Network {
     drawn.pixel_runs = {{0, 0, 0, 1, array(kChannels * 13, 0.5)}};
     drawn.steps = {{StepKind::elu}};
     pcf::Instruction above{3, 9, kConvolution, Phase::row, {}, array(9, 0.1)};
-    above.lead = 1, program.lag = 3;
+    if (!scans) above.lead = 1, program.lag = 3;
     above.row_runs = {{1, -1, -1, 3, array(3 * 13 * 9, 0.3)}};
     above.steps = {{StepKind::tanh}};
     pcf::Instruction first{2, kLabel, kConvolution, Phase::pixel, {}, array(kLabel, 0.1)};
@@ -65,6 +66,15 @@ struct Network {
     pcf::Instruction logits{5, kChannels * kLevels, kConvolution, Phase::pixel};
     logits.pixel_runs = {{4, 0, 0, 1, array(kLabel * kChannels * kLevels, 0.5)}};
     program.instructions = {input, drawn, above, first, second, logits};
+    if (!scans) return;
+    program.storage.push_back({11, 2, 1, 1});
+    pcf::Instruction scan{6, 11, kConvolution, Phase::finished, {}, array(11, 0.1)};
+    scan.after = 1, scan.scan = 6, scan.from_the_right = true;
+    scan.row_runs = {{2, 0, 0, 1, array(kLabel * 11, 0.2)}, {6, -1, 0, 1, array(11 * 11, 0.2)}};
+    scan.pixel_runs = {{6, 0, 1, 1, array(11 * 11, 0.2)}};
+    scan.steps = {{StepKind::tanh}};
+    program.instructions[3].row_runs.push_back({6, -1, -1, 3, array(3 * 11 * kLabel, 0.2)});
+    program.instructions.push_back(scan);
   }
 };
 
@@ -110,8 +120,8 @@ pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Mat
     }
 }
 
-void check(pcf::cuda::Math math, double tolerance) {
-  const Network network;
+void check(pcf::cuda::Math math, double tolerance, bool scans) {
+  const Network network(scans);
   std::vector<float> first;
   for (const int images : {1, 4, 8}) {
     const auto least = with_least_memory(network.program, math, images);
@@ -135,8 +145,11 @@ void check(pcf::cuda::Math math, double tolerance) {
 
 int main() {
   try {
-    check(pcf::cuda::Math::fp32, 1e-4);
-    for (pcf::cuda::Math math : {pcf::cuda::Math::tf32, pcf::cuda::Math::bf16, pcf::cuda::Math::fp16}) check(math, 0.2);
+    for (const bool scans : {false, true}) {
+      check(pcf::cuda::Math::fp32, 1e-4, scans);
+      for (pcf::cuda::Math math : {pcf::cuda::Math::tf32, pcf::cuda::Math::bf16, pcf::cuda::Math::fp16})
+        check(math, 0.2, scans);
+    }
   } catch (const std::runtime_error& error) {
     std::printf("FAILED: %s\n", error.what());
     return 1;
