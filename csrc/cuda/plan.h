@@ -165,14 +165,15 @@ struct Record {
 // What is made of a member's sums, or of a value:
 //   sum        max(sums + added, least), of all members if they are tiles of one layer
 //   logits     sums, in the same way
+//   gate       tanh(a) * sigmoid(b), in the same way, where the channels of a and b take turns; and a and b themselves,
+//              if something else reads them
 //   activated  activation(x) * factor + term, where x is the sums or a value
 //   steps      what any steps make of x
 //   sums       the sums, as float32, of several columns: what products of the next sweep go on with
-// or of the sums of all members together, with what is stored for no other reader rounded as if it had been:
-//   gate       tanh(a) * sigmoid(b), where the sums are those of a and b in turn, channel by channel; and a and b
-//              themselves, if something else reads them
+// or of four members together:
 //   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
 //              tanh(cell) * sigmoid(sums 3)
+// In a gate and an LSTM, what is stored for no other reader is rounded as if it had been.
 enum class Ending : int { sum, logits, activated, steps, sums, gate, lstm };
 enum class Activation : int { none, relu, sigmoid, tanh };
 

@@ -133,10 +133,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     assert got.numel() < 50 or got.unique().numel() > 10
 
 
-@pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
-@pytest.mark.parametrize("name", ["7x5", "two stacks"])
-def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
+def check_teacher_forced_logits(name: str, blocks: str, precision: Precision) -> None:
     model, shape = CASES[name]()
     images, u, labels = inputs(shape, 9)
     arguments = (images.to(torch.uint8), labels) if model.n_classes else (images.to(torch.uint8),)
@@ -154,6 +151,19 @@ def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precisi
     if precision == "tf32":
         plain = plain.float()
     assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
+
+
+@pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+@pytest.mark.parametrize("name", ["7x5", "two stacks"])
+def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
+    check_teacher_forced_logits(name, blocks, precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm"])
+def test_activations_are_as_exact_as_plain_torch(name, precision):
+    check_teacher_forced_logits(name, "some", precision)
 
 
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
