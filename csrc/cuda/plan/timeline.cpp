@@ -1,4 +1,4 @@
-#include "cuda/timeline.h"
+#include "cuda/plan/timeline.h"
 
 #include <algorithm>
 #include <optional>
@@ -19,12 +19,17 @@ bool multiplies_the_same(const Instruction& a, const Instruction& b) {
 // Calls one(value, dy, dx) for everything that an instruction reads.
 template <class One>
 void each_read(const Instruction& i, const One& one) {
-  for (const auto* runs : {&i.row_runs, &i.pixel_runs})
-    for (const Run& run : *runs)
-      for (int d = 0; d < run.width; d++) one(run.source, run.dy, run.dx + d);
+  switch (i.kind) {
+    case InstructionKind::from_levels: break;
+    case InstructionKind::convolution:
+      for (const auto* runs : {&i.row_runs, &i.pixel_runs})
+        for (const Run& run : *runs)
+          for (int d = 0; d < run.width; d++) one(run.source, run.dy, run.dx + d);
+      break;
+    case InstructionKind::pointwise: one(i.value, i.dy, i.dx); break;
+  }
   for (const Step& s : i.steps)
     if (reads_value(s)) one(s.operand, s.dy, s.dx);
-  if (i.kind == InstructionKind::pointwise) one(i.value, i.dy, i.dx);
 }
 
 }  // namespace

@@ -1,0 +1,170 @@
+// What goes to the device: tables whose numbers have become offsets, and weights in the order of their use.
+#include "cuda/plan/planner.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/plan/pack.h"
+
+namespace pcf::cuda {
+
+Plan Planner::assembled() {
+  Layout& l = layout_;
+  Bytes bytes;
+  if (sweeps_.size() > kMostSweeps) throw std::invalid_argument("the program goes over a row too often");
+  int slots = 0, edges = 0;
+  for (SweepDraft& sweep : sweeps_) {
+    if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1});  // results look one up at any rate
+    if (sweep.slot_table.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
+    slots = std::max(slots, static_cast<int>(sweep.slot_table.size()));
+    edges = std::max(edges, static_cast<int>(sweep.edge_table.size()));
+  }
+  l.zeros = static_cast<uint32_t>(data_bytes_);
+  l.tables = l.zeros + kSiteBytes;
+  l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
+  l.view_of_edges = l.view_of_slots + slots * 8;
+  // From here on, what was a number is an offset.
+  const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
+  const auto in_view = [&](uint32_t& slot) { slot = l.view_of_slots + slot * 8; };
+  const auto place_in_view = [&](Place& p) {
+    p.edge = l.view_of_edges + p.edge * 8;
+    if (p.slot != kInShared) in_view(p.slot);
+  };
+  const auto offset = [](uint32_t& number, uint32_t table, size_t bytes) {
+    number = table + number * static_cast<uint32_t>(bytes);
+  };
+  for (Place& p : places_) place_in_view(p);
+  for (StepPlan& step : steps_) place_in_view(step.place);
+  const uint32_t places = table(places_), steps = table(steps_);
+  for (Result& r : results_) {
+    in_view(r.to.slot);
+    if (r.ending == Ending::lstm) in_view(r.lstm.cell.slot);
+    if (r.ending == Ending::gate) in_view(r.gate.sums[0].slot), in_view(r.gate.sums[1].slot);
+    if (r.ending != Ending::steps) continue;
+    if (r.steps.starts != kNowhere) offset(r.steps.starts, places, sizeof(Place));
+    offset(r.steps.first, steps, sizeof(StepPlan));
+  }
+  for (InputPlan& input : inputs_) {
+    in_view(input.to.slot);
+    const auto first = floats_.begin() + input.table;
+    const std::vector<float> tables(first, first + input.count * input.floats);
+    input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
+  }
+  const uint32_t results = table(results_), inputs = table(inputs_);
+  for (SweepDraft& sweep : sweeps_) {
+    SweepPlan& plan = l.sweeps[l.n_sweeps++];
+    plan = {};
+    plan.at_once = sweep.at_once, plan.columns = sweep.direction * sweep.at_once;
+    plan.edges = static_cast<int>(sweep.edge_table.size()), plan.slots = static_cast<int>(sweep.slot_table.size());
+    std::vector<Record> records = records_of(sweep, plan);
+    l.records += static_cast<int>(records.size());
+    for (Record& r : records) {
+      offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
+      offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+    }
+    plan.records = table(records);
+    for (uint32_t& record : plan.first_copies)
+      if (record != kNowhere) offset(record, plan.records, sizeof(Record));
+    plan.edge_table = table(sweep.edge_table), plan.slot_table = table(sweep.slot_table);
+  }
+  set_steps();
+  l.conditions = table(conditions());
+  l.table_bytes = static_cast<uint32_t>(bytes.size());
+  l.first_view = l.tables + l.table_bytes;
+  const uint32_t view_bytes = round_up(l.view_of_edges + edges * 8, sizeof(Site));
+  l.both_views = 2 * l.first_view + view_bytes;
+  const int64_t shared_bytes = l.first_view + 2 * int64_t{view_bytes};
+  if (shared_bytes > limits_.shared_bytes)
+    throw std::invalid_argument("a column step needs " + std::to_string(shared_bytes) +
+                                " bytes of shared memory, and a block has " + std::to_string(limits_.shared_bytes));
+  l.floats = bytes.add(floats_);
+  for (size_t k = 0; k < sweeps_.size(); k++) write_weights(bytes, sweeps_[k], l.sweeps[k]);
+  Plan plan{math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes)};
+  plan.weight_bytes = weight_bytes_, plan.value_bytes = value_bytes_;
+  return plan;
+}
+
+std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan) const {
+  std::vector<Record> records;
+  for (uint32_t& record : plan.first_copies) record = kNowhere;
+  for (int k = sweep.first; k < sweep.end; k++) {
+    Record r = drafts_[k].record;
+    const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
+    r.copies = drafts_[later].record.copies;
+    r.copies.next_step = later != ahead;
+    r.copies.for_next = thrift_.copies_ahead == 1;
+    r.copies.first_warp = 2 * r.product.tiles <= kWarps ? r.product.tiles : 0;
+    r.copies.warps = kWarps - r.copies.first_warp;
+    r.product.meets = 1;
+    if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
+    // A warp's tiles one after the other.
+    for (int tiles = r.product.tiles; r.product.first_tile == 0 || r.product.first_tile < tiles;) {
+      r.product.tiles = std::min(tiles - r.product.first_tile, kWarps);
+      records.push_back(r);
+      r.product.meets = 0, r.product.first_tile += kWarps;
+    }
+  }
+  records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
+  records.back().product.then = Then::step;
+  return records;
+}
+
+void Planner::set_steps() {
+  int longest_lead = 0;
+  for (const Instruction& i : program_.instructions) longest_lead = std::max(longest_lead, i.lead);
+  for (int k = 0; k < layout_.n_sweeps; k++) {
+    SweepPlan& sweep = layout_.sweeps[k];
+    sweep.first_step = layout_.by_rows ? (sweep.columns > 0 ? 0 : program_.width - 1) : -longest_lead;
+    sweep.steps = layout_.by_rows ? parts(program_.width, sweep.at_once)
+                                  : program_.width + longest_lead + layout_.lag * (program_.height - 1);
+  }
+}
+
+std::vector<ConditionPlan> Planner::conditions() const {
+  std::vector<ConditionPlan> result;
+  int64_t before = 0;
+  for (const ConditionOperand& operand : program_.conditions) {
+    result.push_back({operand.channels, operand.varies_over_pixels, before});
+    before += operand.channels * (operand.varies_over_pixels ? int64_t{program_.height} * program_.width : 1);
+  }
+  return result;
+}
+
+void Planner::write_weights(Bytes& bytes, const SweepDraft& sweep, SweepPlan& plan) {
+  for (int warp = 0; warp < kWarps; warp++) {
+    std::vector<char> stream;
+    for (int k = sweep.first; k < sweep.end; k++) {
+      const Draft& d = drafts_[k];
+      for (int tile = warp; tile < d.record.product.tiles; tile += kWarps)
+        for (const auto* list : {&d.known, &d.late})
+          for (const Multiplied& m : *list)
+            for (const Member& member : d.members) {
+              stream.resize(stream.size() + kWeightBytes);
+              if (!m.filling) pack(m, member, tile * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
+            }
+    }
+    weight_bytes_ += static_cast<int64_t>(stream.size());
+    plan.weight_bytes[warp] = static_cast<int>(stream.size());
+    // What a warp has in flight goes on at the beginning.
+    for (int k = 0; k < batches_ahead(math_, layout_.tiles) * kBatch * kWeightBytes; k++)
+      stream.push_back(plan.weight_bytes[warp] ? stream[k] : char{0});
+    plan.weights[warp] = bytes.add(stream);
+  }
+}
+
+void Planner::pack(const Multiplied& m, const Member& member, int channel, char* fragment) const {
+  const int in_turn = static_cast<int>(member.instructions.size()), outputs = member.instructions[0]->channels;
+  const size_t taps = member.weights.size() / in_turn;
+  const int in_chunk = depth_ / kChunks;
+  const auto at = [&](int k, int row) {
+    const size_t c = k / in_chunk;
+    if (c >= m.chunks.size()) return 0.f;
+    const Chunk& chunk = m.chunks[c];
+    const int in = chunk.first + k % in_chunk, of_all = member.first_channel + channel + row, out = of_all / in_turn;
+    const bool is_there = in < timeline_.channels(chunk.read.value) && out < outputs;
+    return is_there ? member.weights[of_all % in_turn * taps + chunk.tap][int64_t{in} * outputs + out] : 0.f;
+  };
+  pack_weights(math_, at, fragment);
+}
+
+}  // namespace pcf::cuda

@@ -1,0 +1,191 @@
+// Where everything lies that the planner's records read and write.
+#include "cuda/plan/planner.h"
+
+#include <stdexcept>
+
+#include "cuda/plan/cyclic_memory.h"
+
+namespace pcf::cuda {
+
+bool Planner::near(int position, const Read& read) const {
+  const bool is_last = read.age == 0 || (read.age == 1 && position < timeline_.position(read.value));
+  return is_last && distance(position, read) <= kNear;
+}
+
+void Planner::uses_ring(const Read& read) {
+  int& oldest = values_[read.value].oldest;
+  oldest = std::max(oldest, layout_.by_rows ? -read.dy : read.age);
+}
+
+void Planner::writes(int value, int record) {
+  ValueMemory& v = values_[value];
+  if (v.first_written < 0) v.first_written = record;
+  v.last_written = record;
+}
+
+uint32_t Planner::slot(SweepDraft& sweep, const Read& read) {
+  const int length = values_[read.value].oldest + 1;
+  const Ring& ring = rings_.at(length);
+  Slot slot{ring.at, ring.bytes, length, read.age};
+  if (layout_.by_rows) slot.age = 0, slot.dy = read.dy, slot.dx = read.dx;
+  const std::tuple key(length, slot.age, slot.dy, slot.dx);
+  const auto [found, is_new] = sweep.slots.try_emplace(key, size_of(sweep.slot_table));
+  if (is_new) sweep.slot_table.push_back(slot);
+  return found->second;
+}
+
+uint32_t Planner::edge(SweepDraft& sweep, const Read& read, int lead) {
+  if (read.dy == 0 && read.dx == 0) lead = 0;
+  const auto [found, is_new] = sweep.edges.try_emplace({lead, read.dy, read.dx}, size_of(sweep.edge_table));
+  if (is_new) sweep.edge_table.push_back({lead, read.dy, read.dx});
+  return found->second;
+}
+
+void Planner::place_in_rings() {
+  for (size_t v = 0; v < values_.size(); v++) {
+    ValueMemory& value = values_[v];
+    if (value.first_written < 0 && (value.in_ring() || !value.shared_reads.empty()))
+      throw std::invalid_argument("the program reads logits, or a value that nothing computes");
+    if (!value.in_ring()) continue;
+    Ring& ring = rings_[value.oldest + 1];
+    value.ring = ring.bytes;
+    ring.bytes += int64_t{fragments(static_cast<int>(v))} * column_;
+    if (ring.bytes > INT32_MAX) throw std::invalid_argument("the values of a column step exceed 2 GB");
+  }
+  for (auto& [length, ring] : rings_) {
+    ring.at = layout_.workspace_bytes;
+    layout_.workspace_bytes += ring.bytes * length * (layout_.by_rows ? layout_.width : 1);
+  }
+}
+
+void Planner::place_in_shared(const SweepDraft& sweep) {
+  const int records = sweep.end - sweep.first;
+  CyclicMemory memory(records);
+  std::vector<std::pair<int, int64_t*>> placed;
+  const auto add = [&](int64_t bytes, int first, int last, int64_t& at) {
+    placed.push_back({memory.add(bytes, first, last), &at});
+  };
+  for (auto* list : {&stagings_, &logits_})
+    for (Demand& d : *list)
+      if (sweep.has(d.record)) add(d.bytes, d.first, d.last, d.at);
+  for (size_t v = 0; v < values_.size(); v++) {
+    ValueMemory& value = values_[v];
+    if (value.shared_reads.empty() || !sweep.has(value.first_written)) continue;
+    int last = value.last_written + 1;
+    for (const auto& [record, age] : value.shared_reads) last = std::max(last, record + 1 + age * records);
+    add(int64_t{fragments(static_cast<int>(v))} * column_, value.first_written + 1, last, value.shared);
+  }
+  memory.place();
+  for (const auto& [buffer, at] : placed) *at = memory.at(buffer);
+  data_bytes_ = std::max(data_bytes_, memory.bytes());
+}
+
+uint32_t Planner::shared_of(int value) const {
+  return values_[value].shared_reads.empty() ? kNowhere : static_cast<uint32_t>(values_[value].shared);
+}
+
+uint32_t Planner::ring_of(int value) const {
+  return values_[value].in_ring() ? static_cast<uint32_t>(values_[value].ring) : kNowhere;
+}
+
+Place Planner::place(SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead) {
+  const Read& read = chunk.read;
+  const int depth = this->depth(read.value);
+  Place p;
+  p.at = (in_shared ? shared_of(read.value) : ring_of(read.value)) +
+         static_cast<uint32_t>(chunk.first / depth * column_ + chunk.first % depth * kSiteBytes / depth);
+  p.shift = sweep.at_once > 1 ? static_cast<int>(rings_.at(values_[read.value].oldest + 1).bytes)
+                              : -read.dy % layout_.rows * layout_.images;
+  p.edge = edge(sweep, read, lead);
+  p.slot = in_shared ? kInShared : slot(sweep, read);
+  return p;
+}
+
+void Planner::resolve() {
+  for (Draft& d : drafts_)
+    if (d.staging >= 0) d.record.copies.staged = d.record.product.staged = staged_at(d.staging);
+  for (const Reference& r : references_) {
+    const uint32_t staged = drafts_[r.record].record.copies.staged + static_cast<uint32_t>(r.staged * column_);
+    places_.push_back(r.staged >= 0 ? Place{staged} : place(sweep_of(r.record), {r.read, 0, 0}, r.in_shared, r.lead));
+  }
+  for (const auto& [step, reference] : step_places_) steps_[step].place = places_[reference];
+  const auto place_own = [&](uint32_t& at) {
+    if (at != kNowhere) at = places_[at].at;
+  };
+  for (Result& r : results_) {
+    if (r.ending == Ending::sum) place_own(r.sum.added);
+    if (r.ending == Ending::lstm) place_own(r.lstm.factor);
+    if (r.ending != Ending::activated) continue;
+    place_own(r.activated.from), place_own(r.activated.factor), place_own(r.activated.term);
+  }
+  for (size_t k = 0; k < drafts_.size(); k++) {
+    Draft& d = drafts_[k];
+    Record& r = d.record;
+    if (d.biases >= 0) r.copies.bias = staged_at(d.biases);
+    r.copies.places = size_of(places_);
+    SweepDraft& sweep = sweep_of(static_cast<int>(k));
+    place_copies(sweep, d);
+    value_bytes_ += int64_t{r.copies.count} * column_;
+    resolve_late(sweep, d);
+    const auto logits = logits_of_.find(static_cast<int>(k));
+    const uint32_t logits_at = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
+    r.draw.logits = logits_at;
+    for (uint32_t n = r.product.results; n < r.product.results + r.product.n_results; n++) {
+      Result& result = results_[n];
+      const auto going_on = going_on_.find(static_cast<int>(n));
+      result.bias += going_on == going_on_.end() ? r.copies.bias : places_[going_on->second].at;
+      if (result.ending == Ending::sums) result.sums.column_bytes = static_cast<uint32_t>(rings_.at(1).bytes);
+      if (result.logits == kNowhere) {
+        result.to = target(result_values_[n]);
+      } else {
+        result.logits += logits_at;
+      }
+    }
+  }
+  for (const auto& [result, value, to] : also_written_) to(results_[result]) = target(value);
+  for (size_t k = 0; k < inputs_.size(); k++) inputs_[k].to = target(input_values_[k]);
+}
+
+void Planner::place_copies(SweepDraft& sweep, Draft& d) {
+  const auto is_whole = [](const Multiplied& m) { return m.side_by_side(); };
+  d.record.copies.chunked = !std::all_of(d.copied.begin(), d.copied.end(), is_whole);
+  const Place nowhere{0, 0, edge(sweep, {0, program_.height, 0, 0}, 0), 0};  // zeros
+  if (d.copied.empty()) places_.push_back(nowhere);                          // warps read one, whether they copy or not
+  for (const Multiplied& m : d.copied)
+    for (size_t c = 0; c < (d.record.copies.chunked ? kChunks : 1); c++)
+      places_.push_back(c < m.chunks.size() ? place(sweep, m.chunks[c], false, d.lead) : nowhere);
+}
+
+void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
+  Record::Product& product = d.record.product;
+  std::vector<Place> late;
+  for (const Multiplied& m : d.late)
+    late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
+                                : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
+  // How many go on where those before the barrier ended, and whether the others follow each other.
+  size_t known = 0;
+  while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
+  const int in_batch = kBatch / product.members;
+  bool row = known % in_batch == 0;
+  for (size_t k = known; k < late.size(); k++)
+    row &= late[k].edge == kEverySite && late[k].at == late[known].at + static_cast<uint32_t>(k - known) * column_;
+  product.late_known = static_cast<int>(known) / in_batch, product.late_in_row = row;
+  if (row) {
+    product.late = known < late.size() ? late[known].at : 0;
+  } else {
+    product.late_places = size_of(places_);
+    places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
+  }
+}
+
+Target Planner::target(int value) {
+  const uint32_t ring = ring_of(value);
+  if (ring == kNowhere) return {shared_of(value), ring, 0};
+  return {shared_of(value), ring, slot(sweep_of(values_[value].first_written), {value, 0, 0, 0})};
+}
+
+SweepDraft& Planner::sweep_of(int record) {
+  return *std::find_if(sweeps_.begin(), sweeps_.end(), [&](const SweepDraft& s) { return s.has(record); });
+}
+
+}  // namespace pcf::cuda

@@ -1,0 +1,36 @@
+#include "cuda/plan/planner.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace pcf::cuda {
+
+Layout Planner::geometry(const Program& program, Math math, int images) {
+  Layout l{};
+  l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
+  l.head = program.head, l.images = images;
+  l.by_rows = program.lag == 0;
+  const int most_sites = kTileSites * (l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math));
+  l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
+  l.rows = std::min(parts(program.width, l.lag), program.height);
+  l.period = l.by_rows ? 1 << 30 : std::max(l.rows * l.lag, program.width);
+  l.end_row = l.by_rows ? program.height : 1;
+  l.sites = l.rows * images, l.most_images = most_sites / l.rows;
+  if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
+  for (l.tiles = 1; l.tiles * kTileSites < l.sites;) l.tiles = more_tiles(math, l.tiles);
+  return l;
+}
+
+Plan make_plan(const Program& program, Math math, int images, const Limits& limits) {
+  std::string why;
+  for (const int known : {1 << 20, 28, 20, 12, 8, 4})  // so that pieces fill their batches
+    for (const int copies_ahead : {2, 1})
+      for (const bool by_distribution : {false, true}) try {
+          return Planner(program, math, images, limits, {known, by_distribution, copies_ahead}).plan();
+        } catch (const std::invalid_argument& error) {
+          why = error.what();
+        }
+  throw std::invalid_argument(why);
+}
+
+}  // namespace pcf::cuda
