@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
@@ -133,7 +134,8 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     assert got.numel() < 50 or got.unique().numel() > 10
 
 
-def check_teacher_forced_logits(name: str, blocks: str, precision: Precision) -> None:
+def teacher_forced(name: str, blocks: str, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (logits, plain PyTorch's in the same precision, in float64)"""
     model, shape = CASES[name]()
     images, u, labels = inputs(shape, 9)
     arguments = (images.to(torch.uint8), labels) if model.n_classes else (images.to(torch.uint8),)
@@ -150,20 +152,22 @@ def check_teacher_forced_logits(name: str, blocks: str, precision: Precision) ->
     assert torch.equal(again[1], logits), "the schedule changes nothing"
     if precision == "tf32":
         plain = plain.float()
-    assert_as_exact_as_plain(logits.to(plain.dtype), plain, exact)
+    return logits.to(plain.dtype), plain, exact
 
 
 @pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
 def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
-    check_teacher_forced_logits(name, blocks, precision)
+    assert_as_exact_as_plain(*teacher_forced(name, blocks, precision))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm"])
 def test_activations_are_as_exact_as_plain_torch(name, precision):
-    check_teacher_forced_logits(name, "some", precision)
+    """On average, which the worst of a few thousand logits would not show."""
+    logits, plain, exact = teacher_forced(name, "some", precision)
+    assert (logits - exact).abs().mean() <= (plain - exact).abs().mean()
 
 
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
