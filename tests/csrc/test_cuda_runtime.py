@@ -54,6 +54,7 @@ CASES = {
     "row lstm": lambda: (row_lstm(learn_initial_state=True, n_classes=4), (3, 4, 5)),
     "row lstm without labels": lambda: (row_lstm(), (3, 3, 4)),
     "row lstm, thirds": lambda: (row_lstm(channel_order="thirds"), (3, 3, 4)),
+    "half a gate": lambda: (HalfGate().eval(), (1, 3, 5)),
     "diagonal bilstm": lambda: (diagonal_bilstm(n_classes=4), (3, 4, 5)),
     "diagonal bilstm, thirds": lambda: (diagonal_bilstm(channel_order="thirds"), (3, 3, 4)),
     "diagonal bilstm, one column": lambda: (diagonal_bilstm(), (3, 4, 1)),
@@ -344,6 +345,26 @@ def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     levels, logits = run(together, sampler, u, labels=labels)
     expected = run(apart, sampler, u, labels=labels)
     assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
+
+
+class HalfGate(torch.nn.Module):
+    """Two products of the same values, and a tanh of one times a sigmoid of neither."""
+
+    n_classes = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = Masked(1, 12, [*ABOVE, (0, -1)])
+        self.one = Masked(12, 12, [(0, -1), (0, 0)])
+        self.other = Masked(12, 12, [(0, -1), (0, 0)])
+        self.last = Masked(36, 256, [(0, 0)])
+
+    def forward(self, images):
+        x = self.first(images.to(self.first.weight.dtype) / 99)
+        one, other = self.one(x), self.other(x)
+        all_of_them = torch.cat([one.tanh() * x.sigmoid(), one, other], 1)
+        return (3 * self.last(all_of_them)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
 class FarSighted(torch.nn.Module):

@@ -11,6 +11,7 @@
 #include "cuda/plan/timeline.h"
 
 namespace pcf::cuda {
+
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int parts(int n, int of) { return (n + of - 1) / of; }
 template <class T>

@@ -91,11 +91,13 @@ Planner::Joint Planner::gate_of(const std::vector<const Instruction*>& group) co
   if (!is_read_once(first) || !has_steps(out, {other, StepKind::multiply}, first) ||
       !(rounds_tanh || has_steps(first, {StepKind::sigmoid})))
     return {};
-  const auto member = [&](const Instruction* i) {
-    return !keeps_sums ? i : i->value == group[0]->out ? group[0] : group[1];
+  // The product that an activation is of: the instruction itself, or the one whose sums it reads, if it does.
+  const auto product_of = [&](const Instruction* i) -> const Instruction* {
+    if (!keeps_sums) return i;
+    return i->value == group[0]->out ? group[0] : i->value == group[1]->out ? group[1] : nullptr;
   };
-  const Instruction *const tanh = member(rounds_tanh ? first : out), *const gate = member(rounds_tanh ? out : first);
-  if (tanh == gate) return {};
+  const auto tanh = product_of(rounds_tanh ? first : out), gate = product_of(rounds_tanh ? out : first);
+  if (!tanh || !gate || tanh == gate) return {};
   return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, nullptr, out, rounds_tanh, keeps_sums};
 }
 
