@@ -107,11 +107,8 @@ class ColumnSteps:
 
     def milliseconds(self, network: Network, images: int) -> float:
         """Of a batch: all of its sweeps."""
-        runtime = self._runtime(network)
-        facts = runtime.facts(images)
-        return sum(
-            self.step(network, images, sweep).milliseconds(self.rates) for sweep in range(len(facts["sweeps"]))
-        )
+        sweeps = len(self._runtime(network).facts(images)["sweeps"])
+        return sum(self.step(network, images, sweep).milliseconds(self.rates) for sweep in range(sweeps))
 
     def step(self, network: Network, images: int, sweep: int = 0) -> Step:
         """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
@@ -195,7 +192,7 @@ class ColumnSteps:
             runs = []
             for steps in (FEW, MANY):
                 begun = time.monotonic()
-                runs.append(self._run(network, kernel, images, l2_rate, *where, steps))
+                runs.append(self._run(network, kernel, images, l2_rate, where, steps))
                 say(
                     f"{network.name}: {steps} column steps, {images} image{'s' * (images > 1)} a block, "
                     f"simulated in {time.monotonic() - begun:.0f} s"
@@ -209,11 +206,10 @@ class ColumnSteps:
         kernel: Kernel,
         images: int,
         l2_rate: float,
-        sweep: int,
-        row: int,
-        first: int,
+        where: tuple[int, int, int],
         steps: int,
     ) -> Run:
+        """where: the sweep, the row and the first column step."""
         sampler, memory = self._runtime(network).sampler(images), Memory()
         sub_pixels = images * int(np.prod(network.shape))
         job = planner().CudaJob(
@@ -232,7 +228,7 @@ class ColumnSteps:
         )
         return simulate(
             kernel,
-            sampler.parameters(job, sweep, row, first, steps),
+            sampler.parameters(job, *where, steps),
             memory,
             threads=THREADS,
             rates=self.rates,

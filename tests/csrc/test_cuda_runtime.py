@@ -46,6 +46,7 @@ CASES = {
     "two stacks": lambda: (two_stacks(), (2, 4, 5)),
     "gated": lambda: (gated(input_channels=2, n_classes=4), (2, 4, 5)),
     "gated without labels": lambda: (gated(input_channels=2), (2, 4, 5)),
+    "wide gates": lambda: (gated(128, input_channels=1), (1, 2, 4)),
     "gated thirds": lambda: (gated(channel_order="thirds"), (3, 4, 5)),
     "interleaved": lambda: (
         enlivened(PixelCNN(3, 9, 1, channel_order="interleaved", kernel_size=3)),
@@ -72,9 +73,9 @@ def diagonal_bilstm(**kwargs) -> PixelRNN:
     return enlivened(PixelRNN("diagonal_bilstm", 3, hidden_channels=9, n_layers=2, kernel_size=3, **kwargs))
 
 
-def gated(**kwargs) -> GatedPixelCNN:
+def gated(hidden_channels: int = 8, **kwargs) -> GatedPixelCNN:
     torch.manual_seed(1)
-    return enlivened(GatedPixelCNN(hidden_channels=8, dilations=(1, 2), **kwargs))
+    return enlivened(GatedPixelCNN(hidden_channels=hidden_channels, dilations=(1, 2), **kwargs))
 
 
 def runtime(
