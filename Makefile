@@ -73,11 +73,12 @@ sanitize-%: $(VENV)/.package
 	@$(VENV)/bin/cmake --build build/sanitize-$*
 	build/sanitize-$*/check_sampler
 	build/sanitize-$*/check_ops
-	@echo "check_cuda: the CUDA kernels on the host, under the $* sanitizer"
+	@echo "check_cuda, the CUDA kernels on the host, and check_clusters under the $* sanitizer"
 	@$(VENV)/bin/cmake -S tests/csrc/emulation -B build/emulation-$* -G Ninja --log-level=NOTICE \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) -DEMULATION_SANITIZE=$*
-	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda
+	@$(VENV)/bin/cmake --build build/emulation-$* --target check_cuda check_clusters
 	build/emulation-$*/check_cuda
+	build/emulation-$*/check_clusters
 
 wheel: setup ## build a wheel into dist/
 	$(pip) wheel -q --no-build-isolation --no-deps -w dist .

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -61,7 +62,9 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStack = 256 << 10;
-constexpr unsigned kWarp = 32, kBlocksAtOnce = 3;
+constexpr unsigned kWarp = 32, kBlocksAtOnce = 3, kClustersAtOnce = 2;
+constexpr unsigned kSends = 16;    // of a thread that can be under way
+constexpr unsigned kRounds = 100;  // see Grid::rounds
 
 struct Copy {
   void* to;
@@ -69,6 +72,7 @@ struct Copy {
 };
 
 struct Block;
+struct Meeting;
 
 struct Fiber {
   char* stack;
@@ -78,6 +82,8 @@ struct Fiber {
   void* post = nullptr;
   std::deque<std::vector<Copy>> groups;  // committed copies that are not done yet
   std::vector<Copy> open;
+  const Meeting* awaited = nullptr;  // the last that was not over, and its phase then
+  unsigned awaited_phase;
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
 };
 
@@ -90,8 +96,32 @@ struct Barrier {
   char order[2];
 };
 
+struct Meeting {
+  int expected, arrivals;  // those of a phase, and those that this one still lacks
+  int bytes = 0;           // expected and not here yet; negative: here and not expected yet
+  unsigned phase = 0;
+  char order[2] = {};  // for the sanitizer: of phases with this parity
+};
+
+// An arrival, or a value and its bytes, on the way to a meeting of a block.
+struct Sent {
+  unsigned block;
+  uint32_t meeting, at;
+  unsigned bytes;  // 0: an arrival
+  uint64_t bits;
+  bool late;  // comes once nothing else can happen
+};
+
+struct Cluster {
+  unsigned live;  // threads
+  Barrier barrier;
+  std::vector<Sent> sent;
+};
+
 struct Block {
   unsigned index, live;
+  Cluster* cluster;
+  std::map<uint32_t, Meeting> meetings;
   std::unique_ptr<char[]> memory;
   char* shared;
   std::vector<Fiber> fibers;
@@ -102,14 +132,19 @@ struct Block {
 struct Grid {
   Launch launch;
   const std::function<void()>* kernel;
-  std::vector<std::unique_ptr<Block>> blocks;  // those that are running, by index
+  std::vector<std::unique_ptr<Cluster>> clusters;  // those that are running, by index
+  std::vector<std::unique_ptr<Block>> blocks;      // likewise
   std::vector<Fiber*> ready;
+  // Fibers whose meeting is not over: about half of them, the others are ready at once. They are ready again when some
+  // phase ends, or all others wait: then a round begins. If kRounds rounds change nothing about any meeting, all wait.
+  std::vector<Fiber*> polling;
+  unsigned rounds = 0;
   void* stack_pointer;  // the scheduler's
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_size = 0;
   char start, end;
-  uint32_t favour;  // see take_ready()
+  uint32_t favour;  // see take_ready() and come_some_time()
   std::string error;
 };
 
@@ -193,6 +228,11 @@ void entry() {
   __tsan_release(&grid->end);
   Block& block = *self->block;
   if (--block.live && !block.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_block");
+  Cluster& cluster = *block.cluster;
+  if (--cluster.live && !cluster.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_cluster");
+  if (block.live == 0)
+    for (const Sent& sent : cluster.sent)
+      if (sent.block == block.index) give_up("a block ended before all that was sent to it had come");
   to_scheduler(self, true);
 }
 
@@ -217,6 +257,7 @@ void start_block(unsigned index) {
   auto block = std::make_unique<Block>();
   block->index = index;
   block->live = grid->launch.threads;
+  block->cluster = grid->clusters[index / grid->launch.cluster].get();
   block->memory = std::make_unique<char[]>(grid->launch.shared_bytes + 128);
   block->shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block->memory.get()) + 127) & ~uintptr_t{127});
   std::memset(block->shared, 0xff, grid->launch.shared_bytes);  // NaN to whoever reads what nobody wrote
@@ -244,6 +285,16 @@ void start_block(unsigned index) {
   grid->blocks[index] = std::move(block);
 }
 
+void start_cluster(unsigned index) {
+  const unsigned size = grid->launch.cluster, threads = size * grid->launch.threads;
+  auto cluster = std::make_unique<Cluster>();
+  cluster->live = cluster->barrier.expected = threads;
+  cluster->barrier.waiting.reserve(threads);
+  if (size > 1) cluster->sent.reserve(kSends * threads);
+  grid->clusters[index] = std::move(cluster);
+  for (unsigned rank = 0; rank < size; rank++) start_block(index * size + rank);
+}
+
 // Any ready fiber; in every other launch mostly one of the block that comes first in an order drawn for the launch, so
 // that some blocks run far ahead of others.
 Fiber* take_ready() {
@@ -267,7 +318,104 @@ void end_block(Block& block) {
 #endif
     free_stacks.push_back(fiber.stack);
   }
-  grid->blocks[block.index].reset();
+  Cluster& cluster = *block.cluster;
+  const unsigned index = block.index;
+  grid->blocks[index].reset();
+  if (cluster.live == 0) grid->clusters[index / grid->launch.cluster].reset();
+}
+
+// -- clusters
+
+Block& block_of(unsigned rank) {
+  const unsigned size = grid->launch.cluster;
+  if (rank >= size) give_up("block " + std::to_string(rank) + " of a cluster of " + std::to_string(size));
+  Block* block = grid->blocks[self->block->index / size * size + rank].get();
+  if (!block) give_up("block " + std::to_string(rank) + " of the cluster has ended");
+  return *block;
+}
+
+[[noreturn]] void give_up_meeting(const Block& block, uint32_t at, const std::string& error) {
+  give_up("the meeting at " + std::to_string(at) + " of block " + std::to_string(block.index) + ": " + error);
+  __builtin_unreachable();
+}
+
+Meeting& find_meeting(Block& block, uint32_t at) {
+  const auto found = block.meetings.find(at);
+  if (found == block.meetings.end()) give_up_meeting(block, at, "it was never begun");
+  uint64_t bits;
+  std::memcpy(&bits, block.shared + at, 8);
+  if (bits != kMeeting) give_up_meeting(block, at, "something else was written there");
+  return found->second;
+}
+
+// What is on the way to a meeting comes at the latest when the phase could otherwise end. If it is another phase's, it
+// could have come in this one, which is an error then.
+void end_phase(Block& block, uint32_t at, Meeting& meeting) {
+  if (meeting.arrivals > 0 || meeting.bytes > 0) return;
+  bool more_bytes = meeting.bytes < 0, more_arrivals = false;
+  for (const Sent& sent : block.cluster->sent)
+    if (sent.block == block.index && sent.meeting == at) (sent.bytes ? more_bytes : more_arrivals) = true;
+  if (more_bytes) give_up_meeting(block, at, "more bytes come than the phase expects");
+  if (more_arrivals) give_up_meeting(block, at, "more arrivals come than the phase expects");
+  meeting.phase++;
+  meeting.arrivals = meeting.expected;
+  for (Fiber* fiber : grid->polling) grid->ready.push_back(fiber);
+  grid->polling.clear();
+}
+
+void come(const Sent& sent) {
+  grid->rounds = 0;
+  Block* block = grid->blocks[sent.block].get();
+  Meeting& meeting = find_meeting(*block, sent.meeting);
+  if (sent.bytes == 0) {
+    if (meeting.arrivals-- == 0) give_up_meeting(*block, sent.meeting, "more arrivals come than the phase expects");
+  } else {
+    if (sent.bytes == 4)
+      std::memcpy(block->shared + sent.at, &sent.bits, 4);
+    else
+      std::memcpy(block->shared + sent.at, &sent.bits, 8);
+    meeting.bytes -= static_cast<int>(sent.bytes);
+  }
+  end_phase(*block, sent.meeting, meeting);
+}
+
+template <class Chosen>
+void let_come(Cluster& cluster, const Chosen& chosen) {
+  for (size_t i = cluster.sent.size(); i-- > 0;) {
+    if (!chosen(cluster.sent[i])) continue;
+    const Sent sent = cluster.sent[i];
+    cluster.sent[i] = cluster.sent.back();
+    cluster.sent.pop_back();
+    come(sent);
+  }
+}
+
+// At once, or later, at random: when somebody in the cluster polls, or as late as can be. So both a missing wait and
+// what is overwritten too early show. A phase that waits for what is late ends when all others wait, so that nobody
+// overtakes a thread that still reads: therefore nothing is late in every other launch, and all comes at once in half
+// of those.
+void come_some_time(Sent sent) {
+  std::vector<Sent>& under_way = self->block->cluster->sent;
+  const bool some_are_late = grid->favour & 4, all_at_once = !some_are_late && grid->favour & 8;
+  const uint64_t bits = random_bits();
+  sent.late = some_are_late && bits & 2;
+  if (all_at_once || bits & 1 || under_way.size() == under_way.capacity())  // it must not grow: see start_block()
+    come(sent);
+  else
+    under_way.push_back(sent);
+}
+
+// What all lanes of the running fiber's warp have done so far.
+void release_warp(char* order) {
+#ifdef EMULATION_THREAD_SANITIZER
+  Block& block = *self->block;
+  for (unsigned i = self->index / kWarp * kWarp; i < block.fibers.size() && i / kWarp == self->index / kWarp; i++) {
+    __tsan_switch_to_fiber(block.fibers[i].sanitizer_fiber, 1);
+    __tsan_release(order);
+  }
+  __tsan_switch_to_fiber(self->sanitizer_fiber, 1);
+#endif
+  (void)order;
 }
 
 }  // namespace
@@ -300,24 +448,33 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
   if (count == 0 || launch.threads == 0 || launch.threads > 1024)
     throw std::runtime_error("a launch of " + std::to_string(count) + " blocks of " + std::to_string(launch.threads) +
                              " threads");
+  if (launch.cluster == 0 || count % launch.cluster)
+    throw std::runtime_error("a launch of " + std::to_string(count) + " blocks in clusters of " +
+                             std::to_string(launch.cluster));
   Grid g;
   grid = &g;
   g.launch = launch, g.kernel = &kernel, g.favour = static_cast<uint32_t>(random_bits());
   g.blocks.resize(count);
+  g.clusters.resize(count / launch.cluster);
   g.ready.reserve(size_t{count} * launch.threads);
+  g.polling.reserve(size_t{count} * launch.threads);
 #ifdef EMULATION_THREAD_SANITIZER
   g.sanitizer_fiber = __tsan_get_current_fiber();
 #endif
-  std::vector<unsigned> waiting(count);
-  for (unsigned i = 0; i < count; i++) waiting[i] = i;
+  std::vector<unsigned> waiting(g.clusters.size());
+  for (unsigned i = 0; i < waiting.size(); i++) waiting[i] = i;
+  const unsigned at_once = launch.cluster == 1 ? kBlocksAtOnce : kClustersAtOnce * launch.cluster;
   unsigned running = 0;
   while (running || !waiting.empty()) {
-    for (; running < kBlocksAtOnce && !waiting.empty(); running++) {
+    for (; running + launch.cluster <= at_once && !waiting.empty(); running += launch.cluster) {
       std::swap(waiting[random_bits() % waiting.size()], waiting.back());
-      start_block(waiting.back());
+      start_cluster(waiting.back());
       waiting.pop_back();
     }
-    if (g.ready.empty() && g.error.empty()) g.error = "every thread waits: a deadlock";
+    if (g.ready.empty() && g.error.empty()) {
+      if (g.polling.empty() || ++g.rounds > kRounds) g.error = "every thread waits: a deadlock";
+      g.ready.swap(g.polling);
+    }
     if (!g.error.empty()) break;  // the fibers' stacks are given up
     Fiber* fiber = take_ready();
     resume(fiber);
@@ -346,6 +503,85 @@ void sync_block(unsigned line) {
             std::to_string(barrier.line));
   if (self->block->live < grid->launch.threads) give_up("sync_block after a thread of the block has ended");
   wait_at(barrier, true);
+}
+
+unsigned cluster_rank() { return self->block->index % grid->launch.cluster; }
+
+char* in_cluster(unsigned rank, uint32_t at, unsigned bytes) {
+  Block& block = block_of(rank);
+  if (at % bytes || at + uint64_t{bytes} > grid->launch.shared_bytes)
+    give_up(std::to_string(bytes) + " bytes at " + std::to_string(at) + " of " +
+            std::to_string(grid->launch.shared_bytes) + " of shared memory");
+  return block.shared + at;
+}
+
+void sync_cluster(unsigned line) {
+  Cluster& cluster = *self->block->cluster;
+  if (cluster.barrier.waiting.empty()) cluster.barrier.line = line;
+  if (cluster.barrier.line != line)
+    give_up("sync_cluster in line " + std::to_string(line) + " while others wait in line " +
+            std::to_string(cluster.barrier.line));
+  if (cluster.live < cluster.barrier.expected) give_up("sync_cluster after a thread of the cluster has ended");
+  // Arrivals come before those who have arrived leave; for values, only a meeting is waited at.
+  wait_at(cluster.barrier, true, [&] { let_come(cluster, [](const Sent& sent) { return sent.bytes == 0; }); });
+}
+
+void begin_meeting(uint32_t at, int arrivals) {
+  Block& block = *self->block;
+  if (arrivals < 1) give_up_meeting(block, at, "it needs an arrival at least");
+  if (!block.meetings.try_emplace(at, Meeting{arrivals, arrivals}).second)
+    give_up_meeting(block, at, "it was begun already");
+}
+
+void expect_bytes(uint32_t at, int bytes) {
+  grid->rounds = 0;
+  Block& block = *self->block;
+  Meeting& meeting = find_meeting(block, at);
+  if (bytes < 0) give_up_meeting(block, at, std::to_string(bytes) + " bytes");
+  if (meeting.arrivals == 0) give_up_meeting(block, at, "bytes are expected after all have arrived");
+  meeting.bytes += bytes;
+  if (meeting.bytes >= 1 << 20) give_up_meeting(block, at, "it can't count so many bytes");
+}
+
+void arrive(uint32_t at, unsigned rank) {
+  Block& block = block_of(rank);
+  Meeting& meeting = find_meeting(block, at);
+  release_warp(&meeting.order[meeting.phase & 1]);
+  const Sent arrival{block.index, at, 0, 0, 0, false};
+  if (&block == self->block)
+    come(arrival);
+  else
+    come_some_time(arrival);
+}
+
+// What was sent in a phase came in it, or end_phase() would have found it.
+void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t meeting) {
+  Block& block = block_of(rank);
+  Meeting& counts = find_meeting(block, meeting);
+  __tsan_release(&counts.order[counts.phase & 1]);
+  come_some_time({block.index, meeting, at, bytes, bits, false});
+}
+
+bool has_met(uint32_t at, unsigned parity) {
+  Block& block = *self->block;
+  Meeting& meeting = find_meeting(block, at);
+  if (parity > 1) give_up_meeting(block, at, "a parity of " + std::to_string(parity));
+  if (self->awaited == &meeting && (self->awaited_phase & 1) == parity && meeting.phase > self->awaited_phase + 1)
+    give_up_meeting(block, at, "two phases ended while this thread waited for the first");
+  if ((meeting.phase & 1) != parity) {
+    self->awaited = nullptr;
+    __tsan_acquire(&meeting.order[parity]);
+    return true;
+  }
+  Fiber* me = self;
+  me->awaited = &meeting;
+  me->awaited_phase = meeting.phase;
+  const uint64_t bits = random_bits();
+  (bits & 1 ? grid->ready : grid->polling).push_back(me);
+  const bool nothing_else = grid->rounds > 0;
+  let_come(*block.cluster, [&](const Sent& sent) { return (nothing_else || !sent.late) && random_bits() & 1; });
+  to_scheduler(me);
+  return false;
 }
 
 void sync_lanes(void* post, void (*act)(void**), bool orders_memory) {

@@ -1,0 +1,16 @@
+"""The host's emulation of CUDA itself, by programs that exit 1 where it does not do what it should."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.csrc.emulated import build, run
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+def test_clusters():
+    for tool in ("cmake", "ninja", "pybind11"):
+        pytest.importorskip(tool)
+    run(str(build("check_clusters") / "check_clusters"))
