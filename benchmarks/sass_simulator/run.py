@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sass_simulator.executor import Executor, Recording
+from sass_simulator.executor import Executor, Recording, execute
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
 from sass_simulator.machine import Machine, Memory
 from sass_simulator.rates import Rates
@@ -148,7 +148,7 @@ def simulate(
         parameters=parameters,
         shared_size=shared,
     )
-    recording = Executor(machine).run()
+    (recording,) = execute([machine])
     l1_bytes = max(rates.l1_bytes - shared, 0)
     rate = rates.l2_bytes if l2_rate is None else l2_rate
     return Run(kernel, recording, timed(kernel.instructions, recording, rates, rate, l1_bytes))
