@@ -2,7 +2,7 @@
 
 A block's threads are executed, so branches, trip counts and addresses are real ones, and the memory afterwards can be
 compared with what the kernel should have computed; then the instructions that each warp executed are timed together
-(timing.py), at the rates of one file (rates.py).
+(timing.py), at the rates of one file (rates.py). Blocks of a cluster are executed and timed together.
 
     kernel = Kernel.load(compiled("kernel.cu", "90a"), "name")
     memory = Memory()
@@ -10,8 +10,8 @@ compared with what the kernel should have computed; then the instructions that e
     run = simulate(kernel, pack(address, 3), memory, threads=256, rates=RATES["90a"])
     run.cycles, run.busy, run.profile(10)
 
-What it leaves out: the instruction cache, DRAM, other blocks (but for their share of L2, ``l2_rate``), clusters, wgmma,
-TMA and mbarriers. An instruction that it does not know is an error.
+What it leaves out: the instruction cache, DRAM, blocks of other clusters (but for their share of L2, ``l2_rate``), what
+sends of several blocks do to each other on their way, wgmma and TMA. An instruction that it does not know is an error.
 """
 
 from sass_simulator.kernel import Kernel, compiled

@@ -14,10 +14,12 @@ SECTOR = 32  # bytes
 
 
 class Access(NamedTuple):
-    """Of one warp. wavefronts: turns that the banks of shared memory take; sectors: addresses / 32."""
+    """Of one warp. wavefronts: turns that the banks of shared memory take; sectors: addresses / 32; remote: bytes of
+    other blocks' shared memory."""
 
     wavefronts: int = 0
     sectors: tuple[int, ...] = ()
+    remote: int = 0
 
 
 NOTHING = Access()

@@ -1,8 +1,10 @@
-"""Runs a block: all threads, in groups of those that are at the same instruction, whatever warp they belong to.
+"""Runs blocks: all threads, in groups of those that are at the same instruction, whatever warp they belong to.
 
 Of several groups, the one whose instruction comes first in the code goes on, and groups that meet become one: in code
 as compilers write it, that brings lanes together again where their paths join. Threads that must wait for others (at
 BSYNC, WARPSYNC, BAR) do so, as on the hardware. Each warp's instructions are recorded in the order of execution.
+
+Blocks of a cluster take turns: each goes on until all its threads wait. A try to wait for a phase is one that waits.
 """
 
 from __future__ import annotations
@@ -14,23 +16,34 @@ from typing import Any
 
 import numpy as np
 
-from sass_simulator import floats, integers, loads_and_stores, warps  # noqa: F401  # they register what they run
+# They register what they run.
+from sass_simulator import floats, integers, loads_and_stores, meetings, warps  # noqa: F401
 from sass_simulator.accesses import NOTHING
+from sass_simulator.clusters import RANK_SHIFT, Phase
 from sass_simulator.instruction import Instruction
-from sass_simulator.machine import LANES, Array, Group, Machine, SimulationError
+from sass_simulator.loads_and_stores import address
+from sass_simulator.machine import LANES, Array, Fetch, Group, Machine, SimulationError
 from sass_simulator.operations import Operation, built
 
-# No effect on results: fences among them, as a block alone sees its writes in order.
+# No effect on results: fences among them, as all writes are made in order.
 IGNORED = {"NOP", "YIELD", "MEMBAR", "ERRBAR", "CCTL", "CGAERRBAR", "DEPBAR", "LDGDEPBAR", "NANOSLEEP", "PMTRIG",
            "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
 MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM", "STSM", "ATOMS", "ATOMG", "ATOM",
           "REDG", "RED", "SHFL"}  # fmt: skip
+SIGNALS = {"STAS", "SYNCS", "UCGABAR_ARV"}
 PATIENCE = 1024  # turns of the first group before another one has one: the first may wait for it in a loop
+LONG = 16 * PATIENCE  # turns of a block before another one of its cluster goes on, for the same reason
+LIMIT = 200_000_000  # of instructions, each counted once for all warps that execute it together
+
+
+def control_name(i: Instruction) -> str:
+    """What CONTROL knows an instruction by."""
+    return "SYNCS.PHASECHK" if i.name == "SYNCS" and "PHASECHK" in i.modifiers else i.name
 
 
 def records_predicate(i: Instruction) -> bool:
     """Whether the recording says of an instruction if its predicate let any lane of the warp through."""
-    return bool(i.guard) and i.name not in CONTROL and i.name not in IGNORED and i.name not in MEMORY
+    return bool(i.guard) and not any(i.name in names for names in (CONTROL, IGNORED, MEMORY, SIGNALS))
 
 
 @dataclass
@@ -51,10 +64,33 @@ class Arrival:
 @dataclass
 class Recording:
     """What each warp executed: indexes of instructions; and, in order, what is to be known of some of them: an Access
-    of those in MEMORY, an Arrival of BAR, and of others with a predicate whether it let any lane through."""
+    of those in MEMORY, a Signal (or NOTHING) of those in SIGNALS, phases that a wait is for, an Arrival of BAR, and of
+    others with a predicate whether it let any lane through."""
 
     code: list[list[int]]
     infos: list[list[Any]]
+
+
+@dataclass
+class SetAside:
+    """Threads that wait for phases, and where they go on."""
+
+    phases: tuple[Phase, ...]
+    threads: Array
+    then: int
+
+
+def execute(blocks: list[Machine]) -> list[Recording]:
+    """All blocks of a cluster, or one."""
+    executors = [Executor(machine) for machine in blocks]
+    with np.errstate(all="ignore"):
+        while sum([e.run(LONG) for e in executors]):
+            pass
+    if stuck := [(f" in block {e.m.rank}", *found) for e in executors for found in e.waiting()]:
+        where, instruction, why = stuck[0]
+        others = "".join(f";{block}, {text}: {i}" for block, i, text in stuck[1:])
+        raise SimulationError(instruction, why + (where if len(blocks) > 1 else "") + others)
+    return [e.recording for e in executors]
 
 
 class Executor:
@@ -74,37 +110,54 @@ class Executor:
         self.counted: set[int] = set()  # barriers for a certain number of threads
         self.votes: dict[int, Array] = {}
         self.vote_result = np.zeros((2, machine.threads), np.uint32)  # of BAR.RED: whether, and how many
-        self._prepared: dict[int, Callable[[Group], None]] = {}
-
-    def run(self, limit: int = 200_000_000) -> Recording:
-        """limit: of instructions, each counted once for all warps that execute it together."""
+        self.controls = [CONTROL.get(control_name(i)) for i in self.instructions]
+        self.set_aside: list[SetAside] = []
+        self.changes = 0  # how many phases of the cluster had ended when they last tried
         self.groups = {0: self.alive.copy()}
-        steps = turns = 0
-        with np.errstate(all="ignore"):
-            while self.groups:
-                turns += 1
-                order = sorted(self.groups)
-                at = order[turns // PATIENCE % len(order)] if turns % PATIENCE == 0 else order[0]
-                later = [x for x in order if x > at]
-                steps += self._advance(at, later[0] if later else len(self.instructions))
-                if steps > limit:
-                    raise SimulationError(self.instructions[at], f"still running after {limit} instructions")
-        for (kind, _), threads in self.parked.items():
-            at = int(self.resume[threads][0]) - 1
-            raise SimulationError(self.instructions[at], f"{threads.sum()} threads wait here for ever ({kind})")
+        self.steps = self.turns = 0
+        self._prepared: dict[int, Callable[[Group], None]] = {}
+        self.fetches: dict[int, tuple[Fetch, Fetch]] = {}  # operands of waits for a phase
+
+    def run(self, most: int) -> bool:
+        """At most so many turns, until all threads wait -> whether there was any."""
+        first = self.turns
+        while self.turns < first + most:
+            if self.set_aside and self.changes != self.m.cluster.changes:
+                self.try_again()
+            if not self.groups:
+                break
+            self.turns += 1
+            order = sorted(self.groups)
+            at = order[self.turns // PATIENCE % len(order)] if self.turns % PATIENCE == 0 else order[0]
+            later = [x for x in order if x > at]
+            self.steps += self._advance(at, later[0] if later else len(self.instructions))
+            if self.steps > LIMIT:
+                raise SimulationError(self.instructions[at], f"still running after {LIMIT} instructions")
+        return self.turns > first
+
+    def waiting(self) -> list[tuple[Instruction, str]]:
+        """Where threads wait."""
+        places = [(int(self.resume[threads][0]), threads, kind) for (kind, _), threads in self.parked.items()]
+        places += [(aside.then, aside.threads, "a phase") for aside in self.set_aside]
+        return [
+            (self.instructions[then - 1], f"{threads.sum()} threads wait here for ever ({kind})")
+            for then, threads, kind in places
+        ]
+
+    @property
+    def recording(self) -> Recording:
         return Recording(self.code, self.m.infos)
 
     def _advance(self, first: int, until: int) -> int:
         """Runs a group from an instruction to the first that decides where it goes, or to another group."""
         group = self.m.group(self.groups.pop(first))
         for at in range(first, until):
-            i = self.instructions[at]
-            if i.name in CONTROL:
+            if control := self.controls[at]:
                 self._record(group, first, at + 1)
-                CONTROL[i.name](self, i, group)
+                control(self, self.instructions[at], group)
                 return at + 1 - first
             if at not in self._prepared:
-                self._prepared[at] = self.prepare(i)
+                self._prepared[at] = self.prepare(self.instructions[at])
             self._prepared[at](group)
         self._record(group, first, until)
         self.go(until, group.whole)
@@ -120,7 +173,7 @@ class Executor:
             return lambda group: None
         run = built(self.m, i)
         guard = self.m.predicate(i.guard or "PT")
-        if i.name in MEMORY:
+        if i.name in MEMORY or i.name in SIGNALS:
             return self._with_infos(i, run)
         if not i.guard:
             return lambda group: run(group.mask, group)
@@ -151,7 +204,7 @@ class Executor:
         found = []
         for i in self.instructions:
             try:
-                if i.name not in CONTROL:
+                if control_name(i) not in CONTROL:
                     self.prepare(i)
             except SimulationError as error:
                 found.append(str(error))
@@ -210,6 +263,29 @@ class Executor:
             ready = waiting & ~np.repeat(missing, LANES)
             if ready.any():
                 self.release(key, ready)
+
+    def wait_for(self, phases: dict[int, tuple[Phase, ...]], threads: Array, then: int) -> None:
+        """phases: of each warp that has some of the threads."""
+        waits: dict[tuple[Phase, ...], Array] = {}
+        ready = threads.copy()
+        for warp, its in phases.items():
+            self.m.infos[warp].append(its)
+            if not all(phase.over for phase in its):
+                lanes = slice(warp * LANES, (warp + 1) * LANES)
+                waits.setdefault(its, np.zeros_like(threads))[lanes] = threads[lanes]
+                ready[lanes] = False
+        self.go(then, ready)
+        self.set_aside += [SetAside(its, mask, then) for its, mask in waits.items()]
+
+    def try_again(self) -> None:
+        self.changes = self.m.cluster.changes
+        rest = []
+        for aside in self.set_aside:
+            if all(phase.over for phase in aside.phases):
+                self.go(aside.then, aside.threads)
+            else:
+                rest.append(aside)
+        self.set_aside = rest
 
     def open_barrier(self, number: int) -> None:
         votes = self.votes.pop(number, np.zeros_like(self.alive))
@@ -276,6 +352,7 @@ def indirect(e: Executor, i: Instruction, group: Group) -> None:
 def leave(e: Executor, i: Instruction, group: Group) -> None:
     threads = e.chosen(i, group)
     e.alive = e.alive & ~threads
+    e.m.cluster.leave(e.m.rank, threads)
     e.pass_by(i, group, threads)
     e.settle()
 
@@ -409,3 +486,46 @@ def barrier_result(e: Executor, i: Instruction, group: Group) -> None:
     for text in i.operands[1:]:
         e.m.put_predicate(text)(e.vote_result[0] != 0, threads)
     e.go(i.index + 1, group.whole)
+
+
+# -- phases of mbarriers and of a cluster's barrier
+
+
+@control("SYNCS.PHASECHK")
+def wait_for_phase(e: Executor, i: Instruction, group: Group) -> None:
+    """mbarrier.try_wait.parity: it waits until the phase of this parity is over, and says so."""
+    if set(i.modifiers) != {"PHASECHK", "TRANS64", "TRYWAIT"}:
+        raise SimulationError(
+            i, "a form of asking for a phase that isn't known: one that doesn't wait can't be timed"
+        )
+    threads = e.chosen(i, group)
+    if i.index not in e.fetches:
+        e.fetches[i.index] = address(e.m, i, i.operands[1]), e.m.u32(i, i.operands[2])
+    where, parity = (np.broadcast_to(fetch(), e.m.threads) for fetch in e.fetches[i.index])
+    asked = np.where(threads, where << 1 | parity >> 31, -1).reshape(-1, LANES)
+    known: dict[int, Phase | None] = {}
+    for key in np.unique(asked).tolist():
+        if key >= 0:
+            if key >> 1 >> RANK_SHIFT != e.m.rank:
+                raise SimulationError(i, f"address {key >> 1:#x} is another block's")
+            known[key] = meetings.mbarrier(e.m, i, key >> 1).of_parity(key & 1)
+    phases: dict[int, tuple[Phase, ...]] = {}
+    for warp in group.warps:
+        its = [known[key] for key in dict.fromkeys(asked[warp].tolist()) if key >= 0]
+        phases[warp] = tuple(phase for phase in its if phase is not None)
+    e.m.put_predicate(i.operands[0])(True, threads)
+    e.pass_by(i, group, threads)
+    e.wait_for(phases, threads, i.index + 1)
+
+
+@control("UCGABAR_WAIT")
+def wait_for_cluster(e: Executor, i: Instruction, group: Group) -> None:
+    threads = e.chosen(i, group)
+    phases: dict[int, tuple[Phase, ...]] = {warp: () for warp in group.warps}
+    for warp in np.flatnonzero(threads.reshape(-1, LANES).any(1)).tolist():
+        phase = e.m.joined[warp]
+        if phase is None:
+            raise SimulationError(i, "threads wait at the cluster's barrier without having come")
+        phases[warp] = (phase,)
+    e.pass_by(i, group, threads)
+    e.wait_for(phases, threads, i.index + 1)

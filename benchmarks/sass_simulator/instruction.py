@@ -32,11 +32,11 @@ class Instruction:
         """The predicate that it runs under; empty: none."""
         return self._parts[0]
 
-    @property
+    @cached_property
     def opcode(self) -> str:
         return self._parts[1]
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.opcode.split(".")[0]
 

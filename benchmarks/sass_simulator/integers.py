@@ -419,7 +419,7 @@ def r2p(m: Machine, i: Instruction) -> Operation:
 
 @operation("S2R")
 def s2r(m: Machine, i: Instruction) -> Operation:
-    """Special registers; SR_CgaCtaId: of a launch without clusters."""
+    """Special registers; SR_CgaCtaId: the rank in the cluster."""
     put, name = m.put_u32(i.operands[0]), i.operands[1]
     index = np.arange(m.threads, dtype=U32)
     nx, ny, _ = m.shape
@@ -431,7 +431,7 @@ def s2r(m: Machine, i: Instruction) -> Operation:
         "SR_CTAID.Y": U32(m.block[1]),
         "SR_CTAID.Z": U32(m.block[2]),
         "SR_LANEID": m.lane,
-        "SR_CgaCtaId": U32(0),
+        "SR_CgaCtaId": U32(m.rank),
         "SR_SWINHI": U32(SHARED_WINDOW),
         "SR_EQMASK": U32(1) << m.lane,
         "SR_LTMASK": (U32(1) << m.lane) - U32(1),
@@ -444,7 +444,10 @@ def s2r(m: Machine, i: Instruction) -> Operation:
 
 @operation("CS2R", modifiers="32")
 def cs2r(m: Machine, i: Instruction) -> Operation:
-    if i.operands[1] != "SRZ":
+    if i.operands[1] not in (
+        "SRZ",
+        "SR_CgaSize",
+    ):  # the latter chooses where constants of the cluster lie: here
         raise SimulationError(i, "a clock: the machine is executed first and timed afterwards")
     zero = np.zeros(1 if "32" in i.modifiers else 2, U32)[:, None]
     put = m.put_words(i.operands[0])

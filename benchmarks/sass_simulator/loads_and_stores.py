@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from sass_simulator.accesses import SECTOR, Access, busiest_bank
+from sass_simulator.clusters import RANK_SHIFT
 from sass_simulator.instruction import PREDICATE, Instruction
+from sass_simulator.kernel import GENERIC
 from sass_simulator.machine import (
     GLOBAL_BASE,
     LANES,
@@ -38,10 +40,12 @@ def size_of(i: Instruction) -> int:
 
 
 def address(m: Machine, i: Instruction, text: str) -> Fetch:
-    """``[R2.64+UR4+0x10]`` -> int64; registers scaled by .X4, .X8, .X16; a UR of 64 bits only beside .64."""
+    """``[R2.64+UR4+0x10]`` -> int64; registers scaled by .X4, .X8, .X16; a UR of 64 bits only beside .64. Generic
+    addresses have 64 bits (E) in any case."""
     terms: list[Fetch] = []
     offset = 0
-    wide = ".64" in text
+    generic = i.name in GENERIC and "E" in i.modifiers
+    wide = ".64" in text or generic
     for part in re.findall(r"[+-]?[^+-]+", text.strip("[]")):
         part = part.removeprefix("+")
         if re.match(r"-?0x", part):
@@ -51,7 +55,7 @@ def address(m: Machine, i: Instruction, text: str) -> Fetch:
         if register is None:
             raise SimulationError(i, f"no address: {text}")
         scale = int(found[1]) if (found := re.search(r"\.X(\d+)", part)) else 1
-        whole = ".64" in part or (wide and part.startswith("UR"))
+        whole = ".64" in part or (wide and part.startswith("UR")) or (generic and ".U32" not in part)
         fetch = (m.u64 if whole else m.u32)(i, register[1])
         terms.append(lambda f=fetch, s=scale: f().astype(np.int64) * s)  # type: ignore[misc]  # a default binds it
 
@@ -120,12 +124,15 @@ class Space:
 
 
 class Shared(Space):
+    """Addresses have the block's rank in front: those of other blocks are nobody's here."""
+
     def data(self) -> Array:
         return self.m.shared
 
     def place(self, addresses: Array) -> Array:
-        self.check((addresses % self.size != 0) | (addresses + self.size > self.m.shared.size), addresses)
-        return addresses
+        at = (addresses - (self.m.rank << RANK_SHIFT)) & 0xFFFFFFFF if self.m.rank else addresses
+        self.check((at % self.size != 0) | (at + self.size > self.m.shared.size), addresses)
+        return at
 
     def access(self, addresses: Array, active: Array) -> list[Access]:
         return [Access(wavefronts=n) for n in self.m.patterns.wavefronts(addresses, active, self.size)]
@@ -172,12 +179,43 @@ class Local(Space):
         ]
 
 
+class OfCluster(Space):
+    """Shared memory of the block whose rank is in front of the address."""
+
+    def _blocks(self, addresses: Array) -> list[tuple[Shared, Array]]:
+        """Blocks, with whose the addresses are."""
+        blocks = self.m.cluster.blocks
+        if len(blocks) == 1:
+            return [(Shared(self.m, self.i, self.size), np.ones_like(addresses, np.bool_))]
+        ranks = addresses >> RANK_SHIFT
+        self.check(ranks >= len(blocks), addresses)
+        return [(Shared(blocks[r], self.i, self.size), ranks == r) for r in np.unique(ranks).tolist()]
+
+    def access(self, addresses: Array, active: Array) -> list[Access]:
+        own = [Access(wavefronts=n) for n in self.m.patterns.wavefronts(addresses, active, self.size)]
+        if len(self.m.cluster.blocks) == 1:
+            return own
+        away = active & (addresses >> RANK_SHIFT != self.m.rank)
+        size = (away.reshape(-1, LANES).sum(1) * self.size).tolist()
+        return [access._replace(remote=n) for access, n in zip(own, size, strict=True)]
+
+    def load(self, addresses: Array) -> Array:
+        result = np.zeros((max(self.size // 4, 1), addresses.size), U32)
+        for space, there in self._blocks(addresses):
+            result[:, there] = space.load(addresses[there])
+        return result
+
+    def store(self, addresses: Array, values: Array) -> None:
+        for space, there in self._blocks(addresses):
+            space.store(addresses[there], values[:, there])
+
+
 class Generic(Space):
     """Shared memory or global memory, as each address says."""
 
     def __init__(self, m: Machine, i: Instruction, size: int) -> None:
         super().__init__(m, i, size)
-        self.shared, self.other = Shared(m, i, size), Global(m, i, size)
+        self.shared, self.other = OfCluster(m, i, size), Global(m, i, size)
 
     def _split(self, addresses: Array) -> Array:
         return addresses >> 32 == SHARED_WINDOW
@@ -186,7 +224,7 @@ class Generic(Space):
         inside = self._split(addresses)
         a = self.shared.access(addresses & 0xFFFFFFFF, active & inside)
         b = self.other.access(addresses, active & ~inside)
-        return [Access(x.wavefronts, y.sectors) for x, y in zip(a, b, strict=True)]
+        return [Access(x.wavefronts, y.sectors, x.remote) for x, y in zip(a, b, strict=True)]
 
     def load(self, addresses: Array) -> Array:
         inside = self._split(addresses)
@@ -298,7 +336,8 @@ def ldsm(m: Machine, i: Instruction) -> Operation:
     space = Shared(m, i, 16)
 
     def run(mask: Mask, group: Group) -> list[Access]:
-        rows = row_addresses(np.where(group.whole if mask is None else mask, fetch(), 0), count)
+        nobody = m.rank << RANK_SHIFT  # what lanes that don't take part read
+        rows = row_addresses(np.where(group.whole if mask is None else mask, fetch(), nobody), count)
         read = gather(m.shared, space.place(rows.reshape(-1)), 16).T.copy().view(np.uint16)
         tiles = read.reshape(m.warps, count, 8, 8)
         if transposed:

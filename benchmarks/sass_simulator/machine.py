@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sass_simulator.accesses import LANES, Array, Patterns
+from sass_simulator.clusters import Cluster, Mbarrier, Phase
 from sass_simulator.instruction import Instruction
 from sass_simulator.kernel import Kernel
 
@@ -94,6 +95,7 @@ class Machine:
     infos: list[list[Any]] = field(
         default_factory=list
     )  # per warp: what memory instructions asked for, in order
+    cluster: Cluster = field(default_factory=Cluster)  # which it joins, with the next rank
 
     def __post_init__(self) -> None:
         if self.threads % LANES or int(np.prod(self.shape)) != self.threads:
@@ -111,6 +113,11 @@ class Machine:
         self.lane = np.arange(n, dtype=np.uint32) % LANES
         self.first_lane = np.arange(n) // LANES * LANES  # index of the first thread of each thread's warp
         self.infos = [[] for _ in range(self.warps)]
+        self.rank = self.cluster.join(self)
+        self.mbarriers: dict[int, Mbarrier] = {}  # by their address in the cluster
+        self.joined: list[Phase | None] = [
+            None
+        ] * self.warps  # at which phase of the cluster's barrier each came last
         self.banks, self.known = self._banks()
         self.patterns = Patterns()
         self._groups: dict[bytes, Group] = {}
@@ -133,6 +140,12 @@ class Machine:
         put(
             {8: 0x118, 9: 0x208}.get(self.kernel.arch // 10, 0x358), bytes(8)
         )  # describes global memory: no effect
+        if self.kernel.arch >= 90:  # whether there are clusters, their shape, one over its x, their blocks
+            size = self.cluster.size
+            put(0x36C if new else 0x140, int(size > 1).to_bytes(4, "little"))
+            put(0x2A0 if new else 0x144, np.array([size, 1, 1], np.uint32).tobytes())
+            put(0x2B0 if new else 0x150, np.float32(1 / size).tobytes())
+            put(0x2CC if new else 0x188, size.to_bytes(4, "little"))
         put(at, self.parameters)
         # Pointers to parameters are generic: a copy in global memory stands for them.
         window = self.memory.place(bank)

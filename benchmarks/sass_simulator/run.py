@@ -1,18 +1,19 @@
-"""Simulates one block of a launch, and reports."""
+"""Simulates one block of a launch, or one cluster, and reports."""
 
 from __future__ import annotations
 
 import struct
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sass_simulator.executor import Executor, Recording
-from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
+from sass_simulator.clusters import Cluster
+from sass_simulator.executor import Executor, Recording, execute
+from sass_simulator.kernel import GENERIC, LOCAL, Kernel, Where, is_integer_division
 from sass_simulator.machine import Machine, Memory
 from sass_simulator.rates import Rates
-from sass_simulator.timing import Timed, timed
+from sass_simulator.timing import Timed, timed_together
 
 
 def pack(*parameters: int | bytes | np.generic) -> bytes:
@@ -31,14 +32,20 @@ def pack(*parameters: int | bytes | np.generic) -> bytes:
 
 @dataclass(frozen=True)
 class Run:
+    """Of a block. Of a cluster, it is the block of rank 0 unless something else is said.
+
+    timed: its ``l2_bytes`` are those of the cluster's block with the most. others: the blocks of rank 1 and on.
+    """
+
     kernel: Kernel
     recording: Recording
     timed: Timed
+    others: tuple[Timed, ...] = ()
 
     @property
     def cycles(self) -> float:
-        """From the block's first instruction to the last one's result."""
-        return self.timed.cycles
+        """From the first instruction to the last one's result; of a cluster's slowest block."""
+        return max(block.cycles for block in (self.timed, *self.others))
 
     @property
     def busy(self) -> dict[str, float]:
@@ -64,8 +71,8 @@ class Run:
         return 16 * len(self.timed.issued)
 
     def executed(self, names: set[str]) -> int:
-        """How often warps executed instructions of these names."""
-        return sum(n for index, n in self.timed.issued.items() if self.kernel.instructions[index].name in names)
+        """How often warps executed instructions of these names, in all blocks of a cluster."""
+        return self._executed(lambda i: i.name in names)
 
     @property
     def generic_accesses(self) -> int:
@@ -77,9 +84,11 @@ class Run:
 
     @property
     def integer_divisions(self) -> int:
-        return sum(
-            n for index, n in self.timed.issued.items() if is_integer_division(self.kernel.instructions[index])
-        )
+        return self._executed(is_integer_division)
+
+    def _executed(self, where: Where) -> int:
+        blocks = self.timed, *self.others
+        return sum(n for b in blocks for index, n in b.issued.items() if where(self.kernel.instructions[index]))
 
     def marks(self, warp: int = 0) -> list[float]:
         """When a warp executed each ``asm("pmevent 0;")``."""
@@ -129,26 +138,40 @@ def simulate(
     block: tuple[int, int, int] = (0, 0, 0),
     blocks: tuple[int, int, int] = (1, 1, 1),
     l2_rate: float | None = None,
+    cluster: int = 1,
 ) -> Run:
-    """Executes one block, which changes ``memory``, and times it.
+    """Executes one block, or all blocks of a cluster together, which changes ``memory``, and times them.
 
     parameters: the kernel's, as bytes (``pack``). shared_bytes: dynamic. block: its index among ``blocks``.
-    l2_rate: bytes a cycle; None: what one multiprocessor alone gets.
+    l2_rate: bytes a cycle, of each block; None: what one multiprocessor alone gets. cluster: blocks in a cluster, side
+    by side in x; 1: the launch has none. Simulated is the whole cluster that ``block`` belongs to.
     Raises SimulationError where the simulator does not know an instruction, or a GPU would report an error.
     """
     shape = (threads, 1, 1) if isinstance(threads, int) else threads
     shared = -(-(kernel.shared_bytes + shared_bytes) // 16) * 16
-    machine = Machine(
-        kernel=kernel,
-        memory=memory,
-        threads=shape[0] * shape[1] * shape[2],
-        block=block,
-        blocks=blocks,
-        shape=shape,
-        parameters=parameters,
-        shared_size=shared,
-    )
-    recording = Executor(machine).run()
+    if cluster < 1 or blocks[0] % cluster:
+        raise ValueError(f"{blocks[0]} blocks in x are no whole clusters of {cluster}")
+    if cluster > 1 and kernel.arch < 90:
+        raise ValueError(f"sm_{kernel.arch} has no clusters")
+    together = Cluster(cluster)
+    first = block[0] // cluster * cluster
+    machines = [
+        Machine(
+            kernel=kernel,
+            memory=memory,
+            threads=shape[0] * shape[1] * shape[2],
+            block=(first + rank, block[1], block[2]),
+            blocks=blocks,
+            shape=shape,
+            parameters=parameters,
+            shared_size=shared,
+            cluster=together,
+        )
+        for rank in range(cluster)
+    ]
+    recordings = execute(machines)
     l1_bytes = max(rates.l1_bytes - shared, 0)
     rate = rates.l2_bytes if l2_rate is None else l2_rate
-    return Run(kernel, recording, timed(kernel.instructions, recording, rates, rate, l1_bytes))
+    own, *others = timed_together(kernel.instructions, recordings, rates, rate, l1_bytes)
+    most = max(of_block.l2_bytes for of_block in (own, *others))
+    return Run(kernel, recordings[0], replace(own, l2_bytes=most), tuple(others))

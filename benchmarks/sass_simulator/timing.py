@@ -1,4 +1,4 @@
-"""How long a multiprocessor takes for what a block's warps executed.
+"""How long multiprocessors take for what the warps of a block, or of all blocks of a cluster, executed.
 
 Each warp issues in order; an instruction waits for its stall count, its scoreboards, its scheduler's slot and its pipe.
 Stall counts and scoreboards are in the code: the compiler wrote them. What the model has, and how it counts:
@@ -12,7 +12,21 @@ Stall counts and scoreboards are in the code: the compiler wrote them. What the 
 - L1: loads find sectors that a load before has brought, as far as the bytes last that shared memory leaves, the oldest
   going first; a sector on its way is waited for. Not for NA (no_allocate), STRONG, volatile and BYPASS: these go to L2;
   stores go to L2 and leave L1 as it is. A hit takes the pipe of shared memory a turn for each 128 bytes;
-- a barrier opens when the last warp has come, and takes its latency.
+- a barrier opens when the last warp has come, and takes its latency;
+- a phase of an mbarrier ends when its last arrival has come and the last of its bytes: an own arrival after the latency
+  of a barrier, one of another block after that from multiprocessor to multiprocessor. Warps that wait go on then, and
+  know it after the latency of shared memory.
+
+Of a cluster, each block has a multiprocessor: all of the above, at the same rates. And between them:
+
+- what a block sends passes a port, in order, bytes over the bytes a cycle, and comes after the latency from
+  multiprocessor to multiprocessor; also what it sends to itself. It takes the sender's pipe of shared memory as a store
+  does, and the receiver's not at all;
+- loads from other blocks' shared memory by a generic pointer pass the same port; stores too;
+- the cluster's barrier opens that latency after the last warp has come;
+- a fence (MEMBAR) of more than the block lets the warp go on a round trip after its stores have passed their ports: the
+  latency of L2 or that from multiprocessor to multiprocessor, the larger one. CCTL.IVALL empties L1. Of a block without
+  a cluster both are free.
 
 Of several warps that could issue, the one that has waited longest goes first.
 """
@@ -27,7 +41,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sass_simulator.accesses import NOTHING, SECTOR, Access
-from sass_simulator.executor import MEMORY, Arrival, Recording, records_predicate
+from sass_simulator.clusters import Phase, Signal
+from sass_simulator.executor import MEMORY, SIGNALS, Arrival, Recording, control_name, records_predicate
 from sass_simulator.instruction import Instruction
 from sass_simulator.rates import OPERANDS_READ, PIPES, SCHEDULERS, TAKEN_BRANCH, Rates
 
@@ -39,6 +54,7 @@ CONSTANT = {"LDC", "ULDC", "LDCU"}
 BEFORE_LANES = {"S2R", "S2UR", "R2UR", "VOTEU", "REDUX", "CREDUX", "CS2R"}
 NO_PIPE = {"NOP", "BRA", "BSSY", "BSYNC", "BAR", "EXIT", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "YIELD", "BREAK", "CALL",
            "RET", "BRX", "MEMBAR", "ERRBAR", "CCTL", "NANOSLEEP", "PMTRIG"}  # fmt: skip
+WAITS = {"SYNCS.PHASECHK": "meeting", "UCGABAR_WAIT": "cluster barrier"}  # and what they are called
 UNCACHED = {"NA", "STRONG", "BYPASS"}
 
 
@@ -46,9 +62,9 @@ UNCACHED = {"NA", "STRONG", "BYPASS"}
 class Cost:
     """What the model needs of one instruction of the code."""
 
-    kind: (
-        str  # "shared", "global", "copy" (from global to shared), "barrier", "wait", "mark", "depends", "plain"
-    )
+    # "shared", "global", "copy" (from global to shared), "barrier", "wait", "mark", "depends", "signal", "phase" (that
+    # it waits for), "fence", "forget" (L1), "plain"
+    kind: str
     stall: int
     awaited: tuple[int, ...]
     written_board: int
@@ -90,6 +106,15 @@ def cost_of(i: Instruction, rates: Rates) -> Cost:
         delay = latency["store"]
         stores = name in ("STG", "ST", "REDG", "RED", "STL")
         extra = {"stores": stores, "cached": name in ("LDG", "LD", "LDL") and not UNCACHED & set(i.modifiers)}
+    elif control_name(i) in WAITS:
+        kind, pipe, source, delay = "phase", "", WAITS[control_name(i)], latency["shared"]
+    elif name in SIGNALS:
+        kind, pipe, source = "signal", "", "shared memory"
+        delay = latency["store shared" if name == "STAS" else "shared"]
+    elif name == "MEMBAR" and not {"CTA", "SM"} & set(i.modifiers):
+        kind, pipe = "fence", ""
+    elif name == "CCTL" and "IVALL" in i.modifiers:
+        kind, pipe = "forget", ""
     elif name in MEMORY:
         kind, pipe, source = "shared", "", "shared memory"
         delay = latency[
@@ -164,6 +189,9 @@ class L1:
         while len(self.arrival) > self.capacity:
             self.arrival.popitem(last=False)
 
+    def forget(self) -> None:
+        self.arrival.clear()
+
 
 @dataclass
 class Timed:
@@ -184,20 +212,28 @@ class Timed:
 
 class Warp:
     __slots__ = (
+        "at",
+        "block",
         "boards",
         "code",
-        "at",
         "copies",
         "histories",
         "info",
         "infos",
         "length",
         "makers",
+        "number",
+        "pipes",
         "ready",
+        "scheduler",
+        "stored",
         "sums",
     )
 
-    def __init__(self, code: list[int], infos: list[Any]) -> None:
+    def __init__(self, block: Multiprocessor, number: int, code: list[int], infos: list[Any]) -> None:
+        self.block, self.number = block, number
+        self.scheduler = number % SCHEDULERS
+        self.pipes = block.pipes[self.scheduler]
         self.code, self.infos, self.length = code, infos, len(code)
         self.at = self.info = 0
         self.ready = 0.0  # when it may issue, but for what is checked at the issue
@@ -207,39 +243,97 @@ class Warp:
             [] for _ in range(6)
         ]  # of LDGDEPBAR: when the copies until then are there
         self.sums: dict[int, float] = {}
-        self.copies = 0.0
+        self.copies = self.stored = 0.0  # when its copies are there, and its stores have passed their ports
+
+
+class Multiprocessor:
+    """What one block keeps busy, and what is counted."""
+
+    def __init__(self, warps: int, l1_bytes: int) -> None:
+        self.slots = [0.0] * SCHEDULERS
+        self.pipes: list[dict[str, float]] = [
+            dict.fromkeys(("tensor", "double", "special", "integer", "multiply", "half", "single"), 0.0)
+            for _ in range(SCHEDULERS)
+        ]
+        self.cache = L1(l1_bytes)
+        self.shared = self.l2 = self.port = 0.0  # when the pipe, the ports to L2 and to the cluster are free
+        self.busy: dict[str, float] = defaultdict(float)
+        self.waits: dict[tuple[str, int], float] = defaultdict(float)
+        self.issued: Counter[int] = Counter()
+        self.marks: list[list[float]] = [[] for _ in range(warps)]
+        self.ends = [0.0] * warps
+        self.l2_total = self.hits = 0
+
+    def timed(self) -> Timed:
+        self.busy["issue"] = sum(self.issued.values())
+        apart = {name: float(self.busy[name]) for name in ("shared", "l2")}
+        if "cluster" in self.busy:
+            apart["cluster"] = self.busy["cluster"]
+        return Timed(
+            cycles=max(self.ends, default=0.0),
+            busy={name: cycles / SCHEDULERS for name, cycles in self.busy.items() if name not in apart} | apart,
+            waits=self.waits,
+            issued=self.issued,
+            marks=self.marks,
+            ends=self.ends,
+            l2_bytes=self.l2_total,
+            l1_hits=self.hits,
+        )
+
+
+class Phases:
+    """Of mbarriers and clusters' barriers: what has come, and which warps wait."""
+
+    def __init__(self) -> None:
+        self.came: dict[Phase, list[float]] = defaultdict(list)  # when, of each event
+        self.over: dict[Phase, float] = {}
+        self.waiting: dict[Phase, list[tuple[float, int]]] = {}  # since when, and who
+
+    def come(self, phase: Phase, at: float) -> list[tuple[float, int]]:
+        """-> those who waited for it, if this was the last event."""
+        came = self.came[phase]
+        came.append(at)
+        if len(came) < phase.events or not phase.over:
+            return []
+        self.over[phase] = max(came)
+        return self.waiting.pop(phase, [])
 
 
 def timed(
     instructions: list[Instruction], recording: Recording, rates: Rates, l2_rate: float, l1_bytes: int
 ) -> Timed:
-    used = set().union(*(set(code) for code in recording.code))
+    """Of a block alone."""
+    return timed_together(instructions, [recording], rates, l2_rate, l1_bytes)[0]
+
+
+def timed_together(
+    instructions: list[Instruction], recordings: list[Recording], rates: Rates, l2_rate: float, l1_bytes: int
+) -> list[Timed]:
+    """Of the blocks of a cluster. l2_rate: of each."""
+    used = set().union(*(set(code) for recording in recordings for code in recording.code))
     costs = {index: cost_of(instructions[index], rates) for index in used}
-    warps = [Warp(code, infos) for code, infos in zip(recording.code, recording.infos, strict=True)]
-    slots = [0.0] * SCHEDULERS
-    pipes: list[dict[str, float]] = [
-        dict.fromkeys(("tensor", "double", "special", "integer", "multiply", "half", "single"), 0.0)
-        for _ in range(SCHEDULERS)
+    blocks = [Multiprocessor(len(recording.code), l1_bytes) for recording in recordings]
+    warps = [
+        Warp(block, number, code, infos)
+        for block, recording in zip(blocks, recordings, strict=True)
+        for number, (code, infos) in enumerate(zip(recording.code, recording.infos, strict=True))
     ]
-    cache = L1(l1_bytes)
-    shared = l2 = 0.0  # when the pipe, the port are free
-    busy: dict[str, float] = defaultdict(float)
-    waits: dict[tuple[str, int], float] = defaultdict(float)
-    issued: Counter[int] = Counter()
-    marks: list[list[float]] = [[] for _ in warps]
-    ends = [0.0] * len(warps)
+    together = len(blocks) > 1
+    phases = Phases()
     meetings: dict[int, list[tuple[float, int]]] = {}  # arrivals, with the warps that wait
     arrived: Counter[int] = Counter()
-    l2_total = hits = 0
     l1_latency, l2_latency = rates.latency["l1"], rates.l2_latency
-    queue = [(0.0, number) for number in range(len(warps))]
+    travel = rates.latency["cluster"]
+    round_trip = max(travel, l2_latency)
+    queue = [(0.0, identity) for identity in range(len(warps))]
     heapq.heapify(queue)
     while queue:
-        now, number = heapq.heappop(queue)
-        warp = warps[number]
+        now, identity = heapq.heappop(queue)
+        warp = warps[identity]
+        block = warp.block
         index = warp.code[warp.at]
         cost = costs[index]
-        scheduler = number % SCHEDULERS
+        slots, scheduler = block.slots, warp.scheduler
         off = cost.guarded and not warp.infos[warp.info]  # no lane: it takes a slot and nothing else
         # What it waits for; the last of it gives the wait its name.
         need, why = warp.ready, ""
@@ -254,21 +348,29 @@ def timed(
             history = warp.histories[cost.board]
             if len(history) > cost.pending and history[-1 - cost.pending] > need:
                 need, why = history[-1 - cost.pending], "asynchronous copies"
-        if cost.pipe and not off and pipes[scheduler][cost.pipe] > need:
-            need, why = pipes[scheduler][cost.pipe], f"{cost.pipe} pipe"
+        elif cost.kind == "phase":
+            unfinished = [phase for phase in warp.infos[warp.info] if phase not in phases.over]
+            if unfinished:
+                phases.waiting.setdefault(unfinished[0], []).append((now, identity))
+                continue
+            for phase in warp.infos[warp.info]:
+                if phases.over[phase] > need:
+                    need, why = phases.over[phase], cost.source
+        if cost.pipe and not off and warp.pipes[cost.pipe] > need:
+            need, why = warp.pipes[cost.pipe], f"{cost.pipe} pipe"
         if slots[scheduler] > need:
             need, why = slots[scheduler], "issue slot"
         if need > now:
-            heapq.heappush(queue, (need, number))
-            waits[why, index] += need - now
+            heapq.heappush(queue, (need, identity))
+            block.waits[why, index] += need - now
             continue
         slots[scheduler] = now + 1
-        issued[index] += 1
+        block.issued[index] += 1
         done = now + cost.latency
         warp.info += cost.guarded
         if cost.pipe and not off:
-            pipes[scheduler][cost.pipe] = now + cost.interval
-            busy[cost.pipe] += cost.interval
+            warp.pipes[cost.pipe] = now + cost.interval
+            block.busy[cost.pipe] += cost.interval
             if cost.kind == "product":
                 warp.sums[cost.result] = done
         read = now + OPERANDS_READ
@@ -279,33 +381,42 @@ def timed(
             warp.info += 1
             off = access == NOTHING
             if turns := access.wavefronts:
-                start = max(now, shared)
-                shared = start + turns
-                busy["shared"] += turns
+                start = max(now, block.shared)
+                block.shared = shared = start + turns
+                block.busy["shared"] += turns
                 if kind == "shared":
                     done = shared - 1 + cost.latency
                 elif kind == "global":  # of a generic pointer
                     done = max(done, shared - 1 + rates.latency["shared"])
+            if access.remote:
+                block.port = port = max(now, block.port) + access.remote / rates.cluster_bytes
+                block.busy["cluster"] += access.remote / rates.cluster_bytes
+                if cost.stores:
+                    warp.stored = max(warp.stored, port)
+                else:
+                    done = max(done, port + travel)
             if sectors := access.sectors:
                 asked: Sequence[int] = sectors
                 if cost.cached:
-                    asked = cache.missing(sectors)
-                    done = max(done, now + l1_latency, cache.latest(sectors))
+                    asked = block.cache.missing(sectors)
+                    done = max(done, now + l1_latency, block.cache.latest(sectors))
                     if found := len(sectors) - len(asked):
-                        hits += found
+                        block.hits += found
                         turns = -(-found * SECTOR // 128)
-                        shared = max(now, shared) + turns
-                        busy["shared"] += turns
+                        block.shared = shared = max(now, block.shared) + turns
+                        block.busy["shared"] += turns
                         done = max(done, shared - 1 + l1_latency)
                 if asked:
                     size = len(asked) * SECTOR
-                    l2 = max(now, l2) + size / l2_rate
-                    busy["l2"] += size / l2_rate
-                    l2_total += size
-                    if not cost.stores:
+                    block.l2 = l2 = max(now, block.l2) + size / l2_rate
+                    block.busy["l2"] += size / l2_rate
+                    block.l2_total += size
+                    if cost.stores:
+                        warp.stored = max(warp.stored, l2)
+                    else:
                         done = max(done, l2 + l2_latency)
                     if cost.cached:
-                        cache.bring(asked, done)
+                        block.cache.bring(asked, done)
             if kind == "copy":
                 warp.copies = max(warp.copies, done)
         elif kind == "barrier":
@@ -315,7 +426,31 @@ def timed(
             done = max(warp.copies, now + 1)
             warp.histories[cost.written_board % 6].append(done)
         elif kind == "mark":
-            marks[number].append(now)
+            block.marks[warp.number].append(now)
+        elif kind == "phase":
+            warp.info += 1
+        elif kind == "signal":
+            signal: Signal | Access = warp.infos[warp.info]
+            warp.info += 1
+            off = isinstance(signal, Access)
+            if isinstance(signal, Signal):
+                comes = now + travel
+                if signal.bytes:
+                    block.shared = max(now, block.shared) + signal.wavefronts
+                    block.busy["shared"] += signal.wavefronts
+                    block.port = max(now, block.port) + signal.bytes / rates.cluster_bytes
+                    block.busy["cluster"] += signal.bytes / rates.cluster_bytes
+                    comes = block.port + travel
+                arrivals = [(phase, now + rates.latency["barrier"]) for phase in signal.own]
+                arrivals += [(phase, comes) for phase in signal.remote]
+                for phase, at in arrivals:
+                    for since, waiting in phases.come(phase, at):
+                        other = warps[waiting]
+                        heapq.heappush(queue, (phases.over[phase], waiting))
+                        reason = costs[other.code[other.at]].source, other.code[other.at]
+                        other.block.waits[reason] += phases.over[phase] - since
+        elif together and kind == "forget":
+            block.cache.forget()
         if off:
             done = read = now + 1
         if cost.written_board < 6:
@@ -328,39 +463,33 @@ def timed(
         warp.at += 1
         ready = now + cost.stall
         if warp.at == warp.length:
-            ends[number] = max(ready, done)
+            block.ends[warp.number] = max(ready, done)
         elif warp.code[warp.at] != index + 1:
             ready += TAKEN_BRANCH
-        waits["stall", index] += ready - now - 1
+        block.waits["stall", index] += ready - now - 1
+        if together and kind == "fence":
+            fenced = max(ready, max(now, warp.stored) + round_trip)
+            block.waits["fence", index] += fenced - ready
+            ready = fenced
         warp.ready = ready
         if arrival is None:
             if warp.at < warp.length:
-                heapq.heappush(queue, (ready, number))
+                heapq.heappush(queue, (ready, identity))
             continue
         key = id(arrival.meeting)
         arrived[key] += 1
         here = meetings.setdefault(key, [])
-        here.append((ready, number if arrival.waits else -1))
+        here.append((ready, identity if arrival.waits else -1))
         if not arrival.waits and warp.at < warp.length:
-            heapq.heappush(queue, (ready, number))
+            heapq.heappush(queue, (ready, identity))
         if arrived[key] == arrival.meeting.arrivals:
             opens = max(time for time, _ in here) + cost.latency
             for time, waiting in here:
                 if waiting >= 0:
                     other = warps[waiting]
-                    waits["barrier", other.code[other.at - 1]] += opens - time
+                    other.block.waits["barrier", other.code[other.at - 1]] += opens - time
                     other.ready = opens
                     if other.at < other.length:
                         heapq.heappush(queue, (opens, waiting))
-    busy["issue"] = sum(issued.values())
-    shares = {name: value / SCHEDULERS for name, value in busy.items() if name not in ("shared", "l2")}
-    return Timed(
-        cycles=max(ends, default=0.0),
-        busy=shares | {"shared": float(busy["shared"]), "l2": float(busy["l2"])},
-        waits=waits,
-        issued=issued,
-        marks=marks,
-        ends=ends,
-        l2_bytes=l2_total,
-        l1_hits=hits,
-    )
+    assert not phases.waiting
+    return [block.timed() for block in blocks]
