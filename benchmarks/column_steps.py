@@ -23,7 +23,7 @@ from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits, Shape
 from pixelcnn_fast.runtimes.pack import sampling_options
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the fi
 KERNEL = """\
 #include "cuda/walk.h"
 namespace pcf::cuda {{
-template __global__ void walk<Math::bf16, {tiles}>(__grid_constant__ const KernelParams);
+template __global__ void walk<Math::bf16, {tiles}, {blocks}>(__grid_constant__ const KernelParams);
 }}
 """
 
@@ -67,8 +67,8 @@ def planner() -> Any:
 class Step:
     """What a sweep of a batch takes, of which one block was simulated. cycles: of a column step; start: until the first
     begins, of the runs; steps: column steps of the sweep; turns: how often it is done for an image; blocks: at once;
-    waves: how many blocks a multiprocessor has one after the other; moved_bytes: that a step asks of L2, weights apart;
-    run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses, local accesses
+    waves: how many blocks a multiprocessor has one after the other; moved_bytes: that a block's step asks of L2,
+    weights apart; run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses, local accesses
     or begin integer divisions.
     """
 
@@ -98,8 +98,9 @@ class ColumnSteps:
     folder: Path
     csrc: Path = ROOT / "csrc"
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
-    _kernels: dict[int, Kernel] = field(default_factory=dict)
-    _runs: dict[tuple[str, int, float, int], tuple[Run, Run]] = field(default_factory=dict)
+    has_clusters: bool = True  # whether several blocks may share their images
+    _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
+    _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
 
     @property
     def rates(self) -> Rates:
@@ -114,13 +115,13 @@ class ColumnSteps:
         """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
         compile, or does not do what the planner wants."""
         runtime = self._runtime(network)
-        of_block = runtime.images_of_a_block(images)
-        facts = runtime.sampler(of_block).facts
-        blocks = -(-images // of_block)
+        shape = runtime.shape(images)
+        facts = runtime.sampler(shape).facts
+        blocks = -(-images // shape.images) * shape.cluster
         waves = -(-blocks // self.rates.multiprocessors)
         at_once = min(blocks, self.rates.multiprocessors)
         of_sweep = facts["sweeps"][sweep]
-        few, many = self._simulated(network, of_block, self.l2_rate(at_once), sweep)
+        few, many = self._simulated(network, shape, self.l2_rate(at_once), sweep)
 
         def of_step(count: Callable[[Run], float]) -> float:
             return (count(many) - count(few)) / (MANY - FEW)
@@ -158,7 +159,7 @@ class ColumnSteps:
                 model = WrappedModel(network.model().eval(), network.shape)
             found = compiler.compiled(model)
             (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
-            limits = Limits(kilobytes << 10, self.rates.multiprocessors)
+            limits = Limits(kilobytes << 10, self.rates.multiprocessors, self.has_clusters)
             try:
                 self._runtimes[network.name] = CudaRuntime(
                     found.program, found.conditions, model.head, "bf16", planner(), limits
@@ -167,35 +168,36 @@ class ColumnSteps:
                 raise Refused(str(error)) from error
         return self._runtimes[network.name]
 
-    def _kernel(self, tiles: int) -> Kernel:
-        if tiles not in self._kernels:
-            say(f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites")
-            source = self.folder / f"walk_{tiles}.cu"
-            source.write_text(KERNEL.format(tiles=tiles))
+    def _kernel(self, facts: dict[str, Any]) -> Kernel:
+        key = tiles, blocks = facts["tiles"], facts["cluster"]
+        if key not in self._kernels:
+            say(f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites{' in clusters' * (blocks > 1)}")
+            source = self.folder / f"walk_{tiles}_{blocks}.cu"
+            source.write_text(KERNEL.format(tiles=tiles, blocks=blocks))
             steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
             writer = ROOT / "csrc" / "steps_header.py"
             subprocess.run([sys.executable, writer, steps, self.folder / "steps.h"], check=True)
             options = f"-I{self.csrc}", f"-I{self.folder}"
             cubin = compiled(source, self.arch, source.with_suffix(".cubin"), *options)
-            self._kernels[tiles] = Kernel.load(cubin, "walk")
-        return self._kernels[tiles]
+            self._kernels[key] = Kernel.load(cubin, "walk")
+        return self._kernels[key]
 
-    def _simulated(self, network: Network, images: int, l2_rate: float, sweep: int) -> tuple[Run, Run]:
-        """FEW column steps of a block's sweep, and MANY, from the middle of an image on."""
-        key = (network.name, images, l2_rate, sweep)
+    def _simulated(self, network: Network, shape: Shape, l2_rate: float, sweep: int) -> tuple[Run, Run]:
+        """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on."""
+        key = (network.name, shape, l2_rate, sweep)
         if key not in self._runs:
-            facts = self._runtime(network).sampler(images).facts
-            kernel = self._kernel(facts["tiles"])
+            facts = self._runtime(network).sampler(shape).facts
+            kernel = self._kernel(facts)
             of_sweep = facts["sweeps"][sweep]
             before = max(0, min(of_sweep["steps"] // 2, of_sweep["steps"] - MANY))
             where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["columns"] * before
             runs = []
             for steps in (FEW, MANY):
                 begun = time.monotonic()
-                runs.append(self._run(network, kernel, images, l2_rate, where, steps))
+                runs.append(self._run(network, kernel, shape, l2_rate, where, steps))
                 say(
-                    f"{network.name}: {steps} column steps, {images} image{'s' * (images > 1)} a block, "
-                    f"simulated in {time.monotonic() - begun:.0f} s"
+                    f"{network.name}: {steps} column steps, {shape.images} image{'s' * (shape.images > 1)} "
+                    f"a {'block' if shape.cluster == 1 else f'cluster of {shape.cluster} blocks'}, simulated in {time.monotonic() - begun:.0f} s"
                 )
             self._runs[key] = runs[0], runs[1]
         return self._runs[key]
@@ -204,13 +206,13 @@ class ColumnSteps:
         self,
         network: Network,
         kernel: Kernel,
-        images: int,
+        shape: Shape,
         l2_rate: float,
         where: tuple[int, int, int],
         steps: int,
     ) -> Run:
         """where: the sweep, the row and the first column step."""
-        sampler, memory = self._runtime(network).sampler(images), Memory()
+        sampler, memory, images = self._runtime(network).sampler(shape), Memory(), shape.images
         sub_pixels = images * int(np.prod(network.shape))
         job = planner().CudaJob(
             images=images,
@@ -234,6 +236,8 @@ class ColumnSteps:
             rates=self.rates,
             shared_bytes=sampler.facts["shared_bytes"],
             l2_rate=l2_rate,
+            blocks=(shape.cluster, 1, 1),
+            cluster=shape.cluster,
         )
 
 

@@ -31,6 +31,7 @@ __device__ __forceinline__ char* in_global_memory(uint64_t address) {
 }
 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
 // Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`; nothing if not
 // `wanted`, without a branch. The copy is done once the group that it was committed in has been waited for; wait_copies
@@ -55,6 +56,93 @@ template <unsigned kLeft>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
+
+// -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
+
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
+constexpr bool kHasClusters = false;
+#else
+constexpr bool kHasClusters = true;
+#endif
+
+__device__ __forceinline__ uint32_t shared_address(uint32_t at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
+}
+#if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All that any thread of the cluster wrote before is seen after it. Slow: it waits for all writes to global memory.
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(at)), "r"(rank));
+  return address;
+}
+
+// A meeting is 8 bytes of shared memory. A phase of it is over when so many arrivals have come and as many bytes as
+// are expected; then the next begins. By one thread; sync_cluster() must follow before it is used.
+__device__ __forceinline__ void begin_meeting(uint32_t at, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
+}
+// More bytes in this phase of one's own meeting.
+__device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(bytes)
+               : "memory");
+}
+// At the meeting of one's own block: those who have seen the phase end see what was written before.
+__device__ __forceinline__ void arrive_here(uint32_t at) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
+}
+// At that of another block: it says only that what was read before has been read.
+__device__ __forceinline__ void arrive(uint32_t at, unsigned rank) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at)) : "memory");
+}
+// Whether the phase of this parity is over: 0, then 1, then 0 again. Waits for a while.
+__device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
+  uint32_t is_over;
+  asm volatile(
+      "{.reg .pred over; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 over, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, over;}"
+      : "=r"(is_over)
+      : "r"(shared_address(at)), "r"(parity)
+      : "memory");
+  return is_over;
+}
+
+// Writes 4 or 8 bytes to another block's shared memory, and counts them at its meeting: they are seen by whoever has
+// seen that phase end.
+template <class T>
+__device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32_t meeting) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  if constexpr (sizeof(T) == 4)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                     address_in(rank, at)),
+                 "r"(reinterpret_cast<const uint32_t&>(value)), "r"(address_in(rank, meeting))
+                 : "memory");
+  else
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
+                     address_in(rank, at)),
+                 "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, meeting))
+                 : "memory");
+}
+#else
+__device__ unsigned cluster_rank();
+__device__ void sync_cluster();
+__device__ void begin_meeting(uint32_t, int);
+__device__ void expect_bytes(uint32_t, int);
+__device__ void arrive_here(uint32_t);
+__device__ void arrive(uint32_t, unsigned);
+__device__ bool has_met(uint32_t, unsigned);
+template <class T>
+__device__ void send(unsigned, uint32_t, T, uint32_t);
+#endif
 
 // From Blackwell on, the compiler needs some more registers for the same code.
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
@@ -170,6 +258,7 @@ using Stream = cudaStream_t;
 struct Launch {
   unsigned blocks, threads;
   size_t shared_bytes = 0;
+  unsigned cluster = 1;
 };
 
 inline void check(cudaError_t error) {
@@ -177,15 +266,43 @@ inline void check(cudaError_t error) {
     throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
 }
 
+// The same launch, as the CUDA runtime wants it.
+class Configured {
+ public:
+  template <class Kernel>
+  Configured(Kernel kernel, const Launch& how, Stream stream) {
+    const int bytes = static_cast<int>(how.shared_bytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    config.gridDim = dim3(how.blocks), config.blockDim = dim3(how.threads);
+    config.dynamicSmemBytes = how.shared_bytes, config.stream = stream;
+    attribute_.id = cudaLaunchAttributeClusterDimension;
+    attribute_.val.clusterDim = {how.cluster, 1, 1};
+    config.attrs = &attribute_, config.numAttrs = how.cluster > 1;
+  }
+  Configured(const Configured&) = delete;
+
+  cudaLaunchConfig_t config{};
+
+ private:
+  cudaLaunchAttribute attribute_{};
+};
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes)));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(how.blocks);
-  config.blockDim = dim3(how.threads);
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+  const Configured configured(kernel, how, stream);
+  check(cudaLaunchKernelEx(&configured.config, kernel, Parameters(arguments)...));
+}
+
+// How many clusters run at once; 0 where the device has none.
+template <class... Parameters>
+int most_clusters(void (*kernel)(Parameters...), const Launch& how) {
+  const Configured configured(kernel, how, nullptr);
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &configured.config) != cudaSuccess) {
+    (void)cudaGetLastError();  // which the next call would report otherwise
+    return 0;
+  }
+  return count;
 }
 
 }  // namespace pcf::cuda

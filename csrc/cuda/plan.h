@@ -33,6 +33,9 @@ constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
+constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
+constexpr uint32_t kMeetings = 0;            // in shared memory: two, for a cluster's barriers in turn,
+constexpr uint32_t kMeetingBytes = 128;      // which nothing else lies beside
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
@@ -88,14 +91,20 @@ struct alignas(16) Slot {
   int age = 0;         // how many column steps ago it was computed,
   int dy = 0, dx = 0;  // or at which pixel, from the reader's
   int stands = 0;      // the device's: at which column step the ring stands, or at which row
-  int unused[3] = {};
+  int common = 0;      // whether all blocks of a cluster have the first one's ring; or else each its own
+  int unused[2] = {};
 };
 
-// A sweep over the image or over a row (timeline.h). Of each warp: its batches of weights in the constants, in the
-// order in which it takes them, and their bytes.
+// A warp's batches of weights in the constants, in the order in which it takes them.
+struct alignas(16) Weights {
+  int64_t at;
+  int bytes;
+  int unused;
+};
+
+// A sweep over the image or over a row (timeline.h).
 struct alignas(16) SweepPlan {
-  int64_t weights[kWarps];
-  int weight_bytes[kWarps];
+  uint32_t weights;          // a table, of all warps
   uint32_t records;          // a table
   uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
   uint32_t edge_table, slot_table;
@@ -103,7 +112,6 @@ struct alignas(16) SweepPlan {
   int first_step, steps;  // in which column step it begins, or in which column; and column steps
   int at_once;            // so many columns at once: the sites of one, then those of the next
   int columns;            // to the next column step
-  int unused;
 };
 constexpr int kMostSweeps = 12;
 
@@ -160,6 +168,15 @@ struct Record {
     int logits_stride;
     int unused[2];
   } draw;
+  // In a cluster: how many bytes the other blocks send of what this record makes, if it is the last one before a barrier
+  // (else -1); and which values of the record before the barrier it writes to their rings: places that say where they
+  // lie, `at`, and where from their slot on, `shift`.
+  struct alignas(16) Exchange {
+    int bytes;
+    int count;
+    uint32_t places;
+    int unused;
+  } exchange;
 };
 
 // What is made of a member's sums, or of a value:
@@ -189,7 +206,7 @@ struct alignas(16) Result {
   int first_channel;                           // of the first tile,
   int tile_channels;                           // and so many between two of them
   uint32_t bias;                               // in shared memory, of the first tile: 16 floats,
-  uint32_t bias_tile, bias_site, bias_member;  // and so many bytes on to the next tile, site, member of a joint result
+  uint32_t bias_tile, bias_site, bias_member;  // and so many bytes on to the next warp's tile, site, member
   Target to;
   uint32_t logits;  // where an output goes; float32 [site][logits_stride]; else kNowhere
   union {
@@ -251,13 +268,14 @@ struct Layout {
   int most_images;         // for which it has sites
   int rows, lag, period;   // rows in flight; a row's place is free for another after `period` column steps
   int sites, tiles;        // rows * images, and tiles of 8 for them
+  int cluster;             // 1, or kCluster: so many blocks share the images, and each computes some of the channels
   int by_rows;             // whether rows are sampled one at a time
   int first_row, end_row;  // in which order the sweeps are done; only one "row" if there is a wavefront
   int n_sweeps;
   SweepPlan sweeps[kMostSweeps];
   int records;
-  // Tables: they lie at the beginning of the constants, and are copied to shared memory, `tables`. What is said to be
-  // in a table lies in shared memory, too.
+  // Tables: they lie at the beginning of the constants, those of a cluster's blocks one after the other, and are copied
+  // to shared memory, `tables`. What is said to be in a table lies in shared memory, too.
   uint32_t tables, table_bytes, conditions;
   // In shared memory, of this column step and the next in turn: a view, which says where its sites are, then where its
   // slots are, then which sites each edge has.
@@ -277,10 +295,12 @@ struct Plan {
   Layout layout;
   std::vector<char> constants;  // goes to the device once
   int shared_bytes = 0;
-  int64_t weight_bytes = 0, value_bytes = 0;  // that a column step reads of weights, and copies of values
+  int64_t weight_bytes = 0, value_bytes = 0;  // that a column step reads of weights, and a block copies of values
+  std::vector<int64_t> sweep_weight_bytes;    // of weights, for each sweep, the most that a block reads
 };
 
-// For blocks of `images` images. Throws std::invalid_argument, saying why, where the program does not fit.
-Plan make_plan(const Program&, Math, int images, const Limits&);
+// For blocks, or clusters of kCluster blocks, that have so many images. Throws std::invalid_argument, saying why, where the program does
+// not fit.
+Plan make_plan(const Program&, Math, int images, int cluster, const Limits&);
 
 }  // namespace pcf::cuda

@@ -37,6 +37,16 @@ std::vector<char> Sampler::parameters(const DeviceJob& job, int number, int row,
   return bytes;
 }
 
+int Sampler::clusters_at_once() const {
+  switch (plan_.math) {
+    case Math::fp32: return cuda::clusters_at_once<Math::fp32>(plan_.shared_bytes);
+    case Math::tf32: return cuda::clusters_at_once<Math::tf32>(plan_.shared_bytes);
+    case Math::bf16: return cuda::clusters_at_once<Math::bf16>(plan_.shared_bytes);
+    case Math::fp16: return cuda::clusters_at_once<Math::fp16>(plan_.shared_bytes);
+  }
+  return 0;
+}
+
 void Sampler::run(const DeviceJob& job) const {
   if (job.images == 0) return;
   const KernelParams params = parameters_of(plan_, job);

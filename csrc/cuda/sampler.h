@@ -22,14 +22,19 @@ struct DeviceJob {
   void* stream;
 };
 
-// images: of a block of threads.
+// images: of a cluster of so many blocks of threads.
 class Sampler {
  public:
-  Sampler(const Program& program, Math math, int images, const Limits& limits)
-      : plan_(make_plan(program, math, images, limits)) {}
+  Sampler(const Program& program, Math math, int images, int cluster, const Limits& limits)
+      : plan_(make_plan(program, math, images, cluster, limits)) {}
 
   const Plan& plan() const { return plan_; }
-  int blocks(int images) const { return (images + plan_.layout.images - 1) / plan_.layout.images; }
+  int blocks(int images) const {
+    return (images + plan_.layout.images - 1) / plan_.layout.images * plan_.layout.cluster;
+  }
+
+  // How many clusters the device runs at once; 0 if it runs none.
+  int clusters_at_once() const;
   int64_t workspace_bytes(int images) const { return blocks(images) * plan_.layout.workspace_bytes; }
 
   // Enqueues one launch, and waits for nothing, so that a CUDA graph can capture it.

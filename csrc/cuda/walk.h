@@ -31,24 +31,35 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
 }
 
-template <Math kMath, int kTiles>
+// kBlocks: that share their images, 1 or kCluster.
+template <Math kMath, int kTiles, int kBlocks>
 class Walk {
  public:
   __device__ explicit Walk(const KernelParams& params)
-      : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32) {}
+      : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32),
+        rank_(kShares ? cluster_rank() : 0) {}
 
   __device__ __forceinline__ void run() {
+    const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
-      in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(params_.constants + at);
+      in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
+    if (kShares && thread() == 0)
+      for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
+    if constexpr (kShares) {
+      sync_cluster();
+      arrive_with(0);
+    }
     uint32_t view = layout_.first_view;
     const int n = layout_.n_sweeps;
     for (int done = layout_.first_row * n; done < layout_.end_row * n; done++)
       run_sweep(layout_.sweeps[done % n], done / n, view);
+    if (kShares) sync_cluster();  // others may still arrive here
   }
 
  private:
   static constexpr int kSites = kTiles * kTileSites;
+  static constexpr bool kShares = kBlocks > 1;
   static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
@@ -73,15 +84,17 @@ class Walk {
   // view: one that nobody reads, and then again.
   __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row, uint32_t& view) {
     place_sites(view, sweep, row);
-    sync_block();
+    kShares ? sync_cluster() : sync_block();
     place_in_rings(sweep, row);
     look(sweep, view, view, 0);
     sync_block();
     for (const uint32_t at : sweep.first_copies)
       if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
-    weights_.begin(params_.constants + sweep.weights[warp_], lane_);
+    const Weights& weights = in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
+    weights_.begin(params_.constants + weights.at, lane_);
     weight_turn_ = 0, turn_is_one_ = false;
-    meet();
+    wait_copies<1>();
+    sync_block();
     uint32_t at = sweep.records;
     for (int steps = sweep.steps; steps > 0;) {
       Then then;
@@ -92,7 +105,7 @@ class Walk {
       if (then == Then::look) {
         look(sweep, view, next(view), 1);
       } else {
-        weights_.begin_again(sweep.weight_bytes[warp_]);
+        weights_.begin_again(weights.bytes);
         view = next(view), at = sweep.records, steps--;
       }
     }
@@ -100,6 +113,8 @@ class Walk {
   }
 
   // -- sites
+
+  __device__ unsigned first_block() const { return block_index() - rank_; }  // of the cluster
 
   // The view of the next column step.
   __device__ uint32_t next(uint32_t view) const { return layout_.both_views - view; }
@@ -116,7 +131,8 @@ class Walk {
     const int part = thread() / layout_.images, row = one_column ? part : 0, ahead = one_column ? 0 : part;
     const int behind = sweep.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
-    const int image = block_index() * layout_.images + thread() % layout_.images;
+    const int batch = block_index() / kBlocks;
+    const int image = batch * layout_.images + thread() % layout_.images;
     const bool used = thread() < layout_.sites * sweep.at_once && image < params_.images;
     site(view, thread()) = Site{image, used ? first_row + row + layout_.rows * turns : kNoRow,
                                 behind - layout_.period * turns + ahead, ahead};
@@ -154,7 +170,8 @@ class Walk {
         if (index < 0) index += slot.length;
         slot.stands = stands;
       }
-      const int64_t at = block_index() * layout_.workspace_bytes + slot.ring + index * slot.bytes;
+      const unsigned block = kShares && slot.common ? first_block() : block_index();
+      const int64_t at = block * layout_.workspace_bytes + slot.ring + index * slot.bytes;
       in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
           reinterpret_cast<uint64_t>(params_.workspace + at);
     }
@@ -375,14 +392,50 @@ class Walk {
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
-    wait_copies<1>();
-    sync_block();
+    if constexpr (kShares) {
+      while (!has_met(meeting(), meetings_ / 2 % 2)) {
+      }
+      meetings_++;
+    } else {
+      wait_copies<1>();
+      sync_block();
+    }
+  }
+
+  // -- in a cluster: a barrier at which a warp arrives when it has done its part of the record before, and for which it
+  // waits when it has multiplied what it knows
+
+  __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
+
+  __device__ __forceinline__ void arrive_with(int bytes) {
+    wait_copies<0>();
+    sync_warp();
+    if (thread() == 0) expect_bytes(meeting(), bytes);
+    if (lane_ == 0) arrive_here(meeting());
+    if (lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
+  }
+
+  template <class T>
+  __device__ __forceinline__ void send_to_all(uint32_t at, T value) {
+#pragma unroll
+    for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
+  }
+
+  // What has come for the rings, by the warps that copy.
+  __device__ __forceinline__ void write_back(const Record& r, const Record::Exchange& exchange, uint32_t view) {
+    for (int f = warp_ - r.copies.first_warp; f < exchange.count; f += r.copies.warps) {
+      if (f < 0) return;
+      const Place p = in_shared<const Place>(exchange.places + f * sizeof(Place));
+      *reinterpret_cast<uint4*>(slot_of(view, p.slot) + p.shift + lane_ * 16) =
+          in_shared<const uint4>(p.at + lane_ * 16);
+    }
   }
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
     const Copying copying(*this, r.copies);
     const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
+    
     if (warp_ < product.tiles) {
       with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
@@ -414,6 +467,11 @@ class Walk {
       }
       clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
     }
+    if constexpr (kShares) {
+      const Record::Exchange exchange = r.exchange;
+      if (exchange.count) write_back(r, exchange, now);
+      if (exchange.bytes >= 0) arrive_with(exchange.bytes);
+    }
     return product.then;
   }
 
@@ -430,22 +488,21 @@ class Walk {
     Result r = in_shared<const Result>(product.results);
 #pragma unroll 1
     for (int n = 1;; n++) {
-      const int of_tile = (product.first_tile + warp_) * r.tile_channels + group() * 2,
-                channel = r.first_channel + of_tile;
-      const Bias bias(r, of_tile);
+      const int tile = product.first_tile + warp_, channel = r.first_channel + tile * r.tile_channels + group() * 2;
+      const Bias bias(r, r.bias + tile * r.bias_tile + group() * 8);
       char* const ring = ring_of(now, r.to);
       if (r.ending == Ending::sum)
-        add_and_store(r, ring, channel, of_tile);
+        add_and_store(r, ring, channel, bias);
       else if (r.ending == Ending::gate)
-        gate_and_store(r, ring, channel, of_tile, now);
+        gate_and_store(r, ring, channel, bias, now);
       else if (kMost >= 4 && r.ending == Ending::lstm)
-        cell_and_store(r, ring, channel, of_tile, now);
+        cell_and_store(r, ring, channel, bias, now);
       else
         switch (r.ending) {
           case Ending::sum:
           case Ending::gate:
           case Ending::lstm: break;
-          case Ending::logits: store_logits(r, channel, of_tile); break;
+          case Ending::logits: store_logits(r, channel, bias); break;
           case Ending::activated: activate_and_store(r, ring, channel, bias); break;
           case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
           case Ending::sums:
@@ -472,9 +529,11 @@ class Walk {
     uint32_t at, site_bytes;
     float2 of_all;
 
-    __device__ __forceinline__ Bias(const Result& r, int of_tile, int member = 0)
-        : at(r.bias + of_tile / kTileChannels * r.bias_tile + of_tile % kTileChannels * 4 + member * r.bias_member),
-          site_bytes(r.bias_site), of_all(in_shared<const float2>(at)) {}
+    __device__ __forceinline__ Bias(const Result& r, uint32_t at)
+        : at(at), site_bytes(r.bias_site), of_all(in_shared<const float2>(at)) {}
+    __device__ __forceinline__ Bias of_member(const Result& r, int member) const {
+      return Bias(r, at + member * r.bias_member);
+    }
     __device__ __forceinline__ float2 of(int site) const {
       const bool is_own = kTiles <= 2 || (kTiles <= kMostRowTiles && site_bytes);
       return is_own ? in_shared<const float2>(at + site * site_bytes) : of_all;
@@ -501,8 +560,8 @@ class Walk {
     }
   }
 
-  __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, int of_tile) {
-    for_members(r, of_tile, [&](int m, const Bias& bias) {
+  __device__ __forceinline__ void add_and_store(const Result& r, char* ring, int channel, const Bias& first) {
+    for_members(r, first, [&](int m, const Bias& bias) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4], added[4];
@@ -517,18 +576,18 @@ class Walk {
 
   // Calls one(member, its bias) for all members that are tiles of one wide layer, and clears their sums.
   template <class One>
-  __device__ __forceinline__ void for_members(const Result& r, int of_tile, const One& one) {
+  __device__ __forceinline__ void for_members(const Result& r, const Bias& first, const One& one) {
 #pragma unroll
     for (int m = 0; m < kMost; m++) {
       if (m > 0 && m * kTileChannels >= r.tile_channels) return;
-      one(m, Bias(r, of_tile + m * kTileChannels));
+      one(m, first.of_member(r, m));
 #pragma unroll
       for (int s = 0; s < kTiles * 8 && m > 0; s++) sums_[m * kTiles + s / 8][s / 4 % 2][s % 4] = 0;
     }
   }
 
-  __device__ __forceinline__ void store_logits(const Result& r, int channel, int of_tile) {
-    for_members(r, of_tile, [&](int m, const Bias& bias) {
+  __device__ __forceinline__ void store_logits(const Result& r, int channel, const Bias& first) {
+    for_members(r, first, [&](int m, const Bias& bias) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float x[4];
@@ -580,8 +639,8 @@ class Walk {
 
   // A member's sums of a tile.
   template <int kMember>
-  __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, int of_tile) {
-    sums_of(x, kMember * kTiles + tile, tile, Bias(r, of_tile, kMember));
+  __device__ __forceinline__ void sums_of_member(float (&x)[4], int tile, const Result& r, const Bias& first) {
+    sums_of(x, kMember * kTiles + tile, tile, first.of_member(r, kMember));
   }
   static __device__ __forceinline__ void activate(StepKind kind, float (&x)[4]) {
     const float none[4] = {};
@@ -597,8 +656,8 @@ class Walk {
   }
 
   // A lane has a channel of both factors, each at two sites.
-  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
-    for_members(r, of_tile, [&](int m, const Bias& bias) {
+  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, const Bias& first, uint32_t view) {
+    for_members(r, first, [&](int m, const Bias& bias) {
       const int unit = (channel + m * kTileChannels) / 2;
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
@@ -606,6 +665,7 @@ class Walk {
         sums_of(x, m * kTiles + tile, tile, bias);
         const auto store_unit = [&](const Target& to, char* ring, float a, float b) {
           store_one(to, ring, a, unit, site_of(tile, 0)), store_one(to, ring, b, unit, site_of(tile, 1));
+          if (kShares && to.shared != kNowhere) send_unit(to.shared, a, b, unit, tile);
         };
         if (r.gate.keeps_sums) {
           store_unit(r.gate.sums[0], ring_of(view, r.gate.sums[0]), x[0], x[1]);
@@ -624,15 +684,23 @@ class Walk {
     });
   }
 
-  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, int of_tile, uint32_t view) {
+  // Two lanes have neighbouring units, each at two sites; one sends both at the first site, the other at the second.
+  __device__ __forceinline__ void send_unit(uint32_t shared, float a, float b, int unit, int tile) {
+    const bool is_second = group() % 2;
+    const float mine = is_second ? b : a, other = shuffle_xor(is_second ? a : b, 4);
+    const Pair<kMath> pair(is_second ? other : mine, is_second ? mine : other);
+    send_to_all(shared + offset_at(unit - is_second, site_of(tile, is_second)), pair);
+  }
+
+  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, const Bias& bias, uint32_t view) {
     char* const cells = ring_of(view, r.lstm.cell);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float cell[4], input[4], forget[4], output[4], factor[4];
-      sums_of_member<0>(cell, tile, r, of_tile);
-      sums_of_member<1>(input, tile, r, of_tile);
-      sums_of_member<2>(forget, tile, r, of_tile);
-      sums_of_member<3>(output, tile, r, of_tile);
+      sums_of_member<0>(cell, tile, r, bias);
+      sums_of_member<1>(input, tile, r, bias);
+      sums_of_member<2>(forget, tile, r, bias);
+      sums_of_member<3>(output, tile, r, bias);
       own(factor, r.lstm.factor, channel, tile, 0);
       activate(StepKind::tanh, cell), activate(StepKind::sigmoid, input);
       activate(StepKind::sigmoid, forget), activate(StepKind::sigmoid, output);
@@ -678,14 +746,18 @@ class Walk {
       const Pair<kMath> pair(x[n], x[n + 2]);
       const uint32_t offset = offset_at(channel, site_of(tile, n));
       if (to.shared != kNowhere) in_shared<Pair<kMath>>(to.shared + offset) = pair;
+      if (kShares && to.shared != kNowhere) send_to_all(to.shared + offset, pair);
       if (to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
     }
   }
 
   __device__ __forceinline__ void store_logits(const float (&x)[4], const Result& r, int tile, int channel) {
 #pragma unroll
-    for (int n = 0; n < 2; n++)
-      in_shared<float2>(r.logits + (site_of(tile, n) * r.logits_stride + channel) * 4) = float2{x[n], x[n + 2]};
+    for (int n = 0; n < 2; n++) {
+      const uint32_t at = r.logits + (site_of(tile, n) * r.logits_stride + channel) * 4;
+      in_shared<float2>(at) = float2{x[n], x[n + 2]};
+      if (kShares) send_to_all(at, float2{x[n], x[n + 2]});
+    }
   }
 
   __device__ float2 pair_at(const Place& p, int channel, int site, uint32_t view) const {
@@ -786,7 +858,7 @@ class Walk {
       const double noise_there = params_.noise[at];
       const auto noise = [&](int d) { return shuffle(arrived(noise_there), d); };
       const auto logits = [&](int d) { return Logits{draws.logits + (index * draws.logits_stride + d * levels) * 4}; };
-      if (params_.logits)
+      if (params_.logits && rank_ == 0)
         for (int d = 0; d < draws.distributions; d++) {
           float* const wanted = params_.logits + shuffle(at, d) * levels;
           for (int k = lane_; k < levels; k += 32) wanted[k] = logits(d)[k];
@@ -818,12 +890,12 @@ class Walk {
       int level = max(drawn, 0);
       if (known) {
         level = max(params_.levels[at], 0);
-      } else if (lane == lane_) {
+      } else if (lane == lane_ && rank_ == 0) {
         params_.levels[at] = level;
         if (drawn < 0)
           atomic_min(params_.error, error_code(s.row * layout_.width + s.column, s.image, draws.first + lane));
       }
-      if (params_.log_probability)
+      if (params_.log_probability && rank_ == 0)
         for (int d = 0; d < draws.distributions; d++) {
           const double log_probability = log_probability_of(shuffle(level, d), logits(d), levels, lane_);
           if (lane_ == d && !known && drawn >= 0) params_.log_probability[at] = log_probability;
@@ -873,16 +945,18 @@ class Walk {
   const KernelParams& params_;
   const Layout& layout_;
   const int warp_, lane_;
+  const unsigned rank_;  // in the cluster
   int copies_at_, copies_shift_;  // where a lane's site lies in what it copies, and what a place's shift does to it
+  unsigned meetings_ = 0;
   WeightStream<kAhead> weights_;
   int weight_turn_ = 0;
   bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
   Sums sums_ = {};            // zero between records, unless a sum goes on
 };
 
-template <Math kMath, int kTiles>
+template <Math kMath, int kTiles, int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1) walk(__grid_constant__ const KernelParams params) {
-  Walk<kMath, kTiles>(params).run();
+  if constexpr (kBlocks == 1 || kHasClusters) Walk<kMath, kTiles, kBlocks>(params).run();
 }
 
 }  // namespace pcf::cuda

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,20 +23,24 @@ from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_com
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
+CLUSTERS, CLUSTER = (9, 0), 4  # compute capability with clusters of blocks; and of how many blocks they are
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device offers to a launch: shared memory per block, multiprocessors."""
+    """What the device offers to a launch: shared memory per block, multiprocessors, and whether blocks can write to
+    each other's shared memory."""
 
     shared_bytes: int
     multiprocessors: int
+    has_clusters: bool = False
 
 
 def limits_of(device: torch.device) -> Limits:
     index = torch.cuda.current_device() if device.index is None else device.index
     found = required().cuda_devices()[index]
-    return Limits(found["shared_memory"], found["multiprocessors"])
+    has_clusters = found["capability"] >= CLUSTERS
+    return Limits(found["shared_memory"], found["multiprocessors"], has_clusters)
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
@@ -57,6 +61,13 @@ def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     return None
 
 
+class Shape(NamedTuple):
+    """Of a launch: so many images to a cluster of so many blocks (1: no cluster)."""
+
+    images: int
+    cluster: int = 1
+
+
 @dataclass
 class DeviceJob:
     """A job's tensors on the device. error: -1, or the location of the first logits that are not finite."""
@@ -75,7 +86,7 @@ class DeviceJob:
 
 
 class CudaRuntime:
-    """Samples with one block of threads for every few images.
+    """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
 
     precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host.
     """
@@ -99,10 +110,10 @@ class CudaRuntime:
         self._module = module or required()
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
-        self._samplers: dict[int, Any] = {}
-        self._constants: dict[int, Tensor] = {}
+        self._samplers: dict[Shape, Any] = {}
+        self._constants: dict[Shape, Tensor] = {}
         try:
-            self._most_images: int = self.sampler(1).facts["most_images"]  # of a block, as far as is known
+            self._most_images: int = self.sampler(Shape(1)).facts["most_images"]  # of a block, as far as is known
         except ValueError as error:
             raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
 
@@ -124,7 +135,7 @@ class CudaRuntime:
     def prepared(self, job: Job) -> DeviceJob:
         """The job on the device, with all the memory that it takes."""
         device = self._program.device
-        sampler = self.sampler(self.images_of_a_block(job.values.shape[0]))
+        sampler = self.sampler(shape := self.shape(job.values.shape[0]))
         operands = self._program.condition_operands
         found = self._conditions(operands, job.given, job.values.shape[0])
         conditions = [found[operand].float().reshape(-1) for operand in operands]
@@ -137,7 +148,7 @@ class CudaRuntime:
             conditions=torch.cat(conditions).to(device) if conditions else None,
             logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
             log_probability=None if job.log_probability is None else job.log_probability.to(device),
-            constants=self._constants_of(sampler),
+            constants=self._constants_of(shape),
             workspace=torch.empty(
                 sampler.workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device
             ),
@@ -167,53 +178,57 @@ class CudaRuntime:
             stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
         )
 
-    def images_of_a_block(self, images: int) -> int:
-        """As few as keep each multiprocessor busy with one block, and at most as many as a block holds."""
+    def shape(self, images: int) -> Shape:
+        """Of a batch: as few images to a block as keep each multiprocessor busy, and at most as many as a block holds;
+        where there are multiprocessors enough, a cluster to each image."""
         wanted = max(1, -(-images // self._limits.multiprocessors))
-        while wanted > 1 and not self._fits(min(wanted, self._most_images)):
+        while wanted > 1 and not self._fits(Shape(min(wanted, self._most_images))):
             self._most_images = min(wanted, self._most_images) - 1  # nor do more of them fit
-        return min(wanted, self._most_images)
+        if wanted > 1 or not self._limits.has_clusters:
+            return Shape(min(wanted, self._most_images))
+        shape = Shape(1, CLUSTER)
+        few = images * CLUSTER <= self._limits.multiprocessors
+        return shape if few and self._fits(shape) and images <= self.sampler(shape).clusters_at_once() else Shape(1)
 
-    def sampler(self, images: int) -> Any:
-        """The compiled sampler for blocks of so many images; raises ValueError where they don't fit."""
-        if images not in self._samplers:
-            self._samplers[images] = self._module.CudaSampler(
-                self._description, self.math, images, self._limits.shared_bytes
+    def sampler(self, shape: Shape) -> Any:
+        """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
+        if shape not in self._samplers:
+            self._samplers[shape] = self._module.CudaSampler(
+                self._description, self.math, shape.images, self._limits.shared_bytes, shape.cluster
             )
-        return self._samplers[images]
+        return self._samplers[shape]
 
-    def _fits(self, images: int) -> bool:
+    def _fits(self, shape: Shape) -> bool:
         try:
-            self.sampler(images)
+            self.sampler(shape)
         except ValueError:
             return False
         return True
 
     def facts(self, images: int) -> dict[str, Any]:
         """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""
-        return self.sampler(self.images_of_a_block(images)).facts
+        return self.sampler(self.shape(images)).facts
 
     def largest_batch(self) -> int:
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
-        most = self.images_of_a_block(self._most_images * self._limits.multiprocessors)
+        most = self.shape(self._most_images * self._limits.multiprocessors).images
         most *= self._limits.multiprocessors
         if self._program.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._program.device)
-            most = min(most, free // 2 // self.sampler(1).workspace_bytes(1))
+            most = min(most, free // 2 // self.sampler(Shape(1)).workspace_bytes(1))
         return max(1, most)
 
     def weight_bytes(self) -> int:
-        return self.sampler(1).facts["weight_bytes"]
+        return self.sampler(Shape(1)).facts["weight_bytes"]
 
     def workspace_bytes(self, images: int) -> int:
-        return self.sampler(self.images_of_a_block(images)).workspace_bytes(images)
+        return self.sampler(self.shape(images)).workspace_bytes(images)
 
-    def _constants_of(self, sampler: Any) -> Tensor:
-        images = sampler.facts["images"]
-        if images not in self._constants:
-            data = bytearray(sampler.constants())
-            self._constants[images] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
-        return self._constants[images]
+    def _constants_of(self, shape: Shape) -> Tensor:
+        if shape not in self._constants:
+            data = bytearray(self.sampler(shape).constants())
+            self._constants[shape] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
+        return self._constants[shape]
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
         """The (image, channel, row, column) that error_code() in csrc/cuda/walk.h has encoded."""

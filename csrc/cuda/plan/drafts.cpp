@@ -14,6 +14,7 @@ void Planner::draft_sweep(const Sweep& sweep) {
   edge(s, {0, 0, 0, 0}, 0);
   const size_t first_staging = stagings_.size(), first_logits = logits_.size();
   for (int p = sweep.first; p < sweep.end; p++) draft(p);
+  if (in_cluster() && drafts_.back().record.product.n_results) drafts_.emplace_back();  // receives what the last sends
   // Timeline::distance counts so many entries at least; and windows of memory are at most a turn.
   drafts_.resize(drafts_.size() + std::max(0, kVisible - (sweep.end - sweep.first)));
   size_t needed = 0;
@@ -74,16 +75,18 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
       add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), is_known);
     }
   }
-  // A warp that would have several tiles one after the other has some of them at once, as far as it can.
+  // A warp that would have several tiles one after the other has some of them at once, as far as it can; and so has
+  // one whose batches of weights would not be full.
   int wide = 1;
-  while (members.size() == 1 && wide < most_members(math_, layout_.tiles) && (last - first) % (2 * wide * kWarps) == 0)
+  while (members.size() == 1 && wide < most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
+         ((last - first) % (2 * wide * warps()) == 0 || 2 * wide * (known.size() + late.size()) <= kBatch))
     wide *= 2;
   if (wide > 1) members.resize(wide, members.front());
   for (int w = 1; w < wide; w++) members[w].first_channel += w * kTileChannels;
   const int tiles = (last - first) / wide;
   const int pieces = std::max(1, parts(static_cast<int>(known.size()), thrift_.known));
-  for (int tile = 0; tile < tiles; tile += kWarps) {
-    const int end = pieces == 1 ? tiles : std::min(tile + kWarps, tiles);
+  for (int tile = 0; tile < tiles; tile += warps()) {
+    const int end = pieces == 1 ? tiles : std::min(tile + warps(), tiles);
     for (int piece = 0; piece < pieces; piece++) {
       const bool ends = piece + 1 == pieces;
       const auto begin = known.begin() + piece * thrift_.known;
@@ -134,7 +137,8 @@ void Planner::draft_memory(Draft& d, int number, bool ends) {
 }
 
 int Planner::stage(int64_t bytes, int record, bool late) {
-  stagings_.push_back({bytes, record, record - thrift_.copies_ahead, record + late});
+  const bool lasts = late || in_cluster();  // where other blocks may be ahead by what is multiplied before a barrier
+  stagings_.push_back({bytes, record, record - thrift_.copies_ahead, record + lasts});
   return static_cast<int>(stagings_.size()) - 1;
 }
 
@@ -203,6 +207,7 @@ void Planner::draft_input(const Instruction& i, const Record& r, int number) {
   inputs_.push_back(input);
   input_values_.push_back(i.out);
   writes(i.out, number);
+  values_[i.out].is_input = true;
 }
 
 std::vector<float> Planner::tables_of(const Instruction& i, const InputPlan& input) const {

@@ -1,6 +1,7 @@
 // What goes to the device: tables whose numbers have become offsets, and weights in the order of their use.
 #include "cuda/plan/planner.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +37,8 @@ Plan Planner::assembled() {
   for (Place& p : places_) place_in_view(p);
   for (StepPlan& step : steps_) place_in_view(step.place);
   const uint32_t places = table(places_), steps = table(steps_);
+  const uint32_t biases = table(biases_);
+  for (const auto& [result, first] : near_biases_) results_[result].bias += biases + first * sizeof(float);
   for (Result& r : results_) {
     in_view(r.to.slot);
     if (r.ending == Ending::lstm) in_view(r.lstm.cell.slot);
@@ -51,18 +54,24 @@ Plan Planner::assembled() {
     input.near = tables.size() <= kNearFloats ? table(tables) : kNowhere;
   }
   const uint32_t results = table(results_), inputs = table(inputs_);
+  // What each block of a cluster has of its own, and where in the tables.
+  std::vector<std::vector<Record>> own_records;
   for (SweepDraft& sweep : sweeps_) {
     SweepPlan& plan = l.sweeps[l.n_sweeps++];
     plan = {};
     plan.at_once = sweep.at_once, plan.columns = sweep.direction * sweep.at_once;
     plan.edges = static_cast<int>(sweep.edge_table.size()), plan.slots = static_cast<int>(sweep.slot_table.size());
-    std::vector<Record> records = records_of(sweep, plan);
-    l.records += static_cast<int>(records.size());
-    for (Record& r : records) {
-      offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
-      offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+    for (int rank = 0; rank < l.cluster; rank++) {
+      std::vector<Record>& records = own_records.emplace_back(records_of(sweep, plan, rank));
+      for (Record& r : records) {
+        offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
+        offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
+        offset(r.exchange.places, places, sizeof(Place));
+      }
     }
-    plan.records = table(records);
+    l.records += static_cast<int>(own_records.back().size());
+    plan.records = table(own_records.back());
+    plan.weights = table(std::vector<Weights>(kWarps));
     for (uint32_t& record : plan.first_copies)
       if (record != kNowhere) offset(record, plan.records, sizeof(Record));
     plan.edge_table = table(sweep.edge_table), plan.slot_table = table(sweep.slot_table);
@@ -77,31 +86,55 @@ Plan Planner::assembled() {
   if (shared_bytes > limits_.shared_bytes)
     throw std::invalid_argument("a column step needs " + std::to_string(shared_bytes) +
                                 " bytes of shared memory, and a block has " + std::to_string(limits_.shared_bytes));
+  const std::vector<char> tables = bytes.bytes;
+  for (int rank = 1; rank < l.cluster; rank++) bytes.add(tables);
   l.floats = bytes.add(floats_);
-  for (size_t k = 0; k < sweeps_.size(); k++) write_weights(bytes, sweeps_[k], l.sweeps[k]);
+  std::vector<int64_t> sweep_weight_bytes;
+  for (size_t k = 0; k < sweeps_.size(); k++) {
+    int64_t most = 0;
+    for (int rank = 0; rank < l.cluster; rank++) {
+      const auto write = [&](const auto& items, uint32_t table) {
+        const size_t at = rank * size_t{l.table_bytes} + table - l.tables;
+        std::memcpy(bytes.bytes.data() + at, items.data(), items.size() * sizeof(items[0]));
+      };
+      write(own_records[k * l.cluster + rank], l.sweeps[k].records);
+      const std::vector<Weights> weights = write_weights(bytes, sweeps_[k], rank);
+      write(weights, l.sweeps[k].weights);
+      int64_t size = 0;
+      for (const Weights& w : weights) size += w.bytes;
+      most = std::max(most, size);
+    }
+    sweep_weight_bytes.push_back(most);
+  }
   Plan plan{math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes)};
   plan.weight_bytes = weight_bytes_, plan.value_bytes = value_bytes_;
+  plan.sweep_weight_bytes = std::move(sweep_weight_bytes);
   return plan;
 }
 
-std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan) const {
+std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const {
   std::vector<Record> records;
   for (uint32_t& record : plan.first_copies) record = kNowhere;
   for (int k = sweep.first; k < sweep.end; k++) {
     Record r = drafts_[k].record;
+    const int tiles = r.product.tiles, most = share_of(tiles, 0).count;
+    const Share mine = share_of(tiles, rank);
     const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
     r.copies = drafts_[later].record.copies;
     r.copies.next_step = later != ahead;
     r.copies.for_next = thrift_.copies_ahead == 1;
-    r.copies.first_warp = 2 * r.product.tiles <= kWarps ? r.product.tiles : 0;
+    r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
     r.copies.warps = kWarps - r.copies.first_warp;
     r.product.meets = 1;
+    
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
-    // A warp's tiles one after the other.
-    for (int tiles = r.product.tiles; r.product.first_tile == 0 || r.product.first_tile < tiles;) {
-      r.product.tiles = std::min(tiles - r.product.first_tile, kWarps);
+    // A warp's tiles one after the other, as often in all blocks of a cluster.
+    for (int done = 0; done == 0 || done < most; done += kWarps) {
+      r.product.first_tile = mine.first + done, r.product.tiles = std::clamp(mine.count - done, 0, kWarps);
+      const bool is_last = done + kWarps >= most;
+      r.exchange.bytes = is_last ? static_cast<int>(sent_bytes(drafts_[k], tiles - mine.count)) : -1;
       records.push_back(r);
-      r.product.meets = 0, r.product.first_tile += kWarps;
+      r.product.meets = 0, r.exchange.count = 0;
     }
   }
   records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
@@ -130,12 +163,14 @@ std::vector<ConditionPlan> Planner::conditions() const {
   return result;
 }
 
-void Planner::write_weights(Bytes& bytes, const SweepDraft& sweep, SweepPlan& plan) {
+std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& sweep, int rank) {
+  std::vector<Weights> result;
   for (int warp = 0; warp < kWarps; warp++) {
     std::vector<char> stream;
     for (int k = sweep.first; k < sweep.end; k++) {
       const Draft& d = drafts_[k];
-      for (int tile = warp; tile < d.record.product.tiles; tile += kWarps)
+      const Share mine = share_of(d.record.product.tiles, rank);
+      for (int tile = mine.first + warp; tile < mine.first + mine.count; tile += kWarps)
         for (const auto* list : {&d.known, &d.late})
           for (const Multiplied& m : *list)
             for (const Member& member : d.members) {
@@ -143,13 +178,14 @@ void Planner::write_weights(Bytes& bytes, const SweepDraft& sweep, SweepPlan& pl
               if (!m.filling) pack(m, member, tile * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
             }
     }
-    weight_bytes_ += static_cast<int64_t>(stream.size());
-    plan.weight_bytes[warp] = static_cast<int>(stream.size());
+    const int size = static_cast<int>(stream.size());
+    weight_bytes_ += size;
     // What a warp has in flight goes on at the beginning.
     for (int k = 0; k < batches_ahead(math_, layout_.tiles) * kBatch * kWeightBytes; k++)
-      stream.push_back(plan.weight_bytes[warp] ? stream[k] : char{0});
-    plan.weights[warp] = bytes.add(stream);
+      stream.push_back(size ? stream[k] : char{0});
+    result.push_back({bytes.add(stream), size, 0});
   }
+  return result;
 }
 
 void Planner::pack(const Multiplied& m, const Member& member, int channel, char* fragment) const {

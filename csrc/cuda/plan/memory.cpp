@@ -28,7 +28,8 @@ uint32_t Planner::slot(SweepDraft& sweep, const Read& read) {
   const Ring& ring = rings_.at(length);
   Slot slot{ring.at, ring.bytes, length, read.age};
   if (layout_.by_rows) slot.age = 0, slot.dy = read.dy, slot.dx = read.dx;
-  const std::tuple key(length, slot.age, slot.dy, slot.dx);
+  slot.common = in_cluster() && timeline_.is_sums(read.value);
+  const std::tuple key(length, slot.age, slot.dy, slot.dx, slot.common);
   const auto [found, is_new] = sweep.slots.try_emplace(key, size_of(sweep.slot_table));
   if (is_new) sweep.slot_table.push_back(slot);
   return found->second;
@@ -76,8 +77,8 @@ void Planner::place_in_shared(const SweepDraft& sweep) {
     add(int64_t{fragments(static_cast<int>(v))} * column_, value.first_written + 1, last, value.shared);
   }
   memory.place();
-  for (const auto& [buffer, at] : placed) *at = memory.at(buffer);
-  data_bytes_ = std::max(data_bytes_, memory.bytes());
+  for (const auto& [buffer, at] : placed) *at = kMeetingBytes + memory.at(buffer);
+  data_bytes_ = std::max(data_bytes_, kMeetingBytes + memory.bytes());
 }
 
 uint32_t Planner::shared_of(int value) const {
@@ -121,10 +122,11 @@ void Planner::resolve() {
   for (size_t k = 0; k < drafts_.size(); k++) {
     Draft& d = drafts_[k];
     Record& r = d.record;
-    if (d.biases >= 0) r.copies.bias = staged_at(d.biases);
+    if (d.biases >= 0 && !thrift_.near_biases) r.copies.bias = staged_at(d.biases);
     r.copies.places = size_of(places_);
     SweepDraft& sweep = sweep_of(static_cast<int>(k));
     place_copies(sweep, d);
+    place_exchange(sweep, d);
     value_bytes_ += int64_t{r.copies.count} * column_;
     resolve_late(sweep, d);
     const auto logits = logits_of_.find(static_cast<int>(k));
@@ -133,7 +135,12 @@ void Planner::resolve() {
     for (uint32_t n = r.product.results; n < r.product.results + r.product.n_results; n++) {
       Result& result = results_[n];
       const auto going_on = going_on_.find(static_cast<int>(n));
-      result.bias += going_on == going_on_.end() ? r.copies.bias : places_[going_on->second].at;
+      if (going_on != going_on_.end())
+        result.bias += places_[going_on->second].at;
+      else if (!thrift_.near_biases)
+        result.bias += r.copies.bias;
+      else if (d.biases >= 0)
+        near_biases_[static_cast<int>(n)] = d.biases;
       if (result.ending == Ending::sums) result.sums.column_bytes = static_cast<uint32_t>(rings_.at(1).bytes);
       if (result.logits == kNowhere) {
         result.to = target(result_values_[n]);
@@ -178,8 +185,21 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   }
 }
 
+void Planner::place_exchange(SweepDraft& sweep, Draft& d) {
+  Record::Exchange& exchange = d.record.exchange;
+  exchange.places = size_of(places_);
+  for (const int value : d.written_back)
+    for (int f = 0; f < fragments(value); f++) {
+      const Read read{value, 0, 0, 0};
+      const uint32_t shared = shared_of(value) + f * column_, ring = ring_of(value) + f * column_;
+      places_.push_back({shared, static_cast<int>(ring), kEverySite, slot(sweep, read)});
+    }
+  exchange.count = static_cast<int>(size_of(places_) - exchange.places);
+}
+
 Target Planner::target(int value) {
-  const uint32_t ring = ring_of(value);
+  const bool is_written_back = in_cluster() && !values_[value].is_input && !timeline_.is_sums(value);
+  const uint32_t ring = is_written_back ? kNowhere : ring_of(value);
   if (ring == kNowhere) return {shared_of(value), ring, 0};
   return {shared_of(value), ring, slot(sweep_of(values_[value].first_written), {value, 0, 0, 0})};
 }

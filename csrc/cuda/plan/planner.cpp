@@ -5,10 +5,10 @@
 
 namespace pcf::cuda {
 
-Layout Planner::geometry(const Program& program, Math math, int images) {
+Layout Planner::geometry(const Program& program, Math math, int images, int cluster) {
   Layout l{};
   l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
-  l.head = program.head, l.images = images;
+  l.head = program.head, l.images = images, l.cluster = cluster;
   l.by_rows = program.lag == 0;
   const int most_sites = kTileSites * (l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math));
   l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
@@ -18,18 +18,23 @@ Layout Planner::geometry(const Program& program, Math math, int images) {
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;
   if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
   for (l.tiles = 1; l.tiles * kTileSites < l.sites;) l.tiles = more_tiles(math, l.tiles);
+  if (cluster != 1 && cluster != kCluster) throw std::invalid_argument("a cluster has 4 blocks, or 1");
+  if (cluster > 1 && l.tiles > 1) throw std::invalid_argument("in a cluster, a block has at most 8 sites");
   return l;
 }
 
-Plan make_plan(const Program& program, Math math, int images, const Limits& limits) {
+Plan make_plan(const Program& program, Math math, int images, int cluster, const Limits& limits) {
   std::string why;
   for (const int known : {1 << 20, 28, 20, 12, 8, 4})  // so that pieces fill their batches
     for (const int copies_ahead : {2, 1})
-      for (const bool by_distribution : {false, true}) try {
-          return Planner(program, math, images, limits, {known, by_distribution, copies_ahead}).plan();
-        } catch (const std::invalid_argument& error) {
-          why = error.what();
-        }
+      for (const bool by_distribution : {false, true})
+        for (const bool near_biases : {true, false}) try {
+            if (cluster > 1 && copies_ahead == 1) continue;  // a block's warps meet before they multiply
+            const Thrift thrift{known, by_distribution, copies_ahead, near_biases};
+            return Planner(program, math, images, cluster, limits, thrift).plan();
+          } catch (const std::invalid_argument& error) {
+            why = error.what();
+          }
   throw std::invalid_argument(why);
 }
 

@@ -35,9 +35,10 @@ class Bytes {
   std::vector<char> bytes;
 };
 
-// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied. And a column
-// step has as many records, since the last ones copy for the next step by what the first has found out.
-constexpr int kVisible = 4;
+// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a cluster,
+// one record later than else; but the order of a sum must not depend on that). And a column step has as many records,
+// since the last ones copy for the next step by what the first has found out.
+constexpr int kVisible = 5;
 // What steps read lies in shared memory if it was computed so few records ago.
 constexpr int kNear = 8;
 
@@ -49,6 +50,7 @@ struct Thrift {
   int known;             // fragments that a record multiplies before its barrier, at most
   bool by_distribution;  // whether each distribution is drawn before the next one's logits are computed
   int copies_ahead;      // how many records ahead of their use known values are copied
+  bool near_biases;      // whether all biases lie there, or else are copied as values are
 };
 
 // 16 bytes of a site that a product reads: of which tap, and from which channel on.
@@ -80,7 +82,8 @@ struct Draft {
   int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
   int lead = 0;
   std::vector<Multiplied> known, late, copied;
-  int staging = -1, biases = -1;  // numbers of what is staged
+  std::vector<int> written_back = {};  // values of the record before it
+  int staging = -1, biases = -1;  // numbers of what is staged; or the first of its biases, if all lie near
 };
 
 // A value that steps read.
@@ -97,20 +100,21 @@ struct SweepDraft {
   int direction, at_once, first, end;                        // records
   std::map<std::tuple<int, int, int>, uint32_t> edges = {};  // by lead, dy, dx
   std::vector<Edge> edge_table = {};
-  std::map<std::tuple<int, int, int, int>, uint32_t> slots = {};
+  std::map<std::tuple<int, int, int, int, int>, uint32_t> slots = {};
   std::vector<Slot> slot_table = {};
   bool has(int record) const { return record >= first && record < end; }
 };
 
 class Planner {
  public:
-  Planner(const Program& program, Math math, int images, const Limits& limits, Thrift thrift)
+  Planner(const Program& program, Math math, int images, int cluster, const Limits& limits, Thrift thrift)
       : program_(program), math_(math), depth_(depth_of(math)), limits_(limits), thrift_(thrift),
-        layout_(geometry(program, math, images)), column_(layout_.tiles * kFragmentBytes),
+        layout_(geometry(program, math, images, cluster)), column_(layout_.tiles * kFragmentBytes),
         timeline_(program, layout_.lag), values_(timeline_.values()) {}
 
   Plan plan() {
     for (const Sweep& sweep : timeline_.sweeps) draft_sweep(sweep);
+    if (in_cluster()) draft_exchanges();
     place_in_rings();
     for (SweepDraft& sweep : sweeps_) place_in_shared(sweep);
     resolve();
@@ -118,7 +122,22 @@ class Planner {
   }
 
  private:
-  static Layout geometry(const Program& program, Math math, int images);
+  static Layout geometry(const Program& program, Math math, int images, int cluster);
+
+  // -- clusters
+
+  bool in_cluster() const { return layout_.cluster > 1; }
+  int warps() const { return kWarps * layout_.cluster; }
+
+  // Of a record's tiles, those that a block of the cluster computes.
+  struct Share {
+    int first, count;
+  };
+  Share share_of(int tiles, int rank) const;
+
+  // What the record after a product writes to this block's rings, once all of it has come.
+  void draft_exchanges();
+  int64_t sent_bytes(const Draft& d, int tiles) const;
 
   // -- records
 
@@ -234,6 +253,7 @@ class Planner {
   // Everything has its place: writes down where.
   void resolve();
   void place_copies(SweepDraft& sweep, Draft& d);
+  void place_exchange(SweepDraft& sweep, Draft& d);
   uint32_t staged_at(int number) const { return static_cast<uint32_t>(stagings_[number].at); }
 
   void resolve_late(SweepDraft& sweep, Draft& d);
@@ -243,14 +263,14 @@ class Planner {
   // -- what goes to the device
 
   Plan assembled();
-  std::vector<Record> records_of(const SweepDraft& sweep, SweepPlan& plan) const;
+  std::vector<Record> records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const;
 
   // In which column step, or column, each sweep begins, and how many it has.
   void set_steps();
   std::vector<ConditionPlan> conditions() const;
 
   // Each warp's weights in the order in which it multiplies by them.
-  void write_weights(Bytes& bytes, const SweepDraft& sweep, SweepPlan& plan);
+  std::vector<Weights> write_weights(Bytes& bytes, const SweepDraft& sweep, int rank);
   void pack(const Multiplied& m, const Member& member, int channel, char* fragment) const;
 
   struct ValueMemory {
@@ -258,6 +278,7 @@ class Planner {
     std::vector<std::pair<int, int>> shared_reads = {};  // record, age
     int oldest = -1;                                     // the oldest column step that something reads of the ring
     int64_t ring = 0, shared = 0;
+    bool is_input = false;
     bool in_ring() const { return oldest >= 0; }
   };
   struct Ring {
@@ -302,9 +323,10 @@ class Planner {
   std::vector<Place> places_;
   std::vector<StepPlan> steps_;
   std::vector<InputPlan> inputs_;
-  std::vector<float> floats_;
+  std::vector<float> floats_, biases_;
+  std::map<int, int> near_biases_;  // of results: the first of the record's biases
   std::map<std::pair<const void*, int>, int> floats_of_;
-  int64_t data_bytes_ = 0, value_bytes_ = 0, weight_bytes_ = 0;
+  int64_t data_bytes_ = kMeetingBytes, value_bytes_ = 0, weight_bytes_ = 0;
 };
 
 }  // namespace pcf::cuda

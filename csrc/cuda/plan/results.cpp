@@ -38,7 +38,7 @@ Result& Planner::add_result(int value, const Draft& d, int part) {
   Result& r = results_.emplace_back();
   r.first_channel = d.first_channel + part * kTileChannels, r.tile_channels = d.wide * kTileChannels;
   r.to = {kNowhere, kNowhere, 0}, r.logits = kNowhere;
-  r.bias_tile = kTileChannels * sizeof(float);
+  r.bias_member = kTileChannels * sizeof(float), r.bias_tile = d.wide * r.bias_member;
   return r;
 }
 
@@ -56,13 +56,18 @@ int Planner::sums_at(int sums, int position, Draft& d, int number) {
 }
 
 void Planner::goes_on_with(Result& r, int reference) {
-  r.bias_tile = column_, r.bias_site = kSiteBytes;
+  r.bias_tile = r.tile_channels / kTileChannels * column_, r.bias_member = column_, r.bias_site = kSiteBytes;
   r.bias = static_cast<uint32_t>(r.first_channel / kTileChannels * column_);
   going_on_[static_cast<int>(results_.size()) - 1] = reference;
 }
 
 void Planner::stage_biases(const std::vector<float>& biases, Draft& d, int number) {
   if (biases.empty()) return;
+  if (thrift_.near_biases) {
+    d.biases = static_cast<int>(biases_.size());
+    biases_.insert(biases_.end(), biases.begin(), biases.end());
+    return;
+  }
   d.record.copies.floats = static_cast<int>(floats_.size());
   d.record.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
   floats_.insert(floats_.end(), biases.begin(), biases.end());
@@ -128,14 +133,14 @@ void Planner::draft_joint(const Joint& joint, int position, Draft& d, int number
   else if (timeline_.sums_of(joint.members[0]->out) < 0)
     for (const Instruction* i : joint.members) add_biases(biases, {i}, d);
   Result& r = add_result(joint.out->out, d, 0);
-  r.bias_member = d.record.product.tiles * kTileChannels * sizeof(float);
+  if (joint.ending == Ending::lstm) r.bias_member = d.record.product.tiles * kTileChannels * sizeof(float);
   r.ending = joint.ending;
   if (const int first = timeline_.sums_of(joint.members[0]->out); first >= 0) {
-    r.bias_member = fragments(first) * column_;  // as they are copied one after the other
     for (const Instruction* i : joint.members) {
       const int reference = sums_at(timeline_.sums_of(i->out), position, d, number);
       if (i == joint.members[0]) goes_on_with(r, reference);
     }
+    r.bias_member = fragments(first) * column_;  // as they are copied one after the other
   }
   writes(joint.out->out, number);
   if (!joint.cell) {

@@ -44,7 +44,8 @@ inline char* in_global_memory(uint64_t address) { return emulation::global_memor
 inline void sync_block(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
 }
-constexpr bool kSparesRegisters = true;
+inline void sync_warp() { emulation::sync_lanes(nullptr, nullptr, true); }
+constexpr bool kSparesRegisters = true, kHasClusters = true;
 
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
 inline void copy_async(void* to, const void* from, bool there, bool wanted) {
@@ -88,6 +89,7 @@ inline void arrive(uint32_t at, unsigned rank, unsigned line = __builtin_LINE())
   (void)*meeting_of(rank, at);
   emulation::arrive(at, rank);
 }
+inline void arrive_here(uint32_t at, unsigned line = __builtin_LINE()) { arrive(at, cluster_rank(), line); }
 inline bool has_met(uint32_t at, unsigned parity, unsigned line = __builtin_LINE()) {
   if (emulation::left_out("has_met", line)) return true;
   (void)*meeting_of(cluster_rank(), at);
@@ -237,6 +239,11 @@ struct Launch {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Stream, const Arguments&... arguments) {
   emulation::run({how.blocks, how.threads, how.shared_bytes, how.cluster}, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters>
+int most_clusters(void (*)(Parameters...), const Launch&) {
+  return 1 << 20;
 }
 
 }  // namespace pcf::cuda
