@@ -57,6 +57,39 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
+// -- meetings: barriers at which one arrives before one waits. A meeting is 8 bytes of shared memory. A phase of it is over
+// when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.
+
+__device__ __forceinline__ uint32_t shared_address(uint32_t at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
+}
+// By one thread; a barrier must follow before it is used.
+__device__ __forceinline__ void begin_meeting(uint32_t at, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
+}
+// At the meeting of one's own block: those who have seen the phase end see what was written before.
+__device__ __forceinline__ void arrive_here(uint32_t at) {
+  asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(at)) : "memory");
+}
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
+#define PCF_WAIT "mbarrier.test_wait"
+#else
+#define PCF_WAIT "mbarrier.try_wait"  // which waits for a while
+#endif
+// Whether the phase of this parity is over: 0, then 1, then 0 again.
+__device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
+  uint32_t is_over;
+  asm volatile(
+      "{.reg .pred over; " PCF_WAIT ".parity.shared.b64 over, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, over;}"
+      : "=r"(is_over)
+      : "r"(shared_address(at)), "r"(parity)
+      : "memory");
+  return is_over;
+}
+
+#undef PCF_WAIT
+
 // -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
 
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
@@ -65,9 +98,6 @@ constexpr bool kHasClusters = false;
 constexpr bool kHasClusters = true;
 #endif
 
-__device__ __forceinline__ uint32_t shared_address(uint32_t at) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
-}
 #if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank;
@@ -86,36 +116,15 @@ __device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
   return address;
 }
 
-// A meeting is 8 bytes of shared memory. A phase of it is over when so many arrivals have come and as many bytes as
-// are expected; then the next begins. By one thread; sync_cluster() must follow before it is used.
-__device__ __forceinline__ void begin_meeting(uint32_t at, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
-}
 // More bytes in this phase of one's own meeting.
 __device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(bytes)
                : "memory");
 }
-// At the meeting of one's own block: those who have seen the phase end see what was written before.
-__device__ __forceinline__ void arrive_here(uint32_t at) {
-  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
-}
 // At that of another block: it says only that what was read before has been read.
 __device__ __forceinline__ void arrive(uint32_t at, unsigned rank) {
   asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at)) : "memory");
 }
-// Whether the phase of this parity is over: 0, then 1, then 0 again. Waits for a while.
-__device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
-  uint32_t is_over;
-  asm volatile(
-      "{.reg .pred over; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 over, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, over;}"
-      : "=r"(is_over)
-      : "r"(shared_address(at)), "r"(parity)
-      : "memory");
-  return is_over;
-}
-
 // Writes 4 or 8 bytes to another block's shared memory, and counts them at its meeting: they are seen by whoever has
 // seen that phase end.
 template <class T>
@@ -135,11 +144,8 @@ __device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32
 #else
 __device__ unsigned cluster_rank();
 __device__ void sync_cluster();
-__device__ void begin_meeting(uint32_t, int);
 __device__ void expect_bytes(uint32_t, int);
-__device__ void arrive_here(uint32_t);
 __device__ void arrive(uint32_t, unsigned);
-__device__ bool has_met(uint32_t, unsigned);
 template <class T>
 __device__ void send(unsigned, uint32_t, T, uint32_t);
 #endif

@@ -129,6 +129,8 @@ struct alignas(16) StepPlan {
 // What comes after a record: the next one; before it, a look at what the next column step needs to know; or that step.
 enum class Then : int { next, look, step };
 
+constexpr int kBefore = 1, kAfter = 2;
+
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
   // What it copies ahead for a later record, from the workspace: fragments, and the biases.
@@ -144,20 +146,19 @@ struct Record {
     int unused;
   } copies;
   struct alignas(16) Product {
-    int tiles;              // warp w computes tile w, if there are so many, with all members
+    uint32_t warps;         // bit w: warp w computes a tile, with all members
     int members = 1;        // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
-    int known_turns;        // before the barrier, as many batches as are ahead for each of them
-    int late_batches;       // after it; 0: nothing is multiplied at all
-    uint32_t staged, late;  // where known fragments, and those of this column step, begin
-    int late_known;         // so many of the late batches are known ones, which go on where those before it end,
-    int late_in_row;        // and whether the others follow each other from `late` on,
+    int known_batches;      // before the barrier,
+    int late_batches;       // and after it
+    uint32_t staged, late;  // where fragments begin that are multiplied before it, and after it if they follow each other
+    int late_in_row;        // whether they do,
     uint32_t late_places;   // or else the first of their places
-    int late_turns;         // by so many sets of the stream's registers the late batches go on
+    int known_turns, late_turns;  // by so many sets of the stream's registers those batches go on
     uint32_t results;
     int n_results;   // what is made of the sums; none: they go on in the next record
     int draws;       // whether it draws, and does nothing else
-    int meets;       // whether all threads meet at a barrier; or else it goes on with the record before it
-    int first_tile;  // of its results
+    int barriers;    // whether all threads meet, kBefore it (or else it goes on with the record before it), kAfter it
+    int first_tile;  // warp 0's, if it had one
     Then then;
   } product;
   struct alignas(16) Draw {
@@ -168,9 +169,8 @@ struct Record {
     int logits_stride;
     int unused[2];
   } draw;
-  // In a cluster: how many bytes the other blocks send of what this record makes, if it is the last one before a barrier
-  // (else -1); and which values of the record before the barrier it writes to their rings: places that say where they
-  // lie, `at`, and where from their slot on, `shift`.
+  // In a cluster: how many bytes the other blocks send of what this record makes; and which values of the record before
+  // the barrier it writes to their rings: places that say where they lie, `at`, and where from their slot on, `shift`.
   struct alignas(16) Exchange {
     int bytes;
     int count;

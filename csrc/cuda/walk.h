@@ -43,11 +43,11 @@ class Walk {
     const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
-    if (kShares && thread() == 0)
+    if (kArrives && thread() == 0)
       for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
-    if constexpr (kShares) {
-      sync_cluster();
+    if constexpr (kArrives) {
+      sync_all();
       arrive_with(0);
     }
     uint32_t view = layout_.first_view;
@@ -60,6 +60,8 @@ class Walk {
  private:
   static constexpr int kSites = kTiles * kTileSites;
   static constexpr bool kShares = kBlocks > 1;
+  // Whether a warp arrives at a barrier before it waits there, and multiplies what it knows in between.
+  static constexpr bool kArrives = kTiles == 1;
   static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
@@ -84,7 +86,7 @@ class Walk {
   // view: one that nobody reads, and then again.
   __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row, uint32_t& view) {
     place_sites(view, sweep, row);
-    kShares ? sync_cluster() : sync_block();
+    sync_all();
     place_in_rings(sweep, row);
     look(sweep, view, view, 0);
     sync_block();
@@ -93,7 +95,7 @@ class Walk {
     const Weights& weights = in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
     weights_.begin(params_.constants + weights.at, lane_);
     weight_turn_ = 0, turn_is_one_ = false;
-    wait_copies<1>();
+    wait_copies<kArrives ? 0 : 1>();
     sync_block();
     uint32_t at = sweep.records;
     for (int steps = sweep.steps; steps > 0;) {
@@ -214,11 +216,14 @@ class Walk {
   class Copying {
    public:
     __device__ Copying(const Walk& walk, const Record::Copies& copies)
-        : copies_(copies), first_(walk.warp_ - copies.first_warp) {
+        : copies_(copies), first_(walk.warp_ - copies.first_warp),
+          is_mine_(static_cast<unsigned>(first_) < static_cast<unsigned>(copies.warps)) {
       const int last = copies_.count - 1;
 #pragma unroll
       for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(first_ + n * copies.warps, last), 0));
     }
+
+    __device__ bool is_mine() const { return is_mine_; }
 
     __device__ __forceinline__ void start(const Walk& walk, uint32_t view) const {
       std::conditional_t<kEarly != 0, const Record::Copies, const Record::Copies&> copies = copies_;
@@ -228,7 +233,7 @@ class Walk {
         for (int tile = 0; tile < kTiles; tile++)
           copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
       };
-      if (first_ >= 0) {
+      if (is_mine_) {
         if (kEarly > 0) {
           const Source first(walk, places_[0], view), second(walk, places_[1], view);
           copy(first, first_, first_ < copies.count);
@@ -272,6 +277,7 @@ class Walk {
 
     const Record::Copies& copies_;
     const int first_;
+    const bool is_mine_;
     Place places_[2];
   };
 
@@ -342,33 +348,34 @@ class Walk {
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_known(const Record::Product& p) {
     uint32_t at = p.staged + lane_offset();
+    int left = p.known_batches;
 #pragma unroll 1
-    for (int n = p.known_turns; n > 0; n--) {
+    for (; left >= kAhead; left -= kAhead) {
       multiply_row<kMembers, kTurn>(at);
       multiply_row<kMembers, kTurn + 1>(at);
       if constexpr (kAhead == 3) multiply_row<kMembers, kTurn + 2>(at);
     }
+    in_turn<kTurn>(left, [&](auto turn_of) { multiply_row<kMembers, decltype(turn_of)::value>(at); });
   }
 
   // Behind it.
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_late(const Record::Product& p, uint32_t view) {
-    uint32_t at = p.staged + p.known_turns * (kAhead * kBatch / kMembers * kColumnBytes) + lane_offset();
-    int known = p.late_known;
     if (p.late_in_row) {
-      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
-        if (known-- == 0) at = p.late + lane_offset();
-        multiply_row<kMembers, decltype(turn_of)::value>(at);
-      });
+      uint32_t at = p.late + lane_offset();
+      in_turn<kTurn>(p.late_batches,
+                     [&](auto turn_of) { multiply_row<kMembers, decltype(turn_of)::value>(at); });
     } else {
       uint32_t next = p.late_places;
-      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
-        if (known-- > 0)
-          multiply_row<kMembers, decltype(turn_of)::value>(at);
-        else
-          multiply_places<kMembers, decltype(turn_of)::value>(next, view);
-      });
+      in_turn<kTurn>(p.late_batches,
+                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, view); });
     }
+  }
+
+  __device__ __forceinline__ void turn_by(int batches) {
+    weight_turn_ += batches;
+    if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
+    turn_is_one_ = weight_turn_ == 1;
   }
 
   // Calls part(members, turn): how many there are, and the turn of the stream that comes next.
@@ -392,7 +399,7 @@ class Walk {
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
-    if constexpr (kShares) {
+    if constexpr (kArrives) {
       while (!has_met(meeting(), meetings_ / 2 % 2)) {
       }
       meetings_++;
@@ -402,17 +409,19 @@ class Walk {
     }
   }
 
-  // -- in a cluster: a barrier at which a warp arrives when it has done its part of the record before, and for which it
-  // waits when it has multiplied what it knows
+  __device__ void sync_all() { kShares ? sync_cluster() : sync_block(); }
+
+  // -- a barrier at which a warp arrives when it has done its part of a record, and for which it waits when it has
+  // multiplied what the next one knows
 
   __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
 
   __device__ __forceinline__ void arrive_with(int bytes) {
     wait_copies<0>();
     sync_warp();
-    if (thread() == 0) expect_bytes(meeting(), bytes);
+    if (kShares && thread() == 0) expect_bytes(meeting(), bytes);
     if (lane_ == 0) arrive_here(meeting());
-    if (lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
+    if (kShares && lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
   }
 
   template <class T>
@@ -422,9 +431,9 @@ class Walk {
   }
 
   // What has come for the rings, by the warps that copy.
-  __device__ __forceinline__ void write_back(const Record& r, const Record::Exchange& exchange, uint32_t view) {
+  __device__ __forceinline__ void write_back(const Record& r, uint32_t view) {
+    const Record::Exchange exchange = r.exchange;
     for (int f = warp_ - r.copies.first_warp; f < exchange.count; f += r.copies.warps) {
-      if (f < 0) return;
       const Place p = in_shared<const Place>(exchange.places + f * sizeof(Place));
       *reinterpret_cast<uint4*>(slot_of(view, p.slot) + p.shift + lane_ * 16) =
           in_shared<const uint4>(p.at + lane_ * 16);
@@ -433,44 +442,47 @@ class Walk {
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
+    const int bytes = kShares ? r.exchange.bytes : 0;
     const Copying copying(*this, r.copies);
     const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
     
-    if (warp_ < product.tiles) {
+    if (product.warps >> warp_ & 1) {
       with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
-        if (product.meets) {
-          copy_ahead();
-          meet();
-        }
+      });
+      turn_by(product.known_turns);
+      if (product.barriers & kBefore) {
+        copy_ahead();
+        meet();
+      }
+      with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, now);
       });
-      weight_turn_ += product.late_turns;
-      if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
-      turn_is_one_ = weight_turn_ == 1;
+      turn_by(product.late_turns);
       if (product.n_results) finish(product, now);
     } else {
+      const auto copy_and_meet = [&] {
+        if (product.barriers & kBefore) {
+          copy_ahead();
+          meet();
+        }
+      };
       const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
-      if constexpr (kFewTiles && kSparesRegisters) {
+      if (!product.draws) {
+        copy_and_meet();
+      } else if constexpr (kFewTiles && kSparesRegisters) {
         const Pixel early = first();
-        if (product.meets) {
-          copy_ahead();
-          meet();
-        }
-        if (product.draws) draw_sites(r.draw, early, now);
+        copy_and_meet();
+        draw_sites(r.draw, early, now);
       } else {
-        if (product.meets) {
-          copy_ahead();
-          meet();
-        }
-        if (product.draws) draw_sites(r.draw, first(), now);
+        copy_and_meet();
+        draw_sites(r.draw, first(), now);
       }
       clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
     }
-    if constexpr (kShares) {
-      const Record::Exchange exchange = r.exchange;
-      if (exchange.count) write_back(r, exchange, now);
-      if (exchange.bytes >= 0) arrive_with(exchange.bytes);
+    if constexpr (kArrives) {
+      if (kShares && copying.is_mine()) write_back(r, now);
+      if (product.barriers & kAfter) arrive_with(bytes);
     }
     return product.then;
   }

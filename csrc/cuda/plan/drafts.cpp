@@ -22,6 +22,17 @@ void Planner::draft_sweep(const Sweep& sweep) {
   for (size_t k = first_logits; k < logits_.size(); k++) needed = std::max(needed, logits_[k].windows());
   drafts_.resize(std::max(drafts_.size(), s.first + needed));
   s.end = static_cast<int>(drafts_.size());
+  form_teams(s);
+}
+
+void Planner::form_teams(const SweepDraft& sweep) {
+  bool is_second = false;
+  for (int k = sweep.first; k < sweep.end; k++) {
+    Draft& d = drafts_[k];
+    if (d.tiles == 0 || !in_teams(d)) continue;
+    d.first_warp = is_second ? team_size(d) : 0;
+    is_second = !is_second;
+  }
 }
 
 void Planner::draft(int position) {
@@ -76,10 +87,14 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
     }
   }
   // A warp that would have several tiles one after the other has some of them at once, as far as it can; and so has
-  // one whose batches of weights would not be full.
+  // one whose batches of weights would not be full, and one of a team that would be too large.
   int wide = 1;
-  while (members.size() == 1 && wide < most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
-         ((last - first) % (2 * wide * warps()) == 0 || 2 * wide * (known.size() + late.size()) <= kBatch))
+  const auto should_be_wider = [&](int tiles) {
+    return tiles % (2 * warps()) == 0 || 2 * wide * (known.size() + late.size()) <= kBatch ||
+           (arrives_early() && 2 * tiles > warps() && tiles <= warps());
+  };
+  while (members.size() == 1 && 2 * wide <= most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
+         should_be_wider((last - first) / wide))
     wide *= 2;
   if (wide > 1) members.resize(wide, members.front());
   for (int w = 1; w < wide; w++) members[w].first_channel += w * kTileChannels;
@@ -96,7 +111,7 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
       d.members = members, d.wide = wide, d.lead = group.front()->lead;
       d.first_channel = (first + tile * wide) * kTileChannels;
       for (Member& m : d.members) m.first_channel += tile * wide * kTileChannels;
-      d.record.product.tiles = end - tile;
+      d.tiles = end - tile;
       d.record.product.members = std::max(1, static_cast<int>(members.size()));
       batch(d, before, ends ? late : std::vector<Multiplied>());
       if (ends) draft_results(group, joint, position, d, number);
@@ -127,7 +142,7 @@ void Planner::draft_memory(Draft& d, int number, bool ends) {
   const bool staged_late = std::any_of(d.late.begin(), d.late.end(), [](const auto& m) { return m.staged >= 0; });
   // Steps read it, too, and so do warps that have several tiles.
   if (r.copies.count) {
-    const bool is_late = staged_late || (ends && d.copied.size() > d.known.size()) || r.product.tiles > kWarps;
+    const bool is_late = staged_late || (ends && d.copied.size() > d.known.size()) || d.tiles > kWarps;
     d.staging = stage(int64_t{r.copies.count} * column_, number, is_late);
   }
   for (const Multiplied& m : d.copied)
@@ -137,7 +152,7 @@ void Planner::draft_memory(Draft& d, int number, bool ends) {
 }
 
 int Planner::stage(int64_t bytes, int record, bool late) {
-  const bool lasts = late || in_cluster();  // where other blocks may be ahead by what is multiplied before a barrier
+  const bool lasts = late || arrives_early();  // as other warps may be ahead by what is multiplied before a barrier
   stagings_.push_back({bytes, record, record - thrift_.copies_ahead, record + lasts});
   return static_cast<int>(stagings_.size()) - 1;
 }
@@ -147,17 +162,19 @@ void Planner::batch(Draft& d, std::vector<Multiplied> known, std::vector<Multipl
   if (known.empty() && late.empty()) return;
   for (size_t k = 0; k < known.size(); k++) known[k].staged = static_cast<int>(k);
   d.copied = known;
-  const int in_batch = kBatch / r.product.members, turn = batches_ahead(math_, layout_.tiles) * in_batch;
-  r.product.known_turns = static_cast<int>(known.size()) / turn;
-  if (late.empty() && static_cast<int>(known.size()) % turn == 0) r.product.known_turns--;
-  const auto left = known.begin() + r.product.known_turns * turn;
+  const int in_batch = kBatch / r.product.members, ahead = batches_ahead(math_, layout_.tiles);
+  r.product.known_batches = static_cast<int>(known.size()) / in_batch;
+  if (arrives_early() && thrift_.copies_ahead == 1) r.product.known_batches = 0;  // they are there behind it
+  const auto left = known.begin() + r.product.known_batches * in_batch;
   late.insert(late.begin(), left, known.end());
   known.erase(left, known.end());
   r.product.late_batches = parts(static_cast<int>(late.size()), in_batch);
-  Multiplied filling = late.back();
-  filling.filling = true;
-  late.resize(r.product.late_batches * in_batch, filling);
-  r.product.late_turns = r.product.late_batches % batches_ahead(math_, layout_.tiles);
+  if (!late.empty()) {
+    Multiplied filling = late.back();
+    filling.filling = true;
+    late.resize(r.product.late_batches * in_batch, filling);
+  }
+  r.product.known_turns = r.product.known_batches % ahead, r.product.late_turns = r.product.late_batches % ahead;
   d.known = std::move(known), d.late = std::move(late);
 }
 

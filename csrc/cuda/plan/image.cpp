@@ -117,24 +117,30 @@ std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan
   for (uint32_t& record : plan.first_copies) record = kNowhere;
   for (int k = sweep.first; k < sweep.end; k++) {
     Record r = drafts_[k].record;
-    const int tiles = r.product.tiles, most = share_of(tiles, 0).count;
-    const Share mine = share_of(tiles, rank);
+    const Draft& d = drafts_[k];
+    const int most = share_of(d.tiles, 0).count;
+    const Share mine = share_of(d.tiles, rank);
     const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
     r.copies = drafts_[later].record.copies;
     r.copies.next_step = later != ahead;
     r.copies.for_next = thrift_.copies_ahead == 1;
     r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
     r.copies.warps = kWarps - r.copies.first_warp;
-    r.product.meets = 1;
+    if (d.tiles > 0 && in_teams(d)) {
+      r.copies.warps = kWarps / 2;
+      r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2;
+    }
+    r.product.barriers = kBefore;
     
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
     // A warp's tiles one after the other, as often in all blocks of a cluster.
     for (int done = 0; done == 0 || done < most; done += kWarps) {
-      r.product.first_tile = mine.first + done, r.product.tiles = std::clamp(mine.count - done, 0, kWarps);
-      const bool is_last = done + kWarps >= most;
-      r.exchange.bytes = is_last ? static_cast<int>(sent_bytes(drafts_[k], tiles - mine.count)) : -1;
+      r.product.first_tile = mine.first + done - d.first_warp;
+      r.product.warps = ((1u << std::clamp(mine.count - done, 0, kWarps)) - 1) << d.first_warp;
+      if (done + kWarps >= most) r.product.barriers |= kAfter;
+      r.exchange.bytes = static_cast<int>(sent_bytes(d, d.tiles - mine.count));
       records.push_back(r);
-      r.product.meets = 0, r.exchange.count = 0;
+      r.product.barriers = 0, r.exchange.count = 0;
     }
   }
   records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
@@ -169,13 +175,13 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
     std::vector<char> stream;
     for (int k = sweep.first; k < sweep.end; k++) {
       const Draft& d = drafts_[k];
-      const Share mine = share_of(d.record.product.tiles, rank);
-      for (int tile = mine.first + warp; tile < mine.first + mine.count; tile += kWarps)
+      const Share mine = share_of(d.tiles, rank);
+      for (int t = warp - d.first_warp; t >= 0 && t < mine.count; t += kWarps)
         for (const auto* list : {&d.known, &d.late})
           for (const Multiplied& m : *list)
             for (const Member& member : d.members) {
               stream.resize(stream.size() + kWeightBytes);
-              if (!m.filling) pack(m, member, tile * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
+              if (!m.filling) pack(m, member, (mine.first + t) * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
             }
     }
     const int size = static_cast<int>(stream.size());

@@ -169,19 +169,14 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   for (const Multiplied& m : d.late)
     late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
                                 : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
-  // How many go on where those before the barrier ended, and whether the others follow each other.
-  size_t known = 0;
-  while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
-  const int in_batch = kBatch / product.members;
-  bool row = known % in_batch == 0;
-  for (size_t k = known; k < late.size(); k++)
-    row &= late[k].edge == kEverySite && late[k].at == late[known].at + static_cast<uint32_t>(k - known) * column_;
-  product.late_known = static_cast<int>(known) / in_batch, product.late_in_row = row;
-  if (row) {
-    product.late = known < late.size() ? late[known].at : 0;
+  product.late_in_row = true;
+  for (size_t k = 0; k < late.size(); k++)
+    product.late_in_row &= late[k].edge == kEverySite && late[k].at == late[0].at + static_cast<uint32_t>(k) * column_;
+  if (product.late_in_row) {
+    product.late = late.empty() ? 0 : late[0].at;
   } else {
     product.late_places = size_of(places_);
-    places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
+    places_.insert(places_.end(), late.begin(), late.end());
   }
 }
 

@@ -79,10 +79,12 @@ struct Member {
 struct Draft {
   Record record{};
   std::vector<Member> members;
+  int tiles = 0;                    // each of all members, one after the other if a warp has several
   int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
   int lead = 0;
   std::vector<Multiplied> known, late, copied;
   std::vector<int> written_back = {};  // values of the record before it
+  int first_warp = 0;                  // that has a tile
   int staging = -1, biases = -1;  // numbers of what is staged; or the first of its biases, if all lie near
 };
 
@@ -124,9 +126,20 @@ class Planner {
  private:
   static Layout geometry(const Program& program, Math math, int images, int cluster);
 
+  // Where records have few tiles, two teams of warps take turns: one multiplies what its next record knows while the
+  // other is at work.
+  void form_teams(const SweepDraft& sweep);
+  bool in_teams(const Draft& d) const {
+    return arrives_early() && 2 * share_of(d.tiles, 0).count <= kWarps;
+  }
+  int team_size(const Draft& d) const { return 4 * share_of(d.tiles, 0).count <= kWarps ? kWarps / 4 : kWarps / 2; }
+
   // -- clusters
 
   bool in_cluster() const { return layout_.cluster > 1; }
+
+  // Whether warps arrive at a barrier before they multiply what a record knows (Walk::kArrives).
+  bool arrives_early() const { return layout_.tiles == 1; }
   int warps() const { return kWarps * layout_.cluster; }
 
   // Of a record's tiles, those that a block of the cluster computes.

@@ -43,7 +43,7 @@ Result& Planner::add_result(int value, const Draft& d, int part) {
 }
 
 void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Draft& d) {
-  const int end = d.first_channel + d.record.product.tiles * d.wide * kTileChannels;
+  const int end = d.first_channel + d.tiles * d.wide * kTileChannels;
   for (int channel = d.first_channel; channel < end; channel++) {
     const Instruction& i = *in_turn[channel % in_turn.size()];
     const int c = channel / static_cast<int>(in_turn.size());
@@ -133,7 +133,7 @@ void Planner::draft_joint(const Joint& joint, int position, Draft& d, int number
   else if (timeline_.sums_of(joint.members[0]->out) < 0)
     for (const Instruction* i : joint.members) add_biases(biases, {i}, d);
   Result& r = add_result(joint.out->out, d, 0);
-  if (joint.ending == Ending::lstm) r.bias_member = d.record.product.tiles * kTileChannels * sizeof(float);
+  if (joint.ending == Ending::lstm) r.bias_member = d.tiles * kTileChannels * sizeof(float);
   r.ending = joint.ending;
   if (const int first = timeline_.sums_of(joint.members[0]->out); first >= 0) {
     for (const Instruction* i : joint.members) {
