@@ -35,7 +35,8 @@ constexpr uint32_t kEverySite = 0;           // the edge of what is read at the 
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
 constexpr uint32_t kMeetings = 0;            // in shared memory: two, for a cluster's barriers in turn,
-constexpr uint32_t kMeetingBytes = 128;      // which nothing else lies beside
+constexpr uint32_t kGaveUp = 16;             // and whether a thread has given up waiting,
+constexpr uint32_t kMeetingBytes = 128;      // beside which nothing else lies
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
@@ -52,6 +53,8 @@ constexpr int kMostRowTiles = 4;
 constexpr int more_tiles(Math math, int tiles) {
   return math == Math::bf16 || math == Math::fp16 ? tiles + 1 : 2 * tiles;
 }
+
+
 
 // How many batches of weights a warp has in its registers, or on their way to them.
 constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles <= 2 ? 3 : 2; }
@@ -129,7 +132,7 @@ struct alignas(16) StepPlan {
 // What comes after a record: the next one; before it, a look at what the next column step needs to know; or that step.
 enum class Then : int { next, look, step };
 
-constexpr int kBefore = 1, kAfter = 2;
+constexpr int kBefore = 1, kAfter = 2, kPlaces = -1;
 
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
@@ -148,12 +151,13 @@ struct Record {
   struct alignas(16) Product {
     uint32_t warps;         // bit w: warp w computes a tile, with all members
     int members = 1;        // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
-    int known_batches;      // before the barrier,
-    int late_batches;       // and after it
-    uint32_t staged, late;  // where fragments begin that are multiplied before it, and after it if they follow each other
-    int late_in_row;        // whether they do,
-    uint32_t late_places;   // or else the first of their places
-    int known_turns, late_turns;  // by so many sets of the stream's registers those batches go on
+    int known_batches;      // before the barrier: fewer than are ahead, or all that are, once or several times
+    int late_batches;       // after it; 0: nothing is multiplied at all
+    uint32_t staged, late;  // where known fragments, and those of this column step, begin
+    int late_known;         // so many of the late batches are known ones, which go on where those before it end
+    int late_step;          // from one of the others to the next, or kPlaces: `late` is the first of their places,
+    int late_half;          // and from a batch's first two to the next two
+    int late_turns;         // by so many sets of the stream's registers the late batches go on
     uint32_t results;
     int n_results;   // what is made of the sums; none: they go on in the next record
     int draws;       // whether it draws, and does nothing else
@@ -282,6 +286,7 @@ struct Layout {
   uint32_t first_view, both_views;  // the sum of both, so that each tells the other
   uint32_t view_of_slots, view_of_edges;
   uint32_t zeros;           // a site of zeros
+  
   int64_t floats;           // in the constants
   int64_t workspace_bytes;  // of a block: its rings
 };

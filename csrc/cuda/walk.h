@@ -31,6 +31,11 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
 }
 
+
+// In place of one: a thread has waited in vain. Its channel is none.
+constexpr unsigned long long kWaitedInVain = 0xffff;
+constexpr int kMostTries = 1 << 24;
+
 // kBlocks: that share their images, 1 or kCluster.
 template <Math kMath, int kTiles, int kBlocks>
 class Walk {
@@ -43,6 +48,7 @@ class Walk {
     const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
+    if (kArrives && thread() == 0) in_shared<int>(kGaveUp) = 0;
     if (kArrives && thread() == 0)
       for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
@@ -243,8 +249,9 @@ class Walk {
           copy(Source(walk, place(walk, f), view), f, true);
         for (int at = (first_ * 32 + walk.lane_) * 16; at < copies.bias_bytes; at += copies.warps * 32 * 16)
           copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
+        if (kArrives) commit_copies(false);
       }
-      commit_copies(copies.for_next);
+      if (!kArrives) commit_copies(copies.for_next);
     }
 
    private:
@@ -308,9 +315,12 @@ class Walk {
 
   // The next batch, of fragments that follow each other.
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_row(uint32_t& at) {
+  __device__ __forceinline__ void multiply_row(uint32_t& at, int step = kColumnBytes, int half = 2 * kColumnBytes) {
     weights_.template next<kTurn>([&](const auto& weights) {
-      multiply<kMembers>(weights, [&](int f, int tile) { return at + f * kColumnBytes + tile * kFragmentBytes; });
+      multiply<kMembers>(weights, [&](int f, int tile) {
+        const int offset = kTiles <= 2 ? f % 2 * step + f / 2 * half : f * kColumnBytes;
+        return at + offset + tile * kFragmentBytes;
+      });
     });
     at += kBatch / kMembers * kColumnBytes;
   }
@@ -332,6 +342,7 @@ class Walk {
   template <int kFirst, class One>
   __device__ __forceinline__ void in_turn(int count, const One& one) {
     static_assert(kAhead <= 3);
+    
     while (count > 0) {
       one(std::integral_constant<int, kFirst>());
       if (count == 1) return;
@@ -348,27 +359,28 @@ class Walk {
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_known(const Record::Product& p) {
     uint32_t at = p.staged + lane_offset();
-    int left = p.known_batches;
-#pragma unroll 1
-    for (; left >= kAhead; left -= kAhead) {
-      multiply_row<kMembers, kTurn>(at);
-      multiply_row<kMembers, kTurn + 1>(at);
-      if constexpr (kAhead == 3) multiply_row<kMembers, kTurn + 2>(at);
-    }
-    in_turn<kTurn>(left, [&](auto turn_of) { multiply_row<kMembers, decltype(turn_of)::value>(at); });
+    in_turn<kTurn>(p.known_batches, [&](auto turn_of) { multiply_row<kMembers, decltype(turn_of)::value>(at); });
   }
 
   // Behind it.
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_late(const Record::Product& p, uint32_t view) {
-    if (p.late_in_row) {
-      uint32_t at = p.late + lane_offset();
-      in_turn<kTurn>(p.late_batches,
-                     [&](auto turn_of) { multiply_row<kMembers, decltype(turn_of)::value>(at); });
+    uint32_t at = p.staged + p.known_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
+    int known = p.late_known;
+    if (p.late_step != kPlaces) {
+      int step = kColumnBytes, half = 2 * kColumnBytes;
+      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
+        if (known-- == 0) at = p.late + lane_offset(), step = p.late_step, half = p.late_half;
+        multiply_row<kMembers, decltype(turn_of)::value>(at, step, half);
+      });
     } else {
-      uint32_t next = p.late_places;
-      in_turn<kTurn>(p.late_batches,
-                     [&](auto turn_of) { multiply_places<kMembers, decltype(turn_of)::value>(next, view); });
+      uint32_t next = p.late;
+      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
+        if (known-- > 0)
+          multiply_row<kMembers, decltype(turn_of)::value>(at);
+        else
+          multiply_places<kMembers, decltype(turn_of)::value>(next, view);
+      });
     }
   }
 
@@ -400,8 +412,12 @@ class Walk {
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
     if constexpr (kArrives) {
-      while (!has_met(meeting(), meetings_ / 2 % 2)) {
-      }
+      for (int tries = 0; !has_met(meeting(), meetings_ / 2 % 2); tries++)
+        if (tries == kMostTries || in_shared<int>(kGaveUp)) {
+          in_shared<int>(kGaveUp) = 1;
+          atomic_min(params_.error, kWaitedInVain);
+          break;
+        }
       meetings_++;
     } else {
       wait_copies<1>();
@@ -450,7 +466,7 @@ class Walk {
       with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
       });
-      turn_by(product.known_turns);
+      turn_by(product.known_batches < kAhead ? product.known_batches : 0);
       if (product.barriers & kBefore) {
         copy_ahead();
         meet();
@@ -460,6 +476,8 @@ class Walk {
       });
       turn_by(product.late_turns);
       if (product.n_results) finish(product, now);
+      if (kArrives && product.barriers & kAfter) arrive_with(bytes);
+      if (product.n_results) clear_sums<0, kTiles>();  // for the next product
     } else {
       const auto copy_and_meet = [&] {
         if (product.barriers & kBefore) {
@@ -479,10 +497,8 @@ class Walk {
         draw_sites(r.draw, first(), now);
       }
       clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
-    }
-    if constexpr (kArrives) {
       if (kShares && copying.is_mine()) write_back(r, now);
-      if (product.barriers & kAfter) arrive_with(bytes);
+      if (kArrives && product.barriers & kAfter) arrive_with(bytes);
     }
     return product.then;
   }
@@ -495,7 +511,7 @@ class Walk {
     return offset_of<kMath>(channel, kTiles) + site * kSiteBytes;
   }
 
-  // Makes results of the sums and leaves zeros, for the next product.
+  // Makes results of the sums.
   __device__ __forceinline__ void finish(const Record::Product& product, uint32_t now) {
     Result r = in_shared<const Result>(product.results);
 #pragma unroll 1
@@ -525,7 +541,6 @@ class Walk {
       if (r.takes_sums) next_sums();
       r = in_shared<const Result>(product.results + n * sizeof(Result));
     }
-    clear_sums<0, kTiles>();
   }
 
   // Moves those of the next member to the front.

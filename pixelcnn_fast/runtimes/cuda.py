@@ -26,6 +26,9 @@ OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 CLUSTERS, CLUSTER = (9, 0), 4  # compute capability with clusters of blocks; and of how many blocks they are
 
 
+WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/walk.h
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the device offers to a launch: shared memory per block, multiprocessors, and whether blocks can write to
@@ -124,7 +127,9 @@ class CudaRuntime:
         for row in range(self._program.shape[1]):  # all of them are one launch
             job.on_row(row)
         self.enqueue(batch)
-        if (code := int(batch.error)) != -1:  # waits for the device
+        if (code := int(batch.error)) == WAITED_IN_VAIN:  # waits for the device
+            raise RuntimeError("threads of the CUDA sampler waited in vain for each other: please report this")
+        if code != -1:
             raise NonFiniteLogits(*self._location(code))
         job.values.copy_(batch.levels)
         if job.parameters is not None and batch.logits is not None:

@@ -26,11 +26,14 @@ void Planner::draft_sweep(const Sweep& sweep) {
 }
 
 void Planner::form_teams(const SweepDraft& sweep) {
+  const auto is_large = [&](const Draft& d) { return d.tiles > 0 && in_teams(d) && team_size(d) > kWarps / 4; };
+  const auto first = drafts_.begin() + sweep.first, last = drafts_.begin() + sweep.end;
+  const bool are_large = 4 * std::count_if(first, last, is_large) > sweep.end - sweep.first;
   bool is_second = false;
   for (int k = sweep.first; k < sweep.end; k++) {
     Draft& d = drafts_[k];
     if (d.tiles == 0 || !in_teams(d)) continue;
-    d.first_warp = is_second ? team_size(d) : 0;
+    if (is_second) d.first_warp = are_large ? kWarps / 2 : team_size(d);
     is_second = !is_second;
   }
 }
@@ -90,8 +93,8 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
   // one whose batches of weights would not be full, and one of a team that would be too large.
   int wide = 1;
   const auto should_be_wider = [&](int tiles) {
-    return tiles % (2 * warps()) == 0 || 2 * wide * (known.size() + late.size()) <= kBatch ||
-           (arrives_early() && 2 * tiles > warps() && tiles <= warps());
+    return tiles % (2 * warps()) == 0 || (arrives_early() && 2 * tiles > warps() && tiles <= warps()) ||
+           (!in_cluster() && 2 * wide * (known.size() + late.size()) <= kBatch);
   };
   while (members.size() == 1 && 2 * wide <= most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
          should_be_wider((last - first) / wide))
@@ -163,18 +166,19 @@ void Planner::batch(Draft& d, std::vector<Multiplied> known, std::vector<Multipl
   for (size_t k = 0; k < known.size(); k++) known[k].staged = static_cast<int>(k);
   d.copied = known;
   const int in_batch = kBatch / r.product.members, ahead = batches_ahead(math_, layout_.tiles);
-  r.product.known_batches = static_cast<int>(known.size()) / in_batch;
-  if (arrives_early() && thrift_.copies_ahead == 1) r.product.known_batches = 0;  // they are there behind it
-  const auto left = known.begin() + r.product.known_batches * in_batch;
+  int batches = static_cast<int>(known.size()) / in_batch;
+  if (late.empty() && static_cast<int>(known.size()) % in_batch == 0) batches--;
+  if (batches > ahead) batches -= batches % ahead;
+  if (arrives_early() && thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
+  r.product.known_batches = batches;
+  const auto left = known.begin() + batches * in_batch;
   late.insert(late.begin(), left, known.end());
   known.erase(left, known.end());
   r.product.late_batches = parts(static_cast<int>(late.size()), in_batch);
-  if (!late.empty()) {
-    Multiplied filling = late.back();
-    filling.filling = true;
-    late.resize(r.product.late_batches * in_batch, filling);
-  }
-  r.product.known_turns = r.product.known_batches % ahead, r.product.late_turns = r.product.late_batches % ahead;
+  Multiplied filling = late.back();
+  filling.filling = true;
+  late.resize(r.product.late_batches * in_batch, filling);
+  r.product.late_turns = r.product.late_batches % batches_ahead(math_, layout_.tiles);
   d.known = std::move(known), d.late = std::move(late);
 }
 

@@ -64,7 +64,8 @@ Plan Planner::assembled() {
     for (int rank = 0; rank < l.cluster; rank++) {
       std::vector<Record>& records = own_records.emplace_back(records_of(sweep, plan, rank));
       for (Record& r : records) {
-        offset(r.copies.places, places, sizeof(Place)), offset(r.product.late_places, places, sizeof(Place));
+        offset(r.copies.places, places, sizeof(Place));
+        if (r.product.late_step == kPlaces) offset(r.product.late, places, sizeof(Place));
         offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
         offset(r.exchange.places, places, sizeof(Place));
       }
@@ -126,10 +127,8 @@ std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan
     r.copies.for_next = thrift_.copies_ahead == 1;
     r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
     r.copies.warps = kWarps - r.copies.first_warp;
-    if (d.tiles > 0 && in_teams(d)) {
-      r.copies.warps = kWarps / 2;
-      r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2;
-    }
+    if (d.tiles > 0 && in_teams(d))
+      r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2, r.copies.warps = kWarps / 2;
     r.product.barriers = kBefore;
     
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
@@ -187,7 +186,8 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
     const int size = static_cast<int>(stream.size());
     weight_bytes_ += size;
     // What a warp has in flight goes on at the beginning.
-    for (int k = 0; k < batches_ahead(math_, layout_.tiles) * kBatch * kWeightBytes; k++)
+    const int ahead = batches_ahead(math_, layout_.tiles);
+    for (int k = 0; k < ahead * kBatch * kWeightBytes; k++)
       stream.push_back(size ? stream[k] : char{0});
     result.push_back({bytes.add(stream), size, 0});
   }

@@ -169,14 +169,32 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   for (const Multiplied& m : d.late)
     late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
                                 : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
-  product.late_in_row = true;
-  for (size_t k = 0; k < late.size(); k++)
-    product.late_in_row &= late[k].edge == kEverySite && late[k].at == late[0].at + static_cast<uint32_t>(k) * column_;
-  if (product.late_in_row) {
-    product.late = late.empty() ? 0 : late[0].at;
+  // How many go on where those before the barrier ended, and whether the others follow each other; what fills up a batch
+  // may be any of them, if it is the only one.
+  const size_t in_batch = kBatch / product.members;
+  size_t known = 0;
+  while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
+  product.late_known = static_cast<int>(known / in_batch);
+  const auto is_real = [](const Multiplied& m) { return !m.filling; };
+  const size_t real = std::count_if(d.late.begin() + known, d.late.end(), is_real), others = d.late.size() - known;
+  const size_t mixed = known % in_batch;  // known ones in a batch with others
+  bool in_row = mixed == 0;
+  product.late = others == 0 ? 0 : late[known].at;
+  product.late_step = column_, product.late_half = 2 * column_;
+  if (layout_.tiles <= 2 && others + mixed == in_batch && in_batch == 4 && real <= 2) {
+    in_row = mixed == 0 || mixed == 2;
+    if (mixed == 2) product.late = late[known - 2].at, product.late_half = static_cast<int>(late[known].at - product.late);
+    if (mixed == 0 && real < others) product.late_half = 0;
+    if (mixed == 0 && real == 1) product.late_step = 0;
+    if (mixed == 2 && real == 1) in_row = false;
   } else {
-    product.late_places = size_of(places_);
-    places_.insert(places_.end(), late.begin(), late.end());
+    in_row &= real == others;
+  }
+  for (size_t k = 0; k < real; k++)
+    in_row &= late[known + k].edge == kEverySite && late[known + k].at == late[known].at + k * column_;
+  if (!in_row) {
+    product.late = size_of(places_), product.late_step = kPlaces;
+    places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
   }
 }
 

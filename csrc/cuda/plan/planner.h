@@ -127,7 +127,7 @@ class Planner {
   static Layout geometry(const Program& program, Math math, int images, int cluster);
 
   // Where records have few tiles, two teams of warps take turns: one multiplies what its next record knows while the
-  // other is at work.
+  // other is at work. What is copied is left to the warps of no team, or to the other team.
   void form_teams(const SweepDraft& sweep);
   bool in_teams(const Draft& d) const {
     return arrives_early() && 2 * share_of(d.tiles, 0).count <= kWarps;
