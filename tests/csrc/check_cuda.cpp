@@ -114,7 +114,7 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
 // The less shared memory, the more pieces a layer is summed in.
 pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
   for (int kilobytes = 1;; kilobytes++) try {
-      return pcf::cuda::Sampler(program, math, images, {kilobytes << 10});
+      return pcf::cuda::Sampler(program, math, images, 1, {kilobytes << 10});
     } catch (const std::invalid_argument&) {
       require(kilobytes < 200, "the network fits");
     }
@@ -125,7 +125,7 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
   std::vector<float> first;
   for (const int images : {1, 4, 8}) {
     const auto least = with_least_memory(network.program, math, images);
-    const pcf::cuda::Sampler most(network.program, math, images, {227 << 10});
+    const pcf::cuda::Sampler most(network.program, math, images, 1, {227 << 10});
     require(least.plan().layout.records > most.plan().layout.records, "several pieces");
     for (const auto& sampler : {least, most}) {
       const std::vector<float> whole = sample(sampler, kImages, 0, 1);
@@ -139,6 +139,9 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
     }
     sample(least, 3, 7, 4, 5);
   }
+  const pcf::cuda::Sampler apart(network.program, math, 1, 1, {227 << 10});
+  const pcf::cuda::Sampler together(network.program, math, 1, pcf::cuda::kCluster, {227 << 10});
+  require(sample(together, 2, 7, 3) == sample(apart, 2, 7, 1), "the same in clusters");
 }
 
 }  // namespace

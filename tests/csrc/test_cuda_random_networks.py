@@ -10,7 +10,7 @@ import torch
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.job import Job
-from tests.csrc.test_cuda_runtime import MULTIPROCESSORS, needs_compiler, runtime
+from tests.csrc.test_cuda_runtime import CLUSTERS, MULTIPROCESSORS, needs_compiler, runtime
 from tests.system.fuzz import Fuzzed, distance_from_exact
 
 pytestmark = needs_compiler
@@ -33,7 +33,7 @@ def test_random_networks(seed):
     plain = sampler.logits(images, given.labels, condition=given.condition, runtime="reference")
     theirs = distance_from_exact(model, images, given, plain)
     found = []
-    for blocks in MULTIPROCESSORS:
+    for blocks in MULTIPROCESSORS | CLUSTERS:
         logits = torch.full((*images.shape, model.levels), float("nan"))
         runtime(sampler, blocks).run(
             Job(

@@ -36,6 +36,7 @@ pytestmark = needs_compiler
 
 # How many multiprocessors share the images: a block has one image, some, or as many as it holds.
 MULTIPROCESSORS = {"one image a block": 20, "some": 3, "as many as it holds": 1}
+CLUSTERS = {"clusters": 12}  # with so many of them, up to 3 images have 4 blocks each
 # (model, shape, has labels). Odd sizes, several tiles of channels and of images, every phase.
 CASES = {
     "1x1 image": lambda: (pixelcnn(channels=1, hidden=5, kernel=5), (1, 1, 1)),
@@ -85,7 +86,7 @@ def runtime(
     shared: int = 227 << 10,
 ) -> CudaRuntime:
     captured = sampler._engine.captured
-    limits = Limits(shared, MULTIPROCESSORS[blocks])
+    limits = Limits(shared, (MULTIPROCESSORS | CLUSTERS)[blocks], has_clusters=blocks in CLUSTERS)
     return CudaRuntime(captured.program, captured.conditions, sampler.head, precision, emulated(), limits)
 
 
@@ -122,15 +123,21 @@ def run(
     return levels, logits
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+def images_with(blocks: str, most: int = IMAGES) -> int:
+    return 2 if blocks in CLUSTERS else most
+
+
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape)
-    got, _ = run(runtime(sampler, blocks), sampler, u, labels=labels)
+    _, u, labels = inputs(shape, n := images_with(blocks))
+    engine = runtime(sampler, blocks)
+    assert engine.facts(n)["cluster"] == (4 if blocks in CLUSTERS else 1)
+    got, _ = run(engine, sampler, u, labels=labels)
     expected = sampler.sample(
-        IMAGES, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
+        n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
     )
     assert torch.equal(got, expected.int())
     assert got.numel() < 50 or got.unique().numel() > 10
@@ -139,7 +146,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
 def teacher_forced(name: str, blocks: str, precision: Precision) -> tuple[Tensor, Tensor, Tensor]:
     """-> (logits, plain PyTorch's in the same precision, in float64)"""
     model, shape = CASES[name]()
-    images, u, labels = inputs(shape, 9)
+    images, u, labels = inputs(shape, images_with(blocks, 9))
     arguments = (images.to(torch.uint8), labels) if model.n_classes else (images.to(torch.uint8),)
     exact = copy.deepcopy(model).double()(*arguments).detach()
     # tf32 keeps as many bits as fp16.
@@ -158,7 +165,7 @@ def teacher_forced(name: str, blocks: str, precision: Precision) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
 def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
     assert_as_exact_as_plain(*teacher_forced(name, blocks, precision))
@@ -184,12 +191,31 @@ def test_the_batch_split_changes_no_bit(blocks):
         assert torch.equal(levels, whole[0][part]) and torch.equal(logits, whole[1][part])
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+@pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm", "labels"])
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_clusters_change_no_bit(name, precision):
+    model, shape = CASES[name]()
+    sampler = Sampler(model, shape)
+    _, u, labels = inputs(shape, 3)
+    apart, together = (runtime(sampler, blocks, precision) for blocks in ("as many as it holds", "clusters"))
+    levels, logits = run(apart, sampler, u, labels=labels)
+    found = run(together, sampler, u, labels=labels, seed=3)
+    assert torch.equal(found[0], levels) and torch.equal(found[1], logits)
+
+
+def test_clusters_are_for_few_images():
+    sampler = Sampler(*CASES["7x5"]())
+    engine = runtime(sampler, "clusters")
+    assert [engine.shape(n) for n in (1, 3, 4, 12)] == [(1, 4), (1, 4), (1, 1), (1, 1)]
+    assert runtime(sampler).shape(1) == (1, 1)
+
+
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
 def test_temperature_and_known_pixels(blocks, temperature):
     model, shape = CASES["two stacks"]()
     sampler = Sampler(model, shape)
-    images, u, labels = inputs(shape)
+    images, u, labels = inputs(shape, images_with(blocks))
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     got, _ = run(
         runtime(sampler, blocks),
@@ -204,7 +230,7 @@ def test_temperature_and_known_pixels(blocks, temperature):
     assert torch.equal(got, expected.int())
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
@@ -213,7 +239,7 @@ def test_top_k_and_top_p(options, blocks):
         for parameter in model.get_submodule("conv_out").parameters():
             parameter.mul_(2).round_().div_(2)
     sampler = Sampler(model, shape)
-    images, u, labels = inputs(shape)
+    images, u, labels = inputs(shape, images_with(blocks))
     u[:3], u[3:6] = 0, math.nextafter(1, 0)
     known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.3
     images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
@@ -391,9 +417,13 @@ def test_every_synchronisation_is_needed():
     cases = CASES["two stacks"](), CASES["diagonal bilstm"](), (FarSighted().eval(), (1, 3, 5))
     for model, shape in cases:
         sampler = Sampler(model, shape)
-        _, u, labels = inputs(shape)
-        engines: list[tuple[str, Precision]] = [("some", "same"), ("as many as it holds", "bf16")]
+        engines: list[tuple[str, Precision]] = [
+            ("some", "same"),
+            ("as many as it holds", "bf16"),
+            ("clusters", "same"),
+        ]
         for blocks, precision in engines:
+            _, u, labels = inputs(shape, images_with(blocks))
             engine = runtime(sampler, blocks, precision)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 

@@ -34,7 +34,7 @@ void Planner::form_teams(const SweepDraft& sweep) {
     Draft& d = drafts_[k];
     if (d.tiles == 0 || !in_teams(d)) continue;
     if (is_second) d.first_warp = are_large ? kWarps / 2 : team_size(d);
-    is_second = !is_second;
+    if (d.record.product.n_results) is_second = !is_second;  // or else its sums go on in the next one
   }
 }
 

@@ -182,11 +182,11 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   product.late = others == 0 ? 0 : late[known].at;
   product.late_step = column_, product.late_half = 2 * column_;
   if (layout_.tiles <= 2 && others + mixed == in_batch && in_batch == 4 && real <= 2) {
-    in_row = mixed == 0 || mixed == 2;
-    if (mixed == 2) product.late = late[known - 2].at, product.late_half = static_cast<int>(late[known].at - product.late);
-    if (mixed == 0 && real < others) product.late_half = 0;
-    if (mixed == 0 && real == 1) product.late_step = 0;
-    if (mixed == 2 && real == 1) in_row = false;
+    in_row = mixed == 0 || (mixed == 2 && real != 1);
+    if (mixed == 2) product.late = late[known - 2].at;
+    if (real == 0 || mixed == 0) product.late_half = 0;
+    if (real == 2 && mixed == 2) product.late_half = static_cast<int>(late[known].at - product.late);
+    if (real == 1) product.late_step = 0;
   } else {
     in_row &= real == others;
   }
