@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,15 @@ class ColumnSteps:
     has_clusters: bool = True  # whether several blocks may share their images
     _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
+    _other: ColumnSteps | None = None
+
+    def with_clusters(self, has_clusters: bool) -> ColumnSteps:
+        """The same, with or without them."""
+        if self.has_clusters == has_clusters:
+            return self
+        if self._other is None:
+            self._other = replace(self, has_clusters=has_clusters, _runtimes={}, _runs={}, _other=self)
+        return self._other
 
     @property
     def rates(self) -> Rates:

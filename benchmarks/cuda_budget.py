@@ -33,11 +33,12 @@ from sass_simulator.kernel import needed
 RECORD = Path(__file__).with_name("cuda_step_cycles.json")
 SLOWER = 1.1  # times the recorded cycles: more is a failure
 RECORDED_ARCH = "90a"
-# Name in the record -> network, images of the batch.
+# Name in the record -> network, images of the batch, whether blocks form clusters for few images.
 RECORDED = {
-    "PixelCNN, 1 image a block": (PIXELCNN, 1),
-    "PixelCNN, 8 images a block": (PIXELCNN, 1024),
-    "Gated PixelCNN, 1 image a block": (GATED, 1),
+    "PixelCNN, 1 image a block": (PIXELCNN, 1, False),
+    "PixelCNN, 1 image a cluster": (PIXELCNN, 1, True),
+    "PixelCNN, 8 images a block": (PIXELCNN, 1024, True),
+    "Gated PixelCNN, 1 image a cluster": (GATED, 1, True),
 }
 
 
@@ -83,10 +84,10 @@ class Row:
 
 
 def cycles(network: Network, images: int) -> Predict:
-    """Of a column step, while all rows are in flight."""
+    """Of a column step, while all rows are in flight, without clusters."""
 
     def predict(steps: ColumnSteps) -> Prediction:
-        step = steps.step(network, images)
+        step = steps.with_clusters(False).step(network, images)
         return Prediction(step.cycles, step.run)
 
     return predict
@@ -109,8 +110,9 @@ def images_per_second(network: Network, images: int) -> Predict:
 
 
 def forbidden(steps: ColumnSteps) -> Prediction:
-    """Executed in a column step of the default model, with 1 image a block and with 8."""
-    return Prediction(sum(steps.step(PIXELCNN, images).forbidden for images in (1, 1024)))
+    """Executed in a column step of the default model, with 1 image a block and with 8, and with 1 a cluster."""
+    alone = steps.with_clusters(False).step(PIXELCNN, 1)
+    return Prediction(alone.forbidden + sum(steps.step(PIXELCNN, images).forbidden for images in (1, 1024)))
 
 
 # H100, bfloat16; images are 3 x 32 x 32 of the default PixelCNN unless a row says otherwise.
@@ -149,7 +151,10 @@ def recorded() -> dict[str, Any]:
 def record(folder: Path) -> None:
     steps = ColumnSteps(RECORDED_ARCH, folder)
     before = recorded()["cycles"] if RECORD.exists() else {}
-    found = {name: round(steps.step(*what).cycles) for name, what in RECORDED.items()}
+    found = {
+        name: round(steps.with_clusters(clusters).step(network, images).cycles)
+        for name, (network, images, clusters) in RECORDED.items()
+    }
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
     content = {"nvcc": nvcc_version(needed("nvcc")), "cycles": found}

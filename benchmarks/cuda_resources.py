@@ -27,8 +27,9 @@ ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B2
 # What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
 # CUDA C++ Programming Guide. KB.
 SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90a", "100")}
-# Of walk<math, tiles>, mangled.
-TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)E")
+# Of walk<math, tiles, blocks>, mangled.
+TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)ELi(\d+)E")
+HAVE_CLUSTERS = {arch for arch in ARCHS if int(arch.rstrip("a")) >= 90}
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ class Registers:
         return f"{self.count} ({self.spilled} bytes spilled)" if self.spilled else f"{self.count}"
 
 
+Kernel = tuple[int, int, str]  # tiles, blocks that share images, architecture
+
+
 def nvcc_version(nvcc: str) -> str:
     output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     (version,) = re.findall(r"release [\d.]+, V([\d.]+)", output)
     return version
 
 
-def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[tuple[int, str], Registers]:
-    """(tiles, arch) -> registers, for each kernel of a source, compiled as CMake's release build does."""
+def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[Kernel, Registers]:
+    """Of each kernel of a source, compiled as CMake's release build does."""
     with tempfile.TemporaryDirectory() as folder:
         steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
         subprocess.run(
@@ -60,8 +64,10 @@ def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[tuple
     found = {}
     for part in output.split("Compiling entry function ")[1:]:
         mangled, arch = re.findall(r"^'(\w+)' for 'sm_(\w+)'", part)[0]
-        (tiles,) = TILES.findall(mangled)
-        found[int(tiles), arch] = Registers(
+        ((tiles, blocks),) = TILES.findall(mangled)
+        if blocks != "1" and arch not in HAVE_CLUSTERS:
+            continue
+        found[int(tiles), int(blocks), arch] = Registers(
             max(int(n) for n in re.findall(r"Used (\d+) registers", part)),
             max(int(n) for n in re.findall(r"(\d+) bytes spill stores", part)),
         )
@@ -71,9 +77,12 @@ def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[tuple
 Plans = dict[tuple[int, int], dict[str, Any]]
 
 
-def register_rows(math: str, found: dict[tuple[int, str], Registers]) -> list[str]:
-    tiles = sorted({tiles for tiles, _ in found})
-    return [f"| {math} | {n} | {' | '.join(str(found[n, arch]) for arch in ARCHS)} |" for n in tiles]
+def register_rows(math: str, found: dict[Kernel, Registers]) -> list[str]:
+    rows = []
+    for tiles, blocks in sorted({kernel[:2] for kernel in found}):
+        cells = " | ".join(str(found.get((tiles, blocks, arch), "–")) for arch in ARCHS)
+        rows.append(f"| {math} | {tiles} | {blocks} | {cells} |")
+    return rows
 
 
 def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARED, most: int = 64) -> Plans:
@@ -128,11 +137,11 @@ def table(nvcc: str, module: ModuleType) -> str:
         "",
         "## Registers of a thread",
         "There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8",
-        "sites. A block has 256 threads, so that a thread can have 255 registers, the most that the instructions can",
+        "sites; and for 1 tile one for clusters of 4 blocks, where the GPU has them. A block has 256 threads, so that a thread can have 255 registers, the most that the instructions can",
         "name. Spilled bytes would stand in brackets; the build fails if there are any.",
         "",
-        "| multiplies | tiles | " + " | ".join(f"sm_{arch}" for arch in ARCHS) + " |",
-        "|---|---|" + "---|" * len(ARCHS),
+        "| multiplies | tiles | blocks | " + " | ".join(f"sm_{arch}" for arch in ARCHS) + " |",
+        "|---|---|---|" + "---|" * len(ARCHS),
         *registers,
         "",
         "## Shared memory of a block",

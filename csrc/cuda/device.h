@@ -57,8 +57,8 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-// -- meetings: barriers at which one arrives before one waits. A meeting is 8 bytes of shared memory. A phase of it is over
-// when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.
+// -- meetings: barriers at which one arrives before one waits. A meeting is 8 bytes of shared memory. A phase of it is
+// over when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.
 
 __device__ __forceinline__ uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
@@ -79,12 +79,12 @@ __device__ __forceinline__ void arrive_here(uint32_t at) {
 // Whether the phase of this parity is over: 0, then 1, then 0 again.
 __device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
   uint32_t is_over;
-  asm volatile(
-      "{.reg .pred over; " PCF_WAIT ".parity.shared.b64 over, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, over;}"
-      : "=r"(is_over)
-      : "r"(shared_address(at)), "r"(parity)
-      : "memory");
+  asm volatile("{.reg .pred over; " PCF_WAIT
+               ".parity.shared.b64 over, [%1], %2;\n"
+               "selp.u32 %0, 1, 0, over;}"
+               : "=r"(is_over)
+               : "r"(shared_address(at)), "r"(parity)
+               : "memory");
   return is_over;
 }
 
@@ -131,15 +131,15 @@ template <class T>
 __device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32_t meeting) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   if constexpr (sizeof(T) == 4)
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                     address_in(rank, at)),
-                 "r"(reinterpret_cast<const uint32_t&>(value)), "r"(address_in(rank, meeting))
-                 : "memory");
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address_in(rank, at)),
+        "r"(reinterpret_cast<const uint32_t&>(value)), "r"(address_in(rank, meeting))
+        : "memory");
   else
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(
-                     address_in(rank, at)),
-                 "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, meeting))
-                 : "memory");
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(address_in(rank, at)),
+        "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, meeting))
+        : "memory");
 }
 #else
 __device__ unsigned cluster_rank();

@@ -36,7 +36,8 @@ constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
 constexpr uint32_t kMeetings = 0;            // in shared memory: two, for a cluster's barriers in turn,
 constexpr uint32_t kGaveUp = 16;             // and whether a thread has given up waiting,
-constexpr uint32_t kMeetingBytes = 128;      // beside which nothing else lies
+constexpr uint32_t kUnused = 64;             // where nobody writes,
+constexpr uint32_t kMeetingBytes = 128;      // and then all else
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
@@ -53,8 +54,6 @@ constexpr int kMostRowTiles = 4;
 constexpr int more_tiles(Math math, int tiles) {
   return math == Math::bf16 || math == Math::fp16 ? tiles + 1 : 2 * tiles;
 }
-
-
 
 // How many batches of weights a warp has in its registers, or on their way to them.
 constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles <= 2 ? 3 : 2; }
@@ -285,8 +284,8 @@ struct Layout {
   // slots are, then which sites each edge has.
   uint32_t first_view, both_views;  // the sum of both, so that each tells the other
   uint32_t view_of_slots, view_of_edges;
-  uint32_t zeros;           // a site of zeros
-  
+  uint32_t zeros;  // a site of zeros
+
   int64_t floats;           // in the constants
   int64_t workspace_bytes;  // of a block: its rings
 };
@@ -304,8 +303,8 @@ struct Plan {
   std::vector<int64_t> sweep_weight_bytes;    // of weights, for each sweep, the most that a block reads
 };
 
-// For blocks, or clusters of kCluster blocks, that have so many images. Throws std::invalid_argument, saying why, where the program does
-// not fit.
+// For blocks, or clusters of kCluster blocks, that have so many images. Throws std::invalid_argument, saying why, where
+// the program does not fit.
 Plan make_plan(const Program&, Math, int images, int cluster, const Limits&);
 
 }  // namespace pcf::cuda

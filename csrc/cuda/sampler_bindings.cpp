@@ -37,9 +37,8 @@ void bind_cuda_sampler(py::module_& m) {
       .def(py::init(&job), "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a,
            "options"_a, "parameters"_a, "log_probability"_a, "error"_a, "stream"_a);
   py::class_<cuda::Sampler>(m, "CudaSampler", py::module_local())
-      .def(py::init([](const pcf::Program& program, const std::string& math, int images, int shared_bytes, int cluster) {
-             return cuda::Sampler(program, math_of(math), images, cluster, {shared_bytes});
-           }),
+      .def(py::init([](const pcf::Program& program, const std::string& math, int images, int shared_bytes,
+                       int cluster) { return cuda::Sampler(program, math_of(math), images, cluster, {shared_bytes}); }),
            "program"_a, "math"_a, "images"_a, "shared_bytes"_a, "cluster"_a = 1)
       .def("clusters_at_once", &cuda::Sampler::clusters_at_once)
       .def("run", &cuda::Sampler::run, "job"_a, py::call_guard<py::gil_scoped_release>())
@@ -59,13 +58,14 @@ void bind_cuda_sampler(py::module_& m) {
         py::list sweeps;
         for (int k = 0; k < l.n_sweeps; k++) {
           const cuda::SweepPlan& sweep = l.sweeps[k];
-          
+
           sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
                                  "columns"_a = sweep.columns, "weight_bytes"_a = p.sweep_weight_bytes[k]));
         }
-        return py::dict("images"_a = l.images, "cluster"_a = l.cluster,  "rows"_a = l.rows, "lag"_a = l.lag, "tiles"_a = l.tiles,
-                        "most_images"_a = l.most_images, "turns"_a = l.end_row, "sweeps"_a = sweeps,
-                        "records"_a = l.records, "shared_bytes"_a = p.shared_bytes, "weight_bytes"_a = p.weight_bytes,
-                        "value_bytes"_a = p.value_bytes, "workspace_bytes"_a = l.workspace_bytes);
+        return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
+                        "tiles"_a = l.tiles, "most_images"_a = l.most_images, "turns"_a = l.end_row,
+                        "sweeps"_a = sweeps, "records"_a = l.records, "shared_bytes"_a = p.shared_bytes,
+                        "weight_bytes"_a = p.weight_bytes, "value_bytes"_a = p.value_bytes,
+                        "workspace_bytes"_a = l.workspace_bytes);
       });
 }

@@ -31,7 +31,6 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
 }
 
-
 // In place of one: a thread has waited in vain. Its channel is none.
 constexpr unsigned long long kWaitedInVain = 0xffff;
 constexpr int kMostTries = 1 << 24;
@@ -342,7 +341,7 @@ class Walk {
   template <int kFirst, class One>
   __device__ __forceinline__ void in_turn(int count, const One& one) {
     static_assert(kAhead <= 3);
-    
+
     while (count > 0) {
       one(std::integral_constant<int, kFirst>());
       if (count == 1) return;
@@ -461,7 +460,7 @@ class Walk {
     const int bytes = kShares ? r.exchange.bytes : 0;
     const Copying copying(*this, r.copies);
     const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
-    
+
     if (product.warps >> warp_ & 1) {
       with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
@@ -579,10 +578,10 @@ class Walk {
 
   // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
   __device__ __forceinline__ void own(float (&x)[4], uint32_t at, int channel, int tile, float otherwise) const {
-    const uint32_t from = at == kNowhere ? 0 : at;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const float2 pair = in_shared<const Pair<kMath>>(from + offset_at(channel, site_of(tile, n))).values();
+      const uint32_t from = at == kNowhere ? kUnused : at + offset_at(channel, site_of(tile, n));
+      const float2 pair = in_shared<const Pair<kMath>>(from).values();
       x[n] = at == kNowhere ? otherwise : pair.x, x[n + 2] = at == kNowhere ? otherwise : pair.y;
     }
   }
@@ -683,7 +682,8 @@ class Walk {
   }
 
   // A lane has a channel of both factors, each at two sites.
-  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, const Bias& first, uint32_t view) {
+  __device__ __forceinline__ void gate_and_store(const Result& r, char* ring, int channel, const Bias& first,
+                                                 uint32_t view) {
     for_members(r, first, [&](int m, const Bias& bias) {
       const int unit = (channel + m * kTileChannels) / 2;
 #pragma unroll
@@ -719,7 +719,8 @@ class Walk {
     send_to_all(shared + offset_at(unit - is_second, site_of(tile, is_second)), pair);
   }
 
-  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, const Bias& bias, uint32_t view) {
+  __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, const Bias& bias,
+                                                 uint32_t view) {
     char* const cells = ring_of(view, r.lstm.cell);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
@@ -972,7 +973,7 @@ class Walk {
   const KernelParams& params_;
   const Layout& layout_;
   const int warp_, lane_;
-  const unsigned rank_;  // in the cluster
+  const unsigned rank_;           // in the cluster
   int copies_at_, copies_shift_;  // where a lane's site lies in what it copies, and what a place's shift does to it
   unsigned meetings_ = 0;
   WeightStream<kAhead> weights_;

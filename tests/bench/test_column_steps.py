@@ -30,7 +30,8 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     """Simulated with the nvcc of the record: another one makes other code of the same sources."""
     if (version := nvcc_version(needed("nvcc"))) != recorded()["nvcc"]:
         pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
-    step, limit = steps.step(*RECORDED[name]), recorded()["cycles"][name]
+    network, images, clusters = RECORDED[name]
+    step, limit = steps.with_clusters(clusters).step(network, images), recorded()["cycles"][name]
     assert step.cycles <= SLOWER * limit, (
         f"a column step takes {step.cycles:,.0f} cycles, {step.cycles / limit - 1:.0%} more than recorded. "
         "If it must: python benchmarks/cuda_budget.py --record\n" + step.run.profile(10)

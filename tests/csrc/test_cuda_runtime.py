@@ -203,6 +203,18 @@ def test_clusters_change_no_bit(name, precision):
     assert torch.equal(found[0], levels) and torch.equal(found[1], logits)
 
 
+def test_what_is_sent_comes_in_time():
+    """One value in the place of another, which nobody reads but the record that makes it: it must not come last."""
+    torch.manual_seed(1)
+    model = enlivened(GatedPixelCNN(1, hidden_channels=24, dilations=(1,), n_classes=4))
+    sampler = Sampler(model, (1, 2, 6))
+    _, u, labels = inputs((1, 2, 6), 1)
+    apart, together = (runtime(sampler, blocks) for blocks in ("one image a block", "clusters"))
+    _, logits = run(apart, sampler, u, labels=labels)
+    for seed in range(12):
+        assert torch.equal(run(together, sampler, u, labels=labels, seed=seed)[1], logits)
+
+
 def test_clusters_are_for_few_images():
     sampler = Sampler(*CASES["7x5"]())
     engine = runtime(sampler, "clusters")

@@ -16,32 +16,34 @@ NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc"
 STALE = "run python benchmarks/cuda_resources.py"
 
 
-def documented(section: str, math: str) -> dict[int, dict[str, str]]:
-    """A table of the page: for each number in its second column, its cells by the names of their columns."""
+def documented(section: str, math: str, blocks: int | None = None) -> dict[int, dict[str, str]]:
+    """A table of the page: for each number in its second column, its cells by the names of their columns. blocks: of
+    rows with so many in the third column."""
     rows = resources.TABLE.read_text().split(f"## {section}")[1].split("##")[0].splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")]
-    return {int(row[1]): dict(zip(cells[0], row, strict=True)) for row in cells if row[0] == math}
+    found = [row for row in cells if row[0] == math and (blocks is None or row[2] == str(blocks))]
+    return {int(row[1]): dict(zip(cells[0], row, strict=True)) for row in found}
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
 @pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
 def test_registers_are_what_nvcc_reports(math: str, arch: str, tmp_path: Path) -> None:
     assert NVCC is not None
-    kernels, source = (1, 8), tmp_path / "kernels.cu"  # the fewest tiles, and the most
+    kernels, source = ((1, 1), (1, 4), (8, 1)), tmp_path / "kernels.cu"  # the fewest tiles, and the most
     instances = (
-        f"template __global__ void walk<Math::{math}, {tiles}>(__grid_constant__ const KernelParams);"
-        for tiles in kernels
+        f"template __global__ void walk<Math::{math}, {tiles}, {blocks}>(__grid_constant__ const KernelParams);"
+        for tiles, blocks in kernels
     )
     source.write_text("\n".join(['#include "cuda/walk.h"', "namespace pcf::cuda {", *instances, "}", ""]))
     found = resources.compiled(NVCC, source, math, [arch])
-    assert set(found) == {(tiles, arch) for tiles in kernels}
+    assert set(found) == {(*kernel, arch) for kernel in kernels}
     assert not any(registers.spilled for registers in found.values())
     version = resources.nvcc_version(NVCC)
     if f"nvcc {version};" not in resources.TABLE.read_text():
         pytest.skip(f"the table was written with another nvcc than {version}")
-    rows = documented("Registers of a thread", math)
-    for tiles in kernels:
-        assert rows[tiles][f"sm_{arch}"] == str(found[tiles, arch]), STALE
+    for tiles, blocks in kernels:
+        row = documented("Registers of a thread", math, blocks)[tiles]
+        assert row[f"sm_{arch}"] == str(found[tiles, blocks, arch]), STALE
 
 
 @needs_native

@@ -1,7 +1,7 @@
-// What the blocks of a cluster send each other. Each of them computes some of a record's channels, and sends them to the
-// others' shared memory, where the next record multiplies them. What is read later is read from a ring, which each block
-// has of its own: it writes there what it has been sent, since nothing that another block writes to global memory is
-// seen without a wait as long as a record.
+// What the blocks of a cluster send each other. Each of them computes some of a record's channels, and sends them to
+// the others' shared memory, where the next record multiplies them. What is read later is read from a ring, which each
+// block has of its own: it writes there what it has been sent, since nothing that another block writes to global memory
+// is seen without a wait as long as a record.
 #include "cuda/plan/planner.h"
 
 namespace pcf::cuda {
@@ -32,7 +32,8 @@ int64_t Planner::sent_bytes(const Draft& d, int tiles) const {
     const Result& r = results_[n];
     const bool of_all = r.ending == Ending::sum || r.ending == Ending::logits;  // members, if they are of one layer
     const int64_t parts = of_all ? 1 : d.wide;
-    if (r.logits != kNowhere) bytes += of_logits / parts;
+    if (r.logits != kNowhere)
+      bytes += of_logits / parts;
     else if (r.ending == Ending::gate) {
       add(r.to, of_value / 2);
       if (r.gate.keeps_sums) add(r.gate.sums[0], of_value / 2), add(r.gate.sums[1], of_value / 2);

@@ -90,11 +90,11 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
     }
   }
   // A warp that would have several tiles one after the other has some of them at once, as far as it can; and so has
-  // one whose batches of weights would not be full, and one of a team that would be too large.
+  // one whose batches of weights would not be full, and in a cluster, where L2 is no limit, one of too large a team.
   int wide = 1;
   const auto should_be_wider = [&](int tiles) {
-    return tiles % (2 * warps()) == 0 || (arrives_early() && 2 * tiles > warps() && tiles <= warps()) ||
-           (!in_cluster() && 2 * wide * (known.size() + late.size()) <= kBatch);
+    if (tiles % (2 * warps()) == 0) return true;
+    return in_cluster() ? 2 * tiles > warps() && tiles <= warps() : 2 * wide * (known.size() + late.size()) <= kBatch;
   };
   while (members.size() == 1 && 2 * wide <= most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
          should_be_wider((last - first) / wide))

@@ -130,7 +130,7 @@ std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan
     if (d.tiles > 0 && in_teams(d))
       r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2, r.copies.warps = kWarps / 2;
     r.product.barriers = kBefore;
-    
+
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
     // A warp's tiles one after the other, as often in all blocks of a cluster.
     for (int done = 0; done == 0 || done < most; done += kWarps) {
@@ -187,8 +187,7 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
     weight_bytes_ += size;
     // What a warp has in flight goes on at the beginning.
     const int ahead = batches_ahead(math_, layout_.tiles);
-    for (int k = 0; k < ahead * kBatch * kWeightBytes; k++)
-      stream.push_back(size ? stream[k] : char{0});
+    for (int k = 0; k < ahead * kBatch * kWeightBytes; k++) stream.push_back(size ? stream[k] : char{0});
     result.push_back({bytes.add(stream), size, 0});
   }
   return result;

@@ -72,7 +72,8 @@ void Planner::place_in_shared(const SweepDraft& sweep) {
   for (size_t v = 0; v < values_.size(); v++) {
     ValueMemory& value = values_[v];
     if (value.shared_reads.empty() || !sweep.has(value.first_written)) continue;
-    int last = value.last_written + 1;
+    // What another block sends next must not come before what it has sent last: it waits for nothing but a barrier.
+    int last = value.last_written + (in_cluster() ? 2 : 1);
     for (const auto& [record, age] : value.shared_reads) last = std::max(last, record + 1 + age * records);
     add(int64_t{fragments(static_cast<int>(v))} * column_, value.first_written + 1, last, value.shared);
   }
@@ -169,8 +170,8 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   for (const Multiplied& m : d.late)
     late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
                                 : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
-  // How many go on where those before the barrier ended, and whether the others follow each other; what fills up a batch
-  // may be any of them, if it is the only one.
+  // How many go on where those before the barrier ended, and whether the others follow each other; what fills up a
+  // batch may be any of them, if it is the only one.
   const size_t in_batch = kBatch / product.members;
   size_t known = 0;
   while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;

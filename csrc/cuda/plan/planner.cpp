@@ -29,7 +29,6 @@ Plan make_plan(const Program& program, Math math, int images, int cluster, const
     for (const int copies_ahead : {2, 1})
       for (const bool by_distribution : {false, true})
         for (const bool near_biases : {true, false}) try {
-            
             const Thrift thrift{known, by_distribution, copies_ahead, near_biases};
             return Planner(program, math, images, cluster, limits, thrift).plan();
           } catch (const std::invalid_argument& error) {

@@ -35,9 +35,9 @@ class Bytes {
   std::vector<char> bytes;
 };
 
-// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a cluster,
-// one record later than else; but the order of a sum must not depend on that). And a column step has as many records,
-// since the last ones copy for the next step by what the first has found out.
+// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a
+// cluster, one record later than else; but the order of a sum must not depend on that). And a column step has as many
+// records, since the last ones copy for the next step by what the first has found out.
 constexpr int kVisible = 5;
 // What steps read lies in shared memory if it was computed so few records ago.
 constexpr int kNear = 8;
@@ -85,7 +85,7 @@ struct Draft {
   std::vector<Multiplied> known, late, copied;
   std::vector<int> written_back = {};  // values of the record before it
   int first_warp = 0;                  // that has a tile
-  int staging = -1, biases = -1;  // numbers of what is staged; or the first of its biases, if all lie near
+  int staging = -1, biases = -1;       // numbers of what is staged; or the first of its biases, if all lie near
 };
 
 // A value that steps read.
@@ -129,9 +129,7 @@ class Planner {
   // Where records have few tiles, two teams of warps take turns: one multiplies what its next record knows while the
   // other is at work. What is copied is left to the warps of no team, or to the other team.
   void form_teams(const SweepDraft& sweep);
-  bool in_teams(const Draft& d) const {
-    return arrives_early() && 2 * share_of(d.tiles, 0).count <= kWarps;
-  }
+  bool in_teams(const Draft& d) const { return arrives_early() && 2 * share_of(d.tiles, 0).count <= kWarps; }
   int team_size(const Draft& d) const { return 4 * share_of(d.tiles, 0).count <= kWarps ? kWarps / 4 : kWarps / 2; }
 
   // -- clusters
