@@ -25,6 +25,7 @@ from pixelcnn_fast.runtimes import Precision, RuntimeName
 DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
 BATCHES = (1, 16, 64, 1024)
+WATCHED = (40, 1)  # images: too many for clusters of four multiprocessors, and one that a cluster shares
 JUDGED = 16  # images of a batch, at most: their logits in float64 take 6 MB each
 OURS: dict[str, Precision] = {"pixelcnn_fast, bf16": "bf16", "pixelcnn_fast, float32": "same"}
 NAIVE = "naive, bf16"
@@ -167,13 +168,15 @@ def compiled() -> None:
 
 
 def small() -> None:
-    """A network and a batch of odd sizes, in the precisions that multiply differently; judged."""
+    """A network of odd sizes, with and without clusters, in the precisions that multiply differently; judged."""
     model = random_model(input_channels=3, hidden_channels=40, n_residual=1, kernel_size=5).to(DEVICE)
     assert isinstance(model, PixelCNN)
-    work = workload(model, 11, 5, 7)
-    for precision in OURS.values():
-        drawing(Sampler(work.model, work.shape, precision=precision), work, precision)
-        show(**{precision: "right"})
+    samplers = {precision: Sampler(model, (3, 5, 7), precision=precision) for precision in OURS.values()}
+    for n in WATCHED:
+        work = workload(model, n, 5, 7)
+        for precision, sampler in samplers.items():
+            drawing(sampler, work, precision)
+            show(**{f"{precision}, {n} images": "right"})
 
 
 def one() -> None:

@@ -22,6 +22,7 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
+from pixelcnn_fast.runtimes.cuda import CLUSTER, CLUSTERS, CudaRuntime
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -67,13 +68,17 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Shape]]] = {
     ),
     "default": lambda: (random_model(), (3, 32, 32)),
 }
+RECURRENT: dict[str, Callable[[], tuple[nn.Module, Shape]]] = {
+    "row_lstm": lambda: (recurrent("row_lstm"), (1, 6, 7)),
+    "diagonal_bilstm": lambda: (recurrent("diagonal_bilstm"), (1, 6, 7)),
+}
 ROUNDED: tuple[Precision, ...] = tuple(PLAIN)
 
 
 @cache
 def network(name: str) -> tuple[nn.Module, Shape]:
     """On the device; no test may change or move it."""
-    model, shape = CASES[name]()
+    model, shape = {**CASES, **RECURRENT}[name]()
     return model.to(DEVICE), shape
 
 
@@ -105,9 +110,11 @@ def assert_drawn_right(name: str, n: int, precision: Precision = "same", batch_s
     assert found.is_right, found
 
 
+@pytest.mark.parametrize("n", [21, 50])
 @pytest.mark.parametrize("name", CASES)
-def test_images_are_those_of_their_noise(name):
-    assert_drawn_right(name, 21)
+def test_images_are_those_of_their_noise(name, n):
+    """So few that a GPU may have a cluster of blocks for each, and more than that."""
+    assert_drawn_right(name, n)
 
 
 @pytest.mark.parametrize("precision", ROUNDED)
@@ -228,14 +235,66 @@ def test_logits_that_are_not_finite_are_named_and_the_next_batch_is_right():
 
 
 @pytest.mark.parametrize("precision", ["same", "bf16"])
-@pytest.mark.parametrize("kind", ["row_lstm", "diagonal_bilstm"])
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrences(kind, precision):
-    model, shape = recurrent(kind).to(DEVICE), (1, 6, 7)
-    sampler = Sampler(model, shape, precision=precision)
+    skip_if_refused(kind, precision)
+    assert_drawn_right(kind, 9, precision)
+
+
+def skip_if_refused(name: str, precision: Precision) -> None:
     try:
-        sampler.runtime(RUNTIME)
+        sampler_of(name, precision).runtime(RUNTIME)
     except RuntimeError as error:
         pytest.skip(str(error))
-    noise = noise_for(shape, 9)
-    found = judged(model, sampler.sample(9, noise=noise, runtime=RUNTIME), noise, precision=precision)
-    assert found.is_right, found
+
+
+# -- clusters: blocks that share an image and send each other what they make, where there are multiprocessors enough
+
+ONE, FEW, MANY = 1, 5, 200  # MANY are more than there are multiprocessors for
+CLUSTERED = ("labels", "gated", *RECURRENT)
+
+
+def runtime_with_clusters(name: str, precision: Precision) -> CudaRuntime:
+    if torch.cuda.get_device_capability() < CLUSTERS:
+        pytest.skip("the GPU has no clusters")
+    skip_if_refused(name, precision)
+    runtime = sampler_of(name, precision).runtime(RUNTIME)
+    assert isinstance(runtime, CudaRuntime)
+    return runtime
+
+
+def most_in_clusters(runtime: CudaRuntime) -> int:
+    """Of images: a cluster for each, all at once."""
+    n = FEW
+    while runtime.facts(n + 1)["cluster"] == CLUSTER:
+        n += 1
+    return n
+
+
+@pytest.mark.parametrize("n", [ONE, FEW])
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_clusters_draw_the_images_of_the_cpu_runtime(name, n):
+    assert runtime_with_clusters(name, "same").facts(n)["cluster"] == CLUSTER
+    model, shape = network(name)
+    noise, labels = noise_for(shape, n), labels_for(model, n)
+    images = sampler_of(name).sample(n, labels, noise=noise, runtime=RUNTIME)
+    assert torch.equal(images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu"))
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_clusters_change_no_bit(name):
+    """Of images and of logits, against a larger batch of which they are part."""
+    runtime, (model, shape) = runtime_with_clusters(name, "bf16"), network(name)
+    noise, labels = noise_for(shape, MANY), labels_for(model, MANY)
+
+    def drawn(n: int) -> tuple[Tensor, Tensor]:
+        sampler, given = sampler_of(name, "bf16"), None if labels is None else labels[:n]
+        images = sampler.sample(n, given, noise=noise[:n], runtime=RUNTIME)
+        return images, sampler.logits(images, given, RUNTIME)
+
+    assert runtime.facts(MANY)["cluster"] == 1
+    images, logits = drawn(MANY)
+    for n in (ONE, FEW, most_in_clusters(runtime)):
+        assert runtime.facts(n)["cluster"] == CLUSTER
+        some, their_logits = drawn(n)
+        assert torch.equal(some, images[:n]) and torch.equal(their_logits, logits[:n])

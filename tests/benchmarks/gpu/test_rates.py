@@ -36,11 +36,7 @@ def test_it_compiles_without_spills_or_warnings(architecture, tmp_path, monkeypa
 
 def test_the_loops_hold_what_they_measure(program):
     """By the machine code: as many loads on their way as the name says, and nothing but products in their loop."""
-    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join([*triton_tools(), os.environ["PATH"]]))
-    if cuobjdump is None:
-        pytest.skip("no cuobjdump")
-    text = subprocess.run([cuobjdump, "-sass", program], capture_output=True, text=True, check=True).stdout
-    code = {m[1]: m[2] for m in re.finditer(r"Function : (\S+)(.*?)(?=Function :|\Z)", text, re.S)}
+    code = code_of(program)
     for depth in (8, 16):
         found = only(code, f"stream_registersILi{depth}E")
         assert len(re.findall(r"LDG\.E\S*\.128", found)) == 2 * depth and "HMMA.16816.F32.BF16" in found
@@ -53,6 +49,28 @@ def test_the_loops_hold_what_they_measure(program):
         assert only(code, f"multiplyILi{chains}E").count("HMMA.16816.F32.BF16") >= chains
     assert "LDG.E.64.STRONG" not in only(code, "chaseILb1E") and "LDG.E.64.STRONG" in only(code, "chaseILb0E")
     assert only(code, "4meet").count("BAR.SYNC") > 8 and only(code, "chase_shared").count("LDS R") > 8
+
+
+def test_what_blocks_send_each_other_follows_the_wait_for_what_they_got(tmp_path, monkeypatch):
+    """No load is between the two. And numbers are sent eight in a row."""
+    monkeypatch.setenv("CUDACXX", NVCC or "")
+    code = code_of(rates.compiled(tmp_path, "sm_90a"))
+    wait = r"SYNCS\.PHASECHK\S*TRYWAIT"
+    for message, name in {1: r"SYNCS\.ARRIVE\S*RED", 2: "STAS"}.items():
+        steps = re.findall(rf"{wait}|{name}|LD[SG]\.", only(code, f"exchangeILNS_7MessageE{message}E"))
+        kinds = ["wait" if re.match(wait, step) else step[:4] for step in steps]
+        assert kinds == [kinds[0], *["wait", kinds[0]] * 8, "wait"]
+    assert not re.search(r"STAS|RED", only(code, "exchangeILNS_7MessageE0E"))
+    assert only(code, "5flood").count("STAS") == 9
+
+
+def code_of(program: Path) -> dict[str, str]:
+    """Function -> its machine code."""
+    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join([*triton_tools(), os.environ["PATH"]]))
+    if cuobjdump is None:
+        pytest.skip("no cuobjdump")
+    text = subprocess.run([cuobjdump, "-sass", program], capture_output=True, text=True, check=True).stdout
+    return {m[1]: m[2] for m in re.finditer(r"Function : (\S+)(.*?)(?=Function :|\Z)", text, re.S)}
 
 
 def triton_tools() -> list[str]:
@@ -71,7 +89,7 @@ def test_what_is_assumed_is_measured():
 
 
 def test_the_simulators_rates_are_shown_beside(monkeypatch):
-    latency = {"l1": 38, "shared": 33, "tensor": 33, "barrier": 30}
+    latency = {"l1": 38, "shared": 33, "tensor": 33, "barrier": 30, "cluster": 180}
     row = SimpleNamespace(
         multiprocessors=132,
         l2_bytes=64,
@@ -80,6 +98,7 @@ def test_the_simulators_rates_are_shown_beside(monkeypatch):
         tensor=8,
         clock=1.755,
         dram_bytes=3e12,
+        cluster_bytes=14,
         latency=latency,
     )
     monkeypatch.setitem(sys.modules, "sass_simulator", SimpleNamespace())
