@@ -68,8 +68,8 @@ class Step:
     """What a sweep of a batch takes, of which one block was simulated. cycles: of a column step; start: until the first
     begins, of the runs; steps: column steps of the sweep; turns: how often it is done for an image; blocks: at once;
     waves: how many blocks a multiprocessor has one after the other; moved_bytes: that a block's step asks of L2,
-    weights apart; run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses, local accesses
-    or begin integer divisions.
+    weights apart; run: MANY column steps; forbidden: instructions executed in a column step that are generic accesses,
+    local accesses or begin integer divisions.
     """
 
     cycles: float
@@ -180,7 +180,9 @@ class ColumnSteps:
     def _kernel(self, facts: dict[str, Any]) -> Kernel:
         key = tiles, blocks = facts["tiles"], facts["cluster"]
         if key not in self._kernels:
-            say(f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites{' in clusters' * (blocks > 1)}")
+            say(
+                f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites{' in clusters' * (blocks > 1)}"
+            )
             source = self.folder / f"walk_{tiles}_{blocks}.cu"
             source.write_text(KERNEL.format(tiles=tiles, blocks=blocks))
             steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
@@ -204,9 +206,10 @@ class ColumnSteps:
             for steps in (FEW, MANY):
                 begun = time.monotonic()
                 runs.append(self._run(network, kernel, shape, l2_rate, where, steps))
+                of_what = "block" if shape.cluster == 1 else f"cluster of {shape.cluster} blocks"
                 say(
                     f"{network.name}: {steps} column steps, {shape.images} image{'s' * (shape.images > 1)} "
-                    f"a {'block' if shape.cluster == 1 else f'cluster of {shape.cluster} blocks'}, simulated in {time.monotonic() - begun:.0f} s"
+                    f"a {of_what}, simulated in {time.monotonic() - begun:.0f} s"
                 )
             self._runs[key] = runs[0], runs[1]
         return self._runs[key]

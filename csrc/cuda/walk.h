@@ -47,9 +47,10 @@ class Walk {
     const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
-    if (kArrives && thread() == 0) in_shared<int>(kGaveUp) = 0;
-    if (kArrives && thread() == 0)
+    if (kArrives && thread() == 0) {
       for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
+      in_shared<int>(kGaveUp) = 0;
+    }
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
     if constexpr (kArrives) {
       sync_all();
@@ -460,7 +461,6 @@ class Walk {
     const int bytes = kShares ? r.exchange.bytes : 0;
     const Copying copying(*this, r.copies);
     const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
-
     if (product.warps >> warp_ & 1) {
       with_constants(product.members, [&](auto members, auto turn_of) {
         multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);

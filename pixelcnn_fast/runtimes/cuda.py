@@ -116,7 +116,9 @@ class CudaRuntime:
         self._samplers: dict[Shape, Any] = {}
         self._constants: dict[Shape, Tensor] = {}
         try:
-            self._most_images: int = self.sampler(Shape(1)).facts["most_images"]  # of a block, as far as is known
+            self._most_images: int = self.sampler(Shape(1)).facts[
+                "most_images"
+            ]  # of a block, as far as is known
         except ValueError as error:
             raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
 
@@ -193,7 +195,11 @@ class CudaRuntime:
             return Shape(min(wanted, self._most_images))
         shape = Shape(1, CLUSTER)
         few = images * CLUSTER <= self._limits.multiprocessors
-        return shape if few and self._fits(shape) and images <= self.sampler(shape).clusters_at_once() else Shape(1)
+        return (
+            shape
+            if few and self._fits(shape) and images <= self.sampler(shape).clusters_at_once()
+            else Shape(1)
+        )
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""

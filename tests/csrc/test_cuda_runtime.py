@@ -136,9 +136,7 @@ def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     engine = runtime(sampler, blocks)
     assert engine.facts(n)["cluster"] == (4 if blocks in CLUSTERS else 1)
     got, _ = run(engine, sampler, u, labels=labels)
-    expected = sampler.sample(
-        n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu"
-    )
+    expected = sampler.sample(n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
     assert got.numel() < 50 or got.unique().numel() > 10
 

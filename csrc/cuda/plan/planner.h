@@ -1,5 +1,6 @@
-// How a program is laid out for the GPU: the planner, in four files. drafts.cpp: which records a column step has;
-// results.cpp: what is made of their sums; memory.cpp: where everything lies; image.cpp: what goes to the device.
+// How a program is laid out for the GPU: the planner, in five files. drafts.cpp: which records a column step has;
+// results.cpp: what is made of their sums; clusters.cpp: what blocks send each other; memory.cpp: where everything
+// lies; image.cpp: what goes to the device.
 #pragma once
 
 #include <algorithm>
