@@ -405,14 +405,16 @@ class HalfGate(torch.nn.Module):
 
 
 class FarSighted(torch.nn.Module):
-    """The first layer reads two columns to the left: zeros at the left edge, before anything has been computed."""
+    """The first layer reads two columns to the left: zeros at the left edge, before anything has been computed. And so
+    many of the rows above that a batch of its weights goes before the first barrier."""
 
     n_classes = None
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.first = Masked(1, 20, [*ABOVE, (0, -2)], size=5)
+        above = [(dy, dx) for dy in (-2, -1) for dx in range(-4, 5)]
+        self.first = Masked(1, 20, [*above, (0, -2)], size=9)
         self.last = Masked(20, 256, [(0, -1), (0, 0)])
 
     def forward(self, images):
