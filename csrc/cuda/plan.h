@@ -56,7 +56,7 @@ constexpr int more_tiles(Math math, int tiles) {
 }
 
 // How many batches of weights a warp has in its registers, or on their way to them.
-constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles <= 2 ? 3 : 2; }
+constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles == 1 ? 3 : 2; }
 
 // Tiles of channels that a warp may compute at once: 1, 2 or 4, as it has registers for the sums.
 constexpr int most_members(Math math, int tiles) {

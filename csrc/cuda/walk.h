@@ -98,8 +98,10 @@ class Walk {
     sync_block();
     for (const uint32_t at : sweep.first_copies)
       if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
-    const Weights& weights = in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
-    weights_.begin(params_.constants + weights.at, lane_);
+    const auto weights = [&]() -> const Weights& {
+      return in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
+    };
+    weights_.begin(params_.constants + weights().at, lane_);
     weight_turn_ = 0, turn_is_one_ = false;
     wait_copies<kArrives ? 0 : 1>();
     sync_block();
@@ -113,7 +115,7 @@ class Walk {
       if (then == Then::look) {
         look(sweep, view, next(view), 1);
       } else {
-        weights_.begin_again(weights.bytes);
+        weights_.begin_again(weights().bytes);
         view = next(view), at = sweep.records, steps--;
       }
     }
@@ -222,14 +224,15 @@ class Walk {
   class Copying {
    public:
     __device__ Copying(const Walk& walk, const Record::Copies& copies)
-        : copies_(copies), first_(walk.warp_ - copies.first_warp),
-          is_mine_(static_cast<unsigned>(first_) < static_cast<unsigned>(copies.warps)) {
+        : copies_(copies), first_(walk.warp_ - copies.first_warp) {
       const int last = copies_.count - 1;
 #pragma unroll
       for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(first_ + n * copies.warps, last), 0));
     }
 
-    __device__ bool is_mine() const { return is_mine_; }
+    __device__ bool is_mine() const {
+      return kArrives ? static_cast<unsigned>(first_) < static_cast<unsigned>(copies_.warps) : first_ >= 0;
+    }
 
     __device__ __forceinline__ void start(const Walk& walk, uint32_t view) const {
       std::conditional_t<kEarly != 0, const Record::Copies, const Record::Copies&> copies = copies_;
@@ -239,7 +242,7 @@ class Walk {
         for (int tile = 0; tile < kTiles; tile++)
           copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
       };
-      if (is_mine_) {
+      if (is_mine()) {
         if (kEarly > 0) {
           const Source first(walk, places_[0], view), second(walk, places_[1], view);
           copy(first, first_, first_ < copies.count);
@@ -284,7 +287,7 @@ class Walk {
 
     const Record::Copies& copies_;
     const int first_;
-    const bool is_mine_;
+
     Place places_[2];
   };
 
@@ -318,7 +321,7 @@ class Walk {
   __device__ __forceinline__ void multiply_row(uint32_t& at, int step = kColumnBytes, int half = 2 * kColumnBytes) {
     weights_.template next<kTurn>([&](const auto& weights) {
       multiply<kMembers>(weights, [&](int f, int tile) {
-        const int offset = kTiles <= 2 ? f % 2 * step + f / 2 * half : f * kColumnBytes;
+        const int offset = kTiles == 1 ? f % 2 * step + f / 2 * half : f * kColumnBytes;
         return at + offset + tile * kFragmentBytes;
       });
     });
@@ -485,15 +488,17 @@ class Walk {
         }
       };
       const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
-      if (!product.draws) {
-        copy_and_meet();
-      } else if constexpr (kFewTiles && kSparesRegisters) {
-        const Pixel early = first();
-        copy_and_meet();
-        draw_sites(r.draw, early, now);
+      if constexpr (kFewTiles && kSparesRegisters) {
+        if (product.draws) {
+          const Pixel early = first();
+          copy_and_meet();
+          draw_sites(r.draw, early, now);
+        } else {
+          copy_and_meet();
+        }
       } else {
         copy_and_meet();
-        draw_sites(r.draw, first(), now);
+        if (product.draws) draw_sites(r.draw, first(), now);
       }
       clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
       if (kShares && copying.is_mine()) write_back(r, now);
@@ -578,9 +583,11 @@ class Walk {
 
   // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
   __device__ __forceinline__ void own(float (&x)[4], uint32_t at, int channel, int tile, float otherwise) const {
+    const uint32_t base = at == kNowhere ? kUnused : at;  // copies may be on their way to what lies behind it
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const uint32_t from = at == kNowhere ? kUnused : at + offset_at(channel, site_of(tile, n));
+      const uint32_t offset = offset_at(channel, site_of(tile, n));
+      const uint32_t from = kArrives && at == kNowhere ? kUnused : base + offset;
       const float2 pair = in_shared<const Pair<kMath>>(from).values();
       x[n] = at == kNowhere ? otherwise : pair.x, x[n + 2] = at == kNowhere ? otherwise : pair.y;
     }

@@ -182,7 +182,7 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
   bool in_row = mixed == 0;
   product.late = others == 0 ? 0 : late[known].at;
   product.late_step = column_, product.late_half = 2 * column_;
-  if (layout_.tiles <= 2 && others + mixed == in_batch && in_batch == 4 && real <= 2) {
+  if (layout_.tiles == 1 && others + mixed == in_batch && in_batch == 4 && real <= 2) {
     in_row = mixed == 0 || (mixed == 2 && real != 1);
     if (mixed == 2) product.late = late[known - 2].at;
     if (real == 0 || mixed == 0) product.late_half = 0;
