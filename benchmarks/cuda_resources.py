@@ -58,7 +58,15 @@ def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[Kerne
             [sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True
         )
         command = [nvcc, "-O3", "-DNDEBUG", "-std=c++17", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
-        command += [f"-DPCF_MATH={math}", "-Xptxas=-v", "--threads=2", "-c", str(source), "-o", f"{folder}/kernels.o"]
+        command += [
+            f"-DPCF_MATH={math}",
+            "-Xptxas=-v",
+            "--threads=2",
+            "-c",
+            str(source),
+            "-o",
+            f"{folder}/kernels.o",
+        ]
         command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = {}
