@@ -97,8 +97,8 @@ class ColumnSteps:
     arch: str
     folder: Path
     csrc: Path = ROOT / "csrc"
-    _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     has_clusters: bool = True  # whether several blocks may share their images
+    _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
     _other: ColumnSteps | None = None

@@ -272,7 +272,7 @@ inline void check(cudaError_t error) {
     throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
 }
 
-// The same launch, as the CUDA runtime wants it.
+// A launch, as the CUDA runtime wants it.
 class Configured {
  public:
   template <class Kernel>

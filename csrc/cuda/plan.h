@@ -34,7 +34,7 @@ constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
-constexpr uint32_t kMeetings = 0;            // in shared memory: two, for a cluster's barriers in turn,
+constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Walk::kArrives),
 constexpr uint32_t kGaveUp = 16;             // and whether a thread has given up waiting,
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kMeetingBytes = 128;      // and then all else
@@ -131,7 +131,8 @@ struct alignas(16) StepPlan {
 // What comes after a record: the next one; before it, a look at what the next column step needs to know; or that step.
 enum class Then : int { next, look, step };
 
-constexpr int kBefore = 1, kAfter = 2, kPlaces = -1;
+constexpr int kBefore = 1, kAfter = 2;  // bits of `barriers`
+constexpr int kPlaces = -1;             // in place of a step
 
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
@@ -284,8 +285,7 @@ struct Layout {
   // slots are, then which sites each edge has.
   uint32_t first_view, both_views;  // the sum of both, so that each tells the other
   uint32_t view_of_slots, view_of_edges;
-  uint32_t zeros;  // a site of zeros
-
+  uint32_t zeros;           // a site of zeros
   int64_t floats;           // in the constants
   int64_t workspace_bytes;  // of a block: its rings
 };

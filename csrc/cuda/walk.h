@@ -345,7 +345,6 @@ class Walk {
   template <int kFirst, class One>
   __device__ __forceinline__ void in_turn(int count, const One& one) {
     static_assert(kAhead <= 3);
-
     while (count > 0) {
       one(std::integral_constant<int, kFirst>());
       if (count == 1) return;

@@ -12,12 +12,12 @@ Planner::Share Planner::share_of(int tiles, int rank) const {
 }
 
 void Planner::draft_exchanges() {
-  for (size_t v = 0; v < values_.size(); v++) {
+  for (int v = 0; v < timeline_.values(); v++) {
     ValueMemory& value = values_[v];
-    if (!value.in_ring() || value.is_input || timeline_.is_sums(static_cast<int>(v))) continue;
+    if (!value.in_ring() || !is_sent(v)) continue;
     const int receives = value.last_written + 1;
     value.shared_reads.push_back({receives, 0});
-    drafts_[receives].written_back.push_back(static_cast<int>(v));
+    drafts_[receives].written_back.push_back(v);
   }
 }
 

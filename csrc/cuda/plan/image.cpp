@@ -117,20 +117,21 @@ std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan
   std::vector<Record> records;
   for (uint32_t& record : plan.first_copies) record = kNowhere;
   for (int k = sweep.first; k < sweep.end; k++) {
-    Record r = drafts_[k].record;
     const Draft& d = drafts_[k];
+    Record r = d.record;
     const int most = share_of(d.tiles, 0).count;
     const Share mine = share_of(d.tiles, rank);
     const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
     r.copies = drafts_[later].record.copies;
     r.copies.next_step = later != ahead;
     r.copies.for_next = thrift_.copies_ahead == 1;
-    r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
-    r.copies.warps = kWarps - r.copies.first_warp;
-    if (d.tiles > 0 && in_teams(d))
+    if (d.tiles > 0 && in_teams(d)) {
       r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2, r.copies.warps = kWarps / 2;
+    } else {
+      r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
+      r.copies.warps = kWarps - r.copies.first_warp;
+    }
     r.product.barriers = kBefore;
-
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
     // A warp's tiles one after the other, as often in all blocks of a cluster.
     for (int done = 0; done == 0 || done < most; done += kWarps) {

@@ -212,8 +212,7 @@ void Planner::place_exchange(SweepDraft& sweep, Draft& d) {
 }
 
 Target Planner::target(int value) {
-  const bool is_written_back = in_cluster() && !values_[value].is_input && !timeline_.is_sums(value);
-  const uint32_t ring = is_written_back ? kNowhere : ring_of(value);
+  const uint32_t ring = is_sent(value) ? kNowhere : ring_of(value);
   if (ring == kNowhere) return {shared_of(value), ring, 0};
   return {shared_of(value), ring, slot(sweep_of(values_[value].first_written), {value, 0, 0, 0})};
 }

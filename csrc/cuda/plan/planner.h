@@ -12,7 +12,6 @@
 #include "cuda/plan/timeline.h"
 
 namespace pcf::cuda {
-
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int parts(int n, int of) { return (n + of - 1) / of; }
 template <class T>
@@ -146,6 +145,9 @@ class Planner {
     int first, count;
   };
   Share share_of(int tiles, int rank) const;
+
+  // Whether blocks send a value to each other, and each writes it to its own ring; or else it is written there at once.
+  bool is_sent(int value) const { return in_cluster() && !values_[value].is_input && !timeline_.is_sums(value); }
 
   // What the record after a product writes to this block's rings, once all of it has come.
   void draft_exchanges();
