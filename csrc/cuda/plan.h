@@ -107,7 +107,8 @@ struct alignas(16) Weights {
 // A sweep over the image or over a row (timeline.h).
 struct alignas(16) SweepPlan {
   uint32_t weights;          // a table, of all warps
-  uint32_t records;          // a table
+  uint32_t records;          // a table; a list for all warps,
+  int list_bytes;            // or, if this is not 0, one for each warp after the other
   uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
   uint32_t edge_table, slot_table;
   int edges, slots;

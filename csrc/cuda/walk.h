@@ -96,8 +96,9 @@ class Walk {
     place_in_rings(sweep, row);
     look(sweep, view, view, 0);
     sync_block();
+    const uint32_t list = warp_ * sweep.list_bytes;
     for (const uint32_t at : sweep.first_copies)
-      if (at != kNowhere) Copying(*this, in_shared<const Record>(at).copies).start(*this, view);
+      if (at != kNowhere) Copying(*this, in_shared<const Record>(at + list).copies).start(*this, view);
     const auto weights = [&]() -> const Weights& {
       return in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
     };
@@ -105,7 +106,7 @@ class Walk {
     weight_turn_ = 0, turn_is_one_ = false;
     wait_copies<kArrives ? 0 : 1>();
     sync_block();
-    uint32_t at = sweep.records;
+    uint32_t at = sweep.records + list;
     for (int steps = sweep.steps; steps > 0;) {
       Then then;
       do {
@@ -116,7 +117,7 @@ class Walk {
         look(sweep, view, next(view), 1);
       } else {
         weights_.begin_again(weights().bytes);
-        view = next(view), at = sweep.records, steps--;
+        view = next(view), at = sweep.records + list, steps--;
       }
     }
     wait_copies<0>();
@@ -477,6 +478,7 @@ class Walk {
       });
       turn_by(product.late_turns);
       if (product.n_results) finish(product, now);
+      if (kShares && copying.is_mine()) write_back(r, now);
       if (kArrives && product.barriers & kAfter) arrive_with(bytes);
       if (product.n_results) clear_sums<0, kTiles>();  // for the next product
     } else {

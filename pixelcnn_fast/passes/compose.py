@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
+from pixelcnn_fast.program.program import Convolution, Instruction, Program, Read, Tap
 
 
 def compose(program: Program) -> Program:
@@ -27,7 +27,7 @@ def compose(program: Program) -> Program:
         ]
         if _is_cheaper(inner, readers, instructions):
             for reader in readers:
-                instructions[reader.out] = _composed(inner, reader)
+                instructions[reader.out] = composed(inner, reader)
     return replace(program, instructions=tuple(instructions.values()))
 
 
@@ -41,7 +41,8 @@ def _is_cheaper(inner: Convolution, readers: list[Convolution], program: dict[in
     return depth * width < inner.channels * width + (0 if stays else depth * inner.channels)
 
 
-def _composed(inner: Convolution, reader: Convolution) -> Convolution:
+def composed(inner: Convolution, reader: Convolution) -> Convolution:
+    """The reader, which multiplies by what the inner one does where it read its result at the same pixel."""
     weights: dict[tuple[int, int, int], Tensor] = {}
     bias = reader.bias
 
@@ -50,7 +51,7 @@ def _composed(inner: Convolution, reader: Convolution) -> Convolution:
         weights[key] = weights[key] + weight if key in weights else weight
 
     for tap in reader.taps:
-        if tap.source != inner.out:
+        if tap.read != Read(inner.out):
             add(tap.source, tap.dy, tap.dx, tap.weight)
             continue
         for first in inner.taps:

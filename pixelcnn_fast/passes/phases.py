@@ -93,7 +93,7 @@ def split_phases(program: Program) -> PhasedProgram:
                 tap.dy < 0 or (tap.source not in members and (tap.source in known or phase is Phase.FINISHED))
                 for tap in i.taps
             ]
-            phased = _with_runs(i, phase, after, in_row)
+            phased = with_runs(i, phase, after, in_row)
         else:
             phased = PhasedInstruction(i, phase, after)
         instructions.append(replace(phased, scan=scan))
@@ -110,7 +110,8 @@ def split_phases(program: Program) -> PhasedProgram:
     )
 
 
-def _with_runs(i: Convolution, phase: Phase, after: int, in_row: Sequence[bool]) -> PhasedInstruction:
+def with_runs(i: Convolution, phase: Phase, after: int, in_row: Sequence[bool]) -> PhasedInstruction:
+    """A convolution whose taps are grouped into runs. in_row: which of them are summed in the row phase."""
     views: dict[int, Tap] = {}
     row_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row], views)
     pixel_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row], views)

@@ -13,6 +13,7 @@ from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
+from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
@@ -107,6 +108,7 @@ class CudaRuntime:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
         if program.wavefront is None:
             program = replace(program, wavefront=one_row_at_a_time(program))
+        program = without_waiting_for_residuals(program)
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)

@@ -22,23 +22,23 @@ void Planner::draft_exchanges() {
 }
 
 // What is sent of so many tiles of a record's channels, to each of the other blocks.
-int64_t Planner::sent_bytes(const Draft& d, int tiles) const {
-  const int64_t channels = int64_t{tiles} * d.wide * kTileChannels, sites = layout_.tiles * kTileSites;
+int64_t Planner::sent_bytes(const Part& part, int tiles) const {
+  const int64_t channels = int64_t{tiles} * part.wide * kTileChannels, sites = layout_.tiles * kTileSites;
   const int64_t of_value = channels * sites * kSiteBytes / depth_, of_logits = channels * sites * 4;
   int64_t bytes = 0;
   const auto add = [&](const Target& to, int64_t of_target) { bytes += to.shared == kNowhere ? 0 : of_target; };
-  const Record::Product& product = d.record.product;
+  const Record::Product& product = part.product;
   for (uint32_t n = product.results; n < product.results + product.n_results; n++) {
     const Result& r = results_[n];
     const bool of_all = r.ending == Ending::sum || r.ending == Ending::logits;  // members, if they are of one layer
-    const int64_t parts = of_all ? 1 : d.wide;
+    const int64_t members = of_all ? 1 : part.wide;
     if (r.logits != kNowhere)
-      bytes += of_logits / parts;
+      bytes += of_logits / members;
     else if (r.ending == Ending::gate) {
       add(r.to, of_value / 2);
       if (r.gate.keeps_sums) add(r.gate.sums[0], of_value / 2), add(r.gate.sums[1], of_value / 2);
     } else {
-      add(r.to, of_value / parts);
+      add(r.to, of_value / members);
       if (r.ending == Ending::lstm) add(r.lstm.cell, of_value);
     }
   }

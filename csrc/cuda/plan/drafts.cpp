@@ -14,10 +14,11 @@ void Planner::draft_sweep(const Sweep& sweep) {
   edge(s, {0, 0, 0, 0}, 0);
   const size_t first_staging = stagings_.size(), first_logits = logits_.size();
   for (int p = sweep.first; p < sweep.end; p++) draft(p);
-  if (in_cluster() && drafts_.back().record.product.n_results) drafts_.emplace_back();  // receives what the last sends
-  // Timeline::distance counts so many entries at least; and windows of memory are at most a turn.
-  drafts_.resize(drafts_.size() + std::max(0, kVisible - (sweep.end - sweep.first)));
-  size_t needed = 0;
+  // Receives what the last one sends.
+  if (in_cluster() && !drafts_.back().parts.empty() && !drafts_.back().parts[0].product.draws) drafts_.emplace_back();
+  for (size_t k = s.first; k < drafts_.size(); k++) draft_memory(static_cast<int>(k));
+  // Timeline::distance counts so many at least; and windows of memory are at most a turn.
+  size_t needed = kVisible;
   for (size_t k = first_staging; k < stagings_.size(); k++) needed = std::max(needed, stagings_[k].windows());
   for (size_t k = first_logits; k < logits_.size(); k++) needed = std::max(needed, logits_[k].windows());
   drafts_.resize(std::max(drafts_.size(), s.first + needed));
@@ -25,16 +26,39 @@ void Planner::draft_sweep(const Sweep& sweep) {
   form_teams(s);
 }
 
-void Planner::form_teams(const SweepDraft& sweep) {
-  const auto is_large = [&](const Draft& d) { return d.tiles > 0 && in_teams(d) && team_size(d) > kWarps / 4; };
-  const auto first = drafts_.begin() + sweep.first, last = drafts_.begin() + sweep.end;
-  const bool are_large = 4 * std::count_if(first, last, is_large) > sweep.end - sweep.first;
-  bool is_second = false;
+void Planner::form_teams(SweepDraft& sweep) {
+  int large = 0;
   for (int k = sweep.first; k < sweep.end; k++) {
-    Draft& d = drafts_[k];
-    if (d.tiles == 0 || !in_teams(d)) continue;
-    if (is_second) d.first_warp = are_large ? kWarps / 2 : team_size(d);
-    if (d.record.product.n_results) is_second = !is_second;  // or else its sums go on in the next one
+    sweep.has_parts |= drafts_[k].parts.size() > 1;
+    for (const Part& part : drafts_[k].parts) large += part.tiles > 0 && in_teams(part) && team_of(part.tiles) > kWarps / 4;
+  }
+  std::array<int, kWarps> last_used;
+  last_used.fill(-1);
+  // Each the least recently used team of its size that is free; those of the largest first, so that all find one.
+  const auto place = [&](Part& part, int record, int size) {
+    const auto used = [&](int first) {
+      return *std::max_element(last_used.begin() + first, last_used.begin() + first + size);
+    };
+    int found = 0;
+    for (int first = 0; first < (sweep.has_parts ? kWarps : 2 * size); first += size)
+      if (used(first) < used(found)) found = first;
+    part.first_warp = found;
+    std::fill_n(last_used.begin() + found, size, record);
+  };
+  for (int k = sweep.first; k < sweep.end; k++) {
+    const bool goes_on = k > sweep.first && !drafts_[k - 1].parts.empty() && drafts_[k - 1].parts[0].tiles > 0 &&
+                         drafts_[k - 1].parts[0].product.n_results == 0;
+    for (const int size : {kWarps / 2, kWarps / 4, 1})
+      for (Part& part : drafts_[k].parts) {
+        if (part.tiles == 0 || !in_teams(part)) continue;
+        int wanted = team_of(part.tiles);
+        if (!sweep.has_parts) wanted = 4 * large > sweep.end - sweep.first ? kWarps / 2 : std::max(wanted, kWarps / 4);
+        if (wanted != size) continue;
+        if (goes_on)
+          part.first_warp = drafts_[k - 1].parts[0].first_warp;
+        else
+          place(part, k, size);
+      }
   }
 }
 
@@ -86,7 +110,7 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
     if (members.size() > 1 || members.back().instructions.size() > 1) continue;
     for (size_t t = 0; t < taps.size(); t++) {
       const bool is_known = distance(position, taps[t].read) >= kVisible;
-      add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), is_known);
+      add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), i->lead, is_known);
     }
   }
   // A warp that would have several tiles one after the other has some of them at once, as far as it can; and so has
@@ -109,49 +133,67 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
       const bool ends = piece + 1 == pieces;
       const auto begin = known.begin() + piece * thrift_.known;
       const std::vector<Multiplied> before(begin, ends ? known.end() : begin + thrift_.known);
-      Draft& d = drafts_.emplace_back();
+      Draft& d = pieces == 1 ? with_room_for(end - tile, position) : drafts_.emplace_back();
+      d.position = pieces == 1 ? position : -1;
       const int number = static_cast<int>(drafts_.size()) - 1;
-      d.members = members, d.wide = wide, d.lead = group.front()->lead;
-      d.first_channel = (first + tile * wide) * kTileChannels;
-      for (Member& m : d.members) m.first_channel += tile * wide * kTileChannels;
-      d.tiles = end - tile;
-      d.record.product.members = std::max(1, static_cast<int>(members.size()));
-      batch(d, before, ends ? late : std::vector<Multiplied>());
-      if (ends) draft_results(group, joint, position, d, number);
-      draft_memory(d, number, ends);
+      Part& part = d.parts.emplace_back();
+      part.members = members, part.wide = wide;
+      part.first_channel = (first + tile * wide) * kTileChannels;
+      for (Member& m : part.members) m.first_channel += tile * wide * kTileChannels;
+      part.tiles = end - tile;
+      part.product.members = std::max(1, static_cast<int>(members.size()));
+      batch(d, part, before, ends ? late : std::vector<Multiplied>());
+      if (ends) draft_results(group, joint, position, d, part, number);
     }
     if (pieces == 1) break;
   }
   if (draw_of(position) >= 0) logits_channel_ = first * kTileChannels, logits_tiles_ = last - first;
 }
 
-void Planner::add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, bool copied) const {
+Draft& Planner::with_room_for(int tiles, int position) {
+  const bool is_first = static_cast<int>(drafts_.size()) == sweeps_.back().first;
+  if (!is_first && can_join(drafts_.back(), tiles, position)) return drafts_.back();
+  return drafts_.emplace_back();
+}
+
+// Entries of a level read nothing of each other, but an entry that takes several records does.
+bool Planner::can_join(const Draft& d, int tiles, int position) const {
+  if (!arrives_early() || !thrift_.near_biases || d.position < 0 || d.position == position) return false;
+  if (timeline_.entries[d.position].level != timeline_.entries[position].level) return false;
+  int taken = team_of(tiles);
+  for (const Part& part : d.parts) taken += team_of(part.tiles);
+  return taken <= kWarps - 2;  // the others copy
+}
+
+void Planner::add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, int lead, bool copied) const {
   const int depth = this->depth(read.value), chunk = depth / kChunks;
   const bool is_small = timeline_.channels(read.value) <= chunk;
   if (copied && is_small) {
-    if (to.empty() || to.back().chunks.size() == kChunks) to.emplace_back();
+    if (to.empty() || to.back().chunks.size() == kChunks) to.push_back({{}, lead});
     to.back().chunks.push_back({read, tap, 0});
     return;
   }
   for (int f = 0; f < fragments(read.value); f++) {
-    to.emplace_back();
+    to.push_back({{}, lead});
     for (int c = 0; c < kChunks; c++) to.back().chunks.push_back({read, tap, f * depth + c * chunk});
   }
 }
 
-void Planner::draft_memory(Draft& d, int number, bool ends) {
-  Record& r = d.record;
-  r.copies.count = static_cast<int>(d.copied.size());
-  const bool staged_late = std::any_of(d.late.begin(), d.late.end(), [](const auto& m) { return m.staged >= 0; });
-  // Steps read it, too, and so do warps that have several tiles.
-  if (r.copies.count) {
-    const bool is_late = staged_late || (ends && d.copied.size() > d.known.size()) || d.tiles > kWarps;
-    d.staging = stage(int64_t{r.copies.count} * column_, number, is_late);
+void Planner::draft_memory(int number) {
+  Draft& d = drafts_[number];
+  d.copies.count = static_cast<int>(d.copied.size());
+  size_t known = 0;
+  bool is_late = false;  // steps read it, too, and so do warps that have several tiles
+  for (const Part& part : d.parts) {
+    known += part.known.size(), is_late |= part.tiles > kWarps;
+    for (const Multiplied& m : part.late) is_late |= m.staged >= 0;
   }
+  if (d.copies.count) d.staging = stage(int64_t{d.copies.count} * column_, number, is_late || d.copied.size() > known);
   for (const Multiplied& m : d.copied)
     for (const Chunk& chunk : m.chunks) uses_ring(chunk.read);
-  for (const Multiplied& m : d.late)
-    if (m.staged < 0) uses_shared(m.chunks[0].read, number);
+  for (const Part& part : d.parts)
+    for (const Multiplied& m : part.late)
+      if (m.staged < 0) uses_shared(m.chunks[0].read, number);
 }
 
 int Planner::stage(int64_t bytes, int record, bool late) {
@@ -160,61 +202,60 @@ int Planner::stage(int64_t bytes, int record, bool late) {
   return static_cast<int>(stagings_.size()) - 1;
 }
 
-void Planner::batch(Draft& d, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
-  Record& r = d.record;
+void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
   if (known.empty() && late.empty()) return;
-  for (size_t k = 0; k < known.size(); k++) known[k].staged = static_cast<int>(k);
-  d.copied = known;
-  const int in_batch = kBatch / r.product.members, ahead = batches_ahead(math_, layout_.tiles);
+  part.first_copied = static_cast<int>(d.copied.size());
+  for (size_t k = 0; k < known.size(); k++) known[k].staged = part.first_copied + static_cast<int>(k);
+  d.copied.insert(d.copied.end(), known.begin(), known.end());
+  Record::Product& product = part.product;
+  const int in_batch = kBatch / product.members, ahead = batches_ahead(math_, layout_.tiles);
   int batches = static_cast<int>(known.size()) / in_batch;
   if (late.empty() && static_cast<int>(known.size()) % in_batch == 0) batches--;
   if (batches > ahead) batches -= batches % ahead;
   if (arrives_early() && thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
-  r.product.known_batches = batches;
+  product.known_batches = batches;
   const auto left = known.begin() + batches * in_batch;
   late.insert(late.begin(), left, known.end());
   known.erase(left, known.end());
-  r.product.late_batches = parts(static_cast<int>(late.size()), in_batch);
+  product.late_batches = parts(static_cast<int>(late.size()), in_batch);
   Multiplied filling = late.back();
   filling.filling = true;
-  late.resize(r.product.late_batches * in_batch, filling);
-  r.product.late_turns = r.product.late_batches % batches_ahead(math_, layout_.tiles);
-  d.known = std::move(known), d.late = std::move(late);
+  late.resize(product.late_batches * in_batch, filling);
+  product.late_turns = product.late_batches % ahead;
+  part.known = std::move(known), part.late = std::move(late);
 }
 
 void Planner::draft_draw(int draw, int first, int count) {
   const int number = static_cast<int>(drafts_.size());
-  Record& r = drafts_.emplace_back().record;
-  r.product.draws = 1;
+  Draft& d = drafts_.emplace_back();
+  d.parts.emplace_back().product.draws = 1;
+  Record::Draw& r = d.draw;
   switch (program_.head.kind) {
     case HeadKind::categorical: break;  // Walk::draw_sites
   }
-  r.draw.first = draw * timeline_.distributions_per_draw() + first, r.draw.distributions = count;
+  r.first = draw * timeline_.distributions_per_draw() + first, r.distributions = count;
   if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");
   // Four more floats, so that neighbouring sites lie in different banks.
-  r.draw.logits_stride = logits_tiles_ * kTileChannels + 4;
-  const int64_t bytes = int64_t{layout_.tiles} * kTileSites * r.draw.logits_stride * 4;
-  for (int k : logits_records_) {
-    const Record::Product& product = drafts_[k].record.product;
-    for (uint32_t n = product.results; n < product.results + product.n_results; n++) {
-      results_[n].logits = static_cast<uint32_t>(-logits_channel_ * 4);
-      results_[n].logits_stride = r.draw.logits_stride;
-    }
-    logits_of_[k] = static_cast<int>(logits_.size());
+  r.logits_stride = logits_tiles_ * kTileChannels + 4;
+  const int64_t bytes = int64_t{layout_.tiles} * kTileSites * r.logits_stride * 4;
+  for (const auto& [record, result] : logits_results_) {
+    results_[result].logits = static_cast<uint32_t>(-logits_channel_ * 4);
+    results_[result].logits_stride = r.logits_stride;
+    logits_of_[record] = static_cast<int>(logits_.size());
   }
   logits_of_[number] = static_cast<int>(logits_.size());
-  logits_.push_back({bytes, number, logits_records_.front() + 1, number + 1});
-  logits_records_.clear();
-  r.draw.inputs = size_of(inputs_);
+  logits_.push_back({bytes, number, logits_results_.front().first + 1, number + 1});
+  logits_results_.clear();
+  r.inputs = size_of(inputs_);
   for (const Instruction& i : program_.instructions)
     if (i.kind == InstructionKind::from_levels) draft_input(i, r, number);
-  r.draw.n_inputs = static_cast<int>(size_of(inputs_) - r.draw.inputs);
+  r.n_inputs = static_cast<int>(size_of(inputs_) - r.inputs);
 }
 
-void Planner::draft_input(const Instruction& i, const Record& r, int number) {
+void Planner::draft_input(const Instruction& i, const Record::Draw& r, int number) {
   const ImageInput& from = i.input;
-  const int first = std::max(from.first, r.draw.first);
-  const int last = std::min(from.first + from.count, r.draw.first + r.draw.distributions);
+  const int first = std::max(from.first, r.first);
+  const int last = std::min(from.first + from.count, r.first + r.distributions);
   if (first >= last) return;
   InputPlan input{};
   input.first = first, input.count = last - first, input.before = (first - from.first) * from.width;

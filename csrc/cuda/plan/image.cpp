@@ -70,7 +70,7 @@ Plan Planner::assembled() {
         offset(r.exchange.places, places, sizeof(Place));
       }
     }
-    l.records += static_cast<int>(own_records.back().size());
+    l.records += static_cast<int>(own_records.back().size()) / (sweep.has_parts ? kWarps : 1);
     plan.records = table(own_records.back());
     plan.weights = table(std::vector<Weights>(kWarps));
     for (uint32_t& record : plan.first_copies)
@@ -115,37 +115,75 @@ Plan Planner::assembled() {
 
 std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const {
   std::vector<Record> records;
+  const int lists = sweep.has_parts ? kWarps : 1;
+  for (int warp = 0; warp < lists; warp++) add_records(records, sweep, plan, rank, warp);
+  plan.list_bytes = sweep.has_parts ? static_cast<int>(records.size() / lists * sizeof(Record)) : 0;
+  return records;
+}
+
+void Planner::add_records(std::vector<Record>& records, const SweepDraft& sweep, SweepPlan& plan, int rank,
+                          int warp) const {
+  const size_t begin = records.size();
   for (uint32_t& record : plan.first_copies) record = kNowhere;
   for (int k = sweep.first; k < sweep.end; k++) {
     const Draft& d = drafts_[k];
-    Record r = d.record;
-    const int most = share_of(d.tiles, 0).count;
-    const Share mine = share_of(d.tiles, rank);
     const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
-    r.copies = drafts_[later].record.copies;
+    Record r{drafts_[later].copies, {}, d.draw, d.exchange};
     r.copies.next_step = later != ahead;
     r.copies.for_next = thrift_.copies_ahead == 1;
-    if (d.tiles > 0 && in_teams(d)) {
-      r.copies.first_warp = d.first_warp == kWarps / 2 ? 0 : kWarps / 2, r.copies.warps = kWarps / 2;
-    } else {
-      r.copies.first_warp = 2 * mine.count <= kWarps ? mine.count : 0;
-      r.copies.warps = kWarps - r.copies.first_warp;
+    leave_copying_to(r.copies, sweep, d, rank, warp);
+    if (r.copies.next_step) plan.first_copies[later - sweep.first] = static_cast<uint32_t>(records.size() - begin);
+    Part part;  // the warp's, if it has one; and else any
+    for (const Part& p : d.parts) {
+      r.exchange.bytes += static_cast<int>(sent_bytes(p, p.tiles - share_of(p.tiles, rank).count));
+      if (&p == &d.parts[0] || has_tile(p, rank, warp)) part = p;
     }
+    r.product = part.product;
     r.product.barriers = kBefore;
-    if (r.copies.next_step) plan.first_copies[later - sweep.first] = size_of(records);
     // A warp's tiles one after the other, as often in all blocks of a cluster.
+    const int most = share_of(part.tiles, 0).count;
+    const Share mine = share_of(part.tiles, rank);
     for (int done = 0; done == 0 || done < most; done += kWarps) {
-      r.product.first_tile = mine.first + done - d.first_warp;
-      r.product.warps = ((1u << std::clamp(mine.count - done, 0, kWarps)) - 1) << d.first_warp;
+      r.product.first_tile = mine.first + done - part.first_warp;
+      r.product.warps = ((1u << std::clamp(mine.count - done, 0, kWarps)) - 1) << part.first_warp;
       if (done + kWarps >= most) r.product.barriers |= kAfter;
-      r.exchange.bytes = static_cast<int>(sent_bytes(d, d.tiles - mine.count));
       records.push_back(r);
       r.product.barriers = 0, r.exchange.count = 0;
     }
   }
-  records.front().product.then = Then::look;  // early, as the last ones already copy for the next column step
+  records[begin].product.then = Then::look;  // early, as the last ones already copy for the next column step
   records.back().product.then = Then::step;
-  return records;
+}
+
+bool Planner::has_tile(const Part& part, int rank, int warp) const {
+  const int tile = warp - part.first_warp;
+  return tile >= 0 && tile < share_of(part.tiles, rank).count;
+}
+
+void Planner::leave_copying_to(Record::Copies& copies, const SweepDraft& sweep, const Draft& d, int rank,
+                               int warp) const {
+  if (sweep.has_parts) {
+    int before = 0, others = 0;
+    for (int w = 0; w < kWarps; w++) {
+      const bool is_free = std::none_of(d.parts.begin(), d.parts.end(),
+                                        [&](const Part& part) { return has_tile(part, rank, w); });
+      others += is_free, before += is_free && w < warp;
+      if (w == warp) copies.warps = is_free;
+    }
+    if (others > 1)
+      copies.first_warp = warp - before, copies.warps *= others;
+    else
+      copies.first_warp = 0, copies.warps = kWarps;
+    return;
+  }
+  const Part part = d.parts.empty() ? Part{} : d.parts[0];
+  const int tiles = share_of(part.tiles, rank).count;
+  if (tiles > 0 && in_teams(part)) {
+    copies.first_warp = part.first_warp == kWarps / 2 ? 0 : kWarps / 2, copies.warps = kWarps / 2;
+  } else {
+    copies.first_warp = 2 * tiles <= kWarps ? tiles : 0;
+    copies.warps = kWarps - copies.first_warp;
+  }
 }
 
 void Planner::set_steps() {
@@ -173,17 +211,18 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
   std::vector<Weights> result;
   for (int warp = 0; warp < kWarps; warp++) {
     std::vector<char> stream;
-    for (int k = sweep.first; k < sweep.end; k++) {
-      const Draft& d = drafts_[k];
-      const Share mine = share_of(d.tiles, rank);
-      for (int t = warp - d.first_warp; t >= 0 && t < mine.count; t += kWarps)
-        for (const auto* list : {&d.known, &d.late})
-          for (const Multiplied& m : *list)
-            for (const Member& member : d.members) {
-              stream.resize(stream.size() + kWeightBytes);
-              if (!m.filling) pack(m, member, (mine.first + t) * d.wide * kTileChannels, &*stream.end() - kWeightBytes);
-            }
-    }
+    for (int k = sweep.first; k < sweep.end; k++)
+      for (const Part& part : drafts_[k].parts) {
+        const Share mine = share_of(part.tiles, rank);
+        for (int t = warp - part.first_warp; t >= 0 && t < mine.count; t += kWarps)
+          for (const auto* list : {&part.known, &part.late})
+            for (const Multiplied& m : *list)
+              for (const Member& member : part.members) {
+                const int channel = (mine.first + t) * part.wide * kTileChannels;
+                stream.resize(stream.size() + kWeightBytes);
+                if (!m.filling) pack(m, member, channel, &*stream.end() - kWeightBytes);
+              }
+      }
     const int size = static_cast<int>(stream.size());
     weight_bytes_ += size;
     // What a warp has in flight goes on at the beginning.

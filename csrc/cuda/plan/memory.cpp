@@ -8,7 +8,8 @@
 namespace pcf::cuda {
 
 bool Planner::near(int position, const Read& read) const {
-  const bool is_last = read.age == 0 || (read.age == 1 && position < timeline_.position(read.value));
+  const int level = timeline_.entries[position].level, written = timeline_.entries[timeline_.position(read.value)].level;
+  const bool is_last = read.age == 0 || (read.age == 1 && level < written);
   return is_last && distance(position, read) <= kNear;
 }
 
@@ -104,10 +105,13 @@ Place Planner::place(SweepDraft& sweep, const Chunk& chunk, bool in_shared, int 
 }
 
 void Planner::resolve() {
-  for (Draft& d : drafts_)
-    if (d.staging >= 0) d.record.copies.staged = d.record.product.staged = staged_at(d.staging);
+  for (Draft& d : drafts_) {
+    if (d.staging < 0) continue;
+    d.copies.staged = staged_at(d.staging);
+    for (Part& part : d.parts) part.product.staged = d.copies.staged + part.first_copied * column_;
+  }
   for (const Reference& r : references_) {
-    const uint32_t staged = drafts_[r.record].record.copies.staged + static_cast<uint32_t>(r.staged * column_);
+    const uint32_t staged = drafts_[r.record].copies.staged + static_cast<uint32_t>(r.staged * column_);
     places_.push_back(r.staged >= 0 ? Place{staged} : place(sweep_of(r.record), {r.read, 0, 0}, r.in_shared, r.lead));
   }
   for (const auto& [step, reference] : step_places_) steps_[step].place = places_[reference];
@@ -122,32 +126,19 @@ void Planner::resolve() {
   }
   for (size_t k = 0; k < drafts_.size(); k++) {
     Draft& d = drafts_[k];
-    Record& r = d.record;
-    if (d.biases >= 0 && !thrift_.near_biases) r.copies.bias = staged_at(d.biases);
-    r.copies.places = size_of(places_);
     SweepDraft& sweep = sweep_of(static_cast<int>(k));
+    const auto logits = logits_of_.find(static_cast<int>(k));
+    d.draw.logits = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
+    d.copies.places = size_of(places_);
     place_copies(sweep, d);
     place_exchange(sweep, d);
-    value_bytes_ += int64_t{r.copies.count} * column_;
-    resolve_late(sweep, d);
-    const auto logits = logits_of_.find(static_cast<int>(k));
-    const uint32_t logits_at = logits == logits_of_.end() ? 0 : static_cast<uint32_t>(logits_[logits->second].at);
-    r.draw.logits = logits_at;
-    for (uint32_t n = r.product.results; n < r.product.results + r.product.n_results; n++) {
-      Result& result = results_[n];
-      const auto going_on = going_on_.find(static_cast<int>(n));
-      if (going_on != going_on_.end())
-        result.bias += places_[going_on->second].at;
-      else if (!thrift_.near_biases)
-        result.bias += r.copies.bias;
-      else if (d.biases >= 0)
-        near_biases_[static_cast<int>(n)] = d.biases;
-      if (result.ending == Ending::sums) result.sums.column_bytes = static_cast<uint32_t>(rings_.at(1).bytes);
-      if (result.logits == kNowhere) {
-        result.to = target(result_values_[n]);
-      } else {
-        result.logits += logits_at;
-      }
+    value_bytes_ += int64_t{d.copies.count} * column_;
+    for (Part& part : d.parts) {
+      if (part.biases >= 0 && !thrift_.near_biases) d.copies.bias = staged_at(part.biases);
+      resolve_late(sweep, part);
+      const Record::Product& product = part.product;
+      for (uint32_t n = product.results; n < product.results + product.n_results; n++)
+        resolve_result(static_cast<int>(n), d, part);
     }
   }
   for (const auto& [result, value, to] : also_written_) to(results_[result]) = target(value);
@@ -156,28 +147,29 @@ void Planner::resolve() {
 
 void Planner::place_copies(SweepDraft& sweep, Draft& d) {
   const auto is_whole = [](const Multiplied& m) { return m.side_by_side(); };
-  d.record.copies.chunked = !std::all_of(d.copied.begin(), d.copied.end(), is_whole);
+  d.copies.chunked = !std::all_of(d.copied.begin(), d.copied.end(), is_whole);
   const Place nowhere{0, 0, edge(sweep, {0, program_.height, 0, 0}, 0), 0};  // zeros
   if (d.copied.empty()) places_.push_back(nowhere);                          // warps read one, whether they copy or not
   for (const Multiplied& m : d.copied)
-    for (size_t c = 0; c < (d.record.copies.chunked ? kChunks : 1); c++)
-      places_.push_back(c < m.chunks.size() ? place(sweep, m.chunks[c], false, d.lead) : nowhere);
+    for (size_t c = 0; c < (d.copies.chunked ? kChunks : 1); c++)
+      places_.push_back(c < m.chunks.size() ? place(sweep, m.chunks[c], false, m.lead) : nowhere);
 }
 
-void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
-  Record::Product& product = d.record.product;
+void Planner::resolve_late(SweepDraft& sweep, Part& part) {
+  Record::Product& product = part.product;
   std::vector<Place> late;
-  for (const Multiplied& m : d.late)
-    late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, d.lead)
-                                : Place{product.staged + static_cast<uint32_t>(m.staged * column_)});
+  for (const Multiplied& m : part.late)
+    late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, m.lead)
+                                : Place{product.staged + static_cast<uint32_t>((m.staged - part.first_copied) * column_)});
   // How many go on where those before the barrier ended, and whether the others follow each other; what fills up a
   // batch may be any of them, if it is the only one.
   const size_t in_batch = kBatch / product.members;
   size_t known = 0;
-  while (known < d.late.size() && d.late[known].staged == static_cast<int>(d.known.size() + known)) known++;
+  const int first = part.first_copied + static_cast<int>(part.known.size());
+  while (known < part.late.size() && part.late[known].staged == first + static_cast<int>(known)) known++;
   product.late_known = static_cast<int>(known / in_batch);
   const auto is_real = [](const Multiplied& m) { return !m.filling; };
-  const size_t real = std::count_if(d.late.begin() + known, d.late.end(), is_real), others = d.late.size() - known;
+  const size_t real = std::count_if(part.late.begin() + known, part.late.end(), is_real), others = part.late.size() - known;
   const size_t mixed = known % in_batch;  // known ones in a batch with others
   bool in_row = mixed == 0;
   product.late = others == 0 ? 0 : late[known].at;
@@ -200,7 +192,7 @@ void Planner::resolve_late(SweepDraft& sweep, Draft& d) {
 }
 
 void Planner::place_exchange(SweepDraft& sweep, Draft& d) {
-  Record::Exchange& exchange = d.record.exchange;
+  Record::Exchange& exchange = d.exchange;
   exchange.places = size_of(places_);
   for (const int value : d.written_back)
     for (int f = 0; f < fragments(value); f++) {
@@ -215,6 +207,22 @@ Target Planner::target(int value) {
   const uint32_t ring = is_sent(value) ? kNowhere : ring_of(value);
   if (ring == kNowhere) return {shared_of(value), ring, 0};
   return {shared_of(value), ring, slot(sweep_of(values_[value].first_written), {value, 0, 0, 0})};
+}
+
+void Planner::resolve_result(int number, const Draft& d, const Part& part) {
+  Result& r = results_[number];
+  const auto going_on = going_on_.find(number);
+  if (going_on != going_on_.end())
+    r.bias += places_[going_on->second].at;
+  else if (!thrift_.near_biases)
+    r.bias += d.copies.bias;
+  else if (part.biases >= 0)
+    near_biases_[number] = part.biases;
+  if (r.ending == Ending::sums) r.sums.column_bytes = static_cast<uint32_t>(rings_.at(1).bytes);
+  if (r.logits == kNowhere)
+    r.to = target(result_values_[number]);
+  else
+    r.logits += d.draw.logits;
 }
 
 SweepDraft& Planner::sweep_of(int record) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -63,6 +64,7 @@ struct Chunk {
 // copying brings together. filling: one without weights, that fills up a batch.
 struct Multiplied {
   std::vector<Chunk> chunks;
+  int lead;  // of what reads it
   bool filling = false;
   int staged = -1;  // where it is among those copied ahead, if it was
 
@@ -76,16 +78,28 @@ struct Member {
   std::vector<const float*> weights;  // by tap, of one instruction after the other
 };
 
-struct Draft {
-  Record record{};
+// What some of the warps do in a record: a product, or a draw.
+struct Part {
+  Record::Product product{};
   std::vector<Member> members;
   int tiles = 0;                    // each of all members, one after the other if a warp has several
   int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
-  int lead = 0;
-  std::vector<Multiplied> known, late, copied;
-  std::vector<int> written_back = {};  // values of the record before it
-  int first_warp = 0;                  // that has a tile
-  int staging = -1, biases = -1;       // numbers of what is staged; or the first of its biases, if all lie near
+  std::vector<Multiplied> known, late;
+  int first_copied = 0;  // of its known fragments, among those that the record copies
+  int biases = -1;       // the number of what is staged; or the first of them, if all lie near
+  int first_warp = 0;    // that has a tile
+};
+
+// A record: more than one part if they are of one level, and there are warps enough.
+struct Draft {
+  int position = -1;  // of the last entry that is a part, or -1
+  std::vector<Part> parts;
+  Record::Copies copies{};
+  Record::Draw draw{};
+  Record::Exchange exchange{};
+  std::vector<Multiplied> copied;
+  std::vector<int> written_back;  // values of the record before it
+  int staging = -1;               // the number of what is staged
 };
 
 // A value that steps read.
@@ -100,6 +114,7 @@ struct Reference {
 // What belongs to a sweep.
 struct SweepDraft {
   int direction, at_once, first, end;                        // records
+  bool has_parts = false;                                    // whether any of them has more than one
   std::map<std::tuple<int, int, int>, uint32_t> edges = {};  // by lead, dy, dx
   std::vector<Edge> edge_table = {};
   std::map<std::tuple<int, int, int, int, int>, uint32_t> slots = {};
@@ -126,11 +141,16 @@ class Planner {
  private:
   static Layout geometry(const Program& program, Math math, int images, int cluster);
 
-  // Where records have few tiles, two teams of warps take turns: one multiplies what its next record knows while the
-  // other is at work. What is copied is left to the warps of no team, or to the other team.
-  void form_teams(const SweepDraft& sweep);
-  bool in_teams(const Draft& d) const { return arrives_early() && 2 * share_of(d.tiles, 0).count <= kWarps; }
-  int team_size(const Draft& d) const { return 4 * share_of(d.tiles, 0).count <= kWarps ? kWarps / 4 : kWarps / 2; }
+  // Where records have few tiles, teams of warps take turns: one multiplies what its next record knows while another is
+  // at work. What is copied is left to the warps of no team, or to the other team.
+  void form_teams(SweepDraft& sweep);
+  bool in_teams(const Part& part) const { return arrives_early() && 2 * share_of(part.tiles, 0).count <= kWarps; }
+  // 1, 2, 4 or 8 warps for so many tiles.
+  int team_of(int tiles) const {
+    int size = 1;
+    while (size < std::min(share_of(tiles, 0).count, kWarps)) size *= 2;
+    return size;
+  }
 
   // -- clusters
 
@@ -151,7 +171,7 @@ class Planner {
 
   // What the record after a product writes to this block's rings, once all of it has come.
   void draft_exchanges();
-  int64_t sent_bytes(const Draft& d, int tiles) const;
+  int64_t sent_bytes(const Part& part, int tiles) const;
 
   // -- records
 
@@ -170,9 +190,13 @@ class Planner {
   void draft_tiles(const std::vector<const Instruction*>& group, int position, int first, int last);
   int draw_of(int position) const { return timeline_.entries[position].draw; }
 
-  // Values of few channels, such as the image, share fragments where they are copied.
-  void add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, bool copied) const;
-  void draft_memory(Draft& d, int number, bool ends);
+  // The present record, if a product of so many tiles can be a part of it, or else a new one.
+  Draft& with_room_for(int tiles, int position);
+  bool can_join(const Draft& d, int tiles, int position) const;
+
+  // Values of few channels, such as the image, share fragments where they are copied. lead: of what reads them.
+  void add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, int lead, bool copied) const;
+  void draft_memory(int number);
 
   // Shared memory for what is copied ahead of a record, and still read after its barrier if `late`.
   int stage(int64_t bytes, int record, bool late);
@@ -180,7 +204,7 @@ class Planner {
   // Splits a product into batches. Known fragments that don't fill turns of the stream are multiplied after the
   // barrier, and before the others: the order of a sum must not depend on how it is split, or images would depend on
   // the batch.
-  void batch(Draft& d, std::vector<Multiplied> known, std::vector<Multiplied> late) const;
+  void batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const;
 
   // The first instructions of a group, if they are a common result of several members.
   struct Joint {
@@ -194,16 +218,16 @@ class Planner {
   // What a record makes of its sums, and of values that it has made of them: for each instruction of the group, for
   // each of its members if it has several.
   void draft_results(const std::vector<const Instruction*>& group, const Joint& joint, int position, Draft& d,
-                     int number);
-  Result& add_result(int value, const Draft& d, int part);
+                     Part& part, int number);
+  Result& add_result(int value, const Part& part, int member);
 
   // Of those channels that the record computes.
-  static void add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Draft& d);
+  static void add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Part& part);
 
   // Sums that a product goes on with instead of a bias. -> the reference to them
   int sums_at(int sums, int position, Draft& d, int number);
   void goes_on_with(Result& r, int reference);
-  void stage_biases(const std::vector<float>& biases, Draft& d, int number);
+  void stage_biases(const std::vector<float>& biases, Draft& d, Part& part, int number);
   Joint joint_of(const std::vector<const Instruction*>& group, int position) const;
 
   // Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
@@ -216,7 +240,8 @@ class Planner {
 
   // What an LSTM's forget gate multiplies.
   Read cell_before(const Instruction& cell) const;
-  void draft_joint(const Joint& joint, int position, Draft& d, int number, std::vector<float>& biases);
+  void draft_joint(const Joint& joint, int position, Draft& d, const Part& part, int number,
+                   std::vector<float>& biases);
 
   // What the last result writes besides.
   void also_writes(int value, int number, Target& (*target)(Result&));
@@ -236,7 +261,7 @@ class Planner {
   void draft_draw(int draw, int first, int count);
 
   // What a draw gives an instruction that reads levels.
-  void draft_input(const Instruction& i, const Record& r, int number);
+  void draft_input(const Instruction& i, const Record::Draw& r, int number);
 
   // What each level of each image channel becomes: [count, levels, width].
   std::vector<float> tables_of(const Instruction& i, const InputPlan& input) const;
@@ -270,14 +295,19 @@ class Planner {
   void place_exchange(SweepDraft& sweep, Draft& d);
   uint32_t staged_at(int number) const { return static_cast<uint32_t>(stagings_[number].at); }
 
-  void resolve_late(SweepDraft& sweep, Draft& d);
+  void resolve_late(SweepDraft& sweep, Part& part);
+  void resolve_result(int number, const Draft& d, const Part& part);
   Target target(int value);
   SweepDraft& sweep_of(int record);
 
   // -- what goes to the device
 
   Plan assembled();
+  // A list for all warps, or one for each of them if records have parts.
   std::vector<Record> records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const;
+  void add_records(std::vector<Record>& records, const SweepDraft& sweep, SweepPlan& plan, int rank, int warp) const;
+  bool has_tile(const Part& part, int rank, int warp) const;
+  void leave_copying_to(Record::Copies& copies, const SweepDraft& sweep, const Draft& d, int rank, int warp) const;
 
   // In which column step, or column, each sweep begins, and how many it has.
   void set_steps();
@@ -318,8 +348,8 @@ class Planner {
   std::vector<SweepDraft> sweeps_;
   std::vector<Draft> drafts_;
   std::vector<Demand> stagings_, logits_;
-  std::map<int, int> logits_of_;     // by record
-  std::vector<int> logits_records_;  // of the draw to come
+  std::map<int, int> logits_of_;                     // by record
+  std::vector<std::pair<int, int>> logits_results_;  // of the draw to come: record, result
   int logits_channel_ = 0, logits_tiles_ = 0;
   std::vector<Reference> references_;
   std::map<int, int> step_places_;  // of steps that read a value: the reference

@@ -6,45 +6,48 @@
 namespace pcf::cuda {
 
 void Planner::draft_results(const std::vector<const Instruction*>& group, const Joint& joint, int position, Draft& d,
-                            int number) {
-  Record::Product& product = d.record.product;
+                            Part& part, int number) {
+  Record::Product& product = part.product;
   product.results = size_of(results_);
   std::vector<float> biases;
-  if (joint.size > 0) draft_joint(joint, position, d, number, biases);
+  const bool is_output = draw_of(position) >= 0;
+  if (joint.size > 0) draft_joint(joint, position, d, part, number, biases);
   for (size_t k = joint.size; k < group.size(); k++) {
     const Instruction* const i = group[k];
     const size_t begin = biases.size();
     const int sums = timeline_.sums_of(i->out);
     const int goes_on = sums < 0 ? -1 : sums_at(sums, position, d, number);
-    if (is_product(i) && sums < 0) add_biases(biases, {i}, d);
-    for (int part = 0; part < d.wide; part++) {
-      Result& r = add_result(i->out, d, part);
+    if (is_product(i) && sums < 0) add_biases(biases, {i}, part);
+    for (int member = 0; member < part.wide; member++) {
+      Result& r = add_result(i->out, part, member);
+      if (is_output) logits_results_.push_back({number, static_cast<int>(results_.size()) - 1});
       if (sums < 0)
-        r.bias = static_cast<uint32_t>((begin + part * kTileChannels) * sizeof(float));
+        r.bias = static_cast<uint32_t>((begin + member * kTileChannels) * sizeof(float));
       else
         goes_on_with(r, goes_on);
       draft_steps(*i, position, r, d, number);
       if (timeline_.is_sums(i->out)) r.ending = Ending::sums;
       if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
     }
-    draw_of(position) < 0 ? writes(i->out, number) : logits_records_.push_back(number);
+    if (!is_output) writes(i->out, number);
   }
   product.n_results = static_cast<int>(size_of(results_) - product.results);
-  stage_biases(biases, d, number);
+  stage_biases(biases, d, part, number);
 }
 
-Result& Planner::add_result(int value, const Draft& d, int part) {
+Result& Planner::add_result(int value, const Part& part, int member) {
   result_values_.push_back(value);
   Result& r = results_.emplace_back();
-  r.first_channel = d.first_channel + part * kTileChannels, r.tile_channels = d.wide * kTileChannels;
+  r.first_channel = part.first_channel + member * kTileChannels, r.tile_channels = part.wide * kTileChannels;
   r.to = {kNowhere, kNowhere, 0}, r.logits = kNowhere;
-  r.bias_member = kTileChannels * sizeof(float), r.bias_tile = d.wide * r.bias_member;
+  r.bias_member = kTileChannels * sizeof(float), r.bias_tile = part.wide * r.bias_member;
   return r;
 }
 
-void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Draft& d) {
-  const int end = d.first_channel + d.tiles * d.wide * kTileChannels;
-  for (int channel = d.first_channel; channel < end; channel++) {
+void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn,
+                         const Part& part) {
+  const int end = part.first_channel + part.tiles * part.wide * kTileChannels;
+  for (int channel = part.first_channel; channel < end; channel++) {
     const Instruction& i = *in_turn[channel % in_turn.size()];
     const int c = channel / static_cast<int>(in_turn.size());
     biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
@@ -52,7 +55,7 @@ void Planner::add_biases(std::vector<float>& biases, const std::vector<const Ins
 }
 
 int Planner::sums_at(int sums, int position, Draft& d, int number) {
-  return operand_at({sums, 0, 0, kLongAgo}, position, d.lead, d, number);
+  return operand_at({sums, 0, 0, kLongAgo}, position, 0, d, number);  // rows are sampled one at a time
 }
 
 void Planner::goes_on_with(Result& r, int reference) {
@@ -61,17 +64,17 @@ void Planner::goes_on_with(Result& r, int reference) {
   going_on_[static_cast<int>(results_.size()) - 1] = reference;
 }
 
-void Planner::stage_biases(const std::vector<float>& biases, Draft& d, int number) {
+void Planner::stage_biases(const std::vector<float>& biases, Draft& d, Part& part, int number) {
   if (biases.empty()) return;
   if (thrift_.near_biases) {
-    d.biases = static_cast<int>(biases_.size());
+    part.biases = static_cast<int>(biases_.size());
     biases_.insert(biases_.end(), biases.begin(), biases.end());
     return;
   }
-  d.record.copies.floats = static_cast<int>(floats_.size());
-  d.record.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
+  d.copies.floats = static_cast<int>(floats_.size());
+  d.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
   floats_.insert(floats_.end(), biases.begin(), biases.end());
-  d.biases = stage(d.record.copies.bias_bytes, number, true);
+  part.biases = stage(d.copies.bias_bytes, number, true);
 }
 
 Planner::Joint Planner::joint_of(const std::vector<const Instruction*>& group, int position) const {
@@ -127,13 +130,14 @@ Read Planner::cell_before(const Instruction& cell) const {
   return timeline_.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
 }
 
-void Planner::draft_joint(const Joint& joint, int position, Draft& d, int number, std::vector<float>& biases) {
+void Planner::draft_joint(const Joint& joint, int position, Draft& d, const Part& part, int number,
+                          std::vector<float>& biases) {
   if (joint.ending == Ending::gate)
-    add_biases(biases, joint.members, d);
+    add_biases(biases, joint.members, part);
   else if (timeline_.sums_of(joint.members[0]->out) < 0)
-    for (const Instruction* i : joint.members) add_biases(biases, {i}, d);
-  Result& r = add_result(joint.out->out, d, 0);
-  if (joint.ending == Ending::lstm) r.bias_member = d.tiles * kTileChannels * sizeof(float);
+    for (const Instruction* i : joint.members) add_biases(biases, {i}, part);
+  Result& r = add_result(joint.out->out, part, 0);
+  if (joint.ending == Ending::lstm) r.bias_member = part.tiles * kTileChannels * sizeof(float);
   r.ending = joint.ending;
   if (const int first = timeline_.sums_of(joint.members[0]->out); first >= 0) {
     for (const Instruction* i : joint.members) {
@@ -188,7 +192,7 @@ int Planner::operand_at(const Read& read, int position, int lead, Draft& d, int 
   Reference found{read, number, near(position, read), lead};
   if (!is_own(found) && distance(position, read) >= kVisible) {
     found.staged = static_cast<int>(d.copied.size());
-    add_fragments(d.copied, read, 0, false);
+    add_fragments(d.copied, read, 0, lead, false);
   } else {
     found.in_shared ? uses_shared(read, number) : uses_ring(read);
   }

@@ -1,6 +1,7 @@
 #include "cuda/plan/timeline.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 
@@ -115,7 +116,41 @@ void Timeline::add_pixels() {
 }
 
 void Timeline::end_sweep(int direction, bool sums) {
-  sweeps.push_back({sweeps.empty() ? 0 : sweeps.back().end, static_cast<int>(entries.size()), direction, sums});
+  const int first = sweeps.empty() ? 0 : sweeps.back().end, end = static_cast<int>(entries.size());
+  sweeps.push_back({first, end, 0, direction, sums});
+  Sweep& sweep = sweeps.back();
+  for (int e = first; e < end; e++) {
+    entries[e].level = level_of(e, sweep);
+    sweep.levels = std::max(sweep.levels, entries[e].level + 1);
+  }
+  std::vector<int> by_level(end - first), place_of(end - first);
+  std::iota(by_level.begin(), by_level.end(), first);
+  std::stable_sort(by_level.begin(), by_level.end(),
+                   [&](int a, int b) { return entries[a].level < entries[b].level; });
+  std::vector<Entry> sorted;
+  for (const int e : by_level) {
+    place_of[e - first] = first + static_cast<int>(sorted.size());
+    sorted.push_back(entries[e]);
+  }
+  std::move(sorted.begin(), sorted.end(), entries.begin() + first);
+  for (auto& [value, order] : order_)
+    if (order.first >= first) order.first = place_of[order.first - first];
+}
+
+// As early as what it reads of this column step allows. What is drawn, and what it is drawn from, keeps its order.
+int Timeline::level_of(int entry, const Sweep& sweep) const {
+  int level = 0;
+  const auto comes_after = [&](int other) { level = std::max(level, entries[other].level + 1); };
+  if (entries[entry].draw >= 0)
+    for (int e = sweep.first; e < entry; e++)
+      if (entries[e].draw >= 0) comes_after(e);
+  for (const Instruction* i : entries[entry].group)
+    each_read(*i, [&](int value, int dy, int dx) {
+      const auto source = order_.find(value);  // those of later sweeps have none yet
+      if (source == order_.end() || source->second.first < sweep.first || source->second.first == entry) return;
+      if (read(*i, value, dy, dx).age == 0) comes_after(source->second.first);
+    });
+  return level;
 }
 
 // A sweep of sums over what the instructions of the next sweep read of earlier ones: where they read of that sweep,

@@ -28,13 +28,15 @@ struct Tap {
 struct Entry {
   std::vector<const Instruction*> group;  // empty: a draw
   int draw = -1;                          // the draw, or the one that the instruction is the output of
+  int level = 0;                          // entries of the same level read nothing of each other in a column step
 };
 
 // A block goes over its pixels in sweeps. A program with a wavefront has one, for the whole image; else rows are
 // sampled one at a time, and each sweep goes over a row, from the left or from the right. In each column step it goes
 // through its entries.
 struct Sweep {
-  int first, end;     // entries
+  int first, end;     // entries, in the order of their levels
+  int levels;
   int direction = 1;  // -1: from the right
   bool sums = false;  // whether all entries sum up, of several columns at once, what the next sweep's are to go on with
 };
@@ -72,12 +74,12 @@ class Timeline {
 
   const Sweep& sweep_of(int position) const;
 
-  // How many records at least the reader comes after what computes the value: an entry is one record or more, and a
+  // How many records at least the reader comes after what computes the value: a level is one record or more, and a
   // column step has at least so many. So this does not depend on how many records there are in the end.
   int distance(int position, const Read& read, int fewest_records) const {
     if (read.age == kLongAgo) return kLongAgo;
-    const Sweep& sweep = sweep_of(position);
-    return read.age * std::max(sweep.end - sweep.first, fewest_records) + position - this->position(read.value);
+    const int since = entries[position].level - entries[this->position(read.value)].level;
+    return read.age * std::max(sweep_of(position).levels, fewest_records) + since;
   }
 
  private:
@@ -90,6 +92,7 @@ class Timeline {
   void add(const std::vector<const Instruction*>&);
   void add_sums(const std::vector<const Instruction*>& sweep);
   void end_sweep(int direction, bool sums = false);
+  int level_of(int entry, const Sweep&) const;
   size_t group_size(const std::vector<const Instruction*>&, size_t first) const;
 
   std::map<int, Order> order_;
