@@ -28,7 +28,8 @@ constexpr int kTileSites = 8, kTileChannels = 16;  // n and m of a product
 constexpr int kChunkBytes = 16, kChunks = 4;       // of a site in a fragment
 constexpr int kSiteBytes = kChunks * kChunkBytes, kFragmentBytes = kTileSites * kSiteBytes;
 constexpr int kWeightBytes = 1024;
-constexpr int kBatch = 4;  // fragments that a warp takes from its stream of weights at once
+constexpr int kBatch = 4;                            // fragments that a warp takes from its stream of weights at once
+constexpr int kLateBytes = kTileSites * kBatch * 4;  // of a list in a view: [site][fragment]
 constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
@@ -73,6 +74,18 @@ struct alignas(16) Place {
   uint32_t slot = kInShared;   // in a view: where its ring stands
 };
 
+// Of a late batch, for each fragment: where it lies in shared memory, the shift of its place, and its edge, in one
+// word.
+struct alignas(16) LateBatch {
+  uint32_t words[kBatch] = {};
+
+  static constexpr uint32_t kShift = kTileSites - 1, kAt = (1 << 18) - kFragmentBytes / 4, kEdge = ~0u << 18;
+  static constexpr int kEdgeBits = 15;  // that an edge is shifted by
+  static constexpr uint32_t word(uint32_t at, int shift, uint32_t edge) {
+    return at | static_cast<uint32_t>(shift) | edge << kEdgeBits;
+  }
+};
+
 // Where a site is: the pixel that is drawn in a column step.
 struct alignas(16) Site {
   int image, row, column;
@@ -80,8 +93,8 @@ struct alignas(16) Site {
 };
 
 // At which sites a read is in the grid: those where both the reader and (row + dy, column + dx) are.
-struct Edge {
-  int lead, dy, dx;
+struct alignas(16) Edge {
+  int lead, dy, dx, unused;
 };
 
 // Where values that something reads lie in the workspace. Those that are kept for equally long share a ring: of so many
@@ -110,8 +123,8 @@ struct alignas(16) SweepPlan {
   uint32_t records;          // a table; a list for all warps,
   int list_bytes;            // or, if this is not 0, one for each warp after the other
   uint32_t first_copies[2];  // records that copy for the first column step, or kNowhere
-  uint32_t edge_table, slot_table;
-  int edges, slots;
+  uint32_t edge_table, slot_table, late_table;
+  int edges, slots, late_batches;
   int first_step, steps;  // in which column step it begins, or in which column; and column steps
   int at_once;            // so many columns at once: the sites of one, then those of the next
   int columns;            // to the next column step
@@ -129,11 +142,12 @@ struct alignas(16) StepPlan {
   float inverse_channels;
 };
 
-// What comes after a record: the next one; before it, a look at what the next column step needs to know; or that step.
-enum class Then : int { next, look, step };
+// What comes after a record: the next one; before it, a look at what the next column step needs to know, and, when all
+// threads have met since then, the lists of what has followed from it; or that step.
+enum class Then : int { next, look, list_late, step };
+constexpr int kListLate = 2;  // so many meetings later
 
-constexpr int kBefore = 1, kAfter = 2;  // bits of `barriers`
-constexpr int kPlaces = -1;             // in place of a step
+constexpr int kBefore = 1, kAfter = 2, kAllCopy = 4;  // bits of `barriers`
 
 // One product of a column step, or something else. Each part is what a thread reads at once.
 struct Record {
@@ -155,14 +169,16 @@ struct Record {
     int known_batches;      // before the barrier: fewer than are ahead, or all that are, once or several times
     int late_batches;       // after it; 0: nothing is multiplied at all
     uint32_t staged, late;  // where known fragments, and those of this column step, begin
-    int late_known;         // so many of the late batches are known ones, which go on where those before it end
-    int late_step;          // from one of the others to the next, or kPlaces: `late` is the first of their places,
-    int late_half;          // and from a batch's first two to the next two
     int late_turns;         // by so many sets of the stream's registers the late batches go on
+    // With one tile of sites, lists in the view say where those of late batches lie. With more, so many are known ones,
+    // which go on where those before the barrier end, and the others follow each other; or `late` is the first place.
+    int late_known;
+    int at_places;
     uint32_t results;
     int n_results;   // what is made of the sums; none: they go on in the next record
     int draws;       // whether it draws, and does nothing else
-    int barriers;    // whether all threads meet, kBefore it (or else it goes on with the record before it), kAfter it
+    int barriers;    // whether all threads meet, kBefore it (or else it goes on with the record before it), kAfter it;
+                     // and whether warps copy that have a tile, too
     int first_tile;  // warp 0's, if it had one
     Then then;
   } product;
@@ -283,9 +299,9 @@ struct Layout {
   // to shared memory, `tables`. What is said to be in a table lies in shared memory, too.
   uint32_t tables, table_bytes, conditions;
   // In shared memory, of this column step and the next in turn: a view, which says where its sites are, then where its
-  // slots are, then which sites each edge has.
+  // slots are, then which sites each edge has, and then, with one tile of sites, the lists of late batches.
   uint32_t first_view, both_views;  // the sum of both, so that each tells the other
-  uint32_t view_of_slots, view_of_edges;
+  uint32_t view_of_slots, view_of_edges, view_of_late;
   uint32_t zeros;           // a site of zeros
   int64_t floats;           // in the constants
   int64_t workspace_bytes;  // of a block: its rings

@@ -96,6 +96,7 @@ class Walk {
     place_in_rings(sweep, row);
     look(sweep, view, view, 0);
     sync_block();
+    list_late(sweep, view);
     const uint32_t list = warp_ * sweep.list_bytes;
     for (const uint32_t at : sweep.first_copies)
       if (at != kNowhere) Copying(*this, in_shared<const Record>(at + list).copies).start(*this, view);
@@ -115,6 +116,8 @@ class Walk {
       } while (then == Then::next);
       if (then == Then::look) {
         look(sweep, view, next(view), 1);
+      } else if (then == Then::list_late) {
+        list_late(sweep, next(view));
       } else {
         weights_.begin_again(weights().bytes);
         view = next(view), at = sweep.records + list, steps--;
@@ -186,21 +189,57 @@ class Walk {
       in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
           reinterpret_cast<uint64_t>(params_.workspace + at);
     }
-    // A warp looks after as many edges at once as it has lanes for.
+    // A warp looks after as many edges at once as it has lanes for, and first the last one, since the first has slots.
     constexpr int kEdges = kSites < 32 && 32 % kSites == 0 ? 32 / kSites : 1;
+    const int height = layout_.height, width = layout_.width, period = layout_.period, rows = layout_.rows;
+    const int edges = sweep.edges;
+    const uint32_t table = sweep.edge_table;
 #pragma unroll 1
-    for (int begin = warp_ * kEdges; begin < sweep.edges; begin += kWarps * kEdges) {
+    for (int begin = (kWarps - 1 - warp_) * kEdges; begin < edges; begin += kWarps * kEdges) {
       const int e = begin + lane_ / kSites % kEdges;
-      const Edge edge = in_shared<const Edge>(sweep.edge_table + min(e, sweep.edges - 1) * sizeof(Edge));
+      const Edge edge = in_shared<const Edge>(table + min(e, edges - 1) * sizeof(Edge));
 #pragma unroll
       for (int first = 0; first < kSites; first += 32) {
         const int index = kEdges > 1 ? lane_ % kSites : min(first + lane_, kSites - 1);
-        const Site s = advanced(site(now, index), edge.lead + columns);
-        const bool inside = in_grid(s.row, s.column) && in_grid(s.row + edge.dy, s.column + edge.dx);
+        const Site s = site(now, index);
+        int row = s.row, column = s.column + edge.lead + columns;
+        if (column >= period) column -= period, row += rows;
+        while (column >= period) column -= period, row += rows;
+        const auto in_grid = [&](int row, int column) {
+          return static_cast<unsigned>(row) < static_cast<unsigned>(height) &&
+                 static_cast<unsigned>(column) < static_cast<unsigned>(width);
+        };
+        const bool inside = in_grid(row, column) && in_grid(row + edge.dy, column + edge.dx);
         const uint32_t sites =
             ballot(inside || (e == int{kEverySite} && !by_rows())) >> (kEdges > 1 ? lane_ / kSites * kSites : 0);
         const bool is_first = kEdges > 1 ? index == 0 : lane_ == 0;
-        if (is_first && e < sweep.edges) in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
+        if (is_first && e < edges) in_shared<uint32_t>(then + layout_.view_of_edges + e * 8 + first / 8) = sites;
+      }
+    }
+  }
+
+  // And where the values of late batches lie in it, by site, once the edges are there.
+  __device__ void list_late(const SweepPlan& sweep, uint32_t then) {
+    if constexpr (kTiles > 1) return;
+    constexpr int kAtOnce = 4;
+    const int site = lane_ / kBatch, last = sweep.late_batches - 1;
+#pragma unroll 1
+    for (int first = warp_; first <= last; first += kAtOnce * kWarps) {
+      uint32_t words[kAtOnce];
+      bool there[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; n++) {
+        const int k = min(first + n * kWarps, last);
+        words[n] = in_shared<const uint32_t>(sweep.late_table + (k * kBatch + lane_ % kBatch) * 4);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; n++)
+        there[n] = is_at(then, (words[n] & LateBatch::kEdge) >> LateBatch::kEdgeBits, site);
+#pragma unroll
+      for (int n = 0; n < kAtOnce; n++) {  // the last one perhaps several times
+        const int k = min(first + n * kWarps, last);
+        const uint32_t at = (words[n] & LateBatch::kAt) + shifted(site, words[n] & LateBatch::kShift) * kSiteBytes;
+        in_shared<uint32_t>(then + layout_.view_of_late + k * kLateBytes + lane_ * 4) = there[n] ? at : layout_.zeros;
       }
     }
   }
@@ -244,13 +283,16 @@ class Walk {
           copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
       };
       if (is_mine()) {
-        if (kEarly > 0) {
-          const Source first(walk, places_[0], view), second(walk, places_[1], view);
-          copy(first, first_, first_ < copies.count);
-          copy(second, first_ + copies.warps, first_ + copies.warps < copies.count);
+        if constexpr (kEarly > 0) {  // two at a time, while it reads where the next two come from
+          Place now[2] = {places_[0], places_[1]};
+          for (int f = first_; f < copies.count; f += 2 * copies.warps) {
+            const Source first(walk, now[0], view), second(walk, now[1], view);
+            for (int n = 0; n < 2; n++) now[n] = place(walk, min(f + (n + 2) * copies.warps, copies.count - 1));
+            copy(first, f, true), copy(second, f + copies.warps, f + copies.warps < copies.count);
+          }
+        } else {
+          for (int f = first_; f < copies.count; f += copies.warps) copy(Source(walk, place(walk, f), view), f, true);
         }
-        for (int f = first_ + kEarly * copies.warps; f < copies.count; f += copies.warps)
-          copy(Source(walk, place(walk, f), view), f, true);
         for (int at = (first_ * 32 + walk.lane_) * 16; at < copies.bias_bytes; at += copies.warps * 32 * 16)
           copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
         if (kArrives) commit_copies(false);
@@ -288,7 +330,6 @@ class Walk {
 
     const Record::Copies& copies_;
     const int first_;
-
     Place places_[2];
   };
 
@@ -319,15 +360,22 @@ class Walk {
 
   // The next batch, of fragments that follow each other.
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_row(uint32_t& at, int step = kColumnBytes, int half = 2 * kColumnBytes) {
+  __device__ __forceinline__ void multiply_row(uint32_t& at) {
     weights_.template next<kTurn>([&](const auto& weights) {
-      multiply<kMembers>(weights, [&](int f, int tile) {
-        const int offset = kTiles == 1 ? f % 2 * step + f / 2 * half : f * kColumnBytes;
-        return at + offset + tile * kFragmentBytes;
-      });
+      multiply<kMembers>(weights, [&](int f, int tile) { return at + f * kColumnBytes + tile * kFragmentBytes; });
     });
     at += kBatch / kMembers * kColumnBytes;
   }
+
+  // Where a lane's site of each fragment of a late batch lies, if a block has one tile of them.
+  struct LateAddresses {
+    uint32_t at[kBatch];
+
+    __device__ __forceinline__ LateAddresses(const Walk& walk, uint32_t list) {
+      const uint4 found = in_shared<const uint4>(list + walk.group() * sizeof(uint4));
+      at[0] = found.x, at[1] = found.y, at[2] = found.z, at[3] = found.w;
+    }
+  };
 
   // The next batch, of fragments that lie anywhere.
   template <int kMembers, int kTurn>
@@ -367,19 +415,24 @@ class Walk {
 
   // Behind it.
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_late(const Record::Product& p, uint32_t view) {
-    uint32_t at = p.staged + p.known_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
-    int known = p.late_known;
-    if (p.late_step != kPlaces) {
-      int step = kColumnBytes, half = 2 * kColumnBytes;
-      in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
-        if (known-- == 0) at = p.late + lane_offset(), step = p.late_step, half = p.late_half;
-        multiply_row<kMembers, decltype(turn_of)::value>(at, step, half);
-      });
+  __device__ __forceinline__ void multiply_late(const Record::Product& p, const LateAddresses& first, uint32_t view) {
+    if constexpr (kTiles == 1) {
+      uint32_t list = view + p.late;
+      const auto multiply_next = [&](const LateAddresses& late, auto turn_of) {
+        weights_.template next<decltype(turn_of)::value>(
+            [&](const auto& weights) { multiply<kMembers>(weights, [&](int f, int) { return late.at[f]; }); });
+      };
+      if (p.late_batches == 0) return;
+      multiply_next(first, std::integral_constant<int, kTurn>());
+      in_turn<kTurn + 1>(p.late_batches - 1,
+                         [&](auto turn_of) { multiply_next(LateAddresses(*this, list += kLateBytes), turn_of); });
     } else {
+      uint32_t at = p.staged + p.known_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
       uint32_t next = p.late;
+      int known = p.late_known;
       in_turn<kTurn>(p.late_batches, [&](auto turn_of) {
-        if (known-- > 0)
+        if (known == 0 && !p.at_places) at = p.late + lane_offset();
+        if (known-- > 0 || !p.at_places)
           multiply_row<kMembers, decltype(turn_of)::value>(at);
         else
           multiply_places<kMembers, decltype(turn_of)::value>(next, view);
@@ -449,64 +502,122 @@ class Walk {
     for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
   }
 
-  // What has come for the rings, by the warps that copy.
-  __device__ __forceinline__ void write_back(const Record& r, uint32_t view) {
-    const Record::Exchange exchange = r.exchange;
-    for (int f = warp_ - r.copies.first_warp; f < exchange.count; f += r.copies.warps) {
-      const Place p = in_shared<const Place>(exchange.places + f * sizeof(Place));
-      *reinterpret_cast<uint4*>(slot_of(view, p.slot) + p.shift + lane_ * 16) =
-          in_shared<const uint4>(p.at + lane_ * 16);
+  // Writes to the rings what has come for them: two fragments at a time, or one of them twice. Where the first two lie
+  // is found out before all threads meet.
+  class WritingBack {
+   public:
+    __device__ __forceinline__ WritingBack(const Walk& walk, const Record& r, uint32_t view)
+        : exchange_(r.exchange), first_(walk.warp_ - r.copies.first_warp), warps_(r.copies.warps),
+          now_{place(0), place(1)} {
+      for (int n = 0; n < 2; n++) to_[n] = to(walk, now_[n], view);
     }
-  }
+
+    __device__ __forceinline__ void finish(const Walk& walk, uint32_t view) const {
+      write(walk, now_, to_);
+      for (int n = 2; first_ + n * warps_ < exchange_.count; n += 2) {
+        const Place places[2] = {place(n), place(n + 1)};
+        uint4* const targets[2] = {to(walk, places[0], view), to(walk, places[1], view)};
+        write(walk, places, targets);
+      }
+    }
+
+   private:
+    __device__ Place place(int n) const {
+      const int f = max(min(first_ + n * warps_, exchange_.count - 1), 0);
+      return in_shared<const Place>(exchange_.places + f * sizeof(Place));
+    }
+    static __device__ uint4* to(const Walk& walk, const Place& p, uint32_t view) {
+      return reinterpret_cast<uint4*>(walk.slot_of(view, p.slot) + p.shift + walk.lane_ * 16);
+    }
+    __device__ void write(const Walk& walk, const Place (&places)[2], uint4* const (&to)[2]) const {
+      if (first_ >= exchange_.count) return;
+      const uint32_t lane = walk.lane_ * 16;
+      const uint4 a = in_shared<const uint4>(places[0].at + lane), b = in_shared<const uint4>(places[1].at + lane);
+      *to[0] = a, *to[1] = b;
+    }
+
+    const Record::Exchange exchange_;
+    const int first_, warps_;
+    const Place now_[2];
+    uint4* to_[2];
+  };
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
     const int bytes = kShares ? r.exchange.bytes : 0;
-    const Copying copying(*this, r.copies);
-    const auto copy_ahead = [&] { copying.start(*this, r.copies.next_step ? next(now) : now); };
     if (product.warps >> warp_ & 1) {
-      with_constants(product.members, [&](auto members, auto turn_of) {
-        multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
-      });
-      turn_by(product.known_batches < kAhead ? product.known_batches : 0);
-      if (product.barriers & kBefore) {
-        copy_ahead();
-        meet();
+      if constexpr (kShares) {  // warps with a tile leave copying to others, if there are any
+        const bool copies = product.barriers & kAllCopy;
+        compute(
+            product,
+            [&] {
+              if (copies) Copying(*this, r.copies).start(*this, of_copies(r, now));
+            },
+            now);
+        if (copies) WritingBack(*this, r, now).finish(*this, now);
+      } else {
+        const Copying copying(*this, r.copies);
+        compute(product, [&] { copying.start(*this, of_copies(r, now)); }, now);
       }
-      with_constants(product.members, [&](auto members, auto turn_of) {
-        multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, now);
-      });
-      turn_by(product.late_turns);
-      if (product.n_results) finish(product, now);
-      if (kShares && copying.is_mine()) write_back(r, now);
       if (kArrives && product.barriers & kAfter) arrive_with(bytes);
       if (product.n_results) clear_sums<0, kTiles>();  // for the next product
     } else {
+      const Copying copying(*this, r.copies);
       const auto copy_and_meet = [&] {
         if (product.barriers & kBefore) {
-          copy_ahead();
+          copying.start(*this, of_copies(r, now));
           meet();
         }
       };
-      const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
-      if constexpr (kFewTiles && kSparesRegisters) {
-        if (product.draws) {
-          const Pixel early = first();
-          copy_and_meet();
-          draw_sites(r.draw, early, now);
+      const auto meet_and_draw = [&] {
+        const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
+        if constexpr (kFewTiles && kSparesRegisters) {
+          if (product.draws) {
+            const Pixel early = first();
+            copy_and_meet();
+            draw_sites(r.draw, early, now);
+          } else {
+            copy_and_meet();
+          }
         } else {
           copy_and_meet();
+          if (product.draws) draw_sites(r.draw, first(), now);
         }
+        clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
+      };
+      if constexpr (kShares) {
+        const WritingBack back(*this, r, now);
+        meet_and_draw();
+        if (copying.is_mine()) back.finish(*this, now);
       } else {
-        copy_and_meet();
-        if (product.draws) draw_sites(r.draw, first(), now);
+        meet_and_draw();
       }
-      clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
-      if (kShares && copying.is_mine()) write_back(r, now);
       if (kArrives && product.barriers & kAfter) arrive_with(bytes);
     }
     return product.then;
   }
+
+  // copy(): the warp copies what it is to.
+  template <class Copy>
+  __device__ __forceinline__ void compute(const Record::Product& product, const Copy& copy, uint32_t now) {
+    with_constants(product.members, [&](auto members, auto turn_of) {
+      multiply_known<decltype(members)::value, decltype(turn_of)::value>(product);
+    });
+    turn_by(product.known_batches < kAhead ? product.known_batches : 0);
+    const LateAddresses late(*this, now + product.late);
+    if (product.barriers & kBefore) {
+      copy();
+      meet();
+    }
+    with_constants(product.members, [&](auto members, auto turn_of) {
+      multiply_late<decltype(members)::value, decltype(turn_of)::value>(product, late, now);
+    });
+    turn_by(product.late_turns);
+    if (product.n_results) finish(product, now);
+  }
+
+  // The view of the column step for which a record copies.
+  __device__ uint32_t of_copies(const Record& r, uint32_t now) const { return r.copies.next_step ? next(now) : now; }
 
   // -- what follows a product. Of a tile, a lane has x[0], x[1]: its first channel at sites 2 * member and the next,
   // x[2], x[3]: its second channel there.
@@ -523,7 +634,7 @@ class Walk {
     for (int n = 1;; n++) {
       const int tile = product.first_tile + warp_, channel = r.first_channel + tile * r.tile_channels + group() * 2;
       const Bias bias(r, r.bias + tile * r.bias_tile + group() * 8);
-      char* const ring = ring_of(now, r.to);
+      char* const ring = kShares ? nullptr : ring_of(now, r.to);  // or it is sent, and written back
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, bias);
       else if (r.ending == Ending::gate)
@@ -539,7 +650,7 @@ class Walk {
           case Ending::activated: activate_and_store(r, ring, channel, bias); break;
           case Ending::steps: step_and_store(r, ring, channel, bias, now); break;
           case Ending::sums:
-            if constexpr (kTiles <= kMostRowTiles) store_sums(r, ring, channel, bias, now);
+            if constexpr (kTiles <= kMostRowTiles) store_sums(r, ring_of(now, r.to), channel, bias, now);
             break;
         }
       if (n == product.n_results) break;
@@ -699,12 +810,14 @@ class Walk {
         float x[4], rounded[4];
         sums_of(x, m * kTiles + tile, tile, bias);
         const auto store_unit = [&](const Target& to, char* ring, float a, float b) {
-          store_one(to, ring, a, unit, site_of(tile, 0)), store_one(to, ring, b, unit, site_of(tile, 1));
+          store_one<!kShares>(to, ring, a, unit, site_of(tile, 0));
+          store_one<!kShares>(to, ring, b, unit, site_of(tile, 1));
           if (kShares && to.shared != kNowhere) send_unit(to.shared, a, b, unit, tile);
         };
         if (r.gate.keeps_sums) {
-          store_unit(r.gate.sums[0], ring_of(view, r.gate.sums[0]), x[0], x[1]);
-          store_unit(r.gate.sums[1], ring_of(view, r.gate.sums[1]), x[2], x[3]);
+          const auto ring_for = [&](const Target& to) { return kShares ? nullptr : ring_of(view, to); };
+          store_unit(r.gate.sums[0], ring_for(r.gate.sums[0]), x[0], x[1]);
+          store_unit(r.gate.sums[1], ring_for(r.gate.sums[1]), x[2], x[3]);
           round_as_stored(x);
         }
 #pragma unroll
@@ -729,7 +842,7 @@ class Walk {
 
   __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, const Bias& bias,
                                                  uint32_t view) {
-    char* const cells = ring_of(view, r.lstm.cell);
+    char* const cells = kShares ? nullptr : ring_of(view, r.lstm.cell);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float cell[4], input[4], forget[4], output[4], factor[4];
@@ -783,7 +896,7 @@ class Walk {
       const uint32_t offset = offset_at(channel, site_of(tile, n));
       if (to.shared != kNowhere) in_shared<Pair<kMath>>(to.shared + offset) = pair;
       if (kShares && to.shared != kNowhere) send_to_all(to.shared + offset, pair);
-      if (to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
+      if (!kShares && to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
     }
   }
 
@@ -969,11 +1082,12 @@ class Walk {
     return input.near == kNowhere ? constant(input.table + index) : in_shared<const float>(input.near + index * 4);
   }
 
+  template <bool kInRing = true>
   __device__ void store_one(const Target& to, char* ring, float x, int channel, int site) {
     using Stored = decltype(stored<kMath>(x));
     const uint32_t offset = offset_at(channel, site);
     if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset) = stored<kMath>(x);
-    if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
+    if (kInRing && to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored<kMath>(x);
   }
 
   static constexpr int kNoRow = -(1 << 20);

@@ -30,36 +30,33 @@ void Planner::form_teams(SweepDraft& sweep) {
   int large = 0;
   for (int k = sweep.first; k < sweep.end; k++) {
     sweep.has_parts |= drafts_[k].parts.size() > 1;
-    for (const Part& part : drafts_[k].parts) large += part.tiles > 0 && in_teams(part) && team_of(part.tiles) > kWarps / 4;
+    for (const Part& part : drafts_[k].parts) large += in_teams(part) && team_of(part.tiles) > kWarps / 4;
   }
-  std::array<int, kWarps> last_used;
-  last_used.fill(-1);
-  // Each the least recently used team of its size that is free; those of the largest first, so that all find one.
-  const auto place = [&](Part& part, int record, int size) {
-    const auto used = [&](int first) {
-      return *std::max_element(last_used.begin() + first, last_used.begin() + first + size);
-    };
-    int found = 0;
-    for (int first = 0; first < (sweep.has_parts ? kWarps : 2 * size); first += size)
-      if (used(first) < used(found)) found = first;
-    part.first_warp = found;
-    std::fill_n(last_used.begin() + found, size, record);
+  const auto size_of_team = [&](const Part& part) {
+    if (sweep.has_parts) return team_of(part.tiles);
+    return 4 * large > sweep.end - sweep.first ? kWarps / 2 : std::max(team_of(part.tiles), kWarps / 4);
   };
-  for (int k = sweep.first; k < sweep.end; k++) {
-    const bool goes_on = k > sweep.first && !drafts_[k - 1].parts.empty() && drafts_[k - 1].parts[0].tiles > 0 &&
-                         drafts_[k - 1].parts[0].product.n_results == 0;
-    for (const int size : {kWarps / 2, kWarps / 4, 1})
+  // In which record each warp had a tile last, and in which one in a team with others. So who works alone now and then
+  // does not disturb the turns of teams.
+  std::array<int, kWarps> at_work, in_team;
+  at_work.fill(-1), in_team.fill(-1);
+  const auto last = [](const auto& in, int first, int size) {
+    return *std::max_element(&in[first], &in[first] + size);
+  };
+  for (int k = sweep.first; k < sweep.end; k++)
+    for (const int size : {kWarps / 2, kWarps / 4, 1})  // so that all find free warps
       for (Part& part : drafts_[k].parts) {
-        if (part.tiles == 0 || !in_teams(part)) continue;
-        int wanted = team_of(part.tiles);
-        if (!sweep.has_parts) wanted = 4 * large > sweep.end - sweep.first ? kWarps / 2 : std::max(wanted, kWarps / 4);
-        if (wanted != size) continue;
-        if (goes_on)
-          part.first_warp = drafts_[k - 1].parts[0].first_warp;
-        else
-          place(part, k, size);
+        if (!in_teams(part) || size_of_team(part) != size) continue;
+        const auto& counted = size > 1 ? in_team : at_work;
+        int found = -1;
+        for (int first = 0; first < (sweep.has_parts ? kWarps : 2 * size); first += size)
+          if (last(at_work, first, size) < k && (found < 0 || last(counted, first, size) < last(counted, found, size)))
+            found = first;
+        if (k > sweep.first && goes_on(drafts_[k - 1])) found = drafts_[k - 1].parts[0].first_warp;
+        part.first_warp = found;
+        std::fill_n(&at_work[found], size, k);
+        if (size > 1) std::fill_n(&in_team[found], size, k);
       }
-  }
 }
 
 void Planner::draft(int position) {
@@ -204,23 +201,30 @@ int Planner::stage(int64_t bytes, int record, bool late) {
 
 void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
   if (known.empty() && late.empty()) return;
-  part.first_copied = static_cast<int>(d.copied.size());
-  for (size_t k = 0; k < known.size(); k++) known[k].staged = part.first_copied + static_cast<int>(k);
-  d.copied.insert(d.copied.end(), known.begin(), known.end());
   Record::Product& product = part.product;
   const int in_batch = kBatch / product.members, ahead = batches_ahead(math_, layout_.tiles);
-  int batches = static_cast<int>(known.size()) / in_batch;
-  if (late.empty() && static_cast<int>(known.size()) % in_batch == 0) batches--;
+  const auto in_batches = [&](size_t fragments) { return parts(static_cast<int>(fragments), in_batch); };
+  const bool may_fill = in_batches(known.size()) + in_batches(late.size()) == in_batches(known.size() + late.size());
+  int batches = may_fill ? in_batches(known.size()) : static_cast<int>(known.size()) / in_batch;
+  if (late.empty()) batches = in_batches(known.size()) - 1;
   if (batches > ahead) batches -= batches % ahead;
   if (arrives_early() && thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
   product.known_batches = batches;
-  const auto left = known.begin() + batches * in_batch;
-  late.insert(late.begin(), left, known.end());
-  known.erase(left, known.end());
-  product.late_batches = parts(static_cast<int>(late.size()), in_batch);
-  Multiplied filling = late.back();
-  filling.filling = true;
-  late.resize(product.late_batches * in_batch, filling);
+  const auto fill = [](std::vector<Multiplied>& to, size_t size) {
+    if (to.size() >= size) return;
+    Multiplied filling = to.back();
+    filling.filling = true;
+    to.resize(size, filling);
+  };
+  const size_t before = static_cast<size_t>(batches) * in_batch;
+  fill(known, before);
+  part.first_copied = static_cast<int>(d.copied.size());
+  for (size_t k = 0; k < known.size(); k++) known[k].staged = part.first_copied + static_cast<int>(k);
+  d.copied.insert(d.copied.end(), known.begin(), known.end());
+  late.insert(late.begin(), known.begin() + before, known.end());
+  known.erase(known.begin() + before, known.end());
+  product.late_batches = in_batches(late.size());
+  fill(late, product.late_batches * in_batch);
   product.late_turns = product.late_batches % ahead;
   part.known = std::move(known), part.late = std::move(late);
 }

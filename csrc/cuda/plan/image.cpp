@@ -13,17 +13,19 @@ Plan Planner::assembled() {
   Layout& l = layout_;
   Bytes bytes;
   if (sweeps_.size() > kMostSweeps) throw std::invalid_argument("the program goes over a row too often");
-  int slots = 0, edges = 0;
+  int slots = 0, edges = 0, late_batches = 0;
   for (SweepDraft& sweep : sweeps_) {
     if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1});  // results look one up at any rate
     if (sweep.slot_table.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
     slots = std::max(slots, static_cast<int>(sweep.slot_table.size()));
     edges = std::max(edges, static_cast<int>(sweep.edge_table.size()));
+    late_batches = std::max(late_batches, static_cast<int>(sweep.late.size()));
   }
   l.zeros = static_cast<uint32_t>(data_bytes_);
   l.tables = l.zeros + kSiteBytes;
   l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
   l.view_of_edges = l.view_of_slots + slots * 8;
+  l.view_of_late = round_up(l.view_of_edges + edges * 8, kSiteBytes);
   // From here on, what was a number is an offset.
   const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
   const auto in_view = [&](uint32_t& slot) { slot = l.view_of_slots + slot * 8; };
@@ -65,7 +67,10 @@ Plan Planner::assembled() {
       std::vector<Record>& records = own_records.emplace_back(records_of(sweep, plan, rank));
       for (Record& r : records) {
         offset(r.copies.places, places, sizeof(Place));
-        if (r.product.late_step == kPlaces) offset(r.product.late, places, sizeof(Place));
+        if (l.tiles == 1)
+          offset(r.product.late, l.view_of_late, kLateBytes);
+        else if (r.product.at_places)
+          offset(r.product.late, places, sizeof(Place));
         offset(r.product.results, results, sizeof(Result)), offset(r.draw.inputs, inputs, sizeof(InputPlan));
         offset(r.exchange.places, places, sizeof(Place));
       }
@@ -76,12 +81,20 @@ Plan Planner::assembled() {
     for (uint32_t& record : plan.first_copies)
       if (record != kNowhere) offset(record, plan.records, sizeof(Record));
     plan.edge_table = table(sweep.edge_table), plan.slot_table = table(sweep.slot_table);
+    std::vector<LateBatch> late(sweep.late.size());
+    for (size_t k = 0; k < late.size(); k++)
+      for (int f = 0; f < kBatch; f++) {
+        Place p = sweep.late[k][f];
+        place_in_view(p);
+        late[k].words[f] = LateBatch::word(p.at, p.shift, p.edge);
+      }
+    plan.late_table = table(late), plan.late_batches = static_cast<int>(late.size());
   }
   set_steps();
   l.conditions = table(conditions());
   l.table_bytes = static_cast<uint32_t>(bytes.size());
   l.first_view = l.tables + l.table_bytes;
-  const uint32_t view_bytes = round_up(l.view_of_edges + edges * 8, sizeof(Site));
+  const uint32_t view_bytes = l.view_of_late + late_batches * kLateBytes;
   l.both_views = 2 * l.first_view + view_bytes;
   const int64_t shared_bytes = l.first_view + 2 * int64_t{view_bytes};
   if (shared_bytes > limits_.shared_bytes)
@@ -139,7 +152,7 @@ void Planner::add_records(std::vector<Record>& records, const SweepDraft& sweep,
       if (&p == &d.parts[0] || has_tile(p, rank, warp)) part = p;
     }
     r.product = part.product;
-    r.product.barriers = kBefore;
+    r.product.barriers = kBefore | (r.copies.warps == kWarps ? kAllCopy : 0);
     // A warp's tiles one after the other, as often in all blocks of a cluster.
     const int most = share_of(part.tiles, 0).count;
     const Share mine = share_of(part.tiles, rank);
@@ -147,11 +160,14 @@ void Planner::add_records(std::vector<Record>& records, const SweepDraft& sweep,
       r.product.first_tile = mine.first + done - part.first_warp;
       r.product.warps = ((1u << std::clamp(mine.count - done, 0, kWarps)) - 1) << part.first_warp;
       if (done + kWarps >= most) r.product.barriers |= kAfter;
+      if (r.product.barriers & kAfter) {
+        if (k == sweep.first) r.product.then = Then::look;  // early, as the last ones copy for the next column step
+        if (k == sweep.first + kListLate) r.product.then = Then::list_late;
+      }
       records.push_back(r);
       r.product.barriers = 0, r.exchange.count = 0;
     }
   }
-  records[begin].product.then = Then::look;  // early, as the last ones already copy for the next column step
   records.back().product.then = Then::step;
 }
 
@@ -165,8 +181,8 @@ void Planner::leave_copying_to(Record::Copies& copies, const SweepDraft& sweep, 
   if (sweep.has_parts) {
     int before = 0, others = 0;
     for (int w = 0; w < kWarps; w++) {
-      const bool is_free = std::none_of(d.parts.begin(), d.parts.end(),
-                                        [&](const Part& part) { return has_tile(part, rank, w); });
+      const bool is_free =
+          std::none_of(d.parts.begin(), d.parts.end(), [&](const Part& part) { return has_tile(part, rank, w); });
       others += is_free, before += is_free && w < warp;
       if (w == warp) copies.warps = is_free;
     }
@@ -178,7 +194,7 @@ void Planner::leave_copying_to(Record::Copies& copies, const SweepDraft& sweep, 
   }
   const Part part = d.parts.empty() ? Part{} : d.parts[0];
   const int tiles = share_of(part.tiles, rank).count;
-  if (tiles > 0 && in_teams(part)) {
+  if (in_teams(part)) {
     copies.first_warp = part.first_warp == kWarps / 2 ? 0 : kWarps / 2, copies.warps = kWarps / 2;
   } else {
     copies.first_warp = 2 * tiles <= kWarps ? tiles : 0;

@@ -8,7 +8,8 @@
 namespace pcf::cuda {
 
 bool Planner::near(int position, const Read& read) const {
-  const int level = timeline_.entries[position].level, written = timeline_.entries[timeline_.position(read.value)].level;
+  const int level = timeline_.entries[position].level,
+            written = timeline_.entries[timeline_.position(read.value)].level;
   const bool is_last = read.age == 0 || (read.age == 1 && level < written);
   return is_last && distance(position, read) <= kNear;
 }
@@ -39,7 +40,7 @@ uint32_t Planner::slot(SweepDraft& sweep, const Read& read) {
 uint32_t Planner::edge(SweepDraft& sweep, const Read& read, int lead) {
   if (read.dy == 0 && read.dx == 0) lead = 0;
   const auto [found, is_new] = sweep.edges.try_emplace({lead, read.dy, read.dx}, size_of(sweep.edge_table));
-  if (is_new) sweep.edge_table.push_back({lead, read.dy, read.dx});
+  if (is_new) sweep.edge_table.push_back({lead, read.dy, read.dx, 0});
   return found->second;
 }
 
@@ -159,34 +160,30 @@ void Planner::resolve_late(SweepDraft& sweep, Part& part) {
   Record::Product& product = part.product;
   std::vector<Place> late;
   for (const Multiplied& m : part.late)
-    late.push_back(m.staged < 0 ? place(sweep, m.chunks[0], true, m.lead)
-                                : Place{product.staged + static_cast<uint32_t>((m.staged - part.first_copied) * column_)});
-  // How many go on where those before the barrier ended, and whether the others follow each other; what fills up a
-  // batch may be any of them, if it is the only one.
+    late.push_back(m.staged < 0
+                       ? place(sweep, m.chunks[0], true, m.lead)
+                       : Place{product.staged + static_cast<uint32_t>((m.staged - part.first_copied) * column_)});
   const size_t in_batch = kBatch / product.members;
+  if (layout_.tiles == 1) {
+    product.late = size_of(sweep.late);
+    for (size_t f = 0; f < late.size(); f += in_batch)
+      std::copy_n(late.begin() + f, in_batch, sweep.late.emplace_back().begin());
+    return;
+  }
+  // How many go on where those before the barrier ended, and whether the others follow each other.
   size_t known = 0;
   const int first = part.first_copied + static_cast<int>(part.known.size());
-  while (known < part.late.size() && part.late[known].staged == first + static_cast<int>(known)) known++;
+  while (known < late.size() && part.late[known].staged == first + static_cast<int>(known)) known++;
+  bool in_row = known % in_batch == 0;
+  for (size_t k = known; k < late.size(); k++)
+    in_row &=
+        late[k].edge == kEverySite && !part.late[k].filling && late[k].at == late[known].at + (k - known) * column_;
   product.late_known = static_cast<int>(known / in_batch);
-  const auto is_real = [](const Multiplied& m) { return !m.filling; };
-  const size_t real = std::count_if(part.late.begin() + known, part.late.end(), is_real), others = part.late.size() - known;
-  const size_t mixed = known % in_batch;  // known ones in a batch with others
-  bool in_row = mixed == 0;
-  product.late = others == 0 ? 0 : late[known].at;
-  product.late_step = column_, product.late_half = 2 * column_;
-  if (layout_.tiles == 1 && others + mixed == in_batch && in_batch == 4 && real <= 2) {
-    in_row = mixed == 0 || (mixed == 2 && real != 1);
-    if (mixed == 2) product.late = late[known - 2].at;
-    if (real == 0 || mixed == 0) product.late_half = 0;
-    if (real == 2 && mixed == 2) product.late_half = static_cast<int>(late[known].at - product.late);
-    if (real == 1) product.late_step = 0;
+  product.at_places = !in_row;
+  if (in_row) {
+    product.late = known < late.size() ? late[known].at : 0;
   } else {
-    in_row &= real == others;
-  }
-  for (size_t k = 0; k < real; k++)
-    in_row &= late[known + k].edge == kEverySite && late[known + k].at == late[known].at + k * column_;
-  if (!in_row) {
-    product.late = size_of(places_), product.late_step = kPlaces;
+    product.late = size_of(places_);
     places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
   }
 }
@@ -201,6 +198,7 @@ void Planner::place_exchange(SweepDraft& sweep, Draft& d) {
       places_.push_back({shared, static_cast<int>(ring), kEverySite, slot(sweep, read)});
     }
   exchange.count = static_cast<int>(size_of(places_) - exchange.places);
+  if (exchange.count == 0) places_.push_back({0, 0, kEverySite, 0});  // warps look one up, all the same
 }
 
 Target Planner::target(int value) {

@@ -119,6 +119,7 @@ struct SweepDraft {
   std::vector<Edge> edge_table = {};
   std::map<std::tuple<int, int, int, int, int>, uint32_t> slots = {};
   std::vector<Slot> slot_table = {};
+  std::vector<std::array<Place, kBatch>> late = {};  // with one tile of sites, of batches
   bool has(int record) const { return record >= first && record < end; }
 };
 
@@ -144,7 +145,13 @@ class Planner {
   // Where records have few tiles, teams of warps take turns: one multiplies what its next record knows while another is
   // at work. What is copied is left to the warps of no team, or to the other team.
   void form_teams(SweepDraft& sweep);
-  bool in_teams(const Part& part) const { return arrives_early() && 2 * share_of(part.tiles, 0).count <= kWarps; }
+  bool in_teams(const Part& part) const {
+    return arrives_early() && part.tiles > 0 && 2 * share_of(part.tiles, 0).count <= kWarps;
+  }
+  // Whether a record's sums go on in the next one.
+  static bool goes_on(const Draft& d) {
+    return !d.parts.empty() && d.parts[0].tiles > 0 && d.parts[0].product.n_results == 0;
+  }
   // 1, 2, 4 or 8 warps for so many tiles.
   int team_of(int tiles) const {
     int size = 1;

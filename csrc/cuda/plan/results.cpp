@@ -44,8 +44,7 @@ Result& Planner::add_result(int value, const Part& part, int member) {
   return r;
 }
 
-void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn,
-                         const Part& part) {
+void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Part& part) {
   const int end = part.first_channel + part.tiles * part.wide * kTileChannels;
   for (int channel = part.first_channel; channel < end; channel++) {
     const Instruction& i = *in_turn[channel % in_turn.size()];

@@ -125,8 +125,7 @@ void Timeline::end_sweep(int direction, bool sums) {
   }
   std::vector<int> by_level(end - first), place_of(end - first);
   std::iota(by_level.begin(), by_level.end(), first);
-  std::stable_sort(by_level.begin(), by_level.end(),
-                   [&](int a, int b) { return entries[a].level < entries[b].level; });
+  std::stable_sort(by_level.begin(), by_level.end(), [&](int a, int b) { return entries[a].level < entries[b].level; });
   std::vector<Entry> sorted;
   for (const int e : by_level) {
     place_of[e - first] = first + static_cast<int>(sorted.size());

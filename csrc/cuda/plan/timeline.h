@@ -35,7 +35,7 @@ struct Entry {
 // sampled one at a time, and each sweep goes over a row, from the left or from the right. In each column step it goes
 // through its entries.
 struct Sweep {
-  int first, end;     // entries, in the order of their levels
+  int first, end;  // entries, in the order of their levels
   int levels;
   int direction = 1;  // -1: from the right
   bool sums = false;  // whether all entries sum up, of several columns at once, what the next sweep's are to go on with
