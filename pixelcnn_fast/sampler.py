@@ -486,26 +486,25 @@ class Sampler:
                 engine.model.in_use(),
                 tqdm(total=n * height, unit="row", disable=not settings.progress) as bar,
             ):
-                for part in parts:
-                    count = part.stop - part.start
 
-                    def on_row(y: int, count: int = count) -> None:
-                        bar.update(count if y else 0)
+                def job(part: slice) -> Job:
+                    def on_row(y: int) -> None:
+                        bar.update(part.stop - part.start if y else 0)
 
-                    runtime.run(
-                        Job(
-                            values=values[part],
-                            known=None if known is None else known[part],
-                            noise=noise[part],
-                            given=given.part(part),
-                            options=options,
-                            parameters=None if parameters is None else parameters[part],
-                            log_probability=None if log_probability is None else log_probability[part],
-                            on_row=on_row,
-                        )
+                    return Job(
+                        values=values[part],
+                        known=None if known is None else known[part],
+                        noise=noise[part],
+                        given=given.part(part),
+                        options=options,
+                        parameters=None if parameters is None else parameters[part],
+                        log_probability=None if log_probability is None else log_probability[part],
+                        on_row=on_row,
                     )
-                    finished = part.stop
-                    bar.update(count)
+
+                for done in runtime.run_each(map(job, parts)):
+                    finished += len(done.values)
+                    bar.update(len(done.values))
         except BaseException as error:
             images = engine.model.as_images(values[:finished])
             scored = None if log_probability is None else log_probability[:finished].sum((1, 2, 3))
