@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal, TypeVar, overload
 
@@ -38,7 +39,7 @@ _telling = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
+    """What jobs, ``sample`` and ``complete`` take by keyword, besides the options of drawing."""
 
     batch_size: int | None = None
     runtime: RuntimeName = "auto"
@@ -50,6 +51,20 @@ class RunSettings:
             raise ValueError(f"batch_size is {self.batch_size}: expected 1 or more")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CallSettings(RunSettings):
+    """With what only ``sample`` and ``complete`` take, since jobs return nothing."""
+
+    device: torch.device | str | None = None
+
+    @cached_property
+    def results_on(self) -> torch.device:
+        """Raises ValueError if nothing can be there."""
+        if self.device is None:
+            return torch.device("cpu")
+        return _usable(self.device, "device is", "without device=, results are on the CPU")
+
+
 class SamplingArguments(OptionArguments, total=False):
     """All keywords that ``sample`` and ``complete`` share, as type checkers read them."""
 
@@ -57,6 +72,7 @@ class SamplingArguments(OptionArguments, total=False):
     runtime: RuntimeName
     progress: bool
     condition: Tensor | None
+    device: torch.device | str | None
 
 
 class Sampler:
@@ -265,7 +281,7 @@ class Sampler:
         **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
-    @takes_arguments_of(SamplingOptions, RunSettings)
+    @takes_arguments_of(SamplingOptions, CallSettings)
     def sample(
         self,
         n: int,
@@ -277,15 +293,19 @@ class Sampler:
         log_probability: bool = False,
         **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draws n images -> [n, C, H, W], on the CPU: uint8 (int32 beyond 256 levels), or what the head gives. Codes
+        """Draws n images -> [n, C, H, W]: uint8 (int32 beyond 256 levels), or what the head gives. Codes
         (image_form='codes') come as the model takes them, int64 [n, H, W], here and below.
 
         labels: [n] integers for a conditional model. temperature: logits are divided by it; 0 takes the most likely
-        level. generator: what the noise is drawn from. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of
-        your own, [n, D * uniforms, H, W]); same noise, same image, whatever the batch size. log_probability: return
-        (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
+        level. generator: what the noise is drawn from, for all n images at once and on the generator's device. With the
+        same seed, one on a GPU gives other images than one on the CPU; they depend on n and on the kind of GPU, too,
+        but on the batch size never. noise: u [n, C, H, W] in [0, 1) to use instead (for a head of your own,
+        [n, D * uniforms, H, W]), on any device; same noise, same image, whatever the batch size. log_probability:
+        return (images, ln p [n] float64), where p is the probability of the sub-pixels drawn under the model itself, at
         temperature 1 and with all levels. ``heads.SamplingOptions`` explains further options of drawing, such as top_k
         and top_p.
+        device: where the results are to be, by default on the CPU. With the model's own device, they are drawn there
+        and never copied to the host.
         batch_size: images drawn at once; by default what fits. runtime: 'auto', 'cpu' or 'cuda' (compiled), 'eager'
         (plain PyTorch with caches) or 'reference' (a full forward per pixel). progress: show a bar.
         condition: [n, *condition_shape], numbers, or integers if the model takes those.
@@ -296,7 +316,8 @@ class Sampler:
         if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
             raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
         self._tell_of_changes(stacklevel=3)
-        values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype)
+        where = self._workplace(arguments.get("device"))
+        values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype, device=where)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
 
     @overload
@@ -341,7 +362,7 @@ class Sampler:
         **arguments: Unpack[SamplingArguments],
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
-    @takes_arguments_of(SamplingOptions, RunSettings)
+    @takes_arguments_of(SamplingOptions, CallSettings)
     def complete(
         self,
         images: Tensor,
@@ -360,14 +381,15 @@ class Sampler:
         A pixel sees the known pixels before it, never those after it. The other arguments, the
         result and the errors are as for ``sample``.
         """
-        values = self._engine.model.checked_images(images)
+        where = self._workplace(arguments.get("device"))
+        values = self._engine.model.checked_images(images).to(where)
         known = torch.as_tensor(known)
         if self._engine.model.image_form == "codes" and known.dim() == 3:
             known = known[:, None]
         if known.dtype != torch.bool:
             raise ValueError(f"known is {known.dtype}, expected torch.bool")
         try:
-            known = known.cpu().expand(values.shape).contiguous()
+            known = known.to(where).expand(values.shape).contiguous()
         except RuntimeError:
             raise ValueError(
                 f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
@@ -382,26 +404,28 @@ class Sampler:
         labels: Tensor | None = None,
         runtime: RuntimeName = "auto",
         condition: Tensor | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """The model's logits for given images, computed by a runtime pixel by pixel: teacher-forced.
 
         images: integer levels [n, C, H, W] -> [n, C, H, W, L] in the model's dtype; for a head that reads no logits,
-        the parameters of each distribution, [n, D, H, W, P]. For checks; the model's own forward gives the same,
-        faster.
+        the parameters of each distribution, [n, D, H, W, P]. device: as for ``sample``. For checks; the model's own
+        forward gives the same, faster.
         """
-        values = self._engine.model.checked_images(images)
+        values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
         self._tell_of_changes(stacklevel=2)
         engine = self._engine
         output = engine.observed if engine.compiled is None else engine.compiled.program
         assert output is not None
         distributions = self.head.distributions(channels)
-        out = torch.zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
+        out = values.new_zeros(n, distributions, height, width, output.parameters, dtype=output.dtype)
         known = torch.ones_like(values, dtype=torch.bool)
-        unused = torch.zeros(n, self.head.uniforms * distributions, height, width, dtype=torch.float64)
-        settings = RunSettings(runtime=runtime, condition=condition)
+        unused = values.new_zeros(n, *self.noise_shape, dtype=torch.float64)
+        settings = CallSettings(runtime=runtime, condition=condition, device=device)
         self._run(values, known, labels, None, unused, SamplingOptions(), settings, parameters=out)
-        return out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
+        out = out.log_softmax(-1) if engine.compiled is not None and engine.compiled.normalised else out
+        return out.to(settings.results_on)
 
     def log_prob(self, images: Tensor, labels: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """ln p of images under the model's present weights -> [n], in nats, from one forward in eval mode.
@@ -437,6 +461,11 @@ class Sampler:
 
     # -- running
 
+    def _workplace(self, device: torch.device | str | None) -> torch.device:
+        """Where images are drawn that are to be on ``device`` in the end: with the model, unless that is the CPU."""
+        results_on = CallSettings(device=device).results_on
+        return results_on if results_on.type == "cpu" else self.device
+
     def _sampled(
         self,
         values: Tensor,
@@ -455,10 +484,10 @@ class Sampler:
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
         options = _fields_among(SamplingOptions, arguments, temperature=temperature)
         self.head.check_options(options)
-        settings = _fields_among(RunSettings, arguments)
-        found = torch.zeros(values.shape, dtype=torch.float64) if log_probability else None
+        settings = _fields_among(CallSettings, arguments)
+        found = torch.zeros_like(values, dtype=torch.float64) if log_probability else None
         images = self._run(values, known, labels, generator, noise, options, settings, log_probability=found)
-        return images if found is None else (images, found.sum((1, 2, 3)))
+        return images if found is None else (images, found.sum((1, 2, 3)).to(images.device))
 
     def _run(
         self,
@@ -468,7 +497,7 @@ class Sampler:
         generator: torch.Generator | None,
         noise: Tensor | None,
         options: SamplingOptions,
-        settings: RunSettings,
+        settings: CallSettings,
         *,
         log_probability: Tensor | None = None,
         parameters: Tensor | None = None,
@@ -486,50 +515,68 @@ class Sampler:
                 engine.model.in_use(),
                 tqdm(total=n * height, unit="row", disable=not settings.progress) as bar,
             ):
-                for part in parts:
-                    count = part.stop - part.start
 
-                    def on_row(y: int, count: int = count) -> None:
-                        bar.update(count if y else 0)
+                def job(part: slice) -> Job:
+                    def on_row(y: int) -> None:
+                        bar.update(part.stop - part.start if y else 0)
 
-                    runtime.run(
-                        Job(
-                            values=values[part],
-                            known=None if known is None else known[part],
-                            noise=noise[part],
-                            given=given.part(part),
-                            options=options,
-                            parameters=None if parameters is None else parameters[part],
-                            log_probability=None if log_probability is None else log_probability[part],
-                            on_row=on_row,
-                        )
+                    return Job(
+                        values=values[part],
+                        known=None if known is None else known[part],
+                        noise=noise[part],
+                        given=given.part(part),
+                        options=options,
+                        parameters=None if parameters is None else parameters[part],
+                        log_probability=None if log_probability is None else log_probability[part],
+                        on_row=on_row,
                     )
-                    finished = part.stop
-                    bar.update(count)
+
+                for done in runtime.run_each(map(job, parts)):
+                    finished += len(done.values)
+                    bar.update(len(done.values))
         except BaseException as error:
-            images = engine.model.as_images(values[:finished])
-            scored = None if log_probability is None else log_probability[:finished].sum((1, 2, 3))
+            images = engine.model.as_images(values[:finished]).to(settings.results_on)
+            scored = None
+            if log_probability is not None:
+                scored = log_probability[:finished].sum((1, 2, 3)).to(settings.results_on)
             if isinstance(error, NonFiniteLogits):
                 error = error.moved(finished)
             elif isinstance(error, KeyboardInterrupt):
                 error = SamplingInterrupted(images, n)
             raise keeping(error, images, scored) from error.__cause__
-        return engine.model.as_images(values)
+        return engine.model.as_images(values).to(settings.results_on)
 
     def _checked_noise(
         self, noise: Tensor | None, shape: torch.Size, generator: torch.Generator | None
     ) -> Tensor:
         if noise is None:
-            device = generator.device if generator is not None else "cpu"
-            return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
+            device = torch.device("cpu") if generator is None else generator.device
+            device = _usable(device, "generator is on", "pass one on the CPU")
+            return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         noise = torch.as_tensor(noise)
+        _usable(noise.device, "noise is on", "pass it on the CPU")
         if noise.shape != shape or not noise.is_floating_point():
             raise ValueError(
                 f"noise is {noise.dtype} {list(noise.shape)}, expected floating point {list(shape)}"
             )
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
-        return noise.double().cpu().contiguous()
+        return noise.double().contiguous()
+
+
+def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:
+    """The device, with its number, once it is known to hold float64, in which noise and log-probabilities are.
+
+    Raises ValueError that says ``what`` is there, why it can't be, and what to do ``instead``.
+    """
+    try:
+        found = torch.empty(0, dtype=torch.float64, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("its tensors have no values")
+    except (RuntimeError, TypeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{what} {str(device)!r}, which can't be used here: {why}; {instead}") from error
+    return found
 
 
 Fields = TypeVar("Fields")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import NonFiniteLogits, Sampler, SamplingInterrupted
 from pixelcnn_fast.runtimes import RuntimeName
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 from tests.heads.test_own_head import Net, Pair
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
@@ -106,7 +106,7 @@ def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.Mon
     expected = sampler.sample(40, noise=noise(40), log_probability=True)
     engine, calls = sampler.runtime(runtime), 0
 
-    class Interrupted:
+    class Interrupted(Runtime):
         def run(self, job: Job) -> None:
             nonlocal calls
             calls += 1

@@ -8,6 +8,7 @@ import pydoc
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,10 +19,13 @@ import torch
 
 import pixelcnn_fast
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.engine import LARGEST_BATCH
 from pixelcnn_fast.errors import ModelFailed, NonFiniteLogits, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import SamplingOptions
 from pixelcnn_fast.runtimes.eager import EagerRuntime
-from pixelcnn_fast.sampler import RunSettings, SamplingArguments
+from pixelcnn_fast.runtimes.job import Job, Runtime
+from pixelcnn_fast.sampler import CallSettings, SamplingArguments
+from tests.copies import pretended_devices
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
 
 
@@ -331,6 +335,7 @@ SHARED = {
     "progress": False,
     "log_probability": False,
     "condition": None,
+    "device": None,
 }
 
 
@@ -347,7 +352,7 @@ def test_every_argument_is_shown(method, own):
 
 
 def test_type_checkers_know_every_keyword():
-    expected = {**get_type_hints(SamplingOptions), **get_type_hints(RunSettings)}
+    expected = {**get_type_hints(SamplingOptions), **get_type_hints(CallSettings)}
     del expected["temperature"]  # it is a positional argument
     assert get_type_hints(SamplingArguments) == expected
 
@@ -440,3 +445,125 @@ def test_arrays_and_lists_are_taken_for_tensors():
         sampler.sample(1, temperature="1")
     with pytest.raises(ValueError, match="generator is a int, expected a torch.Generator"):
         sampler.sample(1, generator=3)
+
+
+# -- where results, noise and generators are
+
+ABSENT = f"cuda:{torch.cuda.device_count()}"
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_results_on_the_cpu_are_the_default_s(sampler, device):
+    u = torch.rand(2, 2, 4, 4, dtype=torch.float64)
+    expected = sampler.sample(2, LABELS, noise=u, log_probability=True)
+    found = sampler.sample(2, LABELS, noise=u, log_probability=True, device=device)
+    assert all(map(torch.equal, found, expected)) and found[0].device.type == "cpu"
+    known = torch.eye(4, dtype=torch.bool)
+    kept = sampler.complete(expected[0], known, LABELS, noise=u)
+    assert torch.equal(sampler.complete(expected[0], known, LABELS, noise=u, device=device), kept)
+    logits = sampler.logits(kept, LABELS)
+    assert torch.equal(sampler.logits(kept, LABELS, device=device), logits)
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [(ABSENT, "."), ("meta", "its tensors have no values"), ("gpu", "gpu"), (torch.device(ABSENT), ".")],
+)
+def test_a_device_that_can_t_hold_results_is_refused_before_any_work(sampler, device, why, monkeypatch):
+    def no_work(*_: object) -> None:
+        raise AssertionError("this is work")
+
+    monkeypatch.setattr(Sampler, "_run", no_work)
+    images, known = torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.eye(4, dtype=torch.bool)
+    for call in (
+        lambda: sampler.sample(2, LABELS, device=device),
+        lambda: sampler.complete(images, known, LABELS, device=device),
+        lambda: sampler.logits(images, LABELS, device=device),
+    ):
+        with pytest.raises(ValueError, match=f"device is '{device}'.*: .*{why}.*without device=.*on the CPU"):
+            call()
+
+
+class OnMeta(torch.Generator):
+    """In place of one on a device without float64, such as MPS."""
+
+    device = torch.device("meta")
+
+
+def test_noise_and_generators_on_devices_that_won_t_do_are_refused(sampler):
+    with pytest.raises(ValueError, match="noise is on 'meta'.*its tensors have no values; pass it on the CPU"):
+        sampler.sample(2, LABELS, noise=torch.rand(2, 2, 4, 4, device="meta"))
+    with pytest.raises(ValueError, match="generator is on 'meta'.*; pass one on the CPU"):
+        sampler.sample(2, LABELS, generator=OnMeta())
+
+
+def test_noise_stays_where_it_is_given_or_drawn(sampler):
+    """Here, the GPU need not be there."""
+    gpu = torch.device("cuda:0")
+
+    class OnGpu(torch.Generator):
+        device = gpu
+
+    with pretended_devices() as copies:
+        drawn = sampler._checked_noise(None, torch.Size((2, 2, 4, 4)), OnGpu())
+        none = torch.zeros(0, 2, 4, 4, device=gpu)  # has no values to look at
+        given = sampler._checked_noise(none, none.shape, None)
+    assert drawn.device == given.device == gpu and not copies.made
+
+
+class Recording(Runtime):
+    """It draws nothing, and writes down where it should."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, job: Job) -> None:
+        raise AssertionError("only run_each is used")
+
+    def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        self.jobs = list(jobs)
+        yield from self.jobs
+
+
+@pytest.mark.parametrize("model_on", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(
+    ("device", "results_on"), [(None, "cpu"), ("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")]
+)
+def test_images_are_drawn_with_the_model_unless_they_are_to_be_on_the_cpu(
+    model_on, device, results_on, monkeypatch
+):
+    """Here, the GPU need not be there."""
+    sampler, recording = Sampler(pixelcnn(), (1, 4, 4)), Recording()
+    monkeypatch.setattr(Sampler, "device", torch.device(model_on))
+    monkeypatch.setitem(sampler._engine._runtimes, "eager", recording)
+    with pretended_devices() as copies:
+        images, scores = sampler.sample(5, runtime="eager", batch_size=3, device=device, log_probability=True)
+    assert images.device == scores.device == torch.device(results_on)
+    drawn_on = "cpu" if results_on == "cpu" else model_on
+    for job, n in zip(recording.jobs, (3, 2), strict=True):
+        assert job.log_probability is not None
+        assert job.values.device == job.log_probability.device == torch.device(drawn_on)
+        assert job.values.shape[0] == n and job.noise.device.type == "cpu"
+    leaves_the_host = drawn_on == "cpu" != results_on
+    assert [copy.elements for copy in copies.made] == ([5 * 16, 5] if leaves_the_host else [])
+
+
+@pytest.mark.parametrize("method", ["complete", "logits"])
+def test_given_images_on_a_gpu_stay_there(method, monkeypatch):
+    sampler, recording = Sampler(pixelcnn(), (1, 4, 4)), Recording()
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(Sampler, "device", gpu)
+    monkeypatch.setattr("pixelcnn_fast.heads.categorical.check_levels", lambda *_: None)  # it reads values
+    monkeypatch.setattr(Sampler, "_checked_noise", lambda self, noise, *_: noise)  # the same
+    monkeypatch.setitem(sampler._engine._runtimes, "eager", recording)
+    monkeypatch.setitem(LARGEST_BATCH, Recording, 2)
+    with pretended_devices() as copies:
+        images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8, device=gpu)
+        if method == "complete":
+            known, u = torch.ones(4, 4, dtype=torch.bool, device=gpu), torch.zeros(2, 1, 4, 4, device=gpu)
+            found = sampler.complete(images, known, noise=u, runtime="eager", device=gpu)
+        else:
+            found = sampler.logits(images, runtime="eager", device=gpu)
+    assert found.device == gpu and not copies.made
+    (job,) = recording.jobs
+    assert job.known is not None and job.values.device == job.known.device == job.noise.device == gpu

@@ -144,7 +144,7 @@ class Head(ABC):
 
     @abstractmethod
     def checked(self, values: Tensor) -> Tensor:
-        """Values that a user gave, any shape -> a copy in ``value_dtype`` on the CPU. Raises ValueError, saying why."""
+        """Values that a user gave, any shape -> a copy in ``value_dtype``. Raises ValueError, saying why."""
 
     @abstractmethod
     def as_images(self, values: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class OfLevels(Head):
             raise ValueError(
                 f"images are {values.dtype}: expected integer levels (likelihood.to_levels makes them)"
             )
-        check_levels(values.cpu().long(), self.levels)
-        return values.cpu().to(self.value_dtype, copy=True).contiguous()
+        check_levels(values.long(), self.levels)
+        return values.to(self.value_dtype, copy=True).contiguous()
 
     def as_images(self, values: Tensor) -> Tensor:
         """uint8 where all levels fit in it."""

@@ -11,7 +11,7 @@ from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 
 
@@ -28,7 +28,7 @@ def why_not_cpu(program: PhasedProgram, head: Head) -> str | None:
     return None
 
 
-class CpuRuntime:
+class CpuRuntime(Runtime):
     """Packs the weights once; ``run`` may then be called from several threads.
 
     precision: 'same', or 'bf16', in which the weights that are multiplied are then stored; where the processor

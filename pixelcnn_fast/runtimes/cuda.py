@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
+from pixelcnn_fast.runtimes.pinned import on_device, on_host
 
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -89,7 +91,21 @@ class DeviceJob:
     error: Tensor
 
 
-class CudaRuntime:
+@dataclass
+class Launched:
+    """A job that the device is at work on.
+
+    results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; error: as in
+    ``DeviceJob``, on the host; done: None if the kernels run on the host.
+    """
+
+    job: Job
+    results: list[tuple[Tensor, Tensor]]
+    error: Tensor
+    done: torch.cuda.Event | None
+
+
+class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
 
     precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host.
@@ -125,21 +141,51 @@ class CudaRuntime:
             raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
 
     def run(self, job: Job) -> None:
-        if job.values.shape[0] == 0:
-            return
-        batch = self.prepared(job)
+        if job.values.shape[0]:
+            self._finished(self._launched(job))
+
+    def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """The device goes on with the next job while the host stores what one has given. What is raised while a job is
+        prepared loses the one before it."""
+        before: Launched | None = None
+        for job in jobs:
+            launched = self._launched(job)
+            if before is not None:
+                yield self._finished(before)
+            before = launched
+        if before is not None:
+            yield self._finished(before)
+
+    def _launched(self, job: Job) -> Launched:
+        """Waits for nothing. What the device needs no longer afterwards, it reuses for the next job of this stream."""
+        batch, device = self.prepared(job), self._program.device
         for row in range(self._program.shape[1]):  # all of them are one launch
             job.on_row(row)
         self.enqueue(batch)
-        if (code := int(batch.error)) == WAITED_IN_VAIN:  # waits for the device
+        results = [
+            (place, on_host(found) if place.device.type == "cpu" else found)
+            for place, found in (
+                (job.values, batch.levels),
+                (job.parameters, batch.logits),
+                (job.log_probability, batch.log_probability),
+            )
+            if place is not None and found is not None
+        ]
+        error = on_host(batch.error)
+        done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        return Launched(job, results, error, done)
+
+    def _finished(self, launched: Launched) -> Job:
+        """Waits for the device, and not for what was launched later."""
+        if launched.done is not None:
+            launched.done.synchronize()
+        if (code := int(launched.error)) == WAITED_IN_VAIN:
             raise RuntimeError("threads of the CUDA sampler waited in vain for each other: please report this")
         if code != -1:
             raise NonFiniteLogits(*self._location(code))
-        job.values.copy_(batch.levels)
-        if job.parameters is not None and batch.logits is not None:
-            job.parameters.copy_(batch.logits)
-        if job.log_probability is not None and batch.log_probability is not None:
-            job.log_probability.copy_(batch.log_probability)
+        for place, found in launched.results:
+            place.copy_(found)
+        return launched.job
 
     def prepared(self, job: Job) -> DeviceJob:
         """The job on the device, with all the memory that it takes."""
@@ -151,12 +197,14 @@ class CudaRuntime:
         return DeviceJob(
             job,
             sampler,
-            levels=job.values.to(device),
-            known=None if job.known is None else job.known.to(device, torch.uint8),
-            noise=job.noise.to(device, torch.float64),
-            conditions=torch.cat(conditions).to(device) if conditions else None,
+            levels=on_device(job.values, device, job.values.dtype),
+            known=None if job.known is None else on_device(job.known, device, torch.uint8),
+            noise=on_device(job.noise, device, torch.float64),
+            conditions=on_device(torch.cat(conditions), device, torch.float32) if conditions else None,
             logits=None if job.parameters is None else torch.empty(job.parameters.shape, device=device),
-            log_probability=None if job.log_probability is None else job.log_probability.to(device),
+            log_probability=None
+            if job.log_probability is None
+            else torch.zeros(job.log_probability.shape, dtype=torch.float64, device=device),
             constants=self._constants_of(shape),
             workspace=torch.empty(
                 sampler.workspace_bytes(job.values.shape[0]), dtype=torch.uint8, device=device

@@ -16,10 +16,10 @@ from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.formulas import apply_steps
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram, Run, Scan
 from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Instruction, Read
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 
 
-class EagerRuntime:
+class EagerRuntime(Runtime):
     def __init__(self, program: PhasedProgram, conditions: Conditions, head: Head) -> None:
         self._program, self._conditions, self._head = program, conditions, head
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Job:
     values: [n, C, H, W] in the head's dtype, known values in, all values out; known: bool [n, C, H, W] or None (none
     known); noise: float64 [n, U, H, W] in [0, 1); given: for the n images; parameters: [n, D, H, W, P] to fill, or
     None; log_probability: float64 [n, C, H, W], zeros, to fill where values are drawn, or None; on_row(y) is called
-    before row y, and stops the run by raising.
+    before row y, and stops the run by raising. All tensors are on the host, or all where the model is.
     """
 
     values: Tensor
@@ -82,10 +82,17 @@ def _part(of: Tensor, draw: int, draws: int) -> slice:
     return slice(draw * each, (draw + 1) * each)
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """Executes jobs for one program and head.
 
     All runtimes give the same images for the same noise, up to rounding of the parameters.
     """
 
+    @abstractmethod
     def run(self, job: Job) -> None: ...
+
+    def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Runs them in order -> each when it is finished. Here, their noise may be on any device."""
+        for job in jobs:
+            self.run(replace(job, noise=job.noise.to(job.values.device)))
+            yield job

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import ModelFailed
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
 
 
-class ReferenceRuntime:
+class ReferenceRuntime(Runtime):
     """Runs the model's own forward for every pixel, once for each of its ``draws``."""
 
     def __init__(self, model: WrappedModel, draws: int) -> None:

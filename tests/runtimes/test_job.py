@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads import Bernoulli, Categorical, Head, SamplingOptions
-from pixelcnn_fast.runtimes.job import Job
+from pixelcnn_fast.runtimes.job import Job, Runtime
+from tests.copies import Copy, pretended_devices
 from tests.heads.test_own_head import Pair
 
 N, C, LEVELS = 3, 4, 5
@@ -90,3 +91,18 @@ def test_options_that_a_head_does_not_heed_are_refused() -> None:
     Pair().check_options(SamplingOptions(temperature=0.5))
     with pytest.raises(ValueError, match="top_k is not used by Pair"):
         Pair().check_options(SamplingOptions(top_k=1))
+
+
+def test_noise_from_another_device_is_brought_to_the_values() -> None:
+    """All at once, since what draws in Python reads it pixel by pixel."""
+
+    class Remembering(Runtime):
+        def run(self, job: Job) -> None:
+            assert job.noise.device == job.values.device
+
+    with pretended_devices() as copies:
+        jobs = [job(None), job(None)]
+        for each in jobs:
+            each.noise = each.noise.cuda()
+        done = list(Remembering().run_each(jobs))
+    assert done == jobs and copies.made[-2:] == 2 * [Copy("cuda", "cpu", N * C, waits=True)]

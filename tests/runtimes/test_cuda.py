@@ -1,0 +1,166 @@
+"""How the CUDA runtime hands jobs to the device and takes their results, with a stub in place of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.runtimes.cuda import WAITED_IN_VAIN, CudaRuntime, Launched, Limits
+from pixelcnn_fast.runtimes.job import Job
+from tests.copies import Copy, pretended_devices
+from tests.needs import needs_native
+from tests.system.networks import pixelcnn
+
+pytestmark = needs_native
+SHAPE = (1, 2, 3)
+NAN_AT_THE_SECOND_PIXEL = 1 << 40  # of image 0, channel 0
+events: list[str] = []
+
+
+class Kernels:
+    """Levels are 256 times the noise, logits are not written, log-probabilities are the noise; ``errors`` has the error
+    word of each launch, -1 if it has none."""
+
+    def __init__(self, errors: dict[int, int] | None = None) -> None:
+        self.errors = errors or {}
+        self.facts = {"most_images": 4}
+        self.launches = 0
+        self.CudaJob = SimpleNamespace
+
+    def CudaSampler(self, *_: Any) -> Kernels:
+        return self
+
+    def workspace_bytes(self, images: int) -> int:
+        return images
+
+    def constants(self) -> bytes:
+        return b"0"
+
+    def run(self, job: Any) -> None:
+        events.append(f"launched {self.launches}")
+        size = job.images * 6
+        noise = (ctypes.c_double * size).from_address(job.noise)
+        levels = (ctypes.c_int32 * size).from_address(job.values)
+        levels[:] = [int(256 * u) for u in noise]
+        if job.log_probability:
+            (ctypes.c_double * size).from_address(job.log_probability)[:] = noise
+        ctypes.c_int64.from_address(job.error).value = self.errors.get(self.launches, -1)
+        self.launches += 1
+
+
+def runtime(kernels: Kernels) -> CudaRuntime:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    captured = sampler._engine.captured
+    return CudaRuntime(
+        captured.program, captured.conditions, sampler.head, module=kernels, limits=Limits(1 << 16, 2)
+    )
+
+
+def job(number: int = 0, n: int = 2) -> Job:
+    generator = torch.Generator().manual_seed(number)
+    return Job(
+        values=torch.zeros(n, *SHAPE, dtype=torch.int32),
+        noise=torch.rand(n, *SHAPE, dtype=torch.float64, generator=generator),
+        log_probability=torch.zeros(n, *SHAPE, dtype=torch.float64),
+    )
+
+
+def jobs() -> Iterator[Job]:
+    for number in range(3):
+        events.append(f"asked for {number}")
+        yield job(number)
+
+
+def is_as_stubbed(found: Job) -> bool:
+    assert found.log_probability is not None
+    return torch.equal(found.values, (256 * found.noise).int()) and torch.equal(
+        found.log_probability, found.noise
+    )
+
+
+def test_the_next_job_is_launched_before_the_last_is_stored() -> None:
+    events.clear()
+    for number, finished in enumerate(runtime(Kernels()).run_each(jobs())):
+        events.append(f"finished {number}")
+        assert is_as_stubbed(finished) and torch.equal(finished.noise, job(number).noise)
+    assert events == [
+        *("asked for 0", "launched 0", "asked for 1", "launched 1", "finished 0"),
+        *("asked for 2", "launched 2", "finished 1", "finished 2"),
+    ]
+
+
+def test_one_job() -> None:
+    one, none = job(), job(n=0)
+    stubbed = runtime(kernels := Kernels())
+    stubbed.run(one)
+    stubbed.run(none)
+    assert is_as_stubbed(one) and kernels.launches == 1
+
+
+def test_the_error_word_is_that_of_its_own_job() -> None:
+    """The second of three jobs fails: the first is finished, and its values are kept."""
+    finished = []
+    with pytest.raises(NonFiniteLogits) as failed:
+        for each in runtime(Kernels({1: NAN_AT_THE_SECOND_PIXEL})).run_each(jobs()):
+            finished.append(each)
+    assert failed.value.location == (0, 0, 0, 1)
+    assert len(finished) == 1 and is_as_stubbed(finished[0])
+
+
+def test_threads_that_wait_in_vain_are_no_nan() -> None:
+    with pytest.raises(RuntimeError, match="waited in vain.*please report"):
+        runtime(Kernels({0: WAITED_IN_VAIN})).run(job())
+
+
+def test_the_error_word_is_read_when_the_device_has_come_to_it() -> None:
+    error = torch.tensor([-1])
+    done: Any = SimpleNamespace(synchronize=lambda: error.fill_(NAN_AT_THE_SECOND_PIXEL))
+    with pytest.raises(NonFiniteLogits):
+        runtime(Kernels())._finished(Launched(job(), [], error, done))
+
+
+# -- with a GPU that is not there
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
+    """It launches nothing."""
+    found, stream = runtime(Kernels()), SimpleNamespace(record_event=torch.cuda.Event)
+    found._program = replace(found._program, device=GPU)
+    monkeypatch.setattr(found, "_constants_of", lambda shape: torch.zeros(1, device=GPU))
+    monkeypatch.setattr(found, "enqueue", lambda batch: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    return found
+
+
+def test_between_host_and_gpu_nobody_waits(on_gpu: CudaRuntime) -> None:
+    with pretended_devices() as copies:
+        one = replace(job(), known=torch.zeros(2, *SHAPE, dtype=torch.bool))
+        launched = on_gpu._launched(one)
+        there = 3 * [Copy("cpu", "cuda", 12)]  # levels, known, noise
+        back = [Copy("cuda", "cpu", elements) for elements in (12, 12, 1)]  # levels, log-probabilities, error
+        assert copies.made == there + back and copies.pinned_elements == sum(x.elements for x in there + back)
+        assert [place for place, _ in launched.results] == [one.values, one.log_probability]
+        assert all(found.device.type == "cpu" for _, found in launched.results)
+    assert launched.done is not None
+
+
+def test_what_is_on_the_gpu_stays_there(on_gpu: CudaRuntime) -> None:
+    with pretended_devices() as copies:
+        values = torch.zeros(2, *SHAPE, dtype=torch.int32, device=GPU)
+        noise, scores = (torch.zeros(2, *SHAPE, dtype=torch.float64, device=GPU) for _ in range(2))
+        one = Job(values=values, noise=noise, log_probability=scores)
+        assert on_gpu.prepared(one).noise is noise
+        (place, found), (_, their_scores) = on_gpu._launched(one).results
+        assert place is found is values and their_scores.device == GPU
+    assert copies.made == [Copy("cuda", "cpu", 1)]  # the error word
