@@ -13,37 +13,49 @@ import torch
 
 from pixelcnn_fast.passes.compose import composed
 from pixelcnn_fast.passes.phases import with_runs
-from pixelcnn_fast.program.phased import PhasedInstruction, PhasedProgram
+from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
 from pixelcnn_fast.program.program import Convolution, Read, Tap
 
-# Weights of a composed tap, at most. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some 1,000 clock
-# cycles, which is what a layer of one pixel takes.
+# So many weights more, at most. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some 1,000 clock cycles,
+# which is what a layer of one pixel takes.
 MOST_WEIGHTS = 1 << 15
 
 
 def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
-    """The same program, in which convolutions read the parts of a residual sum at their own pixel in place of it."""
-    residuals = {i.out: sum for i in program.instructions if (sum := _residual(i)) is not None}
-    return replace(program, instructions=tuple(_without_waiting(i, residuals) for i in program.instructions))
+    """The same program, in which convolutions read the parts of a residual sum at their own pixel in place of it, where
+    it is computed just before them."""
+    leads = {} if program.wavefront is None else program.wavefront.leads
+
+    def when(i: PhasedInstruction) -> tuple[Phase, int, int]:
+        return i.phase, i.after, leads.get(i.out, 0)
+
+    sums: dict[tuple[Phase, int, int], dict[int, Convolution]] = {}
+    for i in program.instructions:
+        if (residual := _residual(i)) is not None:
+            sums.setdefault(when(i), {})[i.out] = residual
+    instructions = tuple(_without_waiting(i, sums.get(when(i), {})) for i in program.instructions)
+    return replace(program, instructions=instructions)
 
 
 def _residual(phased: PhasedInstruction) -> Convolution | None:
     """The instruction as a sum of 1x1 taps alone, if it is one: what it adds to them becomes a tap, too."""
     i = phased.instruction
-    if not isinstance(i, Convolution) or phased.scan is not None or not all(tap.read.is_here for tap in i.taps):
+    if not isinstance(i, Convolution) or phased.scan is not None or not i.taps:
+        return None
+    if not all(tap.read.is_here for tap in i.taps):
         return None
     if i.is_sum:
         return i
-    added = i.steps[0].value if len(i.steps) == 1 and i.steps[0].kind == "add" and i.steps[0].alpha == 1 else None
-    if added is None or not added.is_here or not i.taps:
+    [step, *others] = i.steps
+    if others or step.kind != "add" or step.alpha != 1 or step.value is None or not step.value.is_here:
         return None
     weight = i.taps[0].weight
-    itself = Tap(added.value, 0, 0, torch.eye(i.channels, dtype=weight.dtype, device=weight.device))
+    itself = Tap(step.value.value, 0, 0, torch.eye(i.channels, dtype=weight.dtype, device=weight.device))
     return replace(i, taps=(*i.taps, itself), steps=())
 
 
 def _without_waiting(phased: PhasedInstruction, residuals: Mapping[int, Convolution]) -> PhasedInstruction:
-    """It reads no composed sum, as what that reads is ready a layer earlier."""
+    """It reads no sum that was composed itself, as the parts of it are ready a layer earlier."""
     i = phased.instruction
     if not isinstance(i, Convolution) or phased.scan is not None:
         return phased
@@ -52,7 +64,8 @@ def _without_waiting(phased: PhasedInstruction, residuals: Mapping[int, Convolut
         inner = residuals.get(tap.source)
         if inner is None or not tap.read.is_here:
             continue
-        if sum(first.weight.shape[0] for first in inner.taps[:1]) * i.channels > MOST_WEIGHTS:
+        more = sum(len(first.weight) for first in inner.taps) - len(tap.weight)
+        if more * i.channels > MOST_WEIGHTS:
             continue
         i = composed(inner, i)
         if tap.read in in_row:

@@ -59,6 +59,7 @@ CASES = {
     "row lstm": lambda: (row_lstm(learn_initial_state=True, n_classes=4), (3, 4, 5)),
     "row lstm without labels": lambda: (row_lstm(), (3, 3, 4)),
     "row lstm, thirds": lambda: (row_lstm(channel_order="thirds"), (3, 3, 4)),
+    "many logits": lambda: (ManyLogits().eval(), (3, 3, 4)),
     "half a gate": lambda: (HalfGate().eval(), (1, 3, 5)),
     "diagonal bilstm": lambda: (diagonal_bilstm(n_classes=4), (3, 4, 5)),
     "diagonal bilstm, thirds": lambda: (diagonal_bilstm(channel_order="thirds"), (3, 3, 4)),
@@ -385,6 +386,35 @@ def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     levels, logits = run(together, sampler, u, labels=labels)
     expected = run(apart, sampler, u, labels=labels)
     assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
+
+
+def test_what_reads_nothing_of_each_other_shares_a_record():
+    """In a cluster, as far as there are warps for it. The images are the same."""
+    torch.manual_seed(2)
+    model, shape = gated(32, input_channels=1), (1, 4, 5)
+    sampler = Sampler(model, shape)
+    _, u, _ = inputs(shape, n := images_with("clusters"))
+    together, apart = runtime(sampler, "clusters"), runtime(sampler, "as many as it holds")
+    assert together.facts(n)["cluster"] == 4 and together.facts(n)["records"] < apart.facts(n)["records"]
+    levels, logits = run(together, sampler, u)
+    expected = run(apart, sampler, u)
+    assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
+
+
+class ManyLogits(torch.nn.Module):
+    """More logits than a cluster has warps for, of a value that is also read to the right."""
+
+    n_classes = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.first = Masked(3, 20, [*ABOVE, (0, -1)])
+        self.last = Masked(20, 3 * 256, [(0, -1), (0, 0)])
+
+    def forward(self, images):
+        x = self.first(images.to(self.first.weight.dtype) / 99)
+        return (9 * self.last(x)).unflatten(1, (3, 256)).permute(0, 1, 3, 4, 2)
 
 
 class HalfGate(torch.nn.Module):
