@@ -16,8 +16,8 @@ from pixelcnn_fast.passes.phases import with_runs
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction, PhasedProgram
 from pixelcnn_fast.program.program import Convolution, Read, Tap
 
-# So many weights more, at most. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some 1,000 clock cycles,
-# which is what a layer of one pixel takes.
+# A sum's readers may take so many weights more. In bfloat16, 64 KB: one multiprocessor of a GPU reads them in some
+# 1,000 clock cycles, which is what a layer of one pixel takes.
 MOST_WEIGHTS = 1 << 15
 
 
@@ -29,12 +29,24 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
     def when(i: PhasedInstruction) -> tuple[Phase, int, int]:
         return i.phase, i.after, leads.get(i.out, 0)
 
-    sums: dict[tuple[Phase, int, int], dict[int, Convolution]] = {}
+    residuals: dict[int, Convolution] = {}
     for i in program.instructions:
         if (residual := _residual(i)) is not None:
-            sums.setdefault(when(i), {})[i.out] = residual
-    instructions = tuple(_without_waiting(i, sums.get(when(i), {})) for i in program.instructions)
+            readers = [j.channels for j in program.instructions if when(j) == when(i) and _reads(j, i.out)]
+            more = sum(len(tap.weight) for tap in residual.taps) - i.channels
+            if more * sum(readers) <= MOST_WEIGHTS:
+                residuals[i.out] = residual
+    by_out = {i.out: i for i in program.instructions}
+    instructions = tuple(
+        _without_waiting(i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)})
+        for i in program.instructions
+    )
     return replace(program, instructions=instructions)
+
+
+def _reads(phased: PhasedInstruction, value: int) -> bool:
+    i = phased.instruction
+    return isinstance(i, Convolution) and any(tap.read == Read(value) for tap in i.taps)
 
 
 def _residual(phased: PhasedInstruction) -> Convolution | None:
@@ -63,9 +75,6 @@ def _without_waiting(phased: PhasedInstruction, residuals: Mapping[int, Convolut
     for tap in i.taps:
         inner = residuals.get(tap.source)
         if inner is None or not tap.read.is_here:
-            continue
-        more = sum(len(first.weight) for first in inner.taps) - len(tap.weight)
-        if more * i.channels > MOST_WEIGHTS:
             continue
         i = composed(inner, i)
         if tap.read in in_row:
