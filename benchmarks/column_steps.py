@@ -23,7 +23,7 @@ from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits, Shape
+from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits, Shape, has_clusters
 from pixelcnn_fast.runtimes.pack import sampling_options
 
 ROOT = Path(__file__).parents[1]
@@ -117,8 +117,11 @@ class ColumnSteps:
 
     def milliseconds(self, network: Network, images: int) -> float:
         """Of a batch: all of its sweeps."""
+        return sum(step.milliseconds(self.rates) for step in self.of_sweeps(network, images))
+
+    def of_sweeps(self, network: Network, images: int) -> list[Step]:
         sweeps = len(self._runtime(network).facts(images)["sweeps"])
-        return sum(self.step(network, images, sweep).milliseconds(self.rates) for sweep in range(sweeps))
+        return [self.step(network, images, sweep) for sweep in range(sweeps)]
 
     def step(self, network: Network, images: int, sweep: int = 0) -> Step:
         """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
@@ -168,7 +171,10 @@ class ColumnSteps:
                 model = WrappedModel(network.model().eval(), network.shape)
             found = compiler.compiled(model)
             (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
-            limits = Limits(kilobytes << 10, self.rates.multiprocessors, self.has_clusters)
+            capability = divmod(int(self.arch.rstrip("a")), 10)
+            limits = Limits(
+                kilobytes << 10, self.rates.multiprocessors, self.has_clusters and has_clusters(capability)
+            )
             try:
                 self._runtimes[network.name] = CudaRuntime(
                     found.program, found.conditions, model.head, "bf16", planner(), limits

@@ -92,11 +92,14 @@ __device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
 
 // -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
 
-#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
+// From 12.0 on the compiler would need more registers for them than there are.
+#if defined __CUDA_ARCH__ && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr bool kHasClusters = false;
 #else
 constexpr bool kHasClusters = true;
 #endif
+// Ends the kernel with an error.
+__device__ __forceinline__ void stop() { asm volatile("trap;"); }
 
 #if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
 __device__ __forceinline__ unsigned cluster_rank() {
@@ -278,7 +281,7 @@ class Configured {
   template <class Kernel>
   Configured(Kernel kernel, const Launch& how, Stream stream) {
     const int bytes = static_cast<int>(how.shared_bytes);
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    refused = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     config.gridDim = dim3(how.blocks), config.blockDim = dim3(how.threads);
     config.dynamicSmemBytes = how.shared_bytes, config.stream = stream;
     attribute_.id = cudaLaunchAttributeClusterDimension;
@@ -288,6 +291,7 @@ class Configured {
   Configured(const Configured&) = delete;
 
   cudaLaunchConfig_t config{};
+  cudaError_t refused;  // if it is not cudaSuccess
 
  private:
   cudaLaunchAttribute attribute_{};
@@ -296,19 +300,20 @@ class Configured {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
   const Configured configured(kernel, how, stream);
+  check(configured.refused);
   check(cudaLaunchKernelEx(&configured.config, kernel, Parameters(arguments)...));
 }
 
-// How many clusters run at once; 0 where the device has none.
+// How many clusters run at once; 0 where the device has none, or the kernel was compiled for one that hasn't.
 template <class... Parameters>
 int most_clusters(void (*kernel)(Parameters...), const Launch& how) {
   const Configured configured(kernel, how, nullptr);
+  cudaFuncAttributes attributes{};
   int count = 0;
-  if (cudaOccupancyMaxActiveClusters(&count, kernel, &configured.config) != cudaSuccess) {
-    (void)cudaGetLastError();  // which the next call would report otherwise
-    return 0;
-  }
-  return count;
+  const bool found = configured.refused == cudaSuccess && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+                     cudaOccupancyMaxActiveClusters(&count, kernel, &configured.config) == cudaSuccess;
+  if (!found) (void)cudaGetLastError();  // which the next call would report otherwise
+  return found && attributes.ptxVersion >= 90 && attributes.ptxVersion < 120 ? count : 0;
 }
 
 }  // namespace pcf::cuda

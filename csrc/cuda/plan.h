@@ -93,8 +93,8 @@ struct alignas(16) Site {
 };
 
 // At which sites a read is in the grid: those where both the reader and (row + dy, column + dx) are.
-struct alignas(16) Edge {
-  int lead, dy, dx, unused;
+struct alignas(8) Edge {
+  int16_t lead, dy, dx, unused;
 };
 
 // Where values that something reads lie in the workspace. Those that are kept for equally long share a ring: of so many

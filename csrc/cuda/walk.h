@@ -507,39 +507,36 @@ class Walk {
   class WritingBack {
    public:
     __device__ __forceinline__ WritingBack(const Walk& walk, const Record& r, uint32_t view)
-        : exchange_(r.exchange), first_(walk.warp_ - r.copies.first_warp), warps_(r.copies.warps),
-          now_{place(0), place(1)} {
-      for (int n = 0; n < 2; n++) to_[n] = to(walk, now_[n], view);
-    }
+        : record_(r), first_{Fragment(walk, r, 0, view), Fragment(walk, r, 1, view)} {}
 
     __device__ __forceinline__ void finish(const Walk& walk, uint32_t view) const {
-      write(walk, now_, to_);
-      for (int n = 2; first_ + n * warps_ < exchange_.count; n += 2) {
-        const Place places[2] = {place(n), place(n + 1)};
-        uint4* const targets[2] = {to(walk, places[0], view), to(walk, places[1], view)};
-        write(walk, places, targets);
-      }
+      const int left = record_.exchange.count - (walk.warp_ - record_.copies.first_warp), warps = record_.copies.warps;
+      if (left > 0) write(walk, first_[0], first_[1]);
+      for (int n = 2; n * warps < left; n += 2)
+        write(walk, Fragment(walk, record_, n, view), Fragment(walk, record_, n + 1, view));
     }
 
    private:
-    __device__ Place place(int n) const {
-      const int f = max(min(first_ + n * warps_, exchange_.count - 1), 0);
-      return in_shared<const Place>(exchange_.places + f * sizeof(Place));
-    }
-    static __device__ uint4* to(const Walk& walk, const Place& p, uint32_t view) {
-      return reinterpret_cast<uint4*>(walk.slot_of(view, p.slot) + p.shift + walk.lane_ * 16);
-    }
-    __device__ void write(const Walk& walk, const Place (&places)[2], uint4* const (&to)[2]) const {
-      if (first_ >= exchange_.count) return;
+    struct Fragment {
+      uint32_t from;
+      char* to;
+
+      __device__ __forceinline__ Fragment(const Walk& walk, const Record& r, int n, uint32_t view) {
+        const int f = walk.warp_ - r.copies.first_warp + n * r.copies.warps;
+        const uint32_t place = r.exchange.places + max(min(f, r.exchange.count - 1), 0) * sizeof(Place);
+        const Place p = in_shared<const Place>(place);
+        from = p.at, to = walk.slot_of(view, p.slot) + p.shift;
+      }
+    };
+
+    static __device__ __forceinline__ void write(const Walk& walk, const Fragment& a, const Fragment& b) {
       const uint32_t lane = walk.lane_ * 16;
-      const uint4 a = in_shared<const uint4>(places[0].at + lane), b = in_shared<const uint4>(places[1].at + lane);
-      *to[0] = a, *to[1] = b;
+      const uint4 x = in_shared<const uint4>(a.from + lane), y = in_shared<const uint4>(b.from + lane);
+      *reinterpret_cast<uint4*>(a.to + lane) = x, *reinterpret_cast<uint4*>(b.to + lane) = y;
     }
 
-    const Record::Exchange exchange_;
-    const int first_, warps_;
-    const Place now_[2];
-    uint4* to_[2];
+    const Record& record_;
+    const Fragment first_[2];
   };
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
@@ -585,12 +582,13 @@ class Walk {
         }
         clear_sums<0, kMost * kTiles>();  // so that they take no registers meanwhile
       };
-      if constexpr (kShares) {
-        const WritingBack back(*this, r, now);
+      if constexpr (kShares && kSparesRegisters) {
+        const WritingBack early(*this, r, now);
         meet_and_draw();
-        if (copying.is_mine()) back.finish(*this, now);
+        if (copying.is_mine()) early.finish(*this, now);
       } else {
         meet_and_draw();
+        if (kShares && copying.is_mine()) WritingBack(*this, r, now).finish(*this, now);
       }
       if (kArrives && product.barriers & kAfter) arrive_with(bytes);
     }
@@ -1106,7 +1104,10 @@ class Walk {
 
 template <Math kMath, int kTiles, int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1) walk(__grid_constant__ const KernelParams params) {
-  if constexpr (kBlocks == 1 || kHasClusters) Walk<kMath, kTiles, kBlocks>(params).run();
+  if constexpr (kBlocks == 1 || kHasClusters)
+    Walk<kMath, kTiles, kBlocks>(params).run();
+  else
+    stop();  // most_clusters() has said that there are none
 }
 
 }  // namespace pcf::cuda

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from pixelcnn_fast.runtimes.pinned import on_device, on_host
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-CLUSTERS, CLUSTER = (9, 0), 4  # compute capability with clusters of blocks; and of how many blocks they are
+CLUSTER = 4  # blocks of a cluster
 
 
 WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/walk.h
@@ -45,8 +45,12 @@ class Limits:
 def limits_of(device: torch.device) -> Limits:
     index = torch.cuda.current_device() if device.index is None else device.index
     found = required().cuda_devices()[index]
-    has_clusters = found["capability"] >= CLUSTERS
-    return Limits(found["shared_memory"], found["multiprocessors"], has_clusters)
+    return Limits(found["shared_memory"], found["multiprocessors"], has_clusters(found["capability"]))
+
+
+def has_clusters(capability: tuple[int, int]) -> bool:
+    """Whether there are kernels for clusters of blocks: kHasClusters in csrc/cuda/device.h."""
+    return (9, 0) <= tuple(capability) < (12, 0)
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
@@ -214,9 +218,13 @@ class CudaRuntime(Runtime):
 
     def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
-        device = self._program.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with self._on_device():
             batch.sampler.run(self._job(batch))
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """What is asked of CUDA concerns the current device."""
+        device = self._program.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _job(self, batch: DeviceJob) -> Any:
         device = self._program.device
@@ -244,12 +252,10 @@ class CudaRuntime(Runtime):
         if wanted > 1 or not self._limits.has_clusters:
             return Shape(min(wanted, self._most_images))
         shape = Shape(1, CLUSTER)
-        few = images * CLUSTER <= self._limits.multiprocessors
-        return (
-            shape
-            if few and self._fits(shape) and images <= self.sampler(shape).clusters_at_once()
-            else Shape(1)
-        )
+        if images * CLUSTER > self._limits.multiprocessors or not self._fits(shape):
+            return Shape(1)
+        with self._on_device():
+            return shape if images <= self.sampler(shape).clusters_at_once() else Shape(1)
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""

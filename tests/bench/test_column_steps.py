@@ -7,8 +7,8 @@ import json
 
 import cuda_budget
 import pytest
-from column_steps import PIXELCNN, ColumnSteps, Step
-from cuda_budget import RECORDED, RECORDED_ARCH, SLOWER, recorded
+from column_steps import GATED, PIXELCNN, ColumnSteps, Step
+from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded
 from cuda_resources import nvcc_version
 from sass_simulator import RATES
 from sass_simulator.kernel import needed
@@ -24,19 +24,35 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> ColumnSteps:
     return ColumnSteps(RECORDED_ARCH, tmp_path_factory.mktemp("steps"))
 
 
+def skip_with_another_nvcc() -> None:
+    """It makes other code of the same sources."""
+    if (version := nvcc_version(needed("nvcc"))) != recorded()["nvcc"]:
+        pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
+
+
 @needs_nvcc
 @pytest.mark.parametrize("name", RECORDED)
 def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
-    """Simulated with the nvcc of the record: another one makes other code of the same sources."""
-    if (version := nvcc_version(needed("nvcc"))) != recorded()["nvcc"]:
-        pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
+    skip_with_another_nvcc()
     network, images, clusters = RECORDED[name]
     step, limit = steps.with_clusters(clusters).step(network, images), recorded()["cycles"][name]
     assert step.cycles <= SLOWER * limit, (
         f"a column step takes {step.cycles:,.0f} cycles, {step.cycles / limit - 1:.0%} more than recorded. "
         "If it must: python benchmarks/cuda_budget.py --record\n" + step.run.profile(10)
     )
-    assert step.forbidden == 0, "generic or local accesses, or integer divisions, are executed in the step loop"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
+    skip_with_another_nvcc()
+    result = row.result(row.predicted(steps))
+    assert result["met"], result
+
+
+@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90a", 4), ("120", 1)])
+def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
+    assert ColumnSteps(arch, tmp_path)._runtime(GATED).shape(1).cluster == cluster
 
 
 def test_every_recorded_step_has_a_limit():

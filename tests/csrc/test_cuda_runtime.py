@@ -401,6 +401,14 @@ def test_what_reads_nothing_of_each_other_shares_a_record():
     assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
 
 
+@pytest.mark.parametrize("at_once, clusters", [(0, [1, 1]), (1, [4, 1]), (2, [4, 4])])
+def test_images_have_clusters_if_so_many_run_at_once(monkeypatch, at_once, clusters):
+    model, shape = CASES["7x5"]()
+    engine = runtime(Sampler(model, shape), "clusters")
+    monkeypatch.setattr(emulated().CudaSampler, "clusters_at_once", lambda sampler: at_once)
+    assert [engine.shape(images).cluster for images in (1, 2)] == clusters
+
+
 class ManyLogits(torch.nn.Module):
     """More logits than a cluster has warps for, of a value that is also read to the right."""
 

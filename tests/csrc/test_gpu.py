@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -22,7 +23,7 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda import CLUSTER, CLUSTERS, CudaRuntime
+from pixelcnn_fast.runtimes.cuda import CLUSTER, CudaRuntime, has_clusters, limits_of
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -139,10 +140,32 @@ def test_every_number_of_tiles(tiles, each):
         assert_drawn_right("one row", n, precision, batch_size=n)
 
 
-@pytest.mark.parametrize("n", [8 * tiles - rest for tiles in range(1, 9) for rest in (0, 5)])
-def test_every_number_of_tiles_in_few_blocks(n):
-    for precision in ("same", "bf16"):
-        assert_drawn_right("interleaved colours", n, precision, batch_size=n)
+TILES: dict[Precision, set[int]] = {
+    "same": {1, 2},
+    "tf32": {1, 2, 4},
+    "bf16": set(range(1, 9)),
+    "fp16": set(range(1, 9)),
+}
+
+
+@pytest.mark.parametrize("precision", TILES)
+def test_every_number_of_tiles_in_one_block(precision):
+    """As if the GPU had a single multiprocessor. With one row, each image is a site."""
+    model, shape = network("one row")
+    sampler = Sampler(model, shape, precision=precision)
+    found = sampler._engine.captured
+    limits = replace(limits_of(found.program.device), multiprocessors=1, has_clusters=False)
+    runtime = CudaRuntime(found.program, found.conditions, sampler.head, precision, limits=limits)
+    sampler._engine._runtimes[RUNTIME] = runtime
+    tiles = set()
+    for n in range(3, runtime.facts(1)["most_images"] + 1, 8):
+        facts, noise = runtime.facts(n), noise_for(shape, n)
+        assert facts["images"] == n
+        tiles.add(facts["tiles"])
+        images = sampler.sample(n, noise=noise, runtime=RUNTIME, batch_size=n)
+        result = judged(model, images, noise, None, precision)
+        assert result.is_right, result
+    assert tiles == TILES[precision]
 
 
 @pytest.mark.parametrize("precision", ["same", "bf16"])
@@ -255,7 +278,7 @@ CLUSTERED = ("labels", "gated", *RECURRENT)
 
 
 def runtime_with_clusters(name: str, precision: Precision) -> CudaRuntime:
-    if torch.cuda.get_device_capability() < CLUSTERS:
+    if not has_clusters(torch.cuda.get_device_capability()):
         pytest.skip("the GPU has no clusters")
     skip_if_refused(name, precision)
     runtime = sampler_of(name, precision).runtime(RUNTIME)

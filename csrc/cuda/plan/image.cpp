@@ -25,7 +25,7 @@ Plan Planner::assembled() {
   l.tables = l.zeros + kSiteBytes;
   l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
   l.view_of_edges = l.view_of_slots + slots * 8;
-  l.view_of_late = round_up(l.view_of_edges + edges * 8, kSiteBytes);
+  l.view_of_late = round_up(l.view_of_edges + edges * 8, sizeof(Site));
   // From here on, what was a number is an offset.
   const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(bytes.add(items)); };
   const auto in_view = [&](uint32_t& slot) { slot = l.view_of_slots + slot * 8; };

@@ -1,6 +1,7 @@
 // Where everything lies that the planner's records read and write.
 #include "cuda/plan/planner.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "cuda/plan/cyclic_memory.h"
@@ -40,7 +41,13 @@ uint32_t Planner::slot(SweepDraft& sweep, const Read& read) {
 uint32_t Planner::edge(SweepDraft& sweep, const Read& read, int lead) {
   if (read.dy == 0 && read.dx == 0) lead = 0;
   const auto [found, is_new] = sweep.edges.try_emplace({lead, read.dy, read.dx}, size_of(sweep.edge_table));
-  if (is_new) sweep.edge_table.push_back({lead, read.dy, read.dx, 0});
+  if (is_new) {
+    constexpr int kMost = INT16_MAX;
+    if (std::max({std::abs(lead), std::abs(read.dy), std::abs(read.dx)}) > kMost)
+      throw std::invalid_argument("the program reads too far away");
+    const auto narrow = [](int n) { return static_cast<int16_t>(n); };
+    sweep.edge_table.push_back({narrow(lead), narrow(read.dy), narrow(read.dx), 0});
+  }
   return found->second;
 }
 
@@ -165,7 +172,11 @@ void Planner::resolve_late(SweepDraft& sweep, Part& part) {
                        : Place{product.staged + static_cast<uint32_t>((m.staged - part.first_copied) * column_)});
   const size_t in_batch = kBatch / product.members;
   if (layout_.tiles == 1) {
-    product.late = size_of(sweep.late);
+    std::vector<std::tuple<uint32_t, int, uint32_t>> key;  // of parts that read the same places, such as staged ones
+    for (const Place& p : late) key.push_back({p.at, p.shift, p.edge});
+    const auto [found, is_new] = sweep.late_lists.try_emplace({product.members, key}, size_of(sweep.late));
+    product.late = found->second;
+    if (!is_new) return;
     for (size_t f = 0; f < late.size(); f += in_batch)
       std::copy_n(late.begin() + f, in_batch, sweep.late.emplace_back().begin());
     return;

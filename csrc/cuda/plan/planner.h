@@ -120,6 +120,7 @@ struct SweepDraft {
   std::map<std::tuple<int, int, int, int, int>, uint32_t> slots = {};
   std::vector<Slot> slot_table = {};
   std::vector<std::array<Place, kBatch>> late = {};  // with one tile of sites, of batches
+  std::map<std::pair<int, std::vector<std::tuple<uint32_t, int, uint32_t>>>, uint32_t> late_lists = {};  // their firsts
   bool has(int record) const { return record >= first && record < end; }
 };
 

@@ -46,6 +46,7 @@ inline void sync_block(unsigned line = __builtin_LINE()) {
 }
 inline void sync_warp() { emulation::sync_lanes(nullptr, nullptr, true); }
 constexpr bool kSparesRegisters = true, kHasClusters = true;
+void stop();  // nothing here does
 
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
 inline void copy_async(void* to, const void* from, bool there, bool wanted) {
