@@ -236,10 +236,11 @@ class Walk {
       for (int n = 0; n < kAtOnce; n++)
         there[n] = is_at(then, (words[n] & LateBatch::kEdge) >> LateBatch::kEdgeBits, site);
 #pragma unroll
-      for (int n = 0; n < kAtOnce; n++) {  // the last one perhaps several times
-        const int k = min(first + n * kWarps, last);
+      for (int n = 0; n < kAtOnce; n++) {
+        const int k = first + n * kWarps;
         const uint32_t at = (words[n] & LateBatch::kAt) + shifted(site, words[n] & LateBatch::kShift) * kSiteBytes;
-        in_shared<uint32_t>(then + layout_.view_of_late + k * kLateBytes + lane_ * 4) = there[n] ? at : layout_.zeros;
+        const uint32_t to = then + layout_.view_of_late + k * kLateBytes + lane_ * 4;
+        if (k <= last) in_shared<uint32_t>(to) = there[n] ? at : layout_.zeros;
       }
     }
   }
@@ -372,6 +373,7 @@ class Walk {
     uint32_t at[kBatch];
 
     __device__ __forceinline__ LateAddresses(const Walk& walk, uint32_t list) {
+      if constexpr (kTiles > 1) return;
       const uint4 found = in_shared<const uint4>(list + walk.group() * sizeof(uint4));
       at[0] = found.x, at[1] = found.y, at[2] = found.z, at[3] = found.w;
     }
@@ -502,7 +504,7 @@ class Walk {
     for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
   }
 
-  // Writes to the rings what has come for them: two fragments at a time, or one of them twice. Where the first two lie
+  // Writes to the rings what has come for them: two fragments at a time. Where the first two lie
   // is found out before all threads meet.
   class WritingBack {
    public:
@@ -511,9 +513,9 @@ class Walk {
 
     __device__ __forceinline__ void finish(const Walk& walk, uint32_t view) const {
       const int left = record_.exchange.count - (walk.warp_ - record_.copies.first_warp), warps = record_.copies.warps;
-      if (left > 0) write(walk, first_[0], first_[1]);
+      if (left > 0) write(walk, first_[0], first_[1], warps < left);
       for (int n = 2; n * warps < left; n += 2)
-        write(walk, Fragment(walk, record_, n, view), Fragment(walk, record_, n + 1, view));
+        write(walk, Fragment(walk, record_, n, view), Fragment(walk, record_, n + 1, view), (n + 1) * warps < left);
     }
 
    private:
@@ -529,10 +531,11 @@ class Walk {
       }
     };
 
-    static __device__ __forceinline__ void write(const Walk& walk, const Fragment& a, const Fragment& b) {
+    static __device__ __forceinline__ void write(const Walk& walk, const Fragment& a, const Fragment& b, bool both) {
       const uint32_t lane = walk.lane_ * 16;
       const uint4 x = in_shared<const uint4>(a.from + lane), y = in_shared<const uint4>(b.from + lane);
-      *reinterpret_cast<uint4*>(a.to + lane) = x, *reinterpret_cast<uint4*>(b.to + lane) = y;
+      *reinterpret_cast<uint4*>(a.to + lane) = x;
+      if (both) *reinterpret_cast<uint4*>(b.to + lane) = y;
     }
 
     const Record& record_;

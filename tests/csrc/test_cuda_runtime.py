@@ -389,16 +389,21 @@ def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
 
 
 def test_what_reads_nothing_of_each_other_shares_a_record():
-    """In a cluster, as far as there are warps for it. The images are the same."""
+    """With one tile of sites, as far as there are warps for it. The images are the same."""
     torch.manual_seed(2)
     model, shape = gated(32, input_channels=1), (1, 4, 5)
     sampler = Sampler(model, shape)
-    _, u, _ = inputs(shape, n := images_with("clusters"))
-    together, apart = runtime(sampler, "clusters"), runtime(sampler, "as many as it holds")
-    assert together.facts(n)["cluster"] == 4 and together.facts(n)["records"] < apart.facts(n)["records"]
-    levels, logits = run(together, sampler, u)
-    expected = run(apart, sampler, u)
-    assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
+    _, u, _ = inputs(shape)
+    apart = runtime(sampler, "as many as it holds")
+    assert apart.facts(IMAGES)["tiles"] == 2
+    levels, logits = run(apart, sampler, u)
+    for blocks in ("one image a block", "clusters"):
+        n = images_with(blocks)
+        together = runtime(sampler, blocks)
+        assert together.facts(n)["tiles"] == 1
+        assert together.facts(n)["records"] < apart.facts(IMAGES)["records"]
+        found = run(together, sampler, u[:n])
+        assert torch.equal(found[0], levels[:n]) and torch.equal(found[1], logits[:n])
 
 
 @pytest.mark.parametrize("at_once, clusters", [(0, [1, 1]), (1, [4, 1]), (2, [4, 4])])
