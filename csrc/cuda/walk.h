@@ -229,7 +229,7 @@ class Walk {
       bool there[kAtOnce];
 #pragma unroll
       for (int n = 0; n < kAtOnce; n++) {
-        const int k = min(first + n * kWarps, last);
+        const int k = first + n * kWarps <= last ? first + n * kWarps : first;  // that one again
         words[n] = in_shared<const uint32_t>(sweep.late_table + (k * kBatch + lane_ % kBatch) * 4);
       }
 #pragma unroll
@@ -237,10 +237,10 @@ class Walk {
         there[n] = is_at(then, (words[n] & LateBatch::kEdge) >> LateBatch::kEdgeBits, site);
 #pragma unroll
       for (int n = 0; n < kAtOnce; n++) {
-        const int k = first + n * kWarps;
+        const int k = first + n * kWarps <= last ? first + n * kWarps : first;
         const uint32_t at = (words[n] & LateBatch::kAt) + shifted(site, words[n] & LateBatch::kShift) * kSiteBytes;
         const uint32_t to = then + layout_.view_of_late + k * kLateBytes + lane_ * 4;
-        if (k <= last) in_shared<uint32_t>(to) = there[n] ? at : layout_.zeros;
+        in_shared<uint32_t>(to) = there[n] ? at : layout_.zeros;
       }
     }
   }

@@ -18,12 +18,24 @@ void Planner::draft_sweep(const Sweep& sweep) {
   if (in_cluster() && !drafts_.back().parts.empty() && !drafts_.back().parts[0].product.draws) drafts_.emplace_back();
   for (size_t k = s.first; k < drafts_.size(); k++) draft_memory(static_cast<int>(k));
   // Timeline::distance counts so many at least; and windows of memory are at most a turn.
-  size_t needed = kVisible;
+  size_t needed = std::max<size_t>(kVisible, records_between(s.first));
   for (size_t k = first_staging; k < stagings_.size(); k++) needed = std::max(needed, stagings_[k].windows());
   for (size_t k = first_logits; k < logits_.size(); k++) needed = std::max(needed, logits_[k].windows());
   drafts_.resize(std::max(drafts_.size(), s.first + needed));
   s.end = static_cast<int>(drafts_.size());
   form_teams(s);
+}
+
+size_t Planner::records_between(int first) const {
+  int needed = 0;
+  for (int k = first; k < static_cast<int>(drafts_.size()); k++)
+    for (const Multiplied& m : drafts_[k].copied)
+      for (const Chunk& chunk : m.chunks) {
+        const int age = chunk.read.age, written = values_[chunk.read.value].last_written;
+        if (age > 0 && age != kLongAgo && written >= first)
+          needed = std::max(needed, parts(kVisible + written - k, age));
+      }
+  return static_cast<size_t>(needed);
 }
 
 void Planner::form_teams(SweepDraft& sweep) {

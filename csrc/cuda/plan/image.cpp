@@ -13,7 +13,7 @@ Plan Planner::assembled() {
   Layout& l = layout_;
   Bytes bytes;
   if (sweeps_.size() > kMostSweeps) throw std::invalid_argument("the program goes over a row too often");
-  int slots = 0, edges = 0, late_batches = 0;
+  int slots = 0, edges = 0, late_batches = l.tiles == 1;
   for (SweepDraft& sweep : sweeps_) {
     if (sweep.slot_table.empty()) sweep.slot_table.push_back({0, 0, 1});  // results look one up at any rate
     if (sweep.slot_table.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");

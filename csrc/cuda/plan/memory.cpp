@@ -172,6 +172,7 @@ void Planner::resolve_late(SweepDraft& sweep, Part& part) {
                        : Place{product.staged + static_cast<uint32_t>((m.staged - part.first_copied) * column_)});
   const size_t in_batch = kBatch / product.members;
   if (layout_.tiles == 1) {
+    if (late.empty()) return;                              // a list is looked up, but not read
     std::vector<std::tuple<uint32_t, int, uint32_t>> key;  // of parts that read the same places, such as staged ones
     for (const Place& p : late) key.push_back({p.at, p.shift, p.edge});
     const auto [found, is_new] = sweep.late_lists.try_emplace({product.members, key}, size_of(sweep.late));

@@ -146,6 +146,10 @@ class Planner {
   // Where records have few tiles, teams of warps take turns: one multiplies what its next record knows while another is
   // at work. What is copied is left to the warps of no team, or to the other team.
   void form_teams(SweepDraft& sweep);
+
+  // How many records a sweep from `first` on must have, so that what it copies of earlier column steps was written
+  // kVisible records before: those of a level may come in any order.
+  size_t records_between(int first) const;
   bool in_teams(const Part& part) const {
     return arrives_early() && part.tiles > 0 && 2 * share_of(part.tiles, 0).count <= kWarps;
   }
