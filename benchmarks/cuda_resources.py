@@ -29,9 +29,8 @@ ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B2
 SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90a", "100")}
 # Of walk<math, tiles, blocks>, mangled.
 TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)ELi(\d+)E")
-HAVE_CLUSTERS = {
-    arch for arch in ARCHS if 90 <= int(arch.rstrip("a")) < 120
-}  # kHasClusters in csrc/cuda/device.h
+# kHasClusters in csrc/cuda/device.h.
+HAVE_CLUSTERS = {arch for arch in ARCHS if 90 <= int(arch.rstrip("a")) < 120}
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,8 @@ def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[Kerne
             [sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True
         )
         command = [nvcc, "-O3", "-DNDEBUG", "-std=c++17", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
-        command += [
-            f"-DPCF_MATH={math}",
-            "-Xptxas=-v",
-            "--threads=2",
-            "-c",
-            str(source),
-            "-o",
-            f"{folder}/kernels.o",
-        ]
+        command += [f"-DPCF_MATH={math}", "-Xptxas=-v", "--threads=2"]
+        command += ["-c", str(source), "-o", f"{folder}/kernels.o"]
         command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = {}
