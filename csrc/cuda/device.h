@@ -90,6 +90,14 @@ __device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
 
 #undef PCF_WAIT
 
+// Grows by one every 2^32 cycles, which are two seconds or more.
+__device__ __forceinline__ uint32_t time_passed() {
+  uint32_t time;
+  asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(time));
+  return time;
+}
+__device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
+
 // -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
 
 // From 12.0 on the compiler would need more registers for them than there are.

@@ -36,7 +36,6 @@ constexpr uint32_t kEverySite = 0;           // the edge of what is read at the 
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
 constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Walk::kArrives),
-constexpr uint32_t kGaveUp = 16;             // and whether a thread has given up waiting,
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kMeetingBytes = 128;      // and then all else
 

@@ -33,7 +33,7 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
 
 // In place of one: a thread has waited in vain. Its channel is none.
 constexpr unsigned long long kWaitedInVain = 0xffff;
-constexpr int kMostTries = 1 << 24;
+constexpr uint32_t kMostWait = 4;  // of time_passed(): some ten seconds, where others take microseconds
 
 // kBlocks: that share their images, 1 or kCluster.
 template <Math kMath, int kTiles, int kBlocks>
@@ -47,10 +47,8 @@ class Walk {
     const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
-    if (kArrives && thread() == 0) {
+    if (kArrives && thread() == 0)
       for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
-      in_shared<int>(kGaveUp) = 0;
-    }
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
     if constexpr (kArrives) {
       sync_all();
@@ -470,17 +468,21 @@ class Walk {
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
     if constexpr (kArrives) {
-      for (int tries = 0; !has_met(meeting(), meetings_ / 2 % 2); tries++)
-        if (tries == kMostTries || in_shared<int>(kGaveUp)) {
-          in_shared<int>(kGaveUp) = 1;
-          atomic_min(params_.error, kWaitedInVain);
-          break;
-        }
+      for (const uint32_t began = time_passed(); !has_met(meeting(), meetings_ / 2 % 2);)
+        if (time_passed() - began > kMostWait) give_up();
       meetings_++;
     } else {
       wait_copies<1>();
       sync_block();
     }
+  }
+
+  // What others were to make will never be there.
+  __device__ void give_up() {
+    atomic_min(params_.error, kWaitedInVain);
+    wait_copies<0>();
+    if (kShares) sync_cluster();  // others may still write to this block
+    end_thread();
   }
 
   __device__ void sync_all() { kShares ? sync_cluster() : sync_block(); }

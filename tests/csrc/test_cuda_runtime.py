@@ -468,6 +468,25 @@ class FarSighted(torch.nn.Module):
         return (20 * self.last(x)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
+@pytest.mark.parametrize("blocks", ["some", "clusters"])
+def test_who_waits_in_vain_gives_up(blocks: str) -> None:
+    model, shape = CASES["two stacks"]()
+    sampler = Sampler(model, shape)
+    _, u, labels = inputs(shape, images_with(blocks))
+    engine = runtime(sampler, blocks, "same")
+    emulated().forget()
+    run(engine, sampler, u, labels=labels)
+    arrivals = [(name, line) for name, line in emulated().synchronisations() if name == "arrive"]
+    assert len(arrivals) == (2 if blocks == "clusters" else 1)  # at one's own block, and at the others
+    for name, line in arrivals:
+        emulated().leave_out(name, line)
+        try:
+            with pytest.raises(RuntimeError, match="waited in vain"):
+                run(engine, sampler, u, labels=labels)
+        finally:
+            emulated().leave_out("nothing", 0)
+
+
 OUTCOMES = ["noticed", "missed", "it failed"]  # by exit status
 
 

@@ -64,7 +64,7 @@ namespace {
 constexpr size_t kStack = 256 << 10;
 constexpr unsigned kWarp = 32, kBlocksAtOnce = 3, kClustersAtOnce = 2;
 constexpr unsigned kSends = 16;    // of a thread that can be under way
-constexpr unsigned kRounds = 100;  // see Grid::rounds
+constexpr unsigned kRounds = 100, kMostTime = 10;  // see Grid::rounds
 
 struct Copy {
   void* to;
@@ -136,9 +136,11 @@ struct Grid {
   std::vector<std::unique_ptr<Block>> blocks;      // likewise
   std::vector<Fiber*> ready;
   // Fibers whose meeting is not over: about half of them, the others are ready at once. They are ready again when some
-  // phase ends, or all others wait: then a round begins. If kRounds rounds change nothing about any meeting, all wait.
+  // phase ends, or all others wait: then a round begins. Rounds that change nothing about any meeting take time, by
+  // which threads may give up: one unit for kRounds of them. After kMostTime units, every thread waits for ever.
   std::vector<Fiber*> polling;
   unsigned rounds = 0;
+  uint32_t time = 0;
   void* stack_pointer;  // the scheduler's
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -222,18 +224,7 @@ void entry() {
 #endif
   __tsan_acquire(&grid->start);
   (*grid->kernel)();
-  if (!self->open.empty()) give_up("a thread ended with copies that were never committed");
-  for (const auto& group : self->groups)
-    if (!group.empty()) give_up("a thread ended while it still copies");
-  __tsan_release(&grid->end);
-  Block& block = *self->block;
-  if (--block.live && !block.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_block");
-  Cluster& cluster = *block.cluster;
-  if (--cluster.live && !cluster.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_cluster");
-  if (block.live == 0)
-    for (const Sent& sent : cluster.sent)
-      if (sent.block == block.index) give_up("a block ended before all that was sent to it had come");
-  to_scheduler(self, true);
+  end_thread();
 }
 
 // orders_memory: as in scheduler.h. act runs once, when all have come.
@@ -472,7 +463,8 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
       waiting.pop_back();
     }
     if (g.ready.empty() && g.error.empty()) {
-      if (g.polling.empty() || ++g.rounds > kRounds) g.error = "every thread waits: a deadlock";
+      if (g.polling.empty() || ++g.rounds > kMostTime * kRounds) g.error = "every thread waits: a deadlock";
+      if (g.rounds % kRounds == 0) g.time++;
       g.ready.swap(g.polling);
     }
     if (!g.error.empty()) break;  // the fibers' stacks are given up
@@ -487,7 +479,23 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
   if (!g.error.empty()) throw std::runtime_error("emulated kernel: " + g.error);
 }
 
+void end_thread() {
+  if (!self->open.empty()) give_up("a thread ended with copies that were never committed");
+  for (const auto& group : self->groups)
+    if (!group.empty()) give_up("a thread ended while it still copies");
+  __tsan_release(&grid->end);
+  Block& block = *self->block;
+  if (--block.live && !block.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_block");
+  Cluster& cluster = *block.cluster;
+  if (--cluster.live && !cluster.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_cluster");
+  if (block.live == 0)
+    for (const Sent& sent : cluster.sent)
+      if (sent.block == block.index) give_up("a block ended before all that was sent to it had come");
+  to_scheduler(self, true);
+}
+
 unsigned thread_index() { return self->index; }
+uint32_t time_passed() { return grid->time; }
 unsigned block_index() { return self->block->index; }
 char* shared_memory() { return self->block->shared; }
 char* global_memory(uint64_t address) {

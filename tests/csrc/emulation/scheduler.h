@@ -37,6 +37,8 @@ unsigned thread_index();
 unsigned block_index();
 char* shared_memory();
 void sync_block(unsigned line);
+void end_thread();
+uint32_t time_passed();  // it stands still unless all threads wait
 
 // All lanes of the warp wait for each other; the last to arrive calls act(posts), where posts[lane] is what each lane
 // brought. orders_memory: what a lane wrote before is seen by the others afterwards.
