@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 THREADS = 256
 FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the first one also fills the stream
 KERNEL = """\
-#include "cuda/walk.h"
+#include "cuda/kernels/walk.h"
 namespace pcf::cuda {{
 template __global__ void walk<Math::bf16, {tiles}, {blocks}>(__grid_constant__ const KernelParams);
 }}

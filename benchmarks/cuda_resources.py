@@ -29,7 +29,7 @@ ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B2
 SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90a", "100")}
 # Of walk<math, tiles, blocks>, mangled.
 TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)ELi(\d+)E")
-# kHasClusters in csrc/cuda/device.h.
+# kHasClusters in csrc/cuda/kernels/device.h.
 HAVE_CLUSTERS = {arch for arch in ARCHS if 90 <= int(arch.rstrip("a")) < 120}
 
 

@@ -35,7 +35,7 @@ constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
-constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Walk::kArrives),
+constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Thread::kArrives),
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kMeetingBytes = 128;      // and then all else
 

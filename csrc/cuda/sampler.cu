@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 namespace pcf::cuda {
 namespace {

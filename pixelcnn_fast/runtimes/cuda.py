@@ -29,7 +29,7 @@ OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 CLUSTER = 4  # blocks of a cluster
 
 
-WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/walk.h
+WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/thread.h
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def limits_of(device: torch.device) -> Limits:
 
 
 def has_clusters(capability: tuple[int, int]) -> bool:
-    """Whether there are kernels for clusters of blocks: kHasClusters in csrc/cuda/device.h."""
+    """Whether there are kernels for clusters of blocks: kHasClusters in csrc/cuda/kernels/device.h."""
     return (9, 0) <= tuple(capability) < (12, 0)
 
 
@@ -298,6 +298,6 @@ class CudaRuntime(Runtime):
         return self._constants[shape]
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """The (image, channel, row, column) that error_code() in csrc/cuda/walk.h has encoded."""
+        """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/thread.h has encoded."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/kernels/device.h"
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 constexpr bool kOnlyRight = true;

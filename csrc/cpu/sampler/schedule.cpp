@@ -40,9 +40,10 @@ void estimate(Schedule& s, const Program& program, const ProgramWork& work) {
 Schedule in_waves(Schedule s, const Program& program, const ProgramWork& work, int chunk, int pixel_threads) {
   const int rows = (kPixelsInFlight + s.images - 1) / s.images, ahead = (pixel_threads > 0 ? 2 : 1) * chunk;
   s.chunk = chunk, s.pixel_threads = pixel_threads, s.lead = work.longest_lead;
-  s.lag = std::max(program.lag + ahead - 1, (program.width + rows - 1) / rows);
+  const Wavefront wave = Wavefront::closest(program, ahead, rows);
+  s.lag = wave.lag;
   // Counted for longer than a row is worked on, so that no memory is reused while a slower thread still reads it.
-  s.rows_in_flight = std::min((program.width + s.lead + ahead + s.lag - 1) / s.lag, program.height);
+  s.rows_in_flight = wave.rows_in_flight(s.lead + ahead);
   estimate(s, program, work);
   return s;
 }

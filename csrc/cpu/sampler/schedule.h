@@ -5,14 +5,15 @@
 #include <vector>
 
 #include "program.h"
+#include "wavefront.h"
 
 namespace pcf::cpu {
 
 inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 inline int floor_mod(int a, int b) { return a - b * floor_div(a, b); }
 
-// In column step t, pixel (y, t - lag * y) of every row y is worked on, if it lies in the grid. Before every `chunk`
-// column steps, the sums that the rows above contribute to the pixels of these steps are computed.
+// Rows are walked as wavefront.h says. Before every `chunk` column steps, the sums that the rows above contribute to
+// the pixels of these steps are computed.
 //
 // A matrix product needs some tens of rows to be fast. So with few images, several rows are sampled at once, as close
 // behind each other as the model's receptive field allows. A longer chunk makes the products over rows above larger,
@@ -33,7 +34,7 @@ struct Schedule {
   double cost = 0;                  // of the whole, in multiply-adds of one thread
 
   bool two_teams() const { return pixel_threads > 0; }
-  int steps(const Program& program) const { return program.width + lag * (program.height - 1); }
+  int steps(const Program& program) const { return Wavefront{program.width, program.height, lag}.steps(); }
   int first_step() const { return -(lead + chunk - 1) / chunk * chunk; }
   // Buffers for sums over rows above: one team reads those of a chunk while the other writes those of the next.
   int partials() const { return two_teams() ? 2 : 1; }

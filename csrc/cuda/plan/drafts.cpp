@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "cuda/steps.h"
+#include "cuda/kernels/steps.h"
 
 namespace pcf::cuda {
 
@@ -247,7 +247,7 @@ void Planner::draft_draw(int draw, int first, int count) {
   d.parts.emplace_back().product.draws = 1;
   Record::Draw& r = d.draw;
   switch (program_.head.kind) {
-    case HeadKind::categorical: break;  // Walk::draw_sites
+    case HeadKind::categorical: break;  // SiteDraws::draw_sites
   }
   r.first = draw * timeline_.distributions_per_draw() + first, r.distributions = count;
   if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");

@@ -208,8 +208,8 @@ void Planner::set_steps() {
   for (int k = 0; k < layout_.n_sweeps; k++) {
     SweepPlan& sweep = layout_.sweeps[k];
     sweep.first_step = layout_.by_rows ? (sweep.columns > 0 ? 0 : program_.width - 1) : -longest_lead;
-    sweep.steps = layout_.by_rows ? parts(program_.width, sweep.at_once)
-                                  : program_.width + longest_lead + layout_.lag * (program_.height - 1);
+    const Wavefront wave{program_.width, program_.height, layout_.lag};
+    sweep.steps = layout_.by_rows ? parts(program_.width, sweep.at_once) : wave.steps() + longest_lead;
   }
 }
 

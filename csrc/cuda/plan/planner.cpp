@@ -11,8 +11,9 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   l.head = program.head, l.images = images, l.cluster = cluster;
   l.by_rows = program.lag == 0;
   const int most_sites = kTileSites * (l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math));
-  l.lag = l.by_rows ? program.width : std::max(program.lag, parts(program.width, most_sites));
-  l.rows = std::min(parts(program.width, l.lag), program.height);
+  const Wavefront wave = Wavefront::closest(program, 1, most_sites);
+  l.lag = l.by_rows ? program.width : wave.lag;
+  l.rows = l.by_rows ? 1 : wave.rows_in_flight(0);
   l.period = l.by_rows ? 1 << 30 : std::max(l.rows * l.lag, program.width);
   l.end_row = l.by_rows ? program.height : 1;
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;

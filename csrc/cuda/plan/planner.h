@@ -11,6 +11,7 @@
 
 #include "cuda/plan.h"
 #include "cuda/plan/timeline.h"
+#include "wavefront.h"
 
 namespace pcf::cuda {
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -168,7 +169,7 @@ class Planner {
 
   bool in_cluster() const { return layout_.cluster > 1; }
 
-  // Whether warps arrive at a barrier before they multiply what a record knows (Walk::kArrives).
+  // Whether warps arrive at a barrier before they multiply what a record knows (Thread::kArrives).
   bool arrives_early() const { return layout_.tiles == 1; }
   int warps() const { return kWarps * layout_.cluster; }
 

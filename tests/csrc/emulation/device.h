@@ -1,4 +1,4 @@
-// csrc/cuda/device.h for the host: the same functions, on the scheduler's fibers.
+// csrc/cuda/kernels/device.h for the host: the same functions, on the scheduler's fibers.
 #pragma once
 
 #include <algorithm>

@@ -47,7 +47,7 @@ void sync_lanes(void* post, void (*act)(void** posts), bool orders_memory);
 char* global_memory(uint64_t address);  // of 16 bytes; an address made of what nobody wrote ends the run
 
 // Blocks with one index / launch.cluster are a cluster. `at`: bytes from the start of a block's shared memory. What a
-// meeting is, and what the functions do, is in csrc/cuda/device.h.
+// meeting is, and what the functions do, is in csrc/cuda/kernels/device.h.
 constexpr uint64_t kMeeting = 0x6d656574696e6721;  // what its 8 bytes hold, so that it shows if they are overwritten
 
 unsigned cluster_rank();

@@ -1,5 +1,5 @@
 // The kernels for one kind of numbers, PCF_MATH; compiled once for each kind.
-#include "cuda/kernels.h"
+#include "cuda/kernels/kernels.h"
 
 namespace pcf::cuda {
 namespace {

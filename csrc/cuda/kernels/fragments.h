@@ -1,7 +1,7 @@
 // How a warp multiplies fragments (plan.h), for each kind of numbers. Lane = 4 * group + member.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/kernels/device.h"
 #include "cuda/plan.h"
 
 namespace pcf::cuda {

@@ -1,7 +1,7 @@
 // The kernel's launch. One object file for each kind of numbers (kernels.cu).
 #pragma once
 
-#include "cuda/walk.h"
+#include "cuda/kernels/walk.h"
 
 namespace pcf::cuda {
 

@@ -1,10 +1,16 @@
 // How weights come to a warp.
 #pragma once
 
-#include "cuda/device.h"
+#include <type_traits>
+
+#include "cuda/kernels/device.h"
 #include "cuda/plan.h"
 
 namespace pcf::cuda {
+
+// A number that the code knows, as an argument.
+template <int kNumber>
+using Constant = std::integral_constant<int, kNumber>;
 
 // A warp's weights, which it reads over and over, a batch at a time. kAhead batches are in registers, or on their way
 // to them, across records and column steps; so behind the last ones of a column step lie the first kAhead of the next.
@@ -22,7 +28,7 @@ class WeightStream {
 
   // use(weights) multiplies by the next batch.
   template <int kTurn, class Use>
-  __device__ __forceinline__ void next(const Use& use) {
+  __device__ __forceinline__ void next(Constant<kTurn>, const Use& use) {
     use(ahead_[kTurn % kAhead]);
     fetch(ahead_[kTurn % kAhead]);
   }

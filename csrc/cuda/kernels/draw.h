@@ -4,7 +4,7 @@
 
 #include <cfloat>
 
-#include "cuda/fragments.h"
+#include "cuda/kernels/fragments.h"
 #include "program.h"
 
 namespace pcf::cuda {

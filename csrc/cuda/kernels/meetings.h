@@ -1,0 +1,60 @@
+// The barriers between records, at which a warp arrives when it has done its part of one, and for which it waits when
+// it has multiplied what it knows of the next.
+#pragma once
+
+#include "cuda/kernels/views.h"
+
+namespace pcf::cuda {
+
+template <Math kMath, int kTiles, int kBlocks>
+class Meetings : public Views<kMath, kTiles, kBlocks> {
+  using Base = Views<kMath, kTiles, kBlocks>;
+
+ public:
+  using Base::Base;
+
+ protected:
+  using Base::kArrives, Base::kShares, Base::lane_, Base::params_, Base::rank_, Base::thread;
+
+  // Behind it, what was copied for the next record is there, and what all threads have made.
+  __device__ __forceinline__ void meet() {
+    if constexpr (kArrives) {
+      for (const uint32_t began = time_passed(); !has_met(meeting(), meetings_ / 2 % 2);)
+        if (time_passed() - began > kMostWait) give_up();
+      meetings_++;
+    } else {
+      wait_copies<1>();
+      sync_block();
+    }
+  }
+
+  // What others were to make will never be there.
+  __device__ void give_up() {
+    atomic_min(params_.error, kWaitedInVain);
+    wait_copies<0>();
+    if (kShares) sync_cluster();  // others may still write to this block
+    end_thread();
+  }
+
+  __device__ void sync_all() { kShares ? sync_cluster() : sync_block(); }
+
+  __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
+
+  __device__ __forceinline__ void arrive_with(int bytes) {
+    wait_copies<0>();
+    sync_warp();
+    if (kShares && thread() == 0) expect_bytes(meeting(), bytes);
+    if (lane_ == 0) arrive_here(meeting());
+    if (kShares && lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
+  }
+
+  template <class T>
+  __device__ __forceinline__ void send_to_all(uint32_t at, T value) {
+#pragma unroll
+    for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
+  }
+
+  unsigned meetings_ = 0;
+};
+
+}  // namespace pcf::cuda
