@@ -444,10 +444,8 @@ def s2r(m: Machine, i: Instruction) -> Operation:
 
 @operation("CS2R", modifiers="32")
 def cs2r(m: Machine, i: Instruction) -> Operation:
-    if i.operands[1] not in (
-        "SRZ",
-        "SR_CgaSize",
-    ):  # the latter chooses where constants of the cluster lie: here
+    # SR_CgaSize chooses where constants of the cluster lie: here. SR_CLOCKHI changes after 2^32 cycles.
+    if i.operands[1] not in ("SRZ", "SR_CgaSize", "SR_CLOCKHI"):
         raise SimulationError(i, "a clock: the machine is executed first and timed afterwards")
     zero = np.zeros(1 if "32" in i.modifiers else 2, U32)[:, None]
     put = m.put_words(i.operands[0])

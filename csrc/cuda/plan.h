@@ -42,18 +42,12 @@ constexpr uint32_t kMeetingBytes = 128;      // and then all else
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
 
-// Tiles of sites that a warp has registers for.
+// Tiles of sites that a warp has registers for; there is a kernel for each number of them.
 constexpr int most_tiles(Math math) { return math == Math::fp32 ? 2 : math == Math::tf32 ? 4 : 8; }
 
 // Of them, tiles that a block may have where rows are sampled one at a time: what that takes, the largest kernels have
 // no registers for.
 constexpr int kMostRowTiles = 4;
-
-// There are kernels for 1 tile of sites, for the next number, and so on; in float32 for powers of two alone, since all
-// of them take minutes to compile.
-constexpr int more_tiles(Math math, int tiles) {
-  return math == Math::bf16 || math == Math::fp16 ? tiles + 1 : 2 * tiles;
-}
 
 // How many batches of weights a warp has in its registers, or on their way to them.
 constexpr int batches_ahead(Math math, int tiles) { return depth_of(math) == 32 && tiles == 1 ? 3 : 2; }

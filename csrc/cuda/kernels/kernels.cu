@@ -7,8 +7,7 @@ namespace {
 template <int kTiles>
 void launch_of(const KernelParams& params, int shared_bytes, Stream stream) {
   if constexpr (kTiles <= most_tiles(Math::PCF_MATH)) {
-    if (params.layout.tiles != kTiles)
-      return launch_of<more_tiles(Math::PCF_MATH, kTiles)>(params, shared_bytes, stream);
+    if (params.layout.tiles != kTiles) return launch_of<kTiles + 1>(params, shared_bytes, stream);
     const unsigned clusters = (params.images + params.layout.images - 1) / params.layout.images;
     const unsigned cluster = params.layout.cluster;
     const Launch how{clusters * cluster, kThreads, static_cast<size_t>(shared_bytes), cluster};

@@ -19,13 +19,17 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
     if constexpr (kArrives) {
-      for (const uint32_t began = time_passed(); !has_met(meeting(), meetings_ / 2 % 2);)
-        if (time_passed() - began > kMostWait) give_up();
+      if (!has_met(meeting(), meetings_ / 2 % 2)) keep_waiting();
       meetings_++;
     } else {
       wait_copies<1>();
       sync_block();
     }
+  }
+
+  __device__ void keep_waiting() {
+    for (const uint32_t began = time_passed(); !has_met(meeting(), meetings_ / 2 % 2);)
+      if (time_passed() - began > kMostWait) give_up();
   }
 
   // What others were to make will never be there.
