@@ -23,7 +23,7 @@ from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits, Shape, has_clusters
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
 from pixelcnn_fast.runtimes.pack import sampling_options
 
 ROOT = Path(__file__).parents[1]
@@ -97,19 +97,18 @@ class ColumnSteps:
     arch: str
     folder: Path
     csrc: Path = ROOT / "csrc"
-    has_clusters: bool = True  # whether several blocks may share their images
+    blocks: int = max(CLUSTERS)  # that may share their images, at most
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
-    _other: ColumnSteps | None = None
+    _others: dict[int, ColumnSteps] = field(default_factory=dict)
 
-    def with_clusters(self, has_clusters: bool) -> ColumnSteps:
-        """The same, with or without them."""
-        if self.has_clusters == has_clusters:
-            return self
-        if self._other is None:
-            self._other = replace(self, has_clusters=has_clusters, _runtimes={}, _runs={}, _other=self)
-        return self._other
+    def with_clusters_of(self, blocks: int) -> ColumnSteps:
+        """The same, if at most so many blocks share their images (1: none do)."""
+        self._others.setdefault(self.blocks, self)
+        if blocks not in self._others:
+            self._others[blocks] = replace(self, blocks=blocks, _runtimes={}, _runs={})
+        return self._others[blocks]
 
     @property
     def rates(self) -> Rates:
@@ -172,9 +171,8 @@ class ColumnSteps:
             found = compiler.compiled(model)
             (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
             capability = divmod(int(self.arch.rstrip("a")), 10)
-            limits = Limits(
-                kilobytes << 10, self.rates.multiprocessors, self.has_clusters and has_clusters(capability)
-            )
+            blocks = min(self.blocks, largest_cluster(capability))
+            limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)
             try:
                 self._runtimes[network.name] = CudaRuntime(
                     found.program, found.conditions, model.head, "bf16", planner(), limits

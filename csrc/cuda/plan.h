@@ -34,7 +34,7 @@ constexpr int kMostMembers = kBatch;
 constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
-constexpr int kCluster = 4;                  // blocks of a cluster, which share their images
+constexpr int kMostBlocks = 8;               // of a cluster, which share their images: 2, 4 or 8
 constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Thread::kArrives),
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kMeetingBytes = 128;      // and then all else
@@ -282,7 +282,7 @@ struct Layout {
   int most_images;         // for which it has sites
   int rows, lag, period;   // rows in flight; a row's place is free for another after `period` column steps
   int sites, tiles;        // rows * images, and tiles of 8 for them
-  int cluster;             // 1, or kCluster: so many blocks share the images, and each computes some of the channels
+  int cluster;             // so many blocks share the images, and each computes some of the channels; 1: no cluster
   int by_rows;             // whether rows are sampled one at a time
   int first_row, end_row;  // in which order the sweeps are done; only one "row" if there is a wavefront
   int n_sweeps;
@@ -304,17 +304,22 @@ struct Limits {
   int shared_bytes = 0;  // that a block can have
 };
 
+struct SweepFacts {
+  int records;
+  int64_t weight_bytes;  // that a column step reads of weights: the most that a block does
+};
+
 struct Plan {
   Math math;
   Layout layout;
   std::vector<char> constants;  // goes to the device once
   int shared_bytes = 0;
   int64_t weight_bytes = 0, value_bytes = 0;  // that a column step reads of weights, and a block copies of values
-  std::vector<int64_t> sweep_weight_bytes;    // of weights, for each sweep, the most that a block reads
+  std::vector<SweepFacts> sweeps;
 };
 
-// For blocks, or clusters of kCluster blocks, that have so many images. Throws std::invalid_argument, saying why, where
-// the program does not fit.
+// For clusters of so many blocks (1, 2, 4 or 8) that have so many images. Throws std::invalid_argument, saying why,
+// where the program does not fit.
 Plan make_plan(const Program&, Math, int images, int cluster, const Limits&);
 
 }  // namespace pcf::cuda

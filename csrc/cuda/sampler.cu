@@ -38,11 +38,13 @@ std::vector<char> Sampler::parameters(const DeviceJob& job, int number, int row,
 }
 
 int Sampler::clusters_at_once() const {
+  const unsigned blocks = plan_.layout.cluster;
+  if (blocks == 1) return 0;
   switch (plan_.math) {
-    case Math::fp32: return cuda::clusters_at_once<Math::fp32>(plan_.shared_bytes);
-    case Math::tf32: return cuda::clusters_at_once<Math::tf32>(plan_.shared_bytes);
-    case Math::bf16: return cuda::clusters_at_once<Math::bf16>(plan_.shared_bytes);
-    case Math::fp16: return cuda::clusters_at_once<Math::fp16>(plan_.shared_bytes);
+    case Math::fp32: return cuda::clusters_at_once<Math::fp32>(blocks, plan_.shared_bytes);
+    case Math::tf32: return cuda::clusters_at_once<Math::tf32>(blocks, plan_.shared_bytes);
+    case Math::bf16: return cuda::clusters_at_once<Math::bf16>(blocks, plan_.shared_bytes);
+    case Math::fp16: return cuda::clusters_at_once<Math::fp16>(blocks, plan_.shared_bytes);
   }
   return 0;
 }

@@ -58,9 +58,9 @@ void bind_cuda_sampler(py::module_& m) {
         py::list sweeps;
         for (int k = 0; k < l.n_sweeps; k++) {
           const cuda::SweepPlan& sweep = l.sweeps[k];
-
           sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
-                                 "columns"_a = sweep.columns, "weight_bytes"_a = p.sweep_weight_bytes[k]));
+                                 "columns"_a = sweep.columns, "records"_a = p.sweeps[k].records,
+                                 "weight_bytes"_a = p.sweeps[k].weight_bytes));
         }
         return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
                         "tiles"_a = l.tiles, "most_images"_a = l.most_images, "turns"_a = l.end_row,

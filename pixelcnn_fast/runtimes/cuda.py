@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes import Precision, cuda_cost
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
 from pixelcnn_fast.runtimes.pinned import on_device, on_host
@@ -26,31 +26,29 @@ from pixelcnn_fast.runtimes.pinned import on_device, on_host
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
-CLUSTER = 4  # blocks of a cluster
-
-
+CLUSTERS = (2, 4, 8)  # blocks of a cluster
 WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/thread.h
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device offers to a launch: shared memory per block, multiprocessors, and whether blocks can write to
-    each other's shared memory."""
+    """What the device offers to a launch: shared memory per block, multiprocessors, and how many blocks at most can
+    write to each other's shared memory (1: none but their own)."""
 
     shared_bytes: int
     multiprocessors: int
-    has_clusters: bool = False
+    largest_cluster: int = 1
 
 
 def limits_of(device: torch.device) -> Limits:
     index = torch.cuda.current_device() if device.index is None else device.index
     found = required().cuda_devices()[index]
-    return Limits(found["shared_memory"], found["multiprocessors"], has_clusters(found["capability"]))
+    return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster(found["capability"]))
 
 
-def has_clusters(capability: tuple[int, int]) -> bool:
-    """Whether there are kernels for clusters of blocks: kHasClusters in csrc/cuda/kernels/device.h."""
-    return (9, 0) <= tuple(capability) < (12, 0)
+def largest_cluster(capability: tuple[int, int]) -> int:
+    """Where there are kernels for clusters of blocks: kHasClusters in csrc/cuda/kernels/device.h."""
+    return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
@@ -112,7 +110,8 @@ class Launched:
 class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
 
-    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host.
+    precision: as for ``Sampler``. module, limits, cost: for tests, which run the kernels on the host. The cost, of what
+    was planned, chooses how many blocks share an image.
     """
 
     def __init__(
@@ -123,6 +122,7 @@ class CudaRuntime(Runtime):
         precision: Precision = "same",
         module: Any = None,
         limits: Limits | None = None,
+        cost: Callable[[dict[str, Any]], float] = cuda_cost.cycles,
     ) -> None:
         if module is None and (why := why_not_cuda(program, head)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
@@ -135,6 +135,8 @@ class CudaRuntime(Runtime):
         self._module = module or required()
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
+        self._cost = cost
+        self._shapes: dict[int, Shape] = {}  # by images of a batch, where each has a block or a cluster
         self._samplers: dict[Shape, Any] = {}
         self._constants: dict[Shape, Tensor] = {}
         try:
@@ -245,17 +247,23 @@ class CudaRuntime(Runtime):
 
     def shape(self, images: int) -> Shape:
         """Of a batch: as few images to a block as keep each multiprocessor busy, and at most as many as a block holds;
-        where there are multiprocessors enough, a cluster to each image."""
+        where there are multiprocessors enough, a cluster to each image, if that is faster."""
         wanted = max(1, -(-images // self._limits.multiprocessors))
         while wanted > 1 and not self._fits(Shape(min(wanted, self._most_images))):
             self._most_images = min(wanted, self._most_images) - 1  # nor do more of them fit
-        if wanted > 1 or not self._limits.has_clusters:
+        if wanted > 1:
             return Shape(min(wanted, self._most_images))
-        shape = Shape(1, CLUSTER)
-        if images * CLUSTER > self._limits.multiprocessors or not self._fits(shape):
-            return Shape(1)
-        with self._on_device():
-            return shape if images <= self.sampler(shape).clusters_at_once() else Shape(1)
+        if images not in self._shapes:
+            most_blocks = min(self._limits.largest_cluster, self._limits.multiprocessors // max(images, 1))
+            possible = [Shape(1)]
+            for shape in (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most_blocks):
+                with self._on_device():
+                    if self._fits(shape) and images <= self.sampler(shape).clusters_at_once():
+                        possible.append(shape)
+            self._shapes[images] = min(possible, key=lambda shape: self._cost(self.sampler(shape).facts))
+            for shape in {*possible} - {Shape(1), *self._shapes.values()}:
+                del self._samplers[shape]  # it is large
+        return self._shapes[images]
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ pytestmark = needs_compiler
 
 # How many multiprocessors share the images: a block has one image, some, or as many as it holds.
 MULTIPROCESSORS = {"one image a block": 20, "some": 3, "as many as it holds": 1}
-CLUSTERS = {"clusters": 12}  # with so many of them, up to 3 images have 4 blocks each
+CLUSTERS = {"pairs": 2, "clusters": 4, "eights": 8}  # of so many blocks, for each of up to three images
+BLOCKS = [*MULTIPROCESSORS, "clusters"]
 # (model, shape, has labels). Odd sizes, several tiles of channels and of images, every phase.
 CASES = {
     "1x1 image": lambda: (pixelcnn(channels=1, hidden=5, kernel=5), (1, 1, 1)),
@@ -83,6 +85,11 @@ def gated(hidden_channels: int = 8, **kwargs) -> GatedPixelCNN:
     return enlivened(GatedPixelCNN(hidden_channels=hidden_channels, dilations=(1, 2), **kwargs))
 
 
+def most_blocks(facts: dict[str, Any]) -> float:
+    """A cost by which clusters are as large as they can be: these networks are too small for them."""
+    return -facts["cluster"]
+
+
 def runtime(
     sampler: Sampler,
     blocks: str = "some",
@@ -90,8 +97,10 @@ def runtime(
     shared: int = 227 << 10,
 ) -> CudaRuntime:
     captured = sampler._engine.captured
-    limits = Limits(shared, (MULTIPROCESSORS | CLUSTERS)[blocks], has_clusters=blocks in CLUSTERS)
-    return CudaRuntime(captured.program, captured.conditions, sampler.head, precision, emulated(), limits)
+    size = CLUSTERS.get(blocks, 1)
+    limits = Limits(shared, MULTIPROCESSORS.get(blocks, 3 * size), size)
+    program, conditions = captured.program, captured.conditions
+    return CudaRuntime(program, conditions, sampler.head, precision, emulated(), limits, most_blocks)
 
 
 def inputs(shape, n=IMAGES):
@@ -131,14 +140,14 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
     return 2 if blocks in CLUSTERS else most
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("name", CASES)
 def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape, n := images_with(blocks))
     engine = runtime(sampler, blocks)
-    assert engine.facts(n)["cluster"] == (4 if blocks in CLUSTERS else 1)
+    assert engine.facts(n)["cluster"] == CLUSTERS.get(blocks, 1)
     got, _ = run(engine, sampler, u, labels=labels)
     expected = sampler.sample(n, labels if sampler._engine.model.conditional else None, noise=u, runtime="cpu")
     assert torch.equal(got, expected.int())
@@ -167,7 +176,7 @@ def teacher_forced(name: str, blocks: str, precision: Precision) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
 def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
     assert_as_exact_as_plain(*teacher_forced(name, blocks, precision))
@@ -199,10 +208,13 @@ def test_clusters_change_no_bit(name, precision):
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
     _, u, labels = inputs(shape, 3)
-    apart, together = (runtime(sampler, blocks, precision) for blocks in ("as many as it holds", "clusters"))
+    apart = runtime(sampler, "as many as it holds", precision)
     levels, logits = run(apart, sampler, u, labels=labels)
-    found = run(together, sampler, u, labels=labels, seed=3)
-    assert torch.equal(found[0], levels) and torch.equal(found[1], logits)
+    for blocks, size in CLUSTERS.items():
+        together = runtime(sampler, blocks, precision)
+        assert together.facts(3)["cluster"] == size
+        found = run(together, sampler, u, labels=labels, seed=3)
+        assert torch.equal(found[0], levels) and torch.equal(found[1], logits)
 
 
 def test_what_is_sent_comes_in_time():
@@ -220,11 +232,21 @@ def test_what_is_sent_comes_in_time():
 def test_clusters_are_for_few_images():
     sampler = Sampler(*CASES["7x5"]())
     engine = runtime(sampler, "clusters")
-    assert [engine.shape(n) for n in (1, 3, 4, 12)] == [(1, 4), (1, 4), (1, 1), (1, 1)]
+    assert [engine.shape(n).cluster for n in (1, 3, 4, 6, 7, 12)] == [4, 4, 2, 2, 1, 1]
     assert runtime(sampler).shape(1) == (1, 1)
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
+@pytest.mark.parametrize("hidden, clusters", [(128, [8, 4, 2, 1]), (16, [1, 1, 1, 1])])
+def test_a_network_has_clusters_if_its_weights_take_long(hidden, clusters):
+    sampler = Sampler(PixelCNN(1, hidden, 6).eval(), (1, 4, 4))
+    captured = sampler._engine.captured
+    engine = CudaRuntime(
+        captured.program, captured.conditions, sampler.head, "bf16", emulated(), Limits(227 << 10, 80, 8)
+    )
+    assert [engine.shape(n).cluster for n in (10, 20, 40, 41)] == clusters
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
 def test_temperature_and_known_pixels(blocks, temperature):
     model, shape = CASES["two stacks"]()
@@ -244,7 +266,7 @@ def test_temperature_and_known_pixels(blocks, temperature):
     assert torch.equal(got, expected.int())
 
 
-@pytest.mark.parametrize("blocks", MULTIPROCESSORS | CLUSTERS)
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""

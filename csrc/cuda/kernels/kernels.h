@@ -8,8 +8,8 @@ namespace pcf::cuda {
 template <Math kMath>
 void launch_walk(const KernelParams&, int shared_bytes, Stream);
 
-// How many clusters the device runs at once.
+// How many clusters of so many blocks the device runs at once.
 template <Math kMath>
-int clusters_at_once(int shared_bytes);
+int clusters_at_once(unsigned blocks, int shared_bytes);
 
 }  // namespace pcf::cuda

@@ -75,7 +75,7 @@ Plan Planner::assembled() {
         offset(r.exchange.places, places, sizeof(Place));
       }
     }
-    l.records += static_cast<int>(own_records.back().size()) / (sweep.has_parts ? kWarps : 1);
+    l.records += sweep.end - sweep.first;
     plan.records = table(own_records.back());
     plan.weights = table(std::vector<Weights>(kWarps));
     for (uint32_t& record : plan.first_copies)
@@ -103,7 +103,7 @@ Plan Planner::assembled() {
   const std::vector<char> tables = bytes.bytes;
   for (int rank = 1; rank < l.cluster; rank++) bytes.add(tables);
   l.floats = bytes.add(floats_);
-  std::vector<int64_t> sweep_weight_bytes;
+  std::vector<SweepFacts> sweep_facts;
   for (size_t k = 0; k < sweeps_.size(); k++) {
     int64_t most = 0;
     for (int rank = 0; rank < l.cluster; rank++) {
@@ -118,12 +118,9 @@ Plan Planner::assembled() {
       for (const Weights& w : weights) size += w.bytes;
       most = std::max(most, size);
     }
-    sweep_weight_bytes.push_back(most);
+    sweep_facts.push_back({sweeps_[k].end - sweeps_[k].first, most});
   }
-  Plan plan{math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes)};
-  plan.weight_bytes = weight_bytes_, plan.value_bytes = value_bytes_;
-  plan.sweep_weight_bytes = std::move(sweep_weight_bytes);
-  return plan;
+  return {math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes), weight_bytes_, value_bytes_, sweep_facts};
 }
 
 std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const {

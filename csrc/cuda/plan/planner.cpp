@@ -19,7 +19,8 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;
   if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
   l.tiles = parts(l.sites, kTileSites);
-  if (cluster != 1 && cluster != kCluster) throw std::invalid_argument("a cluster has 4 blocks, or 1");
+  if (cluster < 1 || cluster > kMostBlocks || (cluster & (cluster - 1)))
+    throw std::invalid_argument("a cluster has 1, 2, 4 or 8 blocks");
   if (cluster > 1 && l.tiles > 1) throw std::invalid_argument("in a cluster, a block has at most 8 sites");
   return l;
 }
