@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+
 #include "cuda/sampler.h"
 
 namespace py = pybind11;
@@ -28,6 +30,21 @@ cuda::DeviceJob job(int images, Address constants, Address workspace, Address va
   return {images,         at(constants), at(workspace),  at(values),          at(known), at(noise),
           at(conditions), options,       at(parameters), at(log_probability), at(error), at(stream)};
 }
+
+// What one column step of a sweep takes, as its list of records says, or that of any warp: each warp's is as long.
+struct ColumnStep {
+  int records = 0;
+  int64_t value_bytes = 0;  // of earlier column steps, that a block copies
+
+  ColumnStep(const cuda::Plan& plan, const cuda::SweepPlan& sweep) {
+    const char* at = plan.constants.data() + (sweep.records - plan.layout.tables);
+    for (cuda::Record r{}; r.product.then != cuda::Then::step; records++, at += sizeof r) {
+      std::memcpy(&r, at, sizeof r);
+      if (r.product.barriers & cuda::kBefore)  // or else it goes on with the record before it, and copies nothing
+        value_bytes += int64_t{r.copies.count} * plan.layout.tiles * cuda::kFragmentBytes;
+    }
+  }
+};
 
 }  // namespace
 
@@ -58,9 +75,10 @@ void bind_cuda_sampler(py::module_& m) {
         py::list sweeps;
         for (int k = 0; k < l.n_sweeps; k++) {
           const cuda::SweepPlan& sweep = l.sweeps[k];
-
+          const ColumnStep step(p, sweep);
           sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
-                                 "columns"_a = sweep.columns, "weight_bytes"_a = p.sweep_weight_bytes[k]));
+                                 "columns"_a = sweep.columns, "weight_bytes"_a = p.sweep_weight_bytes[k],
+                                 "records"_a = step.records, "value_bytes"_a = step.value_bytes));
         }
         return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
                         "tiles"_a = l.tiles, "most_images"_a = l.most_images, "turns"_a = l.end_row,
