@@ -119,13 +119,13 @@ class ColumnSteps:
         return sum(step.milliseconds(self.rates) for step in self.of_sweeps(network, images))
 
     def of_sweeps(self, network: Network, images: int) -> list[Step]:
-        sweeps = len(self._runtime(network).facts(images)["sweeps"])
+        sweeps = len(self.runtime(network).facts(images)["sweeps"])
         return [self.step(network, images, sweep) for sweep in range(sweeps)]
 
     def step(self, network: Network, images: int, sweep: int = 0) -> Step:
         """Of a batch. Raises Refused where the runtime can't serve the network; RuntimeError where the kernel does not
         compile, or does not do what the planner wants."""
-        runtime = self._runtime(network)
+        runtime = self.runtime(network)
         shape = runtime.shape(images)
         facts = runtime.sampler(shape).facts
         blocks = -(-images // shape.images) * shape.cluster
@@ -162,7 +162,8 @@ class ColumnSteps:
         few_enough = blocks * self.rates.l2_bytes <= all_together
         return self.rates.l2_bytes if few_enough else self.rates.l2_bytes_shared
 
-    def _runtime(self, network: Network) -> CudaRuntime:
+    def runtime(self, network: Network) -> CudaRuntime:
+        """For this architecture. Raises Refused where it can't serve the network."""
         if network.name not in self._runtimes:
             say(f"{network.name}: planning")
             with torch.random.fork_rng(devices=[]):
@@ -201,7 +202,7 @@ class ColumnSteps:
         """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on."""
         key = (network.name, shape, l2_rate, sweep)
         if key not in self._runs:
-            facts = self._runtime(network).sampler(shape).facts
+            facts = self.runtime(network).sampler(shape).facts
             kernel = self._kernel(facts)
             of_sweep = facts["sweeps"][sweep]
             before = max(0, min(of_sweep["steps"] // 2, of_sweep["steps"] - MANY))
@@ -228,7 +229,7 @@ class ColumnSteps:
         steps: int,
     ) -> Run:
         """where: the sweep, the row and the first column step."""
-        sampler, memory, images = self._runtime(network).sampler(shape), Memory(), shape.images
+        sampler, memory, images = self.runtime(network).sampler(shape), Memory(), shape.images
         sub_pixels = images * int(np.prod(network.shape))
         job = planner().CudaJob(
             images=images,

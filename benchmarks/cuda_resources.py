@@ -1,19 +1,21 @@
-"""What the CUDA sampler's kernels take: registers of a thread, shared memory of a block. Needs nvcc but no GPU.
+"""What the CUDA sampler takes: registers of a thread, shared memory of a block, what it reads and keeps for an image.
 
-python benchmarks/cuda_resources.py        writes docs/cuda_resources.md (some minutes)
+python benchmarks/cuda_resources.py            writes docs/cuda_resources.md (some minutes); needs nvcc but no GPU
+python benchmarks/cuda_resources.py --plans    leaves its registers as they are, which alone take nvcc
 
 It plans with the module of the kernels on the host, which the tests build.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -125,47 +127,127 @@ def shared_rows(math: str, plans: Plans) -> list[str]:
     return rows
 
 
-def table(nvcc: str, module: ModuleType) -> str:
-    registers, memory = [], []
+def network_row(name: str, facts: dict[str, Any], width: int) -> str:
+    """What one image takes a column step; or a pixel, where rows are sampled one at a time, in several sweeps each."""
+    sweeps, by_rows = facts["sweeps"], len(facts["sweeps"]) > 1
+
+    def taken(what: str) -> float:
+        each = sum(sweep["steps"] * sweep[what] for sweep in sweeps)
+        return each / (width if by_rows else sweeps[0]["steps"])
+
+    cells = (
+        f"{facts['turns'] * sum(sweep['steps'] for sweep in sweeps):,}",
+        f"{taken('records'):.4g}",
+        f"{taken('weight_bytes'):,.0f}",
+        f"{taken('value_bytes'):,.0f}",
+        f"{facts['cluster'] * facts['workspace_bytes']:,}",
+        f"{facts['shared_bytes']:,}",
+    )
+    return f"| {name}{', a pixel' * by_rows} | {facts['cluster']} | {' | '.join(cells)} |"
+
+
+def network_rows(names: Sequence[str] = ("PIXELCNN", "GATED", "ROW_LSTM", "DIAGONAL")) -> list[str]:
+    """names: of networks in column_steps.py."""
+    import column_steps
+
+    from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
+
+    steps, rows = column_steps.ColumnSteps("90a", Path()), []
+    for network in (getattr(column_steps, name) for name in names):
+        for shape in (Shape(1), Shape(1, max(CLUSTERS))):
+            facts = steps.runtime(network).sampler(shape).facts
+            rows.append(network_row(network.name, facts, network.shape[2]))
+    return rows
+
+
+NETWORK_COLUMNS = (
+    "column steps of an image",
+    "records of one",
+    "weights that a block reads",
+    "values that it copies",
+    "values kept for the image",
+    "shared memory of a block",
+)
+REGISTERS = """\
+# What the CUDA sampler's kernels take
+
+Written by `python benchmarks/cuda_resources.py` with nvcc {nvcc}; a test compares it.
+[cuda.md](cuda.md) explains the words.
+
+## Registers of a thread
+There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8
+sites; and for 1 tile those for clusters of 2, 4 and 8 blocks, where the GPU has them. A block has 256 threads, so that
+a thread can have 255 registers, the most that the instructions can name. Spilled bytes would stand in
+brackets; the build fails if there are any.
+
+| multiplies | tiles | blocks | {archs} |
+|---|---|---|{rule}
+{rows}
+
+"""
+PLANS = """\
+## Shared memory of a block
+Bytes, and in brackets the records of a column step, for the default `PixelCNN()`, 3×32×32, by what a block
+may have of shared memory. Where it has less, a column step takes more records, or fewer images fit (–).
+
+| multiplies | images | tiles | {gpus} |
+|---|---|---|{rule}
+{shared}
+
+## What lies where, for each network of the budget
+Bytes, of one image in bf16 on an H100, in a block and in a cluster of 8. The networks are the default `PixelCNN()`, a
+Gated PixelCNN of 64 channels and 7 blocks, and LSTMs of 128 units and 12 layers. In a column step, a block reads its
+weights from L2, and copies to shared memory some of the values of earlier column steps, which lie in global memory.
+Each block of a cluster has all of them. A Diagonal BiLSTM is sampled a row at a time, in sweeps with column steps of
+their own, so what it takes is given for a pixel: that of a row's column steps, divided by the row's pixels.
+
+| network | blocks | {columns} |
+|---|---|---|---|---|---|---|---|
+{networks}
+"""
+
+
+def registers(nvcc: str) -> str:
+    """The page's first part."""
+    rows = []
     for math in MATHS:
-        registers += register_rows(math, compiled(nvcc, KERNELS, math, list(ARCHS)))
-        memory += shared_rows(math, plans_of_default(module, math))
+        rows += register_rows(math, compiled(nvcc, KERNELS, math, list(ARCHS)))
+    archs = " | ".join(f"sm_{arch}" for arch in ARCHS)
+    return REGISTERS.format(
+        nvcc=nvcc_version(nvcc), archs=archs, rule="---|" * len(ARCHS), rows="\n".join(rows)
+    )
+
+
+def plans(module: ModuleType) -> str:
+    """What follows it."""
+    rows = []
+    for math in MATHS:
+        rows += shared_rows(math, plans_of_default(module, math))
     gpus = [f"{kilobytes} KB: {', '.join(ARCHS[a] for a in archs)}" for kilobytes, archs in SHARED.items()]
-    lines = [
-        "# What the CUDA sampler's kernels take",
-        "",
-        f"Written by `python benchmarks/cuda_resources.py` with nvcc {nvcc_version(nvcc)}; a test compares it.",
-        "[cuda.md](cuda.md) explains the words.",
-        "",
-        "## Registers of a thread",
-        "There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8",
-        "sites; and for 1 tile one for clusters of 4 blocks, where the GPU has them. A block has 256 threads, so that",
-        "a thread can have 255 registers, the most that the instructions can name. Spilled bytes would stand in",
-        "brackets; the build fails if there are any.",
-        "",
-        "| multiplies | tiles | blocks | " + " | ".join(f"sm_{arch}" for arch in ARCHS) + " |",
-        "|---|---|---|" + "---|" * len(ARCHS),
-        *registers,
-        "",
-        "## Shared memory of a block",
-        "Bytes, and in brackets the records of a column step, for the default `PixelCNN()`, 3×32×32, by what a block",
-        "may have of shared memory. Where it has less, a column step takes more records, or fewer images fit (–).",
-        "",
-        "| multiplies | images | tiles | " + " | ".join(gpus) + " |",
-        "|---|---|---|" + "---|" * len(SHARED),
-        *memory,
-    ]
-    return "\n".join(lines) + "\n"
+    return PLANS.format(
+        gpus=" | ".join(gpus),
+        rule="---|" * len(SHARED),
+        shared="\n".join(rows),
+        columns=" | ".join(NETWORK_COLUMNS),
+        networks="\n".join(network_rows()),
+    )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", action="store_true", help="leave the registers as they are, which take nvcc")
+    only_plans = parser.parse_args(arguments).plans
     sys.path.insert(0, str(ROOT))
     from tests.csrc.emulated import emulated
 
     nvcc = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc") or shutil.which("nvcc")
-    if nvcc is None:
-        raise SystemExit("nvcc is needed: set CUDA_HOME")
-    TABLE.write_text(table(nvcc, emulated()))
+    if only_plans:
+        first = TABLE.read_text().split("## Shared memory of a block")[0]
+    elif nvcc is None:
+        raise SystemExit("nvcc is needed: set CUDA_HOME, or leave the registers as they are with --plans")
+    else:
+        first = registers(nvcc)
+    TABLE.write_text(first + plans(emulated()))
 
 
 if __name__ == "__main__":

@@ -304,9 +304,10 @@ struct Limits {
   int shared_bytes = 0;  // that a block can have
 };
 
+// What a column step of a sweep takes of a block; of the one that reads the most weights.
 struct SweepFacts {
   int records;
-  int64_t weight_bytes;  // that a column step reads of weights: the most that a block does
+  int64_t weight_bytes, value_bytes;  // read, and copied
 };
 
 struct Plan {
@@ -314,7 +315,7 @@ struct Plan {
   Layout layout;
   std::vector<char> constants;  // goes to the device once
   int shared_bytes = 0;
-  int64_t weight_bytes = 0, value_bytes = 0;  // that a column step reads of weights, and a block copies of values
+  int64_t weight_bytes = 0;  // of all of them, in all blocks of a cluster
   std::vector<SweepFacts> sweeps;
 };
 

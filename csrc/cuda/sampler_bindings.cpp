@@ -58,14 +58,14 @@ void bind_cuda_sampler(py::module_& m) {
         py::list sweeps;
         for (int k = 0; k < l.n_sweeps; k++) {
           const cuda::SweepPlan& sweep = l.sweeps[k];
+          const cuda::SweepFacts& facts = p.sweeps[k];
           sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
-                                 "columns"_a = sweep.columns, "records"_a = p.sweeps[k].records,
-                                 "weight_bytes"_a = p.sweeps[k].weight_bytes));
+                                 "columns"_a = sweep.columns, "records"_a = facts.records,
+                                 "weight_bytes"_a = facts.weight_bytes, "value_bytes"_a = facts.value_bytes));
         }
         return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
                         "tiles"_a = l.tiles, "most_images"_a = l.most_images, "turns"_a = l.end_row,
                         "sweeps"_a = sweeps, "records"_a = l.records, "shared_bytes"_a = p.shared_bytes,
-                        "weight_bytes"_a = p.weight_bytes, "value_bytes"_a = p.value_bytes,
-                        "workspace_bytes"_a = l.workspace_bytes);
+                        "weight_bytes"_a = p.weight_bytes, "workspace_bytes"_a = l.workspace_bytes);
       });
 }

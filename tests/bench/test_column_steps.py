@@ -34,8 +34,8 @@ def skip_with_another_nvcc() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     skip_with_another_nvcc()
-    network, images, clusters = RECORDED[name]
-    step, limit = steps.with_clusters(clusters).step(network, images), recorded()["cycles"][name]
+    network, images, blocks = RECORDED[name]
+    step, limit = steps.with_clusters_of(blocks).step(network, images), recorded()["cycles"][name]
     assert step.cycles <= SLOWER * limit, (
         f"a column step takes {step.cycles:,.0f} cycles, {step.cycles / limit - 1:.0%} more than recorded. "
         "If it must: python benchmarks/cuda_budget.py --record\n" + step.run.profile(10)
@@ -52,7 +52,7 @@ def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
 
 @pytest.mark.parametrize("arch, cluster", [("80", 1), ("90a", 4), ("120", 1)])
 def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
-    assert ColumnSteps(arch, tmp_path)._runtime(GATED).shape(1).cluster == cluster
+    assert ColumnSteps(arch, tmp_path).runtime(GATED).shape(1).cluster == cluster
 
 
 def test_every_recorded_step_has_a_limit():

@@ -55,3 +55,26 @@ def test_shared_memory_is_what_a_plan_takes() -> None:
     assert len(plans) == 2 and len(rows) == 8
     for (images, _), plan in plans.items():
         assert rows[images][column] == resources.shared(plan), STALE
+
+
+@needs_native
+@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
+def test_what_lies_where() -> None:
+    rows = resources.network_rows(["GATED", "DIAGONAL"])
+    page = resources.TABLE.read_text().splitlines()
+    assert len(rows) == 4 and set(rows) <= set(page), STALE
+
+
+def test_a_row_of_a_network_that_is_sampled_a_row_at_a_time() -> None:
+    """Two sweeps: one over 4 columns at once, one over each of 8 columns; 3 rows."""
+    sweeps = [
+        {"steps": 2, "records": 8, "weight_bytes": 400, "value_bytes": 4_000},
+        {"steps": 8, "records": 5, "weight_bytes": 1_000, "value_bytes": 0},
+    ]
+    facts = {"sweeps": sweeps, "turns": 3, "cluster": 4, "workspace_bytes": 250_000, "shared_bytes": 1_024}
+    assert (
+        resources.network_row("N", facts, 8)
+        == "| N, a pixel | 4 | 30 | 7 | 1,100 | 1,000 | 1,000,000 | 1,024 |"
+    )
+    one = {**facts, "sweeps": sweeps[:1], "turns": 1, "cluster": 1}
+    assert resources.network_row("N", one, 8) == "| N | 1 | 2 | 8 | 400 | 4,000 | 250,000 | 1,024 |"

@@ -6,13 +6,9 @@ Only the kernels that a large batch runs are compiled; PIXELCNN_FAST_EVERY_KERNE
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,74 +17,30 @@ triton = pytest.importorskip("triton", reason="triton is not installed: pip inst
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET=1 is set, so that nothing compiles", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.runtime.jit import KernelInterface  # noqa: E402
+import triton_kernels  # noqa: E402
+from triton_kernels import DEVICES, Device, Launch, compiling, programs_at_once  # noqa: E402
 
 from pixelcnn_fast.ops import triton_recurrence, triton_tuning  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
 from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
+from tests.docs import DOCS  # noqa: E402
 from tests.triton_device import float32_precision  # noqa: E402
 
 EVERY_KERNEL = os.environ.get("PIXELCNN_FAST_EVERY_KERNEL") == "1"
 
 
-class Device(NamedTuple):
-    capability: int
-    shared_memory: int  # bytes that a block may have
-    multiprocessors: int
-    matrix_instruction: str
-
-
-DEVICES = [
-    Device(80, 166_912, 108, "HMMA"),
-    Device(90, 232_448, 132, "HGMMA"),
-    Device(100, 232_448, 148, "UTCHMMA"),
-    Device(120, 101_376, 170, "HMMA"),
-]
-
-
-class Driver:
-    """What Triton asks a driver for when it compiles."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_device(self) -> int:
-        return self.capability  # Triton caches its kernels for each device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-
-@pytest.fixture(params=DEVICES, ids=lambda device: f"sm_{device.capability}")
-def device(request, monkeypatch) -> Device:
-    monkeypatch.setattr(triton_tuning, "capability", lambda _: request.param.capability)
-    for module in (triton_tuning, masked_conv2d):
-        monkeypatch.setattr(module, "multiprocessors", lambda _: request.param.multiprocessors)
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param.capability))
+@pytest.fixture(params=DEVICES.values(), ids=lambda device: f"sm_{device.capability}")
+def device(request) -> Device:
     return request.param
 
 
 @pytest.fixture
-def compiled(device, monkeypatch) -> list[tuple[str, dict[str, Any], Any]]:
-    """The launches from now on: kernel, keyword arguments, what it compiled to."""
-    launches: list[tuple[str, dict[str, Any], Any]] = []
-
-    def launcher(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-        assert 0 < math.prod(grid) < 2**31
-
-        def launch(*args: Any, **kwargs: Any) -> None:
-            launches.append((kernel.__name__, kwargs, kernel.warmup(*args, grid=grid, **kwargs)))
-
-        return launch
-
-    monkeypatch.setattr(KernelInterface, "__getitem__", launcher)
-    return launches
+def compiled(device) -> Iterator[list[Launch]]:
+    """The launches from now on."""
+    with compiling(device) as launches:
+        yield launches
 
 
 @pytest.fixture(params=["16 bit", "tf32", *(["ieee"] if EVERY_KERNEL else [])])
@@ -103,19 +55,7 @@ def feature_map(batch: int, channels: int, dtype: torch.dtype, size: int = 32) -
     )
 
 
-def programs_at_once(device: Device, kernel: Any, warps: int, folder: Path) -> int:
-    """How many programs a multiprocessor holds: each has its registers, and 1 KB of shared memory for the system."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-    usage = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    registers = 8 * math.ceil(int(usage.split("REG:")[1].split()[0]) / 8)
-    by_shared_memory = (device.shared_memory + 1024) // (kernel.metadata.shared + 1024)
-    return min(65536 // (registers * 32 * warps), by_shared_memory)
-
-
-def check_resources(device: Device, launches: list) -> None:
+def check_resources(device: Device, launches: list[Launch]) -> None:
     for name, arguments, kernel in launches:
         where = f"{name} {arguments}"
         spills = re.findall(r"\b(?:STL|LDL)\b", kernel.asm["sass"])
@@ -123,7 +63,7 @@ def check_resources(device: Device, launches: list) -> None:
         assert kernel.metadata.shared <= device.shared_memory, f"{kernel.metadata.shared} bytes shared: {where}"
 
 
-def test_convolutions(device, compiled, arithmetic, tmp_path):
+def test_convolutions(device, compiled, arithmetic):
     dtype = torch.bfloat16 if arithmetic == "16 bit" else torch.float32
     x = feature_map(64, 128, dtype)
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
@@ -137,9 +77,10 @@ def test_convolutions(device, compiled, arithmetic, tmp_path):
     for x in inputs:
         masked_conv_block.forward(x, weight, x.new_empty(128), *how, "elu", x, x.new_empty(x.shape[:2]))
     check_resources(device, compiled)
-    products = [launch for launch in compiled if "PRECISION" in launch[1]]
+    products = [launch for launch in compiled if "PRECISION" in launch.arguments]
     assert len(products) == (8 if EVERY_KERNEL else 2) and len(compiled) == (15 if EVERY_KERNEL else 3)
-    for name, arguments, kernel in products:
+    for launch in products:
+        name, arguments, kernel = launch
         where = f"{name} {arguments}"
         sass = kernel.asm["sass"]
         block = [arguments[f"BLOCK_{letter}"] for letter in "PIO"]
@@ -155,10 +96,33 @@ def test_convolutions(device, compiled, arithmetic, tmp_path):
         assert "LDGSTS" in sass and kernel.metadata.shared >= (arguments["num_stages"] - 1) * stage, where
         in_place = arguments.get("CHANNELS_LAST", True)  # where not, maps are copied anyway
         if in_place and arithmetic != "ieee" and device.matrix_instruction != "HMMA":
-            assert programs_at_once(device, kernel, arguments["num_warps"], tmp_path) >= 2, where
+            assert programs_at_once(device, launch) >= 2, where
         # Some compilers would wait for each product before they start the next one.
         waits, multiplications = (len(re.findall(name, sass)) for name in (r"WARPGROUP\.DEPBAR", r"\bHGMMA"))
         assert device.matrix_instruction != "HGMMA" or arithmetic == "ieee" or waits < multiplications, where
+
+
+def test_the_documented_table_is_what_triton_gives():
+    page = (DOCS / "triton.md").read_text()
+    if f"triton {triton.__version__}:" not in page:
+        pytest.skip(f"the table was written with another triton than {triton.__version__}")
+    with float32_precision("tf32"):
+        found = triton_kernels.table(DEVICES[90])
+    assert found in page, "put into docs/triton.md what python benchmarks/triton_kernels.py prints"
+
+
+def test_the_innermost_loop_that_multiplies() -> None:
+    lines = ["Function:f", "LBB0:", "1\tNOP;", "LBB1:", "1\tHGMMA.64x8 R1;", "1\tNOP;", "1\t@P0 BRA LBB1;"]
+    lines += [
+        "LBB2:",
+        "1\t@!P0 BRA LBB2;",
+        "1\t@P1 BRA LBB0;",
+        "1\t@P2 BRA LBB3;",
+        "LBB3:",
+        "1\tHGMMA.64x8 R2;",
+    ]
+    assert triton_kernels.main_loop("\n".join(lines)) == ["HGMMA.64x8 R1;", "NOP;", "@P0 BRA LBB1;"]
+    assert triton_kernels.main_loop("\n".join(lines[:6])) == []
 
 
 def test_recurrences(device, compiled, arithmetic):

@@ -59,6 +59,29 @@ def strided(x: torch.Tensor, layout: str) -> torch.Tensor:
     return x
 
 
+def through_data(weight: torch.nn.Parameter) -> None:
+    weight.data.neg_()
+
+
+def by_a_fused_optimizer(weight: torch.nn.Parameter) -> None:
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=1, fused=True).step()
+
+
+@pytest.mark.parametrize("write", [through_data, by_a_fused_optimizer])
+def test_weights_are_read_at_each_call(write):
+    """PyTorch counts no version for these writes, so what was packed of a version can't be kept."""
+    x, weight = random(1, 2, 3, 4), torch.nn.Parameter(random(3, 2, 3, 3))
+    arguments = None, mask_of(MASK_B_3x3, (3, 3)), (1, 1), (1, 1)
+    with torch.no_grad():
+        before = masked_conv2d.forward(x, weight, *arguments)
+    write(weight)
+    with torch.no_grad():
+        after = masked_conv2d.forward(x, weight, *arguments)
+        fresh = masked_conv2d.forward(x, weight.detach().clone(), *arguments)
+    assert torch.equal(after, fresh) and not torch.equal(after, before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_both_gradients(name, dtype):

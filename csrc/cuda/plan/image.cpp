@@ -118,9 +118,9 @@ Plan Planner::assembled() {
       for (const Weights& w : weights) size += w.bytes;
       most = std::max(most, size);
     }
-    sweep_facts.push_back({sweeps_[k].end - sweeps_[k].first, most});
+    sweep_facts.push_back({sweeps_[k].end - sweeps_[k].first, most, sweeps_[k].value_bytes});
   }
-  return {math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes), weight_bytes_, value_bytes_, sweep_facts};
+  return {math_, l, std::move(bytes.bytes), static_cast<int>(shared_bytes), weight_bytes_, sweep_facts};
 }
 
 std::vector<Record> Planner::records_of(const SweepDraft& sweep, SweepPlan& plan, int rank) const {
@@ -233,7 +233,7 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
               for (const Member& member : part.members) {
                 const int channel = (mine.first + t) * part.wide * kTileChannels;
                 stream.resize(stream.size() + kWeightBytes);
-                if (!m.filling) pack(m, member, channel, &*stream.end() - kWeightBytes);
+                if (!m.filling) pack(m, member, channel, stream.data() + stream.size() - kWeightBytes);
               }
       }
     const int size = static_cast<int>(stream.size());

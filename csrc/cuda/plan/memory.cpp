@@ -140,7 +140,7 @@ void Planner::resolve() {
     d.copies.places = size_of(places_);
     place_copies(sweep, d);
     place_exchange(sweep, d);
-    value_bytes_ += int64_t{d.copies.count} * column_;
+    sweep.value_bytes += int64_t{d.copies.count} * column_;
     for (Part& part : d.parts) {
       if (part.biases >= 0 && !thrift_.near_biases) d.copies.bias = staged_at(part.biases);
       resolve_late(sweep, part);

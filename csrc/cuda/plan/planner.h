@@ -115,6 +115,7 @@ struct Reference {
 // What belongs to a sweep.
 struct SweepDraft {
   int direction, at_once, first, end;                        // records
+  int64_t value_bytes = 0;                                   // that they copy
   bool has_parts = false;                                    // whether any of them has more than one
   std::map<std::tuple<int, int, int>, uint32_t> edges = {};  // by lead, dy, dx
   std::vector<Edge> edge_table = {};
@@ -383,7 +384,7 @@ class Planner {
   std::vector<float> floats_, biases_;
   std::map<int, int> near_biases_;  // of results: the first of the record's biases
   std::map<std::pair<const void*, int>, int> floats_of_;
-  int64_t data_bytes_ = kMeetingBytes, value_bytes_ = 0, weight_bytes_ = 0;
+  int64_t data_bytes_ = kMeetingBytes, weight_bytes_ = 0;
 };
 
 }  // namespace pcf::cuda

@@ -6,10 +6,10 @@ beforehand by a small copy, and channels-last feature maps. Other maps are copie
 elements of their rows would not be aligned for asynchronous loads. Sums are float32; float32 inputs are rounded to TF32
 where torch allows it for convolutions (torch.backends.cudnn.conv.fp32_precision). Equal inputs give equal bits.
 
-Nothing is kept between calls, packed weights neither: ``weight.data.mul_(mask)``, as many PixelCNNs have it, changes no
-version counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, which read 0
-outside a map, the compilers of triton 3.6 and 3.9 take feature maps through registers on sm_90, and pipeline no loads
-on sm_80.
+Nothing is kept between calls, packed weights neither: fused optimizers, and writes through ``.data``, change no version
+counter, and tensors made in inference mode have none. Loads have masks; with tensor descriptors, which read 0 outside a
+map, the compilers of triton 3.6 and 3.9 take tiles of several rows through registers on sm_90, and pipeline no loads on
+sm_80. docs/triton.md has the figures.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <climits>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -132,8 +134,8 @@ struct Block {
 struct Grid {
   Launch launch;
   const std::function<void()>* kernel;
-  std::vector<std::unique_ptr<Cluster>> clusters;  // those that are running, by index
-  std::vector<std::unique_ptr<Block>> blocks;      // likewise
+  std::map<unsigned, std::unique_ptr<Cluster>> clusters;  // those that are running, by index
+  std::map<unsigned, std::unique_ptr<Block>> blocks;      // likewise
   std::vector<Fiber*> ready;
   // Fibers whose meeting is not over: about half of them, the others are ready at once. They are ready again when some
   // phase ends, or all others wait: then a round begins. Rounds that change nothing about any meeting take time, by
@@ -166,6 +168,7 @@ bool same(const char* a, const char* b) {
 Grid* grid;
 Fiber* self;
 std::mt19937_64 random_bits;
+unsigned most_clusters = UINT_MAX;  // of a launch
 std::vector<char*> free_stacks;
 
 char* take_stack() {
@@ -311,8 +314,8 @@ void end_block(Block& block) {
   }
   Cluster& cluster = *block.cluster;
   const unsigned index = block.index;
-  grid->blocks[index].reset();
-  if (cluster.live == 0) grid->clusters[index / grid->launch.cluster].reset();
+  grid->blocks.erase(index);
+  if (cluster.live == 0) grid->clusters.erase(index / grid->launch.cluster);
 }
 
 // -- clusters
@@ -320,9 +323,9 @@ void end_block(Block& block) {
 Block& block_of(unsigned rank) {
   const unsigned size = grid->launch.cluster;
   if (rank >= size) give_up("block " + std::to_string(rank) + " of a cluster of " + std::to_string(size));
-  Block* block = grid->blocks[self->block->index / size * size + rank].get();
-  if (!block) give_up("block " + std::to_string(rank) + " of the cluster has ended");
-  return *block;
+  const auto found = grid->blocks.find(self->block->index / size * size + rank);
+  if (found == grid->blocks.end()) give_up("block " + std::to_string(rank) + " of the cluster has ended");
+  return *found->second;
 }
 
 [[noreturn]] void give_up_meeting(const Block& block, uint32_t at, const std::string& error) {
@@ -434,6 +437,8 @@ bool left_out(const char* name, unsigned line) {
 
 void set_seed(uint64_t seed) { random_bits.seed(seed); }
 
+void run_last(unsigned clusters) { most_clusters = clusters; }
+
 void run(const Launch& launch, const std::function<void()>& kernel) {
   const unsigned count = launch.blocks;
   if (count == 0 || launch.threads == 0 || launch.threads > 1024)
@@ -445,16 +450,15 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
   Grid g;
   grid = &g;
   g.launch = launch, g.kernel = &kernel, g.favour = static_cast<uint32_t>(random_bits());
-  g.blocks.resize(count);
-  g.clusters.resize(count / launch.cluster);
-  g.ready.reserve(size_t{count} * launch.threads);
-  g.polling.reserve(size_t{count} * launch.threads);
 #ifdef EMULATION_THREAD_SANITIZER
   g.sanitizer_fiber = __tsan_get_current_fiber();
 #endif
-  std::vector<unsigned> waiting(g.clusters.size());
-  for (unsigned i = 0; i < waiting.size(); i++) waiting[i] = i;
+  const unsigned clusters = count / launch.cluster;
+  std::vector<unsigned> waiting(std::min(clusters, most_clusters));
+  for (unsigned i = 0; i < waiting.size(); i++) waiting[i] = clusters - waiting.size() + i;
   const unsigned at_once = launch.cluster == 1 ? kBlocksAtOnce : kClustersAtOnce * launch.cluster;
+  g.ready.reserve(size_t{at_once} * launch.threads);
+  g.polling.reserve(size_t{at_once} * launch.threads);
   unsigned running = 0;
   while (running || !waiting.empty()) {
     for (; running + launch.cluster <= at_once && !waiting.empty(); running += launch.cluster) {

@@ -29,6 +29,7 @@ void forget();  // ... those seen so far
 bool left_out(const char* name, unsigned line);
 
 void set_seed(uint64_t seed);
+void run_last(unsigned clusters);  // of each launch that follows, only so many at its end, or blocks without clusters
 void run(const Launch&, const std::function<void()>& kernel);
 
 // -- called by the running fiber; errors in the kernel's use of them end the run with std::runtime_error
