@@ -44,6 +44,19 @@ def test_a_failure_keeps_its_figures_and_the_end_of_both_streams(tmp_path):
     assert found.figures == {"a": 1} and found.tail[-2:] == ["here", "because"]
 
 
+def test_the_error_is_told_though_its_message_goes_on(tmp_path):
+    found = outcome_of(
+        """
+try:
+    {}["first"]
+except KeyError as error:
+    raise ValueError("because\\nof this:\\n  that\\nand more") from error
+""",
+        tmp_path,
+    )
+    assert found.verdict == "failed: status 1: ValueError: because" and found.tail[-1] == "and more"
+
+
 def test_the_end_of_its_time_leaves_figures_and_no_process(tmp_path, monkeypatch):
     """A process that ignores the interrupt, and one that it has started, which holds its output open."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
