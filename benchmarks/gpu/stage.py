@@ -83,6 +83,12 @@ class Outcome:
         return self.verdict.startswith("failed")
 
 
+def apart() -> None:
+    """The process's own group, and an interrupt that it hears though what a shell runs in the background ignores it."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A stage's process. It has a process group of its own, so that what it started ends with it."""
 
@@ -108,7 +114,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                preexec_fn=os.setpgrp,  # process_group= is newer than Python 3.10
+                preexec_fn=apart,
             )
 
     def outcome(self, seconds: float) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -87,18 +88,21 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_an_interrupted_process_may_write_what_it_has(tmp_path):
-    found = outcome_of(
-        """
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_an_interrupted_process_may_write_what_it_has(handler, tmp_path):
+    """Also if the check itself ignores interrupts, as what a shell runs in the background does."""
+    program = """
 import time
 try:
     time.sleep(60)
 finally:
     print('{"so far": 7}')
-""",
-        tmp_path,
-        seconds=stage.GRACE + 1,
-    )
+"""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        found = outcome_of(program, tmp_path, seconds=stage.GRACE + 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert found.has_failed and found.figures == {"so far": 7}
 
 
