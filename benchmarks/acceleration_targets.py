@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -178,14 +179,15 @@ def with_gradients(model: nn.Module) -> list[nn.Parameter]:
 def judged(
     name: str, seconds: dict[str, list[float]], suffix: str, bounds: tuple[Bounds, Bounds]
 ) -> Iterator[Target]:
-    best = min((f"{k}{suffix}" for k in OURS), key=lambda k: median(seconds[k]))
+    ours = [f"{k}{suffix}" for k in OURS]
+    best = min((k for k in ours if k in seconds), key=lambda k: median(seconds[k]), default=None)
     shown = ", ".join(f"{k} {report.duration(median(v))}" for k, v in seconds.items())
     print(f"{name}: {shown}", flush=True)
     for rival, bound in zip(("plain", "torch.compile"), bounds, strict=True):
-        if bound is not None and rival in seconds:
+        if bound is not None and rival in seconds and best is not None:
             value, values = ratio(seconds[rival], seconds[best], 1.0)
             theirs, eager, inductor = (
-                report.duration(median(seconds[k])) for k in (rival, *(f"{k}{suffix}" for k in OURS))
+                report.duration(median(seconds[k])) if k in seconds else "fails" for k in (rival, *ours)
             )
             times = f"{theirs} → {eager} eager, {inductor} inductor"
             yield Target(f"{name}, vs {rival} ({times})", *bound, value, values, report.factor)
@@ -385,20 +387,27 @@ def main() -> int:
     targets: list[Target] = []
     chosen = [network for network in networks(args.quick) if args.only in network.name]
     left_out: list[str] = []
-    try:  # a network that fails leaves the others' rows
+    failed: list[str] = []
+    try:  # what ends this early leaves the rows so far
         for network in chosen:
-            if time.monotonic() - begin < args.within:
-                targets += rows(network, args.device)
-            else:
+            if time.monotonic() - begin >= args.within:
                 left_out.append(network.name)
+                continue
+            try:
+                targets += rows(network, args.device)
+            except Exception as error:  # leaves the others' rows
+                traceback.print_exc()
+                failed.append(f"{network.name}: {type(error).__name__}: {str(error)[-120:]}")
         if args.only in "calls" and args.device == "cpu":
             targets += [*first_calls(), *tiny(args.repeats), *beside_busy_threads(args.repeats)]
         if args.only in "bf16" and args.device == "cpu":
             targets += bf16(args.quick, args.repeats)
     finally:
-        more = f"Left out, for want of time: {'; '.join(left_out)}." if left_out else ""
+        more = f"Left out, for want of time: {'; '.join(left_out)}. " if left_out else ""
+        more += f"Failed: {'; '.join(failed)}." if failed else ""
         write(folder, "acceleration", "Targets of acceleration", found, args.quick, targets, more, {})
-    return int(args.device == "cpu" and any(target.verdict() == "no" for target in targets))  # they are a CPU's
+    missed = args.device == "cpu" and any(target.verdict() == "no" for target in targets)  # they are a CPU's
+    return int(missed or bool(failed))
 
 
 if __name__ == "__main__":

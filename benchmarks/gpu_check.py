@@ -94,7 +94,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     folder: Path = parser.parse_args().out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running stage, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # they end the running stage, too
+        signal.signal(number, signal.default_int_handler)
     seen, logs = environment(ROOT, sys.executable), ROOT / "build" / "gpu-check"
     outcomes = Check(STAGES, seen, logs, keeping(folder)).run()
     print(report.text(outcomes))

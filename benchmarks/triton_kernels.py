@@ -79,6 +79,7 @@ def compiling(device: Device) -> Iterator[list[Launch]]:
         assert 0 < math.prod(grid) < 2**31
 
         def launch(*args: Any, **kwargs: Any) -> None:
+            assert not any(isinstance(argument, list) for argument in args), "Triton 3.6 takes tuples only"
             launches.append(Launch(kernel.__name__, kwargs, kernel.warmup(*args, grid=grid, **kwargs)))
 
         return launch

@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from pixelcnn_fast.files import replacing
@@ -29,6 +27,8 @@ def save(model: Model, path: str | os.PathLike[str], **notes: str) -> None:
     Raises ValueError for a model of another class, for notes that are not strings or are called "config" or "model",
     and for weights that are not finite; FileNotFoundError if the folder does not exist.
     """
+    from safetensors.torch import save as to_bytes  # here: sampling does without safetensors
+
     path = Path(path)
     config = getattr(model, "config", None)
     if not isinstance(config, dict) or type(model).__name__ not in MODELS:
@@ -77,6 +77,8 @@ def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
     if path in PACKAGED:
         with resources.as_file(resources.files("pixelcnn_fast") / "data" / PACKAGED[str(path)]) as file:
             return _read(file)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pixelcnn_fast.capture.model_arguments import head_of
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
@@ -16,6 +15,7 @@ from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, other_forms, to_levels, with_channels
+from pixelcnn_fast.progress import progress_bar
 
 __all__ = ["bits_per_dim", "nll", "to_levels"]
 
@@ -87,7 +87,7 @@ def bits_per_dim(
     copied = private_copy(module, stacklevel=4)
     nats, dimensions = 0.0, 0
     with borrowed(module) if copied is None else nullcontext():
-        for batch in tqdm(loader, desc="bits/dim", unit="batch", disable=not progress):
+        for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):
             images, *given = batch if isinstance(batch, (tuple, list)) else (batch,)
             named = given.pop() if given and isinstance(given[-1], dict) else {}
             if (

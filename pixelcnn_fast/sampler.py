@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
@@ -29,6 +28,7 @@ from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.program.listing import ProgramListing
+from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
@@ -513,7 +513,7 @@ class Sampler:
                 engine.settle(given, parts)
             with (
                 engine.model.in_use(),
-                tqdm(total=n * height, unit="row", disable=not settings.progress) as bar,
+                progress_bar(shown=settings.progress, total=n * height, unit="row") as bar,
             ):
 
                 def job(part: slice) -> Job:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import check_finite, check_program, compiled, expectations, recorded
+from pixelcnn_fast.compiler import check_finite, check_program, compiled, expectations, recorded, rounding_unit
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
@@ -17,6 +19,7 @@ from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Convolution
 from tests.system.networks import pixelcnn
+from tests.triton_device import float32_precision
 
 SHAPE = (1, 5, 4)
 
@@ -197,6 +200,14 @@ def test_a_model_that_leaks_is_refused():
     model.conv_in.mask.fill_(1)
     with pytest.raises(NotCausal, match="conv_in"):
         compiled(WrappedModel(model, SHAPE))
+
+
+@pytest.mark.parametrize(("precision", "unit"), [("tf32", 2.0**-11), ("ieee", 2.0**-23)])
+def test_one_rounding_on_a_gpu(precision, unit):
+    """In the precision that is set for convolutions, though another one holds for recurrences."""
+    on_a_gpu: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    with float32_precision(precision):
+        assert rounding_unit(on_a_gpu) == unit
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

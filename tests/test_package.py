@@ -24,6 +24,19 @@ def test_import_does_not_load_matplotlib() -> None:
     assert in_new_process("import sys, pixelcnn_fast; print('matplotlib' in sys.modules)") == "False\n"
 
 
+def test_sampling_needs_torch_and_numpy_only() -> None:
+    """A machine that is lent with a GPU may lack the rest, and have no network to fetch it."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("tqdm", "safetensors", "matplotlib")))  # None: an ImportError
+import pixelcnn_fast
+from pixelcnn_fast.bench import measure, workload
+model = workload.random_model(input_channels=1, hidden_channels=4, n_residual=1)
+print(list(pixelcnn_fast.Sampler(model, (1, 3, 3)).sample(2, runtime="eager").shape))
+"""
+    assert in_new_process(code) == "[2, 1, 3, 3]\n"
+
+
 def test_checkpoint_is_there_after_a_bare_import() -> None:
     code = "import pixelcnn_fast; print(type(pixelcnn_fast.checkpoint.load('mnist')).__name__)"
     assert in_new_process(code) == "PixelCNN\n"

@@ -72,9 +72,16 @@ def build(folder: Path) -> Path:
     return folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
+def put(module: Path, place: Path) -> None:
+    """A module that a process beside has loaded is replaced: were it overwritten, that process would crash."""
+    unfinished = place.with_name(f"{place.name}.unfinished")
+    shutil.copy2(module, unfinished)
+    unfinished.replace(place)
+
+
 def main() -> None:
     module = build(ROOT / "build" / f"gpu-check-{sysconfig.get_config_var('SOABI')}")
-    shutil.copy2(module, ROOT / "pixelcnn_fast")
+    put(module, ROOT / "pixelcnn_fast" / module.name)
     from pixelcnn_fast import native
 
     info = native.required().build_info()

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +29,18 @@ class Ended(NamedTuple):
 
 
 def by_status(ended: Ended) -> str:
-    """If it is not 0, with the last that the process has said."""
+    """If it is not 0, with the error that ended the process, or else the last that it has said."""
     if ended.status == 0:
         return OK
     said = (ended.errors.strip() or ended.output.strip()).splitlines() or ["and nothing said"]
-    return f"failed: status {ended.status}: {said[-1][:120]}"
+    return f"failed: status {ended.status}: {(raised(said) or said[-1])[:120]}"
+
+
+def raised(said: Sequence[str]) -> str | None:
+    """The first line of the error at the end of the last traceback, whose message may go on for lines."""
+    begins = [i for i, line in enumerate(said) if line.startswith("Traceback (most recent call last)")]
+    after = said[begins[-1] + 1 :] if begins else ()
+    return next((line for line in after if line.strip() and not line.startswith(" ")), None)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,12 @@ class Outcome:
         return self.verdict.startswith("failed")
 
 
+def apart() -> None:
+    """The process's own group, and an interrupt that it hears though what a shell runs in the background ignores it."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A stage's process. It has a process group of its own, so that what it started ends with it."""
 
@@ -101,7 +114,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                preexec_fn=os.setpgrp,  # process_group= is newer than Python 3.10
+                preexec_fn=apart,
             )
 
     def outcome(self, seconds: float) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gpu.stage import OK, Ended, printed_figures
+from gpu.stage import OK, Ended, by_status, printed_figures
 
 # What NVIDIA's tools say of a machine that does not let them work.
 REFUSALS = ("Device not supported", "ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
@@ -41,6 +41,8 @@ def of_sanitizer(ended: Ended) -> str:
     if (refusal := _refusal(report + ended.errors)) is not None:
         return f"not available: {refusal}"
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?).*", report)
+    if ended.status != 0 and summary is not None and int(summary[1]) == 0:  # the program's own error
+        return by_status(ended)
     if ended.status != 0 or summary is None or int(summary[1]) > 0:
         found = [line.lstrip("= ") for line in report.splitlines()[1:] if line.strip("= ")]
         return f"failed: {(found or [f'status {ended.status}'])[0][:200]}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tqdm import tqdm
-
 from pixelcnn_fast.bench.checks import Oracle
 from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result, SomePixels, WholeImages
 from pixelcnn_fast.bench.workload import Workload
 from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.sampler import Sampler
 
@@ -84,7 +83,7 @@ def compare(
             contestants[name] = WholeImages(name, naive, work, progress)
 
     turns = [(r, name) for r in range(repeats) for name in names if name != NAIVE or r < naive_rounds]
-    with tqdm(turns, unit="run", disable=not progress) as bar:
+    with progress_bar(turns, shown=progress, unit="run") as bar:
         for round, name in bar:
             bar.set_description(f"{work.images} at once, {name}")
             contestants[name].run(round)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pixelcnn_fast.distributed.drawing import Drawing, DrawingArguments
@@ -19,6 +18,7 @@ from pixelcnn_fast.distributed.per_image import PerImage
 from pixelcnn_fast.distributed.ranks import Ranks, joined
 from pixelcnn_fast.distributed.shards import FileFormat, Shards, differences
 from pixelcnn_fast.heads.options import SamplingOptions
+from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.sampler import RunSettings, Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
 
@@ -112,7 +112,7 @@ def _share_out(
         )
     shown = progress and ranks.rank == 0
     # Shards come in bursts, so the rate is that of the whole run.
-    with tqdm(total=n, initial=n - wanted, unit="image", smoothing=0, disable=not shown) as bar:
+    with progress_bar(shown=shown, total=n, initial=n - wanted, unit="image", smoothing=0) as bar:
 
         def written(more: int = 0) -> int:
             total = ranks.written(more)

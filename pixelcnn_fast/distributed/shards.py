@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import safetensors.numpy
 
 from pixelcnn_fast.files import UNFINISHED, remove_if_left_behind, replacing
 from pixelcnn_fast.image_forms import check_choice
@@ -57,16 +56,21 @@ class Shards:
                 named: dict[str, Any] = dict(arrays)
                 np.savez_compressed(file, **named)
             else:
-                file.write(safetensors.numpy.save(dict(arrays)))
+                from safetensors.numpy import save  # here: sampling does without safetensors
+
+                file.write(save(dict(arrays)))
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
         """Raises ValueError for a file that is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
         try:
             if self.file_format == "npz":
                 with np.load(self.path(shard)) as arrays:
                     return dict(arrays)
-            return safetensors.numpy.load_file(self.path(shard))
-        except (EOFError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+            return load_file(self.path(shard))
+        except (EOFError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
             raise ValueError(
                 f"{self.path(shard)} is damaged ({error}): delete it, and start the job again"
             ) from error

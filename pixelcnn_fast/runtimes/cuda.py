@@ -110,8 +110,8 @@ class Launched:
 class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
 
-    precision: as for ``Sampler``. module, limits, cost: for tests, which run the kernels on the host. The cost, of what
-    was planned, chooses how many blocks share an image.
+    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host. ``cost``, of what was
+    planned, chooses how many blocks share an image.
     """
 
     def __init__(
@@ -122,7 +122,6 @@ class CudaRuntime(Runtime):
         precision: Precision = "same",
         module: Any = None,
         limits: Limits | None = None,
-        cost: Callable[[dict[str, Any]], float] = cuda_cost.cycles,
     ) -> None:
         if module is None and (why := why_not_cuda(program, head)) is not None:
             raise RuntimeError(f"runtime 'cuda' is not available: {why}")
@@ -135,7 +134,7 @@ class CudaRuntime(Runtime):
         self._module = module or required()
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
-        self._cost = cost
+        self.cost: Callable[[dict[str, Any]], float] = cuda_cost.cycles
         self._shapes: dict[int, Shape] = {}  # by images of a batch, where each has a block or a cluster
         self._samplers: dict[Shape, Any] = {}
         self._constants: dict[Shape, Tensor] = {}
@@ -260,7 +259,7 @@ class CudaRuntime(Runtime):
                 with self._on_device():
                     if self._fits(shape) and images <= self.sampler(shape).clusters_at_once():
                         possible.append(shape)
-            self._shapes[images] = min(possible, key=lambda shape: self._cost(self.sampler(shape).facts))
+            self._shapes[images] = min(possible, key=lambda shape: self.cost(self.sampler(shape).facts))
             for shape in {*possible} - {Shape(1), *self._shapes.values()}:
                 del self._samplers[shape]  # it is large
         return self._shapes[images]

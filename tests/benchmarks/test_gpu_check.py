@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -204,6 +205,31 @@ def test_what_is_printed_last_fits_a_short_terminal(tmp_path):
 
 
 # -- the commands themselves
+
+# What the library and its tests ask for, and the machine may lack.
+ABSENT = ("tqdm", "safetensors", "matplotlib", "hypothesis", "xdist")
+
+
+def test_stages_import_nothing_that_is_not_on_the_list():
+    """The list of docs/gpu_check.md: each stage's module is imported, and its tests are collected, without the rest."""
+    commands = [stage.command for stage in gpu_check.STAGES]
+    modules = {
+        name for command in commands for name in re.findall(r"-m (gpu\.\w+)|benchmarks/(\w+)\.py", command)
+    }
+    tests = [file for command in commands for file in re.findall(r"tests/\S+\.py", command)]
+    assert len(modules) == 7 and len(tests) == 3
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({ABSENT}))  # None: an ImportError
+for name in {sorted(map("".join, modules))}:
+    importlib.import_module(name)
+import pytest
+sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{tests}]))
+"""
+    command = [sys.executable, "-c", code]
+    seen = {**environment(ROOT, sys.executable), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=seen, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_limits_leave_time_to_spare():

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.cuda_cost import most_blocks
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
 from tests.heads.test_drawing import OPTIONS
@@ -85,11 +85,6 @@ def gated(hidden_channels: int = 8, **kwargs) -> GatedPixelCNN:
     return enlivened(GatedPixelCNN(hidden_channels=hidden_channels, dilations=(1, 2), **kwargs))
 
 
-def most_blocks(facts: dict[str, Any]) -> float:
-    """A cost by which clusters are as large as they can be: these networks are too small for them."""
-    return -facts["cluster"]
-
-
 def runtime(
     sampler: Sampler,
     blocks: str = "some",
@@ -99,8 +94,9 @@ def runtime(
     captured = sampler._engine.captured
     size = CLUSTERS.get(blocks, 1)
     limits = Limits(shared, MULTIPROCESSORS.get(blocks, 3 * size), size)
-    program, conditions = captured.program, captured.conditions
-    return CudaRuntime(program, conditions, sampler.head, precision, emulated(), limits, most_blocks)
+    engine = CudaRuntime(captured.program, captured.conditions, sampler.head, precision, emulated(), limits)
+    engine.cost = most_blocks
+    return engine
 
 
 def inputs(shape, n=IMAGES):

@@ -23,7 +23,8 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda import CLUSTER, CudaRuntime, has_clusters, limits_of
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, largest_cluster, limits_of
+from pixelcnn_fast.runtimes.cuda_cost import most_blocks
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -142,7 +143,7 @@ def test_every_number_of_tiles(tiles, each):
 
 TILES: dict[Precision, set[int]] = {
     "same": {1, 2},
-    "tf32": {1, 2, 4},
+    "tf32": {1, 2, 3, 4},
     "bf16": set(range(1, 9)),
     "fp16": set(range(1, 9)),
 }
@@ -154,7 +155,7 @@ def test_every_number_of_tiles_in_one_block(precision):
     model, shape = network("one row")
     sampler = Sampler(model, shape, precision=precision)
     found = sampler._engine.captured
-    limits = replace(limits_of(found.program.device), multiprocessors=1, has_clusters=False)
+    limits = replace(limits_of(found.program.device), multiprocessors=1, largest_cluster=1)
     runtime = CudaRuntime(found.program, found.conditions, sampler.head, precision, limits=limits)
     sampler._engine._runtimes[RUNTIME] = runtime
     tiles = set()
@@ -273,51 +274,47 @@ def skip_if_refused(name: str, precision: Precision) -> None:
 
 # -- clusters: blocks that share an image and send each other what they make, where there are multiprocessors enough
 
-ONE, FEW, MANY = 1, 5, 200  # MANY are more than there are multiprocessors for
+MANY = 200  # images: more than there are multiprocessors for
 CLUSTERED = ("labels", "gated", *RECURRENT)
 
 
-def runtime_with_clusters(name: str, precision: Precision) -> CudaRuntime:
-    if not has_clusters(torch.cuda.get_device_capability()):
+def sampler_with_clusters(name: str, precision: Precision) -> tuple[Sampler, dict[int, int]]:
+    """-> a sampler whose clusters are as large as they can be, and, for each size, how many images have such ones."""
+    if largest_cluster(torch.cuda.get_device_capability()) == 1:
         pytest.skip("the GPU has no clusters")
     skip_if_refused(name, precision)
-    runtime = sampler_of(name, precision).runtime(RUNTIME)
+    sampler = Sampler(*network(name), precision=precision)
+    runtime = sampler.runtime(RUNTIME)
     assert isinstance(runtime, CudaRuntime)
-    return runtime
+    runtime.cost = most_blocks
+    most = {runtime.shape(n).cluster: n for n in range(1, MANY)}
+    assert {1, *CLUSTERS} == {*most}
+    return sampler, most
 
 
-def most_in_clusters(runtime: CudaRuntime) -> int:
-    """Of images: a cluster for each, all at once."""
-    n = FEW
-    while runtime.facts(n + 1)["cluster"] == CLUSTER:
-        n += 1
-    return n
-
-
-@pytest.mark.parametrize("n", [ONE, FEW])
 @pytest.mark.parametrize("name", CLUSTERED)
-def test_clusters_draw_the_images_of_the_cpu_runtime(name, n):
-    assert runtime_with_clusters(name, "same").facts(n)["cluster"] == CLUSTER
+def test_clusters_draw_the_images_of_the_cpu_runtime(name):
+    sampler, most = sampler_with_clusters(name, "same")
     model, shape = network(name)
-    noise, labels = noise_for(shape, n), labels_for(model, n)
-    images = sampler_of(name).sample(n, labels, noise=noise, runtime=RUNTIME)
-    assert torch.equal(images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu"))
+    for n in most.values():
+        noise, labels = noise_for(shape, n), labels_for(model, n)
+        images = sampler.sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=n)
+        assert torch.equal(images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu"))
 
 
 @pytest.mark.parametrize("name", CLUSTERED)
 def test_clusters_change_no_bit(name):
     """Of images and of logits, against a larger batch of which they are part."""
-    runtime, (model, shape) = runtime_with_clusters(name, "bf16"), network(name)
+    sampler, most = sampler_with_clusters(name, "bf16")
+    model, shape = network(name)
     noise, labels = noise_for(shape, MANY), labels_for(model, MANY)
 
     def drawn(n: int) -> tuple[Tensor, Tensor]:
-        sampler, given = sampler_of(name, "bf16"), None if labels is None else labels[:n]
-        images = sampler.sample(n, given, noise=noise[:n], runtime=RUNTIME)
+        given = None if labels is None else labels[:n]
+        images = sampler.sample(n, given, noise=noise[:n], runtime=RUNTIME, batch_size=n)
         return images, sampler.logits(images, given, RUNTIME)
 
-    assert runtime.facts(MANY)["cluster"] == 1
     images, logits = drawn(MANY)
-    for n in (ONE, FEW, most_in_clusters(runtime)):
-        assert runtime.facts(n)["cluster"] == CLUSTER
+    for n in most.values():
         some, their_logits = drawn(n)
         assert torch.equal(some, images[:n]) and torch.equal(their_logits, logits[:n])

@@ -34,7 +34,9 @@ def test_registers_are_what_nvcc_reports(math: str, arch: str, tmp_path: Path) -
         f"template __global__ void walk<Math::{math}, {tiles}, {blocks}>(__grid_constant__ const KernelParams);"
         for tiles, blocks in kernels
     )
-    source.write_text("\n".join(['#include "cuda/kernels/walk.h"', "namespace pcf::cuda {", *instances, "}", ""]))
+    source.write_text(
+        "\n".join(['#include "cuda/kernels/walk.h"', "namespace pcf::cuda {", *instances, "}", ""])
+    )
     found = resources.compiled(NVCC, source, math, [arch])
     assert set(found) == {(*kernel, arch) for kernel in kernels}
     assert not any(registers.spilled for registers in found.values())

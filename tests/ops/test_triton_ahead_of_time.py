@@ -68,7 +68,7 @@ def test_convolutions(device, compiled, arithmetic):
     x = feature_map(64, 128, dtype)
     weight = torch.empty(128, 128, 3, 3, dtype=dtype, device="meta")
     mask = torch.empty(3, 3, dtype=torch.bool, device="meta")
-    how = (mask, (1, 1), (1, 1))
+    how: tuple[Any, Any, Any] = (mask, [1, 1], [1, 1])  # lists, as torch hands them to an op
     masked_conv2d.weight_gradient(x, x, weight.shape, *how)
     inputs = [x]
     if EVERY_KERNEL:

@@ -134,8 +134,7 @@ def weight_gradient(
             *grad.shape[2:],
             live.stride(),
             partial.stride(),
-            dilation,
-            padding,
+            *_tuples(dilation, padding),
             IN_CHANNELS=in_channels,
             OUT_CHANNELS=out_channels,
             KERNEL_WIDTH=kernel[1],
@@ -246,8 +245,7 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
             weight.stride(),
             mask.stride(),
             live.stride(),
-            dilation,
-            padding,
+            *_tuples(dilation, padding),
             -1 if transposed else 1,
             FROM=from_,
             KERNEL_WIDTH=kernel[1],
@@ -261,6 +259,11 @@ def _pack(weight: Tensor, mask: Tensor, dilation: Pair, padding: Pair, transpose
 def live_taps(mask: Tensor, kernel: Sequence[int]) -> Tensor:
     """mask: one that is expanded to a weight [O, C, kH, kW] -> bool [kH, kW], whether it is not 0 for some channels."""
     return mask[(None,) * (4 - mask.dim())].any(dim=(0, 1)).expand(*kernel)
+
+
+def _tuples(*pairs: Pair) -> tuple[Pair, ...]:
+    """Torch hands an op's pairs over as lists, and Triton 3.6 takes no lists."""
+    return tuple((y, x) for y, x in pairs)
 
 
 def _positions(*shapes: Sequence[int]) -> int:

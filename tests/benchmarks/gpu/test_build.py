@@ -27,6 +27,15 @@ def test_a_missing_tool_ends_it(monkeypatch, tmp_path):
         assert build.tool(name, name, folder).endswith(name)
 
 
+def test_a_loaded_module_is_left_as_it_was(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "_native.so"
+    new.write_text("new"), old.write_text("old")
+    with old.open() as loaded:
+        build.put(new, old)
+        assert loaded.read() == "old"
+    assert old.read_text() == "new" and {path.name for path in tmp_path.iterdir()} == {"new", "_native.so"}
+
+
 def test_kernels_are_told_from_functions():
     assert build.KERNEL.search(b"\0_ZL54__device_stub__ZN3pcf4cuda4walkILi8EEEvNS0_6ParamsE\0")
     assert not build.KERNEL.search(b"\0_ZN3pcf4cuda10MemoryPlanD1Ev\0__device_stub__ZN5other4walkEv\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_a_failure_keeps_its_figures_and_the_end_of_both_streams(tmp_path):
     assert found.figures == {"a": 1} and found.tail[-2:] == ["here", "because"]
 
 
+def test_the_error_is_told_though_its_message_goes_on(tmp_path):
+    found = outcome_of(
+        """
+try:
+    {}["first"]
+except KeyError as error:
+    raise ValueError("because\\nof this:\\n  that\\nand more") from error
+""",
+        tmp_path,
+    )
+    assert found.verdict == "failed: status 1: ValueError: because" and found.tail[-1] == "and more"
+
+
 def test_the_end_of_its_time_leaves_figures_and_no_process(tmp_path, monkeypatch):
     """A process that ignores the interrupt, and one that it has started, which holds its output open."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
@@ -74,18 +88,21 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_an_interrupted_process_may_write_what_it_has(tmp_path):
-    found = outcome_of(
-        """
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_an_interrupted_process_may_write_what_it_has(handler, tmp_path):
+    """Also if the check itself ignores interrupts, as what a shell runs in the background does."""
+    program = """
 import time
 try:
     time.sleep(60)
 finally:
     print('{"so far": 7}')
-""",
-        tmp_path,
-        seconds=stage.GRACE + 1,
-    )
+"""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        found = outcome_of(program, tmp_path, seconds=stage.GRACE + 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert found.has_failed and found.figures == {"so far": 7}
 
 

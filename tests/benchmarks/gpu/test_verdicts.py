@@ -60,7 +60,7 @@ def test_no_report_is_a_failure(tmp_path):
             0,
             "failed: Error: Race reported between Write access and Read access [3 hazards]",
         ),
-        ("========= ERROR SUMMARY: 0 errors\n", 1, "failed: ERROR SUMMARY: 0 errors"),
+        ("========= ERROR SUMMARY: 0 errors\n", 1, "failed: status 1: ValueError: because"),
         (
             "========= Error: Device not supported. Please refer to the manual\n",
             255,
@@ -70,7 +70,8 @@ def test_no_report_is_a_failure(tmp_path):
 )
 def test_sanitizer(tmp_path, report, status, verdict):
     (tmp_path / "report.txt").write_text(f"========= COMPUTE-SANITIZER\n{report}")
-    assert of_sanitizer(ended(tmp_path, status)) == verdict
+    errors = "Traceback (most recent call last):\n  here\nValueError: because\nof this\n"
+    assert of_sanitizer(ended(tmp_path, status, errors=errors)) == verdict
 
 
 COUNTED = """==PROF== Connected to process 7

@@ -1,0 +1,36 @@
+"""Progress bars. tqdm is needed only where one is shown: a GPU machine without network may lack it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class Hidden:
+    """What is used of tqdm's bar, and shows nothing."""
+
+    n = 0
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __enter__(self) -> Hidden:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def update(self, n: float = 1) -> None: ...
+
+    def set_description(self, text: str) -> None: ...
+
+
+def progress_bar(items: Iterable[Any] = (), *, shown: bool, **options: Any) -> Hidden:
+    """options: tqdm's."""
+    if not shown:
+        return Hidden(items)
+    from tqdm import tqdm
+
+    return tqdm(items, **options)  # type: ignore[return-value]  # has all of Hidden
