@@ -1,7 +1,7 @@
 """The kinds of step: every list of them, in Python, C++ and CUDA, is made from this table.
 
-A kind that is added here needs a formula in program/formulas.py, csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h; until it
-has all three, the package does not import and csrc does not compile. CMake runs this file with a bare Python
+A kind that is added here needs a formula in program/formulas.py, csrc/cpu/simd/steps.h and csrc/cuda/kernels/steps.h;
+until it has all three, the package does not import and csrc does not compile. CMake runs this file with a bare Python
 (csrc/steps_header.py), so it imports nothing but the standard library.
 """
 
