@@ -6,6 +6,7 @@ whole column steps with everything in them. "must" is what a row has to keep, "r
 
   python benchmarks/cuda_budget.py             the table, for an H100; about three minutes
   python benchmarks/cuda_budget.py --profile   and where each row's cycles go, by source line
+  python benchmarks/cuda_budget.py --clusters  what an image takes if 1, 2, 4 or 8 blocks share it; ten minutes
   python benchmarks/cuda_budget.py --json      a list with an object per row: name, unit, must, reach, predicted, met
   python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
                                                more. After a change that makes steps faster, or is worth its cycles
@@ -25,10 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from column_steps import DIAGONAL, GATED, PIXELCNN, ROW_LSTM, ColumnSteps, Network, Refused, say
+from column_steps import DIAGONAL, GATED, PIXELCNN, ROW_LSTM, SMALL, ColumnSteps, Network, Refused, say
 from cuda_resources import nvcc_version
 from sass_simulator import RATES, Run
 from sass_simulator.kernel import needed
+
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
+from pixelcnn_fast.runtimes.cuda_cost import cycles, most_blocks
 
 RECORD = Path(__file__).with_name("cuda_step_cycles.json")
 SLOWER = 1.1  # times the recorded cycles: more is a failure
@@ -83,7 +87,7 @@ class Row:
         }
 
 
-def cycles(network: Network, images: int) -> Predict:
+def step_cycles(network: Network, images: int) -> Predict:
     """Of a column step, while all rows are in flight, without clusters."""
 
     def predict(steps: ColumnSteps) -> Prediction:
@@ -119,7 +123,7 @@ def forbidden(steps: ColumnSteps) -> Prediction:
 
 # H100, bfloat16; images are 3 x 32 x 32 of the default PixelCNN unless a row says otherwise.
 ROWS = (
-    Row("column step, one image on one block", "cycles", 100_000, None, cycles(PIXELCNN, 1)),
+    Row("column step, one image on one block", "cycles", 100_000, None, step_cycles(PIXELCNN, 1)),
     Row("one image", "ms", 9, 2.5, milliseconds(PIXELCNN, 1)),
     Row("16 images", "ms", 10, 4, milliseconds(PIXELCNN, 16)),
     Row("1,024 images", "images/s", 25_000, 45_000, images_per_second(PIXELCNN, 1024), more_is_better=True),
@@ -141,6 +145,21 @@ def table(rows: list[dict[str, Any]], gpu: str) -> str:
         met = {None: "–", True: "yes", False: "**no**"}[row["met"]]
         numbers = " | ".join(number(row[key]) for key in ("must", "reach", "predicted"))
         lines.append(f"| {row['name']} | {row['unit']} | {numbers} | {met} |")
+    return "\n".join(lines)
+
+
+def by_cluster(steps: ColumnSteps) -> str:
+    """Markdown: milliseconds of one image, and which size runtimes/cuda_cost.py chooses."""
+    sizes = (1, *CLUSTERS)
+    lines = [f"| one image, ms | {' | '.join(map(str, sizes))} | chosen |", "|---" * (len(sizes) + 2) + "|"]
+    for network in (PIXELCNN, GATED, ROW_LSTM, DIAGONAL, SMALL):
+        found = []
+        for blocks in sizes:
+            forced = steps.with_clusters_of(blocks)
+            forced.runtime(network).cost = most_blocks
+            found.append(number(forced.milliseconds(network, 1)))
+        chosen = min(sizes, key=lambda blocks: cycles(steps.runtime(network).sampler(Shape(1, blocks)).facts))
+        lines.append(f"| {network.name} | {' | '.join(found)} | {chosen} |")
     return "\n".join(lines)
 
 
@@ -168,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     gpus = ", ".join(f"{arch}: {rates.gpu}" for arch, rates in RATES.items())
     add("--arch", default="90a", choices=sorted(RATES), help=f"{gpus} (default: 90a)")
+    add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
     add("--profile", action="store_true", help="where each row's cycles go, by source line")
     add("--json", action="store_true", help="print a list with an object per row instead of the table")
     add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
@@ -176,6 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.record:
             return record(Path(folder))
         steps = ColumnSteps(chosen.arch, Path(folder))
+        if chosen.clusters:
+            return print(by_cluster(steps))
         predictions = [row.predicted(steps) for row in ROWS]
     results = [row.result(prediction) for row, prediction in zip(ROWS, predictions, strict=True)]
     print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu))
