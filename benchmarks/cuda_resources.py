@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
+KERNELS = ROOT / "csrc" / "cuda" / "kernels" / "kernels.cu"
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
 ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B200", "120": "RTX 5090"}
