@@ -118,7 +118,7 @@ __device__ __forceinline__ unsigned cluster_rank() {
 
 // All that any thread of the cluster wrote before is seen after it. Slow: it waits for all writes to global memory.
 __device__ __forceinline__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive; barrier.cluster.wait;" ::: "memory");
 }
 
 __device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {

@@ -32,7 +32,7 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
 
 // In place of one: a thread has waited in vain. Its channel is none.
 constexpr unsigned long long kWaitedInVain = 0xffff;
-constexpr uint32_t kMostWait = 4;  // of time_passed(): some ten seconds, where others take microseconds
+constexpr uint32_t kMostWait = 4;  // units of time_passed(): some ten seconds, where others take microseconds
 
 // kBlocks: that share their images, 1, 2, 4 or 8.
 template <Math kMath, int kTiles, int kBlocks>
