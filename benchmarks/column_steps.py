@@ -112,6 +112,12 @@ class ColumnSteps:
         return self._others[blocks]
 
     @property
+    def largest_cluster(self) -> int:
+        """That the architecture has."""
+        major, minor = divmod(int(self.arch.rstrip("a")), 10)
+        return largest_cluster((major, minor))
+
+    @property
     def rates(self) -> Rates:
         return RATES[self.arch]
 
@@ -172,8 +178,7 @@ class ColumnSteps:
                 model = WrappedModel(network.model().eval(), network.shape)
             found = compiler.compiled(model)
             (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
-            capability = divmod(int(self.arch.rstrip("a")), 10)
-            blocks = min(self.blocks, largest_cluster(capability))
+            blocks = min(self.blocks, self.largest_cluster)
             limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)
             try:
                 self._runtimes[network.name] = CudaRuntime(

@@ -150,7 +150,7 @@ def table(rows: list[dict[str, Any]], gpu: str) -> str:
 
 def by_cluster(steps: ColumnSteps) -> str:
     """Markdown: milliseconds of one image, and which size runtimes/cuda_cost.py chooses."""
-    sizes = (1, *CLUSTERS)
+    sizes = [1, *(blocks for blocks in CLUSTERS if blocks <= steps.largest_cluster)]
     lines = [f"| one image, ms | {' | '.join(map(str, sizes))} | chosen |", "|---" * (len(sizes) + 2) + "|"]
     for network in (PIXELCNN, GATED, ROW_LSTM, DIAGONAL, SMALL):
         found = []

