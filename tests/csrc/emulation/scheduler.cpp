@@ -65,7 +65,7 @@ namespace {
 
 constexpr size_t kStack = 256 << 10;
 constexpr unsigned kWarp = 32, kBlocksAtOnce = 3, kClustersAtOnce = 2;
-constexpr unsigned kSends = 16;    // of a thread that can be under way
+constexpr unsigned kSends = 16;                    // of a thread that can be under way
 constexpr unsigned kRounds = 100, kMostTime = 10;  // see Grid::rounds
 
 struct Copy {
