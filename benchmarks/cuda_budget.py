@@ -4,7 +4,7 @@ It compiles the sampler's kernels as they are now and simulates them (sass_simul
 whole column steps with everything in them. "must" is what a row has to keep, "reach" what it should come to,
 "predicted" what the simulation says at the rates of sass_simulator/rates.py; no GPU is involved, and none is needed.
 
-  python benchmarks/cuda_budget.py             the table, for an H100; about three minutes
+  python benchmarks/cuda_budget.py             the table, for an H100; about five minutes
   python benchmarks/cuda_budget.py --profile   and where each row's cycles go, by source line
   python benchmarks/cuda_budget.py --clusters  what an image takes if 1, 2, 4 or 8 blocks share it; ten minutes
   python benchmarks/cuda_budget.py --json      a list with an object per row: name, unit, must, reach, predicted, met
