@@ -271,9 +271,9 @@ class CudaRuntime(Runtime):
             except ValueError:
                 continue
             if (cost := self.cost(sampler.facts)) < alone:
-                most = min(multiprocessors // blocks, self._memory() // sampler.workspace_bytes(1))
                 with self._on_device():
-                    by_cost.append((cost, shape, min(most, sampler.clusters_at_once())))
+                    most = min(self._most_in_memory(sampler), sampler.clusters_at_once())
+                by_cost.append((cost, shape, min(most, multiprocessors // blocks)))
         return [(shape, most) for _, shape, most in sorted(by_cost)]
 
     def sampler(self, shape: Shape) -> Any:
@@ -301,14 +301,14 @@ class CudaRuntime(Runtime):
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
         most = self.shape(self._most_images * self._limits.multiprocessors).images
         most *= self._limits.multiprocessors
-        return max(1, min(most, self._memory() // self.sampler(Shape(1)).workspace_bytes(1)))
+        return max(1, min(most, self._most_in_memory(self.sampler(Shape(1)))))
 
-    def _memory(self) -> int:
-        """Half of the device's free memory, in bytes."""
+    def _most_in_memory(self, sampler: Any) -> int:
+        """How many images half of the device's free memory holds."""
         if self._program.device.type != "cuda":
             return sys.maxsize
         free, _ = torch.cuda.mem_get_info(self._program.device)
-        return free // 2
+        return free // 2 // max(1, sampler.workspace_bytes(1))
 
     def weight_bytes(self) -> int:
         return self.sampler(Shape(1)).facts["weight_bytes"]
