@@ -50,7 +50,7 @@ def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
     assert result["met"], result
 
 
-@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90a", 4), ("120", 1)])
+@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90a", 8), ("120", 1)])
 def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
     assert ColumnSteps(arch, tmp_path).runtime(GATED).shape(1).cluster == cluster
 

@@ -111,7 +111,7 @@ def test_the_naive_network_is_plain_pytorch():
 def test_small_and_one(capsys):
     sampling.small()
     sampling.one()
-    watched = [f"{precision}, {n} images" for n in (40, 1) for precision in ("bf16", "same")]
+    watched = [f"{precision}, {n} images" for n in sampling.WATCHED for precision in ("bf16", "same")]
     assert printed(capsys) == dict.fromkeys(watched, "right")
 
 
