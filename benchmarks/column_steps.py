@@ -47,6 +47,9 @@ class Network:
 PIXELCNN = Network("PixelCNN, 3x32x32", PixelCNN, (3, 32, 32))
 GATED = Network("Gated PixelCNN, 1x28x28", lambda: GatedPixelCNN(1), (1, 28, 28))
 ROW_LSTM = Network("Row LSTM, 3x32x32", lambda: PixelRNN("row_lstm"), (3, 32, 32))
+PRIOR = Network(
+    "Gated PixelCNN of 128 channels, 15 layers, 1x32x32", lambda: GatedPixelCNN(1, 128, (1,) * 15), (1, 32, 32)
+)
 SMALL = Network("PixelCNN of 32 channels, 3 blocks, 1x28x28", lambda: PixelCNN(1, 32, 3), (1, 28, 28))
 DIAGONAL = Network("Diagonal BiLSTM, 3x32x32", lambda: PixelRNN("diagonal_bilstm"), (3, 32, 32))
 
@@ -164,10 +167,9 @@ class ColumnSteps:
 
     def l2_rate(self, blocks: int) -> float:
         """Bytes a cycle that L2 gives each of so many blocks: what one gets alone, as long as all of them together
-        don't exceed what all multiprocessors get; then what each gets while all read."""
+        don't exceed what all multiprocessors get."""
         all_together = self.rates.multiprocessors * self.rates.l2_bytes_shared
-        few_enough = blocks * self.rates.l2_bytes <= all_together
-        return self.rates.l2_bytes if few_enough else self.rates.l2_bytes_shared
+        return min(self.rates.l2_bytes, all_together / blocks)
 
     def runtime(self, network: Network) -> CudaRuntime:
         """For this architecture. Raises Refused where it can't serve the network."""

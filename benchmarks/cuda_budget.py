@@ -7,6 +7,7 @@ whole column steps with everything in them. "must" is what a row has to keep, "r
   python benchmarks/cuda_budget.py             the table, for an H100; about five minutes
   python benchmarks/cuda_budget.py --profile   and where each row's cycles go, by source line
   python benchmarks/cuda_budget.py --clusters  what an image takes if 1, 2, 4 or 8 blocks share it; ten minutes
+  python benchmarks/cuda_budget.py --batches   what batches take, and how their images share the GPU; ten minutes
   python benchmarks/cuda_budget.py --json      a list with an object per row: name, unit, must, reach, predicted, met
   python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
                                                more. After a change that makes steps faster, or is worth its cycles
@@ -26,23 +27,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from column_steps import DIAGONAL, GATED, PIXELCNN, ROW_LSTM, SMALL, ColumnSteps, Network, Refused, say
+from column_steps import DIAGONAL, GATED, PIXELCNN, PRIOR, ROW_LSTM, SMALL, ColumnSteps, Network, Refused, say
 from cuda_resources import nvcc_version
 from sass_simulator import RATES, Run
 from sass_simulator.kernel import needed
 
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
-from pixelcnn_fast.runtimes.cuda_cost import cycles, most_blocks
+from pixelcnn_fast.runtimes.cuda import CLUSTERS
+from pixelcnn_fast.runtimes.cuda_cost import prefers
 
 RECORD = Path(__file__).with_name("cuda_step_cycles.json")
+BATCHES = (1, 16, 64, 132, 1024)
 SLOWER = 1.1  # times the recorded cycles: more is a failure
 RECORDED_ARCH = "90a"
 # Name in the record -> network, images of the batch, how many blocks at most share their images.
 RECORDED = {
     "PixelCNN, 1 image a block": (PIXELCNN, 1, 1),
-    "PixelCNN, 1 image a cluster": (PIXELCNN, 1, 8),
-    "PixelCNN, 8 images a block": (PIXELCNN, 1024, 8),
-    "Gated PixelCNN, 1 image a cluster": (GATED, 1, 8),
+    "PixelCNN, 1 image a cluster": (PIXELCNN, 1, max(CLUSTERS)),
+    "PixelCNN, 8 images a block": (PIXELCNN, 1024, max(CLUSTERS)),
+    "Gated PixelCNN, 1 image a cluster": (GATED, 1, max(CLUSTERS)),
 }
 
 
@@ -156,10 +158,25 @@ def by_cluster(steps: ColumnSteps) -> str:
         found = []
         for blocks in sizes:
             forced = steps.with_clusters_of(blocks)
-            forced.runtime(network).cost = most_blocks
+            forced.runtime(network).cost = prefers(blocks)
             found.append(number(forced.milliseconds(network, 1)))
-        chosen = min(sizes, key=lambda blocks: cycles(steps.runtime(network).sampler(Shape(1, blocks)).facts))
+        chosen = steps.runtime(network).shape(1).cluster
         lines.append(f"| {network.name} | {' | '.join(found)} | {chosen} |")
+    return "\n".join(lines)
+
+
+def by_batch(steps: ColumnSteps) -> str:
+    """Markdown: milliseconds of a batch, and the shape that the runtime chooses for it."""
+    lines = [
+        f"| {' | '.join(['ms', *(f'{images:,} images' for images in BATCHES)])} |",
+        "|---" * (len(BATCHES) + 1) + "|",
+    ]
+    for network in (PIXELCNN, GATED, PRIOR, ROW_LSTM, DIAGONAL):
+        found = []
+        for images in BATCHES:
+            each, blocks = steps.runtime(network).shape(images)
+            found.append(f"{number(steps.milliseconds(network, images))} ({each} in {blocks})")
+        lines.append(f"| {network.name} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 
@@ -188,6 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     gpus = ", ".join(f"{arch}: {rates.gpu}" for arch, rates in RATES.items())
     add("--arch", default="90a", choices=sorted(RATES), help=f"{gpus} (default: 90a)")
     add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
+    add("--batches", action="store_true", help="what batches take, with so many images in so many blocks")
     add("--profile", action="store_true", help="where each row's cycles go, by source line")
     add("--json", action="store_true", help="print a list with an object per row instead of the table")
     add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
@@ -198,6 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         steps = ColumnSteps(chosen.arch, Path(folder))
         if chosen.clusters:
             return print(by_cluster(steps))
+        if chosen.batches:
+            return print(by_batch(steps))
         predictions = [row.predicted(steps) for row in ROWS]
     results = [row.result(prediction) for row, prediction in zip(ROWS, predictions, strict=True)]
     print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu))

@@ -21,8 +21,8 @@ from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda import CudaRuntime
-from pixelcnn_fast.runtimes.cuda_cost import most_blocks
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime
+from pixelcnn_fast.runtimes.cuda_cost import prefers
 
 DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
@@ -177,7 +177,7 @@ def small() -> None:
     for sampler in samplers.values():
         runtime = sampler.runtime(RUNTIME)
         if isinstance(runtime, CudaRuntime):  # and not that of a rehearsal
-            runtime.cost = most_blocks
+            runtime.cost = prefers(max(CLUSTERS))
     for n in WATCHED:
         work = workload(model, n, 5, 7)
         for precision, sampler in samplers.items():

@@ -112,8 +112,8 @@ class Launched:
 class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
 
-    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host. ``cost``, of what was
-    planned, chooses how many blocks share an image.
+    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host. ``cost`` chooses how
+    images share blocks, and blocks images.
     """
 
     def __init__(
@@ -136,8 +136,9 @@ class CudaRuntime(Runtime):
         self._module = module or required()
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
-        self.cost: Callable[[dict[str, Any]], float] = cuda_cost.cycles
+        self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cuda_cost.cycles
         self._samplers: dict[Shape, Any] = {}
+        self._refused: set[Shape] = set()
         self._constants: dict[Shape, Tensor] = {}
         try:
             self._most_images: int = self.sampler(Shape(1)).facts[
@@ -246,35 +247,48 @@ class CudaRuntime(Runtime):
         )
 
     def shape(self, images: int) -> Shape:
-        """Of a batch: as few images to a block as keep each multiprocessor busy, and at most as many as a block holds;
-        where there are multiprocessors enough, a cluster to each image, if that is faster."""
-        wanted = max(1, -(-images // self._limits.multiprocessors))
-        while wanted > 1 and not self._fits(Shape(min(wanted, self._most_images))):
-            self._most_images = min(wanted, self._most_images) - 1  # nor do more of them fit
-        if wanted > 1:
-            return Shape(min(wanted, self._most_images))
-        for shape, most_images in self._clusters:
-            if images <= most_images:
-                return shape
-        return Shape(1)
+        """Of a batch: what ``cost`` takes for the fastest of those that fit."""
+        while True:
+            for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
+                if self._fits(shape):
+                    return shape
+                if shape.cluster == 1:
+                    self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
+
+    def _costs(self, images: int) -> dict[Shape, float]:
+        """By shapes: blocks of as few images as keep each multiprocessor busy, or of more of them; and clusters, if all
+        images can have them at once."""
+        multiprocessors, found = self._limits.multiprocessors, {}
+
+        def add(fewest: int, most: int, cluster: int, facts: dict[str, Any]) -> None:
+            for each in range(fewest, min(most, max(images, 1)) + 1):
+                blocks = min(-(-images // each) * cluster, multiprocessors)
+                found[Shape(each, cluster)] = self.cost(facts, self.math, each, blocks, multiprocessors)
+
+        waves = max(1, -(-images // (multiprocessors * self._most_images)))
+        add(max(1, -(-images // (multiprocessors * waves))), self._most_images, 1, self.sampler(Shape(1)).facts)
+        for facts, at_once, most_in_memory in self._clusters:
+            if waves == 1 and images <= most_in_memory:
+                add(max(1, -(-images // at_once)), facts["most_images"], facts["cluster"], facts)
+        return found
 
     @cached_property
-    def _clusters(self) -> list[tuple[Shape, int]]:
-        """Those that draw an image faster than a block alone does, the fastest first, and for how many images each."""
-        multiprocessors, by_cost = self._limits.multiprocessors, []
-        alone = self.cost(self.sampler(Shape(1)).facts)
+    def _clusters(self) -> list[tuple[dict[str, Any], int, int]]:
+        """Those that there can be: what was planned for one image, how many run at once, and how many images' values
+        memory holds."""
+        multiprocessors, found = self._limits.multiprocessors, []
         for blocks in CLUSTERS:
             if blocks > min(self._limits.largest_cluster, multiprocessors):
                 break
             try:
-                sampler = self._planned(shape := Shape(1, blocks))
+                sampler = self._planned(Shape(1, blocks))
             except ValueError:
                 continue
-            if (cost := self.cost(sampler.facts)) < alone:
-                with self._on_device():
-                    most = min(self._most_in_memory(sampler), sampler.clusters_at_once())
-                by_cost.append((cost, shape, min(most, multiprocessors // blocks)))
-        return [(shape, most) for _, shape, most in sorted(by_cost)]
+            with self._on_device():
+                at_once = min(sampler.clusters_at_once(), multiprocessors // blocks)
+                if at_once:
+                    found.append((sampler.facts, at_once, self._most_in_memory(sampler)))
+        return found
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
@@ -287,9 +301,12 @@ class CudaRuntime(Runtime):
         return self._module.CudaSampler(self._description, self.math, shape.images, shared_bytes, shape.cluster)
 
     def _fits(self, shape: Shape) -> bool:
+        if shape in self._refused:
+            return False
         try:
             self.sampler(shape)
         except ValueError:
+            self._refused.add(shape)
             return False
         return True
 

@@ -61,7 +61,7 @@ def test_every_recorded_step_has_a_limit():
 
 def test_few_blocks_have_l2_to_themselves(tmp_path):
     steps = ColumnSteps("90a", tmp_path)
-    assert [steps.l2_rate(blocks) for blocks in (1, 16, 76, 77, 132)] == [64, 64, 64, 37, 37]
+    assert [steps.l2_rate(blocks) for blocks in (1, 16, 76, 88, 132)] == [64, 64, 64, 55.5, 37]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
 from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, largest_cluster, limits_of
-from pixelcnn_fast.runtimes.cuda_cost import most_blocks
+from pixelcnn_fast.runtimes.cuda_cost import prefers
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -274,38 +274,41 @@ def skip_if_refused(name: str, precision: Precision) -> None:
 
 # -- clusters: blocks that share an image and send each other what they make, where there are multiprocessors enough
 
-MANY = 200  # images: more than there are multiprocessors for
+# Images: on an H100, each has a cluster; a cluster of 8 blocks has two of them; and one of 4 has.
+IN_CLUSTERS = 5, 22, 55
+MANY = 200  # not in clusters
 CLUSTERED = ("labels", "gated", *RECURRENT)
 
 
-def sampler_with_clusters(name: str, precision: Precision) -> tuple[Sampler, dict[int, int]]:
-    """-> a sampler whose clusters are as large as they can be, and, for each size, how many images have such ones."""
+def sampler_with_clusters(name: str, precision: Precision, blocks: int) -> tuple[Sampler, CudaRuntime]:
+    """Its clusters are of so many blocks."""
     if largest_cluster(torch.cuda.get_device_capability()) == 1:
         pytest.skip("the GPU has no clusters")
     skip_if_refused(name, precision)
     sampler = Sampler(*network(name), precision=precision)
     runtime = sampler.runtime(RUNTIME)
     assert isinstance(runtime, CudaRuntime)
-    runtime.cost = most_blocks
-    most = {runtime.shape(n).cluster: n for n in range(1, MANY)}
-    assert {1, *CLUSTERS} == {*most}
-    return sampler, most
+    runtime.cost = prefers(blocks)
+    assert runtime.shape(IN_CLUSTERS[0]) == (1, blocks)
+    return sampler, runtime
 
 
+@pytest.mark.parametrize("blocks", CLUSTERS)
 @pytest.mark.parametrize("name", CLUSTERED)
-def test_clusters_draw_the_images_of_the_cpu_runtime(name):
-    sampler, most = sampler_with_clusters(name, "same")
+def test_clusters_draw_the_images_of_the_cpu_runtime(name, blocks):
+    sampler, _ = sampler_with_clusters(name, "same", blocks)
     model, shape = network(name)
-    for n in most.values():
+    for n in IN_CLUSTERS:
         noise, labels = noise_for(shape, n), labels_for(model, n)
         images = sampler.sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=n)
         assert torch.equal(images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu"))
 
 
+@pytest.mark.parametrize("blocks", CLUSTERS)
 @pytest.mark.parametrize("name", CLUSTERED)
-def test_clusters_change_no_bit(name):
+def test_clusters_change_no_bit(name, blocks):
     """Of images and of logits, against a larger batch of which they are part."""
-    sampler, most = sampler_with_clusters(name, "bf16")
+    sampler, runtime = sampler_with_clusters(name, "bf16", blocks)
     model, shape = network(name)
     noise, labels = noise_for(shape, MANY), labels_for(model, MANY)
 
@@ -314,7 +317,13 @@ def test_clusters_change_no_bit(name):
         images = sampler.sample(n, given, noise=noise[:n], runtime=RUNTIME, batch_size=n)
         return images, sampler.logits(images, given, RUNTIME)
 
+    found = [drawn(n) for n in IN_CLUSTERS]
+    runtime.cost = prefers(1)
     images, logits = drawn(MANY)
-    for n in most.values():
-        some, their_logits = drawn(n)
-        assert torch.equal(some, images[:n]) and torch.equal(their_logits, logits[:n])
+    for some, their_logits in found:
+        assert torch.equal(some, images[: len(some)]) and torch.equal(their_logits, logits[: len(some)])
+
+
+def test_a_cluster_has_several_images():
+    _, runtime = sampler_with_clusters("gated", "bf16", max(CLUSTERS))
+    assert runtime.shape(IN_CLUSTERS[1]) == (2, max(CLUSTERS))

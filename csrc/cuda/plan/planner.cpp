@@ -10,18 +10,18 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
   l.head = program.head, l.images = images, l.cluster = cluster;
   l.by_rows = program.lag == 0;
-  const int most_sites = kTileSites * (l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math));
-  const Wavefront wave = Wavefront::closest(program, 1, most_sites);
+  const int most_tiles_of_block = l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math);
+  const int most_sites = kTileSites * (cluster > 1 ? 1 : most_tiles_of_block);
+  const Wavefront wave = Wavefront::closest(program, 1, kTileSites * most_tiles_of_block);
   l.lag = l.by_rows ? program.width : wave.lag;
   l.rows = l.by_rows ? 1 : wave.rows_in_flight(0);
   l.period = l.by_rows ? 1 << 30 : std::max(l.rows * l.lag, program.width);
   l.end_row = l.by_rows ? program.height : 1;
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;
-  if (l.sites > most_sites) throw std::invalid_argument("a block has fewer sites than these images");
   l.tiles = parts(l.sites, kTileSites);
   if (cluster < 1 || cluster > kMostBlocks || (cluster & (cluster - 1)))
     throw std::invalid_argument("a cluster has 1, 2, 4 or 8 blocks");
-  if (cluster > 1 && l.tiles > 1) throw std::invalid_argument("in a cluster, a block has at most 8 sites");
+  if (images > l.most_images) throw std::invalid_argument("a block has fewer sites than these images");
   return l;
 }
 
