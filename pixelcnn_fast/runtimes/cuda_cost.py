@@ -19,9 +19,7 @@ TILE_SITES = 8
 MULTIPLIED = {"fp32": 64, "tf32": 256, "bf16": 256, "fp16": 256}
 
 
-def cycles(
-    facts: dict[str, Any], math: str, images: int = 1, blocks: int = 1, multiprocessors: int = 1
-) -> float:
+def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int) -> float:
     """Of a block, or a cluster, with so many images, while so many blocks are at work. facts: ``CudaSampler.facts`` of
     one with one image."""
     l2_bytes = min(L2_BYTES, L2_BYTES_SHARED * max(1, multiprocessors / blocks))
