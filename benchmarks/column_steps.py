@@ -190,6 +190,10 @@ class ColumnSteps:
                 raise Refused(str(error)) from error
         return self._runtimes[network.name]
 
+    def kernel(self, network: Network, images: int) -> Kernel:
+        """That a batch is sampled by."""
+        return self._kernel(self.runtime(network).facts(images))
+
     def _kernel(self, facts: dict[str, Any]) -> Kernel:
         key = tiles, blocks = facts["tiles"], facts["cluster"]
         if key not in self._kernels:

@@ -27,7 +27,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from column_steps import DIAGONAL, GATED, PIXELCNN, PRIOR, ROW_LSTM, SMALL, ColumnSteps, Network, Refused, say
+import torch
+from column_steps import (
+    DIAGONAL,
+    GATED,
+    PIXELCNN,
+    PRIOR,
+    ROW_LSTM,
+    SMALL,
+    ColumnSteps,
+    Network,
+    Refused,
+    Step,
+    say,
+)
 from cuda_resources import nvcc_version
 from sass_simulator import RATES, Run
 from sass_simulator.kernel import needed
@@ -45,6 +58,9 @@ RECORDED = {
     "PixelCNN, 1 image a cluster": (PIXELCNN, 1, max(CLUSTERS)),
     "PixelCNN, 8 images a block": (PIXELCNN, 1024, max(CLUSTERS)),
     "Gated PixelCNN, 1 image a cluster": (GATED, 1, max(CLUSTERS)),
+    "Gated PixelCNN, 2 images a cluster": (GATED, 16, max(CLUSTERS)),
+    "Row LSTM, 1 image a cluster": (ROW_LSTM, 1, max(CLUSTERS)),
+    "Diagonal BiLSTM, 1 image a cluster": (DIAGONAL, 1, max(CLUSTERS)),
 }
 
 
@@ -181,29 +197,47 @@ def by_batch(steps: ColumnSteps) -> str:
 
 
 def recorded() -> dict[str, Any]:
-    """ "nvcc": the version that compiled what was recorded; "cycles": of a column step, by the names in RECORDED."""
+    """ "nvcc": the version that compiled what was recorded; "cycles": of a column step, or of one of each sweep, by the
+    names in RECORDED."""
     found: dict[str, Any] = json.loads(RECORD.read_text())
     return found
+
+
+def recorded_steps(steps: ColumnSteps, name: str) -> list[Step]:
+    """Of each of its sweeps, one."""
+    network, images, blocks = RECORDED[name]
+    return steps.with_clusters_of(blocks).of_sweeps(network, images)
 
 
 def record(folder: Path) -> None:
     steps = ColumnSteps(RECORDED_ARCH, folder)
     before = recorded()["cycles"] if RECORD.exists() else {}
-    found = {
-        name: round(steps.with_clusters_of(blocks).step(network, images).cycles)
-        for name, (network, images, blocks) in RECORDED.items()
-    }
+    found = {name: round(sum(step.cycles for step in recorded_steps(steps, name))) for name in RECORDED}
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
     content = {"nvcc": nvcc_version(needed("nvcc")), "cycles": found}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def own_arch() -> str:
+    """This machine's GPU's, if its rates are known."""
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if (arch := f"{major}{minor}") != "90" and arch in RATES:
+            return arch
+    return RECORDED_ARCH
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     gpus = ", ".join(f"{arch}: {rates.gpu}" for arch, rates in RATES.items())
-    add("--arch", default="90a", choices=sorted(RATES), help=f"{gpus} (default: 90a)")
+    add(
+        "--arch",
+        default=own_arch(),
+        choices=sorted(RATES),
+        help=f"{gpus} (default: this machine's, or else 90a)",
+    )
     add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
     add("--batches", action="store_true", help="what batches take, with so many images in so many blocks")
     add("--profile", action="store_true", help="where each row's cycles go, by source line")
@@ -218,11 +252,16 @@ def main(arguments: list[str] | None = None) -> None:
             return print(by_cluster(steps))
         if chosen.batches:
             return print(by_batch(steps))
-        predictions = [row.predicted(steps) for row in ROWS]
-    results = [row.result(prediction) for row, prediction in zip(ROWS, predictions, strict=True)]
-    print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu))
+        predictions: list[Prediction | None] = []
+        try:
+            for row in ROWS:
+                predictions.append(row.predicted(steps))
+        finally:  # an interrupted run shows what it has
+            done = list(zip(ROWS, predictions, strict=False))
+            results = [row.result(prediction) for row, prediction in done]
+            print(json.dumps(results, indent=1) if chosen.json else table(results, steps.rates.gpu), flush=True)
     if chosen.profile:
-        for row, prediction in zip(ROWS, predictions, strict=True):
+        for row, prediction in done:
             if prediction and prediction.run:
                 to = sys.stderr if chosen.json else sys.stdout
                 print(f"\n{row.name}\n{prediction.run.profile()}", file=to)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,9 @@ from pixelcnn_fast.runtimes.cuda_cost import prefers
 DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
 BATCHES = (1, 16, 64, 1024)
-WATCHED = (80, 1)  # images: too many for clusters, and one that a cluster shares
+# Images -> as if there were so many multiprocessors (None: those that there are), and blocks that share an image. They
+# are several to a block, in several tiles of sites; one to a block; and one to a cluster.
+WATCHED: dict[int, tuple[int | None, int]] = {12: (1, 1), 80: (None, 1), 2: (None, max(CLUSTERS))}
 JUDGED = 16  # images of a batch, at most: their logits in float64 take 6 MB each
 OURS: dict[str, Precision] = {"pixelcnn_fast, bf16": "bf16", "pixelcnn_fast, float32": "same"}
 NAIVE = "naive, bf16"
@@ -78,6 +81,8 @@ def as_target(draw: Callable[[], Tensor], seconds: float, n: int) -> str:
 
 
 def ours() -> None:
+    if at_once := clusters_at_once():
+        show(**{"clusters at once, by their blocks": at_once})
     targets: dict[str, str] = {}
     for name, precision in OURS.items():
         sampler, seconds = Sampler(default_model(), (3, 32, 32), precision=precision), {}
@@ -88,6 +93,13 @@ def ours() -> None:
             if precision == "bf16" and n in DEFAULT:
                 targets[DEFAULT[n]] = as_target(draw, seconds[n], n)
                 show(targets=targets)
+
+
+def clusters_at_once() -> dict[int, int]:
+    runtime = Sampler(default_model(), (3, 32, 32), precision="bf16").runtime(RUNTIME)
+    if not isinstance(runtime, CudaRuntime):  # in a rehearsal
+        return {}
+    return {facts["cluster"]: at_once for facts, at_once, _ in runtime._clusters}
 
 
 def families() -> None:
@@ -173,16 +185,22 @@ def small() -> None:
     """A network of odd sizes, with and without clusters, in the precisions that multiply differently; judged."""
     model = random_model(input_channels=3, hidden_channels=40, n_residual=1, kernel_size=5).to(DEVICE)
     assert isinstance(model, PixelCNN)
-    samplers = {precision: Sampler(model, (3, 5, 7), precision=precision) for precision in OURS.values()}
-    for sampler in samplers.values():
-        runtime = sampler.runtime(RUNTIME)
-        if isinstance(runtime, CudaRuntime):  # and not that of a rehearsal
-            runtime.cost = prefers(max(CLUSTERS))
-    for n in WATCHED:
+    for n, (multiprocessors, blocks) in WATCHED.items():
         work = workload(model, n, 5, 7)
-        for precision, sampler in samplers.items():
+        for precision in OURS.values():
+            sampler = Sampler(model, (3, 5, 7), precision=precision)
+            runtime = sampler.runtime(RUNTIME)
+            if isinstance(runtime, CudaRuntime):  # and not that of a rehearsal
+                share(runtime, multiprocessors, blocks)
             drawing(sampler, work, precision)
             show(**{f"{precision}, {n} images": "right"})
+
+
+def share(runtime: CudaRuntime, multiprocessors: int | None, blocks: int) -> None:
+    """Among so many multiprocessors, in clusters of so many blocks if there can be any."""
+    runtime.cost = prefers(blocks)
+    if multiprocessors is not None:
+        runtime._limits = replace(runtime._limits, multiprocessors=multiprocessors)
 
 
 def one() -> None:

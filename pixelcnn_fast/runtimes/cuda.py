@@ -110,7 +110,7 @@ class Launched:
 
 
 class CudaRuntime(Runtime):
-    """Samples with one block of threads for every few images, or with a cluster of blocks for each of a few.
+    """Samples with one block of threads for every few images, or with a cluster of blocks.
 
     precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host. ``cost`` chooses how
     images share blocks, and blocks images.
@@ -250,9 +250,10 @@ class CudaRuntime(Runtime):
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                if self._fits(shape):
+                fits = self._fits(shape)
+                if fits and self._all_at_once(shape, images):
                     return shape
-                if shape.cluster == 1:
+                if not fits and shape.cluster == 1:
                     self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
 
     def _costs(self, images: int) -> dict[Shape, float]:
@@ -309,6 +310,13 @@ class CudaRuntime(Runtime):
             self._refused.add(shape)
             return False
         return True
+
+    def _all_at_once(self, shape: Shape, images: int) -> bool:
+        """Whether all clusters of a batch run at once."""
+        if shape.cluster == 1:
+            return True
+        with self._on_device():
+            return bool(images <= shape.images * self.sampler(shape).clusters_at_once())
 
     def facts(self, images: int) -> dict[str, Any]:
         """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""

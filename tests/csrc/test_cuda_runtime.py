@@ -467,12 +467,13 @@ def test_what_reads_nothing_of_each_other_shares_a_record():
         assert torch.equal(found[0], levels[:n]) and torch.equal(found[1], logits[:n])
 
 
-@pytest.mark.parametrize("at_once, clusters", [(0, [1, 1]), (1, [4, 1]), (2, [4, 4])])
+@pytest.mark.parametrize("at_once, clusters", [(0, [1, 1, 1]), (1, [4, 4, 1]), (2, [4, 4, 4])])
 def test_images_have_clusters_if_so_many_run_at_once(monkeypatch, at_once, clusters):
+    """A cluster has four images at most."""
     model, shape = CASES["7x5"]()
     engine = runtime(Sampler(model, shape), "clusters")
     monkeypatch.setattr(emulated().CudaSampler, "clusters_at_once", lambda sampler: at_once)
-    assert [engine.shape(images).cluster for images in (1, 2)] == clusters
+    assert [engine.shape(images).cluster for images in (1, 4, 5)] == clusters
 
 
 class ManyLogits(torch.nn.Module):
