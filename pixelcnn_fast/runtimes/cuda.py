@@ -250,11 +250,8 @@ class CudaRuntime(Runtime):
         """Of a batch: what ``cost`` takes for the fastest of those that fit."""
         while True:
             for shape in sorted(costs := self._costs(images), key=costs.__getitem__):
-                fits = self._fits(shape)
-                if fits and self._all_at_once(shape, images):
+                if self._fits(shape) and self._all_at_once(shape, images):
                     return shape
-                if not fits and shape.cluster == 1:
-                    self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
 
     def _costs(self, images: int) -> dict[Shape, float]:
         """By shapes: blocks of as few images as keep each multiprocessor busy, or of more of them; and clusters, if all
@@ -302,12 +299,14 @@ class CudaRuntime(Runtime):
         return self._module.CudaSampler(self._description, self.math, shape.images, shared_bytes, shape.cluster)
 
     def _fits(self, shape: Shape) -> bool:
-        if shape in self._refused:
+        if shape in self._refused or (shape.cluster == 1 and shape.images > self._most_images):
             return False
         try:
             self.sampler(shape)
         except ValueError:
             self._refused.add(shape)
+            if shape.cluster == 1:
+                self._most_images = min(self._most_images, shape.images - 1)  # nor do more of them fit
             return False
         return True
 
@@ -324,9 +323,9 @@ class CudaRuntime(Runtime):
 
     def largest_batch(self) -> int:
         """As many images as keep every multiprocessor busy, or as many as half of the free memory holds."""
-        most = self.shape(self._most_images * self._limits.multiprocessors).images
-        most *= self._limits.multiprocessors
-        return max(1, min(most, self._most_in_memory(self.sampler(Shape(1)))))
+        each = next(images for images in range(self._most_images, 0, -1) if self._fits(Shape(images)))
+        most_in_memory = self._most_in_memory(self.sampler(Shape(1)))
+        return max(1, min(each * self._limits.multiprocessors, most_in_memory))
 
     def _most_in_memory(self, sampler: Any) -> int:
         """How many images half of the device's free memory holds."""
