@@ -29,6 +29,7 @@ from pixelcnn_fast.runtimes.pinned import on_device, on_host
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 CLUSTERS = (2, 4, 8)  # blocks of a cluster
+MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
 WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/thread.h
 
 
@@ -137,7 +138,7 @@ class CudaRuntime(Runtime):
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
         self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cuda_cost.cycles
-        self._samplers: dict[Shape, Any] = {}
+        self._samplers: dict[Shape, Any] = {}  # each has a copy of the weights
         self._refused: set[Shape] = set()
         self._constants: dict[Shape, Tensor] = {}
         try:
@@ -257,17 +258,18 @@ class CudaRuntime(Runtime):
         """By shapes: blocks of as few images as keep each multiprocessor busy, or of more of them; and clusters, if all
         images can have them at once."""
         multiprocessors, found = self._limits.multiprocessors, {}
+        images = max(images, 1)
 
         def add(fewest: int, most: int, cluster: int, facts: dict[str, Any]) -> None:
-            for each in range(fewest, min(most, max(images, 1)) + 1):
+            for each in range(fewest, min(most, images) + 1):
                 blocks = min(-(-images // each) * cluster, multiprocessors)
                 found[Shape(each, cluster)] = self.cost(facts, self.math, each, blocks, multiprocessors)
 
-        waves = max(1, -(-images // (multiprocessors * self._most_images)))
-        add(max(1, -(-images // (multiprocessors * waves))), self._most_images, 1, self.sampler(Shape(1)).facts)
+        waves = -(-images // (multiprocessors * self._most_images))
+        add(-(-images // (multiprocessors * waves)), self._most_images, 1, self.sampler(Shape(1)).facts)
         for facts, at_once, most_in_memory in self._clusters:
             if waves == 1 and images <= most_in_memory:
-                add(max(1, -(-images // at_once)), facts["most_images"], facts["cluster"], facts)
+                add(-(-images // at_once), facts["most_images"], facts["cluster"], facts)
         return found
 
     @cached_property
@@ -279,7 +281,7 @@ class CudaRuntime(Runtime):
             if blocks > min(self._limits.largest_cluster, multiprocessors):
                 break
             try:
-                sampler = self._planned(Shape(1, blocks))
+                sampler = self.sampler(Shape(1, blocks))
             except ValueError:
                 continue
             with self._on_device():
@@ -290,9 +292,12 @@ class CudaRuntime(Runtime):
 
     def sampler(self, shape: Shape) -> Any:
         """The compiled sampler for launches of this shape; raises ValueError where it doesn't fit."""
-        if shape not in self._samplers:
-            self._samplers[shape] = self._planned(shape)
-        return self._samplers[shape]
+        found = self._samplers.get(shape)
+        if found is None:
+            found = self._samplers[shape] = self._planned(shape)
+            for other in [*self._samplers][1:-MOST_KEPT]:  # but for that of one image, which is always asked
+                self._samplers.pop(other, None), self._constants.pop(other, None)
+        return found
 
     def _planned(self, shape: Shape) -> Any:
         shared_bytes = self._limits.shared_bytes
@@ -341,10 +346,12 @@ class CudaRuntime(Runtime):
         return self.sampler(self.shape(images)).workspace_bytes(images)
 
     def _constants_of(self, shape: Shape) -> Tensor:
-        if shape not in self._constants:
+        found = self._constants.get(shape)
+        if found is None:
             data = bytearray(self.sampler(shape).constants())
-            self._constants[shape] = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
-        return self._constants[shape]
+            found = torch.frombuffer(data, dtype=torch.uint8).to(self._program.device)
+            self._constants[shape] = found
+        return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
         """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/thread.h has encoded."""

@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
-from pixelcnn_fast.runtimes.cuda_cost import prefers
+from pixelcnn_fast.runtimes.cuda import MOST_KEPT, CudaRuntime, Limits, Shape
+from pixelcnn_fast.runtimes.cuda_cost import cycles, prefers
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import emulated
 from tests.heads.test_drawing import OPTIONS
@@ -44,6 +45,7 @@ pytestmark = needs_compiler
 MULTIPROCESSORS = {"one image a block": 20, "some": 3, "as many as it holds": 1}
 CLUSTERS = {"pairs": 2, "clusters": 4, "eights": 8}  # of so many blocks, for each of up to three images
 BLOCKS = [*MULTIPROCESSORS, "clusters"]
+DRAWS = ["as many as it holds", "clusters"]  # with several tiles of sites, and with one
 # (model, shape, has labels). Odd sizes, several tiles of channels and of images, every phase.
 CASES = {
     "1x1 image": lambda: (pixelcnn(channels=1, hidden=5, kernel=5), (1, 1, 1)),
@@ -264,8 +266,13 @@ def test_each_size_of_cluster_is_planned_once(monkeypatch):
     assert max(Counter(planned).values()) <= 4  # at most by each thread
 
 
+@cache
+def of_channels(hidden: int) -> Sampler:
+    return Sampler(PixelCNN(1, hidden, 6).eval(), (1, 8, 32))
+
+
 def shapes_by_cost(hidden: int, multiprocessors: int, largest_cluster: int) -> Callable[[int], tuple[int, int]]:
-    sampler = Sampler(PixelCNN(1, hidden, 6).eval(), (1, 8, 32))
+    sampler = of_channels(hidden)
     captured = sampler._engine.captured
     limits = Limits(227 << 10, multiprocessors, largest_cluster)
     return CudaRuntime(captured.program, captured.conditions, sampler.head, "bf16", emulated(), limits).shape
@@ -285,7 +292,7 @@ def test_blocks_have_more_images_if_else_too_many_read_at_once():
     assert [of_large(n) for n in (66, 132, 133)] == [(1, 1), (2, 1), (2, 1)]
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("blocks", DRAWS)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
 def test_temperature_and_known_pixels(blocks, temperature):
     model, shape = CASES["two stacks"]()
@@ -305,7 +312,7 @@ def test_temperature_and_known_pixels(blocks, temperature):
     assert torch.equal(got, expected.int())
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("blocks", DRAWS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
@@ -465,6 +472,43 @@ def test_what_reads_nothing_of_each_other_shares_a_record():
         assert together.facts(n)["records"] < apart.facts(IMAGES)["records"]
         found = run(together, sampler, u[:n])
         assert torch.equal(found[0], levels[:n]) and torch.equal(found[1], logits[:n])
+
+
+@pytest.mark.parametrize("shared", [48 << 10, 227 << 10])
+def test_the_largest_batch_is_as_large_as_blocks_hold(shared):
+    """Whatever was asked before."""
+    engine = runtime(Sampler(*CASES["7x5"]()), "some", "fp16", shared)
+
+    def fits(images: int) -> bool:
+        try:
+            return bool(engine._planned(Shape(images)))
+        except ValueError:
+            return False
+
+    most = max(images for images in range(1, engine.facts(1)["most_images"] + 1) if fits(images))
+    assert (shared < 100 << 10) == (most < engine.facts(1)["most_images"])
+    for _ in range(3):
+        assert engine.largest_batch() == 3 * most
+        engine.shape(1000)
+
+
+def test_a_batch_of_no_images():
+    sampler = Sampler(*CASES["1x1 image"]())
+    engine = runtime(sampler)
+    engine.cost = cycles
+    assert engine.shape(0) == (1, 1) and engine.workspace_bytes(0) == 0
+
+
+def test_few_plans_are_kept():
+    """Each has a copy of the weights. What was forgotten is planned again, to the same images."""
+    model, shape = CASES["1x1 image"]()
+    sampler = Sampler(model, shape)
+    engine = runtime(sampler, "as many as it holds")
+    _, u, _ = inputs(shape, 12)
+    first = [run(engine, sampler, u[:n])[0] for n in range(1, 13)]
+    assert len(engine._samplers) == len(engine._constants) == 1 + MOST_KEPT
+    assert Shape(1) in engine._samplers and Shape(3) not in engine._samplers
+    assert torch.equal(run(engine, sampler, u[:3])[0], first[2])
 
 
 @pytest.mark.parametrize("at_once, clusters", [(0, [1, 1, 1]), (1, [4, 4, 1]), (2, [4, 4, 4])])

@@ -31,7 +31,7 @@ class Kernels:
 
     def __init__(self, errors: dict[int, int] | None = None) -> None:
         self.errors = errors or {}
-        self.facts = {"most_images": 4, "cluster": 1, "turns": 1, "sweeps": []}
+        self.facts = {"most_images": 4, "rows": 1, "cluster": 1, "turns": 1, "sweeps": []}
         self.launches = 0
         self.CudaJob = SimpleNamespace
 
