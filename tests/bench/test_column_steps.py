@@ -110,11 +110,11 @@ def test_dram_bounds_a_batch(step: Step):
 def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, capsys):
     asked = []
 
-    def simulated(self: ColumnSteps, network, images: int) -> Step:
+    def two_sweeps(self: ColumnSteps, network, images: int) -> list[Step]:
         asked.append((network, images))
-        return dataclasses.replace(step, cycles=1234.5)
+        return [dataclasses.replace(step, cycles=cycles) for cycles in (1000, 234.5)]
 
-    monkeypatch.setattr(ColumnSteps, "step", simulated)
+    monkeypatch.setattr(ColumnSteps, "of_sweeps", two_sweeps)
     monkeypatch.setattr(cuda_budget, "RECORD", tmp_path / "cycles.json")
     monkeypatch.setattr(cuda_budget, "needed", lambda tool: tool)
     monkeypatch.setattr(cuda_budget, "nvcc_version", lambda nvcc: "13.0.1")
