@@ -18,7 +18,7 @@ from pathlib import Path
 from column_steps import GATED, PIXELCNN, PRIOR, ROW_LSTM, ColumnSteps, Network
 
 from pixelcnn_fast.program.phased import Phase, PhasedProgram
-from pixelcnn_fast.runtimes.cuda import Shape
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
 from pixelcnn_fast.runtimes.cuda_cost import cycles
 
 CHUNKS = (1, 2, 3, 4, 6, 8)  # columns
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = ColumnSteps("90a", Path(folder))
         for network in (PIXELCNN, GATED, ROW_LSTM, PRIOR):
-            for blocks in (1, 8):
+            for blocks in (1, max(CLUSTERS)):
                 found = " | ".join(f"{milliseconds(steps, network, blocks, chunk):.1f}" for chunk in CHUNKS)
                 print(f"| {network.name} | {blocks} | {found} |")
 

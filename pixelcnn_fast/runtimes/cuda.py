@@ -101,13 +101,15 @@ class Launched:
     """A job that the device is at work on.
 
     results: where each belongs, and what holds it once ``done`` has come, on the host if it belongs there; error: as in
-    ``DeviceJob``, on the host; done: None if the kernels run on the host.
+    ``DeviceJob``, on the host; done: None if the kernels run on the host. constants: kept until then, as the runtime
+    may forget them.
     """
 
     job: Job
     results: list[tuple[Tensor, Tensor]]
     error: Tensor
     done: torch.cuda.Event | None
+    constants: Tensor | None = None
 
 
 class CudaRuntime(Runtime):
@@ -181,7 +183,7 @@ class CudaRuntime(Runtime):
         ]
         error = on_host(batch.error)
         done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        return Launched(job, results, error, done)
+        return Launched(job, results, error, done, batch.constants)
 
     def _finished(self, launched: Launched) -> Job:
         """Waits for the device, and not for what was launched later."""

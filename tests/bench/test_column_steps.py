@@ -55,7 +55,7 @@ def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps):
 
 
 def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: ColumnSteps):
-    """LSTMs compute much from their sums, which the rule leaves out: there it knows only what is less."""
+    """Of networks without recurrences: the rule leaves out what LSTMs make of their sums."""
     for name in ("PixelCNN, 1 image a block", "PixelCNN, 1 image a cluster", "PixelCNN, 8 images a block"):
         network, images, blocks = RECORDED[name]
         runtime = steps.with_clusters_of(blocks).runtime(network)

@@ -43,7 +43,7 @@ pytestmark = needs_compiler
 
 # How many multiprocessors share the images: a block has one image, some, or as many as it holds.
 MULTIPROCESSORS = {"one image a block": 20, "some": 3, "as many as it holds": 1}
-CLUSTERS = {"pairs": 2, "clusters": 4, "eights": 8}  # of so many blocks, for each of up to three images
+CLUSTERS = {"pairs": 2, "clusters": 4, "eights": 8}  # of so many blocks, three of them at once
 BLOCKS = [*MULTIPROCESSORS, "clusters"]
 DRAWS = ["as many as it holds", "clusters"]  # with several tiles of sites, and with one
 # (model, shape, has labels). Odd sizes, several tiles of channels and of images, every phase.

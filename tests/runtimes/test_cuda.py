@@ -127,6 +127,15 @@ def test_the_error_word_is_read_when_the_device_has_come_to_it() -> None:
         runtime(Kernels())._finished(Launched(job(), [], error, done))
 
 
+def test_constants_live_until_the_device_is_done() -> None:
+    """Though the runtime may have forgotten the shape meanwhile."""
+    stubbed = runtime(Kernels())
+    launched = stubbed._launched(job())
+    [(_, constants)] = stubbed._constants.items()
+    stubbed._constants.clear()
+    assert launched.constants is constants
+
+
 # -- with a GPU that is not there
 
 GPU = torch.device("cuda:0")
