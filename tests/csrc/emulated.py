@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import shutil
 import subprocess
@@ -40,8 +41,11 @@ def build(target: str, sanitizer: str = "") -> Path:
     """Compiles a target of tests/csrc/emulation -> its folder. Only what has changed is compiled again."""
     python = f"{sys.version_info.major}{sys.version_info.minor}"
     folder = ROOT / "build" / f"emulation-{sanitizer or python}"
-    tool = configured(ROOT / "tests" / "csrc" / "emulation", folder, f"-DEMULATION_SANITIZE={sanitizer}")
-    run(tool, "--build", str(folder), "--target", target, "-j2")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # several processes may be testing
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tool = configured(ROOT / "tests" / "csrc" / "emulation", folder, f"-DEMULATION_SANITIZE={sanitizer}")
+        run(tool, "--build", str(folder), "--target", target, "-j2")
     return folder
 
 
