@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_check.py [--out FOLDER]     FOLDER: benchmarks/results by default
 
-Needs torch, nvcc, pybind11, ninja, cmake and pytest; no network, no virtual environment, nothing installed. Each stage
-is a process with its own time limit, and may use what others leave of theirs; if one fails or hangs, the others still
-give their figures. FOLDER/<device>.json and .md are written whenever a stage ends. A table comes last, and all that is
-printed then is under 12,000 characters. What the processes print is in build/gpu-check. Status 1 if a stage has failed;
-tools that are missing are said, and are no failure. Without a GPU it builds and prints the predictions.
+Needs torch, nvcc, g++, pybind11, ninja, cmake and pytest; no network, no virtual environment, nothing installed. Each
+stage is a process with its own time limit, and may use what others leave of theirs; if one fails or hangs, the others
+still give their figures. FOLDER/<device>.json and .md are written whenever a stage ends. A table comes last, and all
+that is printed then is under 12,000 characters. What the processes print is in build/gpu-check. Status 1 if a stage has
+failed; tools that are missing are said, and are no failure. Without a GPU it builds and prints the predictions.
 """
 
 from __future__ import annotations

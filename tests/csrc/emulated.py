@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from gpu.build import tool
+
 ROOT = Path(__file__).parents[2]
 
 
 def configured(source: Path, folder: Path, *settings: str) -> str:
     """Configures a build of ``source`` in ``folder``, by the environment's tools -> cmake, to build it with."""
-    import cmake
-    import ninja
     import pybind11
 
-    tool = shutil.which("cmake", path=cmake.CMAKE_BIN_DIR)
-    assert tool is not None
+    cmake = tool("cmake", "cmake", "CMAKE_BIN_DIR")
     options = [
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=ninja.BIN_DIR)}",
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'ninja', 'BIN_DIR')}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
         *settings,
     ]
-    run(tool, "-S", str(source), "-B", str(folder), "-G", "Ninja", "--log-level=ERROR", *options)
-    return tool
+    run(cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja", "--log-level=ERROR", *options)
+    return cmake
 
 
 def run(*command: str) -> None:
@@ -44,8 +42,8 @@ def build(target: str, sanitizer: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # several processes may be testing
         fcntl.flock(lock, fcntl.LOCK_EX)
-        tool = configured(ROOT / "tests" / "csrc" / "emulation", folder, f"-DEMULATION_SANITIZE={sanitizer}")
-        run(tool, "--build", str(folder), "--target", target, "-j2")
+        cmake = configured(ROOT / "tests" / "csrc" / "emulation", folder, f"-DEMULATION_SANITIZE={sanitizer}")
+        run(cmake, "--build", str(folder), "--target", target, "-j2")
     return folder
 
 
