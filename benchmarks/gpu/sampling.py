@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu.draws import judged
-from gpu.timing import kernel_seconds, stream_seconds, wall_seconds
+from gpu.timing import cycles_a_second, kernel_seconds, stream_seconds, wall_seconds
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
@@ -37,6 +37,7 @@ NAIVE = "naive, bf16"
 CACHED = "cached PyTorch, float32"
 # The targets' names, as benchmarks/cuda_budget.py has them.
 DEFAULT = {1: "one image", 16: "16 images", 1024: "1,024 images"}
+COLUMN_STEP = "column step, one image on one block"
 FAMILIES: dict[str, tuple[type[Model], dict[str, Any], int]] = {
     "Gated PixelCNN, 64 channels, 7 blocks, 28x28, one image": (GatedPixelCNN, {"input_channels": 1}, 28),
     "Row LSTM, 128 units, 12 layers, one image": (PixelRNN, {"kind": "row_lstm"}, 32),
@@ -93,6 +94,25 @@ def ours() -> None:
             if precision == "bf16" and n in DEFAULT:
                 targets[DEFAULT[n]] = as_target(draw, seconds[n], n)
                 show(targets=targets)
+        if precision == "bf16" and (steps := steps_on_one_block(sampler)):
+            targets[COLUMN_STEP] = cycles_of_a_step(drawing(sampler, default_work(1), precision), steps)
+            show(targets=targets)
+
+
+def steps_on_one_block(sampler: Sampler) -> int | None:
+    """How many column steps an image takes; from now on, clusters are not used. None in a rehearsal."""
+    runtime = sampler.runtime(RUNTIME)
+    if not isinstance(runtime, CudaRuntime):
+        return None
+    share(runtime, None, 1)
+    return sum(sweep["steps"] for sweep in runtime.facts(1)["sweeps"]) * int(runtime.facts(1)["turns"])
+
+
+def cycles_of_a_step(draw: Callable[[], Tensor], steps: int) -> str:
+    """Of so many; what comes before the first is shared out among them."""
+    kernels = kernel_seconds(draw, "pcf")
+    cycles = cycles_a_second() * (kernels or wall_seconds(draw, 3)) / steps
+    return f"{cycles:,.0f} cycles" + (", with what the host takes" if kernels is None else "")
 
 
 def clusters_at_once() -> dict[int, int]:

@@ -38,6 +38,12 @@ def stream_seconds(call: Callable[[], object], repeats: int) -> float:
     return median(times)
 
 
+def cycles_a_second() -> float:
+    """Of a multiprocessor's clock, while one thread of the GPU waits for so many cycles to pass."""
+    cycles = 20_000_000
+    return cycles / stream_seconds(lambda: torch.cuda._sleep(cycles), 3)
+
+
 def kernel_seconds(call: Callable[[], object], name: str) -> float | None:
     """The kernels with that in their names, in one call; None if there are none, or if the profiler can't see them."""
     try:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from gpu import layers, sampling
 from gpu.stage import printed_figures
 
-from pixelcnn_fast import ops
+from pixelcnn_fast import compiler, ops
 from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
+from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, Limits
+from pixelcnn_fast.runtimes.cuda_cost import prefers
+from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 
 DEFAULT, FAMILIES = sampling.DEFAULT, sampling.FAMILIES
@@ -38,6 +44,7 @@ def on_the_cpu(monkeypatch):
         "wall_seconds": seconds,
         "stream_seconds": seconds,
         "kernel_seconds": lambda call, name: 0.25 if call() is not None else None,
+        "cycles_a_second": lambda: 2e9,
     }.items():
         monkeypatch.setattr(sampling, name, value)
     monkeypatch.setattr(layers, "DEVICE", "cpu")
@@ -53,7 +60,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict:
 
 def test_targets_have_the_budgets_names():
     budget = pytest.importorskip("cuda_budget", reason="no benchmarks/cuda_budget.py")
-    assert {*DEFAULT.values(), *FAMILIES} <= {row.name for row in budget.ROWS}
+    names = {*DEFAULT.values(), sampling.COLUMN_STEP, *FAMILIES}
+    assert names < {row.name for row in budget.ROWS}
 
 
 @needs_native
@@ -67,6 +75,34 @@ def test_ours(capsys):
             "two": "500 ms, kernels alone 250 ms",
         },
     }
+
+
+@needs_native
+def test_a_column_step(monkeypatch, capsys):
+    """In cycles, and of the kernels alone if they can be seen."""
+    monkeypatch.setattr(sampling, "steps_on_one_block", lambda sampler: 100)
+    sampling.ours()
+    assert printed(capsys)["targets"][sampling.COLUMN_STEP] == "5,000,000 cycles"
+    monkeypatch.setattr(sampling, "kernel_seconds", lambda call, name: None)
+    found = sampling.cycles_of_a_step(lambda: torch.zeros(1), 100)
+    assert found == "10,000,000 cycles, with what the host takes"
+
+
+@needs_native
+@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
+def test_column_steps_are_counted_and_taken_on_one_block():
+    model = WrappedModel(sampling.default_model().eval(), (3, 32, 32))
+    found, limits = compiler.compiled(model), Limits(227 << 10, 132, max(CLUSTERS))
+    runtime = CudaRuntime(found.program, found.conditions, model.head, "bf16", emulated(), limits)
+    runtime.cost = prefers(max(CLUSTERS))
+    assert runtime.shape(1) == (1, max(CLUSTERS))
+
+    class OnGpu:
+        def runtime(self, name: str) -> CudaRuntime:
+            return runtime
+
+    assert sampling.steps_on_one_block(OnGpu()) == 156  # type: ignore[arg-type]  # asked for its runtime only
+    assert runtime.shape(1) == (1, 1)
 
 
 @needs_native
