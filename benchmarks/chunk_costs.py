@@ -1,9 +1,9 @@
 """What the CUDA sampler would take for an image if rows above were summed for a chunk of c columns at once.
 
-The CPU sampler does so. The CUDA sampler has c = 1, which is best in clusters, and within 4 % of it on a block but for
-wide vertical stacks: weights of taps in rows above would be read once for c columns, but each row would start c - 1
-columns later, and sums be stored and read again. By the rule of runtimes/cuda_cost.py, on an H100, as if the chunk's
-own records took no time: more than c = 1 is not built.
+The CPU sampler does so. The CUDA sampler has c = 1, which takes at most 4 % more than the best, in clusters and on a
+block, but for wide vertical stacks on a block: weights of taps in rows above would be read once for c columns, but each
+row would start c - 1 columns later, and sums be stored and read again. By the rule of runtimes/cuda_cost.py, on an
+H100, as if the chunk's own records took no time: more than c = 1 is not built.
 
   python benchmarks/chunk_costs.py     Markdown: milliseconds of an image on one block, and on a cluster of eight
 """
