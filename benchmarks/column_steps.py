@@ -23,6 +23,7 @@ from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
 from pixelcnn_fast.runtimes.pack import sampling_options
 
@@ -32,7 +33,7 @@ FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the fi
 KERNEL = """\
 #include "cuda/kernels/walk.h"
 namespace pcf::cuda {{
-template __global__ void walk<Math::bf16, {tiles}, {blocks}>(__grid_constant__ const KernelParams);
+template __global__ void walk<Math::{math}, {tiles}, {blocks}>(__grid_constant__ const KernelParams);
 }}
 """
 
@@ -96,12 +97,13 @@ class Step:
 
 @dataclass
 class ColumnSteps:
-    """Simulates them, in bfloat16. Files go to the folder; csrc: the kernels' sources."""
+    """Simulates them. Files go to the folder; csrc: the kernels' sources; precision: as for ``Sampler``."""
 
     arch: str
     folder: Path
     csrc: Path = ROOT / "csrc"
     blocks: int = max(CLUSTERS)  # that may share their images, at most
+    precision: Precision = "bf16"
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
     _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
@@ -184,7 +186,7 @@ class ColumnSteps:
             limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)
             try:
                 self._runtimes[network.name] = CudaRuntime(
-                    found.program, found.conditions, model.head, "bf16", planner(), limits
+                    found.program, found.conditions, model.head, self.precision, planner(), limits
                 )
             except RuntimeError as error:
                 raise Refused(str(error)) from error
@@ -192,16 +194,17 @@ class ColumnSteps:
 
     def kernel(self, network: Network, images: int) -> Kernel:
         """That a batch is sampled by."""
-        return self._kernel(self.runtime(network).facts(images))
+        runtime = self.runtime(network)
+        return self._kernel(runtime.math, runtime.facts(images))
 
-    def _kernel(self, facts: dict[str, Any]) -> Kernel:
+    def _kernel(self, math: str, facts: dict[str, Any]) -> Kernel:
         key = tiles, blocks = facts["tiles"], facts["cluster"]
         if key not in self._kernels:
             say(
                 f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites{' in clusters' * (blocks > 1)}"
             )
-            source = self.folder / f"walk_{tiles}_{blocks}.cu"
-            source.write_text(KERNEL.format(tiles=tiles, blocks=blocks))
+            source = self.folder / f"walk_{math}_{tiles}_{blocks}.cu"
+            source.write_text(KERNEL.format(math=math, tiles=tiles, blocks=blocks))
             steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
             writer = ROOT / "csrc" / "steps_header.py"
             subprocess.run([sys.executable, writer, steps, self.folder / "steps.h"], check=True)
@@ -214,8 +217,9 @@ class ColumnSteps:
         """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on."""
         key = (network.name, shape, l2_rate, sweep)
         if key not in self._runs:
-            facts = self.runtime(network).sampler(shape).facts
-            kernel = self._kernel(facts)
+            runtime = self.runtime(network)
+            facts = runtime.sampler(shape).facts
+            kernel = self._kernel(runtime.math, facts)
             of_sweep = facts["sweeps"][sweep]
             before = max(0, min(of_sweep["steps"] // 2, of_sweep["steps"] - MANY))
             where = sweep, facts["turns"] // 2, of_sweep["first_step"] + of_sweep["columns"] * before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import cuda_budget
 import pytest
@@ -11,8 +12,9 @@ from column_steps import GATED, PIXELCNN, ColumnSteps, Step
 from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, recorded_steps
 from cuda_resources import nvcc_version
 from sass_simulator import RATES
-from sass_simulator.kernel import GENERIC, LOCAL, needed
+from sass_simulator.kernel import GENERIC, LOCAL, Kernel, needed
 
+from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
 from pixelcnn_fast.runtimes.cuda_cost import cycles as cost
 from tests.sass_simulator.needs import needs_nvcc
@@ -46,12 +48,25 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
 
 
 @needs_nvcc
-def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps):
+@pytest.mark.parametrize("images, blocks", [(1, 1), (1024, 1), (1, max(CLUSTERS))])
+def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps, images: int, blocks: int):
     """Whatever a network makes them do, or an option of the draw."""
-    for images, blocks in ((1, 1), (1024, 1), (1, max(CLUSTERS))):
-        kernel = steps.with_clusters_of(blocks).kernel(PIXELCNN, images)
-        assert len(kernel.instructions) > 1000
-        assert not [i for i in kernel.instructions if i.name in GENERIC | LOCAL]
+    assert_accesses_are_neither(steps.with_clusters_of(blocks).kernel(PIXELCNN, images))
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "precision, images, blocks", [("same", 1, 1), ("tf32", 1024, 1), ("fp16", 1, max(CLUSTERS))]
+)
+def test_nor_have_those_of_other_numbers(tmp_path: Path, precision: Precision, images: int, blocks: int):
+    assert_accesses_are_neither(
+        ColumnSteps(RECORDED_ARCH, tmp_path, blocks=blocks, precision=precision).kernel(PIXELCNN, images)
+    )
+
+
+def assert_accesses_are_neither(kernel: Kernel) -> None:
+    assert len(kernel.instructions) > 1000
+    assert not [i for i in kernel.instructions if i.name in GENERIC | LOCAL]
 
 
 def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: ColumnSteps):
