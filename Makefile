@@ -1,5 +1,6 @@
 # `make` lists the targets. Variables:
 #   PYTHON=python3.12   VENV=/tmp/v   PYTEST_ARGS="-k sampler"
+#   WORKERS=1   processes that run the tests
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   where pip takes torch from
 #   PIXELCNN_FAST_NATIVE, PIXELCNN_FAST_CUDA: see setup.py
 #   OUT=/tmp/results   where gpu-check writes, instead of benchmarks/results
@@ -8,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 N ?= 300
 FIRST ?= 0
 
@@ -43,7 +45,7 @@ lint-clang-format: $(VENV)/.package
 	@$(VENV)/bin/clang-format --dry-run -Werror --style=file --fallback-style=none $(cxx_sources)
 
 test: setup lint ## lint, then run the tests
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 docs: setup ## write what is generated in docs/: tables, listings, drawings
 	$(python) docs/generate.py
