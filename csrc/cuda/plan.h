@@ -35,7 +35,7 @@ constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kMostBlocks = 8;               // of a cluster, which share their images: 2, 4 or 8
-constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (Thread::kArrives),
+constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (meetings.h),
 constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kMeetingBytes = 128;      // and then all else
 
@@ -57,6 +57,9 @@ constexpr int most_members(Math math, int tiles) {
   const int sums = depth_of(math) == 16 ? most_tiles(math) : tiles <= 2 ? 4 : 6;
   return 4 * tiles <= sums ? 4 : 2 * tiles <= sums ? 2 : 1;
 }
+
+// Whether a record copies before its barrier, or behind it, which takes longer, but needs less memory at once.
+constexpr bool copies_before_meeting(int tiles) { return tiles <= 5; }
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
@@ -151,10 +154,9 @@ struct Record {
     uint32_t staged, bias;   // where to, in shared memory
     int floats, bias_bytes;  // the biases, in the constants' floats
     int next_step;           // whether the later record is one of the next column step
-    int for_next;            // whether the next record already reads it
     int chunked;             // whether there is a place for each of the four chunks of a fragment
     int first_warp, warps;   // that copy: those without a tile, if they are as many as the others
-    int unused;
+    int unused[2];
   } copies;
   struct alignas(16) Product {
     uint32_t warps;         // bit w: warp w computes a tile, with all members

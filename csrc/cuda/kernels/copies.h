@@ -13,7 +13,7 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::kArrives, Base::kColumnBytes, Base::kFewTiles, Base::next;
+  using Base::kColumnBytes, Base::kFewTiles, Base::next;
 
   // Copies what a record knows of earlier column steps, and its biases, a fragment by one warp after the other. Where a
   // warp's first two come from is read before other work, which hides the time that it takes.
@@ -26,9 +26,7 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
       for (int n = 0; n < kEarly; n++) places_[n] = place(walk, max(min(first_ + n * copies.warps, last), 0));
     }
 
-    __device__ bool is_mine() const {
-      return kArrives ? static_cast<unsigned>(first_) < static_cast<unsigned>(copies_.warps) : first_ >= 0;
-    }
+    __device__ bool is_mine() const { return static_cast<unsigned>(first_) < static_cast<unsigned>(copies_.warps); }
 
     __device__ __forceinline__ void start(const Copies& walk, uint32_t view) const {
       std::conditional_t<kEarly != 0, const Record::Copies, const Record::Copies&> copies = copies_;
@@ -36,24 +34,27 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
         const uint32_t to = copies.staged + fragment * kColumnBytes + walk.lane_ * 16;
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++)
-          copy_async(shared_memory() + to + tile * kFragmentBytes, from.at[tile], from.there[tile], wanted);
+          copy_async(shared_memory() + to + tile * kFragmentBytes, from.at(tile), from.is_there(tile), wanted);
       };
-      if (is_mine()) {
-        if constexpr (kEarly > 0) {  // two at a time, while it reads where the next two come from
-          Place now[2] = {places_[0], places_[1]};
-          for (int f = first_; f < copies.count; f += 2 * copies.warps) {
-            const Source first(walk, now[0], view), second(walk, now[1], view);
-            for (int n = 0; n < 2; n++) now[n] = place(walk, min(f + (n + 2) * copies.warps, copies.count - 1));
-            copy(first, f, true), copy(second, f + copies.warps, f + copies.warps < copies.count);
-          }
-        } else {
-          for (int f = first_; f < copies.count; f += copies.warps) copy(Source(walk, place(walk, f), view), f, true);
+      if (!is_mine()) return;
+      if constexpr (kEarly > 0) {  // two at a time, while it reads where the next two come from
+        Place now[2] = {places_[0], places_[1]};
+        for (int f = first_; f < copies.count; f += 2 * copies.warps) {
+          const Source first(walk, now[0], view), second(walk, now[1], view);
+          for (int n = 0; n < 2; n++) now[n] = place(walk, min(f + (n + 2) * copies.warps, copies.count - 1));
+          copy(first, f, true), copy(second, f + copies.warps, f + copies.warps < copies.count);
         }
-        for (int at = (first_ * 32 + walk.lane_) * 16; at < copies.bias_bytes; at += copies.warps * 32 * 16)
-          copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
-        if (kArrives) commit_copies(false);
+      } else {
+        const int count = copies.count, warps = copies.warps;
+        Place next = place(walk, max(min(first_, count - 1), 0));
+        for (int f = first_; f < count; f += warps) {
+          const Source from(walk, next, view);
+          next = place(walk, min(f + warps, count - 1));
+          copy(from, f, true);
+        }
       }
-      if (!kArrives) commit_copies(copies.for_next);
+      for (int at = (first_ * 32 + walk.lane_) * 16; at < copies.bias_bytes; at += copies.warps * 32 * 16)
+        copy_async(shared_memory() + copies.bias + at, walk.constants(copies.floats) + at / 4, true, true);
     }
 
    private:
@@ -67,21 +68,24 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
       return p;
     }
 
-    // Where a lane copies from, for each tile.
+    // Where a lane copies from.
     struct Source {
-      const char* at[kTiles];
-      bool there[kTiles];
+      const char* from;
+      uint32_t first, all;  // bytes: of the lane's site in the first tile, cyclically, and of all sites
+      uint32_t there[(kTiles + 3) / 4];
 
-      __device__ __forceinline__ Source(const Copies& walk, const Place& p, uint32_t view) {
-        const char* const from = walk.slot_of(view, p.slot) + p.at;
+      __device__ __forceinline__ Source(const Copies& walk, const Place& p, uint32_t view)
+          : from(walk.slot_of(view, p.slot) + p.at), all(walk.layout_.sites * kSiteBytes) {
+        first = kTiles == 1 ? walk.copies_at_ + walk.copies_shift_ * p.shift : (walk.group() - p.shift) * kSiteBytes;
 #pragma unroll
-        for (int tile = 0; tile < kTiles; tile++) {
-          const int site = tile * kTileSites + walk.group();
-          int offset = kTiles == 1 ? walk.copies_at_ + walk.copies_shift_ * p.shift : (site - p.shift) * kSiteBytes;
-          if (offset < 0) offset += walk.layout_.sites * kSiteBytes;
-          at[tile] = from + offset, there[tile] = walk.is_at(view, p.edge, site);
-        }
+        for (int n = 0; n < (kTiles + 3) / 4; n++)
+          there[n] = in_shared<const uint32_t>(view + p.edge + n * 4) >> walk.group();
       }
+      __device__ __forceinline__ const char* at(int tile) const {
+        const uint32_t offset = first + tile * kFragmentBytes;  // before the first site, it is very large
+        return from + min(offset, offset + all);
+      }
+      __device__ __forceinline__ bool is_there(int tile) const { return there[tile / 4] >> tile % 4 * kTileSites & 1; }
     };
 
     const Record::Copies& copies_;

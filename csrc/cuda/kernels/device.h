@@ -34,8 +34,7 @@ __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
 // Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`; nothing if not
-// `wanted`, without a branch. The copy is done once the group that it was committed in has been waited for; wait_copies
-// waits for all but the last kLeft groups.
+// `wanted`, without a branch. The copy is done once its thread has waited for all of its copies.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool there, bool wanted) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile(
@@ -44,18 +43,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
       "l"(from), "r"(there ? 16 : 0), "r"(int{wanted})
       : "memory");
 }
-// twice: and begins a group after it that stays empty. Without a branch.
-__device__ __forceinline__ void commit_copies(bool twice) {
-  asm volatile(
-      "{.reg .pred twice; setp.ne.s32 twice, %0, 0;\n"
-      "cp.async.commit_group;\n"
-      "@twice cp.async.commit_group;}" ::"r"(int{twice})
-      : "memory");
-}
-template <unsigned kLeft>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // -- meetings: barriers at which one arrives before one waits. A meeting is 8 bytes of shared memory. A phase of it is
 // over when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.

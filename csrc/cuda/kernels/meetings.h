@@ -14,17 +14,12 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::kArrives, Base::kShares, Base::lane_, Base::params_, Base::rank_, Base::thread;
+  using Base::kShares, Base::lane_, Base::params_, Base::rank_, Base::thread;
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
-    if constexpr (kArrives) {
-      if (!has_met(meeting(), meetings_ / 2 % 2)) keep_waiting();
-      meetings_++;
-    } else {
-      wait_copies<1>();
-      sync_block();
-    }
+    if (!has_met(meeting(), meetings_ / 2 % 2)) keep_waiting();
+    meetings_++;
   }
 
   // Time in which nobody looked, such as that of a debugger, counts as one unit.
@@ -40,7 +35,7 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   // What others were to make will never be there.
   __device__ void give_up() {
     atomic_min(params_.error, kWaitedInVain);
-    wait_copies<0>();
+    wait_copies();
     if (kShares) sync_cluster();  // others may still write to this block
     end_thread();
   }
@@ -50,7 +45,7 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
 
   __device__ __forceinline__ void arrive_with(int bytes) {
-    wait_copies<0>();
+    wait_copies();
     sync_warp();
     if (kShares && thread() == 0) expect_bytes(meeting(), bytes);
     if (lane_ == 0) arrive_here(meeting());

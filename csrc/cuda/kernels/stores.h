@@ -13,8 +13,8 @@ class Stores : public Products<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::group, Base::is_at, Base::kArrives, Base::kShares, Base::offset_at, Base::send_to_all, Base::shifted,
-      Base::site_of, Base::slot_of;
+  using Base::group, Base::is_at, Base::kShares, Base::offset_at, Base::send_to_all, Base::shifted, Base::site_of,
+      Base::slot_of;
 
   __device__ __forceinline__ void store(const float (&x)[4], const Target& to, char* ring, int tile, int channel) {
 #pragma unroll
@@ -56,11 +56,9 @@ class Stores : public Products<kMath, kTiles, kBlocks> {
 
   // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
   __device__ __forceinline__ void own(float (&x)[4], uint32_t at, int channel, int tile, float otherwise) const {
-    const uint32_t base = at == kNowhere ? kUnused : at;  // copies may be on their way to what lies behind it
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const uint32_t offset = offset_at(channel, site_of(tile, n));
-      const uint32_t from = kArrives && at == kNowhere ? kUnused : base + offset;
+      const uint32_t from = at == kNowhere ? kUnused : at + offset_at(channel, site_of(tile, n));
       const float2 pair = in_shared<const Pair<kMath>>(from).values();
       x[n] = at == kNowhere ? otherwise : pair.x, x[n + 2] = at == kNowhere ? otherwise : pair.y;
     }

@@ -45,8 +45,6 @@ class Thread {
  protected:
   static constexpr int kSites = kTiles * kTileSites;
   static constexpr bool kShares = kBlocks > 1;
-  // Whether a warp arrives at a barrier before it waits there, and multiplies what it knows in between.
-  static constexpr bool kArrives = kTiles == 1;
   static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
   // What is read early, where there are registers to spare, and else when it is needed.
   static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;

@@ -16,13 +16,11 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     const char* const tables = params_.constants + rank_ * layout_.table_bytes;
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
-    if (kArrives && thread() == 0)
+    if (thread() == 0)
       for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
-    if constexpr (kArrives) {
-      sync_all();
-      arrive_with(0);
-    }
+    sync_all();
+    arrive_with(0);
     uint32_t view = layout_.first_view;
     const int n = layout_.n_sweeps;
     for (int done = layout_.first_row * n; done < layout_.end_row * n; done++)
@@ -31,16 +29,16 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
   }
 
  private:
-  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kAhead, Base::kArrives,
-      Base::kFewTiles, Base::kMost, Base::kShares, Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet,
-      Base::multiply_known, Base::multiply_late, Base::next, Base::of_copies, Base::params_, Base::place_in_rings,
-      Base::place_sites, Base::rank_, Base::sync_all, Base::thread, Base::turn_is_one_, Base::warp_, Base::weight_turn_,
-      Base::weights_;
+  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kAhead, Base::kFewTiles, Base::kMost,
+      Base::kShares, Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet, Base::multiply_known,
+      Base::multiply_late, Base::next, Base::of_copies, Base::params_, Base::place_in_rings, Base::place_sites,
+      Base::rank_, Base::sync_all, Base::thread, Base::turn_is_one_, Base::warp_, Base::weight_turn_, Base::weights_;
   using typename Base::Copying;
   using typename Base::LateAddresses;
   using typename Base::Pixel;
   using typename Base::WritingBack;
 
+  static constexpr bool kCopiesEarly = copies_before_meeting(kTiles);
   template <class T>
   using Held = std::conditional_t<kFewTiles, const T, const T&>;
 
@@ -60,7 +58,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     };
     weights_.begin(params_.constants + weights().at, lane_);
     weight_turn_ = 0, turn_is_one_ = false;
-    wait_copies<kArrives ? 0 : 1>();
+    wait_copies();
     sync_block();
     uint32_t at = sweep.records + list;
     for (int steps = sweep.steps; steps > 0;) {
@@ -78,7 +76,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
         view = next(view), at = sweep.records + list, steps--;
       }
     }
-    wait_copies<0>();
+    wait_copies();
   }
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
@@ -98,14 +96,15 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
         const Copying copying(*this, r.copies);
         compute(product, [&] { copying.start(*this, of_copies(r, now)); }, now);
       }
-      if (kArrives && product.barriers & kAfter) arrive_with(bytes);
+      if (product.barriers & kAfter) arrive_with(bytes);
       if (product.n_results) clear_sums(Constant<0>(), Constant<1>());  // for the next product
     } else {
       const Copying copying(*this, r.copies);
       const auto copy_and_meet = [&] {
         if (product.barriers & kBefore) {
-          copying.start(*this, of_copies(r, now));
+          if (kCopiesEarly) copying.start(*this, of_copies(r, now));
           meet();
+          if (!kCopiesEarly) copying.start(*this, of_copies(r, now));
         }
       };
       const auto meet_and_draw = [&] {
@@ -132,7 +131,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
         meet_and_draw();
         if (kShares && copying.is_mine()) WritingBack(*this, r, now).finish(*this, now);
       }
-      if (kArrives && product.barriers & kAfter) arrive_with(bytes);
+      if (product.barriers & kAfter) arrive_with(bytes);
     }
     return product.then;
   }
@@ -143,8 +142,9 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     multiply_known(product);
     const LateAddresses late(*this, now + product.late);
     if (product.barriers & kBefore) {
-      copy();
+      if (kCopiesEarly) copy();
       meet();
+      if (!kCopiesEarly) copy();
     }
     multiply_late(product, late, now);
     if (product.n_results) finish(product, now);

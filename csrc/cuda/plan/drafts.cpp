@@ -167,7 +167,7 @@ Draft& Planner::with_room_for(int tiles, int position) {
 
 // Entries of a level read nothing of each other, but an entry that takes several records does.
 bool Planner::can_join(const Draft& d, int tiles, int position) const {
-  if (!arrives_early() || !thrift_.near_biases || d.position < 0 || d.position == position) return false;
+  if (layout_.tiles > 1 || !thrift_.near_biases || d.position < 0 || d.position == position) return false;
   if (timeline_.entries[d.position].level != timeline_.entries[position].level) return false;
   int taken = team_of(tiles);
   for (const Part& part : d.parts) taken += team_of(part.tiles);
@@ -191,13 +191,7 @@ void Planner::add_fragments(std::vector<Multiplied>& to, const Read& read, int t
 void Planner::draft_memory(int number) {
   Draft& d = drafts_[number];
   d.copies.count = static_cast<int>(d.copied.size());
-  size_t known = 0;
-  bool is_late = false;  // steps read it, too, and so do warps that have several tiles
-  for (const Part& part : d.parts) {
-    known += part.known.size(), is_late |= part.tiles > kWarps;
-    for (const Multiplied& m : part.late) is_late |= m.staged >= 0;
-  }
-  if (d.copies.count) d.staging = stage(int64_t{d.copies.count} * column_, number, is_late || d.copied.size() > known);
+  if (d.copies.count) d.staging = stage(int64_t{d.copies.count} * column_, number);
   for (const Multiplied& m : d.copied)
     for (const Chunk& chunk : m.chunks) uses_ring(chunk.read);
   for (const Part& part : d.parts)
@@ -205,9 +199,10 @@ void Planner::draft_memory(int number) {
       if (m.staged < 0) uses_shared(m.chunks[0].read, number);
 }
 
-int Planner::stage(int64_t bytes, int record, bool late) {
-  const bool lasts = late || arrives_early();  // as other warps may be ahead by what is multiplied before a barrier
-  stagings_.push_back({bytes, record, record - thrift_.copies_ahead, record + lasts});
+int Planner::stage(int64_t bytes, int record) {
+  const int first = record - thrift_.copies_ahead + !copies_before_meeting(layout_.tiles);
+  const int last = record + 1;  // a warp may still multiply what it knows while others are a barrier ahead
+  stagings_.push_back({bytes, record, first, last});
   return static_cast<int>(stagings_.size()) - 1;
 }
 
@@ -220,7 +215,7 @@ void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::ve
   int batches = may_fill ? in_batches(known.size()) : static_cast<int>(known.size()) / in_batch;
   if (late.empty()) batches = in_batches(known.size()) - 1;
   if (batches > ahead) batches -= batches % ahead;
-  if (arrives_early() && thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
+  if (thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
   product.known_batches = batches;
   const auto fill = [](std::vector<Multiplied>& to, size_t size) {
     if (to.size() >= size) return;

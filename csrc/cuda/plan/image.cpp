@@ -140,7 +140,6 @@ void Planner::add_records(std::vector<Record>& records, const SweepDraft& sweep,
     const int ahead = k + thrift_.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
     Record r{drafts_[later].copies, {}, d.draw, d.exchange};
     r.copies.next_step = later != ahead;
-    r.copies.for_next = thrift_.copies_ahead == 1;
     leave_copying_to(r.copies, sweep, d, rank, warp);
     if (r.copies.next_step) plan.first_copies[later - sweep.first] = static_cast<uint32_t>(records.size() - begin);
     Part part;  // the warp's, if it has one; and else any

@@ -152,9 +152,7 @@ class Planner {
   // How many records a sweep from `first` on must have, so that what it copies of earlier column steps was written
   // kVisible records before: those of a level may come in any order.
   size_t records_between(int first) const;
-  bool in_teams(const Part& part) const {
-    return arrives_early() && part.tiles > 0 && 2 * share_of(part.tiles, 0).count <= kWarps;
-  }
+  bool in_teams(const Part& part) const { return part.tiles > 0 && 2 * share_of(part.tiles, 0).count <= kWarps; }
   // Whether a record's sums go on in the next one.
   static bool goes_on(const Draft& d) {
     return !d.parts.empty() && d.parts[0].tiles > 0 && d.parts[0].product.n_results == 0;
@@ -170,8 +168,6 @@ class Planner {
 
   bool in_cluster() const { return layout_.cluster > 1; }
 
-  // Whether warps arrive at a barrier before they multiply what a record knows (Thread::kArrives).
-  bool arrives_early() const { return layout_.tiles == 1; }
   int warps() const { return kWarps * layout_.cluster; }
 
   // Of a record's tiles, those that a block of the cluster computes.
@@ -212,8 +208,8 @@ class Planner {
   void add_fragments(std::vector<Multiplied>& to, const Read& read, int tap, int lead, bool copied) const;
   void draft_memory(int number);
 
-  // Shared memory for what is copied ahead of a record, and still read after its barrier if `late`.
-  int stage(int64_t bytes, int record, bool late);
+  // Shared memory for what is copied ahead of a record.
+  int stage(int64_t bytes, int record);
 
   // Splits a product into batches. Known fragments that don't fill turns of the stream are multiplied after the
   // barrier, and before the others: the order of a sum must not depend on how it is split, or images would depend on

@@ -73,7 +73,7 @@ void Planner::stage_biases(const std::vector<float>& biases, Draft& d, Part& par
   d.copies.floats = static_cast<int>(floats_.size());
   d.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
   floats_.insert(floats_.end(), biases.begin(), biases.end());
-  part.biases = stage(d.copies.bias_bytes, number, true);
+  part.biases = stage(d.copies.bias_bytes, number);
 }
 
 Planner::Joint Planner::joint_of(const std::vector<const Instruction*>& group, int position) const {

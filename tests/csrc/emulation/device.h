@@ -62,13 +62,8 @@ inline void copy_async(void* to, const void* from, bool there, bool wanted) {
   *target = *target;
   emulation::copy_async(to, from);
 }
-inline void commit_copies(bool twice) {
-  emulation::commit_copies();
-  if (twice) emulation::commit_copies();
-}
-template <unsigned kLeft>
-void wait_copies(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("wait_copies", line)) emulation::wait_copies(kLeft);
+inline void wait_copies(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("wait_copies", line)) emulation::wait_copies();
 }
 
 // -- clusters. A meeting's 8 bytes are written when it begins and looked at by whoever uses it, so that the thread

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <climits>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -82,8 +81,7 @@ struct Fiber {
   Block* block;
   unsigned index;
   void* post = nullptr;
-  std::deque<std::vector<Copy>> groups;  // committed copies that are not done yet
-  std::vector<Copy> open;
+  std::vector<Copy> copies;          // that are not done yet
   const Meeting* awaited = nullptr;  // the last that was not over, and its phase then
   unsigned awaited_phase;
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
@@ -484,9 +482,7 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
 }
 
 void end_thread() {
-  if (!self->open.empty()) give_up("a thread ended with copies that were never committed");
-  for (const auto& group : self->groups)
-    if (!group.empty()) give_up("a thread ended while it still copies");
+  if (!self->copies.empty()) give_up("a thread ended while it still copies");
   __tsan_release(&grid->end);
   Block& block = *self->block;
   if (--block.live && !block.barrier.waiting.empty()) give_up("a thread ended while others wait in sync_block");
@@ -613,17 +609,12 @@ void copy_async(void* to, const void* from) {
   if (random_bits() & 1)
     std::memcpy(to, from, 16);
   else
-    self->open.push_back({to, from});
+    self->copies.push_back({to, from});
 }
 
-void commit_copies() {
-  self->groups.push_back(std::move(self->open));
-  self->open.clear();
-}
-
-void wait_copies(unsigned groups_left) {
-  for (; self->groups.size() > groups_left; self->groups.pop_front())
-    for (const Copy& copy : self->groups.front()) std::memcpy(copy.to, copy.from, 16);
+void wait_copies() {
+  for (const Copy& copy : self->copies) std::memcpy(copy.to, copy.from, 16);
+  self->copies.clear();
 }
 
 }  // namespace emulation

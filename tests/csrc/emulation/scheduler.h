@@ -61,7 +61,6 @@ bool has_met(uint32_t at, unsigned parity);  // before the first phase, one of p
 void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t meeting);
 
 void copy_async(void* to, const void* from);
-void commit_copies();
-void wait_copies(unsigned groups_left);
+void wait_copies();
 
 }  // namespace emulation
