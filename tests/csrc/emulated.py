@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -13,6 +14,15 @@ from types import ModuleType
 from gpu.build import tool
 
 ROOT = Path(__file__).parents[2]
+
+
+def skip_without_tools() -> None:
+    """Skips a test that builds, where ``configured`` would not find what it needs."""
+    import pytest
+
+    for name in ("cmake", "ninja", "pybind11"):
+        if not shutil.which(name):
+            pytest.importorskip(name)
 
 
 def configured(source: Path, folder: Path, *settings: str) -> str:

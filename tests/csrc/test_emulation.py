@@ -6,12 +6,10 @@ import shutil
 
 import pytest
 
-from tests.csrc.emulated import build, run
+from tests.csrc.emulated import build, run, skip_without_tools
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 def test_clusters():
-    for tool in ("cmake", "ninja", "pybind11"):
-        if not shutil.which(tool):
-            pytest.importorskip(tool)
+    skip_without_tools()
     run(str(build("check_clusters") / "check_clusters"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc.emulated import configured
+from tests.csrc.emulated import configured, skip_without_tools
 
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
@@ -33,9 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(source: Path, folder: Path, target: str, *settings: str) -> str:
     """The output of a build that is expected to fail."""
-    for tool in ("cmake", "ninja", "pybind11"):
-        if not shutil.which(tool):
-            pytest.importorskip(tool)
+    skip_without_tools()
     cmake = configured(source, folder, *settings)
     done = subprocess.run([cmake, "--build", str(folder), "--target", target], capture_output=True, text=True)
     assert done.returncode != 0
