@@ -76,7 +76,6 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
         view = next(view), at = sweep.records + list, steps--;
       }
     }
-    wait_copies();
   }
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
