@@ -1,91 +1,74 @@
 """What the CUDA sampler takes: registers of a thread, shared memory of a block, what it reads and keeps for an image.
 
-python benchmarks/cuda_resources.py            writes docs/cuda_resources.md (some minutes); needs nvcc but no GPU
-python benchmarks/cuda_resources.py --plans    leaves its registers as they are, which alone take nvcc
+python benchmarks/cuda_resources.py            writes docs/cuda_resources.md
+python benchmarks/cuda_resources.py --plans    leaves its registers as they are
 
-It plans with the module of the kernels on the host, which the tests build.
+Registers are those of the installed module, built with nvcc for all GPUs (make setup), as cuobjdump says, which comes
+with Triton. It plans with the module of the kernels on the host, which the tests build. It needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+from sass_simulator.kernel import needed
 
 ROOT = Path(__file__).parents[1]
-KERNELS = ROOT / "csrc" / "cuda" / "kernels" / "kernels.cu"
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
-ARCHS = {"80": "A100", "86": "RTX 3090", "89": "L40S", "90a": "H100", "100": "B200", "120": "RTX 5090"}
+ARCHS = {"80": "A100", "86": "RTX 3090, L40S", "90a": "H100", "100": "B200", "120": "RTX 5090"}
 # What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
 # CUDA C++ Programming Guide. KB.
-SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90a", "100")}
+SHARED = {99: ("86", "120"), 163: ("80",), 227: ("90a", "100")}
 # Of walk<math, tiles, blocks>, mangled.
-TILES = re.compile(r"4walkILNS0_4MathE\dELi(\d+)ELi(\d+)E")
+WALK = re.compile(r"4walkILNS0_4MathE(\d)ELi(\d+)ELi(\d+)E")
 # kHasClusters in csrc/cuda/kernels/device.h.
 HAVE_CLUSTERS = {arch for arch in ARCHS if 90 <= int(arch.rstrip("a")) < 120}
 
 
-@dataclass(frozen=True)
-class Registers:
-    count: int  # of a thread
-    spilled: int  # bytes
-
-    def __str__(self) -> str:
-        return f"{self.count} ({self.spilled} bytes spilled)" if self.spilled else f"{self.count}"
+class Kernel(NamedTuple):
+    math: str
+    tiles: int
+    blocks: int  # that share images
+    arch: str
 
 
-Kernel = tuple[int, int, str]  # tiles, blocks that share images, architecture
+class Usage(NamedTuple):
+    registers: int  # of a thread
+    stack: int  # bytes: where registers are spilled to
 
 
-def nvcc_version(nvcc: str) -> str:
-    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    (version,) = re.findall(r"release [\d.]+, V([\d.]+)", output)
-    return version
-
-
-def compiled(nvcc: str, source: Path, math: str, archs: list[str]) -> dict[Kernel, Registers]:
-    """Of each kernel of a source, compiled as CMake's release build does."""
-    with tempfile.TemporaryDirectory() as folder:
-        steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
-        subprocess.run(
-            [sys.executable, ROOT / "csrc" / "steps_header.py", steps, f"{folder}/steps.h"], check=True
-        )
-        command = [nvcc, "-O3", "-DNDEBUG", "-std=c++17", f"-I{ROOT / 'csrc'}", f"-I{folder}"]
-        command += [f"-DPCF_MATH={math}", "-Xptxas=-v", "--threads=2"]
-        command += ["-c", str(source), "-o", f"{folder}/kernels.o"]
-        command += [f"--generate-code=arch=compute_{a},code=[sm_{a}]" for a in archs]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+def usage_of(module: Path) -> dict[Kernel, Usage]:
+    """Of each kernel in a compiled module, but those of clusters where there are none."""
+    command = [needed("cuobjdump"), "-res-usage", str(module)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
-    for part in output.split("Compiling entry function ")[1:]:
-        mangled, arch = re.findall(r"^'(\w+)' for 'sm_(\w+)'", part)[0]
-        ((tiles, blocks),) = TILES.findall(mangled)
-        if blocks != "1" and arch not in HAVE_CLUSTERS:
-            continue
-        found[int(tiles), int(blocks), arch] = Registers(
-            max(int(n) for n in re.findall(r"Used (\d+) registers", part)),
-            max(int(n) for n in re.findall(r"(\d+) bytes spill stores", part)),
-        )
+    for arch, text in re.findall(r"^arch = sm_(\w+)$(.*?)(?=^arch = |\Z)", output, re.M | re.S):
+        for name, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", text):
+            if (match := WALK.search(name)) is None:
+                continue
+            math, tiles, blocks = (int(number) for number in match.groups())
+            if blocks == 1 or arch in HAVE_CLUSTERS:
+                found[Kernel(MATHS[math], tiles, blocks, arch)] = Usage(int(registers), int(stack))
     return found
 
 
 Plans = dict[tuple[int, int], dict[str, Any]]
 
 
-def register_rows(math: str, found: dict[Kernel, Registers]) -> list[str]:
+def register_rows(found: dict[Kernel, Usage]) -> list[str]:
     rows = []
-    for tiles, blocks in sorted({kernel[:2] for kernel in found}):
-        cells = " | ".join(str(found.get((tiles, blocks, arch), "–")) for arch in ARCHS)
-        rows.append(f"| {math} | {tiles} | {blocks} | {cells} |")
+    for kernel in sorted({kernel[:3] for kernel in found}, key=lambda k: (MATHS.index(k[0]), *k[1:])):
+        usages = (found.get(Kernel(*kernel, arch)) for arch in ARCHS)
+        cells = (str(usage.registers) if usage else "–" for usage in usages)
+        rows.append(f"| {' | '.join(map(str, kernel))} | {' | '.join(cells)} |")
     return rows
 
 
@@ -171,14 +154,14 @@ NETWORK_COLUMNS = (
 REGISTERS = """\
 # What the CUDA sampler's kernels take
 
-Written by `python benchmarks/cuda_resources.py` with nvcc {nvcc}; a test compares it.
+Written by `python benchmarks/cuda_resources.py` from what nvcc {nvcc} has built; a test compares it.
 [cuda.md](cuda.md) explains the words.
 
 ## Registers of a thread
 There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8
 sites; and for 1 tile those for clusters of 2, 4 and 8 blocks, where the GPU has them. A block has 256 threads, so that
-a thread can have 255 registers, the most that the instructions can name. Spilled bytes would stand in
-brackets; the build fails if there are any.
+a thread can have 255 registers, the most that the instructions can name. None are spilled: the build fails
+if they are.
 
 | multiplies | tiles | blocks | {archs} |
 |---|---|---|{rule}
@@ -207,15 +190,20 @@ their own, so what it takes is given for a pixel: that of a row's column steps, 
 """
 
 
-def registers(nvcc: str) -> str:
+def registers() -> str:
     """The page's first part."""
-    rows = []
-    for math in MATHS:
-        rows += register_rows(math, compiled(nvcc, KERNELS, math, list(ARCHS)))
+    from pixelcnn_fast import native
+
+    module = native.required()
+    found = usage_of(Path(str(module.__file__)))
+    if missing := set(ARCHS) - {kernel.arch for kernel in found}:
+        raise SystemExit(
+            f"{module.__file__} has no kernels for {', '.join(sorted(missing))}: build it for all GPUs "
+            "(make native, with nvcc), or leave the registers as they are with --plans"
+        )
     archs = " | ".join(f"sm_{arch}" for arch in ARCHS)
-    return REGISTERS.format(
-        nvcc=nvcc_version(nvcc), archs=archs, rule="---|" * len(ARCHS), rows="\n".join(rows)
-    )
+    nvcc, rule = module.build_info()["cuda_version"], "---|" * len(ARCHS)
+    return REGISTERS.format(nvcc=nvcc, archs=archs, rule=rule, rows="\n".join(register_rows(found)))
 
 
 def plans(module: ModuleType) -> str:
@@ -235,18 +223,12 @@ def plans(module: ModuleType) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plans", action="store_true", help="leave the registers as they are, which take nvcc")
+    parser.add_argument("--plans", action="store_true", help="leave the registers as they are")
     only_plans = parser.parse_args(arguments).plans
     sys.path.insert(0, str(ROOT))
     from tests.csrc.emulated import emulated
 
-    nvcc = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc") or shutil.which("nvcc")
-    if only_plans:
-        first = TABLE.read_text().split("## Shared memory of a block")[0]
-    elif nvcc is None:
-        raise SystemExit("nvcc is needed: set CUDA_HOME, or leave the registers as they are with --plans")
-    else:
-        first = registers(nvcc)
+    first = TABLE.read_text().split("## Shared memory of a block")[0] if only_plans else registers()
     TABLE.write_text(first + plans(emulated()))
 
 

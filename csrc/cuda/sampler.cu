@@ -24,6 +24,13 @@ KernelParams parameters_of(const Plan& plan, const DeviceJob& job) {
   return params;
 }
 
+template <Math kMath, int kTiles = 1>
+void launch_tiles(const KernelParams& params, int shared_bytes, Stream stream) {
+  if constexpr (kTiles < most_tiles(kMath))
+    if (params.layout.tiles > kTiles) return launch_tiles<kMath, kTiles + 1>(params, shared_bytes, stream);
+  launch_walk<kMath, kTiles>(params, shared_bytes, stream);
+}
+
 }  // namespace
 
 std::vector<char> Sampler::parameters(const DeviceJob& job, int number, int row, int first_step, int steps) const {
@@ -54,10 +61,10 @@ void Sampler::run(const DeviceJob& job) const {
   const KernelParams params = parameters_of(plan_, job);
   const Stream stream = static_cast<Stream>(job.stream);
   switch (plan_.math) {
-    case Math::fp32: return launch_walk<Math::fp32>(params, plan_.shared_bytes, stream);
-    case Math::tf32: return launch_walk<Math::tf32>(params, plan_.shared_bytes, stream);
-    case Math::bf16: return launch_walk<Math::bf16>(params, plan_.shared_bytes, stream);
-    case Math::fp16: return launch_walk<Math::fp16>(params, plan_.shared_bytes, stream);
+    case Math::fp32: return launch_tiles<Math::fp32>(params, plan_.shared_bytes, stream);
+    case Math::tf32: return launch_tiles<Math::tf32>(params, plan_.shared_bytes, stream);
+    case Math::bf16: return launch_tiles<Math::bf16>(params, plan_.shared_bytes, stream);
+    case Math::fp16: return launch_tiles<Math::fp16>(params, plan_.shared_bytes, stream);
   }
 }
 

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import cuda_resources as resources
 import pytest
+from sass_simulator.kernel import tool
 
+from pixelcnn_fast import native
 from tests.csrc.emulated import emulated
 from tests.needs import needs_native
 
-NVCC = shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 STALE = "run python benchmarks/cuda_resources.py"
 
 
-def documented(section: str, math: str, blocks: int | None = None) -> dict[int, dict[str, str]]:
-    """A table of the page: for each number in its second column, its cells by the names of their columns. blocks: of
-    rows with so many in the third column."""
+def documented(section: str, math: str) -> list[dict[str, str]]:
+    """A table of the page: its rows for a kind of numbers, a cell by the name of its column."""
     rows = resources.TABLE.read_text().split(f"## {section}")[1].split("##")[0].splitlines()
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")]
-    found = [row for row in cells if row[0] == math and (blocks is None or row[2] == str(blocks))]
-    return {int(row[1]): dict(zip(cells[0], row, strict=True)) for row in found}
+    names, _, *cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("|")]
+    return [dict(zip(names, row, strict=True)) for row in cells if row[0] == math]
 
 
-@pytest.mark.skipif(NVCC is None, reason="no nvcc in CUDA_HOME or /usr/local/cuda")
-@pytest.mark.parametrize("math, arch", [("bf16", "90a")])  # one of 24: the build refuses spills in all of them
-def test_registers_are_what_nvcc_reports(math: str, arch: str, tmp_path: Path) -> None:
-    assert NVCC is not None
-    kernels, source = ((1, 1), (1, 4), (8, 1)), tmp_path / "kernels.cu"  # the fewest tiles, and the most
-    instances = (
-        f"template __global__ void walk<Math::{math}, {tiles}, {blocks}>(__grid_constant__ const KernelParams);"
-        for tiles, blocks in kernels
-    )
-    source.write_text(
-        "\n".join(['#include "cuda/kernels/walk.h"', "namespace pcf::cuda {", *instances, "}", ""])
-    )
-    found = resources.compiled(NVCC, source, math, [arch])
-    assert set(found) == {(*kernel, arch) for kernel in kernels}
-    assert not any(registers.spilled for registers in found.values())
-    version = resources.nvcc_version(NVCC)
-    if f"nvcc {version};" not in resources.TABLE.read_text():
-        pytest.skip(f"the table was written with another nvcc than {version}")
-    for tiles, blocks in kernels:
-        row = documented("Registers of a thread", math, blocks)[tiles]
-        assert row[f"sm_{arch}"] == str(found[tiles, blocks, arch]), STALE
+@needs_native
+def test_registers_are_what_nvcc_has_built() -> None:
+    """Of all kernels, for the GPUs that the installed module is built for; and none spills."""
+    info = native.required().build_info()
+    if not info["cuda"]:
+        pytest.skip(f"the module has no kernels: {info['cuda_off']}")
+    if tool("cuobjdump") is None:
+        pytest.skip("no cuobjdump in CUDA_HOME, on the PATH or beside triton")
+    found = resources.usage_of(Path(str(native.required().__file__)))
+    built = {arch.split("-")[0] for arch in info["cuda_archs"]} & set(resources.ARCHS)
+    assert {kernel.arch for kernel in found} >= built
+    assert not any(usage.stack for usage in found.values())
+    if f"nvcc {info['cuda_version']} " not in resources.TABLE.read_text():
+        pytest.skip(f"the table was written with another nvcc than {info['cuda_version']}")
+    for math in resources.MATHS:
+        for row in documented("Registers of a thread", math):
+            for arch in built:
+                usage = found.get(resources.Kernel(math, int(row["tiles"]), int(row["blocks"]), arch))
+                assert row[f"sm_{arch}"] == (str(usage.registers) if usage else "–"), STALE
 
 
 @needs_native
 @pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 def test_shared_memory_is_what_a_plan_takes() -> None:
     plans = resources.plans_of_default(emulated(), "bf16", sizes=[227], most=2)
-    rows = documented("Shared memory of a block", "bf16")
+    rows = {int(row["images"]): row for row in documented("Shared memory of a block", "bf16")}
     (column,) = (name for name in rows[1] if name.startswith("227 KB"))
     assert len(plans) == 2 and len(rows) == 8
     for (images, _), plan in plans.items():
