@@ -41,9 +41,8 @@ from column_steps import (
     Step,
     say,
 )
-from cuda_resources import nvcc_version
 from sass_simulator import RATES, Run
-from sass_simulator.kernel import needed
+from sass_simulator.kernel import nvcc_version
 
 from pixelcnn_fast.runtimes.cuda import CLUSTERS
 from pixelcnn_fast.runtimes.cuda_cost import prefers
@@ -215,7 +214,7 @@ def record(folder: Path) -> None:
     found = {name: round(sum(step.cycles for step in recorded_steps(steps, name))) for name in RECORDED}
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
-    content = {"nvcc": nvcc_version(needed("nvcc")), "cycles": found}
+    content = {"nvcc": nvcc_version(), "cycles": found}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
 
 

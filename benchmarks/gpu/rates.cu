@@ -399,9 +399,8 @@ __device__ uint32_t address_in(unsigned rank, uint32_t at) {
   return address;
 }
 
-// An mbarrier for one arrival.
-__device__ void begin_meeting(uint32_t at) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+__device__ void begin_meeting(uint32_t at, int arrivals = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
 
 // That arrival, and how many bytes this phase waits for.
@@ -470,6 +469,25 @@ __global__ void exchange([[maybe_unused]] int times, uint32_t*, [[maybe_unused]]
 #endif
 }
 
+// All warps of a block arrive at its mbarrier, and wait until all have. *cycles: as above.
+__global__ void meet_at_mbarrier([[maybe_unused]] int times, uint32_t*, [[maybe_unused]] long long* cycles) {
+#if __CUDA_ARCH__ >= 900
+  __shared__ uint64_t meeting;
+  const uint32_t here = shared_address(&meeting);
+  if (threadIdx.x == 0) begin_meeting(here, blockDim.x / 32);
+  __syncthreads();
+  bool met = true;
+  const long long start = clock64();
+#pragma unroll 8
+  for (int i = 0; i < times && met; i++) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(here) : "memory");
+    met = has_met(here, i % 2, start);
+  }
+  if (threadIdx.x == 0) *cycles = met ? clock64() - start : -1;
+#endif
+}
+
 // All threads of block 0 send numbers to block 1 as fast as they can. A phase counts less than 1 MB. *cycles: as above.
 __global__ void __launch_bounds__(kThreads, 1)
     flood([[maybe_unused]] int times, uint32_t*, [[maybe_unused]] long long* cycles) {
@@ -522,6 +540,8 @@ void measure_clusters(const Device& device) {
   report("another block's shared memory latency, cycles", in_cluster(device, chase_cluster, 2, 32));
   const double waiting = in_cluster(device, exchange<Message::none>, 2, 1);
   report("mbarrier.try_wait for a phase that is over, cycles", waiting);
+  report("arrival of 8 warps at their block's mbarrier, cycles",
+         in_cluster(device, meet_at_mbarrier, 1, kThreads) - waiting);
   // Half a round trip, less what it takes to see that something has come.
   auto one_way = [&](auto kernel) { return in_cluster(device, kernel, 2, 1) / 2 - waiting; };
   report("arrival at another block's mbarrier, cycles", one_way(exchange<Message::arrival>));

@@ -29,6 +29,7 @@ ASSUMED: dict[str, Callable[[Any], float]] = {
     "mma.sync, each waiting for the one before, cycles": lambda rates: rates.latency["tensor"],
     "mma.sync, 8 chains of two warps a scheduler, cycles": lambda rates: rates.tensor,
     "__syncthreads of 256 threads, cycles": lambda rates: rates.latency["barrier"],
+    "arrival of 8 warps at their block's mbarrier, cycles": lambda rates: rates.latency["mbarrier"],
     "arrival at another block's mbarrier, cycles": lambda rates: rates.latency["cluster"],
     "4 bytes to another block by st.async, cycles": lambda rates: rates.latency["cluster"],
     "st.async to one other block, bytes a cycle": lambda rates: rates.cluster_bytes,

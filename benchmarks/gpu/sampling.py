@@ -29,8 +29,9 @@ DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
 BATCHES = (1, 16, 64, 1024)
 # Images -> as if there were so many multiprocessors (None: those that there are), and blocks that share an image. They
-# are several to a block, in several tiles of sites; one to a block; and one to a cluster.
-WATCHED: dict[int, tuple[int | None, int]] = {12: (1, 1), 80: (80, 1), 2: (None, max(CLUSTERS))}
+# are several to a block, in so many tiles of sites that in bf16 copies begin behind the barriers; one to a block; and
+# one to a cluster.
+WATCHED: dict[int, tuple[int | None, int]] = {16: (1, 1), 80: (80, 1), 2: (None, max(CLUSTERS))}
 JUDGED = 16  # images of a batch, at most: their logits in float64 take 6 MB each
 OURS: dict[str, Precision] = {"pixelcnn_fast, bf16": "bf16", "pixelcnn_fast, float32": "same"}
 NAIVE = "naive, bf16"

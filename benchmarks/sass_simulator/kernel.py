@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sass_simulator import elf
+from sass_simulator.ampere import with_mbarriers
 from sass_simulator.instruction import Instruction, parsed
 
 Where = Callable[[Instruction], bool]
@@ -21,7 +22,7 @@ LOCAL = {"LDL", "STL"}
 
 
 def tool(name: str) -> str | None:
-    """nvcc, nvdisasm: from CUDA_HOME (/usr/local/cuda), the PATH, or what triton brings."""
+    """nvcc, nvdisasm, cuobjdump: from CUDA_HOME (/usr/local/cuda), the PATH, or what triton brings."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     found = shutil.which(name, path=f"{home}/bin") or shutil.which(name)
     if found is None:
@@ -38,6 +39,12 @@ def needed(name: str) -> str:
     if found is None:
         raise RuntimeError(f"{name} is neither in CUDA_HOME nor on the PATH nor beside triton")
     return found
+
+
+def nvcc_version() -> str:
+    output = subprocess.run([needed("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+    (version,) = re.findall(r"release [\d.]+, V([\d.]+)", output)
+    return str(version)
 
 
 def compiled(source: Path | str, arch: str, cubin: Path, *options: str) -> Path:
@@ -75,6 +82,8 @@ class Kernel:
         arch = re.search(r"\.target\s+sm_(\d+)", text)
         assert arch is not None
         instructions, labels = parsed(text)[name]
+        if int(arch[1]) < 90:
+            instructions = with_mbarriers(instructions)
         at, size = struct.unpack("<HH", file.attribute(name, elf.PARAM_CBANK))
         banks = {
             bank: data

@@ -30,10 +30,12 @@ def owner(m: Machine, i: Instruction, at: int) -> Machine:
 
 
 def mbarrier(m: Machine, i: Instruction, at: int) -> Mbarrier:
-    found = owner(m, i, at).mbarriers.get(at)
-    if found is None:
+    block = owner(m, i, at)
+    if at not in block.mbarriers and m.kernel.arch < 90:
+        _begin_from_memory(m, i, at)
+    if at not in block.mbarriers:
         raise SimulationError(i, f"no mbarrier was begun at {at:#x}")
-    return found
+    return block.mbarriers[at]
 
 
 def same(values: Array) -> bool:
@@ -133,6 +135,14 @@ def _for_lanes(m: Machine, fetch: Callable[[], Any], act: Callable[[int, int], S
         return result
 
     return run
+
+
+def _begin_from_memory(m: Machine, i: Instruction, at: int) -> None:
+    """Before sm_90 a store begins it (ampere.py): each word of the state counts up to its highest bits."""
+    low, high = Shared(m, i, 8).load(np.array([at]))[:, 0].tolist()
+    count = (1 << 30) - low
+    if high == (1 << 31) - count and 0 < count < COUNTS:
+        m.mbarriers[at] = Mbarrier(count, m.cluster)
 
 
 def _begin(m: Machine, i: Instruction, at: int, low: int, high: int) -> Signal:

@@ -23,11 +23,11 @@ OPERANDS_READ = 12  # cycles until a memory instruction has read its registers [
 
 
 # Cycles from issue to result, if nothing is in the way [hopper] for shared memory, L1 and tensor units, [cluster] for
-# what goes to another block of a cluster, else [assumed].
+# what goes to another block of a cluster, else [assumed]. "mbarrier": from an arrival to those who wait in its block.
 LATENCY: dict[str, int] = {
     "shared": 33, "l1": 38, "tensor": 33, "special": 25, "constant": 30, "barrier": 30, "shuffle": 25, "uniform": 12,
     "store": 20, "store shared": 10, "atomic shared": 64, "double": 20, "other": 20,
-    "cluster": 180,
+    "mbarrier": 30, "cluster": 180,
 }  # fmt: skip
 
 

@@ -441,7 +441,7 @@ def timed_together(
                     block.port = max(now, block.port) + signal.bytes / rates.cluster_bytes
                     block.busy["cluster"] += signal.bytes / rates.cluster_bytes
                     comes = block.port + travel
-                arrivals = [(phase, now + rates.latency["barrier"]) for phase in signal.own]
+                arrivals = [(phase, now + rates.latency["mbarrier"]) for phase in signal.own]
                 arrivals += [(phase, comes) for phase in signal.remote]
                 for phase, at in arrivals:
                     for since, waiting in phases.come(phase, at):

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import cuda_budget
 import pytest
-from column_steps import GATED, PIXELCNN, ColumnSteps, Step
+from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step
 from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, recorded_steps
-from cuda_resources import nvcc_version
 from sass_simulator import RATES
-from sass_simulator.kernel import GENERIC, LOCAL, Kernel, needed
+from sass_simulator.kernel import GENERIC, LOCAL, Kernel, nvcc_version
 
 from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
@@ -30,7 +29,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> ColumnSteps:
 
 def skip_with_another_nvcc() -> None:
     """It makes other code of the same sources."""
-    if (version := nvcc_version(needed("nvcc"))) != recorded()["nvcc"]:
+    if (version := nvcc_version()) != recorded()["nvcc"]:
         pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
 
 
@@ -94,6 +93,17 @@ def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
     assert ColumnSteps(arch, tmp_path).runtime(GATED).shape(1).cluster == cluster
 
 
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["80", "120"])
+def test_steps_of_other_gpus_are_simulated(steps: ColumnSteps, tmp_path: Path, arch: str):
+    """They multiply as much; those before sm_90 have other barriers."""
+    (found,), (expected,) = (
+        each.of_sweeps(SMALL, 1) for each in (ColumnSteps(arch, tmp_path, blocks=1), steps)
+    )
+    assert found.run.executed({"HMMA"}) == expected.run.executed({"HMMA"}) > 100
+    assert found.cycles == pytest.approx(expected.cycles, rel=0.5)
+
+
 def test_every_recorded_step_has_a_limit():
     assert set(recorded()["cycles"]) == set(RECORDED)
 
@@ -131,8 +141,7 @@ def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, cap
 
     monkeypatch.setattr(ColumnSteps, "of_sweeps", two_sweeps)
     monkeypatch.setattr(cuda_budget, "RECORD", tmp_path / "cycles.json")
-    monkeypatch.setattr(cuda_budget, "needed", lambda tool: tool)
-    monkeypatch.setattr(cuda_budget, "nvcc_version", lambda nvcc: "13.0.1")
+    monkeypatch.setattr(cuda_budget, "nvcc_version", lambda: "13.0.1")
     cuda_budget.main(["--record"])
     found = json.loads((tmp_path / "cycles.json").read_text())
     assert found == {"nvcc": "13.0.1", "cycles": dict.fromkeys(RECORDED, 1234)}

@@ -62,6 +62,8 @@ def test_what_blocks_send_each_other_follows_the_wait_for_what_they_got(tmp_path
         assert kinds == [kinds[0], *["wait", kinds[0]] * 8, "wait"]
     assert not re.search(r"STAS|RED", only(code, "exchangeILNS_7MessageE0E"))
     assert only(code, "5flood").count("STAS") == 9
+    met = re.findall(rf"{wait}|SYNCS\.ARRIVE|LD[SG]\.", only(code, "meet_at_mbarrier"))
+    assert [step.split(".")[1] for step in met] == ["ARRIVE", "PHASECHK"] * 8
 
 
 def code_of(program: Path) -> dict[str, str]:
@@ -89,7 +91,7 @@ def test_what_is_assumed_is_measured():
 
 
 def test_the_simulators_rates_are_shown_beside(monkeypatch):
-    latency = {"l1": 38, "shared": 33, "tensor": 33, "barrier": 30, "cluster": 180}
+    latency = {"l1": 38, "shared": 33, "tensor": 33, "barrier": 30, "mbarrier": 30, "cluster": 180}
     row = SimpleNamespace(
         multiprocessors=132,
         l2_bytes=64,
