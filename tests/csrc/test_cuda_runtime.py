@@ -611,8 +611,10 @@ def test_every_synchronisation_is_needed():
             ("clusters", "same"),
         ]
         for blocks, precision in engines:
-            _, u, labels = inputs(shape, images_with(blocks))
             engine = runtime(sampler, blocks, precision)
+            # In bf16, with so many tiles that copies begin behind a record's barrier.
+            n = engine.facts(1)["most_images"] if precision == "bf16" else images_with(blocks)
+            _, u, labels = inputs(shape, n)
             networks.append((engine, sampler, u, labels, run(engine, sampler, u, labels=labels)))
 
     def noticed(seeds: int) -> bool:
