@@ -1,8 +1,15 @@
-"""In tests every program is verified after every pass, and Ctrl-C is heard."""
+"""In tests every program is verified after every pass, Ctrl-C is heard, and processes side by side share the cores.
+
+Threads of OpenMP wait for each other in loops, which on shared cores takes many times as long as the work.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:  # PyTorch reads it once, at its import
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.verify import verify
