@@ -27,7 +27,7 @@ def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiproc
 
     def of_step(sweep: dict[str, Any]) -> float:
         chain = sweep["records"] * (RECORD + (HOP if facts["cluster"] > 1 else 0))
-        if tiles > 1:  # all warps multiply at once, and wait for each other
+        if tiles > 1:  # products take so long that all warps want the tensor units at once
             chain = (
                 sweep["records"] * (MEETING + tiles * RESULTS)
                 + tiles * sweep["weight_bytes"] / MULTIPLIED[math]

@@ -58,7 +58,7 @@ void tile(Rows<const typename W::X> rows, const char* w, int64_t block_bytes, in
   for (int m = 0; m < M; m++) {
     x[m] = rows[m];
     if constexpr (M <= 4)  // another core has just written half of it
-      for (int64_t b = 0; b < int64_t{depth} * sizeof(Factor); b += 64)
+      for (int64_t b = 0; b < int64_t{depth} * int64_t{sizeof(Factor)}; b += 64)
         __builtin_prefetch(reinterpret_cast<const char*>(x[m]) + b);
 #pragma GCC unroll 16
     for (int j = 0; j < G * kVectors; j++) sum[m][j] = load(result.from[m] + channel + j * kLanes<T>);

@@ -13,10 +13,10 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::kColumnBytes, Base::kFewTiles, Base::next;
+  using Base::kColumnBytes, Base::kReadsEarly, Base::next;
 
-  // Copies what a record knows of earlier column steps, and its biases, a fragment by one warp after the other. Where a
-  // warp's first two come from is read before other work, which hides the time that it takes.
+  // Copies what a record knows of earlier column steps, and its biases, a fragment by one warp after the other. With
+  // registers to spare, where a warp's first two come from is read before other work, which hides the time it takes.
   class Copying {
    public:
     __device__ Copying(const Copies& walk, const Record::Copies& copies)
@@ -58,7 +58,7 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
     }
 
    private:
-    static constexpr int kEarly = kFewTiles && kSparesRegisters ? 2 : 0;
+    static constexpr int kEarly = kReadsEarly && kSparesRegisters ? 2 : 0;
 
     // Of the chunk that a lane copies.
     __device__ __forceinline__ Place place(const Copies& walk, int fragment) const {
@@ -93,8 +93,8 @@ class Copies : public Meetings<kMath, kTiles, kBlocks> {
     Place places_[2];
   };
 
-  // Writes to the rings what has come for them: two fragments at a time. Where the first two lie
-  // is found out before all threads meet.
+  // Writes to the rings what has come for them: two fragments at a time. Where the first two lie is found out before
+  // all threads meet.
   class WritingBack {
    public:
     __device__ __forceinline__ WritingBack(const Copies& walk, const Record& r, uint32_t view)

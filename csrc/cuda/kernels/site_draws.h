@@ -13,7 +13,7 @@ class SiteDraws : public Results<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::constant, Base::in_grid, Base::kFewTiles, Base::kSites, Base::lane_, Base::layout_, Base::params_,
+  using Base::constant, Base::in_grid, Base::kReadsEarly, Base::kSites, Base::lane_, Base::layout_, Base::params_,
       Base::rank_, Base::ring_of, Base::site, Base::store_one, Base::warp_;
 
   // Where a warp draws; lane d looks after the d-th distribution.
@@ -54,7 +54,7 @@ class SiteDraws : public Results<kMath, kTiles, kBlocks> {
           const int found = draw(logits(d), levels, params_.options, noise(d), lane_);
           if (lane_ == d) drawn = found;
         }
-      else if (!kFewTiles || draws.distributions == 1)
+      else if (!kReadsEarly || draws.distributions == 1)
         for (int d = 0; d < draws.distributions; d++) {
           const DrawInRegisters<1, 8> found(
               {logits(d)}, levels, params_.options.inverse_temperature, [&](int) { return noise(d); }, lane_);

@@ -46,8 +46,8 @@ class Thread {
   static constexpr int kSites = kTiles * kTileSites;
   static constexpr bool kShares = kBlocks > 1;
   static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
-  // What is read early, where there are registers to spare, and else when it is needed.
-  static constexpr bool kFewTiles = kDepth<kMath> == 32 && kTiles <= 4;
+  // Whether there are registers to spare for what is read early, and is read when it is needed otherwise.
+  static constexpr bool kReadsEarly = kDepth<kMath> == 32 && kTiles <= 4;
   // Whether rows are sampled one at a time, and several columns summed at once.
   __device__ bool by_rows() const { return kTiles <= kMostRowTiles && layout_.by_rows; }
   static constexpr uint32_t kColumnBytes = kTiles * kFragmentBytes;

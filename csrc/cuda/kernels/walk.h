@@ -29,10 +29,11 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
   }
 
  private:
-  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kAhead, Base::kFewTiles, Base::kMost,
-      Base::kShares, Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet, Base::multiply_known,
-      Base::multiply_late, Base::next, Base::of_copies, Base::params_, Base::place_in_rings, Base::place_sites,
-      Base::rank_, Base::sync_all, Base::thread, Base::turn_is_one_, Base::warp_, Base::weight_turn_, Base::weights_;
+  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kAhead, Base::kReadsEarly,
+      Base::kMost, Base::kShares, Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet,
+      Base::multiply_known, Base::multiply_late, Base::next, Base::of_copies, Base::params_, Base::place_in_rings,
+      Base::place_sites, Base::rank_, Base::sync_all, Base::thread, Base::turn_is_one_, Base::warp_, Base::weight_turn_,
+      Base::weights_;
   using typename Base::Copying;
   using typename Base::LateAddresses;
   using typename Base::Pixel;
@@ -40,9 +41,9 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
 
   static constexpr bool kCopiesEarly = copies_before_meeting(kTiles);
   template <class T>
-  using Held = std::conditional_t<kFewTiles, const T, const T&>;
+  using Held = std::conditional_t<kReadsEarly, const T, const T&>;
 
-  // view: one that nobody reads, and then again.
+  // view: one whose sites nobody reads, and then again. Of the sweep before, a warp may still read the rest of it.
   __device__ __forceinline__ void run_sweep(const SweepPlan& sweep, int row, uint32_t& view) {
     place_sites(view, sweep, row);
     sync_all();
@@ -108,7 +109,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
       };
       const auto meet_and_draw = [&] {
         const auto first = [&] { return Pixel(*this, r.draw, warp_, now); };
-        if constexpr (kFewTiles && kSparesRegisters) {
+        if constexpr (kReadsEarly && kSparesRegisters) {
           if (product.draws) {
             const Pixel early = first();
             copy_and_meet();
