@@ -54,7 +54,7 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
 
   template <class T>
   __device__ __forceinline__ void send_to_all(uint32_t at, T value) {
-    constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
+    [[maybe_unused]] constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
 #pragma unroll kAtOnce
     for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
   }
