@@ -237,12 +237,15 @@ def main(arguments: list[str] | None = None) -> None:
         choices=sorted(RATES),
         help=f"{gpus} (default: this machine's, or else 90a)",
     )
+    add("--profile", action="store_true", help="where each row's cycles go, by source line")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--json", action="store_true", help="print a list with an object per row instead of the table")
     add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
     add("--batches", action="store_true", help="what batches take, with so many images in so many blocks")
-    add("--profile", action="store_true", help="where each row's cycles go, by source line")
-    add("--json", action="store_true", help="print a list with an object per row instead of the table")
     add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
     chosen = parser.parse_args(arguments)
+    if chosen.profile and (chosen.clusters or chosen.batches or chosen.record):
+        parser.error("--profile is of the rows: not with --clusters, --batches or --record")
     with tempfile.TemporaryDirectory() as folder:
         if chosen.record:
             return record(Path(folder))

@@ -45,12 +45,12 @@ PROFILED = (
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
 ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
-# The seconds come to 580. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
+# The seconds come to 565. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
 STAGES = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
     Stage("rates", "{python} -m gpu.rates", 25),
     Stage("budget", "{python} benchmarks/cuda_budget.py --json", 5, of_budget, on_gpu=False, beside=True),
-    Stage("build", "{python} -m gpu.build", 120, on_gpu=False),
+    Stage("build", "{python} -m gpu.build", 105, on_gpu=False),
     Stage(
         "tests of the sampler",
         f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py",
@@ -93,7 +93,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     folder: Path = parser.parse_args().out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {folder}: {error.strerror}")
     for number in (signal.SIGINT, signal.SIGTERM):  # they end the running stage, too
         signal.signal(number, signal.default_int_handler)
     seen, logs = environment(ROOT, sys.executable), ROOT / "build" / "gpu-check"

@@ -132,6 +132,13 @@ def test_dram_bounds_a_batch(step: Step):
     assert bound.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 3510))
 
 
+@pytest.mark.parametrize("options", ["--batches --json", "--clusters --record", "--batches --profile"])
+def test_options_that_exclude_each_other_are_refused(options: str, capsys):
+    with pytest.raises(SystemExit):
+        cuda_budget.main(options.split())
+    assert "not" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, capsys):
     asked = []
 

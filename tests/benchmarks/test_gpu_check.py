@@ -232,6 +232,14 @@ sys.exit(pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *{tests}
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_folder_that_can_t_be_made_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "file: File exists" in capsys.readouterr().err
+
+
 def test_the_limits_leave_time_to_spare():
     assert sum(stage.limit for stage in gpu_check.STAGES) < 570
 

@@ -593,6 +593,16 @@ def test_who_waits_in_vain_gives_up(blocks: str) -> None:
             emulated().leave_out("nothing", 0)
 
 
+@pytest.mark.parametrize(
+    "images, cluster, why", [(0, 1, "one image"), (1, 3, "2, 4 or 8"), (500, 1, "fewer sites")]
+)
+def test_shapes_that_there_can_t_be_are_refused(images: int, cluster: int, why: str) -> None:
+    model, shape = CASES["two stacks"]()
+    engine = runtime(Sampler(model, shape))
+    with pytest.raises(ValueError, match=why):
+        engine.sampler(Shape(images, cluster))
+
+
 OUTCOMES = ["noticed", "missed", "it failed"]  # by exit status
 AT_ONCE = 2  # processes
 

@@ -21,6 +21,7 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   l.tiles = parts(l.sites, kTileSites);
   if (cluster < 1 || cluster > kMostBlocks || (cluster & (cluster - 1)))
     throw std::invalid_argument("a cluster has 1, 2, 4 or 8 blocks");
+  if (images < 1) throw std::invalid_argument("a block has at least one image");
   if (images > l.most_images) throw std::invalid_argument("a block has fewer sites than these images");
   return l;
 }
