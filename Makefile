@@ -2,7 +2,7 @@
 #   PYTHON=python3.12   VENV=/tmp/v   PYTEST_ARGS="-k sampler"
 #   WORKERS=1   processes that run the tests
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   where pip takes torch from
-#   PIXELCNN_FAST_NATIVE, PIXELCNN_FAST_CUDA: see setup.py
+#   PIXELCNN_FAST_NATIVE: see setup.py
 #   OUT=/tmp/results   where gpu-check writes, instead of benchmarks/results
 
 PYTHON ?= python3

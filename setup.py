@@ -2,9 +2,8 @@
 
 Environment:
   PIXELCNN_FAST_NATIVE=1|0       0 installs the pure-Python package, which needs no compiler
-  PIXELCNN_FAST_CUDA=auto|0|1    auto builds the CUDA part where nvcc is found and works; 1 insists on it
-  PIXELCNN_FAST_CUDA_ARCHS       overrides the GPU architectures, in CMake's syntax: "90a-real;120"
-  CXX, CXXFLAGS, CUDACXX, CUDA_HOME, CUDAHOSTCXX, CMAKE_BUILD_PARALLEL_LEVEL: as usual
+  CXX, CXXFLAGS, CMAKE_BUILD_PARALLEL_LEVEL: as usual
+No CUDA toolkit is needed, on a GPU either: its kernels compile at their first use.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -27,7 +25,7 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-CUDA_ARCHS = ("80", "86", "90a", "100", "120")  # what is for 8.6 runs on 8.9, too
+NOT_ASKED = ("PIXELCNN_FAST_CUDA", "PIXELCNN_FAST_CUDA_ARCHS")  # any more
 PURE = "set PIXELCNN_FAST_NATIVE=0 to install the pure-Python package, which samples with the eager runtime"
 
 
@@ -67,74 +65,6 @@ def cxx_compiler() -> list[str]:
     fail(cause, f"install GCC 11 or newer or Clang (on Debian: apt install g++), name it with CXX, or {PURE}")
 
 
-def find_nvcc() -> tuple[str | None, str]:
-    """nvcc, and where it was looked for. If the user named one, no other is taken instead."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if named := os.environ.get("CUDACXX"):
-        candidates = {"CUDACXX": named}
-    elif home:
-        candidates = {"CUDA_HOME": f"{home}/bin/nvcc"}
-    else:
-        candidates = {"CUDA_HOME and CUDACXX": "", "": "/usr/local/cuda/bin/nvcc", "PATH": "nvcc"}
-    for candidate in filter(None, candidates.values()):
-        if path := shutil.which(candidate):
-            return path, ""
-    looked = [
-        f"{name} ({candidate or 'not set'})" if name else candidate for name, candidate in candidates.items()
-    ]
-    return None, ", ".join(looked)
-
-
-def probe_nvcc(nvcc: str) -> str:
-    """Compiles and links a small program -> what went wrong, in a line; '' where nvcc works."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.cu")
-        source.write_text("__global__ void probe() {}\nint main() { return cudaDeviceSynchronize(); }\n")
-        try:
-            done = run_quietly(nvcc, source, "-o", Path(folder, "probe"))
-        except OSError as error:
-            return str(error)
-    if done.returncode == 0:
-        return ""
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
-    return (errors or lines or [f"exit status {done.returncode}"])[0]
-
-
-def run_quietly(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-
-
-def cuda_settings() -> dict[str, str]:
-    """CMake's settings for the CUDA part."""
-    mode = choice("PIXELCNN_FAST_CUDA", "auto", "0", "1")
-    if mode == "0":
-        return {"PIXELCNN_FAST_CUDA_OFF": "it was built with PIXELCNN_FAST_CUDA=0"}
-    nvcc, looked = find_nvcc()
-    if nvcc is None:
-        reason = f"nvcc was not found; looked in {looked}"
-    elif error := probe_nvcc(nvcc):
-        reason = f"{nvcc} cannot compile: {error}"
-    else:
-        archs = os.environ.get("PIXELCNN_FAST_CUDA_ARCHS") or default_archs(nvcc)
-        return {"PIXELCNN_FAST_NVCC": nvcc, "PIXELCNN_FAST_CUDA_ARCHS": archs}
-    if mode == "1":
-        fail(
-            f"PIXELCNN_FAST_CUDA=1, but {reason}",
-            "install the CUDA toolkit and set CUDA_HOME to it, "
-            "or set PIXELCNN_FAST_CUDA=0 to build without CUDA",
-        )
-    print(f"pixelcnn_fast: building without the CUDA part: {reason}", flush=True)
-    return {"PIXELCNN_FAST_CUDA_OFF": reason}
-
-
-def default_archs(nvcc: str) -> str:
-    """The CUDA_ARCHS that this nvcc knows; the last also as PTX, for GPUs yet to come."""
-    known = run_quietly(nvcc, "--list-gpu-arch").stdout.split()
-    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch.rstrip('a')}" in known] or ["native"]
-    return ";".join([f"{arch}-real" for arch in archs[:-1]] + archs[-1:])
-
-
 def check_python_headers() -> None:
     include = Path(sysconfig.get_path("include"))
     if not (include / "Python.h").exists():
@@ -152,7 +82,6 @@ def compile_native() -> Path:
         "CMAKE_CXX_COMPILER": ";".join(compiler),
         "CMAKE_CXX_FLAGS": os.environ.get("CXXFLAGS", ""),
         "Python_EXECUTABLE": sys.executable,
-        **cuda_settings(),
     }
     pybind11 = package("pybind11") or fail("pybind11 is missing", f"pip install pybind11, or {PURE}")
     cmake = tool("cmake", "CMAKE_BIN_DIR")
@@ -162,7 +91,7 @@ def compile_native() -> Path:
         "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     folder = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
-    forget_stale(folder, settings, [compiler, [settings.get("PIXELCNN_FAST_NVCC", "")]])
+    forget_stale(folder, settings, compiler)
     defines = [f"-D{name}={value}" for name, value in (settings | movable).items()]
     configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", "--log-level=NOTICE"]
     for command in [[*configure, *defines], [cmake, "--build", folder]]:
@@ -171,10 +100,10 @@ def compile_native() -> Path:
     return folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def forget_stale(folder: Path, settings: dict[str, str], compilers: list[list[str]]) -> None:
-    """Removes a build folder made with other settings or compiler versions: CMake would keep the old ones."""
-    versions = [run_quietly(*words, "--version").stdout for words in compilers if words[0]]
-    record = json.dumps([settings, versions, os.environ.get("CUDAHOSTCXX")], indent=1)
+def forget_stale(folder: Path, settings: dict[str, str], compiler: list[str]) -> None:
+    """Removes a build folder made with other settings or another compiler: CMake would keep the old ones."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    record = json.dumps([settings, version], indent=1)
     mark = folder / "settings.json"
     if not mark.exists() or mark.read_text() != record:
         shutil.rmtree(folder, ignore_errors=True)
@@ -202,6 +131,11 @@ if int(__version__.partition(".")[0]) < 77:
         "pip install 'setuptools>=77', or leave out --no-build-isolation, so that pip brings one",
     )
 native = choice("PIXELCNN_FAST_NATIVE", "1", "0") == "1"
+for variable in NOT_ASKED:
+    if variable in os.environ:
+        print(
+            f"pixelcnn_fast: {variable} has no meaning any more: kernels compile at their first use", flush=True
+        )
 setup(
     ext_modules=[Extension("pixelcnn_fast._native", sources=[])] if native else [],
     cmdclass={"build": BuildNativeFirst, "build_ext": CMakeBuild},

@@ -2,7 +2,7 @@
 
 The CPU sampler does so. The CUDA sampler has c = 1, which takes at most 4 % more than the best, in clusters and on a
 block, but for wide vertical stacks on a block: weights of taps in rows above would be read once for c columns, but each
-row would start c - 1 columns later, and sums be stored and read again. By the rule of runtimes/cuda_cost.py, on an
+row would start c - 1 columns later, and sums be stored and read again. By the rule of runtimes/cuda/cost.py, on an
 H100, as if the chunk's own records took no time: more than c = 1 is not built.
 
   python benchmarks/chunk_costs.py     Markdown: milliseconds of an image on one block, and on a cluster of eight
@@ -18,8 +18,8 @@ from pathlib import Path
 from column_steps import GATED, PIXELCNN, PRIOR, ROW_LSTM, ColumnSteps, Network
 
 from pixelcnn_fast.program.phased import Phase, PhasedProgram
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
-from pixelcnn_fast.runtimes.cuda_cost import cycles
+from pixelcnn_fast.runtimes.cuda.cost import cycles
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
 
 CHUNKS = (1, 2, 3, 4, 6, 8)  # columns
 SUM_BYTES = 2 * 2 * 4  # of a channel: float32, in two halves so that no bit changes, written and read
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"| one image, ms | blocks | {' | '.join(f'c = {chunk}' for chunk in CHUNKS)} |")
     print("|---" * (len(CHUNKS) + 2) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        steps = ColumnSteps("90a", Path(folder))
+        steps = ColumnSteps("90", Path(folder))
         for network in (PIXELCNN, GATED, ROW_LSTM, PRIOR):
             for blocks in (1, max(CLUSTERS)):
                 found = " | ".join(f"{milliseconds(steps, network, blocks, chunk):.1f}" for chunk in CHUNKS)

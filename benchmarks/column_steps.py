@@ -1,41 +1,38 @@
 """Column steps of the CUDA sampler, simulated: what a block takes for one once all rows are in flight.
 
-Needs nvcc, nvdisasm and the tools that build the kernels for the host, whose planner it uses; but no GPU.
+Needs a compiler of kernels (NVRTC) and nvdisasm; but no GPU.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cuda_resources import SHARED
-from sass_simulator import RATES, Kernel, Memory, Rates, Run, compiled, simulate
+from sass_simulator import RATES, Kernel, Memory, Rates, Run, simulate
 from torch import nn
 
-from pixelcnn_fast import compiler
+from pixelcnn_fast import compiler, native
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler
+from pixelcnn_fast.runtimes.cuda.compilers import compiler as found_compiler
+from pixelcnn_fast.runtimes.cuda.driver import NAME, Launch
+from pixelcnn_fast.runtimes.cuda.kernels import Instance, sources
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits, Shape, largest_cluster
 from pixelcnn_fast.runtimes.pack import sampling_options
 
-ROOT = Path(__file__).parents[1]
-THREADS = 256
+# What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
+# CUDA C++ Programming Guide. KB.
+SHARED = {99: ("86", "120"), 163: ("80",), 227: ("90", "100")}
 FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the first one also fills the stream
-KERNEL = """\
-#include "cuda/kernels/walk.h"
-namespace pcf::cuda {{
-template __global__ void walk<Math::{math}, {tiles}, {blocks}>(__grid_constant__ const KernelParams);
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,25 @@ class Refused(Exception):
     """The runtime can't serve a network, and says why."""
 
 
-def planner() -> Any:
-    """A module that has CudaSampler: the emulated one, which is built again from the same sources as the kernels."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
-    from tests.csrc.emulated import emulated
+class Planned:
+    """In place of a GPU's kernels, for a runtime that only plans: as many clusters run as there are multiprocessors
+    for."""
 
-    return emulated()
+    def get(self, instance: Instance) -> Planned:
+        return self
+
+    def clusters_at_once(self, how: Launch) -> int:
+        return sys.maxsize
+
+    def launch(self, how: Launch, parameters: bytes, stream: int) -> None:
+        raise AssertionError("it only plans")
+
+
+def needed_compiler() -> Compiler:
+    found = found_compiler()
+    if found is None:
+        raise RuntimeError("there is no compiler of kernels: pip install nvidia-cuda-nvrtc")
+    return found
 
 
 @dataclass(frozen=True)
@@ -97,15 +106,15 @@ class Step:
 
 @dataclass
 class ColumnSteps:
-    """Simulates them. Files go to the folder; csrc: the kernels' sources; precision: as for ``Sampler``."""
+    """Simulates them. Cubins go to the folder; sources: the kernels', by name; precision: as for ``Sampler``."""
 
     arch: str
     folder: Path
-    csrc: Path = ROOT / "csrc"
+    sources: Mapping[str, str] = field(default_factory=sources)
     blocks: int = max(CLUSTERS)  # that may share their images, at most
     precision: Precision = "bf16"
     _runtimes: dict[str, CudaRuntime] = field(default_factory=dict)
-    _kernels: dict[tuple[int, int], Kernel] = field(default_factory=dict)
+    _kernels: dict[Instance, Kernel] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape, float, int], tuple[Run, Run]] = field(default_factory=dict)
     _others: dict[int, ColumnSteps] = field(default_factory=dict)
 
@@ -119,7 +128,7 @@ class ColumnSteps:
     @property
     def largest_cluster(self) -> int:
         """That the architecture has."""
-        major, minor = divmod(int(self.arch.rstrip("a")), 10)
+        major, minor = divmod(int(self.arch), 10)
         return largest_cluster((major, minor))
 
     @property
@@ -181,12 +190,12 @@ class ColumnSteps:
                 torch.manual_seed(0)
                 model = WrappedModel(network.model().eval(), network.shape)
             found = compiler.compiled(model)
-            (kilobytes,) = (kb for kb, archs in SHARED.items() if any(a.startswith(self.arch) for a in archs))
+            (kilobytes,) = (kb for kb, archs in SHARED.items() if self.arch in archs)
             blocks = min(self.blocks, self.largest_cluster)
             limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)
             try:
                 self._runtimes[network.name] = CudaRuntime(
-                    found.program, found.conditions, model.head, self.precision, planner(), limits
+                    found.program, found.conditions, model.head, self.precision, Planned(), limits
                 )
             except RuntimeError as error:
                 raise Refused(str(error)) from error
@@ -198,20 +207,14 @@ class ColumnSteps:
         return self._kernel(runtime.math, runtime.facts(images))
 
     def _kernel(self, math: str, facts: dict[str, Any]) -> Kernel:
-        key = tiles, blocks = facts["tiles"], facts["cluster"]
-        if key not in self._kernels:
-            say(
-                f"compiling the kernel for {tiles} tile{'s' * (tiles > 1)} of sites{' in clusters' * (blocks > 1)}"
-            )
-            source = self.folder / f"walk_{math}_{tiles}_{blocks}.cu"
-            source.write_text(KERNEL.format(math=math, tiles=tiles, blocks=blocks))
-            steps = ROOT / "pixelcnn_fast" / "program" / "steps.py"
-            writer = ROOT / "csrc" / "steps_header.py"
-            subprocess.run([sys.executable, writer, steps, self.folder / "steps.h"], check=True)
-            options = f"-I{self.csrc}", f"-I{self.folder}"
-            cubin = compiled(source, self.arch, source.with_suffix(".cubin"), *options)
-            self._kernels[key] = Kernel.load(cubin, "walk")
-        return self._kernels[key]
+        instance = Instance(math, facts["tiles"], facts["cluster"])
+        if instance not in self._kernels:
+            say(f"compiling the kernel {instance}")
+            options = [*instance.options, "-lineinfo"]
+            cubin = self.folder / f"{instance}-sm_{self.arch}.cubin"
+            cubin.write_bytes(needed_compiler().compiled(self.sources, int(self.arch), options))
+            self._kernels[instance] = Kernel.load(cubin, NAME.decode())
+        return self._kernels[instance]
 
     def _simulated(self, network: Network, shape: Shape, l2_rate: float, sweep: int) -> tuple[Run, Run]:
         """FEW column steps of a cluster's sweep, and MANY, from the middle of an image on."""
@@ -247,7 +250,7 @@ class ColumnSteps:
         """where: the sweep, the row and the first column step."""
         sampler, memory, images = self.runtime(network).sampler(shape), Memory(), shape.images
         sub_pixels = images * int(np.prod(network.shape))
-        job = planner().CudaJob(
+        job = native.required().CudaJob(
             images=images,
             constants=memory.place(sampler.constants()),
             workspace=memory.place(sampler.workspace_bytes(images)),
@@ -259,13 +262,12 @@ class ColumnSteps:
             parameters=0,
             log_probability=0,
             error=memory.place(np.array([-1])),
-            stream=0,
         )
         return simulate(
             kernel,
-            sampler.parameters(job, *where, steps),
+            sampler.parameters_of_part(job, *where, steps),
             memory,
-            threads=THREADS,
+            threads=sampler.facts["threads"],
             rates=self.rates,
             shared_bytes=sampler.facts["shared_bytes"],
             l2_rate=l2_rate,

@@ -12,8 +12,8 @@ whole column steps with everything in them. "must" is what a row has to keep, "r
   python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
                                                more. After a change that makes steps faster, or is worth its cycles
 
-What it is doing goes to stderr. A row without a prediction says there why. Needs nvcc and nvdisasm (from CUDA_HOME,
-/usr/local/cuda or the PATH) and the tools of `pip install -e .[test]`.
+What it is doing goes to stderr. A row without a prediction says there why. Needs NVRTC, which PyTorch for
+CUDA brings, and nvdisasm, which Triton brings: `pip install -e .[test]`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from column_steps import (
     Network,
     Refused,
     Step,
+    needed_compiler,
     say,
 )
 from sass_simulator import RATES, Run
-from sass_simulator.kernel import nvcc_version
 
-from pixelcnn_fast.runtimes.cuda import CLUSTERS
-from pixelcnn_fast.runtimes.cuda_cost import prefers
+from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS
 
 RECORD = Path(__file__).with_name("cuda_step_cycles.json")
 BATCHES = (1, 16, 64, 132, 1024)
 SLOWER = 1.1  # times the recorded cycles: more is a failure
-RECORDED_ARCH = "90a"
+RECORDED_ARCH = "90"
 # Name in the record -> network, images of the batch, how many blocks at most share their images.
 RECORDED = {
     "PixelCNN, 1 image a block": (PIXELCNN, 1, 1),
@@ -166,7 +166,7 @@ def table(rows: list[dict[str, Any]], gpu: str) -> str:
 
 
 def by_cluster(steps: ColumnSteps) -> str:
-    """Markdown: milliseconds of one image, and which size runtimes/cuda_cost.py chooses."""
+    """Markdown: milliseconds of one image, and which size runtimes/cuda/cost.py chooses."""
     sizes = [1, *(blocks for blocks in CLUSTERS if blocks <= steps.largest_cluster)]
     lines = [f"| one image, ms | {' | '.join(map(str, sizes))} | chosen |", "|---" * (len(sizes) + 2) + "|"]
     for network in (PIXELCNN, GATED, ROW_LSTM, DIAGONAL, SMALL):
@@ -196,7 +196,7 @@ def by_batch(steps: ColumnSteps) -> str:
 
 
 def recorded() -> dict[str, Any]:
-    """ "nvcc": the version that compiled what was recorded; "cycles": of a column step, or of one of each sweep, by the
+    """ "compiler": what compiled what was recorded; "cycles": of a column step, or of one of each sweep, by the
     names in RECORDED."""
     found: dict[str, Any] = json.loads(RECORD.read_text())
     return found
@@ -214,7 +214,7 @@ def record(folder: Path) -> None:
     found = {name: round(sum(step.cycles for step in recorded_steps(steps, name))) for name in RECORDED}
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
-    content = {"nvcc": nvcc_version(), "cycles": found}
+    content = {"compiler": str(needed_compiler()), "cycles": found}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -222,7 +222,7 @@ def own_arch() -> str:
     """This machine's GPU's, if its rates are known."""
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        if (arch := f"{major}{minor}") != "90" and arch in RATES:
+        if (arch := f"{major}{minor}") in RATES:
             return arch
     return RECORDED_ARCH
 
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--arch",
         default=own_arch(),
         choices=sorted(RATES),
-        help=f"{gpus} (default: this machine's, or else 90a)",
+        help=f"{gpus} (default: this machine's, or else 90)",
     )
     add("--profile", action="store_true", help="where each row's cycles go, by source line")
     add = parser.add_mutually_exclusive_group().add_argument

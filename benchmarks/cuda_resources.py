@@ -1,10 +1,11 @@
 """What the CUDA sampler takes: registers of a thread, shared memory of a block, what it reads and keeps for an image.
 
-python benchmarks/cuda_resources.py            writes docs/cuda_resources.md
-python benchmarks/cuda_resources.py --plans    leaves its registers as they are
+python benchmarks/cuda_resources.py                   writes docs/cuda_resources.md; some 15 minutes on two cores
+python benchmarks/cuda_resources.py --plans           leaves its registers as they are
+python benchmarks/cuda_resources.py --check fp32 bf16 compiles these kernels for all GPUs, and fails if one spills; with
+                                                      --nvrtc FILE, by another NVRTC than the one that is found
 
-Registers are those of the installed module, built with nvcc for all GPUs (make setup), as cuobjdump says, which comes
-with Triton. It plans with the module of the kernels on the host, which the tests build. It needs no GPU.
+Registers are those of kernels that NVRTC compiles, as cuobjdump says, which comes with Triton. It needs no GPU.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
+from column_steps import (
+    DIAGONAL,
+    GATED,
+    PIXELCNN,
+    ROW_LSTM,
+    SHARED,
+    ColumnSteps,
+    Network,
+    Planned,
+    needed_compiler,
+)
 from sass_simulator.kernel import needed
+
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler, Nvrtc
+from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances, sources
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "cuda_resources.md"
 MATHS = ("fp32", "tf32", "bf16", "fp16")
-ARCHS = {"80": "A100", "86": "RTX 3090, L40S", "90a": "H100", "100": "B200", "120": "RTX 5090"}
-# What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
-# CUDA C++ Programming Guide. KB.
-SHARED = {99: ("86", "120"), 163: ("80",), 227: ("90a", "100")}
-# Of walk<math, tiles, blocks>, mangled.
-WALK = re.compile(r"4walkILNS0_4MathE(\d)ELi(\d+)ELi(\d+)E")
-# kHasClusters in csrc/cuda/kernels/device.h.
-HAVE_CLUSTERS = {arch for arch in ARCHS if 90 <= int(arch.rstrip("a")) < 120}
-
-
-class Kernel(NamedTuple):
-    math: str
-    tiles: int
-    blocks: int  # that share images
-    arch: str
+ARCHS = {"80": "A100", "86": "RTX 3090, L40S", "90": "H100", "100": "B200", "120": "RTX 5090"}
 
 
 class Usage(NamedTuple):
@@ -45,43 +46,60 @@ class Usage(NamedTuple):
     stack: int  # bytes: where registers are spilled to
 
 
-def usage_of(module: Path) -> dict[Kernel, Usage]:
-    """Of each kernel in a compiled module, but those of clusters where there are none."""
-    command = [needed("cuobjdump"), "-res-usage", str(module)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {}
-    for arch, text in re.findall(r"^arch = sm_(\w+)$(.*?)(?=^arch = |\Z)", output, re.M | re.S):
-        for name, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", text):
-            if (match := WALK.search(name)) is None:
-                continue
-            math, tiles, blocks = (int(number) for number in match.groups())
-            if blocks == 1 or arch in HAVE_CLUSTERS:
-                found[Kernel(MATHS[math], tiles, blocks, arch)] = Usage(int(registers), int(stack))
-    return found
+def usage_of(cubin: bytes) -> Usage:
+    """Of the kernel in it."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [needed("cuobjdump"), "-res-usage", file.name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", output)
+    return Usage(int(registers), int(stack))
+
+
+def usages(
+    kernels: Iterable[Instance], archs: Iterable[str] = ARCHS, compiler: Compiler | None = None
+) -> Iterator[tuple[Instance, str, Usage]]:
+    """Of each kernel, for each architecture that has it. compiler: None for the one that is found."""
+    with_it = compiler or needed_compiler()
+    known = with_it.architectures()
+
+    def compiled(what: tuple[Instance, str]) -> tuple[Instance, str, Usage]:
+        instance, arch = what
+        return instance, arch, usage_of(with_it.compiled(sources(), int(arch), instance.options))
+
+    wanted = [
+        (instance, arch)
+        for instance in kernels
+        for arch in archs
+        if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
+    ]
+    with ThreadPoolExecutor(2) as two:
+        yield from two.map(compiled, wanted)
 
 
 Plans = dict[tuple[int, int], dict[str, Any]]
 
 
-def register_rows(found: dict[Kernel, Usage]) -> list[str]:
+def register_rows() -> list[str]:
+    found = {(instance, arch): usage for instance, arch, usage in usages(instances(MATHS))}
     rows = []
-    for kernel in sorted({kernel[:3] for kernel in found}, key=lambda k: (MATHS.index(k[0]), *k[1:])):
-        usages = (found.get(Kernel(*kernel, arch)) for arch in ARCHS)
-        cells = (str(usage.registers) if usage else "–" for usage in usages)
-        rows.append(f"| {' | '.join(map(str, kernel))} | {' | '.join(cells)} |")
+    for instance in instances(MATHS):
+        cells = [str(u.registers) if (u := found.get((instance, arch))) else "–" for arch in ARCHS]
+        rows.append(f"| {' | '.join(map(str, instance))} | {' | '.join(cells)} |")
     return rows
 
 
-def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARED, most: int = 64) -> Plans:
+def plans_of_default(math: str, sizes: Iterable[int] = SHARED, most: int = 64) -> Plans:
     """(images of a block, KB of shared memory) -> the facts of the default PixelCNN's plan, where there is one.
 
-    module: any that has CudaSampler. sizes: KB. most: images of a block, where so many fit.
+    sizes: KB. most: images of a block, where so many fit.
     """
     from pixelcnn_fast.capture.wrapped_model import WrappedModel
     from pixelcnn_fast.compiler import compiled
     from pixelcnn_fast.models import PixelCNN
     from pixelcnn_fast.runtimes import Precision
-    from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+    from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Limits
 
     model = WrappedModel(PixelCNN().eval(), (3, 32, 32))
     found = compiled(model)
@@ -89,7 +107,7 @@ def plans_of_default(module: ModuleType, math: str, sizes: Iterable[int] = SHARE
     plans = {}
     for kilobytes in sizes:
         limits = Limits(kilobytes << 10, multiprocessors=1)  # so that one block takes all images, if it can
-        runtime = CudaRuntime(found.program, found.conditions, model.head, precision, module, limits)
+        runtime = CudaRuntime(found.program, found.conditions, model.head, precision, Planned(), limits)
         for images in range(1, min(most, runtime.facts(1)["most_images"]) + 1):
             facts = runtime.facts(images)
             if facts["images"] == images:
@@ -129,14 +147,11 @@ def network_row(name: str, facts: dict[str, Any], width: int) -> str:
     return f"| {name}{', a pixel' * by_rows} | {facts['cluster']} | {' | '.join(cells)} |"
 
 
-def network_rows(names: Sequence[str] = ("PIXELCNN", "GATED", "ROW_LSTM", "DIAGONAL")) -> list[str]:
-    """names: of networks in column_steps.py."""
-    import column_steps
+def network_rows(networks: Sequence[Network] = (PIXELCNN, GATED, ROW_LSTM, DIAGONAL)) -> list[str]:
+    from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
 
-    from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
-
-    steps, rows = column_steps.ColumnSteps("90a", Path()), []
-    for network in (getattr(column_steps, name) for name in names):
+    steps, rows = ColumnSteps("90", Path()), []
+    for network in networks:
         for shape in (Shape(1), Shape(1, max(CLUSTERS))):
             facts = steps.runtime(network).sampler(shape).facts
             rows.append(network_row(network.name, facts, network.shape[2]))
@@ -154,14 +169,14 @@ NETWORK_COLUMNS = (
 REGISTERS = """\
 # What the CUDA sampler's kernels take
 
-Written by `python benchmarks/cuda_resources.py` from what nvcc {nvcc} has built; a test compares it.
+Written by `python benchmarks/cuda_resources.py` from what {compiler} compiles; a test compares it.
 [cuda.md](cuda.md) explains the words.
 
 ## Registers of a thread
 There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8
 sites; and for 1 tile those for clusters of 2, 4 and 8 blocks, where the GPU has them. A block has 256 threads, so that
-a thread can have 255 registers, the most that the instructions can name. None are spilled: the build fails
-if they are.
+a thread can have 255 registers, the most that the instructions can name. None are spilled: a test compiles those of
+float32 and bf16 for all of these GPUs, and the tightest with other versions of NVRTC.
 
 | multiplies | tiles | blocks | {archs} |
 |---|---|---|{rule}
@@ -192,25 +207,16 @@ their own, so what it takes is given for a pixel: that of a row's column steps, 
 
 def registers() -> str:
     """The page's first part."""
-    from pixelcnn_fast import native
-
-    module = native.required()
-    found = usage_of(Path(str(module.__file__)))
-    if missing := set(ARCHS) - {kernel.arch for kernel in found}:
-        raise SystemExit(
-            f"{module.__file__} has no kernels for {', '.join(sorted(missing))}: build it for all GPUs "
-            "(make native, with nvcc), or leave the registers as they are with --plans"
-        )
-    archs = " | ".join(f"sm_{arch}" for arch in ARCHS)
-    nvcc, rule = module.build_info()["cuda_version"], "---|" * len(ARCHS)
-    return REGISTERS.format(nvcc=nvcc, archs=archs, rule=rule, rows="\n".join(register_rows(found)))
+    archs, rule = " | ".join(f"sm_{arch}" for arch in ARCHS), "---|" * len(ARCHS)
+    rows = "\n".join(register_rows())
+    return REGISTERS.format(compiler=needed_compiler(), archs=archs, rule=rule, rows=rows)
 
 
-def plans(module: ModuleType) -> str:
+def plans() -> str:
     """What follows it."""
     rows = []
     for math in MATHS:
-        rows += shared_rows(math, plans_of_default(module, math))
+        rows += shared_rows(math, plans_of_default(math))
     gpus = [f"{kilobytes} KB: {', '.join(ARCHS[a] for a in archs)}" for kilobytes, archs in SHARED.items()]
     return PLANS.format(
         gpus=" | ".join(gpus),
@@ -221,15 +227,26 @@ def plans(module: ModuleType) -> str:
     )
 
 
+def check(kernels: Sequence[Instance], compiler: Compiler | None = None) -> None:
+    """Raises SystemExit if one spills."""
+    spills = False
+    for instance, arch, usage in usages(kernels, compiler=compiler):
+        print(f"{instance} sm_{arch}: {usage.registers} registers, {usage.stack} bytes spilled", flush=True)
+        spills |= usage.stack > 0
+    if spills:
+        raise SystemExit("a kernel spills registers")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", action="store_true", help="leave the registers as they are")
-    only_plans = parser.parse_args(arguments).plans
-    sys.path.insert(0, str(ROOT))
-    from tests.csrc.emulated import emulated
-
-    first = TABLE.read_text().split("## Shared memory of a block")[0] if only_plans else registers()
-    TABLE.write_text(first + plans(emulated()))
+    parser.add_argument("--check", nargs="+", choices=MATHS, help="compile these kernels, and write nothing")
+    parser.add_argument("--nvrtc", type=Path, metavar="FILE", help="with --check: the library")
+    chosen = parser.parse_args(arguments)
+    if chosen.check:
+        return check(instances(chosen.check), chosen.nvrtc and Nvrtc(chosen.nvrtc))
+    first = TABLE.read_text().split("## Shared memory of a block")[0] if chosen.plans else registers()
+    TABLE.write_text(first + plans())
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Most of the tests' time is the host's: captures, compilations.
 WORKERS = " -n 4" if find_spec("xdist") else ""
 TESTS = f"{{python}} -m pytest -q --tb=short -p no:cacheprovider{WORKERS} --junitxml={{folder}}/junit.xml"
-# The kernels are told by their namespace. What torch asks of the driver is not what is checked.
+# The kernels are told by their name. What torch asks of the driver is not what is checked.
 SANITIZED = (
-    "compute-sanitizer --tool {} --kernel-name kns=3pcf4cuda --error-exitcode 99 --print-limit 10 "
+    "compute-sanitizer --tool {} --kernel-name kns=pixelcnn_fast --error-exitcode 99 --print-limit 10 "
     "--report-api-errors no --log-file {{folder}}/report.txt {{python}} -m gpu.sampling small"
 )
 SECTIONS = (
@@ -40,7 +40,7 @@ SECTIONS = (
     "MemoryWorkloadAnalysis MemoryWorkloadAnalysis_Tables"
 )
 PROFILED = (
-    "ncu --kernel-name-base mangled --kernel-name regex:3pcf4cuda --launch-count 1 --clock-control none "
+    "ncu --kernel-name regex:pixelcnn_fast --launch-count 1 --clock-control none "
     f"{' '.join(f'--section {section}' for section in SECTIONS.split())} "
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
@@ -50,7 +50,7 @@ STAGES = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
     Stage("rates", "{python} -m gpu.rates", 25),
     Stage("budget", "{python} benchmarks/cuda_budget.py --json", 5, of_budget, on_gpu=False, beside=True),
-    Stage("build", "{python} -m gpu.build", 105, on_gpu=False),
+    Stage("build", "{python} -m gpu.build", 75, on_gpu=False),
     Stage(
         "tests of the sampler",
         f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py",

@@ -9,4 +9,4 @@ execute_process(
   COMMAND ${Python_EXECUTABLE} ${PCF_STEPS_WRITER} ${PCF_STEPS_TABLE} ${CMAKE_CURRENT_BINARY_DIR}/generated/steps.h
   COMMAND_ERROR_IS_FATAL ANY)
 include_directories(${CMAKE_CURRENT_BINARY_DIR}/generated)
-add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Werror=switch> $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror=switch>)
+add_compile_options(-Werror=switch)

@@ -8,8 +8,6 @@ HEADER = """\
 // The kinds of step. Written by csrc/steps_header.py from the table in pixelcnn_fast/program/steps.py.
 #pragma once
 
-#include <iterator>
-
 namespace pcf {{
 
 enum class StepKind {{ {kinds} }};
@@ -25,7 +23,7 @@ struct StepTraits {{
 inline constexpr StepTraits kStepKinds[] = {{
 {rows}
 }};
-static_assert(std::size(kStepKinds) == static_cast<int>(StepKind::{last}) + 1);
+static_assert(sizeof kStepKinds / sizeof *kStepKinds == static_cast<int>(StepKind::{last}) + 1);
 
 constexpr const StepTraits& traits(StepKind kind) {{ return kStepKinds[static_cast<int>(kind)]; }}
 constexpr Operand operand_of(StepKind kind) {{ return traits(kind).operand; }}

@@ -11,7 +11,7 @@ import pixelcnn_fast
 from pixelcnn_fast import environment
 from pixelcnn_fast.bench import arguments
 from pixelcnn_fast.bench.streams import complain, say
-from pixelcnn_fast.cli import bench, demo, receptive_field, sample
+from pixelcnn_fast.cli import bench, compile, demo, receptive_field, sample
 from pixelcnn_fast.cli.interrupts import interrupts
 
 EPILOG = """examples:
@@ -19,6 +19,7 @@ EPILOG = """examples:
   python -m pixelcnn_fast sample --label 3 -n 64      64 threes from the packaged model
   python -m pixelcnn_fast bench --batch 1,16          the samplers side by side on this machine
   python -m pixelcnn_fast receptive-field             what the packaged model's outputs see
+  python -m pixelcnn_fast compile --arch 90           the CUDA kernels, ahead of time
   python -m pixelcnn_fast info                        what is installed, built and usable here
 
 exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wrong usage or input,
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(prog="python -m pixelcnn_fast", description=pixelcnn_fast.__doc__, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"pixelcnn_fast {pixelcnn_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, sample, bench, receptive_field):
+    for command in (demo, sample, bench, receptive_field, compile):
         command.add_parser(commands)
     about = "say what is installed, built and usable here"
     commands.add_parser("info", help=about, description=about).set_defaults(run=_info)

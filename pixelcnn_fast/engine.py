@@ -16,7 +16,7 @@ from pixelcnn_fast.capture.parts import are_equal, attributes, named_tensors, se
 from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
-from pixelcnn_fast.errors import PixelCNNFastError, advising
+from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.perturbation import Observed, observed
 from pixelcnn_fast.program.conditions import Given
@@ -49,6 +49,7 @@ class Engine:
     compiled: Compiled | None = None
     observed: Observed | None = None
     _runtimes: dict[RuntimeName, Runtime] = field(default_factory=dict)
+    _refusals: dict[RuntimeName, str] = field(default_factory=dict)  # of those that failed here, and why
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
@@ -138,31 +139,61 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**kept, "weights": {}, "structure": (), "settings": (), "attributes": {}, "_runtimes": {}}
+        none: dict[str, Any] = {"weights": {}, "structure": (), "settings": (), "attributes": {}}
+        return {**kept, **none, "_runtimes": {}, "_refusals": {}}
 
     # -- runtimes
 
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
+        if name == "auto" and self.preferred != "auto":
+            name = self.preferred
         if name == "auto":
-            name = self.fastest if self.preferred == "auto" else self.preferred
+            name = self.fastest
+            try:
+                return self._kept(name)
+            except RuntimeUnavailable as error:
+                self._refusals[name] = error.why
+                return self.runtime("auto")
+        return self._kept(name)
+
+    def _kept(self, name: RuntimeName) -> Runtime:
         if name not in self._runtimes:
             self._runtimes[name] = self._build(name)
         return self._runtimes[name]
+
+    def prepared(self, name: RuntimeName, n: int, batch_size: int | None = None) -> tuple[Runtime, list[slice]]:
+        """The runtime of that name, ready to draw n images, and their batches. Where what 'auto' stands for turns out
+        to be unavailable, this is another runtime."""
+        runtime = self.runtime(name)
+        parts = self.batches(n, runtime, batch_size)
+        try:
+            for size in {part.stop - part.start for part in parts}:
+                runtime.prepare(size)
+        except RuntimeUnavailable as error:
+            if name != "auto" or self.preferred != "auto":
+                raise
+            self._refusals[self.fastest] = error.why
+            return self.prepared(name, n, batch_size)
+        return runtime, parts
 
     @property
     def fastest(self) -> RuntimeName:
         program, head = self.captured.program, self.model.head
         if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
             return "cpu"
-        if (why := why_not_cuda(program, head)) is None:
+        if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
             return "cuda"
-        if program.device.type == "cuda" and "eager" not in self._runtimes:
+        if self._is_on_gpu and "eager" not in self._runtimes:
             warnings.warn(
                 f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=5
             )
         return "eager"
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.captured.program.device.type == "cuda"
 
     def _build(self, name: RuntimeName) -> Runtime:
         if self.compiled is None:

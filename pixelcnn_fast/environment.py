@@ -10,6 +10,7 @@ import torch
 
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
+from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
 
 
 def runtimes() -> dict[str, str]:
@@ -17,7 +18,7 @@ def runtimes() -> dict[str, str]:
     module = native()
     return {
         "cpu": "cpu" if module else "eager",
-        "cuda": "cuda" if module and module.build_info()["cuda"] else "eager",
+        "cuda": "cuda" if module and kernels.why_no_kernels() is None else "eager",
     }
 
 
@@ -79,27 +80,23 @@ def _native_rows() -> dict[str, str]:
 
 def _cuda_rows() -> dict[str, str]:
     rows = {"torch sees": _torch_devices()}
-    module = native()
-    if module is None:
-        rows["built"] = "no: see the compiled module"
-        return rows
-    info = module.build_info()
-    if not info["cuda"]:
-        remedy = "install the CUDA toolkit and rebuild with PIXELCNN_FAST_CUDA=1"
-        rows["built"] = f"no: {info['cuda_off']}; {remedy}"
-        return rows
-    rows["built"] = f"with CUDA {info['cuda_version']}, for {', '.join(info['cuda_archs'])}"
-    driver = module.cuda_driver_version()
-    rows["driver"] = f"serves CUDA {driver // 1000}.{driver % 1000 // 10}" if driver else "none"
-    try:
-        for index, device in enumerate(module.cuda_devices()):
-            major, minor = device["capability"]
+    version = driver.version()
+    rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
+    with_it = compilers.compiler()
+    rows["kernels"] = (
+        "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
+        if with_it is None
+        else f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
+    )
+    if ready := os.environ.get(kernels.READY):
+        rows[kernels.READY] = ready
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            found = torch.cuda.get_device_properties(index)
             rows[f"device {index}"] = (
-                f"{device['name']}, sm_{major}{minor}, {device['memory'] / 2**30:.0f} GiB, "
-                f"{device['multiprocessors']} multiprocessors"
+                f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB, "
+                f"{found.multi_processor_count} multiprocessors"
             )
-    except RuntimeError as error:
-        rows["devices"] = f"none: {error}"
     return rows
 
 
@@ -123,7 +120,7 @@ def _runtime_rows() -> dict[str, str]:
     served = runtimes()
     lack = "" if native() else ": the cpu runtime needs the compiled module"
     rows = {"on the CPU": served["cpu"] + lack}
-    lack = "" if served["cuda"] == "cuda" else ": the cuda runtime needs a build with the CUDA part"
+    lack = "" if served["cuda"] == "cuda" else f": {kernels.why_no_kernels() or lack[2:]}"
     rows["on CUDA"] = served["cuda"] + lack
     if not torch.cuda.is_available():
         rows["on CUDA"] = "none: torch sees no device"

@@ -57,6 +57,17 @@ class ModelFailed(PixelCNNFastError, RuntimeError):
     """The model raised when it was called."""
 
 
+class RuntimeUnavailable(PixelCNNFastError, RuntimeError):
+    """A runtime can't serve a model here; where 'auto' stands for it, another one does. why: the reason alone."""
+
+    def __init__(self, why: str, runtime: str = "cuda") -> None:
+        self.why, self.runtime = why, runtime
+        super().__init__(why, runtime)
+
+    def __str__(self) -> str:
+        return f"runtime {self.runtime!r} is not available: {self.why}"
+
+
 class CaptureMismatch(PixelCNNFastError, RuntimeError):
     """The captured program does not compute what the model computes."""
 

@@ -455,6 +455,16 @@ class Sampler:
         other._engine = replace(self._engine, model=wrapped, _runtimes={})
         return other
 
+    def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
+        """Does beforehand what the first call that draws n images would do besides drawing -> itself.
+
+        On a GPU, it compiles the kernel, which takes some ten seconds the first time and is kept on disk, and loads it;
+        a call that a CUDA graph captures needs that. On other runtimes it does nothing. batch_size, runtime: as for
+        ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        """
+        self._engine.prepared(runtime, n, RunSettings(batch_size=batch_size).batch_size)
+        return self
+
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         return self._engine.runtime(name)
@@ -507,8 +517,7 @@ class Sampler:
         try:
             given = engine.model.checked_given(labels, settings.condition, n)
             noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
-            runtime = engine.runtime(settings.runtime)
-            parts = engine.batches(n, runtime, settings.batch_size)
+            runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
             if not isinstance(runtime, ReferenceRuntime):
                 engine.settle(given, parts)
             with (

@@ -14,7 +14,6 @@ PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 TIERS = [
     {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint", "progress"},
     {"ops", "pictures"},
-    {"environment"},
     {"nn", "rewriting"},
     {"models"},
     {"checkpoint"},
@@ -22,7 +21,7 @@ TIERS = [
     {"heads"},
     {"capture", "passes"},
     {"runtimes"},
-    {"compiler"},
+    {"compiler", "environment"},
     {"perturbation"},
     {"engine"},
     {"sampler", "receptive_field", "likelihood", "accelerate"},

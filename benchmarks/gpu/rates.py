@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu.build import capability, tool
+from gpu.build import tool
 
 SOURCE = Path(__file__).with_name("rates.cu")
 # Figure of rates.cu -> the same in a row of sass_simulator.rates.RATES.
@@ -59,7 +59,9 @@ def assumed(major: int, minor: int) -> dict[str, float]:
 
 
 def main() -> None:
-    major, minor = capability()
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(0)
     print(json.dumps({"assumed": assumed(major, minor)}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(Path(folder), f"sm_{major}{minor}")

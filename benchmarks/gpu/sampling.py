@@ -22,8 +22,8 @@ from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime
-from pixelcnn_fast.runtimes.cuda_cost import prefers
+from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Shape
 
 DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
@@ -78,7 +78,7 @@ def as_target(draw: Callable[[], Tensor], seconds: float, n: int) -> str:
     def written(seconds: float) -> str:
         return f"{1e3 * seconds:.4g} ms" if n < 1000 else f"{n / seconds:,.0f} images/s"
 
-    kernels = kernel_seconds(draw, "pcf")
+    kernels = kernel_seconds(draw, "pixelcnn_fast")
     return written(seconds) + ("" if kernels is None else f", kernels alone {written(kernels)}")
 
 
@@ -111,7 +111,7 @@ def steps_on_one_block(sampler: Sampler) -> int | None:
 
 def cycles_of_a_step(draw: Callable[[], Tensor], steps: int) -> str:
     """Of so many; what comes before the first is shared out among them."""
-    kernels = kernel_seconds(draw, "pcf")
+    kernels = kernel_seconds(draw, "pixelcnn_fast")
     cycles = cycles_a_second() * (kernels or wall_seconds(draw, 3)) / steps
     return f"{cycles:,.0f} cycles" + (", with what the host takes" if kernels is None else "")
 
@@ -120,7 +120,8 @@ def clusters_at_once() -> dict[int, int]:
     runtime = Sampler(default_model(), (3, 32, 32), precision="bf16").runtime(RUNTIME)
     if not isinstance(runtime, CudaRuntime):  # in a rehearsal
         return {}
-    return {facts["cluster"]: at_once for facts, at_once, _ in runtime._clusters}
+    shapes = (Shape(1, facts["cluster"]) for facts, _ in runtime._clusters)
+    return {shape.cluster: runtime.clusters_at_once(shape) for shape in shapes}
 
 
 def families() -> None:

@@ -4,10 +4,10 @@ A block's threads are executed, so branches, trip counts and addresses are real 
 compared with what the kernel should have computed; then the instructions that each warp executed are timed together
 (timing.py), at the rates of one file (rates.py). Blocks of a cluster are executed and timed together.
 
-    kernel = Kernel.load(compiled("kernel.cu", "90a"), "name")
+    kernel = Kernel.load(compiled("kernel.cu", "90"), "name")
     memory = Memory()
     address = memory.place(array)
-    run = simulate(kernel, pack(address, 3), memory, threads=256, rates=RATES["90a"])
+    run = simulate(kernel, pack(address, 3), memory, threads=256, rates=RATES["90"])
     run.cycles, run.busy, run.profile(10)
 
 What it leaves out: the instruction cache, DRAM, blocks of other clusters (but for their share of L2, ``l2_rate``), what

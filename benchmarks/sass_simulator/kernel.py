@@ -48,7 +48,7 @@ def nvcc_version() -> str:
 
 
 def compiled(source: Path | str, arch: str, cubin: Path, *options: str) -> Path:
-    """Compiles a source for one architecture ("90a"), with source lines -> the cubin."""
+    """Compiles a source for one architecture ("90"), with source lines -> the cubin."""
     command = [needed("nvcc"), "-std=c++17", "-O3", "-lineinfo", "-cubin", f"-arch=sm_{arch}", *options]
     done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True)
     if done.returncode:
@@ -59,7 +59,7 @@ def compiled(source: Path | str, arch: str, cubin: Path, *options: str) -> Path:
 @dataclass(frozen=True)
 class Kernel:
     name: str  # mangled
-    arch: int  # 90 for sm_90a
+    arch: int  # 90 for sm_90
     instructions: list[Instruction]
     labels: dict[str, int]  # index of the instruction
     constants: dict[int, bytes]  # bank -> what the cubin puts there

@@ -14,7 +14,7 @@ Sources:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 # Of a multiprocessor, each issuing one instruction a cycle; a warp belongs to scheduler warp % 4 [guide].
 SCHEDULERS = 4
@@ -58,7 +58,7 @@ PIPES = {"integer": 2, "special": 8, "half": 1}
 RATES = {
     # 1.755 GHz, 64 and 37 bytes, 265 cycles, 3.0 TB/s [model]. A product of m16n8k16 takes 4 cycles at wgmma's peak;
     # mma.sync reaches 62 % of that [hopper]: 6.5. 8, as on A100, is what the model assumes until it is measured.
-    "90a": Rates("H100 SXM", 1.755, 132, 64, 37, 265, 3.0e12, 256 << 10, tensor=8, double=2),
+    "90": Rates("H100 SXM", 1.755, 132, 64, 37, 265, 3.0e12, 256 << 10, tensor=8, double=2),
     # 1.41 GHz, 108, 1.555 TB/s (40 GB), 192 KB, 1,024 multiply-adds a cycle and multiprocessor; 64 bytes, and 5,120 for
     # all together [vendor]; 200 cycles [ampere]; half as many float32 and float64 results as H100 [guide]
     "80": Rates("A100", 1.41, 108, 64, 47, 200, 1.555e12, 192 << 10, tensor=8, double=4, single=2),
@@ -68,4 +68,3 @@ RATES = {
     # multiprocessor [vendor]; 2 float64 results a cycle and multiprocessor [guide]; L2 [assumed]
     "120": Rates("RTX 5090", 2.41, 170, 64, 37, 265, 1.79e12, 128 << 10, tensor=32, double=64),
 }
-RATES["90"] = replace(RATES["90a"])

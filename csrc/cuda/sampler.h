@@ -1,4 +1,4 @@
-// The CUDA runtime of phased causal programs.
+// The host's side of the CUDA runtime: a plan, and what the kernel is given. Python compiles and launches the kernel.
 #pragma once
 
 #include "cuda/plan.h"
@@ -6,7 +6,7 @@
 
 namespace pcf::cuda {
 
-// What Python passes on. Everything but images, options and stream is device memory, owned by the caller.
+// What Python passes on. Everything but images and options is device memory, owned by the caller.
 struct DeviceJob {
   int images;
   void* constants;         // Plan::constants on the device
@@ -19,7 +19,11 @@ struct DeviceJob {
   void* parameters;       // float [images, C, H, W, levels], or null
   void* log_probability;  // double [images, C, H, W], or null
   void* error;            // one uint64, all ones; becomes the location of the first logits that are not finite
-  void* stream;
+};
+
+// Some column steps of a sweep, for simulations. first_step: as in SweepPlan.
+struct PartOfSweep {
+  int sweep, row, first_step, steps;
 };
 
 // images: of a cluster of so many blocks of threads.
@@ -32,17 +36,10 @@ class Sampler {
   int blocks(int images) const {
     return (images + plan_.layout.images - 1) / plan_.layout.images * plan_.layout.cluster;
   }
-
-  // How many clusters the device runs at once; 0 if it runs none.
-  int clusters_at_once() const;
   int64_t workspace_bytes(int images) const { return blocks(images) * plan_.layout.workspace_bytes; }
 
-  // Enqueues one launch, and waits for nothing, so that a CUDA graph can capture it.
-  void run(const DeviceJob&) const;
-
-  // What the kernel is given (KernelParams), byte by byte, if only some column steps of a sweep are to be run: for
-  // simulations. first_step: as in SweepPlan.
-  std::vector<char> parameters(const DeviceJob&, int sweep, int row, int first_step, int steps) const;
+  KernelParams parameters(const DeviceJob&) const;
+  KernelParams parameters(const DeviceJob&, const PartOfSweep&) const;
 
  private:
   Plan plan_;

@@ -91,6 +91,9 @@ class Runtime(ABC):
     @abstractmethod
     def run(self, job: Job) -> None: ...
 
+    def prepare(self, images: int) -> None:  # noqa: B027 - most need nothing
+        """Makes ready whatever a batch of so many images needs. Raises RuntimeUnavailable, saying why, if it fails."""
+
     def run_each(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Runs them in order -> each when it is finished. Here, their noise may be on any device."""
         for job in jobs:

@@ -7,8 +7,8 @@ from chunk_costs import Rows, milliseconds
 from column_steps import PRIOR, SMALL, ColumnSteps
 
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
-from pixelcnn_fast.runtimes.cuda import Shape
-from pixelcnn_fast.runtimes.cuda_cost import cycles
+from pixelcnn_fast.runtimes.cuda.cost import cycles
+from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from pixelcnn_fast.sampler import Sampler
 from tests.csrc.test_cuda_runtime import needs_compiler
 
@@ -17,7 +17,7 @@ pytestmark = needs_compiler
 
 @pytest.fixture
 def steps(tmp_path) -> ColumnSteps:
-    return ColumnSteps("90a", tmp_path)
+    return ColumnSteps("90", tmp_path)
 
 
 def test_a_chunk_of_one_column_is_what_was_planned(steps):

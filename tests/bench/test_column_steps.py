@@ -8,17 +8,17 @@ from pathlib import Path
 
 import cuda_budget
 import pytest
-from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step
+from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step, needed_compiler
 from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, recorded_steps
 from sass_simulator import RATES
-from sass_simulator.kernel import GENERIC, LOCAL, Kernel, nvcc_version
+from sass_simulator.kernel import GENERIC, LOCAL, Kernel
 
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, Shape
-from pixelcnn_fast.runtimes.cuda_cost import cycles as cost
-from tests.sass_simulator.needs import needs_nvcc
+from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
+from tests.sass_simulator.needs import needs_kernels
 
-H100 = RATES["90a"]
+H100 = RATES["90"]
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> ColumnSteps:
     return ColumnSteps(RECORDED_ARCH, tmp_path_factory.mktemp("steps"))
 
 
-def skip_with_another_nvcc() -> None:
+def skip_with_another_compiler() -> None:
     """It makes other code of the same sources."""
-    if (version := nvcc_version()) != recorded()["nvcc"]:
-        pytest.skip(f"recorded with nvcc {recorded()['nvcc']}, here is {version}")
+    if (found := str(needed_compiler())) != recorded()["compiler"]:
+        pytest.skip(f"recorded with {recorded()['compiler']}, here is {found}")
 
 
-@needs_nvcc
+@needs_kernels
 @pytest.mark.parametrize("name", RECORDED)
 def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
-    skip_with_another_nvcc()
+    skip_with_another_compiler()
     found, limit = recorded_steps(steps, name), recorded()["cycles"][name]
     cycles = sum(step.cycles for step in found)
     assert cycles <= SLOWER * limit, (
@@ -46,14 +46,14 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     )
 
 
-@needs_nvcc
+@needs_kernels
 @pytest.mark.parametrize("images, blocks", [(1, 1), (1024, 1), (1, max(CLUSTERS))])
 def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps, images: int, blocks: int):
     """Whatever a network makes them do, or an option of the draw."""
     assert_accesses_are_neither(steps.with_clusters_of(blocks).kernel(PIXELCNN, images))
 
 
-@needs_nvcc
+@needs_kernels
 @pytest.mark.parametrize(
     "precision, images, blocks", [("same", 1, 1), ("tf32", 1024, 1), ("fp16", 1, max(CLUSTERS))]
 )
@@ -80,20 +80,20 @@ def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: Column
         assert cycles == pytest.approx(recorded()["cycles"][name], rel=0.2)
 
 
-@needs_nvcc
+@needs_kernels
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
-    skip_with_another_nvcc()
+    skip_with_another_compiler()
     result = row.result(row.predicted(steps))
     assert result["met"], result
 
 
-@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90a", 8), ("120", 1)])
+@pytest.mark.parametrize("arch, cluster", [("80", 1), ("90", 8), ("120", 1)])
 def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
     assert ColumnSteps(arch, tmp_path).runtime(GATED).shape(1).cluster == cluster
 
 
-@needs_nvcc
+@needs_kernels
 @pytest.mark.parametrize("arch", ["80", "120"])
 def test_steps_of_other_gpus_are_simulated(steps: ColumnSteps, tmp_path: Path, arch: str):
     """They multiply as much; those before sm_90 have other barriers."""
@@ -109,7 +109,7 @@ def test_every_recorded_step_has_a_limit():
 
 
 def test_few_blocks_have_l2_to_themselves(tmp_path):
-    steps = ColumnSteps("90a", tmp_path)
+    steps = ColumnSteps("90", tmp_path)
     assert [steps.l2_rate(blocks) for blocks in (1, 16, 76, 88, 132)] == [64, 64, 64, 55.5, 37]
 
 
@@ -148,8 +148,8 @@ def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, cap
 
     monkeypatch.setattr(ColumnSteps, "of_sweeps", two_sweeps)
     monkeypatch.setattr(cuda_budget, "RECORD", tmp_path / "cycles.json")
-    monkeypatch.setattr(cuda_budget, "nvcc_version", lambda: "13.0.1")
+    monkeypatch.setattr(cuda_budget, "needed_compiler", lambda: "NVRTC 13.0")
     cuda_budget.main(["--record"])
     found = json.loads((tmp_path / "cycles.json").read_text())
-    assert found == {"nvcc": "13.0.1", "cycles": dict.fromkeys(RECORDED, 1234)}
+    assert found == {"compiler": "NVRTC 13.0", "cycles": dict.fromkeys(RECORDED, 1234)}
     assert (PIXELCNN, 1024) in asked and "– -> 1,234 cycles" in capsys.readouterr().out

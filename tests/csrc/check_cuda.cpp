@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "cuda/sampler.h"
+#include "emulation/kernels.h"
 #include "emulation/scheduler.h"
 
 // Fibers on stacks of their own make this check slow, and find nothing in kernels.
@@ -99,18 +100,18 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
   };
   std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
   uint64_t error = ~uint64_t{0};
-  sampler.run({images,
-               aligned(constants.data(), 16),
-               aligned(workspace.data(), 128),
-               levels.data(),
-               nullptr,
-               noise.data() + first * kSubPixels,
-               condition.data() + first * kLabel,
-               {0.9, top_k, top_k ? 0.8 : 1.0},
-               logits.data(),
-               nullptr,
-               &error,
-               nullptr});
+  const pcf::cuda::KernelParams params = sampler.parameters({images,
+                                                             aligned(constants.data(), 16),
+                                                             aligned(workspace.data(), 128),
+                                                             levels.data(),
+                                                             nullptr,
+                                                             noise.data() + first * kSubPixels,
+                                                             condition.data() + first * kLabel,
+                                                             {0.9, top_k, top_k ? 0.8 : 1.0},
+                                                             logits.data(),
+                                                             nullptr,
+                                                             &error});
+  emulation::launch(params, sampler.plan().math, sampler.blocks(images), sampler.plan().shared_bytes);
   require(error == ~uint64_t{0}, "the logits are finite");
   return logits;
 }

@@ -1,4 +1,4 @@
-"""A module of the CUDA kernels, built for the host from tests/csrc/emulation."""
+"""The CUDA kernels on the host, built from tests/csrc/emulation, for a runtime that plans as on a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from gpu.build import tool
+
+from pixelcnn_fast.runtimes.cuda.driver import Launch
+from pixelcnn_fast.runtimes.cuda.kernels import Instance
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,3 +68,24 @@ def emulated() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class EmulatedKernel:
+    """One of them, as ``kernels.Kernel``."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    def launch(self, how: Launch, parameters: bytes, stream: int) -> None:
+        assert how.cluster == self._instance.cluster
+        emulated().launch(self._instance.math, how.blocks, how.shared_bytes, parameters)
+
+    def clusters_at_once(self, how: Launch) -> int:
+        return 1 << 20
+
+
+class EmulatedKernels:
+    """As ``kernels.Kernels``, in place of a GPU's."""
+
+    def get(self, instance: Instance) -> EmulatedKernel:
+        return EmulatedKernel(instance)

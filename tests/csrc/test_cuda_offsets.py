@@ -18,9 +18,9 @@ from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Given
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, DeviceJob, Limits, Shape
+from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, DeviceJob, Limits, Shape
 from pixelcnn_fast.runtimes.job import Job
-from tests.csrc.emulated import emulated
+from tests.csrc.emulated import EmulatedKernels, emulated
 from tests.system.networks import enlivened
 
 pytestmark = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def engine() -> CudaRuntime:
         captured.conditions,
         sampler.head,
         "same",
-        emulated(),
+        EmulatedKernels(),
         Limits(227 << 10, multiprocessors=1),
     )
 

@@ -15,6 +15,7 @@ from functools import cache
 
 import pytest
 import torch
+from column_steps import Planned
 from torch import Tensor
 
 from pixelcnn_fast import Sampler
@@ -26,10 +27,10 @@ from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand
 from pixelcnn_fast.runtimes import Precision
-from pixelcnn_fast.runtimes.cuda import MOST_KEPT, CudaRuntime, Limits, Shape
-from pixelcnn_fast.runtimes.cuda_cost import cycles, prefers
+from pixelcnn_fast.runtimes.cuda.cost import cycles, prefers
+from pixelcnn_fast.runtimes.cuda.runtime import MOST_KEPT, CudaRuntime, Limits, Shape
 from pixelcnn_fast.runtimes.job import Job
-from tests.csrc.emulated import emulated
+from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
@@ -98,7 +99,9 @@ def runtime(
     captured = sampler._engine.captured
     size = CLUSTERS.get(blocks, 1)
     limits = Limits(shared, MULTIPROCESSORS.get(blocks, 3 * size), size)
-    engine = CudaRuntime(captured.program, captured.conditions, sampler.head, precision, emulated(), limits)
+    engine = CudaRuntime(
+        captured.program, captured.conditions, sampler.head, precision, EmulatedKernels(), limits
+    )
     engine.cost = prefers(size)
     return engine
 
@@ -275,7 +278,7 @@ def shapes_by_cost(hidden: int, multiprocessors: int, largest_cluster: int) -> C
     sampler = of_channels(hidden)
     captured = sampler._engine.captured
     limits = Limits(227 << 10, multiprocessors, largest_cluster)
-    return CudaRuntime(captured.program, captured.conditions, sampler.head, "bf16", emulated(), limits).shape
+    return CudaRuntime(captured.program, captured.conditions, sampler.head, "bf16", Planned(), limits).shape
 
 
 def test_a_network_has_clusters_if_its_weights_take_long():
@@ -516,7 +519,7 @@ def test_images_have_clusters_if_so_many_run_at_once(monkeypatch, at_once, clust
     """A cluster has four images at most."""
     model, shape = CASES["7x5"]()
     engine = runtime(Sampler(model, shape), "clusters")
-    monkeypatch.setattr(emulated().CudaSampler, "clusters_at_once", lambda sampler: at_once)
+    monkeypatch.setattr(EmulatedKernel, "clusters_at_once", lambda kernel, how: at_once)
     assert [engine.shape(images).cluster for images in (1, 4, 5)] == clusters
 
 

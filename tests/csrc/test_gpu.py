@@ -23,8 +23,9 @@ from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, largest_cluster, limits_of
-from pixelcnn_fast.runtimes.cuda_cost import prefers
+from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.kernels import why_no_kernels
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, largest_cluster, limits_of
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -37,7 +38,7 @@ pytestmark = [
     pytest.mark.usefixtures("exact_float32"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(
-        module is None or not module.build_info()["cuda"], reason="a build without the CUDA part"
+        module is None or why_no_kernels() is not None, reason=f"no kernels: {why_no_kernels()}"
     ),
 ]
 Shape = tuple[int, int, int]
@@ -325,5 +326,5 @@ def test_clusters_change_no_bit(name, blocks):
 
 def test_a_cluster_has_several_images():
     _, runtime = sampler_with_clusters("gated", "bf16", max(CLUSTERS))
-    [at_once] = [at_once for facts, at_once, _ in runtime._clusters if facts["cluster"] == max(CLUSTERS)]
+    at_once = runtime.clusters_at_once(runtime.shape(1))
     assert runtime.shape(at_once + 1) == (2, max(CLUSTERS))

@@ -8,7 +8,7 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.runtimes.pinned import on_device, on_host
+from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from tests.copies import Copies
 from tests.csrc import test_gpu
 from tests.csrc.test_gpu import DEVICE, RUNTIME, network, noise_for, sampler_of

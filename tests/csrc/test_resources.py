@@ -1,17 +1,12 @@
-"""docs/cuda_resources.md says what this nvcc makes of the kernels, and what a plan takes; no kernel spills."""
+"""docs/cuda_resources.md says what is compiled of the kernels, and what a plan takes; no kernel spills."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import cuda_resources as resources
 import pytest
-from sass_simulator.kernel import tool
 
-from pixelcnn_fast import native
-from tests.csrc.emulated import emulated
 from tests.needs import needs_native
+from tests.sass_simulator.needs import needs_kernels
 
 STALE = "run python benchmarks/cuda_resources.py"
 
@@ -24,30 +19,24 @@ def documented(section: str, math: str) -> list[dict[str, str]]:
 
 
 @needs_native
-def test_registers_are_what_nvcc_has_built() -> None:
-    """Of all kernels, for the GPUs that the installed module is built for; and none spills."""
-    info = native.required().build_info()
-    if not info["cuda"]:
-        pytest.skip(f"the module has no kernels: {info['cuda_off']}")
-    if tool("cuobjdump") is None:
-        pytest.skip("no cuobjdump in CUDA_HOME, on the PATH or beside triton")
-    found = resources.usage_of(Path(str(native.required().__file__)))
-    built = {arch.split("-")[0] for arch in info["cuda_archs"]} & set(resources.ARCHS)
-    assert {kernel.arch for kernel in found} >= built
-    assert not any(usage.stack for usage in found.values())
-    if f"nvcc {info['cuda_version']} " not in resources.TABLE.read_text():
-        pytest.skip(f"the table was written with another nvcc than {info['cuda_version']}")
-    for math in resources.MATHS:
-        for row in documented("Registers of a thread", math):
-            for arch in built:
-                usage = found.get(resources.Kernel(math, int(row["tiles"]), int(row["blocks"]), arch))
-                assert row[f"sm_{arch}"] == (str(usage.registers) if usage else "–"), STALE
+@needs_kernels
+@pytest.mark.parametrize("math", ["fp32", "bf16"])
+def test_registers_are_what_is_compiled(math: str) -> None:
+    """Of all its kernels, for all of these GPUs; and none spills."""
+    rows = {
+        resources.Instance(math, int(row["tiles"]), int(row["blocks"])): row
+        for row in documented("Registers of a thread", math)
+    }
+    assert [*rows] == resources.instances([math])
+    is_same = f" {resources.needed_compiler()} " in resources.TABLE.read_text()
+    for instance, arch, usage in resources.usages(rows):
+        assert not usage.stack
+        assert not is_same or rows[instance][f"sm_{arch}"] == str(usage.registers), STALE
 
 
 @needs_native
-@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 def test_shared_memory_is_what_a_plan_takes() -> None:
-    plans = resources.plans_of_default(emulated(), "bf16", sizes=[227], most=2)
+    plans = resources.plans_of_default("bf16", sizes=[227], most=2)
     rows = {int(row["images"]): row for row in documented("Shared memory of a block", "bf16")}
     (column,) = (name for name in rows[1] if name.startswith("227 KB"))
     assert len(plans) == 2 and len(rows) == 8
@@ -56,9 +45,8 @@ def test_shared_memory_is_what_a_plan_takes() -> None:
 
 
 @needs_native
-@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 def test_what_lies_where() -> None:
-    rows = resources.network_rows(["GATED", "DIAGONAL"])
+    rows = resources.network_rows([resources.GATED, resources.DIAGONAL])
     page = resources.TABLE.read_text().splitlines()
     assert len(rows) == 4 and set(rows) <= set(page), STALE
 

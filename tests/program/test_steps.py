@@ -28,10 +28,10 @@ from pixelcnn_fast.program.program import (
 from pixelcnn_fast.program.steps import KINDS, OnZero, Operand, StepKind
 from pixelcnn_fast.program.verify import verify
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
-from pixelcnn_fast.runtimes.cuda import CudaRuntime, Limits
+from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Limits
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job, Runtime
-from tests.csrc.emulated import emulated
+from tests.csrc.emulated import EmulatedKernels
 from tests.needs import needs_native
 from tests.tolerances import assert_right
 
@@ -41,7 +41,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's 
 
 def emulated_cuda(program: PhasedProgram, conditions: Conditions, head: Head) -> CudaRuntime:
     limits = Limits(227 << 10, 4)
-    return CudaRuntime(program, conditions, head, module=emulated(), limits=limits)
+    return CudaRuntime(program, conditions, head, kernels=EmulatedKernels(), limits=limits)
 
 
 RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head], Runtime]]] = {

@@ -16,7 +16,7 @@ from tests.sass_simulator.needs import needs_nvcc
 pytestmark = needs_nvcc
 SOURCE = Path(__file__).parent / "clusters.cu"
 LAYERS = SOURCE.parent / "layers.cu"
-H100 = RATES["90a"]
+H100 = RATES["90"]
 SHARED = 128 + 2 * 512 + 2 * 1024
 NOBODY = 99
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(folder: Path) -> Callable[..., Run]:
     def of(
-        name: str, memory: Memory, *parameters, threads=32, cluster=2, arch="90a", blocks=None, **more
+        name: str, memory: Memory, *parameters, threads=32, cluster=2, arch="90", blocks=None, **more
     ) -> Run:
         kernel = kernel_of(arch, folder, name)
         return simulate(kernel, pack(*parameters), memory, threads=threads, rates=RATES[arch], shared_bytes=SHARED,
@@ -57,7 +57,7 @@ def exchanged(x: np.ndarray, rounds: int) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("arch", ["90a", "100", "120"])
+@pytest.mark.parametrize("arch", ["90", "100", "120"])
 @pytest.mark.parametrize("cluster", [2, 4])
 def test_blocks_exchange_values_for_several_phases(run, cluster, arch):
     """The second of three clusters; the given block is any of it."""
@@ -74,7 +74,7 @@ def test_blocks_exchange_values_for_several_phases(run, cluster, arch):
     assert result.generic_accesses == 0 and result.executed({"STAS"}) == cluster * rounds * 4 * 2
 
 
-@pytest.mark.parametrize("arch", ["90a", "100", "120"])
+@pytest.mark.parametrize("arch", ["90", "100", "120"])
 @pytest.mark.parametrize("cluster", [2, 4])
 def test_stores_to_a_neighbour_are_seen_behind_the_barrier(run, cluster, arch):
     m, times = Memory(), 5
@@ -156,7 +156,7 @@ def test_what_a_cluster_may_not_do_is_an_error(run, which, match):
 
 
 def test_blocks_that_do_not_meet_take_what_each_takes_alone(folder):
-    kernel = Kernel.load(cubin(LAYERS, "90a", folder), "Defect0E")
+    kernel = Kernel.load(cubin(LAYERS, "90", folder), "Defect0E")
 
     def result(**more) -> Run:
         m, count = Memory(), 4
@@ -191,7 +191,7 @@ def test_the_cluster_must_fit_the_launch_and_the_gpu(run, folder):
                  blocks=(2, 1, 1))  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["90a", "100", "120"])
+@pytest.mark.parametrize("arch", ["90", "100", "120"])
 def test_no_instruction_of_a_cluster_is_unknown(folder, arch):
     for name in ("exchange", "ping_pong", "nudge", "flood", "neighbours", "barriers"):
         assert unknown_instructions(kernel_of(arch, folder, name)) == []

@@ -16,7 +16,7 @@ from tests.sass_simulator.needs import needs_nvcc
 
 pytestmark = needs_nvcc
 SOURCE = Path(__file__).parent / "small_kernels.cu"
-ARCHS = ("80", "90a", "100", "120")
+ARCHS = ("80", "90", "100", "120")
 Random = np.random.Generator
 
 
@@ -242,10 +242,10 @@ def test_what_a_gpu_refuses_is_an_error_that_names_the_instruction(run):
 
 
 def test_an_unknown_instruction_is_an_error(folder):
-    kernel = Kernel.load(cubin("90a", folder), "tf32")
+    kernel = Kernel.load(cubin("90", folder), "tf32")
     changed = [i.__class__(i.index, i.address, i.text.replace("HMMA", "QMMA"), i.encoding, i.lines)
                for i in kernel.instructions]  # fmt: skip
     kernel.instructions[:] = changed
     m = Memory()
     with pytest.raises(SimulationError, match="QMMA.*unknown instruction"):
-        simulate(kernel, pack(*[m.place(512)] * 3), m, threads=32, rates=RATES["90a"])
+        simulate(kernel, pack(*[m.place(512)] * 3), m, threads=32, rates=RATES["90"])

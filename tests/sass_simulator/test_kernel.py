@@ -17,12 +17,12 @@ FOLDER = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(FOLDER / "small_kernels.cu", "90a", tmp_path_factory.mktemp("cubins") / "small.cubin")
+    return compiled(FOLDER / "small_kernels.cu", "90", tmp_path_factory.mktemp("cubins") / "small.cubin")
 
 
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(FOLDER / "layers.cu", "90a", tmp_path_factory.mktemp("cubins") / "layers.cubin")
+    return compiled(FOLDER / "layers.cu", "90", tmp_path_factory.mktemp("cubins") / "layers.cubin")
 
 
 def test_memory_and_parameters(small):
@@ -63,9 +63,7 @@ def test_the_simulator_says_what_it_does_not_know(small, tmp_path):
     for name in ("convolution", "draw", "divergent", "integers", "floats", "copies", "pointers"):
         assert unknown_instructions(Kernel.load(small, name)) == []
     (tmp_path / "clock.cu").write_text("__global__ void now(int* out) { *out = clock(); }")
-    (unknown,) = unknown_instructions(
-        Kernel.load(compiled(tmp_path / "clock.cu", "90a", tmp_path / "c"), "now")
-    )
+    (unknown,) = unknown_instructions(Kernel.load(compiled(tmp_path / "clock.cu", "90", tmp_path / "c"), "now"))
     assert "SR_CLOCKLO" in unknown and "a clock" in unknown and "clock.cu:1" in unknown
 
 

@@ -40,7 +40,7 @@ def cycles(kernel: Kernel, name: str, sites: int, layers: int) -> float:
         pack(weights, *places, np.int32(layers), np.int32(1)),
         memory,
         threads=256,
-        rates=RATES["90a"],
+        rates=RATES["90"],
         shared_bytes=records + 4 * values + sites * 16384,
     )
     assert run.generic_accesses == run.local_accesses == run.integer_divisions == 0
@@ -52,7 +52,7 @@ def cycles(kernel: Kernel, name: str, sites: int, layers: int) -> float:
     [("walk_step", 1, 1684), ("walk_step", 8, 4153), ("known_first", 1, 3381), ("known_first", 8, 7511)],
 )
 def test_a_layer_takes_what_the_prototype_said(name, sites, expected, tmp_path):
-    cubin = compiled(FOUND[0] / f"{name}.cu", "90a", tmp_path / "walk.cubin")
+    cubin = compiled(FOUND[0] / f"{name}.cu", "90", tmp_path / "walk.cubin")
     kernel = Kernel.load(cubin, f"walkILi{sites}E")
     few, many = (cycles(kernel, name, sites, layers) for layers in (4, 8))
     assert (many - few) / 4 == pytest.approx(expected, rel=0.07)

@@ -17,13 +17,13 @@ from tests.sass_simulator.needs import needs_nvcc
 pytestmark = needs_nvcc
 SOURCE = Path(__file__).parent / "layers.cu"
 DEFECTS = ("none", "load", "barrier", "conflict", "division")
-H100 = RATES["90a"]
+H100 = RATES["90"]
 FRAGMENTS, WARPS = 8, 8
 
 
 @pytest.fixture(scope="module")
 def cubin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(SOURCE, "90a", tmp_path_factory.mktemp("cubins") / "layers.cubin")
+    return compiled(SOURCE, "90", tmp_path_factory.mktemp("cubins") / "layers.cubin")
 
 
 def run_layers(cubin: Path, defect: str, count: int, **more) -> Run:

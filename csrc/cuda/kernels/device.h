@@ -1,18 +1,12 @@
-// What kernels use of CUDA, and how they are launched. The tests have another device.h with the same functions, which
-// runs kernels on the host (tests/csrc/emulation), so kernels use nothing else.
+// What kernels use of CUDA. The tests have another device.h with the same functions, which runs kernels on the host
+// (tests/csrc/emulation), so kernels use nothing else.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "cuda/standard.h"
 
 #ifndef __CUDACC__
 #include "emulation/device.h"
 #else
-#include <cuda_runtime.h>
-
-#include <cfloat>
-#include <stdexcept>
-#include <string>
 
 namespace pcf::cuda {
 
@@ -88,15 +82,6 @@ __device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
 
 // -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
 
-// From 12.0 on the compiler would need more registers for them than there are.
-#if defined __CUDA_ARCH__ && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
-constexpr bool kHasClusters = false;
-#else
-constexpr bool kHasClusters = true;
-#endif
-// Ends the kernel with an error.
-__device__ __forceinline__ void stop() { asm volatile("trap;"); }
-
 #if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank;
@@ -115,14 +100,22 @@ __device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
   return address;
 }
 
+// NVRTC and nvcc before 12.8 take these only with the order that is theirs without a word, which does more.
+#if 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ < 1208
+#define PCF_RELAXED(scope)
+#else
+#define PCF_RELAXED(scope) ".relaxed" scope
+#endif
 // More bytes in this phase of one's own meeting.
 __device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(bytes)
+  asm volatile("mbarrier.expect_tx" PCF_RELAXED(".cta") ".shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)),
+               "r"(bytes)
                : "memory");
 }
 // At that of another block: it says only that what was read before has been read.
 __device__ __forceinline__ void arrive(uint32_t at, unsigned rank) {
-  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at)) : "memory");
+  asm volatile("mbarrier.arrive" PCF_RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at))
+               : "memory");
 }
 // Writes 4 or 8 bytes to another block's shared memory, and counts them at its meeting: they are seen by whoever has
 // seen that phase end.
@@ -140,7 +133,7 @@ __device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32
         "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, meeting))
         : "memory");
 }
-#else
+#else  // there are none
 __device__ unsigned cluster_rank();
 __device__ void sync_cluster();
 __device__ void expect_bytes(uint32_t, int);
@@ -255,62 +248,6 @@ PCF_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 PCF_MMA(mma_fp16, "m16n8k16.row.col.f32.f16.f16.f32")
 PCF_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef PCF_MMA
-
-// -- the host's side
-
-using Stream = cudaStream_t;
-
-struct Launch {
-  unsigned blocks, threads;
-  size_t shared_bytes = 0;
-  unsigned cluster = 1;
-};
-
-inline void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(error));
-}
-
-// A launch, as the CUDA runtime wants it.
-class Configured {
- public:
-  template <class Kernel>
-  Configured(Kernel kernel, const Launch& how, Stream stream) {
-    const int bytes = static_cast<int>(how.shared_bytes);
-    refused = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    config.gridDim = dim3(how.blocks), config.blockDim = dim3(how.threads);
-    config.dynamicSmemBytes = how.shared_bytes, config.stream = stream;
-    attribute_.id = cudaLaunchAttributeClusterDimension;
-    attribute_.val.clusterDim = {how.cluster, 1, 1};
-    config.attrs = &attribute_, config.numAttrs = how.cluster > 1;
-  }
-  Configured(const Configured&) = delete;
-
-  cudaLaunchConfig_t config{};
-  cudaError_t refused;  // if it is not cudaSuccess
-
- private:
-  cudaLaunchAttribute attribute_{};
-};
-
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& how, Stream stream, const Arguments&... arguments) {
-  const Configured configured(kernel, how, stream);
-  check(configured.refused);
-  check(cudaLaunchKernelEx(&configured.config, kernel, Parameters(arguments)...));
-}
-
-// How many clusters run at once; 0 where the device has none, or the kernel was compiled for one that hasn't.
-template <class... Parameters>
-int most_clusters(void (*kernel)(Parameters...), const Launch& how) {
-  const Configured configured(kernel, how, nullptr);
-  cudaFuncAttributes attributes{};
-  int count = 0;
-  const bool found = configured.refused == cudaSuccess && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
-                     cudaOccupancyMaxActiveClusters(&count, kernel, &configured.config) == cudaSuccess;
-  if (!found) (void)cudaGetLastError();  // which the next call would report otherwise
-  return found && attributes.ptxVersion >= 90 && attributes.ptxVersion < 120 ? count : 0;
-}
 
 }  // namespace pcf::cuda
 #endif

@@ -2,10 +2,7 @@
 // lane handles some neighbouring levels.
 #pragma once
 
-#include <cfloat>
-
 #include "cuda/kernels/fragments.h"
-#include "program.h"
 
 namespace pcf::cuda {
 
@@ -30,17 +27,6 @@ struct Logits {
 #pragma unroll
     for (int k = 0; k < kEach; k++) x[k] = k < count ? (*this)[first + k] : -FLT_MAX;
   }
-};
-
-// The options, and what is computed from them once, so that a warp need not divide.
-struct DrawOptions : SamplingOptions {
-  float inverse_temperature = 1;  // 0: the most likely level
-  bool excludes_levels = false;
-
-  DrawOptions() = default;
-  explicit DrawOptions(const SamplingOptions& options)
-      : SamplingOptions(options), inverse_temperature(temperature == 0 ? 0 : static_cast<float>(1 / temperature)),
-        excludes_levels(options.exclude_levels()) {}
 };
 
 template <class T, class F>

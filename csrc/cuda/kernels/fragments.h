@@ -1,8 +1,8 @@
-// How a warp multiplies fragments (plan.h), for each kind of numbers. Lane = 4 * group + member.
+// How a warp multiplies fragments (layout.h), for each kind of numbers. Lane = 4 * group + member.
 #pragma once
 
 #include "cuda/kernels/device.h"
-#include "cuda/plan.h"
+#include "cuda/layout.h"
 
 namespace pcf::cuda {
 

@@ -14,7 +14,7 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::kShares, Base::lane_, Base::params_, Base::rank_, Base::thread;
+  using Base::lane_, Base::params_, Base::rank_, Base::thread;
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
@@ -36,20 +36,20 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
   __device__ void give_up() {
     atomic_min(params_.error, kWaitedInVain);
     wait_copies();
-    if (kShares) sync_cluster();  // others may still write to this block
+    if (kBlocks > 1) sync_cluster();  // others may still write to this block
     end_thread();
   }
 
-  __device__ void sync_all() { kShares ? sync_cluster() : sync_block(); }
+  __device__ void sync_all() { kBlocks > 1 ? sync_cluster() : sync_block(); }
 
   __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
 
   __device__ __forceinline__ void arrive_with(int bytes) {
     wait_copies();
     sync_warp();
-    if (kShares && thread() == 0) expect_bytes(meeting(), bytes);
+    if (kBlocks > 1 && thread() == 0) expect_bytes(meeting(), bytes);
     if (lane_ == 0) arrive_here(meeting());
-    if (kShares && lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
+    if (kBlocks > 1 && lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
   }
 
   template <class T>

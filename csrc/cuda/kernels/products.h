@@ -14,8 +14,8 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::group, Base::is_at, Base::kAhead, Base::kColumnBytes, Base::kMost, Base::lane_, Base::lane_offset,
-      Base::layout_, Base::shifted;
+  using Base::group, Base::is_at, Base::kColumnBytes, Base::kMost, Base::lane_, Base::lane_offset, Base::layout_,
+      Base::shifted;
 
   // Sums of a warp's tiles of sites, for one member after the other. The order in which a sum is made up must not
   // depend on the number of tiles or members: images would depend on the batch.
@@ -80,23 +80,17 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
   // Calls one(turn) for `count` batches, with turns from kFirst on that the code knows.
   template <int kFirst, class One>
   __device__ __forceinline__ void in_turn(Constant<kFirst> first, int count, const One& one) {
-    static_assert(kAhead <= 3);
-    while (count > 0) {
+    for (; count > 0; count -= 2) {
       one(first);
       if (count == 1) return;
-      one(Constant<kFirst + 1>());
-      if (kAhead == 3) {
-        if (count == 2) return;
-        one(Constant<kFirst + 2>());
-      }
-      count -= kAhead;
+      one(Constant<1 - kFirst>());
     }
   }
 
   // Before the barrier.
   __device__ __forceinline__ void multiply_known(const Record::Product& p) {
     with_constants(p.members, [&](auto members, auto turn) { multiply_known(members, turn, p); });
-    turn_by(p.known_batches < kAhead ? p.known_batches : 0);
+    weight_turn_ ^= p.known_batches % 2;
   }
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_known(Constant<kMembers> members, Constant<kTurn> first,
@@ -108,7 +102,7 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
   // Behind it.
   __device__ __forceinline__ void multiply_late(const Record::Product& p, const LateAddresses& late, uint32_t view) {
     with_constants(p.members, [&](auto members, auto turn) { multiply_late(members, turn, p, late, view); });
-    turn_by(p.late_turns);
+    weight_turn_ ^= p.late_batches % 2;
   }
   template <int kMembers, int kTurn>
   __device__ __forceinline__ void multiply_late(Constant<kMembers> members, Constant<kTurn> first,
@@ -121,7 +115,7 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
       };
       if (p.late_batches == 0) return;
       multiply_next(first, late);
-      in_turn(Constant<kTurn + 1>(), p.late_batches - 1,
+      in_turn(Constant<1 - kTurn>(), p.late_batches - 1,
               [&](auto turn) { multiply_next(turn, LateAddresses(*this, list += kLateBytes)); });
     } else {
       uint32_t at = p.staged + p.known_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
@@ -137,22 +131,11 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
     }
   }
 
-  __device__ __forceinline__ void turn_by(int batches) {
-    weight_turn_ += batches;
-    if (weight_turn_ >= kAhead) weight_turn_ -= kAhead;
-    turn_is_one_ = weight_turn_ == 1;
-  }
-
   // Calls part(members, turn): how many there are, and the turn of the stream that comes next.
   template <class Part>
   __device__ __forceinline__ void with_constants(int members, const Part& part) {
     const auto with_turn = [&](auto members) {
-      if (weight_turn_ == 0)
-        part(members, Constant<0>());
-      else if (kAhead == 2 || turn_is_one_)
-        part(members, Constant<1>());
-      else
-        part(members, Constant<2>());
+      weight_turn_ == 0 ? part(members, Constant<0>()) : part(members, Constant<1>());
     };
     if (kMost == 1 || members == 1)
       with_turn(Constant<1>());
@@ -162,10 +145,9 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
       with_turn(Constant<kMost>());
   }
 
-  WeightStream<kAhead> weights_;
+  WeightStream weights_;
   int weight_turn_ = 0;
-  bool turn_is_one_ = false;  // by itself, so that the compiler makes no table of turns, which would be slower
-  Sums sums_ = {};            // zero between records, unless a sum goes on
+  Sums sums_ = {};  // zero between records, unless a sum goes on
 };
 
 }  // namespace pcf::cuda

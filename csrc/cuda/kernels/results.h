@@ -13,9 +13,9 @@ class Results : public AnySteps<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::apply, Base::clear_sums, Base::group, Base::in_grid, Base::kMost, Base::kShares, Base::lane_,
-      Base::layout_, Base::load, Base::next, Base::own, Base::ring_of, Base::send_unit, Base::site, Base::site_of,
-      Base::store, Base::store_logits, Base::store_near, Base::store_one, Base::sums_, Base::warp_;
+  using Base::apply, Base::clear_sums, Base::group, Base::in_grid, Base::kMost, Base::lane_, Base::layout_, Base::load,
+      Base::next, Base::own, Base::ring_of, Base::send_unit, Base::site, Base::site_of, Base::store, Base::store_logits,
+      Base::store_near, Base::store_one, Base::sums_, Base::warp_;
 
   // Makes results of the sums.
   __device__ __forceinline__ void finish(const Record::Product& product, uint32_t now) {
@@ -24,7 +24,7 @@ class Results : public AnySteps<kMath, kTiles, kBlocks> {
     for (int n = 1;; n++) {
       const int tile = product.first_tile + warp_, channel = r.first_channel + tile * r.tile_channels + group() * 2;
       const Bias bias(r, r.bias + tile * r.bias_tile + group() * 8);
-      char* const ring = kShares ? nullptr : ring_of(now, r.to);  // or it is sent, and written back
+      char* const ring = kBlocks > 1 ? nullptr : ring_of(now, r.to);  // or it is sent, and written back
       if (r.ending == Ending::sum)
         add_and_store(r, ring, channel, bias);
       else if (r.ending == Ending::gate)
@@ -190,14 +190,14 @@ class Results : public AnySteps<kMath, kTiles, kBlocks> {
         const auto store_unit = [&](const Target& to, char* ring, float a, float b) {
 #pragma unroll
           for (int n = 0; n < 2; n++)
-            if (kShares)
+            if (kBlocks > 1)
               store_near(to, n ? b : a, unit, site_of(tile, n));
             else
               store_one(to, ring, n ? b : a, unit, site_of(tile, n));
-          if (kShares && to.shared != kNowhere) send_unit(to.shared, a, b, unit, tile);
+          if (kBlocks > 1 && to.shared != kNowhere) send_unit(to.shared, a, b, unit, tile);
         };
         if (r.gate.keeps_sums) {
-          const auto ring_for = [&](const Target& to) { return kShares ? nullptr : ring_of(view, to); };
+          const auto ring_for = [&](const Target& to) { return kBlocks > 1 ? nullptr : ring_of(view, to); };
           store_unit(r.gate.sums[0], ring_for(r.gate.sums[0]), x[0], x[1]);
           store_unit(r.gate.sums[1], ring_for(r.gate.sums[1]), x[2], x[3]);
           round_as_stored(x);
@@ -216,7 +216,7 @@ class Results : public AnySteps<kMath, kTiles, kBlocks> {
 
   __device__ __forceinline__ void cell_and_store(const Result& r, char* ring, int channel, const Bias& bias,
                                                  uint32_t view) {
-    char* const cells = kShares ? nullptr : ring_of(view, r.lstm.cell);
+    char* const cells = kBlocks > 1 ? nullptr : ring_of(view, r.lstm.cell);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       float cell[4], input[4], forget[4], output[4], factor[4];

@@ -32,7 +32,7 @@ class SiteDraws : public Results<kMath, kTiles, kBlocks> {
 
   // Each warp draws at some sites.
   __device__ void draw_sites(const Record::Draw& draws, const Pixel& first, uint32_t view) {
-    const int levels = layout_.head.parameters, lane = min(lane_, draws.distributions - 1);
+    const int levels = layout_.levels, lane = min(lane_, draws.distributions - 1);
     const bool in_registers = draws_in_registers(levels, params_.options);
 #pragma unroll 1
     for (int index = warp_; index < kSites; index += kWarps) {

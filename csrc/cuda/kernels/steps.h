@@ -1,9 +1,7 @@
 // The formula of each kind of step (pixelcnn_fast/program/steps.py lists them).
 #pragma once
 
-#include <cmath>
-
-#include "cuda/plan.h"
+#include "cuda/layout.h"
 
 #ifdef __CUDACC__
 #define PCF_ON_BOTH __host__ __device__ __forceinline__
@@ -60,8 +58,8 @@ PCF_ON_BOTH float hyperbolic_tangent(float x, Math math) {
 // that reads all channels of a value is given 1 / sqrt(variance + alpha) and the mean instead. math: how what follows
 // is stored.
 //
-// The planner calls it, too. It is no template: nvcc does not check that a switch is complete, and its host compiler,
-// which does (-Werror=switch), sees only what the host could call. There must be no `default` for the same reason.
+// The planner calls it, too, whose compiler checks that the switch is complete (-Werror=switch), which a compiler of
+// kernels does not. There must be no `default` for the same reason.
 PCF_ON_BOTH void apply_formula(StepKind kind, float alpha, float (&x)[4], const float (&operand)[4],
                                const float (&shift)[4], Math math) {
   const auto each = [&](auto formula) {

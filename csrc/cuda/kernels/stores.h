@@ -13,8 +13,7 @@ class Stores : public Products<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::group, Base::is_at, Base::kShares, Base::offset_at, Base::send_to_all, Base::shifted, Base::site_of,
-      Base::slot_of;
+  using Base::group, Base::is_at, Base::offset_at, Base::send_to_all, Base::shifted, Base::site_of, Base::slot_of;
 
   __device__ __forceinline__ void store(const float (&x)[4], const Target& to, char* ring, int tile, int channel) {
 #pragma unroll
@@ -22,8 +21,8 @@ class Stores : public Products<kMath, kTiles, kBlocks> {
       const Pair<kMath> pair(x[n], x[n + 2]);
       const uint32_t offset = offset_at(channel, site_of(tile, n));
       if (to.shared != kNowhere) in_shared<Pair<kMath>>(to.shared + offset) = pair;
-      if (kShares && to.shared != kNowhere) send_to_all(to.shared + offset, pair);
-      if (!kShares && to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
+      if (kBlocks > 1 && to.shared != kNowhere) send_to_all(to.shared + offset, pair);
+      if (kBlocks == 1 && to.ring != kNowhere) *reinterpret_cast<Pair<kMath>*>(ring + offset) = pair;
     }
   }
 
@@ -32,7 +31,7 @@ class Stores : public Products<kMath, kTiles, kBlocks> {
     for (int n = 0; n < 2; n++) {
       const uint32_t at = r.logits + (site_of(tile, n) * r.logits_stride + channel) * 4;
       in_shared<float2>(at) = float2{x[n], x[n + 2]};
-      if (kShares) send_to_all(at, float2{x[n], x[n + 2]});
+      if (kBlocks > 1) send_to_all(at, float2{x[n], x[n + 2]});
     }
   }
 

@@ -2,28 +2,10 @@
 // something to it: views.h, meetings.h, copies.h, products.h, stores.h, any_steps.h, results.h, site_draws.h, walk.h.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/kernels/draw.h"
 #include "cuda/kernels/fragments.h"
 
 namespace pcf::cuda {
-
-// What the kernel takes by value: a batch of images on the device. Arrays are dense; sub-pixels are [images, C, H, W].
-struct KernelParams {
-  Layout layout;
-  const char* constants;
-  char* workspace;  // [blocks][layout.workspace_bytes]
-  int images;
-  int32_t* levels;       // known ones in, all out
-  const uint8_t* known;  // null: none
-  const double* noise;
-  const float* conditions;  // one operand after the other
-  DrawOptions options;
-  float* logits;              // [..., levels]; null: not wanted
-  double* log_probability;    // of the levels drawn, at temperature 1; null: not wanted
-  unsigned long long* error;  // error_code() of the first sub-pixel with logits that are not finite
-};
 
 // Grows in the order of drawing.
 __device__ inline unsigned long long error_code(int site, int image, int channel) {
@@ -40,12 +22,11 @@ class Thread {
  public:
   __device__ explicit Thread(const KernelParams& params)
       : params_(params), layout_(params.layout), warp_(thread_index() / 32), lane_(thread_index() % 32),
-        rank_(kShares ? cluster_rank() : 0) {}
+        rank_(kBlocks > 1 ? cluster_rank() : 0) {}
 
  protected:
   static constexpr int kSites = kTiles * kTileSites;
-  static constexpr bool kShares = kBlocks > 1;
-  static constexpr int kAhead = batches_ahead(kMath, kTiles), kMost = most_members(kMath, kTiles);
+  static constexpr int kMost = most_members(kMath, kTiles);
   // Whether there are registers to spare for what is read early, and is read when it is needed otherwise.
   static constexpr bool kReadsEarly = kDepth<kMath> == 32 && kTiles <= 4;
   // Whether rows are sampled one at a time, and several columns summed at once.

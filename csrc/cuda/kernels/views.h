@@ -1,4 +1,4 @@
-// Views: what a column step finds out about the next one (plan.h).
+// Views: what a column step finds out about the next one (layout.h).
 #pragma once
 
 #include "cuda/kernels/thread.h"
@@ -13,8 +13,8 @@ class Views : public Thread<kMath, kTiles, kBlocks> {
   using Base::Base;
 
  protected:
-  using Base::by_rows, Base::group, Base::kShares, Base::kSites, Base::lane_, Base::layout_, Base::params_, Base::rank_,
-      Base::thread, Base::warp_;
+  using Base::by_rows, Base::group, Base::kSites, Base::lane_, Base::layout_, Base::params_, Base::rank_, Base::thread,
+      Base::warp_;
 
   // The view of the next column step.
   __device__ uint32_t next(uint32_t view) const { return layout_.both_views - view; }
@@ -33,7 +33,7 @@ class Views : public Thread<kMath, kTiles, kBlocks> {
     const int part = thread() / layout_.images, row = one_column ? part : 0, ahead = one_column ? 0 : part;
     const int behind = sweep.first_step - layout_.lag * row;
     const int turns = behind >= 0 ? behind / layout_.period : -((-behind + layout_.period - 1) / layout_.period);
-    const int batch = block_index() / kBlocks;
+    const int batch = static_cast<int>(block_index()) / kBlocks;
     const int image = batch * layout_.images + thread() % layout_.images;
     const bool used = thread() < layout_.sites * sweep.at_once && image < params_.images;
     site(view, thread()) = Site{image, used ? first_row + row + layout_.rows * turns : kNoRow,
@@ -72,7 +72,7 @@ class Views : public Thread<kMath, kTiles, kBlocks> {
         if (index < 0) index += slot.length;
         slot.stands = stands;
       }
-      const unsigned block = kShares && slot.common ? first_block() : block_index();
+      const unsigned block = kBlocks > 1 && slot.common ? first_block() : block_index();
       const int64_t at = block * layout_.workspace_bytes + slot.ring + index * slot.bytes;
       in_shared<uint64_t>(then + layout_.view_of_slots + thread() * 8) =
           reinterpret_cast<uint64_t>(params_.workspace + at);

@@ -1,4 +1,4 @@
-// A block's walk over its images (plan.h).
+// A block's walk over its images (layout.h).
 #pragma once
 
 #include "cuda/kernels/site_draws.h"
@@ -25,15 +25,14 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     const int n = layout_.n_sweeps;
     for (int done = layout_.first_row * n; done < layout_.end_row * n; done++)
       run_sweep(layout_.sweeps[done % n], done / n, view);
-    if (kShares) sync_cluster();  // others may still arrive here
+    if (kBlocks > 1) sync_cluster();  // others may still arrive here
   }
 
  private:
-  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kAhead, Base::kReadsEarly,
-      Base::kMost, Base::kShares, Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet,
-      Base::multiply_known, Base::multiply_late, Base::next, Base::of_copies, Base::params_, Base::place_in_rings,
-      Base::place_sites, Base::rank_, Base::sync_all, Base::thread, Base::turn_is_one_, Base::warp_, Base::weight_turn_,
-      Base::weights_;
+  using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kReadsEarly, Base::kMost,
+      Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet, Base::multiply_known, Base::multiply_late,
+      Base::next, Base::of_copies, Base::params_, Base::place_in_rings, Base::place_sites, Base::rank_, Base::sync_all,
+      Base::thread, Base::warp_, Base::weight_turn_, Base::weights_;
   using typename Base::Copying;
   using typename Base::LateAddresses;
   using typename Base::Pixel;
@@ -58,7 +57,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
       return in_shared<const Weights>(sweep.weights + warp_ * sizeof(Weights));
     };
     weights_.begin(params_.constants + weights().at, lane_);
-    weight_turn_ = 0, turn_is_one_ = false;
+    weight_turn_ = 0;
     wait_copies();
     sync_block();
     uint32_t at = sweep.records + list;
@@ -81,9 +80,9 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
 
   __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
-    const int bytes = kShares ? r.exchange.bytes : 0;
+    const int bytes = kBlocks > 1 ? r.exchange.bytes : 0;
     if (product.warps >> warp_ & 1) {
-      if constexpr (kShares) {  // warps with a tile leave copying to others, if there are any
+      if constexpr (kBlocks > 1) {  // warps with a tile leave copying to others, if there are any
         const bool copies = product.barriers & kAllCopy;
         compute(
             product,
@@ -123,13 +122,13 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
         }
         clear_sums(Constant<0>(), Constant<kMost>());  // so that they take no registers meanwhile
       };
-      if constexpr (kShares && kSparesRegisters) {
+      if constexpr (kBlocks > 1 && kSparesRegisters) {
         const WritingBack early(*this, r, now);
         meet_and_draw();
         if (copying.is_mine()) early.finish(*this, now);
       } else {
         meet_and_draw();
-        if (kShares && copying.is_mine()) WritingBack(*this, r, now).finish(*this, now);
+        if (kBlocks > 1 && copying.is_mine()) WritingBack(*this, r, now).finish(*this, now);
       }
       if (product.barriers & kAfter) arrive_with(bytes);
     }
@@ -150,13 +149,5 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     if (product.n_results) finish(product, now);
   }
 };
-
-template <Math kMath, int kTiles, int kBlocks>
-__global__ void __launch_bounds__(kThreads, 1) walk(__grid_constant__ const KernelParams params) {
-  if constexpr (kBlocks == 1 || kHasClusters)
-    Walk<kMath, kTiles, kBlocks>(params).run();
-  else
-    stop();  // most_clusters() has said that there are none
-}
 
 }  // namespace pcf::cuda

@@ -1,10 +1,8 @@
 // How weights come to a warp.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/kernels/device.h"
-#include "cuda/plan.h"
+#include "cuda/layout.h"
 
 namespace pcf::cuda {
 
@@ -12,10 +10,9 @@ namespace pcf::cuda {
 template <int kNumber>
 using Constant = std::integral_constant<int, kNumber>;
 
-// A warp's weights, which it reads over and over, a batch at a time. kAhead batches are in registers, or on their way
-// to them, across records and column steps; so behind the last ones of a column step lie the first kAhead of the next.
+// A warp's weights, which it reads over and over, a batch at a time. Two batches are in registers, or on their way
+// to them, across records and column steps; so behind the last ones of a column step lie the first two of the next.
 // Registers have no index: the code says whose turn it is.
-template <int kAhead>
 class WeightStream {
  public:
   using Batch = uint4[kBatch][2];
@@ -23,14 +20,14 @@ class WeightStream {
   __device__ __forceinline__ void begin(const char* at, int lane) {
     next_ = at + lane * 16;
 #pragma unroll
-    for (int n = 0; n < kAhead; n++) fetch(ahead_[n]);
+    for (int n = 0; n < kBatchesAhead; n++) fetch(ahead_[n]);
   }
 
   // use(weights) multiplies by the next batch.
   template <int kTurn, class Use>
   __device__ __forceinline__ void next(Constant<kTurn>, const Use& use) {
-    use(ahead_[kTurn % kAhead]);
-    fetch(ahead_[kTurn % kAhead]);
+    use(ahead_[kTurn]);
+    fetch(ahead_[kTurn]);
   }
 
   // After a column step of so many bytes.
@@ -46,7 +43,7 @@ class WeightStream {
     next_ += kBatch * kWeightBytes;
   }
 
-  Batch ahead_[kAhead];
+  Batch ahead_[kBatchesAhead];
   const char* next_;
 };
 

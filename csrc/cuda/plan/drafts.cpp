@@ -209,12 +209,12 @@ int Planner::stage(int64_t bytes, int record) {
 void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
   if (known.empty() && late.empty()) return;
   Record::Product& product = part.product;
-  const int in_batch = kBatch / product.members, ahead = batches_ahead(math_, layout_.tiles);
+  const int in_batch = kBatch / product.members;
   const auto in_batches = [&](size_t fragments) { return parts(static_cast<int>(fragments), in_batch); };
   const bool may_fill = in_batches(known.size()) + in_batches(late.size()) == in_batches(known.size() + late.size());
   int batches = may_fill ? in_batches(known.size()) : static_cast<int>(known.size()) / in_batch;
   if (late.empty()) batches = in_batches(known.size()) - 1;
-  if (batches > ahead) batches -= batches % ahead;
+  if (batches > kBatchesAhead) batches -= batches % kBatchesAhead;
   if (thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
   product.known_batches = batches;
   const auto fill = [](std::vector<Multiplied>& to, size_t size) {
@@ -232,7 +232,6 @@ void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::ve
   known.erase(known.begin() + before, known.end());
   product.late_batches = in_batches(late.size());
   fill(late, product.late_batches * in_batch);
-  product.late_turns = product.late_batches % ahead;
   part.known = std::move(known), part.late = std::move(late);
 }
 

@@ -238,8 +238,7 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
     const int size = static_cast<int>(stream.size());
     weight_bytes_ += size;
     // What a warp has in flight goes on at the beginning.
-    const int ahead = batches_ahead(math_, layout_.tiles);
-    for (int k = 0; k < ahead * kBatch * kWeightBytes; k++) stream.push_back(size ? stream[k] : char{0});
+    for (int k = 0; k < kBatchesAhead * kBatch * kWeightBytes; k++) stream.push_back(size ? stream[k] : char{0});
     result.push_back({bytes.add(stream), size, 0});
   }
   return result;

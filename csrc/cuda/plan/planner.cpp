@@ -8,7 +8,7 @@ namespace pcf::cuda {
 Layout Planner::geometry(const Program& program, Math math, int images, int cluster) {
   Layout l{};
   l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
-  l.head = program.head, l.images = images, l.cluster = cluster;
+  l.levels = program.head.parameters, l.images = images, l.cluster = cluster;
   l.by_rows = program.lag == 0;
   const int most_tiles_of_block = l.by_rows ? std::min(kMostRowTiles, most_tiles(math)) : most_tiles(math);
   const int most_sites = kTileSites * (cluster > 1 ? 1 : most_tiles_of_block);

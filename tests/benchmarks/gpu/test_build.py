@@ -10,15 +10,6 @@ from gpu.machine import main as machine
 from gpu.stage import printed_figures
 
 
-@pytest.mark.parametrize(
-    ("capability", "name"),
-    [((8, 0), "80-real"), ((9, 0), "90a-real"), ((10, 0), "100-real"), ((12, 0), "120-real")],
-)
-def test_architectures(monkeypatch, capability, name):
-    monkeypatch.setattr(build, "capability", lambda: capability)
-    assert build.architecture() == name
-
-
 def test_a_missing_tool_ends_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="no-such-tool is missing"):
@@ -34,11 +25,6 @@ def test_a_loaded_module_is_left_as_it_was(tmp_path):
         build.put(new, old)
         assert loaded.read() == "old"
     assert old.read_text() == "new" and {path.name for path in tmp_path.iterdir()} == {"new", "_native.so"}
-
-
-def test_kernels_are_told_from_functions():
-    assert build.KERNEL.search(b"\0_ZL54__device_stub__ZN3pcf4cuda4walkILi8EEEvNS0_6ParamsE\0")
-    assert not build.KERNEL.search(b"\0_ZN3pcf4cuda10MemoryPlanD1Ev\0__device_stub__ZN5other4walkEv\0")
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_failure(monkeypatch, capsys):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
+from column_steps import Planned
 from gpu import layers, sampling
 from gpu.stage import printed_figures
 
@@ -14,9 +13,8 @@ from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
-from pixelcnn_fast.runtimes.cuda import CLUSTERS, CudaRuntime, Limits
-from pixelcnn_fast.runtimes.cuda_cost import prefers
-from tests.csrc.emulated import emulated
+from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits
 from tests.needs import needs_native
 
 DEFAULT, FAMILIES = sampling.DEFAULT, sampling.FAMILIES
@@ -89,11 +87,10 @@ def test_a_column_step(monkeypatch, capsys):
 
 
 @needs_native
-@pytest.mark.skipif(not shutil.which("g++"), reason="the host's emulation is not built: no g++")
 def test_column_steps_are_counted_and_taken_on_one_block():
     model = WrappedModel(sampling.default_model().eval(), (3, 32, 32))
     found, limits = compiler.compiled(model), Limits(227 << 10, 132, max(CLUSTERS))
-    runtime = CudaRuntime(found.program, found.conditions, model.head, "bf16", emulated(), limits)
+    runtime = CudaRuntime(found.program, found.conditions, model.head, "bf16", Planned(), limits)
     runtime.cost = prefers(max(CLUSTERS))
     assert runtime.shape(1) == (1, max(CLUSTERS))
 

@@ -28,7 +28,7 @@ def program(tmp_path_factory) -> Iterator[Path]:
         yield rates.compiled(tmp_path_factory.mktemp("rates"), "sm_80")
 
 
-@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100", "sm_120"])
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100", "sm_120"])
 def test_it_compiles_without_spills_or_warnings(architecture, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDACXX", NVCC or "")
     assert rates.compiled(tmp_path, architecture).is_file()
@@ -54,7 +54,7 @@ def test_the_loops_hold_what_they_measure(program):
 def test_what_blocks_send_each_other_follows_the_wait_for_what_they_got(tmp_path, monkeypatch):
     """No load is between the two. And numbers are sent eight in a row."""
     monkeypatch.setenv("CUDACXX", NVCC or "")
-    code = code_of(rates.compiled(tmp_path, "sm_90a"))
+    code = code_of(rates.compiled(tmp_path, "sm_90"))
     wait = r"SYNCS\.PHASECHK\S*TRYWAIT"
     for message, name in {1: r"SYNCS\.ARRIVE\S*RED", 2: "STAS"}.items():
         steps = re.findall(rf"{wait}|{name}|LD[SG]\.", only(code, f"exchangeILNS_7MessageE{message}E"))

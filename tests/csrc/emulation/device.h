@@ -49,8 +49,7 @@ inline void sync_warp(unsigned line = __builtin_LINE()) {
 }
 inline void end_thread() { emulation::end_thread(); }
 inline uint32_t time_passed() { return emulation::time_passed(); }
-constexpr bool kSparesRegisters = true, kHasClusters = true;
-void stop();  // nothing here does
+constexpr bool kSparesRegisters = true;
 
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
 inline void copy_async(void* to, const void* from, bool there, bool wanted) {
@@ -226,25 +225,5 @@ inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b
   mma<2, half_of_fp16>(sum, a, b);
 }
 inline void mma_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<1, whole_tf32>(sum, a, b); }
-
-// -- the host's side
-
-using Stream = void*;
-
-struct Launch {
-  unsigned blocks, threads;
-  size_t shared_bytes = 0;
-  unsigned cluster = 1;
-};
-
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& how, Stream, const Arguments&... arguments) {
-  emulation::run({how.blocks, how.threads, how.shared_bytes, how.cluster}, [&] { kernel(arguments...); });
-}
-
-template <class... Parameters>
-int most_clusters(void (*)(Parameters...), const Launch&) {
-  return 1 << 20;
-}
 
 }  // namespace pcf::cuda

@@ -13,7 +13,10 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.runtimes.cuda import WAITED_IN_VAIN, CudaRuntime, Launched, Limits
+from pixelcnn_fast.ops.library import address
+from pixelcnn_fast.runtimes.cuda.driver import Launch
+from pixelcnn_fast.runtimes.cuda.kernels import Instance
+from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, DeviceJob, Launched, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.copies import Copy, pretended_devices
 from tests.needs import needs_native
@@ -27,41 +30,69 @@ events: list[str] = []
 
 class Kernels:
     """Levels are 256 times the noise, logits are not written, log-probabilities are the noise; ``errors`` has the error
-    word of each launch, -1 if it has none."""
+    word of each launch, -1 if it has none. Planner and kernel, in one."""
 
     def __init__(self, errors: dict[int, int] | None = None) -> None:
         self.errors = errors or {}
-        self.facts = {"most_images": 4, "rows": 1, "cluster": 1, "turns": 1, "sweeps": []}
+        self.facts = {
+            "most_images": 4,
+            "rows": 1,
+            "tiles": 1,
+            "cluster": 1,
+            "turns": 1,
+            "sweeps": [],
+            "threads": 256,
+            "shared_bytes": 0,
+        }
         self.launches = 0
-        self.CudaJob = SimpleNamespace
 
-    def CudaSampler(self, *_: Any) -> Kernels:
+    def get(self, instance: Instance) -> Kernels:
         return self
 
     def workspace_bytes(self, images: int) -> int:
         return images
 
+    def blocks(self, images: int) -> int:
+        return images
+
     def constants(self) -> bytes:
         return b"0"
 
-    def run(self, job: Any) -> None:
+    def parameters(self, job: Any) -> Any:
+        return job
+
+    def clusters_at_once(self, how: Launch) -> int:
+        return 0
+
+    def launch(self, how: Launch, job: Any, stream: int) -> None:
         events.append(f"launched {self.launches}")
-        size = job.images * 6
-        noise = (ctypes.c_double * size).from_address(job.noise)
-        levels = (ctypes.c_int32 * size).from_address(job.values)
+        size = how.blocks * 6
+        noise = (ctypes.c_double * size).from_address(job["noise"])
+        levels = (ctypes.c_int32 * size).from_address(job["values"])
         levels[:] = [int(256 * u) for u in noise]
-        if job.log_probability:
-            (ctypes.c_double * size).from_address(job.log_probability)[:] = noise
-        ctypes.c_int64.from_address(job.error).value = self.errors.get(self.launches, -1)
+        if job["log_probability"]:
+            ctypes.memmove(job["log_probability"], noise, 8 * size)
+        ctypes.c_int64.from_address(job["error"]).value = self.errors.get(self.launches, -1)
         self.launches += 1
 
 
 def runtime(kernels: Kernels) -> CudaRuntime:
     sampler = Sampler(pixelcnn(), SHAPE)
     captured = sampler._engine.captured
-    return CudaRuntime(
-        captured.program, captured.conditions, sampler.head, module=kernels, limits=Limits(1 << 16, 2)
-    )
+    limits = Limits(1 << 16, 2)
+    found = CudaRuntime(captured.program, captured.conditions, sampler.head, kernels=kernels, limits=limits)
+    found._samplers, found._planned = {}, lambda shape: kernels  # type: ignore[method-assign]
+    found._job = lambda batch: addresses(batch)  # type: ignore[method-assign]
+    return found
+
+
+def addresses(batch: DeviceJob) -> dict[str, int]:
+    return {
+        "values": batch.levels.data_ptr(),
+        "noise": batch.noise.data_ptr(),
+        "log_probability": address(batch.log_probability),
+        "error": batch.error.data_ptr(),
+    }
 
 
 def job(number: int = 0, n: int = 2) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelcnn_fast.runtimes.pinned import on_device, on_host
+from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from tests.copies import Copy, pretended_devices
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")

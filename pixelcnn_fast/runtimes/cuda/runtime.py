@@ -1,4 +1,4 @@
-"""The compiled CUDA runtime, csrc/cuda/sampler.cu, fed with a phased program."""
+"""The CUDA runtime: plans batches with the compiled module, and launches the kernels of csrc/cuda/kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
@@ -20,10 +20,13 @@ from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
-from pixelcnn_fast.runtimes import Precision, cuda_cost
+from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes.cuda import cost
+from pixelcnn_fast.runtimes.cuda.driver import Launch
+from pixelcnn_fast.runtimes.cuda.kernels import Instance, Kernel, Kernels, kernels_of, why_no_kernels
+from pixelcnn_fast.runtimes.cuda.pinned import on_device, on_host
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.pack import described, sampling_options, why_not_compiled
-from pixelcnn_fast.runtimes.pinned import on_device, on_host
 
 # What is multiplied if precision= does not say; sums and pointwise steps are float32.
 MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -44,32 +47,36 @@ class Limits:
 
 
 def limits_of(device: torch.device) -> Limits:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    found = required().cuda_devices()[index]
-    return Limits(found["shared_memory"], found["multiprocessors"], largest_cluster(found["capability"]))
+    found = torch.cuda.get_device_properties(device)
+    shared_bytes = found.shared_memory_per_block_optin
+    return Limits(shared_bytes, found.multi_processor_count, largest_cluster((found.major, found.minor)))
 
 
 def largest_cluster(capability: tuple[int, int]) -> int:
-    """Where there are kernels for clusters of blocks: kHasClusters in csrc/cuda/kernels/device.h."""
+    """How many blocks may share images. From 12.0 on, kernels for it would take more registers than there are."""
     return max(CLUSTERS) if (9, 0) <= tuple(capability) < (12, 0) else 1
 
 
 def why_not_cuda(program: PhasedProgram, head: Head) -> str | None:
     """Why the compiled CUDA runtime can't serve this program and head, or None if it can."""
-    if (module := native()) is None:
+    if native() is None:
         return why_not_native()
     if (why := why_not_compiled(head)) is not None:
         return why
     if program.device.type != "cuda":
         return f"the model is on {program.device}: use model.cuda()"
-    if not (info := module.build_info())["cuda"]:
-        return f"this build has no CUDA part ({info['cuda_off']}): rebuild where nvcc is installed"
+    if torch.version.hip is not None:
+        return "PyTorch is built for ROCm, and the kernels are for NVIDIA's GPUs: use 'eager'"
     capability = torch.cuda.get_device_capability(program.device)
     if capability < OLDEST:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, but 8.0 is needed: use 'eager'"
     if program.dtype not in MATH_BY_DTYPE:
         return f"the model is {program.dtype}, but the CUDA runtime sums in float32: use model.float()"
-    return None
+    return why_no_kernels()
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class Shape(NamedTuple):
@@ -115,8 +122,9 @@ class Launched:
 class CudaRuntime(Runtime):
     """Samples with one block of threads for every few images, or with a cluster of blocks.
 
-    precision: as for ``Sampler``. module, limits: for tests, which run the kernels on the host. ``cost`` chooses how
+    precision: as for ``Sampler``. kernels, limits: for tests, which run the kernels on the host. ``cost`` chooses how
     images share blocks, and blocks images.
+    Raises RuntimeUnavailable, saying why, if it can't serve the program on this machine.
     """
 
     def __init__(
@@ -125,30 +133,33 @@ class CudaRuntime(Runtime):
         conditions: Conditions,
         head: Head,
         precision: Precision = "same",
-        module: Any = None,
+        kernels: Kernels | None = None,
         limits: Limits | None = None,
     ) -> None:
-        if module is None and (why := why_not_cuda(program, head)) is not None:
-            raise RuntimeError(f"runtime 'cuda' is not available: {why}")
+        if kernels is None and (why := why_not_cuda(program, head)) is not None:
+            raise RuntimeUnavailable(why)
         if program.wavefront is None:
             program = replace(program, wavefront=one_row_at_a_time(program))
         program = without_waiting_for_residuals(program)
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)
-        self._module = module or required()
+        self._kernels = kernels or kernels_of(_number(program.device))
         self._borrowed: list[Tensor] = []  # what the description refers to
         self._description = described(program, head, self._borrowed, torch.float32)
-        self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cuda_cost.cycles
+        self.cost: Callable[[dict[str, Any], str, int, int, int], float] = cost.cycles
         self._samplers: dict[Shape, Any] = {}  # each has a copy of the weights
         self._refused: set[Shape] = set()
         self._constants: dict[Shape, Tensor] = {}
         try:
-            self._most_images: int = self.sampler(Shape(1)).facts[
-                "most_images"
-            ]  # of a block, as far as is known
+            self._most_images: int = self.sampler(Shape(1)).facts["most_images"]  # of a block, as far as known
         except ValueError as error:
-            raise RuntimeError(f"runtime 'cuda' is not available: {error}") from error
+            raise RuntimeUnavailable(str(error)) from error
+        if self._most_in_memory(sampler := self.sampler(Shape(1))) == 0:
+            raise RuntimeUnavailable(
+                f"an image takes {sampler.workspace_bytes(1) / 2**20:.0f} MiB of the GPU's memory, and less than twice "
+                "that is free"
+            )
 
     def run(self, job: Job) -> None:
         if job.values.shape[0]:
@@ -169,8 +180,6 @@ class CudaRuntime(Runtime):
     def _launched(self, job: Job) -> Launched:
         """Waits for nothing. What the device needs no longer afterwards, it reuses for the next job of this stream."""
         batch, device = self.prepared(job), self._program.device
-        for row in range(self._program.shape[1]):  # all of them are one launch
-            job.on_row(row)
         self.enqueue(batch)
         results = [
             (place, on_host(found) if place.device.type == "cpu" else found)
@@ -193,6 +202,8 @@ class CudaRuntime(Runtime):
             raise RuntimeError("threads of the CUDA sampler waited in vain for each other: please report this")
         if code != -1:
             raise NonFiniteLogits(*self._location(code))
+        for row in range(self._program.shape[1]):  # all of them were one launch
+            launched.job.on_row(row)
         for place, found in launched.results:
             place.copy_(found)
         return launched.job
@@ -225,7 +236,29 @@ class CudaRuntime(Runtime):
     def enqueue(self, batch: DeviceJob) -> None:
         """Puts everything on the current stream and waits for nothing, so a CUDA graph can capture it."""
         with self._on_device():
-            batch.sampler.run(self._job(batch))
+            if images := batch.levels.shape[0]:
+                facts, stream = batch.sampler.facts, 0
+                if self._program.device.type == "cuda":
+                    stream = torch.cuda.current_stream(self._program.device).cuda_stream
+                how = self._launch(batch.sampler, images)
+                self._kernel(facts).launch(how, batch.sampler.parameters(self._job(batch)), stream)
+
+    def _launch(self, sampler: Any, images: int) -> Launch:
+        facts = sampler.facts
+        return Launch(sampler.blocks(images), facts["threads"], facts["cluster"], facts["shared_bytes"])
+
+    def _kernel(self, facts: dict[str, Any]) -> Kernel:
+        """The one that a plan is for."""
+        return self._kernels.get(Instance(self.math, facts["tiles"], facts["cluster"]))
+
+    def prepare(self, images: int) -> None:
+        """Compiles or finds the kernel that a batch of so many images is drawn with, and loads it and the weights.
+
+        Raises RuntimeUnavailable, saying why, if that fails."""
+        if images:
+            with self._on_device():
+                self._kernel(self.sampler(shape := self.shape(images)).facts)
+                self._constants_of(shape)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """What is asked of CUDA concerns the current device."""
@@ -233,8 +266,7 @@ class CudaRuntime(Runtime):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _job(self, batch: DeviceJob) -> Any:
-        device = self._program.device
-        return self._module.CudaJob(
+        return required().CudaJob(
             images=batch.levels.shape[0],
             constants=batch.constants.data_ptr(),
             workspace=batch.workspace.data_ptr(),
@@ -246,7 +278,6 @@ class CudaRuntime(Runtime):
             parameters=address(batch.logits),
             log_probability=address(batch.log_probability),
             error=batch.error.data_ptr(),
-            stream=torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
         )
 
     def shape(self, images: int) -> Shape:
@@ -269,27 +300,24 @@ class CudaRuntime(Runtime):
 
         waves = -(-images // (multiprocessors * self._most_images))
         add(-(-images // (multiprocessors * waves)), self._most_images, 1, self.sampler(Shape(1)).facts)
-        for facts, at_once, most_in_memory in self._clusters:
+        for facts, most_in_memory in self._clusters:
+            cluster = facts["cluster"]
             if waves == 1 and images <= most_in_memory:
-                add(-(-images // at_once), facts["most_images"], facts["cluster"], facts)
+                add(-(-images // (multiprocessors // cluster)), facts["most_images"], cluster, facts)
         return found
 
     @cached_property
-    def _clusters(self) -> list[tuple[dict[str, Any], int, int]]:
-        """Those that there can be: what was planned for one image, how many run at once, and how many images' values
-        memory holds."""
-        multiprocessors, found = self._limits.multiprocessors, []
+    def _clusters(self) -> list[tuple[dict[str, Any], int]]:
+        """Those that there can be: what was planned for one image, and how many images' values memory holds."""
+        found = []
         for blocks in CLUSTERS:
-            if blocks > min(self._limits.largest_cluster, multiprocessors):
+            if blocks > min(self._limits.largest_cluster, self._limits.multiprocessors):
                 break
             try:
                 sampler = self.sampler(Shape(1, blocks))
             except ValueError:
                 continue
-            with self._on_device():
-                at_once = min(sampler.clusters_at_once(), multiprocessors // blocks)
-                if at_once:
-                    found.append((sampler.facts, at_once, self._most_in_memory(sampler)))
+            found.append((sampler.facts, self._most_in_memory(sampler)))
         return found
 
     def sampler(self, shape: Shape) -> Any:
@@ -303,7 +331,7 @@ class CudaRuntime(Runtime):
 
     def _planned(self, shape: Shape) -> Any:
         shared_bytes = self._limits.shared_bytes
-        return self._module.CudaSampler(self._description, self.math, shape.images, shared_bytes, shape.cluster)
+        return required().CudaSampler(self._description, self.math, shape.images, shared_bytes, shape.cluster)
 
     def _fits(self, shape: Shape) -> bool:
         if shape in self._refused or (shape.cluster == 1 and shape.images > self._most_images):
@@ -319,10 +347,13 @@ class CudaRuntime(Runtime):
 
     def _all_at_once(self, shape: Shape, images: int) -> bool:
         """Whether all clusters of a batch run at once."""
-        if shape.cluster == 1:
-            return True
+        return shape.cluster == 1 or images <= shape.images * self.clusters_at_once(shape)
+
+    def clusters_at_once(self, shape: Shape) -> int:
+        """How many the device runs at once. Asks the kernel, which is compiled for that."""
+        sampler = self.sampler(shape)
         with self._on_device():
-            return bool(images <= shape.images * self.sampler(shape).clusters_at_once())
+            return self._kernel(sampler.facts).clusters_at_once(self._launch(sampler, 1))
 
     def facts(self, images: int) -> dict[str, Any]:
         """What was planned for a batch: sites, column steps, bytes of weights, values, workspace and shared memory."""
@@ -335,10 +366,12 @@ class CudaRuntime(Runtime):
         return max(1, min(each * self._limits.multiprocessors, most_in_memory))
 
     def _most_in_memory(self, sampler: Any) -> int:
-        """How many images half of the device's free memory holds."""
-        if self._program.device.type != "cuda":
+        """How many images half of the device's free memory holds, with what PyTorch keeps to use again."""
+        device = self._program.device
+        if device.type != "cuda":
             return sys.maxsize
-        free, _ = torch.cuda.mem_get_info(self._program.device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept
         return free // 2 // max(1, sampler.workspace_bytes(1))
 
     def weight_bytes(self) -> int:

@@ -1,0 +1,106 @@
+"""``compile``: the CUDA sampler's kernels, ahead of time, for machines that have no compiler of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from pixelcnn_fast.bench.arguments import output_folder, path, whole
+from pixelcnn_fast.bench.streams import say
+from pixelcnn_fast.progress import progress_bar
+from pixelcnn_fast.runtimes.cuda import compilers
+from pixelcnn_fast.runtimes.cuda.kernels import READY, Instance, digest, instances, sources
+from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
+from pixelcnn_fast.runtimes.cuda.store import Store
+
+MATHS = {"float32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
+EPILOG = f"""examples:
+  python -m pixelcnn_fast compile --arch 90 --precision bf16 --out kernels     for an H100, and a model in bf16
+  python -m pixelcnn_fast compile --arch 80 90 100 --out kernels               for A100, H100 and B200
+  {READY}=kernels python -m pixelcnn_fast sample --runtime cuda
+
+Without this command, a kernel compiles when it is first needed, which takes some ten seconds, and is kept in a cache.
+Compile them for containers, clusters and other machines that have no compiler or no cache that lasts. No GPU is needed.
+The kernels of other versions of this library are refused, so compile them again after an update. --arch is the compute
+capability without its dot, as in 90 for 9.0; a GPU also takes those of smaller minor versions.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    about = "compile the CUDA sampler's kernels ahead of time"
+    parser = commands.add_parser("compile", help=about, description=about, epilog=EPILOG)
+    add = parser.add_argument
+    add(
+        "--arch",
+        type=whole(80),
+        nargs="+",
+        metavar="ARCH",
+        help="for these GPUs, such as 90 (default: those of this machine)",
+    )
+    add(
+        "--precision",
+        nargs="+",
+        choices=MATHS,
+        default=["float32", "bf16"],
+        help="what is multiplied (default: float32 bf16)",
+    )
+    add("--out", type=path, default=Path("kernels"), metavar="FOLDER", help="(default: kernels)")
+    add("--compiler", choices=("nvrtc", "nvcc"), help="(default: nvrtc, or nvcc where that is missing)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    compiler = _compiler(args.compiler)
+    archs = sorted(set(args.arch or _own_archs()))
+    known = compiler.architectures()
+    if unknown := [arch for arch in archs if arch not in known]:
+        raise ValueError(f"--arch {unknown[0]}: {compiler} knows {', '.join(map(str, known))}")
+    store = Store(output_folder(args.out), digest())
+    kernels = instances(MATHS[precision] for precision in dict.fromkeys(args.precision))
+    wanted = [
+        (arch, kernel)
+        for arch in archs
+        for kernel in kernels
+        if kernel.cluster <= largest_cluster(divmod(arch, 10))
+    ]
+
+    def compile_one(what: tuple[int, Instance]) -> None:
+        arch, kernel = what
+        store.put(f"{kernel}-sm_{arch}", compiler.compiled(sources(), arch, kernel.options))
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        progress_bar(shown=True, total=len(wanted), unit="kernel") as bar,
+    ):
+        try:
+            for _ in threads.map(compile_one, wanted):
+                bar.update()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    say(f"{len(wanted)} kernels in {store.folder}, by {compiler}: {READY}={store.folder} uses them")
+    return 0
+
+
+def _compiler(name: str | None) -> compilers.Compiler:
+    find: dict[str | None, Callable[[], compilers.Compiler | None]] = {
+        "nvrtc": compilers.nvrtc,
+        "nvcc": compilers.nvcc,
+        None: compilers.compiler,
+    }
+    found = find[name]()
+    if found is None:
+        raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}")
+    return found
+
+
+def _own_archs() -> list[int]:
+    if not torch.cuda.is_available():
+        raise ValueError("--arch is needed, as this machine has no GPU: such as --arch 90 for an H100")
+    capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return [10 * major + minor for major, minor in capabilities]

@@ -1,0 +1,208 @@
+"""Compilers of the CUDA sampler's kernels, for a GPU that need not be there: NVRTC, which PyTorch's CUDA wheels bring,
+or nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from pixelcnn_fast.errors import RuntimeUnavailable
+
+SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
+
+
+class Compiler(ABC):
+    """identity: tells it from other versions, without loading it. str() gives its name and version."""
+
+    identity: str
+    path: Path
+
+    @abstractmethod
+    def architectures(self) -> list[int]:
+        """That it knows, as 10 * major + minor, rising."""
+
+    @abstractmethod
+    def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
+        """Compiles ``SOURCE`` among sources that include each other by name -> the cubin.
+
+        Raises RuntimeUnavailable with what the compiler says.
+        """
+
+
+class Nvrtc(Compiler):
+    """path: the library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.identity = f"{self.path.name}-{self.path.stat().st_size}"
+
+    def __str__(self) -> str:
+        return f"NVRTC {'.'.join(map(str, self.version))}"
+
+    @cached_property
+    def _loaded(self) -> ctypes.CDLL:
+        try:
+            for builtins in self.path.parent.glob("libnvrtc-builtins.so*"):  # which it looks for elsewhere
+                ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(str(self.path))
+        except OSError as error:
+            raise RuntimeUnavailable(f"NVRTC does not load: {error}") from error
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._loaded, name)(*arguments)
+        if status:
+            text = self._loaded.nvrtcGetErrorString
+            text.restype = ctypes.c_char_p
+            raise RuntimeUnavailable(f"{name}: {text(status).decode()}")
+
+    @cached_property
+    def version(self) -> tuple[int, int]:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        return major.value, minor.value
+
+    def architectures(self) -> list[int]:
+        count = ctypes.c_int()
+        self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+        found = (ctypes.c_int * count.value)()
+        self._call("nvrtcGetSupportedArchs", found)
+        return sorted(found)
+
+    def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
+        included = {name: text for name, text in sources.items() if name != SOURCE}
+        program = ctypes.c_void_p()
+        self._call(
+            "nvrtcCreateProgram",
+            ctypes.byref(program),
+            sources[SOURCE].encode(),
+            SOURCE.encode(),
+            len(included),
+            _strings(included.values()),
+            _strings(included),
+        )
+        try:
+            # Functions of no side are the device's, so that those which the planner shares need no mark.
+            flags = [f"--gpu-architecture=sm_{architecture}", "-std=c++17", "-default-device", *options]
+            try:
+                self._call("nvrtcCompileProgram", program, len(flags), _strings(flags))
+            except RuntimeUnavailable as error:
+                log = self._text(program, "nvrtcGetProgramLog")
+                raise RuntimeUnavailable(
+                    f"{self} can't compile the kernel: {_error(log) or error.why}"
+                ) from error
+            return self._text(program, "nvrtcGetCUBIN")
+        finally:
+            self._call("nvrtcDestroyProgram", ctypes.byref(program))
+
+    def _text(self, program: ctypes.c_void_p, name: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"{name}Size", program, ctypes.byref(size))
+        found = ctypes.create_string_buffer(size.value)
+        self._call(name, program, found)
+        return found.raw
+
+
+class Nvcc(Compiler):
+    """path: the program."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity = f"nvcc-{self.version}"
+
+    def __str__(self) -> str:
+        return f"nvcc {self.version}"
+
+    @cached_property
+    def version(self) -> str:
+        found = re.search(r"release [\d.]+, V([\d.]+)", self._run("--version"))
+        if found is None:
+            raise RuntimeUnavailable(f"{self.path} does not say its version: is it nvcc?")
+        return found[1]
+
+    def architectures(self) -> list[int]:
+        return sorted(int(arch) for arch in re.findall(r"compute_(\d+)$", self._run("--list-gpu-arch"), re.M))
+
+    def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in sources.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            cubin = Path(folder, "cubin")
+            mode = ["-cubin", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]  # as -default-device
+            flags = [*mode, f"-arch=sm_{architecture}", f"-I{folder}", *options]
+            self._run(*flags, "-o", str(cubin), str(Path(folder, SOURCE)))
+            return cubin.read_bytes()
+
+    def _run(self, *arguments: str) -> str:
+        try:
+            done = subprocess.run([str(self.path), *arguments], capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
+        if done.returncode:
+            said = _error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
+            raise RuntimeUnavailable(f"{self.path} can't compile the kernel: {said}")
+        return done.stdout
+
+
+def _strings(texts: Iterable[str]) -> ctypes.Array[ctypes.c_char_p]:
+    encoded = [text.encode() for text in texts]
+    return (ctypes.c_char_p * len(encoded))(*encoded)
+
+
+def _error(log: bytes) -> str:
+    """The first error in it."""
+    lines = [line.strip() for line in log.decode(errors="replace").strip("\0").splitlines()]
+    return next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
+
+
+@cache
+def compiler() -> Compiler | None:
+    """NVRTC if it is found, else nvcc; None if there is neither. Loads nothing."""
+    for find in (nvrtc, nvcc):
+        if (found := find()) is not None:
+            return found
+    return None
+
+
+def nvrtc() -> Nvrtc | None:
+    for pattern in _libraries():
+        for path in sorted(glob.glob(pattern), reverse=True):
+            return Nvrtc(Path(path))
+    return None
+
+
+def _libraries() -> Iterator[str]:
+    """Where NVRTC may be: in a Python package, of which PyTorch brings that of its own version of CUDA, or in a
+    toolkit."""
+    import torch
+
+    versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []
+    spec = find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        for version in [*versions, "*"]:
+            yield f"{folder}/*/lib/libnvrtc.so.{version}"
+    for home in _toolkits():
+        yield f"{home}/lib64/libnvrtc.so"
+    yield from (f"{folder}/libnvrtc.so.*" for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64"))
+
+
+def _toolkits() -> list[str]:
+    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    return named or ["/usr/local/cuda"]
+
+
+def nvcc() -> Nvcc | None:
+    """That of CUDACXX, of the toolkit in CUDA_HOME (/usr/local/cuda), or on the PATH."""
+    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
+    return next((Nvcc(Path(path)) for name in candidates if name and (path := shutil.which(name))), None)

@@ -1,0 +1,167 @@
+"""The CUDA sampler's kernels: which there are, and where they come from. They compile at their first use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from pixelcnn_fast import native
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda import driver
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compiler
+from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
+from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
+
+READY = "PIXELCNN_FAST_KERNELS"  # a folder of kernels that were compiled before
+
+
+class Instance(NamedTuple):
+    """One of the kernels. math: what it multiplies; tiles: of sites, that a warp has registers for; cluster: how many
+    blocks share their images (1: each has its own)."""
+
+    math: str
+    tiles: int
+    cluster: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.math}-{self.tiles}x{self.cluster}"
+
+    @property
+    def options(self) -> list[str]:
+        """For a compiler."""
+        return [f"-DPCF_MATH={self.math}", f"-DPCF_TILES={self.tiles}", f"-DPCF_BLOCKS={self.cluster}"]
+
+
+class Kernel(Protocol):
+    """A kernel that is ready to be launched: ``LoadedKernel`` on a GPU."""
+
+    def launch(self, how: Launch, parameters: bytes, stream: int) -> None: ...
+    def clusters_at_once(self, how: Launch) -> int: ...
+
+
+class Kernels(Protocol):
+    """Where a runtime gets them: ``DeviceKernels``, or in tests what runs them on the host."""
+
+    def get(self, instance: Instance) -> Kernel: ...
+
+
+def instances(maths: Iterable[str]) -> list[Instance]:
+    """All of these maths."""
+    found = [Instance(*each) for each in native.required().cuda_kernels()]
+    return [instance for math in maths for instance in found if instance.math == math]
+
+
+@cache
+def sources() -> dict[str, str]:
+    """By the names by which they include each other. The compiled module holds them, since a plan of other sources
+    would make a kernel draw wrong images."""
+    return native.required().cuda_kernel_sources()
+
+
+@cache
+def digest() -> str:
+    """Of the sources."""
+    found = hashlib.sha256()
+    for name, text in sorted(sources().items()):
+        found.update(f"{name}\0{text}\0".encode())
+    return found.hexdigest()
+
+
+class DeviceKernels:
+    """A GPU's kernels. Each is compiled, or found on disk, and loaded when it is first asked for, and then kept."""
+
+    def __init__(self, device: int, capability: tuple[int, int], shared_bytes: int) -> None:
+        self._device, self._capability, self._shared_bytes = device, capability, shared_bytes
+        self._loaded: dict[Instance, LoadedKernel] = {}
+        self._failed: dict[Instance, RuntimeUnavailable] = {}
+        self._lock = threading.Lock()
+
+    def get(self, instance: Instance) -> LoadedKernel:
+        """Raises RuntimeUnavailable, saying why, if it can't be had; RuntimeError while a CUDA graph is captured."""
+        with self._lock:
+            if (found := self._loaded.get(instance)) is not None:
+                return found
+            if (failed := self._failed.get(instance)) is not None:
+                raise failed
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "a kernel can't be loaded while a CUDA graph is captured: call sampler.prepare(n), for as many "
+                    "images as are then drawn, before it"
+                )
+            try:
+                found = LoadedKernel(cubin(instance, self._capability), self._device, self._shared_bytes)
+            except RuntimeUnavailable as error:
+                self._failed[instance] = error
+                raise
+            self._loaded[instance] = found
+            return found
+
+
+@cache
+def kernels_of(device: int) -> DeviceKernels:
+    """Of a GPU, by PyTorch's number of it."""
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    return DeviceKernels(device, capability, properties.shared_memory_per_block_optin)
+
+
+def why_no_kernels() -> str | None:
+    """Why there can't be any, as far as is known without compiling one; None if there can."""
+    if not driver.version():
+        return "no CUDA driver is installed: install NVIDIA's driver"
+    if driver.version() < driver.OLDEST:
+        return f"the driver serves CUDA {version_text(driver.version())}, and 11.8 is needed: update the driver"
+    if compiler() is None and not os.environ.get(READY):
+        return (
+            "there is no compiler for its kernels: install NVRTC (pip install nvidia-cuda-nvrtc), which PyTorch's CUDA "
+            "wheels bring, or nvcc; or compile them elsewhere, with `python -m pixelcnn_fast compile`, and name their "
+            f"folder in {READY}"
+        )
+    return None
+
+
+def version_text(version: int) -> str:
+    """13.0 of 13000."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
+    """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
+    cache, or else compiled now, which takes some ten seconds. Raises RuntimeUnavailable, saying why it can't be had."""
+    if folder := os.environ.get(READY):
+        ready = Store(Path(folder), digest())
+        for architecture in range(10 * capability[0] + capability[1], 10 * capability[0] - 1, -1):
+            if (found := ready.get(f"{instance}-sm_{architecture}", strict=True)) is not None:
+                return found
+    if (with_it := compiler()) is None:
+        there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
+        raise RuntimeUnavailable(
+            f"{there} compute capability {capability[0]}.{capability[1]}, and no compiler to make one"
+        )
+    cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
+    return cache.get_or_make(
+        f"{instance}-sm_{capability[0]}{capability[1]}", lambda: compiled(instance, capability, with_it)
+    )
+
+
+def compiled(instance: Instance, capability: tuple[int, int], with_it: Compiler) -> bytes:
+    architecture = architecture_for(capability, with_it.architectures())
+    if architecture is None:
+        raise RuntimeUnavailable(
+            f"{with_it} knows no architecture for compute capability {capability[0]}.{capability[1]}: update PyTorch, "
+            "which brings it"
+        )
+    return with_it.compiled(sources(), architecture, instance.options)
+
+
+def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:
+    """The largest whose machine code the GPU executes: that of the same major version, and no larger minor one."""
+    major, minor = capability
+    return max((arch for arch in known if arch // 10 == major and arch % 10 <= minor), default=None)

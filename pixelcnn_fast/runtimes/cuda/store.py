@@ -1,0 +1,142 @@
+"""Kernels on disk: whole, of the right sources, and compiled by one process while others wait."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.files import replacing
+
+try:
+    import fcntl
+except ImportError:  # no POSIX: then each process compiles for itself
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIX = ".kernel"
+
+
+def cache_folder() -> Path:
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong."""
+    if named := os.environ.get("PIXELCNN_FAST_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pixelcnn_fast"
+
+
+class Store:
+    """A folder of kernels. A file is a line of JSON, which says what the rest of it is, and a cubin.
+
+    sources: the digest of those that kernels must be compiled from.
+    """
+
+    def __init__(self, folder: Path, sources: str) -> None:
+        self.folder, self._sources = folder, sources
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+    def get(self, name: str, strict: bool = False) -> bytes | None:
+        """A kernel; None if it is not there. What is damaged, or of other sources, is not there either, or if
+        ``strict``, raises RuntimeUnavailable, which names the file."""
+        path = self.path(name)
+        try:
+            line, _, cubin = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            if strict and not isinstance(error, FileNotFoundError):
+                raise RuntimeUnavailable(f"{path} can't be read: {error.strerror}") from error
+            return None
+        try:
+            about = json.loads(line)
+            is_whole = about["sha256"] == hashlib.sha256(cubin).hexdigest()
+            is_of_these = about["sources"] == self._sources
+        except (ValueError, TypeError, KeyError):
+            is_whole = is_of_these = False
+        if is_whole and is_of_these:
+            return cubin
+        if strict:
+            why = "was compiled from other sources than this version's" if is_whole else "is damaged"
+            raise RuntimeUnavailable(f"{path} {why}: compile it again, with `python -m pixelcnn_fast compile`")
+        return None
+
+    def put(self, name: str, cubin: bytes) -> None:
+        """Raises OSError if it can't be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {"kernel": name, "sources": self._sources, "sha256": hashlib.sha256(cubin).hexdigest()}
+        with replacing(self.path(name)) as file:
+            file.write(json.dumps(about).encode() + b"\n" + cubin)
+
+    def get_or_make(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """A kernel, made now if it is not there. If it can't be kept, that costs a warning."""
+        if (found := self.get(name)) is not None:
+            return found
+        with self._locked(name):
+            if (found := self.get(name)) is not None:  # somebody else has made it meanwhile
+                return found
+            found = _in_background(make, f"pixelcnn_fast: compiling the CUDA kernel {name}, once, in some 10 s")
+            try:
+                self.put(name, found)
+            except OSError as error:
+                warnings.warn(
+                    f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {error}; "
+                    "PIXELCNN_FAST_CACHE names another folder",
+                    stacklevel=2,
+                )
+            return found
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """By one process and one of its threads; others wait, and can be interrupted. Where there can't be a lock,
+        there is none: the file is written whole by each."""
+        file: IO[bytes] | None = None
+        try:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = self.path(name).with_suffix(".lock").open("wb")
+                _wait_for(file)
+            except OSError:
+                pass
+            yield
+        finally:
+            if file is not None:
+                file.close()
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    if fcntl is None:
+        return
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+
+
+def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
+    """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
+    found: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(make())
+        except BaseException as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=run, name="compiles a CUDA kernel", daemon=True)
+    print(saying, file=sys.stderr, flush=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.2)
+    if errors:
+        raise errors[0]
+    return found[0]

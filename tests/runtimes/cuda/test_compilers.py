@@ -1,0 +1,90 @@
+"""What compiles kernels: found where it may be, asked for what it knows, and quoted where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda import compilers
+from pixelcnn_fast.runtimes.cuda.compilers import SOURCE, Compiler, Nvcc, Nvrtc
+
+SMALL = {
+    SOURCE: '#include "a/number.h"\nextern "C" __global__ void small(int* x) { *x = number() + NUMBER; }\n',
+    "a/number.h": "constexpr int number() { return 7; }\n",
+}
+
+
+@pytest.fixture(params=["nvrtc", "nvcc"])
+def compiler(request: pytest.FixtureRequest) -> Compiler:
+    found = getattr(compilers, request.param)()
+    if found is None:
+        pytest.skip(f"no {request.param}")
+    return found
+
+
+def test_a_kernel_compiles_to_machine_code(compiler: Compiler) -> None:
+    assert {80, 90} <= set(compiler.architectures())
+    cubin = compiler.compiled(SMALL, 90, ["-DNUMBER=3"])
+    assert cubin.startswith(b"\x7fELF") and b"small" in cubin
+
+
+def test_an_error_is_quoted(compiler: Compiler) -> None:
+    with pytest.raises(RuntimeUnavailable, match=f"{compiler}.*NUMBER|NUMBER.*undefined"):
+        compiler.compiled(SMALL, 90)
+
+
+def test_nvrtc_is_told_from_others_without_being_loaded(tmp_path: Path) -> None:
+    one, other = tmp_path / "libnvrtc.so.13", tmp_path / "libnvrtc.so.12"
+    one.write_bytes(b"no library"), other.write_bytes(b"no library")
+    assert len({Nvrtc(one).identity, Nvrtc(other).identity}) == 2
+    before = Nvrtc(one).identity
+    one.write_bytes(b"another one")
+    assert Nvrtc(one).identity != before
+    with pytest.raises(RuntimeUnavailable, match="NVRTC does not load"):
+        Nvrtc(one).architectures()
+
+
+def test_nvcc_of_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.9, V12.9.41'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    found = compilers.nvcc()
+    assert found is not None and found.path == nvcc and str(found) == "nvcc 12.9.41"
+    monkeypatch.setenv("CUDACXX", str(other := tmp_path / "other"))
+    other.write_text("#!/bin/sh\necho 'cicc is not here: a fatal error' >&2; exit 1\n")
+    other.chmod(0o755)
+    with pytest.raises(RuntimeUnavailable, match="cicc is not here"):
+        compilers.nvcc()
+
+
+def test_what_is_no_nvcc_says_so(tmp_path: Path) -> None:
+    false = tmp_path / "nvcc"
+    false.write_text("#!/bin/sh\necho 'hello'\n")
+    false.chmod(0o755)
+    with pytest.raises(RuntimeUnavailable, match="is it nvcc"):
+        Nvcc(false)
+
+
+def test_nvrtc_lies_in_a_package_or_in_a_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of PyTorch's own version of CUDA before others."""
+    package, toolkit = tmp_path / "nvidia" / "cuda_nvrtc" / "lib", tmp_path / "lib64"
+    for folder, name in ((package, "libnvrtc.so.99"), (package, "libnvrtc.so.77"), (toolkit, "libnvrtc.so")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    monkeypatch.setattr("torch.version.cuda", "77.1")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(compilers, "find_spec", lambda name: None)
+    found = compilers.nvrtc()
+    assert found is not None and found.path == toolkit / "libnvrtc.so"
+
+    class Spec:
+        submodule_search_locations = [str(tmp_path / "nvidia")]
+
+    monkeypatch.setattr(compilers, "find_spec", lambda name: Spec)
+    found = compilers.nvrtc()
+    assert found is not None and found.path == package / "libnvrtc.so.77"

@@ -1,0 +1,133 @@
+"""Which kernel a GPU gets, from where, and what is said if it gets none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda import driver, kernels
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler
+from pixelcnn_fast.runtimes.cuda.kernels import DeviceKernels, Instance
+from pixelcnn_fast.runtimes.cuda.store import Store
+from tests.needs import needs_native
+
+pytestmark = needs_native
+H100 = (9, 0)
+KERNEL = Instance("bf16", 1)
+
+
+class Pretended(Compiler):
+    """Cubins that name what was asked for."""
+
+    identity, path = "pretended-1", Path("/pretended")
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def architectures(self) -> list[int]:
+        return [75, 80, 86, 90, 100]
+
+    def compiled(self, sources, architecture, options=()) -> bytes:
+        self.asked.append(architecture)
+        return f"{architecture} {' '.join(options)}".encode()
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
+    found = Pretended()
+    monkeypatch.setattr(kernels, "compiler", lambda: found)
+    monkeypatch.setenv("PIXELCNN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PIXELCNN_FAST_KERNELS", raising=False)
+    return found
+
+
+def test_there_is_one_for_each_number_of_tiles_and_one_for_clusters() -> None:
+    found = kernels.instances(["fp32", "bf16"])
+    assert found[:3] == [Instance("fp32", 1), Instance("fp32", 2), Instance("fp32", 1, 2)]
+    assert len(found) == 5 + 11 and len({str(instance) for instance in found}) == 16
+
+
+def test_the_sources_are_the_compiled_module_s() -> None:
+    sources = kernels.sources()
+    assert {"steps.h", "cuda/layout.h", "cuda/kernels/kernel.cu"} < set(sources)
+    included = {
+        line.split('"')[1] for text in sources.values() for line in text.splitlines() if '#include "' in line
+    }
+    assert included - set(sources) == {"emulation/device.h"}  # of the host's
+
+
+def test_a_kernel_is_compiled_once_and_kept(compiler: Pretended) -> None:
+    first = kernels.cubin(KERNEL, H100)
+    assert kernels.cubin(KERNEL, H100) == first == b"90 -DPCF_MATH=bf16 -DPCF_TILES=1 -DPCF_BLOCKS=1"
+    assert b"BLOCKS=8" in kernels.cubin(Instance("bf16", 1, 8), H100)
+    assert compiler.asked == [90, 90]
+
+
+def test_another_compiler_and_other_sources_make_it_again(compiler: Pretended, monkeypatch) -> None:
+    kernels.cubin(KERNEL, H100)
+    monkeypatch.setattr(compiler, "identity", "pretended-2")
+    kernels.cubin(KERNEL, H100)
+    monkeypatch.setattr(kernels, "digest", lambda: "0" * 64)
+    kernels.cubin(KERNEL, H100)
+    assert compiler.asked == [90, 90, 90]
+
+
+@pytest.mark.parametrize("capability, expected", [((8, 0), 80), ((8, 9), 86), ((9, 0), 90), ((10, 3), 100)])
+def test_the_largest_architecture_that_the_gpu_executes(capability, expected) -> None:
+    assert kernels.architecture_for(capability, Pretended().architectures()) == expected
+
+
+def test_a_gpu_that_the_compiler_does_not_know(compiler: Pretended) -> None:
+    with pytest.raises(RuntimeUnavailable, match="knows no architecture for compute capability 12.0: update"):
+        kernels.cubin(KERNEL, (12, 0))
+
+
+def test_those_of_a_folder_come_first(compiler: Pretended, monkeypatch, tmp_path: Path) -> None:
+    ready = Store(tmp_path / "ready", kernels.digest())
+    ready.put(f"{KERNEL}-sm_80", b"ready")
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(ready.folder))
+    assert kernels.cubin(KERNEL, (8, 6)) == b"ready" and compiler.asked == []
+    assert kernels.cubin(KERNEL, H100).startswith(b"90") and compiler.asked == [90]
+    Store(ready.folder, "other").put(f"{KERNEL}-sm_90", b"old")
+    with pytest.raises(RuntimeUnavailable, match="bf16-1x1-sm_90.kernel was compiled from other sources"):
+        kernels.cubin(KERNEL, H100)
+
+
+def test_without_a_compiler(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(driver, "version", lambda: 13000)
+    monkeypatch.delenv("PIXELCNN_FAST_KERNELS", raising=False)
+    assert "nvidia-cuda-nvrtc" in (kernels.why_no_kernels() or "")
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path))
+    assert kernels.why_no_kernels() is None
+    with pytest.raises(
+        RuntimeUnavailable, match=f"{tmp_path} has no kernel bf16-1x1 for compute capability 9.0"
+    ):
+        kernels.cubin(KERNEL, H100)
+
+
+@pytest.mark.parametrize("version, why", [(0, "no CUDA driver"), (11040, "serves CUDA 11.4"), (11080, None)])
+def test_drivers(compiler: Pretended, monkeypatch, version: int, why: str | None) -> None:
+    monkeypatch.setattr(driver, "version", lambda: version)
+    found = kernels.why_no_kernels()
+    assert found is None if why is None else why in (found or "")
+
+
+def test_a_failure_is_not_tried_again(compiler: Pretended, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    device = DeviceKernels(0, (12, 0), 1 << 16)
+    for _ in range(2):
+        with pytest.raises(RuntimeUnavailable, match="compute capability 12.0"):
+            device.get(KERNEL)
+    monkeypatch.setattr(kernels, "architecture_for", lambda *_: 90)
+    with pytest.raises(RuntimeUnavailable, match="compute capability 12.0"):
+        device.get(KERNEL)
+
+
+def test_a_graph_s_capture_needs_prepare(compiler: Pretended, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"call sampler.prepare\(n\)"):
+        DeviceKernels(0, H100, 1 << 16).get(KERNEL)
+    assert compiler.asked == []

@@ -1,0 +1,139 @@
+"""Kernels on disk: whole, of the right sources, made once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
+
+CUBIN = bytes(range(256)) * 3  # with newlines in it
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "kernels", "digest")
+
+
+def test_what_was_put_there_is_found(store: Store) -> None:
+    assert store.get("walk") is None
+    store.put("walk", CUBIN)
+    assert store.get("walk") == store.get("walk", strict=True) == CUBIN
+
+
+@pytest.mark.parametrize("keep", [0, 1, 60, 200, -1])
+def test_what_is_damaged_is_made_again(store: Store, keep: int) -> None:
+    store.put("walk", CUBIN)
+    path = store.path("walk")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RuntimeUnavailable, match=f"{path} is damaged"):
+        store.get("walk", strict=True)
+    assert store.get_or_make("walk", lambda: b"again") == b"again" == store.get("walk")
+
+
+def test_a_kernel_of_other_sources_is_refused_by_name(store: Store) -> None:
+    store.put("walk", CUBIN)
+    other = Store(store.folder, "another digest")
+    assert other.get("walk") is None
+    with pytest.raises(RuntimeUnavailable, match=f"{store.path('walk')} was compiled from other sources"):
+        other.get("walk", strict=True)
+
+
+def test_threads_make_it_once(store: Store) -> None:
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        time.sleep(0.2)
+        made.append(CUBIN)
+        return CUBIN
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(lambda _: store.get_or_make("walk", make), range(4))] == 4 * [CUBIN]
+    assert len(made) == 1
+
+
+def _make_in_process(folder: Path, made: Path) -> None:
+    def make() -> bytes:
+        time.sleep(0.3)
+        with made.open("ab") as file:
+            file.write(b".")
+        return CUBIN
+
+    assert Store(folder, "digest").get_or_make("walk", make) == CUBIN
+
+
+def test_processes_make_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    folders = tmp_path / "kernels", tmp_path / "made"
+    processes = [context.Process(target=_make_in_process, args=folders) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == 3 * [0]
+    assert folders[1].read_bytes() == b"."
+
+
+def test_what_can_t_be_kept_costs_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="can't be kept.*PIXELCNN_FAST_CACHE"):
+        assert Store(tmp_path / "file" / "folder", "digest").get_or_make("walk", lambda: CUBIN) == CUBIN
+
+
+def test_a_full_disk_costs_a_warning(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert store.get_or_make("walk", lambda: CUBIN) == CUBIN
+    assert [path.name for path in store.folder.iterdir()] == ["walk.lock"]
+
+
+def test_an_error_is_raised_and_nothing_kept(store: Store) -> None:
+    def fail() -> bytes:
+        raise RuntimeUnavailable("no such GPU")
+
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(RuntimeUnavailable, match="no such GPU"):
+            store.get_or_make("walk", fail)
+    assert store.get("walk") is None
+
+
+def test_ctrl_c_is_heard_meanwhile(store: Store) -> None:
+    done = threading.Event()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make("walk", lambda: bytes(done.wait(20)))
+        assert time.monotonic() - began < 10
+    finally:
+        done.set()
+        timer.join()
+
+
+def test_it_says_what_takes_so_long(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.get_or_make("walk", lambda: CUBIN)
+    assert "compiling the CUDA kernel walk" in capsys.readouterr().err
+    store.get_or_make("walk", lambda: CUBIN)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIXELCNN_FAST_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/pixelcnn_fast")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path("~/.cache/pixelcnn_fast").expanduser()
+    monkeypatch.setenv("PIXELCNN_FAST_CACHE", "/mine")
+    assert cache_folder() == Path("/mine")

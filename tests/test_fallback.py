@@ -1,0 +1,78 @@
+"""Where a GPU turns out to be of no use, 'auto' takes another runtime and says why, once; one that is named is kept."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler, engine
+from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes import RuntimeName
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from tests.system.networks import pixelcnn
+
+
+class Unbuildable:
+    def __init__(self, *_: object) -> None:
+        raise RuntimeUnavailable("the plan does not fit")
+
+
+class Unloadable(EagerRuntime):
+    prepared: list[int] = []
+
+    def __init__(self, program, conditions, head, precision) -> None:
+        super().__init__(program, conditions, head)
+
+    def prepare(self, images: int) -> None:
+        self.prepared.append(images)
+        raise RuntimeUnavailable("the kernel does not load")
+
+
+class Ready(Unloadable):
+    def prepare(self, images: int) -> None:
+        self.prepared.append(images)
+
+
+def sampler(monkeypatch: pytest.MonkeyPatch, runtime: type) -> Sampler:
+    """Of a machine with a GPU, as it seems. The model is on the CPU, so it does not warn by itself."""
+    monkeypatch.setattr(engine, "why_not_cpu", lambda *_: "the model is on cuda:0")
+    monkeypatch.setattr(engine, "why_not_cuda", lambda *_: None)
+    monkeypatch.setattr(engine, "CudaRuntime", runtime)
+    monkeypatch.setattr(engine, "LARGEST_BATCH", {**engine.LARGEST_BATCH, runtime: 2})
+    monkeypatch.setattr(engine.Engine, "_is_on_gpu", True)
+    Unloadable.prepared.clear()
+    return Sampler(pixelcnn(), (1, 3, 4))
+
+
+def images(found: Sampler, runtime: RuntimeName) -> torch.Tensor:
+    return found.sample(3, generator=torch.Generator().manual_seed(1), runtime=runtime, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "runtime, why", [(Unbuildable, "the plan does not fit"), (Unloadable, "the kernel does not load")]
+)
+def test_auto_takes_eager_and_says_why(monkeypatch, runtime, why) -> None:
+    with pytest.warns(UserWarning, match=f"'auto' takes the runtime 'eager'.*: {why}$"):
+        found = sampler(monkeypatch, runtime)
+        drawn = images(found, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(images(found, "auto"), drawn)
+        assert torch.equal(images(found, "eager"), drawn)
+    with pytest.raises(RuntimeUnavailable, match=f"^runtime 'cuda' is not available: {why}$"):
+        images(found, "cuda")
+
+
+def test_batches_are_made_ready_before_anything_is_drawn(monkeypatch) -> None:
+    found = sampler(monkeypatch, Ready)
+    assert found.prepare(3, batch_size=2) is found
+    assert sorted(Ready.prepared) == [1, 2]
+
+
+def test_prepare_does_nothing_elsewhere() -> None:
+    found = Sampler(pixelcnn(), (1, 3, 4))
+    assert found.prepare(3) is found
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        found.prepare(3, batch_size=0)
