@@ -8,8 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <random>
 #include <stdexcept>
+#include <string>
 
 #include "cuda/sampler.h"
 #include "emulation/kernels.h"
@@ -83,6 +85,14 @@ struct Network {
   }
 };
 
+std::string folder;  // of the kernels' libraries: the program's own
+
+std::string library(const pcf::cuda::Plan& plan) {
+  const char* const math[] = {"fp32", "tf32", "bf16", "fp16"};
+  return folder + "/libwalk_" + math[static_cast<int>(plan.math)] + "_" + std::to_string(plan.layout.tiles) + "x" +
+         std::to_string(plan.layout.cluster) + ".so";
+}
+
 // top_k, 0: the plain draw.
 std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int first, unsigned seed, int top_k = 0) {
   emulation::set_seed(seed);
@@ -111,7 +121,7 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
                                                              logits.data(),
                                                              nullptr,
                                                              &error});
-  emulation::launch(params, sampler.plan().math, sampler.blocks(images), sampler.plan().shared_bytes);
+  emulation::launch(library(sampler.plan()), params, sampler.blocks(images), sampler.plan().shared_bytes);
   require(error == ~uint64_t{0}, "the logits are finite");
   return logits;
 }
@@ -173,8 +183,9 @@ bool is_ok(pcf::cuda::Math math, double tolerance, bool scans) {
 
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
   using pcf::cuda::Math;
+  folder = std::filesystem::path(arguments[0]).parent_path().string();
   for (const bool scans : {false, true})
     for (const Math math : {Math::fp32, Math::tf32, Math::bf16, Math::fp16})
       if (!is_ok(math, math == Math::fp32 ? 1e-4 : 0.2, scans)) return 1;

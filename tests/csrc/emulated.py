@@ -70,15 +70,23 @@ def emulated() -> ModuleType:
     return module
 
 
+@cache
+def _library(instance: Instance) -> str:
+    """Compiled when it is first asked for."""
+    name = f"walk_{instance.math}_{instance.tiles}x{instance.cluster}"
+    return str(build(name) / f"lib{name}.so")
+
+
 class EmulatedKernel:
     """One of them, as ``kernels.Kernel``."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
+        self._library = _library(instance)
 
     def launch(self, how: Launch, parameters: bytes, stream: int) -> None:
         assert how.cluster == self._instance.cluster
-        emulated().launch(self._instance.math, how.blocks, how.shared_bytes, parameters)
+        emulated().launch(self._library, how.blocks, how.shared_bytes, parameters)
 
     def clusters_at_once(self, how: Launch) -> int:
         return 1 << 20

@@ -14,23 +14,18 @@ using namespace py::literals;
 
 namespace {
 
-pcf::cuda::Math math_of(const std::string& name) {
-  using pcf::cuda::Math;
-  return name == "fp32" ? Math::fp32 : name == "tf32" ? Math::tf32 : name == "bf16" ? Math::bf16 : Math::fp16;
-}
-
-void launch(const std::string& math, unsigned blocks, int shared_bytes, const std::string& bytes) {
+void launch(const std::string& library, unsigned blocks, int shared_bytes, const std::string& bytes) {
   pcf::cuda::KernelParams params;
   if (bytes.size() != sizeof params) throw std::invalid_argument("the compiled module has another plan: make native");
   std::memcpy(&params, bytes.data(), sizeof params);
   const py::gil_scoped_release released;
-  emulation::launch(params, math_of(math), blocks, shared_bytes);
+  emulation::launch(library, params, blocks, shared_bytes);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(emulated, m) {
-  m.def("launch", &launch, "math"_a, "blocks"_a, "shared_bytes"_a, "parameters"_a);
+  m.def("launch", &launch, "library"_a, "blocks"_a, "shared_bytes"_a, "parameters"_a);
   m.def("set_seed", &emulation::set_seed, "The schedule of the launches that follow.");
   m.def("run_last", &emulation::run_last,
         "Of each launch that follows, runs only so many clusters at its end, or blocks where it has no clusters.");
