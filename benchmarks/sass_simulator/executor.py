@@ -25,9 +25,10 @@ from sass_simulator.loads_and_stores import address
 from sass_simulator.machine import LANES, Array, Fetch, Group, Machine, SimulationError
 from sass_simulator.operations import Operation, built
 
-# No effect on results: fences among them, as all writes are made in order.
+# No effect on registers: fences among them, as all writes are made in order.
 IGNORED = {"NOP", "YIELD", "MEMBAR", "ERRBAR", "CCTL", "CGAERRBAR", "DEPBAR", "LDGDEPBAR", "NANOSLEEP", "PMTRIG",
            "ENDCOLLECTIVE", "FENCE"}  # fmt: skip
+COPIES = {"LDGDEPBAR", "DEPBAR"}  # of them, what asynchronous copies wait for
 MEMORY = {"LDS", "LDG", "LD", "LDL", "STS", "STG", "ST", "STL", "LDGSTS", "LDSM", "STSM", "ATOMS", "ATOMG", "ATOM",
           "REDG", "RED", "SHFL"}  # fmt: skip
 SIGNALS = {"STAS", "SYNCS", "UCGABAR_ARV"}
@@ -169,6 +170,9 @@ class Executor:
 
     def prepare(self, i: Instruction) -> Callable[[Group], None]:
         """An instruction that does not decide where threads go, with its predicate."""
+        if i.name in COPIES:
+            waits = built(self.m, i)
+            return lambda group: waits(group.mask, group)
         if i.name in IGNORED:
             return lambda group: None
         run = built(self.m, i)

@@ -1,12 +1,13 @@
 """Memory: constants, shared, global, local and generic loads, stores, atomics and asynchronous copies.
 
-Asynchronous copies (LDGSTS) are made at once: what a missing wait would break is the emulation's to find.
+Asynchronous copies (LDGSTS) land when their warp waits for them (DEPBAR), and not before: without the wait, never.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -302,9 +303,43 @@ def ldgsts(m: Machine, i: Instruction) -> Operation:
         targets, sources = to(), source()
         values = np.zeros((to_space.size // 4, m.threads), U32)
         values[:, read] = from_space.load(sources[read])
-        to_space.store(targets[active], values[:, active])
+        by_warp = active.reshape(-1, LANES)
+        for warp in np.flatnonzero(by_warp.any(1)).tolist():
+            lanes = np.flatnonzero(by_warp[warp]) + warp * LANES
+            m.copies[warp].append(partial(to_space.store, targets[lanes], values[:, lanes]))
         a, b = to_space.access(targets, active), from_space.access(sources, read)
         return [Access(x.wavefronts, y.sectors) for x, y in zip(a, b, strict=True)]
+
+    return run
+
+
+@operation("LDGDEPBAR")
+def commit(m: Machine, i: Instruction) -> Operation:
+    """The copies that a warp has begun since the last one are a group, which a scoreboard counts."""
+    board = i.written_board
+
+    def run(mask: Mask, group: Group) -> None:
+        for warp in group.warps:
+            m.groups[warp][board].append(m.copies[warp])
+            m.copies[warp] = []
+
+    return run
+
+
+@operation("DEPBAR", modifiers="LE")
+def wait(m: Machine, i: Instruction) -> Operation:
+    """All groups of a scoreboard land, but for so many of the last ones."""
+    found = re.match(r"SB(\d), (0x\w+)", ", ".join(i.operands))
+    if found is None:
+        raise SimulationError(i, "a wait for something else")
+    board, left = int(found[1]), int(found[2], 16)
+
+    def run(mask: Mask, group: Group) -> None:
+        for warp in group.warps:
+            groups = m.groups[warp][board]
+            while len(groups) > left:
+                for land in groups.pop(0):
+                    land()
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,6 +121,9 @@ class Machine:
         ] * self.warps  # at which phase of the cluster's barrier each came last
         self.banks, self.known = self._banks()
         self.patterns = Patterns()
+        # Of each warp: copies that it has begun, and groups of them, by scoreboard, that it has not waited for.
+        self.copies: list[list[Callable[[], None]]] = [[] for _ in range(self.warps)]
+        self.groups = [defaultdict[int, list[list[Callable[[], None]]]](list) for _ in range(self.warps)]
         self._groups: dict[bytes, Group] = {}
 
     def _banks(self) -> tuple[dict[int, NDArray[np.uint8]], NDArray[np.bool_]]:

@@ -1,0 +1,25 @@
+"""Two tiers of tests: what `make test` runs with every change, and what only `make test-all` adds.
+
+A test is thorough if it is slow, needs a second build or a compiler of its own, or if it repeats with more seeds,
+instruction sets or networks what another has shown with a few. Nothing is left out of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+thorough = pytest.mark.thorough
+
+
+def tiered(values: Iterable[T], is_quick: Callable[[T], bool]) -> list[Any]:
+    """For ``parametrize``: all of them, of which the first tier has those that are quick."""
+    return [value if is_quick(value) else pytest.param(value, marks=thorough) for value in values]
+
+
+def few(values: Iterable[T], count: int) -> list[Any]:
+    """For ``parametrize``: all of them, of which the first tier has the first ones."""
+    return [value if k < count else pytest.param(value, marks=thorough) for k, value in enumerate(values)]
