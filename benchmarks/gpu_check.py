@@ -45,7 +45,7 @@ PROFILED = (
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
 ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
-# The seconds come to 565. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
+# The seconds come to 560. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
 STAGES = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
     Stage("rates", "{python} -m gpu.rates", 25),
@@ -63,6 +63,7 @@ STAGES = (
     Stage("sampling, other families", "{python} -m gpu.sampling families", 20, needs="build"),
     Stage("memcheck", SANITIZED.format("memcheck"), 25, of_sanitizer, needs="build"),
     Stage("racecheck", SANITIZED.format("racecheck"), 25, of_sanitizer, needs="build"),
+    Stage("initcheck", SANITIZED.format("initcheck"), 25, of_sanitizer, needs="build"),
     Stage("synccheck", SANITIZED.format("synccheck"), 25, of_sanitizer, needs="build"),
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
     Stage("sampling, naive", "{python} -m gpu.sampling naive", 15),

