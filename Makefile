@@ -19,7 +19,7 @@ native_sources := setup.py CMakeLists.txt pixelcnn_fast/program/steps.py $(shell
 cxx_sources := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 sanitizers := address undefined thread
 
-.PHONY: help setup native docs lint lint-ruff lint-mypy lint-clang-format test fuzz demo bench gpu-check sanitize wheel clean
+.PHONY: help setup native docs lint lint-ruff lint-mypy lint-clang-format test test-all fuzz demo bench gpu-check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -44,7 +44,10 @@ lint-clang-format: $(VENV)/.package
 	@echo "clang-format --dry-run -Werror, on $(words $(cxx_sources)) files"
 	@$(VENV)/bin/clang-format --dry-run -Werror --style=file --fallback-style=none $(cxx_sources)
 
-test: setup lint ## lint, then run the tests
+test: setup lint ## lint, then the tests that every change runs: a few minutes
+	$(python) -m pytest -n $(WORKERS) --dist loadfile -m 'not thorough' $(PYTEST_ARGS)
+
+test-all: setup lint ## lint, then all tests: half an hour on two cores
 	$(python) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 docs: setup ## write what is generated in docs/: tables, listings, drawings

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 import pytest
 
 from pixelcnn_fast import native
+from tests.tiers import tiered
 
 needs_native = pytest.mark.skipif(native.native() is None, reason=native.why_not_native())
 ISAS: list[str] = native.required().isas() if native.native() else []
+# For parametrize: in the first tier the best and one other.
+EACH_ISA = tiered(ISAS, lambda isa: isa in (ISAS[-1], ISAS[len(ISAS) // 3]))
 RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
 
 

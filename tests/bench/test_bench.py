@@ -26,7 +26,7 @@ from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.sampler import Sampler
-from tests.needs import ISAS, instruction_set, needs_native
+from tests.needs import EACH_ISA, instruction_set, needs_native
 
 TINY: dict[str, Any] = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
 
@@ -153,7 +153,7 @@ def test_wrong_bf16_images_are_found(work: Workload, monkeypatch) -> None:
         compare(work, ["eager", "cpu-bf16"], 1)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 def test_products_of_bf16_are_judged_by_what_they_are_in_plain_pytorch(work: Workload, isa: str) -> None:
     """Only where the processor multiplies bf16 may noise lie further outside than rounding of float32 explains."""
     module = required()

@@ -1,5 +1,5 @@
-"""A small image, drawn by the kernels' machine code. What the emulation takes for granted of the device is in it, such as
-that copies are waited for, and how products lay out their operands."""
+"""A small image, drawn by the kernels' machine code. What the emulation takes for granted of the device is in it,
+such as that copies are waited for, and how products lay out their operands."""
 
 from __future__ import annotations
 

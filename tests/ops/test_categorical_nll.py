@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelcnn_fast import ops
-from tests.needs import ISAS, instruction_set, needs_native
+from tests.needs import EACH_ISA, instruction_set, needs_native
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 3, 7, 5, 256), (1, 1, 1, 1, 2), (3, 2, 4, 40, 33), (1, 1, 9, 8, 5)]
@@ -31,7 +31,7 @@ def run(function, logits, levels, dtype, layout="levels last"):
     return [y.detach(), x.grad]
 
 
-@pytest.mark.parametrize("isa", ISAS or [""])
+@pytest.mark.parametrize("isa", EACH_ISA or [""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_cross_entropy(isa, dtype, layout):

@@ -5,7 +5,7 @@ import torch
 
 from pixelcnn_fast import ops
 from pixelcnn_fast.ops.gated_activation import reference
-from tests.needs import ISAS, instruction_set
+from tests.needs import EACH_ISA, instruction_set
 from tests.tolerances import assert_right
 
 SHAPES = [(2, 66, 7, 5), (1, 2, 1, 1), (0, 4, 3, 3), (3, 10, 40, 33)]
@@ -21,7 +21,7 @@ def run(function, x, condition, dtype, channels_last=False):
     return [y.detach(), x.grad, *([] if condition is None else [condition.grad])]
 
 
-@pytest.mark.parametrize("isa", ISAS or [""])
+@pytest.mark.parametrize("isa", EACH_ISA or [""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("condition", [None, "per image", "per pixel"])

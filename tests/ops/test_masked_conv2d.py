@@ -14,7 +14,7 @@ from pixelcnn_fast import ops
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
-from tests.needs import ISAS, instruction_set, needs_native
+from tests.needs import EACH_ISA, instruction_set, needs_native
 from tests.tolerances import assert_right
 
 FORMATS = {
@@ -66,7 +66,7 @@ def test_the_result_is_laid_out_as_pytorch_lays_it_out(size: tuple[int, ...]) ->
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def assert_exact(got, inputs: Inputs, dtype, **how):
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", FORMATS)
 def test_equals_plain_torch(isa, dtype, layout):
@@ -131,7 +131,7 @@ def test_equals_plain_torch(isa, dtype, layout):
             assert_exact(run(ops.masked_conv2d, inputs, dtype, layout, backend="compiled"), inputs, dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_bf16_is_summed_exactly_and_rounded_once(isa: str, layout: str) -> None:
     """Sums of small integers, which float32 holds in whatever order, but bf16 does not."""
@@ -341,7 +341,7 @@ def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch):
         ops.masked_conv2d(x, weight, bias, mask, backend="compiled")
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("size", [(1, 3), (3, 3), (3, 5)])
 def test_what_a_tap_does_not_read_has_no_part(isa: str, size: tuple[int, int]) -> None:
     """To the last bit, though neighbouring taps are taken together: of later pixels, of what is beside the kernel, and,

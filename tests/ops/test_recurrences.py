@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
-from tests.needs import ISAS, instruction_set
+from tests.needs import EACH_ISA, ISAS, instruction_set
 from tests.tolerances import assert_right
 
 Recurrence = Callable[..., Tensor]
@@ -144,7 +144,7 @@ def defined(
     ]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("name", CASES)
 def test_layouts_batches_and_threads_change_nothing(name: str, isa: str) -> None:
     function, taps, _ = CASES[name]
@@ -193,7 +193,7 @@ def behind(name: str, y: int, x: int, height: int, width: int) -> Tensor:
     return (rows <= y) & (columns >= x if name.endswith("right") else columns <= x)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("name", CASES)
 def test_what_lies_ahead_has_no_part(name: str, isa: str) -> None:
     """To the last bit, though neighbouring states are computed together; nor does it get a gradient."""
@@ -292,7 +292,7 @@ def test_cells_of_bfloat16_are_in_float32(name: str, backend: str, isa: str) -> 
     assert last == pytest.approx(torch.tensor(0.3).tanh().item(), rel=0.01)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 def test_float64_is_exact_to_a_few_roundings(isa: str) -> None:
     """tanh and the logistic function, near zero and far from it."""
     x = torch.cat([torch.logspace(-12, 2.5, 4001), torch.linspace(0.6, 0.65, 400), torch.zeros(1)]).double()

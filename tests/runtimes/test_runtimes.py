@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.native import required
-from tests.needs import ISAS, RUNTIMES, instruction_set, needs_native
+from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
 from tests.system.networks import Masked, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
@@ -116,7 +116,7 @@ def five_images(name):
     return model, shape, labels, images, ((images,) if labels is None else (images, labels))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
 def test_float32_logits_per_instruction_set(isa, name):
     model, shape, labels, images, arguments = five_images(name)
@@ -150,7 +150,7 @@ def test_bf16_weights(runtime, isa):
         Sampler(model.double(), shape, precision="bf16")
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("name", ["7x5", "labels", "wide", "whole blocks", "sums", "two stacks 35"])
 def test_bf16_logits_are_as_exact_as_plain_torch_in_bf16(isa, name):
     model, shape, labels, images, arguments = five_images(name)
@@ -181,7 +181,7 @@ class IntegerNetwork(nn.Module):
         return (x / 4096)[:, None].movedim(2, -1)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", EACH_ISA)
 @pytest.mark.parametrize("hidden", [3, 31, 45, 64, 180])  # the last in several parts of its depth
 def test_what_is_multiplied_in_bf16_is_rounded_to_nearest_even(isa, hidden):
     net, shape = IntegerNetwork(hidden), (1, 5, 6)
