@@ -131,6 +131,7 @@ template <class T>
 struct Result {
   std::vector<int32_t> levels;
   std::vector<T> logits;
+  std::vector<double> log_probability;
 };
 
 template <class T>
@@ -143,16 +144,19 @@ Result<T> sample(const pcf::cpu::Sampler& sampler, int images, int first, const 
   std::vector<T> condition(16 * 33), map(16 * kMap);
   for (T& c : condition) c = static_cast<T>(uniform(random));
   for (T& c : map) c = static_cast<T>(uniform(random));
-  Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels)};
+  Result<T> result{std::vector<int32_t>(images * kSubPixels, 3), std::vector<T>(images * kSubPixels * kLevels),
+                   std::vector<double>(images * kSubPixels)};
   pcf::Job job{images,
                result.levels.data(),
                known ? known->data() : nullptr,
                noise.data() + first * kSubPixels,
                {condition.data() + first * 33, map.data() + first * kMap},
                {0.9, 5, 0.8},
-               result.logits.data()};
+               result.logits.data(),
+               result.log_probability.data()};
   int rows = 0;
-  sampler.run(job, schedule, [&](int) { rows++; });
+  const int left = sampler.run(job, schedule, [&](int) { rows++; });
+  if (!schedule.fewer_at.empty() && schedule.threads > 1) require(left < schedule.threads, "threads leave when told");
   require(rows == kHeight, "on_row is called once a row");
   return result;
 }
@@ -193,11 +197,12 @@ void check_ends(const pcf::cpu::Sampler& sampler, int threads) {
   }
 }
 
-// Ways to cut the work: how close rows may follow each other, batches, and the threads for each batch. More threads
-// than a machine has spend their time on waiting for each other.
+// Ways to cut the work: how close rows may follow each other, batches, the threads for each batch, and the column steps
+// at which some of them leave. More threads than a machine has spend their time on waiting for each other.
 struct Cuts {
   std::vector<int> lags;
   std::vector<std::pair<int, int>> sizes_and_threads;
+  std::vector<std::vector<int>> fewer_at;  // where threads leave
 };
 
 template <class T>
@@ -214,9 +219,16 @@ void check(pcf::cpu::Dtype dtype, pcf::Weights weights, const char* isa, int dra
         for (const int sums_from : {0, 5, 99}) {  // from which instruction on the team for pixels makes sums
           if (sums_from < 99 && !schedule.two_teams()) continue;
           for (size_t i = 0; i < schedule.by_pixel_team.size(); i++) schedule.by_pixel_team[i] = int(i) >= sums_from;
-          const Result<T> part = sample<T>(*sampler, size, 1, schedule, nullptr);
-          require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
-                  "the same in any batch, in any order, on any number of threads");
+          for (const auto& fewer_at : cuts.fewer_at) {
+            if (schedule.threads == 1 && !fewer_at.empty()) continue;
+            schedule.fewer_at = fewer_at;
+            const Result<T> part = sample<T>(*sampler, size, 1, schedule, nullptr);
+            require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+                    "the same in any batch, in any order, on any number of threads, even if some leave");
+            require(std::equal(part.log_probability.begin(), part.log_probability.end(),
+                               whole.log_probability.begin() + kSubPixels),
+                    "and as probable");
+          }
         }
     check_ends<T>(*sampler, 3);
   }
@@ -231,9 +243,13 @@ void check_scans(const char* isa) {
       sampler->schedule(14, 1), nullptr);
   require(whole.logits != without.logits, "scans matter");
   for (const auto& [size, threads] : std::vector<std::pair<int, int>>{{1, 2}, {2, 3}, {5, 4}}) {
-    const Result<float> part = sample<float>(*sampler, size, 1, sampler->schedule(size, threads), nullptr);
-    require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
-            "scans are the same in any batch and on any number of threads");
+    for (const auto& fewer_at : std::vector<std::vector<int>>{{}, {0}, {8, 20}}) {
+      auto schedule = sampler->schedule(size, threads);
+      schedule.fewer_at = fewer_at;
+      const Result<float> part = sample<float>(*sampler, size, 1, schedule, nullptr);
+      require(std::equal(part.logits.begin(), part.logits.end(), whole.logits.begin() + kSubPixels * kLevels),
+              "scans are the same in any batch and on any number of threads, even if some leave");
+    }
   }
 }
 
@@ -243,8 +259,9 @@ void check_scans(const char* isa) {
 // differ in their products and draws, for which few cuts do.
 int main() {
   const Cuts all{{0, 3, 5, 6},
-                 {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}}};  // 16: more than have channels to own
-  const Cuts few{{0, 3}, {{2, 2}, {13, 2}}};
+                 {{1, 1}, {1, 2}, {1, 4}, {2, 16}, {3, 2}, {5, 2}, {13, 3}},  // 16: more than have channels to own
+                 {{}, {0}, {2, 9, 10}}};
+  const Cuts few{{0, 3}, {{2, 2}, {13, 2}}, {{}, {4}}};
   const std::vector<std::string> isas = pcf::cpu::available_isas();
   for (const std::string& isa : isas) {
     for (int draws : {1, kImageChannels}) {

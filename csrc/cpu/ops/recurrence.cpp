@@ -154,7 +154,7 @@ struct Member {
   int index, members;
   SpinBarrier* barrier;
   void wait() const {
-    if (members > 1) barrier->wait(index);
+    if (members > 1) barrier->wait(index, members);
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <deque>
 
+#include "cpu/sampler/crowding.h"
 #include "cpu/sampler/thread_group.h"
 #include "cpu/threads/thread_team.h"
 
@@ -17,14 +18,14 @@ class SamplerOf final : public Sampler {
   }
 
   std::vector<Schedule> schedules(int images, int threads) const override {
-    return possible_schedules(program_, prepared_.work, images, std::max(threads, 1));
+    return possible_schedules(program_, prepared_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
   Schedule schedule(int images, int threads) const override {
-    return choose_schedule(program_, prepared_.work, images, std::max(threads, 1));
+    return choose_schedule(program_, prepared_.work, images, std::max(threads, 1), Crowding::kNoLimit);
   }
 
-  void run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
+  int run(const Job& job, const Schedule& s, const std::function<void(int)>& on_row) const override {
     Ending ending;
     std::deque<ThreadGroup<T>> groups;  // groups can't be moved
     for (int g = 0; g < s.groups; g++)
@@ -32,6 +33,15 @@ class SamplerOf final : public Sampler {
                           g == 0 ? &on_row : nullptr, ending);
     run_team(s.groups * s.threads, [&](int thread) { groups[thread / s.threads].work(thread % s.threads); });
     ending.rethrow();
+    int left = s.threads;
+    for (const auto& group : groups) left = std::min(left, group.threads_left());
+    return left;
+  }
+
+  void run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
+    const Schedule s =
+        choose_schedule(program_, prepared_.work, job.images, std::max(threads, 1), crowding_.most_in_group());
+    if (const int left = run(job, s, on_row); left < s.threads) crowding_.found(left);
   }
 
   int64_t weight_bytes() const override { return prepared_.packed.bytes(); }
@@ -64,6 +74,7 @@ class SamplerOf final : public Sampler {
 
   Program program_;
   const PreparedProgram<T> prepared_;
+  mutable Crowding crowding_;
 };
 
 }  // namespace

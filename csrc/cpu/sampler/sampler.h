@@ -26,8 +26,13 @@ class Sampler {
   virtual Schedule schedule(int images, int threads) const = 0;
 
   // Fills job.values, row by row. on_row(y) runs on the calling thread before row y of its images; if it throws, the
-  // run stops and passes the exception on. schedule: one of schedules(job.images, ...).
-  virtual void run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
+  // run stops and passes the exception on. schedule: one of schedules(job.images, ...). A group whose threads wait for
+  // each other far longer than they work goes on with fewer. -> how many threads the smallest group ends with
+  virtual int run(const Job& job, const Schedule& schedule, const std::function<void(int)>& on_row) const = 0;
+
+  // The same on at most `threads` threads, by the cheapest schedule. For three seconds after a run has left threads
+  // behind, groups have no more threads than it ended with.
+  virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t weight_bytes() const = 0;
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;

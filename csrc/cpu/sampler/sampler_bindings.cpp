@@ -19,7 +19,8 @@ const void* at(Address address) { return reinterpret_cast<const void*>(address);
 
 void run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
          const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
-         Address log_probability, int threads, const std::function<void(int)>& on_row) {
+         Address log_probability, int threads, const std::function<void(int)>& on_row,
+         const std::vector<int>& fewer_at) {
   pcf::Job job{images,
                reinterpret_cast<void*>(values),
                static_cast<const uint8_t*>(at(known)),
@@ -30,7 +31,10 @@ void run(const cpu::Sampler& sampler, int images, Address values, Address known,
                reinterpret_cast<double*>(log_probability)};
   for (Address condition : conditions) job.conditions.push_back(at(condition));
   py::gil_scoped_release release;
-  sampler.run(job, sampler.schedule(images, threads), on_row);  // on_row takes the GIL by itself
+  if (fewer_at.empty()) return sampler.run(job, threads, on_row);
+  cpu::Schedule schedule = sampler.schedule(images, threads);
+  schedule.fewer_at = fewer_at;
+  sampler.run(job, schedule, on_row);  // on_row takes the GIL by itself
 }
 
 }  // namespace
@@ -111,7 +115,7 @@ void bind_sampler(py::module_& m) {
            }),
            "program"_a, "float64"_a, "bf16_weights"_a)
       .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a, "parameters"_a,
-           "log_probability"_a, "threads"_a, "on_row"_a)
+           "log_probability"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
       .def("weight_bytes", &cpu::Sampler::weight_bytes)
       .def(
           "workspace_bytes",

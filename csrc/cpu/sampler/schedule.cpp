@@ -56,12 +56,13 @@ Schedule row_by_row(Schedule s, const Program& program, const ProgramWork& work)
 
 }  // namespace
 
-std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads) {
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
+                                         int in_group) {
   std::vector<Schedule> all;
   for (int groups = 1; groups <= std::clamp(images, 1, threads); groups++) {
     Schedule s;
     s.images = (images + groups - 1) / groups;
-    s.groups = groups, s.threads = std::min(threads / groups, work.most_threads);
+    s.groups = groups, s.threads = std::min({threads / groups, work.most_threads, in_group});
     if (images > 0 && (images + s.images - 1) / s.images < groups) continue;  // a group would have no images
     all.push_back(row_by_row(s, program, work));
     if (program.lag == 0 || images == 0 || s.images >= kImagesForRows) continue;
@@ -72,8 +73,8 @@ std::vector<Schedule> possible_schedules(const Program& program, const ProgramWo
   return all;
 }
 
-Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads) {
-  const auto all = possible_schedules(program, work, images, threads);
+Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group) {
+  const auto all = possible_schedules(program, work, images, threads, in_group);
   return *std::min_element(all.begin(), all.end(),
                            [](const Schedule& a, const Schedule& b) { return a.cost < b.cost; });
 }

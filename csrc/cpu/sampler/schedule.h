@@ -31,6 +31,7 @@ struct Schedule {
   int lead = 0;                     // of the value computed furthest ahead; 0 where a row is one chunk
   int pixel_threads = 0;            // of the pixel team, if a group has two teams; 0: one team does all
   std::vector<bool> by_pixel_team;  // by instruction: whether this team makes its sums over rows above, for balance
+  std::vector<int> fewer_at;        // column steps at which a group goes on with fewer threads in any case: for tests
   double cost = 0;                  // of the whole, in multiply-adds of one thread
 
   bool two_teams() const { return pixel_threads > 0; }
@@ -54,11 +55,13 @@ struct ProgramWork {
   int most_threads = 1;  // more would own no channels
 };
 
-// The schedules worth considering for `images` images on at most `threads` threads; all give the same bits.
-std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads);
+// The schedules worth considering for `images` images on at most `threads` threads, of which at most `in_group` form a
+// group; all give the same bits.
+std::vector<Schedule> possible_schedules(const Program& program, const ProgramWork& work, int images, int threads,
+                                         int in_group);
 
 // The cheapest of them.
-Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads);
+Schedule choose_schedule(const Program& program, const ProgramWork& work, int images, int threads, int in_group);
 
 // Pixels that are worked on together, in every image: `columns` columns of some rows y, from t - lag * y on, as far as
 // they lie in the grid.

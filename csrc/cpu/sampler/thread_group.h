@@ -1,6 +1,7 @@
 // A group of threads that samples some images together.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -52,6 +53,10 @@ template <class T>
 class ThreadGroup {
   using Instruction = PreparedInstruction<T>;
   static constexpr int kNever = std::numeric_limits<int>::max();
+  // A group leaves threads behind if it has waited for longer than kPatience, far above the odd interruption, and has
+  // worked for less than one kIdleFactor-th of the time. Halving the threads at most doubles the work.
+  static constexpr std::chrono::milliseconds kPatience{8};
+  static constexpr int kIdleFactor = 3;
 
  public:
   // job: of this group's images, the first of which is number first_image of the run. on_row: called by thread 0, or
@@ -61,48 +66,53 @@ class ThreadGroup {
       : program_(program), p_(prepared), schedule_(schedule), job_(job), n_(job.images), first_image_(first_image),
         on_row_(on_row), ending_(ending), workspace_(program, prepared, schedule, n_),
         pixel_team_(schedule.two_teams() ? schedule.pixel_threads : schedule.threads),
-        row_team_(schedule.threads - pixel_team_.size), cleared_(schedule.threads) {}
+        row_team_(schedule.threads - pixel_team_.size), cleared_(schedule.threads),
+        row_team_until_(schedule.two_teams() ? kNever : schedule.first_step()) {}
 
   // Called by each of the group's threads, numbered from 0.
   void work(int thread) {
     workspace_.clear(thread, schedule_.threads);
-    cleared_.wait(thread);
+    cleared_.wait(thread, schedule_.threads);
     const bool for_pixels = thread < pixel_team_.size;
     Member member(for_pixels ? pixel_team_ : row_team_, for_pixels ? thread : thread - pixel_team_.size, p_, schedule_,
                   span(0, 0), schedule_.rows_in_flight * n_, program_.head, job_);
     const int first = schedule_.first_step(), end = schedule_.steps(program_), chunk = schedule_.chunk;
-    if (!schedule_.two_teams()) {
+    if (for_pixels) {
       for (int t = first; t < end; t += chunk) {
-        make_sums(member, t, [](const Instruction&) { return true; });
-        member.wait_for_team();
-        if (!draw_pixels(member, t)) return;
-        compute_row(member, t, p_.after_row);
-      }
-    } else if (for_pixels) {
-      for (int t = first; t < end; t += chunk) {
-        row_team_.progress.await(t + chunk - first);
-        make_sums(member, t, [&](const Instruction& i) { return by_pixel_team(i); });
+        if (t < row_team_until_.load(std::memory_order_relaxed)) {
+          member.waited += row_team_.progress.await(t + chunk - first, row_team_.size);
+          make_sums(member, t, [&](const Instruction& i) { return by_pixel_team(i); });
+        } else {
+          make_sums(member, t, [](const Instruction&) { return true; });
+          member.wait_for_team();
+        }
         const bool going = draw_pixels(member, t);
         pixel_team_.progress.announce(member.index, going ? t + chunk - first : kNever);
         if (!going) return;
+        compute_row(member, t, p_.after_row);
       }
     } else {
       for (int t = first; t < end; t += chunk) {
         // A chunk ahead, this team reads what was drawn up to the chunk before; what it overwrites was read by then.
-        pixel_team_.progress.await(t - first - chunk);
+        pixel_team_.progress.await(t - first - chunk, pixel_team_.size);
         if (t - chunk > stopped_at_.load(std::memory_order_relaxed)) return;  // all of the team returns, or none
+        if (t >= row_team_until_.load(std::memory_order_relaxed)) return;
         make_sums(member, t, [&](const Instruction& i) { return !by_pixel_team(i); });
         row_team_.progress.announce(member.index, t + chunk - first);
       }
     }
   }
 
+  // How many of them have not left before the end.
+  int threads_left() const { return pixel_team_.staying + (row_team_until_ == kNever ? row_team_.size : 0); }
+
  private:
   // Threads that share the channels of everything that they compute.
   struct Team {
-    explicit Team(int size) : size(size), barrier(size), progress(size) {}
+    explicit Team(int size) : size(size), staying(size), barrier(size), progress(size) {}
 
     const int size;
+    std::atomic<int> staying;  // so many of its members, the first ones, go on after the present column step
     SpinBarrier barrier;
     Progress progress;  // column steps done, if there are two teams
   };
@@ -114,7 +124,7 @@ class ThreadGroup {
     // sites: how many sites one column step works on at most.
     Member(Team& team, int index, const PreparedProgram<T>& p, const Schedule& schedule, const Span& span, int sites,
            const Head& head, const Job& job)
-        : team(team), index(index), span(span),
+        : team(team), index(index), size(team.size), span(span),
           memory((std::max(p.widest, p.widest_row * schedule.chunk) * int64_t{sites} + head.parameters) * sizeof(T)),
           drawer(head, job, p.kernels,
                  reinterpret_cast<T*>(memory.get()) + memory.bytes() / sizeof(T) - head.parameters),
@@ -127,10 +137,14 @@ class ThreadGroup {
       for (auto& table : operands) table.resize(sites * schedule.chunk);
     }
 
-    void wait_for_team() { team.barrier.wait(index); }
+    void wait_for_team() { waited += team.barrier.wait(index, size); }
 
     Team& team;
     const int index;
+    int size;       // of the team that is left
+    Waited waited;  // since the last look at how long it worked
+    Clock::time_point since = Clock::now();
+    Clock::duration run_before = time_run();
     bool alone = false;  // whether it computes all channels
     Span span;
     const Buffer memory;
@@ -172,7 +186,7 @@ class ThreadGroup {
     }
   }
 
-  // Draws the chunk's pixels, one column step after the other. False if the run stops here.
+  // Draws the chunk's pixels, one column step after the other. False if the run stops here, or the member leaves.
   bool draw_pixels(Member& member, int first) {
     for (int t = first; t < first + schedule_.chunk; t++) {
       const int row = t / schedule_.lag;
@@ -182,7 +196,7 @@ class ThreadGroup {
           if (i.after == after && i.kind != InstructionKind::from_levels && (i.phase != Phase::row || i.is_output) &&
               i.phase != Phase::finished)
             at_pixels(member, i, t);
-        if (after < draws()) settle(member, span(t, 1), after);
+        if (after < draws() && !settle(member, t, after)) return false;
       }
     }
     return true;
@@ -200,7 +214,7 @@ class ThreadGroup {
           if (i->keeps_partial()) sum_rows_above(member, *i, t);
       member.wait_for_team();
       member.alone = true;
-      for (size_t s = member.index; s < stage.scans.size(); s += member.team.size)
+      for (size_t s = member.index; s < stage.scans.size(); s += member.size)
         for (int k = 0; k < program_.width; k++) {
           const Instruction* i = &p_.instructions[stage.scans[s]];
           const int x = i->from_the_right ? program_.width - 1 - k : k;
@@ -233,7 +247,33 @@ class ThreadGroup {
   std::pair<int, int> share(const Member& member, const Instruction& i) const {
     const int blocks = i.padded / p_.kernels.block;
     if (member.alone) return {0, blocks};
-    return {blocks * member.index / member.team.size, blocks * (member.index + 1) / member.team.size};
+    return {blocks * member.index / member.size, blocks * (member.index + 1) / member.size};
+  }
+
+  // -- fewer threads, where other processes keep the cores busy
+
+  // A thread that isn't running holds up the others at every barrier, so one thread may be faster than two. Nothing in
+  // the workspace depends on which thread has computed it, and at a barrier all have finished: there, any may leave.
+
+  // Whether this thread works so little of the time that half of the threads must be faster. Time that it is not
+  // running counts, too: where it waits, it yields, and gets its core back only when another process has had its turn.
+  bool waits_too_long(Member& member, int t) const {
+    if (std::count(schedule_.fewer_at.begin(), schedule_.fewer_at.end(), t) > 0) return true;
+    if (member.waited.time < kPatience) return false;
+    const auto now = Clock::now();
+    const auto run = time_run();
+    const auto worked = run - member.run_before - member.waited.running;
+    const bool too_long = worked < (now - member.since) / kIdleFactor;
+    member.since = now, member.run_before = run, member.waited = {};
+    return too_long;
+  }
+
+  // The row team leaves first, once it has done what it may have begun; then half of the other team, now.
+  void go_on_with_fewer(const Member& member, int t) {
+    if (row_team_until_ == kNever)
+      row_team_until_ = (floor_div(t, schedule_.chunk) + 2) * schedule_.chunk;
+    else
+      member.team.staying = (member.size + 1) / 2;
   }
 
   // -- locations in memory
@@ -446,18 +486,24 @@ class ThreadGroup {
     return true;
   }
 
-  // Draws the span's values, or takes the known ones, between two barriers.
-  void settle(Member& member, const Span& span, int draw) {
+  // Draws the values of column step t, or takes the known ones, between two barriers. False if the member leaves.
+  bool settle(Member& member, int t, int draw) {
+    if (member.index == 0 && waits_too_long(member, t)) go_on_with_fewer(member, t);
     member.wait_for_team();
+    // Nobody changes this before all who stay have been at the second barrier.
+    member.size = member.team.staying.load(std::memory_order_relaxed);
+    if (member.index >= member.size) return false;
+    const Span span = this->span(t, 1);
     const int of_draw = distributions_per_draw(), count = span.count() * n_ * of_draw;
     const int padded = p_.outputs[draw]->padded;
-    for (int q = count * member.index / member.team.size; q < count * (member.index + 1) / member.team.size; q++) {
+    for (int q = count * member.index / member.size; q < count * (member.index + 1) / member.size; q++) {
       const int i = q / (n_ * of_draw), image = q / of_draw % n_, distribution = q % of_draw;
       settle_one(member,
                  workspace_.parameters() + int64_t{q / of_draw} * padded + distribution * program_.head.parameters,
                  image, draw * of_draw + distribution, span.row(i), span.column(i));
     }
     member.wait_for_team();
+    return true;
   }
 
   void settle_one(Member& member, const T* parameters, int image, int distribution, int y, int x) {
@@ -504,8 +550,9 @@ class ThreadGroup {
   const std::function<void(int)>* const on_row_;
   Ending& ending_;
   const Workspace<T> workspace_;
-  Team pixel_team_, row_team_;  // the latter is empty where one team does all
-  SpinBarrier cleared_;         // all of the group, before they begin
+  Team pixel_team_, row_team_;       // the latter is empty where one team does all
+  SpinBarrier cleared_;              // all of the group, before they begin
+  std::atomic<int> row_team_until_;  // the column step before which there is a row team
   std::atomic<bool> fails_{false};
   std::atomic<int> stopped_at_{kNever};  // the column step
 };

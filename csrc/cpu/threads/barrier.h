@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/threads/waited.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -14,7 +16,7 @@ namespace pcf::cpu {
 
 // How far each member of a team has come. Each announces it on a cache line of its own, for whoever waits for it.
 // Waiting spins, since a layer's work takes about a microsecond, and yields after some 50 microseconds, so that a team
-// on a busy machine does not use up the time that its missing member needs.
+// on a busy machine does not use up the time that its missing member needs. Such a long wait is timed.
 class Progress {
  public:
   explicit Progress(int members) : counters_(members) {}
@@ -22,22 +24,34 @@ class Progress {
   void announce(int member, int64_t done) { counters_[member].done.store(done, std::memory_order_release); }
   int64_t of(int member) const { return counters_[member].done.load(std::memory_order_relaxed); }
 
-  // Waits until all members have announced `done` or more.
-  void await(int64_t done) const {
-    for (const auto& counter : counters_)
-      for (int spins = 0; counter.done.load(std::memory_order_acquire) < done; spins++) {
+  // Waits until the first `members` members have announced `done` or more. -> how long that took after spinning, which
+  // is nothing as a rule
+  Waited await(int64_t done, int members) const {
+    Waited yielded;
+    for (int member = 0; member < members; member++)
+      for (int spins = 0; !counters_[member].reached(done); spins++) {
         if (spins < kSpins)
           pause();
         else
-          std::this_thread::yield();
+          yielded += yield_until(counters_[member], done);
       }
+    return yielded;
   }
 
  private:
   struct alignas(128) Counter {  // 128: processors prefetch lines in pairs
     std::atomic<int64_t> done{0};
+
+    bool reached(int64_t wanted) const { return done.load(std::memory_order_acquire) >= wanted; }
   };
   static constexpr int kSpins = 1000;
+
+  static Waited yield_until(const Counter& counter, int64_t done) {
+    const auto start = Clock::now();
+    const auto running = time_run();
+    while (!counter.reached(done)) std::this_thread::yield();
+    return {Clock::now() - start, time_run() - running};
+  }
 
   static void pause() {
 #if defined(__x86_64__)
@@ -50,15 +64,16 @@ class Progress {
   std::vector<Counter> counters_;
 };
 
-// All members of a team wait here for each other. With two members that costs one transfer between cores.
+// The members of a team wait here for each other. With two members that costs one transfer between cores.
 class SpinBarrier {
  public:
   explicit SpinBarrier(int members) : rounds_(members) {}
 
-  void wait(int member) {
+  // Waits for the first `members` members, of which this is one; the others have left. -> as Progress::await
+  Waited wait(int member, int members) {
     const int64_t round = rounds_.of(member) + 1;
     rounds_.announce(member, round);
-    rounds_.await(round);
+    return rounds_.await(round, members);
   }
 
  private:

@@ -1,0 +1,84 @@
+"""Where other processes keep the cores busy, threads of the CPU sampler leave in the middle of a run: same images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.runtimes.cpu import CpuRuntime
+from tests.needs import needs_native
+from tests.system import fuzz
+from tests.system.networks import enlivened
+
+pytestmark = needs_native
+SHAPE = (3, 6, 7)
+MODELS = {
+    "PixelCNN": lambda: PixelCNN(hidden_channels=64, n_residual=2),
+    "Gated PixelCNN": lambda: GatedPixelCNN(hidden_channels=32, dilations=(1, 2)),
+    "Row LSTM": lambda: PixelRNN("row_lstm", hidden_channels=32, n_layers=2),
+    "Diagonal BiLSTM": lambda: PixelRNN("diagonal_bilstm", hidden_channels=32, n_layers=2),
+}
+STEPS = [(0,), (10,), (3, 4, 5), (1, 20)]
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+class Leaving:
+    """A compiled sampler whose threads leave at these column steps."""
+
+    def __init__(self, compiled, steps: tuple[int, ...]) -> None:
+        self._compiled, self._steps = compiled, list(steps)
+
+    def run(self, **job) -> None:
+        self._compiled.run(**job, fewer_at=self._steps)
+
+
+def where_threads_leave(runtime: CpuRuntime, steps: tuple[int, ...], monkeypatch, draw):
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_sampler", Leaving(runtime._sampler, steps))
+        return draw()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
+    torch.manual_seed(1)
+    sampler = Sampler(enlivened(MODELS[name]()), SHAPE)
+    runtime = sampler.runtime("cpu")
+    assert isinstance(runtime, CpuRuntime)
+    given = torch.randint(256, (3, *SHAPE), dtype=torch.uint8)
+    known = torch.rand(3, *SHAPE) < 0.4
+    for n in (1, 3):
+        noise = torch.rand(n, *SHAPE, dtype=torch.float64)
+
+        def draw(n=n, noise=noise):
+            drawn, scores = sampler.sample(n, noise=noise, runtime="cpu", log_probability=True)
+            completed = sampler.complete(given[:n], known[:n], noise=noise, runtime="cpu")
+            return drawn, scores, completed
+
+        expected = draw()
+        for steps in STEPS:
+            found = where_threads_leave(runtime, steps, monkeypatch, draw)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (n, steps)
+
+
+def test_the_same_images_of_random_networks(monkeypatch, four_threads):
+    runs = 0
+    compiled_run = CpuRuntime.run
+
+    def run(self: CpuRuntime, job) -> None:
+        nonlocal runs
+        runs += 1
+        where_threads_leave(self, STEPS[runs % len(STEPS)], monkeypatch, lambda: compiled_run(self, job))
+
+    monkeypatch.setattr(CpuRuntime, "run", run)
+    for seed in range(16):  # some of them are of numbers that the CPU runtime does not compute with
+        fuzz.check(seed)
+    assert runs > 10
