@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from pixelcnn_fast import environment, pictures
+from pixelcnn_fast.bench import quiet
 from pixelcnn_fast.bench.contestants import LABELS, NAIVE, Result
 from pixelcnn_fast.files import write_text
 from pixelcnn_fast.native import native
 
 BASELINES = {NAIVE: "vs naive", "eager": "vs cached"}
-BUSY = 0.8  # load average before the run
 HEADER = [
     "images at once",
     "sampler",
@@ -30,8 +30,9 @@ HEADER = [
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, without anything that identifies the machine."""
+    """What the figures depend on, without anything that identifies the machine; waits a little if it is busy."""
     module = native()
+    taken = quiet.awaited()
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -42,7 +43,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pixelcnn_fast": environment.version("pixelcnn_fast"),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "taken_cores": None if taken is None else round(taken, 2),  # by other processes, just before
     }
 
 
@@ -146,8 +147,10 @@ def about(found: dict[str, Any]) -> str:
 
 def busy(found: dict[str, Any]) -> str:
     """A warning if others were using the machine, else nothing. found: ``machine()``."""
-    load = found["load_average"] or 0
-    return f"The machine was busy before (load average {load}): don't trust the times." if load > BUSY else ""
+    taken = found["taken_cores"] or 0
+    if taken <= quiet.BUSY:
+        return ""
+    return f"The machine was busy before (other processes took {taken:.1f} cores): don't trust the times."
 
 
 def _extrapolated(r: Result) -> str:

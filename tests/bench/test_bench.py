@@ -310,15 +310,15 @@ def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, mo
 
 def test_a_busy_machine_is_mentioned() -> None:
     machine = report.machine()
-    assert "busy" in report.about({**machine, "load_average": 3.5})
-    assert "busy" not in report.about({**machine, "load_average": 0.1})
-    assert "busy" not in report.about({**machine, "load_average": None})
+    assert "busy" in report.about({**machine, "taken_cores": 1.5})
+    assert "busy" not in report.about({**machine, "taken_cores": 0.1})
+    assert "busy" not in report.about({**machine, "taken_cores": None})
 
 
 def test_the_chart_mentions_a_busy_machine_too(tmp_path: Path, monkeypatch) -> None:
     warnings = []
     monkeypatch.setattr(report.pictures, "chart", lambda *args, warning, **more: warnings.append(warning))
     results = [Result("eager", 1, 4, 4, [1.0], Check(0, 4, 0.0))]
-    for load in (3.5, 0.1):
-        report.save([results], tmp_path, "sampling", "Title", {**report.machine(), "load_average": load})
+    for taken in (1.5, 0.1):
+        report.save([results], tmp_path, "sampling", "Title", {**report.machine(), "taken_cores": taken})
     assert "busy" in warnings[0] and warnings[1] == ""

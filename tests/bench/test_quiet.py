@@ -1,0 +1,82 @@
+"""Whether other processes take the cores, and waiting until they don't."""
+
+from __future__ import annotations
+
+import pytest
+
+from pixelcnn_fast.bench import quiet
+
+TICKS = 100
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A core whose counters go on while quiet sleeps."""
+    stat = tmp_path / "stat"
+    clock = [0.0]
+    own = [0.0]
+
+    class Machine:
+        others, ours, stolen = 0.0, 0.0, 0.0  # cores that each takes; others may be a function
+
+        def write(self, user: float = 0, steal: float = 0) -> None:
+            rows = [
+                f"cpu0 {round(TICKS * user)} 0 0 99 99 0 0 {round(TICKS * steal)} 7 7",
+                "cpu1 5 5 5 5 5 5 5 5 0 0",
+            ]
+            stat.write_text("\n".join(["cpu 1 2 3", *rows, "intr 1 2"]))
+
+    m = Machine()
+    used = [0.0, 0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        own[0] += m.ours * seconds
+        others = m.others() if callable(m.others) else m.others
+        used[0] += (others + m.ours) * seconds
+        used[1] += m.stolen * seconds
+        m.write(*used)
+
+    m.write()
+    monkeypatch.setattr(quiet, "_COUNTERS", stat)
+    monkeypatch.setattr(quiet, "_own_seconds", lambda: own[0])
+    monkeypatch.setattr(quiet.os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr(quiet.os, "sysconf", lambda name: TICKS)
+    monkeypatch.setattr(quiet.time, "sleep", sleep)
+    monkeypatch.setattr(quiet.time, "perf_counter", lambda: clock[0])
+    return m
+
+
+def test_own_work_and_cores_that_are_not_ours_do_not_count(machine):
+    machine.ours, machine.others = 0.5, 0.25
+    assert quiet.taken_cores() == pytest.approx(0.25)
+    machine.ours, machine.others = 1.0, 0.0
+    assert quiet.taken_cores() == pytest.approx(0.0)
+
+
+def test_what_a_hypervisor_takes_counts(machine):
+    machine.stolen = 0.5
+    assert quiet.taken_cores() == pytest.approx(0.5)
+
+
+def test_waits_until_it_is_quiet_and_says_so(machine, capsys):
+    seconds = iter([1.0, 1.0, 0.0])
+    machine.others = lambda: next(seconds)
+    assert quiet.awaited(15) == 0.0
+    assert next(seconds, None) is None
+    assert "1.0 cores: waiting" in capsys.readouterr().err
+
+
+def test_does_not_wait_for_ever(machine, capsys):
+    machine.others = 1.0
+    assert quiet.awaited(5) == pytest.approx(1.0)
+    assert quiet.time.perf_counter() == 5
+    machine.others = 0.0
+    assert quiet.awaited(5) == 0.0
+    assert capsys.readouterr().err.count("waiting") == 1  # nothing is said where it is quiet
+
+
+def test_nothing_is_known_where_the_system_does_not_count(machine, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(quiet, "_COUNTERS", tmp_path / "nothing")
+    assert quiet.awaited() is None
+    assert capsys.readouterr().err == ""
