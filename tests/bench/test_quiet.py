@@ -22,7 +22,7 @@ def machine(monkeypatch, tmp_path):
         def write(self, user: float = 0, steal: float = 0) -> None:
             rows = [
                 f"cpu0 {round(TICKS * user)} 0 0 99 99 0 0 {round(TICKS * steal)} 7 7",
-                "cpu1 5 5 5 5 5 5 5 5 0 0",
+                f"cpu1 {round(9 * TICKS * clock[0])} 5 5 5 5 5 5 5 0 0",
             ]
             stat.write_text("\n".join(["cpu 1 2 3", *rows, "intr 1 2"]))
 
