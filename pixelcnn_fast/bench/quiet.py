@@ -8,16 +8,17 @@ from pathlib import Path
 
 from pixelcnn_fast.bench.streams import complain
 
+SECONDS = 1.0  # of a measurement
 BUSY = 0.3  # cores: what other processes may take without spoiling the times
 PATIENCE = 15.0  # seconds; installing a package or starting a desktop is over by then
 
 _COUNTERS = Path("/proc/stat")
 
 
-def taken_cores(seconds: float = 1.0) -> float | None:
+def taken_cores(seconds: float | None = None) -> float | None:
     """How many of the cores that we may use others take, measured now; None where the system doesn't count that."""
     before = _ticks(), _own_seconds(), time.perf_counter()
-    time.sleep(seconds)
+    time.sleep(SECONDS if seconds is None else seconds)
     after = _ticks(), _own_seconds(), time.perf_counter()
     if before[0] is None or after[0] is None:
         return None
