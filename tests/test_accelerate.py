@@ -25,6 +25,7 @@ from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
+from tests.tiers import few, thorough
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def assert_alike(fast: nn.Module, plain: nn.Module, *given: Tensor | None) -> No
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [*((name, "eager") for name in LATER), pytest.param("all", "inductor", marks=needs_native)],
+    [*((name, "eager") for name in LATER), pytest.param("all", "inductor", marks=[needs_native, thorough])],
 )
 def test_what_a_layer_does_later_is_still_right(name: str, mode: Any, plain_random_numbers: None) -> None:
     torch.manual_seed(0)
@@ -275,7 +276,7 @@ def test_the_handle_tells_what_was_rewritten_and_where() -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 def test_losses_follow_the_plain_model(mode: Any) -> None:
     curves: list[list[float]] = []
     for fast in (False, True):
@@ -444,6 +445,7 @@ def test_data_parallel(one_process, monkeypatch, around: bool) -> None:
     assert handle.report.rewritten, str(handle)
 
 
+@thorough
 def test_twelve_models_of_a_class_and_twelve_sizes_of_batches() -> None:
     handles = []
     for width in range(4, 16):
@@ -459,6 +461,7 @@ def test_twelve_models_of_a_class_and_twelve_sizes_of_batches() -> None:
     assert 6 <= sum(handle.report.rewritten.values()) <= 3 * 6 and not handle.report.warnings
 
 
+@thorough
 def test_older_pytorch_tells_when_models_of_a_class_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without isolated compilations, they share those that PyTorch allows a function, and a report."""
     monkeypatch.setattr(importlib.import_module("pixelcnn_fast.accelerate"), "_isolated", dict)
@@ -535,7 +538,7 @@ def test_it_is_told_when_pytorch_gives_up() -> None:
     assert "note       PyTorch has stopped compiling" in str(handle)
 
 
-@pytest.mark.parametrize("name", foreign.NETWORKS)
+@pytest.mark.parametrize("name", few(foreign.NETWORKS, 3))
 def test_other_people_s_networks(name: str) -> None:
     found = foreign.NETWORKS[name]
     plain = found.model()
@@ -553,7 +556,7 @@ SEEDS = range(40)
 LEFT = {5, 14, 23, 25, 35, 37}  # those that have nothing to rewrite
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", few(SEEDS, 2))
 def test_random_networks(seed: int) -> None:
     plain = fuzz.Fuzzed(seed)
     plain.double()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import thorough
+
 ROOT = Path(__file__).parents[1]
 BUILD_TOOLS = ("setuptools", "pybind11", "ninja", "cmake")
 COMPILER = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
@@ -142,6 +144,7 @@ def test_sdist_holds_what_a_clone_does(sdist: Path) -> None:
     assert {name for name in held - clone if ".egg-info/" not in name} <= {"PKG-INFO", "setup.cfg"}
 
 
+@thorough
 def test_wheel_holds_the_licence(pure_wheel: Path) -> None:
     with zipfile.ZipFile(pure_wheel) as archive:
         (licence,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
@@ -149,6 +152,7 @@ def test_wheel_holds_the_licence(pure_wheel: Path) -> None:
 
 
 @needs_compiler
+@thorough
 def test_installed_wheel_serves_from_another_folder(source: Path, wheel: Path, tmp_path: Path) -> None:
     module = {f"pixelcnn_fast/_native{sysconfig.get_config_var('EXT_SUFFIX')}"}
     assert wheel_files(wheel) == python_files(source) | module
@@ -164,6 +168,7 @@ def test_installed_wheel_serves_from_another_folder(source: Path, wheel: Path, t
     assert run(tmp_path / "venv" / "bin" / "pixelcnn-fast", "info", cwd=tmp_path) == info
 
 
+@thorough
 def test_pure_python_wheel_says_what_it_lacks(source: Path, pure_wheel: Path, tmp_path: Path) -> None:
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     assert wheel_files(pure_wheel) == python_files(source)

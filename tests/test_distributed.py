@@ -44,6 +44,7 @@ from tests.processes import (
     run,
     sampler,
 )
+from tests.tiers import thorough
 
 COUNT = 13  # of the shards
 
@@ -125,6 +126,7 @@ def test_a_job_that_was_killed_goes_on(whole: Path, tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before
 
 
+@thorough
 def test_processes_that_torchrun_restarts_go_on(whole: Path, tmp_path: Path) -> None:
     """Its store still holds the counters of those that were killed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

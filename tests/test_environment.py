@@ -14,6 +14,7 @@ import torch
 from pixelcnn_fast import environment, native
 from pixelcnn_fast.runtimes.cuda import compilers
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 
 def report_in_new_process(**env: str) -> str:
@@ -99,6 +100,7 @@ def test_instruction_set_can_be_named_by_environment() -> None:
 
 
 @needs_native
+@thorough
 def test_unknown_instruction_set_is_refused_with_the_available_ones() -> None:
     module = native.native()
     assert module is not None

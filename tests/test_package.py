@@ -59,6 +59,7 @@ KINDS = {
     "ModelFailed": RuntimeError,
     "NonFiniteLogits": ValueError,
     "NotCausal": ValueError,
+    "RuntimeUnavailable": RuntimeError,
     "UnknownLayout": ValueError,
     "Unsupported": ValueError,
 }

@@ -27,6 +27,7 @@ from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.sampler import CallSettings, SamplingArguments
 from tests.copies import pretended_devices
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn, two_stacks
+from tests.tiers import thorough
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +406,7 @@ def f(sampler: Sampler, flag: bool, x: Tensor, generator: torch.Generator) -> No
 """
 
 
+@thorough
 def test_types_are_honest(tmp_path):
     pytest.importorskip("mypy", reason="mypy is not installed")
     (tmp_path / "snippet.py").write_text(SNIPPET)

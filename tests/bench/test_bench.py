@@ -27,6 +27,7 @@ from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import EACH_ISA, instruction_set, needs_native
+from tests.tiers import thorough
 
 TINY: dict[str, Any] = dict(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3)
 
@@ -180,6 +181,7 @@ def test_weights_that_are_too_coarse_are_found(work: Workload, monkeypatch) -> N
 
 
 @needs_native
+@thorough
 def test_the_packaged_model_passes_in_bf16() -> None:
     """Its digits turn on few weights: rounding them moves the probabilities further than that of most models."""
     results = compare(workload(checkpoint.load("mnist"), 2, 28, 28), ["cpu", "cpu-bf16"], 1)

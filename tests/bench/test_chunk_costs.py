@@ -11,6 +11,7 @@ from pixelcnn_fast.runtimes.cuda.cost import cycles
 from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from pixelcnn_fast.sampler import Sampler
 from tests.csrc.test_cuda_runtime import needs_compiler
+from tests.tiers import thorough
 
 pytestmark = needs_compiler
 
@@ -26,6 +27,7 @@ def test_a_chunk_of_one_column_is_what_was_planned(steps):
     assert milliseconds(steps, SMALL, 1, 1) == pytest.approx(steps.rates.milliseconds(planned))
 
 
+@thorough
 def test_chunks_would_pay_where_weights_of_rows_above_are_many(steps):
     assert milliseconds(steps, SMALL, 1, 4) > milliseconds(steps, SMALL, 1, 1)
     assert milliseconds(steps, PRIOR, 1, 4) < 0.7 * milliseconds(steps, PRIOR, 1, 1)

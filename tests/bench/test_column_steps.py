@@ -17,6 +17,7 @@ from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
 from tests.sass_simulator.needs import needs_kernels
+from tests.tiers import thorough
 
 H100 = RATES["90"]
 
@@ -35,6 +36,7 @@ def skip_with_another_compiler() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("name", RECORDED)
+@thorough
 def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     skip_with_another_compiler()
     found, limit = recorded_steps(steps, name), recorded()["cycles"][name]
@@ -48,6 +50,7 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
 
 @needs_kernels
 @pytest.mark.parametrize("images, blocks", [(1, 1), (1024, 1), (1, max(CLUSTERS))])
+@thorough
 def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps, images: int, blocks: int):
     """Whatever a network makes them do, or an option of the draw."""
     assert_accesses_are_neither(steps.with_clusters_of(blocks).kernel(PIXELCNN, images))
@@ -57,6 +60,7 @@ def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps, image
 @pytest.mark.parametrize(
     "precision, images, blocks", [("same", 1, 1), ("tf32", 1024, 1), ("fp16", 1, max(CLUSTERS))]
 )
+@thorough
 def test_nor_have_those_of_other_numbers(tmp_path: Path, precision: Precision, images: int, blocks: int):
     assert_accesses_are_neither(
         ColumnSteps(RECORDED_ARCH, tmp_path, blocks=blocks, precision=precision).kernel(PIXELCNN, images)
@@ -82,6 +86,7 @@ def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: Column
 
 @needs_kernels
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@thorough
 def test_what_must_be_reached_is_predicted(steps: ColumnSteps, row: Row):
     skip_with_another_compiler()
     result = row.result(row.predicted(steps))
@@ -95,6 +100,7 @@ def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
 
 @needs_kernels
 @pytest.mark.parametrize("arch", ["80", "120"])
+@thorough
 def test_steps_of_other_gpus_are_simulated(steps: ColumnSteps, tmp_path: Path, arch: str):
     """They multiply as much; those before sm_90 have other barriers."""
     (found,), (expected,) = (

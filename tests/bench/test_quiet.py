@@ -12,6 +12,7 @@ TICKS = 100
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A core whose counters go on while quiet sleeps."""
+    monkeypatch.setattr(quiet, "SECONDS", 1.0)
     stat = tmp_path / "stat"
     clock = [0.0]
     own = [0.0]

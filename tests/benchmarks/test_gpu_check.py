@@ -18,6 +18,8 @@ from gpu import report, stage
 from gpu.check import Check
 from gpu.stage import Outcome, Stage, environment
 
+from tests.tiers import thorough
+
 ROOT = Path(__file__).parents[2]
 # Answers the first key that its command line has: warns, waits, writes a file where an option says, prints, ends.
 STUB = """#!{python} -S
@@ -126,6 +128,7 @@ def test_a_build_that_fails(tmp_path):
     assert "no member named 'walk'" in found.text and found.outcomes["layers"].is_ok
 
 
+@thorough
 def test_tests_that_are_all_skipped(tmp_path):
     skipped = JUNIT.replace('<testcase name="a"/>', "")
     found = Rehearsal(tmp_path, {"-m pytest": Answer(writes={"--junitxml": skipped})})
@@ -165,6 +168,7 @@ def test_no_gpu(tmp_path):
     assert "| one image | ms | 9 | 2.5 | 8.1 | - |" in found.text
 
 
+@thorough
 def test_stages_that_are_not_run_leave_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "GRACE", 0.2)
     short = [replace(stage, limit=2.0 if stage.name == "acceleration" else 0.5) for stage in gpu_check.STAGES]
@@ -194,6 +198,7 @@ def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path, monkeypatch):
     assert found.failed == {"the rest"} and found.kept()["rates"]["figures"]["L2 latency, cycles"] == 262.5
 
 
+@thorough
 def test_what_is_printed_last_fits_a_short_terminal(tmp_path):
     """Of a failure the reason, at the end of its output, is there."""
     long = "\n".join(f"{'line ' * 60}{i}" for i in range(2000))
@@ -210,6 +215,7 @@ def test_what_is_printed_last_fits_a_short_terminal(tmp_path):
 ABSENT = ("tqdm", "safetensors", "matplotlib", "hypothesis", "xdist")
 
 
+@thorough
 def test_stages_import_nothing_that_is_not_on_the_list():
     """The list of docs/gpu_check.md: each stage's module is imported, and its tests are collected, without the rest."""
     commands = [stage.command for stage in gpu_check.STAGES]

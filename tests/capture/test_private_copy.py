@@ -23,6 +23,7 @@ from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, 
 from pixelcnn_fast.errors import Unsupported
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
+from tests.tiers import thorough
 
 SHAPE, LEVELS = (1, 5, 6), 7
 
@@ -130,6 +131,7 @@ assert not failures, failures
 """
 
 
+@thorough
 def test_threads_that_are_the_first_to_build_samplers() -> None:
     """PyTorch imports its compiler when it is first needed; then others find half a module."""
     subprocess.run([sys.executable, "-c", BY_EIGHT_THREADS], check=True, timeout=120)

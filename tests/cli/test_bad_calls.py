@@ -15,6 +15,7 @@ from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.native import native
+from tests.tiers import few
 
 TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 WEIGHT = "blocks.0.conv1.weight"
@@ -315,7 +316,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("line", GOOD)
+@pytest.mark.parametrize("line", few(GOOD, 2))
 def test_an_unusual_call_that_is_fine(line: str, tmp_path: Path, monkeypatch, capsys) -> None:
     if "cpu-bf16" in line and native() is None:
         pytest.skip("no compiled sampler")

@@ -26,6 +26,7 @@ from pixelcnn_fast.noise import noise_of
 from pixelcnn_fast.pictures import image_grid
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Job
+from tests.tiers import thorough
 
 TINY: dict[str, Any] = dict(input_channels=1, hidden_channels=6, n_residual=1, kernel_size=3)
 
@@ -345,11 +346,11 @@ def test_commands_run_in_any_thread(capsys) -> None:
     ("command", "status"),
     [
         ("sample {small} --progress >&- 2>&-", 0),
-        ("sample {small} --n=0 2>&-", 2),
+        pytest.param("sample {small} --n=0 2>&-", 2, marks=thorough),
         ("sample {small} >&{gone}", 0),
-        ("info >&{gone}", 0),
-        ("--help >&{gone}", 0),
-        pytest.param("sample {small} >/dev/full", 2, marks=needs_full),
+        pytest.param("info >&{gone}", 0, marks=thorough),
+        pytest.param("--help >&{gone}", 0, marks=thorough),
+        pytest.param("sample {small} >/dev/full", 2, marks=[needs_full, thorough]),
     ],
 )
 def test_closed_streams_and_pipes(command: str, status: int, plain: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.noise import noise_of
+from tests.tiers import thorough
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -41,6 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@thorough
 def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path: Path, capfd) -> None:
     options = ["-n", 4, "--checkpoint", conditional, "--label", 2, "--label", 0, "--size", "5x4", "--seed", 7]
     options += ["--temperature", 0.8, "--top-k", 9, "--top-p", 0.9, "--runtime", "eager", "--batch", 2]
@@ -76,6 +78,7 @@ def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@thorough
 def test_ctrl_c_under_torchrun_keeps_what_is_finished(tmp_path: Path) -> None:
     options = ["-n", 1000, "--size", "28x28", "--runtime", "eager", "--batch", 1, "--shard-size", 1]
     run = [*TORCHRUN, "-m", "pixelcnn_fast", *command(*options, "--shards", tmp_path)]

@@ -132,15 +132,20 @@ void require(bool ok, const std::string& what) {
   std::exit(1);
 }
 
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const emulation::Launch& how, const Arguments&... arguments) {
+  emulation::run(how, [&] { kernel(arguments...); });
+}
+
 // What goes wrong first on these schedules; nothing: "".
 std::string outcome(unsigned size, Mistake mistake = Mistake::none, unsigned seeds = 100) {
-  const Launch how{3 * size, kBlockThreads, kBuffers + 2 * size * kBlockThreads * 8, size};
+  const emulation::Launch how{3 * size, kBlockThreads, kBuffers + 2 * size * kBlockThreads * 8, size};
   const std::vector<uint64_t> right = expected(how.blocks, size);
   for (unsigned seed = 0; seed < seeds; seed++) {
     emulation::set_seed(seed);
     std::vector<uint64_t> results(right.size());
     try {
-      launch(exchange, how, nullptr, results.data(), size, mistake);
+      launch(exchange, how, results.data(), size, mistake);
     } catch (const std::runtime_error& error) {
       return error.what();
     }
@@ -153,7 +158,7 @@ void check_pass_on(unsigned size) {
   for (unsigned seed = 0; seed < 100; seed++) {
     emulation::set_seed(seed);
     std::vector<uint64_t> results(2 * size * kBlockThreads);
-    launch(pass_on, {2 * size, kBlockThreads, kBuffers + kBlockThreads * 8, size}, nullptr, results.data(), size);
+    launch(pass_on, {2 * size, kBlockThreads, kBuffers + kBlockThreads * 8, size}, results.data(), size);
     for (unsigned b = 0; b < 2 * size; b++)
       for (unsigned t = 0; t < kBlockThreads; t++) {
         const uint64_t right = first_number(b / size * size + (b + size - 1) % size, kBlockThreads - 1 - t);
@@ -296,14 +301,14 @@ void check_errors() {
     bool found = false;
     for (unsigned seed = 0; seed < 100 && !found; seed++) try {
         emulation::set_seed(seed);
-        launch(c.kernel, {4, 32, 64, 2}, nullptr);
+        launch(c.kernel, {4, 32, 64, 2});
       } catch (const std::runtime_error& error) {
         found = std::string(error.what()).find(c.error) != std::string::npos;
       }
     require(found, std::string("the emulation says: ") + c.error);
   }
   try {
-    launch(kCases[0].kernel, {3, 32, 64, 2}, nullptr);
+    launch(kCases[0].kernel, {3, 32, 64, 2});
     require(false, "clusters of two blocks among three");
   } catch (const std::runtime_error&) {
   }

@@ -22,11 +22,15 @@ from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, DeviceJob, Limits, 
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import EmulatedKernels, emulated
 from tests.system.networks import enlivened
+from tests.tiers import thorough
 
-pytestmark = pytest.mark.skipif(
-    native() is None or not shutil.which("g++"),
-    reason=f"the host's emulation is not built: {why_not_native() or 'no g++'}",
-)
+pytestmark = [
+    thorough,
+    pytest.mark.skipif(
+        native() is None or not shutil.which("g++"),
+        reason=f"the host's emulation is not built: {why_not_native() or 'no g++'}",
+    ),
+]
 
 SHAPE = (3, 9, 10)
 IMAGES = 2**24 - 1  # an error's location has 24 bits for the image

@@ -12,8 +12,9 @@ from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.test_cuda_runtime import CLUSTERS, MULTIPROCESSORS, needs_compiler, runtime
 from tests.system.fuzz import Fuzzed, distance_from_exact
+from tests.tiers import thorough
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, thorough]
 IMAGES = 3
 
 

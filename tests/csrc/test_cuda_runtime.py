@@ -34,6 +34,7 @@ from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
+from tests.tiers import thorough
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -143,8 +144,17 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
     return 2 if blocks in CLUSTERS else most
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("name", CASES)
+# In the first tier: one tile and several, clusters, every phase, a scan.
+QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters"), ("7x5", "clusters")}
+QUICK.add(("diagonal bilstm", "some"))
+EVERY_CASE = [
+    pytest.param(name, blocks, marks=() if (name, blocks) in QUICK else thorough)
+    for name in CASES
+    for blocks in BLOCKS
+]
+
+
+@pytest.mark.parametrize(("name", "blocks"), EVERY_CASE)
 def test_same_noise_same_images_as_the_cpu_runtime(name, blocks):
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
@@ -181,12 +191,14 @@ def teacher_forced(name: str, blocks: str, precision: Precision) -> tuple[Tensor
 @pytest.mark.parametrize("precision", ["same", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("name", ["7x5", "two stacks"])
+@thorough
 def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precision):
     assert_as_exact_as_plain(*teacher_forced(name, blocks, precision))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm"])
+@thorough
 def test_activations_are_as_exact_as_plain_torch(name, precision):
     """On average, which the worst of a few thousand logits would not show."""
     logits, plain, exact = teacher_forced(name, "some", precision)
@@ -194,6 +206,7 @@ def test_activations_are_as_exact_as_plain_torch(name, precision):
 
 
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
+@thorough
 def test_the_batch_split_changes_no_bit(blocks):
     model, shape = CASES["labels"]()
     sampler = Sampler(model, shape)
@@ -207,6 +220,7 @@ def test_the_batch_split_changes_no_bit(blocks):
 
 @pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm", "labels"])
 @pytest.mark.parametrize("precision", ["same", "bf16"])
+@thorough
 def test_clusters_change_no_bit(name, precision):
     """Nor do clusters of several images, of which the last has fewer."""
     model, shape = CASES[name]()
@@ -221,6 +235,7 @@ def test_clusters_change_no_bit(name, precision):
         assert torch.equal(found[0], levels) and torch.equal(found[1], logits)
 
 
+@thorough
 def test_what_is_sent_comes_in_time():
     """One value in the place of another, which nobody reads but the record that makes it: it must not come last."""
     torch.manual_seed(1)
@@ -297,6 +312,7 @@ def test_blocks_have_more_images_if_else_too_many_read_at_once():
 
 @pytest.mark.parametrize("blocks", DRAWS)
 @pytest.mark.parametrize("temperature", [0, 0.3, 2.0])
+@thorough
 def test_temperature_and_known_pixels(blocks, temperature):
     model, shape = CASES["two stacks"]()
     sampler = Sampler(model, shape)
@@ -317,6 +333,7 @@ def test_temperature_and_known_pixels(blocks, temperature):
 
 @pytest.mark.parametrize("blocks", DRAWS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@thorough
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
     model, shape = CASES["two stacks"]()
@@ -347,6 +364,7 @@ def test_top_k_and_top_p(options, blocks):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@thorough
 def test_draws_equal_the_reference_draw(options):
     """One pixel whose logits are the layer's bias: all equal, some equal, some too unlikely for float32."""
     model = pixelcnn(channels=1, hidden=5, kernel=5)
@@ -366,6 +384,7 @@ def test_draws_equal_the_reference_draw(options):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@thorough
 def test_networks_that_other_people_could_have_written(name):
     """Layer norms, embeddings, feature maps as conditions, draws per sub-pixel: images and log-probabilities."""
     blocks = list(MULTIPROCESSORS)[len(name) % len(MULTIPROCESSORS)]
@@ -391,6 +410,7 @@ def least_shared(sampler: Sampler, blocks: str) -> CudaRuntime:
 
 
 @pytest.mark.parametrize("name", ["two stacks", "labels"])
+@thorough
 def test_little_shared_memory_changes_no_image(name):
     """Layers are summed in several pieces, and colours drawn one after the other, where there is no room for more."""
     model, shape = CASES[name]()
@@ -406,6 +426,7 @@ def test_little_shared_memory_changes_no_image(name):
 
 @pytest.mark.parametrize("blocks", MULTIPROCESSORS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@thorough
 def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     model, shape = CASES["labels"]()
     sampler = Sampler(model, shape)
@@ -429,6 +450,7 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
 
 
 @pytest.mark.parametrize("tiles", range(1, 9))
+@thorough
 def test_every_number_of_tiles(tiles):
     """As many images in a block as fill so many tiles of 8 sites, and one less."""
     model, shape = CASES["7x5"]()
@@ -445,6 +467,7 @@ def test_every_number_of_tiles(tiles):
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["row lstm", "row lstm without labels", "diagonal bilstm"])
+@thorough
 def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     """A warp has all gates of a unit at once, where it has registers for that; images don't depend on it."""
     model, shape = CASES[name]()
@@ -502,6 +525,7 @@ def test_a_batch_of_no_images():
     assert engine.shape(0) == (1, 1) and engine.workspace_bytes(0) == 0
 
 
+@thorough
 def test_few_plans_are_kept():
     """Each has a copy of the weights. What was forgotten is planned again, to the same images."""
     model, shape = CASES["1x1 image"]()
@@ -578,6 +602,7 @@ class FarSighted(torch.nn.Module):
 
 
 @pytest.mark.parametrize("blocks", ["some", "clusters"])
+@thorough
 def test_who_waits_in_vain_gives_up(blocks: str) -> None:
     model, shape = CASES["two stacks"]()
     sampler = Sampler(model, shape)
@@ -611,6 +636,7 @@ AT_ONCE = 2  # processes
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@thorough
 def test_every_synchronisation_is_needed():
     """If any one barrier or wait is left out, the images change or the emulation notices."""
     emulated().forget()

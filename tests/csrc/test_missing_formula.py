@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.emulated import configured, skip_without_tools
+from tests.tiers import thorough
+
+pytestmark = thorough
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
+from tests.tiers import thorough
 
 STALE = "run python benchmarks/cuda_resources.py"
 
@@ -21,6 +22,7 @@ def documented(section: str, math: str) -> list[dict[str, str]]:
 @needs_native
 @needs_kernels
 @pytest.mark.parametrize("math", ["fp32", "bf16"])
+@thorough
 def test_registers_are_what_is_compiled(math: str) -> None:
     """Of all its kernels, for all of these GPUs; and none spills."""
     rows = {
@@ -45,6 +47,7 @@ def test_shared_memory_is_what_a_plan_takes() -> None:
 
 
 @needs_native
+@thorough
 def test_what_lies_where() -> None:
     rows = resources.network_rows([resources.GATED, resources.DIAGONAL])
     page = resources.TABLE.read_text().splitlines()

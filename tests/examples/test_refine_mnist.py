@@ -13,6 +13,7 @@ from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.likelihood import bits_per_dim
 from pixelcnn_fast.models import PixelCNN
 from tests.examples import interrupted_at_its_second_call
+from tests.tiers import thorough
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def test_a_strip_is_credited_with_its_own_gain_and_part_of_later_ones() -> None:
     torch.testing.assert_close(refine_mnist.merits(realness), torch.stack([own / 2, -own / 2]))
 
 
+@thorough
 def test_samples_become_more_real_and_the_average_is_saved(
     data: tuple, options: list[str], tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_samples_become_more_real_and_the_average_is_saved(
     assert distance(refined) < 0.8 * distance(checkpoint.load(tmp_path / "model.safetensors"))
 
 
+@thorough
 def test_what_the_critic_praises_becomes_more_likely(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +103,7 @@ def test_what_the_critic_praises_becomes_more_likely(
     assert brightness(1) > brightness(-1) + 10
 
 
+@thorough
 def test_the_seed_decides(options: list[str]) -> None:
     runs = [refine_mnist.main([*options, "--rounds", "1", "--seed", seed]) for seed in ("1", "1", "2")]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)

@@ -19,6 +19,7 @@ from pixelcnn_fast import ops
 from pixelcnn_fast.native import required
 from pixelcnn_fast.ops.library import POOLED, pooled
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 pytestmark = needs_native
 
@@ -115,6 +116,7 @@ def puts_together() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("c++"), reason="needs Linux and a compiler")
+@thorough
 def test_older_systems_do_not_move_several_mappings_at_once(tmp_path: Path) -> None:
     library = tmp_path / "old_mremap.so"
     source = Path(__file__).with_name("old_mremap.cpp")
@@ -200,6 +202,7 @@ sys.exit(hung)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@thorough
 def test_a_fork_does_not_wait_for_another_thread() -> None:
     """Of the parent's: it may have been using the memory that is kept."""
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], check=False).returncode == 0

@@ -27,7 +27,10 @@ from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noq
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
 from pixelcnn_fast.ops.masked_conv_block import triton as masked_conv_block  # noqa: E402
 from tests.docs import DOCS  # noqa: E402
+from tests.tiers import thorough  # noqa: E402
 from tests.triton_device import float32_precision  # noqa: E402
+
+pytestmark = thorough
 
 EVERY_KERNEL = os.environ.get("PIXELCNN_FAST_EVERY_KERNEL") == "1"
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import thorough
+
+pytestmark = thorough
+
 MODULES = sorted(
     path
     for path in Path(__file__).parents[1].glob("*/test_triton_*.py")

@@ -18,6 +18,7 @@ from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting import gates
 from pixelcnn_fast.rewriting.backend import Backend
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 CONVOLUTION, GATE = "masked_conv2d", "gated_activation"
 
@@ -534,6 +535,7 @@ class Chain(nn.Module):
 
 @needs_native  # where a compiler is
 @pytest.mark.parametrize("part", range(4))
+@thorough
 def test_layers_compute_what_they_did_in_inductor(part: int) -> None:
     names = [name for name in LAYERS if name != "new data"][
         part::4
@@ -549,7 +551,9 @@ def test_layers_compute_what_they_did_in_inductor(part: int) -> None:
     assert "pixelcnn_fast" in tag  # what Inductor keeps on disk is for these ops alone
 
 
-@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])  # where a compiler is
+@pytest.mark.parametrize(
+    "mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])]
+)  # where a compiler is
 def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
     x = torch.randn(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     backend = check(Gated(), x, mode)
@@ -562,7 +566,7 @@ def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
     assert "conv2d [7, 4, 1, 1]: its weight has no mask, and no padding or crop could be taken in" in text
 
 
-@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 @pytest.mark.parametrize("live", [False, True])
 def test_weights_that_are_masked_in_place_have_the_gradients_of_plain_pytorch_or_live_ones(
     mode: Any, live: bool
@@ -597,7 +601,7 @@ class MaskedByWhere(Masked):
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("style", [Masked, MaskedInPlace, MaskedByWhere])
-@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=needs_native)])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 def test_a_mask_that_changes_is_followed(name: str, style: type[Masked], mode: Any) -> None:
     torch._dynamo.reset()
     model = style(2, 3, raster_mask(3, 3, "B")).double()
@@ -634,6 +638,7 @@ def test_second_derivatives_go_through_what_is_rewritten(name: str) -> None:
 
 
 @needs_native
+@thorough
 def test_inductor_refuses_second_derivatives() -> None:
     torch._dynamo.reset()
     model, x = Gated().double(), torch.randn(1, 1, 5, 4, dtype=torch.float64, requires_grad=True)

@@ -13,6 +13,7 @@ from pixelcnn_fast.models.reference import PixelCNN
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 
 class Masked(nn.Conv2d):
@@ -77,6 +78,7 @@ def test_maps_between_ours_are_channels_last(colours: int, inference: bool) -> N
 
 @needs_native
 @pytest.mark.parametrize("inference", [False, True])
+@thorough
 def test_inductor_gives_logits_contiguously(inference: bool) -> None:
     """It may lay out what is read in both layouts as it likes: here a sum with zeros, which it makes constants."""
 

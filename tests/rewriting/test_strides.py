@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
 from pixelcnn_fast.rewriting.strides import OTHER_STRIDES
+from tests.tiers import few, thorough
 
 # Of axes, from the outermost in memory to the innermost.
 ORDERS = [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2), (2, 3, 0, 1), (0, 3, 2, 1)]
@@ -132,7 +133,7 @@ def _check(compiled: Any, model: nn.Module, x: Tensor) -> None:
             assert got == expected
 
 
-@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
+@pytest.mark.parametrize("inference", few([False, True], 1), ids=["training", "inference"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_strides_are_those_of_pytorch(program: Callable[..., Any], inference: bool) -> None:
     torch.manual_seed(0)
@@ -168,6 +169,7 @@ def test_sizes_that_vary(program: Callable[..., Any], inference: bool) -> None:
 @pytest.mark.parametrize("program", [two, with_logits, block, gate, padded])
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("last", [False, True])
+@thorough
 def test_models_that_are_channels_last(
     program: Callable[..., Any], channels: int, last: bool, inference: bool
 ) -> None:

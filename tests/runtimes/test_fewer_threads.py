@@ -11,6 +11,7 @@ from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from tests.needs import needs_native
 from tests.system import fuzz
 from tests.system.networks import enlivened
+from tests.tiers import thorough
 
 pytestmark = needs_native
 SHAPE = (3, 6, 7)
@@ -69,6 +70,7 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (n, steps)
 
 
+@thorough
 def test_the_same_images_of_random_networks(monkeypatch, four_threads):
     runs = 0
     compiled_run = CpuRuntime.run

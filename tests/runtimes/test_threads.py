@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs_native
+from tests.tiers import thorough
 
 pytestmark = [
     needs_native,
@@ -34,6 +35,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("limit", [None, "1"], ids=["OpenMP", "OpenMP with one thread"])
+@thorough
 def test_the_same_images_after_a_fork(limit):
     """A child process has the memory of OpenMP's threads but not the threads: if it waited for them, it would hang."""
     environment = dict(os.environ)

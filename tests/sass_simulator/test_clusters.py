@@ -12,8 +12,9 @@ from sass_simulator import RATES, Kernel, Memory, Run, compiled, pack, simulate,
 from sass_simulator.machine import SimulationError
 
 from tests.sass_simulator.needs import needs_nvcc
+from tests.tiers import thorough
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, thorough]
 SOURCE = Path(__file__).parent / "clusters.cu"
 LAYERS = SOURCE.parent / "layers.cu"
 H100 = RATES["90"]

@@ -13,8 +13,9 @@ from sass_simulator.floats import as_bf16
 from sass_simulator.machine import SimulationError
 
 from tests.sass_simulator.needs import needs_nvcc
+from tests.tiers import thorough
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, thorough]
 SOURCE = Path(__file__).parent / "small_kernels.cu"
 ARCHS = ("80", "90", "100", "120")
 Random = np.random.Generator

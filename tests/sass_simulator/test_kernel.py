@@ -10,8 +10,9 @@ from sass_simulator import Kernel, compiled, pack, unknown_instructions
 from sass_simulator.kernel import loops, of_lines
 
 from tests.sass_simulator.needs import needs_nvcc
+from tests.tiers import thorough
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, thorough]
 FOLDER = Path(__file__).parent
 
 

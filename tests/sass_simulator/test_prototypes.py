@@ -12,11 +12,16 @@ import pytest
 from sass_simulator import RATES, Kernel, Memory, compiled, pack, simulate
 
 from tests.sass_simulator.needs import needs_nvcc
+from tests.tiers import thorough
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [parent / "shared" / "prototypes" / "cuda_walk" for parent in ROOT.parents[:2]]
 FOUND = [folder for folder in FOLDERS if folder.is_dir()]
-pytestmark = [needs_nvcc, pytest.mark.skipif(not FOUND, reason="../shared/prototypes/cuda_walk is not there")]
+pytestmark = [
+    needs_nvcc,
+    pytest.mark.skipif(not FOUND, reason="../shared/prototypes/cuda_walk is not there"),
+    thorough,
+]
 
 
 def cycles(kernel: Kernel, name: str, sites: int, layers: int) -> float:

@@ -13,8 +13,9 @@ from sass_simulator.instruction import Instruction
 from sass_simulator.timing import timed
 
 from tests.sass_simulator.needs import needs_nvcc
+from tests.tiers import thorough
 
-pytestmark = needs_nvcc
+pytestmark = [needs_nvcc, thorough]
 SOURCE = Path(__file__).parent / "layers.cu"
 DEFECTS = ("none", "load", "barrier", "conflict", "division")
 H100 = RATES["90"]

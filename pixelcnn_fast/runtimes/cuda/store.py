@@ -20,7 +20,7 @@ from pixelcnn_fast.files import replacing
 try:
     import fcntl
 except ImportError:  # no POSIX: then each process compiles for itself
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 SUFFIX = ".kernel"
 

@@ -16,9 +16,11 @@ import torch
 from gpu import rates
 from gpu.stage import environment, printed_figures
 
+from tests.tiers import thorough
+
 ROOT = Path(__file__).parents[3]
 NVCC = shutil.which("nvcc", path=environment(ROOT, sys.executable)["PATH"])
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+pytestmark = [pytest.mark.skipif(NVCC is None, reason="no nvcc"), thorough]
 
 
 @pytest.fixture(scope="module")

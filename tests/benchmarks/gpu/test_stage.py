@@ -12,6 +12,8 @@ import pytest
 from gpu import stage
 from gpu.stage import Outcome, Running, Stage, environment, printed_figures
 
+from tests.tiers import thorough
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -58,6 +60,7 @@ except KeyError as error:
     assert found.verdict == "failed: status 1: ValueError: because" and found.tail[-1] == "and more"
 
 
+@thorough
 def test_the_end_of_its_time_leaves_figures_and_no_process(tmp_path, monkeypatch):
     """A process that ignores the interrupt, and one that it has started, which holds its output open."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
