@@ -8,6 +8,7 @@ from importlib import metadata, util
 
 import torch
 
+from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.native import native, why_not_native
 from pixelcnn_fast.ops.backend import DTYPES, choose, why_not
 from pixelcnn_fast.runtimes.cuda import compilers, driver, kernels, store
@@ -83,11 +84,14 @@ def _cuda_rows() -> dict[str, str]:
     version = driver.version()
     rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
     with_it = compilers.compiler()
-    rows["kernels"] = (
-        "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
-        if with_it is None
-        else f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
-    )
+    try:
+        rows["kernels"] = (
+            "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
+            if with_it is None
+            else f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
+        )
+    except RuntimeUnavailable as error:
+        rows["kernels"] = f"no compiler that works: {error.why}"
     if ready := os.environ.get(kernels.READY):
         rows[kernels.READY] = ready
     if torch.cuda.is_available():

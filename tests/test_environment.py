@@ -138,3 +138,10 @@ def test_the_report_names_the_compiler_of_kernels_and_their_folders(monkeypatch,
     assert "(/opt/nvcc)" in report and f"{tmp_path}/cache" in report and f"{tmp_path}/ready" in report
     monkeypatch.setattr(compilers, "compiler", lambda: None)
     assert "no compiler: install NVRTC" in environment.report()
+
+
+def test_a_compiler_of_kernels_that_does_not_work_is_told(monkeypatch, tmp_path) -> None:
+    broken = tmp_path / "libnvrtc.so.13"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(compilers, "compiler", lambda: compilers.Nvrtc(broken))
+    assert "no compiler that works: NVRTC does not load" in environment.report()

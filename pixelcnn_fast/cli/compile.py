@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add(
         "--arch",
-        type=whole(80),
+        type=whole(80, 199),
         nargs="+",
         metavar="ARCH",
         help="for these GPUs, such as 90 (default: those of this machine)",

@@ -22,10 +22,14 @@ SOURCE = "cuda/kernels/kernel.cu"  # among the sources: what is compiled
 
 
 class Compiler(ABC):
-    """identity: tells it from other versions, without loading it. str() gives its name and version."""
+    """path: its file. str() gives its name and version, and raises RuntimeUnavailable where it does not work."""
 
-    identity: str
     path: Path
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Tells it from other versions, without loading it."""
 
     @abstractmethod
     def architectures(self) -> list[int]:
@@ -40,11 +44,12 @@ class Compiler(ABC):
 
 
 class Nvrtc(Compiler):
-    """path: the library."""
-
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.identity = f"{self.path.name}-{self.path.stat().st_size}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.path.name}-{self.path.stat().st_size}"
 
     def __str__(self) -> str:
         return f"NVRTC {'.'.join(map(str, self.version))}"
@@ -113,11 +118,12 @@ class Nvrtc(Compiler):
 
 
 class Nvcc(Compiler):
-    """path: the program."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.identity = f"nvcc-{self.version}"
+
+    @property
+    def identity(self) -> str:
+        return f"nvcc-{self.version}"
 
     def __str__(self) -> str:
         return f"nvcc {self.version}"

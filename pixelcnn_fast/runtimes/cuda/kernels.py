@@ -136,6 +136,8 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
     cache, or else compiled now, which takes some ten seconds. Raises RuntimeUnavailable, saying why it can't be had."""
     if folder := os.environ.get(READY):
+        if not Path(folder).is_dir():
+            raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
         ready = Store(Path(folder), digest())
         for architecture in range(10 * capability[0] + capability[1], 10 * capability[0] - 1, -1):
             if (found := ready.get(f"{instance}-sm_{architecture}", strict=True)) is not None:

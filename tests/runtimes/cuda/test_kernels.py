@@ -21,10 +21,15 @@ KERNEL = Instance("bf16", 1)
 class Pretended(Compiler):
     """Cubins that name what was asked for."""
 
-    identity, path = "pretended-1", Path("/pretended")
+    path = Path("/pretended")
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.version = 1
+
+    @property
+    def identity(self) -> str:
+        return f"pretended-{self.version}"
 
     def architectures(self) -> list[int]:
         return [75, 80, 86, 90, 100]
@@ -67,7 +72,7 @@ def test_a_kernel_is_compiled_once_and_kept(compiler: Pretended) -> None:
 
 def test_another_compiler_and_other_sources_make_it_again(compiler: Pretended, monkeypatch) -> None:
     kernels.cubin(KERNEL, H100)
-    monkeypatch.setattr(compiler, "identity", "pretended-2")
+    compiler.version = 2
     kernels.cubin(KERNEL, H100)
     monkeypatch.setattr(kernels, "digest", lambda: "0" * 64)
     kernels.cubin(KERNEL, H100)
@@ -131,3 +136,9 @@ def test_a_graph_s_capture_needs_prepare(compiler: Pretended, monkeypatch) -> No
     with pytest.raises(RuntimeError, match=r"call sampler.prepare\(n\)"):
         DeviceKernels(0, H100, 1 << 16).get(KERNEL)
     assert compiler.asked == []
+
+
+def test_a_folder_that_is_not_there_is_named(compiler: Pretended, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "none"))
+    with pytest.raises(RuntimeUnavailable, match="PIXELCNN_FAST_KERNELS=.*none is not a folder"):
+        kernels.cubin(KERNEL, H100)

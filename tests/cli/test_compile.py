@@ -1,0 +1,59 @@
+"""`compile`: kernels ahead of time, by a compiler that is pretended."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pixelcnn_fast.__main__ import main
+from pixelcnn_fast.runtimes.cuda import compilers, kernels
+from pixelcnn_fast.runtimes.cuda.kernels import Instance
+from tests.needs import needs_native
+from tests.runtimes.cuda.test_kernels import Pretended
+
+pytestmark = needs_native
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    found = Pretended()
+    monkeypatch.setattr(compilers, "compiler", lambda: found)
+    monkeypatch.setattr(compilers, "nvcc", lambda: None)
+    return found
+
+
+def test_what_it_writes_is_used(compiler: Pretended, tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "kernels"
+    arguments = ["--arch", "90", "80", "--precision", "bf16", "--out", str(folder)]
+    assert main(["compile", *arguments]) == 0
+    assert f"PIXELCNN_FAST_KERNELS={folder}" in capsys.readouterr().out
+    tiles = {f"bf16-{tiles}x1-sm_{arch}" for tiles in range(1, 9) for arch in (80, 90)}
+    clusters = {f"bf16-1x{blocks}-sm_90" for blocks in (2, 4, 8)}  # an A100 has none
+    assert {path.stem for path in folder.iterdir()} == tiles | clusters
+    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(folder))
+    assert kernels.cubin(Instance("bf16", 1, 8), (9, 0)).startswith(b"90 ")
+    assert kernels.cubin(Instance("bf16", 3), (8, 6)).startswith(b"80 ")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arch", "95"], "--arch 95: .* knows 75, 80, 86, 90, 100"),
+        (["--arch", "70"], "from 80 to 199"),
+        (["--arch", "90", "--compiler", "nvcc"], "there is no nvcc"),
+        ([], "--arch is needed, as this machine has no GPU"),
+    ],
+)
+def test_what_can_t_be_compiled(
+    compiler: Pretended, arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    try:
+        status = main(["compile", *arguments, "--out", str(tmp_path / "kernels")])
+    except SystemExit as refused:
+        status = int(refused.code or 0)
+    assert status == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
