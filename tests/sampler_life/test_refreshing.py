@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
 from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.runtimes.job import Job
 from tests.capture.test_weights import trained_on, weights_of
 from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
 from tests.system.foreign import NETWORKS
@@ -188,14 +189,21 @@ def test_tied_weights_stay_tied() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_began_with() -> None:
+def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_began_with(monkeypatch) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
     expected = sampler.sample(40, noise=noise(40), runtime="reference")
     trained, began, found = trained_on(model), threading.Event(), []
+    runtime = sampler.runtime("reference")
+    run = runtime.run
+
+    def run_and_tell(job: Job) -> None:
+        began.set()
+        run(job)
+
+    monkeypatch.setattr(runtime, "run", run_and_tell)
 
     def draw() -> None:
-        began.set()
         found.append(sampler.sample(40, noise=noise(40), runtime="reference", batch_size=1))
 
     thread = threading.Thread(target=draw)
