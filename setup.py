@@ -101,9 +101,9 @@ def compile_native() -> Path:
 
 
 def forget_stale(folder: Path, settings: dict[str, str], compiler: list[str]) -> None:
-    """Removes a build folder made with other settings or another compiler: CMake would keep the old ones."""
+    """Removes a build folder made with other settings, by another compiler or elsewhere: CMake would keep them."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    record = json.dumps([settings, version], indent=1)
+    record = json.dumps([str(ROOT), settings, version], indent=1)
     mark = folder / "settings.json"
     if not mark.exists() or mark.read_text() != record:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,18 +63,15 @@ def usages(
     with_it = compiler or needed_compiler()
     known = with_it.architectures()
 
-    def compiled(what: tuple[Instance, str]) -> tuple[Instance, str, Usage]:
-        instance, arch = what
-        return instance, arch, usage_of(with_it.compiled(sources(), int(arch), instance.options))
-
     wanted = [
         (instance, arch)
         for instance in kernels
         for arch in archs
         if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
     ]
-    with ThreadPoolExecutor(2) as two:
-        yield from two.map(compiled, wanted)
+    cubins = with_it.compiled_each(sources(), [(int(arch), instance.options) for instance, arch in wanted])
+    for (instance, arch), cubin in zip(wanted, cubins, strict=True):
+        yield instance, arch, usage_of(cubin)
 
 
 Plans = dict[tuple[int, int], dict[str, Any]]

@@ -49,7 +49,9 @@ class Engine:
     compiled: Compiled | None = None
     observed: Observed | None = None
     _runtimes: dict[RuntimeName, Runtime] = field(default_factory=dict)
-    _refusals: dict[RuntimeName, str] = field(default_factory=dict)  # of those that failed here, and why
+    # Of runtimes that failed here, and why; and what a user has been told of that.
+    _refusals: dict[RuntimeName, str] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
@@ -140,7 +142,7 @@ class Engine:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         none: dict[str, Any] = {"weights": {}, "structure": (), "settings": (), "attributes": {}}
-        return {**kept, **none, "_runtimes": {}, "_refusals": {}}
+        return {**kept, **none, "_runtimes": {}, "_refusals": {}, "_told": set()}
 
     # -- runtimes
 
@@ -185,7 +187,8 @@ class Engine:
             return "cpu"
         if (why := self._refusals.get("cuda") or why_not_cuda(program, head)) is None:
             return "cuda"
-        if self._is_on_gpu and "eager" not in self._runtimes:
+        if self._is_on_gpu and why not in self._told:
+            self._told.add(why)
             warnings.warn(
                 f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=5
             )

@@ -90,8 +90,8 @@ def _cuda_rows() -> dict[str, str]:
             if with_it is None
             else f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
         )
-    except RuntimeUnavailable as error:
-        rows["kernels"] = f"no compiler that works: {error.why}"
+    except (RuntimeUnavailable, AttributeError, OSError) as error:
+        rows["kernels"] = f"no compiler that works: {getattr(error, 'why', error)}"
     if ready := os.environ.get(kernels.READY):
         rows[kernels.READY] = ready
     if torch.cuda.is_available():

@@ -14,6 +14,9 @@ from pixelcnn_fast.runtimes.eager import EagerRuntime
 from tests.system.networks import pixelcnn
 
 
+MODEL = pixelcnn()
+
+
 class Unbuildable:
     def __init__(self, *_: object) -> None:
         raise RuntimeUnavailable("the plan does not fit")
@@ -43,7 +46,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch, runtime: type) -> Sampler:
     monkeypatch.setattr(engine, "LARGEST_BATCH", {**engine.LARGEST_BATCH, runtime: 2})
     monkeypatch.setattr(engine.Engine, "_is_on_gpu", True)
     Unloadable.prepared.clear()
-    return Sampler(pixelcnn(), (1, 3, 4))
+    return Sampler(MODEL, (1, 3, 4))
 
 
 def images(found: Sampler, runtime: RuntimeName) -> torch.Tensor:
@@ -61,6 +64,7 @@ def test_auto_takes_eager_and_says_why(monkeypatch, runtime, why) -> None:
         warnings.simplefilter("error")
         assert torch.equal(images(found, "auto"), drawn)
         assert torch.equal(images(found, "eager"), drawn)
+        assert torch.equal(images(found.refresh(), "auto"), drawn)
     with pytest.raises(RuntimeUnavailable, match=f"^runtime 'cuda' is not available: {why}$"):
         images(found, "cuda")
 

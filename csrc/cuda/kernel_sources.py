@@ -7,7 +7,7 @@ ROOT: folders from which they include each other.
 import sys
 from pathlib import Path
 
-PATTERNS = ("steps.h", "cuda/standard.h", "cuda/layout.h", "cuda/kernels/*")
+PATTERNS = ("steps.h", "cuda/standard.h", "cuda/layout.h", "cuda/kernels/[!.]*.h", "cuda/kernels/[!.]*.cu")
 HEADER = """\
 // The kernels' sources. Written by csrc/cuda/kernel_sources.py.
 #pragma once
@@ -33,10 +33,10 @@ def sources(*roots: Path) -> dict[str, str]:
         for pattern in PATTERNS
         for path in root.glob(pattern)
     )
-    return {name: path.read_text() for name, path in sorted(found)}
+    return {name: path.read_text("utf-8") for name, path in sorted(found)}
 
 
 if __name__ == "__main__":
     *roots, target = map(Path, sys.argv[1:])
     literals = (f'    {{"{name}", R"source({text})source"}},' for name, text in sources(*roots).items())
-    target.write_text(HEADER.format(sources="\n".join(literals)))
+    target.write_text(HEADER.format(sources="\n".join(literals)), "utf-8")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from pixelcnn_fast.bench.arguments import output_folder, path, whole
 from pixelcnn_fast.bench.streams import say
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes.cuda import compilers
-from pixelcnn_fast.runtimes.cuda.kernels import READY, Instance, digest, instances, sources
+from pixelcnn_fast.runtimes.cuda.kernels import READY, digest, instances, sources
 from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
@@ -60,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
     known = compiler.architectures()
     if unknown := [arch for arch in archs if arch not in known]:
         raise ValueError(f"--arch {unknown[0]}: {compiler} knows {', '.join(map(str, known))}")
-    store = Store(output_folder(args.out), digest())
     kernels = instances(MATHS[precision] for precision in dict.fromkeys(args.precision))
     wanted = [
         (arch, kernel)
@@ -69,20 +66,13 @@ def run(args: argparse.Namespace) -> int:
         if kernel.cluster <= largest_cluster(divmod(arch, 10))
     ]
 
-    def compile_one(what: tuple[int, Instance]) -> None:
-        arch, kernel = what
-        store.put(f"{kernel}-sm_{arch}", compiler.compiled(sources(), arch, kernel.options))
-
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as threads,
-        progress_bar(shown=True, total=len(wanted), unit="kernel") as bar,
-    ):
-        try:
-            for _ in threads.map(compile_one, wanted):
-                bar.update()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    store = Store(output_folder(args.out), digest())
+    output_folder(store.folder, *(store.path(f"{kernel}-sm_{arch}").name for arch, kernel in wanted))
+    cubins = compiler.compiled_each(sources(), [(arch, kernel.options) for arch, kernel in wanted])
+    with progress_bar(shown=True, total=len(wanted), unit="kernel") as bar:
+        for (arch, kernel), cubin in zip(wanted, cubins, strict=True):
+            store.put(f"{kernel}-sm_{arch}", cubin)
+            bar.update()
     say(f"{len(wanted)} kernels in {store.folder}, by {compiler}: {READY}={store.folder} uses them")
     return 0
 

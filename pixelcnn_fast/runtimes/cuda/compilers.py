@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,14 +45,29 @@ class Compiler(ABC):
         Raises RuntimeUnavailable with what the compiler says.
         """
 
+    def compiled_each(
+        self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
+    ) -> Iterator[bytes]:
+        """Of several (architecture, options), in order."""
+        for architecture, options in wanted:
+            yield self.compiled(sources, architecture, options)
+
 
 class Nvrtc(Compiler):
+    FLAGS = (
+        "-std=c++17",
+        "-default-device",
+    )  # functions of no side, which the planner shares, are the device's
+
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
 
+    def __reduce__(self) -> tuple[type[Nvrtc], tuple[Path]]:
+        return Nvrtc, (self.path,)  # without the library, which each process loads
+
     @property
     def identity(self) -> str:
-        return f"{self.path.name}-{self.path.stat().st_size}"
+        return f"{self.path.name}-{self.path.stat().st_size}-{_digest(self.FLAGS)}"
 
     def __str__(self) -> str:
         return f"NVRTC {'.'.join(map(str, self.version))}"
@@ -96,8 +114,7 @@ class Nvrtc(Compiler):
             _strings(included),
         )
         try:
-            # Functions of no side are the device's, so that those which the planner shares need no mark.
-            flags = [f"--gpu-architecture=sm_{architecture}", "-std=c++17", "-default-device", *options]
+            flags = [f"--gpu-architecture=sm_{architecture}", *self.FLAGS, *options]
             try:
                 self._call("nvrtcCompileProgram", program, len(flags), _strings(flags))
             except RuntimeUnavailable as error:
@@ -109,6 +126,14 @@ class Nvrtc(Compiler):
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(program))
 
+    def compiled_each(
+        self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
+    ) -> Iterator[bytes]:
+        """In processes side by side, as its threads wait for each other."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, max(len(wanted), 1)), context) as processes:
+            yield from processes.map(partial(self.compiled, sources), *zip(*wanted, strict=True))
+
     def _text(self, program: ctypes.c_void_p, name: str) -> bytes:
         size = ctypes.c_size_t()
         self._call(f"{name}Size", program, ctypes.byref(size))
@@ -118,12 +143,14 @@ class Nvrtc(Compiler):
 
 
 class Nvcc(Compiler):
+    FLAGS = ("-cubin", "-std=c++17", "-O3", "--expt-relaxed-constexpr")
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def identity(self) -> str:
-        return f"nvcc-{self.version}"
+        return f"nvcc-{self.version}-{_digest(self.FLAGS)}"
 
     def __str__(self) -> str:
         return f"nvcc {self.version}"
@@ -145,14 +172,15 @@ class Nvcc(Compiler):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
             cubin = Path(folder, "cubin")
-            mode = ["-cubin", "-std=c++17", "-O3", "--expt-relaxed-constexpr"]  # as -default-device
-            flags = [*mode, f"-arch=sm_{architecture}", f"-I{folder}", *options]
+            flags = [*self.FLAGS, f"-arch=sm_{architecture}", f"-I{folder}", *options]
             self._run(*flags, "-o", str(cubin), str(Path(folder, SOURCE)))
             return cubin.read_bytes()
 
     def _run(self, *arguments: str) -> str:
         try:
-            done = subprocess.run([str(self.path), *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [str(self.path), *arguments], capture_output=True, text=True, check=False, errors="replace"
+            )
         except OSError as error:
             raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
         if done.returncode:
@@ -164,6 +192,10 @@ class Nvcc(Compiler):
 def _strings(texts: Iterable[str]) -> ctypes.Array[ctypes.c_char_p]:
     encoded = [text.encode() for text in texts]
     return (ctypes.c_char_p * len(encoded))(*encoded)
+
+
+def _digest(flags: Sequence[str]) -> str:
+    return f"{zlib.crc32(' '.join(flags).encode()):08x}"
 
 
 def _error(log: bytes) -> str:
@@ -194,12 +226,15 @@ def _libraries() -> Iterator[str]:
     import torch
 
     versions = [torch.version.cuda.partition(".")[0]] if torch.version.cuda else []
-    spec = find_spec("nvidia")
+    try:
+        spec = find_spec("nvidia")
+    except ValueError:  # something of that name that is no package
+        spec = None
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         for version in [*versions, "*"]:
-            yield f"{folder}/*/lib/libnvrtc.so.{version}"
+            yield f"{glob.escape(folder)}/*/lib/libnvrtc.so.{version}"
     for home in _toolkits():
-        yield f"{home}/lib64/libnvrtc.so"
+        yield f"{glob.escape(home)}/lib64/libnvrtc.so"
     yield from (f"{folder}/libnvrtc.so.*" for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64"))
 
 
@@ -209,6 +244,7 @@ def _toolkits() -> list[str]:
 
 
 def nvcc() -> Nvcc | None:
-    """That of CUDACXX, of the toolkit in CUDA_HOME (/usr/local/cuda), or on the PATH."""
-    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
-    return next((Nvcc(Path(path)) for name in candidates if name and (path := shutil.which(name))), None)
+    """That of CUDACXX, and no other if it is set; of the toolkit in CUDA_HOME (/usr/local/cuda), or on the PATH."""
+    named = os.environ.get("CUDACXX")
+    candidates = [named] if named else [*(f"{home}/bin/nvcc" for home in _toolkits()), "nvcc"]
+    return next((Nvcc(Path(path)) for name in candidates if (path := shutil.which(name))), None)

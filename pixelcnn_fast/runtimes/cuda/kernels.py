@@ -80,27 +80,29 @@ class DeviceKernels:
     def __init__(self, device: int, capability: tuple[int, int], shared_bytes: int) -> None:
         self._device, self._capability, self._shared_bytes = device, capability, shared_bytes
         self._loaded: dict[Instance, LoadedKernel] = {}
-        self._failed: dict[Instance, RuntimeUnavailable] = {}
+        self._failed: dict[Instance, str] = {}  # why it can't be compiled
         self._lock = threading.Lock()
 
     def get(self, instance: Instance) -> LoadedKernel:
         """Raises RuntimeUnavailable, saying why, if it can't be had; RuntimeError while a CUDA graph is captured."""
+        if (found := self._loaded.get(instance)) is not None:
+            return found
         with self._lock:
             if (found := self._loaded.get(instance)) is not None:
                 return found
-            if (failed := self._failed.get(instance)) is not None:
-                raise failed
+            if (why := self._failed.get(instance)) is not None:
+                raise RuntimeUnavailable(why)
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     "a kernel can't be loaded while a CUDA graph is captured: call sampler.prepare(n), for as many "
                     "images as are then drawn, before it"
                 )
             try:
-                found = LoadedKernel(cubin(instance, self._capability), self._device, self._shared_bytes)
+                compiled = cubin(instance, self._capability)
             except RuntimeUnavailable as error:
-                self._failed[instance] = error
+                self._failed[instance] = error.why
                 raise
-            self._loaded[instance] = found
+            found = self._loaded[instance] = LoadedKernel(compiled, self._device, self._shared_bytes)
             return found
 
 
@@ -135,8 +137,16 @@ def version_text(version: int) -> str:
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
     cache, or else compiled now, which takes some ten seconds. Raises RuntimeUnavailable, saying why it can't be had."""
+    try:
+        return _cubin(instance, capability)
+    except (OSError, AttributeError, UnicodeError) as error:  # of a folder, or of something that is no compiler
+        raise RuntimeUnavailable(f"there is no kernel: {type(error).__name__}: {error}") from error
+
+
+def _cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     if folder := os.environ.get(READY):
-        if not Path(folder).is_dir():
+        folder = os.path.expanduser(folder)
+        if not os.path.isdir(folder):
             raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
         ready = Store(Path(folder), digest())
         for architecture in range(10 * capability[0] + capability[1], 10 * capability[0] - 1, -1):

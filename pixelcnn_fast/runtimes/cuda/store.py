@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,10 +27,13 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong."""
-    if named := os.environ.get("PIXELCNN_FAST_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pixelcnn_fast"
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files."""
+    named = os.environ.get("PIXELCNN_FAST_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(named).expanduser() if named else Path(caches).expanduser() / "pixelcnn_fast"
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), f"pixelcnn_fast-{getattr(os, 'getuid', int)()}")
 
 
 class Store:
@@ -58,7 +62,7 @@ class Store:
             about = json.loads(line)
             is_whole = about["sha256"] == hashlib.sha256(cubin).hexdigest()
             is_of_these = about["sources"] == self._sources
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             is_whole = is_of_these = False
         if is_whole and is_of_these:
             return cubin
@@ -98,45 +102,53 @@ class Store:
         there is none: the file is written whole by each."""
         file: IO[bytes] | None = None
         try:
-            try:
+            with suppress(OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = self.path(name).with_suffix(".lock").open("wb")
-                _wait_for(file)
-            except OSError:
-                pass
+                file = _opened(self.path(name).with_suffix(".lock"))
+                while fcntl is not None and self.get(name) is None:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        time.sleep(0.05)
             yield
         finally:
             if file is not None:
-                file.close()
+                with (
+                    file,
+                    suppress(OSError),
+                ):  # by itself: a process that was forked meanwhile has the file open, too
+                    if fcntl is not None:
+                        fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _wait_for(file: IO[bytes]) -> None:
-    if fcntl is None:
-        return
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.05)
+def _opened(lock: Path) -> IO[bytes]:
+    try:
+        return lock.open("ab")
+    except PermissionError:  # another user's
+        return lock.open("rb")
 
 
 def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
     """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
     found: list[bytes] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             found.append(make())
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=run, name="compiles a CUDA kernel", daemon=True)
-    print(saying, file=sys.stderr, flush=True)
-    worker.start()
-    while worker.is_alive():
-        worker.join(0.2)
+    with suppress(OSError, ValueError):  # nobody listens
+        print(saying, file=sys.stderr, flush=True)
+    # No daemon: the process must not end while a compiler is at work in it, or it crashes.
+    threading.Thread(target=run, name="compiles a CUDA kernel").start()
+    while not done.wait(0.2):
+        pass
     if errors:
         raise errors[0]
     return found[0]

@@ -9,6 +9,7 @@ import pytest
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import compilers
 from pixelcnn_fast.runtimes.cuda.compilers import SOURCE, Compiler, Nvcc, Nvrtc
+from tests.tiers import thorough
 
 SMALL = {
     SOURCE: '#include "a/number.h"\nextern "C" __global__ void small(int* x) { *x = number() + NUMBER; }\n',
@@ -28,6 +29,14 @@ def test_a_kernel_compiles_to_machine_code(compiler: Compiler) -> None:
     assert {80, 90} <= set(compiler.architectures())
     cubin = compiler.compiled(SMALL, 90, ["-DNUMBER=3"])
     assert cubin.startswith(b"\x7fELF") and b"small" in cubin
+
+
+@thorough
+def test_several_come_in_order(compiler: Compiler) -> None:
+    wanted = [(arch, [f"-DNUMBER={number}"]) for arch in (90, 80) for number in (3, 4)]
+    found = [*compiler.compiled_each(SMALL, wanted)]
+    assert found == [compiler.compiled(SMALL, *each) for each in wanted]
+    assert len(set(found)) == 4
 
 
 def test_an_error_is_quoted(compiler: Compiler) -> None:

@@ -127,8 +127,18 @@ def test_a_failure_is_not_tried_again(compiler: Pretended, monkeypatch) -> None:
         with pytest.raises(RuntimeUnavailable, match="compute capability 12.0"):
             device.get(KERNEL)
     monkeypatch.setattr(kernels, "architecture_for", lambda *_: 90)
-    with pytest.raises(RuntimeUnavailable, match="compute capability 12.0"):
+    with pytest.raises(RuntimeUnavailable, match="compute capability 12.0") as again:
         device.get(KERNEL)
+    assert len(again.traceback) == 2, "an error of its own, which holds nobody else's frames"
+
+
+def test_what_is_no_compiler_is_a_reason(compiler: Pretended, monkeypatch) -> None:
+    def compiled(*_: object) -> bytes:
+        raise AttributeError("undefined symbol: nvrtcVersion")
+
+    monkeypatch.setattr(compiler, "compiled", compiled)
+    with pytest.raises(RuntimeUnavailable, match="undefined symbol"):
+        kernels.cubin(KERNEL, H100)
 
 
 def test_a_graph_s_capture_needs_prepare(compiler: Pretended, monkeypatch) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +17,10 @@ from pathlib import Path
 import pytest
 
 from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda.compilers import nvrtc
 from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
+from tests.needs import needs_native
+from tests.tiers import thorough
 
 CUBIN = bytes(range(256)) * 3  # with newlines in it
 
@@ -82,6 +89,29 @@ def test_processes_make_it_once(tmp_path: Path) -> None:
     assert folders[1].read_bytes() == b"."
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_that_was_forked_meanwhile_keeps_nobody_waiting(store: Store) -> None:
+    children = []
+
+    def make() -> bytes:
+        if (child := os.fork()) == 0:
+            time.sleep(20)
+            os._exit(0)
+        children.append(child)
+        return CUBIN
+
+    store.get_or_make("walk", make)
+    store.path("walk").unlink()
+    began = time.monotonic()
+    try:
+        assert store.get_or_make("walk", lambda: b"again") == b"again"
+        assert time.monotonic() - began < 10
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_what_can_t_be_kept_costs_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="can't be kept.*PIXELCNN_FAST_CACHE"):
@@ -129,11 +159,51 @@ def test_it_says_what_takes_so_long(store: Store, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == ""
 
 
+INTERRUPTED = """
+import os, threading
+from pixelcnn_fast.runtimes.cuda import kernels
+threading.Timer(1.5, os.kill, (os.getpid(), 2)).start()
+try:
+    kernels.cubin(kernels.Instance("bf16", 1), (9, 0))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@thorough
+@needs_native
+@pytest.mark.skipif(nvrtc() is None, reason="no NVRTC")
+def test_an_interrupted_process_ends_in_peace(tmp_path: Path) -> None:
+    """Though a compiler is at work in it, which is no time to end."""
+    environment = os.environ | {"PIXELCNN_FAST_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", INTERRUPTED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "interrupted\n" and done.returncode == 0, done.stderr
+
+
+def test_nobody_needs_to_listen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert store.get_or_make("walk", lambda: CUBIN) == CUBIN
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIXELCNN_FAST_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert cache_folder() == Path("/caches/pixelcnn_fast")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path("~/.cache/pixelcnn_fast").expanduser()
-    monkeypatch.setenv("PIXELCNN_FAST_CACHE", "/mine")
-    assert cache_folder() == Path("/mine")
+    monkeypatch.setenv("PIXELCNN_FAST_CACHE", "~/mine")
+    assert cache_folder() == Path("~/mine").expanduser()
+
+
+def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIXELCNN_FAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cache_folder().parent == Path(tempfile.gettempdir())
