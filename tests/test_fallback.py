@@ -13,7 +13,6 @@ from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from tests.system.networks import pixelcnn
 
-
 MODEL = pixelcnn()
 
 
