@@ -50,7 +50,7 @@ class Engine:
     observed: Observed | None = None
     _runtimes: dict[RuntimeName, Runtime] = field(default_factory=dict)
     # Of runtimes that failed here, and why; and what a user has been told of that.
-    _refusals: dict[RuntimeName, str] = field(default_factory=dict)
+    _refusals: dict[str, str] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
     @classmethod
@@ -156,7 +156,7 @@ class Engine:
             try:
                 return self._kept(name)
             except RuntimeUnavailable as error:
-                self._refusals[name] = error.why
+                self._refusals[error.runtime] = error.why
                 return self.runtime("auto")
         return self._kept(name)
 
@@ -176,7 +176,7 @@ class Engine:
         except RuntimeUnavailable as error:
             if name != "auto" or self.preferred != "auto":
                 raise
-            self._refusals[self.fastest] = error.why
+            self._refusals[error.runtime] = error.why
             return self.prepared(name, n, batch_size)
         return runtime, parts
 

@@ -65,13 +65,12 @@ def run(args: argparse.Namespace) -> int:
         for kernel in kernels
         if kernel.cluster <= largest_cluster(divmod(arch, 10))
     ]
-
-    store = Store(output_folder(args.out), digest())
-    output_folder(store.folder, *(store.path(f"{kernel}-sm_{arch}").name for arch, kernel in wanted))
+    store = Store(args.out, digest())
+    output_folder(store.folder, *(store.path(kernel.name_for(arch)).name for arch, kernel in wanted))
     cubins = compiler.compiled_each(sources(), [(arch, kernel.options) for arch, kernel in wanted])
     with progress_bar(shown=True, total=len(wanted), unit="kernel") as bar:
         for (arch, kernel), cubin in zip(wanted, cubins, strict=True):
-            store.put(f"{kernel}-sm_{arch}", cubin)
+            store.put(kernel.name_for(arch), cubin)
             bar.update()
     say(f"{len(wanted)} kernels in {store.folder}, by {compiler}: {READY}={store.folder} uses them")
     return 0

@@ -33,6 +33,10 @@ class Instance(NamedTuple):
     def __str__(self) -> str:
         return f"{self.math}-{self.tiles}x{self.cluster}"
 
+    def name_for(self, architecture: int) -> str:
+        """Of its file."""
+        return f"{self}-sm_{architecture}"
+
     @property
     def options(self) -> list[str]:
         """For a compiler."""
@@ -150,7 +154,7 @@ def _cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
         ready = Store(Path(folder), digest())
         for architecture in range(10 * capability[0] + capability[1], 10 * capability[0] - 1, -1):
-            if (found := ready.get(f"{instance}-sm_{architecture}", strict=True)) is not None:
+            if (found := ready.get(instance.name_for(architecture), strict=True)) is not None:
                 return found
     if (with_it := compiler()) is None:
         there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
@@ -158,9 +162,8 @@ def _cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
             f"{there} compute capability {capability[0]}.{capability[1]}, and no compiler to make one"
         )
     cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
-    return cache.get_or_make(
-        f"{instance}-sm_{capability[0]}{capability[1]}", lambda: compiled(instance, capability, with_it)
-    )
+    name = instance.name_for(10 * capability[0] + capability[1])
+    return cache.get_or_make(name, lambda: compiled(instance, capability, with_it))
 
 
 def compiled(instance: Instance, capability: tuple[int, int], with_it: Compiler) -> bytes:

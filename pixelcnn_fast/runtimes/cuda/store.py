@@ -114,10 +114,8 @@ class Store:
             yield
         finally:
             if file is not None:
-                with (
-                    file,
-                    suppress(OSError),
-                ):  # by itself: a process that was forked meanwhile has the file open, too
+                # By itself, as a process that was forked meanwhile has the file open, too.
+                with file, suppress(OSError):
                     if fcntl is not None:
                         fcntl.flock(file, fcntl.LOCK_UN)
 
