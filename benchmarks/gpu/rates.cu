@@ -399,7 +399,7 @@ __device__ uint32_t address_in(unsigned rank, uint32_t at) {
   return address;
 }
 
-__device__ void begin_meeting(uint32_t at, int arrivals = 1) {
+__device__ void init_barrier(uint32_t at, int arrivals = 1) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
 
@@ -409,7 +409,7 @@ __device__ void arrive_and_expect(uint32_t at, int bytes) {
 }
 
 // Waits until the phase of this parity is over -> whether it is, which it should be by some 0.1 s after `start`.
-__device__ bool has_met(uint32_t at, unsigned parity, long long start) {
+__device__ bool phase_is_over(uint32_t at, unsigned parity, long long start) {
   while (true) {
     uint32_t is_over;
     asm volatile(
@@ -424,9 +424,9 @@ __device__ bool has_met(uint32_t at, unsigned parity, long long start) {
 }
 
 // Both addresses are another block's.
-__device__ void send(uint32_t to, uint32_t value, uint32_t meeting) {
+__device__ void send(uint32_t to, uint32_t value, uint32_t barrier) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(value),
-               "r"(meeting)
+               "r"(barrier)
                : "memory");
 }
 #endif
@@ -438,10 +438,10 @@ enum class Message { none, arrival, number };
 template <Message kMessage>
 __global__ void exchange([[maybe_unused]] int times, uint32_t*, [[maybe_unused]] long long* cycles) {
 #if __CUDA_ARCH__ >= 900
-  __shared__ uint64_t meeting;
+  __shared__ uint64_t barrier;
   __shared__ uint32_t number;
   const unsigned rank = cluster_rank();
-  const uint32_t here = shared_address(&meeting), there = address_in(rank ^ 1, here);
+  const uint32_t here = shared_address(&barrier), there = address_in(rank ^ 1, here);
   const uint32_t to = address_in(rank ^ 1, shared_address(&number));
   auto bring = [&] {
     if (kMessage == Message::arrival)
@@ -450,9 +450,9 @@ __global__ void exchange([[maybe_unused]] int times, uint32_t*, [[maybe_unused]]
   };
   auto wait = [&](int time, long long since) {
     if (kMessage == Message::number) arrive_and_expect(here, 4);  // while the other's is on its way
-    return has_met(here, kMessage == Message::none ? 1 : time % 2, since);
+    return phase_is_over(here, kMessage == Message::none ? 1 : time % 2, since);
   };
-  begin_meeting(here);
+  init_barrier(here);
   meet_cluster<true>();
   bool met = true;
   const long long start = clock64();
@@ -472,9 +472,9 @@ __global__ void exchange([[maybe_unused]] int times, uint32_t*, [[maybe_unused]]
 // All warps of a block arrive at its mbarrier, and wait until all have. *cycles: as above.
 __global__ void meet_at_mbarrier([[maybe_unused]] int times, uint32_t*, [[maybe_unused]] long long* cycles) {
 #if __CUDA_ARCH__ >= 900
-  __shared__ uint64_t meeting;
-  const uint32_t here = shared_address(&meeting);
-  if (threadIdx.x == 0) begin_meeting(here, blockDim.x / 32);
+  __shared__ uint64_t barrier;
+  const uint32_t here = shared_address(&barrier);
+  if (threadIdx.x == 0) init_barrier(here, blockDim.x / 32);
   __syncthreads();
   bool met = true;
   const long long start = clock64();
@@ -482,7 +482,7 @@ __global__ void meet_at_mbarrier([[maybe_unused]] int times, uint32_t*, [[maybe_
   for (int i = 0; i < times && met; i++) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(here) : "memory");
-    met = has_met(here, i % 2, start);
+    met = phase_is_over(here, i % 2, start);
   }
   if (threadIdx.x == 0) *cycles = met ? clock64() - start : -1;
 #endif
@@ -492,19 +492,19 @@ __global__ void meet_at_mbarrier([[maybe_unused]] int times, uint32_t*, [[maybe_
 __global__ void __launch_bounds__(kThreads, 1)
     flood([[maybe_unused]] int times, uint32_t*, [[maybe_unused]] long long* cycles) {
 #if __CUDA_ARCH__ >= 900
-  __shared__ uint64_t meeting;
+  __shared__ uint64_t barrier;
   __shared__ uint32_t numbers[kThreads];
   const unsigned rank = cluster_rank();
-  const uint32_t here = shared_address(&meeting), there = address_in(1, here);
+  const uint32_t here = shared_address(&barrier), there = address_in(1, here);
   const uint32_t to = address_in(1, shared_address(numbers + threadIdx.x));
-  if (rank == 1 && threadIdx.x == 0) begin_meeting(here), arrive_and_expect(here, times * int{sizeof numbers});
+  if (rank == 1 && threadIdx.x == 0) init_barrier(here), arrive_and_expect(here, times * int{sizeof numbers});
   meet_cluster<true>();
   const long long start = clock64();
   if (rank == 0) {
 #pragma unroll 8
     for (int i = 0; i < times; i++) send(to, i, there);
   } else if (threadIdx.x == 0) {
-    const bool met = has_met(here, 0, start);
+    const bool met = phase_is_over(here, 0, start);
     *cycles = met ? clock64() - start : -1;
   }
   __syncthreads();

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 # They register what they run.
-from sass_simulator import floats, integers, loads_and_stores, meetings, warps  # noqa: F401
+from sass_simulator import floats, integers, loads_and_stores, mbarriers, warps  # noqa: F401
 from sass_simulator.accesses import NOTHING
 from sass_simulator.clusters import RANK_SHIFT, Phase
 from sass_simulator.instruction import Instruction
@@ -48,7 +48,7 @@ def records_predicate(i: Instruction) -> bool:
 
 
 @dataclass
-class Meeting:
+class Barrier:
     """One time that the block's warps meet at a barrier."""
 
     arrivals: int = 0
@@ -58,7 +58,7 @@ class Meeting:
 class Arrival:
     """Of a warp at a barrier. waits: whether it is its last one there (all its lanes have come) and it must wait."""
 
-    meeting: Meeting
+    barrier: Barrier
     waits: bool
 
 
@@ -106,7 +106,7 @@ class Executor:
         self.members = {
             ("BSYNC", n): np.zeros(machine.threads, np.bool_) for n in range(16)
         }  # who will meet there
-        self.meetings: dict[int, Meeting] = {}
+        self.barriers: dict[int, Barrier] = {}
         self.arrived: dict[int, Array] = {}
         self.counted: set[int] = set()  # barriers for a certain number of threads
         self.votes: dict[int, Array] = {}
@@ -294,7 +294,7 @@ class Executor:
     def open_barrier(self, number: int) -> None:
         votes = self.votes.pop(number, np.zeros_like(self.alive))
         everyone = self.arrived.pop(number)
-        self.meetings.pop(number)
+        self.barriers.pop(number)
         self.vote_result[:, everyone] = np.array([[votes.any()], [votes.sum()]])
         if ("BAR", number) in self.parked:
             self.release(("BAR", number), self.parked["BAR", number])
@@ -453,7 +453,7 @@ def barrier(e: Executor, i: Instruction, group: Group) -> None:
         raise SimulationError(i, "a form of barrier that isn't known")
     threads, number = e.chosen(i, group), int(i.operands[0], 16)
     counts = [int(t, 16) for t in i.operands[1:] if t.startswith("0x")]
-    meeting = e.meetings.setdefault(number, Meeting())
+    barrier = e.barriers.setdefault(number, Barrier())
     before = e.arrived.get(number, np.zeros_like(threads))
     if (before & threads).any():
         raise SimulationError(i, "threads come twice to a barrier that has not opened")
@@ -462,8 +462,8 @@ def barrier(e: Executor, i: Instruction, group: Group) -> None:
     for warp in group.warps:
         lanes = slice(warp * LANES, (warp + 1) * LANES)
         complete = bool((arrived | ~e.alive)[lanes].all())
-        e.m.infos[warp].append(Arrival(meeting, waits and complete) if threads[lanes].any() else None)
-        meeting.arrivals += int(threads[lanes].any())
+        e.m.infos[warp].append(Arrival(barrier, waits and complete) if threads[lanes].any() else None)
+        barrier.arrivals += int(threads[lanes].any())
     if "RED" in i.modifiers:
         if "AND" in i.modifiers:
             raise SimulationError(i, "whether all of a block agree")
@@ -512,7 +512,7 @@ def wait_for_phase(e: Executor, i: Instruction, group: Group) -> None:
         if key >= 0:
             if key >> 1 >> RANK_SHIFT != e.m.rank:
                 raise SimulationError(i, f"address {key >> 1:#x} is another block's")
-            known[key] = meetings.mbarrier(e.m, i, key >> 1).of_parity(key & 1)
+            known[key] = mbarriers.mbarrier(e.m, i, key >> 1).of_parity(key & 1)
     phases: dict[int, tuple[Phase, ...]] = {}
     for warp in group.warps:
         its = [known[key] for key in dict.fromkeys(asked[warp].tolist()) if key >= 0]

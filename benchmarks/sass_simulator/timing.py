@@ -54,7 +54,7 @@ CONSTANT = {"LDC", "ULDC", "LDCU"}
 BEFORE_LANES = {"S2R", "S2UR", "R2UR", "VOTEU", "REDUX", "CREDUX", "CS2R"}
 NO_PIPE = {"NOP", "BRA", "BSSY", "BSYNC", "BAR", "EXIT", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "YIELD", "BREAK", "CALL",
            "RET", "BRX", "MEMBAR", "ERRBAR", "CCTL", "NANOSLEEP", "PMTRIG"}  # fmt: skip
-WAITS = {"SYNCS.PHASECHK": "meeting", "UCGABAR_WAIT": "cluster barrier"}  # and what they are called
+WAITS = {"SYNCS.PHASECHK": "barrier", "UCGABAR_WAIT": "cluster barrier"}  # and what they are called
 UNCACHED = {"NA", "STRONG", "BYPASS"}
 
 
@@ -320,7 +320,7 @@ def timed_together(
     ]
     together = len(blocks) > 1
     phases = Phases()
-    meetings: dict[int, list[tuple[float, int]]] = {}  # arrivals, with the warps that wait
+    barriers: dict[int, list[tuple[float, int]]] = {}  # arrivals, with the warps that wait
     arrived: Counter[int] = Counter()
     l1_latency, l2_latency = rates.latency["l1"], rates.l2_latency
     travel = rates.latency["cluster"]
@@ -476,13 +476,13 @@ def timed_together(
             if warp.at < warp.length:
                 heapq.heappush(queue, (ready, identity))
             continue
-        key = id(arrival.meeting)
+        key = id(arrival.barrier)
         arrived[key] += 1
-        here = meetings.setdefault(key, [])
+        here = barriers.setdefault(key, [])
         here.append((ready, identity if arrival.waits else -1))
         if not arrival.waits and warp.at < warp.length:
             heapq.heappush(queue, (ready, identity))
-        if arrived[key] == arrival.meeting.arrivals:
+        if arrived[key] == arrival.barrier.arrivals:
             opens = max(time for time, _ in here) + cost.latency
             for time, waiting in here:
                 if waiting >= 0:

@@ -33,9 +33,9 @@ constexpr uint32_t kNowhere = ~uint32_t{0};  // in place of an offset
 constexpr uint32_t kEverySite = 0;           // the edge of what is read at the reader's own site
 constexpr uint32_t kInShared = kNowhere;     // in place of a slot
 constexpr int kMostBlocks = 8;               // of a cluster, which share their images: 2, 4 or 8
-constexpr uint32_t kMeetings = 0;            // in shared memory: two, for barriers in turn (meetings.h),
+constexpr uint32_t kBarriers = 0;            // in shared memory: two, for barriers in turn (barriers.h),
 constexpr uint32_t kUnused = 64;             // where nobody writes,
-constexpr uint32_t kMeetingBytes = 128;      // and then all else
+constexpr uint32_t kBarrierBytes = 128;      // and then all else
 
 // Input channels of a fragment.
 constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
@@ -59,7 +59,7 @@ constexpr int most_members(Math math, int tiles) {
 // Whether a record copies before its barrier, or behind it, which takes longer, but needs less memory at once: with 8
 // tiles, more than a block of an H100 has would be needed otherwise, and with 5, copying early was the faster of the
 // two.
-constexpr bool copies_before_meeting(int tiles) { return tiles <= 5; }
+constexpr bool copies_before_barrier(int tiles) { return tiles <= 5; }
 
 // Where a value is read, seen from the site that reads it. Sites where it would lie outside the grid read zeros.
 struct alignas(16) Place {
@@ -140,8 +140,8 @@ struct alignas(16) StepPlan {
 
 // What comes after a record: the next one; before it, a look at what the next column step needs to know, and, when all
 // threads have met since then, the lists of what has followed from it; or that step.
-enum class Then : int { next, look, list_late, step };
-constexpr int kListLate = 2;  // so many meetings later
+enum class AfterRecord : int { next, prepare_next_step, list_late, step };
+constexpr int kListLate = 2;  // so many barriers later
 
 constexpr int kBefore = 1, kAfter = 2, kAllCopy = 4;  // bits of `barriers`
 
@@ -161,12 +161,12 @@ struct Record {
   struct alignas(16) Product {
     uint32_t warps;         // bit w: warp w computes a tile, with all members
     int members = 1;        // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
-    int known_batches;      // before the barrier: one, or an even number
+    int early_batches;      // before the barrier: one, or an even number
     int late_batches;       // after it; 0: nothing is multiplied at all
     uint32_t staged, late;  // where known fragments, and those of this column step, begin
     // With one tile of sites, lists in the view say where those of late batches lie. With more, so many are known ones,
     // which go on where those before the barrier end, and the others follow each other; or `late` is the first place.
-    int late_known;
+    int late_staged;
     int at_places;
     uint32_t results;
     int n_results;   // what is made of the sums; none: they go on in the next record
@@ -174,7 +174,7 @@ struct Record {
     int barriers;    // whether all threads meet, kBefore it (or else it goes on with the record before it), kAfter it;
                      // and whether warps copy that have a tile, too
     int first_tile;  // warp 0's, if it had one
-    Then then;
+    AfterRecord after;
   } product;
   struct alignas(16) Draw {
     int first, distributions;

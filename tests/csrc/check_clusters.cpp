@@ -23,14 +23,14 @@ namespace {
 using namespace pcf::cuda;
 
 constexpr unsigned kBlockThreads = 64, kBlockWarps = 2, kTold = 32, kPhases = 7;
-constexpr uint32_t kBuffers = 16;  // behind two meetings
+constexpr uint32_t kBuffers = 16;  // behind two barriers
 
 template <class T>
 T& in_shared(uint32_t at) {
   return *reinterpret_cast<T*>(shared_memory() + at);
 }
 
-enum class Mistake { none, one_buffer, one_meeting, reads_late, few_bytes, many_bytes, few_arrivals, other_parity };
+enum class Mistake { none, one_buffer, one_barrier, reads_late, few_bytes, many_bytes, few_arrivals, other_parity };
 
 uint64_t first_number(unsigned block, unsigned thread) { return (block * 1000 + thread + 1) * 0x9E3779B97F4A7C15u; }
 
@@ -43,44 +43,44 @@ uint64_t mixed(unsigned size, unsigned rank, unsigned thread, const Number& numb
   return sum;
 }
 
-// Phases have two meetings and two buffers in turn. The first warp tells the other blocks its numbers. A warp that
+// Phases have two barriers and two buffers in turn. The first warp tells the other blocks its numbers. A warp that
 // arrives has written its own and has read those of the phase before, so whoever has seen a phase end may write the
 // other buffer, in every block.
 void exchange(uint64_t* results, unsigned size, Mistake mistake) {
   const unsigned thread = thread_index(), lane = thread % 32, rank = cluster_rank(), block = block_index();
-  const bool one_meeting = mistake == Mistake::one_meeting, reads_late = mistake == Mistake::reads_late;
+  const bool one_barrier = mistake == Mistake::one_barrier, reads_late = mistake == Mistake::reads_late;
   const int wrong_bytes = (mistake == Mistake::many_bytes) - (mistake == Mistake::few_bytes);
   if (thread == 0)
-    for (const uint32_t meeting : {0, 8})
-      begin_meeting(meeting, static_cast<int>(size * kBlockWarps) - (mistake == Mistake::few_arrivals));
+    for (const uint32_t barrier : {0, 8})
+      init_barrier(barrier, static_cast<int>(size * kBlockWarps) - (mistake == Mistake::few_arrivals));
   sync_cluster();
   uint64_t mine = first_number(block, thread);
   for (unsigned phase = 0; phase < kPhases; phase++) {
-    const uint32_t meeting = one_meeting ? 0 : phase % 2 * 8;
-    const unsigned parity = (one_meeting ? phase : phase / 2) % 2 ^ (mistake == Mistake::other_parity);
+    const uint32_t barrier = one_barrier ? 0 : phase % 2 * 8;
+    const unsigned parity = (one_barrier ? phase : phase / 2) % 2 ^ (mistake == Mistake::other_parity);
     const uint32_t buffer = kBuffers + (mistake == Mistake::one_buffer ? 0 : phase % 2) * size * kBlockThreads * 8;
     const uint32_t at = buffer + (rank * kBlockThreads + thread) * 8;
-    if (thread == 0) expect_bytes(meeting, static_cast<int>((size - 1) * kTold * 8) + 8 * wrong_bytes);
+    if (thread == 0) expect_bytes(barrier, static_cast<int>((size - 1) * kTold * 8) + 8 * wrong_bytes);
     in_shared<uint64_t>(at) = mine;
     for (unsigned other = 0; other < size; other++) {
       if (other == rank || thread >= kTold) continue;
       if (phase % 2) {
-        send(other, at, mine, meeting);
+        send(other, at, mine, barrier);
       } else {
-        send(other, at, static_cast<uint32_t>(mine), meeting);
-        send(other, at + 4, as_float(static_cast<uint32_t>(mine >> 32)), meeting);
+        send(other, at, static_cast<uint32_t>(mine), barrier);
+        send(other, at + 4, as_float(static_cast<uint32_t>(mine >> 32)), barrier);
       }
     }
     shuffle(0, 0);  // all lanes have come this far
-    if (lane == 0) arrive(meeting, rank);
-    if (lane < size && lane != rank && (phase == 0 || !reads_late)) arrive(meeting, lane);
+    if (lane == 0) arrive(barrier, rank);
+    if (lane < size && lane != rank && (phase == 0 || !reads_late)) arrive(barrier, lane);
     if (phase % 2)
-      while (!has_met(meeting, parity)) {
+      while (!phase_is_over(barrier, parity)) {
       }
     else
-      while (!has_met(meeting, parity)) {
+      while (!phase_is_over(barrier, parity)) {
       }
-    if (lane < size && lane != rank && phase + 1 < kPhases && reads_late) arrive(8 - meeting, lane);
+    if (lane < size && lane != rank && phase + 1 < kPhases && reads_late) arrive(8 - barrier, lane);
     mine = mixed(size, rank, thread,
                  [&](unsigned r, unsigned t) { return in_shared<uint64_t>(buffer + (r * kBlockThreads + t) * 8); });
   }
@@ -95,11 +95,11 @@ void exchange(uint64_t* results, unsigned size, Mistake mistake) {
 // comes before sync_cluster() is left, so that blocks may end.
 void pass_on(uint64_t* results, unsigned size) {
   const unsigned thread = thread_index(), rank = cluster_rank(), next = (rank + 1) % size;
-  if (thread == 0) begin_meeting(0, 1), begin_meeting(8, 1);
+  if (thread == 0) init_barrier(0, 1), init_barrier(8, 1);
   sync_cluster();
   if (thread == 0) expect_bytes(0, kBlockThreads * 8), arrive(0, rank);
   send(next, kBuffers + thread * 8, first_number(block_index(), thread), 0);
-  while (!has_met(0, 0)) {
+  while (!phase_is_over(0, 0)) {
   }
   results[block_index() * kBlockThreads + thread] = in_shared<uint64_t>(kBuffers + (kBlockThreads - 1 - thread) * 8);
   if (thread == 0) arrive(8, next);
@@ -175,19 +175,19 @@ struct Case {
 };
 bool is_first() { return thread_index() == 0; }
 void begin_one(int arrivals) {
-  if (is_first()) begin_meeting(0, arrivals);
+  if (is_first()) init_barrier(0, arrivals);
   sync_cluster();
 }
 void wait_for(unsigned parity) {
-  while (!has_met(0, parity)) {
+  while (!phase_is_over(0, parity)) {
   }
 }
 const Case kCases[] = {
     {"it was never begun", [] { arrive(0, 0); }},
-    {"it was never begun", [] { has_met(0, 0); }},
+    {"it was never begun", [] { phase_is_over(0, 0); }},
     {"it was never begun", [] { send(1 - cluster_rank(), 8, 1, 0); }},
-    {"it was begun already", [] { begin_meeting(0, 1); }},
-    {"it needs an arrival at least", [] { begin_meeting(0, 0); }},
+    {"it was begun already", [] { init_barrier(0, 1); }},
+    {"it needs an arrival at least", [] { init_barrier(0, 0); }},
     {"something else was written there",
      [] {
        begin_one(1);
@@ -225,7 +225,7 @@ const Case kCases[] = {
     {"a parity of 2",
      [] {
        begin_one(1);
-       has_met(0, 2);
+       phase_is_over(0, 2);
      }},
     {"two phases ended while this thread waited for the first",
      [] {
@@ -276,7 +276,7 @@ const Case kCases[] = {
      [] {
        begin_one(2);
        if (is_first()) arrive(0, 1 - cluster_rank());
-       while (!shuffle(has_met(0, 0), 0)) {
+       while (!shuffle(phase_is_over(0, 0), 0)) {
        }
      }},
     {"sync_cluster after a thread of the cluster has ended",
@@ -328,8 +328,8 @@ void check_faults(unsigned size) {
   }
   using enum Mistake;
   for (const Mistake mistake :
-       {one_buffer, one_meeting, reads_late, few_bytes, many_bytes, few_arrivals, other_parity}) {
-    if (size == 1 && (mistake == one_meeting || mistake == reads_late)) continue;  // right in a block alone
+       {one_buffer, one_barrier, reads_late, few_bytes, many_bytes, few_arrivals, other_parity}) {
+    if (size == 1 && (mistake == one_barrier || mistake == reads_late)) continue;  // right in a block alone
     require(!outcome(size, mistake).empty(), "mistake " + std::to_string(static_cast<int>(mistake)) + " is noticed");
   }
 }

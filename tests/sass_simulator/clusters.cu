@@ -1,4 +1,4 @@
-// Kernels whose blocks exchange values by meetings (mbarriers), sends (st.async) and the barrier of their cluster.
+// Kernels whose blocks exchange values by barriers (mbarriers), sends (st.async) and the barrier of their cluster.
 #include <cstdint>
 
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -14,7 +14,7 @@ __device__ __forceinline__ uint32_t of_block(uint32_t rank, uint32_t at) {
 __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void begin_meeting(uint32_t at, int arrivals) {
+__device__ __forceinline__ void init_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
@@ -26,7 +26,7 @@ __device__ __forceinline__ void arrive(uint32_t at) {
 __device__ __forceinline__ void arrive(uint32_t at, uint32_t rank) {
   asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(of_block(rank, at)) : "memory");
 }
-__device__ __forceinline__ bool has_met(uint32_t at, uint32_t parity) {
+__device__ __forceinline__ bool phase_is_over(uint32_t at, uint32_t parity) {
   uint32_t over;
   asm volatile(
       "{.reg .pred over; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 over, [%1], %2;\n"
@@ -36,16 +36,16 @@ __device__ __forceinline__ bool has_met(uint32_t at, uint32_t parity) {
       : "memory");
   return over;
 }
-__device__ __forceinline__ void send(uint32_t rank, uint32_t at, uint32_t value, uint32_t meeting) {
+__device__ __forceinline__ void send(uint32_t rank, uint32_t at, uint32_t value, uint32_t barrier) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(of_block(rank, at)),
-      "r"(value), "r"(of_block(rank, meeting))
+      "r"(value), "r"(of_block(rank, barrier))
       : "memory");
 }
-__device__ __forceinline__ void send(uint32_t rank, uint32_t at, uint64_t value, uint32_t meeting) {
+__device__ __forceinline__ void send(uint32_t rank, uint32_t at, uint64_t value, uint32_t barrier) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(of_block(rank, at)),
-      "l"(value), "r"(of_block(rank, meeting))
+      "l"(value), "r"(of_block(rank, barrier))
       : "memory");
 }
 
@@ -53,7 +53,7 @@ extern __shared__ __align__(128) char memory[];
 __device__ __forceinline__ uint32_t shared_memory() { return static_cast<uint32_t>(__cvta_generic_to_shared(memory)); }
 
 // A ring: each round, every thread sends two numbers to the next block and reads those of the one before. Two slots in
-// turn, each with a meeting that says when it is full, and one that says when it was read. A block may forget to say
+// turn, each with a barrier that says when it is full, and one that says when it was read. A block may forget to say
 // so.
 extern "C" __global__ void __launch_bounds__(128)
     exchange(const uint32_t* in, uint32_t* out, int rounds, uint32_t blocks, uint32_t forgetful) {
@@ -63,15 +63,15 @@ extern "C" __global__ void __launch_bounds__(128)
   const uint32_t thread = threadIdx.x;
   if (thread == 0)
     for (int slot = 0; slot < 2; slot++) {
-      begin_meeting(full + slot * 8, 1);
-      begin_meeting(read + slot * 8, 4);
+      init_barrier(full + slot * 8, 1);
+      init_barrier(read + slot * 8, 4);
     }
   sync_cluster();
   uint32_t x = in[blockIdx.x * 128 + thread];
   for (int round = 0; round < rounds; round++) {
     const uint32_t slot = round % 2, parity = round / 2 % 2;
     if (round >= 2)
-      while (!has_met(read + slot * 8, parity ^ 1)) {
+      while (!phase_is_over(read + slot * 8, parity ^ 1)) {
       }
     if (thread == 0) {
       expect_bytes(full + slot * 8, 128 * 12);
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(128)
     }
     send(next, narrow + slot * 512 + thread * 4, x, full + slot * 8);
     send(next, wide + slot * 1024 + thread * 8, uint64_t(x) * 0x300000005, full + slot * 8);
-    while (!has_met(full + slot * 8, parity)) {
+    while (!phase_is_over(full + slot * 8, parity)) {
     }
     const uint32_t y = *reinterpret_cast<uint32_t*>(memory + (narrow - full) + slot * 512 + thread * 4);
     const uint64_t z = *reinterpret_cast<uint64_t*>(memory + (wide - full) + slot * 1024 + thread * 8);
@@ -94,14 +94,14 @@ extern "C" __global__ void __launch_bounds__(128)
 // A warp of each block: numbers go to and fro between blocks 0 and 1.
 extern "C" __global__ void __launch_bounds__(32) ping_pong(uint32_t* out, int times) {
   const uint32_t rank = cluster_rank(), full = shared_memory(), lane = threadIdx.x;
-  if (lane == 0) begin_meeting(full, 1);
+  if (lane == 0) init_barrier(full, 1);
   sync_cluster();
   uint32_t x = lane;
   for (int time = 0; time < times; time++) {
     if (lane == 0) expect_bytes(full, 128), arrive(full);
     __syncwarp();
     if (rank == 0) send(1, full + 128 + lane * 4, x, full);
-    while (!has_met(full, time % 2)) {
+    while (!phase_is_over(full, time % 2)) {
     }
     x = *reinterpret_cast<volatile uint32_t*>(memory + 128 + lane * 4) + 1;
     if (rank == 1) send(0, full + 128 + lane * 4, x, full);
@@ -112,30 +112,30 @@ extern "C" __global__ void __launch_bounds__(32) ping_pong(uint32_t* out, int ti
 
 // The same without numbers.
 extern "C" __global__ void __launch_bounds__(32) nudge(int times) {
-  const uint32_t rank = cluster_rank(), meeting = shared_memory();
-  if (threadIdx.x == 0) begin_meeting(meeting, 1);
+  const uint32_t rank = cluster_rank(), barrier = shared_memory();
+  if (threadIdx.x == 0) init_barrier(barrier, 1);
   sync_cluster();
   for (int time = 0; time < times; time++) {
-    if (rank == 0 && threadIdx.x == 0) arrive(meeting, 1);
-    while (!has_met(meeting, time % 2)) {
+    if (rank == 0 && threadIdx.x == 0) arrive(barrier, 1);
+    while (!phase_is_over(barrier, time % 2)) {
     }
-    if (rank == 1 && threadIdx.x == 0) arrive(meeting, 0);
+    if (rank == 1 && threadIdx.x == 0) arrive(barrier, 0);
   }
   sync_cluster();
 }
 
 // All warps of block 0 send to block 1 as fast as they can.
 extern "C" __global__ void __launch_bounds__(256) flood(int times) {
-  const uint32_t meeting = shared_memory(), thread = threadIdx.x;
+  const uint32_t barrier = shared_memory(), thread = threadIdx.x;
   if (thread == 0) {
-    begin_meeting(meeting, 1);
-    if (cluster_rank() == 1) expect_bytes(meeting, times * 2048), arrive(meeting);
+    init_barrier(barrier, 1);
+    if (cluster_rank() == 1) expect_bytes(barrier, times * 2048), arrive(barrier);
   }
   sync_cluster();
   if (cluster_rank() == 0)
-    for (int time = 0; time < times; time++) send(1, meeting + 128 + thread * 8, uint64_t(time), meeting);
+    for (int time = 0; time < times; time++) send(1, barrier + 128 + thread * 8, uint64_t(time), barrier);
   else
-    while (!has_met(meeting, 0)) {
+    while (!phase_is_over(barrier, 0)) {
     }
 }
 
@@ -172,13 +172,13 @@ extern "C" __global__ void uneven(const uint32_t* rows, uint32_t* out) {
 // What a block may not do.
 extern "C" __global__ void wrong(uint32_t which) {
   const uint32_t at = shared_memory();
-  if (which == 0) arrive(at, cluster_rank() ^ 1);  // nobody began that meeting
+  if (which == 0) arrive(at, cluster_rank() ^ 1);  // nobody began that barrier
   if (which == 1) arrive(at, 5);                   // of 2 blocks
   if (which == 2) asm volatile("st.shared::cta.u32 [%0], %0;" ::"r"(of_block(cluster_rank() ^ 1, at)) : "memory");
   if (which == 3) {  // one block waits for the other, which waits for nobody
-    if (threadIdx.x == 0) begin_meeting(at, 1);
+    if (threadIdx.x == 0) init_barrier(at, 1);
     if (cluster_rank() == 1)
-      while (!has_met(at, 0)) {
+      while (!phase_is_over(at, 0)) {
       }
     sync_cluster();
   }

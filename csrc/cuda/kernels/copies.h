@@ -1,13 +1,13 @@
 // What is copied ahead into shared memory, and from there to the rings.
 #pragma once
 
-#include "cuda/kernels/meetings.h"
+#include "cuda/kernels/barriers.h"
 
 namespace pcf::cuda {
 
 template <Math kMath, int kTiles, int kBlocks>
-class Copies : public Meetings<kMath, kTiles, kBlocks> {
-  using Base = Meetings<kMath, kTiles, kBlocks>;
+class Copies : public Barriers<kMath, kTiles, kBlocks> {
+  using Base = Barriers<kMath, kTiles, kBlocks>;
 
  public:
   using Base::Base;

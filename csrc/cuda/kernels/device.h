@@ -39,17 +39,17 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
 }
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// -- meetings: barriers at which one arrives before one waits. A meeting is 8 bytes of shared memory. A phase of it is
+// -- barriers: barriers at which one arrives before one waits. A barrier is 8 bytes of shared memory. A phase of it is
 // over when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.
 
 __device__ __forceinline__ uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
 }
 // By one thread; a barrier must follow before it is used.
-__device__ __forceinline__ void begin_meeting(uint32_t at, int arrivals) {
+__device__ __forceinline__ void init_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
 }
-// At the meeting of one's own block: those who have seen the phase end see what was written before.
+// At the barrier of one's own block: those who have seen the phase end see what was written before.
 __device__ __forceinline__ void arrive_here(uint32_t at) {
   asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(at)) : "memory");
 }
@@ -59,7 +59,7 @@ __device__ __forceinline__ void arrive_here(uint32_t at) {
 #define PCF_WAIT "mbarrier.try_wait"  // which waits for a while
 #endif
 // Whether the phase of this parity is over: 0, then 1, then 0 again.
-__device__ __forceinline__ bool has_met(uint32_t at, unsigned parity) {
+__device__ __forceinline__ bool phase_is_over(uint32_t at, unsigned parity) {
   uint32_t is_over;
   asm volatile("{.reg .pred over; " PCF_WAIT
                ".parity.shared.b64 over, [%1], %2;\n"
@@ -106,7 +106,7 @@ __device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
 #else
 #define PCF_RELAXED(scope) ".relaxed" scope
 #endif
-// More bytes in this phase of one's own meeting.
+// More bytes in this phase of one's own barrier.
 __device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
   asm volatile("mbarrier.expect_tx" PCF_RELAXED(".cta") ".shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)),
                "r"(bytes)
@@ -117,20 +117,20 @@ __device__ __forceinline__ void arrive(uint32_t at, unsigned rank) {
   asm volatile("mbarrier.arrive" PCF_RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at))
                : "memory");
 }
-// Writes 4 or 8 bytes to another block's shared memory, and counts them at its meeting: they are seen by whoever has
+// Writes 4 or 8 bytes to another block's shared memory, and counts them at its barrier: they are seen by whoever has
 // seen that phase end.
 template <class T>
-__device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32_t meeting) {
+__device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   if constexpr (sizeof(T) == 4)
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address_in(rank, at)),
-        "r"(reinterpret_cast<const uint32_t&>(value)), "r"(address_in(rank, meeting))
+        "r"(reinterpret_cast<const uint32_t&>(value)), "r"(address_in(rank, barrier))
         : "memory");
   else
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(address_in(rank, at)),
-        "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, meeting))
+        "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, barrier))
         : "memory");
 }
 #else  // there are none

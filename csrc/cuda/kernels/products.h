@@ -88,15 +88,15 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
   }
 
   // Before the barrier.
-  __device__ __forceinline__ void multiply_known(const Record::Product& p) {
-    with_constants(p.members, [&](auto members, auto turn) { multiply_known(members, turn, p); });
-    weight_turn_ ^= p.known_batches % 2;
+  __device__ __forceinline__ void multiply_early(const Record::Product& p) {
+    with_constants(p.members, [&](auto members, auto turn) { multiply_early(members, turn, p); });
+    weight_turn_ ^= p.early_batches % 2;
   }
   template <int kMembers, int kTurn>
-  __device__ __forceinline__ void multiply_known(Constant<kMembers> members, Constant<kTurn> first,
+  __device__ __forceinline__ void multiply_early(Constant<kMembers> members, Constant<kTurn> first,
                                                  const Record::Product& p) {
     uint32_t at = p.staged + lane_offset();
-    in_turn(first, p.known_batches, [&](auto turn) { multiply_row(members, turn, at); });
+    in_turn(first, p.early_batches, [&](auto turn) { multiply_row(members, turn, at); });
   }
 
   // Behind it.
@@ -118,12 +118,12 @@ class Products : public Copies<kMath, kTiles, kBlocks> {
       in_turn(Constant<1 - kTurn>(), p.late_batches - 1,
               [&](auto turn) { multiply_next(turn, LateAddresses(*this, list += kLateBytes)); });
     } else {
-      uint32_t at = p.staged + p.known_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
+      uint32_t at = p.staged + p.early_batches * (kBatch / kMembers * kColumnBytes) + lane_offset();
       uint32_t next = p.late;
-      int known = p.late_known;
+      int staged = p.late_staged;
       in_turn(first, p.late_batches, [&](auto turn) {
-        if (known == 0 && !p.at_places) at = p.late + lane_offset();
-        if (known-- > 0 || !p.at_places)
+        if (staged == 0 && !p.at_places) at = p.late + lane_offset();
+        if (staged-- > 0 || !p.at_places)
           multiply_row(members, turn, at);
         else
           multiply_places(members, turn, next, view);

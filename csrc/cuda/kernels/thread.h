@@ -1,5 +1,5 @@
 // A thread of the kernel: what it is given, and which of a warp's products are its own. Each file from here on adds
-// something to it: views.h, meetings.h, copies.h, products.h, stores.h, any_steps.h, results.h, site_draws.h, walk.h.
+// something to it: views.h, barriers.h, copies.h, products.h, stores.h, any_steps.h, results.h, site_draws.h, walk.h.
 #pragma once
 
 #include "cuda/kernels/draw.h"

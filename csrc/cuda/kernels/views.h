@@ -58,7 +58,7 @@ class Views : public Thread<kMath, kTiles, kBlocks> {
   }
 
   // Makes the view of the column step that comes `steps` steps after that of `now`.
-  __device__ void look(const SweepPlan& sweep, uint32_t now, uint32_t then, int steps) {
+  __device__ void prepare_next_step(const SweepPlan& sweep, uint32_t now, uint32_t then, int steps) {
     const int columns = steps * sweep.columns;
     if (steps > 0 && thread() < kSites) site(then, thread()) = advanced(site(now, thread()), columns);
     if (thread() < sweep.slots) {

@@ -17,7 +17,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     for (uint32_t at = thread() * 16; at < layout_.table_bytes; at += kThreads * 16)
       in_shared<uint4>(layout_.tables + at) = *reinterpret_cast<const uint4*>(tables + at);
     if (thread() == 0)
-      for (int k = 0; k < 2; k++) begin_meeting(kMeetings + k * 8, kWarps * kBlocks);
+      for (int k = 0; k < 2; k++) init_barrier(kBarriers + k * 8, kWarps * kBlocks);
     if (thread() < kSiteBytes / 16) in_shared<uint4>(layout_.zeros + thread() * 16) = uint4{0, 0, 0, 0};
     sync_all();
     arrive_with(0);
@@ -30,7 +30,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
 
  private:
   using Base::arrive_with, Base::clear_sums, Base::draw_sites, Base::finish, Base::kReadsEarly, Base::kMost,
-      Base::lane_, Base::layout_, Base::list_late, Base::look, Base::meet, Base::multiply_known, Base::multiply_late,
+      Base::lane_, Base::layout_, Base::list_late, Base::meet, Base::multiply_early, Base::multiply_late, Base::prepare_next_step,
       Base::next, Base::of_copies, Base::params_, Base::place_in_rings, Base::place_sites, Base::rank_, Base::sync_all,
       Base::thread, Base::warp_, Base::weight_turn_, Base::weights_;
   using typename Base::Copying;
@@ -38,7 +38,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
   using typename Base::Pixel;
   using typename Base::WritingBack;
 
-  static constexpr bool kCopiesEarly = copies_before_meeting(kTiles);
+  static constexpr bool kCopiesEarly = copies_before_barrier(kTiles);
   template <class T>
   using Held = std::conditional_t<kReadsEarly, const T, const T&>;
 
@@ -47,7 +47,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     place_sites(view, sweep, row);
     sync_all();
     place_in_rings(sweep, row);
-    look(sweep, view, view, 0);
+    prepare_next_step(sweep, view, view, 0);
     sync_block();
     list_late(sweep, view);
     const uint32_t list = warp_ * sweep.list_bytes;
@@ -62,14 +62,14 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     sync_block();
     uint32_t at = sweep.records + list;
     for (int steps = sweep.steps; steps > 0;) {
-      Then then;
+      AfterRecord after;
       do {
-        then = run_record(in_shared<const Record>(at), view);
+        after = run_record(in_shared<const Record>(at), view);
         at += sizeof(Record);
-      } while (then == Then::next);
-      if (then == Then::look) {
-        look(sweep, view, next(view), 1);
-      } else if (then == Then::list_late) {
+      } while (after == AfterRecord::next);
+      if (after == AfterRecord::prepare_next_step) {
+        prepare_next_step(sweep, view, next(view), 1);
+      } else if (after == AfterRecord::list_late) {
         list_late(sweep, next(view));
       } else {
         weights_.begin_again(weights().bytes);
@@ -78,7 +78,7 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
     }
   }
 
-  __device__ __forceinline__ Then run_record(const Record& r, uint32_t now) {
+  __device__ __forceinline__ AfterRecord run_record(const Record& r, uint32_t now) {
     Held<Record::Product> product = r.product;
     const int bytes = kBlocks > 1 ? r.exchange.bytes : 0;
     if (product.warps >> warp_ & 1) {
@@ -132,13 +132,13 @@ class Walk : public SiteDraws<kMath, kTiles, kBlocks> {
       }
       if (product.barriers & kAfter) arrive_with(bytes);
     }
-    return product.then;
+    return product.after;
   }
 
   // copy(): the warp copies what it is to.
   template <class Copy>
   __device__ __forceinline__ void compute(const Record::Product& product, const Copy& copy, uint32_t now) {
-    multiply_known(product);
+    multiply_early(product);
     const LateAddresses late(*this, now + product.late);
     if (product.barriers & kBefore) {
       if (kCopiesEarly) copy();

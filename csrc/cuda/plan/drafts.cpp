@@ -106,7 +106,7 @@ bool Planner::by_distribution(int draw) const {
 }
 
 void Planner::draft_tiles(const std::vector<const Instruction*>& group, int position, int first, int last) {
-  std::vector<Multiplied> known, late;
+  std::vector<Multiplied> early, late;
   std::vector<Member> members;
   const Joint joint = joint_of(group, position);
   const bool is_gate = joint.ending == Ending::gate;
@@ -118,8 +118,8 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
     for (const Tap& tap : taps) members.back().weights.push_back(tap.weight);
     if (members.size() > 1 || members.back().instructions.size() > 1) continue;
     for (size_t t = 0; t < taps.size(); t++) {
-      const bool is_known = distance(position, taps[t].read) >= kVisible;
-      add_fragments(is_known ? known : late, taps[t].read, static_cast<int>(t), i->lead, is_known);
+      const bool is_early = distance(position, taps[t].read) >= kVisible;
+      add_fragments(is_early ? early : late, taps[t].read, static_cast<int>(t), i->lead, is_early);
     }
   }
   // A warp that would have several tiles one after the other has some of them at once, as far as it can; and so has
@@ -127,7 +127,7 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
   int wide = 1;
   const auto should_be_wider = [&](int tiles) {
     if (tiles % (2 * warps()) == 0) return true;
-    return in_cluster() ? 2 * tiles > warps() && tiles <= warps() : 2 * wide * (known.size() + late.size()) <= kBatch;
+    return in_cluster() ? 2 * tiles > warps() && tiles <= warps() : 2 * wide * (early.size() + late.size()) <= kBatch;
   };
   while (members.size() == 1 && 2 * wide <= most_members(math_, layout_.tiles) && (last - first) % (2 * wide) == 0 &&
          should_be_wider((last - first) / wide))
@@ -135,13 +135,13 @@ void Planner::draft_tiles(const std::vector<const Instruction*>& group, int posi
   if (wide > 1) members.resize(wide, members.front());
   for (int w = 1; w < wide; w++) members[w].first_channel += w * kTileChannels;
   const int tiles = (last - first) / wide;
-  const int pieces = std::max(1, parts(static_cast<int>(known.size()), thrift_.known));
+  const int pieces = std::max(1, parts(static_cast<int>(early.size()), thrift_.early));
   for (int tile = 0; tile < tiles; tile += warps()) {
     const int end = pieces == 1 ? tiles : std::min(tile + warps(), tiles);
     for (int piece = 0; piece < pieces; piece++) {
       const bool ends = piece + 1 == pieces;
-      const auto begin = known.begin() + piece * thrift_.known;
-      const std::vector<Multiplied> before(begin, ends ? known.end() : begin + thrift_.known);
+      const auto begin = early.begin() + piece * thrift_.early;
+      const std::vector<Multiplied> before(begin, ends ? early.end() : begin + thrift_.early);
       Draft& d = pieces == 1 ? with_room_for(end - tile, position) : drafts_.emplace_back();
       d.position = pieces == 1 ? position : -1;
       const int number = static_cast<int>(drafts_.size()) - 1;
@@ -200,23 +200,23 @@ void Planner::draft_memory(int number) {
 }
 
 int Planner::stage(int64_t bytes, int record) {
-  const int first = record - thrift_.copies_ahead + !copies_before_meeting(layout_.tiles);
+  const int first = record - thrift_.copies_ahead + !copies_before_barrier(layout_.tiles);
   const int last = record + 1;  // a warp may still multiply what it knows while others are a barrier ahead
   stagings_.push_back({bytes, record, first, last});
   return static_cast<int>(stagings_.size()) - 1;
 }
 
-void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const {
-  if (known.empty() && late.empty()) return;
+void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> early, std::vector<Multiplied> late) const {
+  if (early.empty() && late.empty()) return;
   Record::Product& product = part.product;
   const int in_batch = kBatch / product.members;
   const auto in_batches = [&](size_t fragments) { return parts(static_cast<int>(fragments), in_batch); };
-  const bool may_fill = in_batches(known.size()) + in_batches(late.size()) == in_batches(known.size() + late.size());
-  int batches = may_fill ? in_batches(known.size()) : static_cast<int>(known.size()) / in_batch;
-  if (late.empty()) batches = in_batches(known.size()) - 1;
+  const bool may_fill = in_batches(early.size()) + in_batches(late.size()) == in_batches(early.size() + late.size());
+  int batches = may_fill ? in_batches(early.size()) : static_cast<int>(early.size()) / in_batch;
+  if (late.empty()) batches = in_batches(early.size()) - 1;
   if (batches > kBatchesAhead) batches -= batches % kBatchesAhead;
   if (thrift_.copies_ahead == 1) batches = 0;  // they are there behind it
-  product.known_batches = batches;
+  product.early_batches = batches;
   const auto fill = [](std::vector<Multiplied>& to, size_t size) {
     if (to.size() >= size) return;
     Multiplied filling = to.back();
@@ -224,15 +224,15 @@ void Planner::batch(Draft& d, Part& part, std::vector<Multiplied> known, std::ve
     to.resize(size, filling);
   };
   const size_t before = static_cast<size_t>(batches) * in_batch;
-  fill(known, before);
+  fill(early, before);
   part.first_copied = static_cast<int>(d.copied.size());
-  for (size_t k = 0; k < known.size(); k++) known[k].staged = part.first_copied + static_cast<int>(k);
-  d.copied.insert(d.copied.end(), known.begin(), known.end());
-  late.insert(late.begin(), known.begin() + before, known.end());
-  known.erase(known.begin() + before, known.end());
+  for (size_t k = 0; k < early.size(); k++) early[k].staged = part.first_copied + static_cast<int>(k);
+  d.copied.insert(d.copied.end(), early.begin(), early.end());
+  late.insert(late.begin(), early.begin() + before, early.end());
+  early.erase(early.begin() + before, early.end());
   product.late_batches = in_batches(late.size());
   fill(late, product.late_batches * in_batch);
-  part.known = std::move(known), part.late = std::move(late);
+  part.early = std::move(early), part.late = std::move(late);
 }
 
 void Planner::draft_draw(int draw, int first, int count) {

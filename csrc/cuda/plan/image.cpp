@@ -157,14 +157,14 @@ void Planner::add_records(std::vector<Record>& records, const SweepDraft& sweep,
       r.product.warps = ((1u << std::clamp(mine.count - done, 0, kWarps)) - 1) << part.first_warp;
       if (done + kWarps >= most) r.product.barriers |= kAfter;
       if (r.product.barriers & kAfter) {
-        if (k == sweep.first) r.product.then = Then::look;  // early, as the last ones copy for the next column step
-        if (k == sweep.first + kListLate) r.product.then = Then::list_late;
+        if (k == sweep.first) r.product.after = AfterRecord::prepare_next_step;  // early, as the last ones copy for the next column step
+        if (k == sweep.first + kListLate) r.product.after = AfterRecord::list_late;
       }
       records.push_back(r);
       r.product.barriers = 0, r.exchange.count = 0;
     }
   }
-  records.back().product.then = Then::step;
+  records.back().product.after = AfterRecord::step;
 }
 
 bool Planner::has_tile(const Part& part, int rank, int warp) const {
@@ -227,7 +227,7 @@ std::vector<Weights> Planner::write_weights(Bytes& bytes, const SweepDraft& swee
       for (const Part& part : drafts_[k].parts) {
         const Share mine = share_of(part.tiles, rank);
         for (int t = warp - part.first_warp; t >= 0 && t < mine.count; t += kWarps)
-          for (const auto* list : {&part.known, &part.late})
+          for (const auto* list : {&part.early, &part.late})
             for (const Multiplied& m : *list)
               for (const Member& member : part.members) {
                 const int channel = (mine.first + t) * part.wide * kTileChannels;

@@ -87,8 +87,8 @@ void Planner::place_in_shared(const SweepDraft& sweep) {
     add(int64_t{fragments(static_cast<int>(v))} * column_, value.first_written + 1, last, value.shared);
   }
   memory.place();
-  for (const auto& [buffer, at] : placed) *at = kMeetingBytes + memory.at(buffer);
-  data_bytes_ = std::max(data_bytes_, kMeetingBytes + memory.bytes());
+  for (const auto& [buffer, at] : placed) *at = kBarrierBytes + memory.at(buffer);
+  data_bytes_ = std::max(data_bytes_, kBarrierBytes + memory.bytes());
 }
 
 uint32_t Planner::shared_of(int value) const {
@@ -183,20 +183,20 @@ void Planner::resolve_late(SweepDraft& sweep, Part& part) {
     return;
   }
   // How many go on where those before the barrier ended, and whether the others follow each other.
-  size_t known = 0;
-  const int first = part.first_copied + static_cast<int>(part.known.size());
-  while (known < late.size() && part.late[known].staged == first + static_cast<int>(known)) known++;
-  bool in_row = known % in_batch == 0;
-  for (size_t k = known; k < late.size(); k++)
+  size_t staged = 0;
+  const int first = part.first_copied + static_cast<int>(part.early.size());
+  while (staged < late.size() && part.late[staged].staged == first + static_cast<int>(staged)) staged++;
+  bool in_row = staged % in_batch == 0;
+  for (size_t k = staged; k < late.size(); k++)
     in_row &=
-        late[k].edge == kEverySite && !part.late[k].filling && late[k].at == late[known].at + (k - known) * column_;
-  product.late_known = static_cast<int>(known / in_batch);
+        late[k].edge == kEverySite && !part.late[k].filling && late[k].at == late[staged].at + (k - staged) * column_;
+  product.late_staged = static_cast<int>(staged / in_batch);
   product.at_places = !in_row;
   if (in_row) {
-    product.late = known < late.size() ? late[known].at : 0;
+    product.late = staged < late.size() ? late[staged].at : 0;
   } else {
     product.late = size_of(places_);
-    places_.insert(places_.end(), late.begin() + product.late_known * in_batch, late.end());
+    places_.insert(places_.end(), late.begin() + product.late_staged * in_batch, late.end());
   }
 }
 

@@ -28,11 +28,11 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
 
 Plan make_plan(const Program& program, Math math, int images, int cluster, const Limits& limits) {
   std::string why;
-  for (const int known : {1 << 20, 28, 20, 12, 8, 4})  // so that pieces fill their batches
+  for (const int early : {1 << 20, 28, 20, 12, 8, 4})  // so that pieces fill their batches
     for (const int copies_ahead : {2, 1})
       for (const bool by_distribution : {false, true})
         for (const bool near_biases : {true, false}) try {
-            const Thrift thrift{known, by_distribution, copies_ahead, near_biases};
+            const Thrift thrift{early, by_distribution, copies_ahead, near_biases};
             return Planner(program, math, images, cluster, limits, thrift).plan();
           } catch (const std::invalid_argument& error) {
             why = error.what();

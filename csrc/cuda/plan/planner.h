@@ -49,9 +49,9 @@ constexpr size_t kNearFloats = 1024;
 
 // How the planner may spend shared memory.
 struct Thrift {
-  int known;             // fragments that a record multiplies before its barrier, at most
+  int early;             // fragments that a record multiplies before its barrier, at most
   bool by_distribution;  // whether each distribution is drawn before the next one's logits are computed
-  int copies_ahead;      // how many records ahead of their use known values are copied
+  int copies_ahead;      // how many records ahead of their use early values are copied
   bool near_biases;      // whether all biases lie there, or else are copied as values are
 };
 
@@ -85,8 +85,8 @@ struct Part {
   std::vector<Member> members;
   int tiles = 0;                    // each of all members, one after the other if a warp has several
   int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
-  std::vector<Multiplied> known, late;
-  int first_copied = 0;  // of its known fragments, among those that the record copies
+  std::vector<Multiplied> early, late;
+  int first_copied = 0;  // of its early fragments, among those that the record copies
   int biases = -1;       // the number of what is staged; or the first of them, if all lie near
   int first_warp = 0;    // that has a tile
 };
@@ -214,7 +214,7 @@ class Planner {
   // Splits a product into batches. Known fragments that don't fill turns of the stream are multiplied after the
   // barrier, and before the others: the order of a sum must not depend on how it is split, or images would depend on
   // the batch.
-  void batch(Draft& d, Part& part, std::vector<Multiplied> known, std::vector<Multiplied> late) const;
+  void batch(Draft& d, Part& part, std::vector<Multiplied> early, std::vector<Multiplied> late) const;
 
   // The first instructions of a group, if they are a common result of several members.
   struct Joint {
@@ -380,7 +380,7 @@ class Planner {
   std::vector<float> floats_, biases_;
   std::map<int, int> near_biases_;  // of results: the first of the record's biases
   std::map<std::pair<const void*, int>, int> floats_of_;
-  int64_t data_bytes_ = kMeetingBytes, weight_bytes_ = 0;
+  int64_t data_bytes_ = kBarrierBytes, weight_bytes_ = 0;
 };
 
 }  // namespace pcf::cuda

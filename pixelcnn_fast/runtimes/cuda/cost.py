@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 RECORD, HOP = 1050, 260  # cycles, with one tile of sites
-MEETING, RESULTS = 900, 500  # the same with more of them, the second for each
+BARRIER, RESULTS = 900, 500  # the same with more of them, the second for each
 L2_BYTES, L2_BYTES_SHARED = 64, 37  # a cycle, for a multiprocessor that reads alone, and for each if all do
 TILE_SITES = 8
 # Bytes of weights that are multiplied with a tile of sites in a cycle.
@@ -29,7 +29,7 @@ def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiproc
         chain = sweep["records"] * (RECORD + (HOP if facts["cluster"] > 1 else 0))
         if tiles > 1:  # products take so long that all warps want the tensor units at once
             chain = (
-                sweep["records"] * (MEETING + tiles * RESULTS)
+                sweep["records"] * (BARRIER + tiles * RESULTS)
                 + tiles * sweep["weight_bytes"] / MULTIPLIED[math]
             )
         read = (sweep["weight_bytes"] + images * sweep["value_bytes"]) / l2_bytes

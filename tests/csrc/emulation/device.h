@@ -65,47 +65,47 @@ inline void wait_copies(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("wait_copies", line)) emulation::wait_copies();
 }
 
-// -- clusters. A meeting's 8 bytes are written when it begins and looked at by whoever uses it, so that the thread
+// -- clusters. A barrier's 8 bytes are written when it begins and looked at by whoever uses it, so that the thread
 // sanitizer sees a use that nothing orders behind the beginning.
 
 inline unsigned cluster_rank() { return emulation::cluster_rank(); }
 inline void sync_cluster(unsigned line = __builtin_LINE()) {
   if (!emulation::left_out("sync_cluster", line)) emulation::sync_cluster(line);
 }
-inline volatile uint64_t* meeting_of(unsigned rank, uint32_t at) {
+inline volatile uint64_t* barrier_of(unsigned rank, uint32_t at) {
   return reinterpret_cast<volatile uint64_t*>(emulation::in_cluster(rank, at, 8));
 }
-inline void begin_meeting(uint32_t at, int arrivals) {
-  *meeting_of(cluster_rank(), at) = emulation::kMeeting;
-  emulation::begin_meeting(at, arrivals);
+inline void init_barrier(uint32_t at, int arrivals) {
+  *barrier_of(cluster_rank(), at) = emulation::kBarrier;
+  emulation::init_barrier(at, arrivals);
 }
 inline void expect_bytes(uint32_t at, int bytes, unsigned line = __builtin_LINE()) {
   if (emulation::left_out("expect_bytes", line)) return;
-  (void)*meeting_of(cluster_rank(), at);
+  (void)*barrier_of(cluster_rank(), at);
   emulation::expect_bytes(at, bytes);
 }
 inline void arrive(uint32_t at, unsigned rank, unsigned line = __builtin_LINE()) {
   if (emulation::left_out("arrive", line)) return;
-  (void)*meeting_of(rank, at);
+  (void)*barrier_of(rank, at);
   emulation::arrive(at, rank);
 }
 inline void arrive_here(uint32_t at, unsigned line = __builtin_LINE()) { arrive(at, cluster_rank(), line); }
-inline bool has_met(uint32_t at, unsigned parity, unsigned line = __builtin_LINE()) {
-  if (emulation::left_out("has_met", line)) return true;
-  (void)*meeting_of(cluster_rank(), at);
-  return emulation::has_met(at, parity);
+inline bool phase_is_over(uint32_t at, unsigned parity, unsigned line = __builtin_LINE()) {
+  if (emulation::left_out("phase_is_over", line)) return true;
+  (void)*barrier_of(cluster_rank(), at);
+  return emulation::phase_is_over(at, parity);
 }
 // Writes to itself what lies there, as copy_async does.
 template <class T>
-void send(unsigned rank, uint32_t at, T value, uint32_t meeting) {
+void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
   Bits bits;
   std::memcpy(&bits, &value, sizeof bits);
   auto* target = reinterpret_cast<volatile Bits*>(emulation::in_cluster(rank, at, sizeof bits));
-  (void)*meeting_of(rank, meeting);
+  (void)*barrier_of(rank, barrier);
   *target = *target;
-  emulation::send(rank, at, bits, sizeof bits, meeting);
+  emulation::send(rank, at, bits, sizeof bits, barrier);
 }
 
 inline uint4 stream(const void* from) { return *static_cast<const uint4*>(from); }

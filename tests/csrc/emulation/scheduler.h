@@ -48,17 +48,17 @@ void sync_lanes(void* post, void (*act)(void** posts), bool orders_memory);
 char* global_memory(uint64_t address);  // of 16 bytes; an address made of what nobody wrote ends the run
 
 // Blocks with one index / launch.cluster are a cluster. `at`: bytes from the start of a block's shared memory. What a
-// meeting is, and what the functions do, is in csrc/cuda/kernels/device.h.
-constexpr uint64_t kMeeting = 0x6d656574696e6721;  // what its 8 bytes hold, so that it shows if they are overwritten
+// barrier is, and what the functions do, is in csrc/cuda/kernels/device.h.
+constexpr uint64_t kBarrier = 0x6d656574696e6721;  // what its 8 bytes hold, so that it shows if they are overwritten
 
 unsigned cluster_rank();
 char* in_cluster(unsigned rank, uint32_t at, unsigned bytes);  // so many bytes there, aligned to as many
 void sync_cluster(unsigned line);
-void begin_meeting(uint32_t at, int arrivals);  // the 8 bytes hold kMeeting already
+void init_barrier(uint32_t at, int arrivals);  // the 8 bytes hold kBarrier already
 void expect_bytes(uint32_t at, int bytes);
 void arrive(uint32_t at, unsigned rank);
-bool has_met(uint32_t at, unsigned parity);  // before the first phase, one of parity 1 is over, as on a GPU
-void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t meeting);
+bool phase_is_over(uint32_t at, unsigned parity);  // before the first phase, one of parity 1 is over, as on a GPU
+void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t barrier);
 
 void copy_async(void* to, const void* from);
 void wait_copies();

@@ -7,7 +7,7 @@
 namespace pcf::cuda {
 
 template <Math kMath, int kTiles, int kBlocks>
-class Meetings : public Views<kMath, kTiles, kBlocks> {
+class Barriers : public Views<kMath, kTiles, kBlocks> {
   using Base = Views<kMath, kTiles, kBlocks>;
 
  public:
@@ -18,14 +18,14 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
 
   // Behind it, what was copied for the next record is there, and what all threads have made.
   __device__ __forceinline__ void meet() {
-    if (!has_met(meeting(), meetings_ / 2 % 2)) keep_waiting();
-    meetings_++;
+    if (!phase_is_over(barrier(), barriers_ / 2 % 2)) keep_waiting();
+    barriers_++;
   }
 
   // Time in which nobody looked, such as that of a debugger, counts as one unit.
   __device__ void keep_waiting() {
     uint32_t units = 0;
-    for (uint32_t last = time_passed(), now; !has_met(meeting(), meetings_ / 2 % 2); last = now) {
+    for (uint32_t last = time_passed(), now; !phase_is_over(barrier(), barriers_ / 2 % 2); last = now) {
       now = time_passed();
       units += now != last;
       if (units > kMostWait) give_up();
@@ -42,24 +42,24 @@ class Meetings : public Views<kMath, kTiles, kBlocks> {
 
   __device__ void sync_all() { kBlocks > 1 ? sync_cluster() : sync_block(); }
 
-  __device__ uint32_t meeting() const { return kMeetings + meetings_ % 2 * 8; }
+  __device__ uint32_t barrier() const { return kBarriers + barriers_ % 2 * 8; }
 
   __device__ __forceinline__ void arrive_with(int bytes) {
     wait_copies();
     sync_warp();
-    if (kBlocks > 1 && thread() == 0) expect_bytes(meeting(), bytes);
-    if (lane_ == 0) arrive_here(meeting());
-    if (kBlocks > 1 && lane_ > 0 && lane_ < kBlocks) arrive(meeting(), rank_ ^ lane_);
+    if (kBlocks > 1 && thread() == 0) expect_bytes(barrier(), bytes);
+    if (lane_ == 0) arrive_here(barrier());
+    if (kBlocks > 1 && lane_ > 0 && lane_ < kBlocks) arrive(barrier(), rank_ ^ lane_);
   }
 
   template <class T>
   __device__ __forceinline__ void send_to_all(uint32_t at, T value) {
     [[maybe_unused]] constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
 #pragma unroll kAtOnce
-    for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, meeting());
+    for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, barrier());
   }
 
-  unsigned meetings_ = 0;
+  unsigned barriers_ = 0;
 };
 
 }  // namespace pcf::cuda

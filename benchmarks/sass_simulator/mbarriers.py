@@ -56,8 +56,8 @@ def send(m: Machine, i: Instruction) -> Operation:
 
     def run(mask: Mask, group: Group) -> list[Signal | Access]:
         active = group.whole if mask is None else mask
-        targets, meetings, sent = to().astype(np.int64), at(), values()
-        ranks, their = targets[active] >> RANK_SHIFT, meetings[active]
+        targets, barriers, sent = to().astype(np.int64), at(), values()
+        ranks, their = targets[active] >> RANK_SHIFT, barriers[active]
         if (their >> RANK_SHIFT != ranks).any():
             raise SimulationError(i, "numbers go to another block than their mbarrier's")
         for rank in ranks[:1].tolist() if same(ranks) else np.unique(ranks).tolist():
@@ -73,7 +73,7 @@ def send(m: Machine, i: Instruction) -> Operation:
                 phases: tuple[Phase, ...] = (one.come(0, lanes * size),)
             else:
                 part = slice(warp * LANES, warp * LANES + LANES)
-                each, counts = np.unique(meetings[part][active[part]], return_counts=True)
+                each, counts = np.unique(barriers[part][active[part]], return_counts=True)
                 counted = zip(each.tolist(), counts.tolist(), strict=True)
                 phases = tuple(mbarrier(m, i, where).come(0, n * size) for where, n in counted)
             result[warp] = Signal(remote=phases, bytes=lanes * size, wavefronts=turns[warp])
@@ -107,13 +107,13 @@ def syncs(m: Machine, i: Instruction) -> Operation:
     def arrive(at: int, thread: int) -> Signal:
         number = int(np.broadcast_to(operand(), m.threads)[thread])
         arrivals, expected, come = (number if n is None else n for n in effect)
-        meeting = mbarrier(m, i, at)
-        if arrivals > meeting.pending:
-            raise SimulationError(i, f"{arrivals} arrivals where {meeting.pending} are due")
-        meeting.bytes += expected
+        barrier = mbarrier(m, i, at)
+        if arrivals > barrier.pending:
+            raise SimulationError(i, f"{arrivals} arrivals where {barrier.pending} are due")
+        barrier.bytes += expected
         if not arrivals and not come:
             return NO_SIGNAL
-        phase = meeting.come(arrivals, come)
+        phase = barrier.come(arrivals, come)
         return Signal(own=(phase,)) if at >> RANK_SHIFT == m.rank else Signal(remote=(phase,))
 
     return _for_lanes(m, fetch, arrive)
