@@ -208,7 +208,7 @@ class Engine:
         head, precision = self.model.head, self.precision
         if name == "cuda":
             return CudaRuntime(program, conditions, head, precision)
-        if precision == "tf32" or (precision == "fp16" and name == "cpu"):
+        if precision == "fp16" and name == "cpu":
             raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
             return CpuRuntime(program, conditions, head, precision)

@@ -86,8 +86,8 @@ class Sampler:
     ``heads``; by default one logit for each of ``levels`` (the model's attribute of that name, else 256), in the only
     layout that fits the output's shape.
     precision: 'same' as the model's, or 'bf16' to store weights in fewer bits (sums stay float32; not exact, but faster
-    where memory bandwidth is the limit or the processor multiplies bf16), or on a GPU also 'fp16' or 'tf32', which its
-    tensor cores multiply.
+    where memory bandwidth is the limit or the processor multiplies bf16), or on a GPU also 'fp16', which keeps three
+    bits more.
     conditional: whether the model takes labels; by default, it does if it has ``n_classes`` or if its forward needs
     something besides images and the condition. Labels are 0...K-1, where K is ``n_classes`` or is found by trying.
     image_form: the form in which the model takes images: 'uint8', 'int64', 'codes'

@@ -13,8 +13,8 @@ from pixelcnn_fast.bench.checks import LIMIT, cdf_excess
 from pixelcnn_fast.runtimes import Precision
 
 CHUNK_BYTES = 256 << 20  # of logits in float64: 6 MB for an image of 3x32x32 with 256 levels
-# What plain torch moves in these dtypes, drawing in a precision may move, too. tf32 has as many bits as float16.
-PLAIN: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float16}
+# What plain torch moves in these dtypes, drawing in a precision may move, too.
+PLAIN: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -262,17 +262,10 @@ def f2f(m: Machine, i: Instruction) -> Operation:
     raise SimulationError(i, "a conversion that isn't known")
 
 
-@operation("F2FP", modifiers="BF16 F16 F32 PACK_AB RZ TF32 RNA UNPACK_B")
+@operation("F2FP", modifiers="BF16 F16 F32 PACK_AB RZ UNPACK_B")
 def f2fp(m: Machine, i: Instruction) -> Operation:
-    """Two numbers packed into a register, the second one in its lower half; or one as tf32."""
+    """Two numbers packed into a register, the second one in its lower half."""
     put, values = m.put_u32(i.operands[0]), [m.f32(i, t) for t in i.operands[1:]]
-    if "TF32" in i.modifiers and len(values) == 1 and "RZ" not in i.modifiers:
-
-        def tf32(mask: Mask, group: Group) -> None:
-            bits = values[0]().view(U32)
-            put(bits + U32(0x1000) & U32(0xFFFFE000), mask)
-
-        return tf32
     if "PACK_AB" not in i.modifiers or "RZ" in i.modifiers or len(values) != 2:
         raise SimulationError(i, "a conversion that isn't known")
     narrow = NARROW["BF16" if "BF16" in i.modifiers else "F16"]

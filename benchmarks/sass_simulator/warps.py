@@ -153,14 +153,13 @@ def halves(words: Array, bf16: bool) -> Array:
     return np.ascontiguousarray(words).view(np.float16).reshape(*words.shape, 2).astype(np.float32)
 
 
-@operation("HMMA", modifiers="16816 1688 1684 F32 F16 BF16 TF32")
+@operation("HMMA", modifiers="16816 1688 1684 F32 F16 BF16")
 def hmma(m: Machine, i: Instruction) -> Operation:
     """Products in float32, summed in an order of our own: the hardware cuts sums to fewer bits on the way."""
     depth = {"16816": 16, "1688": 8, "1684": 4}[i.modifiers[0]]
-    tf32 = "TF32" in i.modifiers
     if "F32" not in i.modifiers:
         raise SimulationError(i, "sums of float16")
-    n_a, n_b = (depth // 2, depth // 4) if tf32 else (depth // 4, depth // 8)
+    n_a, n_b = depth // 4, depth // 8
     put, a, b, c = (
         m.put_words(i.operands[0]),
         m.words(i.operands[1], n_a),
@@ -170,14 +169,9 @@ def hmma(m: Machine, i: Instruction) -> Operation:
     w, bf16 = m.warps, "BF16" in i.modifiers
 
     def run(mask: Mask, group: Group) -> None:
-        if tf32:  # 10 bits of mantissa
-            x, y = (v()[..., None] & U32(0xFFFFE000) for v in (a, b))
-            x, y = x.view(np.float32), y.view(np.float32)
-        else:
-            x, y = halves(a(), bf16), halves(b(), bf16)
-        pair = x.shape[-1]
-        left = x.reshape(n_a // 2, 2, w, 8, 4, pair).transpose(2, 1, 3, 0, 4, 5).reshape(w, 16, depth)
-        right = y.reshape(n_b, w, 8, 4, pair).transpose(1, 0, 3, 4, 2).reshape(w, depth, 8)
+        x, y = halves(a(), bf16), halves(b(), bf16)
+        left = x.reshape(n_a // 2, 2, w, 8, 4, 2).transpose(2, 1, 3, 0, 4, 5).reshape(w, 16, depth)
+        right = y.reshape(n_b, w, 8, 4, 2).transpose(1, 0, 3, 4, 2).reshape(w, depth, 8)
         product = (left @ right).reshape(w, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
         put((product + c().view(np.float32)).view(U32), mask)
 

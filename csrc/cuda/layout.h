@@ -19,7 +19,7 @@
 
 namespace pcf::cuda {
 
-enum class Math { fp32, tf32, bf16, fp16 };  // the type of what is multiplied; sums and steps are float32
+enum class Math { fp32, bf16, fp16 };  // the type of what is multiplied; sums and steps are float32
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kTileSites = 8, kTileChannels = 16;  // n and m of a product
@@ -38,10 +38,10 @@ constexpr uint32_t kUnused = 64;             // where nobody writes,
 constexpr uint32_t kBarrierBytes = 128;      // and then all else
 
 // Input channels of a fragment.
-constexpr int depth_of(Math math) { return math == Math::fp32 || math == Math::tf32 ? 16 : 32; }
+constexpr int depth_of(Math math) { return math == Math::fp32 ? 16 : 32; }
 
 // Tiles of sites that a warp has registers for; there is a kernel for each number of them.
-constexpr int most_tiles(Math math) { return math == Math::fp32 ? 2 : math == Math::tf32 ? 4 : 8; }
+constexpr int most_tiles(Math math) { return math == Math::fp32 ? 2 : 8; }
 
 // Of them, tiles that a block may have where rows are sampled one at a time: what that takes, the largest kernels have
 // no registers for.

@@ -1,4 +1,4 @@
-// Narrow number formats as bits, on the host. Rounds to nearest, ties to even (tf32: ties away, as in cvt.rna).
+// Narrow number formats as bits, on the host. Rounds to nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -37,11 +37,6 @@ inline float from_fp16(uint32_t half) {
   if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | rest << 13);
   if (rest < 0x400) return float_of(sign | bits_of(static_cast<float>(rest) * 0x1p-24f));
   return float_of(sign | ((rest << 13) + 0x38000000));
-}
-
-inline float to_tf32(float x) {
-  const uint32_t bits = bits_of(x);
-  return (bits & 0x7f800000) == 0x7f800000 ? x : float_of((bits + 0x1000) & 0xffffe000);
 }
 
 }  // namespace pcf::cuda

@@ -16,12 +16,12 @@ using Address = uintptr_t;
 void* at(Address address) { return reinterpret_cast<void*>(address); }
 
 constexpr std::pair<const char*, cuda::Math> kMaths[] = {
-    {"fp32", cuda::Math::fp32}, {"tf32", cuda::Math::tf32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
+    {"fp32", cuda::Math::fp32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
 
 cuda::Math math_of(const std::string& name) {
   for (const auto& [known, math] : kMaths)
     if (name == known) return math;
-  throw std::invalid_argument("math is '" + name + "', expected fp32, tf32, bf16 or fp16");
+  throw std::invalid_argument("math is '" + name + "', expected fp32, bf16 or fp16");
 }
 
 // (math, tiles, blocks of a cluster) of each.

@@ -16,7 +16,7 @@ from pixelcnn_fast.runtimes.cuda.kernels import READY, digest, instances, source
 from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
-MATHS = {"float32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
+MATHS = {"float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 EPILOG = f"""examples:
   python -m pixelcnn_fast compile --arch 90 --precision bf16 --out kernels     for an H100, and a model in bf16
   python -m pixelcnn_fast compile --arch 80 90 100 --out kernels               for A100, H100 and B200

@@ -7,5 +7,5 @@ from typing import Literal, get_args
 RuntimeName = Literal["auto", "reference", "eager", "cpu", "cuda"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
-Precision = Literal["same", "bf16", "fp16", "tf32"]
+Precision = Literal["same", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

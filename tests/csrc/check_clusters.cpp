@@ -47,7 +47,7 @@ uint64_t mixed(unsigned size, unsigned rank, unsigned thread, const Number& numb
 // arrives has written its own and has read those of the phase before, so whoever has seen a phase end may write the
 // other buffer, in every block.
 void exchange(uint64_t* results, unsigned size, Mistake mistake) {
-  const unsigned thread = thread_index(), lane = thread % 32, rank = cluster_rank(), block = block_index();
+  const unsigned thread = threadIdx.x, lane = thread % 32, rank = cluster_rank(), block = blockIdx.x;
   const bool one_barrier = mistake == Mistake::one_barrier, reads_late = mistake == Mistake::reads_late;
   const int wrong_bytes = (mistake == Mistake::many_bytes) - (mistake == Mistake::few_bytes);
   if (thread == 0)
@@ -68,10 +68,10 @@ void exchange(uint64_t* results, unsigned size, Mistake mistake) {
         send(other, at, mine, barrier);
       } else {
         send(other, at, static_cast<uint32_t>(mine), barrier);
-        send(other, at + 4, as_float(static_cast<uint32_t>(mine >> 32)), barrier);
+        send(other, at + 4, __uint_as_float(static_cast<uint32_t>(mine >> 32)), barrier);
       }
     }
-    shuffle(0, 0);  // all lanes have come this far
+    __shfl_sync(kAllLanes, 0, 0);  // all lanes have come this far
     if (lane == 0) arrive(barrier, rank);
     if (lane < size && lane != rank && (phase == 0 || !reads_late)) arrive(barrier, lane);
     if (phase % 2)
@@ -94,14 +94,14 @@ void exchange(uint64_t* results, unsigned size, Mistake mistake) {
 // Each block sends its numbers to the next, which waits for nothing but their bytes. What arrives and is not waited for
 // comes before sync_cluster() is left, so that blocks may end.
 void pass_on(uint64_t* results, unsigned size) {
-  const unsigned thread = thread_index(), rank = cluster_rank(), next = (rank + 1) % size;
+  const unsigned thread = threadIdx.x, rank = cluster_rank(), next = (rank + 1) % size;
   if (thread == 0) init_barrier(0, 1), init_barrier(8, 1);
   sync_cluster();
   if (thread == 0) expect_bytes(0, kBlockThreads * 8), arrive(0, rank);
-  send(next, kBuffers + thread * 8, first_number(block_index(), thread), 0);
+  send(next, kBuffers + thread * 8, first_number(blockIdx.x, thread), 0);
   while (!phase_is_over(0, 0)) {
   }
-  results[block_index() * kBlockThreads + thread] = in_shared<uint64_t>(kBuffers + (kBlockThreads - 1 - thread) * 8);
+  results[blockIdx.x * kBlockThreads + thread] = in_shared<uint64_t>(kBuffers + (kBlockThreads - 1 - thread) * 8);
   if (thread == 0) arrive(8, next);
   sync_cluster();
 }
@@ -173,7 +173,7 @@ struct Case {
   const char* error;
   void (*kernel)();
 };
-bool is_first() { return thread_index() == 0; }
+bool is_first() { return threadIdx.x == 0; }
 void begin_one(int arrivals) {
   if (is_first()) init_barrier(0, arrivals);
   sync_cluster();
@@ -198,7 +198,7 @@ const Case kCases[] = {
      [] {
        begin_one(31);
        if (is_first()) expect_bytes(0, 4);
-       sync_block();
+       __syncthreads();
        arrive(0, cluster_rank());
      }},
     {"bytes are expected after all have arrived",
@@ -276,7 +276,7 @@ const Case kCases[] = {
      [] {
        begin_one(2);
        if (is_first()) arrive(0, 1 - cluster_rank());
-       while (!shuffle(phase_is_over(0, 0), 0)) {
+       while (!__shfl_sync(kAllLanes, phase_is_over(0, 0), 0)) {
        }
      }},
     {"sync_cluster after a thread of the cluster has ended",

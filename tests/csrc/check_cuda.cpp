@@ -88,7 +88,7 @@ struct Network {
 std::string folder;  // of the kernels' libraries: the program's own
 
 std::string library(const pcf::cuda::Plan& plan) {
-  const char* const math[] = {"fp32", "tf32", "bf16", "fp16"};
+  const char* const math[] = {"fp32", "bf16", "fp16"};
   return folder + "/libwalk_" + math[static_cast<int>(plan.math)] + "_" + std::to_string(plan.layout.tiles) + "x" +
          std::to_string(plan.layout.cluster) + ".so";
 }
@@ -187,7 +187,7 @@ int main(int, char** arguments) {
   using pcf::cuda::Math;
   folder = std::filesystem::path(arguments[0]).parent_path().string();
   for (const bool scans : {false, true})
-    for (const Math math : {Math::fp32, Math::tf32, Math::bf16, Math::fp16})
+    for (const Math math : {Math::fp32, Math::bf16, Math::fp16})
       if (!is_ok(math, math == Math::fp32 ? 1e-4 : 0.2, scans)) return 1;
   std::printf("ok\n");
 }

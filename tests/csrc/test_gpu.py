@@ -149,7 +149,6 @@ def test_about_as_many_tiles_on_each_multiprocessor(tiles):
 
 TILES: dict[Precision, set[int]] = {
     "same": {1, 2},
-    "tf32": {1, 2, 3, 4},
     "bf16": set(range(1, 9)),
     "fp16": set(range(1, 9)),
 }

@@ -25,17 +25,6 @@ extern "C" __global__ void convolution(const uint4* weights, const __nv_bfloat16
   }
 }
 
-extern "C" __global__ void products_tf32(const uint32_t* a, const uint32_t* b, float* out) {
-  const int lane = threadIdx.x % 32, g = lane / 4, m = lane % 4;
-  float s[4] = {};
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
-      : "r"(a[g * 8 + m]), "r"(a[(g + 8) * 8 + m]), "r"(a[g * 8 + m + 4]), "r"(a[(g + 8) * 8 + m + 4]),
-        "r"(b[m * 8 + g]), "r"(b[(m + 4) * 8 + g]));
-  for (int r = 0; r < 4; r++) out[(g + r / 2 * 8) * 8 + m * 2 + r % 2] = s[r];
-}
-
 // The largest number and its sum of exponentials, by shuffles; then a draw by inverse CDF with a scan in float64.
 extern "C" __global__ void draw(const float* logits, const double* u, int* level, double* total) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -67,17 +67,6 @@ def test_products_of_bfloat16(run):
     np.testing.assert_allclose(m.read(out, 1024, np.float32).reshape(128, 8), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_product_of_tf32(run):
-    r, m = random(), Memory()
-    a, b = (r.standard_normal(s).astype(np.float32) for s in ((16, 8), (8, 8)))
-    out = m.place(512)
-    run("tf32", m, m.place(a), m.place(b), out, threads=32)
-    cut = [(v.view(np.uint32) & 0xFFFFE000).view(np.float32) for v in (a, b)]
-    np.testing.assert_allclose(
-        m.read(out, 128, np.float32).reshape(16, 8), cut[0] @ cut[1], rtol=1e-4, atol=1e-5
-    )
-
-
 def test_draws_by_shuffles_votes_and_float64(run):
     r, m = random(), Memory()
     logits = r.standard_normal((4, 256)).astype(np.float32) * 3
@@ -243,7 +232,7 @@ def test_what_a_gpu_refuses_is_an_error_that_names_the_instruction(run):
 
 
 def test_an_unknown_instruction_is_an_error(folder):
-    kernel = Kernel.load(cubin("90", folder), "tf32")
+    kernel = Kernel.load(cubin("90", folder), "convolution")
     changed = [i.__class__(i.index, i.address, i.text.replace("HMMA", "QMMA"), i.encoding, i.lines)
                for i in kernel.instructions]  # fmt: skip
     kernel.instructions[:] = changed

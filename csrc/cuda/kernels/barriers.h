@@ -1,65 +1,57 @@
 // The barriers between records, at which a warp arrives when it has done its part of one, and for which it waits when
-// it has multiplied what it knows of the next.
+// it has multiplied the early operands of the next.
 #pragma once
 
-#include "cuda/kernels/views.h"
+#include "cuda/kernels/block.h"
 
 namespace pcf::cuda {
 
-template <Math kMath, int kTiles, int kBlocks>
-class Barriers : public Views<kMath, kTiles, kBlocks> {
-  using Base = Views<kMath, kTiles, kBlocks>;
+// In place of an error_code(): a thread has waited in vain. Its channel is none.
+constexpr unsigned long long kWaitedInVain = 0xffff;
+constexpr uint32_t kMostWait = 4;  // units of time_passed(): some ten seconds, where others take microseconds
 
- public:
-  using Base::Base;
+PCF_DEVICE uint32_t barrier(const Block& b) { return kBarriers + b.barriers % 2 * 8; }
+PCF_DEVICE bool is_over(const Block& b) { return phase_is_over(barrier(b), b.barriers / 2 % 2); }
 
- protected:
-  using Base::lane_, Base::params_, Base::rank_, Base::thread;
+__device__ inline void sync_all() { kBlocks > 1 ? sync_cluster() : __syncthreads(); }
 
-  // Behind it, what was copied for the next record is there, and what all threads have made.
-  __device__ __forceinline__ void meet() {
-    if (!phase_is_over(barrier(), barriers_ / 2 % 2)) keep_waiting();
-    barriers_++;
+// What others were to make will never be there.
+__device__ inline void give_up(const Block& b) {
+  atomicMin(b.params.error, kWaitedInVain);
+  wait_copies();
+  if (kBlocks > 1) sync_cluster();  // others may still write to this block
+  end_thread();
+}
+
+// Time in which nobody looked, such as that of a debugger, counts as one unit.
+__device__ inline void keep_waiting(const Block& b) {
+  uint32_t units = 0;
+  for (uint32_t last = time_passed(), now; !is_over(b); last = now) {
+    now = time_passed();
+    units += now != last;
+    if (units > kMostWait) give_up(b);
   }
+}
 
-  // Time in which nobody looked, such as that of a debugger, counts as one unit.
-  __device__ void keep_waiting() {
-    uint32_t units = 0;
-    for (uint32_t last = time_passed(), now; !phase_is_over(barrier(), barriers_ / 2 % 2); last = now) {
-      now = time_passed();
-      units += now != last;
-      if (units > kMostWait) give_up();
-    }
-  }
+// Behind it, what was copied for the next record is there, and what all threads have made.
+PCF_DEVICE void wait_at_barrier(Block& b) {
+  if (!is_over(b)) keep_waiting(b);
+  b.barriers++;
+}
 
-  // What others were to make will never be there.
-  __device__ void give_up() {
-    atomic_min(params_.error, kWaitedInVain);
-    wait_copies();
-    if (kBlocks > 1) sync_cluster();  // others may still write to this block
-    end_thread();
-  }
+PCF_DEVICE void arrive_at_barrier(const Block& b, int bytes) {
+  wait_copies();
+  __syncwarp();
+  if (kBlocks > 1 && b.thread() == 0) expect_bytes(barrier(b), bytes);
+  if (b.lane == 0) arrive_here(barrier(b));
+  if (kBlocks > 1 && b.lane > 0 && b.lane < kBlocks) arrive(barrier(b), b.rank ^ b.lane);
+}
 
-  __device__ void sync_all() { kBlocks > 1 ? sync_cluster() : sync_block(); }
-
-  __device__ uint32_t barrier() const { return kBarriers + barriers_ % 2 * 8; }
-
-  __device__ __forceinline__ void arrive_with(int bytes) {
-    wait_copies();
-    sync_warp();
-    if (kBlocks > 1 && thread() == 0) expect_bytes(barrier(), bytes);
-    if (lane_ == 0) arrive_here(barrier());
-    if (kBlocks > 1 && lane_ > 0 && lane_ < kBlocks) arrive(barrier(), rank_ ^ lane_);
-  }
-
-  template <class T>
-  __device__ __forceinline__ void send_to_all(uint32_t at, T value) {
-    [[maybe_unused]] constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
+template <class T>
+PCF_DEVICE void send_to_all(const Block& b, uint32_t at, T value) {
+  [[maybe_unused]] constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
 #pragma unroll kAtOnce
-    for (int other = 1; other < kBlocks; other++) send(rank_ ^ other, at, value, barrier());
-  }
-
-  unsigned barriers_ = 0;
-};
+  for (int other = 1; other < kBlocks; other++) send(b.rank ^ other, at, value, barrier(b));
+}
 
 }  // namespace pcf::cuda

@@ -1,5 +1,5 @@
-// What kernels use of CUDA. The tests have another device.h with the same functions, which runs kernels on the host
-// (tests/csrc/emulation), so kernels use nothing else.
+// What kernels use of CUDA, beside its own functions for indices, barriers and lanes. The tests have another device.h,
+// which runs kernels on the host (tests/csrc/emulation), with these functions and those of CUDA's that kernels use.
 #pragma once
 
 #include "cuda/standard.h"
@@ -7,29 +7,25 @@
 #ifndef __CUDACC__
 #include "emulation/device.h"
 #else
+#define PCF_DEVICE __device__ __forceinline__
 
 namespace pcf::cuda {
 
-__device__ __forceinline__ unsigned thread_index() { return threadIdx.x; }
-__device__ __forceinline__ unsigned block_index() { return blockIdx.x; }
-__device__ __forceinline__ char* shared_memory() {
+PCF_DEVICE char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
 }
 
 // So that the compiler knows which memory a pointer is to, wherever it comes from.
-__device__ __forceinline__ char* in_global_memory(uint64_t address) {
+PCF_DEVICE char* in_global_memory(uint64_t address) {
   char* const at = reinterpret_cast<char*>(address);
   __builtin_assume(__isGlobal(at));
   return at;
 }
 
-__device__ __forceinline__ void sync_block() { __syncthreads(); }
-__device__ __forceinline__ void sync_warp() { __syncwarp(); }
-
 // Copies 16 bytes from global to shared memory, both aligned, bypassing L1; zeros if not `there`; nothing if not
 // `wanted`, without a branch. The copy is done once its thread has waited for all of its copies.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool there, bool wanted) {
+PCF_DEVICE void copy_async(void* to, const void* from, bool there, bool wanted) {
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile(
       "{.reg .pred wanted; setp.ne.s32 wanted, %3, 0;\n"
@@ -37,20 +33,20 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
       "l"(from), "r"(there ? 16 : 0), "r"(int{wanted})
       : "memory");
 }
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+PCF_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// -- barriers: barriers at which one arrives before one waits. A barrier is 8 bytes of shared memory. A phase of it is
+// -- mbarriers: barriers at which one arrives before one waits. They are 8 bytes of shared memory. A phase of one is
 // over when so many arrivals have come and, in a cluster, as many bytes as are expected; then the next begins.
 
-__device__ __forceinline__ uint32_t shared_address(uint32_t at) {
+PCF_DEVICE uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory())) + at;
 }
-// By one thread; a barrier must follow before it is used.
-__device__ __forceinline__ void init_barrier(uint32_t at, int arrivals) {
+// By one thread; __syncthreads() must follow before it is used.
+PCF_DEVICE void init_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals) : "memory");
 }
 // At the barrier of one's own block: those who have seen the phase end see what was written before.
-__device__ __forceinline__ void arrive_here(uint32_t at) {
+PCF_DEVICE void arrive_here(uint32_t at) {
   asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(at)) : "memory");
 }
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
@@ -59,7 +55,7 @@ __device__ __forceinline__ void arrive_here(uint32_t at) {
 #define PCF_WAIT "mbarrier.try_wait"  // which waits for a while
 #endif
 // Whether the phase of this parity is over: 0, then 1, then 0 again.
-__device__ __forceinline__ bool phase_is_over(uint32_t at, unsigned parity) {
+PCF_DEVICE bool phase_is_over(uint32_t at, unsigned parity) {
   uint32_t is_over;
   asm volatile("{.reg .pred over; " PCF_WAIT
                ".parity.shared.b64 over, [%1], %2;\n"
@@ -73,28 +69,26 @@ __device__ __forceinline__ bool phase_is_over(uint32_t at, unsigned parity) {
 #undef PCF_WAIT
 
 // Grows by one every 2^32 cycles, which are two seconds or more.
-__device__ __forceinline__ uint32_t time_passed() {
+PCF_DEVICE uint32_t time_passed() {
   uint32_t time;
   asm volatile("mov.u32 %0, %%clock_hi;" : "=r"(time));
   return time;
 }
-__device__ __forceinline__ void end_thread() { asm volatile("exit;"); }
+PCF_DEVICE void end_thread() { asm volatile("exit;"); }
 
 // -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
 
 #if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
-__device__ __forceinline__ unsigned cluster_rank() {
+PCF_DEVICE unsigned cluster_rank() {
   unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
 // All that any thread of the cluster wrote before is seen after it. Slow: it waits for all writes to global memory.
-__device__ __forceinline__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive; barrier.cluster.wait;" ::: "memory");
-}
+PCF_DEVICE void sync_cluster() { asm volatile("barrier.cluster.arrive; barrier.cluster.wait;" ::: "memory"); }
 
-__device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
+PCF_DEVICE uint32_t address_in(unsigned rank, uint32_t at) {
   uint32_t address;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(at)), "r"(rank));
   return address;
@@ -107,20 +101,20 @@ __device__ __forceinline__ uint32_t address_in(unsigned rank, uint32_t at) {
 #define PCF_RELAXED(scope) ".relaxed" scope
 #endif
 // More bytes in this phase of one's own barrier.
-__device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
+PCF_DEVICE void expect_bytes(uint32_t at, int bytes) {
   asm volatile("mbarrier.expect_tx" PCF_RELAXED(".cta") ".shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)),
                "r"(bytes)
                : "memory");
 }
 // At that of another block: it says only that what was read before has been read.
-__device__ __forceinline__ void arrive(uint32_t at, unsigned rank) {
+PCF_DEVICE void arrive(uint32_t at, unsigned rank) {
   asm volatile("mbarrier.arrive" PCF_RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(address_in(rank, at))
                : "memory");
 }
 // Writes 4 or 8 bytes to another block's shared memory, and counts them at its barrier: they are seen by whoever has
 // seen that phase end.
 template <class T>
-__device__ __forceinline__ void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
+PCF_DEVICE void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   if constexpr (sizeof(T) == 4)
     asm volatile(
@@ -150,7 +144,7 @@ constexpr bool kSparesRegisters = true;
 #endif
 
 // 16 bytes of global memory that nobody writes meanwhile, and that are not read again soon.
-__device__ __forceinline__ uint4 stream(const void* from) {
+PCF_DEVICE uint4 stream(const void* from) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -160,93 +154,64 @@ __device__ __forceinline__ uint4 stream(const void* from) {
 
 // Waits for a number that was loaded. If nobody needs it in the end, the compiler waits much later, and then for all
 // loads that share its scoreboard: a warp's whole stream of weights.
-__device__ __forceinline__ float arrived(float x) {
+PCF_DEVICE float arrived(float x) {
   float same;
   asm("add.rn.f32 %0, %1, 0f80000000;" : "=f"(same) : "f"(x));
   return same;
 }
-__device__ __forceinline__ double arrived(double x) {
+PCF_DEVICE double arrived(double x) {
   double same;
   asm("add.rn.f64 %0, %1, 0d8000000000000000;" : "=d"(same) : "d"(x));
   return same;
 }
 
-__device__ __forceinline__ void atomic_min(unsigned long long* at, unsigned long long value) { atomicMin(at, value); }
-
 constexpr unsigned kAllLanes = 0xffffffff;
-template <class T>
-__device__ __forceinline__ T shuffle(T value, int from) {
-  return __shfl_sync(kAllLanes, value, from);
-}
-template <class T>
-__device__ __forceinline__ T shuffle_xor(T value, int mask) {
-  return __shfl_xor_sync(kAllLanes, value, mask);
-}
-template <class T>
-__device__ __forceinline__ T shuffle_up(T value, int by) {
-  return __shfl_up_sync(kAllLanes, value, by);
-}
-
-// Bit i: lane i's.
-__device__ __forceinline__ uint32_t ballot(bool mine) { return __ballot_sync(kAllLanes, mine); }
-
-__device__ __forceinline__ int first_lane(uint32_t lanes) { return __ffs(lanes) - 1; }
-__device__ __forceinline__ int last_lane(uint32_t lanes) { return 31 - __clz(lanes); }
 
 // Of numbers, none of which is NaN: as integers they have the same order, if the bits of negative ones are turned.
-__device__ __forceinline__ float max_over_warp(float x) {
+PCF_DEVICE float max_over_warp(float x) {
   const auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
   return __int_as_float(turned(__reduce_max_sync(kAllLanes, turned(__float_as_int(x)))));
 }
 
 // -- numbers: two narrow ones in a register, the first in its lower half
 
-__device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
-__device__ __forceinline__ uint32_t as_bits(float x) { return __float_as_uint(x); }
-
 // Of numbers that are not negative; denormal ones become 0. In integers, as conversions take as long as exponentials
 // do, in the same unit.
-__device__ __forceinline__ double widened(float x) {
+PCF_DEVICE double widened(float x) {
   const uint32_t bits = x < FLT_MIN ? 0 : __float_as_uint(x);
   return __hiloint2double(static_cast<int>(bits ? (bits >> 3) + (896 << 20) : 0), static_cast<int>(bits << 29));
 }
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+PCF_DEVICE uint32_t pack_bf16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
-__device__ __forceinline__ uint32_t pack_fp16(float low, float high) {
+PCF_DEVICE uint32_t pack_fp16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
-__device__ __forceinline__ float2 unpack_bf16(uint32_t pair) {
+PCF_DEVICE float2 unpack_bf16(uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
 }
-__device__ __forceinline__ float2 unpack_fp16(uint32_t pair) {
+PCF_DEVICE float2 unpack_fp16(uint32_t pair) {
   float2 result;
   asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
       : "=f"(result.x), "=f"(result.y)
       : "r"(pair));
   return result;
 }
-__device__ __forceinline__ uint32_t round_tf32(uint32_t bits) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-  return rounded;
-}
 
 // -- sum[16, 8] += a[16, k] . b[k, 8]; each lane holds its part of the three, as PTX lays them out
 
-#define PCF_MMA(name, shape_and_types)                                                                    \
-  __device__ __forceinline__ void name(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
-    asm("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"      \
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                          \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                              \
+#define PCF_MMA(name, shape_and_types)                                                               \
+  PCF_DEVICE void name(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {            \
+    asm("mma.sync.aligned." shape_and_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                     \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
   }
 PCF_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 PCF_MMA(mma_fp16, "m16n8k16.row.col.f32.f16.f16.f32")
-PCF_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef PCF_MMA
 
 }  // namespace pcf::cuda

@@ -2,9 +2,11 @@
 // lane handles some neighbouring levels.
 #pragma once
 
-#include "cuda/kernels/fragments.h"
+#include "cuda/kernels/block.h"
 
 namespace pcf::cuda {
+
+constexpr int kEach = 8;  // levels that a lane has in its registers
 
 // A distribution's logits in shared memory.
 struct Logits {
@@ -13,9 +15,7 @@ struct Logits {
 
   // Those from level `first` on, of which there are `count`, and behind them the least finite number. all_lanes: all of
   // the warp have kEach.
-  template <int kEach>
-  __device__ __forceinline__ void read(float (&x)[kEach], int first, int count, bool all_lanes) const {
-    static_assert(kEach % 4 == 0);
+  PCF_DEVICE void read(float (&x)[kEach], int first, int count, bool all_lanes) const {
     if (all_lanes && at % 16 == 0) {
 #pragma unroll
       for (int k = 0; k < kEach; k += 4) {
@@ -29,18 +29,17 @@ struct Logits {
   }
 };
 
-template <class T, class F>
-__device__ __forceinline__ T over_warp(T x, F combine) {
+PCF_DEVICE double sum_over_warp(double x) {
 #pragma unroll
-  for (int apart = 16; apart; apart /= 2) x = combine(x, shuffle_xor(x, apart));
+  for (int apart = 16; apart; apart /= 2) x += __shfl_xor_sync(kAllLanes, x, apart);
   return x;
 }
 
 // The sum of this lane's x and those of the lanes below.
 template <class T>
-__device__ __forceinline__ T up_to_lane(T x, int lane) {
+PCF_DEVICE T up_to_lane(T x, int lane) {
   for (int apart = 1; apart < 32; apart *= 2) {
-    const T below = shuffle_up(x, apart);
+    const T below = __shfl_up_sync(kAllLanes, x, apart);
     if (lane >= apart) x += below;
   }
   return x;
@@ -58,24 +57,24 @@ struct Share {
 // The smallest k with u < cdf_k, or the last one with a weight if rounding leaves none. weight(k): float32; weights are
 // summed in double.
 template <class Weight>
-__device__ __forceinline__ int pick(int levels, double u, int lane, const Weight& weight) {
+PCF_DEVICE int pick(int levels, double u, int lane, const Weight& weight) {
   const Share mine(levels, lane);
   double sum = 0;
   for (int k = mine.first; k < mine.last; k++) sum += weight(k);
   const double up_to = up_to_lane(sum, lane);
-  const double target = u * shuffle(up_to, 31);
-  double before = shuffle_up(up_to, 1);
+  const double target = u * __shfl_sync(kAllLanes, up_to, 31);
+  double before = __shfl_up_sync(kAllLanes, up_to, 1);
   if (lane == 0) before = 0;
   int found = levels;
   for (int k = mine.first; k < mine.last && found == levels; k++) {
     before += weight(k);
     if (target < before) found = k;
   }
-  found = over_warp(found, [](int a, int b) { return min(a, b); });
+  found = __reduce_min_sync(kAllLanes, found);
   if (found < levels) return found;
   for (int k = mine.first; k < mine.last; k++)
     if (weight(k) > 0) found = k;
-  return over_warp(found == levels ? 0 : found, [](int a, int b) { return max(a, b); });
+  return __reduce_max_sync(kAllLanes, found == levels ? 0 : found);
 }
 
 // -- top-k and nucleus sampling
@@ -93,8 +92,8 @@ struct Cut {
 // Keeps the first `most` levels, or fewer: the first one, and others until those before them weigh `enough`. Each turn
 // of the loop takes the next smaller logit. The sums are those of heads/drawing.py, in the same order.
 template <class Weight>
-__device__ __forceinline__ Cut cut_after(int most, double enough, Logits logits, int levels, float high, int lane,
-                                         const Weight& weight) {
+PCF_DEVICE Cut cut_after(int most, double enough, Logits logits, int levels, float high, int lane,
+                         const Weight& weight) {
   const Share mine(levels, lane);
   Cut cut{high, -1, 0};
   for (int rank = 0;;) {
@@ -104,11 +103,11 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, Logits logits,
       equal += logits[k] == cut.logit;
       if (logits[k] < cut.logit) next = fmaxf(next, logits[k]);
     }
-    const int up_to = up_to_lane(equal, lane), all = shuffle(up_to, 31);
+    const int up_to = up_to_lane(equal, lane), all = __shfl_sync(kAllLanes, up_to, 31);
     const double each = weight(cut.logit);
     int kept = 0;
     for (; kept < all && rank < most && (rank == 0 || cut.weight < enough); kept++, rank++) cut.weight += each;
-    next = over_warp(next, [](float a, float b) { return fmaxf(a, b); });
+    next = max_over_warp(next);
     if (kept == all && next > -INFINITY) {
       cut.logit = next;
       continue;
@@ -116,7 +115,7 @@ __device__ __forceinline__ Cut cut_after(int most, double enough, Logits logits,
     int left = kept - (up_to - equal);  // how many of those kept are at or after this lane's first level
     for (int k = mine.first; k < mine.last && left > 0; k++)
       if (logits[k] == cut.logit) left--, cut.last = k;
-    cut.last = over_warp(cut.last, [](int a, int b) { return max(a, b); });
+    cut.last = __reduce_max_sync(kAllLanes, cut.last);
     return cut;
   }
 }
@@ -132,7 +131,7 @@ __device__ __noinline__ inline int draw_from_likeliest(Logits logits, int levels
   } else {
     const Share mine(levels, lane);
     for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
-    cut.weight = over_warp(cut.weight, [](double a, double b) { return a + b; });
+    cut.weight = sum_over_warp(cut.weight);
   }
   if (top_p < 1) cut = cut_after(most, top_p * cut.weight, logits, levels, high, lane, weight_of);
   return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
@@ -140,17 +139,17 @@ __device__ __noinline__ inline int draw_from_likeliest(Logits logits, int levels
 
 constexpr uint32_t kInfinity = 0x7f800000;  // its bits
 
-// As `draw` without top-k and top-p, for at most 32 * kEach levels: a lane has kEach of them in its registers. kMany
-// draws at once, as one alone mostly waits for its own sums. noise(m): the m-th draw's, asked for as late as may be.
-template <int kMany, int kEach>
+// As `draw` without top-k and top-p, for at most 32 * kEach levels. kMany draws at once, as one alone mostly waits for
+// its own sums. noise(m): the m-th draw's, asked for as late as may be.
+template <int kMany>
 struct DrawInRegisters {
   float x[kMany][kEach], highest[kMany];
   bool finite[kMany];
   int drawn[kMany];
 
   template <class Noise>
-  __device__ __forceinline__ DrawInRegisters(const Logits (&logits)[kMany], int levels, float inverse_temperature,
-                                             const Noise& noise, int lane) {
+  PCF_DEVICE DrawInRegisters(const Logits (&logits)[kMany], int levels, float inverse_temperature, const Noise& noise,
+                             int lane) {
     const int first = kEach * lane, mine = levels - first;
 #pragma unroll
     for (int m = 0; m < kMany; m++) logits[m].read(x[m], first, mine, levels == 32 * kEach);
@@ -160,8 +159,8 @@ struct DrawInRegisters {
       uint32_t largest = 0;
 #pragma unroll
       for (int k = 0; k < kEach; k++)
-        high = fmaxf(high, x[m][k]), largest = max(largest, as_bits(x[m][k]) & 0x7fffffff);
-      finite[m] = ballot(largest < kInfinity) == kAllLanes;
+        high = fmaxf(high, x[m][k]), largest = max(largest, __float_as_uint(x[m][k]) & 0x7fffffff);
+      finite[m] = __ballot_sync(kAllLanes, largest < kInfinity) == kAllLanes;
       highest[m] = max_over_warp(high);
     }
     double u[kMany];
@@ -174,19 +173,19 @@ struct DrawInRegisters {
   }
 
  private:
-  __device__ __forceinline__ void take_highest() {
+  PCF_DEVICE void take_highest() {
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
       int k = kEach;
 #pragma unroll
       for (int before = kEach - 1; before >= 0; before--)
         if (x[m][before] == highest[m]) k = before;
-      const int lane = first_lane(ballot(k < kEach));
-      drawn[m] = kEach * lane + shuffle(k, lane);
+      const int lane = __ffs(__ballot_sync(kAllLanes, k < kEach)) - 1;
+      drawn[m] = kEach * lane + __shfl_sync(kAllLanes, k, lane);
     }
   }
 
-  __device__ __forceinline__ void pick_level(float inverse_temperature, const double (&u)[kMany], int mine, int lane) {
+  PCF_DEVICE void pick_level(float inverse_temperature, const double (&u)[kMany], int mine, int lane) {
     double up_to[kMany][kEach], with_lane[kMany];
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
@@ -199,12 +198,13 @@ struct DrawInRegisters {
     for (int apart = 1; apart < 32; apart *= 2)
 #pragma unroll
       for (int m = 0; m < kMany; m++) {
-        const double below = shuffle_up(with_lane[m], apart);
+        const double below = __shfl_up_sync(kAllLanes, with_lane[m], apart);
         if (lane >= apart) with_lane[m] += below;
       }
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
-      const double target = u[m] * shuffle(with_lane[m], 31), below = shuffle_up(with_lane[m], 1);
+      const double target = u[m] * __shfl_sync(kAllLanes, with_lane[m], 31),
+                   below = __shfl_up_sync(kAllLanes, with_lane[m], 1);
       const double before = lane == 0 ? 0 : below;
       const auto passes = [&](double sum) { return before + sum <= target; };
       // How many levels are passed over, by halves: sums don't fall.
@@ -212,9 +212,9 @@ struct DrawInRegisters {
       const bool quarter = passes(half ? up_to[m][5] : up_to[m][1]);
       const double a = quarter ? up_to[m][2] : up_to[m][0], b = quarter ? up_to[m][6] : up_to[m][4];
       const int passed = 4 * half + 2 * quarter + passes(half ? b : a);
-      const uint32_t left = ballot(!passes(up_to[m][7]) && mine > 0);
-      const int found = first_lane(left | 1u << 31);
-      const int level = kEach * found + shuffle(passed, found);  // here, so that draws need no branch
+      const uint32_t left = __ballot_sync(kAllLanes, !passes(up_to[m][7]) && mine > 0);
+      const int found = __ffs(left | 1u << 31) - 1;
+      const int level = kEach * found + __shfl_sync(kAllLanes, passed, found);  // here, so that draws need no branch
       drawn[m] = left ? level : -1;
     }
     bool all = true;
@@ -232,15 +232,13 @@ struct DrawInRegisters {
 #pragma unroll
     for (int k = 1; k < kEach; k++)
       if (up_to[k] > up_to[k - 1]) last = k;
-    const int found = last_lane(ballot(up_to[7] > 0));
-    return kEach * found + shuffle(last, found);
+    const int found = 31 - __clz(__ballot_sync(kAllLanes, up_to[7] > 0));
+    return kEach * found + __shfl_sync(kAllLanes, last, found);
   }
-
-  static_assert(kEach == 8);
 };
 
 __device__ inline bool draws_in_registers(int levels, const DrawOptions& options) {
-  return levels <= 256 && !options.excludes_levels;
+  return levels <= 32 * kEach && !options.excludes_levels;
 }
 
 // Draws from softmax(logits / temperature), as heads/drawing.py does; -1 if a logit is not finite.
@@ -253,12 +251,12 @@ __device__ inline int draw(Logits logits, int levels, const DrawOptions& options
     zero += logits[k] - logits[k];  // stays 0 while all are finite
   }
   high = max_over_warp(high);
-  if (ballot(zero == 0) != kAllLanes) return -1;
+  if (__ballot_sync(kAllLanes, zero == 0) != kAllLanes) return -1;
   if (inverse_temperature == 0) {
     int found = levels;
     for (int k = mine.last - 1; k >= mine.first; k--)
       if (logits[k] == high) found = k;
-    return over_warp(found, [](int a, int b) { return min(a, b); });
+    return __reduce_min_sync(kAllLanes, found);
   }
   if (options.excludes_levels)
     return draw_from_likeliest(logits, levels, inverse_temperature, options.top_k, options.top_p, u, high, lane);
@@ -269,11 +267,10 @@ __device__ inline int draw(Logits logits, int levels, const DrawOptions& options
 __device__ inline double log_probability_of(int level, Logits logits, int levels, int lane) {
   float high = -INFINITY;
   for (int k = lane; k < levels; k += 32) high = fmaxf(high, logits[k]);
-  high = over_warp(high, [](float a, float b) { return fmaxf(a, b); });
+  high = max_over_warp(high);
   double sum = 0;
   for (int k = lane; k < levels; k += 32) sum += exp(static_cast<double>(logits[k] - high));
-  sum = over_warp(sum, [](double a, double b) { return a + b; });
-  return static_cast<double>(logits[level] - high) - log(sum);
+  return static_cast<double>(logits[level] - high) - log(sum_over_warp(sum));
 }
 
 }  // namespace pcf::cuda

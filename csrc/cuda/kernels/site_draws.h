@@ -1,122 +1,121 @@
 // The draw of a column step's levels, and what the network reads of them.
 #pragma once
 
-#include "cuda/kernels/results.h"
+#include "cuda/kernels/draw.h"
+#include "cuda/kernels/stores.h"
 
 namespace pcf::cuda {
 
-template <Math kMath, int kTiles, int kBlocks>
-class SiteDraws : public Results<kMath, kTiles, kBlocks> {
-  using Base = Results<kMath, kTiles, kBlocks>;
+// Grows in the order of drawing.
+__device__ inline unsigned long long error_code(int site, int image, int channel) {
+  return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
+}
 
- public:
-  using Base::Base;
+// Where a warp draws; lane d looks after the d-th distribution.
+struct Pixel {
+  Site site;
+  bool inside;
+  int64_t at;
 
- protected:
-  using Base::constant, Base::in_grid, Base::kReadsEarly, Base::kSites, Base::lane_, Base::layout_, Base::params_,
-      Base::rank_, Base::ring_of, Base::site, Base::store_one, Base::warp_;
-
-  // Where a warp draws; lane d looks after the d-th distribution.
-  struct Pixel {
-    Site site;
-    bool inside;
-    int64_t at;
-
-    __device__ Pixel(const SiteDraws& walk, const Record::Draw& draws, int index, uint32_t view)
-        : site(walk.site(view, index)), inside(walk.in_grid(site.row, site.column)) {
-      const Layout& l = walk.layout_;
-      const int channel = draws.first + min(walk.lane_, draws.distributions - 1);
-      at = ((int64_t{site.image} * l.image_channels + channel) * l.height + site.row) * l.width + site.column;
-    }
-  };
-
-  // Each warp draws at some sites.
-  __device__ void draw_sites(const Record::Draw& draws, const Pixel& first, uint32_t view) {
-    const int levels = layout_.levels, lane = min(lane_, draws.distributions - 1);
-    const bool in_registers = draws_in_registers(levels, params_.options);
-#pragma unroll 1
-    for (int index = warp_; index < kSites; index += kWarps) {
-      const Pixel pixel = index == warp_ ? first : Pixel(*this, draws, index, view);
-      if (!pixel.inside) continue;
-      const Site& s = pixel.site;
-      const int64_t at = pixel.at;
-      const double noise_there = params_.noise[at];
-      const auto noise = [&](int d) { return shuffle(arrived(noise_there), d); };
-      const auto logits = [&](int d) { return Logits{draws.logits + (index * draws.logits_stride + d * levels) * 4}; };
-      if (params_.logits && rank_ == 0)
-        for (int d = 0; d < draws.distributions; d++) {
-          float* const wanted = params_.logits + shuffle(at, d) * levels;
-          for (int k = lane_; k < levels; k += 32) wanted[k] = logits(d)[k];
-        }
-      int drawn = 0;
-      if (!in_registers)
-        for (int d = 0; d < draws.distributions; d++) {
-          const int found = draw(logits(d), levels, params_.options, noise(d), lane_);
-          if (lane_ == d) drawn = found;
-        }
-      else if (!kReadsEarly || draws.distributions == 1)
-        for (int d = 0; d < draws.distributions; d++) {
-          const DrawInRegisters<1, 8> found(
-              {logits(d)}, levels, params_.options.inverse_temperature, [&](int) { return noise(d); }, lane_);
-          if (lane_ == d) drawn = found.drawn[0];
-        }
-      else
-        for (int d = 0; d < draws.distributions; d += 3) {
-          const int last = draws.distributions - 1, e = min(d + 1, last), f = min(d + 2, last);
-          const DrawInRegisters<3, 8> found(
-              {logits(d), logits(e), logits(f)}, levels, params_.options.inverse_temperature,
-              [&](int m) { return noise(d + m); }, lane_);
-          if (lane_ == d) drawn = found.drawn[0];
-          if (lane_ == d + 1) drawn = found.drawn[1];
-          if (lane_ == d + 2) drawn = found.drawn[2];
-        }
-      if (arrived(noise_there) < 0) drawn = -1;  // there is no such noise; but on any way here it has arrived
-      const bool known = params_.known && params_.known[at];
-      int level = max(drawn, 0);
-      if (known) {
-        level = max(params_.levels[at], 0);
-      } else if (lane == lane_ && rank_ == 0) {
-        params_.levels[at] = level;
-        if (drawn < 0)
-          atomic_min(params_.error, error_code(s.row * layout_.width + s.column, s.image, draws.first + lane));
-      }
-      if (params_.log_probability && rank_ == 0)
-        for (int d = 0; d < draws.distributions; d++) {
-          const double log_probability = log_probability_of(shuffle(level, d), logits(d), levels, lane_);
-          if (lane_ == d && !known && drawn >= 0) params_.log_probability[at] = log_probability;
-        }
-      for (int i = 0; i < draws.n_inputs; i++) {
-        const InputPlan input = in_shared<const InputPlan>(draws.inputs + i * sizeof(InputPlan));
-        read_levels(input, ring_of(view, input.to), level, draws.first, index);
-      }
-    }
-  }
-
-  // Turns a site's levels, of which lane c has the c-th from channel `first` on, into a value that the network reads.
-  __device__ void read_levels(const InputPlan& input, char* ring, int level, int first, int site) {
-    if (input.width == 1) {  // each lane has a channel
-      const int c = lane_ < input.count ? lane_ : 0, mine = shuffle(level, input.first - first + c);
-      const int pads = input.pad_to - input.pad_from;
-      for (int k = lane_; k < input.count + pads; k += 32) {
-        const bool is_pad = k >= input.count;
-        const float x = is_pad ? 0.f : level_value(input, c * input.floats + mine);
-        store_one(input.to, ring, x, is_pad ? input.pad_from + k - input.count : input.before + k, site);
-      }
-      return;
-    }
-    for (int c = 0; c < input.count; c++) {
-      const int mine = shuffle(level, input.first - first + c);
-      for (int k = lane_; k < input.width; k += 32)
-        store_one(input.to, ring, level_value(input, c * input.floats + mine * input.width + k),
-                  input.before + c * input.width + k, site);
-    }
-    for (int channel = input.pad_from + lane_; channel < input.pad_to; channel += 32)
-      store_one(input.to, ring, 0, channel, site);
-  }
-
-  __device__ __forceinline__ float level_value(const InputPlan& input, int index) const {
-    return input.near == kNowhere ? constant(input.table + index) : in_shared<const float>(input.near + index * 4);
+  __device__ Pixel(const Block& b, const Record::Draw& draws, int index, uint32_t view)
+      : site(b.site(view, index)), inside(b.in_grid(site.row, site.column)) {
+    const Layout& l = b.layout;
+    const int channel = draws.first + min(b.lane, draws.distributions - 1);
+    at = ((int64_t{site.image} * l.image_channels + channel) * l.height + site.row) * l.width + site.column;
   }
 };
+
+PCF_DEVICE float level_value(const Block& b, const InputPlan& input, int index) {
+  return input.near == kNowhere ? b.constant(input.table + index) : in_shared<const float>(input.near + index * 4);
+}
+
+// Turns a site's levels, of which lane c has the c-th from channel `first` on, into a value that the network reads.
+__device__ inline void read_levels(const Block& b, const InputPlan& input, char* ring, int level, int first, int site) {
+  if (input.width == 1) {  // each lane has a channel
+    const int c = b.lane < input.count ? b.lane : 0, mine = __shfl_sync(kAllLanes, level, input.first - first + c);
+    const int pads = input.pad_to - input.pad_from;
+    for (int k = b.lane; k < input.count + pads; k += 32) {
+      const bool is_pad = k >= input.count;
+      const float x = is_pad ? 0.f : level_value(b, input, c * input.floats + mine);
+      store_one(input.to, ring, x, is_pad ? input.pad_from + k - input.count : input.before + k, site);
+    }
+    return;
+  }
+  for (int c = 0; c < input.count; c++) {
+    const int mine = __shfl_sync(kAllLanes, level, input.first - first + c);
+    for (int k = b.lane; k < input.width; k += 32)
+      store_one(input.to, ring, level_value(b, input, c * input.floats + mine * input.width + k),
+                input.before + c * input.width + k, site);
+  }
+  for (int channel = input.pad_from + b.lane; channel < input.pad_to; channel += 32)
+    store_one(input.to, ring, 0, channel, site);
+}
+
+// Draws all distributions of a site, kMany at once, from registers. -> lane d's: the d-th's level, or -1
+template <int kMany, class Of, class Noise>
+PCF_DEVICE int draw_in_registers(const Block& b, int distributions, const Of& logits, const Noise& noise) {
+  int drawn = 0;
+  for (int d = 0; d < distributions; d += kMany) {
+    Logits all[kMany];
+#pragma unroll
+    for (int m = 0; m < kMany; m++) all[m] = logits(min(d + m, distributions - 1));
+    const DrawInRegisters<kMany> found(
+        all, b.layout.levels, b.params.options.inverse_temperature, [&](int m) { return noise(d + m); }, b.lane);
+#pragma unroll
+    for (int m = 0; m < kMany; m++)
+      if (b.lane == d + m) drawn = found.drawn[m];
+  }
+  return drawn;
+}
+
+// Each warp draws at some sites.
+__device__ inline void draw_sites(const Block& b, const Record::Draw& draws, const Pixel& first, uint32_t view) {
+  const KernelParams& p = b.params;
+  const int levels = b.layout.levels, count = draws.distributions, lane = min(b.lane, count - 1);
+  const bool in_registers = draws_in_registers(levels, p.options);
+#pragma unroll 1
+  for (int index = b.warp; index < kSites; index += kWarps) {
+    const Pixel pixel = index == b.warp ? first : Pixel(b, draws, index, view);
+    if (!pixel.inside) continue;
+    const Site& s = pixel.site;
+    const int64_t at = pixel.at;
+    const double noise_there = p.noise[at];
+    const auto noise = [&](int d) { return __shfl_sync(kAllLanes, arrived(noise_there), d); };
+    const auto logits = [&](int d) { return Logits{draws.logits + (index * draws.logits_stride + d * levels) * 4}; };
+    if (p.logits && b.rank == 0)
+      for (int d = 0; d < count; d++) {
+        float* const wanted = p.logits + __shfl_sync(kAllLanes, at, d) * levels;
+        for (int k = b.lane; k < levels; k += 32) wanted[k] = logits(d)[k];
+      }
+    int drawn = 0;
+    if (!in_registers)
+      for (int d = 0; d < count; d++) {
+        const int found = draw(logits(d), levels, p.options, noise(d), b.lane);
+        if (b.lane == d) drawn = found;
+      }
+    else if (!kReadsEarly || count == 1)
+      drawn = draw_in_registers<1>(b, count, logits, noise);
+    else
+      drawn = draw_in_registers<3>(b, count, logits, noise);
+    if (arrived(noise_there) < 0) drawn = -1;  // there is no such noise; but on any way here it has arrived
+    const bool known = p.known && p.known[at];
+    int level = max(drawn, 0);
+    if (known) {
+      level = max(p.levels[at], 0);
+    } else if (lane == b.lane && b.rank == 0) {
+      p.levels[at] = level;
+      if (drawn < 0) atomicMin(p.error, error_code(s.row * b.layout.width + s.column, s.image, draws.first + lane));
+    }
+    if (p.log_probability && b.rank == 0)
+      for (int d = 0; d < count; d++) {
+        const double found = log_probability_of(__shfl_sync(kAllLanes, level, d), logits(d), levels, b.lane);
+        if (b.lane == d && !known && drawn >= 0) p.log_probability[at] = found;
+      }
+    for (int i = 0; i < draws.n_inputs; i++) {
+      const InputPlan input = in_shared<const InputPlan>(draws.inputs + i * sizeof(InputPlan));
+      read_levels(b, input, b.ring_of(view, input.to), level, draws.first, index);
+    }
+  }
+}
 
 }  // namespace pcf::cuda

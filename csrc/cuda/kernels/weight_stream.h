@@ -17,7 +17,7 @@ class WeightStream {
  public:
   using Batch = uint4[kBatch][2];
 
-  __device__ __forceinline__ void begin(const char* at, int lane) {
+  PCF_DEVICE void begin(const char* at, int lane) {
     next_ = at + lane * 16;
 #pragma unroll
     for (int n = 0; n < kBatchesAhead; n++) fetch(ahead_[n]);
@@ -25,16 +25,16 @@ class WeightStream {
 
   // use(weights) multiplies by the next batch.
   template <int kTurn, class Use>
-  __device__ __forceinline__ void next(Constant<kTurn>, const Use& use) {
+  PCF_DEVICE void next(Constant<kTurn>, const Use& use) {
     use(ahead_[kTurn]);
     fetch(ahead_[kTurn]);
   }
 
   // After a column step of so many bytes.
-  __device__ __forceinline__ void begin_again(int bytes) { next_ -= bytes; }
+  PCF_DEVICE void begin_again(int bytes) { next_ -= bytes; }
 
  private:
-  __device__ __forceinline__ void fetch(Batch& batch) {
+  PCF_DEVICE void fetch(Batch& batch) {
 #pragma unroll
     for (int f = 0; f < kBatch; f++)
 #pragma unroll

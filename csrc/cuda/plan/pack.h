@@ -27,14 +27,9 @@ void pack_weights(Math math, const At& at, char* fragment) {
     for (int lane = 0; lane < 32; lane++)
       for (int r = 0; r < 4; r++) {
         const int row = channel_of_row(lane / 4 + r % 2 * 8), index = (half * 32 + lane) * 4 + r;
-        uint32_t bits;
-        if (math == Math::tf32) {
-          bits = bits_of(to_tf32(at(lane % 4 * 4 + half * 2 + r / 2, row)));
-        } else {
-          const auto narrow = [&](float x) { return uint32_t{math == Math::bf16 ? to_bf16(x) : to_fp16(x)}; };
-          const int k = lane % 4 * 8 + half * 4 + r / 2 * 2;
-          bits = narrow(at(k, row)) | narrow(at(k + 1, row)) << 16;
-        }
+        const auto narrow = [&](float x) { return uint32_t{math == Math::bf16 ? to_bf16(x) : to_fp16(x)}; };
+        const int k = lane % 4 * 8 + half * 4 + r / 2 * 2;
+        const uint32_t bits = narrow(at(k, row)) | narrow(at(k + 1, row)) << 16;
         std::memcpy(fragment + index * 4, &bits, 4);
       }
 }

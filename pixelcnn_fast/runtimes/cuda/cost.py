@@ -16,7 +16,7 @@ BARRIER, RESULTS = 900, 500  # the same with more of them, the second for each
 L2_BYTES, L2_BYTES_SHARED = 64, 37  # a cycle, for a multiprocessor that reads alone, and for each if all do
 TILE_SITES = 8
 # Bytes of weights that are multiplied with a tile of sites in a cycle.
-MULTIPLIED = {"fp32": 64, "tf32": 256, "bf16": 256, "fp16": 256}
+MULTIPLIED = {"fp32": 64, "bf16": 256, "fp16": 256}
 
 
 def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int) -> float:

@@ -33,7 +33,7 @@ MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 CLUSTERS = (2, 4, 8)  # blocks of a cluster
 MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
-WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/thread.h
+WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/barriers.h
 
 
 @dataclass(frozen=True)
@@ -389,6 +389,6 @@ class CudaRuntime(Runtime):
         return found
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
-        """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/thread.h has encoded."""
+        """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/site_draws.h has encoded."""
         row, column = divmod(code >> 40, self._program.shape[2])
         return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column

@@ -1,4 +1,5 @@
-// csrc/cuda/kernels/device.h for the host: the same functions, on the scheduler's fibers.
+// csrc/cuda/kernels/device.h for the host: the same functions, and CUDA's own that kernels use, on the scheduler's
+// fibers.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #define __host__
 #define __device__
 #define __forceinline__ inline
+#define PCF_DEVICE inline
 #define __noinline__
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -30,23 +32,94 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
-namespace pcf::cuda {
+// -- CUDA's own
 
 using std::max;
 using std::min;
 
-inline unsigned thread_index() { return emulation::thread_index(); }
-inline unsigned block_index() { return emulation::block_index(); }
+// An index, which is each thread's own.
+template <unsigned (*kIndex)()>
+struct Index {
+  struct {
+    operator unsigned() const { return kIndex(); }
+  } x;
+};
+constexpr Index<emulation::thread_index> threadIdx;
+constexpr Index<emulation::block_index> blockIdx;
+
+inline void __syncthreads(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("__syncthreads", line)) emulation::sync_block(line);
+}
+inline void __syncwarp(unsigned line = __builtin_LINE()) {
+  if (!emulation::left_out("__syncwarp", line)) emulation::sync_lanes(nullptr, nullptr, true);
+}
+
+inline void atomicMin(unsigned long long* at, unsigned long long value) {
+  unsigned long long now = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value < now && !__atomic_compare_exchange_n(at, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
+constexpr uint32_t kAllLanes = 0xffffffff;  // the only lanes that kernels ask for
+
+template <class T>
+struct Shuffle {
+  T value;
+  int from;
+};
+template <class T>
+T __shfl_sync(uint32_t, T value, int from) {
+  Shuffle<T> mine{value, from};
+  emulation::sync_lanes(
+      &mine,
+      [](void** posts) EMULATION_UNSEEN {
+        T values[32];
+        for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
+        for (int lane = 0; lane < 32; lane++) {
+          auto* post = static_cast<Shuffle<T>*>(posts[lane]);
+          post->value = values[post->from & 31];
+        }
+      },
+      false);
+  return mine.value;
+}
+inline int lane_index() { return static_cast<int>(threadIdx.x & 31u); }
+template <class T>
+T __shfl_xor_sync(uint32_t lanes, T value, int mask) {
+  return __shfl_sync(lanes, value, lane_index() ^ mask);
+}
+template <class T>
+T __shfl_up_sync(uint32_t lanes, T value, int by) {
+  return __shfl_sync(lanes, value, lane_index() < by ? lane_index() : lane_index() - by);
+}
+inline uint32_t __ballot_sync(uint32_t lanes, bool mine) {
+  uint32_t all = 0;
+  for (int lane = 0; lane < 32; lane++) all |= __shfl_sync(lanes, static_cast<uint32_t>(mine), lane) << lane;
+  return all;
+}
+template <class T, class Combine>
+T over_lanes(T x, const Combine& combine) {
+  T found = x;
+  for (int lane = 0; lane < 32; lane++) found = combine(found, __shfl_sync(kAllLanes, x, lane));
+  return found;
+}
+inline int __reduce_min_sync(uint32_t, int x) {
+  return over_lanes(x, [](int a, int b) { return min(a, b); });
+}
+inline int __reduce_max_sync(uint32_t, int x) {
+  return over_lanes(x, [](int a, int b) { return max(a, b); });
+}
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+inline float __uint_as_float(uint32_t bits) { return pcf::cuda::float_of(bits); }
+inline uint32_t __float_as_uint(float x) { return pcf::cuda::bits_of(x); }
+
+namespace pcf::cuda {
+
 inline char* shared_memory() { return emulation::shared_memory(); }
 
 inline char* in_global_memory(uint64_t address) { return emulation::global_memory(address); }
 
-inline void sync_block(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("sync_block", line)) emulation::sync_block(line);
-}
-inline void sync_warp(unsigned line = __builtin_LINE()) {
-  if (!emulation::left_out("sync_warp", line)) emulation::sync_lanes(nullptr, nullptr, true);
-}
 inline void end_thread() { emulation::end_thread(); }
 inline uint32_t time_passed() { return emulation::time_passed(); }
 constexpr bool kSparesRegisters = true;
@@ -115,70 +188,16 @@ T arrived(T x) {
   return x;
 }
 
-inline void atomic_min(unsigned long long* at, unsigned long long value) {
-  unsigned long long now = __atomic_load_n(at, __ATOMIC_RELAXED);
-  while (value < now && !__atomic_compare_exchange_n(at, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
-}
-
-// -- what the lanes of a warp tell each other
-
-template <class T>
-struct Shuffle {
-  T value;
-  int from;
-};
-template <class T>
-T shuffle(T value, int from) {
-  Shuffle<T> mine{value, from};
-  emulation::sync_lanes(
-      &mine,
-      [](void** posts) EMULATION_UNSEEN {
-        T values[32];
-        for (int lane = 0; lane < 32; lane++) values[lane] = static_cast<Shuffle<T>*>(posts[lane])->value;
-        for (int lane = 0; lane < 32; lane++) {
-          auto* post = static_cast<Shuffle<T>*>(posts[lane]);
-          post->value = values[post->from & 31];
-        }
-      },
-      false);
-  return mine.value;
-}
-template <class T>
-T shuffle_xor(T value, int mask) {
-  return shuffle(value, (static_cast<int>(thread_index()) & 31) ^ mask);
-}
-template <class T>
-T shuffle_up(T value, int by) {
-  const int lane = static_cast<int>(thread_index()) & 31;
-  return shuffle(value, lane < by ? lane : lane - by);
-}
-
-constexpr uint32_t kAllLanes = 0xffffffff;
-inline uint32_t ballot(bool mine) {
-  uint32_t all = 0;
-  for (int lane = 0; lane < 32; lane++) all |= shuffle(static_cast<uint32_t>(mine), lane) << lane;
-  return all;
-}
-
-inline int first_lane(uint32_t lanes) { return __builtin_ctz(lanes); }
-inline int last_lane(uint32_t lanes) { return 31 - __builtin_clz(lanes); }
-inline float max_over_warp(float x) {
-  float highest = x;
-  for (int lane = 0; lane < 32; lane++) highest = max(highest, shuffle(x, lane));
-  return highest;
-}
-
 // -- numbers
 
-inline float as_float(uint32_t bits) { return float_of(bits); }
-inline uint32_t as_bits(float x) { return bits_of(x); }
+inline float max_over_warp(float x) {
+  return over_lanes(x, [](float a, float b) { return max(a, b); });
+}
 inline double widened(float x) { return x < FLT_MIN ? 0 : x; }
 inline uint32_t pack_bf16(float low, float high) { return to_bf16(low) | uint32_t{to_bf16(high)} << 16; }
 inline uint32_t pack_fp16(float low, float high) { return to_fp16(low) | uint32_t{to_fp16(high)} << 16; }
 inline float2 unpack_bf16(uint32_t pair) { return {from_bf16(pair & 0xffff), from_bf16(pair >> 16)}; }
 inline float2 unpack_fp16(uint32_t pair) { return {from_fp16(pair & 0xffff), from_fp16(pair >> 16)}; }
-inline uint32_t round_tf32(uint32_t bits) { return bits_of(to_tf32(float_of(bits))); }
 
 // -- sum[16, 8] += a[16, k] . b[k, 8], each lane holding its part of the three, as PTX lays them out
 
@@ -187,43 +206,32 @@ struct Mma {
   uint32_t a[4], b[2];
 };
 
-// unpack(register, half) -> float; a register holds kPer values, neighbours in k.
-template <int kPer, float (*kUnpack)(uint32_t, int)>
+// unpack(bits) -> float. A register holds two values, neighbours in k.
+template <float (*kUnpack)(uint32_t)>
 void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Mma mine{sum, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   emulation::sync_lanes(
       &mine,
       [](void** posts) EMULATION_UNSEEN {
-        constexpr int kDepth = 8 * kPer;
-        float left[16][kDepth], right[kDepth][8];
+        float left[16][16], right[16][8];
         for (int lane = 0; lane < 32; lane++) {
           const Mma& post = *static_cast<Mma*>(posts[lane]);
           const int group = lane / 4, member = lane % 4;
-          for (int half = 0; half < kPer; half++) {
-            for (int r = 0; r < 4; r++)
-              left[group + r % 2 * 8][member * kPer + half + r / 2 * 4 * kPer] = kUnpack(post.a[r], half);
-            for (int r = 0; r < 2; r++) right[member * kPer + half + r * 4 * kPer][group] = kUnpack(post.b[r], half);
+          for (int half = 0; half < 2; half++) {
+            const auto unpacked = [&](uint32_t pair) { return kUnpack(half ? pair >> 16 : pair & 0xffff); };
+            for (int r = 0; r < 4; r++) left[group + r % 2 * 8][member * 2 + half + r / 2 * 8] = unpacked(post.a[r]);
+            for (int r = 0; r < 2; r++) right[member * 2 + half + r * 8][group] = unpacked(post.b[r]);
           }
         }
         for (int lane = 0; lane < 32; lane++)
           for (int r = 0; r < 4; r++) {
             float& s = static_cast<Mma*>(posts[lane])->sum[r];
-            for (int k = 0; k < kDepth; k++) s += left[lane / 4 + r / 2 * 8][k] * right[k][lane % 4 * 2 + r % 2];
+            for (int k = 0; k < 16; k++) s += left[lane / 4 + r / 2 * 8][k] * right[k][lane % 4 * 2 + r % 2];
           }
       },
       false);
 }
-inline float half_of_bf16(uint32_t pair, int half) { return from_bf16(half ? pair >> 16 : pair & 0xffff); }
-inline float half_of_fp16(uint32_t pair, int half) { return from_fp16(half ? pair >> 16 : pair & 0xffff); }
-// The tensor cores look at the upper bits alone.
-inline float whole_tf32(uint32_t bits, int) { return float_of(bits & 0xffffe000); }
-
-inline void mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma<2, half_of_bf16>(sum, a, b);
-}
-inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma<2, half_of_fp16>(sum, a, b);
-}
-inline void mma_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<1, whole_tf32>(sum, a, b); }
+inline void mma_bf16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<from_bf16>(sum, a, b); }
+inline void mma_fp16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<from_fp16>(sum, a, b); }
 
 }  // namespace pcf::cuda

@@ -73,7 +73,7 @@ struct Copy {
 };
 
 struct Block;
-struct Barrier;
+struct Mbarrier;
 
 struct Fiber {
   char* stack;
@@ -81,8 +81,8 @@ struct Fiber {
   Block* block;
   unsigned index;
   void* post = nullptr;
-  std::vector<Copy> copies;          // that are not done yet
-  const Barrier* awaited = nullptr;  // the last that was not over, and its phase then
+  std::vector<Copy> copies;           // that are not done yet
+  const Mbarrier* awaited = nullptr;  // the last that was not over, and its phase then
   unsigned awaited_phase;
   void *sanitizer_fiber = nullptr, *fake_stack = nullptr;
 };
@@ -96,17 +96,17 @@ struct Barrier {
   char order[2];
 };
 
-struct Barrier {
+struct Mbarrier {
   int expected, arrivals;  // those of a phase, and those that this one still lacks
   int bytes = 0;           // expected and not here yet; negative: here and not expected yet
   unsigned phase = 0;
   char order[2] = {};  // for the sanitizer: of phases with this parity
 };
 
-// An arrival, or a value and its bytes, on the way to a barrier of a block.
+// An arrival, or a value and its bytes, on the way to a mbarrier of a block.
 struct Sent {
   unsigned block;
-  uint32_t barrier, at;
+  uint32_t mbarrier, at;
   unsigned bytes;  // 0: an arrival
   uint64_t bits;
   bool late;  // comes once nothing else can happen
@@ -121,7 +121,7 @@ struct Cluster {
 struct Block {
   unsigned index, live;
   Cluster* cluster;
-  std::map<uint32_t, Barrier> barriers;
+  std::map<uint32_t, Mbarrier> mbarriers;
   std::unique_ptr<char[]> memory;
   char* shared;
   std::vector<Fiber> fibers;
@@ -135,8 +135,8 @@ struct Grid {
   std::map<unsigned, std::unique_ptr<Cluster>> clusters;  // those that are running, by index
   std::map<unsigned, std::unique_ptr<Block>> blocks;      // likewise
   std::vector<Fiber*> ready;
-  // Fibers whose barrier is not over: about half of them, the others are ready at once. They are ready again when some
-  // phase ends, or all others wait: then a round begins. Rounds that change nothing about any barrier take time, by
+  // Fibers whose mbarrier is not over: about half of them, the others are ready at once. They are ready again when some
+  // phase ends, or all others wait: then a round begins. Rounds that change nothing about any mbarrier take time, by
   // which threads may give up: one unit for kRounds of them. After kMostTime units, every thread waits for ever.
   std::vector<Fiber*> polling;
   unsigned rounds = 0;
@@ -326,31 +326,31 @@ Block& block_of(unsigned rank) {
   return *found->second;
 }
 
-[[noreturn]] void give_up_barrier(const Block& block, uint32_t at, const std::string& error) {
-  give_up("the barrier at " + std::to_string(at) + " of block " + std::to_string(block.index) + ": " + error);
+[[noreturn]] void give_up_mbarrier(const Block& block, uint32_t at, const std::string& error) {
+  give_up("the mbarrier at " + std::to_string(at) + " of block " + std::to_string(block.index) + ": " + error);
   __builtin_unreachable();
 }
 
-Barrier& find_barrier(Block& block, uint32_t at) {
-  const auto found = block.barriers.find(at);
-  if (found == block.barriers.end()) give_up_barrier(block, at, "it was never begun");
+Mbarrier& find_mbarrier(Block& block, uint32_t at) {
+  const auto found = block.mbarriers.find(at);
+  if (found == block.mbarriers.end()) give_up_mbarrier(block, at, "it was never begun");
   uint64_t bits;
   std::memcpy(&bits, block.shared + at, 8);
-  if (bits != kBarrier) give_up_barrier(block, at, "something else was written there");
+  if (bits != kBarrier) give_up_mbarrier(block, at, "something else was written there");
   return found->second;
 }
 
-// What is on the way to a barrier comes at the latest when the phase could otherwise end. If it is another phase's, it
+// What is on the way to a mbarrier comes at the latest when the phase could otherwise end. If it is another phase's, it
 // could have come in this one, which is an error then.
-void end_phase(Block& block, uint32_t at, Barrier& barrier) {
-  if (barrier.arrivals > 0 || barrier.bytes > 0) return;
-  bool more_bytes = barrier.bytes < 0, more_arrivals = false;
+void end_phase(Block& block, uint32_t at, Mbarrier& mbarrier) {
+  if (mbarrier.arrivals > 0 || mbarrier.bytes > 0) return;
+  bool more_bytes = mbarrier.bytes < 0, more_arrivals = false;
   for (const Sent& sent : block.cluster->sent)
-    if (sent.block == block.index && sent.barrier == at) (sent.bytes ? more_bytes : more_arrivals) = true;
-  if (more_bytes) give_up_barrier(block, at, "more bytes come than the phase expects");
-  if (more_arrivals) give_up_barrier(block, at, "more arrivals come than the phase expects");
-  barrier.phase++;
-  barrier.arrivals = barrier.expected;
+    if (sent.block == block.index && sent.mbarrier == at) (sent.bytes ? more_bytes : more_arrivals) = true;
+  if (more_bytes) give_up_mbarrier(block, at, "more bytes come than the phase expects");
+  if (more_arrivals) give_up_mbarrier(block, at, "more arrivals come than the phase expects");
+  mbarrier.phase++;
+  mbarrier.arrivals = mbarrier.expected;
   for (Fiber* fiber : grid->polling) grid->ready.push_back(fiber);
   grid->polling.clear();
 }
@@ -358,17 +358,17 @@ void end_phase(Block& block, uint32_t at, Barrier& barrier) {
 void come(const Sent& sent) {
   grid->rounds = 0;
   Block* block = grid->blocks[sent.block].get();
-  Barrier& barrier = find_barrier(*block, sent.barrier);
+  Mbarrier& mbarrier = find_mbarrier(*block, sent.mbarrier);
   if (sent.bytes == 0) {
-    if (barrier.arrivals-- == 0) give_up_barrier(*block, sent.barrier, "more arrivals come than the phase expects");
+    if (mbarrier.arrivals-- == 0) give_up_mbarrier(*block, sent.mbarrier, "more arrivals come than the phase expects");
   } else {
     if (sent.bytes == 4)
       std::memcpy(block->shared + sent.at, &sent.bits, 4);
     else
       std::memcpy(block->shared + sent.at, &sent.bits, 8);
-    barrier.bytes -= static_cast<int>(sent.bytes);
+    mbarrier.bytes -= static_cast<int>(sent.bytes);
   }
-  end_phase(*block, sent.barrier, barrier);
+  end_phase(*block, sent.mbarrier, mbarrier);
 }
 
 template <class Chosen>
@@ -530,31 +530,31 @@ void sync_cluster(unsigned line) {
     give_up("sync_cluster in line " + std::to_string(line) + " while others wait in line " +
             std::to_string(cluster.barrier.line));
   if (cluster.live < cluster.barrier.expected) give_up("sync_cluster after a thread of the cluster has ended");
-  // Arrivals come before those who have arrived leave; for values, only a barrier is waited at.
+  // Arrivals come before those who have arrived leave; for values, only a mbarrier is waited at.
   wait_at(cluster.barrier, true, [&] { let_come(cluster, [](const Sent& sent) { return sent.bytes == 0; }); });
 }
 
 void init_barrier(uint32_t at, int arrivals) {
   Block& block = *self->block;
-  if (arrivals < 1) give_up_barrier(block, at, "it needs an arrival at least");
-  if (!block.barriers.try_emplace(at, Barrier{arrivals, arrivals}).second)
-    give_up_barrier(block, at, "it was begun already");
+  if (arrivals < 1) give_up_mbarrier(block, at, "it needs an arrival at least");
+  if (!block.mbarriers.try_emplace(at, Mbarrier{arrivals, arrivals}).second)
+    give_up_mbarrier(block, at, "it was begun already");
 }
 
 void expect_bytes(uint32_t at, int bytes) {
   grid->rounds = 0;
   Block& block = *self->block;
-  Barrier& barrier = find_barrier(block, at);
-  if (bytes < 0) give_up_barrier(block, at, std::to_string(bytes) + " bytes");
-  if (barrier.arrivals == 0) give_up_barrier(block, at, "bytes are expected after all have arrived");
-  barrier.bytes += bytes;
-  if (barrier.bytes >= 1 << 20) give_up_barrier(block, at, "it can't count so many bytes");
+  Mbarrier& mbarrier = find_mbarrier(block, at);
+  if (bytes < 0) give_up_mbarrier(block, at, std::to_string(bytes) + " bytes");
+  if (mbarrier.arrivals == 0) give_up_mbarrier(block, at, "bytes are expected after all have arrived");
+  mbarrier.bytes += bytes;
+  if (mbarrier.bytes >= 1 << 20) give_up_mbarrier(block, at, "it can't count so many bytes");
 }
 
 void arrive(uint32_t at, unsigned rank) {
   Block& block = block_of(rank);
-  Barrier& barrier = find_barrier(block, at);
-  release_warp(&barrier.order[barrier.phase & 1]);
+  Mbarrier& mbarrier = find_mbarrier(block, at);
+  release_warp(&mbarrier.order[mbarrier.phase & 1]);
   const Sent arrival{block.index, at, 0, 0, 0, false};
   if (&block == self->block)
     come(arrival);
@@ -563,27 +563,27 @@ void arrive(uint32_t at, unsigned rank) {
 }
 
 // What was sent in a phase came in it, or end_phase() would have found it.
-void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t barrier) {
+void send(unsigned rank, uint32_t at, uint64_t bits, unsigned bytes, uint32_t mbarrier) {
   Block& block = block_of(rank);
-  Barrier& counts = find_barrier(block, barrier);
+  Mbarrier& counts = find_mbarrier(block, mbarrier);
   __tsan_release(&counts.order[counts.phase & 1]);
-  come_some_time({block.index, barrier, at, bytes, bits, false});
+  come_some_time({block.index, mbarrier, at, bytes, bits, false});
 }
 
 bool phase_is_over(uint32_t at, unsigned parity) {
   Block& block = *self->block;
-  Barrier& barrier = find_barrier(block, at);
-  if (parity > 1) give_up_barrier(block, at, "a parity of " + std::to_string(parity));
-  if (self->awaited == &barrier && (self->awaited_phase & 1) == parity && barrier.phase > self->awaited_phase + 1)
-    give_up_barrier(block, at, "two phases ended while this thread waited for the first");
-  if ((barrier.phase & 1) != parity) {
+  Mbarrier& mbarrier = find_mbarrier(block, at);
+  if (parity > 1) give_up_mbarrier(block, at, "a parity of " + std::to_string(parity));
+  if (self->awaited == &mbarrier && (self->awaited_phase & 1) == parity && mbarrier.phase > self->awaited_phase + 1)
+    give_up_mbarrier(block, at, "two phases ended while this thread waited for the first");
+  if ((mbarrier.phase & 1) != parity) {
     self->awaited = nullptr;
-    __tsan_acquire(&barrier.order[parity]);
+    __tsan_acquire(&mbarrier.order[parity]);
     return true;
   }
   Fiber* me = self;
-  me->awaited = &barrier;
-  me->awaited_phase = barrier.phase;
+  me->awaited = &mbarrier;
+  me->awaited_phase = mbarrier.phase;
   const uint64_t bits = random_bits();
   (bits & 1 ? grid->ready : grid->polling).push_back(me);
   const bool nothing_else = grid->rounds > 0;
