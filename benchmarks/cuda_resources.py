@@ -56,29 +56,28 @@ def usage_of(cubin: bytes) -> Usage:
     return Usage(int(registers), int(stack))
 
 
-def usages(
-    kernels: Iterable[Instance], archs: Iterable[str] = ARCHS, compiler: Compiler | None = None
-) -> Iterator[tuple[Instance, str, Usage]]:
-    """Of each kernel, for each architecture that has it. compiler: None for the one that is found."""
+def cubins(
+    kernels: Iterable[Instance], compiler: Compiler | None = None
+) -> Iterator[tuple[Instance, str, bytes]]:
+    """Each kernel for each architecture that has it. compiler: None for the one that is found."""
     with_it = compiler or needed_compiler()
     known = with_it.architectures()
-
     wanted = [
         (instance, arch)
         for instance in kernels
-        for arch in archs
+        for arch in ARCHS
         if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
     ]
-    cubins = with_it.compiled_each(sources(), [(int(arch), instance.options) for instance, arch in wanted])
-    for (instance, arch), cubin in zip(wanted, cubins, strict=True):
-        yield instance, arch, usage_of(cubin)
+    with_lines = [(int(arch), [*instance.options, "-lineinfo"]) for instance, arch in wanted]
+    for (instance, arch), cubin in zip(wanted, with_it.compiled_each(sources(), with_lines), strict=True):
+        yield instance, arch, cubin
 
 
 Plans = dict[tuple[int, int], dict[str, Any]]
 
 
 def register_rows() -> list[str]:
-    found = {(instance, arch): usage for instance, arch, usage in usages(instances(MATHS))}
+    found = {(instance, arch): usage_of(cubin) for instance, arch, cubin in cubins(instances(MATHS))}
     rows = []
     for instance in instances(MATHS):
         cells = [str(u.registers) if (u := found.get((instance, arch))) else "–" for arch in ARCHS]
@@ -226,7 +225,8 @@ def plans() -> str:
 def check(kernels: Sequence[Instance], compiler: Compiler | None = None) -> None:
     """Raises SystemExit if one spills."""
     spills = False
-    for instance, arch, usage in usages(kernels, compiler=compiler):
+    for instance, arch, cubin in cubins(kernels, compiler):
+        usage = usage_of(cubin)
         print(f"{instance} sm_{arch}: {usage.registers} registers, {usage.stack} bytes spilled", flush=True)
         spills |= usage.stack > 0
     if spills:

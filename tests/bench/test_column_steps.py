@@ -11,9 +11,7 @@ import pytest
 from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step, needed_compiler
 from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, recorded_steps
 from sass_simulator import RATES
-from sass_simulator.kernel import GENERIC, LOCAL, Kernel
 
-from pixelcnn_fast.runtimes import Precision
 from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
 from tests.sass_simulator.needs import needs_kernels
@@ -46,30 +44,6 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
         "If it must: python benchmarks/cuda_budget.py --record\n"
         + "\n".join(step.run.profile(10) for step in found)
     )
-
-
-@needs_kernels
-@pytest.mark.parametrize("images, blocks", [(1, 1), (1024, 1), (1, max(CLUSTERS))])
-@thorough
-def test_kernels_have_no_generic_and_no_local_accesses(steps: ColumnSteps, images: int, blocks: int):
-    """Whatever a network makes them do, or an option of the draw."""
-    assert_accesses_are_neither(steps.with_clusters_of(blocks).kernel(PIXELCNN, images))
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    "precision, images, blocks", [("same", 1, 1), ("fp16", 1, max(CLUSTERS))]
-)
-@thorough
-def test_nor_have_those_of_other_numbers(tmp_path: Path, precision: Precision, images: int, blocks: int):
-    assert_accesses_are_neither(
-        ColumnSteps(RECORDED_ARCH, tmp_path, blocks=blocks, precision=precision).kernel(PIXELCNN, images)
-    )
-
-
-def assert_accesses_are_neither(kernel: Kernel) -> None:
-    assert len(kernel.instructions) > 1000
-    assert not [i for i in kernel.instructions if i.name in GENERIC | LOCAL]
 
 
 def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: ColumnSteps):
