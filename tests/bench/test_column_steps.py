@@ -13,7 +13,7 @@ from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, re
 from sass_simulator import RATES
 
 from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
-from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, Shape
+from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
 

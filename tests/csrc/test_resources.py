@@ -9,7 +9,6 @@ import pytest
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
 
 from pixelcnn_fast.runtimes.cuda.kernels import sources
-
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
