@@ -205,12 +205,14 @@ def _error(log: bytes) -> str:
 
 
 @cache
+def compilers() -> list[Compiler]:
+    """NVRTC and nvcc, where they are found. Loads nothing."""
+    return [found for find in (nvrtc, nvcc) if (found := find()) is not None]
+
+
 def compiler() -> Compiler | None:
-    """NVRTC if it is found, else nvcc; None if there is neither. Loads nothing."""
-    for find in (nvrtc, nvcc):
-        if (found := find()) is not None:
-            return found
-    return None
+    """The first of them."""
+    return next(iter(compilers()), None)
 
 
 def nvrtc() -> Nvrtc | None:

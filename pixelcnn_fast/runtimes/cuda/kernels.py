@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from pixelcnn_fast import native
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import driver
-from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compiler
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
 from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
 from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
 
@@ -124,7 +124,7 @@ def why_no_kernels() -> str | None:
         return "no CUDA driver is installed: install NVIDIA's driver"
     if driver.version() < driver.OLDEST:
         return f"the driver serves CUDA {version_text(driver.version())}, and 11.8 is needed: update the driver"
-    if compiler() is None and not os.environ.get(READY):
+    if not compilers() and not os.environ.get(READY):
         return (
             "there is no compiler for its kernels: install NVRTC (pip install nvidia-cuda-nvrtc), which PyTorch's CUDA "
             "wheels bring, or nvcc; or compile them elsewhere, with `python -m pixelcnn_fast compile`, and name their "
@@ -140,30 +140,37 @@ def version_text(version: int) -> str:
 
 def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     """A kernel for a GPU: one that was compiled before, from the folder that PIXELCNN_FAST_KERNELS names or from the
-    cache, or else compiled now, which takes some ten seconds. Raises RuntimeUnavailable, saying why it can't be had."""
-    try:
-        return _cubin(instance, capability)
-    except (OSError, AttributeError, UnicodeError) as error:  # of a folder, or of something that is no compiler
-        raise RuntimeUnavailable(f"there is no kernel: {type(error).__name__}: {error}") from error
-
-
-def _cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
+    cache, or else compiled now by the first compiler that can, in some ten seconds. Raises RuntimeUnavailable, saying
+    why it can't be had."""
+    number = 10 * capability[0] + capability[1]
+    failures = []
     if folder := os.environ.get(READY):
-        folder = os.path.expanduser(folder)
-        if not os.path.isdir(folder):
-            raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
-        ready = Store(Path(folder), digest())
-        for architecture in range(10 * capability[0] + capability[1], 10 * capability[0] - 1, -1):
-            if (found := ready.get(instance.name_for(architecture), strict=True)) is not None:
-                return found
-    if (with_it := compiler()) is None:
-        there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
-        raise RuntimeUnavailable(
-            f"{there} compute capability {capability[0]}.{capability[1]}, and no compiler to make one"
-        )
-    cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
-    name = instance.name_for(10 * capability[0] + capability[1])
-    return cache.get_or_make(name, lambda: compiled(instance, capability, with_it))
+        if (found := _ready(Path(folder).expanduser(), instance, number)) is not None:
+            return found
+    for with_it in compilers():
+        try:
+            cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
+            return cache.get_or_make(instance.name_for(number), partial(compiled, instance, capability, with_it))
+        except RuntimeUnavailable as error:
+            failures.append(error.why)
+        except (OSError, AttributeError, UnicodeError) as error:  # it is no compiler
+            failures.append(f"{type(error).__name__}: {error}")
+    there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
+    nothing = f"{there} compute capability {capability[0]}.{capability[1]}, and no compiler to make one"
+    raise RuntimeUnavailable(failures[0] if failures else nothing)
+
+
+def _ready(folder: Path, instance: Instance, number: int) -> bytes | None:
+    """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
+    folder is none, can't be read, or has it from other sources."""
+    if not folder.is_dir():
+        raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
+    store, archs = Store(folder, digest()), range(number, number // 10 * 10 - 1, -1)
+    try:
+        found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
+        return next((cubin for cubin in found if cubin is not None), None)
+    except OSError as error:
+        raise RuntimeUnavailable(f"{READY}={folder}: {error}") from error
 
 
 def compiled(instance: Instance, capability: tuple[int, int], with_it: Compiler) -> bytes:

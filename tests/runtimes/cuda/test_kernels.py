@@ -42,7 +42,7 @@ class Pretended(Compiler):
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
     found = Pretended()
-    monkeypatch.setattr(kernels, "compiler", lambda: found)
+    monkeypatch.setattr(kernels, "compilers", lambda: [found])
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PIXELCNN_FAST_KERNELS", raising=False)
     return found
@@ -101,7 +101,7 @@ def test_those_of_a_folder_come_first(compiler: Pretended, monkeypatch, tmp_path
 
 
 def test_without_a_compiler(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(kernels, "compilers", list)
     monkeypatch.setattr(driver, "version", lambda: 13000)
     monkeypatch.delenv("PIXELCNN_FAST_KERNELS", raising=False)
     assert "nvidia-cuda-nvrtc" in (kernels.why_no_kernels() or "")
@@ -139,6 +139,23 @@ def test_what_is_no_compiler_is_a_reason(compiler: Pretended, monkeypatch) -> No
     monkeypatch.setattr(compiler, "compiled", compiled)
     with pytest.raises(RuntimeUnavailable, match="undefined symbol"):
         kernels.cubin(KERNEL, H100)
+
+
+def test_where_one_compiler_fails_the_next_is_asked(compiler: Pretended, monkeypatch) -> None:
+    broken = Pretended()
+    monkeypatch.setattr(broken, "architectures", lambda: [][0])
+    monkeypatch.setattr(kernels, "compilers", lambda: [broken, compiler])
+    with pytest.raises(IndexError):
+        kernels.cubin(KERNEL, H100)  # a mistake of ours is not hidden
+
+    def architectures() -> list[int]:
+        raise OSError("it is no library")
+
+    monkeypatch.setattr(broken, "architectures", architectures)
+    assert kernels.cubin(KERNEL, H100).startswith(b"90")
+    monkeypatch.setattr(kernels, "compilers", lambda: [broken])
+    with pytest.raises(RuntimeUnavailable, match="it is no library"):
+        kernels.cubin(Instance("bf16", 2), H100)
 
 
 def test_a_graph_s_capture_needs_prepare(compiler: Pretended, monkeypatch) -> None:
