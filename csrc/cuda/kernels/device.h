@@ -49,14 +49,14 @@ PCF_DEVICE void init_barrier(uint32_t at, int arrivals) {
 PCF_DEVICE void arrive_here(uint32_t at) {
   asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(shared_address(at)) : "memory");
 }
+// Whether the phase of this parity is over: 0, then 1, then 0 again. From sm_90 on, it waits for a while.
+PCF_DEVICE bool phase_is_over(uint32_t at, unsigned parity) {
+  uint32_t is_over;
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
 #define PCF_WAIT "mbarrier.test_wait"
 #else
-#define PCF_WAIT "mbarrier.try_wait"  // which waits for a while
+#define PCF_WAIT "mbarrier.try_wait"
 #endif
-// Whether the phase of this parity is over: 0, then 1, then 0 again.
-PCF_DEVICE bool phase_is_over(uint32_t at, unsigned parity) {
-  uint32_t is_over;
   asm volatile("{.reg .pred over; " PCF_WAIT
                ".parity.shared.b64 over, [%1], %2;\n"
                "selp.u32 %0, 1, 0, over;}"
@@ -66,8 +66,6 @@ PCF_DEVICE bool phase_is_over(uint32_t at, unsigned parity) {
   return is_over;
 }
 
-#undef PCF_WAIT
-
 // Grows by one every 2^32 cycles, which are two seconds or more.
 PCF_DEVICE uint32_t time_passed() {
   uint32_t time;
@@ -76,9 +74,9 @@ PCF_DEVICE uint32_t time_passed() {
 }
 PCF_DEVICE void end_thread() { asm volatile("exit;"); }
 
-// -- clusters: blocks that write to each other's shared memory; `at` is an offset of shared memory in all of them
+// -- clusters, from sm_90 on: blocks that write to each other's shared memory; `at` is an offset of shared memory in
+// all of them
 
-#if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
 PCF_DEVICE unsigned cluster_rank() {
   unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -127,14 +125,6 @@ PCF_DEVICE void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
         "l"(reinterpret_cast<const uint64_t&>(value)), "r"(address_in(rank, barrier))
         : "memory");
 }
-#else  // there are none
-__device__ unsigned cluster_rank();
-__device__ void sync_cluster();
-__device__ void expect_bytes(uint32_t, int);
-__device__ void arrive(uint32_t, unsigned);
-template <class T>
-__device__ void send(unsigned, uint32_t, T, uint32_t);
-#endif
 
 // From Blackwell on, the compiler needs some more registers for the same code.
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
