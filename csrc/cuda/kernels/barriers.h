@@ -49,8 +49,7 @@ PCF_DEVICE void arrive_at_barrier(const Block& b, int bytes) {
 
 template <class T>
 PCF_DEVICE void send_to_all(const Block& b, uint32_t at, T value) {
-  [[maybe_unused]] constexpr int kAtOnce = kSparesRegisters ? kBlocks : 4;  // addresses that are found at once
-#pragma unroll kAtOnce
+#pragma unroll
   for (int other = 1; other < kBlocks; other++) send(b.rank ^ other, at, value, barrier(b));
 }
 

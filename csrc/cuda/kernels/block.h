@@ -14,7 +14,7 @@ static_assert(kTiles <= most_tiles(kMath));
 constexpr int kSites = kTiles * kTileSites, kDepth = depth_of(kMath), kMost = most_members(kMath, kTiles);
 constexpr uint32_t kColumnBytes = kTiles * kFragmentBytes;
 // Whether there are registers to spare for what is read early, and is read when it is needed otherwise.
-constexpr bool kReadsEarly = kDepth == 32 && kTiles <= 4;
+constexpr bool kReadsEarly = kDepth == 32 && kTiles == 1;
 
 // Shared memory by offset, so that the compiler knows which memory it is.
 template <class T>

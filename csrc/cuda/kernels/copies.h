@@ -31,8 +31,7 @@ PCF_DEVICE Source source_of(const Block& b, const Place& p, uint32_t view) {
 // other. With registers to spare, where a warp's first ones come from is read before other work, which hides the time
 // it takes. Where the next come from is read while these are copied.
 struct Copying {
-  static constexpr bool kEarly = kReadsEarly && kSparesRegisters;
-  static constexpr int kAtOnce = kEarly ? 2 : 1;
+  static constexpr int kAtOnce = kReadsEarly ? 2 : 1;
 
   const Record::Copies& copies;
   const int first;
@@ -40,7 +39,7 @@ struct Copying {
 
   __device__ Copying(const Block& b, const Record::Copies& copies) : copies(copies), first(b.warp - copies.first_warp) {
 #pragma unroll
-    for (int n = 0; n < kAtOnce && kEarly; n++) places[n] = place(b, first + n * copies.warps, copies.count);
+    for (int n = 0; n < kAtOnce && kReadsEarly; n++) places[n] = place(b, first + n * copies.warps, copies.count);
   }
 
   __device__ bool is_mine() const { return static_cast<unsigned>(first) < static_cast<unsigned>(copies.warps); }
@@ -51,7 +50,7 @@ struct Copying {
     const uint32_t staged = copies.staged;
     Place now[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < kAtOnce; n++) now[n] = kEarly ? places[n] : place(b, first + n * warps, count);
+    for (int n = 0; n < kAtOnce; n++) now[n] = kReadsEarly ? places[n] : place(b, first + n * warps, count);
     for (int f = first; f < count; f += kAtOnce * warps) {
       Source sources[kAtOnce];
 #pragma unroll

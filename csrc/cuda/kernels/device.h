@@ -126,13 +126,6 @@ PCF_DEVICE void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
         : "memory");
 }
 
-// From Blackwell on, the compiler needs some more registers for the same code.
-#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
-constexpr bool kSparesRegisters = false;
-#else
-constexpr bool kSparesRegisters = true;
-#endif
-
 // 16 bytes of global memory that nobody writes meanwhile, and that are not read again soon.
 PCF_DEVICE uint4 stream(const void* from) {
   uint4 v;

@@ -45,7 +45,7 @@ PCF_DEVICE void assist(Block& b, const Record& r, const Record::Product& product
   const Copying copying(b, r.copies);
   const auto copy = [&] { copying.start(b, view_of_copies(b, r, view)); };
   const auto run = [&] {
-    if (kReadsEarly && kSparesRegisters && product.draws) {
+    if (kReadsEarly && product.draws) {
       const Pixel first(b, r.draw, b.warp, view);
       wait_and_copy(b, product, copy);
       draw_sites(b, r.draw, first, view);
@@ -55,13 +55,12 @@ PCF_DEVICE void assist(Block& b, const Record& r, const Record::Product& product
     }
     clear_sums<0, kMost>(b);  // so that they take no registers meanwhile
   };
-  if (kBlocks > 1 && kSparesRegisters) {
+  if (kBlocks > 1) {
     const WritingBack early(b, r, view);
     run();
     if (copying.is_mine()) early.finish(b, view);
   } else {
     run();
-    if (kBlocks > 1 && copying.is_mine()) WritingBack(b, r, view).finish(b, view);
   }
 }
 

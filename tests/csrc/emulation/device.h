@@ -122,7 +122,6 @@ inline char* in_global_memory(uint64_t address) { return emulation::global_memor
 
 inline void end_thread() { emulation::end_thread(); }
 inline uint32_t time_passed() { return emulation::time_passed(); }
-constexpr bool kSparesRegisters = true;
 
 // Writing a byte to itself tells the sanitizers of a copy that the scheduler makes unseen.
 inline void copy_async(void* to, const void* from, bool there, bool wanted) {
