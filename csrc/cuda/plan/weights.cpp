@@ -1,0 +1,66 @@
+// Weights as the kernels read them: 16 output channels x 32 (16) input channels in 1024 bytes.
+#include "cuda/narrow.h"
+#include "cuda/plan/planner.h"
+
+namespace pcf::cuda {
+namespace {
+
+// Which of 16 channels is row `row` of a matrix instruction. A lane's two rows, g and g + 8, are neighbouring channels.
+int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
+
+// Packs at(input channel, row) into `fragment`:
+//   tensor cores  [half of the depth][lane][register], where a lane's input channels are the neighbouring ones that it
+//                 also holds of the input fragment
+//   fp32          [half of a lane's input channels][lane][4 of them]: lane 2 r + h has row r and channels 8 h ... 8 h +
+//   7
+void pack(Math math, const auto& at, char* fragment) {
+  for (int half = 0; half < 2; half++)
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++, fragment += 4) {
+        const int row = channel_of_row(lane / 4 + r % 2 * 8), k = lane % 4 * 4 + half * 2 + r / 2;
+        const auto narrow = [&](float x) { return uint32_t{math == Math::bf16 ? to_bf16(x) : to_fp16(x)}; };
+        uint32_t bits;
+        if (math == Math::fp32)
+          bits = bits_of(at(lane % 2 * 8 + half * 4 + r, lane / 2));
+        else if (math == Math::tf32)
+          bits = bits_of(to_tf32(at(k, row)));
+        else
+          bits = narrow(at(2 * k, row)) | narrow(at(2 * k + 1, row)) << 16;
+        std::memcpy(fragment, &bits, 4);
+      }
+}
+
+// A member's weights by which a fragment is multiplied. channel: the first, after the member's first.
+void add_fragment(const Planner& p, std::vector<char>& stream, const Multiplied& m, const Member& member, int channel) {
+  const int in_turn = static_cast<int>(member.instructions.size()), outputs = member.instructions[0]->channels;
+  const size_t taps = member.weights.size() / in_turn;
+  const int in_chunk = p.depth / kChunks;
+  const auto at = [&](int k, int row) {
+    const size_t c = k / in_chunk;
+    if (c >= m.chunks.size()) return 0.f;
+    const Chunk& chunk = m.chunks[c];
+    const int in = chunk.first + k % in_chunk, of_all = member.first_channel + channel + row, out = of_all / in_turn;
+    const bool is_there = in < p.timeline.channels(chunk.read.value) && out < outputs;
+    return is_there ? member.weights[of_all % in_turn * taps + chunk.tap][int64_t{in} * outputs + out] : 0.f;
+  };
+  stream.resize(stream.size() + kWeightBytes);
+  if (!m.filling) pack(p.math, at, &stream[stream.size() - kWeightBytes]);
+}
+
+}  // namespace
+
+std::vector<char> weight_stream(const Planner& p, const SweepDraft& sweep, int rank, int warp) {
+  std::vector<char> stream;
+  for (int k = sweep.first; k < sweep.end; k++)
+    for (const Part& part : p.drafts[k].parts) {
+      const auto mine = p.share_of(part.tiles, rank);
+      for (int t = warp - part.first_warp; t >= 0 && t < mine.count; t += kWarps)
+        for (const auto* list : {&part.early, &part.late})
+          for (const Multiplied& m : *list)
+            for (const Member& member : part.members)
+              add_fragment(p, stream, m, member, (mine.first + t) * part.wide * kTileChannels);
+    }
+  return stream;
+}
+
+}  // namespace pcf::cuda
