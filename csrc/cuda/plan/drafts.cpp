@@ -31,44 +31,30 @@ Draft& with_room_for(Planner& p, int tiles, int entry) {
 
 // Splits a product into batches. Known fragments that don't fill turns of the stream are multiplied after the barrier,
 // and before the others: the order of a sum must not depend on how it is split, or images would depend on the batch.
-void batch(const Planner& p, Draft& d, Part& part, std::vector<Multiplied> early, std::vector<Multiplied> late) {
+void batch(const Planner& p, Draft& d, Part& part, std::vector<Multiplied> early, const std::vector<Multiplied>& late) {
   if (early.empty() && late.empty()) return;
-  Record::Product& product = part.product;
-  const int in_batch = kBatch / product.members;
-  const auto in_batches = [&](size_t fragments) { return parts(static_cast<int>(fragments), in_batch); };
-  const bool may_fill = in_batches(early.size()) + in_batches(late.size()) == in_batches(early.size() + late.size());
-  int batches = may_fill ? in_batches(early.size()) : static_cast<int>(early.size()) / in_batch;
-  if (late.empty()) batches = in_batches(early.size()) - 1;
+  const int n_early = size_of(early), n_late = size_of(late);
+  const auto in_batches = [&](int fragments) { return parts(fragments, part.in_batch()); };
+  const bool may_fill = in_batches(n_early) + in_batches(n_late) == in_batches(n_early + n_late);
+  int batches = may_fill ? in_batches(n_early) : n_early / part.in_batch();
+  if (late.empty()) batches = in_batches(n_early) - 1;
   if (batches > kBatchesAhead) batches -= batches % kBatchesAhead;
   if (p.thrift.copies_ahead == 1) batches = 0;  // they are there behind it
   const auto fill = [&](std::vector<Multiplied>& to, int batches) {
-    const size_t size = static_cast<size_t>(batches) * in_batch;
+    const size_t size = static_cast<size_t>(batches) * part.in_batch();
     if (to.size() >= size) return;
     Multiplied filling = to.back();
     filling.filling = true;
     to.resize(size, filling);
   };
   fill(early, batches);
-  part.first_copied = static_cast<int>(d.copied.size());
+  part.first_copied = size_of(d.copied);
   for (int k = part.first_copied; Multiplied& m : early) m.staged = k++;
   d.copied.insert(d.copied.end(), early.begin(), early.end());
-  const auto before = early.begin() + batches * in_batch;
-  late.insert(late.begin(), before, early.end());
-  early.erase(before, early.end());
-  product.early_batches = batches, product.late_batches = in_batches(late.size());
-  fill(late, product.late_batches);
-  part.early = std::move(early), part.late = std::move(late);
-}
-
-// Each of them has tiles from this one on.
-std::vector<Member> members_of(const Planner& p, const Instructions& products, bool in_turn, int first_tile) {
-  std::vector<Member> members;
-  for (const Instruction* i : products) {
-    if (!in_turn || members.empty()) members.push_back({{}, first_tile * kTileChannels, {}});
-    members.back().instructions.push_back(i);
-    for (const Tap& tap : p.timeline.taps(*i)) members.back().weights.push_back(tap.weight);
-  }
-  return members;
+  early.insert(early.end(), late.begin(), late.end());
+  part.product.early_batches = batches, part.product.late_batches = in_batches(size_of(early)) - batches;
+  fill(early, in_batches(size_of(early)));
+  part.multiplied = std::move(early);
 }
 
 // How many tiles of its only instruction a warp has at once. One that would have several tiles one after the other has
@@ -76,11 +62,10 @@ std::vector<Member> members_of(const Planner& p, const Instructions& products, b
 // where L2 is no limit, one of too large a team.
 int width_of(const Planner& p, int tiles, size_t fragments) {
   int wide = 1;
-  const int warps = kWarps * p.layout.cluster;
   const auto should_be_wider = [&] {
     const int left = tiles / wide;
-    if (left % (2 * warps) == 0) return true;
-    return p.in_cluster() ? 2 * left > warps && left <= warps : 2 * wide * fragments <= kBatch;
+    if (left % (2 * p.warps()) == 0) return true;
+    return p.in_cluster() ? 2 * left > p.warps() && left <= p.warps() : 2 * wide * fragments <= kBatch;
   };
   while (2 * wide <= most_members(p.math, p.layout.tiles) && tiles % (2 * wide) == 0 && should_be_wider()) wide *= 2;
   return wide;
@@ -90,26 +75,27 @@ int width_of(const Planner& p, int tiles, size_t fragments) {
 // tile for each warp, whose sums go on in the next record.
 void draft_tiles(Planner& p, const Instructions& group, int entry, int first, int last) {
   const Joint joint = joint_of(p, group, entry);
-  Instructions products = joint.size > 0 ? joint.members : group;
-  std::erase_if(products, [](const Instruction* i) { return !is_product(i); });
-  std::vector<Member> members = members_of(p, products, joint.ending == Ending::gate, first);
+  std::vector<Member> members;
+  for (const Instruction* i : joint.size > 0 ? joint.members : group) {
+    if (!is_product(i)) continue;
+    if (joint.ending != Ending::gate || members.empty()) members.emplace_back();
+    members.back().push_back({i, p.timeline.taps(*i)});
+  }
   std::vector<Multiplied> early, late;
-  if (!products.empty())
-    for (int t = 0; const Tap& tap : p.timeline.taps(*products[0])) {
+  if (!members.empty())
+    for (int t = 0; const Tap& tap : members[0][0].taps) {
       const bool is_early = p.distance(entry, tap.read) >= kVisible;
-      add_fragments(p, is_early ? early : late, tap.read, t++, products[0]->lead, is_early);
+      add_fragments(p, is_early ? early : late, tap.read, t++, group[0]->lead, is_early);
     }
   const int wide = members.size() == 1 ? width_of(p, last - first, early.size() + late.size()) : 1;
-  if (wide > 1) members.resize(wide, members.front());
-  for (int w = 1; w < wide; w++) members[w].first_channel += w * kTileChannels;
   if (p.timeline.entries[entry].draw >= 0) {
     p.logits_channel = first * kTileChannels;
     p.logits_stride = (last - first) * kTileChannels + 4;  // so that neighbouring sites lie in different banks
     p.sweeps.back().logits.push_back({int64_t{p.layout.tiles} * kTileSites * p.logits_stride * 4, INT32_MAX});
   }
   const int tiles = (last - first) / wide, most = p.thrift.early;
-  const int pieces = std::max(1, parts(static_cast<int>(early.size()), most));
-  const int at_once = pieces == 1 ? tiles : kWarps * p.layout.cluster;
+  const int pieces = std::max(1, parts(size_of(early), most));
+  const int at_once = pieces == 1 ? tiles : p.warps();
   for (int tile = 0; tile < tiles; tile += at_once)
     for (int piece = 0; piece < pieces; piece++) {
       const int count = std::min(at_once, tiles - tile);
@@ -120,8 +106,7 @@ void draft_tiles(Planner& p, const Instructions& group, int entry, int first, in
       Part& part = d.parts.emplace_back();
       part.members = members, part.wide = wide, part.tiles = count;
       part.first_channel = (first + tile * wide) * kTileChannels;
-      for (Member& m : part.members) m.first_channel += tile * wide * kTileChannels;
-      part.product.members = std::max(1, static_cast<int>(members.size()));
+      part.product.members = std::max(wide, size_of(members));
       batch(p, d, part, {begin, ends ? early.end() : begin + most}, ends ? late : std::vector<Multiplied>());
       if (ends) draft_results(p, group, joint);
     }
@@ -157,10 +142,10 @@ void draft_input(Planner& p, const Instruction& i, const Record::Draw& draw) {
   input.first = first, input.count = last - first, input.before = (first - from.first) * from.width;
   input.width = from.width;
   const std::vector<float> tables = tables_of(p, i, input);
-  input.floats = static_cast<int>(tables.size()) / input.count;
-  input.table = static_cast<int>(p.floats.size());
+  input.floats = size_of(tables) / input.count;
+  input.table = size_of(p.floats);
   p.floats.insert(p.floats.end(), tables.begin(), tables.end());
-  p.floats.resize(round_up(static_cast<int>(p.floats.size()), 4));
+  p.floats.resize(round_up(size_of(p.floats), 4));
   if (first == from.first) input.pad_from = i.channels, input.pad_to = p.padded(i.out);
   input.to = p.written(i.out);
   p.values[i.out].is_input = true;
@@ -181,7 +166,7 @@ void draft_draw(Planner& p, int draw, int first, int count) {
   d.draw.inputs = size_of(p.inputs);
   for (const Instruction& i : p.program.instructions)
     if (i.kind == InstructionKind::from_levels) draft_input(p, i, d.draw);
-  d.draw.n_inputs = static_cast<int>(size_of(p.inputs) - d.draw.inputs);
+  d.draw.n_inputs = size_of(p.inputs) - static_cast<int>(d.draw.inputs);
 }
 
 void draft_entry(Planner& p, int number) {
@@ -215,12 +200,12 @@ void draft_entry(Planner& p, int number) {
 
 void draft_memory(Planner& p, int record) {
   Draft& d = p.drafts[record];
-  d.copies.count = static_cast<int>(d.copied.size());
+  d.copies.count = size_of(d.copied);
   if (d.copies.count) d.staging = stage(p, int64_t{d.copies.count} * p.column, record);
   for (const Multiplied& m : d.copied)
     for (const Chunk& chunk : m.chunks) p.uses_ring(chunk.read);
   for (const Part& part : d.parts)
-    for (const Multiplied& m : part.late)
+    for (const Multiplied& m : part.late())
       if (m.staged < 0) p.uses_shared(m.chunks[0].read, record);
 }
 
@@ -299,7 +284,7 @@ const Demand* stage(Planner& p, int64_t bytes, int record) {
 
 void draft_sweep(Planner& p, const Sweep& sweep) {
   SweepDraft& s = p.sweeps.emplace_back();
-  s.first = static_cast<int>(p.drafts.size());
+  s.first = size_of(p.drafts);
   s.plan.at_once = sweep.sums && p.layout.tiles == 1 ? kTileSites / p.layout.images : 1;
   s.plan.columns = sweep.direction * s.plan.at_once;
   for (int e = sweep.first; e < sweep.end; e++) draft_entry(p, e);

@@ -30,7 +30,7 @@ uint32_t offset(uint32_t table, uint32_t number) {
 // Says where everything lies in a view, in what refers to its edges, too. -> its bytes
 uint32_t complete_views(Planner& p) {
   Layout& l = p.layout;
-  uint32_t slots = 0, edges = 0, late_batches = l.tiles == 1;
+  int slots = 0, edges = 0, late_batches = l.tiles == 1;
   for (SweepDraft& sweep : p.sweeps) {
     if (sweep.slots.empty()) sweep.slots.push_back({0, 0, 1});  // results look one up at any rate
     if (sweep.slots.size() > kThreads) throw std::invalid_argument("the program reads too many column steps");
@@ -85,7 +85,7 @@ void add_tables(Planner& p, const auto& table) {
   for (Draft& d : p.drafts) {
     d.draw.inputs = offset<InputPlan>(inputs, d.draw.inputs);
     for (Part& part : d.parts) {
-      part.product.results = offset<Result>(results, part.first_result);
+      part.product.results = offset<Result>(results, part.first_result), part.product.n_results = part.n_results;
       if (l.tiles == 1) part.product.late = l.view_of_late + part.product.late * kLateBytes;
     }
   }
@@ -96,19 +96,12 @@ int64_t sent_bytes(Planner& p, const Part& part, int tiles) {
   const int64_t channels = int64_t{tiles} * part.wide * kTileChannels, sites = p.layout.tiles * kTileSites;
   const int64_t of_value = channels * sites * kSiteBytes / p.depth, of_logits = channels * sites * 4;
   int64_t bytes = 0;
-  const auto add = [&](const Target& to, int64_t of_target) { bytes += to.shared == kNowhere ? 0 : of_target; };
-  for (const Result& r : p.results_of(part)) {
+  for (Result& r : p.results_of(part)) {
     const bool of_all = r.ending == Ending::sum || r.ending == Ending::logits;  // members, if they are of one layer
-    const int64_t members = of_all ? 1 : part.wide;
-    if (r.logits != kNowhere)
-      bytes += of_logits / members;
-    else if (r.ending == Ending::gate) {
-      add(r.to, of_value / 2);
-      if (r.gate.keeps_sums) add(r.gate.sums[0], of_value / 2), add(r.gate.sums[1], of_value / 2);
-    } else {
-      add(r.to, of_value / members);
-      if (r.ending == Ending::lstm) add(r.lstm.cell, of_value);
-    }
+    const int shares = r.ending == Ending::gate ? 2 : of_all ? 1 : part.wide;
+    if (r.logits != kNowhere) bytes += of_logits / shares;
+    if (r.to.shared != kNowhere) bytes += of_value / shares;
+    for (const Target& to : also_written(r)) bytes += to.shared == kNowhere ? 0 : of_value / shares;
   }
   return bytes;
 }
@@ -236,8 +229,7 @@ Plan assembled(Planner& p, int most_shared_bytes) {
   for (SweepDraft& sweep : p.sweeps) {
     for (int rank = 0; rank < l.cluster; rank++) records.push_back(records_of(p, sweep, rank));
     SweepPlan& plan = l.sweeps[l.n_sweeps++] = sweep.plan;
-    plan.edges = static_cast<int>(sweep.edges.size()), plan.slots = static_cast<int>(sweep.slots.size());
-    plan.late_batches = static_cast<int>(sweep.late.size());
+    plan.edges = size_of(sweep.edges), plan.slots = size_of(sweep.slots), plan.late_batches = size_of(sweep.late);
     plan.records = table(records.back());
     plan.weights = table(std::vector<Weights>(kWarps));
     for (uint32_t& record : plan.first_copies)
@@ -260,8 +252,9 @@ Plan assembled(Planner& p, int most_shared_bytes) {
   // What each block of a cluster has of its own.
   Plan plan{p.math, l, {}, static_cast<int>(shared_bytes), 0, {}};
   for (size_t k = 0; k < p.sweeps.size(); k++) {
-    SweepFacts& facts =
-        plan.sweeps.emplace_back(SweepFacts{p.sweeps[k].end - p.sweeps[k].first, 0, p.sweeps[k].value_bytes});
+    SweepFacts& facts = plan.sweeps.emplace_back(SweepFacts{p.sweeps[k].end - p.sweeps[k].first, 0, 0});
+    for (int r = p.sweeps[k].first; r < p.sweeps[k].end; r++)
+      facts.value_bytes += int64_t{p.drafts[r].copies.count} * p.column;
     for (int rank = 0; rank < l.cluster; rank++) {
       const auto write = [&](const auto& items, uint32_t table) {
         const size_t at = rank * size_t{l.table_bytes} + table - l.tables;

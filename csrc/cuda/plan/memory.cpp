@@ -24,10 +24,7 @@ void place_in_rings(Planner& p) {
     if (value.first_written < 0 && (value.in_ring() || !value.shared_reads.empty()))
       throw std::invalid_argument("the program reads logits, or a value that nothing computes");
     if (!value.in_ring()) continue;
-    if (const int receives = value.last_written + 1; is_sent(p, v)) {
-      p.uses_shared({v, 0, 0, 0}, receives);
-      p.drafts[receives].written_back.push_back(v);
-    }
+    if (is_sent(p, v)) p.uses_shared({v, 0, 0, 0}, value.last_written + 1);
     Slot& ring = p.rings[value.oldest + 1];
     ring.length = value.oldest + 1;
     value.ring = ring.bytes;
@@ -157,67 +154,68 @@ void place_copies(Planner& p, SweepDraft& sweep, Draft& d) {
   for (const Multiplied& m : d.copied)
     for (size_t c = 0; c < (d.copies.chunked ? kChunks : 1); c++)
       p.places.push_back(c < m.chunks.size() ? place(p, sweep, m.chunks[c], false, m.lead) : nowhere);
-  sweep.value_bytes += int64_t{d.copies.count} * p.column;
 }
 
-void place_exchange(Planner& p, SweepDraft& sweep, Draft& d) {
+// Of values that the record before it has sent.
+void place_exchange(Planner& p, SweepDraft& sweep, Draft& d, int record) {
   d.exchange.places = next_place(p);
-  for (const int value : d.written_back)
+  for (int value = 0; value < p.timeline.values(); value++) {
+    if (p.values[value].last_written + 1 != record || !p.values[value].in_ring() || !is_sent(p, value)) continue;
     for (int f = 0; f < p.fragments(value); f++, d.exchange.count++) {
       const uint32_t shared = shared_of(p, value) + f * p.column, ring = ring_of(p, value) + f * p.column;
       p.places.push_back({shared, static_cast<int>(ring), kEverySite, slot(p, sweep, {value, 0, 0, 0})});
     }
+  }
   // Warps look one up, all the same.
   if (d.exchange.count == 0) p.places.push_back({0, 0, kEverySite, p.layout.view_of_slots});
 }
 
 // With one tile of sites: a list of batches, in common for parts that read the same places, such as staged ones.
-void list_late(SweepDraft& sweep, Record::Product& product, const std::vector<Place>& late) {
+void list_late(SweepDraft& sweep, Part& part, const std::vector<Place>& late) {
   if (late.empty()) return;  // a list is looked up, but not read
   std::vector<uint32_t> words;
   for (const Place& place : late) words.push_back(LateBatch::word(place.at, place.shift, place.edge));
-  const auto [found, is_new] = sweep.late_lists.try_emplace({product.members, words}, size_of(sweep.late));
-  product.late = found->second;
+  const auto [found, is_new] = sweep.late_lists.try_emplace({part.in_batch(), words}, size_of(sweep.late));
+  part.product.late = found->second;
   if (!is_new) return;
-  const int in_batch = kBatch / product.members;
-  for (auto next = words.begin(); next != words.end(); next += in_batch)
-    std::copy_n(next, in_batch, sweep.late.emplace_back().words);
+  for (auto next = words.begin(); next != words.end(); next += part.in_batch())
+    std::copy_n(next, part.in_batch(), sweep.late.emplace_back().words);
 }
 
 // With more tiles: how many go on where those before the barrier ended, and whether the others follow each other.
 void place_late(Planner& p, Part& part, const std::vector<Place>& late) {
   Record::Product& product = part.product;
   size_t staged = 0;
-  const int first = part.first_copied + static_cast<int>(part.early.size());
-  while (staged < late.size() && part.late[staged].staged == first + static_cast<int>(staged)) staged++;
-  const size_t in_batch = kBatch / product.members;
-  bool in_row = staged % in_batch == 0;
+  const int first = part.first_copied + part.early();
+  while (staged < late.size() && part.late()[staged].staged == first + static_cast<int>(staged)) staged++;
+  bool in_row = staged % part.in_batch() == 0;
   for (size_t k = staged; k < late.size(); k++)
-    in_row &=
-        late[k].edge == kEverySite && !part.late[k].filling && late[k].at == late[staged].at + (k - staged) * p.column;
-  product.late_staged = static_cast<int>(staged / in_batch);
+    in_row &= late[k].edge == kEverySite && !part.late()[k].filling &&
+              late[k].at == late[staged].at + (k - staged) * p.column;
+  product.late_staged = static_cast<int>(staged) / part.in_batch();
   product.at_places = !in_row;
   if (in_row) {
     product.late = staged < late.size() ? late[staged].at : 0;
   } else {
     product.late = next_place(p);
-    p.places.insert(p.places.end(), late.begin() + product.late_staged * in_batch, late.end());
+    p.places.insert(p.places.end(), late.begin() + product.late_staged * part.in_batch(), late.end());
   }
 }
 
-void place_record(Planner& p, SweepDraft& sweep, Draft& d) {
+void place_record(Planner& p, SweepDraft& sweep, int record) {
+  Draft& d = p.drafts[record];
   const auto offset = [](const Demand* demand) { return demand ? static_cast<uint32_t>(demand->at) : 0; };
   d.copies.staged = offset(d.staging), d.copies.bias = offset(d.biases), d.draw.logits = offset(d.logits);
   place_copies(p, sweep, d);
-  place_exchange(p, sweep, d);
+  place_exchange(p, sweep, d, record);
   for (Part& part : d.parts) {
     part.product.staged = d.copies.staged + part.first_copied * p.column;
     std::vector<Place> late;
-    for (const Multiplied& m : part.late)
+    for (const Multiplied& m : part.late())
       late.push_back(m.staged < 0 ? place(p, sweep, m.chunks[0], true, m.lead)
                                   : Place{d.copies.staged + static_cast<uint32_t>(m.staged * p.column)});
     if (p.layout.tiles == 1)
-      list_late(sweep, part.product, late);
+      list_late(sweep, part, late);
     else
       place_late(p, part, late);
     for (Result& r : p.results_of(part)) {
@@ -244,12 +242,9 @@ void place_all(Planner& p) {
                                     : Place{static_cast<uint32_t>(staging->at + r.staged * p.column)});
   }
   for (SweepDraft& sweep : p.sweeps)
-    for (int k = sweep.first; k < sweep.end; k++) place_record(p, sweep, p.drafts[k]);
-  for (Result& r : p.results) {
-    if (r.ending == Ending::lstm) r.lstm.cell = target(p, r.lstm.cell);
-    if (r.ending == Ending::gate && r.gate.keeps_sums)
-      for (Target& sums : r.gate.sums) sums = target(p, sums);
-  }
+    for (int k = sweep.first; k < sweep.end; k++) place_record(p, sweep, k);
+  for (Result& r : p.results)
+    for (Target& written : also_written(r)) written = target(p, written);
   for (InputPlan& input : p.inputs) input.to = target(p, input.to);
 }
 

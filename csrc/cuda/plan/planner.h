@@ -20,10 +20,7 @@ namespace pcf::cuda {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int parts(int n, int of) { return (n + of - 1) / of; }
-template <class T>
-uint32_t size_of(const std::vector<T>& items) {
-  return static_cast<uint32_t>(items.size());
-}
+int size_of(const auto& items) { return static_cast<int>(items.size()); }
 
 // Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a
 // cluster, one record later than else; but the order of a sum must not depend on that). And a column step has as many
@@ -66,23 +63,27 @@ struct Multiplied {
 };
 
 // Channels that each warp has a tile of: those of an instruction, or of a gate's two, in turn.
-struct Member {
-  Instructions instructions;
-  int first_channel;                  // of the first tile
-  std::vector<const float*> weights;  // by tap, of one instruction after the other
+struct Turn {
+  const Instruction* instruction;
+  std::vector<Tap> taps;
 };
+using Member = std::vector<Turn>;
 
 // What some of the warps do in a record: a product, or a draw.
 struct Part {
   Record::Product product{};
-  std::vector<Member> members;
-  int tiles = 0;                    // each of all members, one after the other if a warp has several
-  int first_channel = 0, wide = 1;  // wide: members are so many tiles of one instruction
-  std::vector<Multiplied> early, late;
-  uint32_t first_result = 0;
-  int first_copied = 0;  // of its early fragments, among those that the record copies
-  int biases = -1;       // the first of them, if all biases lie near
-  int first_warp = 0;    // that has a tile
+  std::vector<Member> members;          // if it is wide: the only one, of which a warp has so many tiles at once
+  int tiles = 0;                        // each of all members, one after the other if a warp has several
+  int first_channel = 0, wide = 1;      // of each member
+  std::vector<Multiplied> multiplied;   // in this order
+  int first_result = 0, n_results = 0;  // in the planner's
+  int first_copied = 0;                 // of its fragments, among those that the record copies
+  int biases = -1;                      // the first of them, if all biases lie near
+  int first_warp = 0;                   // that has a tile
+
+  int in_batch() const { return kBatch / product.members; }  // fragments
+  int early() const { return product.early_batches * in_batch(); }
+  std::span<const Multiplied> late() const { return std::span(multiplied).subspan(early()); }
 };
 
 // A record: more than one part if they are of one level, and there are warps enough.
@@ -94,12 +95,18 @@ struct Draft {
   Record::Draw draw{};
   Record::Exchange exchange{};
   std::vector<Multiplied> copied;
-  std::vector<int> written_back;  // values of the record before it
   const Demand *staging = nullptr, *biases = nullptr, *logits = nullptr;
 
   // Whether its sums go on in the next record.
-  bool goes_on() const { return parts[0].tiles > 0 && parts[0].product.n_results == 0; }
+  bool goes_on() const { return parts[0].tiles > 0 && parts[0].n_results == 0; }
 };
+
+// What a result writes besides its value.
+inline std::span<Target> also_written(Result& r) {
+  if (r.ending == Ending::lstm) return {&r.lstm.cell, 1};
+  if (r.ending == Ending::gate && r.gate.keeps_sums) return r.gate.sums;
+  return {};
+}
 
 // A value that steps read.
 struct Reference {
@@ -116,7 +123,6 @@ struct Reference {
 struct SweepDraft {
   SweepPlan plan{};
   int first, end = INT32_MAX;          // records
-  int64_t value_bytes = 0;             // that they copy
   bool has_parts = false;              // whether any of them has more than one
   std::deque<Demand> staged, logits;   // what is copied ahead, and what is drawn from
   std::vector<Edge> edges = {Edge{}};  // kEverySite
@@ -149,8 +155,7 @@ struct Planner {
   std::vector<ValueMemory> values = std::vector<ValueMemory>(timeline.values());
   std::deque<SweepDraft> sweeps = {};
   std::vector<Draft> drafts = {};
-  uint32_t logits_channel = 0;  // of the draw to come
-  int logits_stride = 0;
+  int logits_channel = 0, logits_stride = 0;  // of the draw to come
   std::vector<Reference> references = {};
   std::map<int, Slot> rings = {};  // by length
   std::vector<Place> places = {};  // those of references, then others
@@ -161,6 +166,7 @@ struct Planner {
   std::map<std::pair<const void*, int>, int> floats_of = {};  // the program's, by width
 
   bool in_cluster() const { return layout.cluster > 1; }
+  int warps() const { return kWarps * layout.cluster; }
 
   // Of a record's tiles, those that a block of the cluster computes.
   struct Share {
@@ -177,7 +183,7 @@ struct Planner {
   int fragments(int value) const { return padded(value) / depth_in(value); }
   int distance(int entry, const Read& read) const { return timeline.distance(entry, read, kVisible); }
 
-  int present() const { return static_cast<int>(drafts.size()) - 1; }  // the record that is being drafted
+  int present() const { return size_of(drafts) - 1; }  // the record that is being drafted
   void writes(int value) {
     ValueMemory& v = values[value];
     if (v.first_written < 0) v.first_written = present();
@@ -191,7 +197,7 @@ struct Planner {
   void uses_shared(const Read& read, int record) { values[read.value].shared_reads.push_back({record, read.age}); }
 
   std::span<Result> results_of(const Part& part) {
-    return std::span(results).subspan(part.first_result, part.product.n_results);
+    return std::span(results).subspan(part.first_result, part.n_results);
   }
 };
 
@@ -201,7 +207,7 @@ struct Joint {
   size_t size = 0;  // 0: they are not
   Ending ending = Ending::sum;
   Instructions members = {};  // in the order of Ending
-  const Instruction *cell = nullptr, *out = nullptr;
+  const Instruction* out = nullptr;
   int rounds_tanh = 0, keeps_sums = 0;
 };
 Joint gate_of(const Planner&, const Instructions& group);

@@ -35,7 +35,7 @@ Joint lstm_of(const Planner& p, const Instructions& group, int entry) {
                      is_read_once(p, input) && out->value == forget->out &&
                      has_steps(out, {kTanh, kMultiply}, output) &&
                      p.distance(entry, cell_before(p, *forget)) >= kVisible;
-  return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, forget, out} : Joint{};
+  return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, out} : Joint{};
 }
 
 // A value that steps read: where it was written in this column step, or where it was copied ahead, or else anywhere.
@@ -48,7 +48,7 @@ uint32_t operand_at(Planner& p, const Read& read, int lead) {
   const int distance = p.distance(d.entry, read);
   Reference found{read, p.present(), is_last && distance <= kNear, lead};
   if (!found.is_own() && distance >= kVisible) {
-    found.staged = static_cast<int>(d.copied.size());
+    found.staged = size_of(d.copied);
     add_fragments(p, d.copied, read, 0, lead, false);
   } else {
     found.in_shared ? p.uses_shared(read, p.present()) : p.uses_ring(read);
@@ -64,7 +64,7 @@ uint32_t sums_at(Planner& p, int sums) {
 
 // Floats of the program, filled up with zeros. -> where they lie
 int floats(Planner& p, const void* from, int count, int width) {
-  const auto [found, is_new] = p.floats_of.try_emplace({from, width}, static_cast<int>(p.floats.size()));
+  const auto [found, is_new] = p.floats_of.try_emplace({from, width}, size_of(p.floats));
   if (!is_new) return found->second;
   p.floats.resize(p.floats.size() + round_up(width, 4));
   if (from) std::copy_n(static_cast<const float*>(from), count, p.floats.begin() + found->second);
@@ -138,7 +138,7 @@ void add_biases(std::vector<float>& biases, const Instructions& in_turn, const P
   const int end = part.first_channel + part.tiles * part.wide * kTileChannels;
   for (int channel = part.first_channel; channel < end; channel++) {
     const Instruction& i = *in_turn[channel % in_turn.size()];
-    const int c = channel / static_cast<int>(in_turn.size());
+    const int c = channel / size_of(in_turn);
     biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
   }
 }
@@ -147,33 +147,36 @@ void stage_biases(Planner& p, const std::vector<float>& biases) {
   if (biases.empty()) return;
   Draft& d = p.drafts.back();
   std::vector<float>& all = p.thrift.near_biases ? p.biases : p.floats;
-  const int first = static_cast<int>(all.size());
+  const int first = size_of(all);
   all.insert(all.end(), biases.begin(), biases.end());
   if (p.thrift.near_biases) {
     d.parts.back().biases = first;
     return;
   }
-  d.copies.floats = first, d.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
+  d.copies.floats = first, d.copies.bias_bytes = size_of(biases) * static_cast<int>(sizeof(float));
   d.biases = stage(p, d.copies.bias_bytes, p.present());
 }
 
-Result& add_result(Planner& p, const Part& part, int member) {
+// sums: the reference to those that it goes on with, or kNowhere.
+Result& add_result(Planner& p, const Part& part, int member, uint32_t sums) {
   Result& r = p.results.emplace_back();
   r.first_channel = part.first_channel + member * kTileChannels, r.tile_channels = part.wide * kTileChannels;
   r.to = {kNowhere, kNowhere, p.layout.view_of_slots}, r.logits = kNowhere;
-  r.bias_member = kTileChannels * sizeof(float), r.bias_tile = part.wide * r.bias_member;
+  r.bias_member = kTileChannels * sizeof(float);
+  if (sums != kNowhere) r.bias = sums, r.bias_member = p.column, r.bias_site = kSiteBytes;
+  r.bias_tile = part.wide * r.bias_member;
   return r;
-}
-
-// sums: the reference to them.
-void goes_on_with(const Planner& p, Result& r, uint32_t sums) {
-  r.bias_tile = r.tile_channels / kTileChannels * p.column, r.bias_member = p.column, r.bias_site = kSiteBytes;
-  r.bias = sums;
 }
 
 void draft_joint(Planner& p, const Joint& joint, std::vector<float>& biases) {
   const Part& part = p.drafts.back().parts.back();
-  Result& r = add_result(p, part, 0);
+  uint32_t first_sums = kNowhere;
+  for (const Instruction* i : joint.members)
+    if (const int sums = p.timeline.sums_of(i->out); sums >= 0)
+      first_sums = std::min(first_sums, sums_at(p, sums));
+    else if (joint.ending == Ending::lstm)
+      add_biases(biases, {i}, part);
+  Result& r = add_result(p, part, 0, first_sums);
   r.ending = joint.ending;
   if (joint.ending == Ending::gate) {
     add_biases(biases, joint.members, part);
@@ -181,18 +184,11 @@ void draft_joint(Planner& p, const Joint& joint, std::vector<float>& biases) {
     for (int m : {0, 1})
       r.gate.sums[m] = joint.keeps_sums ? p.written(joint.members[m]->out) : Target{0, 0, p.layout.view_of_slots};
   } else {
-    r.bias_member = part.tiles * kTileChannels * sizeof(float);
-    for (const Instruction* i : joint.members) {
-      const int sums = p.timeline.sums_of(i->out);
-      if (sums < 0) {
-        add_biases(biases, {i}, part);
-      } else if (const uint32_t reference = sums_at(p, sums); i == joint.members[0]) {
-        goes_on_with(p, r, reference);
-        r.bias_member = p.fragments(sums) * p.column;  // as they are copied one after the other
-      }
-    }
-    r.lstm.factor = operand_at(p, cell_before(p, *joint.cell), joint.cell->lead);
-    r.lstm.cell = p.written(joint.cell->out);
+    // Sums of all members are copied one after the other.
+    r.bias_member *= first_sums == kNowhere ? part.tiles : p.fragments(p.references[first_sums].read.value);
+    const Instruction& cell = *joint.members[2];
+    r.lstm.factor = operand_at(p, cell_before(p, cell), cell.lead);
+    r.lstm.cell = p.written(cell.out);
   }
   r.to = p.written(joint.out->out);
 }
@@ -207,18 +203,15 @@ void draft_result(Planner& p, const Instruction& i, std::vector<float>& biases) 
     d.logits = &logits;
   }
   const int sums = p.timeline.sums_of(i.out);
-  const uint32_t begin = size_of(biases), reference = sums < 0 ? kNowhere : sums_at(p, sums);
+  const uint32_t begin = size_of(biases) * sizeof(float), reference = sums < 0 ? kNowhere : sums_at(p, sums);
   if (is_product(&i) && sums < 0) add_biases(biases, {&i}, part);
   for (int member = 0; member < part.wide; member++) {
-    Result& r = add_result(p, part, member);
+    Result& r = add_result(p, part, member, reference);
     if (is_output)
       r.logits = -p.logits_channel * 4, r.logits_stride = p.logits_stride;
     else
       r.to = p.written(i.out);
-    if (sums < 0)
-      r.bias = (begin + member * kTileChannels) * sizeof(float);
-    else
-      goes_on_with(p, r, reference);
+    if (sums < 0) r.bias = begin + member * r.bias_member;
     draft_steps(p, i, r);
     if (p.timeline.is_sums(i.out)) r.ending = Ending::sums;
     if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
@@ -245,7 +238,7 @@ Joint gate_of(const Planner& p, const Instructions& group) {
   };
   const auto tanh = product_of(rounds_tanh ? first : out), gate = product_of(rounds_tanh ? out : first);
   if (!tanh || !gate || tanh == gate) return {};
-  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, nullptr, out, rounds_tanh, keeps_sums};
+  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, out, rounds_tanh, keeps_sums};
 }
 
 Joint joint_of(const Planner& p, const Instructions& group, int entry) {
@@ -259,7 +252,7 @@ void draft_results(Planner& p, const Instructions& group, const Joint& joint) {
   std::vector<float> biases;
   if (joint.size > 0) draft_joint(p, joint, biases);
   for (const Instruction* i : std::span(group).subspan(joint.size)) draft_result(p, *i, biases);
-  part.product.n_results = static_cast<int>(size_of(p.results) - part.first_result);
+  part.n_results = size_of(p.results) - part.first_result;
   stage_biases(p, biases);
 }
 

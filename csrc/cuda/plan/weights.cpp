@@ -30,18 +30,16 @@ void pack(Math math, const auto& at, char* fragment) {
       }
 }
 
-// A member's weights by which a fragment is multiplied. channel: the first, after the member's first.
+// A member's weights by which a fragment is multiplied, from this channel on.
 void add_fragment(const Planner& p, std::vector<char>& stream, const Multiplied& m, const Member& member, int channel) {
-  const int in_turn = static_cast<int>(member.instructions.size()), outputs = member.instructions[0]->channels;
-  const size_t taps = member.weights.size() / in_turn;
-  const int in_chunk = p.depth / kChunks;
+  const int in_turn = size_of(member), outputs = member[0].instruction->channels, in_chunk = p.depth / kChunks;
   const auto at = [&](int k, int row) {
     const size_t c = k / in_chunk;
     if (c >= m.chunks.size()) return 0.f;
     const Chunk& chunk = m.chunks[c];
-    const int in = chunk.first + k % in_chunk, of_all = member.first_channel + channel + row, out = of_all / in_turn;
+    const int in = chunk.first + k % in_chunk, of_all = channel + row, out = of_all / in_turn;
     const bool is_there = in < p.timeline.channels(chunk.read.value) && out < outputs;
-    return is_there ? member.weights[of_all % in_turn * taps + chunk.tap][int64_t{in} * outputs + out] : 0.f;
+    return is_there ? member[of_all % in_turn].taps[chunk.tap].weight[int64_t{in} * outputs + out] : 0.f;
   };
   stream.resize(stream.size() + kWeightBytes);
   if (!m.filling) pack(p.math, at, &stream[stream.size() - kWeightBytes]);
@@ -55,10 +53,11 @@ std::vector<char> weight_stream(const Planner& p, const SweepDraft& sweep, int r
     for (const Part& part : p.drafts[k].parts) {
       const auto mine = p.share_of(part.tiles, rank);
       for (int t = warp - part.first_warp; t >= 0 && t < mine.count; t += kWarps)
-        for (const auto* list : {&part.early, &part.late})
-          for (const Multiplied& m : *list)
-            for (const Member& member : part.members)
-              add_fragment(p, stream, m, member, (mine.first + t) * part.wide * kTileChannels);
+        for (const Multiplied& m : part.multiplied)
+          for (int k = 0; k < part.product.members; k++) {
+            const int channel = part.first_channel + ((mine.first + t) * part.wide + k % part.wide) * kTileChannels;
+            add_fragment(p, stream, m, part.members[k % part.members.size()], channel);
+          }
     }
   return stream;
 }
