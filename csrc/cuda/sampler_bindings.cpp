@@ -15,14 +15,10 @@ namespace {
 
 using Address = uintptr_t;
 
-// As the pointer that it is to become.
-struct at {
-  Address address;
-  template <class T>
-  operator T*() const {
-    return reinterpret_cast<T*>(address);
-  }
-};
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
 constexpr std::pair<const char*, cuda::Math> kMaths[] = {
     {"fp32", cuda::Math::fp32}, {"tf32", cuda::Math::tf32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
@@ -51,10 +47,18 @@ py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Addr
                      Address known, Address noise, Address conditions, const pcf::SamplingOptions& options,
                      Address parameters, Address log_probability, Address error,
                      const std::optional<PartOfSweep>& part) {
-  cuda::KernelParams params{plan.layout,    at(constants),       at(workspace),
-                            images,         at(values),          at(known),
-                            at(noise),      at(conditions),      cuda::draw_options(options),
-                            at(parameters), at(log_probability), at(error)};
+  cuda::KernelParams params{plan.layout,
+                            at<char>(constants),
+                            at<char>(workspace),
+                            images,
+                            at<int32_t>(values),
+                            at<uint8_t>(known),
+                            at<double>(noise),
+                            at<float>(conditions),
+                            cuda::draw_options(options),
+                            at<float>(parameters),
+                            at<double>(log_probability),
+                            at<unsigned long long>(error)};
   if (part) {
     const auto [sweep, row, first_step, steps] = *part;
     params.layout.n_sweeps = 1;

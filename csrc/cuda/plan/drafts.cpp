@@ -19,7 +19,7 @@ int team_of(const Planner& p, int tiles) {
 // nothing of each other, but an entry that takes several records does.
 Draft& with_room_for(Planner& p, int tiles, int entry) {
   const auto level = [&](int e) { return p.timeline.entries[e].level; };
-  if (p.present() >= p.sweeps.back().first && p.layout.tiles == 1 && p.thrift.near_biases) {
+  if (p.present() >= p.sweeps.back().first && p.layout.tiles == 1 && p.near_biases) {
     Draft& d = p.drafts.back();
     int taken = team_of(p, tiles);
     for (const Part& part : d.parts) taken += team_of(p, part.tiles);
@@ -39,7 +39,7 @@ void batch(const Planner& p, Draft& d, Part& part, std::vector<Multiplied> early
   int batches = may_fill ? in_batches(n_early) : n_early / part.in_batch();
   if (late.empty()) batches = in_batches(n_early) - 1;
   if (batches > kBatchesAhead) batches -= batches % kBatchesAhead;
-  if (p.thrift.copies_ahead == 1) batches = 0;  // they are there behind it
+  if (p.copies_ahead == 1) batches = 0;  // they are there behind it
   const auto fill = [&](std::vector<Multiplied>& to, int batches) {
     const size_t size = static_cast<size_t>(batches) * part.in_batch();
     if (to.size() >= size) return;
@@ -84,7 +84,7 @@ void draft_tiles(Planner& p, const Instructions& group, int entry, int first, in
   std::vector<Multiplied> early, late;
   if (!members.empty())
     for (int t = 0; const Tap& tap : members[0][0].taps) {
-      const bool is_early = p.distance(entry, tap.read) >= kVisible;
+      const bool is_early = p.timeline.distance(entry, tap.read) >= kVisible;
       add_fragments(p, is_early ? early : late, tap.read, t++, group[0]->lead, is_early);
     }
   const int wide = members.size() == 1 ? width_of(p, last - first, early.size() + late.size()) : 1;
@@ -93,7 +93,7 @@ void draft_tiles(Planner& p, const Instructions& group, int entry, int first, in
     p.logits_stride = (last - first) * kTileChannels + 4;  // so that neighbouring sites lie in different banks
     p.sweeps.back().logits.push_back({int64_t{p.layout.tiles} * kTileSites * p.logits_stride * 4, INT32_MAX});
   }
-  const int tiles = (last - first) / wide, most = p.thrift.early;
+  const int tiles = (last - first) / wide, most = p.most_early;
   const int pieces = std::max(1, parts(size_of(early), most));
   const int at_once = pieces == 1 ? tiles : p.warps();
   for (int tile = 0; tile < tiles; tile += at_once)
@@ -115,16 +115,15 @@ void draft_tiles(Planner& p, const Instructions& group, int entry, int first, in
 // What each level of each image channel becomes: [count, levels, width].
 std::vector<float> tables_of(const Planner& p, const Instruction& i, const InputPlan& input) {
   const int levels = i.input.table ? i.input.levels : p.program.head.levels;
+  const auto number = [](const void* of, int at) { return of ? static_cast<const float*>(of)[at] : 0.f; };
   std::vector<float> result;
   for (int c = 0; c < input.count; c++)
     for (int level = 0; level < levels; level++)
       for (int k = 0; k < input.width; k++) {
         const int channel = input.before + c * input.width + k;
-        float x[4] = {i.input.table ? static_cast<const float*>(i.input.table)[level * input.width + k]
-                                    : static_cast<float>(level)};
+        float x[4] = {i.input.table ? number(i.input.table, level * input.width + k) : static_cast<float>(level)};
         for (const Step& s : i.steps) {  // they read constants, or nothing; only x[0] counts
-          const auto constant = [&](const void* of) { return of ? static_cast<const float*>(of)[channel] : 0.f; };
-          const float scale[4] = {constant(s.scale)}, shift[4] = {constant(s.shift)};
+          const float scale[4] = {number(s.scale, channel)}, shift[4] = {number(s.shift, channel)};
           apply_formula(s.kind, static_cast<float>(s.alpha), x, scale, shift, Math::fp32);
         }
         result.push_back(x[0]);
@@ -139,11 +138,10 @@ void draft_input(Planner& p, const Instruction& i, const Record::Draw& draw) {
   const int last = std::min(from.first + from.count, draw.first + draw.distributions);
   if (first >= last) return;
   InputPlan& input = p.inputs.emplace_back();
-  input.first = first, input.count = last - first, input.before = (first - from.first) * from.width;
-  input.width = from.width;
+  input.first = first, input.count = last - first;
+  input.before = (first - from.first) * from.width, input.width = from.width;
   const std::vector<float> tables = tables_of(p, i, input);
-  input.floats = size_of(tables) / input.count;
-  input.table = size_of(p.floats);
+  input.table = size_of(p.floats), input.floats = size_of(tables) / input.count;
   p.floats.insert(p.floats.end(), tables.begin(), tables.end());
   p.floats.resize(round_up(size_of(p.floats), 4));
   if (first == from.first) input.pad_from = i.channels, input.pad_to = p.padded(i.out);
@@ -173,7 +171,7 @@ void draft_entry(Planner& p, int number) {
   const Entry& entry = p.timeline.entries[number];
   const int draws = p.timeline.distributions_per_draw(), each = p.program.head.parameters / kTileChannels;
   const bool by_distribution =
-      entry.draw >= 0 && draws > 1 && p.program.head.parameters % kTileChannels == 0 && p.thrift.by_distribution;
+      entry.draw >= 0 && draws > 1 && p.program.head.parameters % kTileChannels == 0 && p.by_distribution;
   if (entry.group.empty()) {
     if (!by_distribution) draft_draw(p, entry.draw, 0, draws);
     return;
@@ -277,7 +275,7 @@ void add_fragments(const Planner& p, std::vector<Multiplied>& to, const Read& re
 }
 
 const Demand* stage(Planner& p, int64_t bytes, int record) {
-  const int first = record - p.thrift.copies_ahead + !copies_before_barrier(p.layout.tiles);
+  const int first = record - p.copies_ahead + !copies_before_barrier(p.layout.tiles);
   const int last = record + 1;  // a warp may still multiply what it knows while others are a barrier ahead
   return &p.sweeps.back().staged.emplace_back(Demand{bytes, first, last});
 }

@@ -117,16 +117,14 @@ void leave_copying_to(const Planner& p, Record::Copies& copies, const SweepDraft
   const int tiles = p.share_of(part.tiles, rank).count;
   copies.first_warp = 0;
   if (sweep.has_parts) {
-    std::vector<int> others;
+    const auto has_tile_too = [&](int w) {
+      return std::ranges::any_of(d.parts, [&](const Part& part) { return has_tile(p, part, rank, w); });
+    };
+    int before = 0, others = 0;
     for (int w = 0; w < kWarps; w++)
-      if (std::ranges::none_of(d.parts, [&](const Part& part) { return has_tile(p, part, rank, w); }))
-        others.push_back(w);
-    const auto own = std::ranges::find(others, warp);
-    copies.warps = own == others.end() ? 0 : static_cast<int>(others.size());
-    if (others.size() > 1)
-      copies.first_warp = warp - static_cast<int>(std::ranges::count_if(others, [&](int w) { return w < warp; }));
-    else
-      copies.warps = kWarps;
+      if (!has_tile_too(w)) others++, before += w < warp;
+    copies.warps = others < 2 ? kWarps : has_tile_too(warp) ? 0 : others;
+    if (others > 1) copies.first_warp = warp - before;
   } else if (p.in_teams(part)) {
     copies.first_warp = part.first_warp == kWarps / 2 ? 0 : kWarps / 2, copies.warps = kWarps / 2;
   } else {
@@ -140,7 +138,7 @@ void add_records(Planner& p, std::vector<Record>& records, SweepDraft& sweep, in
   for (uint32_t& record : sweep.plan.first_copies) record = kNowhere;
   for (int k = sweep.first; k < sweep.end; k++) {
     const Draft& d = p.drafts[k];
-    const int ahead = k + p.thrift.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
+    const int ahead = k + p.copies_ahead, later = ahead < sweep.end ? ahead : ahead - sweep.end + sweep.first;
     Record r{p.drafts[later].copies, {}, d.draw, d.exchange};
     r.copies.next_step = later != ahead;
     leave_copying_to(p, r.copies, sweep, d, rank, warp);
@@ -175,9 +173,8 @@ void add_records(Planner& p, std::vector<Record>& records, SweepDraft& sweep, in
 // A list for all warps, or one for each of them if records have parts.
 std::vector<Record> records_of(Planner& p, SweepDraft& sweep, int rank) {
   std::vector<Record> records;
-  const int lists = sweep.has_parts ? kWarps : 1;
-  for (int warp = 0; warp < lists; warp++) add_records(p, records, sweep, rank, warp);
-  sweep.plan.list_bytes = sweep.has_parts ? static_cast<int>(records.size() / lists * sizeof(Record)) : 0;
+  for (int warp = 0; warp < (sweep.has_parts ? kWarps : 1); warp++) add_records(p, records, sweep, rank, warp);
+  if (sweep.has_parts) sweep.plan.list_bytes = static_cast<int>(records.size() / kWarps * sizeof(Record));
   return records;
 }
 
@@ -225,13 +222,11 @@ Plan assembled(Planner& p, int most_shared_bytes) {
   std::vector<char> bytes;
   const auto table = [&](const auto& items) { return l.tables + static_cast<uint32_t>(append(bytes, items)); };
   add_tables(p, table);
-  std::vector<std::vector<Record>> records;  // of each block of a cluster, for each sweep
   for (SweepDraft& sweep : p.sweeps) {
-    for (int rank = 0; rank < l.cluster; rank++) records.push_back(records_of(p, sweep, rank));
+    const std::vector<Record> records = records_of(p, sweep, 0);
     SweepPlan& plan = l.sweeps[l.n_sweeps++] = sweep.plan;
     plan.edges = size_of(sweep.edges), plan.slots = size_of(sweep.slots), plan.late_batches = size_of(sweep.late);
-    plan.records = table(records.back());
-    plan.weights = table(std::vector<Weights>(kWarps));
+    plan.records = table(records), plan.weights = table(std::vector<Weights>(kWarps));
     for (uint32_t& record : plan.first_copies)
       if (record != kNowhere) record = offset<Record>(plan.records, record);
     plan.edge_table = table(sweep.edges), plan.slot_table = table(sweep.slots), plan.late_table = table(sweep.late);
@@ -251,17 +246,17 @@ Plan assembled(Planner& p, int most_shared_bytes) {
   l.floats = append(bytes, p.floats);
   // What each block of a cluster has of its own.
   Plan plan{p.math, l, {}, static_cast<int>(shared_bytes), 0, {}};
-  for (size_t k = 0; k < p.sweeps.size(); k++) {
-    SweepFacts& facts = plan.sweeps.emplace_back(SweepFacts{p.sweeps[k].end - p.sweeps[k].first, 0, 0});
-    for (int r = p.sweeps[k].first; r < p.sweeps[k].end; r++)
-      facts.value_bytes += int64_t{p.drafts[r].copies.count} * p.column;
+  for (int k = 0; k < l.n_sweeps; k++) {
+    SweepDraft& sweep = p.sweeps[k];
+    SweepFacts& facts = plan.sweeps.emplace_back(SweepFacts{sweep.end - sweep.first, 0, 0});
+    for (int r = sweep.first; r < sweep.end; r++) facts.value_bytes += int64_t{p.drafts[r].copies.count} * p.column;
     for (int rank = 0; rank < l.cluster; rank++) {
       const auto write = [&](const auto& items, uint32_t table) {
         const size_t at = rank * size_t{l.table_bytes} + table - l.tables;
         std::memcpy(bytes.data() + at, items.data(), items.size() * sizeof(items[0]));
       };
-      write(records[k * l.cluster + rank], l.sweeps[k].records);
-      const std::vector<Weights> weights = add_weights(p, bytes, p.sweeps[k], rank);
+      write(records_of(p, sweep, rank), l.sweeps[k].records);
+      const std::vector<Weights> weights = add_weights(p, bytes, sweep, rank);
       write(weights, l.sweeps[k].weights);
       int64_t size = 0;
       for (const Weights& w : weights) size += w.bytes;

@@ -40,7 +40,7 @@ Plan make_plan(const Program& program, Math math, int images, int cluster, int s
     for (const int copies_ahead : {2, 1})
       for (const bool by_distribution : {false, true})
         for (const bool near_biases : {true, false}) try {
-            Planner p{timeline, math, {early, copies_ahead, by_distribution, near_biases}, layout};
+            Planner p{timeline, math, early, copies_ahead, by_distribution, near_biases, layout};
             for (const Sweep& sweep : timeline.sweeps) draft_sweep(p, sweep);
             place_all(p);
             return assembled(p, shared_bytes);

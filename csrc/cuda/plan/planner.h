@@ -22,20 +22,8 @@ inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int parts(int n, int of) { return (n + of - 1) / of; }
 int size_of(const auto& items) { return static_cast<int>(items.size()); }
 
-// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a
-// cluster, one record later than else; but the order of a sum must not depend on that). And a column step has as many
-// records, since the last ones copy for the next step by what the first has found out.
-constexpr int kVisible = 5;
 // What steps read lies in shared memory if it was computed so few records ago.
 constexpr int kNear = 8;
-
-// How the planner may spend shared memory.
-struct Thrift {
-  int early;             // fragments that a record multiplies before its barrier, at most
-  int copies_ahead;      // how many records ahead of their use early values are copied
-  bool by_distribution;  // whether each distribution is drawn before the next one's logits are computed
-  bool near_biases;      // whether all biases lie there, or else are copied as values are
-};
 
 // Shared memory from one window to another, at most a whole turn: window k lies between the barriers of records k - 1
 // and k.
@@ -147,7 +135,11 @@ struct ValueMemory {
 struct Planner {
   const Timeline& timeline;
   const Math math;
-  const Thrift thrift;
+  // How it may spend shared memory: fragments that a record multiplies before its barrier, at most; how many records
+  // ahead of their use early values are copied; whether each distribution is drawn before the next one's logits are
+  // computed; and whether all biases lie there, or else are copied as values are.
+  const int most_early, copies_ahead;
+  const bool by_distribution, near_biases;
   Layout layout;
   const Program& program = timeline.program;
   const int depth = depth_of(math);
@@ -181,7 +173,6 @@ struct Planner {
   int padded(int value) const { return round_up(timeline.channels(value), depth); }
   int depth_in(int value) const { return timeline.is_sums(value) ? depth_of(Math::fp32) : depth; }  // of a fragment
   int fragments(int value) const { return padded(value) / depth_in(value); }
-  int distance(int entry, const Read& read) const { return timeline.distance(entry, read, kVisible); }
 
   int present() const { return size_of(drafts) - 1; }  // the record that is being drafted
   void writes(int value) {

@@ -34,7 +34,7 @@ Joint lstm_of(const Planner& p, const Instructions& group, int entry) {
   const bool found = tanh && output && input && forget && is_read_once(p, tanh) && is_read_once(p, output) &&
                      is_read_once(p, input) && out->value == forget->out &&
                      has_steps(out, {kTanh, kMultiply}, output) &&
-                     p.distance(entry, cell_before(p, *forget)) >= kVisible;
+                     p.timeline.distance(entry, cell_before(p, *forget)) >= kVisible;
   return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, out} : Joint{};
 }
 
@@ -45,7 +45,7 @@ uint32_t operand_at(Planner& p, const Read& read, int lead) {
   // A value's shared memory holds what was computed last.
   const int level = p.timeline.entries[d.entry].level, written = p.timeline.level(read.value);
   const bool is_last = read.age == 0 || (read.age == 1 && level < written);
-  const int distance = p.distance(d.entry, read);
+  const int distance = p.timeline.distance(d.entry, read);
   Reference found{read, p.present(), is_last && distance <= kNear, lead};
   if (!found.is_own() && distance >= kVisible) {
     found.staged = size_of(d.copied);
@@ -84,6 +84,13 @@ void add_step(Planner& p, const Instruction& i, const Step& s) {
   step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
 }
 
+Activation activation_of(StepKind kind) {
+  return kind == StepKind::relu      ? Activation::relu
+         : kind == StepKind::sigmoid ? Activation::sigmoid
+         : kind == StepKind::tanh    ? Activation::tanh
+                                     : Activation::none;
+}
+
 // Takes the next step, if it is of this kind and reads a value in shared memory at the result's own site. -> the
 // reference to the value, or kNowhere
 uint32_t take_own(const Planner& p, std::span<const StepPlan>& steps, StepKind kind) {
@@ -96,27 +103,20 @@ uint32_t take_own(const Planner& p, std::span<const StepPlan>& steps, StepKind k
 
 // Common results need not go through the steps one by one. starts: the value that they start from, or kNowhere: the
 // sums.
-bool is_sum(const Planner& p, std::span<const StepPlan> steps, uint32_t starts, Result& r) {
-  if (starts != kNowhere) return false;
-  const uint32_t added = take_own(p, steps, StepKind::add);
-  if (steps.size() > 1 || (steps.size() == 1 && steps[0].kind != StepKind::relu)) return false;
-  r.ending = Ending::sum;
-  r.sum = {added, steps.empty() ? -std::numeric_limits<float>::infinity() : 0};
-  return true;
-}
-
-bool is_activated(const Planner& p, std::span<const StepPlan> steps, uint32_t starts, Result& r) {
+bool is_common(const Planner& p, const std::span<const StepPlan>& steps, uint32_t starts, Result& r) {
+  auto left = steps;
+  const uint32_t added = take_own(p, left, StepKind::add);
+  if (starts == kNowhere && (left.empty() || (left.size() == 1 && left[0].kind == StepKind::relu))) {
+    r.ending = Ending::sum, r.sum = {added, left.empty() ? -std::numeric_limits<float>::infinity() : 0};
+    return true;
+  }
   if (starts != kNowhere && !p.references[starts].is_own()) return false;
-  Activation activation = Activation::none;
-  for (const auto& [kind, found] :
-       {std::pair{StepKind::relu, Activation::relu}, std::pair{StepKind::sigmoid, Activation::sigmoid},
-        std::pair{StepKind::tanh, Activation::tanh}})
-    if (!steps.empty() && steps[0].kind == kind) activation = found;
-  if (activation != Activation::none) steps = steps.subspan(1);
-  const uint32_t factor = take_own(p, steps, StepKind::multiply), term = take_own(p, steps, StepKind::add);
-  if (!steps.empty()) return false;
-  r.ending = Ending::activated, r.activation = activation;
-  r.activated = {starts, factor, term, 0};
+  left = steps;
+  const Activation activation = left.empty() ? Activation::none : activation_of(left[0].kind);
+  if (activation != Activation::none) left = left.subspan(1);
+  const uint32_t factor = take_own(p, left, StepKind::multiply), term = take_own(p, left, StepKind::add);
+  if (!left.empty()) return false;
+  r.ending = Ending::activated, r.activation = activation, r.activated = {starts, factor, term, 0};
   return true;
 }
 
@@ -129,7 +129,7 @@ void draft_steps(Planner& p, const Instruction& i, Result& r) {
   const std::span<const StepPlan> steps = std::span(p.steps).subspan(first);
   if (r.logits != kNowhere && starts == kNowhere && steps.empty())
     r.ending = Ending::logits;
-  else if (r.logits != kNowhere || !(is_sum(p, steps, starts, r) || is_activated(p, steps, starts, r)))
+  else if (r.logits != kNowhere || !is_common(p, steps, starts, r))
     r.ending = Ending::steps, r.steps = {starts, first, static_cast<int>(steps.size()), i.channels};
 }
 
@@ -146,10 +146,10 @@ void add_biases(std::vector<float>& biases, const Instructions& in_turn, const P
 void stage_biases(Planner& p, const std::vector<float>& biases) {
   if (biases.empty()) return;
   Draft& d = p.drafts.back();
-  std::vector<float>& all = p.thrift.near_biases ? p.biases : p.floats;
+  std::vector<float>& all = p.near_biases ? p.biases : p.floats;
   const int first = size_of(all);
   all.insert(all.end(), biases.begin(), biases.end());
-  if (p.thrift.near_biases) {
+  if (p.near_biases) {
     d.parts.back().biases = first;
     return;
   }

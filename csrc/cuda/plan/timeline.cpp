@@ -119,24 +119,15 @@ void end_sweep(Timeline& t, int direction, bool sums = false) {
 void add_sums(Timeline& t, const Instructions& sweep) {
   Instructions sums;
   for (const Instruction* i : sweep) {
-    std::vector<Run> own = runs_of(*i), earlier;
-    std::erase_if(own, [&](const Run& run) {
-      const bool is_earlier = run.dy != 0 || !computes(sweep, run.source);
-      if (is_earlier) earlier.push_back(run);
-      return is_earlier;
-    });
+    std::vector<Run> own, earlier;
+    for (const Run& run : runs_of(*i)) (run.dy != 0 || !computes(sweep, run.source) ? earlier : own).push_back(run);
     if (earlier.empty() || own.empty() || t.draw_of(i->out) >= 0) continue;
     Instruction& other = t.others.emplace_back(*i);
     other.row_runs.clear(), other.pixel_runs = own, other.bias = nullptr;
     t.by_value[i->out] = &other;
     const int value = t.sums_by_value[i->out] = t.values();
-    t.sums.push_back({.out = value,
-                      .channels = i->channels,
-                      .kind = InstructionKind::convolution,
-                      .phase = Phase::row,
-                      .bias = i->bias,
-                      .row_runs = earlier});
-    sums.push_back(t.by_value[value] = &t.sums.back());
+    Instruction& sum = t.sums.emplace_back(Instruction{value, i->channels, i->kind, Phase::row, {}, i->bias, earlier});
+    sums.push_back(t.by_value[value] = &sum);
   }
   if (sums.empty()) return;
   add(t, sums);

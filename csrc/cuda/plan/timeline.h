@@ -12,6 +12,11 @@ namespace pcf::cuda {
 
 using Instructions = std::vector<const Instruction*>;
 
+// Reads nearer than this are of shared memory, as other threads may still be writing what would be copied (in a
+// cluster, one record later than else; but the order of a sum must not depend on that). And a column step has as many
+// records, since the last ones copy for the next step by what the first has found out.
+constexpr int kVisible = 5;
+
 // A value that something reads at (row + dy, column + dx), and how many column steps ago that was computed; kLongAgo:
 // in another sweep.
 constexpr int kLongAgo = 1 << 16;
@@ -71,10 +76,10 @@ struct Timeline {
   int level(int value) const { return entries[order.at(value).first].level; }
 
   // How many records at least an entry comes after what computes the value that it reads: a level is one record or
-  // more, and a column step has at least so many. So this does not depend on how many records there are in the end.
-  int distance(int entry, const Read& read, int fewest_records) const {
+  // more. So this does not depend on how many records there are in the end.
+  int distance(int entry, const Read& read) const {
     if (read.age == kLongAgo) return kLongAgo;
-    return read.age * std::max(sweep_of(entry).levels, fewest_records) + entries[entry].level - level(read.value);
+    return read.age * std::max(sweep_of(entry).levels, kVisible) + entries[entry].level - level(read.value);
   }
 
   const Program& program;
