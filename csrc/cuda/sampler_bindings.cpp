@@ -47,18 +47,12 @@ py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Addr
                      Address known, Address noise, Address conditions, const pcf::SamplingOptions& options,
                      Address parameters, Address log_probability, Address error,
                      const std::optional<PartOfSweep>& part) {
-  cuda::KernelParams params{plan.layout,
-                            at<char>(constants),
-                            at<char>(workspace),
-                            images,
-                            at<int32_t>(values),
-                            at<uint8_t>(known),
-                            at<double>(noise),
-                            at<float>(conditions),
-                            cuda::draw_options(options),
-                            at<float>(parameters),
-                            at<double>(log_probability),
-                            at<unsigned long long>(error)};
+  cuda::KernelParams params{};
+  params.layout = plan.layout, params.options = cuda::draw_options(options), params.images = images;
+  params.constants = at<char>(constants), params.workspace = at<char>(workspace), params.levels = at<int32_t>(values);
+  params.known = at<uint8_t>(known), params.noise = at<double>(noise), params.conditions = at<float>(conditions);
+  params.logits = at<float>(parameters), params.log_probability = at<double>(log_probability);
+  params.error = at<unsigned long long>(error);
   if (part) {
     const auto [sweep, row, first_step, steps] = *part;
     params.layout.n_sweeps = 1;

@@ -73,8 +73,7 @@ int width_of(const Planner& p, int tiles, size_t fragments) {
 
 // Tiles first ... last - 1 of a group's channels. Where a layer is summed in pieces, a record computes no more than a
 // tile for each warp, whose sums go on in the next record.
-void draft_tiles(Planner& p, const Instructions& group, int entry, int first, int last) {
-  const Joint joint = joint_of(p, group, entry);
+void draft_tiles(Planner& p, const Instructions& group, const Joint& joint, int entry, int first, int last) {
   std::vector<Member> members;
   for (const Instruction* i : joint.size > 0 ? joint.members : group) {
     if (!is_product(i)) continue;
@@ -179,7 +178,7 @@ void draft_entry(Planner& p, int number) {
   const Instruction& leader = *entry.group.front();
   if (by_distribution) {
     for (int d = 0; d < draws; d++) {
-      draft_tiles(p, entry.group, number, d * each, (d + 1) * each);
+      draft_tiles(p, entry.group, {}, number, d * each, (d + 1) * each);
       draft_draw(p, entry.draw, d, 1);
     }
     return;
@@ -187,13 +186,15 @@ void draft_entry(Planner& p, int number) {
   const int tiles = parts(entry.draw >= 0 ? leader.channels : p.padded(leader.out), kTileChannels);
   const auto products = std::ranges::count_if(entry.group, is_product);
   auto next = entry.group.begin();
-  if (const Joint gate = gate_of(p, entry.group); gate.size > 0) {
-    draft_tiles(p, {next, next + gate.size}, number, 0, 2 * tiles);
-    next += gate.size;
+  Joint joint = joint_of(p, entry.group, number);
+  if (joint.ending == Ending::gate) {
+    draft_tiles(p, {next, next + joint.size}, joint, number, 0, 2 * tiles);
+    next += joint.size, joint = {};
   } else if (products > most_members(p.math, p.layout.tiles)) {  // one after the other
-    for (int k = 1; k < products; k++, next++) draft_tiles(p, {*next}, number, 0, tiles);
+    for (int k = 1; k < products; k++, next++) draft_tiles(p, {*next}, {}, number, 0, tiles);
+    joint = {};
   }
-  if (next != entry.group.end()) draft_tiles(p, {next, entry.group.end()}, number, 0, tiles);
+  if (next != entry.group.end()) draft_tiles(p, {next, entry.group.end()}, joint, number, 0, tiles);
 }
 
 void draft_memory(Planner& p, int record) {

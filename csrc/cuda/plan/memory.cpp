@@ -119,7 +119,10 @@ uint32_t edge(SweepDraft& sweep, const Read& read, int lead) {
   return number_in(sweep.edges, {narrow(lead), narrow(read.dy), narrow(read.dx), 0}) * 8;
 }
 
-Place place(const Planner& p, SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead) {
+// staged: where it is among what the record copies ahead, or -1.
+Place place(const Planner& p, SweepDraft& sweep, const Chunk& chunk, bool in_shared, int lead, int staged,
+            const Draft& d) {
+  if (staged >= 0) return {static_cast<uint32_t>(d.staging->at + staged * p.column)};
   const Read& read = chunk.read;
   const int depth = p.depth_in(read.value);
   Place found;
@@ -153,7 +156,7 @@ void place_copies(Planner& p, SweepDraft& sweep, Draft& d) {
   if (d.copied.empty()) p.places.push_back(nowhere);  // warps read one, whether they copy or not
   for (const Multiplied& m : d.copied)
     for (size_t c = 0; c < (d.copies.chunked ? kChunks : 1); c++)
-      p.places.push_back(c < m.chunks.size() ? place(p, sweep, m.chunks[c], false, m.lead) : nowhere);
+      p.places.push_back(c < m.chunks.size() ? place(p, sweep, m.chunks[c], false, m.lead, -1, d) : nowhere);
 }
 
 // Of values that the record before it has sent.
@@ -211,9 +214,7 @@ void place_record(Planner& p, SweepDraft& sweep, int record) {
   for (Part& part : d.parts) {
     part.product.staged = d.copies.staged + part.first_copied * p.column;
     std::vector<Place> late;
-    for (const Multiplied& m : part.late())
-      late.push_back(m.staged < 0 ? place(p, sweep, m.chunks[0], true, m.lead)
-                                  : Place{d.copies.staged + static_cast<uint32_t>(m.staged * p.column)});
+    for (const Multiplied& m : part.late()) late.push_back(place(p, sweep, m.chunks[0], true, m.lead, m.staged, d));
     if (p.layout.tiles == 1)
       list_late(sweep, part, late);
     else
@@ -236,11 +237,8 @@ void place_all(Planner& p) {
   for (SweepDraft& sweep : p.sweeps) bytes = std::max(bytes, place_in_shared(p, sweep));
   p.layout.zeros = static_cast<uint32_t>(bytes);
   p.layout.tables = p.layout.zeros + kSiteBytes;
-  for (const Reference& r : p.references) {
-    const Demand* const staging = p.drafts[r.record].staging;
-    p.places.push_back(r.staged < 0 ? place(p, sweep_of(p, r.record), {r.read, 0, 0}, r.in_shared, r.lead)
-                                    : Place{static_cast<uint32_t>(staging->at + r.staged * p.column)});
-  }
+  for (const auto& [read, record, in_shared, lead, staged] : p.references)
+    p.places.push_back(place(p, sweep_of(p, record), {read, 0, 0}, in_shared, lead, staged, p.drafts[record]));
   for (SweepDraft& sweep : p.sweeps)
     for (int k = sweep.first; k < sweep.end; k++) place_record(p, sweep, k);
   for (Result& r : p.results)

@@ -201,7 +201,6 @@ struct Joint {
   const Instruction* out = nullptr;
   int rounds_tanh = 0, keeps_sums = 0;
 };
-Joint gate_of(const Planner&, const Instructions& group);
 Joint joint_of(const Planner&, const Instructions& group, int entry);
 
 // A sweep's records are numbered on from those of the sweeps before it.

@@ -15,6 +15,27 @@ bool has_steps(const Instruction* i, const std::vector<StepKind>& kinds, const I
 
 bool is_read_once(const Planner& p, const Instruction* i) { return p.timeline.readers.at(i->out) == 1; }
 
+Joint gate_of(const Planner& p, const Instructions& group) {
+  if (std::ranges::count_if(group, is_product) != 2 || p.timeline.is_sums(group[0]->out)) return {};
+  if (p.timeline.sums_of(group[0]->out) >= 0) return {};  // they are not in turn
+  const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
+  if (keeps_sums && group.size() < 4) return {};
+  const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
+  const bool rounds_tanh = has_steps(first, {StepKind::tanh});
+  const StepKind other = rounds_tanh ? StepKind::sigmoid : StepKind::tanh;
+  if (!is_read_once(p, first) || !has_steps(out, {other, StepKind::multiply}, first) ||
+      !(rounds_tanh || has_steps(first, {StepKind::sigmoid})))
+    return {};
+  // The product that an activation is of: the instruction itself, or the one whose sums it reads, if it does.
+  const auto product_of = [&](const Instruction* i) -> const Instruction* {
+    if (!keeps_sums) return i;
+    return i->value == group[0]->out ? group[0] : i->value == group[1]->out ? group[1] : nullptr;
+  };
+  const auto tanh = product_of(rounds_tanh ? first : out), gate = product_of(rounds_tanh ? out : first);
+  if (!tanh || !gate || tanh == gate) return {};
+  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, out, rounds_tanh, keeps_sums};
+}
+
 // What an LSTM's forget gate multiplies.
 Read cell_before(const Planner& p, const Instruction& cell) {
   return p.timeline.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
@@ -219,27 +240,6 @@ void draft_result(Planner& p, const Instruction& i, std::vector<float>& biases) 
 }
 
 }  // namespace
-
-Joint gate_of(const Planner& p, const Instructions& group) {
-  if (std::ranges::count_if(group, is_product) != 2 || p.timeline.is_sums(group[0]->out)) return {};
-  if (p.timeline.sums_of(group[0]->out) >= 0) return {};  // they are not in turn
-  const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
-  if (keeps_sums && group.size() < 4) return {};
-  const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
-  const bool rounds_tanh = has_steps(first, {StepKind::tanh});
-  const StepKind other = rounds_tanh ? StepKind::sigmoid : StepKind::tanh;
-  if (!is_read_once(p, first) || !has_steps(out, {other, StepKind::multiply}, first) ||
-      !(rounds_tanh || has_steps(first, {StepKind::sigmoid})))
-    return {};
-  // The product that an activation is of: the instruction itself, or the one whose sums it reads, if it does.
-  const auto product_of = [&](const Instruction* i) -> const Instruction* {
-    if (!keeps_sums) return i;
-    return i->value == group[0]->out ? group[0] : i->value == group[1]->out ? group[1] : nullptr;
-  };
-  const auto tanh = product_of(rounds_tanh ? first : out), gate = product_of(rounds_tanh ? out : first);
-  if (!tanh || !gate || tanh == gate) return {};
-  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, out, rounds_tanh, keeps_sums};
-}
 
 Joint joint_of(const Planner& p, const Instructions& group, int entry) {
   const auto products = std::ranges::count_if(group, is_product);
