@@ -22,11 +22,6 @@ int64_t append(std::vector<char>& bytes, const std::vector<T>& items) {
   return static_cast<int64_t>(at);
 }
 
-template <class T>
-uint32_t offset(uint32_t table, uint32_t number) {
-  return table + number * static_cast<uint32_t>(sizeof(T));
-}
-
 // Says where everything lies in a view, in what refers to its edges, too. -> its bytes
 uint32_t complete_views(Planner& p) {
   Layout& l = p.layout;

@@ -86,7 +86,7 @@ uint32_t shared_of(const Planner& p, int value) {
   return p.values[value].shared_reads.empty() ? kNowhere : static_cast<uint32_t>(p.values[value].shared.at);
 }
 
-uint32_t ring_of(const Planner& p, int value) {
+uint32_t in_ring_of(const Planner& p, int value) {
   return p.values[value].in_ring() ? static_cast<uint32_t>(p.values[value].ring) : kNowhere;
 }
 
@@ -100,9 +100,11 @@ uint32_t number_in(std::vector<T>& table, const T& item) {
   return number;
 }
 
+const Slot& ring_of(const Planner& p, int value) { return p.rings.at(p.values[value].oldest + 1); }
+
 // Where the ring of what is read stands, in a view.
 uint32_t slot(const Planner& p, SweepDraft& sweep, const Read& read) {
-  Slot slot = p.rings.at(p.values[read.value].oldest + 1);
+  Slot slot = ring_of(p, read.value);
   if (p.layout.by_rows)
     slot.dy = read.dy, slot.dx = read.dx;
   else
@@ -126,9 +128,9 @@ Place place(const Planner& p, SweepDraft& sweep, const Chunk& chunk, bool in_sha
   const Read& read = chunk.read;
   const int depth = p.depth_in(read.value);
   Place found;
-  found.at = (in_shared ? shared_of(p, read.value) : ring_of(p, read.value)) +
+  found.at = (in_shared ? shared_of(p, read.value) : in_ring_of(p, read.value)) +
              static_cast<uint32_t>(chunk.first / depth * p.column + chunk.first % depth * kSiteBytes / depth);
-  found.shift = sweep.plan.at_once > 1 ? static_cast<int>(p.rings.at(p.values[read.value].oldest + 1).bytes)
+  found.shift = sweep.plan.at_once > 1 ? static_cast<int>(ring_of(p, read.value).bytes)
                                        : -read.dy % p.layout.rows * p.layout.images;
   found.edge = edge(sweep, read, lead);
   if (!in_shared) found.slot = slot(p, sweep, read);
@@ -141,13 +143,13 @@ SweepDraft& sweep_of(Planner& p, int record) {
 
 Target target(Planner& p, const Target& written) {
   const int value = static_cast<int>(written.shared);
-  const uint32_t shared = shared_of(p, value), ring = is_sent(p, value) ? kNowhere : ring_of(p, value);
+  const uint32_t shared = shared_of(p, value), ring = is_sent(p, value) ? kNowhere : in_ring_of(p, value);
   if (ring == kNowhere) return {shared, ring, p.layout.view_of_slots};
   return {shared, ring, slot(p, sweep_of(p, p.values[value].first_written), {value, 0, 0, 0})};
 }
 
 // The offset of the next place in its table, which is the first of all tables.
-uint32_t next_place(const Planner& p) { return p.layout.tables + size_of(p.places) * sizeof(Place); }
+uint32_t next_place(const Planner& p) { return offset<Place>(p.layout.tables, size_of(p.places)); }
 
 void place_copies(Planner& p, SweepDraft& sweep, Draft& d) {
   d.copies.places = next_place(p);
@@ -165,7 +167,7 @@ void place_exchange(Planner& p, SweepDraft& sweep, Draft& d, int record) {
   for (int value = 0; value < p.timeline.values(); value++) {
     if (p.values[value].last_written + 1 != record || !p.values[value].in_ring() || !is_sent(p, value)) continue;
     for (int f = 0; f < p.fragments(value); f++, d.exchange.count++) {
-      const uint32_t shared = shared_of(p, value) + f * p.column, ring = ring_of(p, value) + f * p.column;
+      const uint32_t shared = shared_of(p, value) + f * p.column, ring = in_ring_of(p, value) + f * p.column;
       p.places.push_back({shared, static_cast<int>(ring), kEverySite, slot(p, sweep, {value, 0, 0, 0})});
     }
   }
@@ -207,8 +209,8 @@ void place_late(Planner& p, Part& part, const std::vector<Place>& late) {
 
 void place_record(Planner& p, SweepDraft& sweep, int record) {
   Draft& d = p.drafts[record];
-  const auto offset = [](const Demand* demand) { return demand ? static_cast<uint32_t>(demand->at) : 0; };
-  d.copies.staged = offset(d.staging), d.copies.bias = offset(d.biases), d.draw.logits = offset(d.logits);
+  const auto place_of = [](const Demand* demand) { return demand ? static_cast<uint32_t>(demand->at) : 0; };
+  d.copies.staged = place_of(d.staging), d.copies.bias = place_of(d.biases), d.draw.logits = place_of(d.logits);
   place_copies(p, sweep, d);
   place_exchange(p, sweep, d, record);
   for (Part& part : d.parts) {

@@ -22,7 +22,7 @@ Layout geometry(const Program& program, Math math, int images, int cluster) {
   l.end_row = l.by_rows ? program.height : 1;
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;
   l.tiles = parts(l.sites, kTileSites);
-  l.view_of_slots = l.tiles * kTileSites * sizeof(Site);
+  l.view_of_slots = offset<Site>(0, l.tiles * kTileSites);
   if (cluster < 1 || cluster > kMostBlocks || (cluster & (cluster - 1)))
     throw std::invalid_argument("a cluster has 1, 2, 4 or 8 blocks");
   if (images < 1) throw std::invalid_argument("a block has at least one image");

@@ -21,6 +21,10 @@ namespace pcf::cuda {
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int parts(int n, int of) { return (n + of - 1) / of; }
 int size_of(const auto& items) { return static_cast<int>(items.size()); }
+template <class T>
+uint32_t offset(uint32_t table, uint32_t number) {
+  return table + number * static_cast<uint32_t>(sizeof(T));
+}
 
 // What steps read lies in shared memory if it was computed so few records ago.
 constexpr int kNear = 8;

@@ -170,12 +170,11 @@ void stage_biases(Planner& p, const std::vector<float>& biases) {
   std::vector<float>& all = p.near_biases ? p.biases : p.floats;
   const int first = size_of(all);
   all.insert(all.end(), biases.begin(), biases.end());
-  if (p.near_biases) {
+  const uint32_t bytes = offset<float>(0, size_of(biases));
+  if (p.near_biases)
     d.parts.back().biases = first;
-    return;
-  }
-  d.copies.floats = first, d.copies.bias_bytes = size_of(biases) * static_cast<int>(sizeof(float));
-  d.biases = stage(p, d.copies.bias_bytes, p.present());
+  else
+    d.copies.floats = first, d.copies.bias_bytes = bytes, d.biases = stage(p, bytes, p.present());
 }
 
 // sums: the reference to those that it goes on with, or kNowhere.
@@ -224,7 +223,7 @@ void draft_result(Planner& p, const Instruction& i, std::vector<float>& biases) 
     d.logits = &logits;
   }
   const int sums = p.timeline.sums_of(i.out);
-  const uint32_t begin = size_of(biases) * sizeof(float), reference = sums < 0 ? kNowhere : sums_at(p, sums);
+  const uint32_t begin = offset<float>(0, size_of(biases)), reference = sums < 0 ? kNowhere : sums_at(p, sums);
   if (is_product(&i) && sums < 0) add_biases(biases, {&i}, part);
   for (int member = 0; member < part.wide; member++) {
     Result& r = add_result(p, part, member, reference);
