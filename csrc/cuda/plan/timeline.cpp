@@ -122,11 +122,12 @@ void add_sums(Timeline& t, const Instructions& sweep) {
     std::vector<Run> own, earlier;
     for (const Run& run : runs_of(*i)) (run.dy != 0 || !computes(sweep, run.source) ? earlier : own).push_back(run);
     if (earlier.empty() || own.empty() || t.draw_of(i->out) >= 0) continue;
-    Instruction& other = t.others.emplace_back(*i);
+    Instruction& other = t.added.emplace_back(*i);
     other.row_runs.clear(), other.pixel_runs = own, other.bias = nullptr;
     t.by_value[i->out] = &other;
-    const int value = t.sums_by_value[i->out] = t.values();
-    Instruction& sum = t.sums.emplace_back(Instruction{value, i->channels, i->kind, Phase::row, {}, i->bias, earlier});
+    const int value = t.values();
+    t.sums_by_value[i->out] = value;
+    Instruction& sum = t.added.emplace_back(Instruction{value, i->channels, i->kind, Phase::row, {}, i->bias, earlier});
     sums.push_back(t.by_value[value] = &sum);
   }
   if (sums.empty()) return;

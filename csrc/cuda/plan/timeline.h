@@ -57,7 +57,7 @@ struct Timeline {
   Timeline(const Program&, int lag);
 
   // Values are the program's and, behind them, sums over what was computed before a sweep, which are float32.
-  int values() const { return static_cast<int>(program.storage.size() + sums.size()); }
+  int values() const { return static_cast<int>(program.storage.size() + sums_by_value.size()); }
   bool is_sums(int value) const { return value >= static_cast<int>(program.storage.size()); }
   int channels(int value) const {
     return is_sums(value) ? instruction(value).channels : program.storage[value].channels;
@@ -89,7 +89,7 @@ struct Timeline {
   std::vector<int> readers;                  // of each value: how many taps, steps and instructions read it
   std::map<int, std::pair<int, int>> order;  // of a value: the last entry that computes it, and the place in it
   std::map<int, const Instruction*> by_value;
-  std::deque<Instruction> sums, others;  // and those that go on with sums, in place of the program's
+  std::deque<Instruction> added;  // sums, and in place of the program's what goes on with them
   std::map<int, int> sums_by_value;
 };
 
