@@ -17,7 +17,7 @@ import torch
 from sass_simulator import RATES, Kernel, Memory, Rates, Run, simulate
 from torch import nn
 
-from pixelcnn_fast import compiler, native
+from pixelcnn_fast import compiler
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
@@ -250,7 +250,7 @@ class ColumnSteps:
         """where: the sweep, the row and the first column step."""
         sampler, memory, images = self.runtime(network).sampler(shape), Memory(), shape.images
         sub_pixels = images * int(np.prod(network.shape))
-        job = native.required().CudaJob(
+        parameters = sampler.parameters(
             images=images,
             constants=memory.place(sampler.constants()),
             workspace=memory.place(sampler.workspace_bytes(images)),
@@ -262,10 +262,11 @@ class ColumnSteps:
             parameters=0,
             log_probability=0,
             error=memory.place(np.array([-1])),
+            part=(*where, steps),
         )
         return simulate(
             kernel,
-            sampler.parameters_of_part(job, *where, steps),
+            parameters,
             memory,
             threads=sampler.facts["threads"],
             rates=self.rates,

@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cuda/sampler.h"
+#include <optional>
+
+#include "cuda/plan.h"
 #include "kernel_sources.h"
 
 namespace py = pybind11;
@@ -13,7 +15,10 @@ namespace {
 
 using Address = uintptr_t;
 
-void* at(Address address) { return reinterpret_cast<void*>(address); }
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
 constexpr std::pair<const char*, cuda::Math> kMaths[] = {
     {"fp32", cuda::Math::fp32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
@@ -34,15 +39,44 @@ std::vector<std::tuple<std::string, int, int>> kernels() {
   return found;
 }
 
-cuda::DeviceJob job(int images, Address constants, Address workspace, Address values, Address known, Address noise,
-                    Address conditions, const pcf::SamplingOptions& options, Address parameters,
-                    Address log_probability, Address error) {
-  return {images,         at(constants), at(workspace),  at(values),          at(known), at(noise),
-          at(conditions), options,       at(parameters), at(log_probability), at(error)};
+// A part of a sweep, for simulations: its number, the row, the first column step, as in SweepPlan, and column steps.
+using PartOfSweep = std::tuple<int, int, int, int>;
+
+// All but images, options and the part is device memory, as KernelParams has it.
+py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Address workspace, Address values,
+                     Address known, Address noise, Address conditions, const pcf::SamplingOptions& options,
+                     Address parameters, Address log_probability, Address error,
+                     const std::optional<PartOfSweep>& part) {
+  cuda::KernelParams params{};
+  params.layout = plan.layout, params.options = cuda::draw_options(options), params.images = images;
+  params.constants = at<char>(constants), params.workspace = at<char>(workspace), params.levels = at<int32_t>(values);
+  params.known = at<uint8_t>(known), params.noise = at<double>(noise), params.conditions = at<float>(conditions);
+  params.logits = at<float>(parameters), params.log_probability = at<double>(log_probability);
+  params.error = at<unsigned long long>(error);
+  if (part) {
+    const auto [sweep, row, first_step, steps] = *part;
+    params.layout.n_sweeps = 1;
+    params.layout.sweeps[0] = plan.layout.sweeps[sweep];
+    params.layout.sweeps[0].first_step = first_step, params.layout.sweeps[0].steps = steps;
+    if (plan.layout.by_rows) params.layout.first_row = row, params.layout.end_row = row + 1;
+  }
+  return py::bytes(reinterpret_cast<const char*>(&params), sizeof params);
 }
 
-py::bytes bytes_of(const cuda::KernelParams& params) {
-  return py::bytes(reinterpret_cast<const char*>(&params), sizeof params);
+py::dict facts(const cuda::Plan& plan) {
+  const cuda::Layout& l = plan.layout;
+  py::list sweeps;
+  for (int k = 0; k < l.n_sweeps; k++) {
+    const cuda::SweepPlan& sweep = l.sweeps[k];
+    const auto& [records, weight_bytes, value_bytes] = plan.sweeps[k];
+    sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps, "columns"_a = sweep.columns,
+                           "records"_a = records, "weight_bytes"_a = weight_bytes, "value_bytes"_a = value_bytes));
+  }
+  return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
+                  "tiles"_a = l.tiles, "threads"_a = cuda::kThreads, "most_images"_a = l.most_images,
+                  "turns"_a = l.end_row, "sweeps"_a = sweeps, "records"_a = l.records,
+                  "shared_bytes"_a = plan.shared_bytes, "weight_bytes"_a = plan.weight_bytes,
+                  "workspace_bytes"_a = l.workspace_bytes);
 }
 
 }  // namespace
@@ -57,42 +91,16 @@ void bind_cuda_sampler(py::module_& m) {
         return found;
       },
       "The kernels' sources, by the names by which they include each other.");
-  py::class_<cuda::DeviceJob>(m, "CudaJob")
-      .def(py::init(&job), "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a,
-           "options"_a, "parameters"_a, "log_probability"_a, "error"_a);
-  py::class_<cuda::Sampler>(m, "CudaSampler")
+  py::class_<cuda::Plan>(m, "CudaSampler")
       .def(py::init([](const pcf::Program& program, const std::string& math, int images, int shared_bytes,
-                       int cluster) { return cuda::Sampler(program, math_of(math), images, cluster, {shared_bytes}); }),
+                       int cluster) { return cuda::make_plan(program, math_of(math), images, cluster, shared_bytes); }),
            "program"_a, "math"_a, "images"_a, "shared_bytes"_a, "cluster"_a = 1)
-      .def(
-          "parameters", [](const cuda::Sampler& s, const cuda::DeviceJob& job) { return bytes_of(s.parameters(job)); },
-          "job"_a, "What the kernel is given by value.")
-      .def(
-          "parameters_of_part",
-          [](const cuda::Sampler& s, const cuda::DeviceJob& job, int sweep, int row, int first_step, int steps) {
-            return bytes_of(s.parameters(job, {sweep, row, first_step, steps}));
-          },
-          "job"_a, "sweep"_a, "row"_a, "first_step"_a, "steps"_a,
-          "The same, if only some column steps of a sweep are to be run.")
-      .def("blocks", &cuda::Sampler::blocks, "images"_a)
-      .def("constants",
-           [](const cuda::Sampler& s) { return py::bytes(s.plan().constants.data(), s.plan().constants.size()); })
-      .def("workspace_bytes", &cuda::Sampler::workspace_bytes, "images"_a)
-      .def_property_readonly("facts", [](const cuda::Sampler& s) {
-        const cuda::Plan& p = s.plan();
-        const cuda::Layout& l = p.layout;
-        py::list sweeps;
-        for (int k = 0; k < l.n_sweeps; k++) {
-          const cuda::SweepPlan& sweep = l.sweeps[k];
-          const cuda::SweepFacts& facts = p.sweeps[k];
-          sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps,
-                                 "columns"_a = sweep.columns, "records"_a = facts.records,
-                                 "weight_bytes"_a = facts.weight_bytes, "value_bytes"_a = facts.value_bytes));
-        }
-        return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
-                        "tiles"_a = l.tiles, "threads"_a = cuda::kThreads, "most_images"_a = l.most_images,
-                        "turns"_a = l.end_row, "sweeps"_a = sweeps, "records"_a = l.records,
-                        "shared_bytes"_a = p.shared_bytes, "weight_bytes"_a = p.weight_bytes,
-                        "workspace_bytes"_a = l.workspace_bytes);
-      });
+      .def("parameters", &parameters, "images"_a, "constants"_a, "workspace"_a, "values"_a, "known"_a, "noise"_a,
+           "conditions"_a, "options"_a, "parameters"_a, "log_probability"_a, "error"_a, "part"_a = py::none(),
+           "What the kernel is given by value. part: (sweep, row, first column step, column steps), if only these are "
+           "to be run.")
+      .def("blocks", &cuda::Plan::blocks, "images"_a)
+      .def("constants", [](const cuda::Plan& plan) { return py::bytes(plan.constants.data(), plan.constants.size()); })
+      .def("workspace_bytes", &cuda::Plan::workspace_bytes, "images"_a)
+      .def_property_readonly("facts", &facts);
 }

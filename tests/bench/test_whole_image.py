@@ -11,7 +11,7 @@ import torch
 from column_steps import SHARED, Planned, needed_compiler
 from sass_simulator import RATES, Kernel, Memory, simulate
 
-from pixelcnn_fast import Sampler, native
+from pixelcnn_fast import Sampler
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import PixelCNN
 from pixelcnn_fast.runtimes import Precision
@@ -64,7 +64,7 @@ def drawn(
     memory, size = Memory(), int(np.prod(SHAPE))
     levels = memory.place(4 * size)
     logits = memory.place(np.full(size * LEVELS, np.nan, np.float32))
-    job = native.required().CudaJob(
+    parameters = plan.parameters(
         images=1,
         constants=memory.place(plan.constants()),
         workspace=memory.place(plan.workspace_bytes(1)),
@@ -79,7 +79,7 @@ def drawn(
     )
     simulate(
         Kernel.load(cubin, NAME.decode()),
-        plan.parameters(job),
+        parameters,
         memory,
         threads=plan.facts["threads"],
         rates=RATES[ARCH],

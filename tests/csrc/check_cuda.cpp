@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/sampler.h"
+#include "cuda/plan.h"
 #include "emulation/kernels.h"
 #include "emulation/scheduler.h"
 
@@ -94,7 +94,7 @@ std::string library(const pcf::cuda::Plan& plan) {
 }
 
 // top_k, 0: the plain draw.
-std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int first, unsigned seed, int top_k = 0) {
+std::vector<float> sample(const pcf::cuda::Plan& plan, int images, int first, unsigned seed, int top_k = 0) {
   emulation::set_seed(seed);
   std::mt19937 random(11);
   std::uniform_real_distribution<float> uniform(0, 1);
@@ -103,33 +103,34 @@ std::vector<float> sample(const pcf::cuda::Sampler& sampler, int images, int fir
   std::vector<float> condition(kImages * kLabel), logits(images * kSubPixels * kLevels, NAN);
   for (float& c : condition) c = uniform(random);
   std::vector<int32_t> levels(images * kSubPixels);
-  std::vector<char> workspace(sampler.workspace_bytes(images) + 127);
-  std::vector<char> constants(sampler.plan().constants.size() + 15);
+  std::vector<char> workspace(plan.workspace_bytes(images) + 127);
+  std::vector<char> constants(plan.constants.size() + 15);
   const auto aligned = [](char* p, uintptr_t to) {
     return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + to - 1) / to * to);
   };
-  std::memcpy(aligned(constants.data(), 16), sampler.plan().constants.data(), sampler.plan().constants.size());
-  uint64_t error = ~uint64_t{0};
-  const pcf::cuda::KernelParams params = sampler.parameters({images,
-                                                             aligned(constants.data(), 16),
-                                                             aligned(workspace.data(), 128),
-                                                             levels.data(),
-                                                             nullptr,
-                                                             noise.data() + first * kSubPixels,
-                                                             condition.data() + first * kLabel,
-                                                             {0.9, top_k, top_k ? 0.8 : 1.0},
-                                                             logits.data(),
-                                                             nullptr,
-                                                             &error});
-  emulation::launch(library(sampler.plan()), params, sampler.blocks(images), sampler.plan().shared_bytes);
-  require(error == ~uint64_t{0}, "the logits are finite");
+  std::memcpy(aligned(constants.data(), 16), plan.constants.data(), plan.constants.size());
+  unsigned long long error = ~0ull;
+  const pcf::cuda::KernelParams params{plan.layout,
+                                       aligned(constants.data(), 16),
+                                       aligned(workspace.data(), 128),
+                                       images,
+                                       levels.data(),
+                                       nullptr,
+                                       noise.data() + first * kSubPixels,
+                                       condition.data() + first * kLabel,
+                                       pcf::cuda::draw_options({0.9, top_k, top_k ? 0.8 : 1.0}),
+                                       logits.data(),
+                                       nullptr,
+                                       &error};
+  emulation::launch(library(plan), params, plan.blocks(images), plan.shared_bytes);
+  require(error == ~0ull, "the logits are finite");
   return logits;
 }
 
 // The less shared memory, the more pieces a layer is summed in.
-pcf::cuda::Sampler with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
+pcf::cuda::Plan with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
   for (int kilobytes = 1;; kilobytes++) try {
-      return pcf::cuda::Sampler(program, math, images, 1, {kilobytes << 10});
+      return pcf::cuda::make_plan(program, math, images, 1, kilobytes << 10);
     } catch (const std::invalid_argument&) {
       require(kilobytes < 200, "the network fits");
     }
@@ -142,27 +143,27 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
   const int most = scans ? 8 : std::min(kImages, pcf::cuda::kTileSites * pcf::cuda::most_tiles(math) / 2);
   for (const int images : {1, 4, most}) {
     const auto least = with_least_memory(network.program, math, images);
-    const pcf::cuda::Sampler most(network.program, math, images, 1, {227 << 10});
-    require(least.plan().shared_bytes < most.plan().shared_bytes, "less memory");
+    const auto most = pcf::cuda::make_plan(network.program, math, images, 1, 227 << 10);
+    require(least.shared_bytes < most.shared_bytes, "less memory");
     // A sweep has some records at least: its pieces may be among them.
-    require(scans || least.plan().layout.records > most.plan().layout.records, "several pieces");
-    for (const auto& sampler : {least, most}) {
-      const std::vector<float> whole = sample(sampler, kImages, 0, 1);
+    require(scans || least.layout.records > most.layout.records, "several pieces");
+    for (const auto& plan : {least, most}) {
+      const std::vector<float> whole = sample(plan, kImages, 0, 1);
       if (first.empty()) first = whole;
       double apart = 0;
       for (size_t i = 0; i < whole.size(); i++) apart = std::fmax(apart, std::fabs(whole[i] - first[i]));
       require(apart <= tolerance, "the plans agree");
-      require(sample(sampler, kImages, 0, 2) == whole, "the same on every schedule");
-      const std::vector<float> part = sample(sampler, 3, 7, 4);
+      require(sample(plan, kImages, 0, 2) == whole, "the same on every schedule");
+      const std::vector<float> part = sample(plan, 3, 7, 4);
       require(std::equal(part.begin(), part.end(), whole.begin() + 7 * kSubPixels * kLevels), "the same in any batch");
     }
     sample(least, 3, 7, 4, 5);
   }
-  const pcf::cuda::Sampler apart(network.program, math, 1, 1, {227 << 10});
+  const auto apart = pcf::cuda::make_plan(network.program, math, 1, 1, 227 << 10);
   const std::vector<float> alone = sample(apart, 3, 7, 1);
   for (int blocks = 2; blocks <= pcf::cuda::kMostBlocks; blocks *= 2) {
     const int images = blocks == 4 ? 2 : 1;  // of a cluster
-    const pcf::cuda::Sampler together(network.program, math, images, blocks, {227 << 10});
+    const auto together = pcf::cuda::make_plan(network.program, math, images, blocks, 227 << 10);
     require(sample(together, 3, 7, 3) == alone, "the same in clusters");
   }
 }

@@ -3,9 +3,12 @@
 #include <stdexcept>
 #include <string>
 
-namespace pcf::cuda {
+#include "wavefront.h"
 
-Layout Planner::geometry(const Program& program, Math math, int images, int cluster) {
+namespace pcf::cuda {
+namespace {
+
+Layout geometry(const Program& program, Math math, int images, int cluster) {
   Layout l{};
   l.image_channels = program.image_channels, l.height = program.height, l.width = program.width;
   l.levels = program.head.parameters, l.images = images, l.cluster = cluster;
@@ -19,6 +22,7 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   l.end_row = l.by_rows ? program.height : 1;
   l.sites = l.rows * images, l.most_images = most_sites / l.rows;
   l.tiles = parts(l.sites, kTileSites);
+  l.view_of_slots = offset<Site>(0, l.tiles * kTileSites);
   if (cluster < 1 || cluster > kMostBlocks || (cluster & (cluster - 1)))
     throw std::invalid_argument("a cluster has 1, 2, 4 or 8 blocks");
   if (images < 1) throw std::invalid_argument("a block has at least one image");
@@ -26,18 +30,29 @@ Layout Planner::geometry(const Program& program, Math math, int images, int clus
   return l;
 }
 
-Plan make_plan(const Program& program, Math math, int images, int cluster, const Limits& limits) {
+}  // namespace
+
+Plan make_plan(const Program& program, Math math, int images, int cluster, int shared_bytes) {
+  const Layout layout = geometry(program, math, images, cluster);
+  const Timeline timeline(program, layout.lag);
   std::string why;
   for (const int early : {1 << 20, 28, 20, 12, 8, 4})  // so that pieces fill their batches
     for (const int copies_ahead : {2, 1})
       for (const bool by_distribution : {false, true})
         for (const bool near_biases : {true, false}) try {
-            const Thrift thrift{early, by_distribution, copies_ahead, near_biases};
-            return Planner(program, math, images, cluster, limits, thrift).plan();
+            Planner p{timeline, math, early, copies_ahead, by_distribution, near_biases, layout};
+            for (const Sweep& sweep : timeline.sweeps) draft_sweep(p, sweep);
+            place_all(p);
+            return assembled(p, shared_bytes);
           } catch (const std::invalid_argument& error) {
             why = error.what();
           }
   throw std::invalid_argument(why);
+}
+
+DrawOptions draw_options(const SamplingOptions& options) {
+  return {options.temperature == 0 ? 0 : static_cast<float>(1 / options.temperature), options.top_k, options.top_p,
+          options.exclude_levels()};
 }
 
 }  // namespace pcf::cuda

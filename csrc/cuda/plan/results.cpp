@@ -1,101 +1,29 @@
 // What the planner's records make of their sums.
-#include "cuda/plan/planner.h"
-
 #include <limits>
 
+#include "cuda/plan/planner.h"
+
 namespace pcf::cuda {
+namespace {
 
-void Planner::draft_results(const std::vector<const Instruction*>& group, const Joint& joint, int position, Draft& d,
-                            Part& part, int number) {
-  Record::Product& product = part.product;
-  product.results = size_of(results_);
-  std::vector<float> biases;
-  const bool is_output = draw_of(position) >= 0;
-  if (joint.size > 0) draft_joint(joint, position, d, part, number, biases);
-  for (size_t k = joint.size; k < group.size(); k++) {
-    const Instruction* const i = group[k];
-    const size_t begin = biases.size();
-    const int sums = timeline_.sums_of(i->out);
-    const int goes_on = sums < 0 ? -1 : sums_at(sums, position, d, number);
-    if (is_product(i) && sums < 0) add_biases(biases, {i}, part);
-    for (int member = 0; member < part.wide; member++) {
-      Result& r = add_result(i->out, part, member);
-      if (is_output) logits_results_.push_back({number, static_cast<int>(results_.size()) - 1});
-      if (sums < 0)
-        r.bias = static_cast<uint32_t>((begin + member * kTileChannels) * sizeof(float));
-      else
-        goes_on_with(r, goes_on);
-      draft_steps(*i, position, r, d, number);
-      if (timeline_.is_sums(i->out)) r.ending = Ending::sums;
-      if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
-    }
-    if (!is_output) writes(i->out, number);
-  }
-  product.n_results = static_cast<int>(size_of(results_) - product.results);
-  stage_biases(biases, d, part, number);
-}
-
-Result& Planner::add_result(int value, const Part& part, int member) {
-  result_values_.push_back(value);
-  Result& r = results_.emplace_back();
-  r.first_channel = part.first_channel + member * kTileChannels, r.tile_channels = part.wide * kTileChannels;
-  r.to = {kNowhere, kNowhere, 0}, r.logits = kNowhere;
-  r.bias_member = kTileChannels * sizeof(float), r.bias_tile = part.wide * r.bias_member;
-  return r;
-}
-
-void Planner::add_biases(std::vector<float>& biases, const std::vector<const Instruction*>& in_turn, const Part& part) {
-  const int end = part.first_channel + part.tiles * part.wide * kTileChannels;
-  for (int channel = part.first_channel; channel < end; channel++) {
-    const Instruction& i = *in_turn[channel % in_turn.size()];
-    const int c = channel / static_cast<int>(in_turn.size());
-    biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
-  }
-}
-
-int Planner::sums_at(int sums, int position, Draft& d, int number) {
-  return operand_at({sums, 0, 0, kLongAgo}, position, 0, d, number);  // rows are sampled one at a time
-}
-
-void Planner::goes_on_with(Result& r, int reference) {
-  r.bias_tile = r.tile_channels / kTileChannels * column_, r.bias_member = column_, r.bias_site = kSiteBytes;
-  r.bias = static_cast<uint32_t>(r.first_channel / kTileChannels * column_);
-  going_on_[static_cast<int>(results_.size()) - 1] = reference;
-}
-
-void Planner::stage_biases(const std::vector<float>& biases, Draft& d, Part& part, int number) {
-  if (biases.empty()) return;
-  if (thrift_.near_biases) {
-    part.biases = static_cast<int>(biases_.size());
-    biases_.insert(biases_.end(), biases.begin(), biases.end());
-    return;
-  }
-  d.copies.floats = static_cast<int>(floats_.size());
-  d.copies.bias_bytes = static_cast<int>(biases.size() * sizeof(float));
-  floats_.insert(floats_.end(), biases.begin(), biases.end());
-  part.biases = stage(d.copies.bias_bytes, number);
-}
-
-Planner::Joint Planner::joint_of(const std::vector<const Instruction*>& group, int position) const {
-  const auto products = std::count_if(group.begin(), group.end(), is_product);
-  return products == 4 && group.size() > 4 ? lstm_of(group, position) : gate_of(group);
-}
-
-bool Planner::has_steps(const Instruction* i, const std::vector<StepKind>& kinds, const Instruction* factor) {
-  return std::equal(i->steps.begin(), i->steps.end(), kinds.begin(), kinds.end(), [&](const Step& s, StepKind kind) {
+// Whether an instruction's steps are these, where a multiplication is by the value of `factor`.
+bool has_steps(const Instruction* i, const std::vector<StepKind>& kinds, const Instruction* factor = nullptr) {
+  return std::ranges::equal(i->steps, kinds, [&](const Step& s, StepKind kind) {
     return s.kind == kind && (kind != StepKind::multiply || !factor || s.operand == factor->out);
   });
 }
 
-Planner::Joint Planner::gate_of(const std::vector<const Instruction*>& group) const {
-  if (std::count_if(group.begin(), group.end(), is_product) != 2 || timeline_.is_sums(group[0]->out)) return {};
-  if (timeline_.sums_of(group[0]->out) >= 0) return {};  // they are not in turn
+bool is_read_once(const Planner& p, const Instruction* i) { return p.timeline.readers.at(i->out) == 1; }
+
+Joint gate_of(const Planner& p, const Instructions& group) {
+  if (std::ranges::count_if(group, is_product) != 2 || p.timeline.is_sums(group[0]->out)) return {};
+  if (p.timeline.sums_of(group[0]->out) >= 0) return {};  // they are not in turn
   const bool keeps_sums = has_steps(group[0], {}) && has_steps(group[1], {});
   if (keeps_sums && group.size() < 4) return {};
   const Instruction *const first = group[keeps_sums ? 2 : 0], *const out = group[keeps_sums ? 3 : 1];
   const bool rounds_tanh = has_steps(first, {StepKind::tanh});
   const StepKind other = rounds_tanh ? StepKind::sigmoid : StepKind::tanh;
-  if (!is_read_once(first) || !has_steps(out, {other, StepKind::multiply}, first) ||
+  if (!is_read_once(p, first) || !has_steps(out, {other, StepKind::multiply}, first) ||
       !(rounds_tanh || has_steps(first, {StepKind::sigmoid})))
     return {};
   // The product that an activation is of: the instruction itself, or the one whose sums it reads, if it does.
@@ -105,13 +33,18 @@ Planner::Joint Planner::gate_of(const std::vector<const Instruction*>& group) co
   };
   const auto tanh = product_of(rounds_tanh ? first : out), gate = product_of(rounds_tanh ? out : first);
   if (!tanh || !gate || tanh == gate) return {};
-  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, nullptr, out, rounds_tanh, keeps_sums};
+  return {keeps_sums ? 4u : 2u, Ending::gate, {tanh, gate}, out, rounds_tanh, keeps_sums};
 }
 
-Planner::Joint Planner::lstm_of(const std::vector<const Instruction*>& group, int position) const {
+// What an LSTM's forget gate multiplies.
+Read cell_before(const Planner& p, const Instruction& cell) {
+  return p.timeline.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
+}
+
+Joint lstm_of(const Planner& p, const Instructions& group, int entry) {
   constexpr auto kTanh = StepKind::tanh, kSigmoid = StepKind::sigmoid, kMultiply = StepKind::multiply;
   const Instruction *tanh = nullptr, *input = nullptr, *forget = nullptr, *output = nullptr, *out = group[4];
-  for (const Instruction* i : {group[0], group[1], group[2], group[3]}) {
+  for (const Instruction* i : std::span(group).first(4)) {
     if (has_steps(i, {kTanh})) tanh = i;
     if (has_steps(i, {kSigmoid})) output = i;
     if (tanh && has_steps(i, {kSigmoid, kMultiply}, tanh)) input = i;
@@ -119,140 +52,207 @@ Planner::Joint Planner::lstm_of(const std::vector<const Instruction*>& group, in
         i->steps[2].alpha == 1)
       forget = i;
   }
-  const bool found = tanh && output && input && forget && is_read_once(tanh) && is_read_once(output) &&
-                     is_read_once(input) && out->value == forget->out && has_steps(out, {kTanh, kMultiply}, output) &&
-                     distance(position, cell_before(*forget)) >= kVisible;
-  return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, forget, out} : Joint{};
+  const bool found = tanh && output && input && forget && is_read_once(p, tanh) && is_read_once(p, output) &&
+                     is_read_once(p, input) && out->value == forget->out &&
+                     has_steps(out, {kTanh, kMultiply}, output) &&
+                     p.timeline.distance(entry, cell_before(p, *forget)) >= kVisible;
+  return found ? Joint{5, Ending::lstm, {tanh, input, forget, output}, out} : Joint{};
 }
 
-Read Planner::cell_before(const Instruction& cell) const {
-  return timeline_.read(cell, cell.steps[1].operand, cell.steps[1].dy, cell.steps[1].dx);
-}
-
-void Planner::draft_joint(const Joint& joint, int position, Draft& d, const Part& part, int number,
-                          std::vector<float>& biases) {
-  if (joint.ending == Ending::gate)
-    add_biases(biases, joint.members, part);
-  else if (timeline_.sums_of(joint.members[0]->out) < 0)
-    for (const Instruction* i : joint.members) add_biases(biases, {i}, part);
-  Result& r = add_result(joint.out->out, part, 0);
-  if (joint.ending == Ending::lstm) r.bias_member = part.tiles * kTileChannels * sizeof(float);
-  r.ending = joint.ending;
-  if (const int first = timeline_.sums_of(joint.members[0]->out); first >= 0) {
-    for (const Instruction* i : joint.members) {
-      const int reference = sums_at(timeline_.sums_of(i->out), position, d, number);
-      if (i == joint.members[0]) goes_on_with(r, reference);
-    }
-    r.bias_member = fragments(first) * column_;  // as they are copied one after the other
-  }
-  writes(joint.out->out, number);
-  if (!joint.cell) {
-    r.gate = {joint.rounds_tanh, joint.keeps_sums, {}};
-    if (!joint.keeps_sums) return;
-    also_writes(joint.members[0]->out, number, [](Result& r) -> Target& { return r.gate.sums[0]; });
-    also_writes(joint.members[1]->out, number, [](Result& r) -> Target& { return r.gate.sums[1]; });
-    return;
-  }
-  r.lstm.factor = static_cast<uint32_t>(operand_at(cell_before(*joint.cell), position, joint.cell->lead, d, number));
-  also_writes(joint.cell->out, number, [](Result& r) -> Target& { return r.lstm.cell; });
-}
-
-void Planner::also_writes(int value, int number, Target& (*target)(Result&)) {
-  also_written_.push_back({results_.size() - 1, value, target});
-  writes(value, number);
-}
-
-void Planner::draft_steps(const Instruction& i, int position, Result& r, Draft& d, int number) {
-  const auto operand = [&](int value, int dy, int dx) {
-    return operand_at(timeline_.read(i, value, dy, dx), position, i.lead, d, number);
-  };
-  r.lead = i.lead, r.takes_sums = i.kind == InstructionKind::convolution;
-  const int starts = i.kind == InstructionKind::pointwise ? operand(i.value, i.dy, i.dx) : -1;
-  const int first = static_cast<int>(steps_.size());
-  for (const Step& s : i.steps) {
-    StepPlan& step = add_step(i, s);
-    if (!reads_value(s)) continue;
-    step_places_[static_cast<int>(steps_.size()) - 1] = operand(s.operand, s.dy, s.dx);
-    if (reads_all_channels(s.kind)) {
-      step.all_channels = timeline_.channels(s.operand);
-      step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
-    }
-  }
-  const bool is_output = draw_of(position) >= 0;
-  if (is_output && starts < 0 && i.steps.empty()) r.ending = Ending::logits;
-  if (r.ending == Ending::logits || (!is_output && (is_sum(i, starts, first, r) || is_activated(i, starts, first, r))))
-    return;
-  r.ending = Ending::steps;
-  r.steps = {starts < 0 ? kNowhere : static_cast<uint32_t>(starts), static_cast<uint32_t>(first),
-             static_cast<int>(i.steps.size()), i.channels};
-}
-
-int Planner::operand_at(const Read& read, int position, int lead, Draft& d, int number) {
-  Reference found{read, number, near(position, read), lead};
-  if (!is_own(found) && distance(position, read) >= kVisible) {
-    found.staged = static_cast<int>(d.copied.size());
-    add_fragments(d.copied, read, 0, lead, false);
+// A value that steps read: where it was written in this column step, or where it was copied ahead, or else anywhere.
+// -> the reference to it
+uint32_t operand_at(Planner& p, const Read& read, int lead) {
+  Draft& d = p.drafts.back();
+  // A value's shared memory holds what was computed last.
+  const int level = p.timeline.entries[d.entry].level, written = p.timeline.level(read.value);
+  const bool is_last = read.age == 0 || (read.age == 1 && level < written);
+  const int distance = p.timeline.distance(d.entry, read);
+  Reference found{read, p.present(), is_last && distance <= kNear, lead};
+  if (!found.is_own() && distance >= kVisible) {
+    found.staged = size_of(d.copied);
+    add_fragments(p, d.copied, read, 0, lead, false);
   } else {
-    found.in_shared ? uses_shared(read, number) : uses_ring(read);
+    found.in_shared ? p.uses_shared(read, p.present()) : p.uses_ring(read);
   }
-  references_.push_back(found);
-  return static_cast<int>(references_.size()) - 1;
+  p.references.push_back(found);
+  return size_of(p.references) - 1;
 }
 
-bool Planner::is_own(const Reference& r) {
-  return r.staged >= 0 || (r.in_shared && r.read.age == 0 && r.read.dy == 0 && r.read.dx == 0);
+// Sums that a product goes on with instead of a bias. -> the reference to them
+uint32_t sums_at(Planner& p, int sums) {
+  return operand_at(p, {sums, 0, 0, kLongAgo}, 0);  // rows are sampled one at a time
 }
 
-bool Planner::adds_own(const Instruction& i, size_t step, int first) const {
-  return step < i.steps.size() && i.steps[step].kind == StepKind::add && i.steps[step].alpha == 1 &&
-         is_own(step_places_.at(first + static_cast<int>(step)));
+// Floats of the program, filled up with zeros. -> where they lie
+int floats(Planner& p, const void* from, int count, int width) {
+  const auto [found, is_new] = p.floats_of.try_emplace({from, width}, size_of(p.floats));
+  if (!is_new) return found->second;
+  p.floats.resize(p.floats.size() + round_up(width, 4));
+  if (from) std::copy_n(static_cast<const float*>(from), count, p.floats.begin() + found->second);
+  return found->second;
 }
 
-bool Planner::is_sum(const Instruction& i, int starts, int first, Result& r) const {
-  if (starts >= 0) return false;
-  const size_t adds = adds_own(i, 0, first), left = i.steps.size() - adds;
-  if (left > 1 || (left == 1 && i.steps[adds].kind != StepKind::relu)) return false;
-  r.ending = Ending::sum;
-  r.sum.added = adds ? static_cast<uint32_t>(step_places_.at(first)) : kNowhere;
-  r.sum.least = left ? 0 : -std::numeric_limits<float>::infinity();
-  return true;
-}
-
-bool Planner::is_activated(const Instruction& i, int starts, int first, Result& r) const {
-  if (starts >= 0 && !is_own(starts)) return false;
-  size_t next = 0;
-  const auto is_next = [&](StepKind kind) { return next < i.steps.size() && i.steps[next].kind == kind; };
-  Activation activation = Activation::none;
-  for (const auto& [kind, found] :
-       {std::pair{StepKind::relu, Activation::relu}, std::pair{StepKind::sigmoid, Activation::sigmoid},
-        std::pair{StepKind::tanh, Activation::tanh}})
-    if (next == 0 && is_next(kind)) activation = found, next++;
-  uint32_t factor = kNowhere, term = kNowhere;
-  if (is_next(StepKind::multiply) && is_own(step_places_.at(first + static_cast<int>(next))))
-    factor = static_cast<uint32_t>(step_places_.at(first + static_cast<int>(next++)));
-  if (adds_own(i, next, first)) term = static_cast<uint32_t>(step_places_.at(first + static_cast<int>(next++)));
-  if (next != i.steps.size()) return false;
-  r.ending = Ending::activated, r.activation = activation;
-  r.activated = {starts < 0 ? kNowhere : static_cast<uint32_t>(starts), factor, term, 0};
-  return true;
-}
-
-StepPlan& Planner::add_step(const Instruction& i, const Step& s) {
-  StepPlan step{};
+void add_step(Planner& p, const Instruction& i, const Step& s) {
+  StepPlan& step = p.steps.emplace_back();
   step.kind = s.kind, step.alpha = static_cast<float>(s.alpha), step.reads = operand_of(s.kind);
   step.condition = s.operand;
   const int width = round_up(i.channels, 2 * kTileChannels);
-  step.scale = floats(s.scale, i.channels, width), step.shift = floats(s.shift, i.channels, width);
-  steps_.push_back(step);
-  return steps_.back();
+  step.scale = floats(p, s.scale, i.channels, width), step.shift = floats(p, s.shift, i.channels, width);
+  if (!reads_value(s)) return;
+  step.place.at = operand_at(p, p.timeline.read(i, s.operand, s.dy, s.dx), i.lead);
+  if (!reads_all_channels(s.kind)) return;
+  step.all_channels = p.timeline.channels(s.operand);
+  step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
 }
 
-int Planner::floats(const void* from, int count, int width) {
-  const auto [found, is_new] = floats_of_.try_emplace({from, width}, static_cast<int>(floats_.size()));
-  if (!is_new) return found->second;
-  floats_.resize(floats_.size() + round_up(width, 4));
-  if (from) std::copy_n(static_cast<const float*>(from), count, floats_.begin() + found->second);
-  return found->second;
+Activation activation_of(StepKind kind) {
+  return kind == StepKind::relu      ? Activation::relu
+         : kind == StepKind::sigmoid ? Activation::sigmoid
+         : kind == StepKind::tanh    ? Activation::tanh
+                                     : Activation::none;
+}
+
+// Takes the next step, if it is of this kind and reads a value in shared memory at the result's own site. -> the
+// reference to the value, or kNowhere
+uint32_t take_own(const Planner& p, std::span<const StepPlan>& steps, StepKind kind) {
+  if (steps.empty() || steps[0].kind != kind || (kind == StepKind::add && steps[0].alpha != 1)) return kNowhere;
+  const uint32_t reference = steps[0].place.at;
+  if (!p.references[reference].is_own()) return kNowhere;
+  steps = steps.subspan(1);
+  return reference;
+}
+
+// Common results need not go through the steps one by one. starts: the value that they start from, or kNowhere: the
+// sums.
+bool is_common(const Planner& p, const std::span<const StepPlan>& steps, uint32_t starts, Result& r) {
+  auto left = steps;
+  const uint32_t added = take_own(p, left, StepKind::add);
+  if (starts == kNowhere && (left.empty() || (left.size() == 1 && left[0].kind == StepKind::relu))) {
+    r.ending = Ending::sum, r.sum = {added, left.empty() ? -std::numeric_limits<float>::infinity() : 0};
+    return true;
+  }
+  if (starts != kNowhere && !p.references[starts].is_own()) return false;
+  left = steps;
+  const Activation activation = left.empty() ? Activation::none : activation_of(left[0].kind);
+  if (activation != Activation::none) left = left.subspan(1);
+  const uint32_t factor = take_own(p, left, StepKind::multiply), term = take_own(p, left, StepKind::add);
+  if (!left.empty()) return false;
+  r.ending = Ending::activated, r.activation = activation, r.activated = {starts, factor, term, 0};
+  return true;
+}
+
+void draft_steps(Planner& p, const Instruction& i, Result& r) {
+  r.lead = i.lead, r.takes_sums = is_product(&i);
+  const uint32_t starts =
+      i.kind == InstructionKind::pointwise ? operand_at(p, p.timeline.read(i, i.value, i.dy, i.dx), i.lead) : kNowhere;
+  const uint32_t first = size_of(p.steps);
+  for (const Step& s : i.steps) add_step(p, i, s);
+  const std::span<const StepPlan> steps = std::span(p.steps).subspan(first);
+  if (r.logits != kNowhere && starts == kNowhere && steps.empty())
+    r.ending = Ending::logits;
+  else if (r.logits != kNowhere || !is_common(p, steps, starts, r))
+    r.ending = Ending::steps, r.steps = {starts, first, static_cast<int>(steps.size()), i.channels};
+}
+
+// Of those channels that the record computes.
+void add_biases(std::vector<float>& biases, const Instructions& in_turn, const Part& part) {
+  const int end = part.first_channel + part.tiles * part.wide * kTileChannels;
+  for (int channel = part.first_channel; channel < end; channel++) {
+    const Instruction& i = *in_turn[channel % in_turn.size()];
+    const int c = channel / size_of(in_turn);
+    biases.push_back(i.bias && c < i.channels ? static_cast<const float*>(i.bias)[c] : 0.f);
+  }
+}
+
+void stage_biases(Planner& p, const std::vector<float>& biases) {
+  if (biases.empty()) return;
+  Draft& d = p.drafts.back();
+  std::vector<float>& all = p.near_biases ? p.biases : p.floats;
+  const int first = size_of(all);
+  all.insert(all.end(), biases.begin(), biases.end());
+  const uint32_t bytes = offset<float>(0, size_of(biases));
+  if (p.near_biases)
+    d.parts.back().biases = first;
+  else
+    d.copies.floats = first, d.copies.bias_bytes = bytes, d.biases = stage(p, bytes, p.present());
+}
+
+// sums: the reference to those that it goes on with, or kNowhere.
+Result& add_result(Planner& p, const Part& part, int member, uint32_t sums) {
+  Result& r = p.results.emplace_back();
+  r.first_channel = part.first_channel + member * kTileChannels, r.tile_channels = part.wide * kTileChannels;
+  r.to = {kNowhere, kNowhere, p.layout.view_of_slots}, r.logits = kNowhere;
+  r.bias_member = kTileChannels * sizeof(float);
+  if (sums != kNowhere) r.bias = sums, r.bias_member = p.column, r.bias_site = kSiteBytes;
+  r.bias_tile = part.wide * r.bias_member;
+  return r;
+}
+
+void draft_joint(Planner& p, const Joint& joint, std::vector<float>& biases) {
+  const Part& part = p.drafts.back().parts.back();
+  uint32_t first_sums = kNowhere;
+  for (const Instruction* i : joint.members)
+    if (const int sums = p.timeline.sums_of(i->out); sums >= 0)
+      first_sums = std::min(first_sums, sums_at(p, sums));
+    else if (joint.ending == Ending::lstm)
+      add_biases(biases, {i}, part);
+  Result& r = add_result(p, part, 0, first_sums);
+  r.ending = joint.ending;
+  if (joint.ending == Ending::gate) {
+    add_biases(biases, joint.members, part);
+    r.gate = {joint.rounds_tanh, joint.keeps_sums, {}};
+    for (int m : {0, 1})
+      r.gate.sums[m] = joint.keeps_sums ? p.written(joint.members[m]->out) : Target{0, 0, p.layout.view_of_slots};
+  } else {
+    // Sums of all members are copied one after the other.
+    r.bias_member *= first_sums == kNowhere ? part.tiles : p.fragments(p.references[first_sums].read.value);
+    const Instruction& cell = *joint.members[2];
+    r.lstm.factor = operand_at(p, cell_before(p, cell), cell.lead);
+    r.lstm.cell = p.written(cell.out);
+  }
+  r.to = p.written(joint.out->out);
+}
+
+void draft_result(Planner& p, const Instruction& i, std::vector<float>& biases) {
+  Draft& d = p.drafts.back();
+  const Part& part = d.parts.back();
+  const bool is_output = p.timeline.entries[d.entry].draw >= 0;
+  if (is_output) {
+    Demand& logits = p.sweeps.back().logits.back();
+    logits.first = std::min(logits.first, p.present() + 1);
+    d.logits = &logits;
+  }
+  const int sums = p.timeline.sums_of(i.out);
+  const uint32_t begin = offset<float>(0, size_of(biases)), reference = sums < 0 ? kNowhere : sums_at(p, sums);
+  if (is_product(&i) && sums < 0) add_biases(biases, {&i}, part);
+  for (int member = 0; member < part.wide; member++) {
+    Result& r = add_result(p, part, member, reference);
+    if (is_output)
+      r.logits = -p.logits_channel * 4, r.logits_stride = p.logits_stride;
+    else
+      r.to = p.written(i.out);
+    if (sums < 0) r.bias = begin + member * r.bias_member;
+    draft_steps(p, i, r);
+    if (p.timeline.is_sums(i.out)) r.ending = Ending::sums;
+    if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
+  }
+}
+
+}  // namespace
+
+Joint joint_of(const Planner& p, const Instructions& group, int entry) {
+  const auto products = std::ranges::count_if(group, is_product);
+  return products == 4 && group.size() > 4 ? lstm_of(p, group, entry) : gate_of(p, group);
+}
+
+void draft_results(Planner& p, const Instructions& group, const Joint& joint) {
+  Part& part = p.drafts.back().parts.back();
+  part.first_result = size_of(p.results);
+  std::vector<float> biases;
+  if (joint.size > 0) draft_joint(p, joint, biases);
+  for (const Instruction* i : std::span(group).subspan(joint.size)) draft_result(p, *i, biases);
+  part.n_results = size_of(p.results) - part.first_result;
+  stage_biases(p, biases);
 }
 
 }  // namespace pcf::cuda

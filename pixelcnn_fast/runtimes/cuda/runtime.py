@@ -241,7 +241,7 @@ class CudaRuntime(Runtime):
                 if self._program.device.type == "cuda":
                     stream = torch.cuda.current_stream(self._program.device).cuda_stream
                 how = self._launch(batch.sampler, images)
-                self._kernel(facts).launch(how, batch.sampler.parameters(self._job(batch)), stream)
+                self._kernel(facts).launch(how, self._parameters(batch), stream)
 
     def _launch(self, sampler: Any, images: int) -> Launch:
         facts = sampler.facts
@@ -265,8 +265,8 @@ class CudaRuntime(Runtime):
         device = self._program.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _job(self, batch: DeviceJob) -> Any:
-        return required().CudaJob(
+    def _parameters(self, batch: DeviceJob) -> bytes:
+        return batch.sampler.parameters(
             images=batch.levels.shape[0],
             constants=batch.constants.data_ptr(),
             workspace=batch.workspace.data_ptr(),

@@ -13,10 +13,9 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits
-from pixelcnn_fast.ops.library import address
 from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
-from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, DeviceJob, Launched, Limits
+from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, Launched, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.copies import Copy, pretended_devices
 from tests.needs import needs_native
@@ -58,7 +57,7 @@ class Kernels:
     def constants(self) -> bytes:
         return b"0"
 
-    def parameters(self, job: Any) -> Any:
+    def parameters(self, **job: Any) -> Any:
         return job
 
     def clusters_at_once(self, how: Launch) -> int:
@@ -82,17 +81,7 @@ def runtime(kernels: Kernels) -> CudaRuntime:
     limits = Limits(1 << 16, 2)
     found = CudaRuntime(captured.program, captured.conditions, sampler.head, kernels=kernels, limits=limits)
     found._samplers, found._planned = {}, lambda shape: kernels  # type: ignore[method-assign]  # a stub
-    found._job = lambda batch: addresses(batch)  # type: ignore[method-assign]  # a stub
     return found
-
-
-def addresses(batch: DeviceJob) -> dict[str, int]:
-    return {
-        "values": batch.levels.data_ptr(),
-        "noise": batch.noise.data_ptr(),
-        "log_probability": address(batch.log_probability),
-        "error": batch.error.data_ptr(),
-    }
 
 
 def job(number: int = 0, n: int = 2) -> Job:
