@@ -89,7 +89,7 @@ struct Fiber {
 
 // Where fibers wait until all have come. Two addresses for the sanitizer, used in turn, so that a fiber that is already
 // on its way to the next round is not taken for one of this.
-struct Barrier {
+struct SyncBarrier {
   unsigned expected = 0;
   std::vector<Fiber*> waiting;
   unsigned round = 0, line = 0;
@@ -114,7 +114,7 @@ struct Sent {
 
 struct Cluster {
   unsigned live;  // threads
-  Barrier barrier;
+  SyncBarrier barrier;
   std::vector<Sent> sent;
 };
 
@@ -125,8 +125,8 @@ struct Block {
   std::unique_ptr<char[]> memory;
   char* shared;
   std::vector<Fiber> fibers;
-  Barrier barrier;
-  std::vector<Barrier> warps;
+  SyncBarrier barrier;
+  std::vector<SyncBarrier> warps;
 };
 
 struct Grid {
@@ -229,7 +229,7 @@ void entry() {
 }
 
 // orders_memory: as in scheduler.h. act runs once, when all have come.
-void wait_at(Barrier& barrier, bool orders_memory, const std::function<void()>& act = {}) {
+void wait_at(SyncBarrier& barrier, bool orders_memory, const std::function<void()>& act = {}) {
   char* order = &barrier.order[barrier.round & 1];
   if (orders_memory) __tsan_release(order);
   barrier.waiting.push_back(self);
@@ -255,11 +255,11 @@ void start_block(unsigned index) {
   std::memset(block->shared, 0xff, grid->launch.shared_bytes);  // NaN to whoever reads what nobody wrote
   block->fibers = std::vector<Fiber>(grid->launch.threads);
   block->barrier.expected = grid->launch.threads;
-  block->warps = std::vector<Barrier>((grid->launch.threads + kWarp - 1) / kWarp);
+  block->warps = std::vector<SyncBarrier>((grid->launch.threads + kWarp - 1) / kWarp);
   // Fibers append to these lists and must not allocate: the sanitizer would take one's malloc and another's free for a
   // race.
   block->barrier.waiting.reserve(grid->launch.threads);
-  for (Barrier& warp : block->warps) warp.waiting.reserve(kWarp);
+  for (SyncBarrier& warp : block->warps) warp.waiting.reserve(kWarp);
   for (unsigned i = 0; i < grid->launch.threads; i++) {
     Fiber& fiber = block->fibers[i];
     block->warps[i / kWarp].expected++;
@@ -504,7 +504,7 @@ char* global_memory(uint64_t address) {
 }
 
 void sync_block(unsigned line) {
-  Barrier& barrier = self->block->barrier;
+  SyncBarrier& barrier = self->block->barrier;
   if (barrier.waiting.empty()) barrier.line = line;
   if (barrier.line != line)
     give_up("sync_block in line " + std::to_string(line) + " while others wait in line " +
@@ -593,7 +593,7 @@ bool phase_is_over(uint32_t at, unsigned parity) {
 }
 
 void sync_lanes(void* post, void (*act)(void**), bool orders_memory) {
-  Barrier& warp = self->block->warps[self->index / kWarp];
+  SyncBarrier& warp = self->block->warps[self->index / kWarp];
   self->post = post;
   wait_at(warp, orders_memory, [&] {
     void* posts[kWarp] = {};
