@@ -175,7 +175,7 @@ def compiled() -> None:
 
 
 def one() -> None:
-    """Image, which ncu watches."""
+    """Image of the default network, which ncu watches."""
     work = default_work(1)
     sampler = Sampler(work.model, work.shape, precision="bf16")
     sampler.sample(1, noise=work.noise, runtime=RUNTIME)

@@ -102,8 +102,8 @@ def test_in_this_process(monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-def apart(monkeypatch, folder: Path, capsys, programs: dict[str, str]) -> tuple[str, dict]:
-    """What is said and printed, if cases and tools are such programs, or else do nothing."""
+def apart(monkeypatch, folder: Path, capsys, programs: dict[str, str]) -> tuple[object, dict]:
+    """How it ends and what it prints, if cases and tools are such programs, or else do nothing."""
 
     real = smoke.side_by_side
 
@@ -116,13 +116,14 @@ def apart(monkeypatch, folder: Path, capsys, programs: dict[str, str]) -> tuple[
         return real(found, *rest)
 
     monkeypatch.setattr(smoke, "side_by_side", side_by_side)
-    said = smoke.apart(folder)
-    return said, printed_figures(capsys.readouterr().out)[0]
+    with pytest.raises(SystemExit) as ended:
+        smoke.main("apart", str(folder))
+    return ended.value.code, printed_figures(capsys.readouterr().out)[0]
 
 
 def test_all_is_well(monkeypatch, tmp_path, capsys):
     said, found = apart(monkeypatch, tmp_path, capsys, {"bf16": """print('{"bf16": "right"}')"""})
-    assert not said and found == {"smoke": {**dict.fromkeys(smoke.CASES, "ok"), "bf16": "right"}}
+    assert said == 0 and found == {"smoke": {**dict.fromkeys(smoke.CASES, "ok"), "bf16": "right"}}
 
 
 def test_cases_that_fail_leave_the_others_and_are_watched(monkeypatch, tmp_path, capsys):
