@@ -30,10 +30,7 @@ from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_rates, o
 ROOT = Path(__file__).resolve().parents[1]
 # Most of the tests' time is the host's: captures, compilations.
 WORKERS = " -n 4" if find_spec("xdist") else ""
-TESTS = (
-    f"{{python}} -m pytest -q --tb=short -p no:cacheprovider{WORKERS} "
-    "-p gpu.journal --journal {folder}/tests.jsonl"
-)
+TESTS = "{python} -m pytest -q --tb=short -p no:cacheprovider -p gpu.journal --journal {folder}/tests.jsonl"
 # Parts of the names of tests that may lose the GPU for those after them: they have processes of their own.
 RISKY = {"clusters": "cluster", "tiles": "tiles", "graphs": "graph"}
 SECTIONS = (
@@ -49,8 +46,8 @@ ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out 
 
 
 def of_sampler(name: str, chosen: str, limit: float) -> Stage:
-    """Tests of it, by parts of their names."""
-    command = f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py -k '{chosen}'"
+    """Tests of it, by parts of their names or by options."""
+    command = f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py -k {chosen}"
     return Stage(name, command, limit, of_tests, needs="build")
 
 
@@ -65,16 +62,16 @@ STAGES = (
     Stage("rates", "{python} -m gpu.rates", 25, of_rates),
     Stage("sweep", "{python} -m gpu.sweep", 40, needs="build"),
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
-    of_sampler("tests of the sampler", " and ".join(f"not {part}" for part in RISKY.values()), 50),
-    *(of_sampler(f"tests of {name}", part, 15) for name, part in RISKY.items()),
-    Stage("tests of the ops", f"{TESTS} tests/ops/test_ops_on_cuda.py", 40, of_tests),
+    of_sampler("tests of the sampler", f"'not ({' or '.join(RISKY.values())})'{WORKERS}", 50),
+    *(of_sampler(f"tests of {name}", part, 22) for name, part in RISKY.items()),
+    Stage("tests of the ops", f"{TESTS}{WORKERS} tests/ops/test_ops_on_cuda.py", 39, of_tests),
     Stage("sampling", "{python} -m gpu.sampling ours", 20, needs="build"),
     Stage("sampling, other families", "{python} -m gpu.sampling families", 15, needs="build"),
     *(watched(tool, 15) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
     Stage("sampling, naive", "{python} -m gpu.sampling naive", 15),
-    Stage("layers", "{python} -m gpu.layers", 30),
-    Stage("sampling, naive, compiled", "{python} -m gpu.sampling compiled", 20),
-    Stage("acceleration", ACCELERATION, 35, found=markdown),
+    Stage("layers", "{python} -m gpu.layers", 25),
+    Stage("sampling, naive, compiled", "{python} -m gpu.sampling compiled", 15),
+    Stage("acceleration", ACCELERATION, 25, found=markdown),
 )
 
 
