@@ -10,7 +10,9 @@ whole column steps with everything in them. "must" is what a row has to keep, "r
   python benchmarks/cuda_budget.py --batches   what batches take, and how their images share the GPU; ten minutes
   python benchmarks/cuda_budget.py --json      a list with an object per row: name, unit, must, reach, predicted, met
   python benchmarks/cuda_budget.py --record    records what a column step takes today: a test fails once it takes 10 %
-                                               more. After a change that makes steps faster, or is worth its cycles
+                                               more. After a change that makes steps faster, or is worth its cycles.
+                                               It also records the table, in all about eight minutes
+  python benchmarks/cuda_budget.py --recorded  the table that was recorded, as --json prints it
 
 What it is doing goes to stderr. A row without a prediction says there why. Needs NVRTC, which PyTorch for
 CUDA brings, and nvdisasm, which Triton brings: `pip install -e .[test]`.
@@ -45,6 +47,7 @@ from column_steps import (
 from sass_simulator import RATES, Run
 
 from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.kernels import digest
 from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS
 
 RECORD = Path(__file__).with_name("cuda_step_cycles.json")
@@ -197,7 +200,7 @@ def by_batch(steps: ColumnSteps) -> str:
 
 def recorded() -> dict[str, Any]:
     """ "compiler": what compiled what was recorded; "cycles": of a column step, or of one of each sweep, by the
-    names in RECORDED."""
+    names in RECORDED; "rows": of the table, and "kernels": the digest of the sources that they are of."""
     found: dict[str, Any] = json.loads(RECORD.read_text())
     return found
 
@@ -214,8 +217,18 @@ def record(folder: Path) -> None:
     found = {name: round(sum(step.cycles for step in recorded_steps(steps, name))) for name in RECORDED}
     for name, now in found.items():
         print(f"{name}: {number(before.get(name))} -> {number(now)} cycles a column step")
-    content = {"compiler": str(needed_compiler()), "cycles": found}
+    rows = [row.result(row.predicted(steps)) for row in ROWS]
+    content = {"compiler": str(needed_compiler()), "cycles": found, "kernels": digest(), "rows": rows}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def print_recorded() -> None:
+    found = recorded()
+    if not (rows := found.get("rows")):
+        return say("not recorded: python benchmarks/cuda_budget.py --record")
+    if found["kernels"] != digest():
+        say("recorded before the kernels changed: python benchmarks/cuda_budget.py --record")
+    print(json.dumps(rows, indent=1))
 
 
 def own_arch() -> str:
@@ -243,9 +256,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--clusters", action="store_true", help="what an image takes by the number of blocks that share it")
     add("--batches", action="store_true", help="what batches take, with so many images in so many blocks")
     add("--record", action="store_true", help=f"write {RECORD.name} anew, for sm_{RECORDED_ARCH}, and end")
+    add("--recorded", action="store_true", help="print the list of objects that was recorded")
     chosen = parser.parse_args(arguments)
-    if chosen.profile and (chosen.clusters or chosen.batches or chosen.record):
-        parser.error("--profile is of the rows: not with --clusters, --batches or --record")
+    if chosen.profile and (chosen.clusters or chosen.batches or chosen.record or chosen.recorded):
+        parser.error("--profile is of the rows: not with --clusters, --batches, --record or --recorded")
+    if chosen.recorded:
+        return print_recorded()
     with tempfile.TemporaryDirectory() as folder:
         if chosen.record:
             return record(Path(folder))

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py [--out FOLDER]     FOLDER: benchmarks/results by default
 
-Needs torch, nvcc, g++, pybind11, ninja, cmake and pytest; no network, no virtual environment, nothing installed. Each
+Needs torch, NVRTC, g++, pybind11, ninja, cmake and pytest; no network, no virtual environment, nothing installed. Each
 stage is a process with its own time limit, and may use what others leave of theirs; if one fails or hangs, the others
 still give their figures. FOLDER/<device>.json and .md are written whenever a stage ends. A table comes last, and all
 that is printed then is under 12,000 characters. What the processes print is in build/gpu-check. Status 1 if a stage has
@@ -22,19 +22,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpu import report
-from gpu.check import Check, slug
-from gpu.stage import Outcome, Stage, environment
-from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_sanitizer, of_tests
+from gpu.check import Check
+from gpu.sanitizers import watched
+from gpu.stage import Outcome, Stage, environment, slug
+from gpu.verdicts import counters, markdown, of_budget, of_profiler, of_rates, of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 # Most of the tests' time is the host's: captures, compilations.
 WORKERS = " -n 4" if find_spec("xdist") else ""
-TESTS = f"{{python}} -m pytest -q --tb=short -p no:cacheprovider{WORKERS} --junitxml={{folder}}/junit.xml"
-# The kernels are told by their name. What torch asks of the driver is not what is checked.
-SANITIZED = (
-    "compute-sanitizer --tool {} --kernel-name kns=pixelcnn_fast --error-exitcode 99 --print-limit 10 "
-    "--report-api-errors no --log-file {{folder}}/report.txt {{python}} -m gpu.sampling small"
-)
+TESTS = "{python} -m pytest -q --tb=short -p no:cacheprovider -p gpu.journal --journal {folder}/tests.jsonl"
+# Parts of the names of tests that may lose the GPU for those after them: they have processes of their own.
+RISKY = {"clusters": "cluster", "tiles": "tiles", "graphs": "graph"}
 SECTIONS = (
     "LaunchStats Occupancy SpeedOfLight SchedulerStats WarpStateStats InstructionStats "
     "MemoryWorkloadAnalysis MemoryWorkloadAnalysis_Tables"
@@ -45,31 +43,35 @@ PROFILED = (
     "--csv --page raw --log-file {folder}/report.csv {python} -m gpu.sampling one"
 )
 ACCELERATION = "{python} benchmarks/acceleration_targets.py --device cuda --out {folder} --within {early}"
-# The seconds come to 560. The first stage says whether there is a GPU; the rates are measured while nothing else runs.
+
+
+def of_sampler(name: str, chosen: str, limit: float) -> Stage:
+    """Tests of it, by parts of their names or by options."""
+    command = f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py -k {chosen}"
+    return Stage(name, command, limit, of_tests, needs="build")
+
+
+# The first stage says whether there is a GPU. What others build on comes first, and what says most.
 STAGES = (
     Stage("machine", "{python} -m gpu.machine", 15, on_gpu=False),
-    Stage("rates", "{python} -m gpu.rates", 25),
-    Stage("budget", "{python} benchmarks/cuda_budget.py --json", 5, of_budget, on_gpu=False, beside=True),
-    Stage("build", "{python} -m gpu.build", 75, on_gpu=False),
-    Stage(
-        "tests of the sampler",
-        f"{TESTS} tests/csrc/test_gpu.py tests/csrc/test_gpu_devices.py",
-        70,
-        of_tests,
-        needs="build",
-    ),
-    Stage("tests of the ops", f"{TESTS} tests/ops/test_ops_on_cuda.py", 70, of_tests),
-    Stage("sampling", "{python} -m gpu.sampling ours", 25, needs="build"),
-    Stage("sampling, other families", "{python} -m gpu.sampling families", 20, needs="build"),
-    Stage("memcheck", SANITIZED.format("memcheck"), 25, of_sanitizer, needs="build"),
-    Stage("racecheck", SANITIZED.format("racecheck"), 25, of_sanitizer, needs="build"),
-    Stage("initcheck", SANITIZED.format("initcheck"), 25, of_sanitizer, needs="build"),
-    Stage("synccheck", SANITIZED.format("synccheck"), 25, of_sanitizer, needs="build"),
+    Stage("build", "{python} -m gpu.build", 55, on_gpu=False),
+    Stage("budget", "{python} benchmarks/cuda_budget.py --recorded", 10, of_budget, on_gpu=False),
+    Stage("first kernels", "{python} -m gpu.kernels few", 20, needs="build"),
+    Stage("other kernels", "{python} -m gpu.kernels all", 5, needs="build", beside=True),
+    Stage("smoke", "{python} -m gpu.smoke apart {folder}", 45, needs="build"),
+    Stage("rates", "{python} -m gpu.rates", 25, of_rates),
+    Stage("sweep", "{python} -m gpu.sweep", 40, needs="build"),
     Stage("counters", PROFILED, 15, of_profiler, counters, needs="build"),
+    of_sampler("tests of the sampler", f"'not ({' or '.join(RISKY.values())})'{WORKERS}", 50),
+    *(of_sampler(f"tests of {name}", part, 22) for name, part in RISKY.items()),
+    Stage("tests of the ops", f"{TESTS}{WORKERS} tests/ops/test_ops_on_cuda.py", 39, of_tests),
+    Stage("sampling", "{python} -m gpu.sampling ours", 20, needs="build"),
+    Stage("sampling, other families", "{python} -m gpu.sampling families", 15, needs="build"),
+    *(watched(tool, 15) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
     Stage("sampling, naive", "{python} -m gpu.sampling naive", 15),
-    Stage("layers", "{python} -m gpu.layers", 35),
-    Stage("sampling, naive, compiled", "{python} -m gpu.sampling compiled", 30),
-    Stage("acceleration", ACCELERATION, 60, found=markdown),
+    Stage("layers", "{python} -m gpu.layers", 25),
+    Stage("sampling, naive, compiled", "{python} -m gpu.sampling compiled", 15),
+    Stage("acceleration", ACCELERATION, 25, found=markdown),
 )
 
 

@@ -1,7 +1,7 @@
-"""Builds the native part for this machine's GPU, by CMake itself, and puts it beside the package's sources.
+"""Builds the native part by CMake itself, and puts it beside the package's sources.
 
 Unlike ``pip install`` and ``make native``, it does without setuptools. Fails if the module does not load, or if there
-can be no CUDA kernels.
+is no compiler of CUDA kernels.
 """
 
 from __future__ import annotations

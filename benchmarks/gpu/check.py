@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gpu.stage import Outcome, Running, Stage
+from gpu.stage import Outcome, Running, Stage, begun
 
 
 class Check:
@@ -64,12 +63,10 @@ class Check:
         """Begins a stage -> None, or the outcome of one that can't begin."""
         if (why := self._why_not(stage)) is not None:
             return Outcome(stage.name, f"not run: {why}")
-        try:
-            self._running[stage.name] = Running(
-                stage, self._folder / slug(stage.name), self._environment, seconds
-            )
-        except FileNotFoundError as error:
-            return Outcome(stage.name, f"not available: {error.args[0]} is not installed")
+        found = begun(stage, self._folder, self._environment, seconds)
+        if isinstance(found, Outcome):
+            return found
+        self._running[stage.name] = found
         return None
 
     def _wait(self, name: str, seconds: float) -> None:
@@ -81,7 +78,3 @@ class Check:
         self._outcomes[outcome.stage] = outcome
         print(f"{outcome.stage}: {outcome.verdict}, {outcome.seconds} s", flush=True)
         self._keep(list(self._outcomes.values()))
-
-
-def slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name.lower()).strip("-")

@@ -41,11 +41,15 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     figures = {name: outcome.figures for name, outcome in by_name.items()}
     yield "# " + ", ".join(f"{name} {value}" for name, value in figures.get("machine", {}).items())
     yield from rows(["stage", "verdict", "seconds"], ([o.stage, o.verdict[:160], o.seconds] for o in outcomes))
+    smoke = figures.get("smoke", {})
+    if cases := {**smoke.get("smoke", {}), **smoke.get("watched", {})}:
+        yield from rows(["case", "result"], cases.items())
     rates = dict(figures.get("rates", {}))
     assumed = rates.pop("assumed", {})
     if rates:
         yield from rows(["rate", "assumed", "measured"], ([k, assumed.get(k), v] for k, v in rates.items()))
     yield from targets(by_name)
+    yield from sweep(figures.get("sweep", {}))
     yield from sampling(figures)
     if layers := figures.get("layers"):
         yield from rows(
@@ -71,7 +75,7 @@ def targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     predicted, keys = {str(row.get("name")): row for row in budget}, ("unit", "must", "reach", "predicted")
     if names := list(dict.fromkeys([*predicted, *measured])):
         yield from rows(
-            ["bf16", *keys, "measured"],
+            ["bf16; predictions are for an H100", *keys, "measured"],
             (
                 [
                     name,
@@ -81,6 +85,15 @@ def targets(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
                 for name in names
             ),
         )
+
+
+def sweep(found: Mapping[str, Any]) -> Iterator[str]:
+    """Column steps by the shape of a launch, and the constants of runtimes/cuda/cost.py, now and fitted to them."""
+    if cycles := found.get("sweep"):
+        head = ["cycles a column step, images in blocks", "measured", "predicted", "refitted"]
+        yield from rows(head, ([name, *values] for name, values in cycles.items()))
+    if constants := found.get("constants"):
+        yield from rows(["cost.py", "now", "refitted"], ([k, *v] for k, v in constants.items()))
 
 
 def sampling(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

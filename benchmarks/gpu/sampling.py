@@ -1,4 +1,4 @@
-"""Measures the samplers on a GPU: python -m gpu.sampling ours | families | naive | compiled | small | one
+"""Measures the samplers on a GPU: python -m gpu.sampling ours | families | naive | compiled | one
 
 Images are judged before anything is timed. Each figure is printed as soon as it is there.
 """
@@ -6,10 +6,8 @@ Images are judged before anything is timed. Each figure is printed as soon as it
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,29 +15,23 @@ import torch
 from torch import Tensor
 
 from gpu.draws import judged
-from gpu.timing import cycles_a_second, kernel_seconds, stream_seconds, wall_seconds
+from gpu.timing import kernel_seconds, stream_seconds, wall_seconds
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
-from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
+from pixelcnn_fast.models import GatedPixelCNN, Model, PixelRNN
 from pixelcnn_fast.runtimes import Precision, RuntimeName
-from pixelcnn_fast.runtimes.cuda.cost import prefers
-from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Shape
+from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, Shape
 
 DEVICE = "cuda"
 RUNTIME: RuntimeName = "cuda"
 BATCHES = (1, 16, 64, 1024)
-# Images -> as if there were so many multiprocessors (None: those that there are), and blocks that share an image. They
-# are several to a block, in so many tiles of sites that in bf16 copies begin behind the barriers; one to a block; and
-# one to a cluster.
-WATCHED: dict[int, tuple[int | None, int]] = {16: (1, 1), 80: (80, 1), 2: (None, max(CLUSTERS))}
 JUDGED = 16  # images of a batch, at most: their logits in float64 take 6 MB each
 OURS: dict[str, Precision] = {"pixelcnn_fast, bf16": "bf16", "pixelcnn_fast, float32": "same"}
 NAIVE = "naive, bf16"
 CACHED = "cached PyTorch, float32"
 # The targets' names, as benchmarks/cuda_budget.py has them.
 DEFAULT = {1: "one image", 16: "16 images", 1024: "1,024 images"}
-COLUMN_STEP = "column step, one image on one block"
 FAMILIES: dict[str, tuple[type[Model], dict[str, Any], int]] = {
     "Gated PixelCNN, 64 channels, 7 blocks, 28x28, one image": (GatedPixelCNN, {"input_channels": 1}, 28),
     "Row LSTM, 128 units, 12 layers, one image": (PixelRNN, {"kind": "row_lstm"}, 32),
@@ -96,25 +88,6 @@ def ours() -> None:
             if precision == "bf16" and n in DEFAULT:
                 targets[DEFAULT[n]] = as_target(draw, seconds[n], n)
                 show(targets=targets)
-        if precision == "bf16" and (steps := steps_on_one_block(sampler)):
-            targets[COLUMN_STEP] = cycles_of_a_step(drawing(sampler, default_work(1), precision), steps)
-            show(targets=targets)
-
-
-def steps_on_one_block(sampler: Sampler) -> int | None:
-    """How many column steps an image takes; from now on, clusters are not used. None in a rehearsal."""
-    runtime = sampler.runtime(RUNTIME)
-    if not isinstance(runtime, CudaRuntime):
-        return None
-    share(runtime, None, 1)
-    return sum(sweep["steps"] for sweep in runtime.facts(1)["sweeps"]) * int(runtime.facts(1)["turns"])
-
-
-def cycles_of_a_step(draw: Callable[[], Tensor], steps: int) -> str:
-    """Of so many; what comes before the first is shared out among them."""
-    kernels = kernel_seconds(draw, "pixelcnn_fast")
-    cycles = cycles_a_second() * (kernels or wall_seconds(draw, 3)) / steps
-    return f"{cycles:,.0f} cycles" + (", with what the host takes" if kernels is None else "")
 
 
 def clusters_at_once() -> dict[int, int]:
@@ -201,39 +174,12 @@ def compiled() -> None:
         show(**{f"{NAIVE}, torch.compile": seconds})
 
 
-# -- what other tools watch
-
-
-def small() -> None:
-    """A network of odd sizes, with and without clusters, in the precisions that multiply differently; judged."""
-    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = (
-        "1"  # or what lies beyond an array is PyTorch's, too, and nobody sees
-    )
-    model = random_model(input_channels=3, hidden_channels=40, n_residual=1, kernel_size=5).to(DEVICE)
-    assert isinstance(model, PixelCNN)
-    for n, (multiprocessors, blocks) in WATCHED.items():
-        work = workload(model, n, 5, 7)
-        for precision in OURS.values():
-            sampler = Sampler(model, (3, 5, 7), precision=precision)
-            runtime = sampler.runtime(RUNTIME)
-            if isinstance(runtime, CudaRuntime):  # and not that of a rehearsal
-                share(runtime, multiprocessors, blocks)
-            drawing(sampler, work, precision)
-            show(**{f"{precision}, {n} images": "right"})
-
-
-def share(runtime: CudaRuntime, multiprocessors: int | None, blocks: int) -> None:
-    """Among so many multiprocessors, in clusters of so many blocks if there can be any."""
-    runtime.cost = prefers(blocks)
-    if multiprocessors is not None:
-        runtime._limits = replace(runtime._limits, multiprocessors=multiprocessors)
-
-
 def one() -> None:
+    """Image of the default network, which ncu watches."""
     work = default_work(1)
     sampler = Sampler(work.model, work.shape, precision="bf16")
     sampler.sample(1, noise=work.noise, runtime=RUNTIME)
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (ours, families, naive, compiled, small, one)}[sys.argv[1]]()
+    {f.__name__: f for f in (ours, families, naive, compiled, one)}[sys.argv[1]]()

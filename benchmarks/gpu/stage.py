@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +22,23 @@ TAIL = 15  # lines of output that are kept of a stage that is not ok
 
 
 class Ended(NamedTuple):
-    """status: the process's; output, errors: what it printed; folder: where it wrote files."""
+    """status: the process's, or None if it was cut off; output, errors: what it printed; folder: where it wrote files;
+    seconds: how long it has run; at: when it ended, by the clock of time.time()."""
 
-    status: int
+    status: int | None
     output: str
     errors: str
     folder: Path
+    seconds: float = 0.0
+    at: float = 0.0
 
 
 def by_status(ended: Ended) -> str:
     """If it is not 0, with the error that ended the process, or else the last that it has said."""
     if ended.status == 0:
         return OK
+    if ended.status is None:
+        return f"failed: not finished in {ended.seconds:.0f} s"
     said = (ended.errors.strip() or ended.output.strip()).splitlines() or ["and nothing said"]
     return f"failed: status {ended.status}: {(raised(said) or said[-1])[:120]}"
 
@@ -48,8 +55,8 @@ class Stage:
     """command: as in a shell; {python} and {folder} stand for this Python and the stage's folder, {early} for the
     seconds within which it should begin what may take a minute. Figures are what it prints as JSON objects, one a line,
     so that a stage that is cut off keeps those it has, and what is found in its folder.
-    limit: seconds that are set aside for it. judge: the verdict on a process that ended by itself, which starts with
-    'ok', 'failed' or 'not available'. needs: a stage without which it makes no sense. on_gpu: it makes sense on a GPU
+    limit: seconds that are set aside for it. judge: the verdict on a process that ended, which starts with 'ok',
+    'failed' or 'not available'. needs: a stage without which it makes no sense. on_gpu: it makes sense on a GPU
     only. beside: it runs beside all others, on the CPU, until their end.
     """
 
@@ -65,7 +72,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """verdict: 'ok', or 'failed', 'not available' (a tool is missing or refuses the machine) or 'not run', and why."""
+    """verdict: 'ok', perhaps 'so far' if there was no time for all of it; 'failed', 'not available' (a tool is missing
+    or refuses the machine) or 'not run', and why."""
 
     stage: str
     verdict: str
@@ -125,10 +133,8 @@ class Running:
         output, errors = self._printed("output"), self._printed("errors")
         figures, rows = printed_figures(output)
         figures.update(self._stage.found(self._folder))
-        if in_time:
-            verdict = self._stage.judge(Ended(self._process.returncode, output, errors, self._folder))
-        else:
-            verdict = f"failed: not finished in {took:.0f} s"
+        status = self._process.returncode if in_time else None
+        verdict = self._stage.judge(Ended(status, output, errors, self._folder, took, time.time()))
         tail = [] if verdict.startswith(OK) else [*output.splitlines()[-TAIL:], *errors.splitlines()[-TAIL:]]
         return Outcome(self._stage.name, verdict, round(took, 1), figures, rows, [line[:300] for line in tail])
 
@@ -137,6 +143,9 @@ class Running:
         if self._process.poll() is None:
             self._send(signal.SIGINT)
             self._ends_within(GRACE)
+        self.kill()
+
+    def kill(self) -> None:
         self._send(signal.SIGKILL)
         self._process.wait()
 
@@ -155,6 +164,32 @@ class Running:
 
     def _printed(self, name: str) -> str:
         return (self._folder / name).read_text(errors="replace")
+
+
+def begun(stage: Stage, folder: Path, environment: Mapping[str, str], seconds: float) -> Running | Outcome:
+    """Its process, whose files go to a folder in this one; or the outcome, if there is no such program."""
+    try:
+        return Running(stage, folder / slug(stage.name), environment, seconds)
+    except FileNotFoundError as error:
+        return Outcome(stage.name, f"not available: {error.args[0]} is not installed")
+
+
+def side_by_side(
+    stages: Sequence[Stage], folder: Path, environment: Mapping[str, str], seconds: float
+) -> list[Outcome]:
+    """All at once, each for so long at most. An interrupt kills them."""
+    running = [begun(stage, folder, environment, seconds) for stage in stages]
+    with ThreadPoolExecutor(len(stages)) as threads:
+        try:
+            return list(threads.map(lambda r: r.outcome(seconds) if isinstance(r, Running) else r, running))
+        finally:
+            for process in running:
+                if isinstance(process, Running):
+                    process.kill()
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def printed_figures(output: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 from gpu.stage import OK, Ended, by_status, printed_figures
 
 # What NVIDIA's tools say of a machine that does not let them work.
+CUT_OFF = ("ERROR SUMMARY: 0", "RACECHECK SUMMARY: 0", "Error: process didn't terminate", "Target application")
+HANGS = 20.0  # seconds that a test may take until it counts as hung
 REFUSALS = ("Device not supported", "ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
 
 
 def of_tests(ended: Ended) -> str:
-    """pytest's, from junit.xml: some must have passed, and none failed. Skipped tests alone are a failure."""
-    report = ended.folder / "junit.xml"
-    if not report.is_file():
-        return f"failed: status {ended.status} before any test"
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [reason for case in cases if (reason := case.find("skipped")) is not None]
-    passed = len(cases) - len(bad) - len(skipped)
-    if bad:
-        return (
-            f"failed: {len(bad)} of {len(cases)} tests: {', '.join(case.get('name', '') for case in bad[:5])}"
-        )
+    """pytest's, from what ``gpu.journal`` has written so far: some must have passed, and none failed. Skipped tests
+    alone are a failure, and so is one that hung."""
+    lines = [json.loads(line) for line in _read(ended.folder / "tests.jsonl").splitlines()]
+    tests = {line["name"]: line for line in lines if "name" in line}
+    if not tests:
+        return f"failed: {_ending(ended)} before any test"
+    named: dict[str, list[str]] = {"begun": [], "failed": [], "skipped": [], "passed": []}
+    for name, line in tests.items():
+        named[line["outcome"]].append(name)
+    passed, skipped = len(named["passed"]), len(named["skipped"])
+    left = max(line.get("tests", 0) for line in lines) - len(tests) + len(named["begun"])
+    not_run = f", {left} not run" if left > 0 else ""
+    if bad := named["failed"]:
+        first = f"{bad[0].split('::')[-1]}: {tests[bad[0]]['why']}"
+        return f"failed: {len(bad)} of {len(tests)} tests{not_run}, the first: {first}"
+    hung = [name for name in named["begun"] if ended.status is not None or ended.at - tests[name]["at"] > HANGS]
+    if hung:
+        return f"failed: {_ending(ended)} in {hung[0].split('::')[-1]}; {passed} passed{not_run}"
     if passed == 0:
-        why = f", the first because: {skipped[0].get('message')}" if skipped else ""
-        return f"failed: no test has passed, {len(skipped)} were skipped{why}"
+        reason = f", the first because: {tests[named['skipped'][0]]['why']}" if skipped else ""
+        return f"failed: no test has passed, {skipped} were skipped{reason}"
+    if ended.status is None:
+        return f"{OK} so far: {passed} passed, {skipped} skipped{not_run} in {ended.seconds:.0f} s"
     if ended.status != 0:
         return f"failed: {passed} tests passed, but the status is {ended.status}"
-    return f"{OK}: {passed} passed, {len(skipped)} skipped"
+    return f"{OK}: {passed} passed, {skipped} skipped"
+
+
+def _ending(ended: Ended) -> str:
+    return f"not finished in {ended.seconds:.0f} s" if ended.status is None else f"status {ended.status}"
 
 
 def of_sanitizer(ended: Ended) -> str:
@@ -41,10 +55,13 @@ def of_sanitizer(ended: Ended) -> str:
     if (refusal := _refusal(report + ended.errors)) is not None:
         return f"not available: {refusal}"
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?).*", report)
+    found = [line.lstrip("= ") for line in report.splitlines()[1:] if line.strip("= ")]
+    if ended.status is None and all(line.startswith(CUT_OFF) for line in found):
+        done = len(printed_figures(ended.output)[0])
+        return f"{OK} so far: {done} cases in {ended.seconds:.0f} s" if done else by_status(ended)
     if ended.status != 0 and summary is not None and int(summary[1]) == 0:  # the program's own error
         return by_status(ended)
     if ended.status != 0 or summary is None or int(summary[1]) > 0:
-        found = [line.lstrip("= ") for line in report.splitlines()[1:] if line.strip("= ")]
         return f"failed: {(found or [f'status {ended.status}'])[0][:200]}"
     return f"{OK}: {summary[0]}"
 
@@ -60,10 +77,17 @@ def of_profiler(ended: Ended) -> str:
 
 
 def of_budget(ended: Ended) -> str:
-    """A missed target is no failure here, and the script may be missing."""
-    if "can't open file" in ended.errors:
-        return "not available: there is no benchmarks/cuda_budget.py"
-    return OK if printed_figures(ended.output)[1] else f"failed: status {ended.status} and no rows"
+    """A missed target is no failure here. What was recorded may be missing, or of other kernels."""
+    if ended.status != 0:
+        return by_status(ended)
+    said = ended.errors.strip().split("\n")[-1]
+    return f"{OK}: {said}".rstrip(": ") if printed_figures(ended.output)[1] else f"not available: {said}"
+
+
+def of_rates(ended: Ended) -> str:
+    """nvcc is needed for nothing else."""
+    missing = ended.errors.strip().endswith("nvcc is missing")
+    return "not available: nvcc is not installed" if missing else by_status(ended)
 
 
 def counters(folder: Path) -> dict[str, str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import cuda_budget
 import pytest
 from column_steps import GATED, PIXELCNN, SMALL, ColumnSteps, Step, needed_compiler
-from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Row, recorded, recorded_steps
+from cuda_budget import RECORDED, RECORDED_ARCH, ROWS, SLOWER, Prediction, Row, recorded, recorded_steps
 from sass_simulator import RATES
 
 from pixelcnn_fast.runtimes.cuda.cost import cycles as cost
+from pixelcnn_fast.runtimes.cuda.kernels import digest
 from pixelcnn_fast.runtimes.cuda.runtime import Shape
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
@@ -88,6 +89,14 @@ def test_every_recorded_step_has_a_limit():
     assert set(recorded()["cycles"]) == set(RECORDED)
 
 
+def test_recorded_rows_are_the_budgets():
+    """They may be missing, until somebody records them."""
+    rows = recorded().get("rows", [])
+    assert [row["name"] for row in rows] in ([], [row.name for row in ROWS])
+    assert all(row.keys() == {"name", "unit", "must", "reach", "predicted", "met"} for row in rows)
+    assert all(row["predicted"] is not None for row in rows) and len(recorded().get("kernels", "")) in (0, 64)
+
+
 def test_few_blocks_have_l2_to_themselves(tmp_path):
     steps = ColumnSteps("90", tmp_path)
     assert [steps.l2_rate(blocks) for blocks in (1, 16, 76, 88, 132)] == [64, 64, 64, 55.5, 37]
@@ -112,7 +121,7 @@ def test_dram_bounds_a_batch(step: Step):
     assert bound.milliseconds(H100) == pytest.approx(H100.milliseconds(500 + 10 * 3510))
 
 
-@pytest.mark.parametrize("options", ["--batches --json", "--clusters --record", "--batches --profile"])
+@pytest.mark.parametrize("options", ["--batches --json", "--clusters --record", "--recorded --profile"])
 def test_options_that_exclude_each_other_are_refused(options: str, capsys):
     with pytest.raises(SystemExit):
         cuda_budget.main(options.split())
@@ -129,7 +138,25 @@ def test_recording_writes_what_steps_take(step: Step, monkeypatch, tmp_path, cap
     monkeypatch.setattr(ColumnSteps, "of_sweeps", two_sweeps)
     monkeypatch.setattr(cuda_budget, "RECORD", tmp_path / "cycles.json")
     monkeypatch.setattr(cuda_budget, "needed_compiler", lambda: "NVRTC 13.0")
+    monkeypatch.setattr(cuda_budget, "ROWS", [Row("a", "ms", 9, 2.5, lambda steps: Prediction(8))])
     cuda_budget.main(["--record"])
     found = json.loads((tmp_path / "cycles.json").read_text())
-    assert found == {"compiler": "NVRTC 13.0", "cycles": dict.fromkeys(RECORDED, 1234)}
+    row = {"name": "a", "unit": "ms", "must": 9, "reach": 2.5, "predicted": 8, "met": True}
+    assert found == {
+        "compiler": "NVRTC 13.0",
+        "cycles": dict.fromkeys(RECORDED, 1234),
+        "kernels": digest(),
+        "rows": [row],
+    }
     assert (PIXELCNN, 1024) in asked and "– -> 1,234 cycles" in capsys.readouterr().out
+    cuda_budget.main(["--recorded"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == [row] and not printed.err
+    (tmp_path / "cycles.json").write_text(json.dumps({**found, "kernels": "others"}))
+    cuda_budget.main(["--recorded"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == [row] and "before the kernels changed" in printed.err
+    (tmp_path / "cycles.json").write_text(json.dumps({"compiler": "NVRTC 13.0", "cycles": {}}))
+    cuda_budget.main(["--recorded"])
+    printed = capsys.readouterr()
+    assert not printed.out and printed.err.startswith("not recorded")

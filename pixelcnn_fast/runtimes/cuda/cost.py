@@ -9,28 +9,49 @@ network is faster on one block. Where many blocks read at once, fewer blocks wit
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-RECORD, HOP = 1050, 260  # cycles, with one tile of sites
-BARRIER, RESULTS = 900, 500  # the same with more of them, the second for each
-L2_BYTES, L2_BYTES_SHARED = 64, 37  # a cycle, for a multiprocessor that reads alone, and for each if all do
 TILE_SITES = 8
-# Bytes of weights that are multiplied with a tile of sites in a cycle.
-MULTIPLIED = {"fp32": 64, "bf16": 256, "fp16": 256}
 
 
-def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiprocessors: int) -> float:
+class Constants(NamedTuple):
+    """Cycles of a record with one tile of sites, and more in a cluster; of one with more tiles, and for each of them;
+    bytes a cycle from L2, for a multiprocessor that reads alone, and for each if all do; bytes of weights that are
+    multiplied with a tile in a cycle, in all numbers but float32. ``gpu.sweep`` in benchmarks fits them anew."""
+
+    record: float = 1050
+    hop: float = 260
+    barrier: float = 900
+    results: float = 500
+    l2_bytes: float = 64
+    l2_bytes_shared: float = 37
+    multiplied: float = 256
+    multiplied_fp32: float = 64
+
+
+CONSTANTS = Constants()
+
+
+def cycles(
+    facts: dict[str, Any],
+    math: str,
+    images: int,
+    blocks: int,
+    multiprocessors: int,
+    by: Constants = CONSTANTS,
+) -> float:
     """Of a block, or a cluster, with so many images, while so many blocks are at work. facts: ``CudaSampler.facts`` of
     one with one image."""
-    l2_bytes = min(L2_BYTES, L2_BYTES_SHARED * max(1, multiprocessors / blocks))
+    l2_bytes = min(by.l2_bytes, by.l2_bytes_shared * max(1, multiprocessors / blocks))
     tiles = -(-images * facts["rows"] // TILE_SITES)
+    multiplied = by.multiplied_fp32 if math == "fp32" else by.multiplied
 
     def of_step(sweep: dict[str, Any]) -> float:
-        chain = sweep["records"] * (RECORD + (HOP if facts["cluster"] > 1 else 0))
+        chain = sweep["records"] * (by.record + (by.hop if facts["cluster"] > 1 else 0))
         if tiles > 1:  # products take so long that all warps want the tensor units at once
             chain = (
-                sweep["records"] * (BARRIER + tiles * RESULTS)
-                + tiles * sweep["weight_bytes"] / MULTIPLIED[math]
+                sweep["records"] * (by.barrier + tiles * by.results)
+                + tiles * sweep["weight_bytes"] / multiplied
             )
         read = (sweep["weight_bytes"] + images * sweep["value_bytes"]) / l2_bytes
         return float((chain**4 + read**4) ** 0.25)  # the longer of them, and some of the other
@@ -38,7 +59,11 @@ def cycles(facts: dict[str, Any], math: str, images: int, blocks: int, multiproc
     return facts["turns"] * sum(sweep["steps"] * of_step(sweep) for sweep in facts["sweeps"])
 
 
-def prefers(blocks: int) -> Callable[..., float]:
-    """In place of ``cycles``, to test small networks: clusters of so many blocks, or of as near to that as there can
-    be, with as few images as they can have."""
-    return lambda facts, *_: abs(float(facts["cluster"]) - blocks)
+def prefers(blocks: int, images: int = 1) -> Callable[..., float]:
+    """In place of ``cycles``, to choose for tests and measurements: clusters of so many blocks, with so many images, or
+    as near to that as there can be; the first counts first."""
+
+    def distance(facts: dict[str, Any], math: str, each: int, *_: int) -> float:
+        return 1e6 * abs(int(facts["cluster"]) - blocks) + abs(each - images)
+
+    return distance

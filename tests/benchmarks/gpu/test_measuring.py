@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from column_steps import Planned
 from gpu import layers, sampling
 from gpu.stage import printed_figures
 
-from pixelcnn_fast import compiler, ops
+from pixelcnn_fast import ops
 from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CheckFailed
 from pixelcnn_fast.models import GatedPixelCNN, PixelRNN
-from pixelcnn_fast.runtimes.cuda.cost import prefers
-from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits
 from tests.needs import needs_native
 
 DEFAULT, FAMILIES = sampling.DEFAULT, sampling.FAMILIES
@@ -42,7 +38,6 @@ def on_the_cpu(monkeypatch):
         "wall_seconds": seconds,
         "stream_seconds": seconds,
         "kernel_seconds": lambda call, name: 0.25 if call() is not None else None,
-        "cycles_a_second": lambda: 2e9,
     }.items():
         monkeypatch.setattr(sampling, name, value)
     monkeypatch.setattr(layers, "DEVICE", "cpu")
@@ -58,7 +53,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict:
 
 def test_targets_have_the_budgets_names():
     budget = pytest.importorskip("cuda_budget", reason="no benchmarks/cuda_budget.py")
-    names = {*DEFAULT.values(), sampling.COLUMN_STEP, *FAMILIES}
+    names = {*DEFAULT.values(), *FAMILIES}
     assert names < {row.name for row in budget.ROWS}
 
 
@@ -73,33 +68,6 @@ def test_ours(capsys):
             "two": "500 ms, kernels alone 250 ms",
         },
     }
-
-
-@needs_native
-def test_a_column_step(monkeypatch, capsys):
-    """In cycles, and of the kernels alone if they can be seen."""
-    monkeypatch.setattr(sampling, "steps_on_one_block", lambda sampler: 100)
-    sampling.ours()
-    assert printed(capsys)["targets"][sampling.COLUMN_STEP] == "5,000,000 cycles"
-    monkeypatch.setattr(sampling, "kernel_seconds", lambda call, name: None)
-    found = sampling.cycles_of_a_step(lambda: torch.zeros(1), 100)
-    assert found == "10,000,000 cycles, with what the host takes"
-
-
-@needs_native
-def test_column_steps_are_counted_and_taken_on_one_block():
-    model = WrappedModel(sampling.default_model().eval(), (3, 32, 32))
-    found, limits = compiler.compiled(model), Limits(227 << 10, 132, max(CLUSTERS))
-    runtime = CudaRuntime(found.program, found.conditions, model.head, "bf16", Planned(), limits)
-    runtime.cost = prefers(max(CLUSTERS))
-    assert runtime.shape(1) == (1, max(CLUSTERS))
-
-    class OnGpu:
-        def runtime(self, name: str) -> CudaRuntime:
-            return runtime
-
-    assert sampling.steps_on_one_block(OnGpu()) == 156  # type: ignore[arg-type]  # asked for its runtime only
-    assert runtime.shape(1) == (1, 1)
 
 
 @needs_native
@@ -141,11 +109,8 @@ def test_the_naive_network_is_plain_pytorch():
 
 
 @needs_native
-def test_small_and_one(capsys):
-    sampling.small()
+def test_one():
     sampling.one()
-    watched = [f"{precision}, {n} images" for n in sampling.WATCHED for precision in ("bf16", "same")]
-    assert printed(capsys) == dict.fromkeys(watched, "right")
 
 
 @needs_native

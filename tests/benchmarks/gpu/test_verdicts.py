@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from gpu.stage import Ended
-from gpu.verdicts import counters, of_budget, of_profiler, of_sanitizer, of_tests
-
-PASSED = '<testcase name="a"/>'
-SKIPPED = '<testcase name="b"><skipped message="no GPU"/></testcase>'
-FAILED = '<testcase name="c"><failure message="wrong"/></testcase>'
-ERROR = '<testcase name="d"><error message="broken"/></testcase>'
+from gpu.verdicts import counters, of_budget, of_profiler, of_rates, of_sanitizer, of_tests
 
 
 def ended(folder: Path, status: int = 0, output: str = "", errors: str = "") -> Ended:
     return Ended(status, output, errors, folder)
 
 
+def line(name: str, outcome: str, **more: object) -> dict[str, object]:
+    return {"name": f"tests/test_it.py::{name}", "outcome": outcome, "at": 100.0, "why": "", **more}
+
+
+PASSED, SKIPPED = line("a", "passed"), line("b", "skipped", why="no GPU")
+FAILED, ERROR = line("c", "failed", why="wrong: 1"), line("d", "failed", why="broken")
+
+
 @pytest.mark.parametrize(
-    ("cases", "status", "verdict"),
+    ("lines", "status", "verdict"),
     [
-        ([PASSED, PASSED, SKIPPED], 0, "ok: 2 passed, 1 skipped"),
-        ([SKIPPED, SKIPPED], 0, "failed: no test has passed, 2 were skipped, the first because: no GPU"),
-        ([], 5, "failed: no test has passed, 0 were skipped"),
-        ([PASSED, FAILED, ERROR], 1, "failed: 2 of 3 tests: c, d"),
+        ([PASSED, line("e", "passed"), SKIPPED], 0, "ok: 2 passed, 1 skipped"),
+        (
+            [SKIPPED, line("e", "skipped")],
+            0,
+            "failed: no test has passed, 2 were skipped, the first because: no GPU",
+        ),
+        ([], 5, "failed: status 5 before any test"),
+        ([line("c", "begun"), FAILED, ERROR, PASSED], 1, "failed: 2 of 3 tests, the first: c: wrong: 1"),
+        (
+            [ERROR, FAILED, line("e", "begun"), {"tests": 9}],
+            None,
+            "failed: 2 of 3 tests, 7 not run, the first: d: broken",
+        ),
+        (
+            [line("c", "passed"), FAILED],
+            1,
+            "failed: 1 of 1 tests, the first: c: wrong: 1",
+        ),  # as it was torn down
         ([PASSED], 2, "failed: 1 tests passed, but the status is 2"),
+        ([{"tests": 9}, PASSED, SKIPPED], None, "ok so far: 1 passed, 1 skipped, 7 not run in 30 s"),
+        ([{"tests": 9}, PASSED, line("e", "begun")], None, "ok so far: 1 passed, 0 skipped, 8 not run in 30 s"),
+        (
+            [{"tests": 2}, PASSED, line("e", "begun", at=75.0)],
+            None,
+            "failed: not finished in 30 s in e; 1 passed, 1 not run",
+        ),
+        ([{"tests": 2}, PASSED, line("e", "begun")], -11, "failed: status -11 in e; 1 passed, 1 not run"),
+        ([{"tests": 9}], None, "failed: not finished in 30 s before any test"),
     ],
 )
-def test_tests(tmp_path, cases, status, verdict):
-    (tmp_path / "junit.xml").write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
-    assert of_tests(ended(tmp_path, status)) == verdict
+def test_tests(tmp_path, lines, status, verdict):
+    """Those that are at work when their time ends have begun 5 s before, and may take 20; one did 30 s before."""
+    (tmp_path / "tests.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert of_tests(Ended(status, "", "", tmp_path, 30.0, 105.0)) == verdict
 
 
 def test_no_report_is_a_failure(tmp_path):
@@ -74,6 +102,28 @@ def test_sanitizer(tmp_path, report, status, verdict):
     assert of_sanitizer(ended(tmp_path, status, errors=errors)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("report", "verdict"),
+    [
+        ("", "ok so far: 2 cases in 30 s"),
+        (
+            "========= Error: process didn't terminate\n========= ERROR SUMMARY: 0 errors\n",
+            "ok so far: 2 cases in 30 s",
+        ),
+        (
+            "========= Invalid __global__ read of size 16 bytes\n",
+            "failed: Invalid __global__ read of size 16 bytes",
+        ),
+    ],
+)
+def test_a_sanitizer_that_is_cut_off(tmp_path, report, verdict):
+    (tmp_path / "report.txt").write_text(f"========= COMPUTE-SANITIZER\n{report}")
+    cut_off = Ended(None, '{"bf16": "right"}\n{"cluster": "right"}\n', "", tmp_path, 30.0)
+    assert of_sanitizer(cut_off) == verdict
+    if not report:
+        assert of_sanitizer(cut_off._replace(output="")) == "failed: not finished in 30 s"
+
+
 COUNTED = """==PROF== Connected to process 7
 "ID","Kernel Name","sm__cycles_elapsed.max","smsp__inst_executed.sum"
 "","","cycle","inst"
@@ -94,7 +144,16 @@ def test_profiler(tmp_path):
 
 
 def test_budget(tmp_path):
-    missing = "python: can't open file '/x/benchmarks/cuda_budget.py': [Errno 2] No such file or directory"
-    assert of_budget(ended(tmp_path, 2, errors=missing)).startswith("not available")
-    assert of_budget(ended(tmp_path, 1, '[{"name": "one image", "met": false}]')) == "ok"
-    assert of_budget(ended(tmp_path, 1, errors="Traceback")) == "failed: status 1 and no rows"
+    rows = '[{"name": "one image", "met": false}]'
+    assert of_budget(ended(tmp_path, 0, rows)) == "ok"
+    assert of_budget(ended(tmp_path, 0, rows, errors="of others\n")) == "ok: of others"
+    assert of_budget(ended(tmp_path, 0, errors="not recorded: do it\n")) == "not available: not recorded: do it"
+    assert of_budget(ended(tmp_path, 1, errors="Traceback")) == "failed: status 1: Traceback"
+
+
+def test_rates(tmp_path):
+    assert of_rates(ended(tmp_path, 1, errors="nvcc is missing\n")) == "not available: nvcc is not installed"
+    assert (
+        of_rates(ended(tmp_path, 1, errors="error")) == "failed: status 1: error"
+        and of_rates(ended(tmp_path)) == "ok"
+    )

@@ -1,0 +1,141 @@
+"""Draws tiny images by each way through the kernels, and compares their logits with the model in float64.
+
+  python -m gpu.smoke apart FOLDER  each case in a process of its own, all at once; memcheck and racecheck of what fails
+  python -m gpu.smoke here [CASE]   in this process, as sanitizers watch it: one, or all of them and some more
+
+The first wrong sub-pixel is named, in the order in which they are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from gpu.draws import Compared, compared
+from gpu.sanitizers import watched
+from gpu.stage import Outcome, Stage, environment, side_by_side
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.bench.workload import random_model, workload
+from pixelcnn_fast.errors import CheckFailed
+from pixelcnn_fast.models import Model, PixelRNN
+from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes.cuda.cost import prefers
+from pixelcnn_fast.runtimes.cuda.kernels import Instance
+from pixelcnn_fast.runtimes.cuda.runtime import CudaRuntime, largest_cluster
+from pixelcnn_fast.runtimes.job import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS, WATCHED_SECONDS = 20.0, 16.0  # of the cases, and then of the sanitizers
+MOST_WATCHED = 2  # of the cases that fail
+PRECISIONS: dict[str, Precision] = {"bf16": "bf16", "fp32": "same"}
+Shape = tuple[int, int, int]
+
+
+class Case(NamedTuple):
+    """kernel: that draws it; images: in all; each: in a block or a cluster."""
+
+    kernel: Instance
+    model: Callable[[], Model]
+    shape: Shape
+    images: int
+    each: int = 1
+
+    @property
+    def precision(self) -> Precision:
+        return PRECISIONS[self.kernel.math]
+
+
+PIXELCNN = partial(random_model, input_channels=3, hidden_channels=40, n_residual=1, kernel_size=5)
+DIAGONAL = partial(random_model, family=PixelRNN, kind="diagonal_bilstm", hidden_channels=16, n_layers=2)
+ODD = (3, 5, 7)
+CASES = {
+    "one-pixel": Case(Instance("bf16", 1), PIXELCNN, (3, 1, 1), 5),
+    "bf16": Case(Instance("bf16", 1), PIXELCNN, ODD, 80),
+    "float32": Case(Instance("fp32", 1), PIXELCNN, ODD, 80),
+    "two-tiles": Case(Instance("bf16", 2), PIXELCNN, ODD, 12, 4),
+    "cluster": Case(Instance("bf16", 1, 8), PIXELCNN, ODD, 2),
+    "diagonal-bilstm": Case(Instance("bf16", 1), DIAGONAL, ODD, 5),
+}
+# Besides, for sanitizers: where copies begin behind barriers, and what float32 does otherwise.
+MORE = {
+    "six-tiles": Case(Instance("bf16", 6), PIXELCNN, ODD, 16, 16),
+    "float32-two-tiles": Case(Instance("fp32", 2), PIXELCNN, ODD, 12, 4),
+    "float32-cluster": Case(Instance("fp32", 1, 8), PIXELCNN, ODD, 2),
+}
+
+
+def runtime_of(model: nn.Module, shape: Shape, precision: Precision) -> CudaRuntime:
+    found = Sampler(model.cuda(), shape, precision=precision).runtime("cuda")
+    assert isinstance(found, CudaRuntime)
+    return found
+
+
+def drawn(case: Case) -> Compared:
+    """Raises CheckFailed if another kernel draws it."""
+    work = workload(case.model(), case.images, *case.shape[1:])
+    runtime = runtime_of(case.model(), case.shape, case.precision)
+    runtime.cost = prefers(case.kernel.cluster, case.each)
+    facts = runtime.facts(case.images)
+    if (by := Instance(runtime.math, facts["tiles"], facts["cluster"])) != case.kernel:
+        raise CheckFailed(f"the kernel is {by}, not {case.kernel}")
+    levels = torch.zeros(work.noise.shape, dtype=torch.int32)
+    logits = torch.full((*levels.shape, 256), torch.nan)
+    runtime.run(Job(values=levels, noise=work.noise, parameters=logits))
+    return compared(work.model, levels, work.noise, logits, case.precision)
+
+
+def here(name: str, case: Case) -> None:
+    """Raises CheckFailed if it is wrong."""
+    if case.kernel.cluster > largest_cluster(torch.cuda.get_device_capability()):
+        return print(json.dumps({name: "not available: the GPU has no clusters"}), flush=True)
+    found = drawn(case)
+    if found.first_wrong:
+        raise CheckFailed(found.first_wrong)
+    of = f"an error of {found.error:.2g}, where {found.limit:.2g} is allowed"
+    print(json.dumps({name: f"right, by {case.kernel}: {of}"}), flush=True)
+
+
+def apart(folder: Path) -> str:
+    """-> what has failed, or ''. Prints each case's result, and what sanitizers say of those that have failed."""
+    seen = environment(ROOT, sys.executable)
+    stages = [Stage(name, f"{{python}} -m gpu.smoke here {name}", SECONDS) for name in CASES]
+    found = side_by_side(stages, folder, seen, SECONDS)
+    print(json.dumps({"smoke": {case.stage: result(case) for case in found}}), flush=True)
+    wrong = [case for case in found if not case.is_ok]
+    if not wrong:
+        return ""
+    tools = [
+        watched(tool, WATCHED_SECONDS, case.stage)
+        for case in wrong[:MOST_WATCHED]
+        for tool in ("memcheck", "racecheck")
+    ]
+    reports = side_by_side(tools, folder, seen, WATCHED_SECONDS)
+    print(json.dumps({"watched": {report.stage: report.verdict for report in reports}}), flush=True)
+    return f"{len(wrong)} of {len(found)} cases, the first: {wrong[0].stage}: {result(wrong[0])}"
+
+
+def result(case: Outcome) -> str:
+    return str(case.figures.get(case.stage, case.verdict)) if case.is_ok else case.verdict
+
+
+def main(how: str, *arguments: str) -> None:
+    if how == "apart":
+        sys.exit(apart(Path(arguments[0])) or 0)
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = (
+        "1"  # or what lies beyond an array is PyTorch's, too, and nobody sees
+    )
+    cases = {**CASES, **MORE}
+    for name in arguments or cases:
+        here(name, cases[name])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,165 @@
+"""The smoke test, with emulated kernels in place of a GPU's: right ones pass, and the first wrong sub-pixel is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from gpu import kernels, smoke
+from gpu.draws import Compared
+from gpu.stage import Outcome, Stage, printed_figures, slug
+from torch import nn
+
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.errors import CheckFailed, RuntimeUnavailable
+from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances
+from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits
+from pixelcnn_fast.runtimes.job import Job
+from tests.csrc.emulated import EmulatedKernels
+from tests.needs import needs_native
+from tests.tiers import tiered
+
+pytestmark = [needs_native, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
+CASES = {**smoke.CASES, **smoke.MORE}
+FEW = smoke.CASES["bf16"]._replace(images=2)
+
+
+def emulated(model: nn.Module, shape: smoke.Shape, precision: Precision) -> CudaRuntime:
+    sampler = Sampler(model, shape, precision=precision)
+    found, limits = sampler._engine.captured, Limits(227 << 10, 132, max(CLUSTERS))
+    return CudaRuntime(found.program, found.conditions, sampler.head, precision, EmulatedKernels(), limits)
+
+
+@pytest.fixture(autouse=True)
+def in_emulation(monkeypatch):
+    monkeypatch.setattr(smoke, "runtime_of", emulated)
+
+
+@pytest.mark.parametrize("name", tiered(CASES, lambda name: name in ("one-pixel", "diagonal-bilstm")))
+def test_right_kernels_pass(name):
+    found = smoke.drawn(CASES[name])
+    assert not found.first_wrong and 0 < found.error <= found.limit
+
+
+@pytest.mark.parametrize(
+    ("dy", "dx", "first"), [(0, -2, "row 0, column 2"), (-1, 0, "row 1, column 0"), (-2, 1, "row 2, column 0")]
+)
+def test_a_wrong_weight_is_seen_where_it_is_first_read(monkeypatch, dy, dx, first):
+    """The tap that reads the pixel dy rows below and dx columns to the right: not before that is in the image."""
+
+    def spoiled(model: nn.Module, shape: smoke.Shape, precision: Precision) -> CudaRuntime:
+        with torch.no_grad():
+            model.get_submodule("conv_in").get_parameter("weight")[:, :, 2 + dy, 2 + dx] = 3
+        return emulated(model, shape, precision)
+
+    monkeypatch.setattr(smoke, "runtime_of", spoiled)
+    found = smoke.drawn(FEW)
+    assert f"image 0, channel 0, {first}: logit" in found.first_wrong and found.error > found.limit
+
+
+def test_a_wrong_draw_is_named_by_its_level(monkeypatch):
+    run = CudaRuntime.run
+
+    def wrong(self: CudaRuntime, job: Job) -> None:
+        noise = job.noise.clone()
+        for where in ((1, 2, 3, 4), (0, 1, 4, 0)):
+            noise[where] = 1 - noise[where]
+        run(self, dataclasses.replace(job, noise=noise))
+
+    monkeypatch.setattr(CudaRuntime, "run", wrong)
+    found = smoke.drawn(FEW)
+    assert "image 1, channel 2, row 3, column 4: level" in found.first_wrong and found.error <= found.limit
+
+
+def test_logits_that_were_not_written_are_wrong(monkeypatch):
+    def run(self: CudaRuntime, job: Job) -> None:
+        job.values.zero_()
+
+    monkeypatch.setattr(CudaRuntime, "run", run)
+    assert smoke.drawn(FEW).first_wrong.startswith("image 0, channel 0, row 0, column 0: logit 0 is nan")
+
+
+def test_a_case_that_another_kernel_draws_is_none(monkeypatch):
+    with pytest.raises(CheckFailed, match="the kernel is bf16-1x1, not bf16-2x1"):
+        smoke.drawn(FEW._replace(kernel=Instance("bf16", 2)))
+
+
+def test_in_this_process(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(smoke, "drawn", lambda case: Compared(0.01, 0.05, ""))
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "0")
+    smoke.main("here")
+    found = printed_figures(capsys.readouterr().out)[0]
+    assert found.keys() == CASES.keys() and found["cluster"] == "not available: the GPU has no clusters"
+    assert found["bf16"] == "right, by bf16-1x1: an error of 0.01, where 0.05 is allowed"
+    monkeypatch.setattr(smoke, "drawn", lambda case: Compared(0.1, 0.05, "image 0"))
+    with pytest.raises(CheckFailed, match="^image 0$"):
+        smoke.main("here", "bf16")
+    assert not capsys.readouterr().out
+
+
+def apart(monkeypatch, folder: Path, capsys, programs: dict[str, str]) -> tuple[object, dict]:
+    """How it ends and what it prints, if cases and tools are such programs, or else do nothing."""
+
+    real = smoke.side_by_side
+
+    def side_by_side(stages: list[Stage], *rest) -> list[Outcome]:
+        found = []
+        for stage in stages:
+            program = folder / slug(f"{stage.name} py")
+            program.write_text(programs.get(stage.name, ""))
+            found.append(Stage(stage.name, f"{{python}} -S {program}", stage.limit))
+        return real(found, *rest)
+
+    monkeypatch.setattr(smoke, "side_by_side", side_by_side)
+    with pytest.raises(SystemExit) as ended:
+        smoke.main("apart", str(folder))
+    return ended.value.code, printed_figures(capsys.readouterr().out)[0]
+
+
+def test_all_is_well(monkeypatch, tmp_path, capsys):
+    said, found = apart(monkeypatch, tmp_path, capsys, {"bf16": """print('{"bf16": "right"}')"""})
+    assert said == 0 and found == {"smoke": {**dict.fromkeys(smoke.CASES, "ok"), "bf16": "right"}}
+
+
+def test_cases_that_fail_leave_the_others_and_are_watched(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(smoke, "SECONDS", 5.0)
+    programs = {
+        "float32": "import time; time.sleep(60)",
+        "two-tiles": "raise ValueError('image 1, row 2')",
+        "racecheck, float32": "raise ValueError('a race')",
+    }
+    said, found = apart(monkeypatch, tmp_path, capsys, programs)
+    hung = found["smoke"].pop("float32")
+    assert hung.startswith("failed: not finished in") and said == f"2 of 6 cases, the first: float32: {hung}"
+    assert found["smoke"].pop("two-tiles") == "failed: status 1: ValueError: image 1, row 2"
+    assert {*found["smoke"].values()} == {"ok"}
+    assert found["watched"].pop("racecheck, float32") == "failed: status 1: ValueError: a race"
+    assert [*found["watched"]] == ["memcheck, float32", "memcheck, two-tiles", "racecheck, two-tiles"]
+    assert {*found["watched"].values()} == {"ok"}
+
+
+def test_kernels_are_compiled_side_by_side(monkeypatch, capsys):
+    """First those that the cases need."""
+    assert {case.kernel for case in CASES.values()} <= {*instances(("bf16", "fp32"))}
+    asked = []
+    monkeypatch.setattr(kernels, "compile_each", lambda wanted, *_: asked.append({*wanted}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for which in ("few", "all"):
+        kernels.main(which)
+    few, every = asked
+    assert few == {case.kernel for case in smoke.CASES.values()} and few < every
+    assert every == {*instances(("bf16", "fp32", "fp16", "tf32"))}
+
+
+def test_what_can_t_be_compiled_is_said(monkeypatch, tmp_path, capsys):
+    """By a process that was to compile it. A GPU without clusters has no kernels for them."""
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "missing"))
+    kernels.compile_each([Instance("bf16", 1, 8)], (8, 0), 1)
+    with pytest.raises(RuntimeUnavailable, match="missing is not a folder"):
+        kernels.compile_each([Instance("bf16", 1)], (8, 0), 1)
+    assert not capsys.readouterr().out
