@@ -204,19 +204,18 @@ class Engine:
                 raise RuntimeError(f"runtime {name!r} is not available: {self.why_no_program}")
             assert self.observed is not None
             return ReferenceRuntime(self.model, self.observed.draws)
-        program, conditions = self.compiled.program, self.compiled.conditions
-        head, precision = self.model.head, self.precision
+        found, head, precision = self.compiled, self.model.head, self.precision
         if name == "cuda":
-            return CudaRuntime(program, conditions, head, precision)
+            return CudaRuntime(found.program_for(name), found.conditions, head, precision)
         if precision == "tf32" or (precision == "fp16" and name == "cpu"):
             raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(program, conditions, head, precision)
+            return CpuRuntime(found.program_for(name), found.conditions, head, precision)
         if name == "eager":
-            return EagerRuntime(program, conditions, head)
+            return EagerRuntime(found.program_for(name), found.conditions, head)
         _check_not_narrowed(precision)
         self.model.kept.check_there()
-        return ReferenceRuntime(self.model, draws=len(program.outputs))
+        return ReferenceRuntime(self.model, draws=len(found.program.outputs))
 
     @cached_property
     def why_no_program(self) -> str:

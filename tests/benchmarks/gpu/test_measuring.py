@@ -90,7 +90,7 @@ def test_a_column_step(monkeypatch, capsys):
 def test_column_steps_are_counted_and_taken_on_one_block():
     model = WrappedModel(sampling.default_model().eval(), (3, 32, 32))
     found, limits = compiler.compiled(model), Limits(227 << 10, 132, max(CLUSTERS))
-    runtime = CudaRuntime(found.program, found.conditions, model.head, "bf16", Planned(), limits)
+    runtime = CudaRuntime(found.program_for("cuda"), found.conditions, model.head, "bf16", Planned(), limits)
     runtime.cost = prefers(max(CLUSTERS))
     assert runtime.shape(1) == (1, max(CLUSTERS))
 
