@@ -109,11 +109,10 @@ class Compiled:
         """What this runtime executes."""
         return for_runtime(runtime, self.program, watch)
 
-    @property
-    def listing(self) -> ProgramListing:
-        """The program, to print or to ask for its costs."""
+    def listing(self, runtime: RuntimeName) -> ProgramListing:
+        """The program of the runtime that 'auto' stands for, to print or to ask for its costs."""
         stored = STORED.get(self.precision, self.program.dtype)
-        return ProgramListing(self.program, stored.itemsize)
+        return ProgramListing(self.program_for(runtime), runtime, stored.itemsize)
 
 
 def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:
