@@ -43,13 +43,6 @@ def test_without_another_wavefront_rows_follow_each_other(name):
     assert front is not None and (front is program.wavefront if lag else front.lag >= shape[2])
 
 
-def test_rows_that_have_to_be_finished_have_no_wavefront():
-    torch.manual_seed(0)
-    model = PixelRNN("diagonal_bilstm", 1, 5, 2, kernel_size=3).eval()
-    program = Sampler(model, (1, 4, 5))._engine.captured.program
-    assert program.needs_finished_rows and one_row_at_a_time(program).wavefront is None
-
-
 def reads_of(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
     """(value, dy, the last dx, whether it is summed up for the rows above)"""
     runs = [(run, True) for run in i.row_runs] + [(run, False) for run in i.pixel_runs]
