@@ -195,7 +195,7 @@ class ColumnSteps:
             limits = Limits(kilobytes << 10, self.rates.multiprocessors, blocks)
             try:
                 self._runtimes[network.name] = CudaRuntime(
-                    found.program, found.conditions, model.head, self.precision, Planned(), limits
+                    found.program_for("cuda"), found.conditions, model.head, self.precision, Planned(), limits
                 )
             except RuntimeError as error:
                 raise Refused(str(error)) from error

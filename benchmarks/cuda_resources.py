@@ -102,7 +102,9 @@ def plans_of_default(math: str, sizes: Iterable[int] = SHARED, most: int = 64) -
     plans = {}
     for kilobytes in sizes:
         limits = Limits(kilobytes << 10, multiprocessors=1)  # so that one block takes all images, if it can
-        runtime = CudaRuntime(found.program, found.conditions, model.head, precision, Planned(), limits)
+        runtime = CudaRuntime(
+            found.program_for("cuda"), found.conditions, model.head, precision, Planned(), limits
+        )
         for images in range(1, min(most, runtime.facts(1)["most_images"]) + 1):
             facts = runtime.facts(images)
             if facts["images"] == images:

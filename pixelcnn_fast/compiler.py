@@ -22,7 +22,7 @@ from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.heads import Head
-from pixelcnn_fast.passes.pipeline import Watch, phased, show, simplified
+from pixelcnn_fast.passes.pipeline import Watch, for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
 from pixelcnn_fast.program.causality import check_causal
 from pixelcnn_fast.program.conditions import Conditions, Given
@@ -30,7 +30,7 @@ from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Convert, Program, condition_operands
-from pixelcnn_fast.runtimes import Precision
+from pixelcnn_fast.runtimes import Precision, RuntimeName
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
@@ -43,8 +43,9 @@ EXACT = 1e-9  # how far a program's distributions may be from the model's if bot
 class Compiled:
     """A model as the runtimes take it.
 
-    conditions: the part of the model that depends on the condition alone, for ``program.condition_operands``; whole:
-    the program before it was split into phases, if labels and conditions are to be settled.
+    program: what each runtime's own is made of. conditions: the part of the model that depends on the condition alone,
+    for ``program.condition_operands``; whole: the program before it was split into phases, if labels and conditions are
+    to be settled.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
     weights: in what the calls on the program's weights were recorded; first: what it was when they were, if it has
     other weights now. Neither is kept in a pickle.
@@ -104,11 +105,14 @@ class Compiled:
 
         return self.converted(alone)
 
-    @property
-    def listing(self) -> ProgramListing:
-        """The program, to print or to ask for its costs."""
+    def program_for(self, runtime: RuntimeName, watch: Watch | None = None) -> PhasedProgram:
+        """What this runtime executes."""
+        return for_runtime(runtime, self.program, watch)
+
+    def listing(self, runtime: RuntimeName) -> ProgramListing:
+        """The program of the runtime that 'auto' stands for, to print or to ask for its costs."""
         stored = STORED.get(self.precision, self.program.dtype)
-        return ProgramListing(self.program, stored.itemsize)
+        return ProgramListing(self.program_for(runtime), runtime, stored.itemsize)
 
 
 def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | None = None) -> Compiled:

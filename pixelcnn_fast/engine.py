@@ -20,6 +20,7 @@ from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.perturbation import Observed, observed
 from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.runtimes import RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.cpu import CpuRuntime, why_not_cpu
 from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
@@ -81,6 +82,11 @@ class Engine:
         if self.compiled is None:
             raise RuntimeError(f"there is no program: {self.why_no_program}")
         return self.compiled
+
+    @property
+    def listing(self) -> ProgramListing:
+        """The program of what 'auto' stands for. Raises RuntimeError if the model was not captured."""
+        return self.captured.listing(self.auto)
 
     @property
     def precision(self) -> Precision:
@@ -149,16 +155,15 @@ class Engine:
     def runtime(self, name: RuntimeName) -> Runtime:
         """The runtime of that name, built when first asked for. Raises ValueError or RuntimeError, saying why."""
         check_choice("runtime", name, RUNTIMES)
-        if name == "auto" and self.preferred != "auto":
-            name = self.preferred
-        if name == "auto":
-            name = self.fastest
-            try:
-                return self._kept(name)
-            except RuntimeUnavailable as error:
-                self._refusals[error.runtime] = error.why
-                return self.runtime("auto")
-        return self._kept(name)
+        if name != "auto":
+            return self._kept(name)
+        try:
+            return self._kept(self.auto)
+        except RuntimeUnavailable as error:
+            if self.preferred != "auto":
+                raise
+            self._refusals[error.runtime] = error.why
+            return self.runtime("auto")
 
     def _kept(self, name: RuntimeName) -> Runtime:
         if name not in self._runtimes:
@@ -181,7 +186,10 @@ class Engine:
         return runtime, parts
 
     @property
-    def fastest(self) -> RuntimeName:
+    def auto(self) -> RuntimeName:
+        """The name of the runtime that 'auto' stands for."""
+        if self.preferred != "auto":
+            return self.preferred
         program, head = self.captured.program, self.model.head
         if why_not_cpu(program, head) is None and self.precision in ("same", "bf16"):
             return "cpu"
@@ -204,19 +212,18 @@ class Engine:
                 raise RuntimeError(f"runtime {name!r} is not available: {self.why_no_program}")
             assert self.observed is not None
             return ReferenceRuntime(self.model, self.observed.draws)
-        program, conditions = self.compiled.program, self.compiled.conditions
-        head, precision = self.model.head, self.precision
+        found, head, precision = self.compiled, self.model.head, self.precision
         if name == "cuda":
-            return CudaRuntime(program, conditions, head, precision)
+            return CudaRuntime(found.program_for(name), found.conditions, head, precision)
         if precision == "fp16" and name == "cpu":
             raise ValueError(f"precision={precision!r} is for runtime 'cuda', not for {name!r}")
         if name == "cpu":
-            return CpuRuntime(program, conditions, head, precision)
+            return CpuRuntime(found.program_for(name), found.conditions, head, precision)
         if name == "eager":
-            return EagerRuntime(program, conditions, head)
+            return EagerRuntime(found.program_for(name), found.conditions, head)
         _check_not_narrowed(precision)
         self.model.kept.check_there()
-        return ReferenceRuntime(self.model, draws=len(program.outputs))
+        return ReferenceRuntime(self.model, draws=len(found.program.outputs))
 
     @cached_property
     def why_no_program(self) -> str:
@@ -256,7 +263,7 @@ class Engine:
 
     @cached_property
     def _workspace_bytes(self) -> int:
-        return self.captured.listing.workspace_bytes
+        return self.listing.workspace_bytes
 
 
 def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:

@@ -147,16 +147,11 @@ class Sampler:
             "" if not model.conditional else f", labels 0...{n - 1}" if (n := model.n_classes) else ", labels"
         )
         condition = "" if model.condition_shape is None else f", condition {list(model.condition_shape)}"
-        runtime = engine.fastest if engine.preferred == "auto" else engine.preferred
         precision = "" if engine.precision == "same" else f", precision {engine.precision!r}"
-        size = (
-            ""
-            if engine.compiled is None
-            else f", {engine.compiled.listing.weight_bytes / 1e6:.3g} MB of weights"
-        )
+        size = "" if engine.compiled is None else f", {engine.listing.weight_bytes / 1e6:.3g} MB of weights"
         return (
             f"<Sampler of {model.kept.name}: images {channels}x{height}x{width}, {self.head}{labels}{condition}, "
-            f"runtime {runtime!r}{precision}{size}>"
+            f"runtime {engine.auto!r}{precision}{size}>"
         )
 
     @property
@@ -187,8 +182,9 @@ class Sampler:
 
     @property
     def program(self) -> ProgramListing:
-        """What was captured, to print or to ask for its costs. Raises RuntimeError with runtime='reference'."""
-        return self._engine.captured.listing
+        """What the runtime that 'auto' stands for executes, to print or to ask for its costs. Raises RuntimeError with
+        runtime='reference'."""
+        return self._engine.listing
 
     # -- the model's present weights
 

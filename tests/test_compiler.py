@@ -18,6 +18,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Convolution
+from pixelcnn_fast.runtimes import RUNTIMES
 from tests.system.networks import pixelcnn
 from tests.triton_device import float32_precision
 
@@ -34,7 +35,7 @@ def test_a_model_becomes_a_phased_program_with_its_head_resolved():
     assert isinstance(found.program, PhasedProgram) and found.program.wavefront is not None
     assert found.program.shape == SHAPE and model.head == Categorical(256, "N,C,H,W,L")
     assert found.precision == "same" and not found.normalised
-    assert "causal program for 1x5x4 images" in str(found.listing)
+    assert "causal program for 1x5x4 images" in str(found.listing("cpu"))
 
 
 def test_a_closing_softmax_is_left_out_and_reported():
@@ -57,7 +58,8 @@ def test_weights_are_rounded_to_the_precision_that_stores_them(precision, kept):
     exact = [bits for bits in range(1, 25) if bool((mantissas * 2**bits).frac().eq(0).all())]
     assert exact[0] == kept
     narrow = precision in ("bf16", "fp16")
-    assert (found.listing.weight_bytes < compiled(wrapped()).listing.weight_bytes) == narrow
+    size, full = (each.listing("cpu").weight_bytes for each in (found, compiled(wrapped())))
+    assert (size < full) == narrow
 
 
 def test_a_precision_that_does_not_go_with_the_dtype_is_refused():
@@ -179,7 +181,13 @@ def test_the_program_is_checked_after_the_passes_that_change_it(monkeypatch, fac
 
 def test_every_stage_can_be_watched():
     seen = []
-    compiled(wrapped(), "bf16", watch=lambda name, program: seen.append((name, str(program).split(" for ")[0])))
+
+    def watch(name, program):
+        seen.append((name, str(program).split(" for ")[0]))
+
+    found = compiled(wrapped(), "bf16", watch)
+    for runtime in pipeline.TAILS:
+        pipeline.for_runtime(runtime, found.program, watch)
     assert [name for name, _ in seen] == ["capture", *(each.__name__ for each in pipeline.PASSES)]
     assert seen[0][1] == "program" and seen[-1][1] == "causal program"
 
@@ -193,6 +201,20 @@ def test_the_tests_verify_what_capture_gives(monkeypatch):
     monkeypatch.setattr(model, "captured", partial(broken, model))
     with pytest.raises(InvalidProgram, match="%1 is defined"):
         compiled(model)
+
+
+def test_every_runtime_that_executes_programs_has_a_tail():
+    assert set(pipeline.TAILS) == {*RUNTIMES} - {"auto", "reference"}
+
+
+def test_the_tests_verify_what_is_done_for_one_runtime(monkeypatch):
+    def broken(program):
+        return replace(program, instructions=program.instructions[1:])
+
+    found = compiled(wrapped())
+    monkeypatch.setitem(pipeline.TAILS, "cuda", (broken,))
+    with pytest.raises(InvalidProgram, match="is defined"):
+        found.program_for("cuda")
 
 
 def test_a_model_that_leaks_is_refused():

@@ -9,11 +9,13 @@ import torch
 
 from pixelcnn_fast import Sampler, engine
 from pixelcnn_fast.errors import RuntimeUnavailable
+from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.runtimes.eager import EagerRuntime
-from tests.system.networks import pixelcnn
+from tests.capture.test_weights import trained_on
+from tests.system.networks import enlivened, pixelcnn
 
-MODEL = pixelcnn()
+MODEL = enlivened(GatedPixelCNN(1, 4, (1, 1)))  # which is another program for 'cuda'
 
 
 class Unbuildable:
@@ -66,6 +68,31 @@ def test_auto_takes_eager_and_says_why(monkeypatch, runtime, why) -> None:
         assert torch.equal(images(found.refresh(), "auto"), drawn)
     with pytest.raises(RuntimeUnavailable, match=f"^runtime 'cuda' is not available: {why}$"):
         images(found, "cuda")
+
+
+def first_line(found: Sampler) -> str:
+    return str(found.program).splitlines()[0]
+
+
+def test_the_listing_names_what_auto_stands_for_by_then(monkeypatch) -> None:
+    found = sampler(monkeypatch, Unloadable)
+    assert first_line(found) == "program of runtime 'cuda', which 'auto' stands for here"
+    with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'"):
+        images(found, "auto")
+    assert first_line(found) == "program of runtime 'eager', which 'auto' stands for here"
+
+
+def test_a_runtime_is_given_the_program_that_is_listed(monkeypatch) -> None:
+    found = sampler(monkeypatch, Ready)
+    runtime, shared = found._engine.runtime("cuda"), found._engine.captured.program
+    assert isinstance(runtime, Ready) and str(runtime._program) != str(shared)
+    assert str(found.program).endswith(str(runtime._program).split("\n", 1)[1])
+
+
+def test_changed_weights_reach_the_program_of_a_runtime(monkeypatch) -> None:
+    found, trained = sampler(monkeypatch, Ready), trained_on(MODEL)
+    before, expected = images(found, "cuda"), images(Sampler(trained, (1, 3, 4)), "reference")
+    assert torch.equal(images(found.refresh(trained), "cuda"), expected) and not torch.equal(before, expected)
 
 
 def test_batches_are_made_ready_before_anything_is_drawn(monkeypatch) -> None:

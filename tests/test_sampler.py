@@ -286,6 +286,7 @@ def test_more_than_256_levels():
 
 def test_the_listing_names_layers_taps_and_costs(sampler):
     text = str(sampler.program)
+    assert text.startswith("program of runtime ")
     for expected in (
         "blocks.0.conv1",
         "MFLOP in the row phase",
@@ -294,6 +295,11 @@ def test_the_listing_names_layers_taps_and_costs(sampler):
         "add_condition",
     ):
         assert expected in text
+
+
+def test_the_listing_names_the_runtime_that_auto_was_set_to():
+    sampler = Sampler(pixelcnn(), (1, 4, 4), runtime="eager")
+    assert str(sampler.program).startswith("program of runtime 'eager', which 'auto' stands for here\n")
 
 
 @pytest.mark.parametrize("runtime", ["reference", "eager", "auto"])

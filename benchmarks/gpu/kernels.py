@@ -44,7 +44,7 @@ def main(which: str) -> None:
     if which == "few":
         compile_each(dict.fromkeys(case.kernel for case in CASES.values()), capability, cores)
     else:
-        compile_each(instances(("bf16", "fp32", "fp16", "tf32")), capability, max(1, cores - LEFT))
+        compile_each(instances(("bf16", "fp32", "fp16")), capability, max(1, cores - LEFT))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Turn a program into a phased program, in the order of pipeline.py."""
+"""Turn a program into a phased program, and into a runtime's own, in the order of pipeline.py."""

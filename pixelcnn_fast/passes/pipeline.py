@@ -1,8 +1,9 @@
-"""The passes in their order: from a captured program to a phased one."""
+"""The passes in their order: from a captured program to a phased one, and on to what one runtime executes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -11,10 +12,11 @@ from pixelcnn_fast.passes.compose import compose
 from pixelcnn_fast.passes.fuse import fuse
 from pixelcnn_fast.passes.phases import split_phases
 from pixelcnn_fast.passes.precision import in_dtype, rounded_weights
+from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
 from pixelcnn_fast.passes.retiming import without_reading_ahead
 from pixelcnn_fast.passes.split_channels import split_channels
 from pixelcnn_fast.passes.unread import without_unread, without_zeros
-from pixelcnn_fast.passes.wavefront import with_wavefront
+from pixelcnn_fast.passes.wavefront import one_row_at_a_time, with_wavefront
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Program
 
@@ -38,7 +40,21 @@ SIMPLIFYING: tuple[Callable[[Program], Program], ...] = (
 CLEANING: tuple[Callable[[Program], Program], ...] = (without_zeros, without_unread)
 # After it is decided when each instruction runs.
 PHASING: tuple[Callable[[PhasedProgram], PhasedProgram], ...] = (with_wavefront,)
-PASSES: tuple[Callable, ...] = (*SIMPLIFYING, in_dtype, rounded_weights, *CLEANING, split_phases, *PHASING)
+# What follows for one runtime alone, whenever it is built.
+TAILS: dict[str, tuple[Callable[[PhasedProgram], PhasedProgram], ...]] = {
+    "eager": (),
+    "cpu": (),
+    "cuda": (one_row_at_a_time, without_waiting_for_residuals),
+}
+PASSES: tuple[Callable, ...] = (
+    *SIMPLIFYING,
+    in_dtype,
+    rounded_weights,
+    *CLEANING,
+    split_phases,
+    *PHASING,
+    *chain(*TAILS.values()),
+)
 
 
 def simplified(program: Program, watch: Watch | None = None) -> Program:
@@ -47,13 +63,18 @@ def simplified(program: Program, watch: Watch | None = None) -> Program:
 
 
 def phased(program: Program, stored: torch.dtype | None = None, watch: Watch | None = None) -> PhasedProgram:
-    """A simplified program -> one that runtimes can execute. stored: what weights are rounded to; None: nothing."""
+    """A simplified program -> one that any runtime can execute. stored: what weights are rounded to; None: nothing."""
     if stored is not None:
         program = rounded_weights(program, stored)
         show(rounded_weights.__name__, program, watch)
     result = split_phases(_through(CLEANING, program, watch))
     show(split_phases.__name__, result, watch)
     return _through(PHASING, result, watch)
+
+
+def for_runtime(runtime: str, program: PhasedProgram, watch: Watch | None = None) -> PhasedProgram:
+    """A phased program -> the one that this runtime executes."""
+    return _through(TAILS[runtime], program, watch)
 
 
 P = TypeVar("P", Program, PhasedProgram)

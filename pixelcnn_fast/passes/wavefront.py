@@ -7,6 +7,7 @@ to the right within its row, as in a vertical stack, is computed ``lead`` column
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pixelcnn_fast.program.phased import PhasedProgram, Wavefront
@@ -15,26 +16,27 @@ from pixelcnn_fast.program.phased import PhasedProgram, Wavefront
 def with_wavefront(program: PhasedProgram) -> PhasedProgram:
     """The program with the wavefront of the smallest lag, if two rows can be in flight at once at all: not where
     something needs a finished row, or scans one."""
+    return _with_first_of(range(1, program.shape[2]), program)
+
+
+def one_row_at_a_time(program: PhasedProgram) -> PhasedProgram:
+    """A program that has no wavefront with one in which each row starts after the row above has ended: not where
+    something needs a finished row, or scans one."""
+    if program.wavefront is not None:
+        return program
+    width = program.shape[2]
+    longest = 3 * width + sum(abs(read.dx) for _, read, _ in program.timed_reads()) + 1
+    return _with_first_of(range(width, longest + 1), program)
+
+
+def _with_first_of(lags: Iterable[int], program: PhasedProgram) -> PhasedProgram:
     if program.needs_finished_rows:
         return program
-    for lag in range(1, program.shape[2]):
+    for lag in lags:
         leads = _leads(program, lag)
         if leads is not None:
             return replace(program, wavefront=Wavefront(lag, leads))
     return program
-
-
-def one_row_at_a_time(program: PhasedProgram) -> Wavefront | None:
-    """A wavefront in which each row starts after the row above has ended, for a program that has no other; None where
-    something needs a finished row, or scans one."""
-    if program.needs_finished_rows:
-        return None
-    width = program.shape[2]
-    for lag in range(width, 3 * width + sum(abs(read.dx) for _, read, _ in program.timed_reads()) + 2):
-        leads = _leads(program, lag)
-        if leads is not None:
-            return Wavefront(lag, leads)
-    return None
 
 
 def _leads(program: PhasedProgram, lag: int) -> dict[int, int] | None:

@@ -1,4 +1,4 @@
-"""A phased program and its costs, as a listing for people."""
+"""The phased program of a runtime and its costs, as a listing for people."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pixelcnn_fast.program.phased import PhasedProgram
 
 
 class ProgramListing:
-    """``print`` shows instructions, live taps, phases, bytes of weights and FLOPs per pixel.
+    """``print`` shows which runtime it is for, instructions, live taps, phases, bytes of weights and FLOPs per pixel.
 
     ``row_flops`` and ``pixel_flops``: floating-point operations per pixel and image of each phase;
     ``weight_bytes``; ``workspace_bytes``: what a batch needs per image, besides the weights. ``weights``: the matrices.
     """
 
-    def __init__(self, program: PhasedProgram, pixel_weight_bytes: int) -> None:
-        """pixel_weight_bytes: the size of a weight in the pixel phase; in the row phase, weights are never narrowed."""
-        self._program = program
+    def __init__(self, program: PhasedProgram, runtime: str, pixel_weight_bytes: int) -> None:
+        """runtime: what 'auto' stands for. pixel_weight_bytes: the size of a weight in the pixel phase; in the row
+        phase, weights are never narrowed."""
+        self._program, self._runtime = program, runtime
         self.weights = [run.weight for i in program.instructions for run in (*i.row_runs, *i.pixel_runs)]
         row_weights = sum(run.weight.numel() for i in program.instructions for run in i.row_runs)
         pixel_weights = sum(run.weight.numel() for i in program.instructions for run in i.pixel_runs)
@@ -27,12 +28,13 @@ class ProgramListing:
 
     def __str__(self) -> str:
         title, *lines = str(self._program).split("\n")
+        runtime = f"program of runtime {self._runtime!r}, which 'auto' stands for here"
         costs = [
             f"  {self.weight_bytes / 1e6:.2f} MB of weights, "
             f"{self.workspace_bytes / 1e6:.2f} MB of workspace per image",
             f"  per pixel: {self.row_flops / 1e6:.3f} MFLOP in the row phase, "
             f"{self.pixel_flops / 1e6:.3f} MFLOP in the pixel phase",
         ]
-        return "\n".join([title, *costs, *lines])
+        return "\n".join([runtime, title, *costs, *lines])
 
     __repr__ = __str__

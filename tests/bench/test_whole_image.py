@@ -53,7 +53,9 @@ def drawn(
     captured = sampler._engine.captured
     (kilobytes,) = (kb for kb, archs in SHARED.items() if ARCH in archs)
     limits = Limits(kilobytes << 10, RATES[ARCH].multiprocessors, cluster)
-    runtime = CudaRuntime(captured.program, captured.conditions, sampler.head, precision, Planned(), limits)
+    runtime = CudaRuntime(
+        captured.program_for("cuda"), captured.conditions, sampler.head, precision, Planned(), limits
+    )
     plan = runtime.sampler(Shape(1, cluster))
     instance = Instance(runtime.math, plan.facts["tiles"], cluster)
     device = sources()["cuda/kernels/device.h"]

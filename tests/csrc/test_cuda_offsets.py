@@ -58,7 +58,7 @@ def engine() -> CudaRuntime:
     sampler = Sampler(model, SHAPE, condition_shape=(2, *SHAPE[1:]))
     captured = sampler._engine.captured
     return CudaRuntime(
-        captured.program,
+        captured.program_for("cuda"),
         captured.conditions,
         sampler.head,
         "same",

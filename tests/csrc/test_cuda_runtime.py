@@ -101,7 +101,7 @@ def runtime(
     size = CLUSTERS.get(blocks, 1)
     limits = Limits(shared, MULTIPROCESSORS.get(blocks, 3 * size), size)
     engine = CudaRuntime(
-        captured.program, captured.conditions, sampler.head, precision, EmulatedKernels(), limits
+        captured.program_for("cuda"), captured.conditions, sampler.head, precision, EmulatedKernels(), limits
     )
     engine.cost = prefers(size)
     return engine
@@ -290,7 +290,9 @@ def shapes_by_cost(hidden: int, multiprocessors: int, largest_cluster: int) -> C
     sampler = of_channels(hidden)
     captured = sampler._engine.captured
     limits = Limits(227 << 10, multiprocessors, largest_cluster)
-    return CudaRuntime(captured.program, captured.conditions, sampler.head, "bf16", Planned(), limits).shape
+    return CudaRuntime(
+        captured.program_for("cuda"), captured.conditions, sampler.head, "bf16", Planned(), limits
+    ).shape
 
 
 def test_a_network_has_clusters_if_its_weights_take_long():

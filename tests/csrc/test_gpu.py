@@ -161,7 +161,7 @@ def test_every_number_of_tiles_in_one_block(precision):
     sampler = Sampler(model, shape, precision=precision)
     found = sampler._engine.captured
     limits = replace(limits_of(found.program.device), multiprocessors=1, largest_cluster=1)
-    runtime = CudaRuntime(found.program, found.conditions, sampler.head, precision, limits=limits)
+    runtime = CudaRuntime(found.program_for("cuda"), found.conditions, sampler.head, precision, limits=limits)
     sampler._engine._runtimes[RUNTIME] = runtime
     tiles = set()
     for n in range(3, runtime.facts(1)["most_images"] + 1, 8):

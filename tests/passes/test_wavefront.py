@@ -7,6 +7,7 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import PixelRNN
+from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.phased import Phase, PhasedInstruction
 from tests.needs import needs_native
 from tests.system.networks import pixelcnn, two_stacks
@@ -34,6 +35,14 @@ def test_lag_is_the_least(name):
     assert (front.lag if front else None) == lag
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_without_another_wavefront_rows_follow_each_other(name):
+    model, shape, lag = MODELS[name]
+    program = Sampler(model, shape)._engine.captured.program
+    front = one_row_at_a_time(program).wavefront
+    assert front is not None and (front is program.wavefront if lag else front.lag >= shape[2])
+
+
 def reads_of(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
     """(value, dy, the last dx, whether it is summed up for the rows above)"""
     runs = [(run, True) for run in i.row_runs] + [(run, False) for run in i.pixel_runs]
@@ -43,14 +52,14 @@ def reads_of(i: PhasedInstruction) -> list[tuple[int, int, int, bool]]:
 
 @pytest.mark.parametrize("teams", [1, 2])
 @pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize("name", ["kernel 3", "kernel 7", "vertical stack", "rows of LSTMs"])
+@pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_read_before_it_is_computed(name, chunk, teams):
     """Plays the steps through: marks what each instruction computes, and checks that what it reads is marked.
 
     Of two teams, one computes what the steps of a chunk begin with before the other has begun the previous chunk.
     """
     model, shape, _ = MODELS[name]
-    program = Sampler(model, shape)._engine.captured.program
+    program = one_row_at_a_time(Sampler(model, shape)._engine.captured.program)
     front, (_, height, width) = program.wavefront, shape
     assert front is not None
     lag, longest = front.lag + teams * chunk - 1, max(front.leads.values())

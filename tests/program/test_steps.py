@@ -11,6 +11,7 @@ import torch
 from pixelcnn_fast.heads import Categorical, Head
 from pixelcnn_fast.native import required
 from pixelcnn_fast.passes.phases import split_phases
+from pixelcnn_fast.passes.pipeline import for_runtime
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.formulas import FORMULAS
@@ -41,7 +42,8 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="the host's 
 
 def emulated_cuda(program: PhasedProgram, conditions: Conditions, head: Head) -> CudaRuntime:
     limits = Limits(227 << 10, 4)
-    return CudaRuntime(program, conditions, head, kernels=EmulatedKernels(), limits=limits)
+    own = for_runtime("cuda", program)
+    return CudaRuntime(own, conditions, head, kernels=EmulatedKernels(), limits=limits)
 
 
 RUNTIMES: dict[str, tuple[torch.dtype, Callable[[PhasedProgram, Conditions, Head], Runtime]]] = {

@@ -150,7 +150,9 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     for with_it in compilers():
         try:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
-            return cache.get_or_make(instance.name_for(number), partial(compiled, instance, capability, with_it))
+            return cache.get_or_make(
+                instance.name_for(number), partial(compiled, instance, capability, with_it)
+            )
         except RuntimeUnavailable as error:
             failures.append(error.why)
         except (OSError, AttributeError, UnicodeError) as error:  # it is no compiler

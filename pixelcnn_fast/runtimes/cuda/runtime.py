@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,8 +16,6 @@ from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.native import native, required, why_not_native
 from pixelcnn_fast.ops.library import address
-from pixelcnn_fast.passes.residuals import without_waiting_for_residuals
-from pixelcnn_fast.passes.wavefront import one_row_at_a_time
 from pixelcnn_fast.program.conditions import Conditions
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.runtimes import Precision
@@ -138,9 +136,6 @@ class CudaRuntime(Runtime):
     ) -> None:
         if kernels is None and (why := why_not_cuda(program, head)) is not None:
             raise RuntimeUnavailable(why)
-        if program.wavefront is None:
-            program = replace(program, wavefront=one_row_at_a_time(program))
-        program = without_waiting_for_residuals(program)
         self._program, self._conditions = program, conditions
         self.math = MATH_BY_DTYPE[program.dtype] if precision == "same" else precision
         self._limits = limits or limits_of(program.device)

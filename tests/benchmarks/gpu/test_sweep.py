@@ -81,7 +81,9 @@ def rehearsed(monkeypatch):
         sampler = Sampler(model, shape, precision=precision)
         found = sampler._engine.captured
         limits = Limits(227 << 10, 8, max(CLUSTERS))
-        return CudaRuntime(found.program, found.conditions, sampler.head, precision, Counted(), limits)
+        return CudaRuntime(
+            found.program_for("cuda"), found.conditions, sampler.head, precision, Counted(), limits
+        )
 
     def judged(model, images, noise, precision):
         assert images.shape == noise.shape and images.dtype == torch.uint8

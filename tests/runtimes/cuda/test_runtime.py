@@ -79,7 +79,9 @@ def runtime(kernels: Kernels) -> CudaRuntime:
     sampler = Sampler(pixelcnn(), SHAPE)
     captured = sampler._engine.captured
     limits = Limits(1 << 16, 2)
-    found = CudaRuntime(captured.program, captured.conditions, sampler.head, kernels=kernels, limits=limits)
+    found = CudaRuntime(
+        captured.program_for("cuda"), captured.conditions, sampler.head, kernels=kernels, limits=limits
+    )
     found._samplers, found._planned = {}, lambda shape: kernels  # type: ignore[method-assign]  # a stub
     return found
 
