@@ -27,98 +27,56 @@ PCF_DEVICE Source source_of(const Block& b, const Place& p, uint32_t view) {
   return s;
 }
 
+// Of the chunk that a lane copies of a fragment, or of the last one.
+PCF_DEVICE Place place_of(const Block& b, const Record::Copies& copies, int fragment) {
+  fragment = max(min(fragment, copies.count - 1), 0);
+  Place p = in_shared<const Place>(copies.places +
+                                   (copies.chunked ? fragment * kChunks + b.member() : fragment) * sizeof(Place));
+  if (!copies.chunked) p.at += b.member() * kChunkBytes;
+  return p;
+}
+
+// Whether a warp is one of those that copy.
+PCF_DEVICE bool is_copier(const Block& b, const Record::Copies& copies) {
+  return static_cast<unsigned>(b.warp - copies.first_warp) < static_cast<unsigned>(copies.warps);
+}
+
 // Copies what a record knows of earlier column steps, and its biases, so many fragments at once by one warp after the
-// other. With registers to spare, where a warp's first ones come from is read before other work, which hides the time
-// it takes. Where the next come from is read while these are copied.
-struct Copying {
-  static constexpr int kAtOnce = kReadsEarly ? 2 : 1;
-
-  const Record::Copies& copies;
-  const int first;
-  Place places[kAtOnce];
-
-  __device__ Copying(const Block& b, const Record::Copies& copies) : copies(copies), first(b.warp - copies.first_warp) {
+// other. Where the next ones come from is read while these are copied.
+PCF_DEVICE void copy_ahead(const Block& b, const Record::Copies& copies, uint32_t view) {
+  constexpr int kAtOnce = kReadsEarly ? 2 : 1;
+  const int first = b.warp - copies.first_warp, warps = copies.warps, count = copies.count;
+  if (!is_copier(b, copies)) return;
+  const uint32_t staged = copies.staged;
+  Place now[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < kAtOnce && kReadsEarly; n++) places[n] = place(b, first + n * copies.warps, copies.count);
-  }
-
-  __device__ bool is_mine() const { return static_cast<unsigned>(first) < static_cast<unsigned>(copies.warps); }
-
-  PCF_DEVICE void start(const Block& b, uint32_t view) const {
-    if (!is_mine()) return;
-    const int count = copies.count, warps = copies.warps;
-    const uint32_t staged = copies.staged;
-    Place now[kAtOnce];
+  for (int n = 0; n < kAtOnce; n++) now[n] = place_of(b, copies, first + n * warps);
+  for (int f = first; f < count; f += kAtOnce * warps) {
+    Source sources[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < kAtOnce; n++) now[n] = kReadsEarly ? places[n] : place(b, first + n * warps, count);
-    for (int f = first; f < count; f += kAtOnce * warps) {
-      Source sources[kAtOnce];
+    for (int n = 0; n < kAtOnce; n++) sources[n] = source_of(b, now[n], view);
 #pragma unroll
-      for (int n = 0; n < kAtOnce; n++) sources[n] = source_of(b, now[n], view);
+    for (int n = 0; n < kAtOnce; n++) now[n] = place_of(b, copies, f + (n + kAtOnce) * warps);
 #pragma unroll
-      for (int n = 0; n < kAtOnce; n++) now[n] = place(b, f + (n + kAtOnce) * warps, count);
+    for (int n = 0; n < kAtOnce; n++)
 #pragma unroll
-      for (int n = 0; n < kAtOnce; n++)
-#pragma unroll
-        for (int tile = 0; tile < kTiles; tile++)
-          copy_async(shared_memory() + staged + (f + n * warps) * kColumnBytes + b.lane * 16 + tile * kFragmentBytes,
-                     sources[n].at(tile), sources[n].is_there(tile), n == 0 || f + n * warps < count);
-    }
-    for (int at = (first * 32 + b.lane) * 16; at < copies.bias_bytes; at += warps * 32 * 16)
-      copy_async(shared_memory() + copies.bias + at, b.constants(copies.floats) + at / 4, true, true);
+      for (int tile = 0; tile < kTiles; tile++)
+        copy_async(shared_memory() + staged + (f + n * warps) * kColumnBytes + b.lane * 16 + tile * kFragmentBytes,
+                   sources[n].at(tile), sources[n].is_there(tile), n == 0 || f + n * warps < count);
   }
+  for (int at = (first * 32 + b.lane) * 16; at < copies.bias_bytes; at += warps * 32 * 16)
+    copy_async(shared_memory() + copies.bias + at, b.constants(copies.floats) + at / 4, true, true);
+}
 
-  // Of the chunk that a lane copies; of the last fragment, if there are not so many.
-  PCF_DEVICE Place place(const Block& b, int fragment, int count) const {
-    fragment = max(min(fragment, count - 1), 0);
-    const int index = copies.chunked ? fragment * kChunks + b.member() : fragment;
-    Place p = in_shared<const Place>(copies.places + index * sizeof(Place));
-    if (!copies.chunked) p.at += b.member() * kChunkBytes;
-    return p;
+// Writes to the rings what has come for them.
+PCF_DEVICE void write_back(const Block& b, const Record& r, uint32_t view) {
+  if (!is_copier(b, r.copies)) return;
+#pragma unroll 2
+  for (int f = b.warp - r.copies.first_warp; f < r.exchange.count; f += r.copies.warps) {
+    const Place p = in_shared<const Place>(r.exchange.places + f * sizeof(Place));
+    char* const to = b.slot_of(view, p.slot) + p.shift;
+    reinterpret_cast<uint4*>(to)[b.lane] = in_shared<const uint4>(p.at + b.lane * 16);
   }
-};
-
-// Writes to the rings what has come for them: two fragments at a time. Where the first two lie is found out before
-// the barrier.
-struct WritingBack {
-  struct Fragment {
-    uint32_t from;
-    char* to;
-  };
-  const Record& record;
-  const int left;  // fragments from this warp's first on
-  const Fragment first[2];
-
-  PCF_DEVICE WritingBack(const Block& b, const Record& r, uint32_t view)
-      : record(r), left(r.exchange.count - (b.warp - r.copies.first_warp)),
-        first{fragment(b, 0, view), fragment(b, 1, view)} {}
-
-  PCF_DEVICE void finish(const Block& b, uint32_t view) const {
-    const int warps = record.copies.warps;
-    if (left > 0) write(b, first[0], first[1], warps < left);
-    for (int n = 2; n * warps < left; n += 2)
-      write(b, fragment(b, n, view), fragment(b, n + 1, view), (n + 1) * warps < left);
-  }
-
-  // The n-th of this warp.
-  PCF_DEVICE Fragment fragment(const Block& b, int n, uint32_t view) const {
-    const int f = b.warp - record.copies.first_warp + n * record.copies.warps;
-    const uint32_t place = record.exchange.places + max(min(f, record.exchange.count - 1), 0) * sizeof(Place);
-    const Place p = in_shared<const Place>(place);
-    return {p.at, b.slot_of(view, p.slot) + p.shift};
-  }
-
-  static PCF_DEVICE void write(const Block& b, const Fragment& one, const Fragment& other, bool both) {
-    const uint32_t lane = b.lane * 16;
-    const uint4 x = in_shared<const uint4>(one.from + lane), y = in_shared<const uint4>(other.from + lane);
-    *reinterpret_cast<uint4*>(one.to + lane) = x;
-    if (both) *reinterpret_cast<uint4*>(other.to + lane) = y;
-  }
-};
-
-// The view of the column step for which a record copies.
-__device__ inline uint32_t view_of_copies(const Block& b, const Record& r, uint32_t now) {
-  return r.copies.next_step ? b.next(now) : now;
 }
 
 }  // namespace pcf::cuda

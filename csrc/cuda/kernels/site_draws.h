@@ -11,20 +11,6 @@ __device__ inline unsigned long long error_code(int site, int image, int channel
   return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
 }
 
-// Where a warp draws; lane d looks after the d-th distribution.
-struct Pixel {
-  Site site;
-  bool inside;
-  int64_t at;
-
-  __device__ Pixel(const Block& b, const Record::Draw& draws, int index, uint32_t view)
-      : site(b.site(view, index)), inside(b.in_grid(site.row, site.column)) {
-    const Layout& l = b.layout;
-    const int channel = draws.first + min(b.lane, draws.distributions - 1);
-    at = ((int64_t{site.image} * l.image_channels + channel) * l.height + site.row) * l.width + site.column;
-  }
-};
-
 PCF_DEVICE float level_value(const Block& b, const InputPlan& input, int index) {
   return input.near == kNowhere ? b.constant(input.table + index) : in_shared<const float>(input.near + index * 4);
 }
@@ -68,17 +54,18 @@ PCF_DEVICE int draw_in_registers(const Block& b, int distributions, const Of& lo
   return drawn;
 }
 
-// Each warp draws at some sites.
-__device__ inline void draw_sites(const Block& b, const Record::Draw& draws, const Pixel& first, uint32_t view) {
+// Each warp draws at some sites; lane d looks after the d-th distribution.
+__device__ inline void draw_sites(const Block& b, const Record::Draw& draws, uint32_t view) {
   const KernelParams& p = b.params;
-  const int levels = b.layout.levels, count = draws.distributions, lane = min(b.lane, count - 1);
+  const Layout& l = b.layout;
+  const int levels = l.levels, count = draws.distributions, lane = min(b.lane, count - 1);
   const bool in_registers = draws_in_registers(levels, p.options);
 #pragma unroll 1
   for (int index = b.warp; index < kSites; index += kWarps) {
-    const Pixel pixel = index == b.warp ? first : Pixel(b, draws, index, view);
-    if (!pixel.inside) continue;
-    const Site& s = pixel.site;
-    const int64_t at = pixel.at;
+    const Site s = b.site(view, index);
+    if (!b.in_grid(s.row, s.column)) continue;
+    const int64_t channel = int64_t{s.image} * l.image_channels + draws.first + lane;
+    const int64_t at = (channel * l.height + s.row) * l.width + s.column;  // of the lane's distribution
     const double noise_there = p.noise[at];
     const auto noise = [&](int d) { return __shfl_sync(kAllLanes, arrived(noise_there), d); };
     const auto logits = [&](int d) { return Logits{draws.logits + (index * draws.logits_stride + d * levels) * 4}; };
@@ -104,7 +91,7 @@ __device__ inline void draw_sites(const Block& b, const Record::Draw& draws, con
       level = max(p.levels[at], 0);
     } else if (lane == b.lane && b.rank == 0) {
       p.levels[at] = level;
-      if (drawn < 0) atomicMin(p.error, error_code(s.row * b.layout.width + s.column, s.image, draws.first + lane));
+      if (drawn < 0) atomicMin(p.error, error_code(s.row * l.width + s.column, s.image, draws.first + lane));
     }
     if (p.log_probability && b.rank == 0)
       for (int d = 0; d < count; d++) {

@@ -10,66 +10,33 @@ namespace pcf::cuda {
 constexpr bool kCopiesEarly = copies_before_barrier(kTiles);
 using Product = std::conditional_t<kReadsEarly, const Record::Product, const Record::Product&>;
 
-// Waits for what was made before a record, and copies for a later one.
-template <class Copy>
-PCF_DEVICE void wait_and_copy(Block& b, const Record::Product& product, const Copy& copy) {
-  if (!(product.barriers & kBefore)) return;
-  if (kCopiesEarly) copy();
-  wait_at_barrier(b);
-  if (!kCopiesEarly) copy();
-}
-
-// By a warp that has a tile. In a cluster, it leaves copying to others, if there are any.
-PCF_DEVICE void compute(Block& b, const Record& r, const Record::Product& product, uint32_t view) {
-  const bool copies = kBlocks == 1 || product.barriers & kAllCopy;
-  const auto run = [&](const auto& copy) {
-    multiply_early(b, product);
-    const LateAddresses late(b, view + product.late);
-    wait_and_copy(b, product, copy);
-    multiply_late(b, product, late, view);
-    if (product.n_results) make_results(b, product, view);
-  };
-  if (kBlocks == 1) {
-    const Copying copying(b, r.copies);
-    run([&] { copying.start(b, view_of_copies(b, r, view)); });
-  } else {
-    run([&] {
-      if (copies) Copying(b, r.copies).start(b, view_of_copies(b, r, view));
-    });
-    if (copies) WritingBack(b, r, view).finish(b, view);
-  }
-}
-
-// By a warp that has none: it copies, or draws.
-PCF_DEVICE void assist(Block& b, const Record& r, const Record::Product& product, uint32_t view) {
-  const Copying copying(b, r.copies);
-  const auto copy = [&] { copying.start(b, view_of_copies(b, r, view)); };
-  const auto run = [&] {
-    if (kReadsEarly && product.draws) {
-      const Pixel first(b, r.draw, b.warp, view);
-      wait_and_copy(b, product, copy);
-      draw_sites(b, r.draw, first, view);
-    } else {
-      wait_and_copy(b, product, copy);
-      if (product.draws) draw_sites(b, r.draw, Pixel(b, r.draw, b.warp, view), view);
-    }
-    clear_sums<0, kMost>(b);  // so that they take no registers meanwhile
-  };
-  if (kBlocks > 1) {
-    const WritingBack early(b, r, view);
-    run();
-    if (copying.is_mine()) early.finish(b, view);
-  } else {
-    run();
-  }
-}
-
 PCF_DEVICE AfterRecord run_record(Block& b, const Record& r, uint32_t view) {
   Product product = r.product;
   const bool has_tile = product.warps >> b.warp & 1;
-  const int bytes = kBlocks > 1 ? r.exchange.bytes : 0;
-  has_tile ? compute(b, r, product, view) : assist(b, r, product, view);
-  if (product.barriers & kAfter) arrive_at_barrier(b, bytes);
+  // In a cluster, a warp with a tile leaves copying to others, if there are any.
+  const bool copies = kBlocks == 1 || !has_tile || product.barriers & kAllCopy;
+  const auto wait_and_copy = [&] {
+    const auto copy = [&] {
+      if (copies) copy_ahead(b, r.copies, r.copies.next_step ? b.next(view) : view);
+    };
+    if (!(product.barriers & kBefore)) return;
+    if (kCopiesEarly) copy();
+    wait_at_barrier(b);
+    if (!kCopiesEarly) copy();
+  };
+  if (has_tile) {
+    multiply_early(b, product);
+    const LateAddresses late(b, view + product.late);
+    wait_and_copy();
+    multiply_late(b, product, late, view);
+    if (product.n_results) make_results(b, product, view);
+  } else {
+    wait_and_copy();
+    if (product.draws) draw_sites(b, r.draw, view);
+    clear_sums<0, kMost>(b);  // so that they take no registers meanwhile
+  }
+  if (kBlocks > 1 && copies) write_back(b, r, view);
+  if (product.barriers & kAfter) arrive_at_barrier(b, kBlocks > 1 ? r.exchange.bytes : 0);
   if (has_tile && product.n_results) clear_sums<0, 1>(b);  // for the next product
   return product.after;
 }
@@ -84,7 +51,7 @@ PCF_DEVICE void run_sweep(Block& b, const SweepPlan& sweep, int row, uint32_t& v
   list_late(b, sweep, view);
   const uint32_t list = b.warp * sweep.list_bytes;
   for (const uint32_t at : sweep.first_copies)
-    if (at != kNowhere) Copying(b, in_shared<const Record>(at + list).copies).start(b, view);
+    if (at != kNowhere) copy_ahead(b, in_shared<const Record>(at + list).copies, view);
   const auto weights = [&]() -> const Weights& {
     return in_shared<const Weights>(sweep.weights + b.warp * sizeof(Weights));
   };
