@@ -196,7 +196,6 @@ struct Record {
 
 // What is made of a member's sums, or of a value:
 //   sum        max(sums + added, least), of all members if they are tiles of one layer
-//   logits     sums, in the same way
 //   gate       tanh(a) * sigmoid(b), in the same way, where the channels of a and b take turns; and a and b themselves,
 //              if something else reads them
 //   activated  activation(x) * factor + term, where x is the sums or a value
@@ -206,7 +205,7 @@ struct Record {
 //   lstm       the cell, sigmoid(sums 2) * factor + sigmoid(sums 1) * tanh(sums 0), and with it
 //              tanh(cell) * sigmoid(sums 3)
 // In a gate and an LSTM, what is stored for no other reader is rounded as if it had been.
-enum class Ending : int { sum, logits, activated, steps, sums, gate, lstm };
+enum class Ending : int { sum, activated, steps, sums, gate, lstm };
 enum class Activation : int { none, relu, sigmoid, tanh };
 
 // Where a value goes: in shared memory, and in its ring, or kNowhere.
@@ -301,12 +300,11 @@ struct Layout {
   int64_t workspace_bytes;  // of a block: its rings
 };
 
-// How levels are drawn: SamplingOptions, and what is computed from them once, so that a warp need not divide.
+// How levels are drawn: as SamplingOptions, so that a warp need not divide.
 struct DrawOptions {
   float inverse_temperature;  // 0: the most likely level
   int top_k;
   double top_p;
-  bool excludes_levels;
 };
 
 // What the kernel takes by value: a batch of images on the device. Arrays are dense; sub-pixels are [images, C, H, W].

@@ -31,6 +31,4 @@ struct Plan {
 // shared memory. Throws std::invalid_argument, saying why, where the program does not fit.
 Plan make_plan(const Program&, Math, int images, int cluster, int shared_bytes);
 
-DrawOptions draw_options(const SamplingOptions&);
-
 }  // namespace pcf::cuda

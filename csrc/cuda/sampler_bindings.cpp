@@ -48,7 +48,9 @@ py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Addr
                      Address parameters, Address log_probability, Address error,
                      const std::optional<PartOfSweep>& part) {
   cuda::KernelParams params{};
-  params.layout = plan.layout, params.options = cuda::draw_options(options), params.images = images;
+  params.layout = plan.layout, params.images = images;
+  params.options = {options.temperature == 0 ? 0 : static_cast<float>(1 / options.temperature), options.top_k,
+                    options.top_p};
   params.constants = at<char>(constants), params.workspace = at<char>(workspace), params.levels = at<int32_t>(values);
   params.known = at<uint8_t>(known), params.noise = at<double>(noise), params.conditions = at<float>(conditions);
   params.logits = at<float>(parameters), params.log_probability = at<double>(log_probability);

@@ -22,12 +22,6 @@ using uint64_t = unsigned long long;
 
 namespace std {
 
-template <class T, T number>
-struct integral_constant {
-  static constexpr T value = number;
-  constexpr operator T() const { return number; }
-};
-
 template <bool, class A, class>
 struct conditional {
   using type = A;

@@ -118,7 +118,7 @@ std::vector<float> sample(const pcf::cuda::Plan& plan, int images, int first, un
                                        nullptr,
                                        noise.data() + first * kSubPixels,
                                        condition.data() + first * kLabel,
-                                       pcf::cuda::draw_options({0.9, top_k, top_k ? 0.8 : 1.0}),
+                                       {static_cast<float>(1 / 0.9), top_k, top_k ? 0.8 : 1.0},
                                        logits.data(),
                                        nullptr,
                                        &error};

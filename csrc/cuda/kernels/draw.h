@@ -120,23 +120,6 @@ PCF_DEVICE Cut cut_after(int most, double enough, Logits logits, int levels, flo
   }
 }
 
-// Draws with top-k or top-p. It is a function of its own, so that it costs the plain draw no registers.
-__device__ __noinline__ inline int draw_from_likeliest(Logits logits, int levels, float inverse_temperature, int top_k,
-                                                       double top_p, double u, float high, int lane) {
-  const auto weight_of = [=](float logit) { return expf((logit - high) * inverse_temperature); };
-  const int most = top_k > 0 ? top_k : levels;
-  Cut cut{-INFINITY, -1, 0};
-  if (top_k > 0) {
-    cut = cut_after(most, INFINITY, logits, levels, high, lane, weight_of);
-  } else {
-    const Share mine(levels, lane);
-    for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
-    cut.weight = sum_over_warp(cut.weight);
-  }
-  if (top_p < 1) cut = cut_after(most, top_p * cut.weight, logits, levels, high, lane, weight_of);
-  return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
-}
-
 constexpr uint32_t kInfinity = 0x7f800000;  // its bits
 
 // As `draw` without top-k and top-p, for at most 32 * kEach levels. kMany draws at once, as one alone mostly waits for
@@ -238,12 +221,12 @@ struct DrawInRegisters {
 };
 
 __device__ inline bool draws_in_registers(int levels, const DrawOptions& options) {
-  return levels <= 32 * kEach && !options.excludes_levels;
+  return levels <= 32 * kEach && options.top_k == 0 && options.top_p >= 1;
 }
 
-// Draws from softmax(logits / temperature), as heads/drawing.py does; -1 if a logit is not finite.
-__device__ inline int draw(Logits logits, int levels, const DrawOptions& options, double u, int lane) {
-  const float inverse_temperature = options.inverse_temperature;
+// Draws from softmax(logits / temperature), as heads/drawing.py does; -1 if a logit is not finite. It is a function of
+// its own, so that it costs draws in registers none.
+__device__ __noinline__ inline int draw(Logits logits, int levels, DrawOptions options, double u, int lane) {
   const Share mine(levels, lane);
   float high = -INFINITY, zero = 0;
   for (int k = mine.first; k < mine.last; k++) {
@@ -252,15 +235,24 @@ __device__ inline int draw(Logits logits, int levels, const DrawOptions& options
   }
   high = max_over_warp(high);
   if (__ballot_sync(kAllLanes, zero == 0) != kAllLanes) return -1;
+  const float inverse_temperature = options.inverse_temperature;
   if (inverse_temperature == 0) {
     int found = levels;
     for (int k = mine.last - 1; k >= mine.first; k--)
       if (logits[k] == high) found = k;
     return __reduce_min_sync(kAllLanes, found);
   }
-  if (options.excludes_levels)
-    return draw_from_likeliest(logits, levels, inverse_temperature, options.top_k, options.top_p, u, high, lane);
-  return pick(levels, u, lane, [=](int k) { return expf((logits[k] - high) * inverse_temperature); });
+  const auto weight_of = [=](float logit) { return expf((logit - high) * inverse_temperature); };
+  const int most = options.top_k > 0 ? options.top_k : levels;
+  Cut cut{-INFINITY, -1, 0};  // it keeps all
+  if (options.top_k > 0) cut = cut_after(most, INFINITY, logits, levels, high, lane, weight_of);
+  if (options.top_p < 1) {
+    if (options.top_k == 0)
+      for (int k = mine.first; k < mine.last; k++) cut.weight += weight_of(logits[k]);
+    const double all = options.top_k == 0 ? sum_over_warp(cut.weight) : cut.weight;
+    cut = cut_after(most, options.top_p * all, logits, levels, high, lane, weight_of);
+  }
+  return pick(levels, u, lane, [&](int k) { return cut.keeps(logits, k) ? weight_of(logits[k]) : 0.f; });
 }
 
 // ln of the probability of a level under softmax(logits). The logits must be finite.

@@ -29,6 +29,10 @@ struct Making {
   const uint32_t view;
 };
 
+PCF_DEVICE void store_result(const Block& b, const Making& m, const float (&x)[4], int tile, int channel) {
+  m.r.logits == kNowhere ? store(b, x, m.r.to, m.ring, tile, channel) : store_logits(b, x, m.r, tile, channel);
+}
+
 // The sums of a tile of sites. number: which of the warp's.
 PCF_DEVICE void load_sums(const Block& b, float (&x)[4], int number, int tile, const Bias& bias) {
   Fragment::finish(x, b.sums[number], b.lane);
@@ -71,6 +75,9 @@ PCF_DEVICE void round_as_stored(float (&x)[4]) {
   }
 }
 
+PCF_DEVICE void make_logits(Block& b, const Making& m) {
+  for_members(b, m, [&](float (&x)[4], int channel, int tile) { store_logits(b, x, m.r, tile, channel); });
+}
 PCF_DEVICE void make_sum(Block& b, const Making& m) {
   for_members(b, m, [&](float (&x)[4], int channel, int tile) {
     float added[4];
@@ -81,10 +88,6 @@ PCF_DEVICE void make_sum(Block& b, const Making& m) {
   });
 }
 
-PCF_DEVICE void make_logits(Block& b, const Making& m) {
-  for_members(b, m, [&](float (&x)[4], int channel, int tile) { store_logits(b, x, m.r, tile, channel); });
-}
-
 // A lane has a channel of both factors, each at two sites.
 PCF_DEVICE void make_gate(Block& b, const Making& m) {
   const auto ring_for = [&](const Target& to) { return kBlocks > 1 ? nullptr : b.ring_of(m.view, to); };
@@ -92,8 +95,8 @@ PCF_DEVICE void make_gate(Block& b, const Making& m) {
     float rounded[4];
     if (m.r.gate.keeps_sums) {
       const Target &first = m.r.gate.sums[0], &second = m.r.gate.sums[1];
-      store_unit(b, first, ring_for(first), {x[0], x[1]}, channel / 2, tile);
-      store_unit(b, second, ring_for(second), {x[2], x[3]}, channel / 2, tile);
+      store_unit(b, x[0], x[1], first, ring_for(first), tile, channel / 2);
+      store_unit(b, x[2], x[3], second, ring_for(second), tile, channel / 2);
       round_as_stored(x);
     }
 #pragma unroll
@@ -103,7 +106,7 @@ PCF_DEVICE void make_gate(Block& b, const Making& m) {
     round_as_stored(rounded);
 #pragma unroll
     for (int n = 0; n < 2; n++) x[n] = m.r.gate.rounds_tanh ? rounded[n] * x[n + 2] : x[n] * rounded[n + 2];
-    store_unit(b, m.r.to, m.ring, {x[0], x[1]}, channel / 2, tile);
+    store_unit(b, x[0], x[1], m.r.to, m.ring, tile, channel / 2);
   });
 }
 
@@ -188,7 +191,7 @@ PCF_DEVICE void make_steps(Block& b, const Making& m) {
     // Channels that fill up a fragment must be zero: a step may have made them infinite, and 0 times infinity is NaN.
 #pragma unroll
     for (int c = 0; c < 4; c++) x[c] = m.channel + c / 2 < plan.channels ? x[c] : 0.f;
-    m.r.logits == kNowhere ? store(b, x, m.r.to, m.ring, tile, m.channel) : store_logits(b, x, m.r, tile, m.channel);
+    store_result(b, m, x, tile, m.channel);
 #pragma unroll
     for (int s = 8; s < kTiles * 8; s++) b.sums[s / 8 - 1][s / 4 % 2][s % 4] = b.sums[s / 8][s / 4 % 2][s % 4];
   }
@@ -211,14 +214,14 @@ PCF_DEVICE void make_results(Block& b, const Record::Product& product, uint32_t 
     const Making m{r, r.first_channel + tile * r.tile_channels + b.group() * 2,
                    kBlocks > 1 ? nullptr : b.ring_of(view, r.to),  // or it is sent, and written back
                    Bias(r, r.bias + tile * r.bias_tile + b.group() * 8), view};
-    if (r.ending == Ending::sum)
+    if (r.ending == Ending::sum && r.logits != kNowhere)
+      make_logits(b, m);
+    else if (r.ending == Ending::sum)
       make_sum(b, m);
     else if (r.ending == Ending::gate)
       make_gate(b, m);
     else if (kMost >= 4 && r.ending == Ending::lstm)
       make_cell(b, m);
-    else if (r.ending == Ending::logits)
-      make_logits(b, m);
     else if (r.ending == Ending::activated)
       make_activated(b, m);
     else if (r.ending == Ending::steps)

@@ -85,27 +85,12 @@ __device__ inline void prepare_next_step(Block& b, const SweepPlan& sweep, uint3
 // And where the values of late batches lie in it, by site, once the edges are there.
 __device__ inline void list_late(const Block& b, const SweepPlan& sweep, uint32_t then) {
   if (kTiles > 1) return;
-  constexpr int kAtOnce = 4;
-  const int site = b.lane / kBatch, last = sweep.late_batches - 1;
-#pragma unroll 1
-  for (int first = b.warp; first <= last; first += kAtOnce * kWarps) {
-    int batches[kAtOnce];
-    uint32_t words[kAtOnce];
-    bool there[kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; n++) {
-      batches[n] = first + n * kWarps <= last ? first + n * kWarps : first;  // that one again
-      words[n] = in_shared<const uint32_t>(sweep.late_table + (batches[n] * kBatch + b.lane % kBatch) * 4);
-    }
-#pragma unroll
-    for (int n = 0; n < kAtOnce; n++)
-      there[n] = b.is_at(then, (words[n] & LateBatch::kEdge) >> LateBatch::kEdgeBits, site);
-#pragma unroll
-    for (int n = 0; n < kAtOnce; n++) {
-      const uint32_t at = (words[n] & LateBatch::kAt) + b.shifted(site, words[n] & LateBatch::kShift) * kSiteBytes;
-      in_shared<uint32_t>(then + b.layout.view_of_late + batches[n] * kLateBytes + b.lane * 4) =
-          there[n] ? at : b.layout.zeros;
-    }
+  const int site = b.lane / kBatch;
+  for (int k = b.warp; k < sweep.late_batches; k += kWarps) {
+    const uint32_t word = in_shared<const uint32_t>(sweep.late_table + (k * kBatch + b.lane % kBatch) * 4);
+    const bool is_there = b.is_at(then, (word & LateBatch::kEdge) >> LateBatch::kEdgeBits, site);
+    const uint32_t at = (word & LateBatch::kAt) + b.shifted(site, word & LateBatch::kShift) * kSiteBytes;
+    in_shared<uint32_t>(then + b.layout.view_of_late + k * kLateBytes + b.lane * 4) = is_there ? at : b.layout.zeros;
   }
 }
 

@@ -11,38 +11,23 @@
 
 namespace pcf::cuda {
 
-// Estimates of the GPU's special function unit; the host's are at least as exact, but for tanh.
-// 1 / x and 2^x, to about a unit in the last place, and without the branches of a division.
-PCF_ON_BOTH float reciprocal(float x) {
+// Estimates of the GPU's special function unit, without the branches of a division: 1 / x and 2^x, to about a unit in
+// the last place, and tanh, to 2^-11 of its size. The host's are at least as exact, but for tanh.
 #ifdef __CUDA_ARCH__
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
+#define PCF_ESTIMATE(instruction, otherwise) \
+  float y;                                   \
+  asm(instruction " %0, %1;" : "=f"(y) : "f"(x));
 #else
-  return 1.f / x;
+#define PCF_ESTIMATE(instruction, otherwise) const float y = otherwise;
 #endif
-}
-PCF_ON_BOTH float power_of_two(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2f(x);
-#endif
-}
-// To 2^-11 of its size.
-PCF_ON_BOTH float estimated_tanh(float x) {
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
+inline float rounded(float x, int bits) {
   int exponent;
-  const float fraction = frexpf(tanhf(x), &exponent);
-  return ldexpf(rintf(fraction * 1024) / 1024, exponent);
-#endif
+  const float fraction = frexpf(x, &exponent);
+  return ldexpf(rintf(ldexpf(fraction, bits)), exponent - bits);
 }
+PCF_ON_BOTH float reciprocal(float x) { PCF_ESTIMATE("rcp.approx.ftz.f32", 1.f / x) return y; }
+PCF_ON_BOTH float power_of_two(float x) { PCF_ESTIMATE("ex2.approx.ftz.f32", exp2f(x)) return y; }
+PCF_ON_BOTH float estimated_tanh(float x) { PCF_ESTIMATE("tanh.approx.f32", rounded(tanhf(x), 10)) return y; }
 
 // As exact as the numbers are that are stored.
 PCF_ON_BOTH float logistic(float x, Math math) {

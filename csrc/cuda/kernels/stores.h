@@ -6,15 +6,28 @@
 
 namespace pcf::cuda {
 
+// Two neighbouring channels of a value at a site. In a cluster it is sent, and written back to the rings.
+PCF_DEVICE void store_pair(const Block& b, const Pair& pair, const Target& to, char* ring, int channel, int site) {
+  const uint32_t offset = offset_at(channel, site);
+  if (to.shared != kNowhere) in_shared<Pair>(to.shared + offset) = pair;
+  if (kBlocks > 1 && to.shared != kNowhere) send_to_all(b, to.shared + offset, pair);
+  if (kBlocks == 1 && to.ring != kNowhere) *reinterpret_cast<Pair*>(ring + offset) = pair;
+}
+
 PCF_DEVICE void store(const Block& b, const float (&x)[4], const Target& to, char* ring, int tile, int channel) {
 #pragma unroll
-  for (int n = 0; n < 2; n++) {
-    const Pair pair(x[n], x[n + 2]);
-    const uint32_t offset = offset_at(channel, b.site_of(tile, n));
-    if (to.shared != kNowhere) in_shared<Pair>(to.shared + offset) = pair;
-    if (kBlocks > 1 && to.shared != kNowhere) send_to_all(b, to.shared + offset, pair);
-    if (kBlocks == 1 && to.ring != kNowhere) *reinterpret_cast<Pair*>(ring + offset) = pair;
-  }
+  for (int n = 0; n < 2; n++) store_pair(b, {x[n], x[n + 2]}, to, ring, channel, b.site_of(tile, n));
+}
+
+// A unit at two sites, of which the lane's neighbour has the next one: one stores both at the first site, the other at
+// the second.
+PCF_DEVICE void store_unit(const Block& b, float first, float second, const Target& to, char* ring, int tile,
+                           int unit) {
+  const bool is_second = b.group() % 2;
+  const float mine = is_second ? second : first;
+  const float other = __shfl_xor_sync(kAllLanes, is_second ? first : second, 4);
+  const Pair pair(is_second ? other : mine, is_second ? mine : other);
+  store_pair(b, pair, to, ring, unit - is_second, b.site_of(tile, is_second));
 }
 
 PCF_DEVICE void store_logits(const Block& b, const float (&x)[4], const Result& r, int tile, int channel) {
@@ -26,26 +39,10 @@ PCF_DEVICE void store_logits(const Block& b, const float (&x)[4], const Result& 
   }
 }
 
-__device__ inline void store_near(const Target& to, float x, int channel, int site) {
-  if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset_at(channel, site)) = stored(x);
-}
 __device__ inline void store_one(const Target& to, char* ring, float x, int channel, int site) {
-  store_near(to, x, channel, site);
-  if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset_at(channel, site)) = stored(x);
-}
-
-// A gate's unit at two sites. In a cluster, two lanes have neighbouring units; one sends both at the first site, the
-// other at the second.
-PCF_DEVICE void store_unit(const Block& b, const Target& to, char* ring, const float (&x)[2], int unit, int tile) {
-#pragma unroll
-  for (int n = 0; n < 2; n++)
-    kBlocks > 1 ? store_near(to, x[n], unit, b.site_of(tile, n)) : store_one(to, ring, x[n], unit, b.site_of(tile, n));
-  if (kBlocks == 1 || to.shared == kNowhere) return;
-  const bool is_second = b.group() % 2;
-  const float mine = is_second ? x[1] : x[0];
-  const float other = __shfl_xor_sync(kAllLanes, is_second ? x[0] : x[1], 4);
-  const Pair pair(is_second ? other : mine, is_second ? mine : other);
-  send_to_all(b, to.shared + offset_at(unit - is_second, b.site_of(tile, is_second)), pair);
+  const uint32_t offset = offset_at(channel, site);
+  if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset) = stored(x);
+  if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored(x);
 }
 
 // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.

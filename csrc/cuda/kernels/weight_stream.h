@@ -8,7 +8,9 @@ namespace pcf::cuda {
 
 // A number that the code knows, as an argument.
 template <int kNumber>
-using Constant = std::integral_constant<int, kNumber>;
+struct Constant {
+  constexpr operator int() const { return kNumber; }
+};
 
 // A warp's weights, which it reads over and over, a batch at a time. Two batches are in registers, or on their way
 // to them, across records and column steps; so behind the last ones of a column step lie the first two of the next.

@@ -92,8 +92,8 @@ int64_t sent_bytes(Planner& p, const Part& part, int tiles) {
   const int64_t of_value = channels * sites * kSiteBytes / p.depth, of_logits = channels * sites * 4;
   int64_t bytes = 0;
   for (Result& r : p.results_of(part)) {
-    const bool of_all = r.ending == Ending::sum || r.ending == Ending::logits;  // members, if they are of one layer
-    const int shares = r.ending == Ending::gate ? 2 : of_all ? 1 : part.wide;
+    // A sum is of all members, if they are of one layer.
+    const int shares = r.ending == Ending::gate ? 2 : r.ending == Ending::sum ? 1 : part.wide;
     if (r.logits != kNowhere) bytes += of_logits / shares;
     if (r.to.shared != kNowhere) bytes += of_value / shares;
     for (const Target& to : also_written(r)) bytes += to.shared == kNowhere ? 0 : of_value / shares;

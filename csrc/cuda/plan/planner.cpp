@@ -50,9 +50,4 @@ Plan make_plan(const Program& program, Math math, int images, int cluster, int s
   throw std::invalid_argument(why);
 }
 
-DrawOptions draw_options(const SamplingOptions& options) {
-  return {options.temperature == 0 ? 0 : static_cast<float>(1 / options.temperature), options.top_k, options.top_p,
-          options.exclude_levels()};
-}
-
 }  // namespace pcf::cuda

@@ -148,9 +148,8 @@ void draft_steps(Planner& p, const Instruction& i, Result& r) {
   const uint32_t first = size_of(p.steps);
   for (const Step& s : i.steps) add_step(p, i, s);
   const std::span<const StepPlan> steps = std::span(p.steps).subspan(first);
-  if (r.logits != kNowhere && starts == kNowhere && steps.empty())
-    r.ending = Ending::logits;
-  else if (r.logits != kNowhere || !is_common(p, steps, starts, r))
+  const bool may_be_common = r.logits == kNowhere || (starts == kNowhere && steps.empty());
+  if (!may_be_common || !is_common(p, steps, starts, r))
     r.ending = Ending::steps, r.steps = {starts, first, static_cast<int>(steps.size()), i.channels};
 }
 
@@ -234,7 +233,7 @@ void draft_result(Planner& p, const Instruction& i, std::vector<float>& biases) 
     if (sums < 0) r.bias = begin + member * r.bias_member;
     draft_steps(p, i, r);
     if (p.timeline.is_sums(i.out)) r.ending = Ending::sums;
-    if (r.ending == Ending::sum || r.ending == Ending::logits) break;  // of all members
+    if (r.ending == Ending::sum) break;  // of all members
   }
 }
 
