@@ -110,7 +110,6 @@ struct alignas(16) Slot {
 struct alignas(16) Weights {
   int64_t at;
   int bytes;
-  int unused;
 };
 
 // A sweep over the image or over a row (timeline.h).
@@ -156,7 +155,6 @@ struct Record {
     int next_step;           // whether the later record is one of the next column step
     int chunked;             // whether there is a place for each of the four chunks of a fragment
     int first_warp, warps;   // that copy: those without a tile, if they are as many as the others
-    int unused[2];
   } copies;
   struct alignas(16) Product {
     uint32_t warps;         // bit w: warp w computes a tile, with all members
@@ -182,7 +180,6 @@ struct Record {
     int n_inputs;  // what it turns into values
     uint32_t logits;
     int logits_stride;
-    int unused[2];
   } draw;
   // In a cluster: how many bytes the other blocks send of what this record makes; and which values of the record before
   // the barrier it writes to their rings: places that say where they lie, `at`, and where from their slot on, `shift`.
@@ -190,7 +187,6 @@ struct Record {
     int bytes;
     int count;
     uint32_t places;
-    int unused;
   } exchange;
 };
 
@@ -206,7 +202,6 @@ struct Record {
 //              tanh(cell) * sigmoid(sums 3)
 // In a gate and an LSTM, what is stored for no other reader is rounded as if it had been.
 enum class Ending : int { sum, activated, steps, sums, gate, lstm };
-enum class Activation : int { none, relu, sigmoid, tanh };
 
 // Where a value goes: in shared memory, and in its ring, or kNowhere.
 struct Target {
@@ -230,7 +225,6 @@ struct alignas(16) Result {
     } sum;
     struct {
       uint32_t from, factor, term;  // in shared memory, or kNowhere; no `from`: the sums
-      int unused;
     } activated;
     struct {
       uint32_t column_bytes;  // from one column to the next
@@ -250,11 +244,10 @@ struct alignas(16) Result {
       int count, channels;  // of the instruction
     } steps;
   };
-  Activation activation;
+  StepKind activation;  // relu, sigmoid or tanh; any other: none
   int logits_stride;
   int lead;        // of the instruction
   int takes_sums;  // whether a member's sums are done with
-  int unused;
 };
 
 // An instruction that reads levels, and the image channels that a draw gives it.
@@ -287,7 +280,6 @@ struct Layout {
   int first_row, end_row;  // in which order the sweeps are done; only one "row" if there is a wavefront
   int n_sweeps;
   SweepPlan sweeps[kMostSweeps];
-  int records;
   // Tables: they lie at the beginning of the constants, those of a cluster's blocks one after the other, and are copied
   // to shared memory, `tables`. What is said to be in a table lies in shared memory, too.
   uint32_t tables, table_bytes, conditions;

@@ -16,7 +16,6 @@ struct SweepFacts {
 };
 
 struct Plan {
-  Math math;
   Layout layout;
   std::vector<char> constants;  // goes to the device once
   int shared_bytes = 0;

@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "cuda/plan.h"
-#include "kernel_sources.h"
 
 namespace py = pybind11;
 namespace cuda = pcf::cuda;
@@ -22,6 +21,11 @@ T* at(Address address) {
 
 constexpr std::pair<const char*, cuda::Math> kMaths[] = {
     {"fp32", cuda::Math::fp32}, {"bf16", cuda::Math::bf16}, {"fp16", cuda::Math::fp16}};
+
+// By their names.
+constexpr std::pair<const char*, const char*> kKernelSources[] = {
+#include "kernel_sources.inc"
+};
 
 cuda::Math math_of(const std::string& name) {
   for (const auto& [known, math] : kMaths)
@@ -68,15 +72,17 @@ py::bytes parameters(const cuda::Plan& plan, int images, Address constants, Addr
 py::dict facts(const cuda::Plan& plan) {
   const cuda::Layout& l = plan.layout;
   py::list sweeps;
+  int all_records = 0;
   for (int k = 0; k < l.n_sweeps; k++) {
     const cuda::SweepPlan& sweep = l.sweeps[k];
     const auto& [records, weight_bytes, value_bytes] = plan.sweeps[k];
+    all_records += records;
     sweeps.append(py::dict("first_step"_a = sweep.first_step, "steps"_a = sweep.steps, "columns"_a = sweep.columns,
                            "records"_a = records, "weight_bytes"_a = weight_bytes, "value_bytes"_a = value_bytes));
   }
   return py::dict("images"_a = l.images, "cluster"_a = l.cluster, "rows"_a = l.rows, "lag"_a = l.lag,
                   "tiles"_a = l.tiles, "threads"_a = cuda::kThreads, "most_images"_a = l.most_images,
-                  "turns"_a = l.end_row, "sweeps"_a = sweeps, "records"_a = l.records,
+                  "turns"_a = l.end_row, "sweeps"_a = sweeps, "records"_a = all_records,
                   "shared_bytes"_a = plan.shared_bytes, "weight_bytes"_a = plan.weight_bytes,
                   "workspace_bytes"_a = l.workspace_bytes);
 }
@@ -89,7 +95,7 @@ void bind_cuda_sampler(py::module_& m) {
       "cuda_kernel_sources",
       [] {
         py::dict found;
-        for (const cuda::KernelSource& source : cuda::kKernelSources) found[source.name] = source.text;
+        for (const auto& [name, text] : kKernelSources) found[name] = text;
         return found;
       },
       "The kernels' sources, by the names by which they include each other.");

@@ -200,10 +200,6 @@ struct DrawInRegisters {
       const int level = kEach * found + __shfl_sync(kAllLanes, passed, found);  // here, so that draws need no branch
       drawn[m] = left ? level : -1;
     }
-    bool all = true;
-#pragma unroll
-    for (int m = 0; m < kMany; m++) all &= drawn[m] >= 0;
-    if (all) return;
 #pragma unroll
     for (int m = 0; m < kMany; m++)
       if (drawn[m] < 0) drawn[m] = last_with_weight(up_to[m]);

@@ -12,10 +12,11 @@ PCF_DEVICE void clear_sums(Block& b) {
   for (int s = kFirst * kTiles * 8; s < kEnd * kTiles * 8; s++) b.sums[s / 8][s / 4 % 2][s % 4] = 0;
 }
 
-// A batch of weights: for each of its fragments of values those of all members. at(f, tile): where a lane's site of
-// the f-th lies.
-template <int kMembers, class At>
-PCF_DEVICE void multiply(Block& b, Constant<kMembers>, const uint4 (&weights)[kBatch][2], const At& at) {
+// The next batch of weights: for each of its fragments of values those of all members. at(f, tile): where a lane's site
+// of the f-th lies.
+template <int kMembers, int kTurn, class At>
+PCF_DEVICE void multiply(Block& b, Constant<kMembers>, Constant<kTurn>, const At& at) {
+  auto& weights = b.weights.ahead[kTurn];
 #pragma unroll
   for (int f = 0; f < kBatch / kMembers; f++)
 #pragma unroll
@@ -25,14 +26,13 @@ PCF_DEVICE void multiply(Block& b, Constant<kMembers>, const uint4 (&weights)[kB
       for (int m = 0; m < kMembers; m++)
         Fragment::multiply(b.sums[m * kTiles + tile], weights[f * kMembers + m], values);
     }
+  b.weights.fetch(weights);
 }
 
 // The next batch, of fragments that follow each other.
 template <int kMembers, int kTurn>
 PCF_DEVICE void multiply_row(Block& b, Constant<kMembers> members, Constant<kTurn> turn, uint32_t& at) {
-  b.weights.next(turn, [&](const auto& weights) {
-    multiply(b, members, weights, [&](int f, int tile) { return at + f * kColumnBytes + tile * kFragmentBytes; });
-  });
+  multiply(b, members, turn, [&](int f, int tile) { return at + f * kColumnBytes + tile * kFragmentBytes; });
   at += kBatch / kMembers * kColumnBytes;
 }
 
@@ -47,23 +47,14 @@ struct LateAddresses {
   }
 };
 
-// The next batch, of fragments that lie there.
-template <int kMembers, int kTurn>
-PCF_DEVICE void multiply_listed(Block& b, Constant<kMembers> members, Constant<kTurn> turn, const LateAddresses& late) {
-  b.weights.next(turn,
-                 [&](const auto& weights) { multiply(b, members, weights, [&](int f, int) { return late.at[f]; }); });
-}
-
 // The next batch, of fragments that lie anywhere.
 template <int kMembers, int kTurn>
 PCF_DEVICE void multiply_places(Block& b, Constant<kMembers> members, Constant<kTurn> turn, uint32_t& next,
                                 uint32_t view) {
-  b.weights.next(turn, [&](const auto& weights) {
-    multiply(b, members, weights, [&](int f, int tile) {
-      const Place p = in_shared<const Place>(next + f * sizeof(Place));
-      const int site = tile * kTileSites + b.group();
-      return b.is_at(view, p.edge, site) ? p.at + b.shifted(site, p.shift) * kSiteBytes : b.layout.zeros;
-    });
+  multiply(b, members, turn, [&](int f, int tile) {
+    const Place p = in_shared<const Place>(next + f * sizeof(Place));
+    const int site = tile * kTileSites + b.group();
+    return b.is_at(view, p.edge, site) ? p.at + b.shifted(site, p.shift) * kSiteBytes : b.layout.zeros;
   });
   next += kBatch / kMembers * sizeof(Place);
 }
@@ -106,10 +97,13 @@ PCF_DEVICE void multiply_late(Block& b, const Record::Product& p, const LateAddr
   with_constants(b, p.members, p.late_batches, [&](auto members, auto first) {
     if (kTiles == 1) {
       uint32_t list = view + p.late;
+      const auto multiply_next = [&](auto turn, const LateAddresses& late) {
+        multiply(b, members, turn, [&](int f, int) { return late.at[f]; });
+      };
       if (p.late_batches == 0) return;
-      multiply_listed(b, members, first, late);
+      multiply_next(first, late);
       in_turn(Constant<1 - first>(), p.late_batches - 1,
-              [&](auto turn) { multiply_listed(b, members, turn, LateAddresses(b, list += kLateBytes)); });
+              [&](auto turn) { multiply_next(turn, LateAddresses(b, list += kLateBytes)); });
       return;
     }
     uint32_t at = p.staged + p.early_batches * (kBatch / members * kColumnBytes) + b.lane_offset();

@@ -119,12 +119,9 @@ PCF_DEVICE void make_activated(Block& b, const Making& m) {
     load_own(b, x, plan.from, m.channel, tile, 0);
 #pragma unroll
     for (int c = 0; c < 4; c++) x[c] = plan.from == kNowhere ? sums[c] : x[c];
-    switch (m.r.activation) {
-      case Activation::none: break;
-      case Activation::relu: activate(StepKind::relu, x); break;
-      case Activation::sigmoid: activate(StepKind::sigmoid, x); break;
-      case Activation::tanh: activate(StepKind::tanh, x); break;
-    }
+    if (m.r.activation == StepKind::relu) activate(StepKind::relu, x);
+    if (m.r.activation == StepKind::sigmoid) activate(StepKind::sigmoid, x);
+    if (m.r.activation == StepKind::tanh) activate(StepKind::tanh, x);
     load_own(b, factor, plan.factor, m.channel, tile, 1);
     load_own(b, term, plan.term, m.channel, tile, -0.f);
 #pragma unroll

@@ -12,7 +12,7 @@
 namespace pcf::cuda {
 
 // Estimates of the GPU's special function unit, without the branches of a division: 1 / x and 2^x, to about a unit in
-// the last place, and tanh, to 2^-11 of its size. The host's are at least as exact, but for tanh.
+// the last place, and tanh, to 2^-11 of its size. The host's are at least as exact.
 #ifdef __CUDA_ARCH__
 #define PCF_ESTIMATE(instruction, otherwise) \
   float y;                                   \
@@ -20,14 +20,9 @@ namespace pcf::cuda {
 #else
 #define PCF_ESTIMATE(instruction, otherwise) const float y = otherwise;
 #endif
-inline float rounded(float x, int bits) {
-  int exponent;
-  const float fraction = frexpf(x, &exponent);
-  return ldexpf(rintf(ldexpf(fraction, bits)), exponent - bits);
-}
 PCF_ON_BOTH float reciprocal(float x) { PCF_ESTIMATE("rcp.approx.ftz.f32", 1.f / x) return y; }
 PCF_ON_BOTH float power_of_two(float x) { PCF_ESTIMATE("ex2.approx.ftz.f32", exp2f(x)) return y; }
-PCF_ON_BOTH float estimated_tanh(float x) { PCF_ESTIMATE("tanh.approx.f32", rounded(tanhf(x), 10)) return y; }
+PCF_ON_BOTH float estimated_tanh(float x) { PCF_ESTIMATE("tanh.approx.f32", tanhf(x)) return y; }
 
 // As exact as the numbers are that are stored.
 PCF_ON_BOTH float logistic(float x, Math math) {

@@ -71,7 +71,7 @@ PCF_DEVICE void run_sweep(Block& b, const SweepPlan& sweep, int row, uint32_t& v
     } else if (after == AfterRecord::list_late) {
       list_late(b, sweep, b.next(view));
     } else {
-      b.weights.begin_again(weights().bytes);
+      b.weights.next -= weights().bytes;
       view = b.next(view), at = sweep.records + list, steps--;
     }
   }

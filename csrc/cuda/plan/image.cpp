@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/narrow.h"
 #include "cuda/plan/planner.h"
 #include "wavefront.h"
 
@@ -196,6 +197,57 @@ std::vector<ConditionPlan> conditions_of(const Program& program) {
   return result;
 }
 
+// Which of 16 channels is row `row` of a matrix instruction. A lane's two rows, g and g + 8, are neighbouring channels.
+int channel_of_row(int row) { return row % 8 * 2 + row / 8; }
+
+// Packs at(input channel, row) into `fragment`:
+//   tensor cores  [half of the depth][lane][register], where a lane's input channels are the neighbouring ones that it
+//                 also holds of the input fragment
+//   fp32          [half of a lane's input channels][lane][4 of them]: lane 2 r + h has row r and channels 8 h ... 8 h +
+//   7
+void pack(Math math, const auto& at, char* fragment) {
+  for (int half = 0; half < 2; half++)
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++, fragment += 4) {
+        const int row = channel_of_row(lane / 4 + r % 2 * 8), k = lane % 4 * 4 + half * 2 + r / 2;
+        const auto narrow = [&](float x) { return uint32_t{math == Math::bf16 ? to_bf16(x) : to_fp16(x)}; };
+        const uint32_t bits = math == Math::fp32 ? std::bit_cast<uint32_t>(at(lane % 2 * 8 + half * 4 + r, lane / 2))
+                                                 : narrow(at(2 * k, row)) | narrow(at(2 * k + 1, row)) << 16;
+        std::memcpy(fragment, &bits, 4);
+      }
+}
+
+// A member's weights by which a fragment is multiplied, from this channel on.
+void add_fragment(const Planner& p, std::vector<char>& stream, const Multiplied& m, const Member& member, int channel) {
+  const int in_turn = size_of(member), outputs = member[0].instruction->channels, in_chunk = p.depth / kChunks;
+  const auto at = [&](int k, int row) {
+    const size_t c = k / in_chunk;
+    if (c >= m.chunks.size()) return 0.f;
+    const Chunk& chunk = m.chunks[c];
+    const int in = chunk.first + k % in_chunk, of_all = channel + row, out = of_all / in_turn;
+    const bool is_there = in < p.timeline.channels(chunk.read.value) && out < outputs;
+    return is_there ? member[of_all % in_turn].taps[chunk.tap].weight[int64_t{in} * outputs + out] : 0.f;
+  };
+  stream.resize(stream.size() + kWeightBytes);
+  if (!m.filling) pack(p.math, at, &stream[stream.size() - kWeightBytes]);
+}
+
+// A warp's weights in the order in which it multiplies by them.
+std::vector<char> weight_stream(const Planner& p, const SweepDraft& sweep, int rank, int warp) {
+  std::vector<char> stream;
+  for (int k = sweep.first; k < sweep.end; k++)
+    for (const Part& part : p.drafts[k].parts) {
+      const auto mine = p.share_of(part.tiles, rank);
+      for (int t = warp - part.first_warp; t >= 0 && t < mine.count; t += kWarps)
+        for (const Multiplied& m : part.multiplied)
+          for (int k = 0; k < part.product.members; k++) {
+            const int channel = part.first_channel + ((mine.first + t) * part.wide + k % part.wide) * kTileChannels;
+            add_fragment(p, stream, m, part.members[k % part.members.size()], channel);
+          }
+    }
+  return stream;
+}
+
 std::vector<Weights> add_weights(const Planner& p, std::vector<char>& bytes, const SweepDraft& sweep, int rank) {
   std::vector<Weights> result;
   for (int warp = 0; warp < kWarps; warp++) {
@@ -203,7 +255,7 @@ std::vector<Weights> add_weights(const Planner& p, std::vector<char>& bytes, con
     const int size = static_cast<int>(stream.size());
     // What a warp has in flight goes on at the beginning.
     for (int k = 0; k < kBatchesAhead * kBatch * kWeightBytes; k++) stream.push_back(size ? stream[k] : char{0});
-    result.push_back({append(bytes, stream), size, 0});
+    result.push_back({append(bytes, stream), size});
   }
   return result;
 }
@@ -226,7 +278,6 @@ Plan assembled(Planner& p, int most_shared_bytes) {
       if (record != kNowhere) record = offset<Record>(plan.records, record);
     plan.edge_table = table(sweep.edges), plan.slot_table = table(sweep.slots), plan.late_table = table(sweep.late);
     set_steps(p, plan);
-    l.records += sweep.end - sweep.first;
   }
   l.conditions = table(conditions_of(p.program));
   l.table_bytes = static_cast<uint32_t>(bytes.size());
@@ -240,7 +291,7 @@ Plan assembled(Planner& p, int most_shared_bytes) {
   for (int rank = 1; rank < l.cluster; rank++) append(bytes, tables);
   l.floats = append(bytes, p.floats);
   // What each block of a cluster has of its own.
-  Plan plan{p.math, l, {}, static_cast<int>(shared_bytes), 0, {}};
+  Plan plan{l, {}, static_cast<int>(shared_bytes), 0, {}};
   for (int k = 0; k < l.n_sweeps; k++) {
     SweepDraft& sweep = p.sweeps[k];
     SweepFacts& facts = plan.sweeps.emplace_back(SweepFacts{sweep.end - sweep.first, 0, 0});

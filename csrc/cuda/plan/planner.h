@@ -1,6 +1,5 @@
 // How a program is laid out for the GPU: what the planner's files share. drafts.cpp: which records a column step has;
-// results.cpp: what is made of their sums; memory.cpp: where everything lies; image.cpp and weights.cpp: what goes to
-// the device.
+// results.cpp: what is made of their sums; memory.cpp: where everything lies; image.cpp: what goes to the device.
 //
 // The device's structs are drafted with numbers in place of offsets: of a value in Target::shared, of a reference where
 // a result or a step reads a value, and else of an item in its table. They become offsets when everything has its
@@ -224,8 +223,5 @@ void draft_results(Planner&, const Instructions& group, const Joint&);
 void place_all(Planner&);
 
 Plan assembled(Planner&, int most_shared_bytes);
-
-// Each warp's weights in the order in which it multiplies by them.
-std::vector<char> weight_stream(const Planner&, const SweepDraft&, int rank, int warp);
 
 }  // namespace pcf::cuda

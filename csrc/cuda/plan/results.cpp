@@ -105,13 +105,6 @@ void add_step(Planner& p, const Instruction& i, const Step& s) {
   step.inverse_channels = 1.f / static_cast<float>(step.all_channels);
 }
 
-Activation activation_of(StepKind kind) {
-  return kind == StepKind::relu      ? Activation::relu
-         : kind == StepKind::sigmoid ? Activation::sigmoid
-         : kind == StepKind::tanh    ? Activation::tanh
-                                     : Activation::none;
-}
-
 // Takes the next step, if it is of this kind and reads a value in shared memory at the result's own site. -> the
 // reference to the value, or kNowhere
 uint32_t take_own(const Planner& p, std::span<const StepPlan>& steps, StepKind kind) {
@@ -133,11 +126,12 @@ bool is_common(const Planner& p, const std::span<const StepPlan>& steps, uint32_
   }
   if (starts != kNowhere && !p.references[starts].is_own()) return false;
   left = steps;
-  const Activation activation = left.empty() ? Activation::none : activation_of(left[0].kind);
-  if (activation != Activation::none) left = left.subspan(1);
+  const StepKind activation = left.empty() ? StepKind::affine : left[0].kind;
+  for (const StepKind kind : {StepKind::relu, StepKind::sigmoid, StepKind::tanh})
+    if (activation == kind) left = left.subspan(1);
   const uint32_t factor = take_own(p, left, StepKind::multiply), term = take_own(p, left, StepKind::add);
   if (!left.empty()) return false;
-  r.ending = Ending::activated, r.activation = activation, r.activated = {starts, factor, term, 0};
+  r.ending = Ending::activated, r.activation = activation, r.activated = {starts, factor, term};
   return true;
 }
 

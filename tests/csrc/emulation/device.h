@@ -111,8 +111,8 @@ inline int __reduce_max_sync(uint32_t, int x) {
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline float __uint_as_float(uint32_t bits) { return pcf::cuda::float_of(bits); }
-inline uint32_t __float_as_uint(float x) { return pcf::cuda::bits_of(x); }
+inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 
 namespace pcf::cuda {
 
