@@ -150,7 +150,7 @@ void draft_input(Planner& p, const Instruction& i, const Record::Draw& draw) {
 
 void draft_draw(Planner& p, int draw, int first, int count) {
   switch (p.program.head.kind) {
-    case HeadKind::categorical: break;  // SiteDraws::draw_sites
+    case HeadKind::categorical: break;  // kernels/site_draws.h
   }
   if (count > 32) throw std::invalid_argument("a draw of more than 32 distributions");
   Draft& d = p.drafts.emplace_back();

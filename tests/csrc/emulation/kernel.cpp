@@ -4,6 +4,5 @@
 
 void emulated_walk(const pcf::cuda::KernelParams& params, unsigned blocks, int shared_bytes) {
   using namespace pcf::cuda;
-  emulation::run({blocks, kThreads, static_cast<size_t>(shared_bytes), PCF_BLOCKS},
-                 [&] { walk(params); });
+  emulation::run({blocks, kThreads, static_cast<size_t>(shared_bytes), PCF_BLOCKS}, [&] { walk(params); });
 }
