@@ -238,4 +238,5 @@ def test_an_unknown_instruction_is_an_error(folder):
     kernel.instructions[:] = changed
     m = Memory()
     with pytest.raises(SimulationError, match="QMMA.*unknown instruction"):
-        simulate(kernel, pack(*[m.place(512)] * 3), m, threads=32, rates=RATES["90"])
+        pointers = [m.place(1 << 14) for _ in range(4)]
+        simulate(kernel, pack(*pointers, np.int32(32)), m, threads=256, rates=RATES["90"], shared_bytes=512)
