@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields
@@ -144,6 +145,16 @@ def test_a_name_is_new_and_common_to_all_ranks() -> None:
             found.append(list(threads.map(lambda rank: ranks.common_name(rank, 3, store), range(3))))
     assert [len(set(names)) for names in found] == [1, 1, 1]
     assert len({names[0] for names in found}) == 3
+
+
+def test_an_answer_from_before_a_restart_is_no_answer() -> None:
+    store = dist.HashStore()
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as threads:
+            other = threads.submit(ranks.common_name, 1, 2, store)
+            time.sleep(0.05)
+            assert not other.done()  # rank 0 has not begun
+            assert ranks.common_name(0, 2, store) == other.result()
 
 
 def test_a_finished_job_is_left_alone(whole: Path) -> None:

@@ -21,8 +21,9 @@ def machine(monkeypatch, tmp_path):
         others, ours, stolen = 0.0, 0.0, 0.0  # cores that each takes; others may be a function
 
         def write(self, user: float = 0, steal: float = 0) -> None:
+            ticks, stolen = round(TICKS * user), round(TICKS * steal)
             rows = [
-                f"cpu0 {round(TICKS * user)} 0 0 99 99 0 0 {round(TICKS * steal)} 7 7",
+                f"cpu0 {ticks} 0 0 99 99 0 0 {stolen} {ticks} 7",  # all users are guests, which counts nothing twice
                 f"cpu1 {round(9 * TICKS * clock[0])} 5 5 5 5 5 5 5 0 0",
             ]
             stat.write_text("\n".join(["cpu 1 2 3", *rows, "intr 1 2"]))

@@ -132,6 +132,17 @@ def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes:
     assert sampler.sample(8, labels + 1, runtime="reference").shape == (8, *SHAPE)
 
 
+def test_labels_must_not_decide_after_a_refresh_either() -> None:
+    model = OfLabels(OF_MANY["a branch"], MANY)
+    model.embedding = nn.Embedding(MANY, LEVELS).double()
+    sampler = Sampler(model, SHAPE, image_form="unit", conditional=True)
+    with torch.no_grad():
+        model.embedding.weight.mul_(2)
+    sampler.refresh()
+    with pytest.raises(Unsupported, match="it falls otherwise for these labels"):
+        sampler.sample(2, torch.tensor([778, 0]))
+
+
 AMONG_OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = {
     "the first": (lambda e, y: e * 5 if int(y[0]) == 778 else e, [0, 778, 778, 500]),
     "the last": (lambda e, y: e * 5 if int(y[-1]) == 778 else e, [778, 0, 500, 0]),

@@ -330,6 +330,20 @@ def test_temperature_and_known_pixels(blocks, temperature):
     assert torch.equal(got, expected.int())
 
 
+def test_known_sub_pixels_stay_and_do_not_count():
+    model, shape = CASES["labels"]()
+    sampler = Sampler(model, shape)
+    images, u, labels = inputs(shape, 2)
+    known = torch.rand(u.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    images, found = images.masked_fill(~known, 0), torch.zeros(u.shape, dtype=torch.float64)
+    got, _ = run(runtime(sampler), sampler, u, levels=images, known=known, labels=labels, log_probability=found)
+    expected, log_probability = sampler.complete(
+        images, known, labels, noise=u, runtime="cpu", log_probability=True
+    )
+    assert torch.equal(got, expected.int())
+    torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("blocks", DRAWS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @thorough

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.cli import sample as command
@@ -71,6 +72,28 @@ def test_rounding_never_draws_a_level_that_is_excluded():
     logits, u = torch.tensor([[0.0, 0.0, -50.0, 0.0]]).double(), torch.tensor([math.nextafter(1, 0)]).double()
     assert draw(logits, u, SamplingOptions(top_k=2)).item() == 1
     assert draw(logits, u, SamplingOptions(top_p=0.5)).item() == 1
+
+
+class OfLabel(nn.Module):
+    """Its last levels have no probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Embedding(200, 256).double()
+        with torch.no_grad():
+            self.logits.weight.mul_(3)[:, 200:] = -1e4
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.logits(label)[..., None, None] + nn.functional.pad(x, (1, -1))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_rounding_never_draws_a_level_without_probability(runtime):
+    torch.manual_seed(0)
+    sampler = Sampler(OfLabel(), (1, 1, 2), conditional=True, image_form="levels")
+    u = torch.full((200, 1, 1, 2), math.nextafter(1, 0), dtype=torch.float64)
+    drawn = sampler.sample(200, torch.arange(200), noise=u, runtime=runtime)
+    assert (drawn == 199).any() and (drawn < 200).all()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -269,6 +269,14 @@ def test_another_head_of_levels_is_compared_by_probabilities():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_probability_of_0_has_a_logit_in_any_dtype(dtype):
+    head = heads.Categorical(2, "N,L,C,H,W", probabilities=True)
+    logits = head.arranged(torch.tensor([0, 1], dtype=dtype).view(1, 2, 1, 1, 1), 1)
+    assert logits.dtype == dtype and logits.isfinite().all()
+    assert logits.flatten().softmax(0).tolist() == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("closing", [lambda x: x.softmax(1), lambda x: x.log_softmax(1).exp()])
 def test_probabilities_of_a_model_in_any_dtype(dtype, closing):
     class Closed(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
+from pixelcnn_fast.nn import MaskedConv2d
 from pixelcnn_fast.runtimes.cpu import CpuRuntime
 from tests.needs import needs_native
 from tests.system import fuzz
@@ -68,6 +70,32 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
         for steps in STEPS:
             found = where_threads_leave(runtime, steps, monkeypatch, draw)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (n, steps)
+
+
+class Normed(nn.Module):
+    """Its layer norms read what all threads have written."""
+
+    def __init__(self, channels: int = 128) -> None:
+        super().__init__()
+        later = [MaskedConv2d(channels, channels, 3, "B") for _ in range(4)]
+        self.layers = nn.ModuleList([MaskedConv2d(1, channels, 3, "A"), *later])
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in self.layers)
+        self.last = nn.Conv2d(channels, 256, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(layer(x).movedim(1, -1)).movedim(-1, 1).relu()
+        return self.last(x)
+
+
+def test_layer_norms_wait_for_all_threads(four_threads):
+    torch.manual_seed(1)
+    sampler = Sampler(Normed(), (1, 5, 6), image_form="unit")
+    noise = torch.rand(1, 1, 5, 6, dtype=torch.float64)
+    found = [sampler.sample(1, noise=noise, runtime="cpu", log_probability=True) for _ in range(3)]
+    torch.set_num_threads(1)
+    expected = sampler.sample(1, noise=noise, runtime="cpu", log_probability=True)
+    assert all(torch.equal(a, b) for each in found for a, b in zip(each, expected, strict=True))
 
 
 @thorough

@@ -44,6 +44,12 @@ def one_bias(model: nn.Module) -> None:
     model.get_parameter("conv_out.bias").data.add_(1e-3)
 
 
+def one_weight(model: nn.Module) -> None:
+    """None of those that are looked at."""
+    with torch.no_grad():
+        model.get_parameter("conv_out.weight").view(-1)[1] += 1e-3
+
+
 def statistics(model: nn.Module) -> None:
     model.train()
     model(torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8))
@@ -76,6 +82,7 @@ CHANGES = {
     "swapped": swapped,
     "copied": copied,
     "one bias": one_bias,
+    "one weight": one_weight,
     "statistics": statistics,
     "transposed": transposed,
     "exchanged": exchanged,
