@@ -19,10 +19,20 @@ PCF_DEVICE void store(const Block& b, const float (&x)[4], const Target& to, cha
   for (int n = 0; n < 2; n++) store_pair(b, {x[n], x[n + 2]}, to, ring, channel, b.site_of(tile, n));
 }
 
+__device__ inline void store_one(const Target& to, char* ring, float x, int channel, int site) {
+  const uint32_t offset = offset_at(channel, site);
+  if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset) = stored(x);
+  if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored(x);
+}
+
 // A unit at two sites, of which the lane's neighbour has the next one: one stores both at the first site, the other at
 // the second.
 PCF_DEVICE void store_unit(const Block& b, float first, float second, const Target& to, char* ring, int tile,
                            int unit) {
+  if (kTiles == 8) {  // whose registers are all taken
+    store_one(to, ring, first, unit, b.site_of(tile, 0)), store_one(to, ring, second, unit, b.site_of(tile, 1));
+    return;
+  }
   const bool is_second = b.group() % 2;
   const float mine = is_second ? second : first;
   const float other = __shfl_xor_sync(kAllLanes, is_second ? first : second, 4);
@@ -37,12 +47,6 @@ PCF_DEVICE void store_logits(const Block& b, const float (&x)[4], const Result& 
     in_shared<float2>(at) = float2{x[n], x[n + 2]};
     if (kBlocks > 1) send_to_all(b, at, float2{x[n], x[n + 2]});
   }
-}
-
-__device__ inline void store_one(const Target& to, char* ring, float x, int channel, int site) {
-  const uint32_t offset = offset_at(channel, site);
-  if (to.shared != kNowhere) in_shared<Stored>(to.shared + offset) = stored(x);
-  if (to.ring != kNowhere) *reinterpret_cast<Stored*>(ring + offset) = stored(x);
 }
 
 // A value in shared memory; `otherwise` if it is nowhere. Without a branch, which would take longer.
