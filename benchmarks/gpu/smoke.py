@@ -129,9 +129,8 @@ def result(case: Outcome) -> str:
 def main(how: str, *arguments: str) -> None:
     if how == "apart":
         sys.exit(apart(Path(arguments[0])) or 0)
-    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = (
-        "1"  # or what lies beyond an array is PyTorch's, too, and nobody sees
-    )
+    # Or what lies beyond an array is PyTorch's, too, and nobody sees.
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     cases = {**CASES, **MORE}
     for name in arguments or cases:
         here(name, cases[name])

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from gpu.stage import OK, Ended, by_status, printed_figures
 
-# What NVIDIA's tools say of a machine that does not let them work.
+# What NVIDIA's tools say of a machine that does not let them work, and if there was no error until they were cut off.
+REFUSALS = ("Device not supported", "ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
 CUT_OFF = ("ERROR SUMMARY: 0", "RACECHECK SUMMARY: 0", "Error: process didn't terminate", "Target application")
 HANGS = 20.0  # seconds that a test may take until it counts as hung
-REFUSALS = ("Device not supported", "ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
 
 
 def of_tests(ended: Ended) -> str:

@@ -29,10 +29,6 @@ struct Making {
   const uint32_t view;
 };
 
-PCF_DEVICE void store_result(const Block& b, const Making& m, const float (&x)[4], int tile, int channel) {
-  m.r.logits == kNowhere ? store(b, x, m.r.to, m.ring, tile, channel) : store_logits(b, x, m.r, tile, channel);
-}
-
 // The sums of a tile of sites. number: which of the warp's.
 PCF_DEVICE void load_sums(const Block& b, float (&x)[4], int number, int tile, const Bias& bias) {
   Fragment::finish(x, b.sums[number], b.lane);
@@ -188,7 +184,7 @@ PCF_DEVICE void make_steps(Block& b, const Making& m) {
     // Channels that fill up a fragment must be zero: a step may have made them infinite, and 0 times infinity is NaN.
 #pragma unroll
     for (int c = 0; c < 4; c++) x[c] = m.channel + c / 2 < plan.channels ? x[c] : 0.f;
-    store_result(b, m, x, tile, m.channel);
+    m.r.logits == kNowhere ? store(b, x, m.r.to, m.ring, tile, m.channel) : store_logits(b, x, m.r, tile, m.channel);
 #pragma unroll
     for (int s = 8; s < kTiles * 8; s++) b.sums[s / 8 - 1][s / 4 % 2][s % 4] = b.sums[s / 8][s / 4 % 2][s % 4];
   }
