@@ -31,7 +31,7 @@ from pixelcnn_fast.runtimes.pack import sampling_options
 
 # What a block may have of shared memory, by architecture: "Technical Specifications per Compute Capability" in NVIDIA's
 # CUDA C++ Programming Guide. KB.
-SHARED = {99: ("86", "120"), 163: ("80",), 227: ("90", "100")}
+SHARED = {99: ("86", "89", "120"), 163: ("80",), 227: ("90", "100")}
 FEW, MANY = 1, 3  # column steps of the two runs whose difference counts: the first one also fills the stream
 
 

@@ -77,12 +77,13 @@ def test_blocks_form_clusters_where_the_gpu_has_them(tmp_path, arch, cluster):
 @pytest.mark.parametrize("arch", ["80", "120"])
 @thorough
 def test_steps_of_other_gpus_are_simulated(steps: ColumnSteps, tmp_path: Path, arch: str):
-    """They multiply as much; those before sm_90 have other barriers."""
+    """They multiply as much; those before sm_90 have other barriers. None of these has multiprocessors as fast as an
+    H100's, cycle by cycle: an RTX 5090's take four times as long for a product."""
     (found,), (expected,) = (
         each.of_sweeps(SMALL, 1) for each in (ColumnSteps(arch, tmp_path, blocks=1), steps)
     )
     assert found.run.executed({"HMMA"}) == expected.run.executed({"HMMA"}) > 100
-    assert found.cycles == pytest.approx(expected.cycles, rel=0.5)
+    assert expected.cycles < found.cycles < 2 * expected.cycles
 
 
 def test_every_recorded_step_has_a_limit():

@@ -8,7 +8,8 @@ import cuda_resources as resources
 import pytest
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
 
-from pixelcnn_fast.runtimes.cuda.kernels import sources
+from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
+from pixelcnn_fast.runtimes.cuda.kernels import instances, sources
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
@@ -44,6 +45,19 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
             file = tmp_path / f"{instance}.cubin"
             file.write_bytes(cubin)
             assert_does_nothing_slow(Kernel.load(file, ""))
+
+
+@needs_native
+@needs_kernels
+@pytest.mark.parametrize("compiler", compilers()[1:], ids=lambda found: found.path.name)
+@thorough
+def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler) -> None:
+    """``cuda_resources.py --check`` tells of all kernels. The extra `test` brings NVRTC 12.8."""
+    tightest = {"bf16-1x8": [100, 120], "bf16-8x1": [80, 120], "fp32-2x1": [90, 120]}
+    by_name = {str(instance): instance for instance in instances(["bf16", "fp32"])}
+    wanted = [(arch, by_name[name].options) for name, archs in tightest.items() for arch in archs]
+    cubins = list(compiler.compiled_each(sources(), wanted))
+    assert [resources.usage_of(cubin).stack for cubin in cubins] == [0] * 6
 
 
 def assert_does_nothing_slow(kernel: Kernel) -> None:

@@ -13,9 +13,9 @@ static_assert(kTiles <= most_tiles(kMath));
 
 constexpr int kSites = kTiles * kTileSites, kDepth = depth_of(kMath), kMost = most_members(kMath, kTiles);
 constexpr uint32_t kColumnBytes = kTiles * kFragmentBytes;
-// Whether there are registers to spare for what is read early, and is read when it is needed otherwise. From Blackwell
-// on, compilers need some more for the same code.
-#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000
+// Whether there are registers to spare for what is read early, and is read when it is needed otherwise. For Blackwell,
+// compilers before 13.2 need some more for the same code.
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 1000 && 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ < 1302
 constexpr bool kReadsEarly = false;
 #else
 constexpr bool kReadsEarly = kDepth == 32 && kTiles <= 4;

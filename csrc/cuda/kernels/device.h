@@ -135,6 +135,16 @@ PCF_DEVICE uint4 stream(const void* from) {
   return v;
 }
 
+// 16 bytes of shared memory, in the code's order: compilers read as many of them ahead as there are registers, and then some.
+PCF_DEVICE float4 shared_in_order(uint32_t at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(shared_address(at))
+               : "memory");
+  return v;
+}
+
 // Waits for a number that was loaded. If nobody needs it in the end, the compiler waits much later, and then for all
 // loads that share its scoreboard: a warp's whole stream of weights.
 PCF_DEVICE float arrived(float x) {

@@ -49,7 +49,7 @@ struct ExactFragment {
 #pragma unroll
       for (int quarter = 0; quarter < 2; quarter++) {
         const uint4& a = weights[quarter];
-        const float4 b = in_shared<const float4>(p.of_site[site] + quarter * 16);
+        const float4 b = shared_in_order(p.of_site[site] + quarter * 16);
         float& sum = sums[site / 4][site % 4];
         sum = fmaf(__uint_as_float(a.x), b.x, sum), sum = fmaf(__uint_as_float(a.y), b.y, sum);
         sum = fmaf(__uint_as_float(a.z), b.z, sum), sum = fmaf(__uint_as_float(a.w), b.w, sum);

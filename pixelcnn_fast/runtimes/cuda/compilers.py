@@ -206,8 +206,8 @@ def _error(log: bytes) -> str:
 
 @cache
 def compilers() -> list[Compiler]:
-    """NVRTC and nvcc, where they are found. Loads nothing."""
-    return [found for find in (nvrtc, nvcc) if (found := find()) is not None]
+    """Each NVRTC, and nvcc, where they are found. Loads nothing."""
+    return [*nvrtcs(), *([found] if (found := nvcc()) is not None else [])]
 
 
 def compiler() -> Compiler | None:
@@ -216,10 +216,20 @@ def compiler() -> Compiler | None:
 
 
 def nvrtc() -> Nvrtc | None:
-    for pattern in _libraries():
-        for path in sorted(glob.glob(pattern), reverse=True):
-            return Nvrtc(Path(path))
-    return None
+    return next(iter(nvrtcs()), None)
+
+
+def nvrtcs() -> list[Nvrtc]:
+    """That of PyTorch's version of CUDA, then others, the newest first."""
+    paths = (
+        path for pattern in _libraries() for path in sorted(glob.glob(pattern), key=_version, reverse=True)
+    )
+    return list({found.path: found for found in map(Nvrtc, map(Path, paths))}.values())
+
+
+def _version(path: str) -> list[int]:
+    """12, 8 of libnvrtc.so.12.8."""
+    return [int(number) for number in re.findall(r"\d+", Path(path).name)]
 
 
 def _libraries() -> Iterator[str]:

@@ -182,6 +182,8 @@ void send(unsigned rank, uint32_t at, T value, uint32_t barrier) {
 
 inline uint4 stream(const void* from) { return *static_cast<const uint4*>(from); }
 
+inline float4 shared_in_order(uint32_t at) { return *reinterpret_cast<const float4*>(shared_memory() + at); }
+
 template <class T>
 T arrived(T x) {
   return x;

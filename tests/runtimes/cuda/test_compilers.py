@@ -81,20 +81,23 @@ def test_what_is_no_nvcc_says_so(tmp_path: Path) -> None:
 
 
 def test_nvrtc_lies_in_a_package_or_in_a_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of PyTorch's own version of CUDA before others."""
-    package, toolkit = tmp_path / "nvidia" / "cuda_nvrtc" / "lib", tmp_path / "lib64"
-    for folder, name in ((package, "libnvrtc.so.99"), (package, "libnvrtc.so.77"), (toolkit, "libnvrtc.so")):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
+    """That of PyTorch's own version of CUDA before others, and then the newest."""
+    toolkit, packages = (
+        tmp_path / "lib64",
+        [tmp_path / "nvidia" / name / "lib" for name in ("cu100", "cuda_nvrtc")],
+    )
+    files = [packages[0] / "libnvrtc.so.100", packages[1] / "libnvrtc.so.99", packages[1] / "libnvrtc.so.77"]
+    for file in [*files, toolkit / "libnvrtc.so"]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     monkeypatch.setattr("torch.version.cuda", "77.1")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(compilers, "find_spec", lambda name: None)
-    found = compilers.nvrtc()
-    assert found is not None and found.path == toolkit / "libnvrtc.so"
+    assert compilers.nvrtcs()[0].path == toolkit / "libnvrtc.so"
 
     class Spec:
         submodule_search_locations = [str(tmp_path / "nvidia")]
 
     monkeypatch.setattr(compilers, "find_spec", lambda name: Spec)
-    found = compilers.nvrtc()
-    assert found is not None and found.path == package / "libnvrtc.so.77"
+    own, *others, last = [found.path for found in compilers.nvrtcs() if tmp_path in found.path.parents]
+    assert own == files[2] and others == files[:2] and last == toolkit / "libnvrtc.so"
