@@ -49,13 +49,16 @@ def main() -> int:
         return draw_when_asked(args.model, args.quick)
     folder = output_folder(args.out)
     found = report.machine()
-    targets = []
+    found_targets = list(targets(args))
+    write(folder, "busy", "Targets of samplers on busy cores", found, args.quick, found_targets, "", {})
+    return int(any(target.verdict() == "no" for target in found_targets))
+
+
+def targets(args: Any) -> Iterator[Target]:
     for name in MODELS:
         if args.baseline:
-            targets.append(on_quiet_cores(name, args))
-        targets.append(on_busy_cores(name, args))
-    write(folder, "busy", "Targets of samplers on busy cores", found, args.quick, targets, "", {})
-    return int(any(target.verdict() == "no" for target in targets))
+            yield on_quiet_cores(name, args)
+        yield on_busy_cores(name, args)
 
 
 def drawing(name: str, quick: bool) -> Callable[[], object]:

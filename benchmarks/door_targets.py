@@ -2,15 +2,18 @@
 
     python benchmarks/door_targets.py                        all rows: an hour on 2 cores; it downloads PyTorch
     python benchmarks/door_targets.py --rows demo compiling  some of them
+    python benchmarks/door_targets.py --baseline FOLDER      samplers on quiet cores, too, against a built checkout
     python benchmarks/door_targets.py --quick                the rows that take seconds
 
-Rows are measured in a clean clone of this checkout's last commit, by the README's own commands, one after the other.
-Leave the machine alone meanwhile. benchmarks/busy_targets.py has the rows of busy cores. What the commands print goes
-to a log beside the results. Writes FOLDER/<processor>-<isa>-door.json and .md; status 1 if a target is missed.
+Rows are measured in a clean clone of this checkout's last commit, by the README's own commands, one after the other;
+then come those of busy cores, which busy_targets.py explains. Leave the machine alone meanwhile. What the commands
+print goes to a log beside the results. Writes FOLDER/<processor>-<isa>-door.json and .md; status 1 if a target is
+missed.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -23,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import busy_targets
+from cuda_resources import ARCHS
 from targets import MB, Target, megabytes, options, write
 
 from pixelcnn_fast import native
@@ -30,6 +35,7 @@ from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.runtimes.cuda.compilers import compiler
 from pixelcnn_fast.runtimes.cuda.kernels import Instance, digest, instances, sources
+from pixelcnn_fast.runtimes.cuda.runtime import largest_cluster
 from pixelcnn_fast.runtimes.cuda.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,9 +109,9 @@ def slowest_kernel(clone: Clone) -> float:
     found, longest = compiler(), 0.0
     if found is None:
         raise RuntimeError("there is no compiler of kernels: pip install nvidia-cuda-nvrtc")
-    for arch in (80, 86, 90, 100, 120):
+    for arch in map(int, ARCHS):
         for kernel in instances(["fp32", "bf16"]):
-            if kernel.cluster == 1 or arch in (90, 100):
+            if kernel.cluster <= largest_cluster(divmod(arch, 10)):
                 before = time.process_time()
                 found.compiled(sources(), arch, kernel.options)
                 longest = max(longest, time.process_time() - before)
@@ -147,19 +153,27 @@ ROWS = {
     "kernels": Row("the slowest kernel of float32 and bf16, CPU seconds", 25, 8, slowest_kernel),
     "cache": Row("a kernel from the cache on disk", 0.1, 0.1, cached_kernel, is_quick=True),
 }
+BUSY = "busy"  # rows of busy_targets.py
 
 
 def main() -> int:
     parser = options(__doc__, repeats=1)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="(default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*ROWS, BUSY], default=[*ROWS, BUSY], help="(default: all)"
+    )
+    parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="a checkout with its native part built")
     args = parser.parse_args()
     folder = output_folder(args.out)
     log = folder / "door.log"
     log.unlink(missing_ok=True)
-    found, targets = report.machine(), []
+    found = report.machine()
+    targets: list[Target] = []
     with tempfile.TemporaryDirectory() as temporary:
         clone = Clone(Path(temporary), log)
         for name in args.rows:
+            if name == BUSY:
+                targets += busy_targets.targets(argparse.Namespace(**{**vars(args), "repeats": 9}))
+                continue
             row = ROWS[name]
             if args.quick and not row.is_quick:
                 continue
