@@ -34,7 +34,7 @@ from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
-from tests.tiers import thorough
+from tests.tiers import thorough, tiered
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -344,9 +344,9 @@ def test_known_sub_pixels_stay_and_do_not_count():
     torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("blocks", DRAWS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@thorough
+# In the first tier: top-p alone, which draws from registers know nothing of.
+@pytest.mark.parametrize("blocks", tiered(DRAWS, lambda blocks: blocks == "as many as it holds"))
+@pytest.mark.parametrize("options", tiered(OPTIONS, lambda options: options == OPTIONS[4]), ids=str)
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
     model, shape = CASES["two stacks"]()
