@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import pytest
@@ -68,6 +69,18 @@ def test_auto_takes_eager_and_says_why(monkeypatch, runtime, why) -> None:
         assert torch.equal(images(found.refresh(), "auto"), drawn)
     with pytest.raises(RuntimeUnavailable, match=f"^runtime 'cuda' is not available: {why}$"):
         images(found, "cuda")
+
+
+def test_another_machine_tries_for_itself(monkeypatch) -> None:
+    """A pickle does not carry what failed where it was made."""
+    found = sampler(monkeypatch, Unloadable)
+    with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'"):
+        drawn = images(found, "auto")
+    monkeypatch.setattr(engine, "CudaRuntime", Ready)
+    assert first_line(found).startswith("program of runtime 'eager'")
+    Unloadable.prepared.clear()
+    other = pickle.loads(pickle.dumps(found))
+    assert torch.equal(images(other, "auto"), drawn) and sorted(Ready.prepared) == [1, 2]
 
 
 def first_line(found: Sampler) -> str:

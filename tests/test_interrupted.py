@@ -127,6 +127,29 @@ def test_ctrl_c_keeps_whole_images(runtime: RuntimeName, monkeypatch: pytest.Mon
     assert kept(stopped.value, expected[0][:0]) == 0
 
 
+@pytest.mark.parametrize("images", [1, 10])  # several rows in flight, and one
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_stops_a_batch_stops_it_soon(
+    runtime: RuntimeName, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has not begun is not drawn, on one thread, as others may be rows ahead."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    def stopped(y: int) -> None:
+        if y == 2:
+            raise KeyboardInterrupt
+
+    shape = (1, 20, 6)
+    job = Job(
+        values=torch.full((images, *shape), -1, dtype=torch.int32),
+        noise=torch.rand(images, *shape, dtype=torch.float64),
+        on_row=stopped,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Sampler(pixelcnn(), shape).runtime(runtime).run(job)
+    assert (job.values[:, :, 0, 0] >= 0).all() and (job.values[:, :, 10:] == -1).all()
+
+
 @pytest.mark.parametrize(
     ("runtime", "n", "least"),
     [("cpu", 300, 9), ("eager", 300, 4), ("reference", 20, 5), ("reference", 3, 3), ("reference", 2, 2)],

@@ -270,3 +270,16 @@ def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
     with pytest.raises(RuntimeError, match="channels") as failed:
         nll(model, torch.zeros(1, 2, 5, 5), image_form="unit")
     assert not isinstance(failed.value, ModelFailed)
+
+
+def test_who_halves_the_batch_when_memory_is_short_hears_of_it() -> None:
+    """What a caller catches keeps its type: no other form of the images would help."""
+
+    class Large(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise torch.cuda.OutOfMemoryError("tried to allocate 80 GiB")
+
+    images = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    for call in (lambda: nll(Large(), images), lambda: bits_per_dim(Large(), [images])):
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="80 GiB"):
+            call()

@@ -34,7 +34,7 @@ from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ABOVE, Masked, enlivened, pixelcnn, two_stacks
-from tests.tiers import thorough
+from tests.tiers import thorough, tiered
 from tests.tolerances import assert_as_exact_as_plain
 
 needs_compiler = pytest.mark.skipif(
@@ -69,6 +69,7 @@ CASES = {
     "row lstm, thirds": lambda: (row_lstm(channel_order="thirds"), (3, 3, 4)),
     "many logits": lambda: (ManyLogits().eval(), (3, 3, 4)),
     "half a gate": lambda: (HalfGate().eval(), (1, 3, 5)),
+    "layer norm": lambda: (LayerNormed().eval(), (1, 3, 5)),
     "diagonal bilstm": lambda: (diagonal_bilstm(n_classes=4), (3, 4, 5)),
     "diagonal bilstm, thirds": lambda: (diagonal_bilstm(channel_order="thirds"), (3, 3, 4)),
     "diagonal bilstm, one column": lambda: (diagonal_bilstm(), (3, 4, 1)),
@@ -144,9 +145,9 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
     return 2 if blocks in CLUSTERS else most
 
 
-# In the first tier: one tile and several, clusters, every phase, a scan.
+# In the first tier: one tile and several, clusters, every phase, a scan, a step that reads all channels.
 QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters"), ("7x5", "clusters")}
-QUICK.add(("diagonal bilstm", "some"))
+QUICK |= {("diagonal bilstm", "some"), ("layer norm", "some")}
 EVERY_CASE = [
     pytest.param(name, blocks, marks=() if (name, blocks) in QUICK else thorough)
     for name in CASES
@@ -344,9 +345,9 @@ def test_known_sub_pixels_stay_and_do_not_count():
     torch.testing.assert_close(found.sum((1, 2, 3)), log_probability, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("blocks", DRAWS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@thorough
+# In the first tier: top-p alone, which draws from registers know nothing of.
+@pytest.mark.parametrize("blocks", tiered(DRAWS, lambda blocks: blocks == "as many as it holds"))
+@pytest.mark.parametrize("options", tiered(OPTIONS, lambda options: options == OPTIONS[4]), ids=str)
 def test_top_k_and_top_p(options, blocks):
     """Many logits are equal, some pixels are known, and log-probabilities count all levels."""
     model, shape = CASES["two stacks"]()
@@ -594,6 +595,22 @@ class HalfGate(torch.nn.Module):
         one, other = self.one(x), self.other(x)
         all_of_them = torch.cat([one.tanh() * x.sigmoid(), one, other], 1)
         return (3 * self.last(all_of_them)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
+
+
+class LayerNormed(torch.nn.Module):
+    """A layer norm reads what all warps have made, one of them twice."""
+
+    n_classes = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.last = Masked(1, 136, [*ABOVE, (0, -1)]), Masked(136, 256, [(0, 0)])
+        self.norm = torch.nn.LayerNorm(136)
+
+    def forward(self, images):
+        x = self.norm(self.first(images.to(self.first.weight.dtype) / 99).movedim(1, -1)).movedim(-1, 1)
+        return (9 * self.last(x)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
 class FarSighted(torch.nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -169,6 +170,19 @@ def test_threads_get_memory_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_gets_memory_of_the_pool() -> None:
+    """It has a copy of the lock, which nobody else in it would release."""
+    x, weight, mask = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 3, 3), torch.ones(4, 4, 3, 3)
+    expected = ops.masked_conv2d(x, weight, None, mask)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        os._exit(not torch.equal(ops.masked_conv2d(x, weight, None, mask), expected))
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(ops.masked_conv2d(x, weight, None, mask), expected)
 
 
 FORKS = """

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
 from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
-from tests.system.networks import Masked, pixelcnn, two_stacks
+from tests.system.networks import Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
 # (model, shape, has labels)
@@ -266,6 +267,18 @@ def test_logits_that_are_not_finite(runtime):
         sampler.refresh()  # building a sampler would refuse them
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
             sampler.sample(2, runtime=runtime)
+
+
+@pytest.mark.parametrize("column", [2, 3])
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_the_first_of_two_is_named(runtime, column):
+    """The first in raster order. With several rows in flight, that of the second row is met first, or with it."""
+    torch.manual_seed(0)
+    model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
+    sampler, condition = Sampler(model, (1, 3, 9)), torch.zeros(1, 1, 3, 9)
+    condition[0, 0, 0, column] = condition[0, 0, 1, 0] = torch.nan
+    with pytest.raises(NonFiniteLogits, match=f"image 0, channel 0, row 0, column {column}:"):
+        sampler.sample(1, condition=condition, runtime=runtime)
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs_native
-from tests.tiers import thorough
+from tests.tiers import few
 
 pytestmark = [
     needs_native,
@@ -34,8 +34,7 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
-@pytest.mark.parametrize("limit", [None, "1"], ids=["OpenMP", "OpenMP with one thread"])
-@thorough
+@pytest.mark.parametrize("limit", few([None, "1"], 1), ids=["OpenMP", "OpenMP with one thread"])
 def test_the_same_images_after_a_fork(limit):
     """A child process has the memory of OpenMP's threads but not the threads: if it waited for them, it would hang."""
     environment = dict(os.environ)

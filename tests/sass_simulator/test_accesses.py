@@ -50,6 +50,8 @@ def test_patterns_that_were_seen_before_are_told_apart():
     two = np.concatenate([LANE * 4, LANE * 128])
     for addresses, expected in ((two, [1, 32]), (two[::-1].copy(), [32, 1]), (two + 256, [1, 32])):
         assert seen.wavefronts(addresses, on, 4) == expected
+    rows = LANE % 8 * 128  # of the same addresses, words and then quarters of a line
+    assert [seen.wavefronts(rows, on[:32], width) for width in (4, 16)] == [[8], [32]]
 
 
 def test_sectors():

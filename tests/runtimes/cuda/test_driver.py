@@ -27,6 +27,7 @@ class Driver:
         self.fails = fails
         self.launched: tuple[Configuration, list[int] | None, bytes] | None = None
         self.shared_bytes = 0
+        self.device = -1
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> int:
@@ -35,6 +36,10 @@ class Driver:
                 arguments[1]._obj.value = b"no kernel image is available"
             if name == "cuDriverGetVersion":
                 arguments[0]._obj.value = 12080
+            if name == "cuDeviceGet":
+                arguments[0]._obj.value = self.device = arguments[1]
+            if name == "cuDevicePrimaryCtxRetain":
+                assert arguments[1].value == self.device
             if name == "cuFuncSetAttribute":
                 assert arguments[1] == 8
                 self.shared_bytes = arguments[2]
@@ -49,11 +54,11 @@ class Driver:
         return call
 
 
-def loaded(monkeypatch: pytest.MonkeyPatch, **fails: int) -> tuple[LoadedKernel, Driver]:
+def loaded(monkeypatch: pytest.MonkeyPatch, device: int = 0, **fails: int) -> tuple[LoadedKernel, Driver]:
     found = Driver(**fails)
     monkeypatch.setattr(driver, "_library", lambda: found)
     driver._context.cache_clear()
-    return LoadedKernel(b"cubin", 0, 232448), found
+    return LoadedKernel(b"cubin", device, 232448), found
 
 
 def test_pytorch_s_context_is_current_while_it_is_called(monkeypatch) -> None:
@@ -66,6 +71,11 @@ def test_pytorch_s_context_is_current_while_it_is_called(monkeypatch) -> None:
     found.called.clear()
     kernel.launch(Launch(6, 256, 2, 1000), b"abcd", 77)
     assert found.called == ["cuCtxPushCurrent_v2", "cuLaunchKernelEx", "cuCtxPopCurrent_v2"]
+
+
+@pytest.mark.parametrize("device", [0, 3])
+def test_the_context_is_that_of_the_model_s_gpu(monkeypatch, device: int) -> None:
+    assert loaded(monkeypatch, device)[1].device == device
 
 
 @pytest.mark.parametrize("cluster", [1, 2, 8])

@@ -23,7 +23,7 @@ from tests.system.networks import pixelcnn
 
 pytestmark = needs_native
 SHAPE = (1, 2, 3)
-NAN_AT_THE_SECOND_PIXEL = 1 << 40  # of image 0, channel 0
+NAN_AT_THE_LAST_PIXEL = 5 << 40 | 1 << 16  # of image 1, channel 0
 events: list[str] = []
 
 
@@ -131,9 +131,9 @@ def test_the_error_word_is_that_of_its_own_job() -> None:
     """The second of three jobs fails: the first is finished, and its values are kept."""
     finished = []
     with pytest.raises(NonFiniteLogits) as failed:
-        for each in runtime(Kernels({1: NAN_AT_THE_SECOND_PIXEL})).run_each(jobs()):
+        for each in runtime(Kernels({1: NAN_AT_THE_LAST_PIXEL})).run_each(jobs()):
             finished.append(each)
-    assert failed.value.location == (0, 0, 0, 1)
+    assert failed.value.location == (1, 0, 1, 2)  # image, channel, row, column
     assert len(finished) == 1 and is_as_stubbed(finished[0])
 
 
@@ -144,7 +144,7 @@ def test_threads_that_wait_in_vain_are_no_nan() -> None:
 
 def test_the_error_word_is_read_when_the_device_has_come_to_it() -> None:
     error = torch.tensor([-1])
-    done: Any = SimpleNamespace(synchronize=lambda: error.fill_(NAN_AT_THE_SECOND_PIXEL))
+    done: Any = SimpleNamespace(synchronize=lambda: error.fill_(NAN_AT_THE_LAST_PIXEL))
     with pytest.raises(NonFiniteLogits):
         runtime(Kernels())._finished(Launched(job(), [], error, done))
 
