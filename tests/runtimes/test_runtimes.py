@@ -269,10 +269,11 @@ def test_logits_that_are_not_finite(runtime):
             sampler.sample(2, runtime=runtime)
 
 
-@pytest.mark.parametrize("column", [2, 3])
+@pytest.mark.parametrize("column", [2, 3, 8])
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_the_first_of_two_is_named(runtime, column):
-    """The first in raster order. With several rows in flight, that of the second row is met first, or with it."""
+    """The first in raster order. With several rows in flight, that of the second row is met first, or with it, or long
+    before."""
     torch.manual_seed(0)
     model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
     sampler, condition = Sampler(model, (1, 3, 9)), torch.zeros(1, 1, 3, 9)

@@ -229,15 +229,18 @@ class ThreadGroup {
     return &i != p_.instructions.data() + p_.instructions.size() && i.scan == p_.instructions[scan].scan;
   }
 
-  // False if the run stops here.
+  // False if the run stops here: where the caller stops it, or logits were not finite and all rows above them are done,
+  // one of which might have had others.
   bool begin_row(Member& member, int y) {
     if (member.index == 0) {
-      if (on_row_ && !ending_.stopped() && !fails_) try {
+      const int failed = failed_row_.load(std::memory_order_relaxed);
+      if (on_row_ && !ending_.stopped() && failed == kNever) try {
           (*on_row_)(y);
         } catch (...) {
           ending_.stop(std::current_exception());
         }
-      if (ending_.stopped() || fails_) stopped_at_.store(y * schedule_.lag, std::memory_order_relaxed);
+      if (ending_.stopped() || (y >= failed && (y - failed + 1) * schedule_.lag >= program_.width))
+        stopped_at_.store(y * schedule_.lag, std::memory_order_relaxed);
     }
     member.wait_for_team();
     return stopped_at_.load(std::memory_order_relaxed) == kNever;
@@ -538,7 +541,7 @@ class ThreadGroup {
   }
 
   void report(int image, int channel, int y, int x) {
-    fails_ = true;
+    for (int row = failed_row_; y < row && !failed_row_.compare_exchange_weak(row, y);) continue;
     ending_.report(NonFiniteLogits(first_image_ + image, channel, y, x));
   }
 
@@ -553,7 +556,7 @@ class ThreadGroup {
   Team pixel_team_, row_team_;       // the latter is empty where one team does all
   SpinBarrier cleared_;              // all of the group, before they begin
   std::atomic<int> row_team_until_;  // the column step before which there is a row team
-  std::atomic<bool> fails_{false};
+  std::atomic<int> failed_row_{kNever};  // the first whose logits were not finite
   std::atomic<int> stopped_at_{kNever};  // the column step
 };
 

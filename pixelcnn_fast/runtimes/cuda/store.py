@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -143,10 +145,24 @@ def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
 
     with suppress(OSError, ValueError):  # nobody listens
         print(saying, file=sys.stderr, flush=True)
-    # No daemon: the process must not end while a compiler is at work in it, or it crashes.
-    threading.Thread(target=run, name="compiles a CUDA kernel").start()
+    thread = threading.Thread(target=run, name="compiles a CUDA kernel", daemon=True)
+    end_in_peace = partial(_let_end, thread)
+    atexit.register(end_in_peace)
+    thread.start()
     while not done.wait(0.2):
         pass
+    atexit.unregister(end_in_peace)
     if errors:
         raise errors[0]
     return found[0]
+
+
+def _let_end(thread: threading.Thread) -> None:
+    """A process that ends while a compiler is at work in it crashes. It waits; at another Ctrl-C it is gone at once."""
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # nobody listens
+                stream.flush()
+        os._exit(130)

@@ -181,6 +181,27 @@ def test_an_interrupted_process_ends_in_peace(tmp_path: Path) -> None:
     assert done.stdout == "interrupted\n" and done.returncode == 0, done.stderr
 
 
+TOLD_TWICE = """
+import os, threading, time
+from pixelcnn_fast.runtimes.cuda.store import _in_background
+def compiles():
+    for after in (0.2, 0.7):
+        timer = threading.Timer(after, os.kill, (os.getpid(), 2))
+        timer.daemon = True
+        timer.start()
+    time.sleep(60)
+try:
+    _in_background(compiles, "compiling")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_process_that_is_interrupted_again_is_gone_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TOLD_TWICE], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "compiling\n", 130)
+
+
 def test_nobody_needs_to_listen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
