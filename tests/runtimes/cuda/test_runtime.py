@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
+from pixelcnn_fast.runtimes.cuda import driver, kernels
 from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
-from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, Launched, Limits
+from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, Launched, Limits, why_not_cuda
 from pixelcnn_fast.runtimes.job import Job
 from tests.copies import Copy, pretended_devices
 from tests.needs import needs_native
@@ -149,6 +151,14 @@ def test_the_error_word_is_read_when_the_device_has_come_to_it() -> None:
         runtime(Kernels())._finished(Launched(job(), [], error, done))
 
 
+def test_rows_are_told_once_they_are_drawn() -> None:
+    told: list[object] = []
+    done: Any = SimpleNamespace(synchronize=lambda: told.append("done"))
+    one = replace(job(), on_row=told.append)
+    runtime(Kernels())._finished(Launched(one, [], torch.tensor([-1]), done))
+    assert told == ["done", 0, 1]
+
+
 def test_constants_live_until_the_device_is_done() -> None:
     """Though the runtime may have forgotten the shape meanwhile."""
     stubbed = runtime(Kernels())
@@ -195,3 +205,60 @@ def test_what_is_on_the_gpu_stays_there(on_gpu: CudaRuntime) -> None:
         (place, found), (_, their_scores) = on_gpu._launched(one).results
         assert place is found is values and their_scores.device == GPU
     assert copies.made == [Copy("cuda", "cpu", 1)]  # the error word
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Of the GPU: bytes that are free; that PyTorch has reserved, and that are in use of these. An image takes one."""
+    found = {"free": 10, "reserved": 30, "used": 4}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (found["free"], 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: found["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: found["used"])
+    monkeypatch.setattr(CudaRuntime, "_planned", lambda self, shape: Kernels())
+    return found
+
+
+def runtime_on_gpu() -> CudaRuntime:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    captured = sampler._engine.captured
+    program = replace(captured.program_for("cuda"), device=GPU)
+    limits = Limits(1 << 16, 20)
+    return CudaRuntime(program, captured.conditions, sampler.head, kernels=Kernels(), limits=limits)
+
+
+def test_half_of_the_memory_may_be_taken_with_what_pytorch_keeps(memory: dict[str, int]) -> None:
+    assert runtime_on_gpu().largest_batch() == (10 + 30 - 4) // 2
+
+
+def test_a_gpu_without_memory_for_an_image_is_refused(memory: dict[str, int]) -> None:
+    memory.update(free=1, reserved=4)
+    with pytest.raises(RuntimeUnavailable, match="less than twice that is free"):
+        runtime_on_gpu()
+
+
+@pytest.mark.parametrize(
+    "why, given",
+    [
+        ("None", {}),
+        ("the model is on cpu: use model.cuda", {"device": torch.device("cpu")}),
+        ("built for ROCm.*: use 'eager'", {"hip": "6.0"}),
+        ("compute capability 7.5, but 8.0 is needed: use 'eager'", {"capability": (7, 5)}),
+        ("None", {"capability": (8, 0)}),
+        ("the model is torch.float64.*: use model.float", {"dtype": torch.float64}),
+        ("no CUDA driver is installed: install", {"driver": 0}),
+        ("serves CUDA 11.4, and 11.8 is needed: update", {"driver": 11040}),
+        ("no compiler for its kernels: install NVRTC .pip install", {"compilers": []}),
+        ("None", {"compilers": [], "ready": "/kernels"}),
+    ],
+)
+def test_why_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch, why: str, given: dict[str, Any]) -> None:
+    sampler = Sampler(pixelcnn(), SHAPE)
+    of_program = {"device": GPU, **{name: given[name] for name in given if name in ("device", "dtype")}}
+    program = replace(sampler._engine.captured.program_for("cuda"), **of_program)
+    capability = given.get("capability", (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", given.get("hip"))
+    monkeypatch.setattr(driver, "version", lambda: given.get("driver", 13000))
+    monkeypatch.setattr(kernels, "compilers", lambda: given.get("compilers", ["NVRTC"]))
+    monkeypatch.setenv(kernels.READY, given.get("ready", ""))
+    assert re.search(why, str(why_not_cuda(program, sampler.head)))
