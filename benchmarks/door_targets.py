@@ -184,6 +184,10 @@ def main() -> int:
                 print(f"{error}; see {log}", file=sys.stderr)
                 value = float("inf")
             targets.append(Target(row.name, row.must, row.reach, value, [value], row.show, at_most=True))
+    if BUSY in args.rows and not args.baseline:
+        print(
+            "not measured: samplers on quiet cores, against a built checkout of another commit (--baseline FOLDER)"
+        )
     write(folder, "door", "Targets of the door", found, args.quick, targets, "", {})
     return int(any(target.verdict() == "no" for target in targets))
 

@@ -94,6 +94,9 @@ def _cuda_rows() -> dict[str, str]:
         rows["kernels"] = f"no compiler that works: {getattr(error, 'why', error)}"
     if ready := os.environ.get(kernels.READY):
         rows[kernels.READY] = ready
+    for name in ("PIXELCNN_FAST_CUDA", "PIXELCNN_FAST_CUDA_ARCHS"):
+        if name in os.environ:
+            rows[name] = "is set, and has no meaning any more: kernels compile at their first use"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)

@@ -454,9 +454,9 @@ class Sampler:
     def prepare(self, n: int, *, batch_size: int | None = None, runtime: RuntimeName = "auto") -> Sampler:
         """Does beforehand what the first call that draws n images would do besides drawing -> itself.
 
-        On a GPU, it compiles the kernel, which takes some ten seconds the first time and is kept on disk, and loads it;
-        a call that a CUDA graph captures needs that. On other runtimes it does nothing. batch_size, runtime: as for
-        ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
+        On a GPU, it compiles the kernel, which takes some ten seconds the first time and is kept on disk, and loads it:
+        a launch that a CUDA graph captures can do neither. On other runtimes it does nothing. batch_size, runtime: as
+        for ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
         self._engine.prepared(runtime, n, RunSettings(batch_size=batch_size).batch_size)
         return self

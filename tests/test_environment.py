@@ -132,9 +132,11 @@ def test_the_report_says_what_cuda_lacks() -> None:
 def test_the_report_names_the_compiler_of_kernels_and_their_folders(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "ready"))
+    monkeypatch.setenv("PIXELCNN_FAST_CUDA_ARCHS", "90")
     nvcc = SimpleNamespace(path="/opt/nvcc", __str__=lambda: "")
     monkeypatch.setattr(compilers, "compiler", lambda: nvcc)
     report = environment.report()
+    assert "PIXELCNN_FAST_CUDA_ARCHS is set, and has no meaning" in report and "CUDA is set" not in report
     assert "(/opt/nvcc)" in report and f"{tmp_path}/cache" in report and f"{tmp_path}/ready" in report
     monkeypatch.setattr(compilers, "compiler", lambda: None)
     assert "no compiler: install NVRTC" in environment.report()

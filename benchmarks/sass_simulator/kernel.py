@@ -41,12 +41,6 @@ def needed(name: str) -> str:
     return found
 
 
-def nvcc_version() -> str:
-    output = subprocess.run([needed("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
-    (version,) = re.findall(r"release [\d.]+, V([\d.]+)", output)
-    return str(version)
-
-
 def compiled(source: Path | str, arch: str, cubin: Path, *options: str) -> Path:
     """Compiles a source for one architecture ("90"), with source lines -> the cubin."""
     command = [needed("nvcc"), "-std=c++17", "-O3", "-lineinfo", "-cubin", f"-arch=sm_{arch}", *options]

@@ -137,8 +137,8 @@ struct alignas(16) StepPlan {
   float inverse_channels;
 };
 
-// What comes after a record: the next one; before it, a look at what the next column step needs to know, and, when all
-// threads have met since then, the lists of what has followed from it; or that step.
+// What comes after a record: the next one; before it, what the next column step needs to know is prepared, and, when all
+// threads have passed a barrier since then, the lists of what has followed from it; or that step.
 enum class AfterRecord : int { next, prepare_next_step, list_late, step };
 constexpr int kListLate = 2;  // so many barriers later
 
@@ -161,8 +161,8 @@ struct Record {
     int members = 1;        // 1, 2 or 4; a batch has weights of all of them for 4, 2 or 1 fragments of values
     int early_batches;      // before the barrier: one, or an even number
     int late_batches;       // after it; 0: nothing is multiplied at all
-    uint32_t staged, late;  // where known fragments, and those of this column step, begin
-    // With one tile of sites, lists in the view say where those of late batches lie. With more, so many are known ones,
+    uint32_t staged, late;  // where early fragments, and late ones, begin
+    // With one tile of sites, lists in the view say where those of late batches lie. With more, so many are early ones,
     // which go on where those before the barrier end, and the others follow each other; or `late` is the first place.
     int late_staged;
     int at_places;

@@ -72,8 +72,5 @@ class CpuRuntime(Runtime):
         except self._native.NonFiniteLogits as error:
             raise NonFiniteLogits(*error.args) from None
 
-    def weight_bytes(self) -> int:
-        return self._sampler.weight_bytes()
-
     def workspace_bytes(self, images: int) -> int:
         return self._sampler.workspace_bytes(images, torch.get_num_threads())

@@ -34,7 +34,6 @@ class Sampler {
   // behind, groups have no more threads than it ended with.
   virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
 
-  virtual int64_t weight_bytes() const = 0;
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };
 

@@ -116,7 +116,6 @@ void bind_sampler(py::module_& m) {
            "program"_a, "float64"_a, "bf16_weights"_a)
       .def("run", &run, "images"_a, "values"_a, "known"_a, "noise"_a, "conditions"_a, "options"_a, "parameters"_a,
            "log_probability"_a, "threads"_a, "on_row"_a, "fewer_at"_a = std::vector<int>())
-      .def("weight_bytes", &cpu::Sampler::weight_bytes)
       .def(
           "workspace_bytes",
           [](const cpu::Sampler& sampler, int images, int threads) {

@@ -135,7 +135,7 @@ PCF_DEVICE uint4 stream(const void* from) {
   return v;
 }
 
-// 16 bytes of shared memory, in the code's order: compilers read as many of them ahead as there are registers, and then some.
+// 16 bytes of shared memory, in the code's order: else compilers read more of them ahead than there are registers for.
 PCF_DEVICE float4 shared_in_order(uint32_t at) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"

@@ -369,9 +369,6 @@ class CudaRuntime(Runtime):
         free = torch.cuda.mem_get_info(device)[0] + kept
         return free // 2 // max(1, sampler.workspace_bytes(1))
 
-    def weight_bytes(self) -> int:
-        return self.sampler(Shape(1)).facts["weight_bytes"]
-
     def workspace_bytes(self, images: int) -> int:
         return self.sampler(self.shape(images)).workspace_bytes(images)
 
