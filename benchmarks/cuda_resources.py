@@ -69,8 +69,8 @@ def cubins(
         if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
     ]
     with_lines = [(int(arch), [*instance.options, "-lineinfo"]) for instance, arch in wanted]
-    for (instance, arch), cubin in zip(wanted, with_it.compiled_each(sources(), with_lines), strict=True):
-        yield instance, arch, cubin
+    for index, cubin in with_it.compiled_each(sources(), with_lines):
+        yield *wanted[index], cubin
 
 
 Plans = dict[tuple[int, int], dict[str, Any]]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from pixelcnn_fast.bench.arguments import output_folder, path, whole
 from pixelcnn_fast.bench.streams import say
+from pixelcnn_fast.cli.interrupts import interrupts
+from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.runtimes.cuda import compilers
 from pixelcnn_fast.runtimes.cuda.kernels import READY, digest, instances, sources
@@ -24,8 +28,9 @@ EPILOG = f"""examples:
 
 Without this command, a kernel compiles when it is first needed, which takes some ten seconds, and is kept in a cache.
 Compile them for containers, clusters and other machines that have no compiler or no cache that lasts. No GPU is needed.
-The kernels of other versions of this library are refused, so compile them again after an update. --arch is the compute
-capability without its dot, as in 90 for 9.0; a GPU also takes those of smaller minor versions.
+What is in the folder is not compiled again, and what is finished is kept, so the same command goes on where it was
+stopped. The kernels of other versions of this library are refused, so compile them again after an update. --arch is the
+compute capability without its dot, as in 90 for 9.0; a GPU also takes those of smaller minor versions.
 """
 
 
@@ -53,7 +58,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    compiler = _compiler(args.compiler)
+    try:
+        return _compiled(args, _compiler(args.compiler))
+    except RuntimeUnavailable as error:  # nobody has asked for a runtime
+        raise ValueError(error.why) from error
+
+
+def _compiled(args: argparse.Namespace, compiler: compilers.Compiler) -> int:
     archs = sorted(set(args.arch or _own_archs()))
     known = compiler.architectures()
     if unknown := [arch for arch in archs if arch not in known]:
@@ -67,12 +78,19 @@ def run(args: argparse.Namespace) -> int:
     ]
     store = Store(args.out, digest())
     output_folder(store.folder, *(store.path(kernel.name_for(arch)).name for arch, kernel in wanted))
-    cubins = compiler.compiled_each(sources(), [(arch, kernel.options) for arch, kernel in wanted])
-    with progress_bar(shown=True, total=len(wanted), unit="kernel") as bar:
-        for (arch, kernel), cubin in zip(wanted, cubins, strict=True):
-            store.put(kernel.name_for(arch), cubin)
+    missing = [(arch, kernel) for arch, kernel in wanted if store.get(kernel.name_for(arch)) is None]
+    cubins = compiler.compiled_each(sources(), [(arch, kernel.options) for arch, kernel in missing])
+    with (
+        progress_bar(shown=True, initial=len(wanted) - len(missing), total=len(wanted), unit="kernel") as bar,
+        closing(cubins),
+    ):
+        for index, cubin in cubins:
+            arch, kernel = missing[index]
+            with interrupts.wait():
+                store.put(kernel.name_for(arch), cubin)
             bar.update()
-    say(f"{len(wanted)} kernels in {store.folder}, by {compiler}: {READY}={store.folder} uses them")
+    folder = shlex.quote(str(store.folder.resolve()))
+    say(f"{len(wanted)} kernels in {store.folder}, by {compiler}: {READY}={folder} uses them")
     return 0
 
 

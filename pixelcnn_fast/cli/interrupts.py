@@ -50,7 +50,10 @@ class Interrupts:
         if self._was_answered or not (self._is_saving or len(self.received) > 1):
             raise KeyboardInterrupt
         self._was_answered = True
-        complain("what is finished is being saved; once more to give that up")
+        if self._is_saving:
+            complain("what is finished is being saved; once more to give that up")
+        else:
+            complain("it is about to end; once more to end it at once")
 
 
 interrupts = Interrupts()

@@ -9,14 +9,19 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache, cached_property, partial
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pixelcnn_fast.errors import RuntimeUnavailable
@@ -47,10 +52,10 @@ class Compiler(ABC):
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
-    ) -> Iterator[bytes]:
-        """Of several (architecture, options), in order."""
-        for architecture, options in wanted:
-            yield self.compiled(sources, architecture, options)
+    ) -> Generator[tuple[int, bytes], None, None]:
+        """Of several (architecture, options): the index of each, and its cubin, as they are done."""
+        for index, (architecture, options) in enumerate(wanted):
+            yield index, self.compiled(sources, architecture, options)
 
 
 class Nvrtc(Compiler):
@@ -63,7 +68,7 @@ class Nvrtc(Compiler):
         self.path = path.resolve()
 
     def __reduce__(self) -> tuple[type[Nvrtc], tuple[Path]]:
-        return Nvrtc, (self.path,)  # without the library, which each process loads
+        return type(self), (self.path,)  # without the library, which each process loads
 
     @property
     def identity(self) -> str:
@@ -82,7 +87,10 @@ class Nvrtc(Compiler):
             raise RuntimeUnavailable(f"NVRTC does not load: {error}") from error
 
     def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._loaded, name)(*arguments)
+        try:
+            status = getattr(self._loaded, name)(*arguments)
+        except AttributeError as error:
+            raise RuntimeUnavailable(f"{self.path} is no NVRTC: {error}") from error
         if status:
             text = self._loaded.nvrtcGetErrorString
             text.restype = ctypes.c_char_p
@@ -128,11 +136,28 @@ class Nvrtc(Compiler):
 
     def compiled_each(
         self, sources: Mapping[str, str], wanted: Sequence[tuple[int, Sequence[str]]]
-    ) -> Iterator[bytes]:
-        """In processes side by side, as its threads wait for each other."""
+    ) -> Generator[tuple[int, bytes], None, None]:
+        """In processes side by side, as its threads wait for each other. They end with this one, and with the iterator,
+        whatever they are at."""
+        count = max(1, min(_cores(), len(wanted)))
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, max(len(wanted), 1)), context) as processes:
-            yield from processes.map(partial(self.compiled, sources), *zip(*wanted, strict=True))
+        reader, writer = context.Pipe(duplex=False)
+        with reader, writer, ProcessPoolExecutor(count, context, _end_with, (reader,)) as processes:
+            try:
+                with _no_interrupt():  # which is for this process alone
+                    indices = {
+                        processes.submit(self.compiled, sources, *each): index
+                        for index, each in enumerate(wanted)
+                    }
+                for done in as_completed(indices):
+                    yield indices[done], done.result()
+            except BrokenProcessPool as error:
+                raise RuntimeUnavailable(
+                    f"the system has ended a process that compiled: is there memory for {count} of them, each some "
+                    "700 MB?"
+                ) from error
+            finally:
+                writer.close()
 
     def _text(self, program: ctypes.c_void_p, name: str) -> bytes:
         size = ctypes.c_size_t()
@@ -189,6 +214,31 @@ class Nvcc(Compiler):
         return done.stdout
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with(other_end: Connection) -> None:
+    """This process ends when the other end of a pipe is closed, or the process that has it is gone."""
+
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            other_end.recv()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits until the context ends, and never reaches the processes that were started within."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _strings(texts: Iterable[str]) -> ctypes.Array[ctypes.c_char_p]:
     encoded = [text.encode() for text in texts]
     return (ctypes.c_char_p * len(encoded))(*encoded)
@@ -211,7 +261,11 @@ def compilers() -> list[Compiler]:
 
 
 def compiler() -> Compiler | None:
-    """The first of them."""
+    """The first of them that works; if none does, the first."""
+    for found in compilers():
+        with suppress(RuntimeUnavailable):
+            if found.architectures():
+                return found
     return next(iter(compilers()), None)
 
 

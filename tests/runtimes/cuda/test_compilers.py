@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,11 +39,85 @@ def test_a_kernel_compiles_to_machine_code(compiler: Compiler) -> None:
 
 
 @thorough
-def test_several_come_in_order(compiler: Compiler) -> None:
+def test_several_are_compiled_once_each(compiler: Compiler) -> None:
     wanted = [(arch, [f"-DNUMBER={number}"]) for arch in (90, 80) for number in (3, 4)]
-    found = [*compiler.compiled_each(SMALL, wanted)]
-    assert found == [compiler.compiled(SMALL, *each) for each in wanted]
-    assert len(set(found)) == 4
+    found = dict(compiler.compiled_each(SMALL, wanted))
+    assert found == {index: compiler.compiled(SMALL, *each) for index, each in enumerate(wanted)}
+    assert len(set(found.values())) == 4
+
+
+class Slow(Nvrtc):
+    """Compiles nothing: takes as many seconds as the architecture says, or dies."""
+
+    def compiled(self, sources: Mapping[str, str], architecture: int, options: Sequence[str] = ()) -> bytes:
+        if architecture < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(architecture)
+        return str(os.getpid()).encode()
+
+
+def is_there(process: int) -> bool:
+    """And no zombie."""
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    return False
+
+
+def test_what_compiles_ends_with_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done comes first, and the others are not waited for."""
+    monkeypatch.setattr(compilers, "_cores", lambda: 2)
+    began, found = time.monotonic(), Slow(tmp_path).compiled_each({}, [(120, ()), (0, ()), (120, ())])
+    index, process = next(found)
+    assert index == 1 and is_there(int(process))
+    found.close()
+    assert time.monotonic() - began < 60
+    assert not is_there(int(process))
+
+
+def test_a_compiler_that_the_system_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilers, "_cores", lambda: 1)
+    with pytest.raises(RuntimeUnavailable, match="is there memory for 1 of them"):
+        list(Slow(tmp_path).compiled_each({}, [(-1, ())]))
+
+
+ALONE = """
+import pathlib, sys
+from tests.runtimes.cuda.test_compilers import Slow
+if __name__ == "__main__":
+    for _, process in Slow(pathlib.Path()).compiled_each({}, [(0, ()), (120, ())]):
+        print(process.decode(), flush=True)
+"""
+
+
+@thorough
+def test_what_compiles_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True
+    ) as alone:
+        assert alone.stdout is not None
+        process = int(alone.stdout.readline())
+        assert is_there(process)
+        alone.kill()
+    for _ in range(100):
+        if not is_there(process):
+            return
+        time.sleep(0.1)
+    raise AssertionError("it is there still")
+
+
+def test_the_first_that_works_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Compiler
+) -> None:
+    broken = tmp_path / "libnvrtc.so.13"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(compilers, "compilers", lambda: [Nvrtc(broken), compiler])
+    assert compilers.compiler() is compiler
+    monkeypatch.setattr(compilers, "compilers", lambda: [Nvrtc(broken)])
+    assert isinstance(compilers.compiler(), Nvrtc)
 
 
 def test_an_error_is_quoted(compiler: Compiler) -> None:
