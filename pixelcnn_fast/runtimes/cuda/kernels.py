@@ -145,44 +145,53 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     number = 10 * capability[0] + capability[1]
     failures = []
     if folder := os.environ.get(READY):
-        if (found := _ready(Path(folder).expanduser(), instance, number)) is not None:
+        if (found := _ready(folder, instance, number)) is not None:
             return found
     for with_it in compilers():
         try:
             cache = Store(cache_folder() / f"{digest()[:16]}-{with_it.identity}", digest())
-            return cache.get_or_make(
-                instance.name_for(number), partial(compiled, instance, capability, with_it)
-            )
+            if (found := cache.get(instance.name_for(number))) is not None:
+                return found
+            architecture = _architecture_for(capability, with_it)
+            make = partial(with_it.compiled, sources(), architecture, instance.options)
+            return cache.get_or_make(instance.name_for(number), make)
         except RuntimeUnavailable as error:
             failures.append(error.why)
         except (OSError, AttributeError, UnicodeError) as error:  # it is no compiler
             failures.append(f"{type(error).__name__}: {error}")
     there = f"{folder} has no kernel {instance} for" if folder else "no kernel for"
-    nothing = f"{there} compute capability {capability[0]}.{capability[1]}, and no compiler to make one"
+    nothing = (
+        f"{there} compute capability {capability[0]}.{capability[1]}, and there is no compiler to make one: compile "
+        f"them elsewhere, with `python -m pixelcnn_fast compile --arch {number}`"
+    )
     raise RuntimeUnavailable(failures[0] if failures else nothing)
 
 
-def _ready(folder: Path, instance: Instance, number: int) -> bytes | None:
+def _ready(named: str, instance: Instance, number: int) -> bytes | None:
     """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
     folder is none, can't be read, or has it from other sources."""
-    if not folder.is_dir():
-        raise RuntimeUnavailable(f"{READY}={folder} is not a folder")
-    store, archs = Store(folder, digest()), range(number, number // 10 * 10 - 1, -1)
     try:
+        folder = Path(named).expanduser()
+        if not folder.is_dir():
+            raise RuntimeUnavailable(f"{READY}={named} is not a folder")
+        store, archs = Store(folder, digest()), range(number, number // 10 * 10 - 1, -1)
         found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
         return next((cubin for cubin in found if cubin is not None), None)
-    except OSError as error:
-        raise RuntimeUnavailable(f"{READY}={folder}: {error}") from error
+    except RuntimeUnavailable:
+        raise
+    except (OSError, RuntimeError) as error:  # the latter: nobody's home
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RuntimeUnavailable(f"{READY}={named} can't be used: {why}") from error
 
 
-def compiled(instance: Instance, capability: tuple[int, int], with_it: Compiler) -> bytes:
-    architecture = architecture_for(capability, with_it.architectures())
-    if architecture is None:
+def _architecture_for(capability: tuple[int, int], with_it: Compiler) -> int:
+    found = architecture_for(capability, with_it.architectures())
+    if found is None:
         raise RuntimeUnavailable(
-            f"{with_it} knows no architecture for compute capability {capability[0]}.{capability[1]}: update PyTorch, "
-            "which brings it"
+            f"{with_it} knows no architecture for compute capability {capability[0]}.{capability[1]}: a newer one is "
+            "needed (PyTorch brings NVRTC)"
         )
-    return with_it.compiled(sources(), architecture, instance.options)
+    return found
 
 
 def architecture_for(capability: tuple[int, int], known: Iterable[int]) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.files import replacing
@@ -25,6 +25,7 @@ try:
 except ImportError:  # no POSIX: then each process compiles for itself
     fcntl = None  # type: ignore[assignment]  # asked for before each use
 
+T = TypeVar("T")
 SUFFIX = ".kernel"
 
 
@@ -62,14 +63,18 @@ class Store:
             return None
         try:
             about = json.loads(line)
-            is_whole = about["sha256"] == hashlib.sha256(cubin).hexdigest()
-            is_of_these = about["sources"] == self._sources
+            why = None
+            if about["sources"] != self._sources:
+                why = "was compiled from other sources than this version's"
+            if about["kernel"] != name:
+                why = f"is the kernel {about['kernel']} under another name"
+            if about["sha256"] != hashlib.sha256(cubin).hexdigest():
+                why = "is damaged"
         except (ValueError, TypeError, KeyError, RecursionError):
-            is_whole = is_of_these = False
-        if is_whole and is_of_these:
+            why = "is damaged"
+        if why is None:
             return cubin
         if strict:
-            why = "was compiled from other sources than this version's" if is_whole else "is damaged"
             raise RuntimeUnavailable(f"{path} {why}: compile it again, with `python -m pixelcnn_fast compile`")
         return None
 
@@ -87,16 +92,24 @@ class Store:
         with self._locked(name):
             if (found := self.get(name)) is not None:  # somebody else has made it meanwhile
                 return found
-            found = _in_background(make, f"pixelcnn_fast: compiling the CUDA kernel {name}, once, in some 10 s")
-            try:
-                self.put(name, found)
-            except OSError as error:
+            _say(f"compiling the CUDA kernel {name}, once, in some 10 s")
+            made, lost = _in_background(lambda: self._made(name, make))
+            if lost is not None:
                 warnings.warn(
-                    f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {error}; "
+                    f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {lost}; "
                     "PIXELCNN_FAST_CACHE names another folder",
                     stacklevel=2,
                 )
-            return found
+            return made
+
+    def _made(self, name: str, make: Callable[[], bytes]) -> tuple[bytes, OSError | None]:
+        """And kept, or why not."""
+        made = make()
+        try:
+            self.put(name, made)
+        except OSError as error:
+            return made, error
+        return made, None
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -107,11 +120,17 @@ class Store:
             with suppress(OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 file = _opened(self.path(name).with_suffix(".lock"))
+                waits = False
                 while fcntl is not None and self.get(name) is None:
                     try:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         break
                     except BlockingIOError:
+                        if not waits:
+                            _say(
+                                f"waiting for another process, or thread, that compiles the CUDA kernel {name}"
+                            )
+                        waits = True
                         time.sleep(0.05)
             yield
         finally:
@@ -129,9 +148,15 @@ def _opened(lock: Path) -> IO[bytes]:
         return lock.open("rb")
 
 
-def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
+def _say(what: str) -> None:
+    if sys.stderr is not None:  # else it would go to stdout
+        with suppress(OSError, ValueError):  # nobody listens
+            print(f"pixelcnn_fast: {what}", file=sys.stderr, flush=True)
+
+
+def _in_background(make: Callable[[], T]) -> T:
     """What it returns, or raises; meanwhile this thread hears Ctrl-C, which a compiler would not."""
-    found: list[bytes] = []
+    found: list[T] = []
     errors: list[BaseException] = []
     done = threading.Event()
 
@@ -143,8 +168,6 @@ def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
         finally:
             done.set()
 
-    with suppress(OSError, ValueError):  # nobody listens
-        print(saying, file=sys.stderr, flush=True)
     thread = threading.Thread(target=run, name="compiles a CUDA kernel", daemon=True)
     end_in_peace = partial(_let_end, thread)
     atexit.register(end_in_peace)
@@ -159,6 +182,8 @@ def _in_background(make: Callable[[], bytes], saying: str) -> bytes:
 
 def _let_end(thread: threading.Thread) -> None:
     """A process that ends while a compiler is at work in it crashes. It waits; at another Ctrl-C it is gone at once."""
+    if thread.is_alive():
+        _say("a CUDA kernel is still being compiled, and is kept for the next time; Ctrl-C gives that up")
     try:
         thread.join()
     except KeyboardInterrupt:

@@ -85,7 +85,9 @@ def test_the_largest_architecture_that_the_gpu_executes(capability, expected) ->
 
 
 def test_a_gpu_that_the_compiler_does_not_know(compiler: Pretended) -> None:
-    with pytest.raises(RuntimeUnavailable, match="knows no architecture for compute capability 12.0: update"):
+    with pytest.raises(
+        RuntimeUnavailable, match="knows no architecture for compute capability 12.0: a newer one"
+    ):
         kernels.cubin(KERNEL, (12, 0))
 
 
@@ -110,6 +112,9 @@ def test_without_a_compiler(monkeypatch, tmp_path: Path) -> None:
     with pytest.raises(
         RuntimeUnavailable, match=f"{tmp_path} has no kernel bf16-1x1 for compute capability 9.0"
     ):
+        kernels.cubin(KERNEL, H100)
+    monkeypatch.setenv("PIXELCNN_FAST_KERNELS", "")
+    with pytest.raises(RuntimeUnavailable, match="no compiler to make one: .* compile --arch 90"):
         kernels.cubin(KERNEL, H100)
 
 
@@ -158,6 +163,18 @@ def test_where_one_compiler_fails_the_next_is_asked(compiler: Pretended, monkeyp
         kernels.cubin(Instance("bf16", 2), H100)
 
 
+def test_nothing_is_said_where_nothing_compiles(compiler: Pretended, monkeypatch, capsys) -> None:
+    with pytest.raises(RuntimeUnavailable, match="knows no architecture"):
+        kernels.cubin(KERNEL, (13, 0))
+    kernels.cubin(KERNEL, H100)
+    assert capsys.readouterr().err.count("compiling") == 1
+    broken = Pretended()
+    broken.version = 7
+    monkeypatch.setattr(kernels, "compilers", lambda: [broken, compiler])
+    monkeypatch.setattr(broken, "architectures", list)
+    assert kernels.cubin(KERNEL, H100).startswith(b"90") and capsys.readouterr().err == ""
+
+
 def test_a_graph_s_capture_needs_prepare(compiler: Pretended, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"call sampler.prepare\(n\)"):
@@ -169,3 +186,7 @@ def test_a_folder_that_is_not_there_is_named(compiler: Pretended, monkeypatch, t
     monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "none"))
     with pytest.raises(RuntimeUnavailable, match="PIXELCNN_FAST_KERNELS=.*none is not a folder"):
         kernels.cubin(KERNEL, H100)
+    for name, why in {"~nobody99/x": "determine home", "a" * 300: "File name too long"}.items():
+        monkeypatch.setenv("PIXELCNN_FAST_KERNELS", name)
+        with pytest.raises(RuntimeUnavailable, match=f"PIXELCNN_FAST_KERNELS={name} can't be used: .*{why}"):
+            kernels.cubin(KERNEL, H100)

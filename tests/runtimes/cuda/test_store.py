@@ -54,6 +54,14 @@ def test_a_kernel_of_other_sources_is_refused_by_name(store: Store) -> None:
         other.get("walk", strict=True)
 
 
+def test_a_kernel_under_another_name_is_refused(store: Store) -> None:
+    store.put("walk", CUBIN)
+    store.path("walk").rename(store.path("run"))
+    assert store.get("run") is None
+    with pytest.raises(RuntimeUnavailable, match=f"{store.path('run')} is the kernel walk under another name"):
+        store.get("run", strict=True)
+
+
 def test_threads_make_it_once(store: Store) -> None:
     made: list[bytes] = []
 
@@ -182,8 +190,9 @@ def test_an_interrupted_process_ends_in_peace(tmp_path: Path) -> None:
 
 
 TOLD_TWICE = """
-import os, threading, time
-from pixelcnn_fast.runtimes.cuda.store import _in_background
+import os, sys, threading, time
+from pathlib import Path
+from pixelcnn_fast.runtimes.cuda.store import Store
 def compiles():
     for after in (0.2, 0.7):
         timer = threading.Timer(after, os.kill, (os.getpid(), 2))
@@ -191,15 +200,32 @@ def compiles():
         timer.start()
     time.sleep(60)
 try:
-    _in_background(compiles, "compiling")
+    Store(Path(sys.argv[1]), "digest").get_or_make("walk", compiles)
 except KeyboardInterrupt:
     print("interrupted")
 """
 
 
-def test_a_process_that_is_interrupted_again_is_gone_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", TOLD_TWICE], capture_output=True, text=True, timeout=50)
-    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "compiling\n", 130)
+def test_a_process_that_is_interrupted_again_is_gone_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOLD_TWICE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.returncode) == ("interrupted\n", 130)
+    assert "compiling the CUDA kernel walk" in done.stderr and "Ctrl-C gives that up" in done.stderr
+    assert done.stderr.count("\n") == 2
+
+
+def test_what_is_made_after_an_interrupt_is_kept(store: Store) -> None:
+    """It is nearly done, and nobody likes to wait for it twice."""
+    done, timer = threading.Event(), threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        store.get_or_make("walk", lambda: CUBIN if done.wait(20) else b"")
+    done.set()
+    for _ in range(100):
+        if store.get("walk") == CUBIN:
+            return
+        time.sleep(0.05)
+    raise AssertionError("it is not there")
 
 
 def test_nobody_needs_to_listen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
