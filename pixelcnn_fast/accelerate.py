@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from pixelcnn_fast.nn.recurrence import Recurrence
 from pixelcnn_fast.rewriting.backend import Backend, Mode, shared
 from pixelcnn_fast.rewriting.giving_up import tells_of_giving_up
 from pixelcnn_fast.rewriting.report import Report
+from pixelcnn_fast.telling import tell
 
 
 class Accelerated:
@@ -141,7 +141,7 @@ def _swapped_by_type(target: nn.Module | Callable[..., Any], reason: str) -> Acc
     handle = Accelerated(target, Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
-    warnings.warn(text, stacklevel=3)
+    tell(text)
     for path, module in target.named_modules() if isinstance(target, nn.Module) else ():
         if (fast := SWAPS.get(type(module))) is not None:
             handle._swapped.append((module, type(module)))

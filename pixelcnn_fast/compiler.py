@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -31,6 +30,7 @@ from pixelcnn_fast.program.listing import ProgramListing
 from pixelcnn_fast.program.phased import PhasedProgram
 from pixelcnn_fast.program.program import Convert, Program, condition_operands
 from pixelcnn_fast.runtimes import Precision, RuntimeName
+from pixelcnn_fast.telling import tell
 
 STORED: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}  # as narrow weights
 Examples = Sequence[tuple[Tensor, Given]]  # values [N, C, H, W], and what the model takes besides images
@@ -219,11 +219,10 @@ def warn_of_what_changes_nothing(model: WrappedModel) -> None:
             parameters = model.parameters(values, given).cpu()
         moved = model.head.distance(parameters, parameters[:1].expand_as(parameters), model.shape[0])
         if bool((moved <= (4 * rounding_unit(model) + slack(parameters, model, 4)) / 64).all()):
-            warnings.warn(
+            tell(
                 f"the {name} change{'s' if name == 'condition' else ''} nothing in the model's output: for the same "
                 f"image, {len(values)} of them gave the same distributions. Does the model's forward do anything with "
-                f"the {name}, and are the weights loaded?",
-                stacklevel=4,
+                f"the {name}, and are the weights loaded?"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -27,6 +26,7 @@ from pixelcnn_fast.runtimes.cuda import CudaRuntime, why_not_cuda
 from pixelcnn_fast.runtimes.eager import EagerRuntime
 from pixelcnn_fast.runtimes.job import Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
+from pixelcnn_fast.telling import tell
 
 BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace allows
 # Beyond these, nothing gets faster, and an interrupt loses more.
@@ -197,9 +197,7 @@ class Engine:
             return "cuda"
         if self._is_on_gpu and why not in self._told:
             self._told.add(why)
-            warnings.warn(
-                f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}", stacklevel=5
-            )
+            tell(f"'auto' takes the runtime 'eager', since 'cuda' can't sample this: {why}")
         return "eager"
 
     @property

@@ -84,7 +84,7 @@ def bits_per_dim(
     """
     module = unwrapped(model)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    copied = private_copy(module, stacklevel=4)
+    copied = private_copy(module)
     nats, dimensions = 0.0, 0
     with borrowed(module) if copied is None else nullcontext():
         for batch in progress_bar(loader, shown=progress, desc="bits/dim", unit="batch"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,6 +16,7 @@ from pixelcnn_fast.compiler import check_finite
 from pixelcnn_fast.errors import NotCausal, UnknownLayout, Unsupported
 from pixelcnn_fast.heads import Bernoulli, Head, resolved
 from pixelcnn_fast.program.conditions import Given
+from pixelcnn_fast.telling import tell
 
 PAIRS = 6  # of images; see _Pairs
 DARK = 8  # times darker than random images
@@ -75,10 +75,9 @@ def _check_logits(parameters: Tensor, head: Head) -> None:
     if isinstance(head, Bernoulli):
         logits = parameters[..., 1]
         if not head.probabilities and bool(((logits >= 0) & (logits <= 1)).all()):
-            warnings.warn(
+            tell(
                 f"all outputs of the model lie between 0 and 1, but {head} reads them as logits: if they are "
                 "probabilities, say so with head=heads.Bernoulli(probabilities=True)",
-                stacklevel=6,
             )
     elif head.of_logits and bool((parameters >= 0).all()):
         if bool(((parameters.double().sum(-1) - 1).abs() < 0.01).all()):

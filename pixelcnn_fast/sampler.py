@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -33,6 +32,7 @@ from pixelcnn_fast.runtimes import PRECISIONS, RUNTIMES, Precision, RuntimeName
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from pixelcnn_fast.runtimes.reference import ReferenceRuntime
 from pixelcnn_fast.signatures import takes_arguments_of
+from pixelcnn_fast.telling import tell
 
 _telling = threading.Lock()
 
@@ -47,8 +47,9 @@ class RunSettings:
     condition: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: expected 1 or more")
+        size = self.batch_size
+        if size is not None and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"batch_size is {size!r}: expected an integer of 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +217,13 @@ class Sampler:
         with self._engine.model.in_use():  # no thread may run a module that can't be copied
             engine = self._engine.having(model, known)
         if isinstance(engine, str):
-            warnings.warn(f"the sampler is built anew, which takes longer: {engine}", stacklevel=3)
+            tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
             with undisturbed(wrapped.device):
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 
-    def _tell_of_changes(self, stacklevel: int) -> None:
+    def _tell_of_changes(self) -> None:
         if self._changes is None or self._has_told:
             return
         with self._engine.model.in_use():
@@ -230,10 +231,9 @@ class Sampler:
         with _telling:
             tells, self._has_told = changed and not self._has_told, changed or self._has_told
         if tells:
-            warnings.warn(
+            tell(
                 "the model has changed since this sampler was built, or refreshed: it draws from the model as it was "
-                "then. sampler.refresh() takes the present weights",
-                stacklevel=stacklevel + 1,
+                "then. sampler.refresh() takes the present weights"
             )
 
     # -- what a user calls
@@ -309,9 +309,8 @@ class Sampler:
         SamplingInterrupted on Ctrl-C. Whatever ends a run carries what was finished: ``images``, ``log_probabilities``
         if they were asked for, and ``finished``, how many.
         """
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
-        self._tell_of_changes(stacklevel=3)
+        _check_count(n)
+        self._tell_of_changes()
         where = self._workplace(arguments.get("device"))
         values = torch.zeros(int(n), *self.shape, dtype=self.head.value_dtype, device=where)
         return self._sampled(values, None, labels, temperature, generator, noise, log_probability, arguments)
@@ -391,7 +390,7 @@ class Sampler:
                 f"known {list(known.shape)} does not broadcast to images {list(values.shape)}"
             ) from None
         values = values.masked_fill(~known, 0)
-        self._tell_of_changes(stacklevel=3)
+        self._tell_of_changes()
         return self._sampled(values, known, labels, temperature, generator, noise, log_probability, arguments)
 
     def logits(
@@ -410,7 +409,7 @@ class Sampler:
         """
         values = self._engine.model.checked_images(images).to(self._workplace(device))
         n, channels, height, width = values.shape
-        self._tell_of_changes(stacklevel=2)
+        self._tell_of_changes()
         engine = self._engine
         output = engine.observed if engine.compiled is None else engine.compiled.program
         assert output is not None
@@ -458,7 +457,8 @@ class Sampler:
         a launch that a CUDA graph captures can do neither. On other runtimes it does nothing. batch_size, runtime: as
         for ``sample``. Raises RuntimeUnavailable, saying why, if a runtime that is named can't be had.
         """
-        self._engine.prepared(runtime, n, RunSettings(batch_size=batch_size).batch_size)
+        _check_count(n)
+        self._engine.prepared(runtime, int(n), RunSettings(batch_size=batch_size).batch_size)
         return self
 
     def runtime(self, name: RuntimeName) -> Runtime:
@@ -512,8 +512,12 @@ class Sampler:
         (n, _, height, _), engine, finished = values.shape, self._engine, 0
         try:
             given = engine.model.checked_given(labels, settings.condition, n)
-            noise = self._checked_noise(noise, torch.Size((n, *self.noise_shape)), generator)
+            shape = torch.Size((n, *self.noise_shape))
+            if noise is not None:
+                noise = self._checked_noise(noise, shape, generator)
             runtime, parts = engine.prepared(settings.runtime, n, settings.batch_size)
+            if noise is None:  # a call that is refused leaves the generator as it is
+                noise = self._checked_noise(None, shape, generator)
             if not isinstance(runtime, ReferenceRuntime):
                 engine.settle(given, parts)
             with (
@@ -567,6 +571,11 @@ class Sampler:
         if noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must lie in [0, 1), but some of it is outside or NaN")
         return noise.double().contiguous()
+
+
+def _check_count(n: object) -> None:
+    if not isinstance(n, Integral) or isinstance(n, bool) or int(n) < 0:
+        raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
 
 
 def _usable(device: torch.device | str, what: str, instead: str) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -59,9 +60,10 @@ def images(found: Sampler, runtime: RuntimeName) -> torch.Tensor:
     "runtime, why", [(Unbuildable, "the plan does not fit"), (Unloadable, "the kernel does not load")]
 )
 def test_auto_takes_eager_and_says_why(monkeypatch, runtime, why) -> None:
-    with pytest.warns(UserWarning, match=f"'auto' takes the runtime 'eager'.*: {why}$"):
+    with pytest.warns(UserWarning, match=f"'auto' takes the runtime 'eager'.*: {why}$") as told:
         found = sampler(monkeypatch, runtime)
         drawn = images(found, "auto")
+    assert [warning.filename for warning in told] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(images(found, "auto"), drawn)
@@ -117,5 +119,19 @@ def test_batches_are_made_ready_before_anything_is_drawn(monkeypatch) -> None:
 def test_prepare_does_nothing_elsewhere() -> None:
     found = Sampler(pixelcnn(), (1, 3, 4))
     assert found.prepare(3) is found
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        found.prepare(3, batch_size=0)
+    size: Any
+    for size in (0, 2.5, "3", True):
+        with pytest.raises(ValueError, match=f"batch_size is {size!r}: expected an integer of 1 or more"):
+            found.prepare(3, batch_size=size)
+    for n in (-1, 2.5, "3", None, True):
+        size = n
+        with pytest.raises(ValueError, match=f"n is {n!r}: the number of images must be an integer"):
+            found.prepare(size)
+
+
+def test_a_call_that_is_refused_leaves_the_generator_as_it_is() -> None:
+    found, generator = Sampler(pixelcnn(), (1, 3, 4)), torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    with pytest.raises(RuntimeUnavailable):
+        found.sample(3, generator=generator, runtime="cuda")
+    assert torch.equal(generator.get_state(), before)

@@ -132,9 +132,12 @@ class Running:
         took = time.monotonic() - self._began
         output, errors = self._printed("output"), self._printed("errors")
         figures, rows = printed_figures(output)
-        figures.update(self._stage.found(self._folder))
         status = self._process.returncode if in_time else None
-        verdict = self._stage.judge(Ended(status, output, errors, self._folder, took, time.time()))
+        try:
+            figures.update(self._stage.found(self._folder))
+            verdict = self._stage.judge(Ended(status, output, errors, self._folder, took, time.time()))
+        except Exception as error:  # what was written may be cut off anywhere; other stages go on
+            verdict = f"failed: it can't be judged ({type(error).__name__}: {error})"
         tail = [] if verdict.startswith(OK) else [*output.splitlines()[-TAIL:], *errors.splitlines()[-TAIL:]]
         return Outcome(self._stage.name, verdict, round(took, 1), figures, rows, [line[:300] for line in tail])
 
@@ -147,7 +150,7 @@ class Running:
 
     def kill(self) -> None:
         self._send(signal.SIGKILL)
-        self._process.wait()
+        self._ends_within(GRACE)  # a process that waits for a driver may not even end now
 
     def _ends_within(self, seconds: float) -> bool:
         try:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpu.stage import OK, Ended, by_status, printed_figures
 
@@ -19,13 +20,13 @@ HANGS = 20.0  # seconds that a test may take until it counts as hung
 def of_tests(ended: Ended) -> str:
     """pytest's, from what ``gpu.journal`` has written so far: some must have passed, and none failed. Skipped tests
     alone are a failure, and so is one that hung."""
-    lines = [json.loads(line) for line in _read(ended.folder / "tests.jsonl").splitlines()]
+    lines = [line for line in map(_line, _read(ended.folder / "tests.jsonl").splitlines()) if line]
     tests = {line["name"]: line for line in lines if "name" in line}
     if not tests:
         return f"failed: {_ending(ended)} before any test"
     named: dict[str, list[str]] = {"begun": [], "failed": [], "skipped": [], "passed": []}
     for name, line in tests.items():
-        named[line["outcome"]].append(name)
+        named.setdefault(line["outcome"], []).append(name)
     passed, skipped = len(named["passed"]), len(named["skipped"])
     left = max(line.get("tests", 0) for line in lines) - len(tests) + len(named["begun"])
     not_run = f", {left} not run" if left > 0 else ""
@@ -43,6 +44,15 @@ def of_tests(ended: Ended) -> str:
     if ended.status != 0:
         return f"failed: {passed} tests passed, but the status is {ended.status}"
     return f"{OK}: {passed} passed, {skipped} skipped"
+
+
+def _line(text: str) -> dict[str, Any]:
+    """Nothing of one that was not written to its end."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _ending(ended: Ended) -> str:

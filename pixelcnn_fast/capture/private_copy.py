@@ -6,7 +6,6 @@ import copy
 import random
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.program.calls import leaves
+from pixelcnn_fast.telling import tell
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -40,7 +40,7 @@ def _if_imported(module: str, name: str) -> tuple[type, ...]:
     return () if found is None else (found,)
 
 
-def private_copy(module: nn.Module, stacklevel: int = 5) -> nn.Module | None:
+def private_copy(module: nn.Module) -> nn.Module | None:
     """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied."""
     detached = {
         id(x): x.detach().clone()
@@ -61,10 +61,9 @@ def private_copy(module: nn.Module, stacklevel: int = 5) -> nn.Module | None:
             if id(x) in own:
                 raise TypeError(f"a {type(x).__name__} in it is its own copy")
     except Exception as error:
-        warnings.warn(
+        tell(
             f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
-            "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done",
-            stacklevel=stacklevel,
+            "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done"
         )
         return None
     for parent in copied.modules():

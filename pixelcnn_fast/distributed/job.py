@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.progress import progress_bar
 from pixelcnn_fast.sampler import RunSettings, Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
+from pixelcnn_fast.telling import tell
 
 VERSION = 1  # of the manifest, and of what the shards hold
 SHARD_SIZE = 1000
@@ -106,9 +106,8 @@ def _share_out(
     """Writes the missing shards, each by the process that is free first, and returns when the last is written."""
     n, wanted = shards.n, sum(len(shards.images(shard)) for shard in missing)
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
-        warnings.warn(
-            f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some",
-            stacklevel=4,
+        tell(
+            f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some"
         )
     shown = progress and ranks.rank == 0
     # Shards come in bursts, so the rate is that of the whole run.

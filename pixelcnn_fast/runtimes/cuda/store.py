@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +18,7 @@ from typing import IO, TypeVar
 
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.files import replacing
+from pixelcnn_fast.telling import tell
 
 try:
     import fcntl
@@ -95,10 +95,9 @@ class Store:
             _say(f"compiling the CUDA kernel {name}, once, in some 10 s")
             made, lost = _in_background(lambda: self._made(name, make))
             if lost is not None:
-                warnings.warn(
+                tell(
                     f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {lost}; "
-                    "PIXELCNN_FAST_CACHE names another folder",
-                    stacklevel=2,
+                    "PIXELCNN_FAST_CACHE names another folder"
                 )
             return made
 

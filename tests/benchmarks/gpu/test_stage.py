@@ -41,6 +41,16 @@ print("[1] done", file=sys.stderr)
     assert found.verdict == "ok" and found.figures == {"a": 1, "b": 3} and not found.tail
 
 
+def test_what_can_t_be_judged_has_failed(tmp_path):
+    def judge(ended: stage.Ended) -> str:
+        raise KeyError("rates")
+
+    running = Running(
+        Stage("it", "{python} -c 1", 0.0, judge), tmp_path / "it", environment(ROOT, sys.executable), 60
+    )
+    assert running.outcome(60).verdict == "failed: it can't be judged (KeyError: 'rates')"
+
+
 def test_a_failure_keeps_its_figures_and_the_end_of_both_streams(tmp_path):
     found = outcome_of("import sys\nprint('{\"a\": 1}')\nprint('here')\nsys.exit('because')", tmp_path)
     assert found.verdict == "failed: status 1: because" and found.has_failed

@@ -61,6 +61,13 @@ def test_tests(tmp_path, lines, status, verdict):
     assert of_tests(Ended(status, "", "", tmp_path, 30.0, 105.0)) == verdict
 
 
+def test_lines_that_are_cut_off_or_of_no_kind_are_left_out(tmp_path):
+    kinds = [*map(json.dumps, ({"tests": 9}, PASSED, None, line("f", "rerun"))), "", '{"name": "tests/te']
+    (tmp_path / "tests.jsonl").write_text("\n".join(kinds))
+    verdict = of_tests(Ended(None, "", "", tmp_path, 30.0, 105.0))
+    assert verdict == "ok so far: 1 passed, 0 skipped, 7 not run in 30 s"
+
+
 def test_no_report_is_a_failure(tmp_path):
     assert of_tests(ended(tmp_path, 4)) == "failed: status 4 before any test"
     assert of_sanitizer(ended(tmp_path)).startswith("failed")

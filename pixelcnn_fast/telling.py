@@ -1,0 +1,16 @@
+"""Warnings, at the user's line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+
+def tell(text: str) -> None:
+    """A UserWarning at the line outside this package that has led here."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pixelcnn_fast":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level - 1)
