@@ -326,6 +326,20 @@ def test_labels_that_count_for_other_images_are_refused(among: Callable[[Tensor,
         Sampler(Labelled().double(), (1, 4, 5), runtime="reference")
 
 
+@pytest.mark.parametrize("among", [lambda c: c - c.mean(0), lambda c: c.roll(1, 0), lambda c: c.cumsum(0)])
+def test_a_condition_that_counts_for_other_images_is_refused(among: Callable[[Tensor], Tensor]) -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.levels = base((1, 4, 5)), LEVELS
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            return self.net(x) * (2 + among(condition).sum(1).view(-1, 1, 1, 1, 1))
+
+    with pytest.raises(Unsupported, match="other images of the batch"):
+        Sampler(Conditioned().double(), (1, 4, 5), condition_shape=(2,), runtime="reference")
+
+
 def test_outputs_that_are_not_finite_are_refused() -> None:
     shape = (1, 4, 5)
     always = Changed(base(shape), only_at(0, 0, (0, 0)), float("nan"))

@@ -258,6 +258,23 @@ def test_small_integers_wrap_around_as_in_the_model(arithmetic, levels):
     assert torch.equal(sampler.sample(9, noise=u), sampler.sample(9, noise=u, runtime="reference"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_wide_integers_of_several_pixels_are_followed(dtype):
+    """They don't wrap around, as smaller ones may, so they are added up like real numbers."""
+
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.levels = nn.Conv2d(1, 8, 1), 8
+
+        def forward(self, images):
+            rows = [F.pad(images, (0, 0, n, 0))[:, :, :-n].to(dtype) for n in (1, 2)]
+            return self.conv((3 * rows[0] + rows[1]).to(self.conv.weight.dtype) / 8)
+
+    sampler, u = Sampler(Sums().double(), (1, 4, 3), runtime="eager"), torch.rand(9, 1, 4, 3).double()
+    assert torch.equal(sampler.sample(9, noise=u), sampler.sample(9, noise=u, runtime="reference"))
+
+
 def test_a_refusal_names_the_module():
     class Pool(nn.Module):
         def forward(self, h):

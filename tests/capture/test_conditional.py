@@ -228,6 +228,19 @@ def test_a_text_that_is_cut_to_its_length_is_refused() -> None:
         Sampler(Text(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
 
 
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_code_of_a_condition_must_not_decide(code: int) -> None:
+    """Wherever in the condition it is: the first codes, and the last ones, are tried as zeros."""
+
+    class Coded(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            number = condition[:, code].max().item()
+            return self.features(x) + self.embedding(condition).mean(1)[:, :, None, None] * (1 + number)
+
+    with pytest.raises(Unsupported, match=r"Python took item\(\)"):
+        Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+
+
 IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "an empty one": lambda h, x: h * 2 if x.sum() == 0 else h,
     "any pixel": lambda h, x: h if x.any() else h * 2,

@@ -233,6 +233,19 @@ def test_the_definition_tells_each_gate_from_the_others(name: str, gate: int) ->
         assert (mutant - found).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("backend", ["reference", *(["compiled"] if ISAS else [])])
+@pytest.mark.parametrize("name", CASES)
+def test_one_initial_state_does_without_the_other(name: str, backend: str) -> None:
+    """What is not given is zero, in the gradients too."""
+    function, taps, definition = CASES[name]
+    sums, weight, *states = inputs(3, taps, 2, (4, 5), True)
+    for given in ([sums, weight, states[0], None], [sums, weight, None, states[1]]):
+        found = with_gradients(partial(function, backend=backend), given, torch.float64)
+        expected = with_gradients(lambda *args: pixel_by_pixel(*args, *definition), given, torch.float64)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_definition_tells_directions_apart(name: str) -> None:
     """Where the walk begins, which pixel a tap lies on, and which cell is the one before."""

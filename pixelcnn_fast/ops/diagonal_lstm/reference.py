@@ -117,10 +117,8 @@ def _diagonals(sums: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | Non
     rows = torch.arange(height, device=sums.device)
     h = c = sums.new_zeros(n, hidden, height)
     for d, of_diagonal in enumerate(_skewed(sums).unbind(3)):
-        if h0 is not None:  # what is left of the first column
-            h = torch.where(rows == d, first_h, h)
-        if c0 is not None:
-            c = torch.where(rows == d, first_c, c)
+        if h0 is not None or c0 is not None:  # what is left of the first column: each state makes both
+            h, c = torch.where(rows == d, first_h, h), torch.where(rows == d, first_c, c)
         h, c, gates = cell(of_diagonal + F.conv1d(torch.cat([first_h, h], 2), weight), c)
         yield h, c, gates
 

@@ -1,0 +1,41 @@
+"""The script that measures what a newcomer waits for: its status says whether a target is missed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import door_targets as script
+import pytest
+
+
+def fails(clone):
+    raise subprocess.CalledProcessError(1, "make")
+
+
+def too_long(clone):
+    pytest.fail("a row that takes long is measured with --quick")
+
+
+ROWS = {
+    "met": script.Row("met", 2, 1, lambda clone: 1.5, is_quick=True),
+    "missed": script.Row("missed", 2, 1, lambda clone: 3.0, is_quick=True),
+    "failing": script.Row("failing", 2, 1, fails, is_quick=True),
+    "long": script.Row("long", 2, 1, too_long),
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [(["met"], 0), (["met", "missed"], 1), (["missed"], 1), (["failing", "met"], 1), (["long", "met"], 0)],
+)
+def test_one_missed_target_is_enough_for_status_1(names, status, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "ROWS", ROWS)
+    monkeypatch.setattr(script, "Clone", lambda folder, log: None)
+    monkeypatch.setattr(sys, "argv", ["it", "--quick", "--rows", *names, "--out", str(tmp_path)])
+    assert script.main() == status
+    (record,) = tmp_path.glob("*.json")
+    assert [row["name"] for row in json.loads(record.read_text())["targets"]] == [
+        n for n in names if n != "long"
+    ]
