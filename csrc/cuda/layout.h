@@ -137,8 +137,8 @@ struct alignas(16) StepPlan {
   float inverse_channels;
 };
 
-// What comes after a record: the next one; before it, what the next column step needs to know is prepared, and, when all
-// threads have passed a barrier since then, the lists of what has followed from it; or that step.
+// What comes after a record: the next one; before it, what the next column step needs to know is prepared, and, when
+// all threads have passed a barrier since then, the lists of what has followed from it; or that step.
 enum class AfterRecord : int { next, prepare_next_step, list_late, step };
 constexpr int kListLate = 2;  // so many barriers later
 

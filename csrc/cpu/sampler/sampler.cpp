@@ -44,7 +44,6 @@ class SamplerOf final : public Sampler {
     if (const int left = run(job, s, on_row); left < s.threads) crowding_.found(left);
   }
 
-
   int64_t workspace_bytes(const Schedule& s) const override {
     return s.groups * Workspace<T>(program_, prepared_, s, s.images).bytes();  // nobody touches this memory
   }

@@ -553,9 +553,9 @@ class ThreadGroup {
   const std::function<void(int)>* const on_row_;
   Ending& ending_;
   const Workspace<T> workspace_;
-  Team pixel_team_, row_team_;       // the latter is empty where one team does all
-  SpinBarrier cleared_;              // all of the group, before they begin
-  std::atomic<int> row_team_until_;  // the column step before which there is a row team
+  Team pixel_team_, row_team_;           // the latter is empty where one team does all
+  SpinBarrier cleared_;                  // all of the group, before they begin
+  std::atomic<int> row_team_until_;      // the column step before which there is a row team
   std::atomic<int> failed_row_{kNever};  // the first whose logits were not finite
   std::atomic<int> stopped_at_{kNever};  // the column step
 };
