@@ -15,7 +15,7 @@ import torch
 
 from pixelcnn_fast import pictures
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import Parser, output_folder
+from pixelcnn_fast.bench.arguments import Parser, folder_name, output_folder
 from pixelcnn_fast.files import write_text
 
 HEADER = ["device", "op", "contestant", "median", "fastest", "slowest", "vs plain"]
@@ -25,7 +25,7 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("json", type=Path, help="what pytest --benchmark-json wrote")
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), metavar="FOLDER", help="for ops.md, ops.csv, ops.png"
+        "--out", type=folder_name, default=Path("out"), metavar="FOLDER", help="for ops.md, ops.csv, ops.png"
     )
     args = parser.parse_args()
     folder = output_folder(args.out)

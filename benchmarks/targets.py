@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from pixelcnn_fast.bench import report
-from pixelcnn_fast.bench.arguments import Parser, count
+from pixelcnn_fast.bench.arguments import Parser, count, folder_name
 from pixelcnn_fast.bench.contestants import NAIVE, Result
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.streams import watched
@@ -116,7 +116,7 @@ def options(description: str | None, repeats: int) -> Parser:
     add("--threads", type=count, default=2, help="threads of PyTorch and of the compiled code")
     add(
         "--out",
-        type=Path,
+        type=folder_name,
         default=RESULTS,
         metavar="FOLDER",
         help="where the files go (default: benchmarks/results)",

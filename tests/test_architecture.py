@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other.
 TIERS = [
-    {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint", "progress"},
+    {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint", "progress", "telling"},
     {"ops", "pictures"},
     {"nn", "rewriting"},
     {"models"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -109,6 +110,13 @@ def file_name(text: str) -> str:
 
 def path(text: str) -> Path:
     return Path(file_name(text))
+
+
+def folder_name(text: str) -> Path:
+    """One that is there, or can be made."""
+    if any(os.path.exists(each) and not os.path.isdir(each) for each in (path(text), *path(text).parents)):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is a file, or in one: name a folder")
+    return path(text)
 
 
 def png(text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Callable
 from contextlib import closing
@@ -102,7 +103,8 @@ def _compiler(name: str | None) -> compilers.Compiler:
     }
     found = find[name]()
     if found is None:
-        raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}")
+        named = f": CUDACXX is {os.environ['CUDACXX']}" if name == "nvcc" and os.environ.get("CUDACXX") else ""
+        raise ValueError(f"there is no {name or 'NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc'}{named}")
     return found
 
 

@@ -39,3 +39,12 @@ def test_one_missed_target_is_enough_for_status_1(names, status, monkeypatch, tm
     assert [row["name"] for row in json.loads(record.read_text())["targets"]] == [
         n for n in names if n != "long"
     ]
+
+
+@pytest.mark.parametrize("name", ["file", "file/results"])
+def test_a_file_is_no_folder_for_results(monkeypatch, tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["door_targets.py", "--out", str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "is a file, or in one: name a folder" in " ".join(capsys.readouterr().err.split())

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -36,7 +36,19 @@ def cache_folder() -> Path:
     try:
         return Path(named).expanduser() if named else Path(caches).expanduser() / "pixelcnn_fast"
     except RuntimeError:
-        return Path(tempfile.gettempdir(), f"pixelcnn_fast-{getattr(os, 'getuid', int)()}")
+        return _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    """This user's, with a name that the next process finds; where another user has taken that, one of this process."""
+    user = getattr(os, "getuid", int)()
+    found = Path(tempfile.gettempdir(), f"pixelcnn_fast-{user}")
+    with suppress(OSError):
+        found.mkdir(mode=0o700, exist_ok=True)
+        if found.lstat().st_uid == user:
+            return found
+    return Path(tempfile.mkdtemp(prefix="pixelcnn_fast-"))
 
 
 class Store:

@@ -18,7 +18,7 @@ import pytest
 
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda.compilers import nvrtc
-from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
+from pixelcnn_fast.runtimes.cuda.store import Store, _temporary_folder, cache_folder
 from tests.needs import needs_native
 from tests.tiers import thorough
 
@@ -245,7 +245,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("~/mine").expanduser()
 
 
-def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a folder that no other user has made: whoever can write there can plant kernels."""
     for name in ("PIXELCNN_FAST_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -253,4 +254,13 @@ def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert cache_folder().parent == Path(tempfile.gettempdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _temporary_folder.cache_clear()
+    user = os.getuid()
+    assert cache_folder() == cache_folder() == tmp_path / f"pixelcnn_fast-{user}"
+    _temporary_folder.cache_clear()
+    (tmp_path / f"pixelcnn_fast-{user}").rename(tmp_path / f"pixelcnn_fast-{user + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    taken = cache_folder()
+    assert taken == cache_folder() and taken.parent == tmp_path and taken.name != f"pixelcnn_fast-{user + 1}"
+    _temporary_folder.cache_clear()
