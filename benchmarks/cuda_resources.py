@@ -57,15 +57,15 @@ def usage_of(cubin: bytes) -> Usage:
 
 
 def cubins(
-    kernels: Iterable[Instance], compiler: Compiler | None = None
+    kernels: Iterable[Instance], compiler: Compiler | None = None, archs: Iterable[str] = ARCHS
 ) -> Iterator[tuple[Instance, str, bytes]]:
-    """Each kernel for each architecture that has it. compiler: None for the one that is found."""
+    """Each kernel for each of these architectures that has it. compiler: None for the one that is found."""
     with_it = compiler or needed_compiler()
     known = with_it.architectures()
     wanted = [
         (instance, arch)
         for instance in kernels
-        for arch in ARCHS
+        for arch in archs
         if int(arch) in known and instance.cluster <= ColumnSteps(arch, Path()).largest_cluster
     ]
     with_lines = [(int(arch), [*instance.options, "-lineinfo"]) for instance, arch in wanted]
