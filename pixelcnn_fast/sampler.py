@@ -47,9 +47,8 @@ class RunSettings:
     condition: Tensor | None = None
 
     def __post_init__(self) -> None:
-        size = self.batch_size
-        if size is not None and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"batch_size is {size!r}: expected an integer of 1 or more")
+        if self.batch_size is not None and not _is_integer(self.batch_size, 1):
+            raise ValueError(f"batch_size is {self.batch_size!r}: expected an integer of 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -573,8 +572,12 @@ class Sampler:
         return noise.double().contiguous()
 
 
+def _is_integer(x: object, least: int) -> bool:
+    return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= least
+
+
 def _check_count(n: object) -> None:
-    if not isinstance(n, Integral) or isinstance(n, bool) or int(n) < 0:
+    if not _is_integer(n, 0):
         raise ValueError(f"n is {n!r}: the number of images must be an integer, and can't be negative")
 
 

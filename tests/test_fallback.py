@@ -120,13 +120,13 @@ def test_prepare_does_nothing_elsewhere() -> None:
     found = Sampler(pixelcnn(), (1, 3, 4))
     assert found.prepare(3) is found
     size: Any
+    n: Any
     for size in (0, 2.5, "3", True):
         with pytest.raises(ValueError, match=f"batch_size is {size!r}: expected an integer of 1 or more"):
             found.prepare(3, batch_size=size)
     for n in (-1, 2.5, "3", None, True):
-        size = n
         with pytest.raises(ValueError, match=f"n is {n!r}: the number of images must be an integer"):
-            found.prepare(size)
+            found.prepare(n)
 
 
 def test_a_call_that_is_refused_leaves_the_generator_as_it_is() -> None:

@@ -48,7 +48,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
     return found
 
 
-def test_there_is_one_for_each_number_of_tiles_and_one_for_clusters() -> None:
+def test_there_is_one_for_each_number_of_tiles_and_each_size_of_a_cluster() -> None:
     found = kernels.instances(["fp32", "bf16"])
     assert found[:3] == [Instance("fp32", 1), Instance("fp32", 2), Instance("fp32", 1, 2)]
     assert len(found) == 5 + 11 and len({str(instance) for instance in found}) == 16
