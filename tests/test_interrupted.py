@@ -157,10 +157,16 @@ def test_what_stops_a_batch_stops_it_soon(
 def test_a_default_batch_is_small_enough_that_some_are_finished(
     runtime: RuntimeName, n: int, least: int
 ) -> None:
-    sampler = Sampler(pixelcnn(), SHAPE)
+    sampler = Sampler(pixelcnn(), (1, 28, 28))
     parts = sampler._engine.batches(n, sampler.runtime(runtime), None)
     assert len(parts) >= least
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(n))
+
+
+def test_small_images_of_the_reference_are_drawn_together() -> None:
+    sampler = Sampler(pixelcnn(), (1, 4, 7))
+    counts = [len(sampler._engine.batches(n, sampler.runtime("reference"), None)) for n in (1, 112, 113)]
+    assert counts == [1, 1, 2]
 
 
 def raises(function: Callable[[], object]) -> BaseException:

@@ -17,9 +17,14 @@ thorough = pytest.mark.thorough
 
 def tiered(values: Iterable[T], is_quick: Callable[[T], bool]) -> list[Any]:
     """For ``parametrize``: all of them, of which the first tier has those that are quick."""
-    return [value if is_quick(value) else pytest.param(value, marks=thorough) for value in values]
+    return [value if is_quick(value) else _thorough(value) for value in values]
 
 
 def few(values: Iterable[T], count: int) -> list[Any]:
     """For ``parametrize``: all of them, of which the first tier has the first ones."""
-    return [value if k < count else pytest.param(value, marks=thorough) for k, value in enumerate(values)]
+    return [value if k < count else _thorough(value) for k, value in enumerate(values)]
+
+
+def _thorough(value: Any) -> Any:
+    """A tuple is of several arguments, as it is to ``parametrize``."""
+    return pytest.param(*value if isinstance(value, tuple) else (value,), marks=thorough)

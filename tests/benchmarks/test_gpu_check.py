@@ -18,7 +18,7 @@ from gpu import report, stage
 from gpu.check import Check
 from gpu.stage import Outcome, Stage, environment
 
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 ROOT = Path(__file__).parents[2]
 # Answers the first key that its command line has: warns, waits, writes a file where an option says, prints, ends.
@@ -156,6 +156,7 @@ def test_what_failed_first_comes_first(tmp_path):
     assert "| memcheck, bf16 | failed: Invalid read |" in found.text
 
 
+@thorough
 def test_tests_that_are_cut_off(tmp_path, monkeypatch):
     """What they have found is judged, and it is seen that not all were run."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
@@ -189,7 +190,7 @@ def test_a_hazard(tmp_path):
     assert found.failed == {"racecheck"}
 
 
-@pytest.mark.parametrize("tool", ["compute-sanitizer", "ncu"])
+@pytest.mark.parametrize("tool", few(["compute-sanitizer", "ncu"], 1))
 def test_a_tool_that_is_missing(tmp_path, tool):
     found = Rehearsal(tmp_path, {}, without=tool)
     assert not found.failed

@@ -15,6 +15,7 @@ from pixelcnn_fast.native import native, required
 from pixelcnn_fast.nn import MaskedConv2d, raster_mask
 from pixelcnn_fast.ops.masked_conv2d.op import Padding
 from tests.needs import EACH_ISA, instruction_set, needs_native
+from tests.tiers import few
 from tests.tolerances import assert_right
 
 FORMATS = {
@@ -230,7 +231,7 @@ def test_gradients_against_finite_differences(backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("has_bias", few([True, False], 1))
 def test_second_and_third_derivatives(backend, has_bias):
     x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
     inputs = [t.requires_grad_() for t in ((x, weight, bias) if has_bias else (x, weight))]
@@ -292,13 +293,13 @@ def test_functional_transforms_are_right_or_refused():
     assert all(map(torch.equal, *gradients))
 
 
-def test_registration():
-    for dtype in (torch.float32, torch.float16):
-        x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)
-        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
-        for layout in ("contiguous", "channels_last"):
-            args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
-            torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv2d.default, args)
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.float16], 1))
+@pytest.mark.parametrize("layout", few(["channels_last", "contiguous"], 1))
+def test_registration(layout, dtype):
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6).to(dtype)
+    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+    args = (FORMATS[layout](x).detach().requires_grad_(), weight, bias, mask, (1, 1), (1, 1), "auto")
+    torch.library.opcheck(torch.ops.pixelcnn_fast.masked_conv2d.default, args)
 
 
 def test_autocast_computes_as_convolutions_do():

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
 from tests.needs import EACH_ISA, ISAS, instruction_set
+from tests.tiers import few, tiered
 from tests.tolerances import assert_right
 
 Recurrence = Callable[..., Tensor]
@@ -271,17 +272,23 @@ def test_nothing_to_compute(name: str) -> None:
         assert all(not g.any() for g in torch.autograd.grad(h.sum(), given))
 
 
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_and_registration(name: str) -> None:
+def test_gradients(name: str, learned: bool) -> None:
     function, taps, _ = CASES[name]
+    given = tuple(x if x is None else x.requires_grad_() for x in inputs(2, taps, 2, (3, 4), learned))
+    torch.autograd.gradcheck(function, given)  # type: ignore[arg-type]  # None is none of its tensors
+
+
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], 1))
+@pytest.mark.parametrize("learned", few([True, False], 1))
+@pytest.mark.parametrize("name", tiered(CASES, lambda name: name in ("rows", "diagonals from the right")))
+def test_registration(name: str, learned: bool, dtype: torch.dtype) -> None:
     reverse = (name.endswith("right"),) if name.startswith("diagonals") else ()
     op = (torch.ops.pixelcnn_fast.diagonal_lstm if reverse else torch.ops.pixelcnn_fast.row_lstm).default
-    for learned in (False, True):
-        given = [x if x is None else x.requires_grad_() for x in inputs(2, taps, 2, (3, 4), learned)]
-        torch.autograd.gradcheck(function, tuple(given))  # type: ignore[arg-type]  # None is none of its tensors
-        for dtype in (torch.float32, torch.bfloat16):
-            args = [x if x is None else x.detach().to(dtype).requires_grad_() for x in given]
-            torch.library.opcheck(op, (*args, *reverse, True, "auto"))
+    given = inputs(2, CASES[name][1], 2, (3, 4), learned)
+    args = [x if x is None else x.to(dtype).requires_grad_() for x in given]
+    torch.library.opcheck(op, (*args, *reverse, True, "auto"))
 
 
 def test_gates_are_not_kept_where_no_gradient_is_needed() -> None:

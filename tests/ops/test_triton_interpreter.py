@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiers import thorough
-
-pytestmark = thorough
+from tests.tiers import few
 
 MODULES = sorted(
     path
@@ -21,12 +19,13 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.parametrize("tier", few(["not thorough", "thorough"], 1))
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the modules run in the interpreter anyway"
 )
-def test_the_kernels_compute_in_the_interpreter_what_plain_torch_computes():
+def test_the_kernels_compute_in_the_interpreter_what_plain_torch_computes(tier: str) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, MODULES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", tier, *map(str, MODULES)]
     done = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1"},

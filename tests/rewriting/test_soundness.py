@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
+from tests.tiers import few
 
 
 class Convolution(nn.Conv2d):
@@ -384,8 +385,9 @@ def results(model: nn.Module, x: Tensor, gradients: bool) -> list[Tensor | None]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("gradients", "last"), few([(True, False), (False, True), (True, True), (False, False)], 2)
+)
 def test_programs(name: str, gradients: bool, last: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -113,6 +113,8 @@ PROGRAMS = [
     weights_channels_last,
 ]
 SIZES = [(2, 4, 6, 5), (1, 1, 6, 5), (3, 4, 1, 1), (2, 4, 5, 1)]
+SIZES_AND_CHANNELS = [*zip(SIZES, ((4, 1), (1, 3), (4, 1), (1, 3)), strict=True)]
+SIZES_AND_CHANNELS += [*zip(SIZES, ((1, 3), (4, 1), (1, 3), (4, 1)), strict=True)]
 
 
 def _permuted(size: Sequence[int], order: Sequence[int]) -> Tensor:
@@ -134,18 +136,20 @@ def _check(compiled: Any, model: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("inference", few([False, True], 1), ids=["training", "inference"])
+@pytest.mark.parametrize(
+    "cases", few([SIZES_AND_CHANNELS[:2], SIZES_AND_CHANNELS[2:]], 1), ids=["two", "others"]
+)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_strides_are_those_of_pytorch(program: Callable[..., Any], inference: bool) -> None:
+def test_strides_are_those_of_pytorch(program: Callable[..., Any], cases: Any, inference: bool) -> None:
     torch.manual_seed(0)
     backend = Backend()
-    for size in SIZES:
-        for hidden, outputs in ((1, 3), (4, 1)):
-            model = Network(size[1], hidden, outputs, program).train(not inference)
-            torch._dynamo.reset()
-            compiled = torch.compile(model, backend=backend, dynamic=False)
-            for order in ORDERS:
-                with torch.set_grad_enabled(not inference):
-                    _check(compiled, model, _permuted(size, order))
+    for size, (hidden, outputs) in cases:
+        model = Network(size[1], hidden, outputs, program).train(not inference)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend=backend, dynamic=False)
+        for order in ORDERS:
+            with torch.set_grad_enabled(not inference):
+                _check(compiled, model, _permuted(size, order))
     assert backend.report.rewritten or program is gate_of_the_input
     assert not backend.report.warnings
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.tiers import thorough
 from tests.triton_device import exact_float32, poisoned_memory, triton_device  # noqa: F401
 
 DEVICE = triton_device()
@@ -66,6 +67,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str], set[str]]] = {
 }
 
 
+@thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_computes_what_it_did(name: str, calls: Counter[str]) -> None:
     torch._dynamo.reset()

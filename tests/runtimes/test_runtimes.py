@@ -124,8 +124,9 @@ def test_float32_logits_per_instruction_set(isa, name):
     exact = model(*arguments).detach()
     single = copy.deepcopy(model).float()
     with instruction_set(isa):
+        sampler = Sampler(single, shape)
         for n in (1, 2, 3, 5):  # each takes another path through the micro-kernels
-            got = Sampler(single, shape).logits(images[:n], None if labels is None else labels[:n], "cpu")
+            got = sampler.logits(images[:n], None if labels is None else labels[:n], "cpu")
             assert_as_exact_as_plain(got, single(*arguments).detach()[:n], exact[:n])
 
 

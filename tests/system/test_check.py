@@ -27,6 +27,7 @@ from pixelcnn_fast.program.program import (
     condition_operands,
 )
 from tests.system.foreign import LEVELS, NETWORKS
+from tests.tiers import tiered
 
 IMAGES, MOVED = 200, 1e-6
 MOST = 40  # mutants of one network, or a few more
@@ -175,7 +176,16 @@ def probabilities(program: Program, conditions: Conditions, model: WrappedModel)
     return evaluate(program, values, lambda operand: condition[operand].to(program.dtype)).softmax(-1)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+QUICK = (
+    "cropped shifts",
+    "interleaved",
+    "masked, with labels",
+    "bfloat16, masked",
+    "only float16, with labels",
+)
+
+
+@pytest.mark.parametrize("name", tiered(VARIANTS, lambda name: name in QUICK))
 def test_every_mutant_that_moves_a_probability_is_found(name: str) -> None:
     model = VARIANTS[name].model()
     program, conditions, replay = recorded(model, simplified)

@@ -7,6 +7,7 @@ import ctypes
 import glob
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import signal
@@ -301,7 +302,9 @@ def _libraries() -> Iterator[str]:
             yield f"{glob.escape(folder)}/*/lib/libnvrtc.so.{version}"
     for home in _toolkits():
         yield f"{glob.escape(home)}/lib64/libnvrtc.so"
-    yield from (f"{folder}/libnvrtc.so.*" for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64"))
+    yield from (
+        f"{folder}/libnvrtc.so.*" for folder in (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64")
+    )
 
 
 def _toolkits() -> list[str]:

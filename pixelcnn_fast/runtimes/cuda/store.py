@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -30,11 +31,17 @@ SUFFIX = ".kernel"
 
 
 def cache_folder() -> Path:
-    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files."""
-    named = os.environ.get("PIXELCNN_FAST_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    """PIXELCNN_FAST_CACHE, or pixelcnn_fast where caches belong; where there is no home, among temporary files.
+
+    Raises RuntimeUnavailable if the variable names the home of a user that there is not.
+    """
+    if named := os.environ.get("PIXELCNN_FAST_CACHE"):
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as error:
+            raise RuntimeUnavailable(f"PIXELCNN_FAST_CACHE={named} can't be used: {error}") from error
     try:
-        return Path(named).expanduser() if named else Path(caches).expanduser() / "pixelcnn_fast"
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pixelcnn_fast"
     except RuntimeError:
         return _temporary_folder()
 
@@ -68,6 +75,8 @@ class Store:
         ``strict``, raises RuntimeUnavailable, which names the file."""
         path = self.path(name)
         try:
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "it is not a file")  # a pipe would be waited for
             line, _, cubin = path.read_bytes().partition(b"\n")
         except OSError as error:
             if strict and not isinstance(error, FileNotFoundError):

@@ -46,6 +46,18 @@ def test_what_is_damaged_is_made_again(store: Store, keep: int) -> None:
     assert store.get_or_make("walk", lambda: b"again") == b"again" == store.get("walk")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(store: Store) -> None:
+    store.folder.mkdir()
+    os.mkfifo(store.path("walk"))
+    threading.Thread(
+        target=store.path("walk").write_bytes, args=(b"",), daemon=True
+    ).start()  # for who does wait
+    assert store.get("walk") is None
+    with pytest.raises(RuntimeUnavailable, match=f"{store.path('walk')} can't be read: it is not a file"):
+        store.get("walk", strict=True)
+
+
 def test_a_kernel_of_other_sources_is_refused_by_name(store: Store) -> None:
     store.put("walk", CUBIN)
     other = Store(store.folder, "another digest")
@@ -243,6 +255,9 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("~/.cache/pixelcnn_fast").expanduser()
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", "~/mine")
     assert cache_folder() == Path("~/mine").expanduser()
+    monkeypatch.setenv("PIXELCNN_FAST_CACHE", "~nobody-of-that-name/mine")
+    with pytest.raises(RuntimeUnavailable, match="PIXELCNN_FAST_CACHE=~nobody-of-that-name/mine can't be used"):
+        cache_folder()
 
 
 def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
