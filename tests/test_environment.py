@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pixelcnn_fast import environment, native
-from pixelcnn_fast.runtimes.cuda import compilers
+from pixelcnn_fast.runtimes.cuda import compilers, kernels
 from tests.needs import needs_native
 from tests.tiers import thorough
 
@@ -61,6 +61,15 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.why_not_native() in environment.report()
     with pytest.raises(RuntimeError, match="unset it"):
         native.required()
+
+
+@needs_native
+@pytest.mark.parametrize(("why", "runtime"), [(None, "cuda"), ("there is no compiler", "eager")])
+def test_a_gpu_is_served_by_eager_where_there_are_no_kernels(
+    why: str | None, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "why_no_kernels", lambda: why)
+    assert environment.runtimes() == {"cpu": "cpu", "cuda": runtime}
 
 
 def test_missing_module_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,9 @@ from torch import Tensor
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
-from pixelcnn_fast.bench import report
+from pixelcnn_fast.bench import report, streams
 from pixelcnn_fast.bench.checks import BF16_ROUNDING, LIMIT, Check, Oracle, cdf_excess, rounding
-from pixelcnn_fast.bench.contestants import Result
+from pixelcnn_fast.bench.contestants import Result, SomePixels
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
 from pixelcnn_fast.errors import CheckFailed
@@ -129,6 +131,26 @@ def test_conditional_models_compare(tmp_path: Path) -> None:
 def test_naive_may_run_in_one_round_only(work: Workload) -> None:
     results = compare(work, ["reference", "eager"], repeats=2, naive_repeats=1)
     assert [len(result.seconds) for result in results] == [1, 2]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
+    rounds: int, work: Workload, monkeypatch
+) -> None:
+    """A pixel takes half a second, and passing over what is given 4 s."""
+    drawn = []
+
+    def draw(self: SomePixels, where: Tensor) -> tuple[float, Tensor]:
+        drawn.append(where)
+        return 4 + 0.5 * int(where.sum()), torch.zeros(3, *work.shape)
+
+    monkeypatch.setattr(SomePixels, "_draw", draw)
+    naive = SomePixels(Sampler(work.model, work.shape), work, torch.zeros(3, *work.shape), 7, rounds)
+    del drawn[:]
+    for index in range(rounds):
+        naive.run(index)
+    assert naive.result.seconds == [0.5 * work.pixels] * rounds and naive.result.timed == 7
+    assert torch.stack(drawn).sum(0).max() == 1 and torch.stack(drawn).sum() == 7
 
 
 @pytest.mark.parametrize("naive_pixels", [0, 6])
@@ -324,3 +346,11 @@ def test_the_chart_mentions_a_busy_machine_too(tmp_path: Path, monkeypatch) -> N
     for taken in (1.5, 0.1):
         report.save([results], tmp_path, "sampling", "Title", {**report.machine(), "taken_cores": taken})
     assert "busy" in warnings[0] and warnings[1] == ""
+
+
+def test_progress_is_for_those_who_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for stream in (None, io.StringIO(), SimpleNamespace(isatty=lambda: True)):
+        monkeypatch.setattr("sys.stderr", stream)
+        seen.append(streams.watched())
+    assert seen == [False, False, True]

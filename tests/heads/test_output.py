@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, check_causal, likelihood, receptive_field
+from pixelcnn_fast.capture.model_arguments import ModelArguments
+from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import UnknownLayout
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.heads.output import picked
 from pixelcnn_fast.nn import MaskedConv2d
 
@@ -118,3 +121,18 @@ def test_the_part_is_read_in_half_precision_too(runtime):
     how, output = OUTPUTS["nested"]
     sampler = Sampler(Net(how).bfloat16(), SHAPE, output=output)
     assert sampler.sample(2, runtime=runtime).shape == (2, *SHAPE)
+
+
+def test_another_module_can_be_wrapped_in_the_same_way() -> None:
+    head = Categorical(LEVELS, "N,C,H,W,L")
+    given = ModelArguments(
+        head=head,
+        conditional=True,
+        image_form="unit",
+        condition_shape=(3,),
+        condition_dtype=torch.long,
+        output=1,
+    )
+    assert {*given, "levels"} == {*ModelArguments.__annotations__}  # levels are the head's
+    wrapped = WrappedModel(Net(), SHAPE, **given)
+    assert wrapped.arguments() == given == WrappedModel(Net(), SHAPE, **wrapped.arguments()).arguments()

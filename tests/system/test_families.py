@@ -180,6 +180,29 @@ def test_conditions_that_are_given(name):
             sampler.sample(3, labels, condition=wrong)
 
 
+@needs_native
+def test_images_that_share_threads_have_their_own_arguments() -> None:
+    """Each thread draws some of the images."""
+    sampler = Sampler(gated(input_channels=2, condition_channels=3, n_classes=4, channel_order=True), (2, 5, 6))
+    u, labels, condition = (
+        torch.rand(9, 2, 5, 6, dtype=torch.float64),
+        torch.arange(9) % 4,
+        torch.randn(9, 3, 5, 6),
+    )
+    known = torch.rand(9, 2, 5, 6) < 0.3
+    threads = torch.get_num_threads()
+    results: list[list[torch.Tensor]] = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            drawn, found = sampler.sample(9, labels, noise=u, condition=condition, log_probability=True)
+            kept = sampler.complete(255 - drawn, known, labels, noise=u, condition=condition)
+            results.append([drawn, found, kept, sampler.logits(drawn, labels, "cpu", condition)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *results))
+
+
 def test_an_unexpected_condition_is_refused():
     with pytest.raises(ValueError, match="condition_shape="):
         Sampler(CASES["gated"][0], CASES["gated"][1]).sample(1, condition=torch.zeros(1, 1, 7, 6))
