@@ -90,6 +90,11 @@ LEAKS = {
         lambda m: m.blocks[0].conv1.mask[0, 4, 1, 1].fill_(1),
         r"image channel 0 sees its own channel.*blocks.0.conv1",
     ),
+    "blue feeds green": (
+        "thirds",
+        lambda m: m.blocks[0].conv1.mask[3, 5, 1, 1].fill_(1),
+        r"image channel 1 sees its own channel.*blocks.0.conv1",
+    ),
 }
 
 

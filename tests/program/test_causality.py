@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes.pipeline import simplified
+from pixelcnn_fast.program.causality import why_not_causal
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.fields import receptive_fields
+from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 from tests.system.networks import pixelcnn, positive, two_stacks
 
 
@@ -53,3 +57,14 @@ def test_the_whole_context_is_used():
     field = receptive_fields(program)[program.outputs[0]].pixels()
     assert field[4, 3] and field[3, 3] and field[3, 4] and field[3, 5]
     assert not field[4, 4:].any() and not field[5:].any()
+
+
+@pytest.mark.parametrize("why", [None, "green: .*image channel 1 sees its own channel"])
+def test_a_leak_in_a_later_output_is_named(why: str | None) -> None:
+    """Each colour's logits are a value of their own; green may see red of its own pixel, and not itself."""
+    levels, before = FromLevels(0, 2, "levels"), torch.ones(2, 3, dtype=torch.float64)
+    here = before * torch.tensor([[1.0], [0.0 if why is None else 1.0]])
+    red = Convolution(1, 3, "red", (Tap(0, 0, -1, before),))
+    green = Convolution(2, 3, "green", (Tap(0, 0, -1, before), Tap(0, 0, 0, here)))
+    found = why_not_causal(Program((2, 4, 5), 3, (levels, red, green), (1, 2), torch.float64))
+    assert found is None if why is None else re.match(why, found or "")

@@ -80,6 +80,12 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, int], dict[s
     "shifted between": (lambda m, x: m.link(down(m.conv(x)[:, :, :6])), (2, 3), {"padding": (1, 1)}, 2),
     "shifted, and reads what was cut": (lambda m, x: m.conv(down(x)), (3, 3), {"padding": 1}, 0),
     "cropped, and reads what was cut": (lambda m, x: m.conv(x[:, :, 1:]), (3, 3), {"padding": 1}, 0),
+    "dilated, and reads what was cut": (
+        lambda m, x: m.conv(F.pad(x[:, :, :-1, :-1], (2, 0, 2, 0))),
+        (2, 2),
+        {"dilation": 2, "padding": (0, 1)},
+        0,
+    ),
     "cropped before": (lambda m, x: m.conv(x[:, :, 1:, :-1]), (3, 3), {}, 1),
     "cut and padded again": (lambda m, x: m.conv(F.pad(x[:, :, :-1], (0, 0, 0, 1))), (3, 3), {}, 0),
     "dilated": (lambda m, x: m.conv(F.pad(x, (4, 0, 2, 0))), (2, 3), {"dilation": 2}, 1),
