@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import faulthandler
+import itertools
 import math
 import os
 import shutil
@@ -462,11 +463,13 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     assert (image, row, column) == (9, 0, 0)
 
 
-@pytest.mark.parametrize("tiles", range(1, 9))
-@thorough
-def test_every_number_of_tiles(tiles):
+@pytest.mark.parametrize(
+    ("name", "tiles"),
+    tiered(itertools.product(("7x5", "small gates"), range(1, 9)), lambda case: case == ("small gates", 8)),
+)
+def test_every_number_of_tiles(name, tiles):
     """As many images in a block as fill so many tiles of 8 sites, and one less."""
-    model, shape = CASES["7x5"]()
+    model, shape = CASES["7x5"]() if name == "7x5" else (gated(6, input_channels=1), (1, 2, 3))
     sampler = Sampler(model, shape)
     rows = runtime(sampler).facts(1)["rows"]
     for images in {8 * tiles // rows, 8 * tiles // rows - 1} - {0}:

@@ -91,7 +91,7 @@ def test_forward_and_both_gradients(name, dtype):
     layout = {torch.float32: "channels last", torch.bfloat16: "contiguous", torch.float16: "view"}[dtype]
     x = strided(random(*shape, dtype=dtype), layout)
     weight, bias = random(out_channels, shape[1], *kernel, dtype=dtype), random(out_channels, dtype=dtype)
-    channels = {torch.float32: (), torch.bfloat16: (out_channels, shape[1]), torch.float16: (1, shape[1])}[
+    channels = {torch.float32: (out_channels, shape[1]), torch.bfloat16: (), torch.float16: (1, shape[1])}[
         dtype
     ]
     mask = mask_of(taps, kernel, *channels, dtype=torch.bool if channels else dtype)
