@@ -129,16 +129,22 @@ struct Block {
   std::vector<Barrier> warps;
 };
 
+struct Ready {
+  Ready(Fiber* fiber);
+  Fiber* fiber;
+  uint32_t rank;  // of its block, see take_ready(): kept here, as it is compared more often than anything else happens
+};
+
 struct Grid {
   Launch launch;
   const std::function<void()>* kernel;
   std::map<unsigned, std::unique_ptr<Cluster>> clusters;  // those that are running, by index
   std::map<unsigned, std::unique_ptr<Block>> blocks;      // likewise
-  std::vector<Fiber*> ready;
+  std::vector<Ready> ready;
   // Fibers whose mbarrier is not over: about half of them, the others are ready at once. They are ready again when some
   // phase ends, or all others wait: then a round begins. Rounds that change nothing about any mbarrier take time, by
   // which threads may give up: one unit for kRounds of them. After kMostTime units, every thread waits for ever.
-  std::vector<Fiber*> polling;
+  std::vector<Ready> polling;
   unsigned rounds = 0;
   uint32_t time = 0;
   void* stack_pointer;  // the scheduler's
@@ -168,6 +174,8 @@ Fiber* self;
 std::mt19937_64 random_bits;
 unsigned most_clusters = UINT_MAX;  // of a launch
 std::vector<char*> free_stacks;
+
+Ready::Ready(Fiber* fiber) : fiber(fiber), rank((fiber->block->index * 0x9E3779B1u) ^ grid->favour) {}
 
 char* take_stack() {
   if (!free_stacks.empty()) {
@@ -290,14 +298,13 @@ void start_cluster(unsigned index) {
 // Any ready fiber; in every other launch mostly one of the block that comes first in an order drawn for the launch, so
 // that some blocks run far ahead of others.
 Fiber* take_ready() {
-  const auto rank = [](size_t at) { return (grid->ready[at]->block->index * 0x9E3779B1u) ^ grid->favour; };
   size_t best = random_bits() % grid->ready.size();
   for (int tries = grid->favour % 2 ? 16 : 0; tries > 0; tries--) {
     const size_t other = random_bits() % grid->ready.size();
-    if (rank(other) < rank(best)) best = other;
+    if (grid->ready[other].rank < grid->ready[best].rank) best = other;
   }
-  std::swap(grid->ready[best], grid->ready.back());
-  Fiber* fiber = grid->ready.back();
+  Fiber* fiber = grid->ready[best].fiber;
+  grid->ready[best] = grid->ready.back();
   grid->ready.pop_back();
   return fiber;
 }
@@ -351,7 +358,7 @@ void end_phase(Block& block, uint32_t at, Mbarrier& mbarrier) {
   if (more_arrivals) give_up_mbarrier(block, at, "more arrivals come than the phase expects");
   mbarrier.phase++;
   mbarrier.arrivals = mbarrier.expected;
-  for (Fiber* fiber : grid->polling) grid->ready.push_back(fiber);
+  grid->ready.insert(grid->ready.end(), grid->polling.begin(), grid->polling.end());
   grid->polling.clear();
 }
 
