@@ -298,10 +298,13 @@ void start_cluster(unsigned index) {
 // Any ready fiber; in every other launch mostly one of the block that comes first in an order drawn for the launch, so
 // that some blocks run far ahead of others.
 Fiber* take_ready() {
-  size_t best = random_bits() % grid->ready.size();
-  for (int tries = grid->favour % 2 ? 16 : 0; tries > 0; tries--) {
-    const size_t other = random_bits() % grid->ready.size();
-    if (grid->ready[other].rank < grid->ready[best].rank) best = other;
+  const uint64_t count = grid->ready.size();
+  const auto below_count = [count](uint32_t bits) { return bits * count >> 32; };  // % would take most of the time
+  size_t best = below_count(random_bits() >> 32);
+  for (int tries = grid->favour % 2 ? 8 : 0; tries > 0; tries--) {
+    const uint64_t bits = random_bits();
+    for (const size_t other : {below_count(bits >> 32), below_count(static_cast<uint32_t>(bits))})
+      if (grid->ready[other].rank < grid->ready[best].rank) best = other;
   }
   Fiber* fiber = grid->ready[best].fiber;
   grid->ready[best] = grid->ready.back();
