@@ -434,16 +434,16 @@ def test_info(capsys) -> None:
 def test_demo(tmp_path: Path, monkeypatch, capsys) -> None:
     """The demo's steps, on smaller images."""
     monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)
-    monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 1)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 2)
     assert run("demo", "--out", tmp_path / "out", "--quick") == 0
     out = capsys.readouterr().out
     files = ["digits.png", "comparison.md", "comparison.json", "comparison.png"]
     assert all(str(tmp_path / "out" / name) in out and (tmp_path / "out" / name).exists() for name in files)
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     [comparison] = found["comparisons"]
-    sampler, labels = Sampler(checkpoint.load("mnist"), (1, 14, 14)), torch.arange(10)
+    sampler, labels = Sampler(checkpoint.load("mnist"), (1, 14, 14)), torch.arange(10).repeat(2)
     assert "at temperature 0.9" in out
-    digits, others = (sampler.sample(10, labels, t, torch.Generator().manual_seed(0)) for t in (0.9, 1.0))
+    digits, others = (sampler.sample(20, labels, t, torch.Generator().manual_seed(0)) for t in (0.9, 1.0))
     assert not torch.equal(digits, others)
     picture = (imread(tmp_path / "out" / "digits.png")[..., :3] * 255).round()
     assert np.array_equal(picture, image_grid(digits, columns=10, scale=2))

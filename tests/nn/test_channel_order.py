@@ -56,3 +56,11 @@ def test_a_residual_block_that_widens_keeps_the_order():
             (gradient,) = torch.autograd.grad(out, x)
             seen = gradient[0, :, 1, 1] != 0
             assert seen.tolist() == [g <= group_out for g in groups[0].tolist()]
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_groups_of_another_number_of_channels_are_refused(wrong):
+    groups = [channel_groups(4, 3, "thirds"), channel_groups(7, 3, "thirds")]
+    groups[wrong] = groups[wrong][:1]  # which would broadcast
+    with pytest.raises(ValueError, match=r"channel_groups have shapes .*expected \[4\] and \[7\]"):
+        MaskedConv2d(4, 7, 3, "B", channel_groups=tuple(groups))
