@@ -83,15 +83,7 @@ def _cuda_rows() -> dict[str, str]:
     rows = {"torch sees": _torch_devices()}
     version = driver.version()
     rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
-    with_it = compilers.compiler()
-    try:
-        rows["kernels"] = (
-            "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
-            if with_it is None
-            else f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
-        )
-    except (RuntimeUnavailable, AttributeError, OSError) as error:
-        rows["kernels"] = f"no compiler that works: {getattr(error, 'why', error)}"
+    rows["kernels"] = _kernels() if native() else "are part of the compiled module"
     if ready := os.environ.get(kernels.READY):
         rows[kernels.READY] = ready
     for name in ("PIXELCNN_FAST_CUDA", "PIXELCNN_FAST_CUDA_ARCHS"):
@@ -105,6 +97,18 @@ def _cuda_rows() -> dict[str, str]:
                 f"{found.multi_processor_count} multiprocessors"
             )
     return rows
+
+
+def _kernels() -> str:
+    with_it = compilers.compiler()
+    if with_it is None:
+        return "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
+    try:
+        return (
+            f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
+        )
+    except (RuntimeUnavailable, AttributeError, OSError) as error:
+        return f"no compiler that works: {getattr(error, 'why', error)}"
 
 
 def _torch_devices() -> str:

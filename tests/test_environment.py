@@ -59,6 +59,7 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unset it" in native.why_not_native()
     assert environment.runtimes()["cpu"] == "eager"
     assert native.why_not_native() in environment.report()
+    assert "are part of the compiled module" in environment.report()
     with pytest.raises(RuntimeError, match="unset it"):
         native.required()
 
@@ -138,6 +139,7 @@ def test_the_report_says_what_cuda_lacks() -> None:
     assert "no device" in report and "kernels         " in report
 
 
+@needs_native
 def test_the_report_names_the_compiler_of_kernels_and_their_folders(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "ready"))
@@ -151,6 +153,7 @@ def test_the_report_names_the_compiler_of_kernels_and_their_folders(monkeypatch,
     assert "no compiler: install NVRTC" in environment.report()
 
 
+@needs_native
 def test_a_compiler_of_kernels_that_does_not_work_is_told(monkeypatch, tmp_path) -> None:
     broken = tmp_path / "libnvrtc.so.13"
     broken.write_bytes(b"no library")

@@ -63,4 +63,4 @@ def test_groups_of_another_number_of_channels_are_refused(wrong):
     groups = [channel_groups(4, 3, "thirds"), channel_groups(7, 3, "thirds")]
     groups[wrong] = groups[wrong][:1]  # which would broadcast
     with pytest.raises(ValueError, match=r"channel_groups have shapes .*expected \[4\] and \[7\]"):
-        MaskedConv2d(4, 7, 3, "B", channel_groups=tuple(groups))
+        MaskedConv2d(4, 7, 3, "B", channel_groups=(groups[0], groups[1]))
