@@ -173,7 +173,7 @@ Written by `python benchmarks/cuda_resources.py` from what {compiler} compiles; 
 There is a kernel for each kind of numbers and, where there are registers for it, each number of tiles of 8
 sites; and for 1 tile those for clusters of 2, 4 and 8 blocks, where the GPU has them. A block has 256 threads, so that
 a thread can have 255 registers, the most that the instructions can name. None are spilled: a test compiles those of
-float32 and bf16 for all of these GPUs.
+float32 and bf16 for these GPUs but sm_89, which hardly differs from sm_86.
 
 | multiplies | tiles | blocks | {archs} |
 |---|---|---|{rule}

@@ -6,6 +6,12 @@
 #include <cstdlib>
 #include <vector>
 
+#if 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ < 1208  // which took it only with the order that is its own
+#define RELAXED(scope)
+#else
+#define RELAXED(scope) ".relaxed" scope
+#endif
+
 namespace {
 
 void check(cudaError_t status, const char* what) {
@@ -445,7 +451,7 @@ __global__ void exchange([[maybe_unused]] int times, uint32_t*, [[maybe_unused]]
   const uint32_t to = address_in(rank ^ 1, shared_address(&number));
   auto bring = [&] {
     if (kMessage == Message::arrival)
-      asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+      asm volatile("mbarrier.arrive" RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
     if (kMessage == Message::number) send(to, 1, there);
   };
   auto wait = [&](int time, long long since) {

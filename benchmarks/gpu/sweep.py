@@ -27,6 +27,7 @@ from pixelcnn_fast.runtimes.job import Job
 
 DEVICE = "cuda"
 SHAPES = [*(Shape(images) for images in (1, 2, 4, 8, 16)), *(Shape(1, blocks) for blocks in CLUSTERS)]
+SHAPES += [Shape(2, 2), Shape(4, 4), Shape(2, 8), Shape(4, 8)]
 COLUMN_STEP = "column step, one image on one block"  # as benchmarks/cuda_budget.py has it
 JUDGED = 2  # images of each batch
 STEPS, PULL = 50, 1e-3  # of the fit

@@ -20,7 +20,7 @@ from column_steps import Planned
 from torch import Tensor
 
 from pixelcnn_fast import Sampler
-from pixelcnn_fast.errors import NonFiniteLogits
+from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN, PixelRNN
@@ -514,6 +514,24 @@ def test_what_reads_nothing_of_each_other_shares_a_record():
         assert together.facts(n)["records"] < apart.facts(IMAGES)["records"]
         found = run(together, sampler, u[:n])
         assert torch.equal(found[0], levels[:n]) and torch.equal(found[1], logits[:n])
+
+
+def test_a_graph_captures_no_call_that_waits(monkeypatch):
+    engine = runtime(sampler := Sampler(*CASES["7x5"]()))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"can't capture .*enqueue\(batch\), as docs/cuda.md shows"):
+        run(engine, sampler, torch.rand(1, 1, 7, 5, dtype=torch.float64))
+
+
+def test_no_memory_for_the_weights_is_no_runtime(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = runtime(Sampler(*CASES["7x5"]()))
+    monkeypatch.setattr(engine, "_constants_of", full)
+    with pytest.raises(RuntimeUnavailable, match="no memory for the weights: CUDA out of memory"):
+        engine.prepare(1)
 
 
 @pytest.mark.parametrize("shared", [48 << 10, 227 << 10])

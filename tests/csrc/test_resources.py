@@ -9,7 +9,7 @@ import pytest
 from sass_simulator.kernel import GENERIC, LOCAL, Kernel, is_integer_division
 
 from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
-from pixelcnn_fast.runtimes.cuda.kernels import instances, sources
+from pixelcnn_fast.runtimes.cuda.kernels import Instance, instances, sources
 from tests.needs import needs_native
 from tests.sass_simulator.needs import needs_kernels
 from tests.tiers import thorough
@@ -57,10 +57,28 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
 def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler) -> None:
     """``cuda_resources.py --check`` tells of all kernels. The extra `test` brings NVRTC 12.8."""
     tightest = {"bf16-1x8": [100], "bf16-8x1": [80, 120], "fp32-2x1": [120]}
-    by_name = {str(instance): instance for instance in instances(["bf16", "fp32"])}
-    wanted = [(arch, by_name[name].options) for name, archs in tightest.items() for arch in archs]
+    by_name, known = (
+        {str(instance): instance for instance in instances(["bf16", "fp32"])},
+        compiler.architectures(),
+    )
+    wanted = [
+        (arch, by_name[name].options) for name, archs in tightest.items() for arch in archs if arch in known
+    ]
     cubins = dict(compiler.compiled_each(sources(), wanted))
-    assert [resources.usage_of(cubins[index]).stack for index in range(4)] == [0] * 4
+    assert wanted and [resources.usage_of(cubins[index]).stack for index in range(len(wanted))] == [0] * len(
+        wanted
+    )
+
+
+@needs_native
+@needs_kernels
+@thorough
+def test_compilers_before_12_8_have_kernels_of_clusters_too() -> None:
+    """They refuse some instructions as others write them."""
+    older = {name: text.replace("__CUDACC_VER_MINOR__ < 1208", "0 < 9999") for name, text in sources().items()}
+    assert older != sources()
+    found = compilers()[0]
+    assert b"\x7fELF" in found.compiled(older, 90, Instance("bf16", 1, 2).options)
 
 
 def assert_does_nothing_slow(kernel: Kernel) -> None:

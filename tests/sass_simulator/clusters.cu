@@ -1,6 +1,12 @@
 // Kernels whose blocks exchange values by barriers (mbarriers), sends (st.async) and the barrier of their cluster.
 #include <cstdint>
 
+#if 100 * __CUDACC_VER_MAJOR__ + __CUDACC_VER_MINOR__ < 1208  // which took it only with the order that is its own
+#define RELAXED(scope)
+#else
+#define RELAXED(scope) ".relaxed" scope
+#endif
+
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -18,13 +24,13 @@ __device__ __forceinline__ void init_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void expect_bytes(uint32_t at, int bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+  asm volatile("mbarrier.expect_tx" RELAXED(".cta") ".shared::cta.b64 [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 __device__ __forceinline__ void arrive(uint32_t at, uint32_t rank) {
-  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(of_block(rank, at)) : "memory");
+  asm volatile("mbarrier.arrive" RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(of_block(rank, at)) : "memory");
 }
 __device__ __forceinline__ bool phase_is_over(uint32_t at, uint32_t parity) {
   uint32_t over;

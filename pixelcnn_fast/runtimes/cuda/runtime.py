@@ -174,6 +174,11 @@ class CudaRuntime(Runtime):
 
     def _launched(self, job: Job) -> Launched:
         """Waits for nothing. What the device needs no longer afterwards, it reuses for the next job of this stream."""
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph can't capture a call that waits for its images: prepare a batch before it, and capture "
+                "sampler.runtime('cuda').enqueue(batch), as docs/cuda.md shows"
+            )
         batch, device = self.prepared(job), self._program.device
         self.enqueue(batch)
         results = [
@@ -253,7 +258,10 @@ class CudaRuntime(Runtime):
         if images:
             with self._on_device():
                 self._kernel(self.sampler(shape := self.shape(images)).facts)
-                self._constants_of(shape)
+                try:
+                    self._constants_of(shape)
+                except torch.OutOfMemoryError as error:
+                    raise RuntimeUnavailable(f"the GPU has no memory for the weights: {error}") from error
 
     def _on_device(self) -> AbstractContextManager[object]:
         """What is asked of CUDA concerns the current device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_in_this_process(monkeypatch, capsys):
     monkeypatch.setattr(smoke, "drawn", lambda case: Compared(0.01, 0.05, ""))
     monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "0")
     smoke.main("here")
+    assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     found = printed_figures(capsys.readouterr().out)[0]
     assert found.keys() == CASES.keys() and found["cluster"] == "not available: the GPU has no clusters"
     assert found["bf16"] == "right, by bf16-1x1: an error of 0.01, where 0.05 is allowed"

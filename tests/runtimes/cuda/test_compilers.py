@@ -16,7 +16,7 @@ import pytest
 from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import compilers
 from pixelcnn_fast.runtimes.cuda.compilers import SOURCE, Compiler, Nvcc, Nvrtc
-from tests.tiers import thorough
+from tests.tiers import few, thorough
 
 SMALL = {
     SOURCE: '#include "a/number.h"\nextern "C" __global__ void small(int* x) { *x = number() + NUMBER; }\n',
@@ -24,7 +24,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=["nvrtc", "nvcc"])
+@pytest.fixture(params=few(["nvrtc", "nvcc"], 1))
 def compiler(request: pytest.FixtureRequest) -> Compiler:
     found = getattr(compilers, request.param)()
     if found is None:
