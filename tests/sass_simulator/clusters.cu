@@ -30,7 +30,8 @@ __device__ __forceinline__ void arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 __device__ __forceinline__ void arrive(uint32_t at, uint32_t rank) {
-  asm volatile("mbarrier.arrive" RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(of_block(rank, at)) : "memory");
+  asm volatile("mbarrier.arrive" RELAXED(".cluster") ".shared::cluster.b64 _, [%0];" ::"r"(of_block(rank, at))
+               : "memory");
 }
 __device__ __forceinline__ bool phase_is_over(uint32_t at, uint32_t parity) {
   uint32_t over;
