@@ -397,3 +397,18 @@ def test_an_output_without_its_batch_axis_is_refused(runtime):
 
     with pytest.raises(UnknownLayout, match=r"shape \[5, 4, 5\]"):
         sampler(Squeezed(lambda net: 0), runtime=runtime)
+
+
+def test_features_are_written_beside_a_condition() -> None:
+    """Into a copy of it, of which the rest stays what was given."""
+
+    class Written(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            both = condition.clone()
+            both[:, :1] = self.conv_in(x)[:, :1]
+            return 6 * self.conv_out(torch.tanh(self.conv_in(x) + self.map(both)))
+
+    built = sampler(Written(lambda *_: None), condition_shape=(2, 4, 5))
+    condition = torch.randn(5, 2, 4, 5, dtype=torch.float64)
+    drawn = assert_all_runtimes_agree(built, condition=condition)
+    assert not torch.equal(drawn, assert_all_runtimes_agree(built, condition=-condition))
