@@ -69,12 +69,18 @@ def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path
     assert np.array_equal(picture[: 5 * 11 : 11, : 4 * 11 : 11], expected[0, 0].numpy())  # 11 times as large
 
 
-def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_path: Path) -> None:
+def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_path: Path, capsys) -> None:
+    """And seen in a picture, in columns of one class."""
     model = ["--checkpoint", conditional, "--size", 4]
     assert main(command(*model, "-n", 4, "--shards", tmp_path / "shards", "--shard-size", 5)) == 0
     assert main(command(*model, "--n", 2, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")) == 0
     with np.load(tmp_path / "shards" / "shard-000000.npz") as many, np.load(tmp_path / "a.npz") as few:
         assert np.array_equal(many["images"], few["images"][:5])
+        first = many["images"][0, 0]
+    preview = tmp_path / "shards" / "preview.png"
+    picture = (imread(preview)[..., 0] * 255).round()
+    enlarged = next(k for k in range(1, 99) if np.array_equal(picture[: 4 * k : k, : 4 * k : k], first))
+    assert str(preview) in capsys.readouterr().out and picture.shape[1] // (4 * enlarged) == 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
