@@ -148,7 +148,7 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
 
 # In the first tier: one tile and several, clusters, every phase, a scan, a step that reads all channels.
 QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters"), ("7x5", "clusters")}
-QUICK |= {("diagonal bilstm", "some"), ("layer norm", "some")}
+QUICK |= {("diagonal bilstm", "some"), ("layer norm", "some"), ("one row", "some")}
 EVERY_CASE = [
     pytest.param(name, blocks, marks=() if (name, blocks) in QUICK else thorough)
     for name in CASES
