@@ -345,3 +345,15 @@ def test_numpy_on_features_is_refused():
     net = Net(lambda net, h, x: (h, h.detach().numpy().__imul__(2))[0])
     with pytest.raises(Unsupported, match="model: numpy of a tensor that depends on the image"):
         Sampler(net, (1, 5, 6))
+
+
+def test_a_model_that_compiles_a_part_of_itself_is_told_what_to_do() -> None:
+    """As some versions of PyTorch let ``torch.cond`` do."""
+    refused = type("Unsupported", (RuntimeError,), {"__module__": "torch._dynamo.exc"})
+
+    class Compiling(Masked):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise refused("no")
+
+    with pytest.raises(Unsupported, match="compiles a part of itself .* call the functions themselves"):
+        Sampler(Compiling(1, 4, [*ABOVE, *LEFT]), (1, 3, 4), levels=4)

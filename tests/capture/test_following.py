@@ -149,6 +149,9 @@ BODIES = {
     "windows": lambda net, h, x, i: (net.same.mask.flatten(1) @ F.unfold(h, 3, padding=1)).view_as(h),
     "a gated linear unit": lambda net, h, x, i: F.glu(net.wide(h), 1),
     "a gated linear unit over the last axis": lambda net, h, x, i: channels_last(F.glu)(net.wide(h)),
+    "shifted, channels last, and multiplied": lambda net, h, x, i: channels_last(
+        lambda y: F.pad(y, (0, 0, 0, 0, 1, 0))[:, :-1] * (1 + y)
+    )(h),
     "a slope per channel": lambda net, h, x, i: F.prelu(h, torch.linspace(-1, 1, C, dtype=h.dtype)),
     "one slope": lambda net, h, x, i: F.prelu(h, torch.full((1,), 0.3, dtype=h.dtype)),
     "a matrix product": lambda net, h, x, i: channels_last(lambda y: y @ net.point.weight)(h),

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting.backend import Backend
+from pixelcnn_fast.rewriting.regions import Regions
 from tests.tiers import few
 
 
@@ -518,3 +519,16 @@ def test_an_op_that_says_that_it_writes() -> None:
         fast.compile(backend=Backend())
         for _ in range(2):
             torch.testing.assert_close(fast(x), plain(x))
+
+
+def test_what_runs_under_autocast_is_a_region_of_its_own() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    before = graph.call_function(torch.relu, (x,))
+    entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, ("cpu", None, True, None))
+    within, also = (graph.call_function(torch.relu, (before,)) for _ in range(2))
+    graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+    after = graph.call_function(torch.relu, (within,))
+    regions = Regions(graph)
+    assert regions.are_one(within, also) and regions.are_one(before, after)
+    assert not regions.are_one(before, within) and not regions.are_one(within, after)

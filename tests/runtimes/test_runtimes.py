@@ -316,3 +316,11 @@ def test_one_sampler_in_several_threads():
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda u: sampler.sample(3, noise=u), noises))
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.long])
+def test_the_images_that_are_completed_stay_the_caller_s(dtype, runtime):
+    images = torch.full((2, 1, 3, 4), 7, dtype=dtype)
+    found = Sampler(pixelcnn(), (1, 3, 4)).complete(images, torch.eye(3, 4).bool(), runtime=runtime)
+    assert (images == 7).all() and not (found == 7).all()

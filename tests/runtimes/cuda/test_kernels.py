@@ -190,3 +190,11 @@ def test_a_folder_that_is_not_there_is_named(compiler: Pretended, monkeypatch, t
         monkeypatch.setenv("PIXELCNN_FAST_KERNELS", name)
         with pytest.raises(RuntimeUnavailable, match=f"PIXELCNN_FAST_KERNELS={name} can't be used: .*{why}"):
             kernels.cubin(KERNEL, H100)
+
+
+def test_kernels_of_changed_sources_have_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for changed in ({"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "c": "2"}, {"a": "1"}):
+        monkeypatch.setattr(kernels, "sources", lambda changed=changed: changed)
+        found.add(kernels.digest.__wrapped__())
+    assert len(found) == 4
