@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.nn import FusedSequential
+from pixelcnn_fast.nn import FusedSequential, MaskedConv2d
 
 
 class Dimmed(nn.Conv2d):
@@ -27,3 +28,15 @@ def test_another_convolution_with_a_mask_does_what_it_does():
     x = torch.randn(2, 4, 5, 6)
     with torch.no_grad():
         assert torch.equal(FusedSequential(*modules).eval()(x), nn.Sequential(*modules).eval()(x))
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("at", range(3))
+def test_what_hooks_see_and_change_is_computed_in_steps(at: int, hook: str) -> None:
+    torch.manual_seed(0)
+    modules = [MaskedConv2d(4, 4, 3, "B"), nn.BatchNorm2d(4), nn.ReLU()]
+    fused, plain = FusedSequential(*modules).eval(), nn.Sequential(*modules).eval()
+    getattr(modules[at], hook)(lambda _, given, *result: result[0] + 1 if result else (given[0] + 1,))
+    x = torch.randn(2, 4, 5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), plain(x))

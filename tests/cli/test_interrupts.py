@@ -1,0 +1,41 @@
+"""What Ctrl-C and SIGTERM do while a command runs, and while it saves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from pixelcnn_fast.cli.interrupts import Interrupts
+
+pytestmark = pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="signals are for the main thread"
+)
+
+
+def test_one_interrupt_waits_until_all_is_saved_and_two_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+    interrupts, reached = Interrupts(), []
+    with pytest.raises(KeyboardInterrupt), interrupts.handled(), interrupts.wait():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end of what is saved")
+    assert reached and "is being saved; once more" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt), interrupts.handled(), interrupts.wait():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it is given up at once")
+    assert interrupts.received == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupts = Interrupts()
+    with interrupts.handled():
+        for ends in (True, False, True):
+            try:
+                signal.raise_signal(signal.SIGINT)
+                assert not ends
+            except KeyboardInterrupt:
+                assert ends
+    assert capsys.readouterr().err.count("it is about to end; once more") == 1
