@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.distributed import ranks
 from pixelcnn_fast.distributed.drawing import DrawingArguments
+from pixelcnn_fast.distributed.per_image import told_apart
 from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
@@ -420,3 +422,12 @@ def test_a_folder_that_rank_0_does_not_see_filled_is_reported(tmp_path: Path, mo
     monkeypatch.setattr(Shards, "write", lambda self, shard, arrays: shard == 3 or write(self, shard, arrays))
     with pytest.raises(RuntimeError, match="1 of 13 shards were written, but rank 0 does not see them"):
         draw(tmp_path)
+
+
+def test_functions_are_told_apart_by_their_first_images_and_by_later_ones() -> None:
+    def step(at: int, number: Tensor) -> Tensor:
+        return (number >= at).long()
+
+    found = [told_apart(partial(step, at), 1000) for at in (3, 4, 500, 900, 2000)]
+    assert len(set(found)) == 5 and found[0] == told_apart(partial(step, 3), 1000)
+    assert len({told_apart(torch.arange(n), n) for n in range(4)}) == 4 and told_apart(None, 9) is None
