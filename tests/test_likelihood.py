@@ -283,3 +283,10 @@ def test_who_halves_the_batch_when_memory_is_short_hears_of_it() -> None:
     for call in (lambda: nll(Large(), images), lambda: bits_per_dim(Large(), [images])):
         with pytest.raises(torch.cuda.OutOfMemoryError, match="80 GiB"):
             call()
+
+
+@pytest.mark.parametrize("given", [(), (None,), (None, None)])
+def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
+    """As loaders of models with and without labels have it."""
+    model, images = pixelcnn(), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
+    assert torch.equal(nll(model, images, *given), nll(model, images))
