@@ -288,5 +288,5 @@ def test_who_halves_the_batch_when_memory_is_short_hears_of_it() -> None:
 @pytest.mark.parametrize("given", [(), (None,), (None, None)])
 def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
     """As loaders of models with and without labels have it."""
-    model, images = pixelcnn(), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
+    model, images = Converting(pixelcnn(), lambda x: x), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
     assert torch.equal(nll(model, images, *given), nll(model, images))
