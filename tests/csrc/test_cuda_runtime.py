@@ -463,6 +463,30 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     assert (image, row, column) == (9, 0, 0)
 
 
+def test_the_pixel_whose_logits_are_not_finite_is_named():
+    """Of an image that is not square, by a map that is NaN there."""
+    sampler = Sampler(gated(6, input_channels=1, condition_channels=2), (1, 4, 5))
+    _, u, _ = inputs((1, 4, 5), 3)
+    engine, condition = runtime(sampler), torch.zeros(3, 2, 4, 5)
+    condition[1, 0, 2, 3] = torch.nan
+    original = sampler._engine.captured.conditions
+
+    class Broken(Conditions):
+        def __call__(
+            self, operands: Sequence[ConditionOperand], given: Given, n: int
+        ) -> dict[ConditionOperand, torch.Tensor]:
+            return original(operands, Given(condition=condition), n)
+
+    engine._conditions = Broken([])
+    with pytest.raises(NonFiniteLogits) as found:
+        run(engine, sampler, u)
+    with pytest.raises(NonFiniteLogits) as expected:
+        sampler.sample(3, noise=u, condition=condition, runtime="eager")
+    assert (
+        found.value.location == expected.value.location == (1, 0, 2, 1)
+    )  # which reads it from two columns away
+
+
 @pytest.mark.parametrize(
     ("name", "tiles"),
     tiered(itertools.product(("7x5", "small gates"), range(1, 9)), lambda case: case == ("small gates", 8)),
