@@ -32,7 +32,7 @@ BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace a
 # Beyond these, nothing gets faster, and an interrupt loses more.
 LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
 LARGEST_ON_GPU = 64
-REFERENCE_PIXELS = 4 * 28 * 28  # of a batch of the reference, for which small images cost little more than one
+REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch: more images if they are smaller
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
@@ -257,9 +257,8 @@ class Engine:
                 if isinstance(runtime, ReferenceRuntime):
                     height, width = self.model.shape[1:]
                     small = REFERENCE_PIXELS // (height * width)
-                    most = (
-                        small if small > most else min(most, max(1, n // 2))
-                    )  # slow: there are always several
+                    # Of large images, there are always several batches: they take long.
+                    most = small if small > most else min(most, max(1, n // 2))
                 largest = max(1, min(most, BATCH_BYTES // each))
             size = max(1, math.ceil(n / max(1, math.ceil(n / largest))))
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -482,9 +482,8 @@ def test_the_pixel_whose_logits_are_not_finite_is_named():
         run(engine, sampler, u)
     with pytest.raises(NonFiniteLogits) as expected:
         sampler.sample(3, noise=u, condition=condition, runtime="eager")
-    assert (
-        found.value.location == expected.value.location == (1, 0, 2, 1)
-    )  # which reads it from two columns away
+    # It is read from two columns away.
+    assert found.value.location == expected.value.location == (1, 0, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,11 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
 def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler) -> None:
     """``cuda_resources.py --check`` tells of all kernels. The extra `test` brings NVRTC 12.8."""
     tightest = {"bf16-1x8": [100], "bf16-8x1": [80, 120], "fp32-2x1": [120]}
-    by_name, known = (
-        {str(instance): instance for instance in instances(["bf16", "fp32"])},
-        compiler.architectures(),
-    )
-    wanted = [
-        (arch, by_name[name].options) for name, archs in tightest.items() for arch in archs if arch in known
-    ]
-    cubins = dict(compiler.compiled_each(sources(), wanted))
-    assert wanted and [resources.usage_of(cubins[index]).stack for index in range(len(wanted))] == [0] * len(
-        wanted
-    )
+    by_name = {str(instance): instance for instance in instances(["bf16", "fp32"])}
+    known = {*compiler.architectures()}
+    wanted = [(arch, by_name[name].options) for name, archs in tightest.items() for arch in known & {*archs}]
+    stacks = [resources.usage_of(cubin).stack for _, cubin in compiler.compiled_each(sources(), wanted)]
+    assert wanted and stacks == [0] * len(wanted)
 
 
 @needs_native

@@ -50,9 +50,8 @@ def test_what_is_damaged_is_made_again(store: Store, keep: int) -> None:
 def test_a_pipe_is_not_waited_for(store: Store) -> None:
     store.folder.mkdir()
     os.mkfifo(store.path("walk"))
-    threading.Thread(
-        target=store.path("walk").write_bytes, args=(b"",), daemon=True
-    ).start()  # for who does wait
+    who_waits_is_answered = threading.Thread(target=store.path("walk").write_bytes, args=(b"",), daemon=True)
+    who_waits_is_answered.start()
     assert store.get("walk") is None
     with pytest.raises(RuntimeUnavailable, match=f"{store.path('walk')} can't be read: it is not a file"):
         store.get("walk", strict=True)
