@@ -383,9 +383,14 @@ def test_a_graph_captures_a_prepared_batch():
         assert torch.equal(batch.levels.cpu(), expected.int())
 
 
-def test_a_graph_s_capture_of_a_batch_that_was_not_prepared_is_refused():
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_graph_s_capture_of_a_call_that_waits_is_refused(prepared):
+    """Whether its kernel is loaded or not; the sampler draws as before afterwards."""
     model, shape = network("7x5")
     sampler = Sampler(model, shape)
     kernels_of.cache_clear()
+    if prepared:
+        sampler.prepare(2)
     with pytest.raises(RuntimeError, match="prepare"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         sampler.sample(2, runtime=RUNTIME)
+    assert sampler.sample(2, runtime=RUNTIME).shape == (2, *shape)
