@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +12,16 @@ import pytest
 import torch
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.compiler import check_finite, check_program, compiled, expectations, recorded, rounding_unit
+from pixelcnn_fast.compiler import (
+    check_error,
+    check_finite,
+    check_program,
+    collecting_later,
+    compiled,
+    expectations,
+    recorded,
+    rounding_unit,
+)
 from pixelcnn_fast.errors import CaptureMismatch, InvalidProgram, NonFiniteLogits, NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
@@ -165,6 +175,27 @@ def test_logits_that_are_large_are_compared_as_exactly_as_they_can_be():
                 Odd(lambda h, x, shift=shift: 1e3 * h + shift).double(), SHAPE, levels=7, image_form="levels"
             )
         )
+
+
+def test_a_mismatch_says_where_it_is_worst():
+    error = torch.zeros(2, 3, *SHAPE[1:])
+    error[0, 1, 2, 0], error[1, 2, 4, 3] = 0.1, 0.3
+    where = r"differs from the model by up to 0\.3 .*, in distribution 2 at row 4, column 3\."
+    with pytest.raises(CaptureMismatch, match=where):
+        check_error(error, torch.full_like(error, 0.05), wrapped(), "")
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_python_looks_for_garbage_afterwards_if_it_did_before(was_enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_enabled else gc.disable)()
+        with pytest.raises(ValueError), collecting_later():
+            assert not gc.isenabled()
+            raise ValueError
+        assert gc.isenabled() == was_enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.parametrize("factor", [2, float("nan")])

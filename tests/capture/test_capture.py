@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -138,6 +139,9 @@ BODIES = {
     "filled by column": lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3),
     "changed through another name": lambda net, h, x: (h.detach().clamp_(max=0.0), h)[1],
     "no-ops": lambda net, h, x: F.dropout(h.contiguous().clone(), training=net.training).to(h.dtype),
+    "a constant that is NaN in part": lambda net, h, x: (
+        h + torch.tensor([0.1, math.nan, 0.3]).nan_to_num(0.2).repeat(2)[:, None, None]
+    ),
     "no body": lambda net, h, x: h,
 }
 

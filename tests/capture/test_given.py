@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -113,6 +114,15 @@ def test_a_model_that_takes_any_label_is_given_any():
     assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 10, 77, 123456]))
     with pytest.raises(ValueError, match=r"labels span -1\.\.\.0, expected 0 or more"):
         built.sample(2, torch.tensor([0, -1]))
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([True, False]), torch.ones(2), torch.zeros(1, dtype=torch.long), torch.zeros(2, 1).int()]
+)
+def test_labels_of_another_kind_or_shape_are_refused(labels):
+    kind = re.escape(f"{labels.dtype} {list(labels.shape)}")
+    with pytest.raises(ValueError, match=rf"^labels are {kind}, expected integers \[2\]$"):
+        sampler(Labelled(TEN["an embedding"])).sample(2, labels)
 
 
 def test_labels_are_not_tried_again_and_again(monkeypatch):
@@ -254,6 +264,16 @@ def test_a_condition_of_small_integers(dtype):
         Conditioned(lambda net, c: upsampled(net, c.long() % 5)), condition_shape=(4, 5), condition_dtype=dtype
     )
     assert_all_runtimes_agree(built, condition=torch.randint(2, (5, 4, 5)))
+
+
+def test_integers_of_a_condition_that_are_numbers_may_be_negative():
+    built = sampler(
+        Conditioned(lambda net, c: everywhere(net.linear(c.double() / 9))),
+        condition_shape=(10,),
+        condition_dtype=torch.long,
+    )
+    condition = torch.randint(-20, 20, (5, 10), generator=torch.Generator().manual_seed(0))
+    assert_all_runtimes_agree(built, condition=condition)
 
 
 def test_an_odd_condition_dtype_is_refused():

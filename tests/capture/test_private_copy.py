@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,6 +167,37 @@ def test_a_function_that_holds_the_module_would_run_the_user_s() -> None:
     assert all(module.training for module in model.modules())
 
 
+def closed_over(x: object) -> Callable[[], object]:
+    return lambda: x
+
+
+HOLDERS: dict[str, Callable[[Normed], Callable]] = {
+    "a default": lambda net: lambda x=net: x,
+    "the default of a keyword": lambda net: lambda *, x=net: x,
+    "a parameter": lambda net: closed_over(net.last.weight),
+    "a method": lambda net: closed_over(net.last.forward),
+    "an argument of a function": lambda net: closed_over(partial(print, net)),
+    "a keyword of a function": lambda net: closed_over(partial(print, end=net)),
+    "a list": lambda net: closed_over([0, net]),
+    "a dictionary": lambda net: closed_over({"net": net}),
+    "an object": lambda net: closed_over(SimpleNamespace(net=net)),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_function_may_hold_a_module_in_any_way(name: str) -> None:
+    model = Normed()
+    model.kept["functions"] = [HOLDERS[name](model)]
+    with pytest.warns(UserWarning, match="holds one of its modules"):
+        assert private_copy(model) is None
+
+
+def test_a_function_that_holds_no_module_does_not_matter() -> None:
+    model = Normed()
+    model.kept["functions"] = [closed_over([F.relu, 3, {"scale": torch.ones(3)}, partial(F.elu, alpha=2), nn.Conv2d])]
+    assert private_copy(model) is not None
+
+
 def test_a_borrowed_module_is_put_back_as_it_was() -> None:
     model = Normed().train()
     model.norm.eval()
@@ -228,6 +262,7 @@ class Seeding(Normed):
     def forward(self, x: Tensor) -> Tensor:
         torch.manual_seed(5)
         random.seed(5)
+        np.random.seed(5)
         return super().forward(x) + torch.rand(LEVELS, 1, 1)
 
 
@@ -235,10 +270,12 @@ def test_generators_are_left_as_they_were() -> None:
     model = Seeding().double()
     torch.manual_seed(1)
     random.seed(1)
-    before = torch.get_rng_state(), random.getstate()
+    np.random.seed(1)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     sampler(model).logits(torch.zeros(1, *SHAPE, dtype=torch.long), runtime="eager")
     check_causal(model, SHAPE, levels=LEVELS, image_form="unit")
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert all(map(np.array_equal, np.random.get_state(), before[2]))
 
 
 # -- wrappers
