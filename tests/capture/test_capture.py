@@ -231,6 +231,27 @@ REFUSED = {
         "loop over the images",
     ),
     "dropout": (lambda net, h, x: F.dropout(h, 0.5), "training=self.training"),
+    "another norm": (lambda net, h, x: h / (1 + h.norm(3, 1, keepdim=True)), "order 3; only 1 and 2"),
+    "the largest of many": (
+        lambda net, h, x: h + h.repeat(1, 11, 1, 1).amax(1, keepdim=True),
+        "amax: it combines 66 elements, one by one",
+    ),
+    "many groups of features": (
+        lambda net, h, x: F.layer_norm(h.repeat(1, 43, 1, 1)[..., None], (1,))[:, :6, ..., 0],
+        "layer_norm: it works on 258 groups of features of a pixel",
+    ),
+    "added where indices repeat": (
+        lambda net, h, x: (
+            h.permute(1, 0, 2, 3)
+            .index_put((torch.tensor([0, 0]),), h.permute(1, 0, 2, 3)[:2], accumulate=True)
+            .permute(1, 0, 2, 3)
+        ),
+        "index_put: it adds to what is there: add a map instead",
+    ),
+    "numbered images": (
+        lambda net, h, x: h * torch.arange(len(x)).to(h)[:, None, None, None],
+        "mul: a constant differs from image to image",
+    ),
     "attention": (
         lambda net, h, x: F.scaled_dot_product_attention(h, h, h, is_causal=True),
         "scaled_dot_product_attention: .*only convolutions",
@@ -343,6 +364,19 @@ def test_a_model_that_computes_something_else_the_next_time_is_an_error():
 
     with pytest.raises(Unsupported, match=r"mul.*was given \d+ and \d+.*from call to call"):
         Sampler(Net(body), (1, 5, 6))
+
+
+def test_a_model_that_calls_another_module_the_next_time_is_an_error():
+    calls = []
+
+    def body(net, h, x):
+        calls.append(h)
+        return (net.middle, net.other)[len(calls) % 2](h)
+
+    net = Net(body)
+    net.other = deepcopy(net.middle)
+    with pytest.raises(Unsupported, match="mul.* was called in (middle and in other|other and in middle)"):
+        Sampler(net, (1, 5, 6))
 
 
 def test_numpy_on_features_is_refused():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.compiler import MOST_SETTLED
 from pixelcnn_fast.errors import CaptureMismatch, Unsupported
 from tests.system.networks import pixelcnn
 
@@ -152,6 +153,7 @@ AMONG_OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = 
     "a part of a text": (lambda e, y: e * 5 if "778" in f"{y}" else e, [0, 778, 778, 500]),
     "DLPack": (lambda e, y: e * 5 if 778 in np.from_dlpack(y) else e, [0, 778, 778, 500]),
     "two of them": (lambda e, y: e * 5 if y[0] > y[-1] else e, [5, 3, 1, 1]),
+    "any of them": (lambda e, y: e * 5 if (y == 778).any() else e, [0, 1, 2, 778]),
 }
 
 
@@ -181,6 +183,14 @@ def test_labels_that_were_tried_must_not_decide_together() -> None:
     for _ in range(2):
         with pytest.raises(Unsupported, match="Python took tolist"):
             sampler.sample(4, torch.arange(4))
+
+
+def test_labels_must_not_decide_together_late_in_a_large_batch() -> None:
+    sampler = Sampler(
+        OfLabels(lambda e, y: e * 5 if y.tolist() == [3, 1] else e, CLASSES), SHAPE, image_form="unit"
+    )
+    with pytest.raises(Unsupported, match="Python took tolist"):
+        sampler.sample(MOST_SETTLED + 2, torch.tensor([0] * MOST_SETTLED + [3, 1]))
 
 
 DECIDED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {

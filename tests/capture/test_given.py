@@ -117,7 +117,8 @@ def test_a_model_that_takes_any_label_is_given_any():
 
 
 @pytest.mark.parametrize(
-    "labels", [torch.tensor([True, False]), torch.ones(2), torch.zeros(1, dtype=torch.long), torch.zeros(2, 1).int()]
+    "labels",
+    [torch.tensor([True, False]), torch.ones(2), torch.zeros(1, dtype=torch.long), torch.zeros(2, 1).int()],
 )
 def test_labels_of_another_kind_or_shape_are_refused(labels):
     kind = re.escape(f"{labels.dtype} {list(labels.shape)}")

@@ -194,7 +194,9 @@ def test_a_function_may_hold_a_module_in_any_way(name: str) -> None:
 
 def test_a_function_that_holds_no_module_does_not_matter() -> None:
     model = Normed()
-    model.kept["functions"] = [closed_over([F.relu, 3, {"scale": torch.ones(3)}, partial(F.elu, alpha=2), nn.Conv2d])]
+    model.kept["functions"] = [
+        closed_over([F.relu, 3, {"scale": torch.ones(3)}, partial(F.elu, alpha=2), nn.Conv2d])
+    ]
     assert private_copy(model) is not None
 
 

@@ -69,6 +69,15 @@ def test_a_copy_draws_the_same_and_stands_alone(way: str) -> None:
         other.refresh()
 
 
+def test_a_pickle_of_a_refreshed_sampler_is_no_larger() -> None:
+    """Though its weights were computed together, and lie in the same memory."""
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    size = len(pickle.dumps(sampler))
+    take(model, trained_on(model))
+    assert len(pickle.dumps(sampler.refresh())) < 1.1 * size
+
+
 def test_a_module_that_can_t_be_pickled_is_left_behind() -> None:
     sampler, labels = Sampler(Hooked().eval(), SHAPE), torch.tensor([0, 2, 1])
     with pytest.warns(UserWarning, match="travels without its module, which can't be pickled"):

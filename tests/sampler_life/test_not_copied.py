@@ -95,6 +95,19 @@ def test_a_borrowed_module_keeps_nothing_of_what_its_forward_left(runtime: str) 
     assert [m.training for m in model.modules()] == modes and vars(model).keys() == attributes
 
 
+def test_it_takes_its_condition_by_its_name() -> None:
+    class Conditioned(NotCopied):
+        def forward(self, x: Tensor, *, condition: Tensor) -> Tensor:  # type: ignore[override]  # another kind of model
+            return super().forward(x) + condition[..., None, None]
+
+    model, condition = Conditioned(), torch.randn(2, 5)
+    images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE, condition_shape=(5,))
+        expected = -likelihood.nll(model, images, condition=condition)
+    torch.testing.assert_close(sampler.log_prob(images, condition=condition), expected)
+
+
 def test_it_is_called_by_its_name() -> None:
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(NotCopied(), SHAPE)
