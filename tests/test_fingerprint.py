@@ -6,6 +6,7 @@ import torch
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
+from pixelcnn_fast.heads import Categorical
 from tests.processes import sampler
 from tests.system.networks import pixelcnn
 
@@ -32,3 +33,4 @@ def test_samplers() -> None:
     assert one == Sampler(model, (1, 4, 4), runtime="reference").fingerprint()
     assert one != Sampler(model, (1, 4, 5)).fingerprint()
     assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
+    assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()

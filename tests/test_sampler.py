@@ -96,10 +96,15 @@ def test_bad_images_are_refused(sampler, images, known, message):
         sampler.complete(images, known, LABELS)
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 4), (1, 4, -4), (1, 4, 4.0), (1, 4), (1, 1, 4, 4), 4, {1, 2, 3}])
+def test_bad_shapes_are_refused(shape):
+    message = re.escape(f"shape is {shape}, expected (C, H, W), all positive integers")
+    with pytest.raises(ValueError, match=message):
+        Sampler(pixelcnn(), shape)
+
+
 def test_bad_construction_is_refused():
     model = pixelcnn()
-    with pytest.raises(ValueError, match="shape"):
-        Sampler(model, (1, 0, 4))
     with pytest.raises(ValueError, match="precision is 'int4', expected one of 'same', 'bf16'"):
         Sampler(model, (1, 4, 4), precision="int4")  # type: ignore[arg-type]  # there is no such precision
     with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):

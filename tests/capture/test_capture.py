@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from copy import deepcopy
 
 import pytest
@@ -308,6 +309,22 @@ def test_a_refusal_names_the_module():
     net = Net(lambda net, h, x: net.pool(h))
     net.pool = Pool()
     with pytest.raises(Unsupported, match=r"pool: .*avg_pool2d"):
+        Sampler(net, (1, 5, 6))
+
+
+def test_a_refusal_names_no_module_whose_forward_has_raised():
+    class Optional(nn.Module):
+        def forward(self, h):
+            raise ValueError
+
+    def body(net, h, x):
+        with suppress(ValueError):
+            return net.optional(h)
+        return F.avg_pool2d(h, 3, 1, 1)
+
+    net = Net(body)
+    net.optional = Optional()
+    with pytest.raises(Unsupported, match=r"model: model: avg_pool2d"):
         Sampler(net, (1, 5, 6))
 
 

@@ -226,6 +226,18 @@ BODIES = {
     "a start token": lambda net, h, x, i: h + net.above(left((i.long() + 1) % 7).to(h)),
     "scaled inputs": lambda net, h, x, i: h + net.above((x - 0.1) / torch.arange(3.0, 5.0)[:, None, None]),
     "levels between bounds": lambda net, h, x, i: h + net.above(i.clamp_min(90).clamp(max=200).to(h) / 255),
+    "rows of a weight, its channels first": lambda net, h, x, i: (
+        h
+        + net.embed_one(
+            net.embed.weight.T.index_select(1, i[:, 0].long().flatten()).view(3, *i[:, 0].shape).movedim(0, 1)
+        )
+    ),
+    "scattered": lambda net, h, x, i: (
+        h
+        + F.conv2d(
+            torch.zeros(len(i), 256, 5, 6).to(h).scatter(1, i[:, :1].long(), 9.0), weights(256), padding=1
+        )
+    ),
     "one-hot": lambda net, h, x, i: h + F.conv2d(one_hot(i, h.dtype), weights(512), padding=1),
     "embedding of levels": lambda net, h, x, i: (
         h + net.embed_in(net.embed(i.long()).movedim(-1, 2).flatten(1, 2))

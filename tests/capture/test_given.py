@@ -165,6 +165,13 @@ def test_the_first_that_is_refused_is_found_in_a_few_steps(bound, taken):
         assert len(tried) <= 33 and max(tried, default=0) <= 2**16
 
 
+def test_more_classes_are_found_than_are_looked_for_at_first():
+    labels, takes = Labels(None), lambda label: label < 70000
+    labels.explore(takes)
+    assert labels.why_not(0, 69999, takes) is None
+    assert labels.why_not(0, 100000, takes) == "labels span 0...100000, expected 0...69999"
+
+
 def test_a_model_that_fails_for_every_label_alone_is_not_explored():
     labels = Labels(None)
     labels.explore(lambda label: False)
@@ -193,6 +200,16 @@ class Both(Net):
 class BothByPosition(Net):
     def forward(self, x: Tensor, y: Tensor, h: Tensor) -> Tensor:
         return self.logits(x, y, h)
+
+
+class ByPosition(Net):
+    def forward(self, x: Tensor, y: Tensor, /) -> Tensor:
+        return self.logits(x, y)
+
+
+def test_labels_may_be_taken_by_position_alone():
+    built = sampler(ByPosition(TEN["an embedding"]))
+    assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("kind", [Conditioned, OtherName])
@@ -285,6 +302,12 @@ def test_an_odd_condition_dtype_is_refused():
             sampler(Conditioned(lambda net, c: net.map(c)), condition_shape=(2, 4, 5), condition_dtype=dtype)
     with pytest.raises(ModelFailed, match="condition_dtype="):
         sampler(Conditioned(upsampled), condition_shape=(4, 5), condition_dtype=torch.float64)
+
+
+def test_a_condition_may_have_to_be_positive():
+    built = sampler(Conditioned(lambda net, c: everywhere(net.linear(c.sqrt()))), condition_shape=(10,))
+    assert built._engine.model.condition_dtype == torch.float64
+    assert_all_runtimes_agree(built, condition=torch.rand(5, 10, generator=torch.Generator().manual_seed(0)))
 
 
 def test_what_raises_for_any_condition_is_reported_for_a_real_one():
@@ -385,14 +408,15 @@ def test_integers_of_a_condition_may_have_ranges_of_their_own():
         built.sample(5, condition=condition.flip(1))
 
 
+@pytest.mark.parametrize("value", [nn.ModuleList([nn.Linear(2, 2)]), True, 0, 2.5], ids=repr)
 @pytest.mark.parametrize("name", ["levels", "n_classes", "condition_channels"])
-def test_attributes_that_mean_something_else_are_left_aside(name):
+def test_attributes_that_mean_something_else_are_left_aside(name, value):
     class Other(Net):
         def forward(self, x: Tensor) -> Tensor:
             return self.logits(x)
 
     model = Other(lambda net: 0)
-    setattr(model, name, nn.ModuleList([nn.Linear(2, 2)]))
+    setattr(model, name, value)
     assert Sampler(model.double(), SHAPE, head=heads.Categorical(LEVELS), image_form="unit").sample(
         1
     ).shape == (1, *SHAPE)

@@ -412,6 +412,19 @@ def shared(model: Normed) -> Normed:
     return model
 
 
+def sharing_statistics(model: Normed) -> Normed:
+    """Its norm's copies share the buffers, to save memory."""
+
+    class Shared(nn.BatchNorm2d):
+        def __deepcopy__(self, memo: dict) -> Shared:
+            copied = copy.copy(self)
+            copied.__dict__ = copy.deepcopy(self.__dict__, memo | {id(x): x for x in self.buffers()})
+            return copied
+
+    model.norm = Shared(6)
+    return model
+
+
 def twice(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: forward(x) * 1
 
@@ -421,7 +434,7 @@ def wrapped_twice(model: Normed) -> Normed:
     return model
 
 
-@pytest.mark.parametrize("change", [shared, wrapped_twice])
+@pytest.mark.parametrize("change", [shared, sharing_statistics, wrapped_twice])
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(
     change: Callable[[Normed], Normed], runtime: Any

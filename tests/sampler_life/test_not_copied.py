@@ -86,13 +86,13 @@ def test_what_the_first_call_of_such_a_module_keeps_is_followed() -> None:
 def test_a_borrowed_module_keeps_nothing_of_what_its_forward_left(runtime: str) -> None:
     model = NotCopied().train()
     model.last.eval()
-    modes, attributes = [m.training for m in model.modules()], vars(model).keys()
+    modes, attributes = [m.training for m in model.modules()], {*vars(model)}
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(model, SHAPE, runtime=runtime)  # type: ignore[arg-type]  # a str
     sampler.sample(2)
     with pytest.warns(UserWarning, match="can't be copied"):
         likelihood.bits_per_dim(model, [torch.zeros(1, *SHAPE, dtype=torch.uint8)])
-    assert [m.training for m in model.modules()] == modes and vars(model).keys() == attributes
+    assert [m.training for m in model.modules()] == modes and {*vars(model)} == attributes
 
 
 def test_it_takes_its_condition_by_its_name() -> None:
@@ -106,6 +106,20 @@ def test_it_takes_its_condition_by_its_name() -> None:
         sampler = Sampler(model, SHAPE, condition_shape=(5,))
         expected = -likelihood.nll(model, images, condition=condition)
     torch.testing.assert_close(sampler.log_prob(images, condition=condition), expected)
+
+
+def test_a_borrowed_module_keeps_no_part_that_its_forward_added() -> None:
+    class Adding(NotCopied):
+        def forward(self, x: Tensor) -> Tensor:
+            self.register_buffer("size", torch.tensor(x.shape[-1]))
+            self.gain, self.identity = nn.Parameter(torch.ones(())), nn.Identity()
+            return self.identity(super().forward(x) * self.gain)
+
+    model = Adding()
+    names = [[*model.state_dict()], [name for name, _ in model.named_modules()]]
+    with pytest.warns(UserWarning, match="can't be copied"):
+        Sampler(model, SHAPE, runtime="reference").sample(2)
+    assert [[*model.state_dict()], [name for name, _ in model.named_modules()]] == names
 
 
 def test_it_is_called_by_its_name() -> None:

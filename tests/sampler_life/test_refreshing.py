@@ -6,6 +6,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -223,6 +224,7 @@ class Changed(nn.Module):
     table: Tensor
     transposed: Tensor
     cache: Tensor
+    held: Any
 
     def __init__(self, mid: Callable[[Changed, Tensor], Tensor] = lambda net, h: h) -> None:
         super().__init__()
@@ -257,9 +259,33 @@ def nested(net: Changed) -> None:
     net.a = nn.Sequential(net.a)  # type: ignore[assignment]  # which does the same
 
 
-def aliased(net: Changed) -> Changed:
-    net.transposed = net.a.weight.detach().transpose(0, 1)
+def aliased(net: Changed, tensor: Tensor | None = None) -> Changed:
+    net.transposed = net.a.weight.detach().transpose(0, 1) if tensor is None else tensor
     return net
+
+
+def overlapping(net: Changed) -> Changed:
+    """Two buffers lie in the memory of a third."""
+    net.register_buffer("whole", torch.linspace(0.5, 2, 6))
+    net.register_buffer("middle", net.get_buffer("whole")[1:3])
+    net.register_buffer("end", net.get_buffer("whole")[4:])
+    return net
+
+
+def of_three(net: Changed, h: Tensor) -> Tensor:
+    middle, end = (net.get_buffer(name).sum() for name in ("middle", "end"))
+    return net.a(h) * net.get_buffer("whole")[:, None, None] + middle - end
+
+
+def holding(net: Changed, held: Callable[[Tensor], object]) -> Changed:
+    """It has a tensor as a plain attribute, or in one."""
+    net.held = held(torch.linspace(0.5, 2, 6))
+    return net
+
+
+def masked(net: Changed, h: Tensor) -> Tensor:
+    net.transposed *= torch.arange(6) > 0  # in place
+    return h * net.transposed[:, None, None]
 
 
 def cached(net: Changed, h: Tensor) -> Tensor:
@@ -292,6 +318,22 @@ HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], object]]] = {
         lambda: aliased(Changed(lambda net, h: nn.functional.conv2d(h, net.transposed))),
         scaled,
     ),
+    "one of two views of a buffer is its own": (
+        lambda: overlapping(Changed(of_three)),
+        lambda net: setattr(net, "end", net.get_buffer("end") + 1),
+    ),
+    "a tensor in a list": (
+        lambda: holding(Changed(lambda net, h: h * net.held[0][:, None, None]), lambda x: [x]),
+        lambda net: net.held[0].mul_(3),
+    ),
+    "a tensor in a dictionary": (
+        lambda: holding(Changed(lambda net, h: h * net.held["x"][:, None, None]), lambda x: {"x": x}),
+        lambda net: net.held["x"].mul_(3),
+    ),
+    "a tensor that is written into": (
+        lambda: aliased(Changed(masked), torch.linspace(0.5, 2, 6)),
+        lambda net: net.transposed.mul_(3),
+    ),
     "a cache": (lambda: Changed(cached), scaled),
     "a branch on the image": (lambda: Changed(clamped), scaled),
     "an expanded buffer": (
@@ -320,6 +362,30 @@ def test_what_weights_alone_do_not_tell_is_followed_or_built_anew(name: str, bef
     for runtime in ("cpu", "eager", "reference"):
         assert torch.equal(*(each.sample(3, noise=noise(), runtime=runtime) for each in (sampler, new)))
     torch.testing.assert_close(sampler.log_prob(images), new.log_prob(images))
+
+
+def test_plain_attributes_are_refreshed_where_there_is_no_program() -> None:
+    model = aliased(Changed(lambda net, h: nn.functional.conv2d(h, net.transposed)))
+    sampler = Sampler(model, SHAPE, runtime="reference")
+    model.transposed = -2 * model.transposed
+    images = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model, SHAPE, runtime="reference").sample(3, noise=noise()))
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [(1, 2), (0.5, None), ("elu", "relu"), ([1, 2], [2, 1]), (torch.tanh, torch.relu), (nn.ELU, nn.ReLU)],
+    ids=repr,
+)
+def test_whatever_a_setting_is_another_is_noticed(one: Any, other: Any) -> None:
+    model, different = Changed(), Changed()
+    model.held, different.held, different.mid = one, other, model.mid
+    sampler = Sampler(model, SHAPE)
+    with pytest.warns(UserWarning, match="that model has other settings"):
+        sampler.refresh(different)
+    different.held = one
+    with silence():
+        Sampler(model, SHAPE).refresh(different)
 
 
 def test_log_prob_of_another_structure_is_refused() -> None:
