@@ -109,8 +109,9 @@ def test_bad_construction_is_refused():
         Sampler(model, (1, 4, 4), precision="int4")  # type: ignore[arg-type]  # there is no such precision
     with pytest.raises(TypeError, match="^Sampler: weights= is called precision= now$"):
         Sampler(model, (1, 4, 4), weights="bf16")  # type: ignore[call-arg]  # its old name
-    with pytest.raises(ValueError, match="levels"):
-        Sampler(model, (1, 4, 4), levels=512)
+    for levels in (0, 1, 257, 512):
+        with pytest.raises(ValueError, match=f"levels is {levels}: expected 2 or more, and at most 256"):
+            Sampler(model, (1, 4, 4), levels=levels)
     with pytest.raises(ValueError, match="for 32 levels"):
         Sampler(model, (1, 4, 4), levels=32)
     with pytest.raises(ValueError, match="differ in dtype"):

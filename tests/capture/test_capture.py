@@ -134,7 +134,8 @@ BODIES = {
     "sum of two linear layers": lambda net, h, x: torch.add(net.middle(h), net.middle(h * 2), alpha=0.5),
     "constants per channel": lambda net, h, x: h * torch.arange(6.0, dtype=h.dtype)[:, None, None] + 1 / 3,
     "batch norm twice": lambda net, h, x: net.norm(F.relu(net.norm(net.middle(h)))),
-    "reversed arithmetic": lambda net, h, x: -(2 - 3 * h) / 4,
+    "reversed arithmetic": lambda net, h, x: torch.rsub(-(2 - 3 * h) / 4, net.middle(h), alpha=0.5),
+    "slopes between bounds": lambda net, h, x: F.rrelu(h, 0.2, 0.6),
     "a branch": lambda net, h, x: net.middle(h) if x.mean() < 10 and x.shape[1] == 1 else h,
     "unread work": lambda net, h, x: (x.sum(), h.mean(), h.flatten(), h)[3],
     "filled by column": lambda net, h, x: h.masked_fill(torch.arange(6) > 3, 0.3),
@@ -232,11 +233,7 @@ REFUSED = {
         "loop over the images",
     ),
     "dropout": (lambda net, h, x: F.dropout(h, 0.5), "training=self.training"),
-    "another norm": (lambda net, h, x: h / (1 + h.norm(3, 1, keepdim=True)), "order 3; only 1 and 2"),
-    "the largest of many": (
-        lambda net, h, x: h + h.repeat(1, 11, 1, 1).amax(1, keepdim=True),
-        "amax: it combines 66 elements, one by one",
-    ),
+    "a conjugate": (lambda net, h, x: h + torch.complex(h, h).conj().imag, "the conjugate of complex numbers"),
     "many groups of features": (
         lambda net, h, x: F.layer_norm(h.repeat(1, 43, 1, 1)[..., None], (1,))[:, :6, ..., 0],
         "layer_norm: it works on 258 groups of features of a pixel",

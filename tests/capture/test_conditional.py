@@ -64,6 +64,7 @@ LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
     "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
     "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, r"Python took item\(\)"),
+    "an index": (lambda e, y: (e, e * 2)[(y[0] == 7).long()], "Python took an index"),
     "NumPy": (lambda e, y: e * 2 if (y.numpy() == 7).all() else e, "Python took numpy"),
     "a size": (lambda e, y: e * 2 if len((y == 7).nonzero()) else e, "Python took the size"),
     "a masked part": (masked, "size of its result depends on the labels"),
@@ -139,7 +140,8 @@ def test_labels_must_not_decide_after_a_refresh_either(name: str) -> None:
     model.embedding = nn.Embedding(MANY, LEVELS).double()
     sampler = Sampler(model, SHAPE, image_form="unit", conditional=True)
     with torch.no_grad():
-        model.embedding.weight.mul_(2)
+        for parameter in model.parameters():
+            parameter.mul_(2)
     sampler.refresh()
     assert sampler.sample(2, torch.tensor([777, 0])).shape == (2, *SHAPE)
     with pytest.raises(Unsupported, match="it falls otherwise for these labels|than when it was captured"):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, check_causal
 from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
-from pixelcnn_fast.errors import Unsupported
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 from tests.tiers import thorough
@@ -179,6 +179,7 @@ HOLDERS: dict[str, Callable[[Normed], Callable]] = {
     "an argument of a function": lambda net: closed_over(partial(print, net)),
     "a keyword of a function": lambda net: closed_over(partial(print, end=net)),
     "a list": lambda net: closed_over([0, net]),
+    "a set": lambda net: closed_over({net}),
     "a dictionary": lambda net: closed_over({"net": net}),
     "an object": lambda net: closed_over(SimpleNamespace(net=net)),
 }
@@ -389,6 +390,16 @@ def test_a_scripted_module_is_followed_or_refused_by_name(wrap, name) -> None:
         assert f"{name} is a torch.jit.ScriptModule" in str(error)
         return
     assert torch.equal(*(found.sample(3, noise=noise(), runtime=r) for r in ("reference", "eager")))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch deprecates torch.jit
+def test_a_failure_beside_a_scripted_module_is_the_model_s() -> None:
+    class Failing(Normed):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("oh")
+
+    with pytest.raises(ModelFailed, match="KeyError: 'oh'"):
+        sampler(traced_inside(Failing().double().eval()))
 
 
 def test_lazy_layers_are_asked_to_be_made_first() -> None:

@@ -95,6 +95,7 @@ def test_a_module_that_can_t_be_pickled_is_left_behind() -> None:
     assert "was not pickled" in repr(other)
     with silence():
         pickle.dumps(other)
+        assert copy.deepcopy(other).sample(3, labels, noise=noise()).shape == (3, *SHAPE)
     with silence():  # a copy needs no pickle
         assert copy.deepcopy(sampler).sample(3, labels, noise=noise(), runtime="reference").shape == (3, *SHAPE)
 

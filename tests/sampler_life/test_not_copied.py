@@ -122,6 +122,20 @@ def test_a_borrowed_module_keeps_no_part_that_its_forward_added() -> None:
     assert [[*model.state_dict()], [name for name, _ in model.named_modules()]] == names
 
 
+def test_another_such_module_makes_a_sampler_build_anew() -> None:
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(NotCopied(), SHAPE)
+        other = NotCopied()
+        with torch.no_grad():
+            other.last.weight.mul_(-1)
+        expected = Sampler(other, SHAPE).sample(3, noise=noise())
+    with (
+        pytest.warns(UserWarning, match="NotCopied can't be copied"),
+        pytest.warns(UserWarning, match="built anew, which takes longer: its model can't be copied"),
+    ):
+        assert torch.equal(sampler.refresh(other).sample(3, noise=noise()), expected)
+
+
 def test_it_is_called_by_its_name() -> None:
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(NotCopied(), SHAPE)

@@ -272,6 +272,11 @@ def overlapping(net: Changed) -> Changed:
     return net
 
 
+class Doubling(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def of_three(net: Changed, h: Tensor) -> Tensor:
     middle, end = (net.get_buffer(name).sum() for name in ("middle", "end"))
     return net.a(h) * net.get_buffer("whole")[:, None, None] + middle - end
@@ -344,6 +349,10 @@ HARD: dict[str, tuple[Callable[[], Changed], Callable[[Changed], object]]] = {
         lambda: Changed(lambda net, h: net.b(net.a(h))),
         nested,
     ),
+    "a module of another type": (
+        lambda: Changed(lambda net, h: net.b(net.a(h))),
+        lambda net: setattr(net, "a", Doubling(6, 6, 1)),
+    ),
 }
 
 
@@ -388,10 +397,11 @@ def test_whatever_a_setting_is_another_is_noticed(one: Any, other: Any) -> None:
         Sampler(model, SHAPE).refresh(different)
 
 
-def test_log_prob_of_another_structure_is_refused() -> None:
+@pytest.mark.parametrize("name", ["more", "a"])
+def test_log_prob_of_another_structure_is_refused(name: str) -> None:
     model = Changed()
     sampler = Sampler(model, SHAPE)
-    model.more = nn.Conv2d(6, 6, 1)
+    setattr(model, name, nn.Conv2d(6, 6, 3))
     with pytest.raises(ValueError, match=r"other names or shapes now: take them with refresh\(\) first"):
         sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
 
