@@ -55,7 +55,14 @@ def masked(e: Tensor, y: Tensor) -> Tensor:
     return e
 
 
+def twice_decided(e: Tensor, y: Tensor) -> Tensor:
+    """The first branch falls alike for all labels."""
+    e = e * 2 if (y < CLASSES).all() else e
+    return e * 5 if (y == 7).any() else e
+
+
 LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "the second of two branches": (twice_decided, "it falls otherwise for label 7"),
     "the mean, beside a mask": (
         lambda e, y: (e - e.mean(0)).masked_fill((y % 2 == 0)[:, None] & (torch.arange(LEVELS) == 0), -1e9),
         "other images of the batch",
@@ -221,7 +228,7 @@ def test_conditions_that_were_not_tried_must_not_decide_either(name: str) -> Non
 def test_conditions_must_not_decide_beside_labels_that_were_tried() -> None:
     class Both(Net):
         def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
-            scale = 5 if condition.max().item() > 1e6 else 1
+            scale = 5 if min(y.max().item(), CLASSES) + condition.max().item() > 1e6 else 1
             return self.features(x) + (scale * self.embedding(y) + condition.tanh())[:, :, None, None]
 
     sampler = Sampler(Both(lambda x: x, CLASSES), SHAPE, image_form="unit", condition_shape=(LEVELS,))
@@ -319,6 +326,13 @@ def test_a_number_that_is_read_is_told_from_a_branch() -> None:
     net = OfImage(lambda h, x: h * (2 if (x >= 0).any().item() else 3))
     assert ".item()" not in (listing := str(Sampler(net, SHAPE, image_form="unit").program))
     assert "model: item() reads a number off the image, which was True in an example" in listing
+
+
+def test_all_that_is_taken_for_granted_is_listed() -> None:
+    net = OfImage(lambda h, x: (h if x.min() >= 0 else -h) * (2 if (x >= 0).any().item() else 3))
+    listing = str(Sampler(net, SHAPE, image_form="unit").program)
+    assert "model: an if on the image is True" in listing
+    assert "model: item() reads a number off the image" in listing
 
 
 def test_a_mismatch_names_what_python_read() -> None:

@@ -304,8 +304,15 @@ def test_an_odd_condition_dtype_is_refused():
         sampler(Conditioned(upsampled), condition_shape=(4, 5), condition_dtype=torch.float64)
 
 
-def test_a_condition_may_have_to_be_positive():
-    built = sampler(Conditioned(lambda net, c: everywhere(net.linear(c.sqrt()))), condition_shape=(10,))
+class InADictionary(Conditioned):
+    def forward(self, x: Tensor, condition: Tensor) -> Any:
+        return {"given": condition, "logits": super().forward(x, condition)}
+
+
+@pytest.mark.parametrize("kind, output", [(Conditioned, None), (InADictionary, "logits")])
+def test_a_condition_may_have_to_be_positive(kind, output):
+    net = kind(lambda net, c: everywhere(net.linear(c.sqrt())))
+    built = sampler(net, condition_shape=(10,), output=output)
     assert built._engine.model.condition_dtype == torch.float64
     assert_all_runtimes_agree(built, condition=torch.rand(5, 10, generator=torch.Generator().manual_seed(0)))
 

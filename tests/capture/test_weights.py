@@ -112,6 +112,7 @@ class Reading(nn.Module):
         lambda net: net.conv_in.bias.max().item(),
         lambda net: float(net.conv_in.weight.detach().numpy()[0, 0, 0, 0]),
         lambda net: net.conv_in.bias.tolist()[1],
+        lambda net: 2.0 if "0.1" in repr(net.conv_in.bias) else 3.0,
         lambda net: 2.0 if net.conv_in.bias[0] > 0.1 else 3.0,
         lambda net: 2.0 if torch.equal(net.conv_in.bias, net.conv_in.bias.clamp(max=0.2)) else 3.0,
         lambda net: int(net.gain),
