@@ -92,6 +92,16 @@ BODIES = {
     "yet more activations": lambda net, h, x: torch.exp(-abs(h)) + F.tanhshrink(h) + h.clamp(-0.1, 0.1),
     "clamped in place": lambda net, h, x: net.middle(h).clamp_(min=-0.1).clamp_max_(0.1),
     "larger and smaller": lambda net, h, x: torch.maximum(h, net.middle(h)) - torch.minimum(h, net.middle(h)),
+    "smaller than a number": lambda net, h, x: torch.minimum(h, torch.tensor(-0.05)) * h,
+    "variances": lambda net, h, x: (
+        h.var(1, correction=2, keepdim=True) + h * h.std(1, correction=0, keepdim=True)
+    ),
+    "summed up along the last axis": lambda net, h, x: h.permute(0, 2, 3, 1).cumsum(-1).permute(0, 3, 1, 2),
+    "powers of numbers": lambda net, h, x: 0.5**h - 2**h,
+    "random numbers of a seed of its own": lambda net, h, x: (
+        torch.manual_seed(0),
+        h * torch.empty(6, 1, 1, dtype=h.dtype).uniform_(1, 2),
+    )[1],
     "larger than constants": lambda net, h, x: (
         net.middle(torch.maximum(torch.zeros_like(h), h[:, :1]))
         + torch.maximum(h[:, :1], PER_CHANNEL)
@@ -102,7 +112,7 @@ BODIES = {
     ),
     "a constant clamped": lambda net, h, x: PER_CHANNEL.expand_as(h).clamp(max=h),
     "clamped where zeros were moved in": lambda net, h, x: (
-        down(h).clamp(min=0.1) + down(h).clamp(max=-0.1) + down(h).clamp_(-0.2, 0.3)
+        down(h).clamp(min=0.15) + down(h).clamp(max=-0.1) + down(h).clamp_(-0.2, 0.3)
     ),
     "exp and log": lambda net, h, x: h.exp() + (h * h + 0.1).log(),
     "layers stacked and summed": lambda net, h, x: torch.stack([h, net.middle(h), h * 2]).sum(0),

@@ -141,6 +141,14 @@ def test_labels_that_were_not_tried_must_not_decide_either(name: str, n_classes:
     assert sampler.sample(8, labels + 1, runtime="reference").shape == (8, *SHAPE)
 
 
+def test_labels_that_are_tried_are_spread_over_all() -> None:
+    """Of a thousand, 777 is among them."""
+    model = OfLabels(lambda e, y: e * 5 if (y == 777).any() else e, MANY)
+    model.embedding = nn.Embedding(MANY, LEVELS).double()
+    with pytest.raises(Unsupported, match="it falls otherwise for label 777"):
+        Sampler(model, SHAPE, image_form="unit")
+
+
 @pytest.mark.parametrize("name", OF_MANY)
 def test_labels_must_not_decide_after_a_refresh_either(name: str) -> None:
     model = OfLabels(OF_MANY[name], MANY)

@@ -295,6 +295,14 @@ REFUSED = {
         lambda net, h, x, i: F.conv2d(F.conv2d(F.pad(h, (4, 0, 4, 0)), weights(6)), weights(6)),
         "larger than the image",
     ),
+    "products of wider maps": (
+        lambda net, h, x, i: (F.pad(h, (2, 0)) * F.pad(h, (0, 2)))[..., 1:-1],
+        r"a map of \[5, 8\] pixels, which is larger than the image",
+    ),
+    "products of higher maps": (
+        lambda net, h, x, i: (F.pad(h, (0, 0, 2, 0)) * F.pad(h, (0, 0, 0, 2)))[:, :, 1:-1],
+        r"a map of \[7, 6\] pixels, which is larger than the image",
+    ),
     "layer norm over space": (lambda net, h, x, i: F.layer_norm(h, (6, 5, 6)), "layer_norm.*pixels"),
     "instance norm": (lambda net, h, x, i: F.instance_norm(h), "instance_norm"),
     "attention": (

@@ -73,6 +73,14 @@ def flattened(net: Net, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return out.view(n, height, width, c).permute(0, 3, 1, 2)
 
 
+def linear_in(net: Net, h: Tensor, order: tuple[int, ...], axes: tuple[int, int]) -> Tensor:
+    """Over the channels, with the axes in another order, and two of them as one."""
+    arranged = h.permute(order)
+    back = [order.index(axis) for axis in range(4)]
+    flat = F.linear(arranged.flatten(*axes), net.point.weight[:, :, 0, 0], net.point.bias)
+    return flat.unflatten(axes[0], arranged.shape[axes[0] : axes[1] + 1]).permute(back)
+
+
 def padded_with_ones(net: Net, x: Tensor) -> Tensor:
     both = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
     return net.above(both[:, :1] + 0.3 * both[:, 1:])[:, :, :-1]
@@ -138,6 +146,12 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "added to one of two overlapping views": overlapping,
     "linear over all pixels of all images": lambda net, x: flattened(net, x, (-1, CHANNELS)),
     "linear over all pixels": lambda net, x: flattened(net, x, (0, -1, CHANNELS)),
+    "linear, with the images last": lambda net, x: linear_in(
+        net, net.above(x)[:, :, :-1], (2, 3, 0, 1), (0, 2)
+    ),
+    "linear over rows of all images": lambda net, x: linear_in(
+        net, net.above(x)[:, :, :-1], (0, 2, 3, 1), (0, 1)
+    ),
     "a scripted function": lambda net, x: down(net.a(F.pad(x, (1, 1, 1, 0)))),
     "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
     "padded with ones": padded_with_ones,
@@ -338,6 +352,7 @@ ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "an integer divided": lambda x: (x / 255).double(),
     "float32": lambda x: (x.float() / 127.5 - 1).double(),
     "float16": lambda x: (x.half() / 255).double(),
+    "float16 times a number": lambda x: (x.half() * torch.tensor(1 / 255, dtype=torch.float64)).double(),
     "bfloat16": lambda x: x.bfloat16().div(255).double(),
 }
 

@@ -95,6 +95,18 @@ def test_all_runtimes_give_the_naive_images(name: str) -> None:
         assert torch.allclose(found, expected)
 
 
+def test_states_may_be_the_logits() -> None:
+    class States(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.first(F.pad(x, (3, 0, 1, 0)))[..., :-1])
+
+    sampler = Sampler(States(RowLSTM(C, LEVELS)), SHAPE, image_form="unit")
+    u = torch.rand(3, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(3, noise=u, runtime="reference")
+    for runtime in ("eager", "auto"):
+        assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (1, 6, 1), (1, 7, 5), (1, 2, 33)])
 @pytest.mark.parametrize("name", ["rows", "both diagonals, learned states"])
