@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import (
@@ -153,6 +154,17 @@ def test_a_branch_on_one_label_is_found(dtype):
         Unsupported, match="an if on what depends on the labels: it falls otherwise for label 8"
     ):
         compiled(WrappedModel(model, SHAPE, levels=7, image_form="levels"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_program_that_divides_by_zero_where_its_model_looks_away_is_refused_with_advice(dtype):
+    def divided(h, x):
+        before = F.pad(x, (1, 0))[..., :-1].to(h)
+        return torch.where(before > 0, h / before, h)
+
+    model = WrappedModel(Odd(divided).to(dtype), SHAPE, levels=7, image_form="levels")
+    with pytest.raises(CaptureMismatch, match="The program divides by zero, or multiplies infinity by zero"):
+        compiled(model)
 
 
 def test_a_program_that_rounds_more_than_its_model_is_refused():

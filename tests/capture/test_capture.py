@@ -16,6 +16,7 @@ from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.errors import NotCausal, Unsupported
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.nn import MaskedConv2d
+from pixelcnn_fast.ops import masked_conv_block
 from pixelcnn_fast.passes.pipeline import simplified
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.evaluate import evaluate
@@ -98,6 +99,18 @@ BODIES = {
     ),
     "summed up along the last axis": lambda net, h, x: h.permute(0, 2, 3, 1).cumsum(-1).permute(0, 3, 1, 2),
     "powers of numbers": lambda net, h, x: 0.5**h - 2**h,
+    "a fused block": lambda net, h, x: masked_conv_block(
+        h,
+        net.middle.weight,
+        net.middle.bias,
+        net.middle.mask,
+        scale=1 - PER_CHANNEL.flatten(),
+        shift=PER_CHANNEL.flatten(),
+        residual=h,
+        activation="elu",
+        alpha=0.3,
+        padding=1,
+    ),
     "random numbers of a seed of its own": lambda net, h, x: (
         torch.manual_seed(0),
         h * torch.empty(6, 1, 1, dtype=h.dtype).uniform_(1, 2),
@@ -243,7 +256,10 @@ REFUSED = {
         "loop over the images",
     ),
     "dropout": (lambda net, h, x: F.dropout(h, 0.5), "training=self.training"),
-    "a conjugate": (lambda net, h, x: h + torch.complex(h, h).conj().imag, "the conjugate of complex numbers"),
+    "a conjugate": (
+        lambda net, h, x: h * (torch.complex(PER_CHANNEL, PER_CHANNEL).conj() * 1j).real,
+        "the conjugate of complex numbers",
+    ),
     "many groups of features": (
         lambda net, h, x: F.layer_norm(h.repeat(1, 43, 1, 1)[..., None], (1,))[:, :6, ..., 0],
         "layer_norm: it works on 258 groups of features of a pixel",

@@ -286,6 +286,7 @@ def test_a_code_of_a_condition_must_not_decide(code: int) -> None:
 
 IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "an empty one": lambda h, x: h * 2 if x.sum() == 0 else h,
+    "a full one": lambda h, x: h * 2 if x.min() == 1 else h,
     "any pixel": lambda h, x: h if x.any() else h * 2,
     "a number": lambda h, x: h * 2 if x.sum().item() == 0 else h,
     "the last row": lambda h, x: h * 2 if x[:, :, -1].sum().item() > 0 else h,

@@ -74,7 +74,7 @@ def flattened(net: Net, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def linear_in(net: Net, h: Tensor, order: tuple[int, ...], axes: tuple[int, int]) -> Tensor:
-    """Over the channels, with the axes in another order, and two of them as one."""
+    """Over the channels, with the axes in another order, and some of them as one."""
     arranged = h.permute(order)
     back = [order.index(axis) for axis in range(4)]
     flat = F.linear(arranged.flatten(*axes), net.point.weight[:, :, 0, 0], net.point.bias)

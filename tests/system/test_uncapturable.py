@@ -201,6 +201,17 @@ def test_a_model_that_can_be_captured_is_said_to() -> None:
 def test_weights_can_not_be_narrowed() -> None:
     with pytest.raises(ValueError, match="runs the model itself, whose weights are not bf16"):
         sampler(pixelcnn(), (1, 4, 4), precision="bf16")
+    narrow = Sampler(pixelcnn(), (1, 4, 4), precision="bf16")
+    with pytest.raises(ValueError, match="runs the model itself, whose weights are not bf16"):
+        narrow.sample(1, runtime="reference")
+
+
+def test_a_precision_of_the_gpu_is_refused_on_the_cpu() -> None:
+    narrow = Sampler(pixelcnn(), (1, 4, 4), precision="fp16")
+    with pytest.raises(ValueError, match="precision='fp16' is for runtime 'cuda', not for 'cpu'"):
+        narrow.sample(1, runtime="cpu")
+    u = noise(2, (1, 4, 4))
+    assert torch.equal(narrow.sample(2, noise=u), narrow.sample(2, noise=u, runtime="eager"))
 
 
 def test_another_runtime_becomes_the_default() -> None:
