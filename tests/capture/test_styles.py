@@ -73,12 +73,13 @@ def flattened(net: Net, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return out.view(n, height, width, c).permute(0, 3, 1, 2)
 
 
-def linear_in(net: Net, h: Tensor, order: tuple[int, ...], axes: tuple[int, int]) -> Tensor:
+def normed_in(h: Tensor, order: tuple[int, ...], axes: tuple[int, int]) -> Tensor:
     """Over the channels, with the axes in another order, and some of them as one."""
     arranged = h.permute(order)
-    back = [order.index(axis) for axis in range(4)]
-    flat = F.linear(arranged.flatten(*axes), net.point.weight[:, :, 0, 0], net.point.bias)
-    return flat.unflatten(axes[0], arranged.shape[axes[0] : axes[1] + 1]).permute(back)
+    flat = F.layer_norm(arranged.flatten(*axes), (CHANNELS,))
+    return flat.unflatten(axes[0], arranged.shape[axes[0] : axes[1] + 1]).permute(
+        [order.index(axis) for axis in range(4)]
+    )
 
 
 def padded_with_ones(net: Net, x: Tensor) -> Tensor:
@@ -146,12 +147,8 @@ STYLES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "added to one of two overlapping views": overlapping,
     "linear over all pixels of all images": lambda net, x: flattened(net, x, (-1, CHANNELS)),
     "linear over all pixels": lambda net, x: flattened(net, x, (0, -1, CHANNELS)),
-    "linear, with the images last": lambda net, x: linear_in(
-        net, net.above(x)[:, :, :-1], (2, 3, 0, 1), (0, 2)
-    ),
-    "linear over rows of all images": lambda net, x: linear_in(
-        net, net.above(x)[:, :, :-1], (0, 2, 3, 1), (0, 1)
-    ),
+    "normed, with the images last": lambda net, x: normed_in(net.above(x)[:, :, :-1], (2, 3, 0, 1), (0, 2)),
+    "normed by rows of all images": lambda net, x: normed_in(net.above(x)[:, :, :-1], (0, 2, 3, 1), (0, 1)),
     "a scripted function": lambda net, x: down(net.a(F.pad(x, (1, 1, 1, 0)))),
     "a function with its own gradient": lambda net, x: Doubled.apply(net.above(x)[:, :, :-1]),
     "padded with ones": padded_with_ones,
