@@ -266,6 +266,12 @@ def test_a_head_that_the_compiled_runtimes_would_misread_is_left_to_eager(
         other.sample(2, runtime="cpu")
 
 
+def test_real_numbers_are_scored_as_a_model_of_fewer_digits_sees_them() -> None:
+    sampler = Sampler(Net().bfloat16(), SHAPE, head=Pair(), image_form="levels")
+    images = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sampler.log_prob(images), sampler.log_prob(images.bfloat16().float()))
+
+
 class Normalised(Net):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).log_softmax(1)
