@@ -349,7 +349,6 @@ ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "an integer divided": lambda x: (x / 255).double(),
     "float32": lambda x: (x.float() / 127.5 - 1).double(),
     "float16": lambda x: (x.half() / 255).double(),
-    "float16 times a number": lambda x: (x.half() * torch.tensor(1 / 255, dtype=torch.float64)).double(),
     "bfloat16": lambda x: x.bfloat16().div(255).double(),
 }
 

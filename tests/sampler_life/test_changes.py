@@ -150,8 +150,13 @@ class With(nn.Module):
 
 @pytest.mark.parametrize(
     "buffer",
-    [torch.zeros(3, dtype=torch.complex64), torch.full((3,), 2**53), torch.zeros(3, dtype=torch.bool)],
-    ids=["complex", "large integers", "bools"],
+    [
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, dtype=torch.complex64).conj(),
+        torch.full((3,), 2**53),
+        torch.zeros(3, dtype=torch.bool),
+    ],
+    ids=["complex", "conjugate", "large integers", "bools"],
 )
 def test_buffers_of_every_kind(buffer: Tensor) -> None:
     model = With(buffer)
