@@ -212,6 +212,14 @@ def test_a_borrowed_module_is_put_back_as_it_was() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
+def test_a_part_of_a_borrowed_module_may_be_in_training() -> None:
+    model = Normed().eval()
+    model.norm.train()
+    with borrowed(model):
+        assert not model.norm.training
+    assert model.norm.training and not model.training
+
+
 class Adapted(Unique):
     """An adapter that is merged into the weights in eval mode, as LoRA is."""
 
@@ -332,8 +340,10 @@ def test_wrappers_are_taken_off(wrap) -> None:
 
 
 def test_what_is_compiled_inside_runs_eagerly_while_it_is_captured() -> None:
-    assert sampler(CompiledFunction().double()).sample(1).shape == (1, *SHAPE)
+    model = CompiledFunction().double()
     stance = torch._dynamo.eval_frame._stance
+    assert sampler(model).sample(1).shape == (1, *SHAPE)
+    assert torch._dynamo.eval_frame._stance == stance
     with eagerly, eagerly:
         assert torch._dynamo.eval_frame._stance.stance == "force_eager"
     assert torch._dynamo.eval_frame._stance == stance
