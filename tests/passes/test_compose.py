@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def chain(inner: int, *readers: Instruction, steps: tuple[Step, ...] = ()) -> Pr
     return Program((1, 4, 5), 3, (levels, first, *readers), (readers[-1].out,), torch.float64)
 
 
-def at_pixel(out: int, channels: tuple[int, int], *more: Tap) -> Instruction:
+def at_pixel(out: int, channels: tuple[int, int], *more: Tap) -> Convolution:
     return Convolution(out, channels[1], "reader", (tap(1, channels, dy=0), *more), random(channels[1]))
 
 
@@ -47,6 +49,7 @@ CASES = {
     "wide between narrow": (chain(8, at_pixel(2, WIDE)), True),
     "beside a tap at the same pixel": (chain(8, at_pixel(2, WIDE, tap(0, (1, 3)))), True),
     "two readers": (chain(8, at_pixel(2, (8, 4)), at_pixel(3, WIDE, tap(2, (4, 3)))), True),
+    "a reader without a bias": (chain(8, replace(at_pixel(2, WIDE), bias=None)), True),
     "kept for another reader": (
         chain(8, Pointwise(2, 8, "other", Read(1)), at_pixel(3, WIDE, tap(2, WIDE))),
         True,

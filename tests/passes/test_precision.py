@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelcnn_fast.passes.precision import in_dtype
+from pixelcnn_fast.passes.precision import in_dtype, rounded_weights
 from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
 from pixelcnn_fast.program.verify import verify
 
@@ -44,6 +44,18 @@ def test_every_constant_is_rounded(dtype: torch.dtype) -> None:
     assert affine.scale is not None and affine.shift is not None
     assert torch.equal(affine.scale, SCALE.to(dtype)) and torch.equal(affine.shift, -SCALE.to(dtype))
     assert out.steps[0].alpha == 0.3 and str(in_dtype(rounded, torch.float64)) == str(PROGRAM)
+
+
+def test_only_the_weights_of_taps_are_rounded_to_what_is_stored() -> None:
+    rounded = rounded_weights(PROGRAM, torch.bfloat16)
+    verify(rounded)  # all constants are in the program's dtype
+    table, conv, _ = rounded.instructions
+    assert isinstance(table, FromLevels) and isinstance(conv, Convolution)
+    assert table.table is not None and conv.bias is not None
+    assert torch.equal(conv.taps[0].weight, WEIGHT.bfloat16().double())
+    assert torch.equal(table.table, TABLE) and torch.equal(conv.bias, BIAS)
+    (affine,) = conv.steps
+    assert affine.scale is not None and torch.equal(affine.scale, SCALE)
 
 
 def test_what_is_beyond_the_range_becomes_the_nearest() -> None:

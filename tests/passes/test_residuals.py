@@ -37,6 +37,7 @@ CASES = {
     "W g": (program(steps=()), {Read(2), LEFT}),
     "x + W g through a relu": (program(steps=(Step("add", value=Read(1)), Step("relu"))), {HERE, LEFT}),
     "W g - x": (program(steps=(Step("add", alpha=-1.0, value=Read(1)),)), {HERE, LEFT}),
+    "x times W g": (program(steps=(Step("multiply", value=Read(1)),)), {HERE, LEFT}),
     "x of another pixel": (program(steps=(Step("add", value=Read(1, -1, 0)),)), {HERE, LEFT}),
     "g of another pixel": (program(dy=-1), {HERE, LEFT}),
 }
