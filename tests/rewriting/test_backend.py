@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pixelcnn_fast import accelerate
 from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting import gates
 from pixelcnn_fast.rewriting.backend import Backend
@@ -514,6 +516,45 @@ def test_a_layer_computes_what_it_did(name: str) -> None:
     assert ("with what is added" in str(backend.report)) == (name in INSIDE)
 
 
+def in_place_with_ones(m: Swapped, x: Tensor) -> Tensor:
+    return m.convolved(x, m.weight.clone().masked_fill_(m.mask == 0, 1.0))
+
+
+def gated(a: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+# what is no masked convolution or no gate of halves, though it looks like one; f is a map [2, 4, 6, 5]
+LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "filled with ones": lambda m, f: m.convolved(f, m.weight.masked_fill(m.mask == 0, 1.0)),
+    "filled with ones in place": in_place_with_ones,
+    "a stride": lambda m, f: F.conv2d(f, m.weight * m.mask, stride=(1, 2)),
+    "groups": lambda m, f: F.conv2d(f, (m.weight * m.mask)[:, :2], groups=2),
+    "groups of masked parts": lambda m, f: F.conv2d(f, m.weight[:, :2] * m.mask[:, :2], groups=2),
+    "one image": lambda m, f: F.conv2d(f[0], m.weight * m.mask),
+    "padded unevenly": lambda m, f: F.conv2d(f, m.weight[:, :, :2] * m.mask[:, :, :2], padding="same"),
+    "every second channel": lambda m, f: gated(f[:, :2:2], f[:, 2::2]),
+    "halves of some rows": lambda m, f: gated(f[:, :2, 1:], f[:, 2:, 1:]),
+    "halves of some images": lambda m, f: gated(f[:1, :2], f[:1, 2:]),
+    "quarters": lambda m, f: gated(*torch.cat([f, f + 1], 1).split(2, 1)[:2]),
+    "quarters by number": lambda m, f: gated(*torch.cat([f, f + 1], 1).chunk(4, 1)[:2]),
+    "later quarters": lambda m, f: gated(*torch.cat([f, f + 1], 1).split(2, 1)[1:3]),
+    "images": lambda m, f: gated(*f.chunk(2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_what_only_looks_like_a_pattern_is_left() -> None:
+    torch._dynamo.reset()
+    model, backend = Swapped(lambda m, x: [form(m, 1 * x) for form in LOOKALIKES.values()]).double(), Backend()
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    found, expected = torch.compile(model, backend=backend)(x), model(x)
+    torch.testing.assert_close(
+        dict(zip(LOOKALIKES, found, strict=True)), dict(zip(LOOKALIKES, expected, strict=True))
+    )
+    assert not backend.report.rewritten and not backend.report.warnings, str(backend.report)
+
+
 class Chain(nn.Module):
     """Many layers, of which each has a convolution of its own before it."""
 
@@ -561,7 +602,10 @@ def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
         sum(backend.report.rewritten.values()) == 2 * (5 + 4) + 2
     )  # in training and in inference, which adds sums
     text = str(backend.report)
-    assert "conv2d [8, 4, 3, 3] → masked_conv2d" in text and "tanh · sigmoid → gated_activation" in text
+    assert (
+        "conv2d [8, 4, 3, 3] → masked_conv2d (4 times): public_networks.py" in text
+        and "tanh · sigmoid → gated_activation" in text
+    )
     assert "test_backend.py" in text and "return F.conv2d(x, weight" in text
     assert "conv2d [7, 4, 1, 1]: its weight has no mask, and no padding or crop could be taken in" in text
 
@@ -667,7 +711,7 @@ def test_a_rewrite_that_fails_costs_nothing_but_speed(monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="rewriting it failed .KeyError: 'a mistake'.. Please report it"):
         found = torch.compile(model, backend=backend)(x)
     torch.testing.assert_close(found, model(x))
-    assert "note       a graph stays as it is" in str(backend.report)
+    assert "note       a graph stays as it is" in str(backend.report) and not backend.report.rewritten
 
 
 def test_it_has_a_name() -> None:
@@ -675,13 +719,45 @@ def test_it_has_a_name() -> None:
     model, x = Masked(2, 3, raster_mask(3, 3, "B")), torch.randn(1, 2, 4, 4)
     expected = model(x)
     torch.testing.assert_close(torch.compile(model, backend="pixelcnn_fast")(x), expected)
-    live = torch.compile(model, backend="pixelcnn_fast", options={"live_gradients": True})
-    torch.testing.assert_close(live(x), expected)
+    in_place = MaskedInPlace(2, 3, raster_mask(3, 3, "B"))
+    for live in (False, True):
+        torch._dynamo.reset()
+        in_place.zero_grad()
+        compiled = torch.compile(in_place, backend="pixelcnn_fast", options={"live_gradients": live})
+        compiled(x).sum().backward()
+        gradient = in_place.conv.weight.grad
+        assert gradient is not None and gradient[:, :, 2].any() == (not live)
     wrong: list[dict[str, Any]] = [{"speed": 2}, {"mode": "fast"}, {"live_gradients": 2}]
     for options in wrong:
         torch._dynamo.reset()
         with pytest.raises(Exception, match="expected {'mode': 'eager'} or {'mode': 'inductor'}"):
             torch.compile(model, backend="pixelcnn_fast", options=options)(x)
+
+
+ASKING: list[Callable[[nn.Module], Any]] = [
+    lambda model: accelerate(model, "inductor") and model,
+    lambda model: torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor"}),
+]
+
+
+@pytest.mark.parametrize("asked", ASKING, ids=["accelerate", "by name"])
+def test_inductor_is_given_what_was_rewritten(
+    asked: Callable[[nn.Module], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is replaced by one that needs no compiler."""
+    torch._dynamo.reset()
+    given: list[str] = []
+
+    def compile_fx(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        given.append(module.code)
+        return module.forward
+
+    monkeypatch.setattr(importlib.import_module("torch._inductor.compile_fx"), "compile_fx", compile_fx)
+    model, x = Masked(2, 3, raster_mask(3, 3, "B")), torch.randn(1, 2, 4, 4)
+    expected = model(x)
+    torch.testing.assert_close(asked(model)(x), expected)
+    (code,) = given
+    assert CONVOLUTION in code
 
 
 def test_an_unknown_mode_is_refused() -> None:

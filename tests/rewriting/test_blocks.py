@@ -73,6 +73,13 @@ BLOCKS: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
     "elu": (lambda m, x: F.elu(masked(m, x), 0.3), ["convolution, elu"]),
     "elu of a keyword": (lambda m, x: F.elu(masked(m, x), alpha=0.3), ["convolution, elu"]),
     "leaky": (lambda m, x: F.leaky_relu(masked(m, x)), ["convolution, leaky_relu"]),
+    "norm without a scale, and leaky by keyword": (
+        lambda m, x: F.leaky_relu(
+            F.batch_norm(masked(m, x), m.norm.running_mean, m.norm.running_var, bias=m.norm.bias),
+            negative_slope=0.3,
+        ),
+        ["convolution, norm, leaky_relu"],
+    ),
     "silu": (lambda m, x: F.silu(masked(m, x)), ["convolution, silu"]),
     "sigmoid": (lambda m, x: masked(m, x).sigmoid(), ["convolution, sigmoid"]),
     "softplus": (lambda m, x: F.softplus(masked(m, x)), []),

@@ -330,7 +330,41 @@ def test_forward_mode_derivatives_are_refused(gradients: bool) -> None:
                 fast(forward_ad.make_dual(images(), torch.ones(SHAPE, dtype=torch.float64)))
 
 
+def test_forward_mode_derivatives_of_what_is_not_rewritten_are_left() -> None:
+    _, fast, backend = pair(lambda m, x: m.conv("a", x))
+    fast(images())  # is rewritten
+    doubled = torch.compile(lambda x: 2 * x, backend=backend)
+    with forward_ad.dual_level():
+        found = doubled(forward_ad.make_dual(images(), torch.ones(SHAPE, dtype=torch.float64)))
+        assert torch.equal(forward_ad.unpack_dual(found).tangent, torch.full(SHAPE, 2.0, dtype=torch.float64))
+    assert backend.report.rewritten
+
+
 # -- shapes
+
+
+RESHAPING: dict[str, tuple[Any, ...]] = {
+    "t_": (),
+    "swapaxes_": (0, 1),
+    "swapdims_": (0, 1),
+    "squeeze_": (),
+    "unsqueeze_": (0,),
+    "as_strided_": ((2, 2), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPING)
+def test_each_way_to_reshape_in_place_is_known(name: str) -> None:
+    def reshaped(x: Tensor) -> Tensor:
+        x = x * 1
+        getattr(x, name)(*RESHAPING[name])
+        return x
+
+    torch._dynamo.reset()
+    x, backend = torch.randn(5, 3), Backend()
+    found, expected = torch.compile(reshaped, backend=backend)(x), reshaped(x)
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
+    assert "a graph that reshapes a tensor in place" in str(backend.report)
 
 
 def test_a_tensor_that_is_reshaped_in_place_leaves_the_graph() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from public_networks import MaskedChild
 from torch import Tensor
 
+from pixelcnn_fast.nn import raster_mask
 from pixelcnn_fast.rewriting import worth
 from pixelcnn_fast.rewriting.backend import Backend
 from tests.rewriting.test_backend import Gated
@@ -27,3 +29,11 @@ def test_small_networks_are_left(monkeypatch: pytest.MonkeyPatch, images: int) -
     assert sum(backend.report.rewritten.values()) == (0 if images == 1 else 2 + 4 + 1), str(backend.report)
     assert f"tanh · sigmoid: {worth.TOO_SMALL}" in str(backend.report) or images == 3
     assert f"conv2d [8, 4, 1, 3]: {worth.TOO_SMALL}" in str(backend.report)
+
+
+def test_sizes_that_vary_count_as_what_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(worth, "FEWEST_PRODUCTS", 3 * 5 * 4 * 8 * 4 * 9)  # of three images
+    layer, backend = MaskedChild(4, 8, raster_mask(3, 3, "B")), Backend()
+    torch.compile(layer, backend=backend, dynamic=True)(torch.randn(3, 4, 5, 4))
+    assert backend.report.rewritten, str(backend.report)
