@@ -238,10 +238,10 @@ def _size(node: Any) -> Pair | None:
 
 def _padding(node: fx.Node) -> Pair | None:
     """Above and to the left, of a call that pads height and width by zeros."""
-    names = ("input", "pad", "mode", "value")
+    names = (
+        ("input", "pad", "value") if node.target is torch.constant_pad_nd else ("input", "pad", "mode", "value")
+    )
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    if is_call(node, (torch.constant_pad_nd,)):
-        given = {"pad": node.args[1], "value": node.args[2] if len(node.args) > 2 else 0}
     pad = given.get("pad")
     if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0):
         return None

@@ -123,6 +123,43 @@ def test_windows(name: str, last: bool) -> None:
     assert found == windows, str(backend.report)
 
 
+def padded_without_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        padded = F.pad(x, (1, 1, 1, 1))
+    return m.conv(padded)
+
+
+def cropped_without_gradients(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    with torch.no_grad():
+        return y[:, :, 1:] * 2
+
+
+LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "padded without gradients": padded_without_gradients,
+    "cropped without gradients": cropped_without_gradients,
+    "padded with constants": lambda m, x: m.conv(torch.constant_pad_nd(x, (1, 1, 1, 1), 2.0)),
+    "padded with constants by name": lambda m, x: m.conv(torch.constant_pad_nd(x, (1, 1), value=2.0)),
+    "channels padded": lambda m, x: m.conv(F.pad(x[:, :3], (1, 1, 1, 1, 0, 1))),
+    "some images": lambda m, x: m.conv(x)[:1, :, 1:] * 2,
+    "images cropped before": lambda m, x: m.conv(x[1:, :, 1:]),
+    "a row": lambda m, x: m.conv(x)[:, :, 1] * 2,
+}
+
+
+def test_what_only_looks_like_a_window_is_left() -> None:
+    torch._dynamo.reset()
+    layer, backend = Layer(lambda m, x: [form(m, x) for form in LOOKALIKES.values()], (3, 3)), Backend()
+    found = []
+    for model in (torch.compile(layer, backend=backend), layer):
+        x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        results = model(x)
+        gradients = torch.autograd.grad(sum(y.square().sum() for y in results if y.requires_grad), x)
+        found.append(dict(zip([*LOOKALIKES, "gradients"], [*results, *gradients], strict=True)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert not backend.report.rewritten, str(backend.report)
+
+
 WHY = {
     "shifted, and reads what was cut": "it reads what was cut off",
     "source written": "something writes into its map",
