@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -77,6 +78,11 @@ def masked(layer: Any, x: Tensor) -> Tensor:
 def in_place(layer: Any, x: Tensor) -> Tensor:
     layer.weight.data *= layer.mask
     return layer.masked(x)
+
+
+def masked_in_place(layer: Any, x: Tensor) -> Tensor:
+    layer.weight.data *= layer.mask
+    return F.conv2d(x, layer.weight, layer.bias, padding=layer.padding)
 
 
 def three_times(layer: Any, x: Tensor) -> Tensor:
@@ -236,6 +242,16 @@ def test_the_module_stays_what_it_is_and_undo_leaves_no_trace() -> None:
     assert vars(model) == before
 
 
+def test_undone_handles_leave_later_ones_alone() -> None:
+    model = Layer(2, masked)
+    first = accelerate(model)
+    first.undo()
+    second = accelerate(model)
+    first.undo()
+    model(torch.randn(1, 2, 6, 5))
+    assert second.report.rewritten and not first.report.rewritten
+
+
 def test_copies_and_pickles_are_plain() -> None:
     model = network()
     expected = model(IMAGES)
@@ -276,6 +292,21 @@ def test_the_handle_tells_what_was_rewritten_and_where() -> None:
     )
 
 
+def test_the_handle_names_modules_that_pytorch_itself_calls() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 1)), nn.ReLU())
+    handle = accelerate(model)
+    model(torch.zeros(1, 1, 3, 3))
+    assert str(handle).endswith("could be taken in: in module 0.1")
+
+
+def test_live_gradients_are_those_of_live_taps_only() -> None:
+    for live in (False, True):
+        layer = Layer(2, masked_in_place)
+        accelerate(layer, live_gradients=live)
+        layer(torch.randn(2, 2, 6, 5)).square().sum().backward()
+        assert layer.weight.grad is not None and bool(layer.weight.grad[:, :, 2].any()) == (not live)
+
+
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 def test_losses_follow_the_plain_model(mode: Any) -> None:
     curves: list[list[float]] = []
@@ -303,7 +334,7 @@ def test_a_function_is_accelerated_with_the_models_that_it_calls() -> None:
         return loss.detach()
 
     handle = accelerate(step)
-    torch.testing.assert_close(handle(fast, IMAGES), step(plain, IMAGES))
+    torch.testing.assert_close(handle(fast, images=IMAGES), step(plain, IMAGES))
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     assert handle.report.rewritten
@@ -522,20 +553,46 @@ def test_nan_in_a_dead_weight_is_not_spread() -> None:
         torch.testing.assert_close(fast(x), expected)
 
 
-def test_it_is_told_when_pytorch_gives_up() -> None:
-    class Numbered(nn.Module):
-        name = ""
+class Numbered(nn.Module):
+    """It is compiled again for every name."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x + len(self.name)
+    name = ""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return x + len(self.name)
+
+
+def call_with_names(model: nn.Module, call: Callable[[Tensor], Tensor]) -> None:
+    for i in range(12):
+        model.name = i * "x"
+        assert torch.equal(call(torch.ones(2)), torch.full((2,), 1.0 + i))
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What PyTorch's compiler itself logs."""
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("torch._dynamo.convert_frame"), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def test_it_is_told_when_pytorch_gives_up(logged: list[logging.LogRecord]) -> None:
     model = Numbered()
     handle = accelerate(model)
     with pytest.warns(UserWarning, match="PyTorch has stopped compiling 'forward'"):
-        for i in range(12):
-            model.name = i * "x"
-            assert torch.equal(model(torch.ones(2)), torch.full((2,), 1.0 + i))
-    assert "note       PyTorch has stopped compiling" in str(handle)
+        call_with_names(model, model)
+    assert "note       PyTorch has stopped compiling" in str(handle) and len(logged) == 1
+
+
+def test_it_is_not_told_of_models_that_somebody_else_compiles(logged: list[logging.LogRecord]) -> None:
+    model, other = Numbered(), Numbered()
+    handle = accelerate(model)
+    model(torch.ones(2))
+    call_with_names(other, torch.compile(other, backend="eager"))
+    assert len(logged) == 1 and not handle.report.warnings
 
 
 @pytest.mark.parametrize("name", few(foreign.NETWORKS, 3))
