@@ -65,6 +65,13 @@ CASES: dict[str, tuple[list[Instruction], int]] = {
     ),
     "sum with itself": ([convolution(1), then(2, 1, add(1))], 3),
     "operand of two steps": ([convolution(1), convolution(2), then(3, 1, add(2), Step("relu"))], 2),
+    "two steps on what is read twice": (
+        [
+            *(convolution(1), convolution(2, True, Step("relu"))),
+            *(then(3, 1, Step("tanh")), then(4, 1, add(2), Step("relu")), then(5, 4, add(3))),
+        ],
+        5,
+    ),
     "levels in steps": ([FromLevels(1, C, "table", table=random(5, C)), then(2, 1, AFFINE)], 2),
     "levels and a condition": ([FromLevels(1, C, "table", table=random(5, C)), then(2, 1, CONDITION)], 3),
     "at another pixel": ([convolution(1), Pointwise(2, C, "then", Read(1, -1, 0), steps=(AFFINE,))], 3),

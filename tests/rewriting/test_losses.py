@@ -23,6 +23,13 @@ def of_pixels(x: Tensor, levels: Tensor = LEVELS) -> Tensor:
     return F.cross_entropy(x, levels, reduction="none")
 
 
+def reduced_without_gradients(x: Tensor) -> Tensor:
+    costs = of_pixels(x)
+    with torch.no_grad():
+        mean = costs.mean()
+    return mean + x.sum()
+
+
 # the loss of logits and levels, the logits, and whether it is rewritten
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
     "maps": (lambda x: F.cross_entropy(x, LEVELS), MAP, True),
@@ -54,7 +61,9 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
     "of pixels, with axes": (lambda x: of_pixels(x).mean((1, 2, 3), keepdim=True), MAP, False),
     "of pixels, of halves": (lambda x: of_pixels(x).view(4, -1).mean(1), MAP, False),
     "of pixels, in another dtype": (lambda x: of_pixels(x).sum(dtype=torch.float32), MAP, False),
+    "of pixels, reduced without gradients": (reduced_without_gradients, MAP, False),
     "none": (lambda x: of_pixels(x), MAP, False),
+    "sum, the old way": (lambda x: F.cross_entropy(x, LEVELS, size_average=False), MAP, False),
     "ignored by default": (lambda x: F.cross_entropy(x, SOME), MAP, True),
     "ignored": (lambda x: F.cross_entropy(x, LEVELS, ignore_index=2), MAP, True),
     "ignored, sum": (lambda x: F.cross_entropy(x, LEVELS, ignore_index=2, reduction="sum"), MAP, True),
@@ -70,6 +79,7 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str) -> None:
     torch._dynamo.reset()

@@ -349,6 +349,14 @@ def outside_inference_mode(m: Any, x: Tensor) -> Tensor:
         return torch.relu(m.a(x))
 
 
+def gate_with_gradients_of_a_half(m: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = m.a(x)
+    t = torch.tanh(x[:, :2])
+    with torch.enable_grad():
+        return t * torch.sigmoid(x[:, 2:])
+
+
 def norm_outside(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = m.a(x)
@@ -497,7 +505,16 @@ def test_an_op_that_makes_the_mask_is_called_as_often_as_it_was() -> None:
     assert len(calls) == 2
 
 
-def test_an_op_that_says_that_it_writes() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.ops.pixelcnn_fast_tests.halve(x),
+        lambda x: torch.ops.pixelcnn_fast_tests.halve.default(x),
+        lambda x: torch.ops.pixelcnn_fast_tests.halve.default(x=x),
+    ],
+    ids=["packet", "overload", "by name"],
+)
+def test_an_op_that_says_that_it_writes(call: Callable[[Tensor], None]) -> None:
     with torch.library._scoped_library("pixelcnn_fast_tests", "DEF") as library:
         library.define("halve(Tensor(a!) x) -> ()")
 
@@ -510,7 +527,7 @@ def test_an_op_that_says_that_it_writes() -> None:
         def halved(m: Any, x: Tensor) -> Tensor:
             with torch.no_grad():
                 weight = m.a.weight * m.a.mask
-                torch.ops.pixelcnn_fast_tests.halve(m.a.mask)
+                call(m.a.mask)
                 return F.conv2d(x, weight, padding=1)
 
         torch._dynamo.reset()
