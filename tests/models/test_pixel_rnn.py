@@ -292,6 +292,8 @@ THIRDS = {channels: channel_groups(channels, 3, "thirds") for channels in (4, 6)
         (dict(channel_groups=(THIRDS[4], THIRDS[6])), r"shapes \[4\] and \[6\], expected \[6\] and \[4\]"),
         (dict(channel_groups=THIRDS[6]), "expected two tensors of integers"),
         (dict(channel_groups=([0] * 6, [0] * 4)), "expected two tensors of integers"),
+        (dict(channel_groups=(THIRDS[6], THIRDS[4].float())), "expected two tensors of integers"),
+        (dict(in_channels=True), "in_channels is True, expected an integer"),
     ],
 )
 def test_refusals_of_a_layer(settings, message):

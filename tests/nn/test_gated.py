@@ -25,6 +25,10 @@ def test_the_gate():
     assert_identical_up_to_rounding(gate(x), x[:, :5].tanh() * x[:, 5:].sigmoid())
     for c in (condition, condition[:, :, None, None]):
         assert torch.equal(gate(x, c), gate(x + condition[:, :, None, None]))
+    columns = torch.randn(3, 10, 7, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="2C"):
+        gate(x, columns)
+    assert torch.equal(gate(x[..., :1], columns), gate(x[..., :1] + columns))
     assert torch.equal(gate(x, x), gate(x + x))
     for bad in [(torch.zeros(1, 3, 2, 2),), (x, torch.zeros(3, 5)), (x, torch.zeros(3, 5, 7, 5))]:
         with pytest.raises(ValueError, match="2C"):

@@ -47,6 +47,17 @@ def test_equals_cross_entropy(isa, dtype, layout):
                 assert_right(one, other, true)
 
 
+def test_levels_may_have_gaps() -> None:
+    logits = torch.randn(2, 3, 4, 5, 7, dtype=torch.float64)
+    levels = torch.randint(7, (2, 3, 5, 4)).mT
+    for got, expected in zip(
+        run(ops.categorical_nll, logits, levels, logits.dtype),
+        run(plain, logits, levels, logits.dtype),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
 def test_far_logits_do_not_overflow():
     logits = torch.tensor([3e38, -3e38, 0.0, 1e3]).expand(1, 1, 1, 2, 4).contiguous()
     levels = torch.tensor([0, 0]).view(1, 1, 1, 2)
@@ -77,6 +88,9 @@ def test_gradients_and_registration():
         (torch.zeros(1, 1, 2, 2, 4), torch.full((1, 1, 2, 2), -1), "levels span -1...-1, expected 0...3"),
         (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 2, 2, dtype=torch.long), "do not fit"),
         (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 1, 2, 2), "integers"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 1, 2, 2, dtype=torch.bool), "integers"),
+        (torch.zeros(1, 1, 2, 2, 4).long(), torch.zeros(1, 1, 2, 2).long(), "floating point"),
+        (torch.zeros(1, 1, 2, 2, 4), torch.zeros(1, 1, 2, 2, device="meta").long(), "levels are on meta"),
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -122,6 +136,8 @@ def test_levels_that_are_ignored(backend: str, layout: str) -> None:
         torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="levels span -7...4"):
         ops.categorical_nll(logits, levels, backend)
+    with pytest.raises(ValueError, match="levels span 0...9"):
+        ops.categorical_nll(logits, levels.where(levels != 4, 9), backend, -7)
     x = logits.clone().requires_grad_()
     assert torch.autograd.gradgradcheck(
         lambda x: ops.categorical_nll(x, levels[:, :1, :1, 5:9], backend, -7), x[:, :1, :1, 5:9]

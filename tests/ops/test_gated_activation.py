@@ -55,6 +55,11 @@ def test_a_map_with_gaps():
     for part in (x[:, 1:5], x[..., ::2], x.to(memory_format=torch.channels_last)[:, :, 1:, 2:]):
         got = ops.gated_activation(part)
         assert (got - reference.gated_activation(part)).abs().max() < 1e-14
+    for condition in (torch.randn(6, 2).double().mT, torch.randn(2, 6, 8, 5).double().mT):
+        got, expected = (
+            run(gate, x, condition, x.dtype) for gate in (ops.gated_activation, reference.gated_activation)
+        )
+        torch.testing.assert_close(got, expected)
 
 
 def test_gradients_and_registration():
@@ -75,6 +80,8 @@ def test_gradients_and_registration():
         (torch.zeros(4, 2), None, "expected"),
         (torch.zeros(2, 4, 2, 2), torch.zeros(2, 2), "does not fit"),
         (torch.zeros(2, 4, 2, 2), torch.zeros(2, 4).double(), "convert one"),
+        (torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, device="meta"), "convert one"),
+        (torch.zeros(2, 4, 2, 3), torch.zeros(2, 4, 3, 2), "does not fit"),
     ],
 )
 def test_refusals(x, condition, message):

@@ -230,6 +230,30 @@ def test_gradients_against_finite_differences(backend):
     torch.autograd.gradcheck(lambda x, w, b: ops.masked_conv2d(x, w, b, mask, backend=backend), inputs)
 
 
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_each_gradient_may_be_asked_for_alone(wanted: tuple[int, ...]) -> None:
+    *tensors, mask = problem(2, 2, 3, (3, 3), 4, 3)
+    of = [tensors[at].requires_grad_() for at in wanted]
+    found, expected = (
+        torch.autograd.grad(f(*tensors, mask).square().sum(), of) for f in (ops.masked_conv2d, plain)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_vectors_may_have_gaps() -> None:
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6)
+    vectors = [torch.randn(2 * 4, dtype=torch.float64)[::2] for _ in range(3)]
+    condition = torch.randn(4, 2, dtype=torch.float64).mT
+    found, expected = (
+        ops.masked_conv_block(x, weight, *rest)
+        for rest in (
+            (vectors[0], mask, *vectors[1:], condition),
+            (vectors[0].clone(), mask, *(v.clone() for v in vectors[1:]), condition.contiguous()),
+        )
+    )
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("has_bias", few([True, False], 1))
 def test_second_and_third_derivatives(backend, has_bias):
@@ -318,7 +342,12 @@ def test_autocast_computes_as_convolutions_do():
         (dict(bias=torch.zeros(5)), "bias"),
         (dict(weight=torch.zeros(4, 3, 2, 3), mask=torch.zeros(4, 3, 2, 3)), "odd sizes"),
         (dict(x=torch.zeros(2, 3, 5, 5, dtype=torch.bfloat16)), "convert one"),
+        (dict(bias=torch.zeros(4, dtype=torch.float64)), "bias is torch.float64, x is torch.float32"),
+        (dict(mask=torch.ones(4, 3, 3, 3, device="meta")), "mask is on meta, x is on cpu"),
         (dict(padding=-1), "padding"),
+        (dict(padding=(0, -1)), "padding"),
+        (dict(dilation=0), "dilation"),
+        (dict(dilation=(1, 9), padding=0), "its width, padded by 0, is smaller than the dilated kernel"),
         (dict(padding="full"), "padding"),
         (dict(dilation=9, padding=0), "smaller than the dilated kernel"),
         (dict(backend="cudnn"), "expected 'auto'"),
@@ -430,6 +459,24 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
         results.append((y, *first, *second))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_dense_gradients_of_windows(name: str) -> None:
+    """Which are all gradients, where nothing is masked."""
+    padding, kernel, dilation, size = WINDOWS[name]
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    weight = torch.randn(4, 3, *kernel, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(
+            torch.ops.pixelcnn_fast.masked_conv2d.default(
+                x, weight, None, torch.ones(1), padding, (dilation, dilation), "auto", dense, None, size
+            ).sum(),
+            weight,
+        )
+        for dense in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_many_gradients_at_once() -> None:

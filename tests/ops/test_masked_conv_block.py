@@ -124,3 +124,17 @@ def test_activations_are_the_steps_of_that_name(activation):
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     alpha = 0.3 if KINDS[activation].alpha else 1.0
     assert torch.equal(ACTIVATIONS[activation](x, alpha), FORMULAS[activation](x, alpha))
+
+
+def test_autocast_lowers_what_convolutions_read_and_the_residual() -> None:
+    inputs, extra = problem(2, 3, 4, (3, 3), 5, 6).to(torch.float32), terms(2, 4, 5, 6).to(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.masked_conv_block(*inputs, *extra)
+    low = extra._replace(residual=terms(2, 4, 5, 6).to(torch.bfloat16).residual)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, ops.masked_conv_block(*inputs.to(torch.bfloat16), *low))
+
+
+def test_no_image() -> None:
+    x, *others = problem(2, 3, 4, (3, 3), 5, 6)
+    assert ops.masked_conv_block(x[:0], *others).shape == (0, 4, 5, 6)

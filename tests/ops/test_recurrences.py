@@ -263,6 +263,15 @@ def test_the_definition_tells_directions_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_weights_and_states_may_have_gaps(name: str) -> None:
+    function, taps, _ = CASES[name]
+    given = inputs(3, taps, 2, (4, 5), True)
+    spread = [given[0], *(x if x is None else torch.stack([x, x], -1)[..., 0] for x in given[1:])]
+    found, expected = (with_gradients(function, each, torch.float64) for each in (spread, given))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_nothing_to_compute(name: str) -> None:
     function, taps, _ = CASES[name]
     for n, size in ((0, (3, 4)), (2, (0, 4)), (2, (3, 0))):
@@ -351,6 +360,10 @@ WEIGHT = torch.zeros(8, 2, 3)
         ((torch.zeros(1, 8, 2, 2), WEIGHT, None, torch.zeros(1, 2)), r"c0 \[1, 2\]: expected \[2\]"),
         ((torch.zeros(1, 8, 2, 2), WEIGHT.double()), "weight is torch.float64, sums are torch.float32"),
         ((torch.zeros(1, 8, 2, 2), WEIGHT.long()), "weight is torch.int64"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, None, torch.zeros(2).double()), "c0 is torch.float64"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, torch.zeros(2, device="meta")), "h0 is torch.float32 on meta"),
+        ((torch.zeros(1, 8, 2, 2), 3), "weight is a int, expected a tensor"),
+        ((torch.zeros(1, 8, 2, 2), WEIGHT, 0.0), "h0 is a float, expected a tensor"),
         ((torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "cuda"), "backend is 'cuda', expected 'auto' or"),
         (
             (torch.zeros(1, 8, 2, 2), WEIGHT, None, None, "triton"),

@@ -334,6 +334,7 @@ def test_forward_mode_derivatives_of_what_is_not_rewritten_are_left() -> None:
     _, fast, backend = pair(lambda m, x: m.conv("a", x))
     fast(images())  # is rewritten
     doubled = torch.compile(lambda x: 2 * x, backend=backend)
+    doubled(images())
     with forward_ad.dual_level():
         found = doubled(forward_ad.make_dual(images(), torch.ones(SHAPE, dtype=torch.float64)))
         assert torch.equal(forward_ad.unpack_dual(found).tangent, torch.full(SHAPE, 2.0, dtype=torch.float64))
