@@ -69,6 +69,10 @@ VALID = program(LEVELS, CONV, GATE, LOGITS)
 INDEX = torch.zeros(4, 5, 3, dtype=torch.long)
 BROKEN = {
     "used before it is defined": (program(LEVELS, GATE, CONV, LOGITS), "defined before it is read"),
+    "a value that is not there": (
+        program(LEVELS, CONV, replace(GATE, base=Read(9), steps=()), LOGITS),
+        "%9 is defined",
+    ),
     "defined twice": (program(LEVELS, CONV, replace(GATE, out=1), LOGITS), "defined once"),
     "no such output": (replace(VALID, outputs=(7,)), "output %7 is not defined"),
     "too few outputs": (replace(VALID, parameters=4), "3 channels in all, expected 4"),
@@ -328,6 +332,15 @@ def test_an_output_that_needs_its_row_finished_is_refused() -> None:
         Unsupported, match="right: it needs its whole row, and the model's output needs it in that row"
     ):
         pipeline.phased(program(LEVELS, *from_the_right(0), conv, GATE, LOGITS))
+
+
+@pytest.mark.parametrize(
+    ("dy", "why"), [(0, "it needs its whole row"), (1, r"tap \(\+1, \+1\) reads ahead of the present pixel")]
+)
+def test_a_layer_that_reads_ahead_is_refused_by_name(dy: int, why: str) -> None:
+    ahead = replace(CONV, taps=(Tap(0, dy, 1, weight(1, 4)),))
+    with pytest.raises(Unsupported, match=f"^conv: {why}"):
+        pipeline.phased(program(LEVELS, ahead, GATE, LOGITS))
 
 
 def test_scans_are_printed() -> None:
