@@ -68,9 +68,7 @@ def split_phases(program: Program) -> PhasedProgram:
     afters: dict[int, int] = {}
     for i in in_order:
         for read in i.reads():
-            if read.dy > 0 or (
-                read.dy == 0 and read.dx > 0 and i.out not in finished and read.value not in known
-            ):
+            if read.dy > 0:
                 raise Unsupported(
                     f"{i.name}: tap ({read.dy:+d}, {read.dx:+d}) reads ahead of the present pixel, and a later "
                     "layer shifts it back; shift the input of this layer instead"
