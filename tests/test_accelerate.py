@@ -519,6 +519,17 @@ def test_compilation_that_is_switched_off_is_told(monkeypatch: pytest.MonkeyPatc
         accelerate(network(), mode)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ImportError])
+def test_why_pytorch_can_t_compile_is_told(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        raise error("Python 4 is not supported")
+
+    monkeypatch.setattr(torch._dynamo.eval_frame, "check_if_dynamo_supported", check)
+    with pytest.warns(UserWarning, match="can't compile here .Python 4 is not supported"):
+        handle = accelerate(reference.PixelCNN(1, 4, 1))
+    assert handle.report.rewritten and "note       PyTorch can't compile" in str(handle)
+
+
 class Broken(nn.Module):
     """Between its layers, Python looks at values, so that PyTorch captures two graphs."""
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler, heads
 from pixelcnn_fast.capture.labels import Labels, first_refused
 from pixelcnn_fast.errors import CaptureMismatch, ModelFailed, UnknownLayout, Unsupported
+from pixelcnn_fast.program.conditions import Given
 from tests.needs import RUNTIMES
 from tests.system.networks import ABOVE, LEFT, Masked
 
@@ -230,6 +231,26 @@ def test_of_two_the_first_is_for_labels(kind):
     assert_all_runtimes_agree(built, labels=labels, condition=condition)
     with pytest.raises(ValueError, match=r"expected 0\.\.\.9"):
         built.sample(5, labels + 1, condition=condition)
+
+
+def test_labels_may_come_after_the_condition() -> None:
+    class ConditionFirst(nn.Module):
+        def forward(self, x: Tensor, condition: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return y, condition
+
+    given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
+    for found, expected in zip(given.call(ConditionFirst(), torch.zeros(2, *SHAPE)), given, strict=True):
+        assert expected is not None and torch.equal(found, expected)
+
+
+def test_the_model_may_write_into_what_it_is_given() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> list[Tensor]:
+            return [each.zero_() for each in (x, y, condition)]
+
+    images, given = torch.ones(2, *SHAPE), Given(torch.tensor([3, 1]), torch.ones(2, 4))
+    given.call(Writing(), images)
+    assert all(each is not None and each.all() for each in (images, *given))
 
 
 def test_a_condition_without_a_shape_is_asked_for():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixelcnn_fast.models import reference
-from pixelcnn_fast.nn import MaskedConv2d, raster_mask
+from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, RowLSTM, raster_mask
 from tests.tolerances import assert_identical_up_to_rounding
 
 
@@ -60,6 +60,11 @@ def test_dead_weights_do_not_matter():
     with torch.no_grad():
         conv.weight[conv.mask == 0] = 1e6
     assert torch.equal(conv(x), expected)
+
+
+def test_what_is_printed_tells_layers_apart() -> None:
+    assert "mask_type='A'" in repr(MaskedConv2d(1, 2, 3, "A")) and "mask_type='B'" in repr(RowLSTM(1, 2))
+    assert ["reverse=True" in repr(DiagonalLSTM(1, 2, reverse)) for reverse in (False, True)] == [False, True]
 
 
 @pytest.mark.parametrize(

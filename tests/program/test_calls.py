@@ -96,6 +96,22 @@ def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
         conditions([first], Given(torch.tensor([3])), 1)
 
 
+def test_the_smallest_table_bounds_what_is_looked_up() -> None:
+    """Labels in two tables, of which one is read by a copy; codes in a third; and what is computed of them in none."""
+    labels, codes = LABELS, View(1, (N, 4), (4, 1), 0, torch.long)
+    copied, shifted = (View(slot, (N,), (1,), 0, torch.long) for slot in (2, 3))
+    calls = [
+        call("embedding", view(4, 7, 2), labels, out=view(5, N, 2)),
+        call("_to_copy", labels, out=copied),
+        call("index_select", view(6, 5, 2), 0, copied, out=view(7, N, 2)),
+        call("add.Scalar", labels, 1, out=shifted),
+        call("embedding", view(8, 3, 2), shifted, out=view(9, N, 2)),
+        call("embedding", view(10, 9, 2), codes, out=view(11, N, 4, 2)),
+    ]
+    assert [Conditions(calls, {}, (labels, codes)).rows_looked_up(which) for which in (0, 1)] == [5, 9]
+    assert [Conditions(calls, {}, (labels, None)).rows_looked_up(which) for which in (0, 1)] == [5, None]
+
+
 def test_conditions_of_a_model_are_pickled() -> None:
     model = WrappedModel(pixelcnn(classes=3), (1, 4, 4))
     program, conditions, *_ = model.captured(*model.example())

@@ -68,3 +68,33 @@ def test_a_leak_in_a_later_output_is_named(why: str | None) -> None:
     green = Convolution(2, 3, "green", (Tap(0, 0, -1, before), Tap(0, 0, 0, here)))
     found = why_not_causal(Program((2, 4, 5), 3, (levels, red, green), (1, 2), torch.float64))
     assert found is None if why is None else re.match(why, found or "")
+
+
+def test_an_output_that_is_the_image_is_told() -> None:
+    levels = FromLevels(0, 1, "levels")
+    assert "its own input" in (why_not_causal(Program((1, 4, 5), 1, (levels,), (0,), torch.float64)) or "")
+
+
+At = tuple[int, int]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "named"),
+    [
+        ([(0, 1)], [(1, 0)], r"last: kernel tap \(\+1, \+0\) .* sees a later pixel"),
+        ([(1, 0)], [(0, 1)], r"first: kernel tap \(\+1, \+0\) .* sees a later pixel"),
+        ([(0, 0)], [(0, 3), (0, 1)], r"last: kernel tap \(\+0, \+1\) .* sees a later pixel"),
+        ([(0, 0)], [(-1, 0), (0, 0)], r"last: kernel tap \(\+0, \+0\) .* sees its own pixel; .* mask A\?"),
+        ([(0, -1)], [(0, 1)], r"last: kernel tap \(\+0, \+1\) .* sees its own pixel; is the mask applied\?"),
+    ],
+)
+def test_the_layer_at_fault_is_named(first: list[At], last: list[At], named: str) -> None:
+    """The one that looks furthest ahead for the first pixel that is seen; else the one that should have a mask."""
+    layers = (FromLevels(0, 1, "levels"), sums(1, "first", first), sums(2, "last", last))
+    found = why_not_causal(Program((1, 4, 5), 1, layers, (2,), torch.float64))
+    assert re.match(named, found or ""), found
+
+
+def sums(out: int, name: str, places: list[At]) -> Convolution:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    return Convolution(out, 1, name, tuple(Tap(out - 1, *at, one) for at in places))
