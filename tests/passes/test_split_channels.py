@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
+from pixelcnn_fast.passes.split_channels import split_channels
+from pixelcnn_fast.program.evaluate import evaluate
+from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.verify import verify
+from tests.passes.test_compose import no_condition
 
 LEVELS = 8
 
@@ -45,3 +50,33 @@ def test_same_noise_same_images_as_naive(colours, ordered):
     assert len(naive.unique()) > 2
     for runtime in ("eager", "auto"):
         assert torch.equal(sampler.sample(3, noise=u, runtime=runtime), naive)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_is_split_is_put_together_for_those_that_read_all_of_it(ordered: bool, norm: bool) -> None:
+    """Embedded levels of two image channels, of each the first half gated by the second; and a norm over both."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    embedded = FromLevels(0, 8, "embedded", table=random(5, 4))
+    halves = torch.tensor([0, 1, 4, 5]), torch.tensor([2, 3, 6, 7])
+    first = Pointwise(1, 4, "first", Read(0), halves[0], steps=(Step("tanh"),))
+    gated = Pointwise(2, 4, "gated", Read(0), halves[1], steps=(Step("multiply", value=Read(1)),))
+    taps = [Tap(2, 0, -1, random(4, 6))]
+    if ordered:  # the second image channel sees the first one of its own pixel
+        sees = torch.zeros(4, 6, dtype=torch.float64)
+        sees[:2, 3:] = 1
+        taps.append(Tap(2, 0, 0, random(4, 6) * sees))
+    steps = (Step("layer_norm", 1e-5, value=Read(1, 0, -1)),) if norm else ()
+    logits = Convolution(3, 6, "logits", tuple(taps), random(6), steps=steps)
+    program = Program((2, 4, 5), 3, (embedded, first, gated, logits), (3,), torch.float64)
+    split = split_channels(program)
+    verify(split)
+    assert len(split.outputs) == 1 + ordered
+    assert all(i.pick is None for i in split.instructions if isinstance(i, Pointwise))
+    levels = torch.randint(5, (2, 2, 4, 5), generator=generator)
+    expected, found = (evaluate(p, levels, no_condition) for p in (program, split))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -14,8 +14,9 @@ from pixelcnn_fast import NotCausal, Sampler, Unsupported, check_causal, recepti
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import InvalidProgram
 from pixelcnn_fast.nn import DiagonalBiLSTM, DiagonalLSTM, RowLSTM
+from pixelcnn_fast.program.evaluate import evaluate
 from pixelcnn_fast.program.phased import Phase
-from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
+from pixelcnn_fast.program.program import ConditionOperand, Convolution, FromLevels, Program, Step, Tap
 from pixelcnn_fast.program.recurrence import components, recurrent
 from pixelcnn_fast.program.verify import verify
 from tests.needs import RUNTIMES
@@ -173,6 +174,25 @@ def test_a_recurrence_over_rows_above_is_all_row_phase() -> None:
     program = Sampler(net, SHAPE, image_form="unit")._engine.captured.program
     lstm = [i for i in program.instructions if i.name == "layer.layer"]
     assert len(lstm) == 5 and all(i.phase is Phase.ROW for i in lstm)
+
+
+def test_a_recurrence_may_read_conditions() -> None:
+    """A sum over the row so far, which is shifted by one number per image and scaled by a map."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    number = ConditionOperand(0, torch.zeros(1, dtype=torch.long), True)
+    scales = ConditionOperand(1, torch.arange(12).view(3, 4, 1), True)
+    given = {number: torch.tensor([[1.0], [2.0]]), scales: torch.rand(2, 3, 4, 1)}
+    given = {operand: x.double() for operand, x in given.items()}
+    steps = (Step("add_condition", condition=number), Step("multiply_condition", condition=scales))
+    taps = (Tap(0, 0, 0, one), Tap(1, 0, -1, one))
+    levels, running = FromLevels(0, 1, "levels"), Convolution(1, 1, "running", taps, steps=steps)
+    image = torch.randint(5, (2, 1, 3, 4), generator=torch.Generator().manual_seed(0))
+    program = Program((1, 3, 4), 1, (levels, running), (1,), torch.float64)
+    found = evaluate(program, image, given.__getitem__)[:, 0, :, :, 0]
+    before = torch.zeros(2, 3, dtype=torch.float64)
+    for x in range(4):
+        before = (image[:, 0, :, x] + before + given[number]) * given[scales][:, :, x, 0]
+        torch.testing.assert_close(found[:, :, x], before)
 
 
 def test_programs_without_recurrences_have_none() -> None:
