@@ -110,11 +110,6 @@ class FusedSequential(nn.Sequential):
                     input = module(input)
         return input
 
-    @staticmethod
-    def has_runs(modules: nn.Sequential) -> bool:
-        """True if some masked convolution is followed by something that can be fused with it."""
-        return any(norm is not None or activation is not None for _, norm, activation in _runs(modules))
-
 
 def _runs(modules: nn.Sequential) -> Iterator[tuple[nn.Module, nn.BatchNorm2d | None, nn.Module | None]]:
     """A masked convolution with the batch norm and the activation after it; any other module by itself."""

@@ -139,13 +139,6 @@ class Step:
         return KINDS[self.kind].reads_all_channels
 
     @property
-    def keeps_zero(self) -> bool:
-        """Whether zero stays zero, whatever the operand is."""
-        if self.shift is not None:
-            return not bool(self.shift.any())
-        return KINDS[self.kind].keeps_zero(self.alpha)
-
-    @property
     def is_infinite_at_zero(self) -> bool:
         return KINDS[self.kind].is_infinite_at_zero(self.alpha)
 

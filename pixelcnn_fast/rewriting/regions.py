@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -27,9 +26,6 @@ class Regions:
             elif name.startswith("_exit_"):
                 entered = tuple(x for x in entered if x is not node.args[0])
             self._of[node] = (gradients, *entered)
-
-    def of(self, node: fx.Node) -> Hashable:
-        return self._of[node]
 
     def are_one(self, *nodes: fx.Node) -> bool:
         """Whether calls are in one region."""
