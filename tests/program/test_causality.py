@@ -59,15 +59,28 @@ def test_the_whole_context_is_used():
     assert not field[4, 4:].any() and not field[5:].any()
 
 
-@pytest.mark.parametrize("why", [None, "green: .*image channel 1 sees its own channel"])
-def test_a_leak_in_a_later_output_is_named(why: str | None) -> None:
+@pytest.mark.parametrize(
+    ("red_sees", "green_sees", "why"),
+    [
+        ([0, 0], [1, 0], None),
+        ([0, 0], [1, 1], "green: .*image channel 1 sees its own channel of its own pixel"),
+        (
+            [0, 1],
+            [1, 0],
+            "red: .*image channel 0 sees channel 1, which is drawn later, of its own pixel, through red;",
+        ),
+    ],
+)
+def test_a_leak_between_outputs_is_named(red_sees: list[int], green_sees: list[int], why: str | None) -> None:
     """Each colour's logits are a value of their own; green may see red of its own pixel, and not itself."""
-    levels, before = FromLevels(0, 2, "levels"), torch.ones(2, 3, dtype=torch.float64)
-    here = before * torch.tensor([[1.0], [0.0 if why is None else 1.0]])
-    red = Convolution(1, 3, "red", (Tap(0, 0, -1, before),))
-    green = Convolution(2, 3, "green", (Tap(0, 0, -1, before), Tap(0, 0, 0, here)))
+    before = torch.ones(2, 3, dtype=torch.float64)
+    red, green = (
+        Convolution(out, 3, name, (Tap(0, 0, -1, before), Tap(0, 0, 0, before * torch.tensor(sees)[:, None])))
+        for out, name, sees in ((1, "red", red_sees), (2, "green", green_sees))
+    )
+    levels = FromLevels(0, 2, "levels")
     found = why_not_causal(Program((2, 4, 5), 3, (levels, red, green), (1, 2), torch.float64))
-    assert found is None if why is None else re.match(why, found or "")
+    assert found is None if why is None else re.match(why, found or ""), found
 
 
 def test_an_output_that_is_the_image_is_told() -> None:
