@@ -573,7 +573,7 @@ class Numbered(nn.Module):
         return x + len(self.name)
 
 
-def call_with_names(model: nn.Module, call: Callable[[Tensor], Tensor]) -> None:
+def call_with_names(model: Numbered, call: Callable[[Tensor], Tensor]) -> None:
     for i in range(12):
         model.name = i * "x"
         assert torch.equal(call(torch.ones(2)), torch.full((2,), 1.0 + i))
@@ -584,7 +584,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     """What PyTorch's compiler itself logs."""
     records: list[logging.LogRecord] = []
     logger, handler = logging.getLogger("torch._dynamo.convert_frame"), logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[assignment, method-assign]
     logger.addHandler(handler)
     yield records
     logger.removeHandler(handler)

@@ -232,24 +232,20 @@ def test_gradients_against_finite_differences(backend):
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 def test_each_gradient_may_be_asked_for_alone(wanted: tuple[int, ...]) -> None:
-    *tensors, mask = problem(2, 2, 3, (3, 3), 4, 3)
-    of = [tensors[at].requires_grad_() for at in wanted]
+    x, weight, bias, mask = problem(2, 2, 3, (3, 3), 4, 3)
+    of = [(x, weight, bias)[at].requires_grad_() for at in wanted]
     found, expected = (
-        torch.autograd.grad(f(*tensors, mask).square().sum(), of) for f in (ops.masked_conv2d, plain)
+        torch.autograd.grad(f(x, weight, bias, mask).square().sum(), of) for f in (ops.masked_conv2d, plain)
     )
     torch.testing.assert_close(found, expected)
 
 
 def test_vectors_may_have_gaps() -> None:
-    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6)
-    vectors = [torch.randn(2 * 4, dtype=torch.float64)[::2] for _ in range(3)]
-    condition = torch.randn(4, 2, dtype=torch.float64).mT
+    x, weight, _, mask = problem(2, 3, 4, (3, 3), 5, 6)
+    spread = torch.randn(3, 4, 2, dtype=torch.float64)[..., 0], torch.randn(4, 2, dtype=torch.float64).mT
     found, expected = (
-        ops.masked_conv_block(x, weight, *rest)
-        for rest in (
-            (vectors[0], mask, *vectors[1:], condition),
-            (vectors[0].clone(), mask, *(v.clone() for v in vectors[1:]), condition.contiguous()),
-        )
+        ops.masked_conv_block(x, weight, bias, mask, scale, shift, condition)
+        for (bias, scale, shift), condition in (spread, [x.contiguous() for x in spread])
     )
     assert torch.equal(found, expected)
 

@@ -136,5 +136,5 @@ def test_autocast_lowers_what_convolutions_read_and_the_residual() -> None:
 
 
 def test_no_image() -> None:
-    x, *others = problem(2, 3, 4, (3, 3), 5, 6)
-    assert ops.masked_conv_block(x[:0], *others).shape == (0, 4, 5, 6)
+    x, weight, bias, mask = problem(2, 3, 4, (3, 3), 5, 6)
+    assert ops.masked_conv_block(x[:0], weight, bias, mask).shape == (0, 4, 5, 6)

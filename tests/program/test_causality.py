@@ -108,6 +108,16 @@ def test_the_layer_at_fault_is_named(first: list[At], last: list[At], named: str
     assert re.match(named, found or ""), found
 
 
+def test_a_walk_from_the_right_is_named() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    walk = Convolution(1, 1, "walk", (Tap(0, 0, -1, one), Tap(1, 0, 1, one)))
+    layers = (FromLevels(0, 1, "levels"), walk, sums(2, "last", [(0, 0)]))
+    found = why_not_causal(Program((1, 4, 5), 1, layers, (2,), torch.float64))
+    assert re.match("walk: .*; it walks rows from the right: shift what it gives down by a row", found or ""), (
+        found
+    )
+
+
 def sums(out: int, name: str, places: list[At]) -> Convolution:
     one = torch.ones(1, 1, dtype=torch.float64)
     return Convolution(out, 1, name, tuple(Tap(out - 1, *at, one) for at in places))

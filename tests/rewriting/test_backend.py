@@ -72,7 +72,7 @@ class Swapped(nn.Module):
     other: Tensor
     soft: Tensor
 
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **parameters: Tensor) -> None:
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **parameters: Tensor) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.register_buffer("mask", raster_mask(3, 3, "B").expand(4, 4, 3, 3).clone())
@@ -81,7 +81,7 @@ class Swapped(nn.Module):
             self.register_parameter(name, nn.Parameter(x))
         self.forward_of = forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.forward_of(self, x)
 
     def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
