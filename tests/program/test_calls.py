@@ -96,6 +96,60 @@ def test_what_depends_on_nothing_is_computed_once_and_never_changes() -> None:
         conditions([first], Given(torch.tensor([3])), 1)
 
 
+@pytest.mark.parametrize("by_labels", [False, True])
+def test_a_table_that_calls_write_into_is_as_it_was_for_the_next_batch(by_labels: bool) -> None:
+    """Its first row is increased by one, or by the row that the label looks up."""
+    table, row, found = view(1, 3, 2), View(1, (1, 2), (2, 1), 0, FLOAT), view(2, N, 2)
+    calls = [
+        call("embedding", table, LABELS, out=found),
+        Call("aten::add_.Tensor", (row, found if by_labels else 1), {}, (row,)),
+        call("embedding", table, LABELS, out=view(3, N, 2)),
+    ]
+    weight = torch.arange(1, 7.0).view(3, 2)
+    conditions, before = Conditions(calls, {1: weight}, (LABELS, None)), weight.clone()
+    for index in (torch.tensor([0, 1]), torch.tensor([1, 0])):
+        asked = operand(3, index), operand(2, index)
+        for _ in range(2):
+            results = conditions(asked[:1], Given(torch.tensor([0])), 1) | conditions(
+                asked, Given(torch.tensor([0])), 1
+            )
+            increased = before[:1] + (before[:1] if by_labels else 1)
+            assert torch.equal(results[asked[0]], increased[:, index])
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("size", [(2,), (4, 5, 2)])
+def test_operands_are_elements_of_what_was_computed(size: tuple[int, ...], per_image: bool) -> None:
+    """Of the whole table, the same for each image, or of what each image's label looks up."""
+    index = torch.randint(2 if per_image else 6, size, generator=torch.Generator().manual_seed(0))
+    weight, labels = torch.randn(3, 2), torch.tensor([2, 0, 1])
+    calls = [
+        call("neg", view(1, 3, 2), out=view(2, 3, 2)),
+        call("embedding", view(2, 3, 2), LABELS, out=view(3, N, 2)),
+    ]
+    asked = operand(3 if per_image else 2, index, per_image)
+    found = Conditions(calls, {1: weight}, (LABELS, None))([asked], Given(labels), 3)[asked]
+    expected = -weight[labels][:, index] if per_image else -weight.flatten()[index].expand(3, *size)
+    assert torch.equal(found, expected)
+
+
+def test_what_is_given_is_described_in_few_words() -> None:
+    codes = torch.tensor([[3, 1], [1, 3]])
+    assert Given().described() == ""
+    assert Given(torch.arange(8)).described() == ", labels [8] of 0, 1, 2, 3, 4, 5, 6, 7"
+    assert Given(torch.arange(9)).described() == ", labels [9] of 0...8"
+    assert Given(None, codes).described() == ", a condition of torch.int64 [2, 2] of 1, 3"
+    assert Given(None, codes.float()).described() == ", a condition of torch.float32 [2, 2]"
+
+
+def test_only_conditions_of_real_numbers_are_converted() -> None:
+    labels, codes = torch.tensor([1, 0]), torch.tensor([[3, 1], [1, 3]])
+    for condition, dtype in ((codes, torch.int64), (codes.float(), torch.float64), (codes > 1, torch.bool)):
+        given = Given(labels, condition).in_dtype(torch.float64)
+        assert given.condition is not None and given.condition.dtype == dtype and given.labels is labels
+
+
 def test_the_smallest_table_bounds_what_is_looked_up() -> None:
     """Labels in two tables, of which one is read by a copy; codes in a third; and what is computed of them in none."""
     labels, codes = LABELS, View(1, (N, 4), (4, 1), 0, torch.long)
