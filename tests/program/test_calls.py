@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.errors import ModelFailed
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, needed
+from pixelcnn_fast.program.calls import (
+    BatchSize,
+    Call,
+    Memory,
+    View,
+    extent,
+    needed,
+    out_of_place,
+    plain_name,
+)
 from pixelcnn_fast.program.conditions import Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, condition_operands
 from tests.system.networks import pixelcnn
@@ -53,6 +62,38 @@ def test_results_are_laid_out_as_they_were_recorded() -> None:
     memory.run(call("neg", view(0, 2, 3), out=across))
     assert memory.tensor(across).tolist() == [[-0.0, -1, -2], [-3, -4, -5]]
     assert memory.tensor(view(1, 6)).tolist() == [-0.0, -3, -1, -4, -2, -5]
+
+
+def test_results_lie_where_they_were_recorded() -> None:
+    """Not at the beginning of their storage; or nowhere, if they are empty."""
+    memory, later = Memory(1, {}), View(1, (2,), (1,), 3, FLOAT)
+    memory.put(later, torch.tensor([7.0, 8.0]))
+    assert memory.tensor(later).tolist() == [7, 8]
+    memory.put(View(2, (0, 2), (2, 1), 0, FLOAT), torch.zeros(0, 2))
+    assert memory[2].shape == (0, 2) and extent((0, 2), (2, 1), 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("aten::add_.Tensor", "aten::add.Tensor"),
+        ("aten::relu_", "aten::relu"),
+        ("aten::__ilshift__.Scalar", "aten::__lshift__.Scalar"),
+        ("aten::__lshift__.Scalar", "aten::__lshift__.Scalar"),
+        ("aten::mul.Tensor", "aten::mul.Tensor"),
+    ],
+)
+def test_each_call_that_writes_has_one_that_does_not(name: str, plain: str) -> None:
+    assert out_of_place(name) == plain and plain.startswith(f"aten::{plain_name(name)}")
+
+
+def test_which_results_have_a_size_that_follows_from_values() -> None:
+    truth, places = View(0, (3,), (1,), 0, torch.bool), View(1, (2,), (1,), 0, torch.long)
+    picked = view(2, 2)
+    assert not call("index.Tensor", truth, [places], out=picked).has_size_of_values
+    assert call("index.Tensor", places, [truth], out=picked).has_size_of_values
+    assert call("nonzero", places, out=picked).has_size_of_values
+    assert not call("neg", places, out=picked).has_size_of_values
 
 
 def test_what_is_needed_includes_what_is_written_into_a_view() -> None:
