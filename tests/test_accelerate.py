@@ -583,8 +583,12 @@ def call_with_names(model: Numbered, call: Callable[[Tensor], Tensor]) -> None:
 def logged() -> Iterator[list[logging.LogRecord]]:
     """What PyTorch's compiler itself logs."""
     records: list[logging.LogRecord] = []
-    logger, handler = logging.getLogger("torch._dynamo.convert_frame"), logging.Handler()
-    handler.emit = records.append  # type: ignore[assignment, method-assign]
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    logger, handler = logging.getLogger("torch._dynamo.convert_frame"), Listener()
     logger.addHandler(handler)
     yield records
     logger.removeHandler(handler)
