@@ -70,7 +70,7 @@ INDEX = torch.zeros(4, 5, 3, dtype=torch.long)
 BROKEN = {
     "used before it is defined": (program(LEVELS, GATE, CONV, LOGITS), "defined before it is read"),
     "a value that is not there": (
-        program(LEVELS, CONV, replace(GATE, base=Read(9), steps=()), LOGITS),
+        program(LEVELS, CONV, replace(GATE, base=Read(9, 0, -1), steps=()), LOGITS),
         "%9 is defined",
     ),
     "defined twice": (program(LEVELS, CONV, replace(GATE, out=1), LOGITS), "defined once"),
