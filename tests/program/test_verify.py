@@ -233,6 +233,7 @@ BROKEN_PHASES = {
         lambda p: changed(p, 3, after=1, phase=Phase.DRAWN),
         "of draw 0 comes after 1",
     ),
+    "a scan at pixels": (lambda p: changed(p, 2, scan=Scan(0, False)), "is of a whole row"),
     "a draw too many": (lambda p: changed(p, 1, after=2), "0 to 1 draws"),
 }
 
@@ -281,6 +282,10 @@ BROKEN_SCANS = {
     "one scan of both": (
         lambda p: changed(changed(p, 6, scan=Scan(0, True)), 7, scan=Scan(0, True)),
         "summed when it is known|before it is computed",
+    ),
+    "a wavefront": (
+        lambda p: replace(p, wavefront=Wavefront(9, dict.fromkeys(p.storage, 9))),
+        "rows are scanned one at a time",
     ),
     "before the row is finished": (lambda p: changed(p, 5, phase=Phase.DRAWN), "finished"),
 }
