@@ -87,14 +87,31 @@ struct Network {
 
 std::string folder;  // of the kernels' libraries: the program's own
 
-std::string library(const pcf::cuda::Plan& plan) {
-  const char* const math[] = {"fp32", "bf16", "fp16"};
-  return folder + "/libwalk_" + math[static_cast<int>(plan.math)] + "_" + std::to_string(plan.layout.tiles) + "x" +
+struct Planned {
+  pcf::cuda::Math math;
+  pcf::cuda::Plan plan;
+
+  int records() const {
+    int all = 0;
+    for (const pcf::cuda::SweepFacts& sweep : plan.sweeps) all += sweep.records;
+    return all;
+  }
+};
+
+Planned planned(const pcf::Program& program, pcf::cuda::Math math, int images, int blocks, int kilobytes) {
+  return {math, pcf::cuda::make_plan(program, math, images, blocks, kilobytes << 10)};
+}
+
+std::string library(const Planned& planned) {
+  const auto& [math, plan] = planned;
+  const char* const names[] = {"fp32", "bf16", "fp16"};
+  return folder + "/libwalk_" + names[static_cast<int>(math)] + "_" + std::to_string(plan.layout.tiles) + "x" +
          std::to_string(plan.layout.cluster) + ".so";
 }
 
 // top_k, 0: the plain draw.
-std::vector<float> sample(const pcf::cuda::Plan& plan, int images, int first, unsigned seed, int top_k = 0) {
+std::vector<float> sample(const Planned& planned, int images, int first, unsigned seed, int top_k = 0) {
+  const pcf::cuda::Plan& plan = planned.plan;
   emulation::set_seed(seed);
   std::mt19937 random(11);
   std::uniform_real_distribution<float> uniform(0, 1);
@@ -122,15 +139,15 @@ std::vector<float> sample(const pcf::cuda::Plan& plan, int images, int first, un
                                        logits.data(),
                                        nullptr,
                                        &error};
-  emulation::launch(library(plan), params, plan.blocks(images), plan.shared_bytes);
+  emulation::launch(library(planned), params, plan.blocks(images), plan.shared_bytes);
   require(error == ~0ull, "the logits are finite");
   return logits;
 }
 
 // The less shared memory, the more pieces a layer is summed in.
-pcf::cuda::Plan with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
+Planned with_least_memory(const pcf::Program& program, pcf::cuda::Math math, int images) {
   for (int kilobytes = 1;; kilobytes++) try {
-      return pcf::cuda::make_plan(program, math, images, 1, kilobytes << 10);
+      return planned(program, math, images, 1, kilobytes);
     } catch (const std::invalid_argument&) {
       require(kilobytes < 200, "the network fits");
     }
@@ -143,10 +160,10 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
   const int most = scans ? 8 : std::min(kImages, pcf::cuda::kTileSites * pcf::cuda::most_tiles(math) / 2);
   for (const int images : {1, 4, most}) {
     const auto least = with_least_memory(network.program, math, images);
-    const auto most = pcf::cuda::make_plan(network.program, math, images, 1, 227 << 10);
-    require(least.shared_bytes < most.shared_bytes, "less memory");
+    const auto most = planned(network.program, math, images, 1, 227);
+    require(least.plan.shared_bytes < most.plan.shared_bytes, "less memory");
     // A sweep has some records at least: its pieces may be among them.
-    require(scans || least.layout.records > most.layout.records, "several pieces");
+    require(scans || least.records() > most.records(), "several pieces");
     for (const auto& plan : {least, most}) {
       const std::vector<float> whole = sample(plan, kImages, 0, 1);
       if (first.empty()) first = whole;
@@ -159,11 +176,11 @@ void check(pcf::cuda::Math math, double tolerance, bool scans) {
     }
     sample(least, 3, 7, 4, 5);
   }
-  const auto apart = pcf::cuda::make_plan(network.program, math, 1, 1, 227 << 10);
+  const auto apart = planned(network.program, math, 1, 1, 227);
   const std::vector<float> alone = sample(apart, 3, 7, 1);
   for (int blocks = 2; blocks <= pcf::cuda::kMostBlocks; blocks *= 2) {
     const int images = blocks == 4 ? 2 : 1;  // of a cluster
-    const auto together = pcf::cuda::make_plan(network.program, math, images, blocks, 227 << 10);
+    const auto together = planned(network.program, math, images, blocks, 227);
     require(sample(together, 3, 7, 3) == alone, "the same in clusters");
   }
 }
