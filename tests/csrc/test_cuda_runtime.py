@@ -71,9 +71,15 @@ CASES = {
     "many logits": lambda: (ManyLogits().eval(), (3, 3, 4)),
     "half a gate": lambda: (HalfGate().eval(), (1, 3, 5)),
     "layer norm": lambda: (LayerNormed().eval(), (1, 3, 5)),
+    "nearly the same products": lambda: (NearlyTheSame().eval(), (1, 3, 4)),
+    "two forms of levels": lambda: (TwoForms().eval(), (2, 2, 3)),
+    "few colours": lambda: (pixelcnn(channels=2, hidden=33, blocks=0, kernel=5), (2, 2, 3)),
+    "narrow": lambda: (pixelcnn(channels=1, hidden=5, blocks=1), (1, 2, 3)),
     "diagonal bilstm": lambda: (diagonal_bilstm(n_classes=4), (3, 4, 5)),
     "diagonal bilstm, thirds": lambda: (diagonal_bilstm(channel_order="thirds"), (3, 3, 4)),
     "diagonal bilstm, one column": lambda: (diagonal_bilstm(), (3, 4, 1)),
+    "small bilstm": lambda: (small_bilstm(), (1, 3, 3)),
+    "small row lstm": lambda: (small_row_lstm(), (3, 2, 3)),
 }
 IMAGES = 11
 
@@ -86,6 +92,19 @@ def row_lstm(**kwargs) -> PixelRNN:
 def diagonal_bilstm(**kwargs) -> PixelRNN:
     torch.manual_seed(1)
     return enlivened(PixelRNN("diagonal_bilstm", 3, hidden_channels=9, n_layers=2, kernel_size=3, **kwargs))
+
+
+def small_bilstm() -> PixelRNN:
+    """The first layer reads two rows above."""
+    torch.manual_seed(1)
+    return enlivened(PixelRNN("diagonal_bilstm", 1, hidden_channels=5, n_layers=1, kernel_size=5))
+
+
+def small_row_lstm() -> PixelRNN:
+    """Its layers have several tiles of channels."""
+    torch.manual_seed(1)
+    sizes = dict(hidden_channels=24, n_layers=1, kernel_size=3, n_classes=4)
+    return enlivened(PixelRNN("row_lstm", 3, channel_order="thirds", **sizes))
 
 
 def gated(hidden_channels: int = 8, **kwargs) -> GatedPixelCNN:
@@ -149,6 +168,12 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
 # In the first tier: one tile and several, clusters, every phase, a scan, a step that reads all channels.
 QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters"), ("7x5", "clusters")}
 QUICK |= {("diagonal bilstm", "some"), ("layer norm", "some"), ("one row", "some")}
+QUICK |= {
+    ("nearly the same products", "one image a block"),
+    ("two forms of levels", "some"),
+    ("narrow", "some"),
+}
+QUICK |= {("small row lstm", "some"), ("half a gate", "clusters"), ("small bilstm", "clusters")}
 EVERY_CASE = [
     pytest.param(name, blocks, marks=() if (name, blocks) in QUICK else thorough)
     for name in CASES
@@ -195,9 +220,13 @@ def test_teacher_forced_logits_are_as_exact_as_plain_torch(name, blocks, precisi
     assert_as_exact_as_plain(*teacher_forced(name, blocks, precision))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["gated", "row lstm", "diagonal bilstm"])
-@thorough
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    tiered(
+        itertools.product(("small row lstm", "gated", "row lstm", "diagonal bilstm"), ("bf16", "fp16")),
+        lambda case: case == ("small row lstm", "bf16"),
+    ),
+)
 def test_activations_are_as_exact_as_plain_torch(name, precision):
     """On average, which the worst of a few thousand logits would not show."""
     logits, plain, exact = teacher_forced(name, "some", precision)
@@ -413,6 +442,36 @@ def test_networks_that_other_people_could_have_written(name):
     torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("levels", [10, 256, 300])
+def test_draws_of_few_and_of_many_levels(levels):
+    """From registers, as far as they hold them; some of the likeliest are equally likely."""
+    model = GatedPixelCNN(1, 6, (1,), levels=levels)
+    assert model.conv_out.bias is not None
+    with torch.no_grad():
+        model.conv_out.weight.zero_()
+        logits = torch.randn(levels, generator=torch.Generator().manual_seed(4)).mul(2).round()
+        model.conv_out.bias.copy_(logits)
+    sampler = Sampler(model.eval(), (1, 1, 1), image_form="unit")
+    _, u, _ = inputs((1, 1, 1), 24)
+    u[0], u[1] = 0, 1 - 1e-9
+    engine = runtime(sampler)
+    for given in ({}, dict(temperature=0), dict(temperature=0.5), dict(top_k=3), dict(top_k=9, top_p=0.7)):
+        options = SamplingOptions(**given)
+        got, _ = run(engine, sampler, u, options=options)
+        expected = draw(logits.expand(24, levels), u.flatten(), options)
+        assert torch.equal(got.flatten(), expected.int())
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_each_colour_is_drawn_from_its_own_logits(precision):
+    """Some of four at once, where there are registers for that."""
+    sampler = Sampler(pixelcnn(channels=4, hidden=8), (4, 1, 2))
+    _, u, _ = inputs((4, 1, 2), 5)
+    levels, logits = run(runtime(sampler, precision=precision), sampler, u)
+    expected = draw(logits.flatten(0, -2), u.flatten(), SamplingOptions())
+    assert torch.equal(levels.flatten(), expected.int())
+
+
 def least_shared(sampler: Sampler, blocks: str) -> CudaRuntime:
     """A runtime with the least shared memory that will do."""
     for size in range(8 << 10, 228 << 10, 2 << 10):
@@ -423,8 +482,9 @@ def least_shared(sampler: Sampler, blocks: str) -> CudaRuntime:
     raise AssertionError("the network does not fit")
 
 
-@pytest.mark.parametrize("name", ["two stacks", "labels"])
-@thorough
+@pytest.mark.parametrize(
+    "name", tiered(["few colours", "two stacks", "labels"], lambda name: name == "few colours")
+)
 def test_little_shared_memory_changes_no_image(name):
     """Layers are summed in several pieces, and colours drawn one after the other, where there is no room for more."""
     model, shape = CASES[name]()
@@ -463,6 +523,41 @@ def test_logits_that_are_not_finite_name_their_position(blocks, bad):
     assert (image, row, column) == (9, 0, 0)
 
 
+def test_conditions_of_several_kinds():
+    """A map and labels, at images that are not square."""
+    shape = (1, 2, 5)
+    model = gated(6, input_channels=1, n_classes=4, condition_channels=2)
+    sampler = Sampler(model, shape, condition_shape=(2, 2, 5))
+    _, u, labels = inputs(shape, 5)
+    condition = torch.randn(5, 2, 2, 5, generator=torch.Generator().manual_seed(1))
+    levels = torch.empty(u.shape, dtype=torch.int32)
+    runtime(sampler).run(Job(values=levels, noise=u, given=Given(labels, condition)))
+    assert torch.equal(levels, sampler.sample(5, labels, condition=condition, noise=u, runtime="eager").int())
+
+
+def test_a_draw_of_more_colours_than_a_warp_has_lanes_is_refused():
+    model = GatedPixelCNN(33, 33, (1,), levels=2).eval()
+    with pytest.raises(RuntimeUnavailable, match="more than 32 distributions"):
+        runtime(Sampler(model, (33, 1, 2)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_are_rounded_as_pytorch_rounds_them(precision):
+    """Those between two numbers, to the even one; and what is too small, or too large, for such numbers."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    step = torch.finfo(dtype).eps
+    between = [1.25 + step / 2, 1.25 + 3 * step / 2, -1.5 - 5.1 * step]
+    weights = torch.tensor([*between, 65519, 65521, 3.1e-6, -5.97e-8, 6e-5])
+    model = pixelcnn(channels=1, hidden=8, blocks=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.conv_out.weight.flatten()[: len(weights)] = weights
+    engine = runtime(Sampler(model, (1, 1, 2)), precision=precision)
+    found = torch.frombuffer(bytearray(engine.sampler(Shape(1)).constants()), dtype=torch.int16)
+    assert set(weights.to(dtype).view(torch.int16).tolist()) <= set(found.tolist())
+
+
 def test_the_pixel_whose_logits_are_not_finite_is_named():
     """Of an image that is not square, by a map that is NaN there."""
     sampler = Sampler(gated(6, input_channels=1, condition_channels=2), (1, 4, 5))
@@ -486,6 +581,20 @@ def test_the_pixel_whose_logits_are_not_finite_is_named():
     assert found.value.location == expected.value.location == (1, 0, 2, 1)
 
 
+@pytest.mark.parametrize("order", [None, "thirds"])
+def test_the_colour_whose_logits_are_not_finite_is_named(order):
+    """Of a draw of all colours, or of one draw for each."""
+    model = gated(6, channel_order=order)
+    sampler = Sampler(model, (3, 1, 2))
+    with torch.no_grad():
+        model.get_parameter("conv_out.bias").view(3, -1)[1, 7] = torch.inf
+    sampler.refresh()  # building a sampler would refuse it
+    _, u, _ = inputs((3, 1, 2), 2)
+    with pytest.raises(NonFiniteLogits) as found:
+        run(runtime(sampler), sampler, u)
+    assert found.value.location == (0, 1, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "tiles"),
     tiered(itertools.product(("7x5", "small gates"), range(1, 9)), lambda case: case == ("small gates", 8)),
@@ -504,21 +613,29 @@ def test_every_number_of_tiles(name, tiles):
         assert torch.equal(levels, expected)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["row lstm", "row lstm without labels", "diagonal bilstm"])
-@thorough
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    tiered(
+        itertools.product(
+            ("nearly the same products", "row lstm", "row lstm without labels", "diagonal bilstm"),
+            ("bf16", "fp16"),
+        ),
+        lambda case: case == ("nearly the same products", "bf16"),
+    ),
+)
 def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
     """A warp has all gates of a unit at once, where it has registers for that; images don't depend on it."""
     model, shape = CASES[name]()
     sampler = Sampler(model, shape)
-    _, u, labels = inputs(shape, 27)
     together, apart = (
         runtime(sampler, blocks, precision) for blocks in ("one image a block", "as many as it holds")
     )
-    assert together.facts(1)["records"] < apart.facts(27)["records"]
-    levels, logits = run(together, sampler, u, labels=labels)
+    n, few = apart.facts(1)["most_images"], 5
+    _, u, labels = inputs(shape, n)
+    assert together.facts(1)["records"] < apart.facts(n)["records"]
+    levels, logits = run(together, sampler, u[:few], labels=labels[:few])
     expected = run(apart, sampler, u, labels=labels)
-    assert torch.equal(levels, expected[0]) and torch.equal(logits, expected[1])
+    assert torch.equal(levels, expected[0][:few]) and torch.equal(logits, expected[1][:few])
 
 
 def test_what_reads_nothing_of_each_other_shares_a_record():
@@ -620,6 +737,67 @@ class ManyLogits(torch.nn.Module):
         return (9 * self.last(x)).unflatten(1, (3, 256)).permute(0, 1, 3, 4, 2)
 
 
+class NearlyTheSame(torch.nn.Module):
+    """Products next to each other of one value, by taps that differ in one thing only, or of different widths; and
+    three by the same taps. Where there are no channels, a logarithm would be infinite."""
+
+    n_classes = None
+    PAIRS = (
+        ([(0, -2), (0, -1)], [(0, -2)]),
+        ([(0, -1)], [(0, -2)]),
+        ([(-1, 0)], [(-2, 0)]),
+        ([(-1, 0), (0, -1)], [(-2, 0), (0, -1)]),
+        ([(-1, 0), (0, -1)], [(-1, 0), (0, -2)]),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        here = [(0, 0)]
+        self.first = Masked(1, 12, [*ABOVE, (0, -1)])
+        self.pairs = torch.nn.ModuleList(
+            torch.nn.ModuleList(Masked(12, 12, taps, size=5) for taps in pair) for pair in self.PAIRS
+        )
+        with torch.no_grad():
+            for weights in self.pairs.parameters():
+                weights.mul_(9)
+        self.three = torch.nn.ModuleList(Masked(12, 12, here) for _ in range(3))
+        self.narrow, self.wide, self.last = Masked(12, 12, here), Masked(12, 20, here), Masked(32, 256, here)
+
+    def forward(self, images):
+        x = self.first(images.to(self.first.weight.dtype) / 99)
+        for pair in self.pairs:
+            one, other = pair
+            x = one(x).tanh() - 0.5 * other(x)
+        a, b, c = (layer(x) for layer in self.three)
+        x = a.relu() + b.sigmoid() * c
+        x = torch.cat([self.narrow(x).relu(), (self.wide(x).relu() + 1).log()], 1)
+        return (90 * self.last(x)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
+
+
+class TwoForms(torch.nn.Module):
+    """The second colour sees the first. One layer reads them embedded, the other scaled each by its own, and then by
+    a second step."""
+
+    n_classes = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.embedded = torch.nn.Embedding(256, 5)
+        self.register_buffer("scale", torch.tensor([0.01, 0.03]).view(2, 1, 1))
+        self.before, self.here = Masked(10, 20, [*ABOVE, (0, -1)]), Masked(2, 20, [(0, 0)])
+        self.last = torch.nn.ModuleList(Masked(20, 256, [(0, 0)]) for _ in range(2))
+
+    def forward(self, images):
+        embedded = self.embedded(images.long()).movedim(-1, 2).flatten(1, 2)
+        scaled = (images.to(self.scale) * self.scale - 1).tanh()
+        seen = self.before(embedded)
+        here = self.here(scaled * torch.tensor([1.0, 0.0]).to(scaled).view(2, 1, 1))
+        logits = [layer(x.relu()) for layer, x in zip(self.last, (seen, seen + here), strict=True)]
+        return (9 * torch.stack(logits, 1)).movedim(2, -1)
+
+
 class HalfGate(torch.nn.Module):
     """Two products of the same values, and a tanh of one times a sigmoid of neither."""
 
@@ -648,8 +826,8 @@ class LayerNormed(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(6)
-        self.first, self.last = Masked(1, 136, [*ABOVE, (0, -1)]), Masked(136, 256, [(0, 0)])
-        self.norm = torch.nn.LayerNorm(136)
+        self.first, self.last = Masked(1, 137, [*ABOVE, (0, -1)]), Masked(137, 256, [(0, 0)])
+        self.norm = torch.nn.LayerNorm(137)
 
     def forward(self, images):
         x = self.norm(self.first(images.to(self.first.weight.dtype) / 99).movedim(1, -1)).movedim(-1, 1)

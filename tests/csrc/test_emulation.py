@@ -9,7 +9,6 @@ import pytest
 from tests.csrc.emulated import ROOT, build, run, skip_without_tools
 from tests.tiers import thorough
 
-
 pytestmark = [pytest.mark.skipif(not shutil.which("g++"), reason="no g++"), thorough]
 
 
