@@ -284,6 +284,17 @@ def test_the_first_of_two_is_named(runtime, column):
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_the_image_whose_pixel_is_drawn_first_is_named(runtime):
+    """Though another has one without finite logits, too, in a row below. Threads have images of their own."""
+    torch.manual_seed(0)
+    model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
+    sampler, condition = Sampler(model, (1, 3, 5)), torch.zeros(6, 1, 3, 5)
+    condition[1, 0, 1, 0] = condition[4, 0, 0, 3] = torch.nan
+    with pytest.raises(NonFiniteLogits, match="image 4, channel 0, row 0, column 3:"):
+        sampler.sample(6, condition=condition, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_ctrl_c_keeps_the_finished_images(runtime, monkeypatch):
     sampler, u = Sampler(pixelcnn().double(), (1, 4, 4)), noise(6, (1, 4, 4))
     whole = sampler.sample(6, noise=u)
