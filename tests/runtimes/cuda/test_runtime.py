@@ -17,7 +17,14 @@ from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import driver, kernels
 from pixelcnn_fast.runtimes.cuda.driver import Launch
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
-from pixelcnn_fast.runtimes.cuda.runtime import WAITED_IN_VAIN, CudaRuntime, Launched, Limits, why_not_cuda
+from pixelcnn_fast.runtimes.cuda.runtime import (
+    WAITED_IN_VAIN,
+    CudaRuntime,
+    Launched,
+    Limits,
+    largest_cluster,
+    why_not_cuda,
+)
 from pixelcnn_fast.runtimes.job import Job
 from tests.copies import Copy, pretended_devices
 from tests.needs import needs_native
@@ -234,6 +241,13 @@ def test_a_gpu_without_memory_for_an_image_is_refused(memory: dict[str, int]) ->
     memory.update(free=1, reserved=4)
     with pytest.raises(RuntimeUnavailable, match="less than twice that is free"):
         runtime_on_gpu()
+
+
+def test_which_gpus_have_clusters() -> None:
+    """Those for data centres from Hopper on; desktop Blackwells have too few registers."""
+    with_clusters = {(9, 0), (10, 0), (10, 3), (11, 0)}
+    for capability in with_clusters | {(8, 0), (8, 9), (12, 0), (12, 1)}:
+        assert (largest_cluster(capability) > 1) == (capability in with_clusters)
 
 
 @pytest.mark.parametrize(
