@@ -24,10 +24,17 @@ def test_every_form(form):
     assert images.dtype == expected.dtype and torch.equal(images, expected)
 
 
+@pytest.mark.parametrize("n", [1, 0])
 @pytest.mark.parametrize("form", IMAGE_FORMS)
-def test_there_and_back(form):
-    found = to_levels(from_levels(LEVELS, form, 5, torch.float32), 5, form)
-    assert torch.equal(found.view(LEVELS.shape), LEVELS)
+def test_there_and_back(form, n):
+    levels = LEVELS[:n]
+    found = to_levels(from_levels(levels, form, 5, torch.float32), 5, form)
+    assert torch.equal(found.view(levels.shape), levels)
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="image_form is 'grey', expected one of 'uint8', 'int64'"):
+        to_levels(LEVELS, 5, "grey")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize("bad", [-1, 5])

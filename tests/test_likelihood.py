@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.errors import ModelFailed
+from pixelcnn_fast.errors import ModelFailed, Unsupported
 from pixelcnn_fast.heads import Bernoulli, Categorical
 from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.likelihood import bits_per_dim, nll, to_levels
@@ -86,6 +86,12 @@ REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
     "-1...1 for unit": (torch.tensor([-1.0, 1.0]), "unit", "They fit image_form='centred': say"),
     "a little too much": (torch.tensor([0.0, 1.01]), "unit", "They fit no form of 256 levels"),
     "standardised": (torch.tensor([-0.42, 2.82]), "centred", "They fit no form of 256 levels"),
+    "channels for codes": (
+        torch.zeros(1, 1, 3, 4, dtype=torch.long),
+        "codes",
+        r"They fit image_form='int64': say which",
+    ),
+    "no images, in another dtype": (torch.zeros(0, 3, 4), "uint8", r"float32 \[0, 3, 4\], which is not"),
     "a half": (torch.tensor([0.5]), "levels", "They fit no form of 256 levels"),
     "NaN": (torch.tensor([0.0, math.nan]), "unit", "They fit no form of 256 levels"),
     "infinite": (torch.tensor([0.0, math.inf]), "levels", "They fit no form of 256 levels"),
@@ -166,7 +172,17 @@ def test_a_dtype_that_can_t_tell_levels_apart_is_refused(levels):
             to_levels(images, levels, form)
 
 
-@pytest.mark.parametrize("batch", ["x", 5, {"images": torch.zeros(1)}, (torch.zeros(1, 1, 2, 2), 3)])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        "x",
+        5,
+        {"images": torch.zeros(1)},
+        (torch.zeros(1, 1, 2, 2), 3),
+        (torch.zeros(1, 1, 2, 2), {"condition": 3}),
+        (None, torch.zeros(1)),
+    ],
+)
 def test_a_loader_of_something_else_is_refused(batch):
     with pytest.raises(ValueError, match="the loader must yield images"):
         bits_per_dim(pixelcnn(), [batch])
@@ -223,6 +239,8 @@ def test_binary_images(probabilities):
     expected = nn.functional.binary_cross_entropy(p, images, reduction="none").sum((1, 2, 3))
     found = nll(model, images, image_form="levels", head=Bernoulli(probabilities))
     assert torch.allclose(found, expected, rtol=1e-9)
+    bits = bits_per_dim(model, [images], image_form="levels", head=Bernoulli(probabilities))
+    assert bits == pytest.approx(expected.mean().item() / 24 / math.log(2))
 
 
 def test_whatever_the_model_takes():
@@ -234,7 +252,8 @@ def test_whatever_the_model_takes():
     assert not torch.allclose(expected, nll(model, images, labels, -condition))
     assert torch.equal(nll(model, images, labels, condition=condition), expected)
     mean = expected.mean().item() / 24 / math.log(2)
-    assert bits_per_dim(model, [(images, labels, condition)]) == pytest.approx(mean)
+    for batch in ((images, labels, condition), [images, labels, condition]):  # a DataLoader gives lists
+        assert bits_per_dim(model, [batch]) == pytest.approx(mean)
     assert bits_per_dim(model, [(images, labels, {"condition": condition})]) == pytest.approx(mean)
     only = GatedPixelCNN(1, 4, [1], condition_channels=2, levels=LEVELS)
     assert torch.equal(nll(only, images, None, condition), nll(only, images, condition=condition))
@@ -270,6 +289,34 @@ def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
     with pytest.raises(RuntimeError, match="channels") as failed:
         nll(model, torch.zeros(1, 2, 5, 5), image_form="unit")
     assert not isinstance(failed.value, ModelFailed)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError, IndexError, ValueError])
+def test_whatever_a_model_says_of_uint8_it_is_told_the_other_forms(kind: type[Exception]) -> None:
+    class Refuses(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise kind("no uint8")
+
+    images = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    with pytest.raises(ModelFailed, match=rf"(?s)raised {kind.__name__}: no uint8.*image_form='codes'\)"):
+        nll(Refuses(), images)
+    with pytest.raises(ModelFailed) as failed:
+        nll(Refuses(), torch.zeros(1, 3, 5, 5, dtype=torch.uint8))
+    assert "codes" not in str(failed.value)  # which have one channel
+
+
+def test_the_library_s_own_errors_are_not_the_model_s() -> None:
+    class Refuses(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise Unsupported("conv: this is the library's own")
+
+    with pytest.raises(Unsupported, match="^conv: this is the library's own$"):
+        nll(Refuses(), torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
+
+
+def test_images_that_are_no_tensor_are_refused() -> None:
+    with pytest.raises(ValueError, match="the images are a list, expected a torch.Tensor"):
+        nll(Uniform(), [[[0]]])  # type: ignore[arg-type]  # on purpose
 
 
 def test_who_halves_the_batch_when_memory_is_short_hears_of_it() -> None:
