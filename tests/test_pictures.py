@@ -9,28 +9,43 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pixelcnn_fast.pictures import GAP_LEVEL, Bar, Panel, chart, image_grid, save_png
+from pixelcnn_fast.pictures import GAP_LEVEL, Bar, Panel, chart, image_grid, save_grid, save_png
 
 
+@pytest.mark.parametrize("gap", [0, 1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grid_places_images_in_reading_order(channels: int) -> None:
+def test_grid_places_images_in_reading_order(channels: int, gap: int) -> None:
     images = torch.randint(
         256, (5, channels, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    grid = image_grid(images, columns=2, scale=3, gap=1)
-    assert grid.shape == (3 * (3 * 4 + 2), 3 * (2 * 3 + 1), 3) and grid.dtype == np.uint8
+    grid = image_grid(images, columns=2, scale=3, gap=gap)
+    assert grid.shape == (3 * (3 * 4 + 2 * gap), 3 * (2 * 3 + gap), 3) and grid.dtype == np.uint8
     small = grid[::3, ::3]
     assert np.array_equal(small.repeat(3, axis=0).repeat(3, axis=1), grid)
     for index, image in enumerate(images):
-        y, x = index // 2 * 5, index % 2 * 4
+        y, x = index // 2 * (4 + gap), index % 2 * (3 + gap)
         expected = image.permute(1, 2, 0).expand(4, 3, 3).numpy()
         assert np.array_equal(small[y : y + 4, x : x + 3], expected)
-    assert (small[4] == GAP_LEVEL).all() and (small[:, 3] == GAP_LEVEL).all()
-    assert (small[10:, 4:] == GAP_LEVEL).all()  # where a sixth would be
+    assert (small[4 : 4 + gap] == GAP_LEVEL).all() and (small[:, 3 : 3 + gap] == GAP_LEVEL).all()
+    assert (small[2 * (4 + gap) :, 3 + gap :] == GAP_LEVEL).all()  # where a sixth would be
 
 
 def test_grid_is_no_wider_than_its_images() -> None:
     assert image_grid(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), columns=10).shape == (4, 9, 3)
+
+
+@pytest.mark.parametrize(("scale", "gap"), [(0, 1), (1, -1)])
+def test_grid_refuses_no_scale_and_a_gap_below_none(scale: int, gap: int) -> None:
+    with pytest.raises(ValueError, match=f"scale {scale}, gap {gap}: expected at least 1, 1 and 0"):
+        image_grid(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), 1, scale, gap)
+
+
+@pytest.mark.parametrize(("size", "width"), [((4, 9), 9 * 6), ((9, 4), 4 * 6), ((3, 70), 70)])
+def test_small_images_are_enlarged_by_their_longer_side(
+    size: tuple[int, int], width: int, tmp_path: Path
+) -> None:
+    save_grid(torch.zeros(1, 1, *size, dtype=torch.uint8), 1, tmp_path / "grid.png")
+    assert imread(tmp_path / "grid.png").shape[1] == width
 
 
 @pytest.mark.parametrize(
@@ -53,8 +68,9 @@ def test_png_comes_back(tmp_path: Path) -> None:
     save_png(picture, tmp_path / "picture")
     back = imread(tmp_path / "picture", format="png")
     assert np.array_equal((back[..., :3] * 255).round().astype(np.uint8), picture)
-    with pytest.raises(ValueError, match="expected uint8"):
-        save_png(picture.astype(float), tmp_path / "other.png")
+    for other in (picture.astype(float), picture[..., 0], picture[..., :2]):
+        with pytest.raises(ValueError, match="expected uint8"):
+            save_png(other, tmp_path / "other.png")
 
 
 def test_chart(tmp_path: Path) -> None:
@@ -67,6 +83,6 @@ def test_chart(tmp_path: Path) -> None:
     red = (warned[..., 0] > warned[..., 1] + 0.3) & (warned[..., 2] < 0.3)
     assert red.any() and not ((plain[..., 0] > plain[..., 1] + 0.3) & (plain[..., 2] < 0.3)).any()
     with pytest.raises(ValueError, match="positive"):
-        chart([Panel("none", [Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
+        chart([Panel("some", [Bar("one", 1.0, ""), Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
     with pytest.raises(ValueError, match="positive"):
         chart([], tmp_path / "other.png", "Title")
