@@ -108,6 +108,14 @@ def test_save_refuses_models_without_config(model: PixelCNN, tmp_path: Path) -> 
         checkpoint.save(wrapped, tmp_path / "model.safetensors")
 
 
+def test_save_refuses_a_class_that_load_would_not_know(tmp_path: Path) -> None:
+    class Own(PixelCNN):
+        pass
+
+    with pytest.raises(ValueError, match="Own is none of PixelCNN, GatedPixelCNN, PixelRNN"):
+        checkpoint.save(Own(**CONFIG), tmp_path / "model.safetensors")
+
+
 def test_save_refuses_a_missing_folder(model: PixelCNN, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="create it first"):
         checkpoint.save(model, tmp_path / "absent" / "model.safetensors")
@@ -182,6 +190,14 @@ def test_keys_that_do_not_fit(saved: Path) -> None:
         checkpoint.load(saved)
 
 
+def test_one_key_too_few(saved: Path) -> None:
+    tensors = load_file(saved)
+    del tensors["conv_in.bias"]
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=r"1 missing \['conv_in.bias'\], 0 unexpected \[\]"):
+        checkpoint.load(saved)
+
+
 def test_one_key_too_many(saved: Path) -> None:
     rewrite(saved, load_file(saved) | {"head.bias": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"0 missing \[\], 1 unexpected \['head.bias'\]"):
@@ -226,11 +242,14 @@ def test_wrong_shape(saved: Path) -> None:
         checkpoint.load(saved)
 
 
-def test_integer_weights(saved: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "dtype"), [("conv_in.weight", torch.int8), ("norm_in.num_batches_tracked", torch.float32)]
+)
+def test_integers_and_floats_are_not_taken_for_each_other(saved: Path, key: str, dtype: torch.dtype) -> None:
     tensors = load_file(saved)
-    tensors["conv_in.weight"] = tensors["conv_in.weight"].to(torch.int8)
+    tensors[key] = tensors[key].to(dtype)
     rewrite(saved, tensors)
-    with pytest.raises(ValueError, match="conv_in.weight is torch.int8"):
+    with pytest.raises(ValueError, match=f"{key} is {dtype}"):
         checkpoint.load(saved)
 
 
