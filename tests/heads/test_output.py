@@ -53,6 +53,7 @@ OUTPUTS: dict[str, tuple[Any, Any]] = {
     "a named tuple": (Named, "logits"),
     "a record": (lambda hidden, logits: Record(logits), "logits"),
     "nested": (lambda hidden, logits: {"all": (logits, {})}, lambda returned: returned["all"][0]),
+    "a text among others": (lambda hidden, logits: {"text": "a note", "logits": logits}, "logits"),
     "one tensor, changed": (lambda hidden, logits: logits / 9, lambda logits: 9 * logits),
 }
 
@@ -87,6 +88,11 @@ def test_the_part_that_is_named_is_read(name):
             "a dict",
             None,
             r"a dict of 'hidden': a tensor \[2, 6, 4, 5\], 'logits': a tensor \[2, 7, 4, 5\]; say",
+        ),
+        (
+            "a text among others",
+            None,
+            r"a dict of 'text': a str, 'logits': a tensor \[2, 7, 4, 5\]; say with output=",
         ),
         ("a record", None, r"a Record of 'logits': a tensor \[2, 7, 4, 5\]; say"),
         ("nested", None, r"a dict of 'all': a tuple of 0: a tensor \[2, 7, 4, 5\], 1: a dict of nothing"),

@@ -152,6 +152,25 @@ def test_its_distance_is_that_of_log_densities() -> None:
     assert Pair().distance(parameters, parameters * torch.nan, 2).isnan().all()
 
 
+@pytest.mark.parametrize(("log_density", "expected"), [(0.5, 0.1), (-1, 0.1), (4, 0.025), (-4, 0.025)])
+def test_its_distance_is_the_greatest_and_relative_to_large_log_densities(
+    log_density: float, expected: float
+) -> None:
+    """Here, one example and one of its two values tell the distributions apart."""
+    calls = iter(range(99))
+
+    class Simple(Pair):
+        def examples(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+            return torch.full(shape, float(next(calls) == 2), dtype=torch.float64)
+
+        def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+            return parameters[..., :2] * values
+
+    one, other = (torch.full((1, 1, 1, 1, 5), log_density, dtype=torch.float64) for _ in range(2))
+    one[..., 1] += 0.1
+    assert Simple().distance(one, other, 2).item() == pytest.approx(expected)
+
+
 def test_a_program_that_differs_from_the_model_is_found() -> None:
     calls = iter(range(99))
 
@@ -222,6 +241,11 @@ class AlsoGreatest(DrawsGreatest, Categorical):
     levels: int
 
 
+class ScoresInItsOwnWay(Categorical):
+    def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+        return super().log_probability(parameters, values) - 1
+
+
 class OfBoth(Categorical):
     joint = True
 
@@ -234,6 +258,16 @@ def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent(head: Head
     assert (own.sample(2) == 255).all()
     with pytest.raises(RuntimeError, match=r"Greatest.*is drawn in Python only"):
         own.sample(2, runtime="cpu")
+
+
+def test_a_head_that_scores_in_its_own_way_is_not_taken_for_its_parent() -> None:
+    model, u = PixelCNN(1, 8, 1).eval(), torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    (images, own), (same, parent) = (
+        Sampler(model, (1, 3, 3), head=head).sample(2, noise=u, log_probability=True)
+        for head in (ScoresInItsOwnWay(256), Categorical(256))
+    )
+    assert torch.equal(images, same)
+    torch.testing.assert_close(own, parent - 9, rtol=1e-5, atol=1e-4)
 
 
 @needs_native
