@@ -15,6 +15,7 @@ from pixelcnn_fast.errors import CaptureMismatch, NotCausal, UnknownLayout, Unsu
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
+from pixelcnn_fast.receptive_field import COLOURS, ReceptiveField
 from tests.leaks import HIDDEN
 from tests.system.networks import pixelcnn, positive
 
@@ -112,10 +113,21 @@ def test_leaks_are_named(name):
 
 
 def test_the_field_in_words():
-    text = str(receptive_field(pixelcnn(blocks=1, kernel=3), (1, 9, 9)))
-    assert "receptive field in 1x9x9 images: causal" in text
+    text = str(receptive_field(pixelcnn(blocks=1, kernel=3), (1, 9, 12)))
+    assert "receptive field in 1x9x12 images: causal" in text
     assert "up to 5 rows above, 5 columns to the left and 5 to the right; 10 sub-pixels in blind spots" in text
     assert "\n  ##########?\n" in text and "\n  #####@.....\n" in text  # the rows next to the pixel
+
+
+@pytest.mark.parametrize(
+    ("dx", "words"), [(-1, "1 columns to the left and 0"), (1, "0 columns to the left and 1")]
+)
+def test_a_field_on_one_side_in_words(dx, words):
+    model = Outputs(1, 10, lambda x: x)
+    model.conv.mask[..., [1, 1 - dx]] = 0
+    model.conv.mask[..., 1, :] = 0
+    text = str(receptive_field(model, (1, 5, 7)))
+    assert f"sees 1 earlier sub-pixels, up to 1 rows above, {words} to the right;" in text
 
 
 def test_an_image_of_one_pixel():
@@ -123,14 +135,33 @@ def test_an_image_of_one_pixel():
     assert "causal" in text and "sees no earlier pixel\n  @\n" in text and "!" not in text
 
 
-def test_channels_that_see_different_things_are_told_apart():
+@pytest.fixture(scope="module")
+def different_channels() -> ReceptiveField:
     model = small("thirds")
     assert isinstance(model, PixelCNN)
     model.conv_in.mask[:, 1] = 0  # nobody looks at green
     model.conv_out.mask[:256] = 0  # red looks at nothing
-    text = str(receptive_field(model, (3, 5, 5)))
+    return receptive_field(model, (3, 5, 5))
+
+
+def test_channels_that_see_different_things_are_told_apart(different_channels):
+    text = str(different_channels)
     assert "channel 0: sees no earlier pixel" in text
     assert "channel 1, 2: sees" in text and "  ++++@....\n" in text and "+ some channels seen" in text
+    assert f"{int(different_channels.blind_spots[1].sum())} sub-pixels in blind spots" in text
+
+
+def test_the_picture_shows_the_maps_of_the_channels_side_by_side(different_channels, tmp_path):
+    different_channels.picture(tmp_path / "field.png", scale=3)
+    picture = (matplotlib.image.imread(tmp_path / "field.png")[1::3, 1::3, :3] * 255).round()
+    _, *blocks, _ = str(different_channels).split("\n\n")
+    of_none, of_many = ([row.strip() for row in block.split("\n")[1:]] for block in blocks)
+    left = 0
+    for rows in (of_none, of_many, of_many):
+        for y, row in enumerate(rows):
+            assert [tuple(p) for p in picture[y, left : left + len(row)]] == [COLOURS[c] for c in row]
+        left += len(rows[0]) + 1  # a white line between two
+    assert picture.shape[:2] == (len(of_many), left - 1)
 
 
 def test_command_line(tmp_path, capsys):
