@@ -86,6 +86,7 @@ def test_bad_arguments_are_refused(sampler, arguments, message):
     [
         (torch.zeros(2, 2, 4, 5, dtype=torch.uint8), torch.ones(4, 5, dtype=torch.bool), "shape"),
         (torch.zeros(2, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool), "integer levels"),
+        (torch.ones(2, 2, 4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool), "integer levels"),
         (torch.full((2, 2, 4, 4), 256), torch.ones(4, 4, dtype=torch.bool), "levels span"),
         (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(4, 4), "torch.bool"),
         (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(3, 4, dtype=torch.bool), "broadcast"),
@@ -192,6 +193,9 @@ def test_codes_come_in_the_form_in_which_they_are_taken():
     known = torch.rand(3, 4, 5) < 0.5
     completed = sampler.complete(codes, known)
     assert completed.shape == codes.shape and torch.equal(completed[known], codes[known])
+    for mask in (known[0], known[:, None]):  # one for all images, and with an axis of channels
+        completed, kept = sampler.complete(codes, mask), mask.expand(3, 1, 4, 5)[:, 0]
+        assert torch.equal(completed[kept], codes[kept]) and not torch.equal(completed, codes)
     with pytest.raises(ValueError, match=r"shape \[3, 4, 6\], expected \[n, 4, 5\]"):
         sampler.logits(torch.zeros(3, 4, 6, dtype=torch.long))
 
@@ -523,6 +527,36 @@ def test_noise_stays_where_it_is_given_or_drawn(sampler):
         none = torch.zeros(0, 2, 4, 4, device=gpu)  # has no values to look at
         given = sampler._checked_noise(none, none.shape, None)
     assert drawn.device == given.device == gpu and not copies.made
+
+
+def test_another_module_of_the_same_meaning_is_the_reference() -> None:
+    inner, ran = pixelcnn().double(), []
+
+    class Unit(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.inner, self.name = inner, name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(self.name)
+            return self.inner(255 * x)
+
+    sampler = Sampler(Unit("own"), (1, 3, 4), image_form="unit")
+    u = torch.rand(2, 1, 3, 4, dtype=torch.float64)
+    expected = sampler.sample(2, noise=u, runtime="reference")
+    other = sampler.with_reference(Unit("other"))
+    for each, name in ((other, "other"), (sampler, "own")):
+        ran.clear()
+        assert torch.equal(each.sample(2, noise=u, runtime="reference"), expected) and set(ran) == {name}
+
+
+def test_a_bar_counts_the_rows_of_all_images(sampler, capsys) -> None:
+    images = sampler.sample(3, LABELS[[0, 1, 0]], batch_size=2, progress=True)
+    assert " 12/12 " in capsys.readouterr().err
+    sampler.complete(images[:2], torch.eye(4, dtype=torch.bool), LABELS, progress=True)
+    assert " 8/8 " in capsys.readouterr().err
+    sampler.sample(2, LABELS)
+    assert capsys.readouterr().err == ""
 
 
 class Recording(Runtime):
