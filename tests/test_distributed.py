@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import NonFiniteLogits, Sampler, distributed
 from pixelcnn_fast.distributed import ranks
 from pixelcnn_fast.distributed.drawing import DrawingArguments
-from pixelcnn_fast.distributed.per_image import told_apart
+from pixelcnn_fast.distributed.per_image import PerImage, told_apart
 from pixelcnn_fast.distributed.shards import FORMATS, MANIFEST, FileFormat, Shards
 from pixelcnn_fast.files import replacing
 from pixelcnn_fast.heads import SamplingOptions
@@ -47,6 +47,7 @@ from tests.processes import (
     run,
     sampler,
 )
+from tests.sampler_life.common import silence
 from tests.tiers import few, thorough
 
 COUNT = 13  # of the shards
@@ -230,6 +231,7 @@ def test_shards_without_a_manifest_are_refused(tmp_path: Path) -> None:
         (dict(labels=None), "this model is conditional"),
         (dict(labels=torch.zeros(N - 1)), f"labels: 24 are given, expected {N}"),
         (dict(condition=torch.zeros(N)), "a condition was given"),
+        (dict(condition=torch.zeros(N + 1)), f"condition: 26 are given, expected {N}"),
         (dict(seed=-1), "seed is -1"),
         (dict(shard_size=0), "shard_size is 0: expected an integer, 1 or more"),
         (dict(file_format="png"), "file_format"),
@@ -251,6 +253,23 @@ def test_a_wrong_job_without_shards_can_be_put_right(whole: Path, tmp_path: Path
     assert files(tmp_path) == files(whole)
 
 
+def test_a_job_that_fails_at_once_leaves_the_manifest_of_another_process(tmp_path: Path) -> None:
+    """Which may be at work. Here, it was interrupted."""
+
+    def ended_at_once(error: BaseException) -> PerImage:
+        def of(images: Tensor) -> Tensor:
+            if images.tolist() == [0, 1]:
+                raise error
+            return labels(images)
+
+        return of
+
+    for error in (KeyboardInterrupt(), LookupError()):
+        with pytest.raises(type(error)):
+            draw(tmp_path, ended_at_once(error))
+        assert list(files(tmp_path)) == [MANIFEST]
+
+
 def test_another_job_is_refused_before_there_are_shards(tmp_path: Path) -> None:
     """It may be running."""
     shards = Shards(tmp_path, 5, 2, "npz")
@@ -266,6 +285,12 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
         file.write(b"half")
         shards.prepare({})
     assert shards.finished().tolist() == [True, False, False]
+
+
+def test_what_a_killed_process_was_writing_is_no_shard_of_another_job(tmp_path: Path) -> None:
+    (tmp_path / "shard-000000.npz.elsewhere-1.unfinished").touch()
+    Shards(tmp_path, 5, 2, "npz").prepare({})
+    assert (tmp_path / MANIFEST).exists()
 
 
 def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
@@ -298,8 +323,18 @@ def test_a_damaged_shard_is_named(file_format: FileFormat, tmp_path: Path) -> No
 
 
 def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make shard_size 100000 or more"):
-        Shards(tmp_path, 10**12, 1000, "npz")
+    for n in (10**12, 10**12 - 1):
+        with pytest.raises(ValueError, match="make shard_size 100000 or more"):
+            Shards(tmp_path, n, 1000, "npz")
+    assert Shards(tmp_path, 10**12 - 1, 100_000, "npz").count == 10**7
+
+
+@pytest.mark.parametrize(("name", "least"), [("n", 0), ("shard_size", 1)])
+@pytest.mark.parametrize("value", [-1, 2.0, "3", True])
+def test_counts_that_are_none_are_refused(name: str, least: int, value: Any, tmp_path: Path) -> None:
+    n, size = (value, 2) if name == "n" else (5, value)
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: expected an integer, {least} or more"):
+        Shards(tmp_path, n, size, "npz")
 
 
 def test_labels_may_be_a_tensor_of_any_integers(whole: Path, tmp_path: Path) -> None:
@@ -351,6 +386,9 @@ def test_conditions_are_those_of_their_images(workspace: int, tmp_path: Path, mo
         found = arrays(tmp_path / name, 7, 3)
         assert np.array_equal(found["images"], expected.numpy()) and "labels" not in found
 
+    with pytest.raises(ValueError, match='another job: condition is "'):
+        distributed.sample(own, 7, tmp_path / "tensor", condition=conditions + 1, shard_size=3)
+
     conditions[5, 2] = float("nan")
     with pytest.raises(NonFiniteLogits) as failed:
         distributed.sample(own, 7, tmp_path / "nan", condition=conditions, shard_size=3)
@@ -396,12 +434,14 @@ def joined_as(rank: ranks.Ranks, monkeypatch) -> None:
     monkeypatch.setattr(distributed.job, "joined", lambda backend: nullcontext(rank))
 
 
-def test_more_processes_than_shards(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("n", [N, 0])
+def test_more_processes_than_shards(n: int, tmp_path: Path, monkeypatch) -> None:
     first = ranks.Ranks(0, 3, ranks.OwnStore())
     monkeypatch.setattr(first, "all_agree", lambda: True)
     joined_as(first, monkeypatch)
-    with pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size"):
-        draw(tmp_path, shard_size=13)
+    told = pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size")
+    with told if n else silence():
+        distributed.sample(sampler(), n, tmp_path, labels, shard_size=13)
 
 
 def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> None:
@@ -413,6 +453,14 @@ def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> Non
     with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: seed$"):
         draw(tmp_path)
     assert len(times(tmp_path)) == COUNT
+
+
+def test_who_failed_first_is_told() -> None:
+    store = ranks.OwnStore()
+    for rank, error in ((1, ValueError("the cause")), (0, RuntimeError("rank 1 failed"))):
+        ranks.Ranks(rank, 2, store).fail(error)
+    with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: the cause$"):
+        ranks.Ranks(0, 2, store).check()
 
 
 def test_a_folder_that_rank_0_does_not_see_filled_is_reported(tmp_path: Path, monkeypatch) -> None:
