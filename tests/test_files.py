@@ -1,12 +1,14 @@
 """A file is replaced as a whole, or stays as it was."""
 
+from __future__ import annotations
+
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from pixelcnn_fast.files import replacing
+from pixelcnn_fast.files import check_replaceable, replacing
 
 
 def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
@@ -39,6 +41,39 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     with replacing(link) as file:
         file.write(b"new")
     assert link.is_symlink() and there.read_bytes() == b"new"
+
+
+def test_what_can_t_be_replaced_is_known_before_the_work(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "images"
+    check_replaceable(path)
+    path.write_bytes(b"old")
+    check_replaceable(path)
+    check_replaceable(os.devnull)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        check_replaceable(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        check_replaceable(tmp_path / "absent" / "images")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="images can't be written"):
+        check_replaceable(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(28, "No space left on device"), "images"),
+        (OSError(2, "No such file", "another"), "another"),
+        (OSError("no number"), None),
+    ],
+)
+def test_an_error_names_the_file_unless_it_names_another(
+    error: OSError, named: str | None, tmp_path: Path
+) -> None:
+    with pytest.raises(type(error)) as raised, replacing(tmp_path / "images"):
+        raise error
+    assert (raised.value.filename and Path(raised.value.filename).name) == named
+    assert raised.value.args[:2] == error.args[:2]
 
 
 def test_a_device_is_written_and_not_replaced() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast import NonFiniteLogits, Sampler, SamplingInterrupted
+from pixelcnn_fast import NonFiniteLogits, RuntimeUnavailable, Sampler, SamplingInterrupted
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.runtimes.job import Job, Runtime
 from tests.heads.test_own_head import Net, Pair
@@ -193,6 +193,13 @@ def test_what_the_model_raises_keeps_its_type(kind: type[Exception]) -> None:
     sampler = Sampler(Raises(1, 4, [*ABOVE, *LEFT]), (1, 2, 3))
     error = raises(lambda: sampler.sample(50, runtime="reference", batch_size=1))
     assert type(error) is kind and vars(error)["finished"] > 0
+
+
+@pytest.mark.parametrize("error", [NonFiniteLogits(3, 2, 1, 0), RuntimeUnavailable("no GPU", "cpu")])
+def test_other_errors_can_be_pickled(error: Exception) -> None:
+    """As what a worker raises is."""
+    same = pickle.loads(pickle.dumps(error))
+    assert type(same) is type(error) and str(same) == str(error) and vars(same) == vars(error)
 
 
 def test_an_interruption_can_be_pickled() -> None:
