@@ -57,7 +57,8 @@ def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_NATIVE", "0")
     assert native.native() is None
     assert "unset it" in native.why_not_native()
-    assert environment.runtimes()["cpu"] == "eager"
+    monkeypatch.setattr(kernels, "why_no_kernels", lambda: None)  # which are of no use alone
+    assert environment.runtimes() == {"cpu": "eager", "cuda": "eager"}
     assert native.why_not_native() in environment.report()
     assert "are part of the compiled module" in environment.report()
     with pytest.raises(RuntimeError, match="unset it"):
@@ -131,6 +132,31 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
         assert module.chosen_isa() == isa
     module.force_isa("")
     assert module.chosen_isa() == default
+
+
+@needs_native
+@pytest.mark.parametrize("why", [None, "there is no compiler"])
+def test_the_report_names_each_gpu_and_what_serves_it(why: str | None, monkeypatch) -> None:
+    """Two, which need not be there."""
+    gpus = [
+        SimpleNamespace(name=name, major=major, minor=minor, total_memory=gib << 30, multi_processor_count=count)
+        for name, major, minor, gib, count in (("First", 9, 0, 80, 132), ("Second", 8, 6, 24, 84))
+    ]
+    monkeypatch.setattr(kernels, "why_no_kernels", lambda: why)
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_properties": gpus.__getitem__,
+        "get_device_name": lambda index: gpus[index].name,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    monkeypatch.setattr(environment, "_backend_rows", dict)  # which asks the device
+    report = environment.report()
+    assert "torch sees      First, Second\n" in report
+    assert "device 0        First, sm_90, 80 GiB, 132 multiprocessors" in report
+    assert "device 1        Second, sm_86, 24 GiB, 84 multiprocessors" in report
+    assert f"on CUDA         {'cuda' if why is None else f'eager: {why}'}\n" in report
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
