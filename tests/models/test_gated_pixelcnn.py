@@ -80,12 +80,29 @@ def test_gradients_reach_the_live_weights_and_only_those():
         (dict(labels=torch.tensor([0, 1, 4])), "labels span"),
         (dict(condition=None), "spatial condition"),
         (dict(condition=torch.zeros(3, 2, 7, 4)), "the condition is"),
+        (dict(condition=torch.zeros(3, 2, 7, 5, dtype=torch.long)), "the condition is torch.int64"),
+        (dict(labels=[0, 1, 2]), r"labels are a list, expected a tensor of integers \[3\]"),
+        (dict(labels=torch.tensor([0, -1, 2])), "labels span"),
+        (dict(images=[0]), r"images are a list, expected a tensor \[N, 3, H, W\]"),
+        (dict(images=torch.zeros(3, 7, 5)), r"images have shape \[3, 7, 5\]"),
     ],
 )
 def test_bad_input_is_refused(change, message):
     images, labels, condition = inputs()
     with pytest.raises(ValueError, match=message):
         GatedPixelCNN(**SIZES)(**dict(dict(images=images, labels=labels, condition=condition), **change))
+
+
+def test_a_condition_for_a_model_without_one_is_refused():
+    images, labels, condition = inputs()
+    with pytest.raises(ValueError, match="a condition was given to a model without one"):
+        GatedPixelCNN(**{**SIZES, "condition_channels": None})(images, labels, condition)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(0, 3, 7, 5), torch.zeros(0, 3, 7, 5, dtype=torch.uint8)])
+def test_no_images(images):
+    logits = GatedPixelCNN(**SIZES)(images, torch.zeros(0, dtype=torch.long), torch.zeros(0, 2, 7, 5))
+    assert logits.shape == (0, 3, 7, 5, 8)
 
 
 def test_bad_construction_is_refused():
