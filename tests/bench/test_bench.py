@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from torch import Tensor
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench import report, streams
-from pixelcnn_fast.bench.checks import BF16_ROUNDING, LIMIT, Check, Oracle, cdf_excess, rounding
+from pixelcnn_fast.bench.checks import BF16_ROUNDING, CHUNK, LIMIT, Check, Oracle, cdf_excess, rounding
 from pixelcnn_fast.bench.contestants import Result, SomePixels
 from pixelcnn_fast.bench.measure import compare, interleaved
 from pixelcnn_fast.bench.workload import Workload, random_model, workload
@@ -27,6 +28,7 @@ from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.native import native, required
 from pixelcnn_fast.passes import pipeline
+from pixelcnn_fast.pictures import Panel
 from pixelcnn_fast.sampler import Sampler
 from tests.needs import EACH_ISA, instruction_set, needs_native
 from tests.tiers import thorough
@@ -73,6 +75,14 @@ def test_oracle_finds_one_wrong_level(work: Workload) -> None:
     wrong[2, 1, 4, 3] = (int(wrong[2, 1, 4, 3]) + 128) % 256  # the last pixel: no later one can give it away
     assert oracle.excess(wrong).argmax() == images.numel() - 1
     assert oracle.excess(wrong).max() > LIMIT
+
+
+def test_the_oracle_goes_through_many_images_in_parts() -> None:
+    work = workload(random_model(n_classes=3, **TINY), CHUNK + 2, 3, 4)
+    images = Sampler(work.model, work.shape).sample(work.images, work.labels, noise=work.noise)
+    oracle = Oracle(work)
+    assert oracle.excess(images).shape == images.shape and oracle.excess(images).max() <= LIMIT
+    assert oracle.excess(images.flip(0)).max() > LIMIT  # other images are not taken for those
 
 
 def test_nan_is_not_ok() -> None:
@@ -151,6 +161,17 @@ def test_some_pixels_of_each_round_tell_how_long_an_image_takes(
         naive.run(index)
     assert naive.result.seconds == [0.5 * work.pixels] * rounds and naive.result.timed == 7
     assert torch.stack(drawn).sum(0).max() == 1 and torch.stack(drawn).sum() == 7
+
+
+@pytest.mark.parametrize(("pixels", "timed"), [(1, 3), (10**12, 20)])
+def test_some_pixels_are_one_for_each_round_at_least_and_the_image_at_most(
+    pixels: int, timed: int, work: Workload, monkeypatch
+) -> None:
+    monkeypatch.setattr(SomePixels, "_draw", lambda self, where: (1.0 + int(where.sum()), torch.zeros(0)))
+    naive = SomePixels(Sampler(work.model, work.shape), work, torch.zeros(0), pixels, rounds=3)
+    for index in range(3):
+        naive.run(index)
+    assert naive.result.timed == timed and naive.result.seconds == [work.pixels] * 3
 
 
 @pytest.mark.parametrize("naive_pixels", [0, 6])
@@ -247,6 +268,36 @@ def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
     assert "3.0e-01" in rest[-1]
 
 
+def test_the_chart_shows_no_factor_of_a_wrong_contestant(tmp_path: Path, monkeypatch) -> None:
+    shown: list[Panel] = []
+    monkeypatch.setattr(report.pictures, "chart", lambda panels, *_, **__: shown.extend(panels))
+    naive = Result("reference", 2, 16, 4, [10.0], Check(0, 8, 0.0))
+    cached = Result("eager", 2, 16, 16, [5.0], Check(8, 8, 0.3))
+    fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
+    alone = Result("cpu", 1, 16, 16, [0.5], Check(0, 8, 0.0))
+    report.save([[naive, cached, fast], [alone]], tmp_path, "sampling", "Title", report.machine())
+    assert [panel.title for panel in shown] == ["2 images at once", "1 image at once"]
+    assert [bar.note for panel in shown for bar in panel.bars] == [
+        "5.00 s",
+        "2.50 s   WRONG images",
+        "250 ms   20×",
+        "500 ms",
+    ]
+    assert [bar.seconds for bar in shown[0].bars] == [5, 2.5, 0.25]
+    assert [bar.estimated for bar in shown[0].bars] == [True, False, False]
+    assert "extrapolated from 4 of 16 pixels" in shown[0].bars[0].label
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234×"), (10, "10×"), (9.87, "9.9×"), (0.123, "0.12×")])
+def test_factors(value: float, text: str) -> None:
+    assert report.factor(value) == text
+
+
+def test_ratios_are_of_the_rounds_that_both_took_part_in() -> None:
+    slow, fast = Result("reference", 1, 4, 4, [6.0, 8.0]), Result("cpu", 1, 4, 4, [2.0, 1.0, 5.0])
+    assert report.paired_ratios(slow, fast) == [3, 8]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(123.4, "123 s"), (5.678, "5.68 s"), (0.0561, "56.1 ms"), (2e-6, "2.00 µs"), (3e-8, "0.03 µs")],
@@ -318,6 +369,31 @@ def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monke
     assert "eager, 2 at once" in captured.err and "cpu, 2" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("options", "shape", "seed"),
+    [
+        (["--model", "mnist"], (1, 28, 28), 0),
+        (["--seed", "3"], (3, 32, 32), 3),
+        (["--model", "mnist", "--size", "4x5"], (1, 4, 5), 0),
+    ],
+)
+def test_what_bench_draws_by_default(
+    options: list[str], shape: tuple[int, ...], seed: int, tmp_path: Path, monkeypatch
+) -> None:
+    """An interrupt in the first comparison leaves no file."""
+    found: list[Workload] = []
+
+    def interrupted(work: Workload, *_: object, **__: object) -> None:
+        found.append(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelcnn_fast.cli.bench.compare", interrupted)
+    assert main(["bench", *options, "--out", str(tmp_path)]) == 130
+    (work,) = found
+    assert torch.equal(work.noise, workload(work.model, 1, *shape[1:], seed).noise) and work.shape == shape
+    assert not list(tmp_path.iterdir())
+
+
 def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, monkeypatch) -> None:
     from pixelcnn_fast.cli import bench as module
 
@@ -346,6 +422,35 @@ def test_the_chart_mentions_a_busy_machine_too(tmp_path: Path, monkeypatch) -> N
     for taken in (1.5, 0.1):
         report.save([results], tmp_path, "sampling", "Title", {**report.machine(), "taken_cores": taken})
     assert "busy" in warnings[0] and warnings[1] == ""
+
+
+def test_a_random_model_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (random_model(seed, n_classes=2, **TINY).conv_out.weight for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_who_listens_no_more_is_no_error_and_a_full_disk_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        streams.say("a line")
+        monkeypatch.setattr("sys.stderr", gone)
+        streams.complain("a line")
+    monkeypatch.setattr("sys.stdout", None)
+    streams.say("a line")
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(OSError, match="standard output: No space left on device"):
+        streams.say("a line")
+    monkeypatch.setattr("sys.stderr", Full())
+    streams.complain("a line")
 
 
 def test_progress_is_for_those_who_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
