@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
+from pixelcnn_fast.models import PixelRNN
 from pixelcnn_fast.native import native
 from tests.tiers import few
 
@@ -185,7 +186,10 @@ def calls() -> list[Bad]:
     some = list(BROKEN.items())
     found += [Bad(["receptive-field", f"--checkpoint={{{broken}}}"], told) for broken, told in some[::3]]
     found += [Bad(["bench", f"--model={{{broken}}}", "--out=new"], told) for broken, told in some[1::3]]
-    found.append(Bad(["sample", "--checkpoint={two channels}", "--size=2"], "1 or 3 channels"))
+    for other in ("two channels", "many levels"):
+        found.append(
+            Bad(["sample", f"--checkpoint={{{other}}}", "--size=2"], "1 or 3 channels of up to 256 levels")
+        )
     return found + bad_shards()
 
 
@@ -221,6 +225,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(model, plain)
     whole = plain.read_bytes()
     checkpoint.save(random_model(**{**TINY, "input_channels": 2}), folder / "two channels")
+    checkpoint.save(PixelRNN("row_lstm", 1, 2, 1, kernel_size=1, levels=300), folder / "many levels")
     for blocking in ("folder", "folder.png", "blocked/digits.png", "blocked/sampling.json"):
         (folder / blocking).mkdir(parents=True)
     (folder / "shards of another").mkdir()

@@ -74,12 +74,17 @@ def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path,
     assert np.array_equal(picture[: 5 * scale : scale, : 4 * scale : scale], expected[0, 0].numpy())
 
 
-def test_sample_without_classes(plain: Path, tmp_path: Path) -> None:
-    npz = tmp_path / "a.npz"
-    out = tmp_path / "a.png"
-    assert run("sample", "--checkpoint", plain, "--size", 4, "-n", 5, "--out", out, "--npz", npz) == 0
+@pytest.mark.parametrize("label", [None, 1])
+def test_images_of_no_class_or_of_one_fill_a_square(
+    label: int | None, plain: Path, conditional: Path, tmp_path: Path
+) -> None:
+    npz, out = tmp_path / "a.npz", tmp_path / "a.png"
+    model = ["--checkpoint", plain] if label is None else ["--checkpoint", conditional, "--label", label]
+    assert run("sample", *model, "--size", 4, "-n", 5, "--out", out, "--npz", npz) == 0
     with np.load(npz) as saved:
-        assert saved["images"].shape == (5, 1, 4, 4) and "labels" not in saved
+        assert saved["images"].shape == (5, 1, 4, 4)
+        assert "labels" not in saved if label is None else saved["labels"].tolist() == [1] * 5
+    assert imread(out).shape[:2] == ((2 * 5 - 1) * 14, (3 * 5 - 1) * 14)  # three in a row, enlarged
 
 
 @pytest.mark.parametrize("kind", KINDS)
