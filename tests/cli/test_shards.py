@@ -71,16 +71,45 @@ def test_alone_and_under_torchrun_it_writes_the_same(conditional: Path, tmp_path
 
 def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_path: Path, capsys) -> None:
     """And seen in a picture, in columns of one class."""
-    model = ["--checkpoint", conditional, "--size", 4]
+    model = ["--checkpoint", conditional, "--size", "4x5", "--seed", 7, "--temperature", 0.8, "--top-k", 9]
     assert main(command(*model, "-n", 4, "--shards", tmp_path / "shards", "--shard-size", 5)) == 0
     assert main(command(*model, "--n", 2, "--out", tmp_path / "a.png", "--npz", tmp_path / "a.npz")) == 0
     with np.load(tmp_path / "shards" / "shard-000000.npz") as many, np.load(tmp_path / "a.npz") as few:
         assert np.array_equal(many["images"], few["images"][:5])
+        assert np.array_equal(many["labels"], few["labels"][:5])
         first = many["images"][0, 0]
     preview = tmp_path / "shards" / "preview.png"
     picture = (imread(preview)[..., 0] * 255).round()
-    enlarged = next(k for k in range(1, 99) if np.array_equal(picture[: 4 * k : k, : 4 * k : k], first))
-    assert str(preview) in capsys.readouterr().out and picture.shape[1] // (4 * enlarged) == 3
+    enlarged = next(k for k in range(1, 99) if np.array_equal(picture[: 4 * k : k, : 5 * k : k], first))
+    assert str(preview) in capsys.readouterr().out and picture.shape[1] // (5 * enlarged) == 3
+
+
+def test_images_of_two_channels_have_no_preview(tmp_path: Path, capsys) -> None:
+    path, folder = tmp_path / "two.safetensors", tmp_path / "shards"
+    checkpoint.save(random_model(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3), path)
+    options = ["--checkpoint", path, "--size", 3, "-n", 3, "--shard-size", 2, "--format", "safetensors"]
+    assert main(command(*options, "--shards", folder)) == 0
+    shards = [f"shard-{number:06}.safetensors" for number in range(2)]
+    assert sorted(files(folder)) == ["manifest.json", *shards]
+    assert "3 images in 2 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_speaks(
+    rank: int, conditional: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("4 of 9 images are finished")
+
+    arguments = command("--checkpoint", conditional, "--size", 3, "--shards", tmp_path)
+    monkeypatch.setitem(os.environ, "RANK", str(rank))
+    monkeypatch.setattr("pixelcnn_fast.distributed.sample", stopped)
+    assert main(arguments) == 130
+    assert ("stopped: 4 of 9 images are finished" in capsys.readouterr().err) == (rank == 0)
+    monkeypatch.setattr("pixelcnn_fast.distributed.sample", lambda *_, **__: None)
+    monkeypatch.setattr("pixelcnn_fast.cli.shards._preview", lambda *_: [])
+    assert main(arguments) == 0
+    assert ("48 images in 1 files" in capsys.readouterr().out) == (rank == 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
