@@ -31,11 +31,24 @@ def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupts = Interrupts()
-    with interrupts.handled():
-        for ends in (True, False, True):
-            try:
-                signal.raise_signal(signal.SIGINT)
-                assert not ends
-            except KeyboardInterrupt:
-                assert ends
-    assert capsys.readouterr().err.count("it is about to end; once more") == 1
+    for _ in range(2):  # the second command knows nothing of the first
+        with interrupts.handled():
+            for ends in (True, False, True):
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                    assert not ends
+                except KeyboardInterrupt:
+                    assert ends
+        assert capsys.readouterr().err.count("it is about to end; once more") == 1
+
+
+def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
+    """So a shell starts it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), Interrupts().handled():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
