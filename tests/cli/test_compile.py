@@ -38,6 +38,39 @@ def test_what_it_writes_is_used(compiler: Pretended, tmp_path: Path, monkeypatch
     assert kernels.cubin(Instance("bf16", 3), (8, 6)).startswith(b"80 ")
 
 
+def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(
+    compiler: Pretended, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_capability", [(8, 6), (10, 0), (8, 6)].__getitem__)
+    arguments = ["compile", "--precision", "fp16", "fp16", "--out", str(tmp_path / "kernels")]
+    assert main(arguments) == 0
+    asked = list(compiler.asked)
+    assert set(asked) == {86, 100} and len(list((tmp_path / "kernels").iterdir())) == len(asked)
+    assert main(arguments) == 0
+    assert compiler.asked == asked  # what is there is not compiled again
+
+
+@pytest.mark.parametrize(
+    ("cudacxx", "arguments", "message"),
+    [
+        ("/opt/nvcc", ["--compiler", "nvcc"], "there is no nvcc: CUDACXX is /opt/nvcc"),
+        ("", ["--compiler", "nvcc"], "there is no nvcc"),
+        ("/opt/nvcc", ["--compiler", "nvrtc"], "there is no nvrtc"),
+        ("/opt/nvcc", [], r"there is no NVRTC (pip install nvidia-cuda-nvrtc) and no nvcc"),
+    ],
+)
+def test_a_compiler_that_is_not_there_is_named(
+    cudacxx: str, arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    for name in ("compiler", "nvcc", "nvrtc"):
+        monkeypatch.setattr(compilers, name, lambda: None)
+    monkeypatch.setenv("CUDACXX", cudacxx)
+    assert main(["compile", "--arch", "90", *arguments, "--out", str(tmp_path / "kernels")]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
