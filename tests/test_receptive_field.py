@@ -175,6 +175,15 @@ def test_command_line(tmp_path, capsys):
         main(["receptive-field", "--out", "field.jpg"])
 
 
+def test_the_command_s_status_says_whether_the_model_is_causal(monkeypatch, capsys):
+    """A checkpoint's masks are checked when it is loaded, so here it is not loaded."""
+    model = small("gated")
+    model.blocks[0].vertical.mask[0, 0, 1].fill_(1)
+    monkeypatch.setattr("pixelcnn_fast.checkpoint.load", lambda name: model)
+    assert main(["receptive-field", "--size", "5x7"]) == 1
+    assert "1x5x7 images: NOT CAUSAL\n  blocks.0.vertical: " in capsys.readouterr().out
+
+
 # -- compared with the model
 
 
