@@ -410,10 +410,23 @@ def test_hooks_see_what_the_modules_give(kind):
         fast = pixel_rnn(kind)
         fast.get_submodule(name).register_full_backward_hook(lambda *_: None)
         fast(images()).sum().backward()
+        fast = pixel_rnn(kind)
+        fast.get_submodule(name).register_full_backward_pre_hook(lambda *_: None)
+        fast(images()).sum().backward()
     fast = pixel_rnn(kind)
     fast.upsample[1] = nn.Sequential(fast.upsample[1], nn.Sigmoid())
     fast.conv_out1 = nn.Sequential(fast.conv_out1, nn.Tanh())  # type: ignore[assignment]  # as users replace modules
     fast(images()).sum().backward()
+
+
+def test_a_hook_on_all_modules_keeps_what_they_give():
+    kept: list[tuple[Tensor, Tensor]] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, a, x: kept.append((x, x.detach().clone())))
+    try:
+        pixel_rnn("row_lstm")(images())
+    finally:
+        hook.remove()
+    assert kept and all(torch.equal(x, as_it_was) for x, as_it_was in kept)
 
 
 def test_as_many_pixels_as_levels():
