@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -175,6 +179,50 @@ def test_pure_python_wheel_says_what_it_lacks(source: Path, pure_wheel: Path, tm
     python = clean_environment(tmp_path / "venv", pure_wheel)
     info = run(python, "-m", "pixelcnn_fast", "info", cwd=tmp_path)
     assert "PIXELCNN_FAST_NATIVE=0" in info and "eager" in info
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[dict[str, Any]]:
+    """What setup.py defines, without a build."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("setuptools.setup", lambda **_: None)
+        yield runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_a_build_folder_is_used_again_only_for_the_same_build(script: dict[str, Any], tmp_path: Path) -> None:
+    folder, version = tmp_path / "build", tmp_path / "version"
+    version.write_text("1")
+    compiler = [sys.executable, "-c", f"print(open({str(version)!r}).read())"]
+
+    def is_kept(settings: dict[str, str]) -> bool:
+        script["forget_stale"](folder, settings, compiler)
+        kept = (folder / "object").exists()
+        (folder / "object").touch()
+        return kept
+
+    assert [is_kept({"flags": flags}) for flags in ("-O2", "-O2", "-O3", "-O3")] == [False, True, False, True]
+    version.write_text("2")
+    assert not is_kept({"flags": "-O3"})
+
+
+def test_the_compiler_s_name_may_have_arguments(script: dict[str, Any], monkeypatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -O 'a b'")
+    assert script["cxx_compiler"]() == [sys.executable, "-O", "a b"]
+
+
+def test_build_tools_come_from_their_package_or_else_from_path(
+    script: dict[str, Any], tmp_path: Path, monkeypatch
+) -> None:
+    folders = [tmp_path / name for name in ("package", "path")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "a_tool").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(folders[1]))
+    assert script["tool"]("a_tool", "BIN_DIR") == str(folders[1] / "a_tool")
+    monkeypatch.setitem(sys.modules, "a_tool", SimpleNamespace(BIN_DIR=str(folders[0])))
+    assert script["tool"]("a_tool", "BIN_DIR") == str(folders[0] / "a_tool")
+    with pytest.raises(SystemExit, match="the build tool another_tool is missing: pip install another_tool"):
+        script["tool"]("another_tool", "BIN_DIR")
 
 
 @pytest.mark.parametrize("cxx", ["/nonexistent/g++", ""], ids=["CXX names none", "none on PATH"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import generate
 import pytest
@@ -25,6 +26,17 @@ def test_every_drawing_is_on_a_page() -> None:
     pages = "".join((DOCS / name).read_text() for name in generate.PAGES)
     assert drawings == set(generated()) - set(generate.PAGES)
     assert all(f"({name})" in pages for name in drawings)
+
+
+def test_files_that_are_fresh_are_left_alone(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "old.md").write_text("old")
+    (tmp_path / "fresh.md").write_text("as it was")
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    texts = {"old.md": "new", "fresh.md": "as it was", "absent.svg": "a drawing"}
+    monkeypatch.setattr(generate, "generated", lambda: texts)
+    generate.main()
+    assert capsys.readouterr().out == "docs/old.md is new\ndocs/absent.svg is new\n"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == texts
 
 
 PAGE = "Before.\n<!-- generated: a part -->\nold\n<!-- end -->\nAfter.\n"
