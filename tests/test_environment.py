@@ -139,7 +139,9 @@ def test_forced_instruction_set_is_in_use_until_reset() -> None:
 def test_the_report_names_each_gpu_and_what_serves_it(why: str | None, monkeypatch) -> None:
     """Two, which need not be there."""
     gpus = [
-        SimpleNamespace(name=name, major=major, minor=minor, total_memory=gib << 30, multi_processor_count=count)
+        SimpleNamespace(
+            name=name, major=major, minor=minor, total_memory=gib << 30, multi_processor_count=count
+        )
         for name, major, minor, gib, count in (("First", 9, 0, 80, 132), ("Second", 8, 6, 24, 84))
     ]
     monkeypatch.setattr(kernels, "why_no_kernels", lambda: why)
