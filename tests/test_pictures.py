@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pixelcnn_fast.pictures import GAP_LEVEL, Bar, Panel, chart, image_grid, save_grid, save_png
@@ -86,3 +87,21 @@ def test_chart(tmp_path: Path) -> None:
         chart([Panel("some", [Bar("one", 1.0, ""), Bar("never", 0.0, "")])], tmp_path / "other.png", "Title")
     with pytest.raises(ValueError, match="positive"):
         chart([], tmp_path / "other.png", "Title")
+
+
+def test_a_chart_has_a_bar_for_each_from_the_top_on_one_axis(tmp_path: Path, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    many = [Bar(f"bar {index}", 2.0**index, f"{index} s", estimated=index == 1) for index in range(6)]
+    panels = [Panel("many", many), Panel("one", [Bar("short", 0.001, "1 ms")])]
+    chart(panels, tmp_path / "chart.png", "Title", axis="seconds per image")
+    ((first, last),) = [figure.axes for figure in drawn]
+    for axes, panel in ((first, panels[0]), (last, panels[1])):
+        found = [
+            Bar(label.get_text(), bar.get_width(), note.get_text(), bool(bar.get_hatch()))
+            for label, bar, note in zip(axes.get_yticklabels(), axes.patches, axes.texts, strict=True)
+        ]
+        assert found == panel.bars and axes.get_title(loc="left") == panel.title
+        assert axes.yaxis_inverted() and axes.get_xscale() == "log"
+    assert first.get_xlim() == last.get_xlim() and first.get_xlim()[0] < 0.001 and first.get_xlim()[1] > 32
+    assert (first.get_xlabel(), last.get_xlabel()) == ("", "seconds per image")
