@@ -115,6 +115,23 @@ def test_the_average_follows_slowly() -> None:
     assert average.num_batches_tracked == 7 and (model.weight == 2).all()
 
 
+def test_the_best_epoch_need_not_be_the_last(
+    data: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "data.npz", **data)
+    bits = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train_mnist, "bits_per_dim", lambda *_: next(bits))
+    assert train_mnist.main(options(tmp_path, epochs=3)) == [3, 1, 2]
+    notes = checkpoint.read_notes(tmp_path / "model.safetensors")
+    assert (notes["epoch"], notes["bits_per_dim"]) == ("2", "1.0000")
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    warmup = train_mnist.WARMUP
+    shares = [train_mnist.schedule(done) for done in (0, warmup / 2, warmup, (1 + warmup) / 2, 1)]
+    assert shares == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
 def test_minutes_stop_it(data: dict, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **data)
     history = train_mnist.main(options(tmp_path, epochs=100_000, minutes=0.01))
@@ -170,7 +187,14 @@ def test_wrong_files_and_options(data: dict, tmp_path: Path, capsys: pytest.Capt
     np.savez(tmp_path / "data.npz", **data)
     assert "none is left to train on" in error(held_out=70)
     assert "--held-out" in error(held_out=0)
+    for option in ("batch", "epochs", "hidden"):
+        assert f"--{option} -1: expected 1 or more" in error(**{option: -1})
+    assert "--layers 0: expected 1 or more" in error(model="row_lstm", layers=0)
+    for rate in (0, -1, math.inf, math.nan):
+        assert "expected a positive number" in error(lr=rate)
+    assert "is a folder" in error(out=tmp_path)
     train_mnist.main(options(tmp_path, epochs=1))
     assert "was asked for" in error(hidden=9, resume=tmp_path / "model.safetensors")
+    assert "PixelRNN" in error(model="row_lstm", resume=tmp_path / "model.safetensors")
     assert "no such file" in error(resume=tmp_path / "absent.safetensors")
     assert "no folder" in error(out=tmp_path / "absent" / "model.safetensors")
