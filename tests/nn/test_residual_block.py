@@ -3,7 +3,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelcnn_fast.nn import ResidualBlock
+from pixelcnn_fast.models import reference
+from pixelcnn_fast.nn import ResidualBlock, channel_groups
+from tests.tolerances import assert_identical_up_to_rounding
+
+
+@pytest.mark.parametrize("order", [None, "thirds", "interleaved"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("widths", [(6, 6), (6, 9), (9, 6)])
+def test_equals_the_reference(widths: tuple[int, int], training: bool, order: str | None) -> None:
+    torch.manual_seed(0)
+    groups = None if order is None else tuple(channel_groups(width, 3, order) for width in widths)
+    block = ResidualBlock(*widths, groups)
+    plain = reference.ResidualBlock(*widths, *(x.tolist() for x in groups or ()))
+    for (key, a), b in zip(block.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert not key.endswith("mask") or torch.equal(a, b), key
+    plain.load_state_dict(block.state_dict())
+    x = torch.randn(2, widths[0], 4, 5, dtype=torch.float64)
+    block, plain = block.double().train(training), plain.double().train(training)
+    assert_identical_up_to_rounding(block(x).detach(), plain(x).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
