@@ -97,6 +97,18 @@ def test_rounding_and_identity_are_told_apart() -> None:
     assert str(Check(2, 9, 3e-3)) == "WRONG"
 
 
+def test_what_is_said_of_bf16() -> None:
+    """Products are judged by the model, and else weights are by themselves."""
+    product = Check(2, 9, 3e-3, rounding=0.002, limit=5e-3)
+    assert str(product) == "2 of 9 sub-pixels differ, all within rounding to bf16"
+    assert "3.0e-03 outside" in product.evidence and "(allowed 5e-03), by the model" in product.evidence
+    weights = Check(2, 9, 3e-5, rounding=0.002, model_excess=0.2)
+    assert str(weights) == "2 of 9 sub-pixels differ, all right for rounded weights"
+    assert "3.0e-05 outside" in weights.evidence and weights.evidence.endswith("at most 2.0e-01 outside")
+    for check in (product, weights):
+        assert "at most 0.20% (allowed 0.39%)" in check.evidence
+
+
 def test_bf16_is_judged_by_its_own_bound() -> None:
     """Its noise must fit its weights, and those be the model's own, rounded; what that does is up to the model."""
     weights = torch.rand(99, 99, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -406,6 +418,21 @@ def test_interrupted_bench_saves_the_finished_batches(tmp_path: Path, capsys, mo
     assert bench(tmp_path, "--runtimes", "eager", "--batch", "1,2,3") == 130
     assert "1 of 3 batch sizes" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "sampling.json").read_text())["comparisons"]) == 1
+
+
+@pytest.mark.parametrize("text", ["flags : sse\n", None])
+def test_a_processor_without_a_name_has_that_of_its_kind(text: str | None, monkeypatch) -> None:
+    def read(path: Path) -> str:
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert report.processor() == "riscv64"
+    monkeypatch.setattr(Path, "read_text", lambda path: "flags : sse\nmodel name\t: A: 9\nmodel name : B\n")
+    assert report.processor() == "A: 9"
 
 
 def test_a_busy_machine_is_mentioned() -> None:
