@@ -436,6 +436,34 @@ def test_info(capsys) -> None:
     assert "compiled module" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("quick", "seconds", "expected"),
+    [
+        ([], 0.1, dict(naive_pixels=0, naive_repeats=1)),
+        ([], 1.0, dict(naive_pixels=64)),
+        (["--quick"], 0.1, dict(naive_pixels=8)),
+    ],
+)
+def test_the_demo_s_naive_sampler_draws_whole_images_where_that_is_soon_done(
+    quick: list[str], seconds: float, expected: dict[str, int], tmp_path: Path, monkeypatch
+) -> None:
+    """seconds: that a forward takes, of which whole images need one for each of 196 pixels."""
+    found = []
+
+    def stopped(work: object, contestants: list[str], *_: object, **naive: int) -> None:
+        found.append((contestants, naive))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelcnn_fast.checkpoint.load", lambda name: random_model(n_classes=10, **TINY))
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.ROWS", 1)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo._forward_seconds", lambda work: seconds)
+    monkeypatch.setattr("pixelcnn_fast.cli.demo.compared", stopped)
+    assert run("demo", "--out", tmp_path, *quick) == 130
+    [(contestants, naive)] = found
+    assert naive == expected and "cpu-bf16" not in contestants and "reference" in contestants
+
+
 def test_demo(tmp_path: Path, monkeypatch, capsys) -> None:
     """The demo's steps, on smaller images."""
     monkeypatch.setattr("pixelcnn_fast.cli.demo.SIZE", 14)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pixelcnn_fast.__main__ import main
+from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import compilers, kernels
 from pixelcnn_fast.runtimes.cuda.kernels import Instance
 from tests.needs import needs_native
@@ -50,6 +51,17 @@ def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(
     assert set(asked) == {86, 100} and len(list((tmp_path / "kernels").iterdir())) == len(asked)
     assert main(arguments) == 0
     assert compiler.asked == asked  # what is there is not compiled again
+
+
+def test_a_compiler_that_does_not_work_says_why(
+    compiler: Pretended, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def broken(self: Pretended) -> list[int]:
+        raise RuntimeUnavailable("it is broken")
+
+    monkeypatch.setattr(Pretended, "architectures", broken)
+    assert main(["compile", "--arch", "90", "--out", str(tmp_path / "kernels")]) == 2
+    assert capsys.readouterr().err == "error: it is broken\n"  # and nothing of a runtime
 
 
 @pytest.mark.parametrize(
