@@ -293,6 +293,18 @@ def test_what_a_killed_process_was_writing_is_no_shard_of_another_job(tmp_path: 
     assert (tmp_path / MANIFEST).exists()
 
 
+def test_what_a_process_of_another_user_is_writing_stays(tmp_path: Path, monkeypatch) -> None:
+    def forbidden(process: int, number: int) -> None:
+        assert (process, number) == (1, 0)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    unfinished = tmp_path / f"shard-000000.npz.{socket.gethostname()}-1.unfinished"
+    unfinished.touch()
+    Shards(tmp_path, 5, 2, "npz").prepare({})
+    assert unfinished.exists()
+
+
 def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
     """At once if it ran here; if it ran elsewhere it may be at work."""
     shards = Shards(tmp_path, 5, 2, "npz")
@@ -453,6 +465,28 @@ def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> Non
     with pytest.raises(RuntimeError, match="^rank 1 failed: ValueError: seed$"):
         draw(tmp_path)
     assert len(times(tmp_path)) == COUNT
+
+
+def test_a_store_that_is_gone_is_the_end_of_rank_0() -> None:
+    class Gone(ranks.OwnStore):
+        def check(self, keys: list[str], /) -> bool:
+            raise dist.DistError("no connection")
+
+    with pytest.raises(RuntimeError, match="rank 0, or what started the processes, has ended: no connection"):
+        ranks.Ranks(1, 2, Gone()).check()
+    ranks.Ranks(1, 2, Gone()).fail(ValueError())  # there is nobody to tell
+
+
+def test_rank_0_leaves_last_but_does_not_wait_for_ever(monkeypatch) -> None:
+    store = ranks.OwnStore()
+    first, second, third = (ranks.Ranks(rank, 3, store) for rank in range(3))
+    third.leave()
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: second.leave())
+    first.leave()
+    assert store.add("left", 0) == 3
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(ranks, "PARTING", 0)
+    ranks.Ranks(0, 3, ranks.OwnStore()).leave()
 
 
 def test_who_failed_first_is_told() -> None:
