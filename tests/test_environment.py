@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from importlib import metadata, util
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -51,6 +52,19 @@ def test_report_names_versions_and_threads() -> None:
         "backend that auto",
     ):
         assert any(line.startswith(title) for line in report.splitlines())
+
+
+def test_report_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", not_installed)
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    report = environment.report()
+    assert "pixelcnn_fast (not installed: runs from a source folder)\n" in report
+    assert "triton          not installed: `pip install triton`" in report
+    assert "no device: this torch is built without CUDA" in report
 
 
 def test_switched_off_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def test_other_outputs_are_refused_with_what_is_expected():
         Sampler(Net(2, lambda x: x.mean(1)), (2, 4, 5), levels=LEVELS)
     with pytest.raises(UnknownLayout, match=r"returned a tuple of 0: a tensor \[2, 14, 4, 5\], 1: .*output="):
         Sampler(Net(2, lambda x: (x, x)), (2, 4, 5), levels=LEVELS)
+    with pytest.raises(UnknownLayout, match=r"shape \[2, 2, 4, 5\], but Bernoulli.*expects \[2, 1, 4, 5\]"):
+        Sampler(Net(1, levels=2), (1, 4, 5), head=Bernoulli())
     with pytest.raises(UnknownLayout, match=r"Categorical.*expects \[2, 14, 4, 5\]"):
         Sampler(Net(2, split), (2, 4, 5), head=Categorical(LEVELS, "N,C*L,H,W"))
 
