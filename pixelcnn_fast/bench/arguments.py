@@ -23,7 +23,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or "(default" in text:
+        has_none = any(action.default is none for none in (None, False, argparse.SUPPRESS))  # 0 is one
+        if has_none or "(default" in text:
             return text
         return f"{text} (default: %(default)s)"
 

@@ -431,6 +431,15 @@ def test_help_of_every_command_shows_an_example(capsys) -> None:
         assert "python -m pixelcnn_fast" in capsys.readouterr().out.partition("example")[2]
 
 
+def test_help_names_each_default_once(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "seed of the noise (default: 0)" in text and "if there are no classes (default: 16)" in text
+    assert "the picture to write (default: samples.png) --npz" in text
+    assert "show a progress bar many images" in text and "(default: None)" not in text
+
+
 def test_info(capsys) -> None:
     assert run("info") == 0
     assert "compiled module" in capsys.readouterr().out
