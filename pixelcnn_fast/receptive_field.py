@@ -119,8 +119,8 @@ class ReceptiveField:
         symbols = np.full((2 * height - 1, 2 * width - 1), UNSEEN)
         visible = seen & earlier
         symbols[visible.any(0)] = PARTLY
-        symbols[(visible | ~earlier).all(0) & visible.any(0)] = SEEN
-        symbols[blind.all(0) | (blind.any(0) & ~visible.any(0))] = BLIND
+        symbols[visible.all(0)] = SEEN
+        symbols[blind.all(0)] = BLIND
         symbols[height - 1, width - 1] = PRESENT
         symbols[(seen & ~earlier).any(0)] = LEAK
         used = symbols != UNSEEN
