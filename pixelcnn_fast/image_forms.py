@@ -106,7 +106,7 @@ def _levels_in(images: Tensor, levels: int, form: ImageForm | None) -> Tensor | 
             return None  # neighbouring levels may be one and the same number
         unit = max(HALF, 0.51 * unit)
         allowed = unit * (rounded.abs() if low == 0 else torch.full_like(rounded, levels - 1))
-        if not bool(((exact - rounded).abs() <= allowed.clamp_max(0.5)).all()):  # NaN is not
+        if not bool(((exact - rounded).abs() <= allowed).all()):  # NaN is not
             return None
         found = rounded.long()
     elif form is not None and (images.dtype != INTEGER_FORMS[form] or (form == "codes" and images.dim() != 3)):
