@@ -180,6 +180,14 @@ def test_every_row_and_every_column_is_tested(where: Tensor) -> None:
         draws(model, LARGE)
 
 
+@pytest.mark.parametrize("row", [1, 12])
+def test_every_row_of_a_high_image_is_tested(row: int) -> None:
+    high = (1, 14, 8)
+    leak = (torch.arange(14) == row).view(-1, 1)
+    with pytest.raises(NotCausal):
+        draws(Changed(base(high), lambda x: x * leak, 0.1), high)
+
+
 def test_a_stride_that_looks_ahead_is_found() -> None:
     class Early(Strided):
         def forward(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from pixelcnn_fast import checkpoint
 from pixelcnn_fast.__main__ import main
+from pixelcnn_fast.bench.arguments import shortened
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.models import PixelRNN
 from pixelcnn_fast.native import native
@@ -284,6 +285,11 @@ def status_of(arguments: list[str]) -> int | str | None:
 
 
 BAD = calls()
+
+
+def test_long_texts_are_shortened_and_stay_what_they_are() -> None:
+    assert shortened("x" * 40) == repr("x" * 40)
+    assert shortened("x" * 39 + "\n\n") == f"'{'x' * 30}'... (41 characters)"
 
 
 def test_there_are_many() -> None:

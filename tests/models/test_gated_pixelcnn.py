@@ -10,7 +10,13 @@ from tests.system.networks import positive
 from tests.tolerances import assert_identical_up_to_rounding
 
 SIZES: dict[str, Any] = dict(
-    input_channels=3, hidden_channels=7, dilations=[1, 2, 1], n_classes=4, condition_channels=2, levels=8
+    input_channels=3,
+    hidden_channels=7,
+    dilations=[1, 2, 1],
+    n_classes=4,
+    condition_channels=2,
+    kernel_size=5,
+    levels=8,
 )
 
 
