@@ -275,8 +275,13 @@ def test_another_job_is_refused_before_there_are_shards(tmp_path: Path) -> None:
     shards = Shards(tmp_path, 5, 2, "npz")
     shards.prepare({"seed": 1})
     shards.prepare({"seed": 1})
-    with pytest.raises(ValueError, match="holds another job: seed is 1 there, 2 here"):
-        shards.prepare({"seed": 2})
+    for settings, message in (
+        ({"seed": 2}, "seed is 1 there, 2 here"),
+        ({}, "seed is 1 there, null here"),
+        ({"seed": 1, "top_k": 3}, "top_k is null there, 3 here"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another job: {message}"):
+            shards.prepare(settings)
 
 
 def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
@@ -454,6 +459,17 @@ def test_more_processes_than_shards(n: int, tmp_path: Path, monkeypatch) -> None
     told = pytest.warns(UserWarning, match="2 shards are too few for 3 processes: a smaller shard_size")
     with told if n else silence():
         distributed.sample(sampler(), n, tmp_path, labels, shard_size=13)
+
+
+def test_the_first_process_alone_speaks(tmp_path: Path, monkeypatch, capsys) -> None:
+    store = ranks.OwnStore()
+    for rank in (0, 1):
+        each = ranks.Ranks(rank, 3, store)
+        monkeypatch.setattr(each, "all_agree", lambda: True)
+        joined_as(each, monkeypatch)
+        with pytest.warns(UserWarning, match="too few") if rank == 0 else silence():
+            draw(tmp_path, shard_size=13, progress=True)
+        assert (f" {N}/{N} " in capsys.readouterr().err) == (rank == 0)
 
 
 def test_rank_0_is_not_done_before_all_agree(tmp_path: Path, monkeypatch) -> None:

@@ -42,13 +42,24 @@ def test_the_first_interrupt_ends_the_run_and_the_third_what_follows(
         assert capsys.readouterr().err.count("it is about to end; once more") == 1
 
 
+def test_what_can_t_be_saved_is_not_waited_for() -> None:
+    interrupts, reached = Interrupts(), []
+    with pytest.raises(KeyboardInterrupt), interrupts.handled():
+        with pytest.raises(OSError, match="full"), interrupts.wait():
+            raise OSError("full")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("what follows")
+    assert not reached
+
+
 def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
     """So a shell starts it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts, before = Interrupts(), signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(KeyboardInterrupt), Interrupts().handled():
+        with pytest.raises(KeyboardInterrupt), interrupts.handled():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
+        assert interrupts.received == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
