@@ -496,11 +496,12 @@ def test_a_store_that_is_gone_is_the_end_of_rank_0() -> None:
 def test_rank_0_leaves_last_but_does_not_wait_for_ever(monkeypatch) -> None:
     store = ranks.OwnStore()
     first, second, third = (ranks.Ranks(rank, 3, store) for rank in range(3))
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: pytest.fail("it waits"))
     third.leave()
-    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: second.leave())
+    late = iter([second])
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: store.add("left", len(list(late))))
     first.leave()
     assert store.add("left", 0) == 3
-    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: pytest.fail("it waits"))
     monkeypatch.setattr(ranks, "PARTING", 0)
     ranks.Ranks(0, 3, ranks.OwnStore()).leave()
 

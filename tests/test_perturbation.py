@@ -180,12 +180,13 @@ def test_every_row_and_every_column_is_tested(where: Tensor) -> None:
         draws(model, LARGE)
 
 
-@pytest.mark.parametrize("row", [1, 12])
-def test_every_row_of_a_high_image_is_tested(row: int) -> None:
-    high = (1, 14, 8)
-    leak = (torch.arange(14) == row).view(-1, 1)
+@pytest.mark.parametrize("at", [1, 12])
+@pytest.mark.parametrize("shape", [(1, 14, 8), (1, 8, 14)])
+def test_the_whole_of_a_longer_side_is_tested(shape: tuple[int, int, int], at: int) -> None:
+    """Outputs of one row of a high image, or of one column of a wide one, see their own pixel."""
+    where = (torch.arange(14) == at).view((-1, 1) if shape[1] == 14 else (1, -1))
     with pytest.raises(NotCausal):
-        draws(Changed(base(high), lambda x: x * leak, 0.1), high)
+        draws(Changed(base(shape), lambda x: x * where, 0.1), shape)
 
 
 def test_a_stride_that_looks_ahead_is_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_chart(tmp_path: Path) -> None:
 
 
 def test_a_chart_has_a_bar_for_each_from_the_top_on_one_axis(tmp_path: Path, monkeypatch) -> None:
-    drawn: list[Figure] = []
+    drawn: list[Any] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     many = [Bar(f"bar {index}", 2.0**index, f"{index} s", estimated=index == 1) for index in range(6)]
     panels = [Panel("many", many), Panel("one", [Bar("short", 0.001, "1 ms")])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.image
 import pytest
@@ -177,7 +178,7 @@ def test_command_line(tmp_path, capsys):
 
 def test_the_command_s_status_says_whether_the_model_is_causal(monkeypatch, capsys):
     """A checkpoint's masks are checked when it is loaded, so here it is not loaded."""
-    model = small("gated")
+    model: Any = small("gated")
     model.blocks[0].vertical.mask[0, 0, 1].fill_(1)
     monkeypatch.setattr("pixelcnn_fast.checkpoint.load", lambda name: model)
     assert main(["receptive-field", "--size", "5x7"]) == 1

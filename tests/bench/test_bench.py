@@ -286,14 +286,15 @@ def test_the_chart_shows_no_factor_of_a_wrong_contestant(tmp_path: Path, monkeyp
     naive = Result("reference", 2, 16, 4, [10.0], Check(0, 8, 0.0))
     cached = Result("eager", 2, 16, 16, [5.0], Check(8, 8, 0.3))
     fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
-    alone = Result("cpu", 1, 16, 16, [0.5], Check(0, 8, 0.0))
-    report.save([[naive, cached, fast], [alone]], tmp_path, "sampling", "Title", report.machine())
+    alone = [Result(name, 1, 16, 16, [s], Check(0, 8, 0.0)) for name, s in (("eager", 1.0), ("cpu", 0.5))]
+    report.save([[naive, cached, fast], alone], tmp_path, "sampling", "Title", report.machine())
     assert [panel.title for panel in shown] == ["2 images at once", "1 image at once"]
     assert [bar.note for panel in shown for bar in panel.bars] == [
         "5.00 s",
         "2.50 s   WRONG images",
         "250 ms   20×",
-        "500 ms",
+        "1.00 s",
+        "500 ms   2×",
     ]
     assert [bar.seconds for bar in shown[0].bars] == [5, 2.5, 0.25]
     assert [bar.estimated for bar in shown[0].bars] == [True, False, False]
@@ -390,7 +391,7 @@ def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monke
     ],
 )
 def test_what_bench_draws_by_default(
-    options: list[str], shape: tuple[int, ...], seed: int, tmp_path: Path, monkeypatch
+    options: list[str], shape: tuple[int, int, int], seed: int, tmp_path: Path, monkeypatch
 ) -> None:
     """An interrupt in the first comparison leaves no file."""
     found: list[Workload] = []
@@ -453,9 +454,10 @@ def test_the_chart_mentions_a_busy_machine_too(tmp_path: Path, monkeypatch) -> N
 
 def test_a_random_model_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    one, same, other = (random_model(seed, n_classes=2, **TINY).conv_out.weight for seed in (1, 1, 2))
+    one, same, other = (random_model(seed, **TINY).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert all(torch.equal(x, same[name]) for name, x in one.items())
+    assert not torch.equal(one["conv_out.weight"], other["conv_out.weight"])
 
 
 def test_who_listens_no_more_is_no_error_and_a_full_disk_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

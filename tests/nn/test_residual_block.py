@@ -5,15 +5,18 @@ import torch
 
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import ResidualBlock, channel_groups
+from pixelcnn_fast.nn.channel_order import ChannelOrder
 from tests.tolerances import assert_identical_up_to_rounding
 
 
 @pytest.mark.parametrize("order", [None, "thirds", "interleaved"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("widths", [(6, 6), (6, 9), (9, 6)])
-def test_equals_the_reference(widths: tuple[int, int], training: bool, order: str | None) -> None:
+def test_equals_the_reference(widths: tuple[int, int], training: bool, order: ChannelOrder | None) -> None:
     torch.manual_seed(0)
-    groups = None if order is None else tuple(channel_groups(width, 3, order) for width in widths)
+    groups = None
+    if order is not None:
+        groups = channel_groups(widths[0], 3, order), channel_groups(widths[1], 3, order)
     block = ResidualBlock(*widths, groups)
     plain = reference.ResidualBlock(*widths, *(x.tolist() for x in groups or ()))
     for (key, a), b in zip(block.state_dict().items(), plain.state_dict().values(), strict=True):
