@@ -432,7 +432,7 @@ def test_a_processor_without_a_name_has_that_of_its_kind(text: str | None, monke
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     assert report.processor() == "riscv64"
-    monkeypatch.setattr(Path, "read_text", lambda path: "flags : sse\nmodel name\t: A: 9\nmodel name : B\n")
+    monkeypatch.setattr(Path, "read_text", lambda path: "model : 1\nmodel name\t: A: 9\nmodel name : B\n")
     assert report.processor() == "A: 9"
 
 
