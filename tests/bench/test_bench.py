@@ -265,6 +265,7 @@ def test_speed_ups_are_ratios_of_medians() -> None:
     header, _, first, second, *rest = report.markdown([[naive, fast]]).splitlines()
     assert "extrapolated from 4 of 16 pixels" in first and "5.00 s" in first and "4.00 s – 45.0 s" in first
     assert "25×" in second and "200 ms" in second and "1 of 8 sub-pixels differ, all within rounding" in second
+    assert [line.split("|")[5].strip() for line in (header, first, second)] == ["images/s", "0.2", "5"]
     assert "1.0e-07" in rest[-1]
     assert {line.count("|") for line in (header, first, second)} == {header.count("|")}
 
@@ -277,6 +278,7 @@ def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
     _, _, first, second, third, *rest = report.markdown([[naive, cached, fast]]).splitlines()
     assert "×" in first and "20×" in third
     assert "WRONG" in second and "×" not in second and "WRONG" not in first + third
+    assert third.count("250 ms") == 1 and "one run" in third  # which has no spread
     assert "3.0e-01" in rest[-1]
 
 

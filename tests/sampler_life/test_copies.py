@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, models
+from pixelcnn_fast.nn import MaskedConv2d
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, noise, silence, take
 from tests.system.networks import pixelcnn
@@ -128,3 +129,17 @@ def test_what_is_printed() -> None:
         sampler
     )
     assert "runtime 'reference'>" in repr(Sampler(pixelcnn(), SHAPE, runtime="reference"))
+    conditioned = Sampler(models.GatedPixelCNN(1, 4, [1], condition_channels=2, levels=4).eval(), SHAPE)
+    assert ", condition [2, 5, 6], runtime" in repr(conditioned)
+
+    class AnyLabel(nn.Module):
+        levels = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = MaskedConv2d(1, 4, 3, "A")
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            return self.conv(x.float()) + labels.view(-1, 1, 1, 1)
+
+    assert ", labels, runtime" in repr(Sampler(AnyLabel(), SHAPE))
