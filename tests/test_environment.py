@@ -54,6 +54,19 @@ def test_report_names_versions_and_threads() -> None:
         assert any(line.startswith(title) for line in report.splitlines())
 
 
+def test_report_tells_the_machine_s_processors_from_those_for_this_process(monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 5}, raising=False)
+    assert "processors      7, of which this process may use 2\n" in environment.report()
+
+
+@needs_native
+def test_report_tells_the_backends_of_the_devices_apart() -> None:
+    rows = environment.report().partition("backend that auto takes for ops\n")[2].splitlines()
+    assert [row.partition("  compiled; plain PyTorch for ")[0].strip() for row in rows][:1] == ["on the CPU"]
+    assert rows[1].startswith("  on CUDA ") and "compiled" not in rows[1]
+
+
 def test_report_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def not_installed(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
