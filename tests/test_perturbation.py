@@ -17,6 +17,7 @@ from pixelcnn_fast.heads import Bernoulli, Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.perturbation import FEW, observed
 from tests.heads.test_own_head import Net, Pair
+from tests.sampler_life.common import silence
 from tests.system.networks import pixelcnn
 from tests.system.uncapturable import LEVELS, NETWORKS, ORDERED, Attention, Strided, network
 
@@ -221,6 +222,22 @@ def test_a_leak_that_only_some_images_show_is_found(first: str, last: str) -> No
         draws(Changed(base((1, 4, 5)), leak), (1, 4, 5))
 
 
+def test_a_leak_that_only_dark_images_show_is_found() -> None:
+    class Dark(nn.Module):
+        """It sees the last row of images without a bright pixel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = pixelcnn()
+
+        def forward(self, images: Tensor) -> Tensor:
+            is_dark = (images < 64).flatten(1).all(1) & (images[:, :, -1] > 0).flatten(1).any(1)
+            return self.inner(images) * (1 + is_dark.view(-1, 1, 1, 1, 1))
+
+    with pytest.raises(NotCausal):
+        draws(Dark(), (1, 3, 4))
+
+
 class SeesItselfFor(nn.Module):
     """Three classes, one of which leaks."""
 
@@ -379,6 +396,25 @@ def test_probabilities_are_not_taken_for_logits() -> None:
         Sampler(Sigmoid(base(shape)), shape, runtime="reference", head=Bernoulli())
     assert [warning.filename for warning in caught] == [__file__]
     Sampler(Sigmoid(base(shape)), shape, runtime="reference", head=Bernoulli(probabilities=True))
+
+
+def test_logits_are_not_taken_for_probabilities() -> None:
+    shape = (1, 4, 5)
+
+    class OfSumOne(Changed):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits - logits.mean(-1, keepdim=True) + 1 / LEVELS
+
+    class Likely(Changed):
+        """Its probabilities have logits between 0 and 1."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (0.5 + 0.4 * super().forward(images)[..., 0].tanh()).sigmoid()
+
+    with silence():
+        Sampler(OfSumOne(base(shape)), shape, runtime="reference")
+        Sampler(Likely(base(shape)), shape, runtime="reference", head=Bernoulli(probabilities=True))
 
 
 def test_an_output_that_fits_no_head_is_refused() -> None:
