@@ -65,6 +65,7 @@ def test_sample_writes_what_the_sampler_draws(conditional: Path, tmp_path: Path,
     )
     with np.load(npz) as saved:
         assert np.array_equal(saved["images"], expected.numpy()) and saved["top_k"] == 9
+        assert saved["checkpoint"] == str(conditional) and "top_p" not in saved
         assert (
             saved["labels"].tolist() == labels.tolist() and saved["seed"] == 7 and saved["temperature"] == 0.8
         )
