@@ -305,6 +305,16 @@ def test_too_little_memory_to_compress_does_not_cost_the_picture(
     assert png.exists() and not npz.exists()
 
 
+def test_what_ended_the_run_counts_more_than_a_file_that_can_t_be_written(
+    plain: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    ended(monkeypatch, Stopped())
+    monkeypatch.setattr(np, "savez_compressed", lambda *_, **__: 1 / 0)
+    png = tmp_path / "a.png"
+    assert run("sample", "--checkpoint", plain, "--size", 4, "--out", png, "--npz", tmp_path / "a") == 130
+    assert list(tmp_path.iterdir()) == [png] and capsys.readouterr().err.endswith("interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_file_that_can_t_be_written_does_not_cost_the_other(plain: Path, tmp_path: Path, capsys) -> None:
     png = tmp_path / "a.png"
