@@ -6,7 +6,7 @@ more multiplications, and is worth it where a layer takes no time for them, but 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import torch
@@ -37,8 +37,9 @@ def without_waiting_for_residuals(program: PhasedProgram) -> PhasedProgram:
             if more * sum(readers) <= MOST_WEIGHTS:
                 residuals[i.out] = residual
     by_out = {i.out: i for i in program.instructions}
+    rows = {i.out for i in program.in_phase(Phase.ROW)}
     instructions = tuple(
-        _without_waiting(i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)})
+        _without_waiting(i, {out: sum for out, sum in residuals.items() if when(by_out[out]) == when(i)}, rows)
         for i in program.instructions
     )
     return replace(program, instructions=instructions)
@@ -66,19 +67,19 @@ def _residual(phased: PhasedInstruction) -> Convolution | None:
     return replace(i, taps=(*i.taps, itself), steps=())
 
 
-def _without_waiting(phased: PhasedInstruction, residuals: Mapping[int, Convolution]) -> PhasedInstruction:
-    """It reads no sum that was composed itself, as the parts of it are ready a layer earlier."""
+def _without_waiting(
+    phased: PhasedInstruction, residuals: Mapping[int, Convolution], rows: Container[int]
+) -> PhasedInstruction:
+    """It reads no sum that was composed itself, as the parts of it are ready a layer earlier. rows: the values that are
+    known before the row's pixels."""
     i = phased.instruction
     if not isinstance(i, Convolution) or phased.scan is not None:
         return phased
-    in_row = {Read(run.source, run.dy, run.dx + d) for run in phased.row_runs for d in range(run.width)}
     for tap in i.taps:
         inner = residuals.get(tap.source)
-        if inner is None or not tap.read.is_here:
-            continue
-        i = composed(inner, i)
-        if tap.read in in_row:
-            in_row |= {first.read for first in inner.taps}
+        if inner is not None and tap.read.is_here:
+            i = composed(inner, i)
     if i is phased.instruction:
         return phased
-    return with_runs(i, phased.phase, phased.after, [tap.read in in_row for tap in i.taps])
+    in_row = [tap.dy < 0 or tap.source in rows or phased.phase is Phase.FINISHED for tap in i.taps]
+    return with_runs(i, phased.phase, phased.after, in_row)

@@ -19,11 +19,12 @@ from tests.passes.test_compose import GENERATOR, no_condition, random, tap
 LEVELS = FromLevels(0, 1, "levels")
 
 
-def program(steps: Sequence[Step] = (Step("add", value=Read(1)),), dy: int = 0) -> Program:
-    """The logits %4 read a residual sum %3 of x, %1, and g, %2. dy: in which row the sum reads g."""
+def program(steps: Sequence[Step] = (Step("add", value=Read(1)),), dy: int = 0, left: bool = False) -> Program:
+    """The logits %4 read a residual sum %3 of x, %1, and g, %2. dy: in which row the sum reads g; left: whether g reads
+    the present row, as x does not."""
     width, wide = 4, (4, 4)
     x = Convolution(1, width, "x", (tap(0, (1, width)),), random(width))
-    activated = Convolution(2, width, "activated", (tap(0, (1, width)),), steps=(Step("tanh"),))
+    activated = Convolution(2, width, "activated", (tap(0, (1, width), dy=left - 1, dx=-left),), steps=(Step("tanh"),))
     residual = Convolution(3, width, "residual", (tap(2, wide, dy=dy),), random(width), steps=tuple(steps))
     taps = (tap(3, (width, 3), dy=0), tap(3, (width, 3), dy=0, dx=-1))
     logits = Convolution(4, 3, "logits", taps, random(3))
@@ -34,6 +35,7 @@ HERE, LEFT = Read(3), Read(3, 0, -1)
 PARTS = {Read(1), Read(2), LEFT}
 CASES = {
     "x + W g": (program(), PARTS),
+    "x + W g, of which x is known before the row": (program(left=True), PARTS),
     "W g": (program(steps=()), {Read(2), LEFT}),
     "x + W g through a relu": (program(steps=(Step("add", value=Read(1)), Step("relu"))), {HERE, LEFT}),
     "W g - x": (program(steps=(Step("add", alpha=-1.0, value=Read(1)),)), {HERE, LEFT}),

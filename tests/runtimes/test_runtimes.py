@@ -258,13 +258,15 @@ def test_unknown_pixels_are_not_looked_at(runtime):
     assert torch.equal(sampler.complete(garbage, nothing, noise=u, runtime=runtime), sampler.sample(2, noise=u))
 
 
+@pytest.mark.parametrize(("levels", "level"), [(256, 7), (11, 10), (3, 1)])
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
-def test_logits_that_are_not_finite(runtime):
+def test_logits_that_are_not_finite(runtime, levels, level):
+    """Whatever fills a vector of the processor's, and whatever doesn't."""
+    model = enlivened(GatedPixelCNN(1, 8, (1,), levels=levels))
+    sampler = Sampler(model, (1, 4, 4))
     for bad in (float("nan"), float("inf"), -float("inf")):
-        model = pixelcnn()
-        sampler = Sampler(model, (1, 4, 4))
         with torch.no_grad():
-            model.get_parameter("conv_out.bias")[7] = bad
+            model.get_parameter("conv_out.bias")[level] = bad
         sampler.refresh()  # building a sampler would refuse them
         with pytest.raises(NonFiniteLogits, match="image 0, channel 0, row 0, column 0"):
             sampler.sample(2, runtime=runtime)
