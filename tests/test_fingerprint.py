@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Categorical
 from tests.processes import sampler
-from tests.system.networks import pixelcnn
+from tests.system.networks import ABOVE, Masked, pixelcnn
 
 
 def test_tensors() -> None:
@@ -34,3 +35,16 @@ def test_samplers() -> None:
     assert one != Sampler(model, (1, 4, 5)).fingerprint()
     assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()
+
+
+def test_samplers_of_equal_weights() -> None:
+    """Whose images come in another form, or go through other layers."""
+
+    def of(image_form: str, activation: nn.Module) -> str:
+        torch.manual_seed(0)
+        model = nn.Sequential(Masked(1, 4, ABOVE), activation, nn.Conv2d(4, 256, 1))
+        return Sampler(model, (1, 4, 4), image_form=image_form).fingerprint()
+
+    one = of("unit", nn.ReLU())
+    assert one == of("unit", nn.ReLU())
+    assert len({one, of("centred", nn.ReLU()), of("unit", nn.Tanh())}) == 3
