@@ -12,15 +12,20 @@ from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.test_cuda_runtime import CLUSTERS, MULTIPROCESSORS, needs_compiler, runtime
 from tests.system.fuzz import Fuzzed, distance_from_exact
-from tests.tiers import thorough
+from tests.tiers import tiered
 
-pytestmark = [needs_compiler, thorough]
+pytestmark = needs_compiler
 IMAGES = 3
-
-
 # From 1062 on, networks that scan rows before and after their pixels.
-@pytest.mark.parametrize("seed", [100, 102, 105, 107, 109, 110, 112, 1062, 1159, 1190, 1202])
-def test_random_networks(seed):
+SEEDS = [100, 102, 105, 107, 109, 110, 112, 136, 1062, 1159, 1190, 1202]
+QUICK = [(seed, ("some", "clusters")) for seed in (136, 1062)]  # they take most branches of the planner
+
+
+@pytest.mark.parametrize(
+    ("seed", "shapes"),
+    tiered([*QUICK, *((seed, (*MULTIPROCESSORS, *CLUSTERS)) for seed in SEEDS)], QUICK.__contains__),
+)
+def test_random_networks(seed, shapes):
     model = Fuzzed(seed).float()
     model.dtype = torch.float32
     given = model.given(IMAGES)
@@ -34,7 +39,7 @@ def test_random_networks(seed):
     plain = sampler.logits(images, given.labels, condition=given.condition, runtime="reference")
     theirs = distance_from_exact(model, images, given, plain)
     found = []
-    for blocks in MULTIPROCESSORS | CLUSTERS:
+    for blocks in shapes:
         logits = torch.full((*images.shape, model.levels), float("nan"))
         runtime(sampler, blocks).run(
             Job(

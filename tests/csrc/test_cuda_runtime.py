@@ -801,7 +801,8 @@ class TwoForms(torch.nn.Module):
 
 
 class HalfGate(torch.nn.Module):
-    """Two products of the same values, and a tanh of one times a sigmoid of neither."""
+    """Two products of the same values, a tanh of one times a sigmoid of neither, and a third less half of what it is
+    of."""
 
     n_classes = None
 
@@ -811,12 +812,13 @@ class HalfGate(torch.nn.Module):
         self.first = Masked(1, 12, [*ABOVE, (0, -1)])
         self.one = Masked(12, 12, [(0, -1), (0, 0)])
         self.other = Masked(12, 12, [(0, -1), (0, 0)])
-        self.last = Masked(36, 256, [(0, 0)])
+        self.third = Masked(12, 12, [(0, 0)])
+        self.last = Masked(48, 256, [(0, 0)])
 
     def forward(self, images):
         x = self.first(images.to(self.first.weight.dtype) / 99)
         one, other = self.one(x), self.other(x)
-        all_of_them = torch.cat([one.tanh() * x.sigmoid(), one, other], 1)
+        all_of_them = torch.cat([one.tanh() * x.sigmoid(), one, other, self.third(one) - 0.5 * one], 1)
         return (3 * self.last(all_of_them)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
