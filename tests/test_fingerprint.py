@@ -8,6 +8,7 @@ from torch import nn
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Categorical
+from pixelcnn_fast.image_forms import ImageForm
 from tests.processes import sampler
 from tests.system.networks import ABOVE, Masked, pixelcnn
 
@@ -40,7 +41,7 @@ def test_samplers() -> None:
 def test_samplers_of_equal_weights() -> None:
     """Whose images come in another form, or go through other layers."""
 
-    def of(image_form: str, activation: nn.Module) -> str:
+    def of(image_form: ImageForm, activation: nn.Module) -> str:
         torch.manual_seed(0)
         model = nn.Sequential(Masked(1, 4, ABOVE), activation, nn.Conv2d(4, 256, 1))
         return Sampler(model, (1, 4, 4), image_form=image_form).fingerprint()

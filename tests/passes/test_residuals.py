@@ -24,7 +24,9 @@ def program(steps: Sequence[Step] = (Step("add", value=Read(1)),), dy: int = 0, 
     the present row, as x does not."""
     width, wide = 4, (4, 4)
     x = Convolution(1, width, "x", (tap(0, (1, width)),), random(width))
-    activated = Convolution(2, width, "activated", (tap(0, (1, width), dy=left - 1, dx=-left),), steps=(Step("tanh"),))
+    activated = Convolution(
+        2, width, "activated", (tap(0, (1, width), dy=left - 1, dx=-left),), steps=(Step("tanh"),)
+    )
     residual = Convolution(3, width, "residual", (tap(2, wide, dy=dy),), random(width), steps=tuple(steps))
     taps = (tap(3, (width, 3), dy=0), tap(3, (width, 3), dy=0, dx=-1))
     logits = Convolution(4, 3, "logits", taps, random(3))
