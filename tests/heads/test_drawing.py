@@ -75,13 +75,14 @@ def test_rounding_never_draws_a_level_that_is_excluded():
 
 
 class OfLabel(nn.Module):
-    """Its last levels have no probability."""
+    """Its first and its last levels have no probability."""
 
     def __init__(self) -> None:
         super().__init__()
         self.logits = nn.Embedding(200, 256).double()
         with torch.no_grad():
             self.logits.weight.mul_(3)[:, 200:] = -1e4
+            self.logits.weight[:, :20] = -1e4
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         return self.logits(label)[..., None, None] + nn.functional.pad(x, (1, -1))
@@ -91,9 +92,10 @@ class OfLabel(nn.Module):
 def test_rounding_never_draws_a_level_without_probability(runtime):
     torch.manual_seed(0)
     sampler = Sampler(OfLabel(), (1, 1, 2), conditional=True, image_form="levels")
-    u = torch.full((200, 1, 1, 2), math.nextafter(1, 0), dtype=torch.float64)
-    drawn = sampler.sample(200, torch.arange(200), noise=u, runtime=runtime)
-    assert (drawn == 199).any() and (drawn < 200).all()
+    for noise, level in ((math.nextafter(1, 0), 199), (0, 20)):
+        u = torch.full((200, 1, 1, 2), noise, dtype=torch.float64)
+        drawn = sampler.sample(200, torch.arange(200), noise=u, runtime=runtime)
+        assert (drawn == level).any() and (drawn >= 20).all() and (drawn < 200).all()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -118,14 +120,15 @@ def test_the_lowest_temperature_takes_the_most_likely_level(runtime):
 
 
 @needs_native
-def test_ties_are_broken_as_in_the_reference():
+@pytest.mark.parametrize("steps", [4, 0.25], ids=["some levels", "all levels"])
+def test_ties_are_broken_as_in_the_reference(steps):
+    """Where all levels are equally likely, half of them reach half of the probability to the bit."""
     model = pixelcnn(kernel=3).double()
     with torch.no_grad():
-        for parameter in model.conv_out.parameters():
-            parameter.mul_(4).round_().div_(4)
         model.conv_out.weight.zero_()
+        model.conv_out.bias.mul_(steps).round_().div_(steps)
     sampler, u = Sampler(model, (1, 8, 8)), torch.rand(4, 1, 8, 8, dtype=torch.float64)
-    for options in (dict(top_k=40), dict(top_p=0.5)):
+    for options in (dict(top_k=40), dict(top_p=0.5), dict(temperature=0)):
         images = sampler.sample(4, noise=u, runtime="cpu", **options)
         assert torch.equal(images, sampler.sample(4, noise=u, runtime="reference", **options))
 

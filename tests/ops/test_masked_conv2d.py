@@ -430,6 +430,8 @@ WINDOWS = {  # padding above and to the left, kernel, dilation, size of the resu
     "cropped above": ((-2, -1), (3, 3), 1, (3, 2)),
     "beyond its end": ((1, 1), (3, 3), 2, (9, 8)),
     "all outside": ((-7, 0), (1, 1), 1, (2, 2)),
+    "one tap, cropped below": ((0, 0), (1, 1), 1, (4, 5)),
+    "one tap, cropped to the right": ((0, 0), (1, 1), 1, (6, 3)),
 }
 
 

@@ -61,6 +61,34 @@ def test_equals_the_terms_one_by_one(dtype, channels_last, channels_in, channels
             assert_right(got, expected, exact)
 
 
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("term", ["condition", "residual", None])
+def test_one_tap_takes_each_term(term: str | None, activation: str) -> None:
+    """Which is computed in another way where it comes alone."""
+    centre = F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+    inputs, extra = problem(2, 5, 8, (3, 3), 7, 5, mask=centre), terms(2, 8, 7, 5)
+    given = {} if term is None else {term: getattr(extra, term)}
+    found, expected = (
+        ops.masked_conv_block(*inputs, **given, activation=activation, backend=backend)
+        for backend in ("auto", "reference")
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("channels", [5, 64])
+def test_maps_may_be_cut_out_of_larger_ones(channels: int) -> None:
+    x, weight, bias, mask = problem(2, 4, channels, (3, 3), 7, 5)
+    x, residual = (
+        F.pad(part, (1, 2, 3, 1), value=torch.nan).to(memory_format=torch.channels_last)[:, :, 3:-1, 1:-2]
+        for part in (x, terms(2, channels, 7, 5).residual)
+    )
+    found, expected = (
+        ops.masked_conv_block(x, weight, bias, mask, residual=residual, backend=backend)
+        for backend in ("auto", "reference")
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("channels", [5, 32])
 def test_relu_keeps_nan(channels):
     x, weight, bias, mask = problem(1, 3, channels, (3, 3), 6, 5).to(torch.float32)
