@@ -15,6 +15,7 @@ LAYOUTS = {
     "maps of levels": lambda x: x.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2),
     "channels last": lambda x: x.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4),
     "with gaps": lambda x: torch.stack([x, x], 4).flatten(3, 4)[:, :, :, ::2],
+    "cut out": lambda x: F.pad(x, (0, 0, 1, 2, 3, 1))[:, :, 3:-1, 1:-2],
 }
 
 
@@ -62,6 +63,23 @@ def test_far_logits_do_not_overflow():
     logits = torch.tensor([3e38, -3e38, 0.0, 1e3]).expand(1, 1, 1, 2, 4).contiguous()
     levels = torch.tensor([0, 0]).view(1, 1, 1, 2)
     assert ops.categorical_nll(logits, levels).tolist() == [0]
+
+
+def test_the_gradient_of_a_sum_is_one_number_for_all_images() -> None:
+    logits = torch.randn(3, 2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    levels = torch.randint(7, logits.shape[:-1])
+    found, expected = (
+        torch.autograd.grad(f(logits, levels).sum(), logits)[0] for f in (ops.categorical_nll, plain)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_logit_may_be_far_above_all_others(layout: str) -> None:
+    """Whichever it is."""
+    levels = torch.arange(70).expand(2, 1, 2, 70)
+    logits = LAYOUTS[layout](1e3 * F.one_hot(levels).float())
+    assert ops.categorical_nll(logits, levels).tolist() == [0, 0]
 
 
 def test_no_image_and_small_integer_levels():

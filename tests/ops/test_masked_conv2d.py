@@ -23,6 +23,7 @@ FORMATS = {
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "every other column": lambda x: torch.stack([x, x], -1).flatten(3)[..., ::2],
+    "cut out": lambda x: F.pad(x, (1, 2, 3, 1)).to(memory_format=torch.channels_last)[:, :, 3:-1, 1:-2],
 }
 
 
@@ -96,12 +97,12 @@ def test_one_tap_into_planes(isa, layout, dtype, size):
 
 
 def run(function, inputs: Inputs, dtype, layout="contiguous", **how):
-    """Result and gradients of a fixed weighting of the result, all in ``dtype``."""
+    """Result and gradients of a fixed weighting of the result, which is laid out as x, all in ``dtype``."""
     *leaves, mask = inputs
     x, weight, bias = (t.to(dtype, copy=True).requires_grad_() for t in leaves)
     y = function(FORMATS[layout](x), weight, bias, mask.to(dtype), **how)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
-    y.backward(grad)
+    y.backward(FORMATS[layout](grad))
     return [y.detach(), x.grad, weight.grad, bias.grad]
 
 
@@ -126,6 +127,7 @@ def test_equals_plain_torch(isa, dtype, layout):
             (2, 33, 5, (3, 3), 7, 5),
             (1, 1, 4, (7, 7), 1, 1),
             (3, 4, 33, (1, 5), 2, 9),
+            (2, 3, 32, (1, 3), 4, 3),
             (1, 5, 3, (5, 1), 40, 3),
         ]:
             inputs = problem(*sizes)
@@ -148,7 +150,7 @@ def test_bf16_is_summed_exactly_and_rounded_once(isa: str, layout: str) -> None:
             for dtype, function in both:
                 leaves = [FORMATS[layout](x.to(dtype)).requires_grad_(), weight.to(dtype).requires_grad_()]
                 y = function(*leaves, None, mask.expand_as(weight).to(dtype))
-                found[dtype] = [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))]
+                found[dtype] = [y.detach(), *torch.autograd.grad(y, leaves, FORMATS[layout](grad.to(dtype)))]
             of_integers = (
                 3 if required().multiplies_bf16() else 2
             )  # else weight gradients share products (neighbours.h)
@@ -193,6 +195,21 @@ def test_any_geometry_and_any_mask(
         torch.set_num_threads(before)
     assert_exact(got, inputs, torch.float64, padding=padding, dilation=dilation)
     assert (got[2][mask == 0] == 0).all()
+
+
+@needs_native
+@pytest.mark.parametrize("channels", [4, 44])
+def test_gradients_of_maps_that_are_summed_in_parts(channels: int) -> None:
+    """With taps above and below, which at the parts' edges read what belongs to others, or nothing."""
+    inputs = problem(3, channels, channels, (3, 3), 31, 20, mask=torch.ones(3, 3))
+    assert_exact(run(ops.masked_conv2d, inputs, torch.float64, backend="compiled"), inputs, torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("compiled", marks=needs_native)])
+def test_a_mask_scales(backend: str) -> None:
+    mask = torch.rand(5, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = problem(2, 4, 5, (3, 3), 6, 5, mask=mask)
+    assert_exact(run(ops.masked_conv2d, inputs, torch.float64, backend=backend), inputs, torch.float64)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -430,7 +447,9 @@ WINDOWS = {  # padding above and to the left, kernel, dilation, size of the resu
     "cropped above": ((-2, -1), (3, 3), 1, (3, 2)),
     "beyond its end": ((1, 1), (3, 3), 2, (9, 8)),
     "all outside": ((-7, 0), (1, 1), 1, (2, 2)),
-    "one tap, cropped below": ((0, 0), (1, 1), 1, (4, 5)),
+    "shifted to the right": ((0, 1), (1, 1), 1, (6, 5)),
+    "one tap": ((0, 0), (1, 1), 1, (6, 5)),
+    "one tap, beyond its end": ((0, 0), (1, 1), 1, (8, 5)),
     "one tap, cropped to the right": ((0, 0), (1, 1), 1, (6, 3)),
 }
 
@@ -446,6 +465,7 @@ def test_windows(name: str, channels: int, backend: str, layout: str) -> None:
     weight = torch.randn(44, channels, *kernel, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(44, dtype=torch.float64, requires_grad=True)
     mask = (torch.rand(1, 1, *kernel) < 0.8).double()
+    mask[..., -1, -1] = 1
     far = F.pad(x, 4 * [20])[:, :, 20 - padding[0] :, 20 - padding[1] :]
     expected = F.conv2d(far, weight * mask, bias, dilation=dilation)[:, :, : size[0], : size[1]]
     op = torch.ops.pixelcnn_fast.masked_conv2d.default

@@ -21,7 +21,7 @@ if triton.knobs.runtime.interpret:
 import triton_kernels  # noqa: E402
 from triton_kernels import DEVICES, Device, Launch, compiling, programs_at_once  # noqa: E402
 
-from pixelcnn_fast.ops import triton_recurrence, triton_tuning  # noqa: E402
+from pixelcnn_fast.ops import triton_recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import triton as categorical_nll  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import triton as gated_activation  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import triton as masked_conv2d  # noqa: E402
@@ -162,15 +162,3 @@ def test_pointwise_kernels(device, compiled):
     assert len(compiled) == (8 if EVERY_KERNEL else 3)
     check_resources(device, compiled)
     assert "LDG.E.128" in compiled[0][2].asm["sass"], "the gate's loads are not vectors"
-
-
-def test_a_device_without_an_entry_takes_the_nearest_lower_one(monkeypatch):
-    kernel = "product over taps, 16 bit"
-    for capability, entry in ((89, 86), (103, 100), (121, 120)):
-        monkeypatch.setattr(triton_tuning, "capability", lambda _, capability=capability: capability)
-        monkeypatch.setattr(triton_tuning, "multiprocessors", lambda _: 1)
-        chosen = triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)
-        assert chosen == triton_tuning._TILES[kernel][entry][0]
-    monkeypatch.setattr(triton_tuning, "capability", lambda _: 75)
-    with pytest.raises(RuntimeError, match="8.0.*7.5.*reference"):
-        triton_tuning.tile(kernel, torch.device("cuda"), 4096, 128, 128)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("exact_float32", "poisoned_memory")
 
 from pixelcnn_fast import ops  # noqa: E402
 from pixelcnn_fast.nn import raster_mask  # noqa: E402
+from pixelcnn_fast.ops import recurrence  # noqa: E402
 from pixelcnn_fast.ops.categorical_nll import op as nll_op  # noqa: E402
 from pixelcnn_fast.ops.gated_activation import op as gate_op  # noqa: E402
 from pixelcnn_fast.ops.masked_conv2d import op as conv_op  # noqa: E402
@@ -25,7 +27,7 @@ from pixelcnn_fast.ops.masked_conv_block import op as block_op  # noqa: E402
 @pytest.fixture(autouse=True)
 def triton_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, too, in its interpreter."""
-    for module in (nll_op, gate_op, conv_op, block_op):
+    for module in (nll_op, gate_op, conv_op, block_op, recurrence):
         monkeypatch.setattr(module, "choose", lambda given, *_: "triton" if given == "auto" else given)
 
 
@@ -37,7 +39,7 @@ def check(function: Callable[..., Tensor], given: list[Tensor], **how: Any) -> N
     """The result, and the gradients of what is given, against the reference's."""
     results = []
     for backend in ("auto", "reference"):
-        leaves = [x.clone().requires_grad_() for x in given]
+        leaves = [x.detach().requires_grad_() for x in given]
         y = function(*leaves, **how, backend=backend)
         along = torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape)
         results.append([y, *torch.autograd.grad(y, leaves, along)])
@@ -84,3 +86,21 @@ def test_gate(condition: tuple[int, ...]) -> None:
 def test_nll() -> None:
     levels = torch.randint(7, (2, 1, 4, 5), device=DEVICE)
     check(ops.categorical_nll, [random(2, 1, 4, 5, 7)], levels=levels, ignored=3)
+
+
+def test_nll_whose_gradient_is_one_number_for_all_images() -> None:
+    levels = torch.randint(7, (2, 1, 4, 5), device=DEVICE)
+
+    def in_all(logits: Tensor, backend: str) -> Tensor:
+        return ops.categorical_nll(logits, levels, backend).sum()
+
+    check(in_all, [random(2, 1, 4, 5, 7)])
+
+
+@pytest.mark.parametrize("reverse", [None, False, True])
+def test_recurrences(reverse: bool | None) -> None:
+    """Weights and states may have gaps."""
+    taps = 3 if reverse is None else 2
+    function = ops.row_lstm if reverse is None else partial(ops.diagonal_lstm, reverse=reverse)
+    spread = [random(*shape, 2)[..., 0] for shape in ((12, 3, taps), (3,), (3,))]
+    check(function, [random(2, 12, 3, 4), *spread])
