@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,17 +133,33 @@ def test_a_failure_is_not_tried_again(compiler: Pretended, monkeypatch) -> None:
         with pytest.raises(RuntimeUnavailable, match="compute capability 12.0"):
             device.get(KERNEL)
     monkeypatch.setattr(kernels, "architecture_for", lambda *_: 90)
+    monkeypatch.setattr(kernels, "LoadedKernel", lambda *given: given)
     with pytest.raises(RuntimeUnavailable, match="compute capability 12.0") as again:
         device.get(KERNEL)
+    assert device.get(Instance("bf16", 1, 2))  # which is another one's
     assert len(again.traceback) == 2, "an error of its own, which holds nobody else's frames"
 
 
-def test_what_is_no_compiler_is_a_reason(compiler: Pretended, monkeypatch) -> None:
+def test_each_kernel_is_loaded_once_and_on_its_own_gpu(compiler: Pretended, monkeypatch) -> None:
+    properties = SimpleNamespace(major=9, minor=0, shared_memory_per_block_optin=1 << 16)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(kernels, "LoadedKernel", lambda *given: given)
+    device, another = kernels.kernels_of.__wrapped__(3), Instance("bf16", 1, 2)
+    for instance in (KERNEL, another):
+        found = device.get(instance)
+        assert found == (kernels.cubin(instance, H100), 3, 1 << 16) and device.get(instance) is found
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("it is odd"), OSError("it is odd"), UnicodeEncodeError("ascii", "é", 0, 1, "it is odd")]
+)
+def test_what_is_no_compiler_is_a_reason(compiler: Pretended, monkeypatch, error: Exception) -> None:
     def compiled(*_: object) -> bytes:
-        raise AttributeError("undefined symbol: nvrtcVersion")
+        raise error
 
     monkeypatch.setattr(compiler, "compiled", compiled)
-    with pytest.raises(RuntimeUnavailable, match="undefined symbol"):
+    with pytest.raises(RuntimeUnavailable, match=f"{type(error).__name__}: .*it is odd"):
         kernels.cubin(KERNEL, H100)
 
 
@@ -158,9 +175,11 @@ def test_where_one_compiler_fails_the_next_is_asked(compiler: Pretended, monkeyp
 
     monkeypatch.setattr(broken, "architectures", architectures)
     assert kernels.cubin(KERNEL, H100).startswith(b"90")
-    monkeypatch.setattr(kernels, "compilers", lambda: [broken])
-    with pytest.raises(RuntimeUnavailable, match="it is no library"):
-        kernels.cubin(Instance("bf16", 2), H100)
+    compiler.architectures = list  # type: ignore[method-assign]  # it knows none
+    for all_fail in ([broken], [broken, compiler]):  # what is told is why the first does
+        monkeypatch.setattr(kernels, "compilers", lambda all_fail=all_fail: all_fail)
+        with pytest.raises(RuntimeUnavailable, match="it is no library"):
+            kernels.cubin(Instance("bf16", 2), H100)
 
 
 def test_nothing_is_said_where_nothing_compiles(compiler: Pretended, monkeypatch, capsys) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -46,6 +47,15 @@ def test_what_is_damaged_is_made_again(store: Store, keep: int) -> None:
     assert store.get_or_make("walk", lambda: b"again") == b"again" == store.get("walk")
 
 
+@pytest.mark.parametrize("content", [b"[]\n", b"{}\n", b"1\n", b"\xff\n", b"[" * 100_000])
+def test_what_is_no_kernel_at_all_is_damaged(store: Store, content: bytes) -> None:
+    store.folder.mkdir()
+    store.path("walk").write_bytes(content)
+    assert store.get("walk") is None
+    with pytest.raises(RuntimeUnavailable, match=f"{store.path('walk')} is damaged"):
+        store.get("walk", strict=True)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_not_waited_for(store: Store) -> None:
     store.folder.mkdir()
@@ -73,8 +83,21 @@ def test_a_kernel_under_another_name_is_refused(store: Store) -> None:
         store.get("run", strict=True)
 
 
-def test_threads_make_it_once(store: Store) -> None:
+@pytest.mark.parametrize("whose", ["one's own", "another user's"])
+def test_threads_make_it_once(store: Store, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the lock is a file that may only be read."""
     made: list[bytes] = []
+    if whose == "another user's":
+        store.folder.mkdir()
+        store.path("walk").with_suffix(".lock").touch()
+        opened = Path.open
+
+        def only_read(path: Path, mode: str = "r") -> IO:
+            if path.suffix == ".lock" and mode != "rb":
+                raise PermissionError(13, "Permission denied")
+            return opened(path, mode)
+
+        monkeypatch.setattr(Path, "open", only_read)
 
     def make() -> bytes:
         time.sleep(0.2)
@@ -272,6 +295,7 @@ def test_without_a_home_it_is_among_temporary_files(monkeypatch: pytest.MonkeyPa
     _temporary_folder.cache_clear()
     user = os.getuid()
     assert cache_folder() == cache_folder() == tmp_path / f"pixelcnn_fast-{user}"
+    assert cache_folder().stat().st_mode & 0o077 == 0
     _temporary_folder.cache_clear()
     (tmp_path / f"pixelcnn_fast-{user}").rename(tmp_path / f"pixelcnn_fast-{user + 1}")
     monkeypatch.setattr(os, "getuid", lambda: user + 1)
