@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
+from pixelcnn_fast.nn import MaskedConv2d
 from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
 from tests.system.networks import Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
@@ -287,13 +289,39 @@ def test_the_first_of_two_is_named(runtime, column):
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
 def test_the_image_whose_pixel_is_drawn_first_is_named(runtime):
-    """Though another has one without finite logits, too, in a row below. Threads have images of their own."""
+    """Though others have one without finite logits, too: in a row below, and further to the right. Threads have images
+    of their own."""
     torch.manual_seed(0)
     model = enlivened(GatedPixelCNN(1, 8, (1,), condition_channels=1, levels=4))
     sampler, condition = Sampler(model, (1, 3, 5)), torch.zeros(6, 1, 3, 5)
-    condition[1, 0, 1, 0] = condition[4, 0, 0, 3] = torch.nan
+    condition[1, 0, 1, 0] = condition[4, 0, 0, 3] = condition[0, 0, 0, 4] = torch.nan
     with pytest.raises(NonFiniteLogits, match="image 4, channel 0, row 0, column 3:"):
         sampler.sample(6, condition=condition, runtime=runtime)
+
+
+class ChannelByChannel(nn.Module):
+    """The second channel sees the first, which is drawn before. The condition is added to the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.of_first = MaskedConv2d(2, 8, 3, "A"), nn.Conv2d(1, 4, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        first, second = self.before(x).chunk(2, 1)
+        logits = torch.stack([first, second + self.of_first(x[:, :1])], 1).movedim(2, -1)
+        return logits + condition[..., None]
+
+
+@pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])
+def test_the_channel_that_is_drawn_first_is_named(runtime):
+    """Though an image before it has none in a channel that is drawn later."""
+    torch.manual_seed(0)
+    condition = torch.zeros(3, 2, 2, 3)
+    given = {"condition_shape": (2, 2, 3), "image_form": "unit", "head": Categorical(4)}
+    sampler = Sampler(ChannelByChannel(), (2, 2, 3), **given)
+    condition[0, 1, 0, 1] = condition[2, 0, 0, 1] = torch.nan
+    with pytest.raises(NonFiniteLogits, match="image 2, channel 0, row 0, column 1:"):
+        sampler.sample(3, condition=condition, runtime=runtime)
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])

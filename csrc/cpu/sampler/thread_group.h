@@ -31,10 +31,10 @@ class Ending {
 
   // Keeps the first one in the order of drawing, whichever thread reports first. The other groups go on, since one of
   // theirs may be the first.
-  void report(const NonFiniteLogits& found) {
+  void report(const NonFiniteLogits& found, int draw) {
     const std::lock_guard lock(mutex_);
-    const auto order = [](const NonFiniteLogits& e) { return std::tuple(e.row, e.column, e.image, e.channel); };
-    if (!non_finite_ || order(found) < order(*non_finite_)) non_finite_.emplace(found);
+    const Order order(found.row, found.column, draw, found.image, found.channel);
+    if (!non_finite_ || order < order_) non_finite_.emplace(found), order_ = order;
   }
 
   void rethrow() const {
@@ -43,10 +43,13 @@ class Ending {
   }
 
  private:
+  using Order = std::tuple<int, int, int, int, int>;
+
   std::atomic<bool> stopped_{false};
   std::exception_ptr error_;
   std::mutex mutex_;
   std::optional<NonFiniteLogits> non_finite_;
+  Order order_;  // its place in the order of drawing
 };
 
 template <class T>
@@ -519,7 +522,8 @@ class ThreadGroup {
     if (!known(image, distribution, y, x)) {
       const int64_t noise = element(image, head.distributions * head.uniforms, distribution * head.uniforms, y, x);
       const int64_t stride = int64_t{program_.height} * program_.width;
-      if (!member.drawer.draw({parameters, noise, sub_pixel(image, first, y, x), stride})) report(image, first, y, x);
+      if (!member.drawer.draw({parameters, noise, sub_pixel(image, first, y, x), stride}))
+        report(image, distribution, y, x);
     }
     for (int channel = first; channel < first + channels; channel++)
       for (const auto* i : p_.inputs)
@@ -540,9 +544,10 @@ class ThreadGroup {
     write(member, i, member.out, 1, first, first + width);
   }
 
-  void report(int image, int channel, int y, int x) {
+  void report(int image, int distribution, int y, int x) {
     for (int row = failed_row_; y < row && !failed_row_.compare_exchange_weak(row, y);) continue;
-    ending_.report(NonFiniteLogits(first_image_ + image, channel, y, x));
+    const int channel = distribution * channels_per_distribution();
+    ending_.report(NonFiniteLogits(first_image_ + image, channel, y, x), distribution / distributions_per_draw());
   }
 
   const Program& program_;
