@@ -125,8 +125,8 @@ def test_ties_are_broken_as_in_the_reference(steps):
     """Where all levels are equally likely, half of them reach half of the probability to the bit."""
     model = pixelcnn(kernel=3).double()
     with torch.no_grad():
-        model.conv_out.weight.zero_()
-        model.conv_out.bias.mul_(steps).round_().div_(steps)
+        model.get_parameter("conv_out.weight").zero_()
+        model.get_parameter("conv_out.bias").mul_(steps).round_().div_(steps)
     sampler, u = Sampler(model, (1, 8, 8)), torch.rand(4, 1, 8, 8, dtype=torch.float64)
     for options in (dict(top_k=40), dict(top_p=0.5), dict(temperature=0)):
         images = sampler.sample(4, noise=u, runtime="cpu", **options)

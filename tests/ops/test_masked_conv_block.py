@@ -78,9 +78,11 @@ def test_one_tap_takes_each_term(term: str | None, activation: str) -> None:
 @pytest.mark.parametrize("channels", [5, 64])
 def test_maps_may_be_cut_out_of_larger_ones(channels: int) -> None:
     x, weight, bias, mask = problem(2, 4, channels, (3, 3), 7, 5)
+    residual = terms(2, channels, 7, 5).residual
+    assert residual is not None
     x, residual = (
         F.pad(part, (1, 2, 3, 1), value=torch.nan).to(memory_format=torch.channels_last)[:, :, 3:-1, 1:-2]
-        for part in (x, terms(2, channels, 7, 5).residual)
+        for part in (x, residual)
     )
     found, expected = (
         ops.masked_conv_block(x, weight, bias, mask, residual=residual, backend=backend)

@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
-from pixelcnn_fast.ops import triton_tuning  # noqa: E402
-from pixelcnn_fast.ops.triton_support import precision_of  # noqa: E402
-from pixelcnn_fast.ops.triton_tuning import Tile, tile  # noqa: E402
-from tests.triton_device import float32_precision  # noqa: E402
+from pixelcnn_fast.ops import triton_tuning
+from pixelcnn_fast.ops.triton_support import precision_of
+from pixelcnn_fast.ops.triton_tuning import Tile, tile
+from tests.triton_device import float32_precision
 
 GPU = torch.device("cuda")
 PRODUCT = "product over taps, 16 bit"

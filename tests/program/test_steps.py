@@ -56,6 +56,9 @@ MARKS = {"eager": (), "cuda emulated": (needs_native, needs_compiler)}
 on_every_runtime = pytest.mark.parametrize(
     "runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES]
 )
+without_a_gpu = pytest.mark.parametrize(
+    "runtime", [pytest.param(r, marks=MARKS.get(r, needs_native)) for r in RUNTIMES if r != "cuda emulated"]
+)
 ALPHAS = {
     OnZero.KEPT_IF_ALPHA_IS_POSITIVE: [2.0, 0.5, -0.5, -1.0, 1.7],
     OnZero.KEPT_UNLESS_ALPHA_IS_POSITIVE: [0.6, 0.0, -0.6],
@@ -242,6 +245,22 @@ def test_log_where_it_is_not_finite(runtime):
     dtype, _ = RUNTIMES[runtime]
     x = torch.tensor([0.0, 1.0, -1.0, -float("inf"), float("inf"), float("nan")], dtype=dtype)
     assert torch.allclose(applied("log", x, x, 1.0, runtime), x.log(), rtol=0, atol=0, equal_nan=True)
+
+
+@without_a_gpu
+@pytest.mark.parametrize("kind, alpha", [("relu", 1.0), ("softplus", 0.6), ("softplus", 2.5)])
+def test_far_from_zero_and_nan(kind, alpha, runtime):
+    dtype, _ = RUNTIMES[runtime]
+    x = torch.cat([torch.linspace(-40, 40, 161), torch.tensor([float("nan"), float("inf")])]).to(dtype)
+    found = applied(kind, x, x, alpha, runtime)
+    torch.testing.assert_close(found, FORMULAS[kind](x, alpha), equal_nan=True)
+
+
+@without_a_gpu
+def test_many_channels_have_each_its_operand(runtime):
+    dtype, _ = RUNTIMES[runtime]
+    x, operand = normal(2, 1100).to(dtype)
+    assert torch.equal(applied("maximum", x, operand, 1.0, runtime), torch.maximum(x, operand))
 
 
 @needs_native

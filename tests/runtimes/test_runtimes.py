@@ -317,8 +317,8 @@ def test_the_channel_that_is_drawn_first_is_named(runtime):
     """Though an image before it has none in a channel that is drawn later."""
     torch.manual_seed(0)
     condition = torch.zeros(3, 2, 2, 3)
-    given = {"condition_shape": (2, 2, 3), "image_form": "unit", "head": Categorical(4)}
-    sampler = Sampler(ChannelByChannel(), (2, 2, 3), **given)
+    model, shape = ChannelByChannel(), (2, 2, 3)
+    sampler = Sampler(model, shape, condition_shape=shape, image_form="unit", head=Categorical(4))
     condition[0, 1, 0, 1] = condition[2, 0, 0, 1] = torch.nan
     with pytest.raises(NonFiniteLogits, match="image 2, channel 0, row 0, column 1:"):
         sampler.sample(3, condition=condition, runtime=runtime)
