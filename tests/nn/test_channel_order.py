@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixelcnn_fast.nn import MaskedConv2d, ResidualBlock, channel_groups
+from pixelcnn_fast.nn import GatedBlock, MaskedConv2d, ResidualBlock, channel_groups
 
 
 @pytest.mark.parametrize("colours", [1, 2, 3, 4])
@@ -64,3 +64,25 @@ def test_groups_of_another_number_of_channels_are_refused(wrong):
     groups[wrong] = groups[wrong][:1]  # which would broadcast
     with pytest.raises(ValueError, match=r"channel_groups have shapes .*expected \[4\] and \[7\]"):
         MaskedConv2d(4, 7, 3, "B", channel_groups=(groups[0], groups[1]))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (channel_groups(4, 3, "thirds"),),
+        channel_groups(2, 2, "thirds"),
+        ([0, 0, 1, 2], [0, 1, 2]),
+        (torch.zeros(4), torch.zeros(3)),
+    ],
+    ids=["one", "one tensor", "lists", "floats"],
+)
+def test_groups_are_two_tensors_of_integers(groups):
+    with pytest.raises(ValueError, match="channel_groups: expected two tensors of integers"):
+        MaskedConv2d(4, 3, 3, "B", channel_groups=groups)
+
+
+@pytest.mark.parametrize(("given", "same"), [(True, "thirds"), (False, None)])
+def test_an_order_may_be_switched_on_and_off(given, same):
+    first, second = (GatedBlock(6, 6, channel_order=order) for order in (given, same))
+    for name, mask in first.named_buffers():
+        assert torch.equal(mask, second.get_buffer(name)), name

@@ -29,6 +29,8 @@ def test_the_gate():
     with pytest.raises(ValueError, match="2C"):
         gate(x, columns)
     assert torch.equal(gate(x[..., :1], columns), gate(x[..., :1] + columns))
+    rows = torch.randn(3, 10, 1, 5, dtype=torch.float64)
+    assert torch.equal(gate(x[:, :, :1], rows), gate(x[:, :, :1] + rows))
     assert torch.equal(gate(x, x), gate(x + x))
     for bad in [(torch.zeros(1, 3, 2, 2),), (x, torch.zeros(3, 5)), (x, torch.zeros(3, 5, 7, 5))]:
         with pytest.raises(ValueError, match="2C"):

@@ -8,15 +8,15 @@ from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, RowLSTM, raster_mask
 from tests.tolerances import assert_identical_up_to_rounding
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 7), (3, 5), (5, 1)])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
 def test_mask_keeps_all_earlier_pixels_and_nothing_later(size, mask_type):
-    mask = raster_mask(size, size, mask_type)
-    centre = size // 2
-    for i in range(size):
-        for j in range(size):
-            earlier = (i, j) < (centre, centre)
-            assert mask[i, j] == (earlier or (mask_type == "B" and (i, j) == (centre, centre)))
+    mask = raster_mask(*size, mask_type)
+    centre = size[0] // 2, size[1] // 2
+    for i in range(size[0]):
+        for j in range(size[1]):
+            earlier = (i, j) < centre
+            assert mask[i, j] == (earlier or (mask_type == "B" and (i, j) == centre))
 
 
 def test_rectangular_kernels_and_dilation():
