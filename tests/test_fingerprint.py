@@ -13,6 +13,10 @@ from tests.processes import sampler
 from tests.system.networks import ABOVE, Masked, pixelcnn
 
 
+class Other(Categorical):
+    """It has the same settings."""
+
+
 def test_tensors() -> None:
     a = torch.arange(6.0)
     assert fingerprint(a) == fingerprint(a.clone()) == fingerprint(torch.stack([a, a], 1)[:, 0])
@@ -36,6 +40,7 @@ def test_samplers() -> None:
     assert one != Sampler(model, (1, 4, 5)).fingerprint()
     assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()
+    assert one != Sampler(model, (1, 4, 4), head=Other()).fingerprint()
 
 
 def test_samplers_of_equal_weights() -> None:

@@ -258,6 +258,24 @@ def test_a_condition_without_a_shape_is_asked_for():
         sampler(Conditioned(lambda net, c: net.map(c)))
 
 
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        (None, "missing"),
+        (torch.zeros(3, 2, 4, 5), "torch.float32 [3, 2, 4, 5]"),
+        (torch.zeros(2, 2, 5, 4), "torch.float32 [2, 2, 5, 4]"),
+        (torch.zeros(2, 2, 4, 5, dtype=torch.complex64), "torch.complex64 [2, 2, 4, 5]"),
+    ],
+    ids=["missing", "of three images", "turned", "complex"],
+)
+@pytest.mark.parametrize("runtime", ["reference", "auto"])
+def test_a_condition_that_does_not_fit_is_refused(condition, found, runtime):
+    built = sampler(Conditioned(lambda net, c: net.map(c)), condition_shape=(2, 4, 5))
+    message = re.escape(f"the condition is {found}, expected numbers [2, 2, 4, 5]")
+    with pytest.raises(ValueError, match=message):
+        built.sample(2, condition=condition, runtime=runtime)
+
+
 def test_one_hot_conditions_may_be_of_any_type():
     built = sampler(Conditioned(lambda net, c: everywhere(net.linear(c))), condition_shape=(10,))
     one_hot = F.one_hot(torch.tensor([0, 3, 9, 9, 1]), 10)

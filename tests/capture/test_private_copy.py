@@ -201,6 +201,17 @@ def test_a_function_that_holds_no_module_does_not_matter() -> None:
     assert private_copy(model) is not None
 
 
+def test_a_function_may_refer_to_what_is_not_there_yet() -> None:
+    def function() -> object:
+        return later
+
+    model = Normed()
+    model.kept["functions"] = [function]
+    copied = private_copy(model)
+    later = 1
+    assert copied is not None and function() == later
+
+
 def test_a_borrowed_module_is_put_back_as_it_was() -> None:
     model = Normed().train()
     model.norm.eval()
@@ -312,6 +323,7 @@ def compiled_in_place(model):
 
 WRAPPERS = {
     "DataParallel": nn.DataParallel,
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
     "compiled": compiled,
     "compiled, in DataParallel": lambda model: nn.DataParallel(compiled(model)),
     "a layer compiled": compiled_inside,
