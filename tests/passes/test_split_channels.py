@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler, heads
-from pixelcnn_fast.passes.split_channels import split_channels
+from pixelcnn_fast.passes.split_channels import draws_needed, split_channels
 from pixelcnn_fast.program.evaluate import evaluate
-from pixelcnn_fast.program.program import Convolution, FromLevels, Pointwise, Program, Read, Step, Tap
+from pixelcnn_fast.program.fields import receptive_fields
+from pixelcnn_fast.program.program import (
+    Convolution,
+    FromLevels,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Step,
+    Tap,
+)
 from pixelcnn_fast.program.verify import verify
 from tests.passes.test_compose import no_condition
 
@@ -78,5 +90,49 @@ def test_what_is_split_is_put_together_for_those_that_read_all_of_it(ordered: bo
     assert len(split.outputs) == 1 + ordered
     assert all(i.pick is None for i in split.instructions if isinstance(i, Pointwise))
     levels = torch.randint(5, (2, 2, 4, 5), generator=generator)
+    expected, found = (evaluate(p, levels, no_condition) for p in (program, split))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def random_convolution(out: int, source: int, size: tuple[int, int], dx: int) -> Convolution:
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(out), dtype=torch.float64)
+    return Convolution(out, size[1], f"layer {out}", (Tap(source, 0, dx, weight),))
+
+
+def twice_gated() -> list[Instruction]:
+    """A product of two layers, of which one half is multiplied by the other."""
+    halves = torch.tensor([0, 1]), torch.tensor([2, 3])
+    return [
+        random_convolution(1, 0, (1, 4), -1),
+        random_convolution(2, 0, (1, 4), -2),
+        Pointwise(3, 4, "product", Read(1), steps=(Step("multiply", value=Read(2)),)),
+        Pointwise(4, 2, "half", Read(3), halves[1]),
+        Pointwise(5, 2, "gated", Read(3), halves[0], steps=(Step("multiply", value=Read(4)),)),
+        random_convolution(6, 5, (2, 3), 0),
+    ]
+
+
+def early_and_late() -> list[Instruction]:
+    """A layer whose first half sees the pixel to the left, and the second half its own, which is read from the right."""
+    left, own = (torch.zeros(1, 4, dtype=torch.float64) for _ in range(2))
+    left[:, :2], own[:, 2:] = 1, 2
+    early, late = (torch.zeros(4, 3, dtype=torch.float64) for _ in range(2))
+    early[:2], late[2:] = 1, 2
+    return [
+        Convolution(1, 4, "both", (Tap(0, 0, -1, left), Tap(0, 0, 0, own))),
+        Convolution(2, 3, "logits", (Tap(1, 0, 0, early), Tap(1, 0, -1, late))),
+    ]
+
+
+@pytest.mark.parametrize("network", [twice_gated, early_and_late])
+def test_channels_of_one_value_can_be_computed_together(network: Callable[[], list[Instruction]]) -> None:
+    instructions = network()
+    program = Program(
+        (1, 4, 5), 3, (FromLevels(0, 1, "levels"), *instructions), (instructions[-1].out,), torch.float64
+    )
+    split = split_channels(program)
+    verify(split)
+    assert all(len(draws_needed(field).unique()) == 1 for field in receptive_fields(split).values())
+    levels = torch.randint(5, (2, 1, 4, 5), generator=torch.Generator().manual_seed(0))
     expected, found = (evaluate(p, levels, no_condition) for p in (program, split))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

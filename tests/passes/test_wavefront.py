@@ -35,9 +35,13 @@ def test_lag_is_the_least(name):
     assert (front.lag if front else None) == lag
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Where a stack reads further to the right than a row is long, a row that has ended is not enough.
+NARROW = {"stack at width 3": (two_stacks(n_classes=None), (2, 5, 3), None)}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *NARROW])
 def test_without_another_wavefront_rows_follow_each_other(name):
-    model, shape, lag = MODELS[name]
+    model, shape, lag = (MODELS | NARROW)[name]
     program = Sampler(model, shape)._engine.captured.program
     front = one_row_at_a_time(program).wavefront
     assert front is not None and (front is program.wavefront if lag else front.lag >= shape[2])
