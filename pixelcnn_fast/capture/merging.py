@@ -107,7 +107,7 @@ class Merged:
         if plain_name(call.name) not in ELEMENTWISE or len(call.outputs) != 1:
             return (call,)
         (result,) = call.outputs
-        is_plain = result.is_contiguous and result.offset == 0 and result.slot not in self._of_two_dtypes
+        is_plain = result.is_contiguous and result.slot not in self._of_two_dtypes
         is_exact = (
             result.dtype in (torch.float32, torch.float64, torch.bool) or plain_name(call.name) == "_to_copy"
         )
@@ -185,11 +185,9 @@ def _runs(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 
 def _lie_alike(x: View, y: View) -> bool:
-    """Whether one has its elements where the other has them, from its offset on."""
+    """Whether a new tensor y has its elements where x has them, from its offset on."""
     axes = zip(x.size, x.stride, y.stride, strict=True)
-    return (
-        (x.dtype, x.size) == (y.dtype, y.size) and all(s == t for n, s, t in axes if n != 1) and y.offset == 0
-    )
+    return (x.dtype, x.size) == (y.dtype, y.size) and all(s == t for n, s, t in axes if n != 1)
 
 
 def _side_by_side(sources: Sequence[View], result: View) -> bool:
@@ -199,4 +197,4 @@ def _side_by_side(sources: Sequence[View], result: View) -> bool:
         if not x.is_contiguous or (x.slot, x.dtype, x.offset) != (sources[0].slot, result.dtype, end):
             return False
         end += _length(x)
-    return result.is_contiguous and result.offset == 0
+    return result.is_contiguous
