@@ -11,10 +11,11 @@ from tests.tolerances import assert_identical_up_to_rounding
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 7), (3, 5), (5, 1)])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
 def test_mask_keeps_all_earlier_pixels_and_nothing_later(size, mask_type):
-    mask = raster_mask(*size, mask_type)
-    centre = size[0] // 2, size[1] // 2
-    for i in range(size[0]):
-        for j in range(size[1]):
+    height, width = size
+    mask = raster_mask(height, width, mask_type)
+    centre = height // 2, width // 2
+    for i in range(height):
+        for j in range(width):
             earlier = (i, j) < centre
             assert mask[i, j] == (earlier or (mask_type == "B" and (i, j) == centre))
 

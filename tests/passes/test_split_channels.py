@@ -113,7 +113,8 @@ def twice_gated() -> list[Instruction]:
 
 
 def early_and_late() -> list[Instruction]:
-    """A layer whose first half sees the pixel to the left, and the second half its own, which is read from the right."""
+    """A layer whose first half sees the pixel to the left, and its second half its own, which is read from the
+    right."""
     left, own = (torch.zeros(1, 4, dtype=torch.float64) for _ in range(2))
     left[:, :2], own[:, 2:] = 1, 2
     early, late = (torch.zeros(4, 3, dtype=torch.float64) for _ in range(2))
