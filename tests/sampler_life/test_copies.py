@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,13 @@ from pixelcnn_fast.nn import MaskedConv2d
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, noise, silence, take
 from tests.system.networks import pixelcnn
+
+
+class Pair(models.PixelCNN):
+    """It returns something beside its logits."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
+        return images, super().forward(images, labels)
 
 
 class Hooked(models.PixelCNN):
@@ -68,6 +76,14 @@ def test_a_copy_draws_the_same_and_stands_alone(way: str) -> None:
     assert torch.equal(other.sample(3, labels, noise=noise()), new) and not torch.equal(new, expected)
     with silence():
         other.refresh()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_reads_the_same_part_of_the_output(way: str) -> None:
+    sampler = Sampler(Pair(1, 8, 1).eval(), SHAPE, output=1)
+    other, images = WAYS[way](sampler), torch.zeros(3, *SHAPE, dtype=torch.uint8)
+    assert torch.equal(other.log_prob(images), sampler.log_prob(images))
+    assert torch.equal(*(each.sample(3, noise=noise(), runtime="reference") for each in (sampler, other)))
 
 
 def test_a_pickle_of_a_refreshed_sampler_is_no_larger() -> None:

@@ -383,8 +383,16 @@ def test_plain_attributes_are_refreshed_where_there_is_no_program() -> None:
 
 @pytest.mark.parametrize(
     "one, other",
-    [(1, 2), (0.5, None), ("elu", "relu"), ([1, 2], [2, 1]), (torch.tanh, torch.relu), (nn.ELU, nn.ReLU)],
-    ids=["int", "float", "text", "list", "function", "class"],
+    [
+        (1, 2),
+        (0.5, 0.7),
+        (0.5, None),
+        ("elu", "relu"),
+        ([1, 2], [2, 1]),
+        (torch.tanh, torch.relu),
+        (nn.ELU, nn.ReLU),
+    ],
+    ids=["int", "float", "none", "text", "list", "function", "class"],
 )
 def test_whatever_a_setting_is_another_is_noticed(one: Any, other: Any) -> None:
     model, different = Changed(), Changed()
