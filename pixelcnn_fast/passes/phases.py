@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import torch
@@ -87,11 +87,7 @@ def split_phases(program: Program) -> PhasedProgram:
         else:
             phase = Phase.DRAWN if after == draws else Phase.PIXEL
         if isinstance(i, Convolution):
-            in_row = [
-                tap.dy < 0 or (tap.source not in members and (tap.source in known or phase is Phase.FINISHED))
-                for tap in i.taps
-            ]
-            phased = with_runs(i, phase, after, in_row)
+            phased = with_runs(i, phase, after, known, members)
         else:
             phased = PhasedInstruction(i, phase, after)
         instructions.append(replace(phased, scan=scan))
@@ -108,11 +104,21 @@ def split_phases(program: Program) -> PhasedProgram:
     )
 
 
-def with_runs(i: Convolution, phase: Phase, after: int, in_row: Sequence[bool]) -> PhasedInstruction:
-    """A convolution whose taps are grouped into runs. in_row: which of them are summed in the row phase."""
+def with_runs(
+    i: Convolution, phase: Phase, after: int, known: Container[int], members: Container[int] = ()
+) -> PhasedInstruction:
+    """A convolution whose taps are grouped into runs, each summed as soon as what it reads is there.
+
+    known: the values that are there before the row's pixels; members: those of the convolution's own scan.
+    """
+
+    def in_row(tap: Tap) -> bool:
+        there = tap.source in known or phase is Phase.FINISHED
+        return tap.dy < 0 or (there and tap.source not in members)
+
     views: dict[int, Tap] = {}
-    row_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if row], views)
-    pixel_runs = _runs([tap for tap, row in zip(i.taps, in_row, strict=True) if not row], views)
+    row_runs = _runs([tap for tap in i.taps if in_row(tap)], views)
+    pixel_runs = _runs([tap for tap in i.taps if not in_row(tap)], views)
     taps = tuple(views[id(tap)] for tap in i.taps)
     return PhasedInstruction(replace(i, taps=taps), phase, after, row_runs, pixel_runs)
 

@@ -81,5 +81,4 @@ def _without_waiting(
             i = composed(inner, i)
     if i is phased.instruction:
         return phased
-    in_row = [tap.dy < 0 or tap.source in rows or phased.phase is Phase.FINISHED for tap in i.taps]
-    return with_runs(i, phased.phase, phased.after, in_row)
+    return with_runs(i, phased.phase, phased.after, rows)
