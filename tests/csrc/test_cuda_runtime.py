@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.errors import NonFiniteLogits, RuntimeUnavailable
+from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.heads.drawing import draw
 from pixelcnn_fast.heads.options import SamplingOptions
 from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
@@ -35,7 +36,7 @@ from tests.csrc.cuda_networks import CASES, FarSighted, gated
 from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
 from tests.heads.test_drawing import OPTIONS
 from tests.system.foreign import NETWORKS
-from tests.system.networks import enlivened, pixelcnn
+from tests.system.networks import ChannelByChannel, enlivened, pixelcnn
 from tests.tiers import thorough, tiered
 from tests.tolerances import assert_as_exact_as_plain
 
@@ -541,6 +542,18 @@ def test_the_colour_whose_logits_are_not_finite_is_named(order):
     with pytest.raises(NonFiniteLogits) as found:
         run(runtime(sampler), sampler, u)
     assert found.value.location == (0, 1, 0, 0)
+
+
+def test_the_image_whose_colour_is_drawn_first_is_named():
+    """Though an image before it has none in a colour that is drawn later."""
+    shape = (2, 2, 3)
+    sampler = Sampler(ChannelByChannel(), shape, condition_shape=shape, image_form="unit", head=Categorical(4))
+    _, u, _ = inputs(shape, 3)
+    condition = torch.zeros(3, *shape)
+    condition[0, 1, 0, 1] = condition[2, 0, 0, 1] = torch.nan
+    with pytest.raises(NonFiniteLogits) as found:
+        runtime(sampler).run(Job(values=u.int(), noise=u, given=Given(condition=condition)))
+    assert found.value.location == (2, 0, 0, 1)
 
 
 @pytest.mark.parametrize(

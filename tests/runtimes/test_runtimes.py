@@ -13,9 +13,8 @@ from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
-from pixelcnn_fast.nn import MaskedConv2d
 from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
-from tests.system.networks import Masked, enlivened, pixelcnn, two_stacks
+from tests.system.networks import ChannelByChannel, Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
 # (model, shape, has labels)
@@ -297,19 +296,6 @@ def test_the_image_whose_pixel_is_drawn_first_is_named(runtime):
     condition[1, 0, 1, 0] = condition[4, 0, 0, 3] = condition[0, 0, 0, 4] = torch.nan
     with pytest.raises(NonFiniteLogits, match="image 4, channel 0, row 0, column 3:"):
         sampler.sample(6, condition=condition, runtime=runtime)
-
-
-class ChannelByChannel(nn.Module):
-    """The second channel sees the first, which is drawn before. The condition is added to the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.of_first = MaskedConv2d(2, 8, 3, "A"), nn.Conv2d(1, 4, 1)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        first, second = self.before(x).chunk(2, 1)
-        logits = torch.stack([first, second + self.of_first(x[:, :1])], 1).movedim(2, -1)
-        return logits + condition[..., None]
 
 
 @pytest.mark.parametrize("runtime", ["reference", *RUNTIMES])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelcnn_fast.models import PixelCNN
+from pixelcnn_fast.nn import MaskedConv2d
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -122,3 +123,16 @@ class TwoStacks(nn.Module):
 def two_stacks(width: int = 9, n_classes: int | None = 4) -> TwoStacks:
     torch.manual_seed(3)
     return enlivened(TwoStacks(width=width, n_classes=n_classes))
+
+
+class ChannelByChannel(nn.Module):
+    """The second channel sees the first, which is drawn before. The condition is added to the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.of_first = MaskedConv2d(2, 8, 3, "A"), nn.Conv2d(1, 4, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        first, second = self.before(x).chunk(2, 1)
+        logits = torch.stack([first, second + self.of_first(x[:, :1])], 1).movedim(2, -1)
+        return logits + condition[..., None]

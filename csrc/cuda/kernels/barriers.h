@@ -6,8 +6,8 @@
 
 namespace pcf::cuda {
 
-// In place of an error_code(): a thread has waited in vain. Its channel is none.
-constexpr unsigned long long kWaitedInVain = 0xffff;
+// In place of an error_code(), and before all of them: a thread has waited in vain.
+constexpr unsigned long long kWaitedInVain = 0;
 constexpr uint32_t kMostWait = 4;  // units of time_passed(): some ten seconds, where others take microseconds
 
 PCF_DEVICE uint32_t barrier(const Block& b) { return kBarriers + b.barriers % 2 * 8; }

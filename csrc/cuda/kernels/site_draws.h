@@ -6,9 +6,9 @@
 
 namespace pcf::cuda {
 
-// Grows in the order of drawing.
-__device__ inline unsigned long long error_code(int site, int image, int channel) {
-  return static_cast<unsigned long long>(site) << 40 | static_cast<unsigned long long>(image) << 16 | channel;
+// Grows in the order of drawing: a site's draw from channel `first` on comes before the next one's in all images.
+__device__ inline unsigned long long error_code(int site, int first, int image, int lane) {
+  return ((static_cast<unsigned long long>(site) << 11 | first) << 29 | image << 5 | lane) + 1;
 }
 
 PCF_DEVICE float level_value(const Block& b, const InputPlan& input, int index) {
@@ -91,7 +91,7 @@ __device__ inline void draw_sites(const Block& b, const Record::Draw& draws, uin
       level = max(p.levels[at], 0);
     } else if (lane == b.lane && b.rank == 0) {
       p.levels[at] = level;
-      if (drawn < 0) atomicMin(p.error, error_code(s.row * l.width + s.column, s.image, draws.first + lane));
+      if (drawn < 0) atomicMin(p.error, error_code(s.row * l.width + s.column, draws.first, s.image, lane));
     }
     if (p.log_probability && b.rank == 0)
       for (int d = 0; d < count; d++) {

@@ -31,7 +31,7 @@ MATH_BY_DTYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "
 OLDEST = (8, 0)  # compute capability: cp.async and mma.sync m16n8k16
 CLUSTERS = (2, 4, 8)  # blocks of a cluster
 MOST_KEPT = 6  # shapes whose plans are kept besides that of one image
-WAITED_IN_VAIN = 0xFFFF  # kWaitedInVain in csrc/cuda/kernels/barriers.h
+WAITED_IN_VAIN = 0  # kWaitedInVain in csrc/cuda/kernels/barriers.h
 
 
 @dataclass(frozen=True)
@@ -390,5 +390,6 @@ class CudaRuntime(Runtime):
 
     def _location(self, code: int) -> tuple[int, int, int, int]:
         """The (image, channel, row, column) that error_code() in csrc/cuda/kernels/site_draws.h has encoded."""
+        code -= 1
         row, column = divmod(code >> 40, self._program.shape[2])
-        return code >> 16 & 0xFFFFFF, code & 0xFFFF, row, column
+        return code >> 5 & 0xFFFFFF, (code >> 29 & 0x7FF) + (code & 0x1F), row, column

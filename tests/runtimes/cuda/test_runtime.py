@@ -32,7 +32,7 @@ from tests.system.networks import pixelcnn
 
 pytestmark = needs_native
 SHAPE = (1, 2, 3)
-NAN_AT_THE_LAST_PIXEL = 5 << 40 | 70000 << 16 | 2  # of an image far behind, channel 2
+NAN_AT_THE_LAST_PIXEL = (5 << 40 | 1 << 29 | 70000 << 5 | 2) + 1  # the draw from channel 1 on, lane 2
 events: list[str] = []
 
 
@@ -142,7 +142,7 @@ def test_the_error_word_is_that_of_its_own_job() -> None:
     with pytest.raises(NonFiniteLogits) as failed:
         for each in runtime(Kernels({1: NAN_AT_THE_LAST_PIXEL})).run_each(jobs()):
             finished.append(each)
-    assert failed.value.location == (70000, 2, 1, 2)  # image, channel, row, column
+    assert failed.value.location == (70000, 3, 1, 2)  # image, channel, row, column
     assert len(finished) == 1 and is_as_stubbed(finished[0])
 
 
