@@ -26,7 +26,7 @@ from pixelcnn_fast.rewriting.backend import shared
 from tests.needs import needs_native
 from tests.system import foreign, fuzz
 from tests.system.networks import enlivened
-from tests.tiers import few, thorough
+from tests.tiers import few, thorough, tiered
 
 
 @pytest.fixture(autouse=True)
@@ -610,7 +610,9 @@ def test_it_is_not_told_of_models_that_somebody_else_compiles(logged: list[loggi
     assert len(logged) == 1 and not handle.report.warnings
 
 
-@pytest.mark.parametrize("name", few(foreign.NETWORKS, 3))
+@pytest.mark.parametrize(
+    "name", tiered(foreign.NETWORKS, lambda name: name in ("in-place masks", "weight norm"))
+)
 def test_other_people_s_networks(name: str) -> None:
     found = foreign.NETWORKS[name]
     plain = found.model()

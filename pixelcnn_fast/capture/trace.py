@@ -254,8 +254,12 @@ class Trace:
 
     def _is_of_condition(self, call: Call) -> bool:
         """Whether it computes with conditions that were written where there are features, too, and with constants."""
-        kinds = {kind for view in call.inputs for kind in self.map(view).kinds}
-        return kinds == {OfCondition} or kinds == {OfCondition, Constant}
+        has_conditions = False
+        for view in call.inputs:
+            if not (kinds := self.map(view).kinds) <= {OfCondition, Constant}:
+                return False  # no weights are looked at then, which takes long
+            has_conditions |= OfCondition in kinds
+        return has_conditions
 
     def _on_condition(self, name: str, args: tuple, kwargs: dict[str, Any], result: View) -> Map:
         """What a call makes of such conditions: it is run for each batch. result: the view that it gave."""

@@ -47,6 +47,7 @@ def test_no_step_is_slower_than_recorded(steps: ColumnSteps, name: str):
     )
 
 
+@thorough
 def test_what_is_chosen_by_cost_is_not_far_from_what_was_simulated(steps: ColumnSteps):
     """Of networks without recurrences: the rule leaves out what LSTMs make of their sums."""
     for name in ("PixelCNN, 1 image a block", "PixelCNN, 1 image a cluster", "PixelCNN, 8 images a block"):

@@ -108,7 +108,7 @@ def images_with(blocks: str, most: int = IMAGES) -> int:
 
 
 # In the first tier: one tile and several, clusters, every phase, a scan, a step that reads all channels.
-QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters"), ("7x5", "clusters")}
+QUICK = {("two stacks", "some"), ("labels", "as many as it holds"), ("gated", "clusters")}
 QUICK |= {("diagonal bilstm", "some"), ("layer norm", "some"), ("one row", "some")}
 QUICK |= {
     ("two forms of levels", "some"),

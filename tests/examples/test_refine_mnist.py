@@ -110,6 +110,7 @@ def test_the_seed_decides(options: list[str]) -> None:
     assert runs[0] != pytest.approx(runs[2], rel=1e-5)
 
 
+@thorough
 def test_ctrl_c_keeps_the_last_round(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
