@@ -235,12 +235,27 @@ def test_of_two_the_first_is_for_labels(kind):
 
 def test_labels_may_come_after_the_condition() -> None:
     class ConditionFirst(nn.Module):
-        def forward(self, x: Tensor, condition: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self, x: Tensor, condition: Tensor, y: Tensor, more: int = 0) -> tuple[Tensor, Tensor]:
+            assert more == 0
             return y, condition
 
     given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
     for found, expected in zip(given.call(ConditionFirst(), torch.zeros(2, *SHAPE)), given, strict=True):
         assert expected is not None and torch.equal(found, expected)
+
+
+def test_labels_for_which_there_is_no_argument_are_an_error_of_the_model() -> None:
+    given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
+    with pytest.raises(ModelFailed, match=r"(?s)TypeError: .*, labels \[2\] of 1, 3, a condition of"):
+        given.call(Conditioned(None), torch.zeros(2, *SHAPE))
+
+
+def test_too_little_memory_is_no_error_of_the_model() -> None:
+    def body(*_: object) -> Tensor:
+        raise MemoryError("for the model")
+
+    with pytest.raises(MemoryError, match="for the model"):
+        sampler(Conditioned(body), condition_shape=(2, 4, 5))
 
 
 def test_the_model_may_write_into_what_it_is_given() -> None:

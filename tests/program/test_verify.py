@@ -102,6 +102,14 @@ BROKEN = {
         program(replace(LEVELS, pick=torch.tensor([1])), CONV, GATE, LOGITS),
         "rise and exist",
     ),
+    "an image channel below 0": (
+        program(replace(LEVELS, pick=torch.tensor([-1])), CONV, GATE, LOGITS),
+        "rise and exist",
+    ),
+    "a scale alone": (
+        program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4)),)), LOGITS),
+        "its kind declares",
+    ),
     "a scale": (
         program(LEVELS, CONV, replace(GATE, steps=(Step("affine", scale=weight(4), shift=weight(3)),)), LOGITS),
         r"not \[3\]",
@@ -119,6 +127,7 @@ BROKEN = {
         "its kind declares",
     ),
     "no channels": (program(replace(LEVELS, channels=0), CONV, GATE, LOGITS), "a value has channels"),
+    "no output": (replace(VALID, outputs=()), "there is at least one"),
     "an output twice": (replace(VALID, outputs=(3, 3), parameters=6), "each is another value"),
     "a table of one row": (
         program(replace(LEVELS, table=weight(9)), CONV, GATE, LOGITS),
@@ -127,6 +136,10 @@ BROKEN = {
     "a table's width": (
         program(replace(LEVELS, table=weight(9, 2)), CONV, GATE, LOGITS),
         "as many as the table is wide",
+    ),
+    "a table's dtype": (
+        program(replace(LEVELS, table=weight(9, 1, dtype=torch.float32)), CONV, GATE, LOGITS),
+        "not torch.float32",
     ),
     "a class of its own": (
         program(LEVELS, Unknown(2, 4, "gate"), LOGITS),
@@ -208,6 +221,14 @@ BROKEN_PHASES = {
     "no padding": (
         lambda p: replace(p, storage={**p.storage, 0: Storage(1, 2, 0, 0)}),
         "a column that is not there",
+    ),
+    "no padding to the right": (
+        lambda p: replace(wide(), storage={**wide().storage, 0: Storage(1, 2, 1, 1)}),
+        "a column that is not there",
+    ),
+    "too few channels kept": (
+        lambda p: replace(p, storage={**p.storage, 1: replace(p.storage[1], channels=3)}),
+        "its channels are kept",
     ),
     "an operand elsewhere": (
         lambda p: changed(p, 2, instruction=replace(GATE, steps=(Step("multiply", value=Read(1, -1, 0)),))),
