@@ -286,9 +286,11 @@ def test_a_model_that_takes_no_uint8_is_told_the_other_forms() -> None:
     for call in (lambda x: nll(model, x), lambda x: bits_per_dim(model, [x])):
         with pytest.raises(ModelFailed, match=r"nll\(model, images, image_form='unit'\)  # floats .* 0\.\.\.1"):
             call(torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
-    with pytest.raises(RuntimeError, match="channels") as failed:
-        nll(model, torch.zeros(1, 2, 5, 5), image_form="unit")
-    assert not isinstance(failed.value, ModelFailed)
+    forms: list[ImageForm] = ["unit", "levels"]
+    for form in forms:
+        with pytest.raises(RuntimeError, match="channels") as failed:
+            nll(model, torch.zeros(1, 2, 5, 5), image_form=form)
+        assert not isinstance(failed.value, ModelFailed)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, TypeError, IndexError, ValueError])

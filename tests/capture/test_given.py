@@ -258,6 +258,14 @@ def test_too_little_memory_is_no_error_of_the_model() -> None:
         sampler(Conditioned(body), condition_shape=(2, 4, 5))
 
 
+def test_what_is_not_written_in_python_is_called_with_the_images() -> None:
+    model, images = nn.Module(), torch.full((2, *SHAPE), -1.0)
+    model.forward = torch.relu
+    assert Given().call(model, images).eq(0).all()
+    with pytest.raises(ModelFailed, match="TypeError"):
+        Given(condition=images).call(model, images)
+
+
 def test_the_model_may_write_into_what_it_is_given() -> None:
     class Writing(nn.Module):
         def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> list[Tensor]:

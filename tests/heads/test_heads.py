@@ -117,6 +117,16 @@ def test_probabilities_that_are_certain():
     assert_all_runtimes_agree(Sampler(net, (1, 4, 5), head=Bernoulli(probabilities=True)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_certain_is_so_by_the_digits_of_the_model(dtype):
+    """Also in a copy of it that has more."""
+    certain = torch.ones(1, 1, 1, 1)
+    head = Bernoulli(probabilities=True).of_model_in(dtype)
+    logit = head.arranged(certain, 1)[..., 1]
+    assert logit.item() == torch.logit(1 - torch.tensor(torch.finfo(dtype).eps)).item()
+    assert head.arranged(certain.to(dtype), 1)[..., 1].item() == pytest.approx(logit.item(), rel=0.01)
+
+
 SOFTMAX = {  # over the levels, from [N, C * L, H, W], channels first
     "N,C,H,W,L": lambda f, x: f(OUTPUTS["N,C,H,W,L"](x), -1),
     "N,L,C,H,W": lambda f, x: f(OUTPUTS["N,L,C,H,W"](x), dim=1),
@@ -195,6 +205,12 @@ def test_another_softmax_is_refused(output, message):
 def test_probabilities_where_logits_are_expected_are_refused():
     with pytest.raises(Unsupported, match=r"heads\.Bernoulli\(probabilities=True\)"):
         Sampler(Net(1, lambda x: x[:, :1].sigmoid()).double(), (1, 4, 5), head=Bernoulli())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_images_that_are_no_integers_are_no_levels(dtype):
+    with pytest.raises(ValueError, match=f"images are {dtype}: expected integer levels"):
+        Categorical(4).checked(torch.ones(1, 1, 2, 2, dtype=dtype))
 
 
 def test_bad_heads_are_refused():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ class Record:
 Named = namedtuple("Named", ["hidden", "logits"])
 
 
+class Output(UserDict):
+    """A mapping that is no dict."""
+
+
 class Net(nn.Module):
     levels = LEVELS
 
@@ -50,6 +54,7 @@ OUTPUTS: dict[str, tuple[Any, Any]] = {
     "a list": (lambda hidden, logits: [logits, hidden], 0),
     "a dict": (lambda hidden, logits: {"hidden": hidden, "logits": logits}, "logits"),
     "a dict of numbers": (lambda hidden, logits: {8: logits}, 8),
+    "a mapping": (lambda hidden, logits: Output(logits=logits), "logits"),
     "a named tuple": (Named, "logits"),
     "a record": (lambda hidden, logits: Record(logits), "logits"),
     "nested": (lambda hidden, logits: {"all": (logits, {})}, lambda returned: returned["all"][0]),
@@ -94,6 +99,7 @@ def test_the_part_that_is_named_is_read(name):
             None,
             r"a dict of 'text': a str, 'logits': a tensor \[2, 7, 4, 5\]; say with output=",
         ),
+        ("a mapping", None, r"an Output of 'logits': a tensor \[2, 7, 4, 5\]; say"),
         ("a record", None, r"a Record of 'logits': a tensor \[2, 7, 4, 5\]; say"),
         ("nested", None, r"a dict of 'all': a tuple of 0: a tensor \[2, 7, 4, 5\], 1: a dict of nothing"),
         ("a tuple", 2, r"^output=2, but the model returned a tuple of 0: a tensor"),

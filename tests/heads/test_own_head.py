@@ -164,11 +164,21 @@ def test_its_distance_is_the_greatest_and_relative_to_large_log_densities(
             return torch.full(shape, float(next(calls) == 2), dtype=torch.float64)
 
         def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+            assert parameters.dtype == torch.float64  # whatever the model's
             return parameters[..., :2] * values
 
-    one, other = (torch.full((1, 1, 1, 1, 5), log_density, dtype=torch.float64) for _ in range(2))
+    one, other = (torch.full((1, 1, 1, 1, 5), log_density, dtype=torch.float32) for _ in range(2))
     one[..., 1] += 0.1
     assert Simple().distance(one, other, 2).item() == pytest.approx(expected)
+
+
+def test_examples_that_neither_gives_tell_nothing() -> None:
+    class Impossible(Pair):
+        def log_probability(self, parameters: Tensor, values: Tensor) -> Tensor:
+            return torch.full_like(values, -torch.inf)
+
+    parameters = torch.zeros(1, 1, 2, 3, 5)
+    assert Impossible().distance(parameters, parameters + 1, 2).eq(0).all()
 
 
 def test_a_program_that_differs_from_the_model_is_found() -> None:

@@ -83,6 +83,38 @@ def test_a_leak_between_outputs_is_named(red_sees: list[int], green_sees: list[i
     assert found is None if why is None else re.match(why, found or ""), found
 
 
+def test_a_leak_in_a_later_channel_of_an_output_is_named() -> None:
+    """Of three colours' logits, those of the last two are one value, and blue sees itself."""
+    weight = torch.zeros(3, 6, dtype=torch.float64)
+    weight[2, 3:] = 1
+    red = Convolution(1, 3, "red", (Tap(0, 0, -1, torch.ones(3, 3, dtype=torch.float64)),))
+    others = Convolution(2, 6, "others", (Tap(0, 0, 0, weight),))
+    layers = (FromLevels(0, 3, "levels"), red, others)
+    found = why_not_causal(Program((3, 4, 5), 3, layers, (1, 2), torch.float64))
+    assert re.match("others: .*image channel 2 sees its own channel of its own pixel", found or ""), found
+
+
+def test_two_walks_of_one_kind_see_what_each_of_them_starts_from() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    walks = [
+        Convolution(out, 1, "walk", (Tap(0, -out, 0, one), Tap(out, 0, -1, one))) for out in (1, 2)
+    ]
+    last = Convolution(3, 1, "last", (Tap(1, 0, 0, one), Tap(2, 0, 0, one)))
+    layers = (FromLevels(0, 1, "levels"), *walks, last)
+    fields = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))
+    for out in (1, 2):
+        assert fields[out].pixels().nonzero().tolist() == [[3 - out, x] for x in range(5)]
+
+
+def test_a_walk_that_reads_two_values_at_one_place_sees_through_both() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    both = Convolution(1, 1, "both", (Tap(0, -1, 0, one), Tap(1, 0, -1, one), Tap(2, 0, -1, one)))
+    above = Convolution(2, 1, "above", (Tap(0, -2, 0, one), Tap(1, -1, 0, one)))
+    layers = (FromLevels(0, 1, "levels"), both, above, sums(3, "last", [(0, 0)]))
+    seen = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))[1].pixels()
+    assert seen[2].tolist() == 5 * [True] + 4 * [False] and seen[1, :4].all() and not seen[1, 4:].any()
+
+
 def test_an_output_that_is_the_image_is_told() -> None:
     levels = FromLevels(0, 1, "levels")
     assert "its own input" in (why_not_causal(Program((1, 4, 5), 1, (levels,), (0,), torch.float64)) or "")
@@ -94,7 +126,8 @@ At = tuple[int, int]
 @pytest.mark.parametrize(
     ("first", "last", "named"),
     [
-        ([(0, 1)], [(1, 0)], r"last: kernel tap \(\+1, \+0\) .* sees a later pixel"),
+        ([(0, 1)], [(1, 0)], r"last: kernel tap \(\+1, \+0\) has weight 1, .* sees a later pixel"),
+        ([(0, 4)], [(0, 0)], r"first: kernel tap \(\+0, \+4\) .* sees a later pixel"),
         ([(1, 0)], [(0, 1)], r"first: kernel tap \(\+1, \+0\) .* sees a later pixel"),
         ([(0, 0)], [(0, 3), (0, 1)], r"last: kernel tap \(\+0, \+1\) .* sees a later pixel"),
         ([(0, 0)], [(-1, 0), (0, 0)], r"last: kernel tap \(\+0, \+0\) .* sees its own pixel; .* mask A\?"),
@@ -119,5 +152,5 @@ def test_a_walk_from_the_right_is_named() -> None:
 
 
 def sums(out: int, name: str, places: list[At]) -> Convolution:
-    one = torch.ones(1, 1, dtype=torch.float64)
-    return Convolution(out, 1, name, tuple(Tap(out - 1, *at, one) for at in places))
+    minus_one = -torch.ones(1, 1, dtype=torch.float64)
+    return Convolution(out, 1, name, tuple(Tap(out - 1, *at, minus_one) for at in places))

@@ -86,6 +86,10 @@ BROKEN = {
         program(LEVELS, replace(CONV, bias=weight(4, dtype=torch.float32)), GATE, LOGITS),
         "not torch.float32",
     ),
+    "a device": (
+        program(LEVELS, replace(CONV, bias=weight(4).to("meta")), GATE, LOGITS),
+        "not torch.float64 on meta",
+    ),
     "an operand's channels": (
         program(LEVELS, CONV, replace(GATE, steps=(Step("add", value=Read(0)),)), LOGITS),
         "as many channels",
