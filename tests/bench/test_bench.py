@@ -104,6 +104,7 @@ def test_what_is_said_of_bf16() -> None:
     assert "3.0e-03 outside" in product.evidence and "(allowed 5e-03), by the model" in product.evidence
     weights = Check(2, 9, 3e-5, rounding=0.002, model_excess=0.2)
     assert str(weights) == "2 of 9 sub-pixels differ, all right for rounded weights"
+    assert str(Check(0, 9, 3e-5, rounding=0.002, model_excess=0.2)) == "identical"
     assert "3.0e-05 outside" in weights.evidence and weights.evidence.endswith("at most 2.0e-01 outside")
     for check in (product, weights):
         assert "at most 0.20% (allowed 0.39%)" in check.evidence
@@ -133,7 +134,8 @@ def test_compare(work: Workload, naive_pixels: int) -> None:
     names = ["reference", "eager"] + ["cpu", "cpu-bf16"] * (native() is not None)
     results = compare(work, names, repeats=3, naive_pixels=naive_pixels)
     assert [result.name for result in results] == names
-    naive = results[0]
+    naive, *_, last = (result for result in results if not result.name.endswith("-bf16"))
+    assert last.check is not None and last.check.differing == 0  # the others' images are compared with its own
     assert (naive.timed, naive.extrapolated) == ((6, True) if naive_pixels else (20, False))
     for result in results:
         assert result.check is not None
@@ -146,8 +148,9 @@ def test_compare(work: Workload, naive_pixels: int) -> None:
 def test_conditional_models_compare(tmp_path: Path) -> None:
     work = workload(random_model(n_classes=2, **TINY), 3, 3, 4)
     assert work.labels is not None and work.labels.tolist() == [0, 1, 0]
-    results = compare(work, ["reference", "eager"], 1, naive_pixels=5)
-    assert all(result.check is not None and result.check.ok for result in results)
+    for names in (["reference", "eager"], ["reference"]):
+        results = compare(work, names, 1, naive_pixels=5)
+        assert all(result.check is not None and result.check.ok for result in results)
 
 
 def test_naive_may_run_in_one_round_only(work: Workload) -> None:
@@ -272,7 +275,7 @@ def test_speed_ups_are_ratios_of_medians() -> None:
 
 def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
     naive = Result("reference", 2, 16, 16, [10.0], Check(0, 8, 0.0))
-    cached = Result("eager", 2, 16, 16, [5.0], Check(8, 8, 0.3))
+    cached = Result("eager", 2, 16, 16, [5.0], Check(0, 8, 0.3))  # as those with which it is compared, wrong, too
     fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
     assert report.speed_ups([naive, cached, fast]) == {"reference": {"reference": 1.0, "cpu": 20.0}}
     _, _, first, second, third, *rest = report.markdown([[naive, cached, fast]]).splitlines()
@@ -315,7 +318,15 @@ def test_ratios_are_of_the_rounds_that_both_took_part_in() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(123.4, "123 s"), (5.678, "5.68 s"), (0.0561, "56.1 ms"), (2e-6, "2.00 µs"), (3e-8, "0.03 µs")],
+    [
+        (123.4, "123 s"),
+        (5.678, "5.68 s"),
+        (1.0, "1.00 s"),
+        (0.0561, "56.1 ms"),
+        (1e-3, "1.00 ms"),
+        (2e-6, "2.00 µs"),
+        (3e-8, "0.03 µs"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
@@ -376,11 +387,11 @@ def test_bench_shows_who_passed_besides_who_failed(tmp_path: Path, capsys, monke
         return (drawn + 1).clamp_max(logits.shape[-1] - 1) if len(logits) == 2 else drawn
 
     monkeypatch.setattr(drawing, "draw", wrong_in_pairs)
-    assert bench(tmp_path, "--runtimes", "eager,cpu", "--batch", "2,1") == 1
+    assert bench(tmp_path, "--runtimes", "eager,cpu", "--batch", "1,2,3") == 1
     captured = capsys.readouterr()
-    eager, cpu, alone, cpu_alone = [line for line in captured.out.splitlines() if line.startswith("| ")][1:]
-    assert "WRONG" in eager and "WRONG" not in cpu + alone + cpu_alone
-    assert "×" not in eager + cpu and "×" in cpu_alone
+    lines = [line for line in captured.out.splitlines() if line.startswith("| ")][1:]
+    assert ["WRONG" in line for line in lines] == [False, False, True, False, False, False]
+    assert ["×" in line for line in lines[1::2]] == [True, False, True]  # those of cpu
     assert "eager, 2 at once" in captured.err and "cpu, 2" not in captured.err
 
 

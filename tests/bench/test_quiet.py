@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pixelcnn_fast.bench import quiet
@@ -26,7 +28,7 @@ def machine(monkeypatch, tmp_path):
                 f"cpu0 {ticks} 0 0 99 99 0 0 {stolen} {ticks} 7",  # all users are guests, which counts nothing twice
                 f"cpu1 {round(9 * TICKS * clock[0])} 5 5 5 5 5 5 5 0 0",
             ]
-            stat.write_text("\n".join(["cpu 1 2 3", *rows, "intr 1 2"]))
+            stat.write_text("\n".join(["cpu 1 2 3", *rows, "", "intr 1 2"]))
 
     m = Machine()
     used = [0.0, 0.0]
@@ -41,7 +43,8 @@ def machine(monkeypatch, tmp_path):
 
     m.write()
     monkeypatch.setattr(quiet, "_COUNTERS", stat)
-    monkeypatch.setattr(quiet, "_own_seconds", lambda: own[0])
+    halves = lambda: os.times_result((own[0] / 2, own[0] / 2, 9 * clock[0], 9 * clock[0], clock[0]))
+    monkeypatch.setattr(quiet.os, "times", halves)  # in user mode and in the kernel, and what children took
     monkeypatch.setattr(quiet.os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr(quiet.os, "sysconf", lambda name: TICKS)
     monkeypatch.setattr(quiet.time, "sleep", sleep)

@@ -312,8 +312,8 @@ def test_a_bad_call(bad: Bad, folder: Path, tmp_path: Path, monkeypatch, capsys)
 
 GOOD = [
     "sample --size=2 --n=1 --label=0 --batch=1000000000000 --out=no.folder/yet/a.PNG",
-    "sample --size=1x3 --n=01 --label=9 --label=9 --seed=0 --top-k=1000000000000",
-    "sample --size=2 --n=1 --label=all --seed=18446744073709551615 --temperature=0 --top-p=1",
+    "sample --size=1x3 --n=01 --label=9 --label=9 --seed=18446744073709551615 --top-k=1000000000000",
+    "sample --size=2 --n=1 --label=all --seed=0 --temperature=0 --top-p=1",
     "sample --size=2 --n=+2 --label 0 --temperature=1e300 --top-p=1e-300 --runtime=eager --precision=bf16",
     "sample --n 1 --n 2 --size 2 --label=3 --npz=images --out=-.png",
     "sample -n 3 --size=2 --label=3 --shards=jobs/a --shard-size=2 --format=safetensors",

@@ -81,8 +81,9 @@ def test_images_of_no_class_or_of_one_fill_a_square(
 ) -> None:
     npz, out = tmp_path / "a.npz", tmp_path / "a.png"
     model = ["--checkpoint", plain] if label is None else ["--checkpoint", conditional, "--label", label]
-    assert run("sample", *model, "--size", 4, "-n", 5, "--out", out, "--npz", npz) == 0
+    assert run("sample", *model, "--size", 4, "-n", 5, "--temperature", 0, "--out", out, "--npz", npz) == 0
     with np.load(npz) as saved:
+        assert saved["temperature"] == 0
         assert saved["images"].shape == (5, 1, 4, 4)
         assert "labels" not in saved if label is None else saved["labels"].tolist() == [1] * 5
     assert imread(out).shape[:2] == ((2 * 5 - 1) * 14, (3 * 5 - 1) * 14)  # three in a row, enlarged

@@ -26,10 +26,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Pretended:
 
 
 def test_what_it_writes_is_used(compiler: Pretended, tmp_path: Path, monkeypatch, capsys) -> None:
-    folder = tmp_path / "kernels"
+    folder = tmp_path / "my kernels"
     arguments = ["--arch", "90", "80", "--precision", "bf16", "--out", str(folder)]
     assert main(["compile", *arguments]) == 0
-    assert f"PIXELCNN_FAST_KERNELS={folder}" in capsys.readouterr().out
+    assert f"PIXELCNN_FAST_KERNELS='{folder}' " in capsys.readouterr().out
     tiles = {f"bf16-{tiles}x1-sm_{arch}" for tiles in range(1, 9) for arch in (80, 90)}
     clusters = {f"bf16-1x{blocks}-sm_90" for blocks in (2, 4, 8)}  # an A100 has none
     assert {path.stem for path in folder.iterdir()} == tiles | clusters
@@ -45,12 +45,16 @@ def test_without_arch_it_compiles_for_the_gpus_of_this_machine_and_once(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.setattr("torch.cuda.get_device_capability", [(8, 6), (10, 0), (8, 6)].__getitem__)
-    arguments = ["compile", "--precision", "fp16", "fp16", "--out", str(tmp_path / "kernels")]
+    folder = tmp_path / "kernels"
+    arguments = ["compile", "--precision", "fp16", "fp16", "--out", str(folder)]
     assert main(arguments) == 0
-    asked = list(compiler.asked)
-    assert set(asked) == {86, 100} and len(list((tmp_path / "kernels").iterdir())) == len(asked)
+    asked, found = list(compiler.asked), {file: file.read_bytes() for file in folder.iterdir()}
+    assert set(asked) == {86, 100} and len(found) == len(asked)
+    lost = max(found)
+    lost.unlink()
     assert main(arguments) == 0
-    assert compiler.asked == asked  # what is there is not compiled again
+    assert len(compiler.asked) == len(asked) + 1  # what is there is not compiled again
+    assert {file: file.read_bytes() for file in folder.iterdir()} == found
 
 
 def test_a_compiler_that_does_not_work_says_why(

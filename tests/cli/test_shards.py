@@ -21,6 +21,8 @@ from pixelcnn_fast import Sampler, checkpoint
 from pixelcnn_fast.__main__ import main
 from pixelcnn_fast.bench.workload import random_model
 from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.runtimes.eager import EagerRuntime
+from pixelcnn_fast.runtimes.job import Job
 from tests.tiers import thorough
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -84,6 +86,31 @@ def test_the_first_images_are_those_of_an_ordinary_run(conditional: Path, tmp_pa
     assert str(preview) in capsys.readouterr().out and picture.shape[1] // (5 * enlarged) == 3
 
 
+@pytest.mark.parametrize(("n", "across", "down"), [(5, 3, 2), (100, 8, 8)])
+def test_images_of_one_class_are_seen_in_a_square_but_no_more_than_some_rows(
+    n: int, across: int, down: int, conditional: Path, tmp_path: Path
+) -> None:
+    options = ["--checkpoint", conditional, "--label", 1, "--size", 2, "-n", n]
+    assert main(command(*options, "--shards", tmp_path)) == 0
+    height, width = imread(tmp_path / "preview.png").shape[:2]
+    assert height * (3 * across - 1) == width * (3 * down - 1)  # each of two pixels, and one between them
+
+
+def test_runtime_and_batch_are_those_that_were_asked_for(
+    conditional: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    whole, images = EagerRuntime.run, []
+
+    def counted(self: EagerRuntime, job: Job) -> None:
+        images.append(len(job.values))
+        whole(self, job)
+
+    monkeypatch.setattr(EagerRuntime, "run", counted)
+    options = ["--checkpoint", conditional, "--label", 1, "--size", 2, "-n", 5, "--runtime", "eager"]
+    assert main(command(*options, "--batch", 2, "--progress", "--shards", tmp_path)) == 0
+    assert [n for n in images if n] == [2, 2, 1] and " 5/5 " in capsys.readouterr().err
+
+
 def test_images_of_two_channels_have_no_preview(tmp_path: Path, capsys) -> None:
     path, folder = tmp_path / "two.safetensors", tmp_path / "shards"
     checkpoint.save(random_model(input_channels=2, hidden_channels=6, n_residual=1, kernel_size=3), path)
@@ -103,6 +130,7 @@ def test_the_first_process_alone_speaks(
 
     arguments = command("--checkpoint", conditional, "--size", 3, "--shards", tmp_path)
     monkeypatch.setitem(os.environ, "RANK", str(rank))
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     monkeypatch.setattr("pixelcnn_fast.distributed.sample", stopped)
     assert main(arguments) == 130
     assert ("stopped: 4 of 9 images are finished" in capsys.readouterr().err) == (rank == 0)
