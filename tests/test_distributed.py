@@ -332,9 +332,10 @@ def test_a_damaged_manifest_is_named(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_a_damaged_shard_is_named(file_format: FileFormat, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04half", b"text"])
+def test_a_damaged_shard_is_named(content: bytes, file_format: FileFormat, tmp_path: Path) -> None:
     shards = Shards(tmp_path, 5, 2, file_format)
-    shards.path(0).touch()
+    shards.path(0).write_bytes(content)
     with pytest.raises(ValueError, match="shard-000000.* is damaged .*: delete it"):
         shards.read(0)
 
