@@ -275,7 +275,9 @@ def test_speed_ups_are_ratios_of_medians() -> None:
 
 def test_a_wrong_contestant_has_no_speed_up_and_is_no_baseline() -> None:
     naive = Result("reference", 2, 16, 16, [10.0], Check(0, 8, 0.0))
-    cached = Result("eager", 2, 16, 16, [5.0], Check(0, 8, 0.3))  # as those with which it is compared, wrong, too
+    cached = Result(
+        "eager", 2, 16, 16, [5.0], Check(0, 8, 0.3)
+    )  # as those with which it is compared, wrong, too
     fast = Result("cpu", 2, 16, 16, [0.5], Check(0, 8, 0.0))
     assert report.speed_ups([naive, cached, fast]) == {"reference": {"reference": 1.0, "cpu": 20.0}}
     _, _, first, second, third, *rest = report.markdown([[naive, cached, fast]]).splitlines()

@@ -96,9 +96,7 @@ def test_a_leak_in_a_later_channel_of_an_output_is_named() -> None:
 
 def test_two_walks_of_one_kind_see_what_each_of_them_starts_from() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
-    walks = [
-        Convolution(out, 1, "walk", (Tap(0, -out, 0, one), Tap(out, 0, -1, one))) for out in (1, 2)
-    ]
+    walks = [Convolution(out, 1, "walk", (Tap(0, -out, 0, one), Tap(out, 0, -1, one))) for out in (1, 2)]
     last = Convolution(3, 1, "last", (Tap(1, 0, 0, one), Tap(2, 0, 0, one)))
     layers = (FromLevels(0, 1, "levels"), *walks, last)
     fields = receptive_fields(Program((1, 4, 5), 1, layers, (3,), torch.float64))
