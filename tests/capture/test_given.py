@@ -247,7 +247,7 @@ def test_labels_may_come_after_the_condition() -> None:
 def test_labels_for_which_there_is_no_argument_are_an_error_of_the_model() -> None:
     given = Given(torch.tensor([3, 1]), torch.rand(2, 4, 5))
     with pytest.raises(ModelFailed, match=r"(?s)TypeError: .*, labels \[2\] of 1, 3, a condition of"):
-        given.call(Conditioned(None), torch.zeros(2, *SHAPE))
+        given.call(Conditioned(lambda net, c: c), torch.zeros(2, *SHAPE))
 
 
 def test_too_little_memory_is_no_error_of_the_model() -> None:
