@@ -34,7 +34,7 @@ from pixelcnn_fast.runtimes.cuda.runtime import MOST_KEPT, CudaRuntime, Limits, 
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.cuda_networks import CASES, FarSighted, gated
 from tests.csrc.emulated import EmulatedKernel, EmulatedKernels, emulated
-from tests.heads.test_drawing import OPTIONS
+from tests.heads.test_drawing import OPTIONS, OfLabel
 from tests.system.foreign import NETWORKS
 from tests.system.networks import ChannelByChannel, enlivened, pixelcnn
 from tests.tiers import thorough, tiered
@@ -404,6 +404,18 @@ def test_draws_of_few_and_of_many_levels(levels):
         got, _ = run(engine, sampler, u, options=options)
         expected = draw(logits.expand(24, levels), u.flatten(), options)
         assert torch.equal(got.flatten(), expected.int())
+
+
+def test_rounding_never_draws_a_level_without_probability():
+    """Where the sums up to a level round to less than their total, the last one that has any is drawn."""
+    torch.manual_seed(0)
+    model = OfLabel().float()
+    with torch.no_grad():
+        model.logits.weight.mul_(3)[:, 198:] = -1e4
+    sampler = Sampler(model, (1, 1, 2), conditional=True, image_form="levels")
+    u = torch.full((200, 1, 1, 2), math.nextafter(1, 0), dtype=torch.float64)
+    levels, _ = run(runtime(sampler, "as many as it holds"), sampler, u, labels=torch.arange(200))
+    assert (levels >= 20).all() and (levels < 198).all() and (levels == 197).any()
 
 
 @pytest.mark.parametrize("precision", ["same", "bf16"])

@@ -67,8 +67,9 @@ PCF_DEVICE int pick(int levels, double u, int lane, const Weight& weight) {
   if (lane == 0) before = 0;
   int found = levels;
   for (int k = mine.first; k < mine.last && found == levels; k++) {
-    before += weight(k);
-    if (target < before) found = k;
+    const float own = weight(k);
+    before += own;
+    if (own > 0 && target < before) found = k;
   }
   found = __reduce_min_sync(kAllLanes, found);
   if (found < levels) return found;
@@ -195,7 +196,9 @@ struct DrawInRegisters {
       const bool quarter = passes(half ? up_to[m][5] : up_to[m][1]);
       const double a = quarter ? up_to[m][2] : up_to[m][0], b = quarter ? up_to[m][6] : up_to[m][4];
       const int passed = 4 * half + 2 * quarter + passes(half ? b : a);
-      const uint32_t left = __ballot_sync(kAllLanes, !passes(up_to[m][7]) && mine > 0);
+      // Sums up to lanes without any weight may be larger, by rounding.
+      const bool has_weight = mine > 0 && up_to[m][7] > 0;
+      const uint32_t left = __ballot_sync(kAllLanes, has_weight && !passes(up_to[m][7]));
       const int found = __ffs(left | 1u << 31) - 1;
       const int level = kEach * found + __shfl_sync(kAllLanes, passed, found);  // here, so that draws need no branch
       drawn[m] = left ? level : -1;
