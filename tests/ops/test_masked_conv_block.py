@@ -75,6 +75,24 @@ def test_one_tap_takes_each_term(term: str | None, activation: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_sums_in_parts_end_once(activation: str) -> None:
+    """Those over many bf16: the residual is added, and relu taken, in the end."""
+    inputs, residual = problem(1, 261, 32, (3, 3), 3, 4), terms(1, 32, 3, 4).residual
+    assert residual is not None
+    found, plain = (
+        ops.masked_conv_block(
+            *inputs.to(torch.bfloat16),
+            residual=(99 * residual).bfloat16(),
+            activation=activation,
+            backend=backend,
+        )
+        for backend in ("auto", "reference")
+    )
+    exact = ops.masked_conv_block(*inputs, residual=99 * residual, activation=activation, backend="reference")
+    assert_right(found, plain, exact)
+
+
 @pytest.mark.parametrize("channels", [5, 64])
 def test_maps_may_be_cut_out_of_larger_ones(channels: int) -> None:
     x, weight, bias, mask = problem(2, 4, channels, (3, 3), 7, 5)
