@@ -32,6 +32,7 @@ CASES = {
     "half a gate": lambda: (HalfGate().eval(), (1, 3, 5)),
     "layer norm": lambda: (LayerNormed().eval(), (1, 3, 5)),
     "nearly the same products": lambda: (NearlyTheSame().eval(), (1, 3, 4)),
+    "nearly LSTMs": lambda: (NearlyLstms().eval(), (1, 3, 4)),
     "two forms of levels": lambda: (TwoForms().eval(), (3, 2, 3)),
     "few colours": lambda: (pixelcnn(channels=2, hidden=33, blocks=0, kernel=5), (2, 2, 3)),
     "diagonal bilstm": lambda: (diagonal_bilstm(n_classes=4), (3, 4, 5)),
@@ -122,8 +123,8 @@ class NearlyTheSame(torch.nn.Module):
 
 
 class TwoForms(torch.nn.Module):
-    """Of colours that are drawn at once, one layer reads the second, embedded, and another the third, scaled and then
-    by a second step. Scales without a shift, of few channels and of many."""
+    """Of colours that are drawn at once, one layer reads the first two, embedded, and another the third, scaled and
+    then by a second step. Scales without a shift, of few channels and of many."""
 
     n_classes = None
 
@@ -131,15 +132,48 @@ class TwoForms(torch.nn.Module):
         super().__init__()
         torch.manual_seed(8)
         self.embedded = torch.nn.Embedding(256, 5)
-        self.second, self.third = Masked(5, 20, [*ABOVE, (0, -1)]), Masked(1, 20, [(0, -1)])
+        self.two, self.third = Masked(10, 20, [*ABOVE, (0, -1)]), Masked(1, 20, [(0, -1)])
         self.wide, self.last = Masked(20, 40, [(0, 0)]), Masked(40, 3 * 256, [(0, 0)])
 
     def forward(self, images):
-        second = self.second(self.embedded(images[:, 1].long()).movedim(-1, 1))
-        third = self.third((images[:, 2:].to(second) * 0.03 - 1).tanh())
-        x = 0.7 * (second + third).tanh()
+        two = self.two(self.embedded(images[:, :2].long()).movedim(-1, 2).flatten(1, 2))
+        third = self.third((images[:, 2:].to(two) * 0.03 - 1).tanh())
+        x = 0.7 * (two + third).tanh()
         x = 3 * self.wide(x).tanh()
         return (9 * self.last(x)).unflatten(1, (3, 256)).movedim(2, -1)
+
+
+class NearlyLstms(torch.nn.Module):
+    """LSTMs one after the other, the last ones of which differ from one in a single thing: what they multiply in the
+    end, or which gate something else reads, too."""
+
+    n_classes = None
+    KINDS = ("none", "other factor", "tanh", "input", "output")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        here = [(0, 0)]
+        self.first = Masked(1, 12, [*ABOVE, (0, -1)])
+        self.between = torch.nn.ModuleList(Masked(12, 12, here) for _ in range(4))
+        self.gates = torch.nn.ModuleList(Masked(12, 12, here) for _ in range(4 * len(self.KINDS)))
+        self.mixed = torch.nn.ModuleList(Masked(36, 12, here) for _ in self.KINDS)
+        self.last = Masked(12, 256, here)
+
+    def forward(self, images):
+        first = self.first(images.to(self.first.weight.dtype) / 99)
+        x, before = first, torch.nn.functional.pad(first, (0, 0, 1, -1))
+        for layer in self.between:
+            x = layer(x).relu()
+        for k, kind in enumerate(self.KINDS):
+            tanh, i, f, o = (gate(x) for gate in self.gates[4 * k : 4 * k + 4])
+            tanh, i, f, o = tanh.tanh(), i.sigmoid(), f.sigmoid(), o.sigmoid()
+            i = i * tanh
+            cell = f * before + i
+            h = cell.tanh() * (x if kind == "other factor" else o)
+            also = {"tanh": tanh, "input": i, "output": o, "other factor": o}.get(kind, x)
+            x = self.mixed[k](torch.cat([h, cell, also], 1)).tanh()
+        return (30 * self.last(x)).unflatten(1, (1, 256)).permute(0, 1, 3, 4, 2)
 
 
 class HalfGate(torch.nn.Module):

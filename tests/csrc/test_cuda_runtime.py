@@ -542,9 +542,9 @@ def test_the_pixel_whose_logits_are_not_finite_is_named():
     assert found.value.location == expected.value.location == (1, 0, 2, 1)
 
 
-@pytest.mark.parametrize("order", [None, "thirds"])
-def test_the_colour_whose_logits_are_not_finite_is_named(order):
-    """Of a draw of all colours, or of one draw for each."""
+@pytest.mark.parametrize(("order", "precision"), [(None, "same"), (None, "bf16"), ("thirds", "same")])
+def test_the_colour_whose_logits_are_not_finite_is_named(order, precision):
+    """Of a draw of all colours, one by one or some at once, or of one draw for each."""
     model = enlivened(GatedPixelCNN(3, 6, (1,), channel_order=order))
     sampler = Sampler(model, (3, 1, 1))
     with torch.no_grad():
@@ -552,8 +552,27 @@ def test_the_colour_whose_logits_are_not_finite_is_named(order):
     sampler.refresh()  # building a sampler would refuse it
     _, u, _ = inputs((3, 1, 1), 2)
     with pytest.raises(NonFiniteLogits) as found:
-        run(runtime(sampler), sampler, u)
+        run(runtime(sampler, precision=precision), sampler, u)
     assert found.value.location == (0, 1, 0, 0)
+
+
+def test_noise_that_there_is_not_counts_as_logits_that_are_not_finite():
+    sampler = Sampler(pixelcnn(channels=2, hidden=5, blocks=0), (2, 1, 2))
+    _, u, _ = inputs((2, 1, 2), 3)
+    u[1, 1, 0, 1] = -1
+    with pytest.raises(NonFiniteLogits) as found:
+        run(runtime(sampler), sampler, u)
+    assert found.value.location == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_relu_keeps_nan(precision):
+    sampler = Sampler(model := pixelcnn(hidden=5), (1, 1, 2))
+    with torch.no_grad():
+        model.get_parameter("conv_in.bias")[3] = torch.nan
+    sampler.refresh()  # building a sampler would refuse it
+    with pytest.raises(NonFiniteLogits):
+        run(runtime(sampler, precision=precision), sampler, torch.rand(1, 1, 1, 2, dtype=torch.float64))
 
 
 def test_the_image_whose_colour_is_drawn_first_is_named():
@@ -590,10 +609,19 @@ def test_every_number_of_tiles(name, tiles):
     ("name", "precision"),
     tiered(
         itertools.product(
-            ("nearly the same products", "row lstm", "row lstm without labels", "diagonal bilstm"),
+            (
+                "nearly the same products",
+                "nearly LSTMs",
+                "small row lstm",
+                "row lstm",
+                "row lstm without labels",
+                "diagonal bilstm",
+            ),
             ("bf16", "fp16"),
         ),
-        lambda case: case == ("nearly the same products", "bf16"),
+        lambda case: (
+            case in itertools.product(("nearly the same products", "nearly LSTMs", "small row lstm"), ("bf16",))
+        ),
     ),
 )
 def test_gates_at_once_are_as_gates_one_after_the_other(name, precision):
