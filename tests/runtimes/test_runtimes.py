@@ -14,7 +14,7 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
 from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
-from tests.system.networks import ChannelByChannel, Masked, enlivened, pixelcnn, two_stacks
+from tests.system.networks import ABOVE, LEFT, ChannelByChannel, Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
 # (model, shape, has labels)
@@ -257,6 +257,31 @@ def test_unknown_pixels_are_not_looked_at(runtime):
     nothing = torch.zeros(4, 4, dtype=torch.bool)
     garbage = torch.randint(0, 256, (2, 1, 4, 4))
     assert torch.equal(sampler.complete(garbage, nothing, noise=u, runtime=runtime), sampler.sample(2, noise=u))
+
+
+class InWholeBlocks(nn.Module):
+    """So many channels that products end with a sum and relu, where that is all: here it is less half of the sum, or
+    something follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Masked(1, 64, [*ABOVE, *LEFT])
+        self.less, self.more = Masked(64, 64, [(0, 0)]), Masked(64, 64, [(0, 0)])
+        self.last = nn.Conv2d(64, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = (self.less(h) - 0.5 * h).relu()
+        return 9 * self.last((self.more(h) + h).relu().tanh())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_products_end_with_nothing_but_a_sum_and_relu(runtime):
+    torch.manual_seed(0)
+    sampler = Sampler(InWholeBlocks().double(), (1, 3, 4), levels=9, image_form="unit")
+    u = torch.rand(3, 1, 3, 4, dtype=torch.float64)
+    found, expected = (sampler.sample(3, noise=u, runtime=by) for by in (runtime, "reference"))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("levels", "level"), [(256, 7), (11, 10), (3, 1)])
