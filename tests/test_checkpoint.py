@@ -114,6 +114,9 @@ def test_save_refuses_a_class_that_load_would_not_know(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="Own is none of PixelCNN, GatedPixelCNN, PixelRNN"):
         checkpoint.save(Own(**CONFIG), tmp_path / "model.safetensors")
+    same_name: Any = reference.PixelCNN(**CONFIG)
+    with pytest.raises(ValueError, match="PixelCNN is none of .* with its config"):
+        checkpoint.save(same_name, tmp_path / "model.safetensors")
 
 
 def test_save_refuses_a_missing_folder(model: PixelCNN, tmp_path: Path) -> None:
@@ -147,6 +150,8 @@ def test_an_interrupted_save_keeps_the_old_file(
 def test_missing_file(tmp_path: Path, read) -> None:
     with pytest.raises(FileNotFoundError, match="no such file; the packaged checkpoints are mnist"):
         read(tmp_path / "absent.safetensors")
+    with pytest.raises(FileNotFoundError, match="not a file; the packaged checkpoints are mnist"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read_notes])
@@ -223,6 +228,15 @@ def test_a_config_of_a_huge_model_is_refused_before_it_is_built(
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("layers, levels", [(1, 300), (20, 2)])
+def test_a_setting_may_be_as_large_as_the_largest_size_or_as_the_tensors_are_many(
+    tmp_path: Path, layers: int, levels: int
+) -> None:
+    model = PixelRNN("row_lstm", 1, 1, layers, levels=levels)
+    checkpoint.save(model, tmp_path / "model.safetensors")
+    assert checkpoint.load(tmp_path / "model.safetensors").config == model.config
+
+
 def test_data_parallel_prefix_is_taken_off(model: PixelCNN, saved: Path) -> None:
     rewrite(saved, {f"module.{key}": value for key, value in load_file(saved).items()})
     torch.testing.assert_close(checkpoint.load(saved).state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -270,6 +284,15 @@ def test_leaking_or_starving_mask(saved: Path, tap: tuple[int, ...], value: floa
     tensors["conv_in.mask"][tap] = value
     rewrite(saved, tensors)
     with pytest.raises(ValueError, match=f"conv_in.mask differs .*{re.escape(str(list(tap)))}"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("key", ["blocks.0.conv2.mask", "conv_out.mask"])
+def test_the_mask_of_any_layer_is_compared(saved: Path, key: str) -> None:
+    tensors = load_file(saved)
+    tensors[key].view(-1)[-1] += 1
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=f"{key} differs"):
         checkpoint.load(saved)
 
 

@@ -54,6 +54,10 @@ def test_what_can_t_be_replaced_is_known_before_the_work(tmp_path: Path, monkeyp
         check_replaceable(tmp_path)
     with pytest.raises(FileNotFoundError):
         check_replaceable(tmp_path / "absent" / "images")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "absent" / "images")
+    with pytest.raises(FileNotFoundError):
+        check_replaceable(link)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match="images can't be written"):
         check_replaceable(path)

@@ -73,6 +73,12 @@ def test_levels_are_rounded(dtype):
     assert torch.equal(to_levels(levels.to(torch.uint8)), levels)
 
 
+@pytest.mark.parametrize("form", ["unit", "centred", "levels"])
+def test_levels_of_few_digits_are_rounded(form: ImageForm) -> None:
+    levels = torch.arange(200)
+    assert torch.equal(to_levels(from_levels(levels, form, 200, torch.bfloat16), 200, form), levels)
+
+
 DARK = torch.tensor([[0.0, 1.0, 1.0]])
 REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
     "floats, and nothing said": (DARK, None, "They fit image_form='unit' and image_form='levels': say"),
@@ -97,6 +103,11 @@ REFUSED: dict[str, tuple[Tensor, ImageForm | None, str]] = {
     "infinite": (torch.tensor([0.0, math.inf]), "levels", "They fit no form of 256 levels"),
     "a level too many": (torch.tensor([0, 256]), None, r"span 0\.\.\.256"),
     "complex": (torch.zeros(2, dtype=torch.complex128), "unit", "torch.complex128"),
+    "complex, and nothing said": (
+        torch.zeros(2, dtype=torch.complex128),
+        None,
+        "torch.complex128 .*expected: integers, with L = 256",
+    ),
     "booleans": (torch.tensor([True]), None, "torch.bool"),
 }
 

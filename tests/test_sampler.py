@@ -115,6 +115,10 @@ def test_bad_construction_is_refused():
             Sampler(model, (1, 4, 4), levels=levels)
     with pytest.raises(ValueError, match="for 32 levels"):
         Sampler(model, (1, 4, 4), levels=32)
+    with pytest.raises(ValueError, match="image_form is 'grey', expected one of 'uint8', 'int64'"):
+        Sampler(model, (1, 4, 4), image_form="grey")  # type: ignore[arg-type]  # there is no such form
+    with pytest.raises(ValueError, match="no parameters of real numbers"):
+        Sampler(torch.nn.Flatten(), (1, 4, 4))
     with pytest.raises(ValueError, match="differ in dtype"):
         model.conv_out.double()
         Sampler(model, (1, 4, 4))

@@ -193,6 +193,11 @@ class OtherName(Net):
         return self.logits(x, h)
 
 
+class WithDefaults(Net):
+    def forward(self, x: Tensor, condition: Tensor, scale: float = 2.0, **ignored: Any) -> Tensor:
+        return self.logits(x, scale * condition)
+
+
 class Both(Net):
     def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
         return self.logits(x, y, condition)
@@ -213,7 +218,7 @@ def test_labels_may_be_taken_by_position_alone():
     assert_all_runtimes_agree(built, labels=torch.tensor([0, 9, 1, 2, 3]))
 
 
-@pytest.mark.parametrize("kind", [Conditioned, OtherName])
+@pytest.mark.parametrize("kind", [Conditioned, OtherName, WithDefaults])
 def test_one_further_argument_is_the_condition_if_it_has_a_shape(kind):
     built = sampler(kind(lambda net, c: net.map(c)), condition_shape=(2, 4, 5))
     assert not built._engine.model.conditional

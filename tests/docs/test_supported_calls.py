@@ -252,6 +252,18 @@ def test_a_refused_call_says_what_to_do_instead(name: str, instead: str) -> None
     assert instead.removesuffix(".").replace("`", "") in str(refusal.value)
 
 
+STRIDED: dict[str, Call] = {
+    "conv2d(stride>1)": lambda x: F.conv2d(x, KERNEL, stride=(1, 2), padding=1).repeat(1, 1, 1, 2)[..., :5],
+    "conv_transpose2d": lambda x: F.conv_transpose2d(x, KERNEL, stride=2, padding=1)[..., :5, :5],
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_any_stride_is_refused_with_the_advice(name: str) -> None:
+    with pytest.raises(Unsupported, match="On the image's own grid"):
+        sampler(Around(STRIDED[name]))
+
+
 def test_every_example_of_a_refused_call_is_listed() -> None:
     assert {*REFUSED, *REFUSED_ON_LEVELS} == {name for name, _ in EVERY_REFUSED}
 

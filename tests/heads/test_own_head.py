@@ -197,8 +197,9 @@ def test_a_program_that_differs_from_the_model_is_found() -> None:
 def test_its_own_checks() -> None:
     with pytest.raises(ValueError, match="expected real numbers"):
         sampler().logits(torch.zeros(1, *SHAPE, dtype=torch.long))
-    with pytest.raises(ValueError, match="image_form='levels'"):
-        Sampler(Net(), SHAPE, head=Pair())
+    for form in ("uint8", "unit"):
+        with pytest.raises(ValueError, match="image_form='levels'"):
+            Sampler(Net(), SHAPE, head=Pair(), image_form=form)  # type: ignore[arg-type]  # a str
     with pytest.raises(ValueError, match="expected floating point"):
         sampler().sample(1, noise=torch.rand(1, 2, 4, 5, dtype=torch.float64))
 
