@@ -325,6 +325,7 @@ WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "AveragedModel": torch.optim.swa_utils.AveragedModel,
     "compiled": compiled,
+    "DataParallel, in AveragedModel": lambda model: torch.optim.swa_utils.AveragedModel(nn.DataParallel(model)),
     "compiled, in DataParallel": lambda model: nn.DataParallel(compiled(model)),
     "a layer compiled": compiled_inside,
     "compiled in place": compiled_in_place,
@@ -445,17 +446,20 @@ def shared(model: Normed) -> Normed:
     return model
 
 
-def sharing_statistics(model: Normed) -> Normed:
-    """Its norm's copies share the buffers, to save memory."""
+def sharing(tensors: Callable[[nn.Module], Iterator[Tensor]]) -> Callable[[Normed], Normed]:
+    """Its norm's copies share these, to save memory."""
 
     class Shared(nn.BatchNorm2d):
         def __deepcopy__(self, memo: dict) -> Shared:
             copied = copy.copy(self)
-            copied.__dict__ = copy.deepcopy(self.__dict__, memo | {id(x): x for x in self.buffers()})
+            copied.__dict__ = copy.deepcopy(self.__dict__, memo | {id(x): x for x in tensors(self)})
             return copied
 
-    model.norm = Shared(6)
-    return model
+    def change(model: Normed) -> Normed:
+        model.norm = Shared(6)
+        return model
+
+    return change
 
 
 def twice(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -467,7 +471,7 @@ def wrapped_twice(model: Normed) -> Normed:
     return model
 
 
-@pytest.mark.parametrize("change", [shared, sharing_statistics, wrapped_twice])
+@pytest.mark.parametrize("change", [shared, sharing(nn.Module.buffers), sharing(nn.Module.parameters), wrapped_twice])
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(
     change: Callable[[Normed], Normed], runtime: Any
