@@ -83,13 +83,14 @@ class _Agreement:
             raise Unsupported(f"one called {a.name}, the other {b.name}")
         if a.where != b.where:
             raise Unsupported(f"{a.name} was called in {a.where} and in {b.where}")
-        schema = {x.name: _is_size(x.type) or not a.inputs for x in a.operator._schema.arguments}
+        positions, named = max(len(a.args), len(b.args)), {**a.kwargs, **b.kwargs}
         try:
-            args = tuple(
-                self.argument(is_size, x, y)
-                for is_size, x, y in zip(schema.values(), a.args, b.args, strict=False)
-            )
-            kwargs = {name: self.argument(schema[name], x, b.kwargs.get(name)) for name, x in a.kwargs.items()}
+            merged = {
+                x.name: self.argument(_is_size(x.type) or not a.inputs, _given(a, at, x), _given(b, at, x))
+                for at, x in enumerate(a.operator._schema.arguments)
+                if at < positions or x.name in named
+            }
+            args, kwargs = tuple(merged.values())[:positions], {name: merged[name] for name in named}
             results = self.merged(a.results, b.results)
         except Unsupported as difference:
             raise Unsupported(f"{a.name} was given {difference}") from None
@@ -141,6 +142,11 @@ def _check_alike(a: Leaf, b: Leaf) -> None:
         return
     if x.shape != y.shape or x.dtype != y.dtype or not torch.equal(_bits(x), _bits(y)):
         raise Unsupported("random numbers, or constants that were made outside of PyTorch, differ")
+
+
+def _given(call: Call, at: int, argument: Any) -> Any:
+    """What a call was given for an argument of its operator: PyTorch leaves out what is the default."""
+    return call.args[at] if at < len(call.args) else call.kwargs.get(argument.name, argument.default_value)
 
 
 def _is_size(kind: Any) -> bool:

@@ -71,6 +71,10 @@ LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
     "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
     "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, r"Python took item\(\)"),
+    "item(), for what is 1 if it is left out": (
+        lambda e, y: torch.add(e, e, alpha=5 if y.max().item() == 7 else 1),
+        r"Python took item\(\)",
+    ),
     "an index": (lambda e, y: (e, e * 2)[(y[0] == 7).long()], "Python took an index"),
     "NumPy": (lambda e, y: e * 2 if (y.numpy() == 7).all() else e, "Python took numpy"),
     "a size": (lambda e, y: e * 2 if len((y == 7).nonzero()) else e, "Python took the size"),
