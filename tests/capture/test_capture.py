@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from copy import deepcopy
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -167,6 +169,7 @@ BODIES = {
     "a constant that is NaN in part": lambda net, h, x: (
         h + torch.tensor([0.1, math.nan, 0.3]).nan_to_num(0.2).repeat(2)[:, None, None]
     ),
+    "a constant that is NaN everywhere": lambda net, h, x: h + torch.full((6, 1, 1), math.nan).nan_to_num(0.2),
     "no body": lambda net, h, x: h,
 }
 
@@ -395,15 +398,43 @@ def test_a_skip_around_the_first_mask_is_refused():
         Sampler(Net(lambda net, h, x: h + F.conv2d(x, torch.ones(6, 1, 1, 1))), (1, 5, 6))
 
 
-def test_a_model_that_computes_something_else_the_next_time_is_an_error():
+# In what PyTorch leaves out where it is 1, too.
+COUNTING = {
+    "mul": lambda h, calls: h * calls,
+    "add": lambda h, calls: torch.add(h, h, alpha=1 + calls % 2),
+    "elu": lambda h, calls: F.elu(h, 1 + calls % 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_model_that_computes_something_else_the_next_time_is_an_error(name):
     calls = []
 
     def body(net, h, x):
         calls.append(h)
-        return h * len(calls)
+        return COUNTING[name](h, len(calls))
 
-    with pytest.raises(Unsupported, match=r"mul.*was given \d+ and \d+.*from call to call"):
+    with pytest.raises(Unsupported, match=rf"{name}.*was given [\d.]+ and [\d.]+.*from call to call"):
         Sampler(Net(body), (1, 5, 6))
+
+
+@pytest.mark.parametrize("is_longer", [lambda calls: calls % 2, lambda calls: calls % 2 == 0])
+def test_a_model_that_goes_on_in_some_calls_alone_is_an_error(is_longer):
+    calls = count()
+
+    class Longer(Net):
+        def forward(self, images):
+            logits = super().forward(images)
+            return -logits if is_longer(next(calls)) else logits
+
+    with pytest.raises(Unsupported, match="only one of them called aten::neg"):
+        Sampler(Longer(), (1, 5, 6))
+
+
+def test_a_model_whose_constants_are_drawn_by_others_is_an_error():
+    drawn = np.random.default_rng(0)
+    with pytest.raises(Unsupported, match="random numbers, or constants that were made outside of PyTorch"):
+        Sampler(Net(lambda net, h, x: h * torch.from_numpy(drawn.random((6, 1, 1)))).double(), (1, 5, 6))
 
 
 def test_a_model_that_calls_another_module_the_next_time_is_an_error():

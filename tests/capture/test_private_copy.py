@@ -471,7 +471,9 @@ def wrapped_twice(model: Normed) -> Normed:
     return model
 
 
-@pytest.mark.parametrize("change", [shared, sharing(nn.Module.buffers), sharing(nn.Module.parameters), wrapped_twice])
+@pytest.mark.parametrize(
+    "change", [shared, sharing(nn.Module.buffers), sharing(nn.Module.parameters), wrapped_twice]
+)
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
 def test_what_a_copy_would_share_with_the_user_s_module_is_borrowed(
     change: Callable[[Normed], Normed], runtime: Any
