@@ -199,7 +199,7 @@ def test_its_own_checks() -> None:
         sampler().logits(torch.zeros(1, *SHAPE, dtype=torch.long))
     for form in ("uint8", "unit"):
         with pytest.raises(ValueError, match="image_form='levels'"):
-            Sampler(Net(), SHAPE, head=Pair(), image_form=form)  # type: ignore[arg-type]  # a str
+            Sampler(Net(), SHAPE, head=Pair(), image_form=form)
     with pytest.raises(ValueError, match="expected floating point"):
         sampler().sample(1, noise=torch.rand(1, 2, 4, 5, dtype=torch.float64))
 
