@@ -62,14 +62,13 @@ PCF_DEVICE int pick(int levels, double u, int lane, const Weight& weight) {
   double sum = 0;
   for (int k = mine.first; k < mine.last; k++) sum += weight(k);
   const double up_to = up_to_lane(sum, lane);
-  const double target = u * __shfl_sync(kAllLanes, up_to, 31);
   double before = __shfl_up_sync(kAllLanes, up_to, 1);
   if (lane == 0) before = 0;
+  const double target = fmax(u * __shfl_sync(kAllLanes, up_to, 31), before);  // rounding draws no level without weight
   int found = levels;
   for (int k = mine.first; k < mine.last && found == levels; k++) {
-    const float own = weight(k);
-    before += own;
-    if (own > 0 && target < before) found = k;
+    before += weight(k);
+    if (target < before) found = k;
   }
   found = __reduce_min_sync(kAllLanes, found);
   if (found < levels) return found;
@@ -187,18 +186,15 @@ struct DrawInRegisters {
       }
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
-      const double target = u[m] * __shfl_sync(kAllLanes, with_lane[m], 31),
-                   below = __shfl_up_sync(kAllLanes, with_lane[m], 1);
-      const double before = lane == 0 ? 0 : below;
+      const double all = __shfl_sync(kAllLanes, with_lane[m], 31), below = __shfl_up_sync(kAllLanes, with_lane[m], 1);
+      const double before = lane == 0 ? 0 : below, target = fmax(u[m] * all, before);  // as in pick()
       const auto passes = [&](double sum) { return before + sum <= target; };
       // How many levels are passed over, by halves: sums don't fall.
       const bool half = passes(up_to[m][3]);
       const bool quarter = passes(half ? up_to[m][5] : up_to[m][1]);
       const double a = quarter ? up_to[m][2] : up_to[m][0], b = quarter ? up_to[m][6] : up_to[m][4];
       const int passed = 4 * half + 2 * quarter + passes(half ? b : a);
-      // Sums up to lanes without any weight may be larger, by rounding.
-      const bool has_weight = mine > 0 && up_to[m][7] > 0;
-      const uint32_t left = __ballot_sync(kAllLanes, has_weight && !passes(up_to[m][7]));
+      const uint32_t left = __ballot_sync(kAllLanes, !passes(up_to[m][7]) && mine > 0);
       const int found = __ffs(left | 1u << 31) - 1;
       const int level = kEach * found + __shfl_sync(kAllLanes, passed, found);  // here, so that draws need no branch
       drawn[m] = left ? level : -1;
