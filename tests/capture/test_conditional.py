@@ -167,6 +167,17 @@ def test_labels_must_not_decide_after_a_refresh_either(name: str) -> None:
         sampler.sample(2, torch.tensor([778, 0]))
 
 
+def test_a_branch_on_a_vector_of_the_labels_falls_by_the_weights_after_a_refresh() -> None:
+    model = OfLabels(lambda e, y: e * 5 if bool((e > 100).any()) else e, CLASSES)
+    sampler = Sampler(model, SHAPE, image_form="unit")
+    with torch.no_grad():
+        model.embedding.weight[7] = 200
+    sampler.refresh()
+    assert sampler.sample(2, torch.tensor([6, 8])).shape == (2, *SHAPE)
+    with pytest.raises(Unsupported, match="it falls otherwise for these labels"):
+        sampler.sample(2, torch.tensor([6, 7]))
+
+
 AMONG_OTHERS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = {
     "the first": (lambda e, y: e * 5 if int(y[0]) == 778 else e, [0, 778, 778, 500]),
     "the last": (lambda e, y: e * 5 if int(y[-1]) == 778 else e, [778, 0, 500, 0]),

@@ -109,6 +109,7 @@ def test_bernoulli(channels, probabilities):
     assert images.unique().tolist() == [0, 1]
     p = net(images).detach() if probabilities else net(images).detach().sigmoid()
     assert torch.allclose(sampler.logits(images).softmax(-1)[..., 1], p, rtol=1e-12)
+    assert sampler.head == Bernoulli(probabilities)  # whatever the model's dtype
 
 
 def test_probabilities_that_are_certain():
