@@ -30,6 +30,12 @@ def reduced_without_gradients(x: Tensor) -> Tensor:
     return mean + x.sum()
 
 
+def flattened_without_gradients(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        flat = x.reshape(-1, 7)
+    return F.cross_entropy(flat, LEVELS.flatten()) + x.sum()
+
+
 # the loss of logits and levels, the logits, and whether it is rewritten
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
     "maps": (lambda x: F.cross_entropy(x, LEVELS), MAP, True),
@@ -45,6 +51,7 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, bool]] = {
         LAST[:, :, None],
         True,
     ),
+    "flattened without gradients": (flattened_without_gradients, LAST, True),
     "flattened twice": (lambda x: F.cross_entropy(x.flatten(0, 1).flatten(0, 2), LEVELS.flatten()), LAST, True),
     "a matrix": (lambda x: F.cross_entropy(2 * x, LEVELS.flatten()), LAST.reshape(-1, 7), True),
     "other levels in the last place": (
