@@ -610,6 +610,13 @@ def test_the_tutorial_s_network_is_rewritten(mode: str) -> None:
     assert "conv2d [7, 4, 1, 1]: its weight has no mask, and no padding or crop could be taken in" in text
 
 
+def test_a_call_that_a_module_of_pytorch_makes_is_named_by_the_module() -> None:
+    torch._dynamo.reset()
+    model, backend = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1))), Backend()
+    torch.compile(model, backend=backend)(torch.randn(2, 4, 6, 5))
+    assert str(backend.report).endswith(": in module 1.0")
+
+
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
 @pytest.mark.parametrize("live", [False, True])
 def test_weights_that_are_masked_in_place_have_the_gradients_of_plain_pytorch_or_live_ones(
