@@ -329,7 +329,14 @@ def written_by_any_true_value(m: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = m.a(x)
         F.relu(x, inplace=1)  # type: ignore[arg-type]  # as nn.ReLU(1) passes it
-        F.relu(x - 1, 1)  # type: ignore[arg-type]  # likewise
+        return torch.relu(y)
+
+
+def written_by_any_true_value_in_its_place(m: Any, x: Tensor) -> Tensor:
+    x = 1 * x
+    with torch.no_grad():
+        y = m.a(x)
+        F.relu(x, 1)  # type: ignore[arg-type]  # likewise
         return torch.relu(y)
 
 
