@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.compiler import MOST_SETTLED
 from pixelcnn_fast.errors import CaptureMismatch, Unsupported
+from pixelcnn_fast.runtimes import RuntimeName
+from tests.needs import RUNTIMES
 from tests.system.networks import pixelcnn
 
 LEVELS, CLASSES, SHAPE = 4, 10, (1, 4, 5)
@@ -95,6 +97,7 @@ def test_what_labels_must_not_do(name: str) -> None:
         Sampler(OfLabels(body, CLASSES), SHAPE, image_form="unit")
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     "body",
     [
@@ -103,12 +106,13 @@ def test_what_labels_must_not_do(name: str) -> None:
         lambda e, y: torch.where((y == 7)[:, None], 5 * e, e),
     ],
 )
-def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor], runtime: RuntimeName) -> None:
     sampler = Sampler(OfLabels(body, CLASSES), SHAPE, image_form="unit")
     labels, u = torch.arange(CLASSES), torch.rand(CLASSES, *SHAPE, dtype=torch.float64)
     naive = sampler.sample(CLASSES, labels, noise=u, runtime="reference")
     for size in (1, 10):
-        assert torch.equal(sampler.sample(CLASSES, labels, noise=u, batch_size=size), naive)
+        found = sampler.sample(CLASSES, labels, noise=u, batch_size=size, runtime=runtime)
+        assert torch.equal(found, naive)
 
 
 MANY = 1000  # labels, more than are tried one by one

@@ -400,6 +400,7 @@ LAYERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Tensor], int,
         0,
         1,
     ),
+    "gate of a sum of two dtypes": (lambda m, x: gate(m.conv(x) + x.float()), {}, 0, 1),
     "gate of a sum": (lambda m, x: gate(m.conv(x) + x), {}, 0, 1),
     "gate of a sum of maps": (lambda m, x: gate(m.conv(x) + m.convolved(x, m.weight)), {}, 0, 1),
     "gate with a condition per image": (lambda m, x: gate(x.mean((2, 3), keepdim=True) + m.conv(x)), {}, 0, 1),
@@ -540,6 +541,9 @@ LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "quarters by number": lambda m, f: gated(*torch.cat([f, f + 1], 1).chunk(4, 1)[:2]),
     "later quarters": lambda m, f: gated(*torch.cat([f, f + 1], 1).split(2, 1)[1:3]),
     "images": lambda m, f: gated(*f.chunk(2)),
+    "halves with conditions in another dtype": lambda m, f: (
+        lambda c: gated(f[:, :2] + c[:, :2], f[:, 2:] + c[:, 2:])
+    )(f.float()),
 }
 
 

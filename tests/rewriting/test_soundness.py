@@ -510,18 +510,23 @@ def test_an_op_that_makes_the_mask_is_called_as_often_as_it_was() -> None:
         lambda x: torch.ops.pixelcnn_fast_tests.invert(x),
         lambda x: torch.ops.pixelcnn_fast_tests.invert.default(x),
         lambda x: torch.ops.pixelcnn_fast_tests.invert.default(x=x),
+        lambda x: torch.ops.pixelcnn_fast_tests.invert.each([x]),
     ],
-    ids=["packet", "overload", "by name"],
+    ids=["packet", "overload", "by name", "in a list"],
 )
 def test_an_op_that_says_that_it_writes(call: Callable[[Tensor], None]) -> None:
     with torch.library._scoped_library("pixelcnn_fast_tests", "DEF") as library:
         library.define("invert(Tensor(a!) x) -> ()")
+        library.define("invert.each(Tensor(a!)[] x) -> ()")
+        library.define("invert.copy(Tensor x, bool copy) -> Tensor")  # which writes nothing
 
-        def invert(x: Tensor) -> None:
-            x.copy_(1 - x)
+        def invert(x: Tensor | list[Tensor]) -> None:
+            for each in [x] if isinstance(x, Tensor) else x:
+                each.copy_(1 - each)
 
-        library.impl("invert", invert, "CPU")
-        torch.library.register_fake("pixelcnn_fast_tests::invert", lambda x: None, lib=library)
+        for name in ("invert", "invert.each"):
+            library.impl(name, invert, "CPU")
+            torch.library.register_fake(f"pixelcnn_fast_tests::{name}", lambda x: None, lib=library)
 
         def inverted(m: Any, x: Tensor) -> Tensor:
             with torch.no_grad():
