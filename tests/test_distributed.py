@@ -527,6 +527,18 @@ def test_functions_are_told_apart_by_their_first_images_and_by_later_ones() -> N
     def step(at: int, number: Tensor) -> Tensor:
         return (number >= at).long()
 
+    assert told_apart(partial(step, 110), 150) != told_apart(partial(step, 140), 150)
     found = [told_apart(partial(step, at), 1000) for at in (3, 4, 500, 900, 2000)]
     assert len(set(found)) == 5 and found[0] == told_apart(partial(step, 3), 1000)
     assert len({told_apart(torch.arange(n), n) for n in range(4)}) == 4 and told_apart(None, 9) is None
+
+
+def test_functions_are_told_apart_by_few_of_many_images() -> None:
+    asked: list[int] = []
+
+    def label(number: Tensor) -> Tensor:
+        asked.extend(number.tolist())
+        return number
+
+    told_apart(label, 10**5)
+    assert len(asked) <= 200 and max(asked) > 9e4

@@ -261,6 +261,10 @@ class OfBoth(Categorical):
     joint = True
 
 
+class OfTwoUniforms(Categorical):
+    uniforms = 2
+
+
 @needs_native
 @pytest.mark.parametrize("head", [Greatest(256), AlsoGreatest(256)], ids=["its own draw", "another class's"])
 def test_a_head_that_draws_in_its_own_way_is_not_taken_for_its_parent(head: Head) -> None:
@@ -282,8 +286,9 @@ def test_a_head_that_scores_in_its_own_way_is_not_taken_for_its_parent() -> None
 
 
 @needs_native
-def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_jointly() -> None:
-    assert "several values" in str(why_not_compiled(OfBoth(5)))
+def test_the_compiled_runtimes_refuse_a_kind_of_theirs_that_is_drawn_otherwise() -> None:
+    for head in (OfBoth(5), OfTwoUniforms(5)):
+        assert "several values or with several uniforms" in str(why_not_compiled(head))
     assert why_not_compiled(Categorical(5)) is None
 
 

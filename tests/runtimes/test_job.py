@@ -62,11 +62,12 @@ def test_the_channel_without_finite_parameters_is_named(draw: int) -> None:
     assert caught.value.location == (2, 2 * draw + 1, 0, 0)
 
 
-def test_the_first_channel_of_a_joint_distribution_is_named() -> None:
-    """Two draws, each of one distribution over two channels."""
+@pytest.mark.parametrize("known", [None, torch.tensor([True, False] * 2).view(C, 1, 1).expand(N, C, 1, 1)])
+def test_the_first_channel_of_a_joint_distribution_is_named(known: Tensor | None) -> None:
+    """Two draws, each of one distribution over two channels, of which one may be known."""
     parameters = torch.full((N, 1, 5), float("nan"))
     with pytest.raises(NonFiniteLogits) as caught:
-        job(None, uniforms=6).settle(0, 0, 1, 2, parameters, Pair())
+        job(known, uniforms=6).settle(0, 0, 1, 2, parameters, Pair())
     assert caught.value.location == (0, 2, 0, 0)
 
 
