@@ -529,6 +529,9 @@ def gated(a: Tensor, b: Tensor) -> Tensor:
 LOOKALIKES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "filled with ones": lambda m, f: m.convolved(f, m.weight.masked_fill(m.mask == 0, 1.0)),
     "filled with ones in place": in_place_with_ones,
+    "a tensor of one where the mask is zero": lambda m, f: m.convolved(
+        f, torch.where(m.mask > 0, m.weight, torch.tensor(1.0, dtype=torch.float64))
+    ),
     "a stride": lambda m, f: F.conv2d(f, m.weight * m.mask, stride=(1, 2)),
     "groups": lambda m, f: F.conv2d(f, (m.weight * m.mask)[:, :2], groups=2),
     "groups of masked parts": lambda m, f: F.conv2d(f, m.weight[:, :2] * m.mask[:, :2], groups=2),
