@@ -379,10 +379,11 @@ PROGRAMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 # Where something writes into what would be read, so that nothing is rewritten.
 LEFT = frozenset(
     (
-        "zeros_written zero_filled product_into_a_buffer normalised_weight normalised_weight_by_name statistics_written data_exchanged "
-        "product_written_and_divided product_written_and_multiplied product_widened_and_written data_transposed "
-        "product_negated_and_written product_written_and_copied product_written_and_made_the_data mask_given_data "
-        "mask_made_and_written mask_written_between_product_and_copy data_written_after written_by_a_special_method "
+        "zeros_written zero_filled product_into_a_buffer normalised_weight normalised_weight_by_name "
+        "statistics_written data_exchanged product_written_and_divided product_written_and_multiplied "
+        "product_widened_and_written data_transposed product_negated_and_written product_written_and_copied "
+        "product_written_and_made_the_data mask_given_data mask_made_and_written "
+        "mask_written_between_product_and_copy data_written_after written_by_a_special_method "
         "data_written_through_its_source written_by_a_function_in_the_graph"
     ).split()
 )
