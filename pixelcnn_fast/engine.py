@@ -117,7 +117,8 @@ class Engine:
         weights = {name: taken[name] for name in present}
         plain = attributes(model) if self.model.kept.has_attributes else {}
         tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
-        return replace(self, model=self.model.having(tensors), weights=weights, compiled=program, _runtimes={})
+        model_now = self.model.having(tensors)
+        return replace(self, model=model_now, weights=weights, compiled=program, _runtimes={}, _refusals={})
 
     def _why_not_having(
         self, model: nn.Module, present: Mapping[str, Tensor], known: nn.Module | None

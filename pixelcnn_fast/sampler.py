@@ -195,7 +195,8 @@ class Sampler:
         times, more): for training loops that sample after every step. What is neither a parameter nor a buffer, such as
         a number in an attribute, stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a
         number that the forward reads off its weights is another, the sampler is built anew, with a warning. Samples
-        that other threads are drawing are still from the weights that they began with.
+        that other threads are drawing are still from the weights that they began with. Where the GPU turned out to be
+        of no use, which may have been for lack of memory, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,14 @@ from tests.tiers import tiered
 
 needs_native = pytest.mark.skipif(native.native() is None, reason=native.why_not_native())
 ISAS: list[str] = native.required().isas() if native.native() else []
-# For parametrize: in the first tier the best and one other.
-EACH_ISA = tiered(ISAS, lambda isa: isa in (ISAS[-1], ISAS[len(ISAS) // 3]))
+FEW_ISAS = ISAS and [ISAS[-1], ISAS[len(ISAS) // 3]]  # of the first tier: the best and one other
+EACH_ISA = tiered(ISAS, FEW_ISAS.__contains__)  # for parametrize
 RUNTIMES = ["eager", pytest.param("cpu", marks=needs_native)]
+
+
+def on_each_isa(what: str) -> list[Any]:
+    """(what, isa), for parametrize."""
+    return tiered([(what, isa) for isa in ISAS], lambda case: case[1] in FEW_ISAS)
 
 
 @contextmanager

@@ -85,6 +85,16 @@ def test_another_machine_tries_for_itself(monkeypatch) -> None:
     assert torch.equal(images(other, "auto"), drawn) and sorted(Ready.prepared) == [1, 2]
 
 
+def test_a_refreshed_sampler_tries_again(monkeypatch) -> None:
+    """The GPU's memory, for one, may have been full."""
+    with pytest.warns(UserWarning, match="'auto' takes the runtime 'eager'"):
+        found = sampler(monkeypatch, Unbuildable)
+    monkeypatch.setattr(engine, "CudaRuntime", Ready)
+    drawn = images(found, "auto")
+    assert not Ready.prepared
+    assert torch.equal(images(found.refresh(), "auto"), drawn) and sorted(Ready.prepared) == [1, 2]
+
+
 def first_line(found: Sampler) -> str:
     return str(found.program).splitlines()[0]
 

@@ -1,6 +1,6 @@
 """Two tiers of tests: what `make test` runs with every change, and what only `make test-all` adds.
 
-A test is thorough if it is slow, needs a second build or a compiler of its own, or if it repeats with more seeds,
+A test is thorough if it is slow, needs nvcc or another build of the package, or if it repeats with more seeds,
 instruction sets or networks what another has shown with a few. Nothing is left out of both.
 """
 

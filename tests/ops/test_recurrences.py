@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pixelcnn_fast import ops
-from tests.needs import EACH_ISA, ISAS, instruction_set
+from tests.needs import EACH_ISA, ISAS, instruction_set, on_each_isa
 from tests.tiers import few, tiered
 from tests.tolerances import assert_right
 
@@ -106,7 +106,7 @@ def with_gradients(function: Recurrence, given: list[Tensor | None], dtype: torc
     return [h.detach(), *torch.autograd.grad(h, [x for x in given if x is not None], grad)]
 
 
-BACKENDS = [*(("compiled", isa) for isa in ISAS), ("reference", "")]
+BACKENDS = [*on_each_isa("compiled"), ("reference", "")]
 
 
 @pytest.mark.parametrize("learned", [False, True])

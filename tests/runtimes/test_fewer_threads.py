@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,13 +40,13 @@ def four_threads():
 
 
 class Leaving:
-    """A compiled sampler whose threads leave at these column steps."""
+    """A compiled sampler whose threads leave at these column steps. left: how many there were in the end."""
 
     def __init__(self, compiled, steps: tuple[int, ...]) -> None:
-        self._compiled, self._steps = compiled, list(steps)
+        self._compiled, self._steps, self.left = compiled, list(steps), 0
 
     def run(self, **job) -> None:
-        self._compiled.run(**job, fewer_at=self._steps)
+        self.left = self._compiled.run(**job, fewer_at=self._steps)
 
 
 def where_threads_leave(runtime: CpuRuntime, steps: tuple[int, ...], monkeypatch, draw):
@@ -70,6 +75,46 @@ def test_the_same_images_of_every_family(name, monkeypatch, four_threads):
         for steps in STEPS:
             found = where_threads_leave(runtime, steps, monkeypatch, draw)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), (n, steps)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """-> its process. It ends with status 0 if that is true."""
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(30)
+            os._exit(not work())
+        finally:
+            os._exit(2)
+    return child
+
+
+@thorough
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes to cores")
+def test_threads_that_wait_for_a_busy_core_are_left_behind():
+    sampler = Sampler(enlivened(MODELS["PixelCNN"]()), (3, 8, 8))
+
+    def spin() -> None:
+        os.sched_setaffinity(0, {core})
+        while True:
+            pass
+
+    def left() -> bool:
+        os.sched_setaffinity(0, {core})
+        torch.set_num_threads(2)
+        runtime: Any = sampler.runtime("cpu")
+        leaving = runtime._sampler = Leaving(runtime._sampler, ())
+        sampler.sample(1, runtime="cpu")
+        return leaving.left == 1
+
+    core = min(os.sched_getaffinity(0))
+    busy = [in_child(spin) for _ in range(3)]
+    try:
+        assert os.waitpid(in_child(left), 0)[1] == 0
+    finally:
+        for child in busy:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 class Normed(nn.Module):

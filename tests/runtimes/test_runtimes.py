@@ -13,7 +13,7 @@ from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.models import GatedPixelCNN
 from pixelcnn_fast.native import required
-from tests.needs import EACH_ISA, ISAS, RUNTIMES, instruction_set, needs_native
+from tests.needs import EACH_ISA, RUNTIMES, instruction_set, needs_native, on_each_isa
 from tests.system.networks import ABOVE, LEFT, ChannelByChannel, Masked, enlivened, pixelcnn, two_stacks
 from tests.tolerances import assert_as_exact_as_plain, assert_identical_up_to_rounding
 
@@ -131,7 +131,7 @@ def test_float32_logits_per_instruction_set(isa, name):
             assert_as_exact_as_plain(got, single(*arguments).detach()[:n], exact[:n])
 
 
-@pytest.mark.parametrize(("runtime", "isa"), [("eager", ""), *(("cpu", isa) for isa in ISAS)])
+@pytest.mark.parametrize(("runtime", "isa"), [("eager", ""), *on_each_isa("cpu")])
 def test_bf16_weights(runtime, isa):
     """Runtimes agree on the same rounded weights, but for what else is rounded where the processor multiplies bf16;
     rounding moves the logits by about a bf16 step."""

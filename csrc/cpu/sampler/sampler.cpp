@@ -38,10 +38,12 @@ class SamplerOf final : public Sampler {
     return left;
   }
 
-  void run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
+  int run(const Job& job, int threads, const std::function<void(int)>& on_row) const override {
     const Schedule s =
         choose_schedule(program_, prepared_.work, job.images, std::max(threads, 1), crowding_.most_in_group());
-    if (const int left = run(job, s, on_row); left < s.threads) crowding_.found(left);
+    const int left = run(job, s, on_row);
+    if (left < s.threads) crowding_.found(left);
+    return left;
   }
 
   int64_t workspace_bytes(const Schedule& s) const override {

@@ -32,7 +32,7 @@ class Sampler {
 
   // The same on at most `threads` threads, by the cheapest schedule. For three seconds after a run has left threads
   // behind, groups have no more threads than it ended with.
-  virtual void run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
+  virtual int run(const Job& job, int threads, const std::function<void(int)>& on_row) const = 0;
 
   virtual int64_t workspace_bytes(const Schedule& schedule) const = 0;
 };

@@ -17,7 +17,7 @@ using Address = uintptr_t;
 
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
-void run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
+int run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
          const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
          Address log_probability, int threads, const std::function<void(int)>& on_row,
          const std::vector<int>& fewer_at) {
@@ -34,7 +34,7 @@ void run(const cpu::Sampler& sampler, int images, Address values, Address known,
   if (fewer_at.empty()) return sampler.run(job, threads, on_row);
   cpu::Schedule schedule = sampler.schedule(images, threads);
   schedule.fewer_at = fewer_at;
-  sampler.run(job, schedule, on_row);  // on_row takes the GIL by itself
+  return sampler.run(job, schedule, on_row);  // on_row takes the GIL by itself
 }
 
 }  // namespace

@@ -73,7 +73,12 @@ class Nvrtc(Compiler):
 
     @property
     def identity(self) -> str:
-        return f"{self.path.name}-{self.path.stat().st_size}-{_digest(self.FLAGS)}"
+        """The name of the library has the major version only, and those of what it needs have all of it."""
+        versions = "".join(path.name.partition(".so")[2] for path in sorted(self._builtins()))
+        return f"{self.path.name}{versions}-{self.path.stat().st_size}-{_digest(self.FLAGS)}"
+
+    def _builtins(self) -> Iterable[Path]:
+        return self.path.parent.glob("libnvrtc-builtins.so*")
 
     def __str__(self) -> str:
         return f"NVRTC {'.'.join(map(str, self.version))}"
@@ -81,7 +86,7 @@ class Nvrtc(Compiler):
     @cached_property
     def _loaded(self) -> ctypes.CDLL:
         try:
-            for builtins in self.path.parent.glob("libnvrtc-builtins.so*"):  # which it looks for elsewhere
+            for builtins in self._builtins():  # which it looks for elsewhere
                 ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(str(self.path))
         except OSError as error:

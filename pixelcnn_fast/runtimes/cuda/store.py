@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, TypeVar
@@ -110,26 +110,29 @@ class Store:
         """A kernel, made now if it is not there. If it can't be kept, that costs a warning."""
         if (found := self.get(name)) is not None:
             return found
-        with self._locked(name):
+        with ExitStack() as held:
+            held.enter_context(self._locked(name))
             if (found := self.get(name)) is not None:  # somebody else has made it meanwhile
                 return found
             _say(f"compiling the CUDA kernel {name}, once, in some 10 s")
-            made, lost = _in_background(lambda: self._made(name, make))
-            if lost is not None:
-                tell(
-                    f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {lost}; "
-                    "PIXELCNN_FAST_CACHE names another folder"
-                )
-            return made
+            lock = held.pop_all()  # until it is made, even if nobody waits for that any more
+            made, lost = _in_background(lambda: self._made(name, make, lock))
+        if lost is not None:
+            tell(
+                f"a compiled CUDA kernel can't be kept, and will be compiled again by the next process: {lost}; "
+                "PIXELCNN_FAST_CACHE names another folder"
+            )
+        return made
 
-    def _made(self, name: str, make: Callable[[], bytes]) -> tuple[bytes, OSError | None]:
+    def _made(self, name: str, make: Callable[[], bytes], lock: ExitStack) -> tuple[bytes, OSError | None]:
         """And kept, or why not."""
-        made = make()
-        try:
-            self.put(name, made)
-        except OSError as error:
-            return made, error
-        return made, None
+        with lock:
+            made = make()
+            try:
+                self.put(name, made)
+            except OSError as error:
+                return made, error
+            return made, None
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

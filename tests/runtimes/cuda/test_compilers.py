@@ -182,3 +182,14 @@ def test_nvrtc_lies_in_a_package_or_in_a_toolkit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(compilers, "find_spec", lambda name: Spec)
     own, *others, last = [found.path for found in compilers.nvrtcs() if tmp_path in found.path.parents]
     assert own == files[2] and others == files[:2] and last == toolkit / "libnvrtc.so"
+
+
+def test_minor_versions_are_told_apart(tmp_path: Path) -> None:
+    """Though their libraries have one name, and may have one size."""
+    identities = set()
+    for version in ("13.0", "13.2"):
+        (folder := tmp_path / version).mkdir()
+        (folder / f"libnvrtc-builtins.so.{version}").touch()
+        (folder / "libnvrtc.so.13").touch()
+        identities.add(Nvrtc(folder / "libnvrtc.so.13").identity)
+    assert len(identities) == 2
