@@ -260,6 +260,7 @@ class Recorder(TorchDispatchMode):
             return
         is_branch = is_yes_or_no if not self._reading else self._reading == "if"
         what = "a branch" if is_branch else (self._reading or "item()")
+        value = bool(value) if is_branch else value
         call = Call(func.name(), args, {}, (None,), self.where())
         self.recording.escapes.append(
             Escape(len(self.recording.calls), self.where(), what, depends, is_branch, call, value)

@@ -111,13 +111,13 @@ class Guard:
     calls: Sequence[Call]
     call: Call
     leaves: Mapping[int, Tensor]
-    value: object
+    value: bool
     what: str
 
     def falls_alike(self, memory: Memory) -> bool:
         for call in self.calls:
             memory.run(call)
-        return memory.result(self.call) == self.value
+        return bool(memory.result(self.call)) == self.value
 
 
 class Conditions:
