@@ -16,7 +16,7 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, needed
 
 
 def agreed(one: Recording, two: Recording) -> Recording:
-    """The first recording, in which numbers that follow the batch say so.
+    """The first recording, in which numbers that follow the batch say so; the second is of one image more.
 
     Raises Unsupported, naming the last number that Python read before, where the recordings differ otherwise.
     """
@@ -130,9 +130,7 @@ class _Agreement:
 
     def following(self, a: Any, b: Any) -> BatchSize:
         """As ``size``, for an offset, which may be of any image."""
-        times, rest = divmod(b - a, self.two.n - self.one.n)
-        if rest:
-            raise Unsupported(f"{a} and {b}")
+        times = b - a
         return BatchSize(times, a - times * self.one.n)
 
 
