@@ -139,8 +139,8 @@ def _labels(
     """All labels, as far as they can be told; where a wrong one would end the program, those that are known."""
     if given.labels is None or (classes is None and given.labels.device.type != "cpu"):
         return
-    most = min(classes or MOST_LABELS, MOST_LABELS)
-    for label in range(0, classes or most, max(1, (classes or most) // most)):
+    n = classes or MOST_LABELS
+    for label in range(0, n, max(1, n // MOST_LABELS)):
         try:
             conditions(operands, given.part(torch.tensor([0]))._replace(labels=_like(given.labels, [label])), 1)
         except ModelFailed:
