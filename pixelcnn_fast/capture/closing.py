@@ -53,7 +53,8 @@ def without_log_softmax(b: Builder, logits: Tensor) -> tuple[Tensor, bool]:
     if taken_of is None:
         return logits, False
     rows = _sorted_rows(logits.movedim(2, -1))
-    if not any(_among(rows, _sorted_rows(known)) for known in b.distributions):
+    known = [x for x in map(_sorted_rows, b.distributions) if x.shape[1] == rows.shape[1]]
+    if not known or not _among(rows, torch.cat(known)):
         raise Unsupported("cannot sample from this model: its last call is a softmax, but not over the levels")
     return b.space.moved(logits, taken_of), True
 
@@ -83,7 +84,7 @@ def _sorted_rows(addresses: Tensor) -> Tensor:
 
 
 def _among(rows: Tensor, known: Tensor) -> bool:
-    """Whether all of the sorted rows [n, L] are among the known ones [m, K], no two of which share an element."""
+    """Whether all of the sorted rows [n, L] are among the known ones [m, L], no two of which share an element."""
     known = known[known[:, 0].argsort()]
     at = torch.searchsorted(known[:, 0].contiguous(), rows[:, 0].contiguous()).clamp_max(len(known) - 1)
     return torch.equal(known[at], rows)

@@ -182,6 +182,19 @@ def test_a_log_of_a_softmax_and_one_that_is_thrown_away():
     assert_all_runtimes_agree(Sampler(Net(2, with_side_effect).double(), (2, 4, 5), levels=LEVELS))
 
 
+def test_each_channel_may_have_a_softmax_of_its_own():
+    def closed(x):
+        return torch.stack([each.log_softmax(1) for each in x.chunk(2, 1)], 1)
+
+    assert_all_runtimes_agree(Sampler(Net(2, closed).double(), (2, 4, 5), levels=LEVELS))
+
+
+def test_a_softmax_over_as_many_channels_as_levels_is_refused():
+    net = Net(2, lambda x: x.unflatten(1, (2, 2)).log_softmax(1), levels=2)
+    with pytest.raises(Unsupported, match="not over the levels"):
+        Sampler(net.double(), (2, 4, 5), head=Categorical(2, "N,C,L,H,W"))
+
+
 def test_levels_of_probability_zero():
     net = Net(1, lambda x: (200 * x).softmax(1)).double()
     assert net(torch.ones(1, 1, 4, 5)).min() == 0
