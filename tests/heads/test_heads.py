@@ -182,6 +182,24 @@ def test_a_log_of_a_softmax_and_one_that_is_thrown_away():
     assert_all_runtimes_agree(Sampler(Net(2, with_side_effect).double(), (2, 4, 5), levels=LEVELS))
 
 
+@pytest.mark.parametrize("logit", [0.0, 1.5])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_logit_of_a_level_may_be_a_constant(logit, probabilities):
+    """It counts in a softmax at the end, too."""
+
+    def closed(x):
+        f = F.softmax if probabilities else F.log_softmax
+        return f(F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0), value=logit), 1)
+
+    head = Categorical(LEVELS, probabilities=probabilities)
+    sampler = Sampler(Net(1, closed).double(), (1, 4, 5), head=head)
+    assert_all_runtimes_agree(sampler)
+    images = torch.zeros(1, 1, 4, 5, dtype=torch.long)
+    for runtime in RUNTIMES:
+        found, expected = (sampler.logits(images, runtime=r).softmax(-1) for r in (runtime, "reference"))
+        assert torch.allclose(found, expected, rtol=1e-9)
+
+
 def test_each_channel_may_have_a_softmax_of_its_own():
     def closed(x):
         return torch.stack([each.log_softmax(1) for each in x.chunk(2, 1)], 1)
@@ -193,6 +211,13 @@ def test_a_softmax_over_as_many_channels_as_levels_is_refused():
     net = Net(2, lambda x: x.unflatten(1, (2, 2)).log_softmax(1), levels=2)
     with pytest.raises(Unsupported, match="not over the levels"):
         Sampler(net.double(), (2, 4, 5), head=Categorical(2, "N,C,L,H,W"))
+
+
+def test_levels_may_be_reordered_after_a_softmax():
+    def closed(x):
+        return split(x).log_softmax(2).flip(2)
+
+    assert_all_runtimes_agree(Sampler(Net(2, closed).double(), (2, 4, 5), levels=LEVELS))
 
 
 def test_levels_of_probability_zero():
@@ -222,13 +247,23 @@ def test_probabilities_that_underflow_before_they_are_normalised():
         assert torch.allclose(found, expected, rtol=1e-12)
 
 
+def partly_exchanged(x):
+    """The last level of each channel is that of the other one."""
+    return torch.cat([x[:, :, :-1], x[:, :, -1:].flip(1)], 2)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
         (lambda x: split(x).softmax(2), "softmax.*probabilities=True"),
         (lambda x: 2 * split(x).log_softmax(2), "softmax: it is supported only as the last call"),
+        (lambda x: split(x + x.softmax(1)).log_softmax(2), "softmax: it is supported only as the last call"),
         (lambda x: split(x).log_softmax(-1), "not over the levels"),
         (lambda x: split(x.log_softmax(1)), "not over the levels"),  # over both channels
+        (
+            lambda x: partly_exchanged(x.unflatten(1, (LEVELS, 2)).transpose(1, 2).log_softmax(2)),
+            "not over the levels",
+        ),
         (lambda x: split(x).log_softmax(2).flip(4), "rearrangement"),
     ],
 )
