@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
 from pixelcnn_fast.compiler import MOST_SETTLED
-from pixelcnn_fast.errors import CaptureMismatch, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
 from pixelcnn_fast.runtimes import RuntimeName
 from tests.needs import RUNTIMES
 from tests.system.networks import pixelcnn
@@ -52,6 +52,11 @@ class OfImage(Net):
         return self.body(self.features(x), x)
 
 
+class OfBoth(Net):
+    def forward(self, x: Tensor, y: Tensor, condition: Tensor) -> Tensor:
+        return self.features(x) + self.body(self.embedding(y), y, condition)[:, :, None, None]
+
+
 def masked(e: Tensor, y: Tensor) -> Tensor:
     e[y == 7] = e[y == 7] * 5
     return e
@@ -72,7 +77,16 @@ LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "any of them": (lambda e, y: e * (1 + 4 * (y == 7).any()), "other images of the batch"),
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
     "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
+    "float()": (lambda e, y: e * 2 if float(y[0]) == 7 else e, r"Python took float\(\)"),
     "item()": (lambda e, y: e * 2 if y.max().item() == 7 else e, r"Python took item\(\)"),
+    "whether it is zero": (
+        lambda e, y: e if (y[0] - 7).is_nonzero() else e * 2,
+        "it falls otherwise for label 7",
+    ),
+    "whether one is zero": (
+        lambda e, y: e if torch.is_nonzero(y[0] - 7) else e * 2,
+        "it falls otherwise for label 7",
+    ),
     "item(), for what is 1 if it is left out": (
         lambda e, y: torch.add(e, e, alpha=5 if y.max().item() == 7 else 1),
         r"Python took item\(\)",
@@ -97,10 +111,30 @@ def test_what_labels_must_not_do(name: str) -> None:
         Sampler(OfLabels(body, CLASSES), SHAPE, image_form="unit")
 
 
+def test_labels_and_a_condition_must_not_decide_together() -> None:
+    body = lambda e, y, c: e + c if (y[:, None] + c).max() < 1e9 else e  # noqa: E731
+    with pytest.raises(Unsupported, match="depends on the condition and the labels: .* for another condition"):
+        Sampler(OfBoth(body, CLASSES), SHAPE, image_form="unit", condition_shape=(LEVELS,))
+
+
+def test_a_label_whose_weights_are_nan_does_not_depend_on_other_images() -> None:
+    model = OfLabels(lambda e, y: e, CLASSES)
+    model.embedding.weight.data[7] = torch.nan
+    with pytest.raises(NonFiniteLogits):
+        Sampler(model, SHAPE, image_form="unit")
+
+
+def changed_after_the_branch(e: Tensor, y: Tensor) -> Tensor:
+    are_known = (y < CLASSES).all()
+    e = 2 * e if are_known else e
+    return e + are_known.logical_not_()
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     "body",
     [
+        changed_after_the_branch,
         lambda e, y: e + F.one_hot(y, CLASSES)[:, :LEVELS],
         lambda e, y: e if y.max().item() < CLASSES else 0 * e,
         lambda e, y: torch.where((y == 7)[:, None], 5 * e, e),
@@ -114,6 +148,23 @@ def test_what_labels_may_do(body: Callable[[Tensor, Tensor], Tensor], runtime: R
     for size in (1, 10):
         found = sampler.sample(CLASSES, labels, noise=u, batch_size=size, runtime=runtime)
         assert torch.equal(found, naive)
+
+
+@pytest.mark.parametrize(
+    "decides", [lambda x, y: x.min() >= 0, lambda x, y: (x.amax((1, 2, 3)) + y).max() < 1e9]
+)
+def test_the_image_may_decide_beside_labels_if_it_falls_alike(
+    decides: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    class Deciding(OfLabels):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            logits = super().forward(x, y)
+            return 2 * logits if decides(x, y) else logits
+
+    sampler = Sampler(Deciding(lambda e, y: e, CLASSES), SHAPE, image_form="unit")
+    labels, u = torch.arange(CLASSES), torch.rand(CLASSES, *SHAPE, dtype=torch.float64)
+    naive = sampler.sample(CLASSES, labels, noise=u, runtime="reference")
+    assert torch.equal(sampler.sample(CLASSES, labels, noise=u), naive)
 
 
 MANY = 1000  # labels, more than are tried one by one
@@ -272,6 +323,7 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "NumPy": lambda c: c * 2 if c.numpy().max() > 20 else c,
     "a size": lambda c: c * 2 if c[c > 20].numel() else c,
     "zeros": lambda c: c + 1 if c.abs().sum().item() == 0 else c,
+    "two that are far apart": lambda c: c * 2 if (c[0] - c[1]).abs().max().item() > 20 else c,
 }
 
 
@@ -363,6 +415,16 @@ def test_a_number_that_is_read_is_told_from_a_branch() -> None:
     net = OfImage(lambda h, x: h * (2 if (x >= 0).any().item() else 3))
     assert ".item()" not in (listing := str(Sampler(net, SHAPE, image_form="unit").program))
     assert "model: item() reads a number off the image, which was True in an example" in listing
+
+
+@pytest.mark.parametrize("classes", [{}, {"num_classes": 2}])
+def test_one_hot_reads_a_number_only_to_learn_how_many_there_are(classes: dict[str, int]) -> None:
+    def body(h: Tensor, x: Tensor) -> Tensor:
+        above = F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+        return h * F.one_hot((above >= 0).long(), **classes).sum(-1)
+
+    listing = str(Sampler(OfImage(body), SHAPE, image_form="unit").program)
+    assert ("a number off the image" in listing) == (not classes)
 
 
 def test_all_that_is_taken_for_granted_is_listed() -> None:

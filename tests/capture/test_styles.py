@@ -298,6 +298,18 @@ def test_a_logit_keeps_its_eps(eps: float) -> None:
         assert torch.allclose(sampler.logits(images, runtime=runtime), expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_logit_of_probabilities_that_are_constants_in_part(p: float) -> None:
+    def body(net: Net, x: Tensor) -> Tensor:
+        shares = torch.sigmoid(net.above(x)[:, :, :-1])
+        return -torch.logit(F.pad(shares[:, 1:], (0, 0, 0, 0, 1, 0), value=p), eps=0.1)
+
+    sampler = Sampler(Net(body).double(), (1, 8, 7), levels=LEVELS, image_form="unit")
+    images = torch.randint(LEVELS, (2, 1, 8, 7))
+    found, expected = (sampler.logits(images, runtime=r) for r in ("eager", "reference"))
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_probabilities_may_be_zero_and_one(dtype: torch.dtype) -> None:
     class Certain(nn.Module):
