@@ -355,6 +355,7 @@ def test_wrappers_are_taken_off(wrap) -> None:
 def test_what_is_compiled_inside_runs_eagerly_while_it_is_captured() -> None:
     model = CompiledFunction().double()
     stance = torch._dynamo.eval_frame._stance
+    assert stance.stance == "default"
     assert sampler(model).sample(1).shape == (1, *SHAPE)
     assert torch._dynamo.eval_frame._stance == stance
     with eagerly, eagerly:
