@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelcnn_fast import Sampler
+from pixelcnn_fast.capture import tables
 from pixelcnn_fast.errors import Unsupported
 from tests.system.networks import ABOVE, HERE, LEFT, Masked
 from tests.tolerances import assert_identical_up_to_rounding
@@ -63,6 +64,16 @@ def left(x):
 
 CHECKERED = (torch.arange(5)[:, None] + torch.arange(6)) % 2 == 0
 COORDINATES = torch.linspace(-1, 1, 5)[:, None]
+
+
+def above(x):
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
+def sines(x, weight, bias=None):
+    """Of what a convolution, whose weights are [2, 2], makes of levels: [N, 1, H, W]."""
+    bias = bias if bias is None else bias.to(x)
+    return left(torch.sin(F.conv2d(x, weight.to(x)[:, :, None, None], bias))).sum(1, keepdim=True)
 
 
 def channels_last(f):
@@ -319,6 +330,38 @@ REFUSED = {
         "only stride 1",
     ),
     "a sum over space": (lambda net, h, x, i: h + h.sum((2, 3), keepdim=True), "sum"),
+    "a convolution of a map that is one row higher": (
+        lambda net, h, x, i: F.conv2d(F.conv2d(F.pad(h, (2, 0, 3, 0)), weights(6)), weights(6)[:, :, :2, :1]),
+        "larger than the image",
+    ),
+    "a function of two channels": (
+        lambda net, h, x, i: h * torch.logical_xor(left(i)[:, :1] > 9, left(i)[:, 1:] > 9),
+        "a function of several levels",
+    ),
+    "a function of two rows": (
+        lambda net, h, x, i: h * torch.logical_xor(left(i)[:, :1] > 9, above(left(i))[:, :1] > 9),
+        "a function of several levels",
+    ),
+    "a function of two columns": (
+        lambda net, h, x, i: h * torch.logical_xor(left(i)[:, :1] > 9, left(left(i))[:, :1] > 9),
+        "a function of several levels",
+    ),
+    "complex numbers": (
+        lambda net, h, x, i: h + (left(x)[:, :1] * 1j).exp().real,
+        "it computes complex numbers",
+    ),
+    "a sine of levels and a bias": (
+        lambda net, h, x, i: h + sines(x, torch.eye(2), torch.ones(2)),
+        "not a function of one level",
+    ),
+    "a sine of levels that are scaled": (
+        lambda net, h, x, i: h + sines(x, 2 * torch.eye(2)),
+        "not a function of one level",
+    ),
+    "a sine of a sum of levels": (
+        lambda net, h, x, i: h + sines(x, torch.tensor([[1, 0.5], [0, 1]])),
+        "not a function of one level",
+    ),
 }
 
 
@@ -327,3 +370,14 @@ def test_what_is_refused(name):
     body, message = REFUSED[name]
     with pytest.raises(Unsupported, match=message):
         Sampler(Net(body).double(), SHAPE)
+
+
+def test_a_table_holds_only_so_many_functions(monkeypatch):
+    def body(functions):
+        numbers = torch.arange(functions).view(-1, 1, 1)
+        return lambda net, h, x, i: h + (left(i)[:, :1].long() ^ numbers).sum(1, keepdim=True)
+
+    monkeypatch.setattr(tables, "MOST_COLUMNS", 4)
+    Sampler(Net(body(4)).double(), SHAPE)
+    with pytest.raises(Unsupported, match="5 functions of a level, which is more than a table holds"):
+        Sampler(Net(body(5)).double(), SHAPE)
