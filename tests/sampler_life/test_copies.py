@@ -86,6 +86,15 @@ def test_a_copy_reads_the_same_part_of_the_output(way: str) -> None:
     assert torch.equal(*(each.sample(3, noise=noise(), runtime="reference") for each in (sampler, other)))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_of_a_refreshed_sampler_runs_the_refreshed_module(way: str) -> None:
+    sampler, _, model = through(WAYS[way])
+    take(model, trained_on(model))
+    other, labels = WAYS[way](sampler.refresh()), torch.tensor([0, 2, 1])
+    expected = Sampler(model, SHAPE).sample(3, labels, noise=noise(), runtime="reference")
+    assert torch.equal(other.sample(3, labels, noise=noise(), runtime="reference"), expected)
+
+
 def test_a_pickle_of_a_refreshed_sampler_is_no_larger() -> None:
     """Though its weights were computed together, and lie in the same memory."""
     model = pixelcnn()
