@@ -93,7 +93,7 @@ def _check_each_image(conditions: Conditions, operands: Sequence[ConditionOperan
 
 
 def _varied(given: Given, labels: Sequence[int]) -> Given:
-    """Many labels, spread over all, or fewer, with conditions of several scales."""
+    """Many labels, spread over all, or fewer, with conditions of several scales, or of several codes."""
     spread = list(labels)[:: max(1, len(labels) // MOST_TOGETHER)] or [0]
     n = len(spread) if given.condition is None else 2 * len(SCALES)
     which = torch.arange(n)
@@ -104,6 +104,10 @@ def _varied(given: Given, labels: Sequence[int]) -> Given:
         condition = condition[(which % 2).to(condition.device)]
         if condition.is_floating_point():
             condition = condition * scale.to(condition.dtype).view(-1, *[1] * (condition.dim() - 1))
+        else:  # the two are of few codes, perhaps of the same ones: zeros in place of more and more of them
+            place = torch.arange(condition[0].numel()).view(condition.shape[1:])
+            kept = [place * len(SCALES) >= i // 2 * place.numel() for i in range(n)]
+            condition = condition * torch.stack(kept).to(condition.device)
     return Given(mine, condition)
 
 

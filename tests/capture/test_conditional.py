@@ -356,6 +356,18 @@ def test_a_code_of_a_condition_must_not_decide(code: int) -> None:
         Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
 
 
+def test_codes_of_a_condition_must_not_count_for_other_images() -> None:
+    """Also if it is alike for those that the model was recorded on, in whatever order they are."""
+
+    class Coded(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            e = self.embedding(condition).mean(1)
+            return self.features(x) + (e - e.mean(0))[:, :, None, None]
+
+    with pytest.raises(Unsupported, match="other images of the batch"):
+        Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+
+
 IMAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "an empty one": lambda h, x: h * 2 if x.sum() == 0 else h,
     "a full one": lambda h, x: h * 2 if x.min() == 1 else h,
