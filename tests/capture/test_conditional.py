@@ -75,6 +75,7 @@ LABELS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
         "other images of the batch",
     ),
     "any of them": (lambda e, y: e * (1 + 4 * (y == 7).any()), "other images of the batch"),
+    "the last of them": (lambda e, y: e * (1 + 4 * (y == CLASSES - 1).any()), "other images of the batch"),
     "the largest": (lambda e, y: e + (y.max() >= 7), "other images of the batch"),
     "int()": (lambda e, y: e * 2 if int(y[0]) == 7 else e, r"Python took int\(\)"),
     "float()": (lambda e, y: e * 2 if float(y[0]) == 7 else e, r"Python took float\(\)"),
@@ -124,6 +125,9 @@ def test_a_label_whose_weights_are_nan_does_not_depend_on_other_images() -> None
         Sampler(model, SHAPE, image_form="unit")
 
 
+NOTHING = torch.tensor(0)
+
+
 def changed_after_the_branch(e: Tensor, y: Tensor) -> Tensor:
     are_known = (y < CLASSES).all()
     e = 2 * e if are_known else e
@@ -138,6 +142,7 @@ def changed_after_the_branch(e: Tensor, y: Tensor) -> Tensor:
         lambda e, y: e + F.one_hot(y, CLASSES)[:, :LEVELS],
         lambda e, y: e if y.max().item() < CLASSES else 0 * e,
         lambda e, y: torch.where((y == 7)[:, None], 5 * e, e),
+        lambda e, y: 2 * e if torch.equal(y.amin().clamp(max=0), NOTHING) else e,
         lambda e, y: 2 * e if (y < CLASSES).sum() else e,  # how many there are does not matter
     ],
 )
@@ -354,6 +359,16 @@ def test_a_code_of_a_condition_must_not_decide(code: int) -> None:
 
     with pytest.raises(Unsupported, match=r"Python took item\(\)"):
         Sampler(Coded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
+
+
+def test_zeros_at_the_end_of_a_condition_must_not_decide() -> None:
+    class Padded(Net):
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            is_padded = (condition.any() & (condition[:, 4:] == 0).all()).item()
+            return self.features(x) + self.embedding(condition).mean(1)[:, :, None, None] * (1 + is_padded)
+
+    with pytest.raises(Unsupported, match=r"Python took item\(\)"):
+        Sampler(Padded(lambda x: x), SHAPE, image_form="unit", condition_shape=(6,), condition_dtype=torch.long)
 
 
 def test_codes_of_a_condition_must_not_count_for_other_images() -> None:
