@@ -45,7 +45,7 @@ def _window(b: Builder, axis: int, index: Tensor, here: Tensor, addresses: Tenso
     wanted = first
     if addresses.dim() == 4 and addresses.shape[2 + axis] == size:
         wanted -= int(here.nonzero()[int(index.argmin()), 2 + axis])
-    return min(max(wanted, last - size + 1), first)
+    return max(wanted, last - size + 1)
 
 
 def materialised(b: Builder, x: Map) -> Map:
