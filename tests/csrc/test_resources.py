@@ -56,7 +56,7 @@ def test_registers_are_what_is_compiled(math: str, tmp_path: Path) -> None:
 @thorough
 def test_the_tightest_kernels_of_other_compilers_do_not_spill(compiler: Compiler) -> None:
     """``cuda_resources.py --check`` tells of all kernels. The extra `test` brings NVRTC 12.8."""
-    tightest = {"bf16-1x8": [100], "bf16-8x1": [80, 120], "fp32-2x1": [120]}
+    tightest = {"bf16-1x8": [90, 100], "bf16-8x1": [80, 90, 120], "fp32-2x1": [120]}
     by_name = {str(instance): instance for instance in instances(["bf16", "fp32"])}
     known = {*compiler.architectures()}
     wanted = [(arch, by_name[name].options) for name, archs in tightest.items() for arch in known & {*archs}]
