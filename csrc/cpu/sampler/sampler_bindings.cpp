@@ -18,9 +18,9 @@ using Address = uintptr_t;
 const void* at(Address address) { return reinterpret_cast<const void*>(address); }
 
 int run(const cpu::Sampler& sampler, int images, Address values, Address known, Address noise,
-         const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
-         Address log_probability, int threads, const std::function<void(int)>& on_row,
-         const std::vector<int>& fewer_at) {
+        const std::vector<Address>& conditions, const pcf::SamplingOptions& options, Address parameters,
+        Address log_probability, int threads, const std::function<void(int)>& on_row,
+        const std::vector<int>& fewer_at) {
   pcf::Job job{images,
                reinterpret_cast<void*>(values),
                static_cast<const uint8_t*>(at(known)),
