@@ -62,9 +62,9 @@ PCF_DEVICE int pick(int levels, double u, int lane, const Weight& weight) {
   double sum = 0;
   for (int k = mine.first; k < mine.last; k++) sum += weight(k);
   const double up_to = up_to_lane(sum, lane);
-  double before = __shfl_up_sync(kAllLanes, up_to, 1);
-  if (lane == 0) before = 0;
-  const double target = fmax(u * __shfl_sync(kAllLanes, up_to, 31), before);  // rounding draws no level without weight
+  const double wanted = u * __shfl_sync(kAllLanes, up_to, 31), below = __shfl_up_sync(kAllLanes, up_to, 1);
+  double before = lane == 0 ? 0 : below;
+  const double target = wanted < before ? before : wanted;  // rounding draws no level without weight
   int found = levels;
   for (int k = mine.first; k < mine.last && found == levels; k++) {
     before += weight(k);
@@ -187,7 +187,8 @@ struct DrawInRegisters {
 #pragma unroll
     for (int m = 0; m < kMany; m++) {
       const double all = __shfl_sync(kAllLanes, with_lane[m], 31), below = __shfl_up_sync(kAllLanes, with_lane[m], 1);
-      const double before = lane == 0 ? 0 : below, target = fmax(u[m] * all, before);  // as in pick()
+      const double before = lane == 0 ? 0 : below, wanted = u[m] * all;
+      const double target = wanted < before ? before : wanted;  // as in pick()
       const auto passes = [&](double sum) { return before + sum <= target; };
       // How many levels are passed over, by halves: sums don't fall.
       const bool half = passes(up_to[m][3]);
