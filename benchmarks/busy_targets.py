@@ -21,32 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing_when_asked import MODELS, drawing
 from targets import Target, options, ratio, write
 
 from pixelcnn_fast.bench import report
 from pixelcnn_fast.bench.arguments import output_folder
 from pixelcnn_fast.bench.measure import interleaved
-from pixelcnn_fast.bench.workload import random_model
-from pixelcnn_fast.models import PixelRNN
-from pixelcnn_fast.sampler import Sampler
-
-TINY: dict[str, Any] = dict(hidden_channels=32, n_layers=1)
-MODELS: dict[str, dict[str, Any]] = {
-    "Row LSTM": dict(family=PixelRNN, kind="row_lstm"),
-    "Diagonal BiLSTM": dict(family=PixelRNN, kind="diagonal_bilstm"),
-    "default PixelCNN": {},
-}
-WORKER = "--draw-for-another-process"
 
 
 def main() -> int:
     parser = options(__doc__, repeats=9)
     parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="a checkout with its native part built")
-    parser.add_argument(WORKER, dest="model", choices=MODELS, help="what the script starts to take turns")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.model:
-        return draw_when_asked(args.model, args.quick)
     folder = output_folder(args.out)
     found = report.machine()
     found_targets = list(targets(args))
@@ -59,14 +46,6 @@ def targets(args: Any) -> Iterator[Target]:
         if args.baseline:
             yield on_quiet_cores(name, args)
         yield on_busy_cores(name, args)
-
-
-def drawing(name: str, quick: bool) -> Callable[[], object]:
-    config = {**MODELS[name], **(TINY if quick and MODELS[name] else {})}
-    side = 6 if quick else 32
-    sampler = Sampler(random_model(**config), (3, side, side))
-    noise = torch.rand(1, *sampler.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return lambda: sampler.sample(1, noise=noise, runtime="cpu")
 
 
 def on_busy_cores(name: str, args: Any) -> Target:
@@ -111,20 +90,20 @@ def on_quiet_cores(name: str, args: Any) -> Target:
 @contextlib.contextmanager
 def drawn_elsewhere(name: str, args: Any, checkout: Path) -> Iterator[Callable[[], float]]:
     """A process that draws with this checkout's package, when it is called -> how many seconds that took."""
-    command = [sys.executable, __file__, WORKER, name, "--threads", str(args.threads)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    script = Path(__file__).with_name("drawing_when_asked.py")
     with subprocess.Popen(
-        [*command, *(["--quick"] if args.quick else [])],
-        env=environment,
+        [sys.executable, str(script), name, str(args.threads), *(["quick"] if args.quick else [])],
+        env={**os.environ, "PYTHONPATH": str(checkout)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         requests, answers = process.stdin, process.stdout
-        used = Path(answers.readline().strip())
-        if checkout not in used.parents:
-            raise SystemExit(f"{used} was imported, and not the package in {checkout}")
+        used = answers.readline().strip()
+        if checkout not in Path(used).parents:
+            why = f"{used} was imported, and not it" if used else "it failed, see above"
+            raise SystemExit(f"the package in {checkout} can't be measured: {why}")
 
         def seconds() -> float:
             requests.write("draw\n")
@@ -133,18 +112,6 @@ def drawn_elsewhere(name: str, args: Any, checkout: Path) -> Iterator[Callable[[
 
         yield seconds
         requests.close()
-
-
-def draw_when_asked(name: str, quick: bool) -> int:
-    draw = drawing(name, quick)
-    draw()
-    print(sys.modules["pixelcnn_fast"].__file__, flush=True)
-    for _ in sys.stdin:
-        draw()  # threads and caches are warm then
-        start = time.perf_counter()
-        draw()
-        print(time.perf_counter() - start, flush=True)
-    return 0
 
 
 if __name__ == "__main__":

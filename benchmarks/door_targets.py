@@ -22,7 +22,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,13 +45,13 @@ class Clone:
     """A clean one, of the last commit."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        self.folder, self._log = folder / "pixelcnn_fast", log
+        self.folder, self.log = folder / "pixelcnn_fast", log
         self.run("git", "clone", "-q", str(ROOT), str(self.folder), cwd=folder)
 
     def run(self, *command: str, cwd: Path | None = None) -> float:
         """-> seconds. Raises CalledProcessError if it fails."""
         began = time.perf_counter()
-        with self._log.open("a") as log:
+        with self.log.open("a") as log:
             print("$", *command, file=log, flush=True)
             subprocess.run(command, cwd=cwd or self.folder, stdout=log, stderr=log, check=True)
         return time.perf_counter() - began
@@ -161,6 +161,21 @@ ROWS = {
 BUSY = "busy"  # rows of busy_targets.py
 
 
+def measured(args: argparse.Namespace, clone: Clone) -> Iterator[Target]:
+    for name in args.rows:
+        if name == BUSY:
+            yield from busy_targets.targets(argparse.Namespace(**{**vars(args), "repeats": 9}))
+        elif not args.quick or ROWS[name].is_quick:
+            row = ROWS[name]
+            print(f"{row.name} ...", file=sys.stderr, flush=True)
+            try:
+                value = row.measure(clone)
+            except subprocess.CalledProcessError as error:
+                print(f"{error}; see {clone.log}", file=sys.stderr)
+                value = float("inf")
+            yield Target(row.name, row.must, row.reach, value, [value], row.show, at_most=True)
+
+
 def main() -> int:
     parser = options(__doc__, repeats=1)
     parser.add_argument(
@@ -173,27 +188,16 @@ def main() -> int:
     log.unlink(missing_ok=True)
     found = report.machine()
     targets: list[Target] = []
-    with tempfile.TemporaryDirectory() as temporary:
-        clone = Clone(Path(temporary), log)
-        for name in args.rows:
-            if name == BUSY:
-                targets += busy_targets.targets(argparse.Namespace(**{**vars(args), "repeats": 9}))
-                continue
-            row = ROWS[name]
-            if args.quick and not row.is_quick:
-                continue
-            print(f"{row.name} ...", file=sys.stderr, flush=True)
-            try:
-                value = row.measure(clone)
-            except subprocess.CalledProcessError as error:
-                print(f"{error}; see {log}", file=sys.stderr)
-                value = float("inf")
-            targets.append(Target(row.name, row.must, row.reach, value, [value], row.show, at_most=True))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            for target in measured(args, Clone(Path(temporary), log)):
+                targets.append(target)
+    finally:  # an hour's figures are kept, whatever happens to the rest
+        write(folder, "door", "Targets of the door", found, args.quick, targets, "", {})
     if BUSY in args.rows and not args.baseline:
         print(
             "not measured: samplers on quiet cores, against a built checkout of another commit (--baseline FOLDER)"
         )
-    write(folder, "door", "Targets of the door", found, args.quick, targets, "", {})
     return int(any(target.verdict() == "no" for target in targets))
 
 

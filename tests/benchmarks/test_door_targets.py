@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import door_targets as script
 import pytest
@@ -32,13 +33,27 @@ ROWS = {
 )
 def test_one_missed_target_is_enough_for_status_1(names, status, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "ROWS", ROWS)
-    monkeypatch.setattr(script, "Clone", lambda folder, log: None)
+    monkeypatch.setattr(script, "Clone", lambda folder, log: Namespace(log=log))
     monkeypatch.setattr(sys, "argv", ["it", "--quick", "--rows", *names, "--out", str(tmp_path)])
     assert script.main() == status
     (record,) = tmp_path.glob("*.json")
     assert [row["name"] for row in json.loads(record.read_text())["targets"]] == [
         n for n in names if n != "long"
     ]
+
+
+def test_what_was_measured_is_kept_if_the_rest_is_interrupted(monkeypatch, tmp_path):
+    def interrupted(clone):
+        raise KeyboardInterrupt
+
+    rows = {"met": ROWS["met"], "interrupted": script.Row("interrupted", 2, 1, interrupted, is_quick=True)}
+    monkeypatch.setattr(script, "ROWS", rows)
+    monkeypatch.setattr(script, "Clone", lambda folder, log: Namespace(log=log))
+    monkeypatch.setattr(sys, "argv", ["it", "--quick", "--rows", *rows, "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    (record,) = tmp_path.glob("*.json")
+    assert [row["name"] for row in json.loads(record.read_text())["targets"]] == ["met"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/results"])
