@@ -85,7 +85,8 @@ def _cuda_rows() -> dict[str, str]:
     rows["driver"] = f"serves CUDA {kernels.version_text(version)}" if version else "none"
     rows["kernels"] = _kernels() if native() else "are part of the compiled module"
     if ready := os.environ.get(kernels.READY):
-        rows[kernels.READY] = ready
+        why = kernels.why_not_ready(ready)
+        rows[kernels.READY] = f"{ready} is taken from" if why is None else f"no kernel will do: {why}"
     for name in ("PIXELCNN_FAST_CUDA", "PIXELCNN_FAST_CUDA_ARCHS"):
         if name in os.environ:
             rows[name] = "is set, and has no meaning any more: kernels compile at their first use"
@@ -104,11 +105,14 @@ def _kernels() -> str:
     if with_it is None:
         return "no compiler: install NVRTC (pip install nvidia-cuda-nvrtc), or nvcc"
     try:
-        return (
-            f"compile at their first use, by {with_it} ({with_it.path}), and are kept in {store.cache_folder()}"
-        )
+        found = f"compile at their first use, by {with_it} ({with_it.path}), and are"
     except (RuntimeUnavailable, AttributeError, OSError) as error:
         return f"no compiler that works: {getattr(error, 'why', error)}"
+    try:
+        why = store.why_not_kept(folder := store.cache_folder())
+    except RuntimeUnavailable as error:
+        return f"can't be had: {error.why}"
+    return f"{found} kept in {folder}" if why is None else f"{found} not kept: {why}"
 
 
 def _torch_devices() -> str:

@@ -17,6 +17,7 @@ from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
+from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
 from pixelcnn_fast.program.causality import why_not_causal
@@ -159,7 +160,7 @@ def receptive_field(
     pixel and fits no head, or several: then pass ``head=``.
     """
     wrapped = WrappedModel(model, shape, **arguments)
-    with undisturbed(wrapped.device), advising(WAY_OUT):
+    with undisturbed(wrapped.device), as_cores_allow(), advising(WAY_OUT):
         program = _captured(wrapped, arguments.get("head") is not None)
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same

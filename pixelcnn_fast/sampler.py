@@ -20,6 +20,7 @@ from pixelcnn_fast.capture.parts import attributes, named_tensors
 from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
+from pixelcnn_fast.cores import as_cores_allow, one_thread
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
 from pixelcnn_fast.fingerprint import fingerprint
@@ -124,7 +125,7 @@ class Sampler:
         check_choice("precision", precision, PRECISIONS)
         check_choice("runtime", runtime, RUNTIMES)
         wrapped = WrappedModel(model, shape, **arguments)
-        with undisturbed(wrapped.device):
+        with undisturbed(wrapped.device), as_cores_allow():
             engine = Engine.built(wrapped, precision, runtime)
             warn_of_what_changes_nothing(wrapped)
         self._use(engine, model)
@@ -214,12 +215,13 @@ class Sampler:
         return self
 
     def _take(self, model: nn.Module, known: nn.Module | None) -> None:
-        with self._engine.model.in_use():  # no thread may run a module that can't be copied
+        # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
+        with self._engine.model.in_use(), one_thread():
             engine = self._engine.having(model, known)
         if isinstance(engine, str):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
-            with undisturbed(wrapped.device):
+            with undisturbed(wrapped.device), as_cores_allow():
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)
 

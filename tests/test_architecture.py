@@ -12,7 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pixelcnn_fast"
 # From the bottom; parts of one tier do not import each other.
 TIERS = [
-    {"errors", "files", "native", "image_forms", "signatures", "noise", "fingerprint", "progress", "telling"},
+    {
+        "errors",
+        "files",
+        "native",
+        "image_forms",
+        "signatures",
+        "noise",
+        "fingerprint",
+        "progress",
+        "telling",
+        "cores",
+    },
     {"ops", "pictures"},
     {"nn", "rewriting"},
     {"models"},

@@ -198,14 +198,37 @@ def test_the_report_says_what_cuda_lacks() -> None:
 def test_the_report_names_the_compiler_of_kernels_and_their_folders(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PIXELCNN_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIXELCNN_FAST_KERNELS", str(tmp_path / "ready"))
+    (tmp_path / "ready").mkdir()
     monkeypatch.setenv("PIXELCNN_FAST_CUDA_ARCHS", "90")
     nvcc = SimpleNamespace(path="/opt/nvcc", __str__=lambda: "")
     monkeypatch.setattr(compilers, "compiler", lambda: nvcc)
     report = environment.report()
     assert "PIXELCNN_FAST_CUDA_ARCHS is set, and has no meaning" in report and "CUDA is set" not in report
-    assert "(/opt/nvcc)" in report and f"{tmp_path}/cache" in report and f"{tmp_path}/ready" in report
+    assert "(/opt/nvcc)" in report
+    assert f"are kept in {tmp_path}/cache\n" in report and f"{tmp_path}/ready is taken from\n" in report
     monkeypatch.setattr(compilers, "compiler", lambda: None)
     assert "no compiler: install NVRTC" in environment.report()
+
+
+@needs_native
+def test_folders_of_kernels_that_will_not_do_are_told(monkeypatch, tmp_path) -> None:
+    def reported(**folders: str) -> str:
+        for name, folder in folders.items():
+            monkeypatch.setenv(f"PIXELCNN_FAST_{name}", folder)
+        return environment.report()
+
+    nvcc = SimpleNamespace(path="/opt/nvcc", __str__=lambda: "")
+    monkeypatch.setattr(compilers, "compiler", lambda: nvcc)
+    (tmp_path / "file").touch()
+    report = reported(CACHE=f"{tmp_path}/file/kernels", KERNELS=f"{tmp_path}/file")
+    assert f"are not kept: {tmp_path}/file is not a folder\n" in report
+    assert f"no kernel will do: PIXELCNN_FAST_KERNELS={tmp_path}/file is not a folder\n" in report
+    (tmp_path / "bf16-1x1-sm_90.kernel").write_bytes(b"half")
+    report = reported(CACHE="~nobody-of-that-name/x", KERNELS=str(tmp_path))
+    assert "kernels         can't be had: PIXELCNN_FAST_CACHE=~nobody-of-that-name/x can't be used" in report
+    assert f"no kernel will do: {tmp_path}/bf16-1x1-sm_90.kernel is damaged" in report
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert f"are not kept: {tmp_path} can't be written\n" in reported(CACHE=f"{tmp_path}/kernels")
 
 
 @needs_native

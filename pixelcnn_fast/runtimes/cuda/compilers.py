@@ -204,19 +204,26 @@ class Nvcc(Compiler):
                 path.write_text(text)
             cubin = Path(folder, "cubin")
             flags = [*self.FLAGS, f"-arch=sm_{architecture}", f"-I{folder}", *options]
-            self._run(*flags, "-o", str(cubin), str(Path(folder, SOURCE)))
+            self._run(*flags, "-o", str(cubin), str(Path(folder, SOURCE)), TMPDIR=folder)
             return cubin.read_bytes()
 
-    def _run(self, *arguments: str) -> str:
+    def _run(self, *arguments: str, **environment: str) -> str:
         try:
             done = subprocess.run(
-                [str(self.path), *arguments], capture_output=True, text=True, check=False, errors="replace"
+                [str(self.path), *arguments],
+                env=os.environ | environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                errors="replace",
             )
         except OSError as error:
             raise RuntimeUnavailable(f"{self.path} can't be run: {error}") from error
         if done.returncode:
             said = _error((done.stdout + done.stderr).encode()) or f"status {done.returncode}"
-            raise RuntimeUnavailable(f"{self.path} can't compile the kernel: {said}")
+            asked = len(arguments) == 1
+            what = f"does not answer {arguments[0]} (is it nvcc?)" if asked else "can't compile the kernel"
+            raise RuntimeUnavailable(f"{self.path} {what}: {said}")
         return done.stdout
 
 

@@ -17,7 +17,7 @@ from pixelcnn_fast.errors import RuntimeUnavailable
 from pixelcnn_fast.runtimes.cuda import driver
 from pixelcnn_fast.runtimes.cuda.compilers import Compiler, compilers
 from pixelcnn_fast.runtimes.cuda.driver import Launch, LoadedKernel
-from pixelcnn_fast.runtimes.cuda.store import Store, cache_folder
+from pixelcnn_fast.runtimes.cuda.store import SUFFIX, Store, cache_folder
 
 READY = "PIXELCNN_FAST_KERNELS"  # a folder of kernels that were compiled before
 
@@ -167,16 +167,31 @@ def cubin(instance: Instance, capability: tuple[int, int]) -> bytes:
     raise RuntimeUnavailable(failures[0] if failures else nothing)
 
 
+def why_not_ready(named: str) -> str | None:
+    """Why the folder that PIXELCNN_FAST_KERNELS names, or the first kernel in it that is of no use, is refused."""
+    try:
+        store = _ready_store(named)
+        for path in sorted(store.folder.glob(f"*{SUFFIX}")):
+            store.get(path.name.removesuffix(SUFFIX), strict=True)
+    except RuntimeUnavailable as error:
+        return error.why
+    return None
+
+
 def _ready(named: str, instance: Instance, number: int) -> bytes | None:
     """One that was compiled before for this GPU, or for a smaller minor version. Raises RuntimeUnavailable where the
     folder is none, can't be read, or has it from other sources."""
+    store, archs = _ready_store(named), range(number, number // 10 * 10 - 1, -1)
+    found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
+    return next((cubin for cubin in found if cubin is not None), None)
+
+
+def _ready_store(named: str) -> Store:
     try:
         folder = Path(named).expanduser()
         if not folder.is_dir():
             raise RuntimeUnavailable(f"{READY}={named} is not a folder")
-        store, archs = Store(folder, digest()), range(number, number // 10 * 10 - 1, -1)
-        found = (store.get(instance.name_for(arch), strict=True) for arch in archs)
-        return next((cubin for cubin in found if cubin is not None), None)
+        return Store(folder, digest())
     except RuntimeUnavailable:
         raise
     except (OSError, RuntimeError) as error:  # the latter: nobody's home

@@ -46,6 +46,14 @@ def cache_folder() -> Path:
         return _temporary_folder()
 
 
+def why_not_kept(folder: Path) -> str | None:
+    """Why kernels can't be kept in a folder, which may still have to be made; None if they can."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} can't be written"
+
+
 @cache
 def _temporary_folder() -> Path:
     """This user's, with a name that the next process finds; where another user has taken that, one of this process."""
@@ -165,6 +173,8 @@ class Store:
 
 
 def _opened(lock: Path) -> IO[bytes]:
+    if lock.exists() and not lock.is_file():
+        raise OSError(errno.EINVAL, "it is not a file")  # a pipe would be waited for
     try:
         return lock.open("ab")
     except PermissionError:  # another user's

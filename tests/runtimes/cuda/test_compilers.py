@@ -159,6 +159,21 @@ def test_what_is_no_nvcc_says_so(tmp_path: Path) -> None:
     false.chmod(0o755)
     with pytest.raises(RuntimeUnavailable, match="is it nvcc"):
         Nvcc(false).identity  # noqa: B018 - it is asked for
+    false.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(
+        RuntimeUnavailable, match=r"nvcc does not answer --list-gpu-arch \(is it nvcc\?\): status 3"
+    ):
+        Nvcc(false).architectures()
+
+
+def test_nvcc_keeps_its_own_temporary_files_where_they_are_removed(tmp_path: Path, monkeypatch) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ntouch "$TMPDIR/left"; echo "$TMPDIR" > "$2"\n'
+    )
+    nvcc.chmod(0o755)
+    folder = Nvcc(nvcc).compiled({"walk.cu": ""}, 90).decode().strip()
+    assert folder and not Path(folder).exists()
 
 
 def test_nvrtc_lies_in_a_package_or_in_a_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,8 @@ def test_a_pipe_is_not_waited_for(store: Store) -> None:
     assert store.get("walk") is None
     with pytest.raises(RuntimeUnavailable, match=f"{store.path('walk')} can't be read: it is not a file"):
         store.get("walk", strict=True)
+    os.mkfifo(store.path("step").with_suffix(".lock"))
+    assert store.get_or_make("step", lambda: CUBIN) == CUBIN == store.get("step")
 
 
 def test_a_kernel_of_other_sources_is_refused_by_name(store: Store) -> None:

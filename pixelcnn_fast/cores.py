@@ -1,0 +1,54 @@
+"""How many threads PyTorch computes with, where other processes may have the cores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# At the end of each call that PyTorch shares out, its threads wait for each other. That takes microseconds, unless one
+# of them has no core: then it takes a time slice of the system's.
+TRIED = 0.006  # seconds, after which what the system owes a process that has slept is used up
+SLOW = 0.002  # seconds: of a call that takes some 10 microseconds on quiet cores
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context, PyTorch computes with one thread."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def as_cores_allow() -> Iterator[None]:
+    """Within the context, PyTorch computes with one thread if other processes have the cores, else with as many as
+    before."""
+    if are_taken():
+        with one_thread():
+            yield
+    else:
+        yield
+
+
+def are_taken() -> bool:
+    """Whether PyTorch's threads wait for cores that other processes have, found out by trying, and trying again."""
+    return torch.get_num_threads() > 1 and _must_wait() and _must_wait()
+
+
+def _must_wait() -> bool:
+    x = torch.zeros(torch.get_num_threads() << 16)  # so many that each thread gets some
+    end = time.perf_counter() + TRIED
+    while (start := time.perf_counter()) < end:
+        x.add_(1)
+        if time.perf_counter() - start > SLOW:
+            return True
+    return False
