@@ -53,7 +53,7 @@ test-all: setup lint ## lint, then all tests: half an hour on two cores
 docs: setup ## write what is generated in docs/: tables, listings, drawings
 	$(python) docs/generate.py
 
-fuzz: setup ## sample N random networks with every runtime: make fuzz N=1000 FIRST=0
+fuzz: setup ## N random networks with every runtime, and N lives of models: make fuzz N=1000 FIRST=0
 	$(python) -m tests.system.fuzz $(N) $(FIRST)
 
 demo: setup ## pictures and a comparison of the samplers, in out/ (a few minutes)

@@ -1,7 +1,7 @@
 """Fast sampling for PixelCNN-family models: same weights, same images, orders of magnitude sooner."""
 
 from pixelcnn_fast import checkpoint, distributed, heads, likelihood, models, nn, ops
-from pixelcnn_fast.accelerate import accelerate
+from pixelcnn_fast.accelerate import accelerate, accelerated
 from pixelcnn_fast.errors import (
     CaptureMismatch,
     CheckFailed,
@@ -35,6 +35,7 @@ __all__ = [
     "Unsupported",
     "__version__",
     "accelerate",
+    "accelerated",
     "check_causal",
     "checkpoint",
     "distributed",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +22,7 @@ EPILOG = """examples:
   python -m pixelcnn_fast info                        what is installed, built and usable here
 
 exit status: 0 done, 1 a benchmark's check failed or a model isn't causal, 2 wrong usage or input,
-130 ended by Ctrl-C, 143 by SIGTERM; what is finished is saved
+130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; what is finished is saved
 """
 
 
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             complain("interrupted")
-            return 143 if signal.SIGTERM in interrupts.received else 130
+            return interrupts.status
 
 
 def _told(error: Exception) -> str:

@@ -6,11 +6,14 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
 
+from pixelcnn_fast.capture.parts import SWAPPED_FROM
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import DiagonalLSTM, MaskedConv2d, ResidualBlock, RowLSTM
 from pixelcnn_fast.nn.recurrence import Recurrence
@@ -21,52 +24,55 @@ from pixelcnn_fast.telling import tell
 
 
 class Accelerated:
-    """What ``accelerate`` returns. Called, it calls the model or the function, as fast as it has become.
+    """What ``accelerated`` gives. ``print`` it, after the first calls, to see what was rewritten, and what was left and
+    why."""
 
-    ``print`` it, after the first calls, to see what was rewritten, and what was left and why.
-    """
-
-    def __init__(self, target: Callable[..., Any], report: Report) -> None:
+    def __init__(self, report: Report) -> None:
         self.report = report
-        self._target, self._fast = target, target
-        self._swapped: list[tuple[nn.Module, type]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._fast(*args, **kwargs)
+        self._undo: list[Callable[[], None]] = []
 
     def undo(self) -> None:
-        """Makes the model, or the function that this handle calls, what it was; parameters stay as they are now.
-        A second call does nothing."""
-        self._fast = self._target
-        compiled = getattr(self._target, "_compiled_call_impl", None)
-        if getattr(compiled, "handle", None) is self:
-            del self._target._compiled_call_impl
-        for module, original in self._swapped:
-            module.__class__ = original
-        self._swapped.clear()
+        """Makes the model, or the function, what it was; parameters stay as they are now. A second call does
+        nothing."""
+        while self._undo:
+            self._undo.pop()()
 
     def __str__(self) -> str:
         return str(self.report)
 
 
-def accelerate(
-    target: nn.Module | Callable[..., Any], mode: Mode = "eager", live_gradients: bool = False
-) -> Accelerated:
-    """Lets a model compute its masked convolutions, gates and losses by this library's operators, in training and in
-    inference.
+# Of modules, and of functions that ``accelerate`` has returned; they do not keep these alive.
+_handles: WeakKeyDictionary[Any, Accelerated] = WeakKeyDictionary()
+Target = TypeVar("Target", bound=Callable[..., Any])
 
-        handle = accelerate(model)  # or step = accelerate(step), a function that calls models, such as a training step
+
+def accelerated(target: nn.Module | Callable[..., Any]) -> Accelerated:
+    """The handle of what ``accelerate`` has returned, with its ``report`` and ``undo()``.
+
+    Raises ValueError for anything else, such as a copy, which is a plain one.
+    """
+    found = _handles.get(target)
+    if found is None:
+        raise ValueError(f"{_name(target)} is not accelerated: pass what accelerate() has returned")
+    return found
+
+
+def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = False) -> Target:
+    """Lets a model compute its masked convolutions, gates and losses by this library's operators, in training and in
+    inference -> the model itself; for a function that calls models, such as a training step, one that takes its place.
+
+        model = accelerate(model)
         ...
-        print(handle)  # what was rewritten, and what was left and why; it fills when the model is first called
-        handle.undo()
+        print(accelerated(model))  # what was rewritten, and what was left and why; it fills when the model is called
+        accelerated(model).undo()
 
     The model is compiled in place: PyTorch captures what its ``forward`` computes, and the operators are put into that
     graph. So results are the plain model's up to rounding, whatever else it does and however it changes later:
     parameters, state_dict keys, type and hooks stay, and masks may change. NaN or infinity that only masked weights
     meet may stay without effect. Hooks put on parts of a model after its first call need
-    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``. Copies and pickles of the
-    model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models of a class share what PyTorch
-    compiles for one function at most, and handles with the same settings share a report.
+    ``torch._dynamo.config.skip_nnmodule_hook_guards = False``, as with ``torch.compile``; that is said when it happens.
+    Copies and pickles of the model are plain ones. Where ``torch.compile`` knows no ``isolate_recompiles``, models of a
+    class share what PyTorch compiles for one function at most, and handles with the same settings share a report.
     mode: 'eager' needs no compiler; 'inductor' also compiles the rest of the graph, as ``torch.compile`` does.
     live_gradients: weights that the model masks in place (``weight.data *= mask``) get gradients of zero where they are
     masked, which is faster. By default they get what plain PyTorch gives them.
@@ -82,23 +88,47 @@ def accelerate(
             f"{type(target).__name__} is what torch.compile has returned: pass what it was given instead, and "
             "mode='inductor' for the same compiler"
         )
+    known = _handles.get(target)
+    if known is not None and known._undo:
+        raise ValueError(f"{_name(target)} is accelerated already: accelerated(it).undo() comes first")
     if isinstance(target, nn.Module) and target._compiled_call_impl is not None:
-        raise ValueError(
-            f"{type(target).__name__} is compiled already: undo() the handle that accelerate has returned for it, or "
-            "build it without compile()"
-        )
+        raise ValueError(f"{_name(target)} is compiled already: build it without compile()")
     backend = _backend(mode, live_gradients)
     if (reason := _why_not_compiled()) is not None:
         return _swapped_by_type(target, reason)
-    handle = Accelerated(target, backend.report)
+    handle = Accelerated(backend.report)
     inner = target._call_impl if isinstance(target, nn.Module) else target
-    compiled: Any = tells_of_giving_up(torch.compile(inner, backend=backend, **_isolated()), backend.report)
-    if isinstance(target, nn.Module):
-        compiled.handle = handle
-        target._compiled_call_impl = compiled
-    else:
-        handle._fast = compiled
-    return handle
+    compiled: Any = torch.compile(inner, backend=backend, **_isolated())
+    if not isinstance(target, nn.Module):
+        return _function(target, tells_of_giving_up(compiled, backend.report), handle)
+    compiled = tells_of_giving_up(compiled, backend.report, target)
+    target._compiled_call_impl = compiled
+    handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
+    _handles[target] = handle
+    return target
+
+
+def _uncompile(module: Callable[[], nn.Module | None], compiled: Callable[[], object]) -> None:
+    found = module()
+    if found is not None and found._compiled_call_impl is compiled():
+        del found._compiled_call_impl
+
+
+def _function(target: Target, fast: Callable[..., Any], handle: Accelerated) -> Target:
+    """What takes a function's place until that is undone."""
+    serving = [fast]
+
+    @functools.wraps(target)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return serving[0](*args, **kwargs)
+
+    handle._undo.append(lambda: serving.__setitem__(0, target))
+    _handles[call] = handle
+    return cast(Target, call)
+
+
+def _name(target: object) -> str:
+    return getattr(target, "__name__", type(target).__name__)
 
 
 def _backend(mode: Mode, live_gradients: bool) -> Backend:
@@ -136,23 +166,37 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _swapped_by_type(target: nn.Module | Callable[..., Any], reason: str) -> Accelerated:
+def _swapped_by_type(target: Target, reason: str) -> Target:
     """What is left to do where PyTorch can't capture graphs: this library's plain layers become its fast ones."""
-    handle = Accelerated(target, Report())
+    handle = Accelerated(Report())
     text = f"PyTorch can't compile here ({reason}), so only this library's plain layers are swapped for its fast ones"
     handle.report.warnings.append(text)
     tell(text)
-    for path, module in target.named_modules() if isinstance(target, nn.Module) else ():
-        if (fast := SWAPS.get(type(module))) is not None:
-            handle._swapped.append((module, type(module)))
-            module.__class__ = _subclass(fast, type(module))
-            handle.report.rewritten[f"{handle._swapped[-1][1].__name__} → {fast.__name__}", path] += 1
-    return handle
+    if not isinstance(target, nn.Module):
+        return _function(target, target, handle)
+    for path, module in target.named_modules():
+        original = type(module)
+        if (fast := SWAPS.get(original)) is not None:
+            module.__class__ = _subclass(fast, original)
+            handle._undo.append(partial(_swap_back, ref(module), original))
+            handle.report.rewritten[f"{original.__name__} → {fast.__name__}", path] += 1
+    _handles[target] = handle
+    return target
+
+
+def _swap_back(module: Callable[[], nn.Module | None], original: type[nn.Module]) -> None:
+    if (found := module()) is not None:
+        found.__class__ = original
 
 
 def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
-    attributes = {"forward": fast.forward, "__module__": original.__module__, "mask_name": "mask"}
+    attributes: dict[str, Any] = {
+        "forward": fast.forward,
+        "__module__": original.__module__,
+        "mask_name": "mask",
+        SWAPPED_FROM: original,
+    }
     if issubclass(fast, Recurrence):
         attributes["recur"] = fast.recur
     return type(original.__name__, (original,), attributes)

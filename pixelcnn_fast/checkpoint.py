@@ -113,6 +113,8 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
         for setting, value in config.items():
             if isinstance(value, int) and value > most:
                 raise ValueError(f"{setting} is {value}: the file's tensors are not as large or as many")
+            if isinstance(value, list) and len(value) > len(tensors):  # of layers, which have tensors
+                raise ValueError(f"{setting} has {len(value)} items: the file's tensors are not as many")
         with torch.device("meta"):
             outline = MODELS[name](**config)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import are_equal, attributes, named_tensors, settings, structure
-from pixelcnn_fast.capture.private_copy import eagerly, unwrapped
+from pixelcnn_fast.capture.parts import Held, described, unwrapped
+from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, eagerly, in_eval_mode
+from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.image_forms import check_choice
 from pixelcnn_fast.perturbation import Observed, observed
 from pixelcnn_fast.program.conditions import Given
@@ -33,20 +36,21 @@ BATCH_BYTES = 64 << 20  # the default batch is as large as this much workspace a
 LARGEST_BATCH: dict[type[Runtime], int] = {EagerRuntime: 64, CpuRuntime: 32, ReferenceRuntime: 4}
 LARGEST_ON_GPU = 64
 REFERENCE_PIXELS = LARGEST_BATCH[ReferenceRuntime] * 28 * 28  # of a batch: more images if they are smaller
+PROBED = 64  # parameters
 WAY_OUT = "runtime='reference' samples any causal model, with one full forward per draw"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """weights: the model's parameters and buffers, by name, none once it was pickled; structure, settings: of its
-    module; attributes: tensors that it has as plain attributes, by path, which the program read; preferred: what the
-    runtime 'auto' stands for; compiled: the model's program, or observed: what is known of a model without one."""
+    """weights: the tensors that the model has, by path: its parameters and buffers, and others that its forward reads;
+    none once it was pickled; values: what else it has, by path; outside: copies of the tensors that its forward reads
+    and it does not have; preferred: what the runtime 'auto' stands for; compiled: the model's program, or observed:
+    what is known of a model without one."""
 
     model: WrappedModel
     weights: Mapping[str, Tensor]
-    structure: tuple[object, ...]
-    settings: Sequence[tuple[str, str, object]]
-    attributes: Mapping[str, Tensor]
+    values: Mapping[str, object]
+    outside: Sequence[Tensor] = ()
     preferred: RuntimeName = "auto"
     compiled: Compiled | None = None
     observed: Observed | None = None
@@ -54,28 +58,36 @@ class Engine:
     # Of runtimes that failed here, and why; and what a user has been told of that.
     _refusals: dict[str, str] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
+    _fingerprint: str | None = None  # once it was pickled
 
     @classmethod
     def built(cls, model: WrappedModel, precision: Precision, runtime: RuntimeName) -> Engine:
         """Captures the model, or with the runtime 'reference' tests whether it is causal. ``Sampler`` says what it
         raises."""
-        weights = {name: x.detach() for name, x in named_tensors(model.module)}
-        kind = structure(model.module, weights), settings(model.module)
-        if model.kept.is_borrowed:
-            weights = {name: x.clone() for name, x in weights.items()}
-        plain = attributes(model.module)
-        there = {name: x.detach().clone() for name, x in plain.items()}
+        with model.in_use():
+            held = Held(model.module)
+            weights = {
+                path: x.detach().clone() if ":" in path or model.kept.is_borrowed else x.detach()
+                for path, x in held.tensors.items()
+            }
         if runtime == "reference":
             _check_not_narrowed(precision)
-            return cls(_own(model, weights), weights, *kind, {}, runtime, observed=observed(model))
+            return cls(_own(model, weights), weights, held.values, (), runtime, observed=observed(model))
         with advising(WAY_OUT):
             program = compiled(model, precision)
-        assert program.weights is not None
-        constants = program.weights.constants
-        read = {name: x for name, x in there.items() if _is_among(plain[name], x, constants)}
-        if model.kept.is_borrowed and len(constants) > len(read):  # its first call may have kept something
-            read[""] = torch.empty(0)  # which no model has
-        return cls(_own(model, weights), weights, *kind, read, runtime, compiled=program)
+        assert model.recording is not None
+        read = {name: leaf for leaf in model.recording.read().values() for name, _ in leaf.parameters}
+        # What its first call has kept, if it can't be copied, it did not have before.
+        outside = [*model.outside, *(leaf.tensor for name, leaf in read.items() if name not in weights)]
+        weights = {path: x for path, x in weights.items() if ":" not in path or path in read}
+        found = [x.detach().clone() for x in outside]
+        if found and not model.kept.is_borrowed:
+            each = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in found[:4])
+            tell(
+                f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
+                "and the warning of changes see whether that is written into, and not whether it is replaced"
+            )
+        return cls(_own(model, weights), weights, held.values, found, runtime, compiled=program)
 
     @property
     def captured(self) -> Compiled:
@@ -93,64 +105,110 @@ class Engine:
     def precision(self) -> Precision:
         return "same" if self.compiled is None else self.compiled.precision
 
-    def difference(self, model: nn.Module, present: Mapping[str, Tensor]) -> str | None:
-        """How a model differs from that which it was built from in more than its numbers, if it does. present: its
-        parameters and buffers."""
-        if present.keys() != self.weights.keys() or any(
-            x.shape != self.weights[name].shape for name, x in present.items()
-        ):
-            return "the model's parameters and buffers have other names or shapes now"
-        if structure(model, present) != self.structure:
-            return "the model has other modules now, or other weights that lie in the same memory"
-        return None
+    def is_still(self, model: nn.Module) -> bool:
+        """Whether a model is what it was when it was taken: what it holds, or else what it does."""
+        seen = model if self.model.kept.is_borrowed else in_eval_mode(model)
+        now = Held(seen)
+        alike = are_as_good_as_equal if changes_with_its_mode(now) else are_equal
+        return (
+            self.weights.keys() <= now.tensors.keys()
+            and all(alike(now.tensors[path], x) for path, x in self.weights.items())
+            and all(map(are_equal, self.model.outside, self.outside))
+            and self._overlap(now) == overlapping(self.weights)
+            and (now.values == self.values or self._does_the_same(model, seen))
+        )
+
+    def _overlap(self, held: Held) -> list[tuple[str, str]]:
+        return overlapping({path: held.tensors[path] for path in self.weights})
+
+    def _does_the_same(self, model: nn.Module, seen: nn.Module) -> bool:
+        """seen: the model as it is in eval mode."""
+        copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
+        return not isinstance(copied, str) and self.compiled is not None and self.model.does_as_recorded(copied)
 
     def having(self, model: nn.Module, known: nn.Module | None) -> Engine | str:
         """The same with the present weights of a model, or why only a new one can have them. known: the model whose
         weights it has, if it is there."""
-        present = dict(named_tensors(model))
-        if (why := self._why_not_having(model, present, known)) is not None:
-            return why
-        taken = _Taken(present, self.weights)
-        program = None if self.compiled is None else self.compiled.having(taken)
-        if program is None and self.compiled is not None:
-            return "a weight that was zero, or that the forward reads as a number, is another now"
-        weights = {name: taken[name] for name in present}
-        plain = attributes(model) if self.model.kept.has_attributes else {}
-        tensors = {**weights, **{name: x.detach().clone() for name, x in plain.items()}}
-        model_now = self.model.having(tensors)
-        return replace(self, model=model_now, weights=weights, compiled=program, _runtimes={}, _refusals={})
-
-    def _why_not_having(
-        self, model: nn.Module, present: Mapping[str, Tensor], known: nn.Module | None
-    ) -> str | None:
-        """What can be seen before the weights are evaluated."""
         if not self.weights:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
+        seen = model if self.model.kept.is_borrowed else in_eval_mode(model)
+        if seen is not model and "" not in self._told:
+            self._told.add("")
+            tell(
+                f"parts of {type(unwrapped(model)).__name__} may set other weights in train() or eval(), so each "
+                "refresh() copies the model, which takes longer"
+            )
+        now = Held(seen)
+        if (why := self._why_not_having(now)) is not None:
+            return why
+        if now.values != self.values and not self._does_the_same(model, seen):
+            return f"the model does something else now: its {_first_difference(now.values, self.values)} is another"
+        taken = _Taken(now.tensors, self.weights)
+        program = None if self.compiled is None else self.compiled.having(taken)
+        if program is None and self.compiled is not None:
+            return "a weight that was zero, or that the forward reads as a number, is another now"
+        weights = {path: taken[path] for path in self.weights}
+        others = {path: x.detach().clone() for path, x in now.tensors.items() if path not in weights}
+        return replace(
+            self,
+            model=self.model.having({**weights, **others}),
+            weights=weights,
+            values=now.values,
+            compiled=program,
+            _runtimes={},
+            _refusals={},
+        )
+
+    def _why_not_having(self, now: Held) -> str | None:
+        """What can be seen before the weights are evaluated."""
         if self.compiled is not None and self.compiled.program.branches:
             return "the model reads numbers off the image, and may read others now"
-        if (difference := self.difference(model, present)) is not None:
-            return difference
-        if known is not unwrapped(model) and settings(model) != self.settings:
-            return "that model has other settings"
-        if any(
-            (x.dtype, x.device) != (self.weights[name].dtype, self.weights[name].device)
-            for name, x in present.items()
-        ):
+        missing = [path for path in self.weights if path not in now.tensors]
+        if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
+            return "the model's parameters and buffers have other names or shapes now"
+        if self._overlap(now) != overlapping(self.weights):
+            return "other weights of the model lie in the same memory now"
+        present = [(now.tensors[path], x) for path, x in self.weights.items()]
+        if any((x.dtype, x.device) != (y.dtype, y.device) for x, y in present):
             return "the model has another dtype or device now"
-        if "" in self.attributes:
+        if self.model.kept.is_borrowed and self.outside:
             return "it can't be copied, and its first call may have kept something"
-        there = attributes(model) if self.attributes else {}
-        if not all(name in there and are_equal(x, there[name]) for name, x in self.attributes.items()):
-            return "a tensor that the model has as a plain attribute is another now"
+        if not all(map(are_equal, self.model.outside, self.outside)):
+            return "a tensor that the model reads, and does not have, is another now"
         return None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        none: dict[str, Any] = {"weights": {}, "structure": (), "settings": (), "attributes": {}}
-        return {**kept, **none, "_runtimes": {}, "_refusals": {}, "_told": set()}
+        none: dict[str, Any] = {"weights": {}, "values": {}, "outside": ()}
+        none |= {"_runtimes": {}, "_refusals": {}, "_told": set()}
+        return {**kept, **none, "_fingerprint": self.fingerprint()}
+
+    def probe(self) -> list[float] | None:
+        """Some of the parameters that the model gives for one fixed image; None if it did not travel in a pickle."""
+        if not self.model.kept.is_there:
+            return None
+        with self.model.in_use(), eagerly:
+            found = self.model.parameters(*self.model.example(7, 1)).double().flatten()
+        return found[:: max(1, len(found) // PROBED)][:PROBED].tolist()
+
+    def fingerprint(self) -> str:
+        """Of what decides the images: the bits of each tensor that the forward read, and what it does with them."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        if self.model.recording is None:
+            with suppress(PixelCNNFastError):
+                compiled(self.model)
+        decisive: list[object] = [self.precision, *self.model.identity()]
+        if self.model.recording is None:
+            decisive += described(self.values)
+            decisive += chain.from_iterable(sorted(self.weights.items()))
+        else:
+            for leaf in self.model.recording.read().values():
+                decisive += [self.weights[name] for name, _ in leaf.parameters] or [leaf.tensor]
+        return fingerprint(*decisive)
 
     # -- runtimes
 
@@ -274,10 +332,10 @@ def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
     return model.having(weights) if model.kept.is_borrowed else model
 
 
-def _is_among(x: Tensor, before: Tensor, constants: Sequence[Tensor]) -> bool:
-    """Whether a tensor, which was another ``before`` the model ran, is one of the constants."""
-    storage = x.untyped_storage().data_ptr()
-    return any(c.untyped_storage().data_ptr() == storage or are_equal(c, before) for c in constants)
+def _first_difference(now: Mapping[str, object], before: Mapping[str, object]) -> str:
+    """What differs first between two modules' values, by path."""
+    paths = (path for path in {**before, **now} if now.get(path, now) != before.get(path, now))
+    return next(paths).replace(":", ".").strip(".") or "type"
 
 
 class _Taken(dict[str, Tensor]):
@@ -287,9 +345,13 @@ class _Taken(dict[str, Tensor]):
         self._present, self._before = present, before
 
     def __missing__(self, name: str) -> Tensor:
-        """What it was before, if that is the same, as for masks; else a copy."""
-        x, before = self._present[name], self._before[name]
-        self[name] = found = before if not x.requires_grad and are_equal(x, before) else x.detach().clone()
+        """What it was before, if that is the same, as for masks; else a copy. Raises RuntimeError if it is gone, as
+        what was computed in vain may be."""
+        if (x := self._present.get(name)) is None:
+            raise RuntimeError(f"{name} is gone")
+        before = self._before.get(name)
+        is_kept = before is not None and not x.requires_grad and are_equal(x, before)
+        self[name] = found = before if is_kept and before is not None else x.detach().clone()
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -16,24 +17,25 @@ LEFT_BEHIND = 60  # seconds after which an unfinished file is taken for a killed
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], through_links: bool = True) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of ``path`` when the context ends without an error.
 
     Until then, and if anything goes wrong, such as a full disk or Ctrl-C, ``path`` is as it was. What is no regular
-    file, such as a pipe, is written as it is.
+    file, such as a pipe, is written as it is. through_links: write to where a link leads, and not in its place, as is
+    safe where others may write.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)
     try:
-        if path.exists() and not path.is_file():
+        if through_links and path.exists() and not path.is_file():
             with path.open("wb") as file:
                 yield file
             return
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:  # and no file, or link, that somebody has put there
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if path.is_file() and not path.is_symlink():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
     except OSError as error:
@@ -59,7 +61,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
         raise PermissionError(f"{path} can't be written")
     if not path.exists() or path.is_file():
         unfinished = _unfinished(path)
-        unfinished.touch()
+        unfinished.touch(exist_ok=False)
         unfinished.unlink()
 
 
@@ -71,7 +73,10 @@ def remove_if_left_behind(unfinished: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}")
+    """A name that nobody else has, and nobody can foresee."""
+    return path.with_name(
+        f"{path.name}.{secrets.token_hex(4)}.{socket.gethostname()}-{os.getpid()}{UNFINISHED}"
+    )
 
 
 def _writer_is_dead(unfinished: Path) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.model_arguments import head_of
-from pixelcnn_fast.capture.private_copy import borrowed, private_copy, unwrapped
+from pixelcnn_fast.capture.parts import unwrapped
+from pixelcnn_fast.capture.private_copy import borrowed, private_copy
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
@@ -43,12 +44,17 @@ def nll(
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
     shape = with_channels(images.shape)
+    taken = images
+    if images.is_floating_point() and (
+        own := next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    ):
+        taken = images.to(own)  # as samplers do
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     values = images if head.levels is None else to_levels(images, head.levels, image_form)
     while given and given[-1] is None:
         given = given[:-1]
     try:
-        returned = model(images, *given, **named)
+        returned = model(taken, *given, **named)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         if image_form != "uint8" or isinstance(error, (PixelCNNFastError, torch.cuda.OutOfMemoryError)):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,16 +14,19 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.private_copy import undisturbed
+from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.private_copy import copy_or_why_not, undisturbed
+from pixelcnn_fast.capture.tensors import in_place_of
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
-from pixelcnn_fast.program.causality import why_not_causal
+from pixelcnn_fast.program.causality import Leak, is_ahead, leak_of
 from pixelcnn_fast.program.fields import output_field
-from pixelcnn_fast.program.program import Program
+from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
 from pixelcnn_fast.signatures import takes_arguments_of
+from pixelcnn_fast.telling import tell
 
 PRESENT, LEAK, SEEN, PARTLY, BLIND, UNSEEN = "@", "!", "#", "+", "?", "."
 COLOURS = {
@@ -159,12 +162,18 @@ def receptive_field(
     another way as well, such as through a number that it reads in Python, and UnknownLayout if the output sees its own
     pixel and fits no head, or several: then pass ``head=``.
     """
+    has_head = arguments.get("head") is not None
     wrapped = WrappedModel(model, shape, **arguments)
     with undisturbed(wrapped.device), as_cores_allow(), advising(WAY_OUT):
-        program = _captured(wrapped, arguments.get("head") is not None)
+        program = _captured(wrapped, has_head)
+        leak = leak_of(program)
+        if leak is None and (zeros := _zeros(model)):
+            wrapped = WrappedModel(_without_zeros(model, zeros), shape, **arguments)
+            program = _captured(wrapped, has_head)
+            leak = _leak_besides(program, wrapped, zeros)
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
-    return ReceptiveField(wrapped.shape, seen, why_not_causal(program))
+    return ReceptiveField(wrapped.shape, seen, None if leak is None else leak.why)
 
 
 @takes_arguments_of(WrappedModel)
@@ -178,6 +187,51 @@ def check_causal(
     field = receptive_field(model, shape, **arguments)
     if field.leak is not None:
         raise NotCausal(field.leak)
+
+
+# -- what zeros hide
+
+
+def _zeros(model: nn.Module) -> set[str]:
+    """The trainable tensors, by path, that are zero everywhere, as before training: what is behind them does not show
+    in what the model computes now, and will once it is trained."""
+    own = Held(model).tensors.items()
+    return {path for path, x in own if x.is_leaf and x.requires_grad and x.numel() and not bool(x.any())}
+
+
+def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
+    """A copy that has small random numbers, which are positive, in the place of these tensors; the model itself if it
+    can't be copied."""
+    generator = torch.Generator().manual_seed(0)
+    own = Held(model).tensors
+    small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
+    others = {path: x.to(own[path].device, own[path].dtype) for path, x in small.items()}
+    copied = copy_or_why_not(model, in_place_of(own, others))
+    return copied if isinstance(copied, nn.Module) else model
+
+
+def _leak_besides(program: Program, model: WrappedModel, zeros: set[str]) -> Leak | None:
+    """A leak through other layers than those whose weights were zero, if there is one; one through these is told."""
+    leak = leak_of(program)
+    if leak is None:
+        return None
+
+    def of_zeros(tap: Tap | None) -> set[str]:
+        return set() if tap is None else zeros & model.weights.made_of(tap.weight)
+
+    def besides(i: Instruction) -> Instruction:
+        if not isinstance(i, Convolution):
+            return i
+        return replace(i, taps=tuple(tap for tap in i.taps if not is_ahead(tap) or not of_zeros(tap)))
+
+    other = leak_of(replace(program, instructions=tuple(map(besides, program.instructions))))
+    if other is not None and not of_zeros(other.tap):
+        return other
+    tell(
+        f"{' and '.join(sorted(of_zeros(leak.tap)))} is zero now; unless training leaves zeros where a mask should be, "
+        f"the model will leak: {leak.why}"
+    )
+    return None
 
 
 WAY_OUT = (

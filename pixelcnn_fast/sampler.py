@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral
@@ -16,14 +17,13 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.parts import attributes, named_tensors
-from pixelcnn_fast.capture.private_copy import undisturbed, unwrapped
+from pixelcnn_fast.capture.parts import unwrapped
+from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
 from pixelcnn_fast.cores import as_cores_allow, one_thread
 from pixelcnn_fast.engine import Engine
 from pixelcnn_fast.errors import NonFiniteLogits, SamplingInterrupted, keeping
-from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.image_forms import check_choice
@@ -134,7 +134,9 @@ class Sampler:
         """From now on, draws from an engine that was built from a model's present weights."""
         engine.runtime("auto")
         self._engine = engine
-        self._changes: Changes | None = Changes(unwrapped(model), engine.weights)
+        self._changes: Changes | None = Changes(
+            unwrapped(model), engine.weights, engine.model.outside, engine.is_still
+        )
         self._has_told = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,10 +178,21 @@ class Sampler:
         """Where the model is."""
         return self._engine.model.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._engine.model.dtype
+
     def fingerprint(self) -> str:
-        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the model's weights, how it takes
-        images and how it is read. It is the same on every device."""
-        return fingerprint(self._engine.precision, *self._engine.model.identity())
+        """SHA-256 of what, besides the arguments of ``sample``, decides the images: the tensors that the model's
+        forward reads and what it computes of them, how it takes images and how it is read. It is the same on every
+        device."""
+        return self._engine.fingerprint()
+
+    def probe(self) -> list[float] | None:
+        """Some of what the model gives for one fixed image, which differs by rounding between devices; None if the
+        sampler came out of a pickle without its module."""
+        return self._engine.probe()
 
     @property
     def program(self) -> ProgramListing:
@@ -190,14 +203,17 @@ class Sampler:
     # -- the model's present weights
 
     def refresh(self, model: nn.Module | None = None) -> Sampler:
-        """Takes the model's present parameters and buffers -> itself.
+        """Takes the model's present weights -> itself.
 
         The model is not captured again, which takes a few percent of the time of building a sampler (the first two
-        times, more): for training loops that sample after every step. What is neither a parameter nor a buffer, such as
-        a number in an attribute, stays as it was. If a weight that was zero, and therefore dropped, no longer is, or a
-        number that the forward reads off its weights is another, the sampler is built anew, with a warning. Samples
-        that other threads are drawing are still from the weights that they began with. Where the GPU turned out to be
-        of no use, which may have been for lack of memory, 'auto' tries it again.
+        times, more): for training loops that sample after every step. If parts of it do more in ``train()`` or
+        ``eval()`` than to set the mode, such as merge weights, a copy of it is taken into eval mode each time. If a
+        number, a function or a hook that the model holds is another, one forward is recorded to find out whether that
+        matters. If it does, or if a weight that was zero, and therefore dropped, no longer is, or a number that the
+        forward reads off its weights is another, the sampler is built anew, with a warning. What a forward reads that
+        the model does not hold, as a global number, is not seen to change. Samples that other threads are drawing are
+        still from the weights that they began with. Where the GPU turned out to be of no use, which may have been for
+        lack of memory, 'auto' tries it again.
         model: another one of the same kind, such as a moving average, from which it draws, and which it watches, from
         now on; by default the one that it knows. A copy, or what comes out of a pickle, knows none.
         Raises ValueError if it knows none, or it is gone; if it is built anew, what ``Sampler`` raises: then the
@@ -435,15 +451,8 @@ class Sampler:
         engine, model = self._engine, None if self._changes is None else self._changes.model
         values = engine.model.checked_images(images)
         given = engine.model.checked_given(labels, condition, len(values))
-        if model is None:
-            with torch.no_grad():
-                return engine.model.log_probability(values, given, {})
-        present = dict(named_tensors(model))
-        if (difference := engine.difference(model, present)) is not None:
-            raise ValueError(f"{difference}: take them with refresh() first")
-        with engine.model.in_use():
-            plain = {name: x.detach().clone() for name, x in attributes(model).items()}
-            return engine.model.log_probability(values, given, {**plain, **present})
+        with nullcontext() if model is not None else torch.no_grad():
+            return engine.model.log_probability(values, given, model)
 
     def with_reference(self, model: nn.Module) -> Sampler:
         """The same sampler, whose runtime 'reference' runs another module of the same meaning: for benchmarks."""
@@ -486,8 +495,6 @@ class Sampler:
         arguments: Mapping[str, Any],
     ) -> Tensor | tuple[Tensor, Tensor]:
         """What ``sample`` and ``complete`` return; ``values`` are filled where they are not known."""
-        if not isinstance(temperature, (int, float)):
-            raise ValueError(f"temperature is {temperature!r}, expected a number")
         if not isinstance(generator, torch.Generator | None):
             raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
         options = _fields_among(SamplingOptions, arguments, temperature=temperature)

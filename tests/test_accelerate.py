@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import logging
 import pickle
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pixelcnn_fast import Sampler, accelerate
+from pixelcnn_fast import Sampler, accelerate, accelerated
 from pixelcnn_fast.likelihood import nll
 from pixelcnn_fast.models import reference
 from pixelcnn_fast.nn import raster_mask
@@ -191,7 +194,7 @@ def test_what_a_layer_does_later_is_still_right(name: str, mode: Any, plain_rand
     plain = (all_of_them() if name == "all" else one_of_them(name)).double()
     fast, dtype = copy.deepcopy(plain), torch.float32 if name == "casts" else torch.float64
     x, wider = (torch.randn(2, 2, 8, width).to(dtype) for width in (7, 9))
-    handle = accelerate(fast, mode)
+    handle = accelerated(accelerate(fast, mode))
     assert_alike(fast, plain, x)
     for each in (fast, plain):
         moved(each)
@@ -230,7 +233,7 @@ def test_the_module_stays_what_it_is_and_undo_leaves_no_trace() -> None:
     modules, before = [(id(m), type(m)) for m in model.modules()], dict(vars(model))
     tensors = [(name, id(t)) for name, t in model.state_dict(keep_vars=True).items()]
     expected = model(IMAGES)
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     torch.testing.assert_close(model(IMAGES), expected)
     assert len(seen) == 2
     assert [(id(m), type(m)) for m in model.modules()] == modules
@@ -238,15 +241,35 @@ def test_the_module_stays_what_it_is_and_undo_leaves_no_trace() -> None:
     handle.undo()
     assert vars(model) == before and torch.equal(model(IMAGES), expected)
     handle.undo()
-    accelerate(model).undo()
+    accelerated(accelerate(model)).undo()
     assert vars(model) == before
+
+
+def test_only_what_accelerate_has_returned_is_accelerated() -> None:
+    model = network()
+    assert accelerate(model) is model and accelerated(model) is accelerated(model)
+    for other in (copy.deepcopy(model), network(), nll):
+        with pytest.raises(ValueError, match="is not accelerated: pass what accelerate"):
+            accelerated(other)
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_handle_keeps_no_model_alive(undone: bool) -> None:
+    model = network()
+    handle, gone = accelerated(accelerate(model)), weakref.ref(model)
+    if undone:
+        handle.undo()
+    del model
+    gc.collect()
+    assert gone() is None
+    handle.undo()
 
 
 def test_undone_handles_leave_later_ones_alone() -> None:
     model = Layer(2, masked)
-    first = accelerate(model)
+    first = accelerated(accelerate(model))
     first.undo()
-    second = accelerate(model)
+    second = accelerated(accelerate(model))
     first.undo()
     model(torch.randn(1, 2, 6, 5))
     assert second.report.rewritten and not first.report.rewritten
@@ -263,8 +286,14 @@ def test_copies_and_pickles_are_plain() -> None:
 def test_it_is_compiled_once() -> None:
     model = network()
     accelerate(model)
-    with pytest.raises(ValueError, match="Network is compiled already: undo"):
+    with pytest.raises(
+        ValueError, match=r"Network is accelerated already: accelerated\(it\).undo\(\) comes first"
+    ):
         accelerate(model)
+    in_place = network()
+    in_place.compile()
+    with pytest.raises(ValueError, match="Network is compiled already: build it without"):
+        accelerate(in_place)
     not_callable: Any = 3
     with pytest.raises(TypeError, match="target is int, expected a module or a function"):
         accelerate(not_callable)
@@ -280,7 +309,7 @@ def test_it_is_compiled_once() -> None:
 
 def test_the_handle_tells_what_was_rewritten_and_where() -> None:
     model = network()
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     assert "nothing was compiled yet" in str(handle)
     model(IMAGES)
     text = str(handle)
@@ -294,7 +323,7 @@ def test_the_handle_tells_what_was_rewritten_and_where() -> None:
 
 def test_the_handle_names_modules_that_pytorch_itself_calls() -> None:
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 1)), nn.ReLU())
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     model(torch.zeros(1, 1, 3, 3))
     assert str(handle).endswith("could be taken in: in module 0.1")
 
@@ -312,7 +341,7 @@ def test_losses_follow_the_plain_model(mode: Any) -> None:
     curves: list[list[float]] = []
     for fast in (False, True):
         model = network().train()
-        handle = accelerate(model, mode) if fast else None
+        handle = accelerated(accelerate(model, mode)) if fast else None
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         curves.append([])
         for _ in range(6):
@@ -333,18 +362,23 @@ def test_a_function_is_accelerated_with_the_models_that_it_calls() -> None:
         loss.backward()
         return loss.detach()
 
-    handle = accelerate(step)
-    torch.testing.assert_close(handle(fast, images=IMAGES), step(plain, IMAGES))
+    fast_step = accelerate(step)
+    handle = accelerated(fast_step)
+    assert fast_step.__name__ == "step" and fast_step is not step
+    torch.testing.assert_close(fast_step(fast, images=IMAGES), step(plain, IMAGES))
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     assert handle.report.rewritten
+    found = sum(handle.report.rewritten.values())
     handle.undo()
-    assert handle._fast is step
+    torch._dynamo.reset()
+    torch.testing.assert_close(fast_step(fast, IMAGES), step(plain, IMAGES))
+    assert sum(handle.report.rewritten.values()) == found
 
 
 def test_samplers_run_the_plain_model() -> None:
     model = network().eval()
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     sampler = Sampler(model, (1, 6, 5), levels=5)
     for runtime in ("reference", "eager", "auto"):
         sampler.sample(2, runtime=runtime)
@@ -359,7 +393,7 @@ def test_samplers_run_the_plain_model() -> None:
 def test_under_autocast(lower: torch.dtype) -> None:
     plain = network().float()
     fast = copy.deepcopy(plain)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     with torch.autocast("cpu", lower):
         found, expected = results(fast, IMAGES), results(plain, IMAGES)
     assert handle.report.rewritten and found[0].dtype == expected[0].dtype
@@ -389,7 +423,7 @@ class Partly(nn.Module):
 def test_under_autocast_here_and_there(first: bool, second: bool, around: bool, training: bool) -> None:
     plain = Partly(first, second)
     fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=around):
         found, expected = fast(x), plain(x)
     assert handle.report.rewritten
@@ -413,7 +447,7 @@ def test_what_is_written_between_forward_and_backward() -> None:
     """Weights are stepped and results are written; PyTorch keeps products, and so must we."""
     plain = Returning().double()
     fast, x = copy.deepcopy(plain), torch.randn(2, 2, 6, 5, dtype=torch.float64)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     found = []
     for model in (fast, plain):
         given = x.clone().requires_grad_()
@@ -432,7 +466,7 @@ def test_what_is_written_between_forward_and_backward() -> None:
 def test_within_a_checkpoint(reentrant: bool) -> None:
     plain = network()
     fast = copy.deepcopy(plain)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     x = IMAGES.double().requires_grad_()
 
     class Around(nn.Sequential):
@@ -444,11 +478,39 @@ def test_within_a_checkpoint(reentrant: bool) -> None:
     assert handle.report.rewritten
 
 
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=[needs_native, thorough])])
+def test_a_checkpoint_around_a_batch_norm(mode: Any) -> None:
+    """Which is computed again in the backward, and updates its statistics then, too."""
+    torch._dynamo.reset()
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = Layer(1, masked)
+            self.inside = nn.Sequential(Layer(2, masked), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inside, self.first(x)[:, :2], use_reentrant=False)
+
+    plain = Around().double()
+    fast = copy.deepcopy(plain)
+    handle = accelerated(accelerate(fast, mode))
+    for _ in range(2):
+        for model in (fast, plain):
+            model(IMAGES.double()).square().sum().backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(dict(fast.named_buffers()), dict(plain.named_buffers()))
+    assert "a checkpoint around a batch norm in training" in str(handle)
+    assert sum(n for (what, _), n in handle.report.rewritten.items() if "masked_conv2d" in what) >= 1
+
+
 def test_with_other_parameters() -> None:
     model = network()
     other = {name: p.detach() * 2 for name, p in model.named_parameters()}
     expected = torch.func.functional_call(model, other, (IMAGES,))
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     torch.testing.assert_close(torch.func.functional_call(model, other, (IMAGES,)), expected)
     assert handle.report.rewritten
 
@@ -467,9 +529,9 @@ def test_data_parallel(one_process, monkeypatch, around: bool) -> None:
     plain, inner = network(), network()
     if around:  # DistributedDataParallel's buckets cut the graph, and give the backend fake tensors
         fast = nn.parallel.DistributedDataParallel(inner, bucket_cap_mb=1e-4)
-        handle = accelerate(fast)
+        handle = accelerated(accelerate(fast))
     else:
-        handle = accelerate(inner)
+        handle = accelerated(accelerate(inner))
         fast = nn.parallel.DistributedDataParallel(inner)
     for a, b in zip(results(fast, IMAGES), results(plain, IMAGES), strict=True):
         torch.testing.assert_close(a, b)
@@ -481,11 +543,11 @@ def test_twelve_models_of_a_class_and_twelve_sizes_of_batches() -> None:
     handles = []
     for width in range(4, 16):
         model = reference.PixelCNN(1, width, 1, None, 3)
-        handles.append(accelerate(model))
+        handles.append(accelerated(accelerate(model)))
         model(IMAGES)
     assert [sum(handle.report.rewritten.values()) for handle in handles] == 12 * [6]
     model = reference.PixelCNN(1, 4, 1, None, 3).double()
-    plain, handle = copy.deepcopy(model), accelerate(model)
+    plain, handle = copy.deepcopy(model), accelerated(accelerate(model))
     for n in range(1, 13):
         images = IMAGES[:1].expand(n, -1, -1, -1)
         torch.testing.assert_close(model(images), plain(images))
@@ -503,7 +565,7 @@ def test_older_pytorch_tells_when_models_of_a_class_are_too_many(monkeypatch: py
         for width in range(4, 16):
             model = reference.PixelCNN(1, width, 1, None, 3).double()
             expected = model(IMAGES)
-            handles.append(accelerate(model))
+            handles.append(accelerated(accelerate(model)))
             torch.testing.assert_close(model(IMAGES), expected)
     assert len({id(handle.report) for handle in handles}) == 1
     assert "note       PyTorch has stopped compiling" in str(handles[0])
@@ -513,7 +575,7 @@ def test_older_pytorch_tells_when_models_of_a_class_are_too_many(monkeypatch: py
 def test_compilation_that_is_switched_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     with pytest.warns(UserWarning, match="can't compile here .TORCHDYNAMO_DISABLE=1"):
-        assert accelerate(reference.PixelCNN(1, 4, 1)).report.rewritten
+        assert accelerated(accelerate(reference.PixelCNN(1, 4, 1))).report.rewritten
     mode: Any = "fast"
     with pytest.raises(ValueError, match="mode is 'fast'"):
         accelerate(network(), mode)
@@ -526,7 +588,7 @@ def test_why_pytorch_can_t_compile_is_told(error: type[Exception], monkeypatch: 
 
     monkeypatch.setattr(torch._dynamo.eval_frame, "check_if_dynamo_supported", check)
     with pytest.warns(UserWarning, match="can't compile here .Python 4 is not supported"):
-        handle = accelerate(reference.PixelCNN(1, 4, 1))
+        handle = accelerated(accelerate(reference.PixelCNN(1, 4, 1)))
     assert handle.report.rewritten and "note       PyTorch can't compile" in str(handle)
 
 
@@ -547,7 +609,7 @@ class Broken(nn.Module):
 def test_a_graph_break_costs_no_rewrite() -> None:
     plain = Broken().double()
     fast = copy.deepcopy(plain)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     for scale in (0.01, 10):
         assert_alike(fast, plain, scale * torch.randn(2, 2, 8, 7, dtype=torch.float64))
     lines = {where for what, where in handle.report.rewritten if "masked_conv2d" in what}
@@ -594,17 +656,40 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     logger.removeHandler(handler)
 
 
-def test_it_is_told_when_pytorch_gives_up(logged: list[logging.LogRecord]) -> None:
-    model = Numbered()
-    handle = accelerate(model)
-    with pytest.warns(UserWarning, match="PyTorch has stopped compiling 'forward'"):
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.CRITICAL])
+def test_it_is_told_when_pytorch_gives_up(level: int, logged: list[logging.LogRecord]) -> None:
+    model, logger = Numbered(), logging.getLogger("torch._dynamo.convert_frame")
+    handle, before = accelerated(accelerate(model)), logger.level
+    logger.setLevel(level)
+    with pytest.warns(UserWarning, match="PyTorch has stopped compiling 'forward'") as told:
         call_with_names(model, model)
-    assert "note       PyTorch has stopped compiling" in str(handle) and len(logged) == 1
+    logger.setLevel(before)
+    assert told[0].filename == __file__
+    assert "note       PyTorch has stopped compiling" in str(handle) and len(logged) == (
+        level == logging.NOTSET
+    )
+
+
+def test_hooks_that_pytorch_does_not_call_are_told_once() -> None:
+    model, seen = network(), list[int]()
+    model.norm.register_forward_hook(lambda *_: seen.append(1))
+    handle = accelerated(accelerate(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(IMAGES)
+        model.register_forward_hook(lambda *_: seen.append(2))
+        model(IMAGES)
+    assert seen == [1, 1, 2]
+    model.norm.register_forward_pre_hook(lambda *_: seen.append(3))
+    with pytest.warns(UserWarning, match="parts of the model have got hooks since its first call") as told:
+        model(IMAGES)
+        model(IMAGES)
+    assert len(told) == 1 and "skip_nnmodule_hook_guards" in str(handle)
 
 
 def test_it_is_not_told_of_models_that_somebody_else_compiles(logged: list[logging.LogRecord]) -> None:
     model, other = Numbered(), Numbered()
-    handle = accelerate(model)
+    handle = accelerated(accelerate(model))
     model(torch.ones(2))
     call_with_names(other, torch.compile(other, backend="eager"))
     assert len(logged) == 1 and not handle.report.warnings
@@ -621,7 +706,7 @@ def test_other_people_s_networks(name: str) -> None:
     images = levels.to(torch.uint8) if form == "uint8" else levels.double() / (7 if form == "unit" else 1)
     labels = found.labels(3)
     fast = copy.deepcopy(plain)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     assert_alike(fast, plain, images, *(() if labels is None else (labels,)))
     assert bool(handle.report.rewritten) == (name not in ("cropped shifts", "functional", "channels last"))
 
@@ -635,7 +720,7 @@ def test_random_networks(seed: int) -> None:
     plain = fuzz.Fuzzed(seed)
     plain.double()
     fast = copy.deepcopy(plain)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     labels, condition = plain.given(3)
     images = torch.randint(plain.levels, (3, *plain.shape), generator=torch.Generator().manual_seed(seed))
     assert_alike(fast, plain, images, labels, condition)
@@ -662,7 +747,7 @@ def test_without_a_compiler_own_layers_are_swapped_by_type(monkeypatch) -> None:
         with pytest.warns(
             UserWarning, match="PyTorch can't compile here \\(Python 4 is not supported\\), so only"
         ):
-            handle = accelerate(each)
+            handle = accelerated(accelerate(each))
         assert sum(handle.report.rewritten.values()) == swapped
         assert all(isinstance(m, kinds[name]) for name, m in each.named_modules())
         assert_alike(each, plain, images)

@@ -228,6 +228,17 @@ def test_a_config_of_a_huge_model_is_refused_before_it_is_built(
         checkpoint.load(path)
 
 
+def test_a_config_of_more_layers_than_tensors_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path, config = (
+        tmp_path / "model.safetensors",
+        dict(input_channels=1, hidden_channels=1, dilations=[1] * 500),
+    )
+    metadata = dict(model="GatedPixelCNN", config=json.dumps(config))
+    save_file({"x": torch.zeros(1000)}, path, metadata=metadata)
+    with pytest.raises(ValueError, match="dilations has 500 items: the file's tensors are not as many"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("layers, levels", [(1, 300), (20, 2)])
 def test_a_setting_may_be_as_large_as_the_largest_size_or_as_the_tensors_are_many(
     tmp_path: Path, layers: int, levels: int

@@ -91,8 +91,9 @@ def test_images_and_log_probabilities_are_the_samplers(whole: Path) -> None:
 def test_the_manifest_says_what_the_job_is(whole: Path) -> None:
     manifest = json.loads((whole / MANIFEST).read_text())
     assert manifest.pop("model") == sampler().fingerprint() and len(manifest.pop("labels")) == 64
+    assert manifest.pop("probe")["parameters"] == sampler().probe()
     assert manifest == {
-        "version": 1,
+        "version": 2,
         "n": N,
         "shard_size": SHARD_SIZE,
         "shards": COUNT,
@@ -344,6 +345,80 @@ def test_a_damaged_shard_is_named(content: bytes, file_format: FileFormat, tmp_p
     shards.path(0).write_bytes(content)
     with pytest.raises(ValueError, match="shard-000000.* is damaged .*: delete it"):
         shards.read(0)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_shard_of_which_a_byte_is_another_is_damaged(file_format: FileFormat, tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 5, 2, file_format)
+    shards.write(0, {"images": np.arange(200, dtype=np.uint8).reshape(2, 1, 10, 10)})
+    assert shards.read(0)["images"].sum() == 19900
+    whole = bytearray(shards.path(0).read_bytes())
+    whole[len(whole) // 2 if file_format == "npz" else -1] ^= 1
+    shards.path(0).write_bytes(whole)
+    with pytest.raises(ValueError, match="shard-000000.* is damaged"):
+        shards.read(0)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def linked_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.parent / "nothing")
+
+
+def linked_to_something(path: Path) -> None:
+    """Which is not to be overwritten."""
+    path.unlink()
+    path.with_name("precious").write_text("precious")
+    path.symlink_to(path.parent / "precious")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("damaged", [cut_short, emptied, linked_to_nothing, linked_to_something])
+def test_a_damaged_shard_is_drawn_again(damaged, file_format: FileFormat, tmp_path: Path) -> None:
+    def draw_them() -> None:
+        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2, file_format=file_format)
+
+    draw_them()
+    whole, path = arrays(tmp_path, 5, 2, file_format), Shards(tmp_path, 5, 2, file_format).path(1)
+    damaged(path)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged, and is drawn again"):
+        draw_them()
+    again = arrays(tmp_path, 5, 2, file_format)
+    assert all(np.array_equal(again[name], whole[name]) for name in whole) and not path.is_symlink()
+    assert not (tmp_path / "nothing").exists()
+    precious = tmp_path / "precious"
+    assert not precious.exists() or precious.read_text() == "precious"
+    with silence():
+        draw_them()
+
+
+def test_a_shard_of_other_images_is_drawn_again_and_a_folder_is_an_error(tmp_path: Path) -> None:
+    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+    shards = Shards(tmp_path, 5, 2, "npz")
+    shards.path(1).write_bytes(shards.path(2).read_bytes())  # which has one image
+    with pytest.warns(UserWarning, match=r"it holds images \[1, .*\], expected \[2, "):
+        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+    shards.path(1).unlink()
+    shards.path(1).mkdir()
+    with pytest.raises(ValueError, match="shard-000001.npz is a folder, where a file of images should be"):
+        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+
+
+def test_a_probe_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
+    settings = {"probe": {"parameters": [1.0, -4.0], "within": 1e-4}}
+    shards = Shards(tmp_path, 5, 2, "npz")
+    shards.prepare(settings)
+    shards.prepare({"probe": {"parameters": [1.0, -4.0004], "within": 1e-4}})
+    for other in ([1.0, -4.002], [1.0], None):
+        with pytest.raises(ValueError, match="another job: probe is"):
+            shards.prepare({"probe": None if other is None else {"parameters": other, "within": 1e-4}})
 
 
 def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:

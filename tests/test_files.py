@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 import stat
 from pathlib import Path
 
@@ -41,6 +43,40 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     with replacing(link) as file:
         file.write(b"new")
     assert link.is_symlink() and there.read_bytes() == b"new"
+
+
+def test_a_link_is_replaced_where_others_may_write(tmp_path: Path) -> None:
+    there, link = tmp_path / "there", tmp_path / "link"
+    there.write_bytes(b"precious")
+    link.symlink_to(there)
+    with replacing(link, through_links=False) as file:
+        file.write(b"new")
+    assert there.read_bytes() == b"precious" and link.read_bytes() == b"new" and not link.is_symlink()
+
+
+def test_what_is_in_a_new_file_s_place_is_left_alone(tmp_path: Path, monkeypatch) -> None:
+    """A link may lead from there to another file."""
+    monkeypatch.setattr(secrets, "token_hex", lambda n: "foreseen")
+    there = tmp_path / "there"
+    there.write_bytes(b"precious")
+    process = f"{socket.gethostname()}-{os.getpid()}"
+    link = tmp_path / f"images.foreseen.{process}.unfinished"
+    link.symlink_to(there)
+    with pytest.raises(FileExistsError):
+        check_replaceable(tmp_path / "images")
+    with pytest.raises(FileExistsError), replacing(tmp_path / "images") as file:
+        file.write(b"new")
+    assert there.read_bytes() == b"precious"
+
+
+def test_new_files_have_the_permissions_of_the_process(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "images") as file:
+            file.write(b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "images").stat().st_mode) == 0o640
 
 
 def test_what_can_t_be_replaced_is_known_before_the_work(tmp_path: Path, monkeypatch) -> None:

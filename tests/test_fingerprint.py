@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
@@ -11,6 +15,7 @@ from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.image_forms import ImageForm
 from tests.processes import sampler
 from tests.system.networks import ABOVE, Masked, pixelcnn
+from tests.tiers import thorough
 
 
 class Other(Categorical):
@@ -41,6 +46,32 @@ def test_samplers() -> None:
     assert one != Sampler(model, (1, 4, 4), precision="bf16").fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Categorical(probabilities=True)).fingerprint()
     assert one != Sampler(model, (1, 4, 4), head=Other()).fingerprint()
+
+
+PRINTS = """
+import torch
+from pixelcnn_fast import Sampler, models
+model = models.GatedPixelCNN(1, 6, [1, 2], levels=5).eval()
+for x in model.parameters():
+    x.data = (torch.arange(x.numel()) % 61 - 30).view_as(x) / 32  # exactly
+print(Sampler(model, (1, 4, 4)).fingerprint())
+"""
+
+
+@thorough
+def test_processors_agree() -> None:
+    """Though they round otherwise."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", PRINTS],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for capability in ("default", "avx2", "avx512")
+    }
+    assert len(found) == 1
 
 
 def test_samplers_of_equal_weights() -> None:

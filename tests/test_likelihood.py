@@ -350,3 +350,13 @@ def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
     """As loaders of models with and without labels have it."""
     model, images = Converting(pixelcnn(), lambda x: x), torch.randint(0, 256, (2, 1, 3, 4), dtype=torch.uint8)
     assert torch.equal(nll(model, images, *given), nll(model, images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_dtype_than_its_images(dtype: torch.dtype) -> None:
+    """It is given them in its own."""
+    model = nn.Conv2d(1, 8, 1).to(dtype)
+    levels = torch.randint(0, 8, (2, 1, 3, 3))
+    found = nll(model, levels / 7, image_form="unit", levels=8)
+    expected = torch.nn.functional.cross_entropy(model((levels / 7).to(dtype)), levels[:, 0], reduction="none")
+    torch.testing.assert_close(found, expected.sum((1, 2)).to(found.dtype), rtol=0.05, atol=0.05)

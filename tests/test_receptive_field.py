@@ -18,6 +18,7 @@ from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
 from pixelcnn_fast.nn import GatedBlock, MaskedConv2d
 from pixelcnn_fast.receptive_field import COLOURS, ReceptiveField
 from tests.leaks import HIDDEN
+from tests.sampler_life.common import silence
 from tests.system.networks import pixelcnn, positive
 
 Model = PixelCNN | GatedPixelCNN
@@ -287,3 +288,62 @@ def test_without_a_head_too_the_reason_is_why_the_model_can_t_be_captured(name):
 def test_an_output_that_is_no_image_is_refused():
     with pytest.raises(UnknownLayout, match=r"shape \[2, 4\]"):
         receptive_field(Outputs(1, 4, lambda x: x.mean((2, 3))), (1, 5, 5))
+
+
+class Behind(nn.Module):
+    """A convolution behind something that is zero before training."""
+
+    levels = 8
+
+    def __init__(self, kind: str, mask: str = "B") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first = kind, MaskedConv2d(1, 6, 5, "A")
+        self.inside = nn.Conv2d(6, 6, 3, padding=1) if mask == "none" else MaskedConv2d(6, 6, 3, "B")
+        self.gain, self.norm = nn.Parameter(torch.zeros(1)), nn.BatchNorm2d(6)
+        self.low, self.high, self.last = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1), nn.Conv2d(6, 8, 1)
+        zero = {"last": "last", "adapter": "high", "norm": "norm", "itself": "inside"}.get(kind)
+        if zero is not None:
+            nn.init.zeros_(self.get_parameter(f"{zero}.weight"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x.float() / 8))
+        y = torch.tanh(self.inside(x))
+        match self.kind:
+            case "gain":
+                x = x + self.gain * y
+            case "adapter":
+                x = x + self.high(self.low(y))
+            case "norm":
+                x = x + self.norm(y)
+            case _:
+                x = x + y
+        return self.last(x)
+
+
+@pytest.mark.parametrize("kind", ["last", "gain", "adapter", "norm"])
+def test_a_leak_behind_a_zero_is_seen(kind: str) -> None:
+    with pytest.raises(NotCausal, match=r"inside: kernel tap \(\+1, -1\)"):
+        check_causal(Behind(kind, "none"), (1, 6, 6))
+    model = Behind(kind).train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with silence():
+        check_causal(model, (1, 6, 6))
+        assert "sees no earlier pixel" not in str(receptive_field(model, (1, 6, 6)))
+    assert model.training and all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_a_zero_that_may_be_masked_outside_of_the_model_is_told() -> None:
+    with pytest.warns(
+        UserWarning, match=r"^inside.weight is zero now; unless .* inside: kernel tap \(\+1, -1\)"
+    ):
+        check_causal(Behind("itself", "none"), (1, 6, 6))
+    with silence():
+        check_causal(Behind("itself"), (1, 6, 6))
+
+
+def test_zeros_that_are_not_trained_stay_zero() -> None:
+    model = Behind("gain", "none")
+    model.gain.requires_grad_(False)
+    with silence():
+        check_causal(model, (1, 6, 6))

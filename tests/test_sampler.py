@@ -460,6 +460,9 @@ def test_arrays_and_lists_are_taken_for_tensors():
     assert torch.equal(sampler.sample(1, noise=noise), expected)
     assert (sampler.complete(images.tolist(), known) == 7).all()
     assert torch.equal(sampler.sample(np.int64(1), noise=noise), expected)
+    plain = dict(temperature=0.5, top_k=3, top_p=0.5)
+    numbers = dict(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.float32(0.5))
+    assert torch.equal(*(sampler.sample(1, noise=noise, **options) for options in (plain, numbers)))
     for n in (2.0, True, None):
         with pytest.raises(ValueError, match=f"n is {n}: the number of images must be an integer"):
             sampler.sample(n)

@@ -1,30 +1,39 @@
-"""Notices that a model's weights have changed since a sampler was built from them."""
+"""Notices that a model has changed since a sampler was built from it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import are_equal, is_in_memory, named_tensors, span, tensors_of
+from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.tensors import is_in_memory, span
 
 LOOKED_AT = 16  # elements of each tensor
 
 
 class Changes:
-    """Whether a model's parameters and buffers are what they were.
+    """Whether a model is what it was.
 
     Versions alone do not tell: fused optimizers, and writes through ``.data``, leave them as they were. So a few
     elements of each tensor are looked at, too; where only its memory or its version are others, all of them.
     """
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """weights: what they are now, by name, in tensors of their own."""
-        self._weights = weights
-        self._looks = looks = [_Look(model)]  # one, as long as it is of use: it keeps memory
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Iterable[str],
+        outside: Iterable[Tensor],
+        is_still: Callable[[nn.Module], bool],
+    ) -> None:
+        """paths: of its tensors that matter; outside: others that do; is_still: whether the model is what it is now,
+        found out at length."""
+        self._paths, self._outside, self._is_still = list(paths), list(outside), is_still
+        now = Held(model)
+        self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 
     @property
@@ -36,38 +45,41 @@ class Changes:
         """Whether there are any. A model that is gone does not change."""
         if (model := self._model()) is None:
             return False
-        if any(look.tells_no_change(model) for look in self._looks):
+        now = Held(model)
+        if any(look.tells_no_change(now, self._of(now)) for look in self._looks):
             return False
-        look = _Look(model)  # before all is compared: another thread may be writing
-        present, known = dict(named_tensors(model)), self._weights
-        if present.keys() == known.keys() and all(are_equal(x, known[name]) for name, x in present.items()):
+        look = _Look(now, self._of(now))  # before all is compared: another thread may be writing
+        if self._is_still(model):
             self._looks[:] = [look]
             return False
         self._looks.clear()
         return True
 
+    def _of(self, held: Held) -> list[Tensor]:
+        return [held.tensors[path] for path in self._paths if path in held.tensors] + self._outside
+
 
 class _Look:
-    """Where each of a model's tensors is, its version, and some of its elements.
+    """Where each of a model's tensors is, its version, and some of its elements; and what else the model has.
 
     Samplers look before each call, so views of these elements are kept. They keep the memory of what the model gives
     up until the next call.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, held: Held, tensors: Sequence[Tensor]) -> None:
+        self._values = held.values
         views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         self._marks = []
-        for x in tensors_of(model):
+        for x in tensors:
             self._marks.append(_mark(x))
             if x.numel() and is_in_memory(x):
                 views[x.dtype, x.device] += _some_of(x)
         self._views = list(views.values())
         self._elements = _bits(self._views)
 
-    def tells_no_change(self, model: nn.Module) -> bool:
-        present = tensors_of(model)
-        if len(present) != len(self._marks):
+    def tells_no_change(self, now: Held, present: Sequence[Tensor]) -> bool:
+        if len(present) != len(self._marks) or now.values != self._values:
             return False
         are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
         return are_there and torch.equal(_bits(self._views), self._elements)

@@ -12,7 +12,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pixelcnn_fast.capture.parts import attributes, named_tensors, with_tensors
+from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.tensors import with_tensors
 from pixelcnn_fast.heads.output import Output
 
 
@@ -21,7 +22,8 @@ class Substituted(nn.Module):
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._called = lambda *args, **named: functional_call(module, dict(tensors), args, named)
+        registered = {path: x for path, x in tensors.items() if ":" not in path}
+        self._called = lambda *args, **named: functional_call(module, registered, args, named)
         self.forward = functools.wraps(module.forward)(self._called)
 
 
@@ -38,18 +40,11 @@ class KeptModule:
         self.borrowed = module if is_borrowed else None
         self._why_gone: str | None = None
         # With its tensors, and without what a call may leave behind.
-        self._untouched = module if is_borrowed else with_tensors(module, dict(named_tensors(module)))
-        self.has_attributes = bool(attributes(module))
+        self._untouched = module if is_borrowed else with_tensors(module, Held(module).tensors)
 
     @property
     def is_borrowed(self) -> bool:
         return self.borrowed is not None
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The module as it was before it was ever called, with these tensors, by name."""
-        if self.borrowed is not None:
-            return Substituted(self.borrowed, tensors)
-        return with_tensors(self._untouched, tensors)
 
     @property
     def is_there(self) -> bool:
@@ -70,7 +65,10 @@ class KeptModule:
         """Raises RuntimeError if it is not there."""
         (module, output), weights = self._loaded(), self._weights
         if weights is not None:
-            module = self.with_tensors(weights)
+            if self.borrowed is not None:
+                module = Substituted(self.borrowed, weights)
+            else:  # as it was before it was ever called
+                module = with_tensors(self._untouched, weights)
             self._kept, self._weights = (module, output), None
         return module
 
@@ -117,5 +115,5 @@ class KeptModule:
                     "'reference' and log_prob are not available",
                     stacklevel=2,
                 )
-        left = {"_weights": None, "borrowed": None, "has_attributes": False}
+        left = {"_weights": None, "borrowed": None}
         return {**left, "_kept": kept, "_why_gone": why}

@@ -82,6 +82,10 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
     if not kinds:
         raise ValueError("the model has no parameters of real numbers, which say in what dtype it computes")
+    if any(device.type == "meta" for _, device in kinds):
+        raise ValueError(
+            "the model is on the device meta, where tensors have no values: load its weights first"
+        )
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ValueError(

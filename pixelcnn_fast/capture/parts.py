@@ -1,20 +1,160 @@
-"""A module's parts: its tensors by path, what else tells it from others, and a copy that has other tensors."""
+"""What a module holds, and its copies hold with it, by path: modules, tensors, and what else decides its forward."""
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
+import hashlib
+import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, NoneType
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from operator import itemgetter
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.private_copy import unwrapped
-from pixelcnn_fast.program.calls import leaves
-
 STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# What a call does not depend on, if the module is in eval mode; and what a module compiled itself to.
+PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
+SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same as the class which is its value
+MOST = 100_000  # values, beyond which no more are looked at
+SHORT = 64  # items of a list whose types are compared, too
+
+ATOMS = frozenset((int, str, NoneType, bool, float, complex, bytes))
+NAMED = (type, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class Held:
+    """What was found in a module when this was made: tensors, and modules, by path, and ``values``, by path: numbers,
+    texts, functions, types, and which objects there are. Two modules of equal values compute the same functions of
+    their tensors, as far as can be seen from outside.
+
+    It is walked as ``copy.deepcopy`` does, and into what functions hold. What is registered has its usual name, or
+    names; all else, one that has a colon.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.values: dict[str, object] = {}
+        self._seen: dict[
+            int, tuple[str, object]
+        ] = {}  # by id: its path, and itself, so that the id stays its own
+        self._module("", module)
+        self._seen.clear()
+
+    def _module(self, path: str, module: nn.Module) -> None:
+        found = list(parts(module, path))
+        for at, each in found:
+            is_new = id(each) not in self._seen
+            self._seen.setdefault(id(each), (at, each))
+            self.modules[at] = each
+            kind = vars(type(each)).get(SWAPPED_FROM, type(each))
+            forward = getattr(kind, "forward", None)
+            self.values[at] = kind, forward, is_new or self._seen[id(each)][0]
+            for held in (each._parameters, each._buffers):
+                for name, x in held.items():
+                    if x is not None:
+                        self.tensors[f"{at}.{name}" if at else name] = x
+                        self._seen.setdefault(id(x), (f"{at}.{name}", x))
+        for at, each in found:
+            if self._seen[id(each)][0] != at:
+                continue
+            for name, value in vars(each).items():
+                if name in HOOKS:
+                    value = list(value.values())  # by numbers that are others in another module
+                if name not in PASSED_OVER and not (name in HOOKS and not value):
+                    self._value(f"{at}:{name}", value)
+            if path:  # it stays in the mode in which it is
+                self.values[f"{at}:training"] = each.training
+
+    def _value(self, path: str, x: Any) -> None:
+        kind = type(x)
+        if kind is int or kind is str:
+            self.values[path] = x
+        elif kind in ATOMS:
+            self.values[path] = kind, repr(x)  # -0.0 is not 0.0
+        elif kind in (tuple, list, torch.Size) and ATOMS.issuperset(map(type, x)):
+            self.values[path] = kind, repr(x) if len(x) <= SHORT else tuple(x)
+        elif isinstance(x, NAMED):
+            self.values[path] = x
+        elif id(x) in self._seen:
+            self.values[path] = "what is at", self._seen[id(x)][0]
+        elif len(self.values) < MOST:
+            self._seen[id(x)] = path, x
+            self._object(path, x)
+
+    def _object(self, path: str, x: Any) -> None:
+        if isinstance(x, nn.Module):
+            self._module(path, x)
+            return
+        if isinstance(x, Tensor):
+            self.tensors[path] = x
+            return
+        self.values[path], within = _taken_apart(x)
+        for name, each in within:
+            self._value(path + name, each)
+
+
+def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
+    """-> (what tells it from others, what it holds, by name)."""
+    kind = type(x)
+    if isinstance(x, dict):
+        keys = [key if type(key) in (int, str) else number for number, key in enumerate(x)]
+        return (kind, tuple(keys)), [(f"[{key!r}]", each) for key, each in zip(keys, x.values(), strict=True)]
+    if isinstance(x, (tuple, list, deque)):
+        return (kind, len(x)), [(f"[{number}]", each) for number, each in enumerate(x)]
+    if isinstance(x, FunctionType):
+        within = [*(x.__defaults__ or ()), x.__kwdefaults__]
+        for cell in x.__closure__ or ():
+            with suppress(ValueError):  # the cell is empty
+                within.append(cell.cell_contents)
+        return x.__code__, [(f"({number})", each) for number, each in enumerate(within)]
+    if isinstance(x, MethodType):
+        return kind, [(".__func__", x.__func__), (".__self__", x.__self__)]
+    if isinstance(x, BuiltinFunctionType):
+        return (x.__qualname__, kind), [(".__self__", x.__self__)]
+    if isinstance(x, partial):
+        return kind, [(".func", x.func), (".args", x.args), (".keywords", x.keywords)]
+    if kind.__module__ == "numpy" and hasattr(x, "tobytes"):
+        shown = repr(x) if kind.__name__ != "ndarray" else (x.dtype, x.shape, _digest(x))
+        return (kind, shown), []
+    if isinstance(x, (set, frozenset)):
+        atoms = frozenset(each for each in x if type(each) in ATOMS)
+        return (kind, atoms), [(f"{{{number}}}", each) for number, each in enumerate(x - atoms)]
+    own = dict(getattr(x, "__dict__", {}))
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            with suppress(AttributeError):
+                own.setdefault(name, getattr(x, name))
+    return kind, [(f".{name}", each) for name, each in own.items()]
+
+
+def _digest(x: Any) -> object:
+    return type(x) if x.dtype.hasobject else hashlib.blake2b(x.tobytes()).digest()
+
+
+def described(values: Mapping[str, object]) -> list[str]:
+    """``Held.values`` as texts that are the same in another process, in the order of their paths."""
+    return [f"{path}: {_text(x)}" for path, x in sorted(values.items(), key=itemgetter(0))]
+
+
+def _text(x: object) -> str:
+    if isinstance(x, FunctionType):
+        return _text(x.__code__)
+    if isinstance(x, CodeType):
+        return f"{x.co_name} {x.co_code.hex()} {x.co_names} {_text(x.co_consts)}"
+    if isinstance(x, (type, BuiltinFunctionType)):
+        return f"{x.__module__}.{x.__qualname__}"
+    if isinstance(x, (tuple, list)):
+        return f"({', '.join(map(_text, x))})"
+    if isinstance(x, (frozenset, set)):
+        return f"{{{', '.join(sorted(map(_text, x)))}}}"
+    return x.__name__ if isinstance(x, ModuleType) else repr(x)
 
 
 def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -26,103 +166,21 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
             yield from parts(child, f"{path}.{name}" if path else name)
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, by path; what is tied has each of its names."""
-    for path, each in parts(module):
-        for held in (each._parameters, each._buffers):
-            for name, x in held.items():
-                if x is not None:
-                    yield f"{path}.{name}" if path else name, x
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
+    returns."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(module, _if_imported("torch.optim.swa_utils", "AveragedModel")):
+            module = cast(nn.Module, module.module)
+        elif isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
+            module = cast(nn.Module, module._orig_mod)
+        else:
+            return module
 
 
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Those of ``named_tensors``, in another order, in less time."""
-    found: list[Tensor | None] = []
-    rest: list[nn.Module | None] = [module]
-    while rest:
-        if (each := rest.pop()) is not None:
-            each = unwrapped(each)
-            found += each._parameters.values()
-            found += each._buffers.values()
-            rest += each._modules.values()
-    return [x for x in found if x is not None]
-
-
-def attributes(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors that are plain attributes, by path, also those in lists and dictionaries."""
-    registered, found = {id(x) for _, x in named_tensors(module)}, {}
-    for path, each in parts(module):
-        for name, value in vars(each).items():
-            if name not in STANDARD and isinstance(value, (Tensor, list, tuple, dict)):
-                for number, x in enumerate(leaves(value)):
-                    if isinstance(x, Tensor) and id(x) not in registered:
-                        found[f"{path}:{name}:{number}"] = x
-    return found
-
-
-def settings(module: nn.Module) -> list[tuple[str, str, object]]:
-    """Numbers, texts and functions that are plain attributes, or in lists, by path and name: two models of one class
-    may differ in them, such as convolutions in their dilation."""
-    kinds = (int, float, str, FunctionType, BuiltinFunctionType, type, NoneType)
-    return [
-        (path, name, value)
-        for path, each in parts(module)
-        for name, value in vars(each).items()
-        if name not in STANDARD and all(isinstance(x, kinds) for x in leaves(value))
-    ]
-
-
-def structure(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[object, ...]:
-    """What must be the same for a module to take another's weights: the types of its parts, and which of its tensors,
-    by name, lie in the same memory."""
-    by_storage: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
-    for name, x in tensors.items():
-        if x.numel() and x.device.type != "meta":
-            by_storage[x.untyped_storage().data_ptr()].append((name, x))
-    overlapping = []
-    for held in by_storage.values():
-        end, before = 0, ""
-        spans = ((int(x.storage_offset()), span(x), name) for name, x in held) if len(held) > 1 else ()
-        for start, length, name in sorted(spans):
-            if start < end:
-                overlapping.append((before, name))
-            end, before = max(end, start + length), name
-    return tuple((path, type(each)) for path, each in parts(module)), tuple(sorted(overlapping))
-
-
-def span(x: Tensor) -> int:
-    """How many elements of its storage a tensor spans."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-
-
-def is_in_memory(x: Tensor) -> bool:
-    """Whether a tensor's storage holds it; what shards models frees the memory of tensors that stay."""
-    return not x.numel() or x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
-
-
-def are_equal(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are the same: their dtype, device and shape, and bit by bit their numbers."""
-    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape) or not is_in_memory(x):
-        return False
-    return torch.equal(_bits(x), _bits(y))
-
-
-def _bits(x: Tensor) -> Tensor:
-    """What a tensor holds, as words if that goes, which takes half the time that numbers do."""
-    x = x.detach().resolve_conj().contiguous().flatten()
-    if x.storage_offset():
-        x = x.clone()
-    return x.view(torch.int64 if x.nbytes % 8 == 0 else torch.uint8)
-
-
-def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy with other tensors, by name, in the place of its parameters, buffers and attributes.
-
-    A tensor that is computed from others stays one, so that gradients go through it.
-    """
-    memo: dict[int, Any] = {}
-    for name, x in (*named_tensors(module), *attributes(module).items()):
-        if (other := tensors.get(name)) is not None:
-            is_leaf = isinstance(x, nn.Parameter) and not other.requires_grad
-            memo[id(x)] = nn.Parameter(other, requires_grad=x.requires_grad) if is_leaf else other
-    return copy.deepcopy(module, memo)
+def _if_imported(module: str, name: str) -> tuple[type, ...]:
+    """A type, if there can be instances of it: another thread may just be importing the compiler."""
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)

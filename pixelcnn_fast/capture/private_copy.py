@@ -6,66 +6,40 @@ import copy
 import random
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pixelcnn_fast.program.calls import leaves
+from pixelcnn_fast.capture.parts import HOOKS, Held, unwrapped
 from pixelcnn_fast.telling import tell
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
-    returns."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(module, _if_imported("torch.optim.swa_utils", "AveragedModel")):
-            module = cast(nn.Module, module.module)
-        elif isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
-            module = cast(nn.Module, module._orig_mod)
-        else:
-            return module
-
-
-def _if_imported(module: str, name: str) -> tuple[type, ...]:
-    """A type, if there can be instances of it: another thread may just be importing the compiler."""
-    found = getattr(sys.modules.get(module), name, None)
-    return () if found is None else (found,)
 
 
 def private_copy(module: nn.Module) -> nn.Module | None:
     """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied."""
-    detached = {
-        id(x): x.detach().clone()
-        for each in module.modules()
-        for x in leaves(vars(each))
-        if isinstance(x, Tensor) and not x.is_leaf  # such as the weight of torch.nn.utils.weight_norm
-    }
+    copied = copy_or_why_not(module)
+    if isinstance(copied, nn.Module):
+        return copied
+    tell(
+        f"{type(module).__name__} can't be copied ({copied}), so the module itself is used, in eval mode meanwhile: "
+        "let no other thread use it then, and do not train it before you are done"
+    )
+    return None
+
+
+def copy_or_why_not(module: nn.Module, others: Mapping[int, Any] | None = None) -> nn.Module | str:
+    """As ``private_copy``, or else why it can't be copied. others: what takes the place of tensors, by their id."""
+    held = Held(module)
+    # Such as the weight of torch.nn.utils.weight_norm.
+    no_leaves = {id(x): x.detach().clone() for x in held.tensors.values() if not x.is_leaf}
     try:
-        if any(
-            _holds_a_module(x) for each in module.modules() if unwrapped(each) is each for x in _functions(each)
-        ):
-            raise TypeError(
-                "a function that it was given holds one of its modules, and functions are not copied"
-            )
-        copied = copy.deepcopy(module, detached)
-        own = {id(x) for x in (*module.modules(), *module.parameters(), *module.buffers())}
-        for x in (*copied.modules(), *copied.parameters(), *copied.buffers()):
-            if id(x) in own:
-                raise TypeError(f"a {type(x).__name__} in it is its own copy")
+        copied = copy.deepcopy(module, {**no_leaves, **(others or {})})
+        _check_apart(held, Held(copied))
     except Exception as error:
-        tell(
-            f"{type(module).__name__} can't be copied ({type(error).__name__}: {error}), so the module itself is "
-            "used, in eval mode meanwhile: let no other thread use it then, and do not train it before you are done"
-        )
-        return None
+        return f"{type(error).__name__}: {error}"
     for parent in copied.modules():
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
@@ -74,35 +48,37 @@ def private_copy(module: nn.Module) -> nn.Module | None:
     return copied
 
 
-def _functions(module: nn.Module) -> list[FunctionType]:
-    """The functions that a module was given as attributes or hooks; a copy leaves out what it compiled itself to."""
-    given = [x for name, x in vars(module).items() if name != "_compiled_call_impl"]
-    return [x for x in leaves(given) if isinstance(x, FunctionType)]
+def _check_apart(one: Held, other: Held) -> None:
+    """Raises TypeError if two share a module, a parameter or a buffer."""
+    # What a hook alone has seen is not what the module computes with.
+    own = {id(x) for path, x in (*one.modules.items(), *one.tensors.items()) if not _is_of_a_hook(path)}
+    for path, x in (*other.modules.items(), *other.tensors.items()):
+        if id(x) in own and (":" not in path or isinstance(x, (nn.Module, nn.Parameter))):
+            if "(" in path:
+                raise TypeError(
+                    "a function that it was given holds one of its modules, and functions are not copied"
+                )
+            raise TypeError(f"a {type(x).__name__} in it is its own copy")
 
 
-def _holds_a_module(x: Any, depth: int = 4) -> bool:
-    """Whether a function holds a module, a parameter, or a method of one: in its closure, in its defaults, in what
-    these hold."""
-    if isinstance(x, (nn.Module, nn.Parameter)):
-        return True
-    if depth == 0:
-        return False
-    if isinstance(x, FunctionType):
-        held = [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
-        for cell in x.__closure__ or ():
-            with suppress(ValueError):  # the cell is empty
-                held.append(cell.cell_contents)
-    elif isinstance(x, partial):
-        held = [x.func, *x.args, *x.keywords.values()]
-    elif isinstance(x, MethodType):
-        held = [x.__self__, x.__func__]
-    elif isinstance(x, (list, tuple, set, dict)):
-        held = list(x.values()) if isinstance(x, dict) else list(x)
-    elif isinstance(x, (type, ModuleType, Tensor)):
-        held = []
-    else:
-        held = list(getattr(x, "__dict__", {}).values())
-    return any(_holds_a_module(each, depth - 1) for each in held)
+def _is_of_a_hook(path: str) -> bool:
+    return any(f":{name}" in path for name in HOOKS)
+
+
+def changes_with_its_mode(held: Held) -> bool:
+    """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode, such as merge weights."""
+    own = nn.Module.train, nn.Module.eval
+    return any(
+        (type(each).train, type(each).eval) != own or not vars(each).keys().isdisjoint(("train", "eval"))
+        for each in held.modules.values()
+    )
+
+
+def in_eval_mode(module: nn.Module) -> nn.Module:
+    """A module that holds what this one does in eval mode, to look at: a copy, if its mode changes more."""
+    if changes_with_its_mode(Held(module)) and isinstance(copied := copy_or_why_not(module), nn.Module):
+        return copied
+    return module
 
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -116,7 +92,8 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
-        before = [_State(each) for each in module.modules()]
+        weights = changes_with_its_mode(Held(module))  # taking out what was merged may round
+        before = [_State(each, weights) for each in module.modules()]
         if any(state.training for state in before):
             module.eval()
         try:
@@ -130,13 +107,14 @@ def borrowed(module: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """What a module has as attributes, its mode among them, and what is in its buffers."""
+    """What a module has as attributes, its mode among them, and what is in its buffers, and if asked, its weights."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, weights: bool) -> None:
         self.module, self.training = module, module.training
         self._attributes = dict(vars(module))
         self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
-        self._buffers = [(x, x.clone()) for x in module._buffers.values() if x is not None]
+        held = [*module._buffers.values(), *(module._parameters.values() if weights else ())]
+        self._tensors = [(x.data, x.detach().clone()) for x in held if x is not None]
 
     def restore(self) -> None:
         own = vars(self.module)
@@ -146,7 +124,7 @@ class _State:
         for name, held in self._held.items():
             own[name].clear()
             own[name].update(held)
-        for x, kept in self._buffers:
+        for x, kept in self._tensors:
             if not torch.equal(x, kept):
                 x.copy_(kept)
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves
+from pixelcnn_fast.program.calls import Call, Memory, View, draws, flat, leaves, map_leaves, needed
 
 # What a tensor may depend on, besides the weights.
 IMAGE, LABELS, CONDITION = "image", "labels", "condition"
@@ -112,6 +113,22 @@ class Recording:
         """The slots that hold what the model was given."""
         return {view.slot for view in (self.images, *self.given) if view is not None}
 
+    @cached_property
+    def needed(self) -> list[Call]:
+        """The calls on which the output may depend."""
+        return needed(self.calls, [view.slot for view in self.outputs])
+
+    def numbers(self) -> list[str]:
+        """What Python gave the needed calls, besides tensors: sizes, exponents, modes, and which parts of weights."""
+        found = (x for call in self.needed for x in leaves((call.args, call.kwargs)))
+        kinds = int, float, complex, str
+        return [repr(x) for x in found if isinstance(x, kinds) or isinstance(x, View) and x.slot in self.leaves]
+
+    def read(self) -> dict[int, Leaf]:
+        """What the needed calls read of what no call created, besides what the model was given: by slot."""
+        slots = {slot for call in self.needed for slot in call.read} - self.inputs()
+        return {slot: leaf for slot, leaf in sorted(self.leaves.items()) if slot in slots}
+
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
         """The storages before the first call, for n images: copies of those that a call writes into."""
         written = {slot for call in self.calls for slot in call.written}
@@ -190,6 +207,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # which marks what is in a trace
+            return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):
             raise Unsupported(f"{self.where()}: {func.name()}: it takes functions; call them instead")
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
@@ -278,6 +297,14 @@ class Recorder(TorchDispatchMode):
         finally:
             self._reading = before
 
+    def check_autocast(self, x: object) -> None:
+        """x: the first argument of a call from Python; below it, autocast does not show any more."""
+        if isinstance(x, Tensor) and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+            raise Unsupported(
+                f"{self.where()}: autocast within forward, whose rounding is not followed: convert the model itself, "
+                "as by model.to(torch.bfloat16), or leave autocast to those who call it"
+            )
+
     def read_past_torch(self, tensor: Tensor, name: str) -> None:
         depends = self.depends_on(tensor)
         if IMAGE in depends:
@@ -316,6 +343,7 @@ class Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        self._recorder.check_autocast(args[0] if args else None)
         if func in PAST_TORCH and isinstance(args[0], Tensor):
             self._recorder.read_past_torch(args[0], PAST_TORCH[func])
         if func in SHOWN and args[0].numel():

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.conditional import check_conditions
-from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, module_paths
+from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.trace import Trace
 from pixelcnn_fast.capture.weights import WeightRecorder
@@ -33,7 +34,8 @@ Example = tuple[Tensor, Given]  # images, as the model takes them, and what it t
 class Captured(NamedTuple):
     """A captured model. parameters: the model's own on the first example, [n, D, H, W, P]; head: with its layout;
     weights: within this context, calls on the program's weights are recorded, to be made again for others; replay:
-    makes the recorded calls on other examples."""
+    makes the recorded calls on other examples; recording: of the first example; outside: tensors that the forward
+    reads and that copies of the model share."""
 
     program: Program
     conditions: Conditions
@@ -41,6 +43,8 @@ class Captured(NamedTuple):
     head: Head
     weights: WeightRecorder
     replay: Replay
+    recording: Recording
+    outside: Sequence[Tensor]
 
 
 def capture(
@@ -67,16 +71,17 @@ def capture(
     # What a forward keeps is to be made in each recording, so each runs a model that has never run.
     untouched = copy.deepcopy(model) if can_be_copied else model
 
-    def another(example: Example) -> _Forward:
-        return _Forward(copy.deepcopy(untouched) if can_be_copied else model, *example, head)
+    def another(example: Example) -> Forward:
+        return Forward(copy.deepcopy(untouched) if can_be_copied else model, *example, head)
 
-    first = _Forward(model, *examples[0], head)
+    first, second = Forward(model, *examples[0], head), None
     head = first.head
     try:
-        recording = agreed(first.recording, another(examples[1]).recording)
+        second = another(examples[1])
+        recording = agreed(first.recording, second.recording)
     except Unsupported:  # perhaps its code keeps something outside of it, which is there from now on
-        first = another(examples[0])
-        recording = agreed(first.recording, another(examples[1]).recording)
+        first, second = another(examples[0]), another(examples[1])
+        recording = agreed(first.recording, second.recording)
     if any(IMAGE in escape.of for escape in recording.escapes):
         for example in examples[2:]:
             agreed(first.recording, another(example).recording)
@@ -87,8 +92,6 @@ def capture(
     for leaf in recording.leaves.values():
         if leaf.parameters:
             weights.leaf(leaf)
-        else:
-            weights.constants.append(leaf.tensor)
     with weights:
         trace = Trace(recording, shape, own, dtype, device, None if levels is None else levels.to(dtype))
         trace.run((output.slot, arranged.slot), weights.guard)
@@ -125,16 +128,29 @@ def capture(
 
         check_conditions(recording, conditions, operands, examples[0][1], classes, record_again)
     return Captured(
-        program, conditions, first.parameters, head, weights, Replay(recording, frozenset(trace.as_is), own)
+        program,
+        conditions,
+        first.parameters,
+        head,
+        weights,
+        Replay(recording, frozenset(trace.as_is), own),
+        first.recording,
+        _shared(recording, second.recording),
     )
 
 
-class _Forward:
+def _shared(one: Recording, two: Recording) -> list[Tensor]:
+    """Tensors without a name that the output depends on, and that two recordings have in common."""
+    unnamed = [(leaf.held, two.leaves[slot].held) for slot, leaf in one.read().items() if not leaf.parameters]
+    return [x for x, y in unnamed if x.numel() and x.data_ptr() == y.data_ptr()]
+
+
+class Forward:
     """A forward of the model, recorded."""
 
     def __init__(self, model: nn.Module, images: Tensor, given: Given, head: Head) -> None:
         shape = with_channels(images.shape)
-        recorder = Recorder(shape[0], (*model.named_parameters(), *model.named_buffers()))
+        recorder = Recorder(shape[0], Held(model).tensors.items())
         self.recording = recorder.recording
         self.recording.images = recorder.input(images, IMAGE)
         self.recording.given = tuple(

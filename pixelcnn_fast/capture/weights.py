@@ -11,7 +11,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.guards import Guard
 from pixelcnn_fast.capture.recorder import Leaf, Recorder
 from pixelcnn_fast.capture.reevaluation import Reevaluation
-from pixelcnn_fast.program.calls import flat, leaves
+from pixelcnn_fast.program.calls import flat, leaves, needed
 
 WEIGHTS = "weights"
 
@@ -27,7 +27,6 @@ class WeightRecorder(Recorder):
         super().__init__(1)
         self._guards: list[Guard] = []
         self.written: dict[str, Tensor] = {}  # weights, by name, after the model has written into them
-        self.constants: list[Tensor] = []  # that were there before the model was called, besides the weights
 
     def __enter__(self) -> Any:
         self._no_grad = torch.no_grad()
@@ -62,6 +61,15 @@ class WeightRecorder(Recorder):
             elif isinstance(x, (list, tuple)) and self._reads_weights(x):
                 return True
         return False
+
+    def made_of(self, tensor: Tensor) -> set[str]:
+        """The parameters and buffers, by name, that a tensor was computed from."""
+        if not self.depends_on(tensor):
+            return set()
+        slot = self.view(tensor).slot
+        slots = {slot}.union(*(call.read for call in needed(self.recording.calls, [slot])))
+        leaves = (self.recording.leaves[slot] for slot in slots & self.recording.leaves.keys())
+        return {name for leaf in leaves for name, _ in leaf.parameters}
 
     def guard(self, tensor: Tensor) -> None:
         """Lets weights be evaluated again only as long as this tensor is the same, since Python has read it."""

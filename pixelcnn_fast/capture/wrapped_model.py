@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.kept_module import KeptModule
+from pixelcnn_fast.capture.kept_module import KeptModule, Substituted
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
 from pixelcnn_fast.capture.model_arguments import (
     ModelArguments,
@@ -23,17 +24,29 @@ from pixelcnn_fast.capture.model_arguments import (
     is_integral,
     takes_labels,
 )
-from pixelcnn_fast.capture.parts import named_tensors
-from pixelcnn_fast.capture.private_copy import borrowed, eagerly, private_copy, unwrapped
+from pixelcnn_fast.capture.parts import Held, unwrapped
+from pixelcnn_fast.capture.private_copy import (
+    borrowed,
+    changes_with_its_mode,
+    copy_or_why_not,
+    eagerly,
+    private_copy,
+    undisturbed,
+)
+from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.replay import Replay
-from pixelcnn_fast.capture.tracer import capture
-from pixelcnn_fast.errors import ModelFailed, Unsupported
+from pixelcnn_fast.capture.tensors import in_place_of, unreached
+from pixelcnn_fast.capture.tracer import Forward, capture
+from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
+from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, Program
+from pixelcnn_fast.program.structure import structure
+from pixelcnn_fast.telling import tell
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
 CHECKED_WORK = (
@@ -93,6 +106,10 @@ class WrappedModel:
         self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
+        self.recording: Recording | None = None  # of its first forward, once it is captured
+        self.described = ""  # what was captured, but for the weights, as a fingerprint
+        self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
+        self._without_gradients = set[str]()  # parameters that were told of, by path
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -205,11 +222,28 @@ class WrappedModel:
         if self.levels is not None:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten()
         with _scripted_parts_named(self.module), _returning(self.module, self.output):
-            program, conditions, output, self.head, self.weights, replay = capture(
-                self.module, examples, self.head, levels, self.n_classes, not self.kept.is_borrowed
-            )
-        self.branches = program.branches
-        return program, conditions, output, replay
+            found = capture(self.module, examples, self.head, levels, self.n_classes, not self.kept.is_borrowed)
+        self.head, self.weights, self.recording, self.outside = (
+            found.head,
+            found.weights,
+            found.recording,
+            found.outside,
+        )
+        self.branches = found.program.branches
+        self.described = fingerprint(*structure(found.program), *found.recording.numbers())
+        return found.program, found.conditions, found.parameters, found.replay
+
+    def does_as_recorded(self, module: nn.Module) -> bool:
+        """Whether another module, in eval mode, makes the calls that were recorded when this one was captured."""
+        values, given = self.example(1, EXAMPLE_BATCH + 1, half=1)
+        try:
+            with eagerly, undisturbed(self.device), _returning(module, self.output):
+                again = Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
+            assert self.recording is not None
+            agreed(self.recording, again.recording)
+        except (PixelCNNFastError, RuntimeError):
+            return False
+        return True
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
@@ -219,22 +253,55 @@ class WrappedModel:
             head = resolved(self.head, output, (len(values), *self.shape))
             return head.arranged(output, self.shape[0])
 
-    def log_probability(self, values: Tensor, given: Given, weights: Mapping[str, Tensor]) -> Tensor:
-        """ln p of images, [n, C, H, W] -> [n], with these weights, by name, through which gradients go; by default with
-        the module's own."""
-
-        def taken(x: Tensor) -> Tensor:
-            return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
-
-        once = {id(x): taken(x).clone() for x in weights.values()}  # the module may write into them
-        module = self.module
-        if weights:
-            module = self.kept.with_tensors({name: once[id(x)] for name, x in weights.items()})
-        with self.in_use(), eagerly, computing(self.dtype, self._own_dtype):
+    def log_probability(self, values: Tensor, given: Given, live: nn.Module | None = None) -> Tensor:
+        """ln p of images, [n, C, H, W] -> [n], under a module of the user's, through whose tensors gradients go; by
+        default under its own."""
+        with (
+            self.in_use(),
+            eagerly,
+            computing(self.dtype, self._own_dtype),
+            nullcontext(self.module) if live is None else self._standing_for(live) as module,
+        ):
             output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))
             drawn = self.encode(values) if self.levels is None else values.to(self.device)
-            return -head.nll(head.arranged(output, self.shape[0]), drawn)
+            result = -head.nll(head.arranged(output, self.shape[0]), drawn)
+        if live is not None and torch.is_grad_enabled():
+            self._tell_of_gradients(live, result)
+        return result
+
+    def _tell_of_gradients(self, live: nn.Module, result: Tensor) -> None:
+        """Names once the parameters that get no gradients since eval mode computes with something made of them."""
+        if changes_with_its_mode(held := Held(live)):
+            if new := [path for path in unreached(result, held.tensors) if path not in self._without_gradients]:
+                self._without_gradients.update(new)
+                tell(
+                    f"log_prob gives no gradients to {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}: eval mode, "
+                    f"in which it is computed, computes without them, as parts of {type(live).__name__} set other "
+                    "weights in train() or eval()"
+                )
+
+    @contextmanager
+    def _standing_for(self, live: nn.Module) -> Iterator[nn.Module]:
+        """A copy of the user's module in eval mode, with clones of its tensors, since it may write into them; if it
+        can't be copied, itself, with the clones in the place of parameters and buffers."""
+
+        def taken(x: Tensor) -> Tensor:
+            x = x if x.is_leaf else x.detach()
+            return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype).clone()
+
+        own = Held(live).tensors
+        once = {id(x): taken(x) for x in own.values()}
+        others = {path: once[id(x)] for path, x in own.items()}
+        try:
+            copied = copy_or_why_not(live, in_place_of(own, others))
+        except RuntimeError:  # its eval() does what goes with parameters alone, and then there are no gradients
+            copied = copy_or_why_not(live, in_place_of(own, {path: x.detach() for path, x in others.items()}))
+        if isinstance(copied, nn.Module):
+            yield copied
+        else:
+            with borrowed(live):
+                yield Substituted(live, others)
 
     def replayed(self, values: Tensor, given: Given, replay: Callable[[Tensor, Given], Tensor]) -> Tensor:
         """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
@@ -427,13 +494,10 @@ class WrappedModel:
         return condition.to(self.device, dtype)
 
     def identity(self) -> Iterator[object]:
-        """What tells this model from others: its parts, its weights, and how it takes images and is read."""
-        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
+        """What tells this model from others besides its weights: what it computes, how it takes images and is read."""
+        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__, self.described)
         for setting in sorted(vars(self.head).items()):  # a head may have no text of its own
             yield from setting
-        yield from (f"{name} {type(module).__qualname__}" for name, module in self.module.named_modules())
-        for name, x in sorted(named_tensors(self.module), key=lambda named: named[0]):
-            yield from (name, x)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

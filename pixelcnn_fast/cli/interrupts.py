@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on the command line: either ends what runs, and waits while what is finished is saved."""
+"""Ctrl-C, SIGTERM and SIGHUP on the command line: each ends what runs, and waits while what is finished is saved."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pixelcnn_fast.bench.streams import complain
+
+OPTIONAL = [signal.Signals[name] for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interrupts:
@@ -25,14 +27,19 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as in a shell's background job
-        signals = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._receive) for number in signals}
+        # What is ignored stays so, as SIGINT in a shell's background job, and SIGHUP under nohup.
+        optional = [number for number in OPTIONAL if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, *optional)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @property
+    def status(self) -> int:
+        """The exit status of a command that they have ended."""
+        return 128 + (self.received[0] if self.received else signal.SIGINT)
 
     @contextmanager
     def wait(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pixelcnn_fast.distributed.per_image import PerImage, of_images, told_apart
 from pixelcnn_fast.errors import NonFiniteLogits
 from pixelcnn_fast.heads.options import OptionArguments, SamplingOptions
 from pixelcnn_fast.noise import noise_of
+from pixelcnn_fast.perturbation import TOLERANCE
 from pixelcnn_fast.runtimes import RuntimeName
 from pixelcnn_fast.sampler import Sampler
 
@@ -62,19 +63,25 @@ class Drawing:
 
     def settings(self, n: int) -> dict[str, Any]:
         """All that decides n images, for the manifest. Raises what drawing does for arguments that it refuses."""
-        options = {
-            field.name: self.arguments.get(field.name, field.default) for field in fields(SamplingOptions)
-        }
+        names = {field.name for field in fields(SamplingOptions)}
+        given = {name: value for name, value in self.arguments.items() if name in names}
+        options = SamplingOptions(temperature=self.temperature, **given)  # type: ignore[arg-type]  # of a TypedDict
         return {
             "image_shape": list(self.sampler.shape),
             "dtype": str(self._none()[0].numpy().dtype),
             "seed": int(self.seed),
-            **options,
-            "temperature": self.temperature,
+            **asdict(options),
             "labels": told_apart(self.labels, n),
             "condition": told_apart(self.condition, n),
             "model": self.sampler.fingerprint(),
+            "probe": self._probe(),
         }
+
+    def _probe(self) -> dict[str, Any] | None:
+        """Some of what the model gives for an image, and within what share of the largest processors may differ."""
+        found = self.sampler.probe()
+        dtype = self.sampler.dtype
+        return None if found is None else {"parameters": found, "within": 10 * TOLERANCE[dtype]}
 
     def _none(self) -> tuple[Tensor, Tensor]:
         """No images, and their log-probabilities."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pixelcnn_fast.sampler import RunSettings, Sampler
 from pixelcnn_fast.signatures import takes_arguments_of
 from pixelcnn_fast.telling import tell
 
-VERSION = 1  # of the manifest, and of what the shards hold
+VERSION = 2  # of the manifest, and of what the shards hold
 SHARD_SIZE = 1000
 SEEN_WITHIN = 120  # seconds in which a network's file system shows rank 0 what others have written
 
@@ -75,18 +75,21 @@ def sample(
             **drawing.settings(n),
         }
 
-        def write(shard: int) -> None:
-            shards.write(shard, drawing.images(shards.images(shard), ranks.check))
-
         try:
-            _share_out(_missing(shards, settings, ranks), write, shards, ranks, progress)
+            there = _finished(shards, settings, ranks)
+
+            def finish(shard: int) -> None:
+                if not there[shard] or shards.remove_if_damaged(shard, sampler.shape):
+                    shards.write(shard, drawing.images(shards.images(shard), ranks.check))
+
+            _share_out(there, finish, shards, ranks, progress)
         except Exception:
             shards.withdraw()
             raise
 
 
-def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int]:
-    """The shards that are to be drawn, once all ranks and the folder are known to mean the same job."""
+def _finished(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> np.ndarray:
+    """bool [shards]: which are there, once this rank and the folder are known to mean the same job."""
 
     def prepared() -> str:
         shards.prepare(settings)
@@ -96,33 +99,34 @@ def _missing(shards: Shards, settings: dict[str, Any], ranks: Ranks) -> list[int
     if differing := differences(found["settings"], settings):
         raise ValueError(f"rank {ranks.rank} has other arguments than rank 0: {differing}")
     ranks.agree()
-    finished = np.unpackbits(np.frombuffer(bytes.fromhex(found["finished"]), np.uint8), count=shards.count)
-    return np.flatnonzero(finished == 0).tolist()
+    finished = np.frombuffer(bytes.fromhex(found["finished"]), np.uint8)
+    return np.unpackbits(finished, count=shards.count).astype(bool)
 
 
 def _share_out(
-    missing: Sequence[int], write: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
+    there: np.ndarray, finish: Callable[[int], None], shards: Shards, ranks: Ranks, progress: bool
 ) -> None:
-    """Writes the missing shards, each by the process that is free first, and returns when the last is written."""
-    n, wanted = shards.n, sum(len(shards.images(shard)) for shard in missing)
+    """Finishes the shards, each by the process that is free first, and returns when the last is finished."""
+    order = [*np.flatnonzero(there).tolist(), *np.flatnonzero(~there).tolist()]  # what is quick comes first
+    n, known = shards.n, sum(len(shards.images(shard)) for shard in order[: int(there.sum())])
     if ranks.rank == 0 and 0 < shards.count < ranks.size:
         tell(
             f"{shards.count} shards are too few for {ranks.size} processes: a smaller shard_size gives each some"
         )
     shown = progress and ranks.rank == 0
     # Shards come in bursts, so the rate is that of the whole run.
-    with progress_bar(shown=shown, total=n, initial=n - wanted, unit="image", smoothing=0) as bar:
+    with progress_bar(shown=shown, total=n, initial=known, unit="image", smoothing=0) as bar:
 
-        def written(more: int = 0) -> int:
-            total = ranks.written(more)
-            bar.update(n - wanted + total - bar.n)
+        def finished(more: int = 0) -> int:
+            total = ranks.finished(more)
+            bar.update(max(0, total - bar.n))
             return total
 
         try:
-            while (number := ranks.next_number()) < len(missing):
-                write(missing[number])
-                written(len(shards.images(missing[number])))
-            ranks.wait(lambda: written() == wanted and ranks.all_agree())
+            while (number := ranks.next_number()) < len(order):
+                finish(order[number])
+                finished(len(shards.images(order[number])))
+            ranks.wait(lambda: finished() == n and ranks.all_agree())
             if ranks.rank == 0:
                 _check_seen(shards, ranks)
         except KeyboardInterrupt:

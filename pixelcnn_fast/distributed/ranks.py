@@ -74,9 +74,9 @@ class Ranks:
         self.check()
         return self._store.add("number", 1) - 1
 
-    def written(self, more: int = 0) -> int:
-        """How many images all processes have written, with these."""
-        return self._store.add("written", more)
+    def finished(self, more: int = 0) -> int:
+        """How many images all processes have finished, with these."""
+        return self._store.add("finished", more)
 
     def check(self) -> None:
         """Raises RuntimeError, with the reason, if another process has failed."""

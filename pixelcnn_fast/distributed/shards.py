@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,17 +15,19 @@ import numpy as np
 
 from pixelcnn_fast.files import UNFINISHED, remove_if_left_behind, replacing
 from pixelcnn_fast.image_forms import check_choice
+from pixelcnn_fast.telling import tell
 
 FileFormat = Literal["npz", "safetensors"]
 FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
+CHECKSUM = "crc32"  # the name of it, in the metadata of a safetensors file
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
 MOST_SHARDS = 10**7
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
 
 class Shards:
-    """n images in files of ``size`` each, of which the last may have fewer. A file that exists is whole."""
+    """n images in files of ``size`` each, of which the last may have fewer. Files appear as a whole."""
 
     def __init__(self, folder: Path, n: int, size: int, file_format: FileFormat) -> None:
         check_choice("file_format", file_format, FORMATS)
@@ -51,32 +55,65 @@ class Shards:
         return np.array([self._name(shard) in names for shard in range(self.count)], dtype=bool)
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        with replacing(self.path(shard)) as file:
+        with replacing(self.path(shard), through_links=False) as file:
             if self.file_format == "npz":
                 named: dict[str, Any] = dict(arrays)
                 np.savez_compressed(file, **named)
             else:
                 from safetensors.numpy import save  # here: sampling does without safetensors
 
-                file.write(save(dict(arrays)))
+                file.write(save(dict(arrays), metadata={CHECKSUM: _checksum(arrays)}))
 
     def read(self, shard: int) -> dict[str, np.ndarray]:
         """Raises ValueError for a file that is damaged."""
-        damages: tuple[type[Exception], ...] = EOFError, ValueError, zipfile.BadZipFile
-        if self.file_format == "safetensors":
-            from safetensors import SafetensorError
-            from safetensors.numpy import load_file
-
-            damages += (SafetensorError,)
+        path = self.path(shard)
         try:
             if self.file_format == "npz":
-                with np.load(self.path(shard)) as arrays:
+                with np.load(path) as arrays:
                     return dict(arrays)
-            return load_file(self.path(shard))
-        except damages as error:
-            raise ValueError(
-                f"{self.path(shard)} is damaged ({error}): delete it, and start the job again"
-            ) from error
+            from safetensors import safe_open
+
+            with safe_open(path, framework="np") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}
+                if (file.metadata() or {}).get(CHECKSUM, _checksum(found)) != _checksum(found):
+                    raise ValueError("its checksum is another")
+            return found
+        except _damages() as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
+
+    def remove_if_damaged(self, shard: int, image_shape: Sequence[int]) -> bool:
+        """Removes a file that does not hold these images, as far as its headers tell, saying so -> whether it did.
+
+        Raises ValueError if a folder is in its place.
+        """
+        path, expected = self.path(shard), [len(self.images(shard)), *image_shape]
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, where a file of images should be: move it away")
+        try:
+            found = self._shape_of_images(path)
+            why = f"it holds images {found}, expected {expected}"
+        except _damages() as error:
+            found, why = None, f"{type(error).__name__}: {error}"
+        if found == expected:
+            return False
+        tell(f"{path} is damaged, and is drawn again ({why})")
+        path.unlink(missing_ok=True)
+        return True
+
+    def _shape_of_images(self, path: Path) -> list[int]:
+        if self.file_format == "safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="np") as file:
+                return list(file.get_slice("images").get_shape())
+        with zipfile.ZipFile(path) as arrays, arrays.open("images.npy") as header:
+            version = np.lib.format.read_magic(header)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            return list(read(header)[0])
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Makes the folder and its manifest, or checks the one that is there, and removes what a killed process left.
@@ -95,7 +132,7 @@ class Shards:
         elif len(files) > len(unfinished):
             raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
         else:
-            with replacing(path) as file:
+            with replacing(path, through_links=False) as file:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
             self._is_mine = True
         for each in unfinished:
@@ -108,6 +145,31 @@ class Shards:
 
     def _name(self, shard: int) -> str:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What is raised for files that are damaged, or of another kind."""
+    found: tuple[type[Exception], ...] = (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+    )
+    with suppress(ImportError):
+        from safetensors import SafetensorError
+
+        found += (SafetensorError,)
+    return found
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Of all bytes, CRC-32 as in .npz files."""
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, found)
+    return f"{found:08x}"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -127,6 +189,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         text = json.dumps(value)
         return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
-    names = [name for name in dict.fromkeys([*here, *there]) if there.get(name) != here.get(name)]
+    def alike(one: Any, other: Any) -> bool:
+        if not (isinstance(one, dict) and isinstance(other, dict)):
+            return bool(one == other)
+        x, y = np.array(one["parameters"]), np.array(other["parameters"])
+        return x.shape == y.shape and bool((abs(x - y) <= one["within"] * (1 + abs(y).max(initial=0))).all())
+
+    names = [name for name in dict.fromkeys([*here, *there]) if not alike(there.get(name), here.get(name))]
     pairs = ((name, shown(there.get(name)), shown(here.get(name))) for name in names)
     return "; ".join(f"{name} is {found} there, {own} here" for name, found, own in pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import torch
@@ -33,6 +34,13 @@ class SamplingOptions:
     top_p: float | None = option(None, float, "draw from the most likely levels that together reach P", "P")
 
     def __post_init__(self) -> None:
+        plain: dict[str, tuple[type, Callable[[Any], object]]]
+        plain = {"temperature": (Real, float), "top_k": (Integral, int), "top_p": (Real, float)}
+        for name, (kind, made) in plain.items():  # NumPy's numbers will do, too
+            if isinstance(given := getattr(self, name), kind):
+                object.__setattr__(self, name, made(given))
+        if not isinstance(self.temperature, float):
+            raise ValueError(f"temperature is {self.temperature!r}, expected a number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}: expected a finite number, 0 or larger")
         if 0 < self.temperature < LOWEST_TEMPERATURE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,14 +13,20 @@ from pixelcnn_fast.program.program import Connection, Convolution, FromLevels, I
 from pixelcnn_fast.program.recurrence import components
 
 
+class Leak(NamedTuple):
+    """What an output sees but must not. why: in words; tap: the one at fault, if one is."""
+
+    why: str
+    tap: Tap | None
+
+
 def check_causal(program: Program) -> None:
     """Raises NotCausal, naming the layer and the tap, if the output sees its own sub-pixel or a later one."""
-    why = why_not_causal(program)
-    if why is not None:
-        raise NotCausal(why)
+    if (leak := leak_of(program)) is not None:
+        raise NotCausal(leak.why)
 
 
-def why_not_causal(program: Program) -> str | None:
+def leak_of(program: Program) -> Leak | None:
     """What the output sees but must not, and through which layer and tap; None for a causal program."""
     _, height, width = program.shape
     seen = output_field(program)
@@ -35,7 +43,7 @@ def why_not_causal(program: Program) -> str | None:
     return None
 
 
-def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) -> str:
+def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) -> Leak:
     """Why image channel ``channel`` of an output sees channel ``seen`` of the pixel at (dy, dx), and what is at fault.
 
     A tap on the path from there to the output is at fault: the one that looks furthest ahead (the first of several).
@@ -44,10 +52,10 @@ def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) 
     """
     fields = receptive_fields(program)
     path = list(reversed(_path(program, channel, seen, dy, dx)))
-    ahead = sorted((s for s in path if _is_ahead(s[1])), key=lambda s: (-s[1].dy, -s[1].dx))
+    ahead = sorted((s for s in path if is_ahead(s[1])), key=lambda s: (-s[1].dy, -s[1].dx))
     spatial = [(i, tap) for i, tap in path if any((t.dy, t.dx) != (0, 0) for t in i.taps)]
     if not path:
-        return "the model's output is its own input, pixel by pixel: nothing to sample"
+        return Leak("the model's output is its own input, pixel by pixel: nothing to sample", None)
     instruction, tap = (ahead + spatial + path)[0]
     what, advice = "sees a later pixel", "is the mask applied?"
     if any(instruction in c.instructions and c.is_from_the_right for c in components(program.instructions)):
@@ -62,13 +70,14 @@ def explained_leak(program: Program, channel: int, seen: int, dy: int, dx: int) 
             what = f"of image channel {channel} sees {which} of its own pixel, through {through}"
             advice = "are the channels' masks right?"
     largest = tap.weight.abs().max().item()
-    return (
+    why = (
         f"{instruction.name}: kernel tap ({tap.dy:+d}, {tap.dx:+d}) has weight {largest:.2g}, so the output {what}; "
         f"{advice}"
     )
+    return Leak(why, tap)
 
 
-def _is_ahead(tap: Tap) -> bool:
+def is_ahead(tap: Tap) -> bool:
     return (tap.dy, tap.dx) > (0, 0)
 
 
@@ -87,7 +96,7 @@ def _path(program: Program, channel: int, seen: int, dy: int, dx: int) -> list[t
     def step_down(i: Instruction, at: int, dy: int, dx: int) -> tuple[Connection, int]:
         """A connection through which channel ``at`` sees the pixel, and the channel that it reads there."""
         connections = i.connections(lambda value: len(fields[value].group))
-        for connection in sorted(connections, key=lambda c: c.tap is not None and _is_ahead(c.tap)):
+        for connection in sorted(connections, key=lambda c: c.tap is not None and is_ahead(c.tap)):
             read = connection.read
             found = connection.channels[at] & sees(read.value, dy - read.dy, dx - read.dx)
             if found.any():

@@ -44,6 +44,13 @@ class Backend:
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         parts = list(_parts(module, _real(module, inputs)))
+        for body, _ in parts[1:]:
+            if (norm := _norm_in_training(body.graph)) is not None:
+                from torch._dynamo.exc import SkipFrame  # here, or importing it takes a second
+
+                # Its body is taken for pure, but the norm writes its statistics each time it is computed.
+                self.report.left["a checkpoint around a batch norm in training", line(norm)] += 1
+                raise SkipFrame("a checkpoint around a batch norm in training")
         before = sum(self.report.rewritten.values())
         inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
         for part, real in parts:
@@ -101,8 +108,8 @@ def _without_tangents(run: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*args: Any) -> Any:
         if forward_ad._current_level >= 0 and have_tangents(args):
             raise NotImplementedError(
-                "what accelerate has rewritten has no forward-mode derivative (jvp, jacfwd, hessian): undo() the "
-                "handle, or take the gradient backwards"
+                "what accelerate has rewritten has no forward-mode derivative (jvp, jacfwd, hessian): "
+                "accelerated(model).undo() it, or take the gradient backwards"
             )
         return run(*args)
 
@@ -133,6 +140,17 @@ def _why_not(graph: fx.Graph) -> str | None:
 
 def _last_call(graph: fx.Graph) -> fx.Node:
     return [node for node in graph.nodes if node.op != "output"][-1]
+
+
+def _norm_in_training(graph: fx.Graph) -> fx.Node | None:
+    """A batch norm that writes its running statistics."""
+    for node in graph.nodes:
+        if name_of(node) == "batch_norm":
+            names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+            given = dict(zip(names, node.args, strict=False)) | node.kwargs
+            if given.get("running_mean") is not None and given.get("training"):
+                return node
+    return None
 
 
 def _enables_gradients(graph: fx.Graph) -> bool:

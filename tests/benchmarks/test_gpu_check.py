@@ -135,6 +135,7 @@ def test_all_goes_well(tmp_path):
         assert row in found.text.splitlines(), row
 
 
+@thorough
 def test_a_build_that_fails(tmp_path):
     found = Rehearsal(tmp_path, {"gpu.build": Answer("error: no member named 'walk'", status=1)})
     assert found.failed == {"build"} and found.not_run == ON_BUILD
@@ -174,6 +175,7 @@ def test_tests_that_are_cut_off(tmp_path, monkeypatch):
     assert "| tests of the sampler | ok so far: 1 passed, 0 skipped, 8 not run in" in found.text
 
 
+@thorough
 def test_a_stage_that_hangs(tmp_path, monkeypatch):
     """What it measured is kept, and the next stages have their own time."""
     monkeypatch.setattr(stage, "GRACE", 0.2)
@@ -184,12 +186,14 @@ def test_a_stage_that_hangs(tmp_path, monkeypatch):
     assert "| a | pixelcnn_fast 1.25 |" in found.text and found.outcomes["acceleration"].is_ok
 
 
+@thorough
 def test_a_hazard(tmp_path):
     hazard = "========= Error: Race reported\n========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n"
     found = Rehearsal(tmp_path, {"--tool racecheck": Answer(writes={"--log-file": hazard}, status=99)})
     assert found.failed == {"racecheck"}
 
 
+@thorough
 @pytest.mark.parametrize("tool", few(["compute-sanitizer", "ncu"], 1))
 def test_a_tool_that_is_missing(tmp_path, tool):
     found = Rehearsal(tmp_path, {}, without=tool)

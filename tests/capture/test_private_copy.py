@@ -431,6 +431,25 @@ def test_lazy_layers_are_asked_to_be_made_first() -> None:
         Sampler(nn.Sequential(nn.LazyConv2d(LEVELS, 1)), SHAPE)
 
 
+def test_a_model_without_values_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="on the device meta, where tensors have no values: load its weights first"
+    ):
+        sampler(Normed().to("meta"))
+
+
+def test_autocast_within_forward_is_refused_by_name() -> None:
+    class Lower(Normed):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    with pytest.raises(Unsupported, match="autocast within forward, whose rounding is not followed"):
+        sampler(Lower())
+    with torch.autocast("cpu", torch.bfloat16):
+        sampler(Normed())
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match="the model is a function, expected a torch.nn.Module"):
         Sampler(lambda x: x, SHAPE)  # type: ignore[arg-type]  # that is what is refused

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled
 from pixelcnn_fast.program.program import FromLevels
@@ -47,10 +48,7 @@ def trained_on(model: nn.Module, by: float = 0.1) -> nn.Module:
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: x.double() if x.is_floating_point() else x
-        for name, x in (*model.named_parameters(), *model.named_buffers())
-    }
+    return {name: x.double() if x.is_floating_point() else x for name, x in Held(model).tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

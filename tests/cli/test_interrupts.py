@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -50,6 +51,21 @@ def test_what_can_t_be_saved_is_not_waited_for() -> None:
         signal.raise_signal(signal.SIGINT)
         reached.append("what follows")
     assert not reached
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_ends_a_command_unless_that_is_ignored(ignored: bool) -> None:
+    """As under nohup."""
+    interrupts = Interrupts()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with nullcontext() if ignored else pytest.raises(KeyboardInterrupt), interrupts.handled():
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupts.received == ([] if ignored else [signal.SIGHUP])
+        assert ignored or interrupts.status == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:

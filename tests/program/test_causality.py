@@ -10,11 +10,16 @@ import torch
 from pixelcnn_fast.capture.tracer import capture
 from pixelcnn_fast.heads import Categorical
 from pixelcnn_fast.passes.pipeline import simplified
-from pixelcnn_fast.program.causality import why_not_causal
+from pixelcnn_fast.program.causality import leak_of
 from pixelcnn_fast.program.conditions import Given
 from pixelcnn_fast.program.fields import receptive_fields
 from pixelcnn_fast.program.program import Convolution, FromLevels, Program, Tap
 from tests.system.networks import pixelcnn, positive, two_stacks
+
+
+def why_not_causal(program: Program) -> str | None:
+    leak = leak_of(program)
+    return None if leak is None else leak.why
 
 
 def seen_by_autograd(model, shape, y: int, x: int) -> torch.Tensor:

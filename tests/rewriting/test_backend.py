@@ -749,7 +749,7 @@ def test_it_has_a_name() -> None:
 
 
 ASKING: list[Callable[[nn.Module], Any]] = [
-    lambda model: accelerate(model, "inductor") and model,
+    lambda model: accelerate(model, "inductor"),
     lambda model: torch.compile(model, backend="pixelcnn_fast", options={"mode": "inductor"}),
 ]
 

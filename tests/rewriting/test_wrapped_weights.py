@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from pixelcnn_fast import accelerate
+from pixelcnn_fast import accelerate, accelerated
 from pixelcnn_fast.nn import raster_mask
 
 
@@ -80,7 +80,7 @@ def test_wrapped_weights(layer: Any, training: bool) -> None:
         return nn.Sequential(layer(), nn.ReLU(), layer()).double().train(training)
 
     plain, fast, x = network(), network(), torch.randn(2, 4, 6, 5, dtype=torch.float64)
-    handle = accelerate(fast)
+    handle = accelerated(accelerate(fast))
     for _ in range(2):
         for model in (fast, plain):
             model.zero_grad()

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pixelcnn_fast import Sampler
-from pixelcnn_fast.capture import changes
+from pixelcnn_fast import Sampler, engine
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, STALE, noise, silence
 from tests.system.networks import pixelcnn
@@ -221,7 +220,7 @@ def test_memory_that_was_freed_is_not_read() -> None:
 def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)
-    compare = changes.are_equal
+    compare = engine.are_equal
     compared: list[Tensor] = []
 
     def compared_then_written(x: Tensor, y: Tensor) -> bool:
@@ -232,7 +231,7 @@ def test_what_is_written_while_all_is_compared_is_told_later(monkeypatch: pytest
         return same
 
     moved(model)
-    monkeypatch.setattr(changes, "are_equal", compared_then_written)
+    monkeypatch.setattr(engine, "are_equal", compared_then_written)
     with silence():
         sampler.sample(1)
     with pytest.warns(UserWarning, match=STALE):

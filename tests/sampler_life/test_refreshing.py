@@ -125,7 +125,7 @@ def test_another_model_of_the_same_kind_such_as_an_average() -> None:
 def test_another_model_of_other_settings_is_not_taken_for_the_same() -> None:
     model = Changed(lambda net, h: torch.tanh(net.a(h)))
     sampler, other = Sampler(model, SHAPE), Changed(lambda net, h: torch.relu(net.a(h)))
-    with pytest.warns(UserWarning, match="that model has other settings"):
+    with pytest.warns(UserWarning, match="the model does something else now: its mid is another"):
         images = sampler.refresh(other).sample(3, noise=noise())
     assert torch.equal(images, Sampler(other, SHAPE).sample(3, noise=noise()))
 
@@ -299,6 +299,22 @@ def cached(net: Changed, h: Tensor) -> Tensor:
     return nn.functional.conv2d(h, net.cache)
 
 
+def by_its_setting(net: Changed, h: Tensor) -> Tensor:
+    match net.held:
+        case None:
+            return h
+        case str():
+            return getattr(nn.functional, net.held)(h)
+        case [first, *_]:
+            return h * first
+        case type():
+            return net.held()(h)
+        case int() | float():
+            return h * net.held
+        case _:
+            return net.held(h)
+
+
 def clamped(net: Changed, h: Tensor) -> Tensor:
     h = net.a(h)
     return h.clamp(-0.1, 0.1) if bool(h.sum() * 0 + net.a.weight.abs().sum() > 10) else h
@@ -395,23 +411,39 @@ def test_plain_attributes_are_refreshed_where_there_is_no_program() -> None:
     ids=["int", "float", "none", "text", "list", "function", "class"],
 )
 def test_whatever_a_setting_is_another_is_noticed(one: Any, other: Any) -> None:
-    model, different = Changed(), Changed()
-    model.held, different.held, different.mid = one, other, model.mid
+    model, different = Changed(by_its_setting), Changed(by_its_setting)
+    model.held, different.held = one, other
+    sampler, images = Sampler(model, SHAPE), torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
+    model.held = other
+    with pytest.warns(UserWarning, match=STALE):
+        before = sampler.sample(3, noise=noise())
+    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
+    for change in (model, different):
+        with pytest.warns(UserWarning, match="built anew.* its held"):
+            now = sampler.refresh(change).sample(3, noise=noise())
+        assert torch.equal(now, Sampler(change, SHAPE).sample(3, noise=noise())) and not torch.equal(
+            now, before
+        )
+        model.held = one
+        sampler = Sampler(model, SHAPE)
+
+
+def test_settings_that_change_nothing_are_passed_over() -> None:
+    model, other = Changed(), Changed()
+    model.held, other.held, other.mid = [1], [2], model.mid
     sampler = Sampler(model, SHAPE)
-    with pytest.warns(UserWarning, match="that model has other settings"):
-        sampler.refresh(different)
-    different.held = one
     with silence():
-        Sampler(model, SHAPE).refresh(different)
+        model.held += [3]
+        sampler.sample(1)
+        sampler.refresh().refresh(other)
 
 
 @pytest.mark.parametrize("name", ["more", "a"])
-def test_log_prob_of_another_structure_is_refused(name: str) -> None:
-    model = Changed()
-    sampler = Sampler(model, SHAPE)
-    setattr(model, name, nn.Conv2d(6, 6, 3))
-    with pytest.raises(ValueError, match=r"other names or shapes now: take them with refresh\(\) first"):
-        sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+def test_log_prob_of_another_structure_is_that_of_the_model(name: str) -> None:
+    model = Changed(lambda net, h: getattr(net, name, net.b)(h))
+    sampler, images = Sampler(model, SHAPE), torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8)
+    setattr(model, name, nn.Conv2d(6, 6, (1, 3), padding=(0, 2), dilation=(1, 2)))
+    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
 
 
 def test_an_average_of_pytorch_s_is_taken_for_its_model() -> None:

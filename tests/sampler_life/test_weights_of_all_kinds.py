@@ -182,7 +182,7 @@ class Dilated(nn.Module):
 
 def test_another_dilation_is_another_setting() -> None:
     sampler, images = Sampler(Dilated(1), SHAPE), torch.ones(1, *SHAPE, dtype=torch.uint8)
-    with pytest.warns(UserWarning, match="other settings"):
+    with pytest.warns(UserWarning, match="something else now: its conv.dilation is another"):
         sampler.refresh(other := Dilated(2))
     assert torch.equal(sampler.logits(images), Sampler(other, SHAPE).logits(images))
 

@@ -22,6 +22,7 @@ from pixelcnn_fast.nn import DiagonalLSTM, RowLSTM, channel_groups
 from pixelcnn_fast.nn.channel_order import CHANNEL_ORDERS, ChannelOrder
 from pixelcnn_fast.passes import pipeline
 from pixelcnn_fast.program.verify import verify
+from tests.system import lives
 from tests.tolerances import assert_identical_up_to_rounding
 
 pipeline.always_watch = lambda name, program: verify(program)
@@ -497,13 +498,20 @@ def check(seed: int) -> None:
 
 def main(first: int, count: int) -> int:
     failures = 0
-    for seed in range(first, first + count):
-        try:
-            check(seed)
-        except Exception as error:
-            failures += 1
-            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
-    print(f"{count} networks, {failures} failures")
+    for name, checked in {
+        "networks": check,
+        "lives": lives.check,
+        "models that hold others": lives.held,
+    }.items():
+        failed = 0
+        for seed in range(first, first + count):
+            try:
+                checked(seed)
+            except Exception as error:
+                failed += 1
+                print(f"{name}, seed {seed}: {type(error).__name__}: {error}", flush=True)
+        print(f"{count} {name}, {failed} failures", flush=True)
+        failures += failed
     return int(failures > 0)
 
 

@@ -1,0 +1,161 @@
+"""Models whose weights are others in eval mode, as LoRA's layers merge theirs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, likelihood
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, noise, silence
+from tests.system.networks import ABOVE, LEFT, Masked
+
+IMAGES = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+class Merging(nn.Module):
+    """In eval mode, a product is in its weight."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.merged = Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1), False
+        self.a, self.b = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(2, 6))
+
+    def delta(self) -> Tensor:
+        return (self.a @ self.b).view_as(self.last.weight)
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged == mode:
+            self.last.weight.data += self.delta() * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.float()))
+        weight = self.last.weight if self.merged else self.last.weight + self.delta()
+        return nn.functional.conv2d(h, weight, self.last.bias)
+
+
+class Fusing(nn.Module):
+    """In eval mode, two branches become one layer, as RepVGG's do."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = Masked(1, 6, [*ABOVE, *LEFT])
+        self.one, self.two, self.last = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 5, 1)
+        self.both: nn.Conv2d | None = None
+
+    def train(self, mode: bool = True) -> Fusing:
+        super().train(mode)
+        self.both = None if mode else copy.deepcopy(self.one)
+        if self.both is not None:
+            self.both.weight.data += self.two.weight
+            self.both.get_parameter("bias").data += self.two.get_parameter("bias")
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.float()))
+        return self.last(torch.tanh(self.one(h) + self.two(h) if self.both is None else self.both(h)))
+
+
+def step(model: nn.Module) -> None:
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    likelihood.nll(model, IMAGES).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [Merging, Fusing])
+@pytest.mark.parametrize("modes", [(a, b) for a in (True, False) for b in (True, False)])
+def test_weights_of_eval_mode_are_drawn_from_in_any_mode(
+    kind: type[nn.Module], modes: tuple[bool, bool]
+) -> None:
+    """Of the building, and of refreshing."""
+    model = kind().train(modes[0])
+    sampler = Sampler(model, SHAPE)
+    first = sampler.sample(3, noise=noise())
+    for _ in range(2):
+        step(model)
+        model.train(modes[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            now = sampler.refresh().sample(3, noise=noise())
+        expected = copy.deepcopy(model).eval()
+        assert torch.equal(now, Sampler(expected, SHAPE).sample(3, noise=noise(), runtime="reference"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = sampler.log_prob(IMAGES)
+        torch.testing.assert_close(found, -likelihood.nll(expected, IMAGES))
+    assert not torch.equal(first, now)
+
+
+def test_gradients_are_those_of_eval_mode_and_what_gets_none_is_named_once() -> None:
+    model = Merging()
+    sampler = Sampler(model, SHAPE)
+    with pytest.warns(UserWarning, match="log_prob gives no gradients to a, b: eval mode") as told:
+        sampler.log_prob(IMAGES).sum().backward()
+        sampler.log_prob(IMAGES)
+        with torch.no_grad():
+            sampler.log_prob(IMAGES)
+    assert len(told) == 1 and told[0].filename == __file__
+    expected = copy.deepcopy(model).eval()
+    expected.zero_grad()
+    (-likelihood.nll(expected, IMAGES)).sum().backward()
+    assert model.a.grad is None and model.b.grad is None
+    torch.testing.assert_close(model.last.weight.grad, expected.last.weight.grad)
+    torch.testing.assert_close(model.first.weight.grad, expected.first.weight.grad)
+
+
+@pytest.mark.parametrize("kind", [Merging, Fusing])
+def test_switching_modes_is_no_change(kind: type[nn.Module]) -> None:
+    model = kind()
+    sampler = Sampler(model, SHAPE)
+    with silence():
+        for mode in (True, False, True, False, False):
+            model.train(mode)
+            sampler.sample(1)
+    step(model)
+    with pytest.warns(UserWarning, match="the model has changed"):
+        sampler.sample(1)
+
+
+def test_that_refreshing_takes_longer_is_said_once() -> None:
+    sampler = Sampler(Merging(), SHAPE)
+    model = trained_on(Merging())
+    with pytest.warns(
+        UserWarning, match=r"parts of Merging may set other weights in train\(\) or eval\(\)"
+    ) as told:
+        sampler.refresh(model)
+    assert len(told) == 1
+    with silence():
+        sampler.refresh()
+
+
+class OnlyOne(Merging):
+    def __deepcopy__(self, memo: dict) -> OnlyOne:
+        raise TypeError("there is only one")
+
+
+def test_a_model_that_can_t_be_copied_gets_its_weights_back_bit_for_bit() -> None:
+    model = OnlyOne().train()
+    before = {name: x.detach().clone() for name, x in model.named_parameters()}
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE)
+    with silence():
+        for _ in range(3):
+            sampler.sample(1)
+        sampler.sample(1, runtime="reference")
+    assert model.training and all(torch.equal(x, before[name]) for name, x in model.named_parameters())

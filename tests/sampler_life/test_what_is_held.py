@@ -1,0 +1,176 @@
+"""What a model holds without registering it, and what it reads without holding it."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelcnn_fast import Sampler, accelerate, accelerated, likelihood
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
+from tests.system.networks import pixelcnn
+
+
+class Guided(nn.Module):
+    """Its networks are in a list, where PyTorch does not see them."""
+
+    levels = 256
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.networks, self.steps = nn.Parameter(torch.ones(())), [*networks], 0
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return sum(network(x) for network in self.networks) * self.weight
+
+
+def test_a_network_in_a_list_is_followed() -> None:
+    base = pixelcnn()
+    model = Guided(base)
+    sampler, images = Sampler(model, SHAPE), torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+    before, print_before = sampler.sample(3, noise=noise()), sampler.fingerprint()
+    take(base, trained_on(base))
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    torch.testing.assert_close(sampler.log_prob(images), -likelihood.nll(model, images))
+    with silence():
+        sampler.refresh()
+    for runtime in ("cpu", "reference"):
+        now = sampler.sample(3, noise=noise(), runtime=runtime)
+        assert torch.equal(now, Sampler(model, SHAPE).sample(3, noise=noise())) and not torch.equal(now, before)
+    assert print_before != sampler.fingerprint() == Sampler(Guided(base), SHAPE).fingerprint()
+    gradient = torch.autograd.grad(sampler.log_prob(images).sum(), [*base.parameters()], allow_unused=True)
+    assert all(x is not None for x in gradient)
+
+
+def test_one_more_network_is_another_model() -> None:
+    model = Guided(pixelcnn())
+    sampler = Sampler(model, SHAPE)
+    model.networks.append(pixelcnn())
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew.* its networks is another"):
+        sampler.refresh()
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+
+
+def test_what_training_loops_leave_is_no_change() -> None:
+    model = Guided(pixelcnn())
+    sampler = Sampler(model, SHAPE)
+    with silence():
+        model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+        model.losses.append(0.5)
+        model.epoch = 3  # type: ignore[assignment]  # as they do
+        model.register_forward_hook(lambda *_: None)
+        sampler.sample(1)
+        accelerate(model)
+        sampler.sample(1)
+        accelerated(model).undo()
+        sampler.refresh().sample(1)
+
+
+def test_a_hook_that_counts_is_a_change() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    handle = model.conv_in.register_forward_hook(lambda module, given, found: found * 2)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+    handle.remove()
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_buffers_that_begin_to_share_memory() -> None:
+    """Then one is written with the other."""
+
+    class Two(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pixelcnn()
+            for name in ("one", "two"):
+                self.register_buffer(name, torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.get_buffer("one").fill_(3)
+            return self.net(x) * self.get_buffer("two")
+
+    model = Two()
+    sampler = Sampler(model, SHAPE)
+    model.two = model.one
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew.*lie in the same memory"):
+        sampler.refresh()
+
+
+GLOBAL = torch.ones(1)
+
+
+class Outside(nn.Module):
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = pixelcnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * GLOBAL
+
+
+def test_what_the_model_does_not_hold_is_named_once_and_watched() -> None:
+    model = Outside()
+    with pytest.warns(UserWarning, match=r"does not hold, as a global variable \(float32 \[1\]\)") as told:
+        sampler = Sampler(model, SHAPE)
+    assert len(told) == 1 and told[0].filename == __file__
+    with silence():
+        sampler.sample(1)
+        sampler.refresh().sample(1)
+    try:
+        GLOBAL.mul_(2)
+        with pytest.warns(UserWarning, match=STALE):
+            sampler.sample(1)
+        with pytest.warns(UserWarning, match="built anew.* a tensor that the model reads, and does not have"):
+            sampler.refresh()
+    finally:
+        GLOBAL.fill_(1)
+
+
+class Free(nn.Module):
+    """Its guidance is a number, its activation a function."""
+
+    levels = 256
+
+    def __init__(self, by: float = 1.0, activation=torch.relu, class_: int = 0) -> None:
+        super().__init__()
+        self.net, self.table = (
+            pixelcnn(),
+            nn.Parameter(torch.randn(3, 1, generator=torch.Generator().manual_seed(0))),
+        )
+        self.by, self.activation, self.class_ = by, activation, class_
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.net(x)) * self.by + self.table[self.class_]
+
+
+@pytest.mark.parametrize("other", [dict(by=4.0), dict(activation=torch.tanh), dict(class_=1)], ids=", ".join)
+def test_a_fingerprint_is_of_all_that_decides_the_images(other: dict) -> None:
+    sampler = Sampler(Free(), SHAPE)
+    one = sampler.fingerprint()
+    assert one == Sampler(Free(), SHAPE).fingerprint() == pickle.loads(pickle.dumps(sampler)).fingerprint()
+    assert one != Sampler(Free(**other), SHAPE).fingerprint()
+    reference, another = (
+        Sampler(Free(**settings), SHAPE, runtime="reference").fingerprint() for settings in ({}, other)
+    )
+    assert one == reference != another

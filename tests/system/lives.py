@@ -1,0 +1,343 @@
+"""Random lives of models: what is done to one between samples, and whether its sampler follows or says that it does
+not.
+
+``check(seed)`` raises AssertionError, naming the seed and what was done, where a sampler is wrong in silence, or warns
+in vain. ``held(seed)`` is of models that hold others, registered or not.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import random
+import types
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelcnn_fast import Sampler, accelerate, accelerated
+from pixelcnn_fast.nn import raster_mask
+
+LEVELS, SHAPE = 4, (1, 3, 4)
+NOTHING, MUCH = 1e-6, 1e-3  # of a difference of log-probabilities: may not be told; must be
+
+
+class Conv(nn.Conv2d):
+    """Masked. kind: what it does with its weight in eval mode."""
+
+    mask: Tensor
+    cache: Tensor | None = None
+
+    def __init__(self, kind: str, mask: Literal["A", "B"], channels_in: int) -> None:
+        super().__init__(channels_in, 6, 3, padding=1)
+        self.kind, self.merged = kind, False
+        self.register_buffer("mask", raster_mask(3, 3, mask).expand_as(self.weight).clone())
+        self.register_buffer("folded", torch.zeros_like(self.weight), persistent=False)
+        if kind == "merging":
+            self.a = nn.Parameter(0.3 * torch.randn(6, 2))
+            self.b = nn.Parameter(0.3 * torch.randn(2, 9 * channels_in))
+
+    def _delta(self) -> Tensor:
+        return (self.a @ self.b).view_as(self.weight)
+
+    def train(self, mode: bool = True) -> Conv:
+        super().train(mode)
+        if self.kind == "merging" and self.merged == mode:
+            self.weight.data += self._delta() * (-1 if mode else 1)
+            self.merged = not mode
+        elif self.kind == "folding" and not mode:
+            with torch.no_grad():
+                self.get_buffer("folded").copy_(self.weight * self.mask)
+        elif self.kind == "caching":
+            self.cache = None if mode else (self.weight * self.mask).detach()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight * self.mask
+        if self.kind == "merging" and not self.merged:
+            weight = (self.weight + self._delta()) * self.mask
+        elif self.kind == "folding" and not self.training:
+            weight = self.get_buffer("folded")
+        elif self.kind == "caching" and self.cache is not None:
+            weight = self.cache
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Net(nn.Module):
+    levels = LEVELS
+
+    def __init__(self, r: random.Random) -> None:
+        super().__init__()
+        kinds = ["plain", "plain", "merging", "folding", "caching"]
+        self.first, self.second = Conv(r.choice(kinds), "A", 1), Conv(r.choice(kinds), "B", 6)
+        self.norm: nn.Module = nn.BatchNorm2d(6) if r.random() < 0.5 else nn.Identity()
+        self.drop, self.last = nn.Dropout(0.3), nn.Conv2d(6, LEVELS, 1)
+        self.scale, self.count = 1.0, 0
+        self.activation: Callable[[Tensor], Tensor] = torch.tanh
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        x = self.first(x.to(self.last.weight.dtype) / LEVELS)
+        x = self.activation(self.norm(self.second(self.activation(x))))
+        return self.last(self.drop(x * self.scale))
+
+
+class Life:
+    """A model, the sampler that was built from it, and what the sampler took last."""
+
+    def __init__(self, seed: int, model: Callable[[random.Random], nn.Module] = Net) -> None:
+        self.r, self.done = random.Random(seed), list[str]()
+        torch.manual_seed(seed)
+        self.model = model(self.r)
+        for p in self.model.parameters():
+            p.data.mul_(2)
+        self.model.train(self.r.random() < 0.5)
+        self.images = torch.randint(LEVELS, (3, *SHAPE), dtype=torch.uint8)
+        self.noise = torch.rand(2, *SHAPE, dtype=torch.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.sampler = Sampler(self.model, SHAPE)
+        self._took()
+
+    def snapshot(self) -> nn.Module:
+        """The model as it is now, in eval mode."""
+        return copy.deepcopy(self.model).eval()
+
+    def _took(self) -> None:
+        self.taken, self.told = self.snapshot(), False
+
+    def check(self) -> None:
+        """The next sample, log-probabilities, and what is told."""
+        then, present = scored(self.taken, self.images), scored(self.snapshot(), self.images)
+        changed = float((then - present).abs().max())
+        with heard() as told:
+            found, log_p = self.sampler.sample(2, noise=self.noise, log_probability=True)
+            assert_drawn(found, log_p, self.taken, self.noise)
+        if not self.told:
+            assert told or changed < MUCH, f"not told of a change of {changed:.2g}"
+            assert not told or changed > NOTHING, f"told of {told} where nothing has changed"
+        self.told |= bool(told)
+        torch.testing.assert_close(
+            self.sampler.log_prob(self.images).detach().double(), present, atol=1e-3, rtol=1e-3
+        )
+
+    def refresh(self) -> None:
+        with heard():
+            self.sampler.refresh(self.model)
+        self._took()
+
+    def live(self, events: int) -> None:
+        names = [name for name in vars(Life) if name.startswith("do_")]
+        for _ in range(events):
+            name = self.r.choice(names)
+            self.done.append(name.removeprefix("do_"))
+            getattr(self, name)()
+            self.check()
+
+    # -- what may happen
+
+    def do_train(self) -> None:
+        self.model.train()
+
+    def do_eval(self) -> None:
+        self.model.eval()
+
+    def do_refresh(self) -> None:
+        self.refresh()
+
+    def do_step(self) -> None:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=0.3)
+        loss = F.cross_entropy(self.model(self.images), self.images[:, 0].long())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if isinstance(self.model, Net):
+            self.model.losses.append(loss.item())
+
+    def do_set_a_number(self) -> None:
+        if isinstance(self.model, Net):
+            self.model.scale = self.r.choice([0.5, 1.0, 2.0])
+
+    def do_set_a_function(self) -> None:
+        if isinstance(self.model, Net):
+            functions: list[Callable[[Tensor], Tensor]] = [torch.tanh, F.silu, torch.tanh]
+            self.model.activation = self.r.choice(functions)
+
+    def do_set_what_is_not_read(self) -> None:
+        vars(self.model).update(epoch=self.r.random(), notes={"lr": self.r.random(), "names": ["a", "b"]})
+
+    def do_hook_that_logs(self) -> None:
+        seen: list[float] = []
+        next(self.model.children()).register_forward_hook(lambda module, given, found: seen.append(0.0))
+
+    def do_hook_that_scales(self) -> None:
+        handle = self.model.register_forward_hook(lambda module, given, found: found * 0.5)
+        if self.r.random() < 0.3:
+            handle.remove()
+
+    def do_copy(self) -> None:
+        """Training goes on with a copy, as of an average of weights; the sampler is given it."""
+        self.model = copy.deepcopy(self.model)
+        self.refresh()
+
+    def do_pickle(self) -> None:
+        """What comes out of one knows no model."""
+        if self.r.random() < 0.5:
+            try:
+                other = pickle.loads(pickle.dumps(self.sampler))
+            except (pickle.PicklingError, AttributeError, TypeError):
+                return
+            assert other.fingerprint() == self.sampler.fingerprint()
+            found, log_p = other.sample(2, noise=self.noise, log_probability=True)
+            assert_drawn(found, log_p, self.taken, self.noise)
+
+    def do_average(self) -> None:
+        with torch.no_grad():
+            for x in self.model.parameters():
+                x.mul_(0.9)
+
+    def do_convert(self) -> None:
+        self.model.to(self.r.choice([torch.float32, torch.float64])).train(self.model.training)
+        self.refresh()
+
+    def do_accelerate(self) -> None:
+        if self.r.random() < 0.3:  # it takes long
+            accelerate(self.model)
+            self.model(self.images)
+            accelerated(self.model).undo()
+
+
+def scored(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        log_p = copy.deepcopy(model)(images).double().log_softmax(1)
+    return log_p.gather(1, images.long()).flatten(1).sum(1)
+
+
+def assert_drawn(images: Tensor, log_p: Tensor, model: nn.Module, noise: Tensor) -> None:
+    """That a model draws these images from this noise, one forward for each pixel; where rounding may decide, the
+    levels on both sides of it will do."""
+    model, seen = copy.deepcopy(model), torch.zeros_like(images)
+    with torch.no_grad():
+        for at in range(noise[0].numel()):
+            y, x = divmod(at, SHAPE[2])
+            p = model(seen)[:, :, y, x].double().softmax(1).cumsum(1)
+            drawn = images[:, 0, y, x].long()[:, None]
+            least = torch.cat([torch.zeros_like(p[:, :1]), p], 1).gather(1, drawn)[:, 0]
+            u, most = noise[:, 0, y, x], p.gather(1, drawn)[:, 0]
+            assert bool(((least - 1e-4 <= u) & (u <= most + 1e-4)).all()), f"another level at {(y, x)}"
+            seen[:, 0, y, x] = images[:, 0, y, x]
+    torch.testing.assert_close(log_p, scored(model, images), atol=1e-3, rtol=1e-3)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What is told of changes."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    found += [str(w.message) for w in caught if "has changed since" in str(w.message)]
+
+
+# -- models that hold others
+
+
+class Holding(nn.Module):
+    """A network is called through something that the model holds in one of several ways."""
+
+    levels = LEVELS
+
+    def __init__(self, base: nn.Module, way: str) -> None:
+        super().__init__()
+        hold, self.call = WAYS[way]
+        self.temperature, self.held = nn.Parameter(torch.ones(())), hold(base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.held, x) * self.temperature
+
+
+class Slots:
+    __slots__ = ("inside",)
+
+    def __init__(self, inside: object) -> None:
+        self.inside = inside
+
+
+WAYS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any, Tensor], Tensor]]] = {
+    "registered": (lambda net: net, lambda held, x: held(x)),
+    "a list": (lambda net: [net], lambda held, x: held[0](x)),
+    "a tuple": (lambda net: (1, (net,)), lambda held, x: held[1][0](x)),
+    "a dictionary": (lambda net: {"net": {3: net}}, lambda held, x: held["net"][3](x)),
+    "a queue": (lambda net: deque([net]), lambda held, x: held[0](x)),
+    "a partial": (lambda net: functools.partial(net), lambda held, x: held(x)),
+    "an argument": (lambda net: functools.partial(lambda net, x: net(x), net), lambda held, x: held(x)),
+    "a method": (lambda net: net.forward, lambda held, x: held(x)),
+    "an object": (lambda net: types.SimpleNamespace(net=net), lambda held, x: held.net(x)),
+    "an object with slots": (lambda net: Slots([net]), lambda held, x: held.inside[0](x)),
+    "a closure": (lambda net: lambda x: net(x), lambda held, x: held(x)),
+    "a wrapper": (lambda net: [nn.DataParallel(net)], lambda held, x: held[0](x)),
+}
+
+
+class Held(Life):
+    """The base lives, and its holder is sampled from."""
+
+    def __init__(self, seed: int) -> None:
+        self.way = [*WAYS][seed % len(WAYS)]
+
+        def holding(r: random.Random) -> nn.Module:
+            self.base = Net(r).eval()  # whose mode its holder does not set
+            return Holding(self.base, self.way)
+
+        super().__init__(seed, holding)
+        self.done.append(self.way)
+
+    def snapshot(self) -> nn.Module:
+        """A function's closure is not copied with it."""
+        found = Holding(copy.deepcopy(self.base), self.way).eval()
+        assert isinstance(self.model, Holding)
+        found.temperature = copy.deepcopy(self.model.temperature)
+        return found
+
+    def live(self, events: int) -> None:
+        for _ in range(events):
+            what = self.r.choice(["weights", "a number", "nothing", "refresh", "a buffer", "another"])
+            self.done.append(what)
+            if what == "weights":
+                with torch.no_grad():
+                    for p in self.base.parameters():
+                        p.mul_(self.r.choice([0.7, -1.1]))
+                self.base.train().eval()
+            elif what == "a number":
+                self.base.scale = self.r.choice([0.5, 1.0, 2.0])
+            elif what == "a buffer":
+                self.base.first.mask[:, :, 0, 0] = self.r.choice([0, 1])
+                self.base.train().eval()
+            elif what == "another":
+                other = copy.deepcopy(self.base)
+                self.model.held, self.base = WAYS[self.way][0](other), other
+            elif what == "refresh":
+                self.refresh()
+            self.check()
+
+
+def check(seed: int, kind: Callable[[int], Life] = Life, events: int = 8) -> None:
+    life = kind(seed)
+    try:
+        life.check()
+        life.live(events)
+    except Exception as error:
+        raise AssertionError(f"seed {seed}, after {', '.join(life.done)}: {error}") from error
+
+
+def held(seed: int) -> None:
+    check(seed, Held, 5)
