@@ -124,18 +124,17 @@ class Engine:
     def _does_the_same(self, model: nn.Module, seen: nn.Module) -> bool:
         """seen: the model as it is in eval mode."""
         copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
-        return not isinstance(copied, str) and self.compiled is not None and self.model.does_as_recorded(copied)
+        return not isinstance(copied, str) and self.model.does_the_same(copied)
 
-    def having(self, model: nn.Module, known: nn.Module | None) -> Engine | str:
-        """The same with the present weights of a model, or why only a new one can have them. known: the model whose
-        weights it has, if it is there."""
+    def having(self, model: nn.Module) -> Engine | str:
+        """The same with the present weights of a model, or why only a new one can have them."""
         if not self.weights:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
         seen = model if self.model.kept.is_borrowed else in_eval_mode(model)
-        if seen is not model and "" not in self._told:
-            self._told.add("")
+        if seen is not model and "modes" not in self._told:
+            self._told.add("modes")
             tell(
                 f"parts of {type(unwrapped(model)).__name__} may set other weights in train() or eval(), so each "
                 "refresh() copies the model, which takes longer"
@@ -184,7 +183,7 @@ class Engine:
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         none: dict[str, Any] = {"weights": {}, "values": {}, "outside": ()}
         none |= {"_runtimes": {}, "_refusals": {}, "_told": set()}
-        return {**kept, **none, "_fingerprint": self.fingerprint()}
+        return {**kept, **none, "model": self.model.without_recording(), "_fingerprint": self.fingerprint()}
 
     def probe(self) -> list[float] | None:
         """Some of the parameters that the model gives for one fixed image; None if it did not travel in a pickle."""

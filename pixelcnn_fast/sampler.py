@@ -227,13 +227,13 @@ class Sampler:
         if not isinstance(model, nn.Module):
             raise ValueError(f"the model is a {type(model).__name__}, expected a torch.nn.Module")
         with collecting_later(), torch.inference_mode(False):
-            self._take(model, known)
+            self._take(model)
         return self
 
-    def _take(self, model: nn.Module, known: nn.Module | None) -> None:
+    def _take(self, model: nn.Module) -> None:
         # No thread may run a module that can't be copied. The work is in many small parts: more threads take longer.
         with self._engine.model.in_use(), one_thread():
-            engine = self._engine.having(model, known)
+            engine = self._engine.having(model)
         if isinstance(engine, str):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())

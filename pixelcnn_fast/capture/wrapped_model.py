@@ -233,13 +233,25 @@ class WrappedModel:
         self.described = fingerprint(*structure(found.program), *found.recording.numbers())
         return found.program, found.conditions, found.parameters, found.replay
 
-    def does_as_recorded(self, module: nn.Module) -> bool:
-        """Whether another module, in eval mode, makes the calls that were recorded when this one was captured."""
+    def without_recording(self) -> WrappedModel:
+        """The same for a pickle, or a copy that stands alone."""
+        other = copy.copy(self)
+        other.recording, other.outside = None, ()
+        return other
+
+    def does_the_same(self, module: nn.Module) -> bool:
+        """Whether another module, in eval mode, does with its own tensors what this one would do with them: it makes
+        the calls that were recorded when this one was captured; if it was not, it gives the same for an example."""
         values, given = self.example(1, EXAMPLE_BATCH + 1, half=1)
         try:
-            with eagerly, undisturbed(self.device), _returning(module, self.output):
-                again = Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
-            assert self.recording is not None
+            with eagerly, undisturbed(self.device):
+                if self.recording is None:
+                    other = copy.copy(self)
+                    other.kept = KeptModule(module, self.output, self.kept.is_borrowed)
+                    one = self.having(Held(module).tensors)
+                    return torch.equal(one.parameters(values, given), other.parameters(values, given))
+                with _returning(module, self.output):
+                    again = Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
             agreed(self.recording, again.recording)
         except (PixelCNNFastError, RuntimeError):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +61,10 @@ def test_one_more_network_is_another_model() -> None:
     torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
 
 
-def test_what_training_loops_leave_is_no_change() -> None:
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_what_training_loops_leave_is_no_change(runtime: Any) -> None:
     model = Guided(pixelcnn())
-    sampler = Sampler(model, SHAPE)
+    sampler = Sampler(model, SHAPE, runtime=runtime)
     with silence():
         model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
         model.losses.append(0.5)
@@ -75,9 +77,10 @@ def test_what_training_loops_leave_is_no_change() -> None:
         sampler.refresh().sample(1)
 
 
-def test_a_hook_that_counts_is_a_change() -> None:
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_hook_that_counts_is_a_change(runtime: Any) -> None:
     model = pixelcnn()
-    sampler = Sampler(model, SHAPE)
+    sampler = Sampler(model, SHAPE, runtime=runtime)
     handle = model.conv_in.register_forward_hook(lambda module, given, found: found * 2)
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(1)
