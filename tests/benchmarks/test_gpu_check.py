@@ -148,6 +148,7 @@ def test_tests_that_are_all_skipped(tmp_path):
     assert found.failed == {stage.name for stage in gpu_check.STAGES if "-m pytest" in stage.command}
 
 
+@thorough
 def test_what_failed_first_comes_first(tmp_path):
     """And what it failed by: later stages are run nevertheless."""
     wrong = '{"smoke": {"bf16": "failed: image 0"}, "watched": {"memcheck, bf16": "failed: Invalid read"}}'

@@ -404,6 +404,7 @@ def test_names_that_stdout_can_not_show(plain: Path, tmp_path: Path, monkeypatch
     assert "\\udcff \\xe9.png" in stream.buffer.getvalue().decode()
 
 
+@thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_real_ctrl_c_ends_with_130(plain: Path, tmp_path: Path) -> None:
     command = [

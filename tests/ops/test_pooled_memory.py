@@ -66,6 +66,7 @@ def in_fresh_process(function: Callable[[], None], **environment: str) -> None:
     subprocess.run(command, check=True, cwd=root, env=os.environ | environment)
 
 
+@thorough
 def test_it_keeps_at_most_a_quarter_more_than_was_in_use() -> None:
     in_fresh_process(keeps_a_quarter_more)
 
@@ -81,6 +82,7 @@ def keeps_a_quarter_more() -> None:
         assert block.kept() <= most + most // 4 + 8 * 2**20
 
 
+@thorough
 def test_what_a_model_asks_for_again_is_not_taken_apart() -> None:
     in_fresh_process(calls_a_model)
 
@@ -99,6 +101,7 @@ def calls_a_model() -> None:
     assert len(used) == 4 and all(call() == used for _ in range(3))
 
 
+@thorough
 def test_a_large_block_is_put_together_from_smaller_ones() -> None:
     in_fresh_process(puts_together)
 

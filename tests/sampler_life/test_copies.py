@@ -17,6 +17,7 @@ from pixelcnn_fast.nn import MaskedConv2d
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, noise, silence, take
 from tests.system.networks import pixelcnn
+from tests.tiers import thorough
 
 
 class Pair(models.PixelCNN):
@@ -137,6 +138,7 @@ class Drawn(torch.utils.data.Dataset):
         return self.sampler.sample(1, torch.tensor([index]), noise=noise(1))
 
 
+@thorough
 def test_the_workers_of_a_data_loader_draw() -> None:
     sampler = Sampler(models.PixelCNN(1, 8, 1, n_classes=3).eval(), SHAPE)
     data = Drawn(sampler)

@@ -22,7 +22,7 @@ from pixelcnn_fast.runtimes.cuda.runtime import CLUSTERS, CudaRuntime, Limits
 from pixelcnn_fast.runtimes.job import Job
 from tests.csrc.emulated import EmulatedKernels
 from tests.needs import needs_native
-from tests.tiers import tiered
+from tests.tiers import thorough, tiered
 
 pytestmark = [needs_native, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
 CASES = {**smoke.CASES, **smoke.MORE}
@@ -130,6 +130,7 @@ def test_all_is_well(monkeypatch, tmp_path, capsys):
     assert said == 0 and found == {"smoke": {**dict.fromkeys(smoke.CASES, "ok"), "bf16": "right"}}
 
 
+@thorough
 def test_cases_that_fail_leave_the_others_and_are_watched(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(smoke, "SECONDS", 5.0)
     programs = {

@@ -242,6 +242,7 @@ except KeyboardInterrupt:
 """
 
 
+@thorough
 def test_a_process_that_is_interrupted_again_is_gone_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TOLD_TWICE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
