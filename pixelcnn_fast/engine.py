@@ -107,8 +107,7 @@ class Engine:
 
     def is_still(self, model: nn.Module) -> bool:
         """Whether a model is what it was when it was taken: what it holds, or else what it does."""
-        seen = model if self.model.kept.is_borrowed else in_eval_mode(model)
-        now = Held(seen)
+        seen, now = self._seen(model)
         alike = are_as_good_as_equal if changes_with_its_mode(now) else are_equal
         return (
             self.weights.keys() <= now.tensors.keys()
@@ -117,6 +116,10 @@ class Engine:
             and self._overlap(now) == overlapping(self.weights)
             and (now.values == self.values or self._does_the_same(model, seen))
         )
+
+    def _seen(self, model: nn.Module) -> tuple[nn.Module, Held]:
+        """A model as it is in eval mode, in which one that can't be copied is already; and what it holds."""
+        return (model, Held(model)) if self.model.kept.is_borrowed else in_eval_mode(model)
 
     def _overlap(self, held: Held) -> list[tuple[str, str]]:
         return overlapping({path: held.tensors[path] for path in self.weights})
@@ -132,14 +135,13 @@ class Engine:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
-        seen = model if self.model.kept.is_borrowed else in_eval_mode(model)
+        seen, now = self._seen(model)
         if seen is not model and "modes" not in self._told:
             self._told.add("modes")
             tell(
                 f"parts of {type(unwrapped(model)).__name__} may set other weights in train() or eval(), so each "
                 "refresh() copies the model, which takes longer"
             )
-        now = Held(seen)
         if (why := self._why_not_having(now)) is not None:
             return why
         if now.values != self.values and not self._does_the_same(model, seen):

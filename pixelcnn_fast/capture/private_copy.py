@@ -74,11 +74,13 @@ def changes_with_its_mode(held: Held) -> bool:
     )
 
 
-def in_eval_mode(module: nn.Module) -> nn.Module:
-    """A module that holds what this one does in eval mode, to look at: a copy, if its mode changes more."""
-    if changes_with_its_mode(Held(module)) and isinstance(copied := copy_or_why_not(module), nn.Module):
-        return copied
-    return module
+def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Held]:
+    """A module that holds what this one does in eval mode, to look at, which is a copy if its mode changes more; and
+    what it holds."""
+    held = Held(module)
+    if changes_with_its_mode(held) and isinstance(copied := copy_or_why_not(module), nn.Module):
+        return copied, Held(copied)
+    return module, held
 
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

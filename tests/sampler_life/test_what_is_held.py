@@ -49,16 +49,20 @@ def test_a_network_in_a_list_is_followed() -> None:
     assert all(x is not None for x in gradient)
 
 
+def assert_told_and_built_anew(sampler: Sampler, model: nn.Module, why: str) -> None:
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match=why):
+        sampler.refresh()
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+
+
 def test_one_more_network_is_another_model() -> None:
     model = Guided(pixelcnn())
     sampler = Sampler(model, SHAPE)
     model.networks.append(pixelcnn())
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew.* its networks is another"):
-        sampler.refresh()
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+    assert_told_and_built_anew(sampler, model, "built anew.* its networks is another")
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])
@@ -82,12 +86,7 @@ def test_a_hook_that_counts_is_a_change(runtime: Any) -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE, runtime=runtime)
     handle = model.conv_in.register_forward_hook(lambda module, given, found: found * 2)
-    with pytest.warns(UserWarning, match=STALE):
-        sampler.sample(1)
-    with pytest.warns(UserWarning, match="built anew"):
-        sampler.refresh()
-    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
-    torch.testing.assert_close(sampler.logits(images), Sampler(model, SHAPE).logits(images))
+    assert_told_and_built_anew(sampler, model, "built anew")
     handle.remove()
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(1)
