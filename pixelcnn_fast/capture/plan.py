@@ -98,8 +98,7 @@ class Plan:
                 return None
             if not all(guard.holds(memory) for guard in step.guards):
                 return None
-            for slot in step.unread:
-                memory.forget(slot)
+            memory.forget(step.unread)
         return [result(memory) for result in results]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pixelcnn_fast.capture.float64 import no_narrower_than
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.errors import Unsupported
-from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, flat, leaves, map_leaves, needed
+from pixelcnn_fast.program.calls import BatchSize, Call, Memory, View, flat, leaves, map_leaves, needed, unread
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Given
 
 
@@ -32,6 +32,7 @@ class Replay:
         """dtype: the model's own."""
         self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
+        self._unread = unread(self._calls, [self._result.slot])
         self._constants = self._without_image() & self._as_is
         self._replaced = no_narrower_than(dtype)
         self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
@@ -40,8 +41,9 @@ class Replay:
     def __call__(self, images: Tensor, given: Given) -> Tensor:
         """images: [n, C, H, W] as the model takes them -> what the model returns."""
         memory = self._memory(images, given)
-        for call in self._calls:
+        for call, gone in zip(self._calls, self._unread, strict=True):
             memory.run(call)
+            memory.forget(gone)
         return memory.tensor(self._result)
 
     @torch.no_grad()
@@ -56,7 +58,7 @@ class Replay:
         as_is = [call for call in self._calls if call in self._as_is]
         self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
-        for call in self._calls:
+        for call, gone in zip(self._calls, self._unread, strict=True):
             if call in read_by_these:
                 own.run(call)
             if call in self._constants:
@@ -68,6 +70,8 @@ class Replay:
                         self._write(exact, self._exact(view), own.tensor(view) if found is None else found)
             else:
                 self._run(exact, call)
+            for memory in (own, exact, recorded):
+                memory.forget(gone)
         return exact.tensor(self._exact(self._result))
 
     def _without_image(self) -> set[Call]:

@@ -46,6 +46,7 @@ from pixelcnn_fast.program.calls import (
     out_of_place,
     plain_name,
     size_at,
+    unread,
 )
 from pixelcnn_fast.program.program import Instruction, Pointwise, Read
 from pixelcnn_fast.program.program import needed as needed_instructions
@@ -145,12 +146,15 @@ class Trace:
         recording, reads = self._recording, defaultdict(list)
         for at, view in recording.constants_read:
             reads[at].append(view)
-        wanted = set(needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)]))
+        wanted = needed(recording.calls, [*outputs, *(view.slot for _, view in recording.constants_read)])
+        gone = dict(zip(wanted, unread(wanted, outputs), strict=True))
         for at, call in enumerate([*recording.calls, None]):
             for view in reads[at]:
                 on_read(self.operands.memory.tensor(view))
-            if call in wanted:
+            if call in gone:
                 self._run(call)
+                for slot in gone[call]:
+                    self._slots.pop(slot, None)
 
     def written(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers into which the calls write, by name, as they are then."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pixelcnn_fast.models import Model
 
-HELD = 16  # float64 numbers per output that are alive while a model is captured, or more
+# 8-byte numbers that are alive while a model is captured, at the least: of logits, for each, when the program is
+# compared with the model; of features, for each that a layer gives, when the forward is followed.
+HELD_OF_LOGITS, HELD_OF_FEATURES = 9, 0.8
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -23,7 +25,9 @@ def check_memory(needed: int, what: str) -> None:
 
 def to_capture(model: Model, height: int, width: int) -> int:
     """Bytes that it takes at least to read off what a model computes for images of this size."""
-    return 8 * HELD * outputs(model) * height * width
+    features = sum(len(weight) for weight in model.parameters() if weight.dim() > 1)
+    held = max(HELD_OF_LOGITS * outputs(model), HELD_OF_FEATURES * features)
+    return int(8 * held * height * width)
 
 
 def outputs(model: Model) -> int:

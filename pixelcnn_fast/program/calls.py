@@ -206,9 +206,10 @@ class Memory:
             if view is not None and view.slot not in call.read:
                 self.put(view, result)
 
-    def forget(self, slot: int) -> None:
-        """Lets go of what is in a slot that nobody reads any more."""
-        self._slots.pop(slot, None)
+    def forget(self, slots: Iterable[int]) -> None:
+        """Lets go of what is in slots that nobody reads any more."""
+        for slot in slots:
+            self._slots.pop(slot, None)
 
     def _filled(self, x: Any) -> Any:
         return self.tensor(x) if isinstance(x, View) else size_at(x, self.n)
@@ -246,6 +247,15 @@ def needed(calls: Sequence[Call], slots: Iterable[int]) -> list[Call]:
             found.append(call)
             wanted |= {view.slot for view in call.inputs}
     return found[::-1]
+
+
+def unread(calls: Sequence[Call], kept: Iterable[int]) -> list[list[int]]:
+    """For each call, the slots that no later one reads or writes into, but for those that are to be kept."""
+    last = {slot: at for at, call in enumerate(calls) for slot in (*call.read, *call.written)}
+    found: list[list[int]] = [[] for _ in calls]
+    for slot in last.keys() - set(kept):
+        found[last[slot]].append(slot)
+    return found
 
 
 def leaves(x: Any) -> list[Any]:

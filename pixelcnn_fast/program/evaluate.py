@@ -23,12 +23,17 @@ def evaluate(program: Program, levels: Tensor, condition: Condition) -> Tensor:
     -> [N, distributions, H, W, parameters]; for a categorical head, logits [N, C, H, W, L].
     """
     grid = _Grid(program, levels, condition)
-    for component in components(program.instructions):
+    parts = components(program.instructions)
+    last = {read.value: at for at, part in enumerate(parts) for i in part.instructions for read in i.reads()}
+    for at, component in enumerate(parts):
         if component.is_recurrence:
             _Walk(component, grid).through()
         else:
             (i,) = component.instructions
             grid.values[i.out] = apply_steps(i.start(grid), i.steps, grid.value, grid.condition)
+        for value, reader in last.items():
+            if reader == at and value not in program.outputs:
+                del grid.values[value]
     output = torch.cat([grid.values[output] for output in program.outputs], -1)
     output = output.unflatten(-1, (program.distributions, program.parameters)).permute(0, 3, 1, 2, 4)
     return output.log_softmax(-1) if program.normalised else output

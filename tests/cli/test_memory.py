@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pixelcnn_fast.cli import memory
 from pixelcnn_fast.models import PixelCNN, PixelRNN
+from tests.tiers import thorough
 
 GIB = 1 << 30
 
@@ -42,3 +45,31 @@ def test_what_is_free_is_read_where_the_system_says_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "read_text", fail)
     assert memory.available() is None
+
+
+PEAK = """
+import resource, sys
+from pixelcnn_fast import Sampler
+from pixelcnn_fast.cli import memory
+from pixelcnn_fast.models import GatedPixelCNN, PixelCNN
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+model = eval(sys.argv[1]).eval()
+Sampler(model, (model.input_channels, 8, 8))  # what is loaded once
+before = peak()
+Sampler(model, (model.input_channels, 160, 160))
+print(peak() - before, memory.to_capture(model, 160, 160))
+"""
+
+
+@thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units, or not at all")
+@pytest.mark.parametrize(
+    "model", ["PixelCNN(1, 128, 4)", "PixelCNN(3, 8, 1)", "GatedPixelCNN(1, 48, levels=2)"]
+)
+def test_what_capture_takes_is_known_before(model: str) -> None:
+    found = subprocess.run([sys.executable, "-c", PEAK, model], capture_output=True, text=True, check=True)
+    taken, known = map(int, found.stdout.split())
+    assert taken / 2 < known < taken
