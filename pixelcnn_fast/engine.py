@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import Held, described, unwrapped
+from pixelcnn_fast.capture.parts import Held, are_same, described, unwrapped
 from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, eagerly, in_eval_mode
 from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
@@ -42,15 +42,16 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 
 @dataclass(frozen=True)
 class Engine:
-    """weights: the tensors that the model has, by path: its parameters and buffers, and others that its forward reads;
-    none once it was pickled; values: what else it has, by path; outside: copies of the tensors that its forward reads
-    and it does not have; preferred: what the runtime 'auto' stands for; compiled: the model's program, or observed:
-    what is known of a model without one."""
+    """weights: the tensors that the model has and its forward reads, by path; none once it was pickled; values: what
+    else it has, by path; outside: copies of the tensors that its forward reads and it does not have; overlaps: which of
+    the weights share memory, with what; preferred: what the runtime 'auto' stands for; compiled: the model's program,
+    or observed: what is known of a model without one."""
 
     model: WrappedModel
     weights: Mapping[str, Tensor]
     values: Mapping[str, object]
     outside: Sequence[Tensor] = ()
+    overlaps: Sequence[tuple[str, str]] = ()
     preferred: RuntimeName = "auto"
     compiled: Compiled | None = None
     observed: Observed | None = None
@@ -72,22 +73,28 @@ class Engine:
             }
         if runtime == "reference":
             _check_not_narrowed(precision)
-            return cls(_own(model, weights), weights, held.values, (), runtime, observed=observed(model))
-        with advising(WAY_OUT):
-            program = compiled(model, precision)
-        assert model.recording is not None
-        read = {name: leaf for leaf in model.recording.read().values() for name, _ in leaf.parameters}
-        # What its first call has kept, if it can't be copied, it did not have before.
-        outside = [*model.outside, *(leaf.tensor for name, leaf in read.items() if name not in weights)]
-        weights = {path: x for path, x in weights.items() if ":" not in path or path in read}
+            program, seen = None, observed(model)
+            with model.in_use():
+                model.record()
+        else:
+            with advising(WAY_OUT):
+                program, seen = compiled(model, precision), None
+        outside = [*model.outside]
+        if model.recording is not None:
+            watched = model.recording.read(by_python=True)
+            read = {name: leaf for leaf in watched.values() for name, _ in leaf.parameters}
+            weights = {path: x for path, x in weights.items() if path in read and path in model.paths}
+            # What its first call has kept, if it can't be copied, it did not have before.
+            outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
+        overlaps = _overlaps(held, weights)
         found = [x.detach().clone() for x in outside]
-        if found and not model.kept.is_borrowed:
+        if model.outside or (found and not model.kept.is_borrowed):
             each = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in found[:4])
             tell(
                 f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
                 "and the warning of changes see whether that is written into, and not whether it is replaced"
             )
-        return cls(_own(model, weights), weights, held.values, found, runtime, compiled=program)
+        return cls(_own(model, weights), weights, held.values, found, overlaps, runtime, program, seen)
 
     @property
     def captured(self) -> Compiled:
@@ -111,27 +118,34 @@ class Engine:
         alike = are_as_good_as_equal if changes_with_its_mode(now) else are_equal
         return (
             self.weights.keys() <= now.tensors.keys()
-            and all(alike(now.tensors[path], x) for path, x in self.weights.items())
+            and _overlaps(now, self.weights) == self.overlaps
             and all(map(are_equal, self.model.outside, self.outside))
-            and self._overlap(now) == overlapping(self.weights)
-            and (now.values == self.values or self._does_the_same(model, seen))
+            and (different := {path for path, x in self.weights.items() if not alike(now.tensors[path], x)})
+            <= self._read_as_numbers
+            and (are_same(now.values, self.values) and not different or self._does_the_same(model, seen))
         )
+
+    @cached_property
+    def _read_as_numbers(self) -> set[str]:
+        """The weights that the forward reads as nothing else."""
+        if self.model.recording is None:
+            return set()
+        return self.weights.keys() - {
+            name for leaf in self.model.recording.read().values() for name, _ in leaf.parameters
+        }
 
     def _seen(self, model: nn.Module) -> tuple[nn.Module, Held]:
         """A model as it is in eval mode, in which one that can't be copied is already; and what it holds."""
         return (model, Held(model)) if self.model.kept.is_borrowed else in_eval_mode(model)
 
-    def _overlap(self, held: Held) -> list[tuple[str, str]]:
-        return overlapping({path: held.tensors[path] for path in self.weights})
-
     def _does_the_same(self, model: nn.Module, seen: nn.Module) -> bool:
         """seen: the model as it is in eval mode."""
         copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
-        return not isinstance(copied, str) and self.model.does_the_same(copied)
+        return not isinstance(copied, str) and self.model.does_the_same(copied, self.weights)
 
     def having(self, model: nn.Module) -> Engine | str:
         """The same with the present weights of a model, or why only a new one can have them."""
-        if not self.weights:
+        if not self.values:
             return "it is a copy, or comes out of a pickle"
         if self.model.kept.borrowed not in (None, unwrapped(model)):
             return "its model can't be copied"
@@ -144,7 +158,7 @@ class Engine:
             )
         if (why := self._why_not_having(now)) is not None:
             return why
-        if now.values != self.values and not self._does_the_same(model, seen):
+        if not are_same(now.values, self.values) and not self._does_the_same(model, seen):
             return f"the model does something else now: its {_first_difference(now.values, self.values)} is another"
         taken = _Taken(now.tensors, self.weights)
         program = None if self.compiled is None else self.compiled.having(taken)
@@ -169,7 +183,7 @@ class Engine:
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
-        if self._overlap(now) != overlapping(self.weights):
+        if _overlaps(now, self.weights) != self.overlaps:
             return "other weights of the model lie in the same memory now"
         present = [(now.tensors[path], x) for path, x in self.weights.items()]
         if any((x.dtype, x.device) != (y.dtype, y.device) for x, y in present):
@@ -199,16 +213,21 @@ class Engine:
         """Of what decides the images: the bits of each tensor that the forward read, and what it does with them."""
         if self._fingerprint is not None:
             return self._fingerprint
-        if self.model.recording is None:
+        if (
+            not self.model.is_captured and not self.model.kept.is_borrowed
+        ):  # as with another runtime, if that goes
             with suppress(PixelCNNFastError):
                 compiled(self.model)
         decisive: list[object] = [self.precision, *self.model.identity()]
-        if self.model.recording is None:
+        if (
+            self.model.recording is None or self.model.recording.escapes
+        ):  # what it does with others is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
-        else:
+        if self.model.recording is not None:
             for leaf in self.model.recording.read().values():
-                decisive += [self.weights[name] for name, _ in leaf.parameters] or [leaf.tensor]
+                names = [name for name, _ in leaf.parameters if name in self.weights]
+                decisive += [self.weights[name] for name in names] or [leaf.tensor]
         return fingerprint(*decisive)
 
     # -- runtimes
@@ -328,6 +347,10 @@ class Engine:
         return self.listing.workspace_bytes
 
 
+def _overlaps(held: Held, weights: Container[str]) -> list[tuple[str, str]]:
+    return [pair for pair in overlapping(held.tensors) if pair[0] in weights or pair[1] in weights]
+
+
 def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
     """With weights of its own, if the module can't be copied."""
     return model.having(weights) if model.kept.is_borrowed else model
@@ -336,7 +359,7 @@ def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:
 def _first_difference(now: Mapping[str, object], before: Mapping[str, object]) -> str:
     """What differs first between two modules' values, by path."""
     paths = (path for path in {**before, **now} if now.get(path, now) != before.get(path, now))
-    return next(paths).replace(":", ".").strip(".") or "type"
+    return next(paths, "order").replace(":", ".").strip(".") or "type"
 
 
 class _Taken(dict[str, Tensor]):

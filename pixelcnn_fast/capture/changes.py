@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.parts import Held, are_same
 from pixelcnn_fast.capture.tensors import is_in_memory, span
 
 LOOKED_AT = 16  # elements of each tensor
@@ -79,7 +79,7 @@ class _Look:
         self._elements = _bits(self._views)
 
     def tells_no_change(self, now: Held, present: Sequence[Tensor]) -> bool:
-        if len(present) != len(self._marks) or now.values != self._values:
+        if len(present) != len(self._marks) or not are_same(now.values, self._values):
             return False
         are_there = all(_mark(x) == mark for x, mark in zip(present, self._marks, strict=True))
         return are_there and torch.equal(_bits(self._views), self._elements)

@@ -40,7 +40,7 @@ class KeptModule:
         self.borrowed = module if is_borrowed else None
         self._why_gone: str | None = None
         # With its tensors, and without what a call may leave behind.
-        self._untouched = module if is_borrowed else with_tensors(module, Held(module).tensors)
+        self.untouched = module if is_borrowed else with_tensors(module, Held(module).tensors)
 
     @property
     def is_borrowed(self) -> bool:
@@ -68,7 +68,7 @@ class KeptModule:
             if self.borrowed is not None:
                 module = Substituted(self.borrowed, weights)
             else:  # as it was before it was ever called
-                module = with_tensors(self._untouched, weights)
+                module = with_tensors(self.untouched, weights)
             self._kept, self._weights = (module, output), None
         return module
 
@@ -84,7 +84,7 @@ class KeptModule:
         self.check_there()
         if isinstance(self._kept, bytes):
             self._kept = cast(tuple[nn.Module, Output], pickle.loads(self._kept))
-            self._untouched = self._kept[0]
+            self.untouched = self._kept[0]
         return self._kept
 
     def having(self, weights: Mapping[str, Tensor]) -> KeptModule:

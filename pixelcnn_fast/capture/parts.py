@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from operator import itemgetter
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
@@ -14,6 +15,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from pixelcnn_fast.fingerprint import fingerprint
 
 STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -24,7 +27,7 @@ MOST = 100_000  # values, beyond which no more are looked at
 SHORT = 64  # items of a list whose types are compared, too
 
 ATOMS = frozenset((int, str, NoneType, bool, float, complex, bytes))
-NAMED = (type, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 class Held:
@@ -53,12 +56,13 @@ class Held:
             self._seen.setdefault(id(each), (at, each))
             self.modules[at] = each
             kind = vars(type(each)).get(SWAPPED_FROM, type(each))
-            forward = getattr(kind, "forward", None)
-            self.values[at] = kind, forward, is_new or self._seen[id(each)][0]
+            registered = each._modules, each._parameters, each._buffers
+            names = tuple(tuple(name for name, _ in held.items()) for held in registered)
+            self.values[at] = kind, getattr(kind, "forward", None), names, is_new or self._seen[id(each)][0]
             for held in (each._parameters, each._buffers):
                 for name, x in held.items():
                     if x is not None:
-                        self.tensors[f"{at}.{name}" if at else name] = x
+                        self._tensor(f"{at}.{name}" if at else name, x)
                         self._seen.setdefault(id(x), (f"{at}.{name}", x))
         for at, each in found:
             if self._seen[id(each)][0] != at:
@@ -68,8 +72,14 @@ class Held:
                     value = list(value.values())  # by numbers that are others in another module
                 if name not in PASSED_OVER and not (name in HOOKS and not value):
                     self._value(f"{at}:{name}", value)
-            if path:  # it stays in the mode in which it is
+            if path or type(each).train is not nn.Module.train:  # it may stay in the mode in which it is
                 self.values[f"{at}:training"] = each.training
+
+    def _tensor(self, path: str, x: Tensor) -> None:
+        if x.layout is torch.strided and not x.is_nested:
+            self.tensors[path] = x
+        else:  # a forward that reads it can't be recorded
+            self.values[path] = x.layout, fingerprint(x.detach().to_dense() if not x.is_nested else x.values())
 
     def _value(self, path: str, x: Any) -> None:
         kind = type(x)
@@ -79,6 +89,8 @@ class Held:
             self.values[path] = kind, repr(x)  # -0.0 is not 0.0
         elif kind in (tuple, list, torch.Size) and ATOMS.issuperset(map(type, x)):
             self.values[path] = kind, repr(x) if len(x) <= SHORT else tuple(x)
+        elif kind is dict and len(x) > SHORT and ATOMS.issuperset(map(type, (*x, *x.values()))):
+            self.values[path] = kind, tuple(x.items())
         elif isinstance(x, NAMED):
             self.values[path] = x
         elif id(x) in self._seen:
@@ -92,7 +104,8 @@ class Held:
             self._module(path, x)
             return
         if isinstance(x, Tensor):
-            self.tensors[path] = x
+            self.values[path] = Tensor
+            self._tensor(path, x)
             return
         self.values[path], within = _taken_apart(x)
         for name, each in within:
@@ -102,40 +115,65 @@ class Held:
 def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
     """-> (what tells it from others, what it holds, by name)."""
     kind = type(x)
+    if isinstance(x, MethodType):
+        return kind, [(".__func__", x.__func__), (".__self__", x.__self__)]
+    if isinstance(x, BuiltinFunctionType):
+        return (x.__qualname__, kind), [(".__self__", x.__self__)]
+    attributes = _attributes(x)
     if isinstance(x, dict):
-        keys = [key if type(key) in (int, str) else number for number, key in enumerate(x)]
-        return (kind, tuple(keys)), [(f"[{key!r}]", each) for key, each in zip(keys, x.values(), strict=True)]
+        keys = [key if _is_plain(key) else number for number, key in enumerate(x)]
+        items = [(f"[{key!r}]", each) for key, each in zip(keys, x.values(), strict=True)]
+        others = [(f"[key {number}]", key) for number, key in enumerate(x) if not _is_plain(key)]
+        return (kind, tuple(keys)), [*items, *others, *attributes]
     if isinstance(x, (tuple, list, deque)):
-        return (kind, len(x)), [(f"[{number}]", each) for number, each in enumerate(x)]
+        return (kind, len(x)), [*((f"[{number}]", each) for number, each in enumerate(x)), *attributes]
+    if isinstance(x, (set, frozenset)):  # whose order is another in a copy
+        others = [each for each in x if not _is_plain(each)]
+        by_kind = {(type(each).__qualname__, getattr(each, "__qualname__", "")): each for each in others}
+        of_their_own = [(f"{{{kind}}}", by_kind[kind]) for kind in sorted(by_kind)]
+        told = frozenset(filter(_is_plain, x))
+        return (kind, len(x), told), [*(of_their_own if len(by_kind) == len(others) else ()), *attributes]
     if isinstance(x, FunctionType):
         within = [*(x.__defaults__ or ()), x.__kwdefaults__]
         for cell in x.__closure__ or ():
             with suppress(ValueError):  # the cell is empty
                 within.append(cell.cell_contents)
-        return x.__code__, [(f"({number})", each) for number, each in enumerate(within)]
-    if isinstance(x, MethodType):
-        return kind, [(".__func__", x.__func__), (".__self__", x.__self__)]
-    if isinstance(x, BuiltinFunctionType):
-        return (x.__qualname__, kind), [(".__self__", x.__self__)]
+        return x.__code__, [*((f"({number})", each) for number, each in enumerate(within)), *attributes]
     if isinstance(x, partial):
-        return kind, [(".func", x.func), (".args", x.args), (".keywords", x.keywords)]
-    if kind.__module__ == "numpy" and hasattr(x, "tobytes"):
-        shown = repr(x) if kind.__name__ != "ndarray" else (x.dtype, x.shape, _digest(x))
-        return (kind, shown), []
-    if isinstance(x, (set, frozenset)):
-        atoms = frozenset(each for each in x if type(each) in ATOMS)
-        return (kind, atoms), [(f"{{{number}}}", each) for number, each in enumerate(x - atoms)]
+        return kind, [(".func", x.func), (".args", x.args), (".keywords", x.keywords), *attributes]
+    if any(each.__module__ == "numpy" for each in kind.__mro__) and hasattr(x, "tobytes"):
+        if not x.dtype.hasobject:
+            return (kind, x.dtype, x.shape, hashlib.blake2b(x.tobytes()).digest()), attributes
+        return (kind, x.shape), [*((f"[{number}]", each) for number, each in enumerate(x.flat)), *attributes]
+    for plain in (int, float, complex, str, bytes):
+        if isinstance(x, plain):
+            return (kind, plain.__repr__(x)), attributes
+    if not attributes:
+        with suppress(Exception):  # it can't be copied
+            attributes = [(f"({number})", each) for number, each in enumerate(x.__reduce_ex__(4))]
+    return kind, attributes
+
+
+def _attributes(x: Any) -> list[tuple[str, Any]]:
     own = dict(getattr(x, "__dict__", {}))
-    for each in kind.__mro__:
+    for each in type(x).__mro__:
         slots = vars(each).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            name = f"_{each.__name__.lstrip('_')}{name}" if is_private else name
             with suppress(AttributeError):
                 own.setdefault(name, getattr(x, name))
-    return kind, [(f".{name}", each) for name, each in own.items()]
+    return [(f".{name}", each) for name, each in own.items()]
 
 
-def _digest(x: Any) -> object:
-    return type(x) if x.dtype.hasobject else hashlib.blake2b(x.tobytes()).digest()
+def _is_plain(x: Any) -> bool:
+    """Whether it is equal to its copies, and its text says all."""
+    return type(x) in ATOMS or isinstance(x, Enum) or (type(x) in (tuple, frozenset) and all(map(_is_plain, x)))
+
+
+def are_same(values: Mapping[str, object], others: Mapping[str, object]) -> bool:
+    """Whether two modules have the same values, in the same order, in which a forward may go through them."""
+    return values == others and list(values) == list(others)
 
 
 def described(values: Mapping[str, object]) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,9 +18,10 @@ from pixelcnn_fast.capture.parts import HOOKS, Held, unwrapped
 from pixelcnn_fast.telling import tell
 
 
-def private_copy(module: nn.Module) -> nn.Module | None:
-    """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied."""
-    copied = copy_or_why_not(module)
+def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | None:
+    """A copy in eval mode that runs eagerly, or None, with a warning, for a module that can't be copied. memo: what
+    was copied, as ``copy.deepcopy`` keeps it."""
+    copied = copy_or_why_not(module, memo)
     if isinstance(copied, nn.Module):
         return copied
     tell(
@@ -30,13 +31,14 @@ def private_copy(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def copy_or_why_not(module: nn.Module, others: Mapping[int, Any] | None = None) -> nn.Module | str:
-    """As ``private_copy``, or else why it can't be copied. others: what takes the place of tensors, by their id."""
-    held = Held(module)
-    # Such as the weight of torch.nn.utils.weight_norm.
-    no_leaves = {id(x): x.detach().clone() for x in held.tensors.values() if not x.is_leaf}
+def copy_or_why_not(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | str:
+    """As ``private_copy``, or else why it can't be copied. memo: what takes the place of tensors, by their id."""
+    held, memo = Held(module), {} if memo is None else memo
+    for x in held.tensors.values():
+        if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
+            memo.setdefault(id(x), x.detach().clone())
     try:
-        copied = copy.deepcopy(module, {**no_leaves, **(others or {})})
+        copied = copy.deepcopy(module, memo)
         _check_apart(held, Held(copied))
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -118,16 +118,15 @@ class Recording:
         """The calls on which the output may depend."""
         return needed(self.calls, [view.slot for view in self.outputs])
 
-    def numbers(self) -> list[str]:
-        """What Python gave the needed calls, besides tensors: sizes, exponents, modes, and which parts of weights."""
-        found = (x for call in self.needed for x in leaves((call.args, call.kwargs)))
-        kinds = int, float, complex, str
-        return [repr(x) for x in found if isinstance(x, kinds) or isinstance(x, View) and x.slot in self.leaves]
-
-    def read(self) -> dict[int, Leaf]:
-        """What the needed calls read of what no call created, besides what the model was given: by slot."""
-        slots = {slot for call in self.needed for slot in call.read} - self.inputs()
-        return {slot: leaf for slot, leaf in sorted(self.leaves.items()) if slot in slots}
+    def read(self, by_python: bool = False) -> dict[int, Leaf]:
+        """What the needed calls read of what no call created, besides what the model was given: by slot, in turn.
+        by_python: also, of what Python read as numbers."""
+        calls, slots = [*self.needed], dict[int, None]()
+        if by_python:
+            slots = dict.fromkeys(view.slot for _, view in self.constants_read)
+            calls += needed(self.calls, slots)
+        slots |= dict.fromkeys(view.slot for call in calls for view in call.inputs)
+        return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
 
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
         """The storages before the first call, for n images: copies of those that a call writes into."""

@@ -135,11 +135,11 @@ def capture(
         weights,
         Replay(recording, frozenset(trace.as_is), own),
         first.recording,
-        _shared(recording, second.recording),
+        shared(recording, second.recording),
     )
 
 
-def _shared(one: Recording, two: Recording) -> list[Tensor]:
+def shared(one: Recording, two: Recording) -> list[Tensor]:
     """Tensors without a name that the output depends on, and that two recordings have in common."""
     unnamed = [(leaf.held, two.leaves[slot].held) for slot, leaf in one.read().items() if not leaf.parameters]
     return [x for x, y in unnamed if x.numel() and x.data_ptr() == y.data_ptr()]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.agreement import agreed
 from pixelcnn_fast.capture.float64 import computing
 from pixelcnn_fast.capture.kept_module import KeptModule, Substituted
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
@@ -35,8 +35,9 @@ from pixelcnn_fast.capture.private_copy import (
 )
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.replay import Replay
-from pixelcnn_fast.capture.tensors import in_place_of, unreached
-from pixelcnn_fast.capture.tracer import Forward, capture
+from pixelcnn_fast.capture.tensors import are_equal, in_place_of, unreached, with_tensors
+from pixelcnn_fast.capture.tracer import Forward, capture, shared
+from pixelcnn_fast.capture.transcript import are_alike, transcript
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
 from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head, resolved
@@ -102,11 +103,17 @@ class WrappedModel:
             )
         self.codes: Labels | None = None  # of a condition of integers
         self._random_condition = CONDITIONS[0]
-        copied = private_copy(module)
+        memo: dict[int, Any] = {}
+        copied, held = private_copy(module, memo), Held(module).tensors
+        by_path = {id(x) for x in held.values()}
+        # What only ``copy.deepcopy`` finds.
+        self._hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in by_path]
+        self.paths = frozenset(held)
         self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
         self.recording: Recording | None = None  # of its first forward, once it is captured
+        self.is_captured = False
         self.described = ""  # what was captured, but for the weights, as a fingerprint
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
         self._without_gradients = set[str]()  # parameters that were told of, by path
@@ -116,7 +123,9 @@ class WrappedModel:
         if self.dtype == torch.float64 or self.kept.is_borrowed:
             return None
         try:
-            module = copy.deepcopy(self.module).double()
+            own = Held(self.module).tensors  # some may be in networks that are not registered
+            doubles = {path: x.detach().double() for path, x in own.items() if x.is_floating_point()}
+            module = with_tensors(self.module, doubles).double()
         except (RuntimeError, TypeError):  # no memory is left, or the device has no float64
             return None
         exact = copy.copy(self)
@@ -223,39 +232,85 @@ class WrappedModel:
             levels = self.encode(torch.arange(self.levels).view(1, 1, 1, -1)).flatten()
         with _scripted_parts_named(self.module), _returning(self.module, self.output):
             found = capture(self.module, examples, self.head, levels, self.n_classes, not self.kept.is_borrowed)
-        self.head, self.weights, self.recording, self.outside = (
-            found.head,
-            found.weights,
-            found.recording,
-            found.outside,
-        )
+        self.head, self.weights, self.recording = found.head, found.weights, found.recording
+        self.outside, self.is_captured = [*found.outside, *self._found_hidden(found.recording)], True
         self.branches = found.program.branches
-        self.described = fingerprint(*structure(found.program), *found.recording.numbers())
+        calls = transcript(found.replay.recording, found.replay.as_is)
+        self.described = fingerprint(*structure(found.program), *calls)
         return found.program, found.conditions, found.parameters, found.replay
+
+    def record(self) -> None:
+        """Records one forward, if that goes, for a model that is not captured."""
+        with suppress(PixelCNNFastError, RuntimeError), undisturbed(self.device):
+            one, two = (self._forward(self._another()).recording for _ in range(2))
+            if not are_alike(one, two):
+                return
+            self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
+            self.described = fingerprint(*transcript(self.recording, frozenset(self.recording.needed)))
+
+    def _found_hidden(self, recording: Recording) -> list[Tensor]:
+        """Those of the module's tensors that no path leads to and that the forward reads."""
+        unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
+        return [x for x in self._hidden if any(are_equal(x.detach(), y) for y in unnamed)]
+
+    def _another(self) -> nn.Module:
+        """Another copy of the module, which has never run, if it can be copied."""
+        return self.module if self.kept.is_borrowed else copy.deepcopy(self.kept.untouched)
+
+    @cached_property
+    def _recorded_again(self) -> Recording | None:
+        """As ``recording``, of a module that has run before, and has kept what it made then; None if it made that of
+        weights, which may be others while it stays."""
+        if self.kept.is_borrowed:
+            return None
+        module, other = self._another(), self._another()
+        with torch.no_grad():
+            for x in Held(other).tensors.values():
+                if x.is_floating_point():
+                    x.mul_(1.5).add_(0.1)
+        had = Held(module).tensors
+        for each in (module, other):
+            self._forward(each)
+        again, kept = self._forward(module).recording, Held(other).tensors
+        for leaf in again.read().values():
+            for name in {name for name, _ in leaf.parameters} - had.keys():
+                if name not in kept or not are_equal(kept[name], leaf.tensor):
+                    return None
+        return again
+
+    def _forward(self, module: nn.Module) -> Forward:
+        values, given = self.example()
+        with eagerly, _returning(module, self.output):
+            return Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
 
     def without_recording(self) -> WrappedModel:
         """The same for a pickle, or a copy that stands alone."""
         other = copy.copy(self)
-        other.recording, other.outside = None, ()
+        other.recording, other.outside, other._hidden = None, (), []
+        vars(other).pop("_recorded_again", None)
         return other
 
-    def does_the_same(self, module: nn.Module) -> bool:
-        """Whether another module, in eval mode, does with its own tensors what this one would do with them: it makes
-        the calls that were recorded when this one was captured; if it was not, it gives the same for an example."""
-        values, given = self.example(1, EXAMPLE_BATCH + 1, half=1)
+    def does_the_same(self, module: nn.Module, weights: Container[str]) -> bool:
+        """Whether another module, in eval mode, makes the calls that were recorded of this one, with its own tensors;
+        if none were, whether it gives the same for an example. weights: the paths of those that may be others."""
         try:
-            with eagerly, undisturbed(self.device):
-                if self.recording is None:
-                    other = copy.copy(self)
-                    other.kept = KeptModule(module, self.output, self.kept.is_borrowed)
+            with undisturbed(self.device):
+                if self.recording is not None:
+                    if self.recording.escapes:  # for other examples, it may have done something else
+                        return False
+                    now = self._forward(module).recording
+                    if are_alike(self.recording, now, weights):
+                        return True
+                    again = self._recorded_again
+                    return again is not None and are_alike(again, now, weights)
+                values, given = self.example()
+                other = copy.copy(self)
+                other.kept = KeptModule(module, self.output, self.kept.is_borrowed)
+                with eagerly:
                     one = self.having(Held(module).tensors)
                     return torch.equal(one.parameters(values, given), other.parameters(values, given))
-                with _returning(module, self.output):
-                    again = Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
-            agreed(self.recording, again.recording)
         except (PixelCNNFastError, RuntimeError):
             return False
-        return True
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:
