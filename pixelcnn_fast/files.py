@@ -17,12 +17,14 @@ LEFT_BEHIND = 60  # seconds after which an unfinished file is taken for a killed
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], through_links: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: str | os.PathLike[str], through_links: bool = True, replaces: bool = True
+) -> Iterator[BinaryIO]:
     """A new file to write, which takes the place of ``path`` when the context ends without an error.
 
     Until then, and if anything goes wrong, such as a full disk or Ctrl-C, ``path`` is as it was. What is no regular
     file, such as a pipe, is written as it is. through_links: write to where a link leads, and not in its place, as is
-    safe where others may write.
+    safe where others may write. replaces: whether a file may be there; otherwise FileExistsError is raised in the end.
     """
     path = Path(os.path.realpath(path)) if through_links else Path(path)
     unfinished = _unfinished(path)
@@ -35,6 +37,9 @@ def replacing(path: str | os.PathLike[str], through_links: bool = True) -> Itera
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if not replaces:
+            _put_if_free(unfinished, path)
+            return
         if path.is_file() and not path.is_symlink():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
@@ -45,6 +50,17 @@ def replacing(path: str | os.PathLike[str], through_links: bool = True) -> Itera
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def _put_if_free(unfinished: Path, path: Path) -> None:
+    """Gives a file its name. Raises FileExistsError if another has it."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with path.open("xb") as file:
+            file.write(unfinished.read_bytes())
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:

@@ -42,9 +42,9 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> np
     return grid.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str]) -> None:
+def save_grid(images: Tensor, columns: int, path: str | os.PathLike[str], through_links: bool = True) -> None:
     """Writes ``image_grid`` as a PNG, small images enlarged. Errors are those of ``image_grid`` and ``save_png``."""
-    save_png(image_grid(images, columns, enlarged(images.shape[2:])), path)
+    save_png(image_grid(images, columns, enlarged(images.shape[2:])), path, through_links)
 
 
 def enlarged(size: Sequence[int]) -> int:
@@ -52,13 +52,14 @@ def enlarged(size: Sequence[int]) -> int:
     return max(1, EASILY_SEEN // max(size))
 
 
-def save_png(array: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes uint8 [h, w, 3] as PNG, whatever the file's suffix. Raises ValueError for another array."""
+def save_png(array: np.ndarray, path: str | os.PathLike[str], through_links: bool = True) -> None:
+    """Writes uint8 [h, w, 3] as PNG, whatever the file's suffix; through_links: as for ``replacing``. Raises ValueError
+    for another array."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"the picture is {array.dtype} {list(array.shape)}, expected uint8 [h, w, 3]")
     from matplotlib.image import imsave  # here: matplotlib takes longer to import than all of this package
 
-    with replacing(path) as file:
+    with replacing(path, through_links) as file:
         imsave(file, array, format="png")
 
 

@@ -403,7 +403,7 @@ def test_a_shard_of_other_images_is_drawn_again_and_a_folder_is_an_error(tmp_pat
     distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
     shards = Shards(tmp_path, 5, 2, "npz")
     shards.path(1).write_bytes(shards.path(2).read_bytes())  # which has one image
-    with pytest.warns(UserWarning, match=r"it holds images \[1, .*\], expected \[2, "):
+    with pytest.warns(UserWarning, match=r"images: uint8 \[1, .*\], expected uint8 \[2, "):
         distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
     shards.path(1).unlink()
     shards.path(1).mkdir()
@@ -416,9 +416,88 @@ def test_a_probe_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
     shards = Shards(tmp_path, 5, 2, "npz")
     shards.prepare(settings)
     shards.prepare({"probe": {"parameters": [1.0, -4.0004], "within": 1e-4}})
-    for other in ([1.0, -4.002], [1.0], None):
+    shards.prepare({"probe": None})  # it was pickled without its module
+    for other in ([1.0, -4.002], [1.0]):
         with pytest.raises(ValueError, match="another job: probe is"):
-            shards.prepare({"probe": None if other is None else {"parameters": other, "within": 1e-4}})
+            shards.prepare({"probe": {"parameters": other, "within": 1e-4}})
+
+
+def test_a_parameter_that_stands_for_impossible_hides_no_other(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 5, 2, "npz")
+    shards.prepare({"probe": {"parameters": [1.0, 2.0, -1e9], "within": 1e-4}})
+    with pytest.raises(ValueError, match="another job: probe is"):
+        shards.prepare({"probe": {"parameters": [1.0, 2.1, -1e9], "within": 1e-4}})
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: {**found, "images": found["images"].astype("int32")},
+        lambda found: {name: x for name, x in found.items() if name != "labels"},
+        lambda found: {**found, "log_probabilities": found["log_probabilities"][:1]},
+    ],
+    ids=["another dtype", "no labels", "too few"],
+)
+def test_a_shard_of_other_arrays_is_drawn_again(file_format: Any, change: Any, tmp_path: Path) -> None:
+    def run() -> None:
+        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2, file_format=file_format)
+
+    run()
+    shards = Shards(tmp_path, 5, 2, file_format)
+    before = shards.path(1).read_bytes()
+    shards.write(1, change(shards.read(1)))
+    with pytest.warns(UserWarning, match="000001.*is damaged, and is drawn again"):
+        run()
+    assert shards.path(1).read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_shard_and_no_manifest(tmp_path: Path) -> None:
+    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+    for name in ("shard-000001.npz", "manifest.json"):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        if name == "manifest.json":
+            with pytest.raises(ValueError, match="manifest.json is no file"):
+                distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+        else:
+            with pytest.warns(UserWarning, match="something like a pipe"):
+                distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def too_late(unfinished: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        Shards(tmp_path, 5, 2, "npz").prepare({"seed": 1})
+        if not has_links:
+            raise PermissionError("no links here")
+        link(unfinished, path)
+
+    monkeypatch.setattr(os, "link", too_late)
+    with pytest.raises(ValueError, match="holds another job: seed is 1 there, 2 here"):
+        Shards(tmp_path, 5, 2, "npz").prepare({"seed": 2})
+
+
+def test_a_run_that_fails_takes_no_manifest_from_another(tmp_path: Path) -> None:
+    one, other = Shards(tmp_path, 5, 2, "npz"), Shards(tmp_path, 5, 2, "npz")
+    one.prepare({"seed": 1})
+    other.prepare({"seed": 1})
+    one.withdraw()
+    other.write(0, {"images": np.zeros(2)})
+    Shards(tmp_path, 5, 2, "npz").prepare({"seed": 1})
+
+
+@pytest.mark.parametrize("probe", [{"parameters": [1.0], "within": None}, {}, {"parameters": "x", "within": 1}])
+def test_a_probe_that_was_edited_is_another(probe: dict, tmp_path: Path) -> None:
+    Shards(tmp_path, 5, 2, "npz").prepare({"probe": {"parameters": [1.0], "within": 1e-4}})
+    with pytest.raises(ValueError, match="another job: probe is"):
+        Shards(tmp_path, 5, 2, "npz").prepare({"probe": probe})
 
 
 def test_too_many_files_are_refused_at_once(tmp_path: Path) -> None:

@@ -85,5 +85,5 @@ def _preview(shards: Shards, classes: int) -> list[Path]:
         return []
     columns = classes if classes > 1 else min(PREVIEW_ROWS, math.ceil(math.sqrt(len(images))))
     preview = shards.folder / "preview.png"
-    pictures.save_grid(images[: PREVIEW_ROWS * columns], columns, preview)
+    pictures.save_grid(images[: PREVIEW_ROWS * columns], columns, preview, through_links=False)
     return [preview]

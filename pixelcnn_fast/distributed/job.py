@@ -79,7 +79,7 @@ def sample(
             there = _finished(shards, settings, ranks)
 
             def finish(shard: int) -> None:
-                if not there[shard] or shards.remove_if_damaged(shard, sampler.shape):
+                if not there[shard] or shards.remove_if_damaged(shard, drawing.no_images):
                     shards.write(shard, drawing.images(shards.images(shard), ranks.check))
 
             _share_out(there, finish, shards, ranks, progress)

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,8 @@ FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
 CHECKSUM = "crc32"  # the name of it, in the metadata of a safetensors file
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
+DTYPES = {"U8": "uint8", "I32": "int32", "I64": "int64", "F32": "float32", "F64": "float64"}  # of safetensors
+READ_HEADER_2 = np.lib.format.read_array_header_2_0
 MOST_SHARDS = 10**7
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
@@ -32,10 +34,11 @@ class Shards:
     def __init__(self, folder: Path, n: int, size: int, file_format: FileFormat) -> None:
         check_choice("file_format", file_format, FORMATS)
         for name, value, least in (("n", n, 0), ("shard_size", size, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}: expected an integer, {least} or more")
-        self.folder, self.n, self.size, self.file_format = folder, n, size, file_format
-        self.count, self._is_mine = -(-n // size), False
+        self.folder, self.n, self.size, self.file_format = folder, int(n), int(size), file_format
+        self.count, self._is_mine = -(-self.n // self.size), False
+        self._settings: Mapping[str, Any] = {}
         if self.count > MOST_SHARDS:
             raise ValueError(
                 f"{n} images in files of {size} are {self.count} files, and a folder holds {MOST_SHARDS} at most: make "
@@ -55,6 +58,8 @@ class Shards:
         return np.array([self._name(shard) in names for shard in range(self.count)], dtype=bool)
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+        if not (self.folder / MANIFEST).exists():  # another process of this job has failed, and withdrawn it
+            self._make_manifest()
         with replacing(self.path(shard), through_links=False) as file:
             if self.file_format == "npz":
                 named: dict[str, Any] = dict(arrays)
@@ -81,39 +86,49 @@ class Shards:
         except _damages() as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, and start the job again") from error
 
-    def remove_if_damaged(self, shard: int, image_shape: Sequence[int]) -> bool:
-        """Removes a file that does not hold these images, as far as its headers tell, saying so -> whether it did.
+    def remove_if_damaged(self, shard: int, expected: Mapping[str, np.ndarray]) -> bool:
+        """Removes a file that does not hold such arrays, as far as its headers tell, saying so -> whether it did.
+        expected: arrays of no images.
 
         Raises ValueError if a folder is in its place.
         """
-        path, expected = self.path(shard), [len(self.images(shard)), *image_shape]
+        path, n = self.path(shard), len(self.images(shard))
+        kinds = {name: (str(x.dtype), (n, *x.shape[1:])) for name, x in expected.items()}
         if path.is_dir():
             raise ValueError(f"{path} is a folder, where a file of images should be: move it away")
         try:
-            found = self._shape_of_images(path)
-            why = f"it holds images {found}, expected {expected}"
-        except _damages() as error:
-            found, why = None, f"{type(error).__name__}: {error}"
-        if found == expected:
-            return False
+            if path.exists() and not path.is_file():
+                raise ValueError("it is no file, but something like a pipe")
+            if (found := self._kinds(path)) == kinds:
+                return False
+            name = next(name for name in {**kinds, **found} if found.get(name) != kinds.get(name))
+            why = f"{name}: {_kind(found.get(name))}, expected {_kind(kinds.get(name))}"
+        except Exception as error:  # whatever a reader makes of bytes that it was not made for
+            why = f"{type(error).__name__}: {error}"
         tell(f"{path} is damaged, and is drawn again ({why})")
         path.unlink(missing_ok=True)
         return True
 
-    def _shape_of_images(self, path: Path) -> list[int]:
+    def _kinds(self, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The arrays in a file, by name: dtype and shape."""
         if self.file_format == "safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="np") as file:
-                return list(file.get_slice("images").get_shape())
-        with zipfile.ZipFile(path) as arrays, arrays.open("images.npy") as header:
-            version = np.lib.format.read_magic(header)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            return list(read(header)[0])
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                return {
+                    name: (DTYPES.get(x.get_dtype(), x.get_dtype()), tuple(x.get_shape()))
+                    for name, x in slices.items()
+                }
+        found = {}
+        with zipfile.ZipFile(path) as arrays:
+            for name in arrays.namelist():
+                with arrays.open(name) as header:
+                    version = np.lib.format.read_magic(header)
+                    fields = np.lib.format.read_array_header_1_0 if version == (1, 0) else READ_HEADER_2
+                    shape, _, dtype = fields(header)
+                    found[name.removesuffix(".npy")] = str(dtype), tuple(shape)
+        return found
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Makes the folder and its manifest, or checks the one that is there, and removes what a killed process left.
@@ -121,22 +136,29 @@ class Shards:
         Raises ValueError if the folder holds shards of another job, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
         unfinished = [file for file in files if file.suffix == UNFINISHED]
-        if path.exists():
-            if differing := differences(_read_manifest(path), settings):
-                raise ValueError(
-                    f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
-                    "with it"
-                )
-        elif len(files) > len(unfinished):
-            raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
-        else:
-            with replacing(path, through_links=False) as file:
-                file.write(json.dumps(settings, indent=2).encode() + b"\n")
-            self._is_mine = True
+        if not path.exists():
+            if len(files) > len(unfinished):
+                raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
+            self._is_mine = self._make_manifest()
+        if differing := differences(_read_manifest(path), settings):
+            raise ValueError(
+                f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
+                "with it"
+            )
         for each in unfinished:
             remove_if_left_behind(each)
+
+    def _make_manifest(self) -> bool:
+        """Writes the manifest unless there is one -> whether it did."""
+        try:
+            with replacing(self.folder / MANIFEST, through_links=False, replaces=False) as file:
+                file.write(json.dumps(self._settings, indent=2).encode() + b"\n")
+        except FileExistsError:  # another job has begun at the same time
+            return False
+        return True
 
     def withdraw(self) -> None:
         """Removes the manifest, if this process made it and there is no shard: what failed at once may be put right."""
@@ -145,6 +167,10 @@ class Shards:
 
     def _name(self, shard: int) -> str:
         return f"shard-{shard:0{DIGITS}}.{self.file_format}"
+
+
+def _kind(found: tuple[str, tuple[int, ...]] | None) -> str:
+    return "none" if found is None else f"{found[0]} {list(found[1])}"
 
 
 def _damages() -> tuple[type[Exception], ...]:
@@ -173,9 +199,11 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: take another folder")
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read ({error}): take another folder") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no manifest of a job: take another folder")
@@ -192,9 +220,19 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     def alike(one: Any, other: Any) -> bool:
         if not (isinstance(one, dict) and isinstance(other, dict)):
             return bool(one == other)
-        x, y = np.array(one["parameters"]), np.array(other["parameters"])
-        return x.shape == y.shape and bool((abs(x - y) <= one["within"] * (1 + abs(y).max(initial=0))).all())
+        try:
+            x, y = np.array(one["parameters"], float), np.array(other["parameters"], float)
+            usual = (
+                float(np.median(abs(y))) if y.size else 0.0
+            )  # which a few that stand for impossible do not move
+            return x.shape == y.shape and bool((abs(x - y) <= other["within"] * (1 + usual + abs(y))).all())
+        except (KeyError, TypeError, ValueError):  # of a manifest that was edited
+            return False
 
     names = [name for name in dict.fromkeys([*here, *there]) if not alike(there.get(name), here.get(name))]
+    if (
+        there.get("probe") is None or here.get("probe") is None
+    ):  # as of a sampler that was pickled without its module
+        names = [name for name in names if name != "probe"]
     pairs = ((name, shown(there.get(name)), shown(here.get(name))) for name in names)
     return "; ".join(f"{name} is {found} there, {own} here" for name, found, own in pairs)
