@@ -14,6 +14,8 @@ from pixelcnn_fast.files import replacing
 from pixelcnn_fast.models import GatedPixelCNN, Model, PixelCNN, PixelRNN
 
 MODELS: dict[str, type[Model]] = {model.__name__: model for model in (PixelCNN, GatedPixelCNN, PixelRNN)}
+OF_LAYERS = ("n_layers", "n_residual")  # settings that count what has tensors
+MOST_DILATED = 1 << 14
 RESERVED = ("config", "model")  # names in the file's metadata
 PACKAGED = {"mnist": "mnist_pixelcnn.safetensors"}
 
@@ -111,10 +113,14 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
     try:
         config = json.loads(metadata["config"])
         for setting, value in config.items():
-            if isinstance(value, int) and value > most:
+            if isinstance(value, int) and value > (len(tensors) if setting in OF_LAYERS else most):
                 raise ValueError(f"{setting} is {value}: the file's tensors are not as large or as many")
             if isinstance(value, list) and len(value) > len(tensors):  # of layers, which have tensors
                 raise ValueError(f"{setting} has {len(value)} items: the file's tensors are not as many")
+            if setting == "dilations" and not all(
+                type(each) is int and 0 < each <= MOST_DILATED for each in value
+            ):
+                raise ValueError(f"{setting} are {value}: expected integers of 1...{MOST_DILATED}")
         with torch.device("meta"):
             outline = MODELS[name](**config)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

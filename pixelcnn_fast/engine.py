@@ -160,6 +160,8 @@ class Engine:
             return why
         if not are_same(now.values, self.values) and not self._does_the_same(model, seen):
             return f"the model does something else now: its {_first_difference(now.values, self.values)} is another"
+        if self.compiled is None and any(now.tensors[a] is not now.tensors[b] for a, b in self.overlaps):
+            return "weights of the model lie in the same memory"
         taken = _Taken(now.tensors, self.weights)
         program = None if self.compiled is None else self.compiled.having(taken)
         if program is None and self.compiled is not None:

@@ -43,6 +43,10 @@ def nll(
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise ValueError(
+            "the model is on the device meta, where tensors have no values: load its weights first"
+        )
     shape = with_channels(images.shape)
     taken = images
     if images.is_floating_point() and (

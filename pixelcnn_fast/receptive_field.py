@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +17,7 @@ from typing_extensions import Unpack
 from pixelcnn_fast import pictures
 from pixelcnn_fast.capture.model_arguments import ModelArguments
 from pixelcnn_fast.capture.parts import Held
-from pixelcnn_fast.capture.private_copy import copy_or_why_not, undisturbed
+from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, undisturbed
 from pixelcnn_fast.capture.tensors import in_place_of
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import captured
@@ -203,6 +205,9 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
     """A copy that has small random numbers, which are positive, in the place of these tensors; the model itself if it
     can't be copied."""
     generator = torch.Generator().manual_seed(0)
+    if changes_with_its_mode(Held(model)) and not model.training:
+        with suppress(Exception):  # a copy, in which what may be merged already is taken apart
+            model = copy.deepcopy(model).train()
     own = Held(model).tensors
     small = {path: 0.01 + 0.01 * torch.rand(own[path].shape, generator=generator) for path in sorted(zeros)}
     others = {path: x.to(own[path].device, own[path].dtype) for path, x in small.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.parts import Held, are_same
 from pixelcnn_fast.capture.tensors import is_in_memory, span
 
-LOOKED_AT = 16  # elements of each tensor
+LOOKED_AT = 1024  # elements of each tensor
 
 
 class Changes:

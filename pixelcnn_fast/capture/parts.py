@@ -206,16 +206,18 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside ``DataParallel``, ``DistributedDataParallel``, an ``AveragedModel`` and what ``torch.compile``
-    returns."""
+    returns, unless the wrapper does more than they do."""
     while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(module, _if_imported("torch.optim.swa_utils", "AveragedModel")):
-            module = cast(nn.Module, module.module)
-        elif isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
+        if isinstance(module, _if_imported("torch._dynamo", "OptimizedModule")):
             module = cast(nn.Module, module._orig_mod)
-        else:
+            continue
+        averaged = _if_imported("torch.optim.swa_utils", "AveragedModel")
+        kinds: tuple[Any, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, *averaged)
+        kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+        has_own = "forward" in vars(module) or any(vars(module)[name] for name in HOOKS)
+        if kind is None or has_own or type(module).forward is not kind.forward:
             return module
+        module = cast(nn.Module, module.module)
 
 
 def _if_imported(module: str, name: str) -> tuple[type, ...]:

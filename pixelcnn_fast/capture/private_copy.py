@@ -69,10 +69,13 @@ def _is_of_a_hook(path: str) -> bool:
 
 def changes_with_its_mode(held: Held) -> bool:
     """Whether ``train()`` or ``eval()`` of one of its modules may do more than set the mode, such as merge weights."""
+    return any(map(sets_more, held.modules.values()))
+
+
+def sets_more(module: nn.Module) -> bool:
     own = nn.Module.train, nn.Module.eval
-    return any(
-        (type(each).train, type(each).eval) != own or not vars(each).keys().isdisjoint(("train", "eval"))
-        for each in held.modules.values()
+    return (type(module).train, type(module).eval) != own or not vars(module).keys().isdisjoint(
+        ("train", "eval")
     )
 
 
@@ -96,8 +99,9 @@ def borrowed(module: nn.Module) -> Iterator[None]:
     with _locks_lock:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
-        weights = changes_with_its_mode(Held(module))  # taking out what was merged may round
-        before = [_State(each, weights) for each in module.modules()]
+        held = Held(module)
+        weights = changes_with_its_mode(held)  # taking out what was merged may round
+        before = [_State(each, weights) for each in {id(each): each for each in held.modules.values()}.values()]
         if any(state.training for state in before):
             module.eval()
         try:

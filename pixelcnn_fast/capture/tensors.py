@@ -37,7 +37,9 @@ def span(x: Tensor) -> int:
 
 def is_in_memory(x: Tensor) -> bool:
     """Whether a tensor's storage holds it; what shards models frees the memory of tensors that stay."""
-    return not x.numel() or x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
+    if not x.numel() or x.device.type == "meta":
+        return not x.numel()
+    return x.untyped_storage().nbytes() >= (x.storage_offset() + span(x)) * x.itemsize
 
 
 def are_equal(x: Tensor, y: Tensor) -> bool:

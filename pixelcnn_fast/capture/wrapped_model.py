@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.float64 import computing
-from pixelcnn_fast.capture.kept_module import KeptModule, Substituted
+from pixelcnn_fast.capture.kept_module import KeptModule
 from pixelcnn_fast.capture.labels import HIGHEST, Labels
+from pixelcnn_fast.capture.live import standing_for, without_gradients
 from pixelcnn_fast.capture.model_arguments import (
     ModelArguments,
     checked_shape,
@@ -27,15 +28,13 @@ from pixelcnn_fast.capture.model_arguments import (
 from pixelcnn_fast.capture.parts import Held, unwrapped
 from pixelcnn_fast.capture.private_copy import (
     borrowed,
-    changes_with_its_mode,
-    copy_or_why_not,
     eagerly,
     private_copy,
     undisturbed,
 )
 from pixelcnn_fast.capture.recorder import Recording
 from pixelcnn_fast.capture.replay import Replay
-from pixelcnn_fast.capture.tensors import are_equal, in_place_of, unreached, with_tensors
+from pixelcnn_fast.capture.tensors import are_equal, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
 from pixelcnn_fast.capture.transcript import are_alike, transcript
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
@@ -116,7 +115,7 @@ class WrappedModel:
         self.is_captured = False
         self.described = ""  # what was captured, but for the weights, as a fingerprint
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
-        self._without_gradients = set[str]()  # parameters that were told of, by path
+        self._told = set[str]()  # parameters that get no gradients, by path
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -327,48 +326,20 @@ class WrappedModel:
             self.in_use(),
             eagerly,
             computing(self.dtype, self._own_dtype),
-            nullcontext(self.module) if live is None else self._standing_for(live) as module,
+            nullcontext(self.module) if live is None else standing_for(live, self.device, self.dtype) as module,
         ):
             output = picked(given.in_dtype(self.dtype).call(module, self.encode(values)), self.output)
             head = resolved(self.head, output, (len(values), *self.shape))
             drawn = self.encode(values) if self.levels is None else values.to(self.device)
             result = -head.nll(head.arranged(output, self.shape[0]), drawn)
-        if live is not None and torch.is_grad_enabled():
-            self._tell_of_gradients(live, result)
+        found = () if live is None or not torch.is_grad_enabled() else without_gradients(live, result)
+        if new := [path for path in found if path not in self._told]:
+            self._told.update(new)
+            tell(
+                f"log_prob gives no gradients to {', '.join(new)}: eval mode, in which it is computed, computes "
+                f"without them, as parts of {type(live).__name__} set other weights in train() or eval()"
+            )
         return result
-
-    def _tell_of_gradients(self, live: nn.Module, result: Tensor) -> None:
-        """Names once the parameters that get no gradients since eval mode computes with something made of them."""
-        if changes_with_its_mode(held := Held(live)):
-            if new := [path for path in unreached(result, held.tensors) if path not in self._without_gradients]:
-                self._without_gradients.update(new)
-                tell(
-                    f"log_prob gives no gradients to {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}: eval mode, "
-                    f"in which it is computed, computes without them, as parts of {type(live).__name__} set other "
-                    "weights in train() or eval()"
-                )
-
-    @contextmanager
-    def _standing_for(self, live: nn.Module) -> Iterator[nn.Module]:
-        """A copy of the user's module in eval mode, with clones of its tensors, since it may write into them; if it
-        can't be copied, itself, with the clones in the place of parameters and buffers."""
-
-        def taken(x: Tensor) -> Tensor:
-            x = x if x.is_leaf else x.detach()
-            return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype).clone()
-
-        own = Held(live).tensors
-        once = {id(x): taken(x) for x in own.values()}
-        others = {path: once[id(x)] for path, x in own.items()}
-        try:
-            copied = copy_or_why_not(live, in_place_of(own, others))
-        except RuntimeError:  # its eval() does what goes with parameters alone, and then there are no gradients
-            copied = copy_or_why_not(live, in_place_of(own, {path: x.detach() for path, x in others.items()}))
-        if isinstance(copied, nn.Module):
-            yield copied
-        else:
-            with borrowed(live):
-                yield Substituted(live, others)
 
     def replayed(self, values: Tensor, given: Given, replay: Callable[[Tensor, Given], Tensor]) -> Tensor:
         """As ``parameters``, by what takes the place of the module and picks of its output what is read."""
