@@ -221,9 +221,7 @@ class Engine:
             with suppress(PixelCNNFastError):
                 compiled(self.model)
         decisive: list[object] = [self.precision, *self.model.identity()]
-        if (
-            self.model.recording is None or self.model.recording.escapes
-        ):  # what it does with others is not known
+        if self.model.recording is None or self.model.may_do_more:  # what it does with others is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
         if self.model.recording is not None:

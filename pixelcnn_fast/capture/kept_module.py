@@ -6,7 +6,8 @@ import copy
 import functools
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -23,8 +24,29 @@ class Substituted(nn.Module):
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         registered = {path: x for path, x in tensors.items() if ":" not in path}
-        self._called = lambda *args, **named: functional_call(module, registered, args, named)
-        self.forward = functools.wraps(module.forward)(self._called)
+        others = {path: x for path, x in tensors.items() if ":" in path}
+
+        def called(*args: Any, **named: Any) -> Any:
+            with _put_into(module, others):
+                return functional_call(module, registered, args, named)
+
+        self.forward = functools.wraps(module.forward)(called)
+
+
+@contextmanager
+def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context, tensors that a module holds, by path, have the numbers of others."""
+    held = Held(module).tensors if others else {}
+    pairs = [(held[path], x.detach()) for path, x in others.items() if path in held]
+    before = [(x, x.data) for x, y in pairs if (x.dtype, x.device) == (y.dtype, y.device)]
+    try:
+        for x, y in pairs:
+            if (x.dtype, x.device) == (y.dtype, y.device):
+                x.data = y
+        yield
+    finally:
+        for x, data in before:
+            x.data = data
 
 
 class KeptModule:

@@ -129,6 +129,7 @@ def is_integral(dtype: torch.dtype) -> bool:
 
 
 def integer_of(model: nn.Module, name: str) -> int | None:
-    """What the model says of itself by an attribute of that name, if it is a positive integer."""
-    found = getattr(model, name, None)
+    """What the model, or the one in a wrapper, says of itself by an attribute of that name, if it is a positive
+    integer."""
+    found = getattr(model, name, getattr(getattr(model, "module", None), name, None))
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

@@ -305,13 +305,7 @@ class Recorder(TorchDispatchMode):
             )
 
     def read_past_torch(self, tensor: Tensor, name: str) -> None:
-        depends = self.depends_on(tensor)
-        if IMAGE in depends:
-            raise Unsupported(
-                f"{self.where()}: {name} of a tensor that depends on the image: what Python does with it can't be "
-                "followed; compute it with PyTorch's own calls"
-            )
-        if depends or name != "data_ptr":  # which says nothing of the values
+        if self.depends_on(tensor) or name != "data_ptr":  # which says nothing of the values
             self.read_unseen(tensor, f"{name}()")
 
     def read_unseen(self, tensor: Tensor, what: str) -> None:

@@ -110,7 +110,8 @@ def capture(
         tuple(
             f"{escape.where}: an if on the image is {escape.value}"
             if escape.is_branch
-            else f"{escape.where}: {escape.what} reads a number off the image, which was {escape.value} in an example"
+            else f"{escape.where}: {escape.what} reads a number off the image"
+            + ("" if escape.value is None else f", which was {escape.value} in an example")
             for escape in recording.escapes
             if IMAGE in escape.of
         ),

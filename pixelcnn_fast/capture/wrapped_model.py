@@ -28,11 +28,12 @@ from pixelcnn_fast.capture.model_arguments import (
 from pixelcnn_fast.capture.parts import Held, unwrapped
 from pixelcnn_fast.capture.private_copy import (
     borrowed,
+    changes_with_its_mode,
     eagerly,
     private_copy,
     undisturbed,
 )
-from pixelcnn_fast.capture.recorder import Recording
+from pixelcnn_fast.capture.recorder import IMAGE, Recording
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tensors import are_equal, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
@@ -103,11 +104,12 @@ class WrappedModel:
         self.codes: Labels | None = None  # of a condition of integers
         self._random_condition = CONDITIONS[0]
         memo: dict[int, Any] = {}
-        copied, held = private_copy(module, memo), Held(module).tensors
-        by_path = {id(x) for x in held.values()}
+        copied, held = private_copy(module, memo), Held(module)
+        by_path = {id(x) for x in held.tensors.values()}
         # What only ``copy.deepcopy`` finds.
         self._hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in by_path]
-        self.paths = frozenset(held)
+        seen = Held(copied) if copied is not None and changes_with_its_mode(held) else held
+        self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
         self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
@@ -247,6 +249,14 @@ class WrappedModel:
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
             self.described = fingerprint(*transcript(self.recording, frozenset(self.recording.needed)))
 
+    @property
+    def may_do_more(self) -> bool:
+        """Whether its forward may do something else for other examples than the one that was recorded. A program does
+        for all images what is done for one, whatever Python read off it."""
+        assert self.recording is not None
+        taken_for_granted = {IMAGE} if self.is_captured else set()
+        return any(not escape.of <= taken_for_granted for escape in self.recording.escapes)
+
     def _found_hidden(self, recording: Recording) -> list[Tensor]:
         """Those of the module's tensors that no path leads to and that the forward reads."""
         unnamed = [leaf.tensor for leaf in recording.read().values() if not leaf.parameters]
@@ -295,7 +305,7 @@ class WrappedModel:
         try:
             with undisturbed(self.device):
                 if self.recording is not None:
-                    if self.recording.escapes:  # for other examples, it may have done something else
+                    if self.may_do_more:
                         return False
                     now = self._forward(module).recording
                     if are_alike(self.recording, now, weights):

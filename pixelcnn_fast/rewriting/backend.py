@@ -45,12 +45,14 @@ class Backend:
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         parts = list(_parts(module, _real(module, inputs)))
         for body, _ in parts[1:]:
-            if (norm := _norm_in_training(body.graph)) is not None:
+            writing = [*filter(_updates_statistics, body.graph.nodes), *Writes(body.graph, False).into_inputs]
+            if writing:
                 from torch._dynamo.exc import SkipFrame  # here, or importing it takes a second
 
-                # Its body is taken for pure, but the norm writes its statistics each time it is computed.
-                self.report.left["a checkpoint around a batch norm in training", line(norm)] += 1
-                raise SkipFrame("a checkpoint around a batch norm in training")
+                # Its body is taken for pure, but that is written each time it is computed.
+                what = "a checkpoint around what writes into a buffer, as a batch norm in training does"
+                self.report.left[what, line(writing[0])] += 1
+                raise SkipFrame(what)
         before = sum(self.report.rewritten.values())
         inference = not torch.is_grad_enabled() and not any(_enables_gradients(part.graph) for part, _ in parts)
         for part, real in parts:
@@ -142,15 +144,14 @@ def _last_call(graph: fx.Graph) -> fx.Node:
     return [node for node in graph.nodes if node.op != "output"][-1]
 
 
-def _norm_in_training(graph: fx.Graph) -> fx.Node | None:
-    """A batch norm that writes its running statistics."""
-    for node in graph.nodes:
-        if name_of(node) == "batch_norm":
-            names = ("input", "running_mean", "running_var", "weight", "bias", "training")
-            given = dict(zip(names, node.args, strict=False)) | node.kwargs
-            if given.get("running_mean") is not None and given.get("training"):
-                return node
-    return None
+def _updates_statistics(node: fx.Node) -> bool:
+    """Whether it is a norm that writes its running statistics."""
+    flag = {"batch_norm": "training", "instance_norm": "use_input_stats"}.get(name_of(node))
+    if flag is None:
+        return False
+    names = ("input", "running_mean", "running_var", "weight", "bias", flag)
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return given.get("running_mean") is not None and bool(given.get(flag, True))
 
 
 def _enables_gradients(graph: fx.Graph) -> bool:

@@ -99,7 +99,7 @@ class Writes:
         self._inputs = self._storages(inputs)
         arguments = self._storages([node for node in inputs if _is_argument(node)])
         # Whatever else the graph is given may share memory with an argument the next time.
-        self._arguments, self._into_arguments, self._into_inputs = arguments, list[fx.Node](), list[fx.Node]()
+        self._arguments, self._into_arguments, self.into_inputs = arguments, list[fx.Node](), list[fx.Node]()
         for node in graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
                 self._known_outside.update(self._storages([node, *node.all_input_nodes]))
@@ -108,7 +108,7 @@ class Writes:
                 self._into.setdefault(storage, []).append(node)
             if into.isdisjoint(self._inputs) or isinstance(_written(node), _Guess):
                 continue
-            self._into_inputs.append(node)
+            self.into_inputs.append(node)
             if not into.isdisjoint(arguments):
                 self._into_arguments.append(node)
 
@@ -126,7 +126,7 @@ class Writes:
         for storage in storages_:
             yield from self._into.get(storage, ())
         if not storages_.isdisjoint(self._arguments):
-            yield from self._into_inputs
+            yield from self.into_inputs
         elif not storages_.isdisjoint(self._inputs):
             yield from self._into_arguments
 

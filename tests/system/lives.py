@@ -14,7 +14,7 @@ import random
 import types
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from pixelcnn_fast import Sampler, accelerate, accelerated
 from pixelcnn_fast.nn import raster_mask
 
 LEVELS, SHAPE = 4, (1, 3, 4)
+# What may change more than weights.
+MORE = ("do_set_a_number", "do_set_an_integer", "do_set_a_function", "do_hook_that_scales", "do_convert")
 NOTHING, MUCH = 1e-6, 1e-3  # of a difference of log-probabilities: may not be told; must be
 
 
@@ -79,22 +81,28 @@ class Net(nn.Module):
         self.first, self.second = Conv(r.choice(kinds), "A", 1), Conv(r.choice(kinds), "B", 6)
         self.norm: nn.Module = nn.BatchNorm2d(6) if r.random() < 0.5 else nn.Identity()
         self.drop, self.last = nn.Dropout(0.3), nn.Conv2d(6, LEVELS, 1)
-        self.scale, self.count = 1.0, 0
+        self.scale, self.count, self.shift, self.at = 1.0, 0, 0, 0
+        self.bank = nn.Parameter(1 + torch.rand(3, 6, 1, 1))
+        self.register_buffer("steps", torch.zeros(()))  # which eval mode does not read
         self.activation: Callable[[Tensor], Tensor] = torch.tanh
         self.losses: list[float] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.count += 1
         x = self.first(x.to(self.last.weight.dtype) / LEVELS)
-        x = self.activation(self.norm(self.second(self.activation(x))))
+        if self.training:
+            x = x * (1 + 0 * self.get_buffer("steps").add_(1))
+        x = self.activation(self.norm(self.second(self.activation(x).roll(self.shift, 1))) * self.bank[self.at])
         return self.last(self.drop(x * self.scale))
 
 
 class Life:
     """A model, the sampler that was built from it, and what the sampler took last."""
 
-    def __init__(self, seed: int, model: Callable[[random.Random], nn.Module] = Net) -> None:
-        self.r, self.done = random.Random(seed), list[str]()
+    def __init__(
+        self, seed: int, model: Callable[[random.Random], nn.Module] = Net, done: Sequence[str] = ()
+    ) -> None:
+        self.r, self.done = random.Random(seed), [*done]
         torch.manual_seed(seed)
         self.model = model(self.r)
         for p in self.model.parameters():
@@ -104,7 +112,9 @@ class Life:
         self.noise = torch.rand(2, *SHAPE, dtype=torch.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.sampler = Sampler(self.model, SHAPE)
+            # Numbers of what can't be copied are those of the model itself.
+            self.is_reference = seed % 5 == 4 and "a closure" not in self.done
+            self.sampler = Sampler(self.model, SHAPE, runtime="reference" if self.is_reference else "auto")
         self._took()
 
     def snapshot(self) -> nn.Module:
@@ -113,6 +123,7 @@ class Life:
 
     def _took(self) -> None:
         self.taken, self.told = self.snapshot(), False
+        self.is_another = False  # in more than its weights
 
     def check(self) -> None:
         """The next sample, log-probabilities, and what is told."""
@@ -130,8 +141,12 @@ class Life:
         )
 
     def refresh(self) -> None:
-        with heard():
+        with heard("is built anew") as anew:
             self.sampler.refresh(self.model)
+        anew = [
+            why for why in anew if "reads numbers off the image" not in why
+        ]  # a hook that was there when it was built
+        assert self.is_another or not anew, f"built anew, though only weights have changed: {anew}"
         self._took()
 
     def live(self, events: int) -> None:
@@ -139,6 +154,7 @@ class Life:
         for _ in range(events):
             name = self.r.choice(names)
             self.done.append(name.removeprefix("do_"))
+            self.is_another |= name in MORE
             getattr(self, name)()
             self.check()
 
@@ -167,6 +183,10 @@ class Life:
         if isinstance(self.model, Net):
             self.model.scale = self.r.choice([0.5, 1.0, 2.0])
 
+    def do_set_an_integer(self) -> None:
+        if isinstance(self.model, Net):
+            setattr(self.model, self.r.choice(["shift", "at"]), self.r.randrange(3))
+
     def do_set_a_function(self) -> None:
         if isinstance(self.model, Net):
             functions: list[Callable[[Tensor], Tensor]] = [torch.tanh, F.silu, torch.tanh]
@@ -176,8 +196,19 @@ class Life:
         vars(self.model).update(epoch=self.r.random(), notes={"lr": self.r.random(), "names": ["a", "b"]})
 
     def do_hook_that_logs(self) -> None:
-        seen: list[float] = []
-        next(self.model.children()).register_forward_hook(lambda module, given, found: seen.append(0.0))
+        seen: list[object] = []
+        kinds: list[Callable[[Tensor], object]] = [
+            lambda x: 0.0,
+            lambda x: x.mean(),
+            lambda x: x.std().item(),
+            lambda x: x.numpy(force=True),
+        ]
+        if self.is_reference:  # the numbers that Python reads may then decide what is called
+            kinds = kinds[:2]
+        logged = self.r.choice(kinds)
+        next(self.model.children()).register_forward_hook(
+            lambda module, given, found: seen.append(logged(found.detach()))
+        )
 
     def do_hook_that_scales(self) -> None:
         handle = self.model.register_forward_hook(lambda module, given, found: found * 0.5)
@@ -239,13 +270,13 @@ def assert_drawn(images: Tensor, log_p: Tensor, model: nn.Module, noise: Tensor)
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """What is told of changes."""
+def heard(what: str = "has changed since") -> Iterator[list[str]]:
+    """What is told of changes, or of something else."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield found
-    found += [str(w.message) for w in caught if "has changed since" in str(w.message)]
+    found += [str(w.message) for w in caught if what in str(w.message)]
 
 
 # -- models that hold others
@@ -298,8 +329,7 @@ class Held(Life):
             self.base = Net(r).eval()  # whose mode its holder does not set
             return Holding(self.base, self.way)
 
-        super().__init__(seed, holding)
-        self.done.append(self.way)
+        super().__init__(seed, holding, [self.way])
 
     def snapshot(self) -> nn.Module:
         """A function's closure is not copied with it."""
@@ -312,6 +342,7 @@ class Held(Life):
         for _ in range(events):
             what = self.r.choice(["weights", "a number", "nothing", "refresh", "a buffer", "another"])
             self.done.append(what)
+            self.is_another |= what in ("a number", "a buffer", "another")
             if what == "weights":
                 with torch.no_grad():
                     for p in self.base.parameters():
