@@ -51,7 +51,7 @@ def accelerated(target: nn.Module | Callable[..., Any]) -> Accelerated:
 
     Raises ValueError for anything else, such as a copy, which is a plain one.
     """
-    found = _handles.get(target)
+    found = _handles.get(target) if callable(target) else None
     if found is None:
         raise ValueError(f"{_name(target)} is not accelerated: pass what accelerate() has returned")
     return found

@@ -86,6 +86,8 @@ class Engine:
             weights = {path: x for path, x in weights.items() if path in read and path in model.paths}
             # What its first call has kept, if it can't be copied, it did not have before.
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
+        if not model.kept.is_borrowed:
+            model.outside = outside
         overlaps = _overlaps(held, weights)
         found = [x.detach().clone() for x in outside]
         if model.outside or (found and not model.kept.is_borrowed):

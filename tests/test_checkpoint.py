@@ -239,6 +239,23 @@ def test_a_config_of_more_layers_than_tensors_is_refused_before_it_is_built(tmp_
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("dilation", [0, -1, 1.5, True, 10**9])
+def test_dilations_are_positive_integers(dilation: float, tmp_path: Path) -> None:
+    model, path = GatedPixelCNN(1, 2, [1, 1]), tmp_path / "model.safetensors"
+    checkpoint.save(model, path)
+    metadata = dict(model="GatedPixelCNN", config=json.dumps({**model.config, "dilations": [dilation, 1]}))
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(ValueError, match="dilations are .*: expected integers of 1...16384"):
+        checkpoint.load(path)
+
+
+def test_layers_are_counted_by_tensors_and_not_by_sizes(tmp_path: Path) -> None:
+    path, config = tmp_path / "model.safetensors", dict(kind="row_lstm", input_channels=1, n_layers=5000)
+    save_file({"x": torch.zeros(5000, 0)}, path, metadata=dict(model="PixelRNN", config=json.dumps(config)))
+    with pytest.raises(ValueError, match="n_layers is 5000: the file's tensors are not as large or as many"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("layers, levels", [(1, 300), (20, 2)])
 def test_a_setting_may_be_as_large_as_the_largest_size_or_as_the_tensors_are_many(
     tmp_path: Path, layers: int, levels: int

@@ -342,6 +342,40 @@ def test_a_zero_that_may_be_masked_outside_of_the_model_is_told() -> None:
         check_causal(Behind("itself"), (1, 6, 6))
 
 
+class Merged(nn.Module):
+    """An adapter that leaks, as its product is not masked, and is zero before training."""
+
+    levels = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.merged = MaskedConv2d(1, 5, 3, "A"), nn.Conv2d(5, 5, 1), False
+        self.first.weight.data *= self.first.get_buffer("mask")
+        self.a, self.b = nn.Parameter(torch.zeros(5, 2)), nn.Parameter(torch.randn(2, 9))
+
+    def delta(self) -> Tensor:
+        return (self.a @ self.b).view(5, 1, 3, 3)
+
+    def train(self, mode: bool = True) -> Merged:
+        super().train(mode)
+        if self.merged == mode:
+            self.first.weight.data += self.delta() * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight if self.merged else self.first.weight + self.delta()
+        return self.last(nn.functional.conv2d(x.float(), weight, padding=1).relu())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_adapter_that_is_zero_and_perhaps_merged(mode: bool) -> None:
+    model = Merged().train(mode)
+    with pytest.raises(NotCausal, match=r"kernel tap \("):
+        check_causal(model, (1, 6, 6))
+    assert model.merged != mode and model.training == mode
+
+
 def test_zeros_that_are_not_trained_stay_zero() -> None:
     model = Behind("gain", "none")
     model.gain.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TypedDict
 
 import torch
@@ -32,10 +33,10 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if (
         not isinstance(shape, Sequence)
         or len(shape) != 3
-        or not all(isinstance(size, int) and size > 0 for size in shape)
+        or not all(isinstance(size, Integral) and size > 0 for size in shape)
     ):
         raise ValueError(f"shape is {shape}, expected (C, H, W), all positive integers")
-    channels, height, width = shape
+    channels, height, width = map(int, shape)
     return channels, height, width
 
 

@@ -50,9 +50,9 @@ class SamplingOptions:
             )
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ValueError(f"top_k is {self.top_k}: expected an integer, 1 or more, or None for all levels")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p is not None and not (isinstance(self.top_p, float) and 0 < self.top_p <= 1):
             raise ValueError(
-                f"top_p is {self.top_p}: expected more than 0 and at most 1, or None for all levels"
+                f"top_p is {self.top_p!r}: expected more than 0 and at most 1, or None for all levels"
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 
 from torch import Tensor
 
-UNTOLD = ("name", "device")  # fields that decide no image
+UNTOLD = ("name", "device", "branches")  # fields that decide no image
 
 
 def structure(x: object) -> Iterator[object]:

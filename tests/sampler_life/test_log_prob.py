@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
 from tests.capture.test_weights import trained_on
@@ -58,3 +60,38 @@ def test_log_prob_writes_into_no_weight_and_goes_through_checkpoints() -> None:
     expected = torch.autograd.grad(-likelihood.nll(model, images).sum(), list(model.parameters()))
     for x, y in zip(gradients, expected, strict=True):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_tensors_that_share_memory_do_so_in_log_prob(runtime: Any) -> None:
+    """A forward writes into one of them."""
+
+    class Sharing(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = pixelcnn()
+            self.register_buffer("one", torch.ones(4))
+            self.register_buffer("two", self.get_buffer("one")[1:2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.get_buffer("one").fill_(3)
+            return self.net(x) * self.get_buffer("two")
+
+    model, images = Sharing(), torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    expected = -likelihood.nll(copy.deepcopy(model), images)
+    torch.testing.assert_close(sampler.log_prob(images), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler.refresh()
+    found = sampler.logits(images)
+    torch.testing.assert_close(found, Sampler(model, SHAPE).logits(images))
+
+
+def test_a_model_on_meta_has_no_likelihood() -> None:
+    model = pixelcnn().to("meta")
+    with pytest.raises(ValueError, match="on the device meta, where tensors have no values"):
+        likelihood.bits_per_dim(model, [torch.zeros(1, *SHAPE, dtype=torch.uint8)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 
 import pytest
@@ -159,3 +160,32 @@ def test_a_model_that_can_t_be_copied_gets_its_weights_back_bit_for_bit() -> Non
             sampler.sample(1)
         sampler.sample(1, runtime="reference")
     assert model.training and all(torch.equal(x, before[name]) for name, x in model.named_parameters())
+
+
+class Passing(nn.Module):
+    """It holds a model that merges, to which it passes its mode on, and can't be copied."""
+
+    levels = 5
+
+    def __init__(self, net: Merging) -> None:
+        super().__init__()
+        self.gain, self.held, self.lock = nn.Parameter(torch.ones(())), [net], threading.Lock()
+
+    def train(self, mode: bool = True) -> Passing:
+        super().train(mode)
+        self.held[0].train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held[0](x) * self.gain
+
+
+def test_what_can_t_be_copied_gets_back_the_bits_of_what_it_only_holds() -> None:
+    net = Merging().train()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(Passing(net).train(), SHAPE)
+    sampler.sample(1)
+    sampler.log_prob(IMAGES)
+    assert net.training and not net.merged
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())

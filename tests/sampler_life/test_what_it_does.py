@@ -1,0 +1,396 @@
+"""A change counts if the forward does something else, or does it with something else; nothing else does."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pixelcnn_fast import Sampler
+from tests.sampler_life.common import SHAPE, STALE, noise, silence
+from tests.system.networks import pixelcnn
+from tests.tiers import few
+
+Use = Callable[[Any, Tensor], Tensor]
+
+
+class Using(nn.Module):
+    """Its forward does with its features what a function and something that it holds say."""
+
+    levels = 256
+
+    def __init__(self, held: Any, use: Use, n_classes: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.held, self.use = pixelcnn(), held, use
+        self.bank = nn.Parameter(torch.randn(3, 1, 4))
+        if n_classes is not None:
+            self.n_classes, self.table = n_classes, nn.Embedding(n_classes, 4)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        h = self.net(x)
+        return (
+            h
+            if labels is None
+            else h + self.use(self.held, self.table(labels)).sum(-1)[:, None, None, None, None]
+        )
+
+
+def logits_of(model: nn.Module, **arguments: Any) -> Tensor:
+    images = torch.randint(256, (2, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 2]) if getattr(model, "n_classes", None) else None
+    return Sampler(model, SHAPE, **arguments).logits(images, labels)
+
+
+def assert_followed(model: nn.Module, change: Callable[[nn.Module], object], **arguments: Any) -> None:
+    """That a change is told of, taken by refresh, and seen in the fingerprint."""
+    sampler = Sampler(model, SHAPE, **arguments)
+    before, printed = sampler.sample(3, noise=noise()), sampler.fingerprint()
+    change(model)
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), before)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    fresh = Sampler(model, SHAPE, **arguments)
+    assert torch.equal(sampler.sample(3, noise=noise()), fresh.sample(3, noise=noise()))
+    assert printed != sampler.fingerprint() == fresh.fingerprint()
+
+
+class Rolling(nn.Module):
+    """Of whose numbers none shows in a shape."""
+
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.by, self.at, self.dilation = pixelcnn(), 1, 0, 1
+        self.bank, self.last = nn.Parameter(torch.randn(3, 256)), nn.Conv2d(256, 256, (2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.net(x)[:, 0].roll(self.by, -1) * self.bank[self.at]).permute(0, 3, 1, 2)
+        d = self.dilation
+        return nn.functional.conv2d(
+            nn.functional.pad(h, (0, 0, d, 0)), self.last.weight, self.last.bias, dilation=(d, 1)
+        )
+
+
+INTEGERS = [
+    ("by", 2, "auto"),
+    ("at", 2, "reference"),
+    ("dilation", 2, "auto"),
+    ("at", 1, "auto"),
+    ("by", 2, "reference"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "runtime"), few(INTEGERS, 3))
+def test_an_integer_that_no_shape_tells(name: str, value: int, runtime: Any) -> None:
+    """Two batches of different sizes would be compared in vain: it might follow the batch."""
+    assert_followed(Rolling(), lambda model: setattr(model, name, value), runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda k, y: y.relu(), lambda k, y: y.tanh()),
+        (lambda k, y: y.chunk(2, -1)[0], lambda k, y: y.chunk(2, -1)[1]),
+        (lambda k, y: y * 2, lambda k, y: y + 2),
+        (lambda k, y: y.max(-1, keepdim=True).values, lambda k, y: y.min(-1, keepdim=True).values),
+    ],
+    ids=["a function", "a part", "an operation", "a largest"],
+)
+def test_what_is_made_of_labels_alone(one: Use, other: Use) -> None:
+    models = [Using(0, use, n_classes=3) for use in (one, other)]
+    samplers = [Sampler(model, SHAPE) for model in models]
+    assert samplers[0].fingerprint() != samplers[1].fingerprint()
+    assert samplers[0].fingerprint() == Sampler(models[0], SHAPE).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x.sin(), lambda x: x.cos()),
+        (lambda x: x > 100, lambda x: x >= 100),
+        (lambda x: x // 2, lambda x: x % 2),
+        (lambda x: torch.cat([x[:, :1], x[:, 1:]], 1), lambda x: torch.cat([x[:, 1:], x[:, :1]], 1)),
+    ],
+    ids=["of a level", "a threshold", "a remainder", "an order of channels"],
+)
+def test_what_is_made_of_the_image(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> None:
+    class Of(nn.Module):
+        levels = 256
+
+        def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.make = make
+            self.first, self.last = nn.Conv2d(2, 8, (2, 1)), nn.Conv2d(8, 512, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(nn.functional.pad(self.make(x.float()).float(), (0, 0, 2, 0))[:, :, :-1])
+            return self.last(h.relu()).view(len(x), 2, 256, *x.shape[2:])
+
+    shape = (2, 4, 4)
+    prints = {Sampler(Of(make), shape).fingerprint() for make in (one, other)}
+    assert len(prints) == 2
+
+
+def test_layouts_and_hooks_make_no_other_model() -> None:
+    model = pixelcnn()
+    before = Sampler(model, SHAPE).fingerprint()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of a module
+    model.conv_in.register_forward_hook(lambda module, given, found: found.mean().sqrt() and None)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.5
+    assert Sampler(model, SHAPE).fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "log", [torch.std, lambda x: x.mean().item(), lambda x: x.numpy(force=True), lambda x: f"{x.max():.3f}"]
+)
+def test_hooks_that_log_are_no_change(log: Callable[[Tensor], object]) -> None:
+    model, logged = pixelcnn(), list[object]()
+    sampler = Sampler(model, SHAPE)
+    model.conv_in.register_forward_hook(lambda module, given, found: logged.append(log(found.detach())))
+    with silence():
+        sampler.sample(1)
+        sampler.refresh().sample(1)
+
+
+def test_a_momentum_that_is_not_used_is_no_change() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms[0].momentum = 0.5
+    with silence():
+        sampler.sample(1)
+
+
+class Keeping(nn.Module):
+    """It keeps what it has made when it is first called."""
+
+    levels = 256
+
+    def __init__(self, make: Callable[[Keeping, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.make = pixelcnn(), make
+        self.gain = nn.Parameter(torch.ones(()))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.make(self, x).detach()
+        return self.net(x) * self.kept
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_constant_that_is_kept_is_no_change(runtime: Any) -> None:
+    model = Keeping(lambda model, x: torch.linspace(1, 2, 256))
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    with silence():
+        sampler.sample(1)
+        sampler.refresh().sample(1)
+
+
+def test_what_was_made_of_a_weight_and_kept_stays_when_the_weight_changes() -> None:
+    model = Keeping(lambda model, x: model.gain * 2)
+    sampler = Sampler(model, SHAPE)
+    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    sampler.refresh()
+    model.gain.data.mul_(-3)
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(sampler.refresh().logits(images), Sampler(model, SHAPE).logits(images))
+
+
+class Number(float):
+    pass
+
+
+def scaling(held: Any, x: Tensor) -> Tensor:
+    return x * float(held[0] if isinstance(held, (bytearray, np.ndarray, list)) else held)
+
+
+HELD: dict[str, tuple[Any, Any, Callable[[Any, Tensor], Tensor]]] = {
+    "a slice": (slice(0, 100), slice(100, 200), lambda held, x: x * (1 + x[..., held].mean(-1, keepdim=True))),
+    "a decimal": (Decimal(1), Decimal(3), scaling),
+    "a caller": (operator.methodcaller("tanh"), operator.methodcaller("sigmoid"), lambda held, x: held(x)),
+    "bytes": (bytearray([1]), bytearray([9]), scaling),
+    "a kind of number": (Number(1), Number(3), scaling),
+    "an array of objects": (np.array([1.0], object), np.array([3.0], object), scaling),
+    "keys": ({(0, 1): 1.0}, {(1, 0): 3.0}, lambda held, x: x * held.get((0, 1), 5.0)),
+}
+
+
+class Free(nn.Module):
+    levels = 256
+
+    def __init__(self, held: Any, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.held, self.use = pixelcnn(), held, use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.held, self.net(x))
+
+
+@pytest.mark.parametrize("kind", few(HELD, 2))
+def test_values_of_every_kind(kind: str) -> None:
+    one, other, use = HELD[kind]
+    assert_followed(Free(one, use), lambda model: setattr(model, "held", other))
+
+
+def test_the_order_of_children_counts() -> None:
+    class Ordered(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = pixelcnn()
+            self.parts = nn.ModuleDict({"a": nn.Linear(256, 256), "b": nn.Tanh()})
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.net(x)
+            for part in self.parts.values():
+                h = part(h)
+            return h
+
+    assert_followed(Ordered(), lambda model: model.parts.update({"a": model.parts.pop("a")}))
+
+
+def size_of(part: nn.Linear) -> int:
+    return part.out_features
+
+
+class Held(list[Any]):
+    """It has attributes, too."""
+
+    net: nn.Module
+
+
+def test_what_only_copying_finds_is_named_and_watched() -> None:
+    """A set of modules of one kind has another order in each copy."""
+    parts = [nn.Linear(256, size) for size in (200, 56)]
+    model = Free({*parts}, lambda held, x: torch.cat([part(x) for part in sorted(held, key=size_of)], -1))
+    with pytest.warns(UserWarning, match="does not hold, as a global variable"):
+        sampler = Sampler(model, SHAPE)
+    with torch.no_grad():
+        parts[0].weight.mul_(-2)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    torch.testing.assert_close(sampler.logits(images), logits_of_zeros(model))
+
+
+def logits_of_zeros(model: nn.Module) -> Tensor:
+    return Sampler(model, SHAPE).logits(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+
+
+def test_attributes_of_a_list_are_held() -> None:
+    held = Held()
+    held.net = nn.Linear(256, 256)
+    model = Free(held, lambda held, x: held.net(x))
+    sampler = Sampler(model, SHAPE)
+    with torch.no_grad():
+        held.net.weight.mul_(-2)
+    with silence():
+        sampler.refresh()
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    torch.testing.assert_close(sampler.logits(images), logits_of_zeros(model))
+
+
+def test_a_tensor_in_a_list_that_a_closure_holds_too() -> None:
+    """The closure of a copy has the list itself."""
+    model = Free([torch.ones(1)], lambda held, x: x)
+    held = model.held
+    model.use = lambda _, x: x * held[0]
+    with pytest.warns(UserWarning, match="does not hold"):
+        sampler = Sampler(model, SHAPE)
+    with silence():
+        sampler.sample(1)
+    held[0].mul_(3)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    torch.testing.assert_close(
+        sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)), logits_of_zeros(model)
+    )
+
+
+class Doubling(nn.DataParallel):
+    def forward(self, *given: Any) -> Any:
+        return super().forward(*given) * 2
+
+
+def hooked(wrapper: nn.Module) -> nn.Module:
+    wrapper.register_forward_hook(lambda module, given, found: found * 2)
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda net: hooked(nn.DataParallel(net)), Doubling, lambda net: hooked(AveragedModel(net))],
+    ids=["a hook", "a subclass", "an average with a hook"],
+)
+def test_a_wrapper_that_does_more_is_the_model(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = pixelcnn()
+    images = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    sampler, plain = Sampler(wrap(net), SHAPE), Sampler(net, SHAPE)
+    torch.testing.assert_close(sampler.logits(images), 2 * plain.logits(images))
+    assert sampler.fingerprint() != plain.fingerprint() == Sampler(nn.DataParallel(net), SHAPE).fingerprint()
+
+
+def test_a_flag_that_eval_does_not_reach() -> None:
+    class Frozen(nn.Module):
+        def train(self, mode: bool = True) -> Frozen:
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if self.training else x
+
+    model = nn.Sequential(pixelcnn(), Frozen())
+    assert_followed(model, lambda model: setattr(model[1], "training", False))  # type: ignore[index]  # a Sequential
+
+
+def test_a_few_elements_of_many_are_seen_to_change() -> None:
+    """Past autograd, whose versions stay as they are."""
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    model.conv_out.weight.data[7] *= 5
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_sparse_tensors_that_are_not_read_do_not_matter() -> None:
+    model = pixelcnn()
+    model.register_buffer("sparse", torch.eye(3).to_sparse(), persistent=False)
+    sampler = Sampler(model, SHAPE)
+    model.sparse = 2 * torch.eye(3).to_sparse()
+    with silence():
+        sampler.sample(1)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_model_that_is_moved_to_meta_says_so(runtime: Any) -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    before = sampler.sample(1, noise=noise(1))
+    model.to("meta")
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(1, noise=noise(1)), before)
+    with pytest.raises(ValueError, match="on the device meta now, where tensors have no values"):
+        sampler.log_prob(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="on the device meta"):
+        sampler.refresh()
