@@ -146,7 +146,7 @@ def test_what_is_made_of_the_image(one: Callable[[Tensor], Tensor], other: Calla
 def test_layouts_and_hooks_make_no_other_model() -> None:
     model = pixelcnn()
     before = Sampler(model, SHAPE).fingerprint()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of a module
+    model.to(memory_format=torch.channels_last)
     model.conv_in.register_forward_hook(lambda module, given, found: found.mean().sqrt() and None)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -264,7 +264,8 @@ def test_the_order_of_children_counts() -> None:
                 h = part(h)
             return h
 
-    assert_followed(Ordered(), lambda model: model.parts.update({"a": model.parts.pop("a")}))
+    model = Ordered()
+    assert_followed(model, lambda _: model.parts.update({"a": model.parts.pop("a")}))
 
 
 def size_of(part: nn.Linear) -> int:
