@@ -189,10 +189,21 @@ def _swap_back(module: Callable[[], nn.Module | None], original: type[nn.Module]
         found.__class__ = original
 
 
+def _without_init(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
 def _subclass(fast: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
     """A subclass of ``original`` with the forward of ``fast``: its instances are still instances of ``original``."""
+
+    def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        """So that copies, and what comes out of a pickle, are plain."""
+        _, _, *state = cast(Any, object.__reduce_ex__(self, protocol))
+        return _without_init, (original,), *state
+
     attributes: dict[str, Any] = {
         "forward": fast.forward,
+        "__reduce_ex__": reduced,
         "__module__": original.__module__,
         "mask_name": "mask",
         SWAPPED_FROM: original,

@@ -90,8 +90,10 @@ class Engine:
             model.outside = outside
         overlaps = _overlaps(held, weights)
         found = [x.detach().clone() for x in outside]
-        if model.outside or (found and not model.kept.is_borrowed):
-            each = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in found[:4])
+        if model.outside:
+            each = ", ".join(
+                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in model.outside[:4]
+            )
             tell(
                 f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
                 "and the warning of changes see whether that is written into, and not whether it is replaced"

@@ -772,6 +772,9 @@ def test_without_a_compiler_own_layers_are_swapped_by_type(monkeypatch) -> None:
         assert sum(handle.report.rewritten.values()) == swapped
         assert all(isinstance(m, kinds[name]) for name, m in each.named_modules())
         assert_alike(each, plain, images)
+        for copied in (copy.deepcopy(each), pickle.loads(pickle.dumps(each))):
+            assert {name: type(m) for name, m in copied.named_modules()} == kinds
+            torch.testing.assert_close(copied(images), plain(images))
         handle.undo()
         assert {name: type(m) for name, m in each.named_modules()} == kinds
         torch.testing.assert_close(each(images), plain(images))
