@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -129,6 +129,11 @@ class Engine:
             and (are_same(now.values, self.values) and not different or self._does_the_same(model, seen))
         )
 
+    def watched(self, model: nn.Module) -> set[str]:
+        """The paths of a model's tensors whose change may matter: where modes change weights, others become those."""
+        held = Held(model)
+        return {*self.weights, *(held.tensors if changes_with_its_mode(held) else ())}
+
     @cached_property
     def _read_as_numbers(self) -> set[str]:
         """The weights that the forward reads as nothing else."""
@@ -142,10 +147,10 @@ class Engine:
         """A model as it is in eval mode, in which one that can't be copied is already; and what it holds."""
         return (model, Held(model)) if self.model.kept.is_borrowed else in_eval_mode(model)
 
-    def _does_the_same(self, model: nn.Module, seen: nn.Module) -> bool:
-        """seen: the model as it is in eval mode."""
+    def _does_the_same(self, model: nn.Module, seen: nn.Module, has_values: bool = False) -> bool:
+        """seen: the model as it is in eval mode; has_values: whether all but its tensors is the same."""
         copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
-        return not isinstance(copied, str) and self.model.does_the_same(copied, self.weights)
+        return not isinstance(copied, str) and self.model.does_the_same(copied, self.weights, has_values)
 
     def having(self, model: nn.Module) -> Engine | str:
         """The same with the present weights of a model, or why only a new one can have them."""
@@ -164,6 +169,8 @@ class Engine:
             return why
         if not are_same(now.values, self.values) and not self._does_the_same(model, seen):
             return f"the model does something else now: its {_first_difference(now.values, self.values)} is another"
+        if self.compiled is None and not self._does_the_same(model, seen, has_values=True):  # it has no guards
+            return "the model does something else now"
         if self.compiled is None and any(now.tensors[a] is not now.tensors[b] for a, b in self.overlaps):
             return "weights of the model lie in the same memory"
         taken = _Taken(now.tensors, self.weights)
@@ -219,19 +226,15 @@ class Engine:
         """Of what decides the images: the bits of each tensor that the forward read, and what it does with them."""
         if self._fingerprint is not None:
             return self._fingerprint
-        if (
-            not self.model.is_captured and not self.model.kept.is_borrowed
-        ):  # as with another runtime, if that goes
-            with suppress(PixelCNNFastError):
-                compiled(self.model)
         decisive: list[object] = [self.precision, *self.model.identity()]
         if self.model.recording is None or self.model.may_do_more:  # what it does with others is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
         if self.model.recording is not None:
             for leaf in self.model.recording.read().values():
-                names = [name for name, _ in leaf.parameters if name in self.weights]
-                decisive += [self.weights[name] for name in names] or [leaf.tensor]
+                names = [name for name, _ in leaf.parameters]
+                decisive += [self.weights.get(name, leaf.tensor) for name in names]
+            decisive += self.model.recording.unnamed()
         return fingerprint(*decisive)
 
     # -- runtimes
@@ -310,7 +313,7 @@ class Engine:
     @cached_property
     def why_no_program(self) -> str:
         try:
-            compiled(self.model)
+            compiled(copy.copy(self.model))
         except PixelCNNFastError as error:
             return f"the sampler was built with runtime='reference', and the model can't be captured: {error}"
         return "the sampler was built with runtime='reference'; the model can be captured, so leave that out"

@@ -10,7 +10,15 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from operator import itemgetter
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+    NoneType,
+)
 from typing import Any, cast
 
 import torch
@@ -19,11 +27,18 @@ from torch import Tensor, nn
 from pixelcnn_fast.fingerprint import fingerprint
 
 STANDARD = frozenset(vars(nn.Module()))  # the attributes that every module has
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 # What a call does not depend on, if the module is in eval mode; and what a module compiled itself to.
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
 SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same as the class which is its value
 MOST = 100_000  # values, beyond which no more are looked at
+LONGEST = 600  # letters of a path, likewise
+LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
 SHORT = 64  # items of a list whose types are compared, too
 
 ATOMS = frozenset((int, str, NoneType, bool, float, complex, bytes))
@@ -57,17 +72,17 @@ class Held:
             self.modules[at] = each
             kind = vars(type(each)).get(SWAPPED_FROM, type(each))
             registered = each._modules, each._parameters, each._buffers
-            names = tuple(tuple(name for name, _ in held.items()) for held in registered)
+            names = tuple(tuple(name for name, _ in [*held.items()]) for held in registered)
             self.values[at] = kind, getattr(kind, "forward", None), names, is_new or self._seen[id(each)][0]
             for held in (each._parameters, each._buffers):
-                for name, x in held.items():
+                for name, x in [*held.items()]:
                     if x is not None:
                         self._tensor(f"{at}.{name}" if at else name, x)
                         self._seen.setdefault(id(x), (f"{at}.{name}", x))
         for at, each in found:
             if self._seen[id(each)][0] != at:
                 continue
-            for name, value in vars(each).items():
+            for name, value in [*vars(each).items()]:  # another thread may be training it
                 if name in HOOKS:
                     value = list(value.values())  # by numbers that are others in another module
                 if name not in PASSED_OVER and not (name in HOOKS and not value):
@@ -88,14 +103,14 @@ class Held:
         elif kind in ATOMS:
             self.values[path] = kind, repr(x)  # -0.0 is not 0.0
         elif kind in (tuple, list, torch.Size) and ATOMS.issuperset(map(type, x)):
-            self.values[path] = kind, repr(x) if len(x) <= SHORT else tuple(x)
+            self.values[path] = (kind, repr(x)) if len(x) <= SHORT else (kind, tuple(x), tuple(map(type, x)))
         elif kind is dict and len(x) > SHORT and ATOMS.issuperset(map(type, (*x, *x.values()))):
             self.values[path] = kind, tuple(x.items())
         elif isinstance(x, NAMED):
             self.values[path] = x
         elif id(x) in self._seen:
             self.values[path] = "what is at", self._seen[id(x)][0]
-        elif len(self.values) < MOST:
+        elif len(self.values) < MOST and len(path) < LONGEST:
             self._seen[id(x)] = path, x
             self._object(path, x)
 
@@ -120,10 +135,11 @@ def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
     if isinstance(x, BuiltinFunctionType):
         return (x.__qualname__, kind), [(".__self__", x.__self__)]
     attributes = _attributes(x)
-    if isinstance(x, dict):
-        keys = [key if _is_plain(key) else number for number, key in enumerate(x)]
-        items = [(f"[{key!r}]", each) for key, each in zip(keys, x.values(), strict=True)]
-        others = [(f"[key {number}]", key) for number, key in enumerate(x) if not _is_plain(key)]
+    if isinstance(x, (dict, MappingProxyType)):
+        pairs = [*x.items()]
+        keys = [key if _is_plain(key) else number for number, (key, _) in enumerate(pairs)]
+        items = [(f"[{key!r}]", each) for key, (_, each) in zip(keys, pairs, strict=True)]
+        others = [(f"[key {number}]", key) for number, (key, _) in enumerate(pairs) if not _is_plain(key)]
         return (kind, tuple(keys)), [*items, *others, *attributes]
     if isinstance(x, (tuple, list, deque)):
         return (kind, len(x)), [*((f"[{number}]", each) for number, each in enumerate(x)), *attributes]
@@ -143,7 +159,9 @@ def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
         return kind, [(".func", x.func), (".args", x.args), (".keywords", x.keywords), *attributes]
     if any(each.__module__ == "numpy" for each in kind.__mro__) and hasattr(x, "tobytes"):
         if not x.dtype.hasobject:
-            return (kind, x.dtype, x.shape, hashlib.blake2b(x.tobytes()).digest()), attributes
+            step = x.nbytes // LARGEST + 1
+            seen = x.reshape(-1)[::step] if step > 1 else x
+            return (kind, x.dtype, x.shape, hashlib.blake2b(seen.tobytes()).digest()), attributes
         return (kind, x.shape), [*((f"[{number}]", each) for number, each in enumerate(x.flat)), *attributes]
     for plain in (int, float, complex, str, bytes):
         if isinstance(x, plain):
@@ -155,13 +173,15 @@ def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
 
 
 def _attributes(x: Any) -> list[tuple[str, Any]]:
-    own = dict(getattr(x, "__dict__", {}))
+    own: dict[str, Any] = {}
+    with suppress(Exception):  # of an object that makes its attributes up
+        own = dict(getattr(x, "__dict__", {}))
     for each in type(x).__mro__:
         slots = vars(each).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             is_private = name.startswith("__") and not name.endswith("__")
             name = f"_{each.__name__.lstrip('_')}{name}" if is_private else name
-            with suppress(AttributeError):
+            with suppress(Exception):
                 own.setdefault(name, getattr(x, name))
     return [(f".{name}", each) for name, each in own.items()]
 
@@ -199,7 +219,7 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The module and those in it, by paths that do not tell of wrappers; what is there twice has both."""
     module = unwrapped(module)
     yield path, module
-    for name, child in module._modules.items():
+    for name, child in [*module._modules.items()]:
         if child is not None:
             yield from parts(child, f"{path}.{name}" if path else name)
 

@@ -128,6 +128,16 @@ class Recording:
         slots |= dict.fromkeys(view.slot for call in calls for view in call.inputs)
         return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}
 
+    def unnamed(self) -> list[Tensor]:
+        """What the needed calls read of tensors that have no name and no call created, each as they read it."""
+        found = dict.fromkeys(view for call in self.needed for view in call.inputs)
+        read = {slot: leaf.tensor for slot, leaf in self.read().items() if not leaf.parameters}
+        return [
+            read[view.slot].as_strided(*view.at(self.n))
+            for view in found
+            if view.slot in read and view.dtype == read[view.slot].dtype
+        ]
+
     def memory(self, n: int, converted: Callable[[Tensor], Tensor] = lambda x: x) -> Memory:
         """The storages before the first call, for n images: copies of those that a call writes into."""
         written = {slot for call in self.calls for slot in call.written}

@@ -136,14 +136,14 @@ def capture(
         weights,
         Replay(recording, frozenset(trace.as_is), own),
         first.recording,
-        shared(recording, second.recording),
+        shared(first.recording, second.recording),
     )
 
 
 def shared(one: Recording, two: Recording) -> list[Tensor]:
     """Tensors without a name that the output depends on, and that two recordings have in common."""
-    unnamed = [(leaf.held, two.leaves[slot].held) for slot, leaf in one.read().items() if not leaf.parameters]
-    return [x for x, y in unnamed if x.numel() and x.data_ptr() == y.data_ptr()]
+    places = {x.data_ptr() for x in two.unnamed() if x.numel()}
+    return [x for x in one.unnamed() if x.data_ptr() in places]
 
 
 class Forward:

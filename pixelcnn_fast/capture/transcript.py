@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Set
+from collections.abc import Container
 from itertools import count
 from types import NoneType
 from typing import Any
@@ -17,34 +17,32 @@ from pixelcnn_fast.program.calls import BatchSize, Call, View, leaves
 SETTINGS = int, float, complex, str, NoneType, torch.dtype, BatchSize
 
 
-def transcript(recording: Recording, named: Set[Call]) -> list[str]:
-    """The needed calls, one after the other: what Python gave them, and which parts of which tensors. Tensors are
-    numbered as they occur, so that it does not matter what else was called, nor how they are laid out.
-
-    named: the calls that are told with their names; others may go by other names on another device.
+def transcript(recording: Recording) -> list[str]:
+    """The needed calls, one after the other: what Python gave them, and which parts of which tensors. What else was
+    called does not matter, nor how tensors are laid out.
     """
-    numbers, of_call, lines = count(), dict[int, str](), []
+    numbers, known, lines = count(), dict[int, str](), []
 
     def text(x: Any) -> str:
         if not isinstance(x, View):
             return repr(x) if isinstance(x, SETTINGS) else ""
-        if x.slot not in of_call:
-            of_call[x.slot] = f"%{next(numbers)}"
-        return f"{of_call[x.slot]}{[*x.size]}{_part(x, _whole(recording, x.slot), recording.n)}{x.dtype}"
+        if x.slot not in known:
+            known[x.slot] = f"x{next(numbers)}"  # what no call has made
+        return f"{known[x.slot]}{[*x.size]}{_part(x, _whole(recording, x.slot), recording.n)}{x.dtype}"
 
-    for call in recording.needed:
+    for number, call in enumerate(recording.needed):
         given = map(text, leaves(_given(call)))
-        lines.append(" ".join([call.name if call in named else "", *filter(None, given)]))
+        lines.append(" ".join([_name(call), *filter(None, given)]))
         for at, view in enumerate(call.results):
-            if view is not None and at:
-                of_call.setdefault(view.slot, f"%{next(numbers)}.{at}")
+            if view is not None:
+                known.setdefault(view.slot, f"%{number}.{at}")
     return [*lines, *map(text, recording.outputs)]
 
 
 def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> bool:
     """Whether two forwards, recorded for equal examples, do the same, with tensors of the same names. These are equal,
     but for those that are named as weights."""
-    if transcript(one, frozenset(one.needed)) != transcript(two, frozenset(two.needed)):
+    if transcript(one) != transcript(two):
         return False
     for leaf, other in zip(one.read().values(), two.read().values(), strict=True):
         if [name for name, _ in leaf.parameters] != [name for name, _ in other.parameters]:
@@ -53,6 +51,13 @@ def are_alike(one: Recording, two: Recording, weights: Container[str] = ()) -> b
         if not is_weight and not are_equal(leaf.tensor, other.tensor):
             return False
     return True
+
+
+def _name(call: Call) -> str:
+    """Of an operation that devices have of their own, what it does."""
+    return next(
+        (kind for kind in ("batch_norm", "attention", "rnn", "lstm", "gru") if kind in call.name), call.name
+    )
 
 
 def _given(call: Call) -> list[Any]:

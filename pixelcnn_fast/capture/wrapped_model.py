@@ -46,7 +46,6 @@ from pixelcnn_fast.image_forms import ImageForm, from_levels
 from pixelcnn_fast.program.calls import leaves
 from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, Program
-from pixelcnn_fast.program.structure import structure
 from pixelcnn_fast.telling import tell
 
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
@@ -236,8 +235,7 @@ class WrappedModel:
         self.head, self.weights, self.recording = found.head, found.weights, found.recording
         self.outside, self.is_captured = [*found.outside, *self._found_hidden(found.recording)], True
         self.branches = found.program.branches
-        calls = transcript(found.replay.recording, found.replay.as_is)
-        self.described = fingerprint(*structure(found.program), *calls)
+        self.described = fingerprint(*transcript(found.recording))
         return found.program, found.conditions, found.parameters, found.replay
 
     def record(self) -> None:
@@ -247,7 +245,7 @@ class WrappedModel:
             if not are_alike(one, two):
                 return
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
-            self.described = fingerprint(*transcript(self.recording, frozenset(self.recording.needed)))
+            self.described = fingerprint(*transcript(one))
 
     @property
     def may_do_more(self) -> bool:
@@ -270,8 +268,6 @@ class WrappedModel:
     def _recorded_again(self) -> Recording | None:
         """As ``recording``, of a module that has run before, and has kept what it made then; None if it made that of
         weights, which may be others while it stays."""
-        if self.kept.is_borrowed:
-            return None
         module, other = self._another(), self._another()
         with torch.no_grad():
             for x in Held(other).tensors.values():
@@ -287,6 +283,14 @@ class WrappedModel:
                     return None
         return again
 
+    def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
+        """Whether a module that has run before does what this one would do then. What its copies share with it, such as
+        what a function holds, must be what it was."""
+        assert self.recording is not None
+        if self.kept.is_borrowed or not are_alike(self.recording, self._forward(self._another()).recording):
+            return False
+        return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
+
     def _forward(self, module: nn.Module) -> Forward:
         values, given = self.example()
         with eagerly, _returning(module, self.output):
@@ -299,19 +303,17 @@ class WrappedModel:
         vars(other).pop("_recorded_again", None)
         return other
 
-    def does_the_same(self, module: nn.Module, weights: Container[str]) -> bool:
+    def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:
         """Whether another module, in eval mode, makes the calls that were recorded of this one, with its own tensors;
-        if none were, whether it gives the same for an example. weights: the paths of those that may be others."""
+        if none were, whether it gives the same for an example. weights: the paths of those that may be others;
+        has_values: whether all but its tensors is known to be the same."""
         try:
             with undisturbed(self.device):
                 if self.recording is not None:
-                    if self.may_do_more:
+                    if self.may_do_more and not has_values:
                         return False
                     now = self._forward(module).recording
-                    if are_alike(self.recording, now, weights):
-                        return True
-                    again = self._recorded_again
-                    return again is not None and are_alike(again, now, weights)
+                    return are_alike(self.recording, now, weights) or self._is_recorded_again(now, weights)
                 values, given = self.example()
                 other = copy.copy(self)
                 other.kept = KeptModule(module, self.output, self.kept.is_borrowed)

@@ -75,6 +75,7 @@ def sample(
             **drawing.settings(n),
         }
 
+        shards.settings = settings
         try:
             there = _finished(shards, settings, ranks)
 

@@ -22,7 +22,11 @@ FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 MANIFEST = "manifest.json"
 CHECKSUM = "crc32"  # the name of it, in the metadata of a safetensors file
 LONGEST_SHOWN = 16  # characters of a value in a message: enough of a fingerprint
-DTYPES = {"U8": "uint8", "I32": "int32", "I64": "int64", "F32": "float32", "F64": "float64"}  # of safetensors
+BITS = (("U", "uint"), ("I", "int"), ("F", "float"))
+DTYPES = {
+    f"{short}{bits}": f"{name}{bits}" for short, name in BITS for bits in (8, 16, 32, 64)
+}  # of safetensors
+DTYPES["BOOL"] = "bool"
 READ_HEADER_2 = np.lib.format.read_array_header_2_0
 MOST_SHARDS = 10**7
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
@@ -38,7 +42,7 @@ class Shards:
                 raise ValueError(f"{name} is {value!r}: expected an integer, {least} or more")
         self.folder, self.n, self.size, self.file_format = folder, int(n), int(size), file_format
         self.count, self._is_mine = -(-self.n // self.size), False
-        self._settings: Mapping[str, Any] = {}
+        self.settings: Mapping[str, Any] = {}  # of the job, for the manifest
         if self.count > MOST_SHARDS:
             raise ValueError(
                 f"{n} images in files of {size} are {self.count} files, and a folder holds {MOST_SHARDS} at most: make "
@@ -58,8 +62,8 @@ class Shards:
         return np.array([self._name(shard) in names for shard in range(self.count)], dtype=bool)
 
     def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        if not (self.folder / MANIFEST).exists():  # another process of this job has failed, and withdrawn it
-            self._make_manifest()
+        if self.settings:
+            self._claim()
         with replacing(self.path(shard), through_links=False) as file:
             if self.file_format == "npz":
                 named: dict[str, Any] = dict(arrays)
@@ -136,29 +140,34 @@ class Shards:
         Raises ValueError if the folder holds shards of another job, naming what differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._settings = settings
+        self.settings = settings
         path, files = self.folder / MANIFEST, list(self.folder.glob("shard-*"))
         unfinished = [file for file in files if file.suffix == UNFINISHED]
-        if not path.exists():
-            if len(files) > len(unfinished):
-                raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
-            self._is_mine = self._make_manifest()
-        if differing := differences(_read_manifest(path), settings):
+        if not path.exists() and len(files) > len(unfinished):
+            raise ValueError(f"{path} is missing, so whose shards are these? Take another folder")
+        self._is_mine = self._claim()
+        for each in unfinished:
+            remove_if_left_behind(each)
+
+    def _claim(self) -> bool:
+        """Writes the manifest unless there is one -> whether it did. It may be gone, since another process of this job
+        has failed, and withdrawn it.
+
+        Raises ValueError if it is another job's.
+        """
+        path, is_mine = self.folder / MANIFEST, not (self.folder / MANIFEST).exists()
+        try:
+            if is_mine:
+                with replacing(path, through_links=False, replaces=False) as file:
+                    file.write(json.dumps(self.settings, indent=2).encode() + b"\n")
+        except FileExistsError:  # another job has begun at the same time
+            is_mine = False
+        if not is_mine and (differing := differences(_read_manifest(path), self.settings)):
             raise ValueError(
                 f"{self.folder} holds another job: {differing}. Take another folder, or the same settings to go on "
                 "with it"
             )
-        for each in unfinished:
-            remove_if_left_behind(each)
-
-    def _make_manifest(self) -> bool:
-        """Writes the manifest unless there is one -> whether it did."""
-        try:
-            with replacing(self.folder / MANIFEST, through_links=False, replaces=False) as file:
-                file.write(json.dumps(self._settings, indent=2).encode() + b"\n")
-        except FileExistsError:  # another job has begun at the same time
-            return False
-        return True
+        return is_mine
 
     def withdraw(self) -> None:
         """Removes the manifest, if this process made it and there is no shard: what failed at once may be put right."""

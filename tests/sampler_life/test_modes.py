@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,14 @@ def test_what_can_t_be_copied_gets_back_the_bits_of_what_it_only_holds() -> None
     sampler.log_prob(IMAGES)
     assert net.training and not net.merged
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_an_adapter_alone_is_trained(runtime: Any) -> None:
+    """Eval mode reads what has become of it, and train mode has it."""
+    model = Merging().train()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    with torch.no_grad():
+        model.a.add_(0.5)
+    with pytest.warns(UserWarning, match="the model has changed since"):
+        sampler.sample(1)

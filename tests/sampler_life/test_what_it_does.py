@@ -143,6 +143,110 @@ def test_what_is_made_of_the_image(one: Callable[[Tensor], Tensor], other: Calla
     assert len(prints) == 2
 
 
+class Two(nn.Module):
+    """What it makes of two features, and of two weights, one operation says."""
+
+    levels = 256
+
+    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.combine = pixelcnn(), combine
+        self.a, self.b = nn.Parameter(1 + torch.rand(256)), nn.Parameter(1 + torch.rand(256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        return self.combine(h * self.a, h * self.b)
+
+
+def a_gate(x: Tensor, y: Tensor) -> Tensor:
+    return x * y.sigmoid()
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_operands_that_change_places(runtime: Any) -> None:
+    assert_followed(
+        Two(a_gate), lambda model: setattr(model, "combine", lambda x, y: a_gate(y, x)), runtime=runtime
+    )
+
+
+def test_operations_on_a_feature_and_a_weight() -> None:
+    """What becomes of the weight is evaluated, and shows in no shape."""
+    operations = operator.mul, operator.truediv, operator.add, operator.sub
+    models = [Free(nn.Parameter(torch.full((1,), 1.5)), use) for use in (flipped(each) for each in operations)]
+    assert len({Sampler(model, SHAPE).fingerprint() for model in models}) == len(models)
+
+
+def flipped(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda held, x: operation(x, held)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_number_in_the_closure_of_a_hook(runtime: Any) -> None:
+    """Which copies of the model share."""
+    model, setting = pixelcnn(), {"by": 2.0}
+    model.register_forward_hook(lambda module, given, found: found * setting["by"])
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    setting["by"] = -1.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    torch.testing.assert_close(
+        sampler.logits(torch.zeros(1, *SHAPE, dtype=torch.uint8)), logits_of_zeros(model), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_branch_on_a_weight_falls_otherwise() -> None:
+    """Without a program, nothing guards it."""
+    model = Two(lambda x, y: x)
+    model.combine = lambda x, y: x if model.a[0] > 0 else y
+    with pytest.warns(UserWarning, match="can't be copied"):
+        sampler = Sampler(model, SHAPE, runtime="reference")
+    model.a.data.neg_()
+    with pytest.warns(UserWarning):
+        sampler.refresh()
+    model.b.data.mul_(2)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+BOTH = torch.ones(512)
+GLOBALS = BOTH[:256], BOTH[256:]
+
+
+def test_two_global_tensors_in_one_piece_of_memory() -> None:
+    model = Free(0, lambda held, x: x * GLOBALS[0] + GLOBALS[1])
+    with pytest.warns(UserWarning, match="does not hold"):
+        sampler = Sampler(model, SHAPE)
+    try:
+        GLOBALS[1].mul_(3)
+        with pytest.warns(UserWarning, match=STALE):
+            sampler.sample(1)
+    finally:
+        BOTH.fill_(1)
+
+
+def test_a_program_that_was_asked_for_in_vain_changes_nothing() -> None:
+    """Of a model that looks at the image, other images may show more."""
+    model = Free(2.0, lambda held, x: x * held if bool((x[:, 0, 0, 0] > 1e9).any()) else x)
+    sampler = Sampler(model, SHAPE, runtime="reference")
+    with pytest.raises(RuntimeError, match="there is no program"):
+        _ = sampler.program
+    model.held = -2.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_what_is_nested_too_deep_is_no_trouble() -> None:
+    model, nested = pixelcnn(), ()
+    for _ in range(2000):
+        nested = (nested,)  # type: ignore[assignment]  # it gets longer
+    model.nested = nested  # type: ignore[assignment]  # as users do
+    with pytest.warns(UserWarning, match="can't be copied .RecursionError"):
+        Sampler(model, SHAPE).sample(1)
+
+
 def test_layouts_and_hooks_make_no_other_model() -> None:
     model = pixelcnn()
     before = Sampler(model, SHAPE).fingerprint()
