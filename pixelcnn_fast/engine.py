@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pixelcnn_fast.capture.parts import Held, are_same, described, unwrapped
 from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, eagerly, in_eval_mode
 from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
+from pixelcnn_fast.capture.transcript import transcript
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import Compiled, compiled, settle
 from pixelcnn_fast.errors import PixelCNNFastError, RuntimeUnavailable, advising
@@ -230,11 +231,13 @@ class Engine:
         if self.model.recording is None or self.model.may_do_more:  # what it does with others is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
-        if self.model.recording is not None:
-            for leaf in self.model.recording.read().values():
-                names = [name for name, _ in leaf.parameters]
-                decisive += [self.weights.get(name, leaf.tensor) for name in names]
-            decisive += self.model.recording.unnamed()
+        with self.model.in_use():
+            recording = self.model.usual()
+        if recording is not None:
+            decisive += transcript(recording)
+            for leaf in recording.read().values():
+                decisive += [self.weights.get(name, leaf.tensor) for name, _ in leaf.parameters]
+            decisive += recording.unnamed()
         return fingerprint(*decisive)
 
     # -- runtimes

@@ -185,8 +185,8 @@ class Sampler:
 
     def fingerprint(self) -> str:
         """SHA-256 of what, besides the arguments of ``sample``, decides the images: the tensors that the model's
-        forward reads and what it computes of them, how it takes images and how it is read. It is the same on every
-        device."""
+        forward reads and what it computes of them, how it takes images and how it is read. It is the same on all
+        devices on which PyTorch makes the same calls."""
         return self._engine.fingerprint()
 
     def probe(self) -> list[float] | None:

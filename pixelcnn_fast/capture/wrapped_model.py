@@ -37,9 +37,8 @@ from pixelcnn_fast.capture.recorder import IMAGE, Recording
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tensors import are_equal, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
-from pixelcnn_fast.capture.transcript import are_alike, transcript
+from pixelcnn_fast.capture.transcript import are_alike
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
-from pixelcnn_fast.fingerprint import fingerprint
 from pixelcnn_fast.heads import Head, resolved
 from pixelcnn_fast.heads.output import Output, picked
 from pixelcnn_fast.image_forms import ImageForm, from_levels
@@ -114,7 +113,6 @@ class WrappedModel:
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
         self.recording: Recording | None = None  # of its first forward, once it is captured
         self.is_captured = False
-        self.described = ""  # what was captured, but for the weights, as a fingerprint
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
         self._told = set[str]()  # parameters that get no gradients, by path
 
@@ -235,7 +233,6 @@ class WrappedModel:
         self.head, self.weights, self.recording = found.head, found.weights, found.recording
         self.outside, self.is_captured = [*found.outside, *self._found_hidden(found.recording)], True
         self.branches = found.program.branches
-        self.described = fingerprint(*transcript(found.recording))
         return found.program, found.conditions, found.parameters, found.replay
 
     def record(self) -> None:
@@ -245,7 +242,6 @@ class WrappedModel:
             if not are_alike(one, two):
                 return
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
-            self.described = fingerprint(*transcript(one))
 
     @property
     def may_do_more(self) -> bool:
@@ -282,6 +278,19 @@ class WrappedModel:
                 if name not in kept or not are_equal(kept[name], leaf.tensor):
                     return None
         return again
+
+    def usual(self) -> Recording | None:
+        """What a module does that has perhaps run before, if it keeps anything then; so it does not matter whether the
+        user's has."""
+        if self.recording is None or self.kept.is_borrowed:
+            return self.recording
+        module = self._another()
+        had = Held(module).tensors.keys()
+        with undisturbed(self.device), suppress(PixelCNNFastError, RuntimeError):
+            self._forward(module)
+            if Held(module).tensors.keys() != had:
+                return self._recorded_again or self.recording
+        return self.recording
 
     def _is_recorded_again(self, now: Recording, weights: Container[str]) -> bool:
         """Whether a module that has run before does what this one would do then. What its copies share with it, such as
@@ -544,8 +553,8 @@ class WrappedModel:
         return condition.to(self.device, dtype)
 
     def identity(self) -> Iterator[object]:
-        """What tells this model from others besides its weights: what it computes, how it takes images and is read."""
-        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__, self.described)
+        """What tells this model from others besides its forward: how it takes images and is read."""
+        yield from (self.shape, self.dtype, self.image_form, type(self.head).__qualname__)
         for setting in sorted(vars(self.head).items()):  # a head may have no text of its own
             yield from setting
 

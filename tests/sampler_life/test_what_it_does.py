@@ -306,6 +306,15 @@ def test_a_constant_that_is_kept_is_no_change(runtime: Any) -> None:
         sampler.refresh().sample(1)
 
 
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_it_does_not_matter_whether_a_model_has_run(runtime: Any) -> None:
+    models = [Keeping(lambda model, x: torch.linspace(1, 2, 256)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1](torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    one, other = (Sampler(model, SHAPE, runtime=runtime) for model in models)
+    assert one.fingerprint() == other.fingerprint() == Sampler(models[0], SHAPE).fingerprint()
+
+
 def test_what_was_made_of_a_weight_and_kept_stays_when_the_weight_changes() -> None:
     model = Keeping(lambda model, x: model.gain * 2)
     sampler = Sampler(model, SHAPE)
