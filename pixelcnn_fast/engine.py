@@ -130,11 +130,6 @@ class Engine:
             and (are_same(now.values, self.values) and not different or self._does_the_same(model, seen))
         )
 
-    def watched(self, model: nn.Module) -> set[str]:
-        """The paths of a model's tensors whose change may matter: where modes change weights, others become those."""
-        held = Held(model)
-        return {*self.weights, *(held.tensors if changes_with_its_mode(held) else ())}
-
     @cached_property
     def _read_as_numbers(self) -> set[str]:
         """The weights that the forward reads as nothing else."""
@@ -168,10 +163,11 @@ class Engine:
             )
         if (why := self._why_not_having(now)) is not None:
             return why
-        if not are_same(now.values, self.values) and not self._does_the_same(model, seen):
-            return f"the model does something else now: its {_first_difference(now.values, self.values)} is another"
-        if self.compiled is None and not self._does_the_same(model, seen, has_values=True):  # it has no guards
-            return "the model does something else now"
+        has_values = are_same(now.values, self.values)
+        is_guarded = has_values and self.compiled is not None
+        if not is_guarded and not self._does_the_same(model, seen, has_values):
+            what = "" if has_values else f": its {_first_difference(now.values, self.values)} is another"
+            return f"the model does something else now{what}"
         if self.compiled is None and any(now.tensors[a] is not now.tensors[b] for a, b in self.overlaps):
             return "weights of the model lie in the same memory"
         taken = _Taken(now.tensors, self.weights)

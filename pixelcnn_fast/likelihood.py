@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.model_arguments import head_of
+from pixelcnn_fast.capture.model_arguments import check_has_values, head_of
 from pixelcnn_fast.capture.parts import unwrapped
 from pixelcnn_fast.capture.private_copy import borrowed, private_copy
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError
@@ -43,10 +43,7 @@ def nll(
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
-    if any(p.device.type == "meta" for p in model.parameters()):
-        raise ValueError(
-            "the model is on the device meta, where tensors have no values: load its weights first"
-        )
+    check_has_values(model)
     shape = with_channels(images.shape)
     taken = images
     if images.is_floating_point() and (

@@ -135,7 +135,7 @@ class Sampler:
         engine.runtime("auto")
         self._engine = engine
         self._changes: Changes | None = Changes(
-            unwrapped(model), engine.watched(model), engine.model.outside, engine.is_still
+            unwrapped(model), engine.weights, engine.model.outside, engine.is_still
         )
         self._has_told = False
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.parts import Held, are_same
+from pixelcnn_fast.capture.private_copy import changes_with_its_mode
 from pixelcnn_fast.capture.tensors import is_in_memory, span
 
 LOOKED_AT = 1024  # elements of each tensor
@@ -31,8 +32,9 @@ class Changes:
     ) -> None:
         """paths: of its tensors that matter; outside: others that do; is_still: whether the model is what it is now,
         found out at length."""
-        self._paths, self._outside, self._is_still = list(paths), list(outside), is_still
         now = Held(model)
+        becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
+        self._paths, self._outside, self._is_still = [*{*paths, *becoming}], list(outside), is_still
         self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 

@@ -37,16 +37,15 @@ class Substituted(nn.Module):
 def _put_into(module: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context, tensors that a module holds, by path, have the numbers of others."""
     held = Held(module).tensors if others else {}
-    pairs = [(held[path], x.detach()) for path, x in others.items() if path in held]
-    before = [(x, x.data) for x, y in pairs if (x.dtype, x.device) == (y.dtype, y.device)]
+    found = [(held[path], x.detach()) for path, x in others.items() if path in held]
+    pairs = [(x, x.data, y) for x, y in found if (x.dtype, x.device) == (y.dtype, y.device)]
     try:
-        for x, y in pairs:
-            if (x.dtype, x.device) == (y.dtype, y.device):
-                x.data = y
+        for x, _, y in pairs:
+            x.data = y
         yield
     finally:
-        for x, data in before:
-            x.data = data
+        for x, before, _ in pairs:
+            x.data = before
 
 
 class KeptModule:

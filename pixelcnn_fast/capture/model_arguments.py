@@ -75,6 +75,13 @@ def head_of(
     return head
 
 
+def check_has_values(model: nn.Module) -> None:
+    if any(p.device.type == "meta" for p in model.parameters() if p.is_floating_point()):
+        raise ValueError(
+            "the model is on the device meta, where tensors have no values: load its weights first"
+        )
+
+
 def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise ValueError(
@@ -83,10 +90,7 @@ def dtype_and_device(model: nn.Module) -> tuple[torch.dtype, torch.device]:
     kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
     if not kinds:
         raise ValueError("the model has no parameters of real numbers, which say in what dtype it computes")
-    if any(device.type == "meta" for _, device in kinds):
-        raise ValueError(
-            "the model is on the device meta, where tensors have no values: load its weights first"
-        )
+    check_has_values(model)
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ValueError(

@@ -30,10 +30,10 @@ class Replay:
 
     def __init__(self, recording: Recording, as_is: Set[Call], dtype: torch.dtype) -> None:
         """dtype: the model's own."""
-        self.recording, self.as_is, self._result = recording, as_is, recording.outputs[0]
+        self._recording, self._as_is, self._result = recording, as_is, recording.outputs[0]
         self._calls = needed(recording.calls, [self._result.slot])
         self._unread = unread(self._calls, [self._result.slot])
-        self._constants = self._without_image() & self.as_is
+        self._constants = self._without_image() & self._as_is
         self._replaced = no_narrower_than(dtype)
         self._doubles: dict[int, Tensor] = {}  # of leaves, by their id
 
@@ -54,16 +54,16 @@ class Replay:
         Raises NotInFloat64 for calls that can't be, and for those that read the bits of a tensor as another dtype.
         """
         own, exact = self._memory(images, given), self._memory(images, given, in_float64=True)
-        recorded = self.recording.memory(EXAMPLE_BATCH, lambda x: x)
-        as_is = [call for call in self._calls if call in self.as_is]
-        self._check_one_dtype([call for call in self._calls if call not in self.as_is])
+        recorded = self._recording.memory(EXAMPLE_BATCH, lambda x: x)
+        as_is = [call for call in self._calls if call in self._as_is]
+        self._check_one_dtype([call for call in self._calls if call not in self._as_is])
         read_by_these = set(needed(self._calls, {slot for call in as_is for slot in call.written}))
         for call, gone in zip(self._calls, self._unread, strict=True):
             if call in read_by_these:
                 own.run(call)
             if call in self._constants:
                 recorded.run(call)
-            if call in self.as_is:
+            if call in self._as_is:
                 for view in (*call.outputs, *call.inputs):
                     if view.slot in call.written:
                         found = repeated(recorded, view, len(images)) if call in self._constants else None
@@ -76,7 +76,7 @@ class Replay:
 
     def _without_image(self) -> set[Call]:
         """The calls that depend on neither images nor what is given besides."""
-        varying = {view.slot for view in (self.recording.images, *self.recording.given) if view is not None}
+        varying = {view.slot for view in (self._recording.images, *self._recording.given) if view is not None}
         calls = set()
         for call in self._calls:
             if varying.isdisjoint(view.slot for view in call.inputs) and varying.isdisjoint(call.written):
@@ -87,8 +87,8 @@ class Replay:
 
     def _memory(self, images: Tensor, given: Given, in_float64: bool = False) -> Memory:
         """The storages before the first call."""
-        memory = self.recording.memory(len(images), self._double if in_float64 else lambda x: x)
-        for view, x in zip((self.recording.images, *self.recording.given), (images, *given), strict=True):
+        memory = self._recording.memory(len(images), self._double if in_float64 else lambda x: x)
+        for view, x in zip((self._recording.images, *self._recording.given), (images, *given), strict=True):
             if view is not None and x is not None:
                 seen = self._exact(view) if in_float64 else view
                 memory.put(seen, x.to(view.dtype).to(seen.dtype, copy=True))

@@ -30,7 +30,6 @@ class Using(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.net, self.held, self.use = pixelcnn(), held, use
-        self.bank = nn.Parameter(torch.randn(3, 1, 4))
         if n_classes is not None:
             self.n_classes, self.table = n_classes, nn.Embedding(n_classes, 4)
 
@@ -41,12 +40,6 @@ class Using(nn.Module):
             if labels is None
             else h + self.use(self.held, self.table(labels)).sum(-1)[:, None, None, None, None]
         )
-
-
-def logits_of(model: nn.Module, **arguments: Any) -> Tensor:
-    images = torch.randint(256, (2, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    labels = torch.tensor([0, 2]) if getattr(model, "n_classes", None) else None
-    return Sampler(model, SHAPE, **arguments).logits(images, labels)
 
 
 def assert_followed(model: nn.Module, change: Callable[[nn.Module], object], **arguments: Any) -> None:
