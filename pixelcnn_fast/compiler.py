@@ -19,7 +19,7 @@ from pixelcnn_fast.capture.reevaluation import Reevaluation
 from pixelcnn_fast.capture.replay import NotInFloat64, Replay
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
-from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, Unsupported
+from pixelcnn_fast.errors import CaptureMismatch, NonFiniteLogits, PixelCNNFastError, Unsupported
 from pixelcnn_fast.heads import Head
 from pixelcnn_fast.passes.pipeline import Watch, for_runtime, phased, show, simplified
 from pixelcnn_fast.passes.precision import in_dtype
@@ -44,8 +44,8 @@ class Compiled:
     """A model as the runtimes take it.
 
     program: what each runtime's own is made of. conditions: the part of the model that depends on the condition alone,
-    for ``program.condition_operands``; whole: the program before it was split into phases, if labels and conditions are
-    to be settled.
+    for ``program.condition_operands``; whole: the program before it was split into phases, if it is to be compared with
+    the model again: Python reads numbers off labels, conditions or the image.
     normalised: whether the model's logits are log-probabilities, whose closing softmax the program leaves out.
     weights: in what the calls on the program's weights were recorded; first: what it was when they were, if it has
     other weights now. Neither is kept in a pickle.
@@ -71,6 +71,17 @@ class Compiled:
             return None
         in_turn = iter(constants)
         return replace(first.converted(lambda _: next(in_turn)), first=first)
+
+    def is_as(self, model: WrappedModel) -> bool:
+        """Whether it does what the model does now, as far as images tell, if Python reads numbers off these."""
+        if self.whole is None or not self.whole.branches:
+            return True
+        try:
+            with model.in_use(), eagerly:
+                compare(self.whole, self.conditions, model, model.examples_to_check())
+        except (PixelCNNFastError, RuntimeError):
+            return False
+        return True
 
     @cached_property
     def evaluation(self) -> Reevaluation:
@@ -131,7 +142,7 @@ def compiled(model: WrappedModel, precision: Precision = "same", watch: Watch | 
         stored = stored_dtype(program, precision)
         with model.weights:
             result = phased(program, stored, watch)
-    whole = program if conditions.unsettled else None
+    whole = program if conditions.unsettled or program.branches else None
     return Compiled(result, conditions, program.normalised, precision, model.weights, whole)
 
 
@@ -195,14 +206,10 @@ def settle(program: Program, conditions: Conditions, model: WrappedModel, given:
         ]
     if not batches:
         return
-    exact = in_dtype(on_cpu(program), torch.float64)
     for chosen in batches:
         part = given.part(chosen)
-        examples = [(model.example(5, part.images)[0], part)]
         try:
-            computed = on_examples(exact, conditions, examples)
-            by_model = by_module(model, examples)
-            check_rounded(program, conditions, model, computed, examples, by_model, factor=50)
+            compare(program, conditions, model, [(model.example(5, part.images)[0], part)], factor=50)
         except CaptureMismatch as error:
             raise Unsupported(
                 "for these labels, or this condition, the model does something else than when it was captured. Python "
@@ -352,6 +359,19 @@ def check_exact(computed: Sequence[Tensor], model: WrappedModel, exact: Sequence
             if not bool((error <= EXACT).all()):
                 moved = slack(other, model, 1000, torch.finfo(torch.float64).eps)
                 check_error(error, EXACT + moved, model, UNDEFINED if bool(error.isnan().any()) else why)
+
+
+def compare(
+    program: Program, conditions: Conditions, model: WrappedModel, examples: Examples, factor: float = 2
+) -> None:
+    """Compares a program with a model, without what was recorded. Raises CaptureMismatch if they differ, and what
+    ``by_module`` does."""
+    computed = on_examples(in_dtype(on_cpu(program), torch.float64), conditions, examples)
+    by_model = list(by_module(model, examples))
+    if model.dtype == torch.float64:
+        check_exact(computed, model, by_model)
+    else:
+        check_rounded(program, conditions, model, computed, examples, by_model, factor)
 
 
 def check_rounded(

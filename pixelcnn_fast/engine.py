@@ -127,8 +127,12 @@ class Engine:
             and all(map(are_equal, self.model.outside, self.outside))
             and (different := {path for path, x in self.weights.items() if not alike(now.tensors[path], x)})
             <= self._read_as_numbers
-            and (are_same(now.values, self.values) and not different or self._does_the_same(model, seen))
+            and (are_same(now.values, self.values) and not different or self._still_does(model, seen))
         )
+
+    def _still_does(self, model: nn.Module, seen: nn.Module) -> bool:
+        present = self._does_the_same(model, seen)
+        return present is not None and (self.compiled is None or self.compiled.is_as(present))
 
     @cached_property
     def _read_as_numbers(self) -> set[str]:
@@ -143,10 +147,16 @@ class Engine:
         """A model as it is in eval mode, in which one that can't be copied is already; and what it holds."""
         return (model, Held(model)) if self.model.kept.is_borrowed else in_eval_mode(model)
 
-    def _does_the_same(self, model: nn.Module, seen: nn.Module, has_values: bool = False) -> bool:
-        """seen: the model as it is in eval mode; has_values: whether all but its tensors is the same."""
+    def _does_the_same(
+        self, model: nn.Module, seen: nn.Module, has_values: bool = False
+    ) -> WrappedModel | None:
+        """The model as it is now, if its forward does what it did. seen: the same in eval mode; has_values: whether all
+        but its tensors is the same."""
         copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
-        return not isinstance(copied, str) and self.model.does_the_same(copied, self.weights, has_values)
+        if isinstance(copied, str):
+            return None
+        present = self.model.run_by(copied)
+        return present if self.model.does_the_same(copied, self.weights, has_values) else None
 
     def having(self, model: nn.Module) -> Engine | str:
         """The same with the present weights of a model, or why only a new one can have them."""
@@ -164,8 +174,10 @@ class Engine:
         if (why := self._why_not_having(now)) is not None:
             return why
         has_values = are_same(now.values, self.values)
-        is_guarded = has_values and self.compiled is not None
-        if not is_guarded and not self._does_the_same(model, seen, has_values):
+        branches = self.compiled is not None and self.compiled.program.branches
+        is_guarded = has_values and self.compiled is not None and not branches
+        present = None if is_guarded else self._does_the_same(model, seen, has_values)
+        if not is_guarded and present is None:
             what = "" if has_values else f": its {_first_difference(now.values, self.values)} is another"
             return f"the model does something else now{what}"
         if self.compiled is None and any(now.tensors[a] is not now.tensors[b] for a, b in self.overlaps):
@@ -174,11 +186,14 @@ class Engine:
         program = None if self.compiled is None else self.compiled.having(taken)
         if program is None and self.compiled is not None:
             return "a weight that was zero, or that the forward reads as a number, is another now"
+        if program is not None and present is not None and not program.is_as(present):
+            return "the model reads numbers off the image, and does something else with them now"
         weights = {path: taken[path] for path in self.weights}
         others = {path: x.detach().clone() for path, x in now.tensors.items() if path not in weights}
+        source = present if branches and present is not None else self.model
         return replace(
             self,
-            model=self.model.having({**weights, **others}),
+            model=source.having({**weights, **others}),
             weights=weights,
             values=now.values,
             compiled=program,
@@ -188,8 +203,6 @@ class Engine:
 
     def _why_not_having(self, now: Held) -> str | None:
         """What can be seen before the weights are evaluated."""
-        if self.compiled is not None and self.compiled.program.branches:
-            return "the model reads numbers off the image, and may read others now"
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
@@ -327,7 +340,7 @@ class Engine:
         with self.model.in_use(), eagerly, advising(WAY_OUT):
             for part in parts if conditions.guards else ():
                 conditions([], given.part(part), part.stop - part.start)
-            if whole is not None:
+            if whole is not None and conditions.unsettled:
                 settle(whole, conditions, self.model, given)
 
     def batches(self, n: int, runtime: Runtime, size: int | None) -> list[slice]:

@@ -46,7 +46,12 @@ def copy_or_why_not(module: nn.Module, memo: dict[int, Any] | None = None) -> nn
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
-    copied.eval()  # whose result may be anything, if the user has replaced train()
+    returned: object = copied.eval()  # which may be anything, if the user has replaced train()
+    if isinstance(returned, nn.Module) and returned is not copied and unwrapped(returned) is not copied:
+        tell(
+            f"eval() of {type(module).__name__} returns another module, a {type(returned).__name__}, which is not "
+            "taken: pass the result of model.eval() if that is the model"
+        )
     return copied
 
 

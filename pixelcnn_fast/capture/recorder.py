@@ -123,7 +123,10 @@ class Recording:
         by_python: also, of what Python read as numbers."""
         calls, slots = [*self.needed], dict[int, None]()
         if by_python:
-            slots = dict.fromkeys(view.slot for _, view in self.constants_read)
+            of_numbers = [view for escape in self.escapes if escape.call for view in escape.call.inputs]
+            slots = dict.fromkeys(
+                view.slot for view in [*(view for _, view in self.constants_read), *of_numbers]
+            )
             calls += needed(self.calls, slots)
         slots |= dict.fromkeys(view.slot for call in calls for view in call.inputs)
         return {slot: self.leaves[slot] for slot in slots if slot in self.leaves and slot not in self.inputs()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
@@ -33,7 +33,7 @@ from pixelcnn_fast.capture.private_copy import (
     private_copy,
     undisturbed,
 )
-from pixelcnn_fast.capture.recorder import IMAGE, Recording
+from pixelcnn_fast.capture.recorder import IMAGE, LABELS, Recording
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tensors import are_equal, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
@@ -47,6 +47,7 @@ from pixelcnn_fast.program.conditions import EXAMPLE_BATCH, Conditions, Given
 from pixelcnn_fast.program.program import ConditionOperand, Program
 from pixelcnn_fast.telling import tell
 
+MOST_LABELS = 64  # for all of which two models are compared, if Python reads numbers off them
 MOST_DIFFERENT = 16  # labels or conditions that are tried, to see whether they matter and are as in the model
 CHECKED_WORK = (
     10**10
@@ -143,6 +144,12 @@ class WrappedModel:
         """The same model with other weights, by name."""
         other = copy.copy(self)
         other.kept = self.kept.having(weights)
+        return other
+
+    def run_by(self, module: nn.Module) -> WrappedModel:
+        """The same with another module, which is in eval mode."""
+        other = copy.copy(self)
+        other.kept = KeptModule(module, self.output, self.kept.is_borrowed)
         return other
 
     def arguments(self) -> ModelArguments:
@@ -242,14 +249,25 @@ class WrappedModel:
             if not are_alike(one, two):
                 return
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
+        if self._reads_labels and self._can_try:
+            self.labels.explore(self._takes_label)
 
     @property
     def may_do_more(self) -> bool:
-        """Whether its forward may do something else for other examples than the one that was recorded. A program does
-        for all images what is done for one, whatever Python read off it."""
-        assert self.recording is not None
-        taken_for_granted = {IMAGE} if self.is_captured else set()
-        return any(not escape.of <= taken_for_granted for escape in self.recording.escapes)
+        """Whether its forward may do something else for other examples than the one that was recorded."""
+        return bool(self._read)
+
+    @property
+    def _reads_labels(self) -> bool:
+        """Whether it may do so for other labels alone."""
+        return self._read == {frozenset({LABELS})}
+
+    @property
+    def _read(self) -> set[frozenset[str]]:
+        """What the numbers depend on by which Python may have decided. A program does for all images what is done for
+        one, whatever they were."""
+        escapes = () if self.recording is None else self.recording.escapes
+        return {x.of for x in escapes if IMAGE not in x.of or not self.is_captured}
 
     def _found_hidden(self, recording: Recording) -> list[Tensor]:
         """Those of the module's tensors that no path leads to and that the forward reads."""
@@ -318,19 +336,29 @@ class WrappedModel:
         has_values: whether all but its tensors is known to be the same."""
         try:
             with undisturbed(self.device):
-                if self.recording is not None:
-                    if self.may_do_more and not has_values:
-                        return False
-                    now = self._forward(module).recording
-                    return are_alike(self.recording, now, weights) or self._is_recorded_again(now, weights)
-                values, given = self.example()
-                other = copy.copy(self)
-                other.kept = KeptModule(module, self.output, self.kept.is_borrowed)
-                with eagerly:
-                    one = self.having(Held(module).tensors)
-                    return torch.equal(one.parameters(values, given), other.parameters(values, given))
+                if self.recording is None:
+                    return self._gives_the_same(module, [self.example()])
+                now = self._forward(module).recording
+                if not are_alike(self.recording, now, weights) and not self._is_recorded_again(now, weights):
+                    return False
+                if has_values or not self.may_do_more:
+                    return True
+                classes = self.n_classes or MOST_LABELS + 1
+                return (
+                    self._reads_labels
+                    and classes <= MOST_LABELS
+                    and self._gives_the_same(module, map(self._with_label, range(classes)))
+                )
         except (PixelCNNFastError, RuntimeError):
             return False
+
+    def _gives_the_same(self, module: nn.Module, examples: Iterable[tuple[Tensor, Given]]) -> bool:
+        """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""
+        if self.kept.is_borrowed:
+            return False
+        one, other = self.having(Held(module).tensors), self.run_by(module)
+        with eagerly:
+            return all(torch.equal(one.parameters(*each), other.parameters(*each)) for each in examples)
 
     @torch.no_grad()
     def parameters(self, values: Tensor, given: Given) -> Tensor:

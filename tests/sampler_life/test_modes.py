@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pixelcnn_fast import Sampler, likelihood
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, noise, silence
-from tests.system.networks import ABOVE, LEFT, Masked
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
 IMAGES = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -201,3 +201,23 @@ def test_an_adapter_alone_is_trained(runtime: Any) -> None:
         model.a.add_(0.5)
     with pytest.warns(UserWarning, match="the model has changed since"):
         sampler.sample(1)
+
+
+def test_that_eval_returns_another_model_is_told() -> None:
+    class Deploying(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pixelcnn()
+
+        def eval(self) -> Any:
+            return pixelcnn(seed=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    model = Deploying()
+    with pytest.warns(UserWarning, match=r"eval\(\) of Deploying returns another module, a PixelCNN"):
+        images = Sampler(model, SHAPE).sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
-from pixelcnn_fast.errors import NotCausal
+from pixelcnn_fast.errors import CaptureMismatch, NotCausal
 from pixelcnn_fast.runtimes.job import Job
 from tests.capture.test_weights import trained_on, weights_of
 from tests.sampler_life.common import BEFORE, SHAPE, STALE, noise, refreshed, silence, take
@@ -27,8 +27,7 @@ def test_a_refreshed_sampler_is_a_new_one(name: str) -> None:
     model = network.model()
     sampler, trained = network.sampler(model), trained_on(model)
     take(model, trained)
-    branches = sampler._engine.captured.program.branches
-    with pytest.warns(UserWarning, match="reads numbers off the image") if branches else silence():
+    with silence():
         assert sampler.refresh() is sampler
     new = network.sampler(trained)
     found, expected = (weights_of(each._engine.captured) for each in (sampler, new))
@@ -217,6 +216,49 @@ def test_samples_that_another_thread_is_drawing_are_from_the_weights_that_they_b
     assert torch.equal(found[0], expected)
 
 
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("trained", [False, True], ids=["as it was", "trained"])
+def test_numbers_that_a_hook_logs_are_no_reason_to_build_anew(classes: int | None, trained: bool) -> None:
+    model, seen = pixelcnn(classes=classes), list[float]()
+    model.conv_in.register_forward_hook(lambda module, given, found: seen.append(found.mean().item()))
+    model.conv_out.register_forward_hook(lambda module, given, found: seen.append(found.mean().item()))
+    labels = None if classes is None else torch.tensor([0, 2, 1])
+    sampler = Sampler(model, SHAPE)
+    model(torch.zeros(3, *SHAPE), *([] if labels is None else [labels]))
+    with silence():
+        if trained:
+            take(model, trained_on(model))
+            sampler.refresh()
+        images = [
+            sampler.sample(3, labels, noise=noise(), runtime=runtime) for runtime in ("auto", "reference")
+        ]
+    expected = Sampler(model, SHAPE).sample(3, labels, noise=noise())
+    assert all(torch.equal(found, expected) for found in images)
+
+
+@pytest.mark.parametrize("name", ["limit", "g"])
+def test_an_if_on_the_image_that_falls_otherwise_now_is_found_out(name: str) -> None:
+    """Only for a bright image, which is not the one that is recorded."""
+
+    def only_if_bright(net: Changed, h: Tensor) -> Tensor:
+        return h + 1 if float(net.x.mean() * net.g) > net.limit else h
+
+    model = Changed(only_if_bright)
+    model.limit = 4.0
+    sampler = Sampler(model, SHAPE)
+    if name == "g":
+        model.g.fill_(1.1)
+    else:
+        model.limit = 3.9
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(3, noise=noise())
+    with (
+        pytest.warns(UserWarning, match="reads numbers off the image, and does something else with them"),
+        pytest.raises(CaptureMismatch),
+    ):
+        sampler.refresh()
+
+
 # Each changes a model that may be anything, as ``Changed.mid`` is.
 class Changed(nn.Module):
     levels = 5
@@ -225,6 +267,8 @@ class Changed(nn.Module):
     transposed: Tensor
     cache: Tensor
     held: Any
+    x: Tensor  # what it was given last
+    limit: float
 
     def __init__(self, mid: Callable[[Changed, Tensor], Tensor] = lambda net, h: h) -> None:
         super().__init__()
@@ -235,7 +279,8 @@ class Changed(nn.Module):
         self.last, self.mid = nn.Conv2d(6, 5, 1), mid
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.mid(self, self.first(x.to(self.g)))))
+        self.x = x.to(self.g)
+        return self.last(torch.tanh(self.mid(self, self.first(self.x))))
 
 
 def untied(net: Changed) -> None:

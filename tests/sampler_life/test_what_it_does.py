@@ -263,6 +263,39 @@ def test_hooks_that_log_are_no_change(log: Callable[[Tensor], object]) -> None:
         sampler.refresh().sample(1)
 
 
+class ByLabels(nn.Module):
+    """It decides by labels what it does."""
+
+    levels = 256
+
+    def __init__(self, n_classes: int | None) -> None:
+        super().__init__()
+        self.net, self.doubled_from, self.epoch = pixelcnn(), 3, 0
+        self.table = nn.Embedding(3, 1)
+        if n_classes is not None:
+            self.n_classes = n_classes
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        h = self.net(x) + self.table(labels)[:, :, None, None, None]
+        return 2 * h if int(labels.max()) >= self.doubled_from else h
+
+
+@pytest.mark.parametrize("n_classes", [3, None])
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_number_that_is_compared_with_labels_counts_and_others_do_not(
+    n_classes: int | None, runtime: Any
+) -> None:
+    model, labels = ByLabels(n_classes), torch.tensor([0, 1, 2])
+    sampler = Sampler(model, SHAPE, runtime=runtime, conditional=True)
+    images = sampler.sample(3, labels, noise=noise())
+    model.epoch = 1
+    with silence():
+        assert torch.equal(sampler.refresh().sample(3, labels, noise=noise()), images)
+    model.doubled_from = 2  # of which the example that was recorded has none
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(3, labels, noise=noise())
+
+
 def test_a_momentum_that_is_not_used_is_no_change() -> None:
     model = pixelcnn()
     sampler = Sampler(model, SHAPE)

@@ -75,8 +75,9 @@ class Conv(nn.Conv2d):
 class Net(nn.Module):
     levels = LEVELS
 
-    def __init__(self, r: random.Random) -> None:
+    def __init__(self, r: random.Random, classes: int = 0) -> None:
         super().__init__()
+        self.labels = nn.Embedding(classes, 6) if classes else None
         kinds = ["plain", "plain", "merging", "folding", "caching"]
         self.first, self.second = Conv(r.choice(kinds), "A", 1), Conv(r.choice(kinds), "B", 6)
         self.norm: nn.Module = nn.BatchNorm2d(6) if r.random() < 0.5 else nn.Identity()
@@ -87,9 +88,13 @@ class Net(nn.Module):
         self.activation: Callable[[Tensor], Tensor] = torch.tanh
         self.losses: list[float] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         self.count += 1
         x = self.first(x.to(self.last.weight.dtype) / LEVELS)
+        if self.labels is not None and labels is not None:
+            if labels.numel() and int(labels.max()) >= self.labels.num_embeddings:
+                raise ValueError("no such label")
+            x = x + self.labels(labels)[:, :, None, None]
         if self.training:
             x = x * (1 + 0 * self.get_buffer("steps").add_(1))
         x = self.activation(self.norm(self.second(self.activation(x).roll(self.shift, 1))) * self.bank[self.at])
@@ -99,12 +104,13 @@ class Net(nn.Module):
 class Life:
     """A model, the sampler that was built from it, and what the sampler took last."""
 
-    def __init__(
-        self, seed: int, model: Callable[[random.Random], nn.Module] = Net, done: Sequence[str] = ()
-    ) -> None:
+    classes = 3  # of every third model
+
+    def __init__(self, seed: int, done: Sequence[str] = ()) -> None:
         self.r, self.done = random.Random(seed), [*done]
         torch.manual_seed(seed)
-        self.model = model(self.r)
+        self.labels = (torch.arange(3),) if self.classes and seed % 3 == 0 else ()
+        self.model = self.made()
         for p in self.model.parameters():
             p.data.mul_(2)
         self.model.train(self.r.random() < 0.5)
@@ -114,8 +120,25 @@ class Life:
             warnings.simplefilter("ignore")
             # Numbers of what can't be copied are those of the model itself.
             self.is_reference = seed % 5 == 4 and "a closure" not in self.done
-            self.sampler = Sampler(self.model, SHAPE, runtime="reference" if self.is_reference else "auto")
+            self.sampler = Sampler(
+                self.model,
+                SHAPE,
+                runtime="reference" if self.is_reference else "auto",
+                conditional=bool(self.labels),
+            )
         self._took()
+
+    def made(self) -> nn.Module:
+        return Net(self.r, self.classes if self.labels else 0)
+
+    def scored(self, model: nn.Module) -> Tensor:
+        return scored(model, self.images, *self.labels)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        labels = tuple(x[:2] for x in self.labels)
+        given = labels[0] if labels else None
+        found, log_p = sampler.sample(2, given, noise=self.noise, log_probability=True)
+        assert_drawn(found, log_p, self.taken, self.noise, *labels)
 
     def snapshot(self) -> nn.Module:
         """The model as it is now, in eval mode."""
@@ -127,25 +150,21 @@ class Life:
 
     def check(self) -> None:
         """The next sample, log-probabilities, and what is told."""
-        then, present = scored(self.taken, self.images), scored(self.snapshot(), self.images)
+        then, present = self.scored(self.taken), self.scored(self.snapshot())
         changed = float((then - present).abs().max())
         with heard() as told:
-            found, log_p = self.sampler.sample(2, noise=self.noise, log_probability=True)
-            assert_drawn(found, log_p, self.taken, self.noise)
+            self.check_sampler(self.sampler)
         if not self.told:
             assert told or changed < MUCH, f"not told of a change of {changed:.2g}"
             assert not told or changed > NOTHING, f"told of {told} where nothing has changed"
         self.told |= bool(told)
         torch.testing.assert_close(
-            self.sampler.log_prob(self.images).detach().double(), present, atol=1e-3, rtol=1e-3
+            self.sampler.log_prob(self.images, *self.labels).detach().double(), present, atol=1e-3, rtol=1e-3
         )
 
     def refresh(self) -> None:
         with heard("is built anew") as anew:
             self.sampler.refresh(self.model)
-        anew = [
-            why for why in anew if "reads numbers off the image" not in why
-        ]  # a hook that was there when it was built
         assert self.is_another or not anew, f"built anew, though only weights have changed: {anew}"
         self._took()
 
@@ -172,7 +191,7 @@ class Life:
     def do_step(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, lr=0.3)
-        loss = F.cross_entropy(self.model(self.images), self.images[:, 0].long())
+        loss = F.cross_entropy(self.model(self.images, *self.labels), self.images[:, 0].long())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -229,11 +248,9 @@ class Life:
                 return
             assert other.fingerprint() == self.sampler.fingerprint()
             try:
-                found, log_p = other.sample(2, noise=self.noise, log_probability=True)
-            except RuntimeError as error:  # a hook that can't be pickled, and nothing but the module draws
-                assert self.is_reference and "without its module" in str(error)
-                return
-            assert_drawn(found, log_p, self.taken, self.noise)
+                self.check_sampler(other)
+            except RuntimeError as error:  # a hook that can't be pickled, and the module is to be run
+                assert (self.is_reference or self.labels) and "without its module" in str(error)
 
     def do_average(self) -> None:
         with torch.no_grad():
@@ -247,30 +264,30 @@ class Life:
     def do_accelerate(self) -> None:
         if self.r.random() < 0.3:  # it takes long
             accelerate(self.model)
-            self.model(self.images)
+            self.model(self.images, *self.labels)
             accelerated(self.model).undo()
 
 
-def scored(model: nn.Module, images: Tensor) -> Tensor:
+def scored(model: nn.Module, images: Tensor, *labels: Tensor) -> Tensor:
     with torch.no_grad():
-        log_p = copy.deepcopy(model)(images).double().log_softmax(1)
+        log_p = copy.deepcopy(model)(images, *labels).double().log_softmax(1)
     return log_p.gather(1, images.long()).flatten(1).sum(1)
 
 
-def assert_drawn(images: Tensor, log_p: Tensor, model: nn.Module, noise: Tensor) -> None:
+def assert_drawn(images: Tensor, log_p: Tensor, model: nn.Module, noise: Tensor, *labels: Tensor) -> None:
     """That a model draws these images from this noise, one forward for each pixel; where rounding may decide, the
     levels on both sides of it will do."""
     model, seen = copy.deepcopy(model), torch.zeros_like(images)
     with torch.no_grad():
         for at in range(noise[0].numel()):
             y, x = divmod(at, SHAPE[2])
-            p = model(seen)[:, :, y, x].double().softmax(1).cumsum(1)
+            p = model(seen, *labels)[:, :, y, x].double().softmax(1).cumsum(1)
             drawn = images[:, 0, y, x].long()[:, None]
             least = torch.cat([torch.zeros_like(p[:, :1]), p], 1).gather(1, drawn)[:, 0]
             u, most = noise[:, 0, y, x], p.gather(1, drawn)[:, 0]
             assert bool(((least - 1e-4 <= u) & (u <= most + 1e-4)).all()), f"another level at {(y, x)}"
             seen[:, 0, y, x] = images[:, 0, y, x]
-    torch.testing.assert_close(log_p, scored(model, images), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(log_p, scored(model, images, *labels), atol=1e-3, rtol=1e-3)
 
 
 @contextmanager
@@ -326,14 +343,15 @@ WAYS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any, Tensor], Tensor
 class Held(Life):
     """The base lives, and its holder is sampled from."""
 
+    classes = 0
+
     def __init__(self, seed: int) -> None:
         self.way = [*WAYS][seed % len(WAYS)]
+        super().__init__(seed, [self.way])
 
-        def holding(r: random.Random) -> nn.Module:
-            self.base = Net(r).eval()  # whose mode its holder does not set
-            return Holding(self.base, self.way)
-
-        super().__init__(seed, holding, [self.way])
+    def made(self) -> nn.Module:
+        self.base = Net(self.r).eval()  # whose mode its holder does not set
+        return Holding(self.base, self.way)
 
     def snapshot(self) -> nn.Module:
         """A function's closure is not copied with it."""
