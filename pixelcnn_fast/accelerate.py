@@ -100,7 +100,7 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
     if not isinstance(target, nn.Module):
-        return _function(target, tells_of_giving_up(compiled, backend.report), handle)
+        return _function(target, tells_of_giving_up(compiled, backend.report, target), handle)
     compiled = tells_of_giving_up(compiled, backend.report, target)
     target._compiled_call_impl = compiled
     handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))

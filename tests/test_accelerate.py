@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -706,6 +707,30 @@ def test_hooks_that_pytorch_does_not_call_are_told_once() -> None:
         model(IMAGES)
         model(IMAGES)
     assert len(told) == 1 and "skip_nnmodule_hook_guards" in str(handle)
+
+
+@pytest.mark.parametrize("way", ["given", "held", "bound"])
+def test_hooks_in_models_that_a_function_calls_are_told_once(way: str) -> None:
+    model, seen = network(), list[int]()
+
+    def given(images: Tensor, model: nn.Module) -> Tensor:
+        return model(images)
+
+    def held(images: Tensor) -> Tensor:
+        return model(images)
+
+    function = accelerate({"given": given, "held": held, "bound": model.forward}[way])
+    called = partial(function, IMAGES, **({"model": model} if way == "given" else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        called()
+        called()
+    part = model.norm if way == "bound" else model
+    part.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.warns(UserWarning, match="parts of the model have got hooks since its first call") as told:
+        called()
+        called()
+    assert len(told) == 1 and not seen
 
 
 def test_it_is_not_told_of_models_that_somebody_else_compiles(logged: list[logging.LogRecord]) -> None:

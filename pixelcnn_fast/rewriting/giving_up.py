@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from types import CellType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,18 +22,23 @@ UNHEARD = (
 
 
 def tells_of_giving_up(
-    compiled: Callable[..., Any], report: Report, module: nn.Module | None = None
+    compiled: Callable[..., Any], report: Report, target: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. module:
-    what it calls, if that is one: if parts of it get hooks after the first call, that is said once."""
-    hooks: list[int] = []  # how many parts had, at the last two calls
+    """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. target:
+    what was compiled: if parts of a model get hooks after the first call, that is said once."""
+    hooks = WeakKeyDictionary[
+        nn.Module, list[int]
+    ]()  # how many the parts of each model had, at the last two calls
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within what somebody else compiles
             return compiled(*args, **kwargs)
-        if module is not None:
-            hooks[:] = [*hooks[-1:], _hooks_of_parts(module)]
-            if hooks[-1] > hooks[0] and torch._dynamo.config.skip_nnmodule_hook_guards:
+        for model in _models(target, args, kwargs):
+            before_and_now = hooks[model] = [
+                *hooks.get(model, [])[-1:],
+                _hooks_in(model, of_parts=model is target),
+            ]
+            if before_and_now[-1] > before_and_now[0] and torch._dynamo.config.skip_nnmodule_hook_guards:
                 _tell(report, UNHEARD)
         known = _compilations()
         try:
@@ -46,8 +54,24 @@ def tells_of_giving_up(
     return call
 
 
-def _hooks_of_parts(module: nn.Module) -> int:
-    return sum(len(getattr(part, kind)) for part in module.modules() if part is not module for kind in HOOKS)
+def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[nn.Module]:
+    """The model that is called; for a function, those that it was given, that it holds, and that are global."""
+    if isinstance(target, nn.Module):
+        yield target
+        return
+    function = inspect.unwrap(getattr(target, "__func__", target))
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    known = getattr(function, "__globals__", {})
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if cell != CellType()]
+    owner = getattr(target, "__self__", None)
+    for each in (*args, *kwargs.values(), *held, *(known.get(name) for name in names), owner):
+        if isinstance(each, nn.Module):
+            yield each
+
+
+def _hooks_in(model: nn.Module, of_parts: bool) -> int:
+    """of_parts: of those alone, since PyTorch does call those of the model that it compiles."""
+    return sum(len(getattr(part, kind)) for part in [*model.modules()][of_parts:] for kind in HOOKS)
 
 
 def _compilations() -> list[Any]:
