@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from types import (
     BuiltinFunctionType,
@@ -39,9 +41,10 @@ SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same
 MOST = 100_000  # values, beyond which no more are looked at
 LONGEST = 600  # letters of a path, likewise
 LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
-SHORT = 64  # items of a list whose types are compared, too
 
 ATOMS = frozenset((int, str, NoneType, bool, float, complex, bytes))
+CONTAINERS = frozenset((tuple, list, dict))
+PLAIN = ATOMS | CONTAINERS
 NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -102,10 +105,8 @@ class Held:
             self.values[path] = x
         elif kind in ATOMS:
             self.values[path] = kind, repr(x)  # -0.0 is not 0.0
-        elif kind in (tuple, list, torch.Size) and ATOMS.issuperset(map(type, x)):
-            self.values[path] = (kind, repr(x)) if len(x) <= SHORT else (kind, tuple(x), tuple(map(type, x)))
-        elif kind is dict and len(x) > SHORT and ATOMS.issuperset(map(type, (*x, *x.values()))):
-            self.values[path] = kind, tuple(x.items())
+        elif kind in CONTAINERS and (plain := _plain(x)) is not None:
+            self.values[path] = kind, plain
         elif isinstance(x, NAMED):
             self.values[path] = x
         elif id(x) in self._seen:
@@ -125,6 +126,21 @@ class Held:
         self.values[path], within = _taken_apart(x)
         for name, each in within:
             self._value(path + name, each)
+
+
+def _plain(x: Any) -> bytes | None:
+    """What says all of a container that holds nothing but ``ATOMS``, and containers of them, at whatever depth."""
+    try:
+        found = marshal.dumps(x, 2)  # a version in which it does not matter which objects are the same one
+    except (ValueError, RuntimeError):  # another thread may be filling a dictionary
+        return None
+    within = [x]
+    while within:  # NumPy's arrays would be bytes
+        within = [*chain.from_iterable(chain(x, x.values()) if type(x) is dict else x for x in within)]
+        if not PLAIN.issuperset(map(type, within)):
+            return None
+        within = [x for x in within if type(x) in CONTAINERS]
+    return found
 
 
 def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:

@@ -366,6 +366,16 @@ HELD: dict[str, tuple[Any, Any, Callable[[Any, Tensor], Tensor]]] = {
     "bytes": (bytearray([1]), bytearray([9]), scaling),
     "a kind of number": (Number(1), Number(3), scaling),
     "an array of objects": (np.array([1.0], object), np.array([3.0], object), scaling),
+    "an array in a list": (
+        [np.ones((1, 2))],
+        [np.ones((2, 1))],
+        lambda held, x: x * torch.tensor(held[0]).sum(0).mean().float(),
+    ),
+    "what is deep inside": (
+        [(0, {"at": (True, [1.0])})],
+        [(0, {"at": (True, [3.0])})],
+        lambda held, x: x * held[0][1]["at"][1][0],
+    ),
     "keys": ({(0, 1): 1.0}, {(1, 0): 3.0}, lambda held, x: x * held.get((0, 1), 5.0)),
 }
 
