@@ -101,11 +101,29 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
     if not isinstance(target, nn.Module):
         return _function(target, tells_of_giving_up(compiled, backend.report, target), handle)
-    compiled = tells_of_giving_up(compiled, backend.report, target)
+    compiled = _OfOne(tells_of_giving_up(compiled, backend.report, target))
     target._compiled_call_impl = compiled
     handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
     _handles[target] = handle
     return target
+
+
+class _OfOne:
+    """What a module is called by, which copies of it do not have: those of one with a ``__getstate__`` of its own
+    copy whatever it holds."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
 
 
 def _uncompile(module: Callable[[], nn.Module | None], compiled: Callable[[], object]) -> None:

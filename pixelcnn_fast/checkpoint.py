@@ -106,7 +106,7 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
         )
     name = metadata.get("model", "PixelCNN")
     if name not in MODELS:
-        raise ValueError(f"{path}: its model is {name!r}, but this version knows {', '.join(MODELS)}")
+        raise ValueError(f"{path}: its model is {name[:80]!r}, but this version knows {', '.join(MODELS)}")
     if not tensors:
         raise ValueError(f"{path}: it holds no tensors: all those of its {name} are missing")
     most = max([len(tensors), *(size for x in tensors.values() for size in x.shape)])
@@ -125,8 +125,8 @@ def _build(path: str | os.PathLike[str], metadata: dict[str, str], tensors: dict
             outline = MODELS[name](**config)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: config {metadata['config'][:300]!r} does not describe a {name} ({error}); if you know its "
-            "size, write it again with pixelcnn_fast.checkpoint.save"
+            f"{path}: config {metadata['config'][:300]!r} does not describe a {name} ({str(error)[:300]}); if you know "
+            "its size, write it again with pixelcnn_fast.checkpoint.save"
         ) from error
     _check_fit(path, tensors, outline.state_dict())
     return MODELS[name](**config)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pixelcnn_fast.capture.parts import Held, are_same, described, unwrapped
-from pixelcnn_fast.capture.private_copy import changes_with_its_mode, copy_or_why_not, eagerly, in_eval_mode
+from pixelcnn_fast.capture.private_copy import copy_or_why_not, drifting, eagerly, in_eval_mode
 from pixelcnn_fast.capture.tensors import are_as_good_as_equal, are_equal, overlapping
 from pixelcnn_fast.capture.transcript import transcript
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
@@ -45,14 +45,15 @@ WAY_OUT = "runtime='reference' samples any causal model, with one full forward p
 class Engine:
     """weights: the tensors that the model has and its forward reads, by path; none once it was pickled; values: what
     else it has, by path; outside: copies of the tensors that its forward reads and it does not have; overlaps: which of
-    the weights share memory, with what; preferred: what the runtime 'auto' stands for; compiled: the model's program,
-    or observed: what is known of a model without one."""
+    the weights share memory, with what; sources: parameters that weights may be made of in eval mode; preferred: what
+    the runtime 'auto' stands for; compiled: the model's program, or observed: what is known of a model without one."""
 
     model: WrappedModel
     weights: Mapping[str, Tensor]
     values: Mapping[str, object]
     outside: Sequence[Tensor] = ()
     overlaps: Sequence[tuple[str, str]] = ()
+    sources: Mapping[str, Tensor] = field(default_factory=dict)
     preferred: RuntimeName = "auto"
     compiled: Compiled | None = None
     observed: Observed | None = None
@@ -89,7 +90,9 @@ class Engine:
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
         if not model.kept.is_borrowed:
             model.outside = outside
-        overlaps = _overlaps(held, weights)
+        overlaps, sources = _between(model, model.overlaps, weights), {}
+        if model.drifting:
+            sources = _parameters(held, weights)
         found = [x.detach().clone() for x in outside]
         if model.outside:
             each = ", ".join(
@@ -97,9 +100,10 @@ class Engine:
             )
             tell(
                 f"the model's forward reads what the model does not hold, as a global variable ({each}): refresh() "
-                "and the warning of changes see whether that is written into, and not whether it is replaced"
+                "and the warning of changes see whether that is written into, and not whether it is replaced. Make it "
+                "a buffer, by register_buffer, or an attribute of the model"
             )
-        return cls(_own(model, weights), weights, held.values, found, overlaps, runtime, program, seen)
+        return cls(_own(model, weights), weights, held.values, found, overlaps, sources, runtime, program, seen)
 
     @property
     def captured(self) -> Compiled:
@@ -120,15 +124,31 @@ class Engine:
     def is_still(self, model: nn.Module) -> bool:
         """Whether a model is what it was when it was taken: what it holds, or else what it does."""
         seen, now = self._seen(model)
-        alike = are_as_good_as_equal if changes_with_its_mode(now) else are_equal
         return (
             self.weights.keys() <= now.tensors.keys()
-            and _overlaps(now, self.weights) == self.overlaps
+            and _between(self.model, overlapping(now.tensors), self.weights) == self.overlaps
             and all(map(are_equal, self.model.outside, self.outside))
-            and (different := {path for path, x in self.weights.items() if not alike(now.tensors[path], x)})
-            <= self._read_as_numbers
-            and (are_same(now.values, self.values) and not different or self._still_does(model, seen))
+            and (different := self._different(now.tensors)) <= self._read_as_numbers
+            and (
+                (are_same(now.values, self.values) and not different and now.tensors.keys() <= self.model.paths)
+                or self._still_does(model, seen)
+            )
         )
+
+    def _different(self, present: Mapping[str, Tensor]) -> set[str]:
+        """Which weights are others now. Those that were merged and taken apart may be rounded, if what they are made of
+        is the same."""
+        found = {path for path, x in self.weights.items() if not are_equal(present[path], x)}
+        if not found or not self.sources:
+            return found
+        made_of = ((path, x) for path, x in self.sources.items() if path not in self.model.drifting)
+        if not all(path in present and are_equal(present[path], x) for path, x in made_of):
+            return found
+        return {
+            path
+            for path in found
+            if path not in self.model.drifting or not are_as_good_as_equal(present[path], self.weights[path])
+        }
 
     def _still_does(self, model: nn.Module, seen: nn.Module) -> bool:
         present = self._does_the_same(model, seen)
@@ -152,7 +172,8 @@ class Engine:
     ) -> WrappedModel | None:
         """The model as it is now, if its forward does what it did. seen: the same in eval mode; has_values: whether all
         but its tensors is the same."""
-        copied = copy_or_why_not(model) if seen is model and not self.model.kept.is_borrowed else seen
+        is_copied = seen is not model or self.model.kept.is_borrowed
+        copied = seen if is_copied else copy_or_why_not(model, is_apart=False)
         if isinstance(copied, str):
             return None
         present = self.model.run_by(copied)
@@ -174,8 +195,8 @@ class Engine:
         if (why := self._why_not_having(now)) is not None:
             return why
         has_values = are_same(now.values, self.values)
-        branches = self.compiled is not None and self.compiled.program.branches
-        is_guarded = has_values and self.compiled is not None and not branches
+        branches = self.compiled is None or self.compiled.program.branches
+        is_guarded = has_values and not branches and now.tensors.keys() <= self.model.paths
         present = None if is_guarded else self._does_the_same(model, seen, has_values)
         if not is_guarded and present is None:
             what = "" if has_values else f": its {_first_difference(now.values, self.values)} is another"
@@ -189,12 +210,18 @@ class Engine:
         if program is not None and present is not None and not program.is_as(present):
             return "the model reads numbers off the image, and does something else with them now"
         weights = {path: taken[path] for path in self.weights}
-        others = {path: x.detach().clone() for path, x in now.tensors.items() if path not in weights}
-        source = present if branches and present is not None else self.model
+        others: dict[str, Tensor] = {}
+        if self.model.recording is None or self.model.may_do_more:  # what else the forward reads is not known
+            others = {path: x.detach().clone() for path, x in now.tensors.items() if path not in weights}
+        is_another = not has_values and branches and not self.model.kept.is_borrowed
+        source = present if is_another and present is not None else self.model
+        model_now = source.having({**weights, **others})
+        model_now.drifting = drifting(seen, now)
         return replace(
             self,
-            model=source.having({**weights, **others}),
+            model=model_now,
             weights=weights,
+            sources=_parameters(now, weights) if model_now.drifting else {},
             values=now.values,
             compiled=program,
             _runtimes={},
@@ -206,7 +233,7 @@ class Engine:
         missing = [path for path in self.weights if path not in now.tensors]
         if missing or any(now.tensors[path].shape != x.shape for path, x in self.weights.items()):
             return "the model's parameters and buffers have other names or shapes now"
-        if _overlaps(now, self.weights) != self.overlaps:
+        if _between(self.model, overlapping(now.tensors), self.weights) != self.overlaps:
             return "other weights of the model lie in the same memory now"
         present = [(now.tensors[path], x) for path, x in self.weights.items()]
         if any((x.dtype, x.device) != (y.dtype, y.device) for x, y in present):
@@ -220,7 +247,7 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         """Without the runtimes, which are built again when they are asked for."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        none: dict[str, Any] = {"weights": {}, "values": {}, "outside": ()}
+        none: dict[str, Any] = {"weights": {}, "values": {}, "outside": (), "sources": {}}
         none |= {"_runtimes": {}, "_refusals": {}, "_told": set()}
         return {**kept, **none, "model": self.model.without_recording(), "_fingerprint": self.fingerprint()}
 
@@ -237,11 +264,12 @@ class Engine:
         if self._fingerprint is not None:
             return self._fingerprint
         decisive: list[object] = [self.precision, *self.model.identity()]
-        if self.model.recording is None or self.model.may_do_more:  # what it does with others is not known
+        with self.model.in_use():
+            recording, others = self.model.usual(), self.model.done_for_others()
+        if recording is None or others is None:  # what it does with other examples is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
-        with self.model.in_use():
-            recording = self.model.usual()
+        decisive += chain.from_iterable(map(transcript, others or ()))
         if recording is not None:
             decisive += transcript(recording)
             for leaf in recording.read().values():
@@ -366,8 +394,17 @@ class Engine:
         return self.listing.workspace_bytes
 
 
-def _overlaps(held: Held, weights: Container[str]) -> list[tuple[str, str]]:
-    return [pair for pair in overlapping(held.tensors) if pair[0] in weights or pair[1] in weights]
+def _between(
+    model: WrappedModel, overlaps: Sequence[tuple[str, str]], weights: Container[str]
+) -> list[tuple[str, str]]:
+    """Those in which a weight and a tensor that the model had from the start share memory."""
+    return [(a, b) for a, b in overlaps if {a, b} <= model.paths and (a in weights or b in weights)]
+
+
+def _parameters(held: Held, but: Container[str]) -> dict[str, Tensor]:
+    """Copies of those that are not among some, by path."""
+    found = {path: x for path, x in held.tensors.items() if isinstance(x, nn.Parameter) and path not in but}
+    return {path: x.detach().clone() for path, x in found.items()}
 
 
 def _own(model: WrappedModel, weights: Mapping[str, Tensor]) -> WrappedModel:

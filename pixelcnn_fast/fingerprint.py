@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def fingerprint(*parts: object) -> str:
-    """SHA-256 of the parts, in hexadecimal: of a tensor, its dtype, shape and bytes, on whatever device it is; of
-    anything else, its ``str``."""
+    """SHA-256 of the parts, in hexadecimal: of a tensor or an array of numbers, its dtype, shape and bytes, on whatever
+    device it is; of anything else, its ``str``."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
             flat = part.detach().cpu().contiguous().view(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:  # whose text is abbreviated
+            digest.update(f"{part.dtype} {list(part.shape)}\n".encode())
+            digest.update(part.tobytes())
         else:
             digest.update(f"{part}\n".encode())
     return digest.hexdigest()

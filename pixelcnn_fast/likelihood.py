@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +46,18 @@ def nll(
         raise ValueError(f"the images are a {type(images).__name__}, expected a torch.Tensor")
     check_has_values(model)
     shape = with_channels(images.shape)
-    taken = images
-    if images.is_floating_point() and (
-        own := next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    ):
-        taken = images.to(own)  # as samplers do
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    def taken(x: Any) -> Any:
+        """Real numbers as the model computes, as samplers give them."""
+        return x.to(own) if isinstance(x, Tensor) and x.is_floating_point() else x
+
     head = head_of(unwrapped(model), shape[1:], head, levels, image_form)
     values = images if head.levels is None else to_levels(images, head.levels, image_form)
     while given and given[-1] is None:
         given = given[:-1]
     try:
-        returned = model(taken, *given, **named)
+        returned = model(taken(images), *map(taken, given), **{name: taken(x) for name, x in named.items()})
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         if image_form != "uint8" or isinstance(error, (PixelCNNFastError, torch.cuda.OutOfMemoryError)):
             raise

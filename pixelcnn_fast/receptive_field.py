@@ -24,7 +24,7 @@ from pixelcnn_fast.compiler import captured
 from pixelcnn_fast.cores import as_cores_allow
 from pixelcnn_fast.errors import NotCausal, PixelCNNFastError, UnknownLayout, Unsupported, advising
 from pixelcnn_fast.heads.categorical import OfLevels
-from pixelcnn_fast.program.causality import Leak, is_ahead, leak_of
+from pixelcnn_fast.program.causality import Leak, leak_of
 from pixelcnn_fast.program.fields import output_field
 from pixelcnn_fast.program.program import Convolution, Instruction, Program, Tap
 from pixelcnn_fast.signatures import takes_arguments_of
@@ -170,9 +170,16 @@ def receptive_field(
         program = _captured(wrapped, has_head)
         leak = leak_of(program)
         if leak is None and (zeros := _zeros(model)):
-            wrapped = WrappedModel(_without_zeros(model, zeros), shape, **arguments)
-            program = _captured(wrapped, has_head)
-            leak = _leak_besides(program, wrapped, zeros)
+            try:
+                wrapped = WrappedModel(_without_zeros(model, zeros), shape, **arguments)
+                program = _captured(wrapped, has_head)
+                leak = _leak_besides(program, wrapped, zeros)
+            except PixelCNNFastError as error:
+                why, _, _ = str(error).partition("\n")
+                tell(
+                    f"{_named(zeros)}: zero now, and what is behind could not be looked at. With small numbers in the "
+                    f"place of zeros: {why}"
+                )
     c = program.shape[0]
     seen = output_field(program).expand(c, -1, -1, -1)  # all channels of one joint distribution see the same
     return ReceptiveField(wrapped.shape, seen, None if leak is None else leak.why)
@@ -217,26 +224,31 @@ def _without_zeros(model: nn.Module, zeros: set[str]) -> nn.Module:
 
 def _leak_besides(program: Program, model: WrappedModel, zeros: set[str]) -> Leak | None:
     """A leak through other layers than those whose weights were zero, if there is one; one through these is told."""
-    leak = leak_of(program)
-    if leak is None:
-        return None
+    first: Leak | None = None
 
-    def of_zeros(tap: Tap | None) -> set[str]:
-        return set() if tap is None else zeros & model.weights.made_of(tap.weight)
+    def of_zeros(tap: Tap) -> set[str]:
+        return zeros & model.weights.made_of(tap.weight)
 
-    def besides(i: Instruction) -> Instruction:
+    def without(i: Instruction, dropped: Tap) -> Instruction:
         if not isinstance(i, Convolution):
             return i
-        return replace(i, taps=tuple(tap for tap in i.taps if not is_ahead(tap) or not of_zeros(tap)))
+        return replace(i, taps=tuple(tap for tap in i.taps if tap is not dropped))
 
-    other = leak_of(replace(program, instructions=tuple(map(besides, program.instructions))))
-    if other is not None and not of_zeros(other.tap):
-        return other
-    tell(
-        f"{' and '.join(sorted(of_zeros(leak.tap)))} is zero now; unless training leaves zeros where a mask should be, "
-        f"the model will leak: {leak.why}"
-    )
-    return None
+    while (leak := leak_of(program)) is not None and leak.tap is not None and of_zeros(leak.tap):
+        first = first or leak
+        instructions = tuple(without(i, leak.tap) for i in program.instructions)
+        program = replace(program, instructions=instructions)
+    if leak is None and first is not None and first.tap is not None:
+        tell(
+            f"{_named(of_zeros(first.tap))} is zero now; unless training leaves zeros where a mask should be, the "
+            f"model will leak: {first.why}"
+        )
+    return leak
+
+
+def _named(paths: set[str]) -> str:
+    """A few of some tensors."""
+    return " and ".join([*sorted(paths)[:3], *(["others"] if len(paths) > 3 else [])])
 
 
 WAY_OUT = (

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from pixelcnn_fast.capture.changes import Changes
 from pixelcnn_fast.capture.model_arguments import ModelArguments
-from pixelcnn_fast.capture.parts import unwrapped
+from pixelcnn_fast.capture.parts import Apart, unwrapped
 from pixelcnn_fast.capture.private_copy import undisturbed
 from pixelcnn_fast.capture.wrapped_model import WrappedModel
 from pixelcnn_fast.compiler import collecting_later, warn_of_what_changes_nothing
@@ -76,7 +76,7 @@ class SamplingArguments(OptionArguments, total=False):
     device: torch.device | str | None
 
 
-class Sampler:
+class Sampler(Apart):
     """Exact ancestral sampling from a causal model, one pixel after the other, computing only what is new.
 
     model: an ``nn.Module`` that takes images [N, C, H, W], and labels [N] if it is conditional, and returns what the
@@ -135,7 +135,7 @@ class Sampler:
         engine.runtime("auto")
         self._engine = engine
         self._changes: Changes | None = Changes(
-            unwrapped(model), engine.weights, engine.model.outside, engine.is_still
+            unwrapped(model), engine.weights, engine.model.paths, engine.model.outside, engine.is_still
         )
         self._has_told = False
 
@@ -237,6 +237,7 @@ class Sampler:
         if isinstance(engine, str):
             tell(f"the sampler is built anew, which takes longer: {engine}")
             wrapped = WrappedModel(model, self.shape, **self._engine.model.arguments())
+            wrapped.told = self._engine.model.told
             with undisturbed(wrapped.device), as_cores_allow():
                 engine = Engine.built(wrapped, self._engine.precision, self._engine.preferred)
         self._use(engine, model)

@@ -719,7 +719,8 @@ def test_hooks_in_models_that_a_function_calls_are_told_once(way: str) -> None:
     def held(images: Tensor) -> Tensor:
         return model(images)
 
-    function = accelerate({"given": given, "held": held, "bound": model.forward}[way])
+    ways: dict[str, Callable[..., Tensor]] = {"given": given, "held": held, "bound": model.forward}
+    function = accelerate(ways[way])
     called = partial(function, IMAGES, **({"model": model} if way == "given" else {}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields
@@ -353,14 +356,29 @@ def test_a_shard_of_which_a_byte_is_another_is_damaged(file_format: FileFormat, 
     shards.write(0, {"images": np.arange(200, dtype=np.uint8).reshape(2, 1, 10, 10)})
     assert shards.read(0)["images"].sum() == 19900
     whole = bytearray(shards.path(0).read_bytes())
-    whole[len(whole) // 2 if file_format == "npz" else -1] ^= 1
-    shards.path(0).write_bytes(whole)
-    with pytest.raises(ValueError, match="shard-000000.* is damaged"):
-        shards.read(0)
+    for place in [len(whole) // 2] if file_format == "npz" else [-1, whole.index(b"crc32"), whole.index(b"U8")]:
+        whole[place] ^= 1
+        shards.path(0).write_bytes(whole)
+        with pytest.raises(ValueError, match="shard-000000.* is damaged"):
+            shards.read(0)
+        whole[place] ^= 1
 
 
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
+
+
+def without_numbers(path: Path) -> None:
+    """Its headers are all right."""
+    if path.suffix == ".npz":
+        whole = {name: x for name, x in np.load(path).items()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, x in whole.items():
+                header = io.BytesIO()
+                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(x))
+                file.writestr(f"{name}.npy", header.getvalue())
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
 
 
 def emptied(path: Path) -> None:
@@ -380,7 +398,9 @@ def linked_to_something(path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("damaged", [cut_short, emptied, linked_to_nothing, linked_to_something])
+@pytest.mark.parametrize(
+    "damaged", [cut_short, without_numbers, emptied, linked_to_nothing, linked_to_something]
+)
 def test_a_damaged_shard_is_drawn_again(damaged, file_format: FileFormat, tmp_path: Path) -> None:
     def draw_them() -> None:
         distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2, file_format=file_format)
@@ -397,6 +417,31 @@ def test_a_damaged_shard_is_drawn_again(damaged, file_format: FileFormat, tmp_pa
     assert not precious.exists() or precious.read_text() == "precious"
     with silence():
         draw_them()
+
+
+@pytest.mark.parametrize("error", [ImportError("no safetensors"), OSError(errno.EMFILE, "too many open files")])
+def test_a_shard_that_can_t_be_looked_at_stays(error: Exception, tmp_path: Path, monkeypatch: Any) -> None:
+    distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+    before = Shards(tmp_path, 5, 2, "npz").path(1).read_bytes()
+
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Shards, "_kinds", failing)
+    with pytest.raises(type(error)):
+        distributed.sample(sampler(), 5, tmp_path, labels, shard_size=2)
+    assert Shards(tmp_path, 5, 2, "npz").path(1).read_bytes() == before
+
+
+def test_labels_are_compared_whole_and_whatever_they_come_in(tmp_path: Path) -> None:
+    many: Any = np.zeros(2000, np.int32)
+    n: Any = np.int64(2000)
+    distributed.sample(sampler(), n, tmp_path, many, shard_size=n)
+    with silence():
+        distributed.sample(sampler(), 2000, tmp_path, torch.zeros(2000, dtype=torch.long), shard_size=2000)
+    many[1000] = 1
+    with pytest.raises(ValueError, match="holds another job: labels is"):
+        distributed.sample(sampler(), 2000, tmp_path, many, shard_size=2000)
 
 
 def test_a_shard_of_other_images_is_drawn_again_and_a_folder_is_an_error(tmp_path: Path) -> None:

@@ -352,6 +352,27 @@ def test_what_is_not_given_is_not_handed_on(given: tuple[None, ...]) -> None:
     assert torch.equal(nll(model, images, *given), nll(model, images))
 
 
+def test_a_condition_of_another_dtype_than_the_model() -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 8, 1), nn.Conv2d(2, 8, 1)
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            return self.one(x) + self.two(condition)
+
+    model, levels, condition = (
+        Conditioned().bfloat16(),
+        torch.randint(0, 8, (2, 1, 3, 3)),
+        torch.randn(2, 2, 3, 3),
+    )
+    for found in (
+        nll(model, levels / 7, condition, image_form="unit", levels=8),
+        nll(model, levels / 7, condition=condition, image_form="unit", levels=8),
+    ):
+        assert torch.equal(found, nll(model, levels / 7, condition.bfloat16(), image_form="unit", levels=8))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_of_another_dtype_than_its_images(dtype: torch.dtype) -> None:
     """It is given them in its own."""

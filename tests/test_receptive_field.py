@@ -376,6 +376,40 @@ def test_an_adapter_that_is_zero_and_perhaps_merged(mode: bool) -> None:
     assert model.merged != mode and model.training == mode
 
 
+class Beside(nn.Module):
+    """A first layer of mask B beside one whose weights are zero, and a last one of zeros."""
+
+    levels = 5
+
+    def __init__(self, is_first: bool) -> None:
+        super().__init__()
+        self.zero, self.wrong, self.is_first = MaskedConv2d(1, 6, 3, "B"), MaskedConv2d(1, 6, 3, "B"), is_first
+        self.last = nn.Conv2d(6, 5, 1)
+        for each in (self.zero, self.last):
+            nn.init.zeros_(each.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.zero(x.float()), self.wrong(x.float())]
+        return self.last(sum(found if self.is_first else found[::-1]))
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_leak_beside_a_zero_that_would_leak_is_seen(is_first: bool) -> None:
+    with pytest.raises(NotCausal, match=r"wrong: kernel tap \(\+0, \+0\) .* sees its own pixel"):
+        check_causal(Beside(is_first), (1, 4, 4))
+
+
+def test_that_a_model_fails_without_its_zeros_is_told() -> None:
+    class Strict(Behind):
+        def forward(self, x: Tensor) -> Tensor:
+            if bool(self.gain != 0):
+                raise ValueError("no such gain")
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="^gain and norm.bias: zero now, and .* no such gain"):
+        check_causal(Strict("gain"), (1, 6, 6))
+
+
 def test_zeros_that_are_not_trained_stay_zero() -> None:
     model = Behind("gain", "none")
     model.gain.requires_grad_(False)

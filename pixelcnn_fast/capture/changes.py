@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from weakref import ref
 
 import torch
@@ -27,14 +27,16 @@ class Changes:
         self,
         model: nn.Module,
         paths: Iterable[str],
+        known: Container[str],
         outside: Iterable[Tensor],
         is_still: Callable[[nn.Module], bool],
     ) -> None:
-        """paths: of its tensors that matter; outside: others that do; is_still: whether the model is what it is now,
-        found out at length."""
+        """paths: of its tensors that matter; known: of those of which it is known whether they do; outside: others that
+        do; is_still: whether the model is what it is now, found out at length."""
         now = Held(model)
         becoming = now.tensors if changes_with_its_mode(now) else ()  # what eval mode makes its weights of
-        self._paths, self._outside, self._is_still = [*{*paths, *becoming}], list(outside), is_still
+        self._paths, self._known = {*paths, *becoming}, known
+        self._outside, self._is_still = list(outside), is_still
         self._looks = looks = [_Look(now, self._of(now))]  # one, as long as it is of use: it keeps memory
         self._model = ref(model, lambda _: looks.clear())
 
@@ -58,7 +60,9 @@ class Changes:
         return True
 
     def _of(self, held: Held) -> list[Tensor]:
-        return [held.tensors[path] for path in self._paths if path in held.tensors] + self._outside
+        """What a forward has made and kept may be read from then on."""
+        found = [x for path, x in held.tensors.items() if path in self._paths or path not in self._known]
+        return found + self._outside
 
 
 class _Look:

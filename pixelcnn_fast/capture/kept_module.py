@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pixelcnn_fast.capture.parts import Held
-from pixelcnn_fast.capture.tensors import with_tensors
+from pixelcnn_fast.capture.tensors import duplicate, with_tensors
 from pixelcnn_fast.heads.output import Output
 
 
@@ -60,8 +60,13 @@ class KeptModule:
         self._weights: Mapping[str, Tensor] | None = None
         self.borrowed = module if is_borrowed else None
         self._why_gone: str | None = None
-        # With its tensors, and without what a call may leave behind.
-        self.untouched = module if is_borrowed else with_tensors(module, Held(module).tensors)
+        self.untouched = module
+        if not is_borrowed:
+            own = Held(module).tensors
+            for x in own.values():
+                if x.is_leaf:  # by which PyTorch decides how it multiplies matrices
+                    x.requires_grad_(False)
+            self.untouched = with_tensors(module, own)  # without what a call may leave behind
 
     @property
     def is_borrowed(self) -> bool:
@@ -117,7 +122,7 @@ class KeptModule:
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptModule:
         if self.is_borrowed or not self.is_there:
             return self
-        return KeptModule(copy.deepcopy(self.module, memo), self.output)
+        return KeptModule(duplicate(self.module, memo), self.output)
 
     def __copy__(self) -> KeptModule:
         other = object.__new__(KeptModule)

@@ -51,7 +51,7 @@ def _clones(own: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype)
                 storages[key] = flat(x).to(device, kind, copy=True)
             once[id(x)] = storages[key].as_strided(x.shape, x.stride(), x.storage_offset())
         elif id(x) not in once:
-            once[id(x)] = (x if x.is_leaf else x.detach()).to(device, kind).clone()
+            once[id(x)] = x.to(device, kind).clone()
     return {path: once[id(x)] for path, x in own.items()}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import marshal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
-from functools import partial
 from itertools import chain
 from operator import itemgetter
 from types import (
@@ -22,6 +22,7 @@ from types import (
     NoneType,
 )
 from typing import Any, cast
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ HOOKS = (
 # What a call does not depend on, if the module is in eval mode; and what a module compiled itself to.
 PASSED_OVER = STANDARD - {*HOOKS} | {"_compiled_call_impl"}
 SWAPPED_FROM = "swapped_from"  # the attribute of a class that computes the same as the class which is its value
-MOST = 100_000  # values, beyond which no more are looked at
+MOST = 30_000  # values besides those of registered modules, beyond which no more are looked at
 LONGEST = 600  # letters of a path, likewise
 LARGEST = 1 << 20  # bytes of a NumPy array that are all looked at
 
@@ -48,10 +49,14 @@ PLAIN = ATOMS | CONTAINERS
 NAMED = (type, Enum, ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
+class Apart:
+    """What is no part of a model that holds it, such as a sampler of that model: copies hold another ``Apart``."""
+
+
 class Held:
     """What was found in a module when this was made: tensors, and modules, by path, and ``values``, by path: numbers,
     texts, functions, types, and which objects there are. Two modules of equal values compute the same functions of
-    their tensors, as far as can be seen from outside.
+    their tensors, as far as can be seen from outside. others: the objects that are neither.
 
     It is walked as ``copy.deepcopy`` does, and into what functions hold. What is registered has its usual name, or
     names; all else, one that has a colon.
@@ -61,10 +66,16 @@ class Held:
         self.tensors: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[str, object] = {}
+        self.others: list[object] = []
         self._seen: dict[
             int, tuple[str, object]
         ] = {}  # by id: its path, and itself, so that the id stays its own
+        self._next: deque[tuple[str, Any]] = deque()  # what is to be looked into, by path
+        self._most = sys.maxsize
         self._module("", module)
+        self._most = len(self.values) + MOST
+        while self._next:
+            self._object(*self._next.popleft())
         self._seen.clear()
 
     def _module(self, path: str, module: nn.Module) -> None:
@@ -75,7 +86,7 @@ class Held:
             self.modules[at] = each
             kind = vars(type(each)).get(SWAPPED_FROM, type(each))
             registered = each._modules, each._parameters, each._buffers
-            names = tuple(tuple(name for name, _ in [*held.items()]) for held in registered)
+            names = tuple(tuple((name, x is None) for name, x in [*held.items()]) for held in registered)
             self.values[at] = kind, getattr(kind, "forward", None), names, is_new or self._seen[id(each)][0]
             for held in (each._parameters, each._buffers):
                 for name, x in [*held.items()]:
@@ -85,11 +96,14 @@ class Held:
         for at, each in found:
             if self._seen[id(each)][0] != at:
                 continue
-            for name, value in [*vars(each).items()]:  # another thread may be training it
+            for name, value in _state(each):
                 if name in HOOKS:
                     value = list(value.values())  # by numbers that are others in another module
                 if name not in PASSED_OVER and not (name in HOOKS and not value):
                     self._value(f"{at}:{name}", value)
+            for name, x in [*each._buffers.items()]:
+                if x is not None and vars(x):
+                    self._value(f"{at}:{name}", vars(x))
             if path or type(each).train is not nn.Module.train:  # it may stay in the mode in which it is
                 self.values[f"{at}:training"] = each.training
 
@@ -101,31 +115,51 @@ class Held:
 
     def _value(self, path: str, x: Any) -> None:
         kind = type(x)
+        if len(self.values) >= self._most or len(path) >= LONGEST:
+            return
         if kind is int or kind is str:
             self.values[path] = x
         elif kind in ATOMS:
             self.values[path] = kind, repr(x)  # -0.0 is not 0.0
         elif kind in CONTAINERS and (plain := _plain(x)) is not None:
             self.values[path] = kind, plain
+        elif kind in ProxyTypes or isinstance(x, Apart):
+            self.values[path] = Apart
+            self.others.append(x)
         elif isinstance(x, NAMED):
             self.values[path] = x
+            self.others.append(x)
         elif id(x) in self._seen:
             self.values[path] = "what is at", self._seen[id(x)][0]
-        elif len(self.values) < MOST and len(path) < LONGEST:
+        else:
+            self.values[path] = kind
             self._seen[id(x)] = path, x
-            self._object(path, x)
+            self._next.append((path, x))
 
     def _object(self, path: str, x: Any) -> None:
+        within: Iterable[tuple[str, Any]]
         if isinstance(x, nn.Module):
             self._module(path, x)
             return
         if isinstance(x, Tensor):
             self.values[path] = Tensor
             self._tensor(path, x)
-            return
-        self.values[path], within = _taken_apart(x)
+            within = () if isinstance(x, nn.Parameter) else _named(vars(x))
+        else:
+            self.others.append(x)
+            self.values[path], within = _taken_apart(x)
         for name, each in within:
+            if len(self.values) >= self._most:
+                break
             self._value(path + name, each)
+
+
+def _state(module: nn.Module) -> list[tuple[str, Any]]:
+    """What it is copied with."""
+    if type(module).__getstate__ is not nn.Module.__getstate__:
+        with suppress(Exception):
+            return [*module.__getstate__().items()]
+    return [*vars(module).items()]  # another thread may be training it
 
 
 def _plain(x: Any) -> bytes | None:
@@ -143,63 +177,78 @@ def _plain(x: Any) -> bytes | None:
     return found
 
 
-def _taken_apart(x: Any) -> tuple[object, list[tuple[str, Any]]]:
+def _taken_apart(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
     """-> (what tells it from others, what it holds, by name)."""
     kind = type(x)
     if isinstance(x, MethodType):
         return kind, [(".__func__", x.__func__), (".__self__", x.__self__)]
     if isinstance(x, BuiltinFunctionType):
         return (x.__qualname__, kind), [(".__self__", x.__self__)]
-    attributes = _attributes(x)
+    if isinstance(x, FunctionType):
+        closure = [*(x.__defaults__ or ()), x.__kwdefaults__]
+        for cell in x.__closure__ or ():
+            with suppress(ValueError):  # the cell is empty
+                closure.append(cell.cell_contents)
+        return x.__code__, chain(_numbered(closure), _named(vars(x)))
     if isinstance(x, (dict, MappingProxyType)):
         pairs = [*x.items()]
         keys = [key if _is_plain(key) else number for number, (key, _) in enumerate(pairs)]
-        items = [(f"[{key!r}]", each) for key, (_, each) in zip(keys, pairs, strict=True)]
-        others = [(f"[key {number}]", key) for number, (key, _) in enumerate(pairs) if not _is_plain(key)]
-        return (kind, tuple(keys)), [*items, *others, *attributes]
+        items = ((f"[{key!r}]", each) for key, (_, each) in zip(keys, pairs, strict=True))
+        of_keys = ((f"[key {number}]", key) for number, (key, _) in enumerate(pairs) if not _is_plain(key))
+        return (kind, tuple(keys)), chain(items, of_keys, _named(_attributes(x)))
     if isinstance(x, (tuple, list, deque)):
-        return (kind, len(x)), [*((f"[{number}]", each) for number, each in enumerate(x)), *attributes]
+        return (kind, len(x)), chain(_numbered(x, "[]"), _named(_attributes(x)))
     if isinstance(x, (set, frozenset)):  # whose order is another in a copy
         others = [each for each in x if not _is_plain(each)]
         by_kind = {(type(each).__qualname__, getattr(each, "__qualname__", "")): each for each in others}
         of_their_own = [(f"{{{kind}}}", by_kind[kind]) for kind in sorted(by_kind)]
         told = frozenset(filter(_is_plain, x))
-        return (kind, len(x), told), [*(of_their_own if len(by_kind) == len(others) else ()), *attributes]
-    if isinstance(x, FunctionType):
-        within = [*(x.__defaults__ or ()), x.__kwdefaults__]
-        for cell in x.__closure__ or ():
-            with suppress(ValueError):  # the cell is empty
-                within.append(cell.cell_contents)
-        return x.__code__, [*((f"({number})", each) for number, each in enumerate(within)), *attributes]
-    if isinstance(x, partial):
-        return kind, [(".func", x.func), (".args", x.args), (".keywords", x.keywords), *attributes]
+        within = of_their_own if len(by_kind) == len(others) else []
+        return (kind, len(x), told), chain(within, _named(_attributes(x)))
     if any(each.__module__ == "numpy" for each in kind.__mro__) and hasattr(x, "tobytes"):
         if not x.dtype.hasobject:
             step = x.nbytes // LARGEST + 1
             seen = x.reshape(-1)[::step] if step > 1 else x
-            return (kind, x.dtype, x.shape, hashlib.blake2b(seen.tobytes()).digest()), attributes
-        return (kind, x.shape), [*((f"[{number}]", each) for number, each in enumerate(x.flat)), *attributes]
+            digest = hashlib.blake2b(seen.tobytes()).digest()
+            return (kind, x.dtype, x.shape, digest), _named(_attributes(x))
+        return (kind, x.shape), chain(_numbered(x.flat, "[]"), _named(_attributes(x)))
     for plain in (int, float, complex, str, bytes):
         if isinstance(x, plain):
-            return (kind, plain.__repr__(x)), attributes
-    if not attributes:
-        with suppress(Exception):  # it can't be copied
-            attributes = [(f"({number})", each) for number, each in enumerate(x.__reduce_ex__(4))]
-    return kind, attributes
+            return (kind, plain.__repr__(x)), _named(_attributes(x))
+    return _reduced(x)
 
 
-def _attributes(x: Any) -> list[tuple[str, Any]]:
-    own: dict[str, Any] = {}
+def _reduced(x: Any) -> tuple[object, Iterable[tuple[str, Any]]]:
+    """As ``_taken_apart``, by what ``copy.deepcopy`` asks for: a function, its arguments, and a state."""
+    kind = type(x)
+    try:
+        made = copyreg.dispatch_table.get(kind, lambda x: x.__reduce_ex__(4))(x)
+        function, arguments, *rest = (made, ()) if isinstance(made, str) else made
+        state, items, pairs = (*rest, None, None, None)[:3]
+    except Exception:  # it can't be copied
+        return kind, _named(_attributes(x))
+    if isinstance(made, str):  # it is what a global name stands for
+        return (kind, made), _named(_attributes(x))
+    states = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # of slots, too
+    named = [_named(each) for each in states if isinstance(each, dict)]
+    others = [each for each in states if each is not None and not isinstance(each, dict)]
+    return (kind, getattr(function, "__qualname__", "")), chain(
+        *named, _numbered(others, "{}"), _numbered(arguments), _numbered(items or ()), _numbered(pairs or ())
+    )
+
+
+def _named(held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((f".{name}", each) for name, each in [*held.items()])
+
+
+def _numbered(held: Iterable[Any], bracket: str = "()") -> Iterator[tuple[str, Any]]:
+    return ((f"{bracket[:-1]}{number}{bracket[-1]}", each) for number, each in enumerate(held))
+
+
+def _attributes(x: Any) -> dict[str, Any]:
     with suppress(Exception):  # of an object that makes its attributes up
-        own = dict(getattr(x, "__dict__", {}))
-    for each in type(x).__mro__:
-        slots = vars(each).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            is_private = name.startswith("__") and not name.endswith("__")
-            name = f"_{each.__name__.lstrip('_')}{name}" if is_private else name
-            with suppress(Exception):
-                own.setdefault(name, getattr(x, name))
-    return [(f".{name}", each) for name, each in own.items()]
+        return dict(getattr(x, "__dict__", {}))
+    return {}
 
 
 def _is_plain(x: Any) -> bool:

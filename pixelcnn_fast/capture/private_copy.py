@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from pixelcnn_fast.capture.parts import HOOKS, Held, unwrapped
+from pixelcnn_fast.capture.tensors import are_equal, duplicate
 from pixelcnn_fast.telling import tell
 
 
@@ -31,18 +31,25 @@ def private_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
     return None
 
 
-def copy_or_why_not(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module | str:
-    """As ``private_copy``, or else why it can't be copied. memo: what takes the place of tensors, by their id."""
+def copy_or_why_not(
+    module: nn.Module, memo: dict[int, Any] | None = None, is_apart: bool = True
+) -> nn.Module | str:
+    """As ``private_copy``, or else why it can't be copied. memo: what takes the place of tensors, by their id;
+    is_apart: whether functions must not lead from the copy to the module."""
     held, memo = Held(module), {} if memo is None else memo
     for x in held.tensors.values():
         if not x.is_leaf:  # such as the weight of torch.nn.utils.weight_norm
             memo.setdefault(id(x), x.detach().clone())
     try:
-        copied = copy.deepcopy(module, memo)
-        _check_apart(held, Held(copied))
+        copied = duplicate(module, memo, held)
+        if is_apart:
+            _check_apart(held, Held(copied))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     for parent in copied.modules():
+        vars(parent).pop(
+            "_compiled_call_impl", None
+        )  # of the module itself, if it has a __getstate__ of its own
         for name, child in parent.named_children():
             if (inner := unwrapped(child)) is not child:
                 setattr(parent, name, inner)
@@ -93,6 +100,19 @@ def in_eval_mode(module: nn.Module) -> tuple[nn.Module, Held]:
     return module, held
 
 
+def drifting(module: nn.Module | None, held: Held) -> frozenset[str]:
+    """The tensors, by path, of a copy in eval mode that train mode makes others of, so that rounding may move them.
+    held: what it holds."""
+    if module is None or not changes_with_its_mode(held):
+        return frozenset()
+    with suppress(Exception):
+        trained = Held(duplicate(module).train()).tensors
+        return frozenset(
+            path for path, x in held.tensors.items() if path in trained and not are_equal(x, trained[path])
+        )
+    return frozenset(held.tensors)
+
+
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
@@ -105,8 +125,11 @@ def borrowed(module: nn.Module) -> Iterator[None]:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:
         held = Held(module)
-        weights = changes_with_its_mode(held)  # taking out what was merged may round
-        before = [_State(each, weights) for each in {id(each): each for each in held.modules.values()}.values()]
+        before = [_State(each) for each in {id(each): each for each in held.modules.values()}.values()]
+        kept = [*held.tensors.values()]  # if they are merged and taken out again, that may round
+        if not changes_with_its_mode(held):
+            kept = [x for each in held.modules.values() for x in each._buffers.values() if x is not None]
+        tensors = [(x, x.data, x.detach().clone()) for x in {id(x): x for x in kept}.values()]
         if any(state.training for state in before):
             module.eval()
         try:
@@ -117,17 +140,20 @@ def borrowed(module: nn.Module) -> Iterator[None]:
                     state.module.train()  # which may do more, such as taking adapters out of the weights again
             for state in before:
                 state.restore()
+            for x, data, was in tensors:
+                if not are_equal(data, was):
+                    data.copy_(was)
+                if x.data_ptr() != data.data_ptr() or not are_equal(x, was):
+                    x.data = data
 
 
 class _State:
-    """What a module has as attributes, its mode among them, and what is in its buffers, and if asked, its weights."""
+    """What a module has as attributes, its mode among them."""
 
-    def __init__(self, module: nn.Module, weights: bool) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
         self._attributes = dict(vars(module))
         self._held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
-        held = [*module._buffers.values(), *(module._parameters.values() if weights else ())]
-        self._tensors = [(x.data, x.detach().clone()) for x in held if x is not None]
 
     def restore(self) -> None:
         own = vars(self.module)
@@ -137,9 +163,6 @@ class _State:
         for name, held in self._held.items():
             own[name].clear()
             own[name].update(held)
-        for x, kept in self._tensors:
-            if not torch.equal(x, kept):
-                x.copy_(kept)
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
 
-from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.parts import Apart, Held
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -55,7 +56,7 @@ def are_as_good_as_equal(x: Tensor, y: Tensor) -> bool:
         return are_equal(x, y)
     if not x.numel() or not is_in_memory(x):
         return is_in_memory(x)
-    least = 4 * torch.finfo(x.dtype).eps * float(y.abs().max())
+    least = 2 * torch.finfo(x.dtype).eps * float(y.abs().max())
     return bool(((x - y).abs() <= least).all()) or are_equal(x, y)
 
 
@@ -83,7 +84,33 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     A tensor that is computed from others stays one, so that gradients go through it.
     """
-    return copy.deepcopy(module, in_place_of(Held(module).tensors, tensors))
+    held = Held(module)
+    return duplicate(module, in_place_of(held.tensors, tensors), held)
+
+
+def duplicate(module: nn.Module, memo: dict[int, Any] | None = None, held: Held | None = None) -> nn.Module:
+    """A deep copy. What the module holds that has no copies, such as locks and open files, it has as well. memo: as
+    ``copy.deepcopy`` takes it; held: what is in the module, if that is known."""
+    held, memo = held or Held(module), {} if memo is None else memo
+    memo |= {id(x): x for x in held.others if type(x) in ProxyTypes}
+    memo |= {id(x): Apart() for x in held.others if isinstance(x, Apart)}
+    before = dict(memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception:
+        alone = [x for x in held.others if not hasattr(x, "__deepcopy__") and not _can_be_taken_apart(x)]
+        if not alone:
+            raise
+        memo.clear()
+        memo |= before | {id(x): x for x in alone}
+        return copy.deepcopy(module, memo)
+
+
+def _can_be_taken_apart(x: object) -> bool:
+    try:
+        return bool(x.__reduce_ex__(4))
+    except Exception:
+        return False
 
 
 def in_place_of(own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[int, Any]:

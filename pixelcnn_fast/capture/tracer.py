@@ -8,7 +8,6 @@ output needs its result.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from pixelcnn_fast.capture.conditional import check_conditions
 from pixelcnn_fast.capture.parts import Held
 from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Reads, Recorder, Recording, module_paths
 from pixelcnn_fast.capture.replay import Replay
+from pixelcnn_fast.capture.tensors import duplicate
 from pixelcnn_fast.capture.trace import Trace
 from pixelcnn_fast.capture.weights import WeightRecorder
 from pixelcnn_fast.errors import ModelFailed, Unsupported
@@ -69,10 +69,10 @@ def capture(
     shape = with_channels(examples[0][0].shape)
 
     # What a forward keeps is to be made in each recording, so each runs a model that has never run.
-    untouched = copy.deepcopy(model) if can_be_copied else model
+    untouched = duplicate(model) if can_be_copied else model
 
     def another(example: Example) -> Forward:
-        return Forward(copy.deepcopy(untouched) if can_be_copied else model, *example, head)
+        return Forward(duplicate(untouched) if can_be_copied else model, *example, head)
 
     first, second = Forward(model, *examples[0], head), None
     head = first.head

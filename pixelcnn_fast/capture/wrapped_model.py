@@ -29,13 +29,14 @@ from pixelcnn_fast.capture.parts import Held, unwrapped
 from pixelcnn_fast.capture.private_copy import (
     borrowed,
     changes_with_its_mode,
+    drifting,
     eagerly,
     private_copy,
     undisturbed,
 )
-from pixelcnn_fast.capture.recorder import IMAGE, LABELS, Recording
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Recording
 from pixelcnn_fast.capture.replay import Replay
-from pixelcnn_fast.capture.tensors import are_equal, with_tensors
+from pixelcnn_fast.capture.tensors import are_equal, duplicate, overlapping, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
 from pixelcnn_fast.capture.transcript import are_alike
 from pixelcnn_fast.errors import ModelFailed, PixelCNNFastError, Unsupported
@@ -109,13 +110,15 @@ class WrappedModel:
         self._hidden = [x for x in memo.get(id(memo), ()) if isinstance(x, Tensor) and id(x) not in by_path]
         seen = Held(copied) if copied is not None and changes_with_its_mode(held) else held
         self.paths = frozenset(seen.tensors)  # of what the user's module holds in eval mode
+        self.overlaps = overlapping(seen.tensors)  # a copy's tensors may lie apart
+        self.drifting = drifting(copied, seen)
         self.kept = KeptModule(copied or module, output, is_borrowed=copied is None)
         self._own_dtype = self.dtype  # which the module's code may name; a copy may compute in another
         self.branches: tuple[str, ...] = ()  # what Python reads off the image, once that is known
         self.recording: Recording | None = None  # of its first forward, once it is captured
         self.is_captured = False
         self.outside: Sequence[Tensor] = ()  # what its forward reads that copies of it share
-        self._told = set[str]()  # parameters that get no gradients, by path
+        self.told = set[str]()  # parameters that get no gradients, by path
 
     def copy_in_float64(self) -> WrappedModel | None:
         """The same model in float64, or None if it is in float64 already or can't be converted."""
@@ -217,7 +220,7 @@ class WrappedModel:
     def _drawn_in_part(self) -> Iterator[tuple[Tensor, Given]]:
         """If the model reads numbers off the image, images as sampling meets them: of the lowest level everywhere, or
         from the second pixel, the second row or the middle on; and one of the highest level."""
-        if self.levels is not None and self.branches:
+        if self.levels is not None and (self.branches or any(IMAGE in of for of in self._read)):
             values, given = self.example(4)
             values[1:] = values[:1]  # two of one image: its statistics are those of the batch
             _, height, width = self.shape
@@ -249,18 +252,13 @@ class WrappedModel:
             if not are_alike(one, two):
                 return
             self.recording, self.outside = one, [*shared(one, two), *self._found_hidden(one)]
-        if self._reads_labels and self._can_try:
+        if any(LABELS in of for of in self._read) and self._can_try:
             self.labels.explore(self._takes_label)
 
     @property
     def may_do_more(self) -> bool:
         """Whether its forward may do something else for other examples than the one that was recorded."""
         return bool(self._read)
-
-    @property
-    def _reads_labels(self) -> bool:
-        """Whether it may do so for other labels alone."""
-        return self._read == {frozenset({LABELS})}
 
     @property
     def _read(self) -> set[frozenset[str]]:
@@ -276,7 +274,7 @@ class WrappedModel:
 
     def _another(self) -> nn.Module:
         """Another copy of the module, which has never run, if it can be copied."""
-        return self.module if self.kept.is_borrowed else copy.deepcopy(self.kept.untouched)
+        return self.module if self.kept.is_borrowed else duplicate(self.kept.untouched)
 
     @cached_property
     def _recorded_again(self) -> Recording | None:
@@ -318,8 +316,17 @@ class WrappedModel:
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
-    def _forward(self, module: nn.Module) -> Forward:
-        values, given = self.example()
+    def done_for_others(self) -> list[Recording] | None:
+        """What it does for other examples, if it may do more than for one; None if that can't be tried."""
+        others = self._examples_that_matter()
+        if others is None or (others and self.kept.is_borrowed):
+            return None
+        with undisturbed(self.device), suppress(PixelCNNFastError, RuntimeError):
+            return [self._forward(self._another(), each).recording for each in others]
+        return None
+
+    def _forward(self, module: nn.Module, example: tuple[Tensor, Given] | None = None) -> Forward:
+        values, given = example or self.example()
         with eagerly, _returning(module, self.output):
             return Forward(module, self.encode(values), given.in_dtype(self.dtype), self.head)
 
@@ -343,14 +350,21 @@ class WrappedModel:
                     return False
                 if has_values or not self.may_do_more:
                     return True
-                classes = self.n_classes or MOST_LABELS + 1
-                return (
-                    self._reads_labels
-                    and classes <= MOST_LABELS
-                    and self._gives_the_same(module, map(self._with_label, range(classes)))
-                )
+                others = self._examples_that_matter()
+                return others is not None and self._gives_the_same(module, others)
         except (PixelCNNFastError, RuntimeError):
             return False
+
+    def _examples_that_matter(self) -> list[tuple[Tensor, Given]] | None:
+        """For all that may be done otherwise, as Python has read numbers; None if that can't be tried."""
+        if any(CONDITION in of for of in self._read):
+            return None
+        images = self.examples_to_check() if any(IMAGE in of for of in self._read) else []
+        if not any(LABELS in of for of in self._read):
+            return images
+        if self.n_classes is None or self.n_classes > MOST_LABELS:
+            return None
+        return [*images, *map(self._with_label, range(self.n_classes))]
 
     def _gives_the_same(self, module: nn.Module, examples: Iterable[tuple[Tensor, Given]]) -> bool:
         """Whether another module gives the same parameters, bit by bit, as this one would with its tensors."""
@@ -382,11 +396,12 @@ class WrappedModel:
             drawn = self.encode(values) if self.levels is None else values.to(self.device)
             result = -head.nll(head.arranged(output, self.shape[0]), drawn)
         found = () if live is None or not torch.is_grad_enabled() else without_gradients(live, result)
-        if new := [path for path in found if path not in self._told]:
-            self._told.update(new)
+        if new := [path for path in found if path not in self.told]:
+            self.told.update(new)
             tell(
                 f"log_prob gives no gradients to {', '.join(new)}: eval mode, in which it is computed, computes "
-                f"without them, as parts of {type(live).__name__} set other weights in train() or eval()"
+                f"without them, as parts of {type(live).__name__} set other weights in train() or eval(): to train "
+                "these, compute the loss from the model itself, in train mode"
             )
         return result
 

@@ -68,8 +68,8 @@ def sample(
         drawing.check(n)
         settings = {
             "version": VERSION,
-            "n": n,
-            "shard_size": shard_size,
+            "n": shards.n,
+            "shard_size": shards.size,
             "shards": shards.count,
             "file_format": file_format,
             **drawing.settings(n),

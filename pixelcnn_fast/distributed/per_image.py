@@ -29,6 +29,7 @@ def told_apart(values: PerImage | None, n: int) -> str | None:
     if values is None:
         return None
     if not callable(values):
-        return fingerprint(values)
+        found = torch.as_tensor(values)
+        return fingerprint(found if found.is_floating_point() else found.long())
     first, spread = range(min(n, TRIED)), range(0, n, math.ceil(n / TRIED) or 1)
     return fingerprint(of_images(values, first), of_images(values, spread))

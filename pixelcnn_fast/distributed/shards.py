@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -28,6 +30,7 @@ DTYPES = {
 }  # of safetensors
 DTYPES["BOOL"] = "bool"
 READ_HEADER_2 = np.lib.format.read_array_header_2_0
+BUSY = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM  # which says nothing of a file
 MOST_SHARDS = 10**7
 DIGITS = 6  # of a shard's number, so that names sort as numbers up to a million shards
 
@@ -84,7 +87,7 @@ class Shards:
 
             with safe_open(path, framework="np") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}
-                if (file.metadata() or {}).get(CHECKSUM, _checksum(found)) != _checksum(found):
+                if (file.metadata() or {}).get(CHECKSUM) != _checksum(found):
                     raise ValueError("its checksum is another")
             return found
         except _damages() as error:
@@ -107,6 +110,12 @@ class Shards:
                 return False
             name = next(name for name in {**kinds, **found} if found.get(name) != kinds.get(name))
             why = f"{name}: {_kind(found.get(name))}, expected {_kind(kinds.get(name))}"
+        except ImportError:
+            raise
+        except OSError as error:
+            if error.errno in BUSY:
+                raise
+            why = f"{type(error).__name__}: {error}"
         except Exception as error:  # whatever a reader makes of bytes that it was not made for
             why = f"{type(error).__name__}: {error}"
         tell(f"{path} is damaged, and is drawn again ({why})")
@@ -131,6 +140,9 @@ class Shards:
                     version = np.lib.format.read_magic(header)
                     fields = np.lib.format.read_array_header_1_0 if version == (1, 0) else READ_HEADER_2
                     shape, _, dtype = fields(header)
+                    size = header.tell() + dtype.itemsize * math.prod(shape)
+                    if arrays.getinfo(name).file_size != size:
+                        raise ValueError(f"{name} has {arrays.getinfo(name).file_size} bytes, expected {size}")
                     found[name.removesuffix(".npy")] = str(dtype), tuple(shape)
         return found
 
@@ -189,6 +201,7 @@ def _damages() -> tuple[type[Exception], ...]:
         EOFError,
         ValueError,
         KeyError,
+        NotImplementedError,
         zipfile.BadZipFile,
         zlib.error,
     )
@@ -200,9 +213,10 @@ def _damages() -> tuple[type[Exception], ...]:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Of all bytes, CRC-32 as in .npz files."""
+    """CRC-32, as in .npz files, of what an array is called and is, and of its bytes."""
     found = 0
     for name in sorted(arrays):
+        found = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), found)
         found = zlib.crc32(np.ascontiguousarray(arrays[name]).data, found)
     return f"{found:08x}"
 

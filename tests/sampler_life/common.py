@@ -43,6 +43,13 @@ def take(model: nn.Module, other: nn.Module) -> None:
     model.load_state_dict(other.state_dict())
 
 
+class NoCopies:
+    """Of which there are none, nor of what holds one."""
+
+    def __deepcopy__(self, memo: dict) -> NoCopies:
+        raise TypeError("there is only one")
+
+
 class InPlace(nn.Module):
     """It masks its weight in place when it is called, caches something, and checkpoints a part of itself."""
 

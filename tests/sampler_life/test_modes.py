@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
 from tests.capture.test_weights import trained_on
-from tests.sampler_life.common import SHAPE, noise, silence
+from tests.sampler_life.common import SHAPE, NoCopies, noise, silence
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
 IMAGES = torch.randint(0, 5, (3, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -170,15 +169,19 @@ class Passing(nn.Module):
 
     def __init__(self, net: Merging) -> None:
         super().__init__()
-        self.gain, self.held, self.lock = nn.Parameter(torch.ones(())), [net], threading.Lock()
+        self.gain, self.held = nn.Parameter(torch.ones(())), [net, NoCopies()]
+
+    @property
+    def net(self) -> Any:
+        return self.held[0]
 
     def train(self, mode: bool = True) -> Passing:
         super().train(mode)
-        self.held[0].train(mode)
+        self.net.train(mode)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.held[0](x) * self.gain
+        return self.net(x) * self.gain
 
 
 def test_what_can_t_be_copied_gets_back_the_bits_of_what_it_only_holds() -> None:

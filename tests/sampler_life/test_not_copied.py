@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
-from tests.sampler_life.common import SHAPE, STALE, InPlace, noise
-from tests.system.networks import ABOVE, LEFT, Masked
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, STALE, InPlace, NoCopies, noise, silence, take
+from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
 
 
 class NotCopied(InPlace):
@@ -19,7 +23,7 @@ class NotCopied(InPlace):
         raise TypeError("there is only one")
 
 
-class Locked(nn.Module):
+class Single(nn.Module):
     """It can't be copied, and assigns a buffer."""
 
     levels = 5
@@ -28,7 +32,7 @@ class Locked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.lock, self.first, self.last = threading.Lock(), Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
+        self.single, self.first, self.last = NoCopies(), Masked(1, 6, [*ABOVE, *LEFT]), nn.Conv2d(6, 5, 1)
         self.register_buffer("cache", torch.zeros(6))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +42,7 @@ class Locked(nn.Module):
 
 
 def test_a_module_that_can_t_be_copied_is_as_good_as_a_copy() -> None:
-    model = Locked()
+    model = Single()
     images = torch.randint(0, 5, (2, *SHAPE), dtype=torch.uint8)
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(model, SHAPE)
@@ -59,7 +63,7 @@ def test_a_module_that_can_t_be_copied_is_as_good_as_a_copy() -> None:
     assert torch.equal(model.cache, torch.zeros(6))
 
 
-class Caching(Locked):
+class Caching(Single):
     """It keeps something of its weights at its first call."""
 
     kept: Tensor | None = None
@@ -80,6 +84,55 @@ def test_what_the_first_call_of_such_a_module_keeps_is_followed() -> None:
         sampler.refresh()
     images = (sampler.sample(3, noise=noise(), runtime=runtime) for runtime in ("cpu", "reference"))
     assert torch.equal(*images)
+
+
+@contextmanager
+def opened() -> Iterator[object]:
+    with open(__file__) as file:
+        yield file
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda: nullcontext(threading.Lock()),
+        opened,
+        lambda: nullcontext(iter("abc")),
+        lambda: nullcontext(torch),
+    ],
+    ids=["a lock", "a file", "an iterator", "a Python module"],
+)
+def test_what_has_no_copies_and_is_not_read_is_no_trouble(held: Any, runtime: Any) -> None:
+    """Whether the model had it from the start or not."""
+    model, expected = pixelcnn(), Sampler(pixelcnn(), SHAPE).sample(3, noise=noise())
+    with held() as one, silence():
+        vars(model)["notes"] = [1, {"held": one}]
+        sampler = Sampler(model, SHAPE, runtime=runtime)
+        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+        vars(model.conv_in)["notes"] = one
+        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+        assert torch.equal(sampler.refresh().sample(3, noise=noise()), expected)
+    take(model, trained_on(pixelcnn()))
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, noise=noise()), expected)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_hook_that_logs_into_the_model_is_no_change(runtime: Any) -> None:
+    model, logged = pixelcnn(), list[Tensor]()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    vars(model)["logged"] = logged
+    model.conv_in.register_forward_hook(
+        lambda module, given, found: vars(model)["logged"].append(found.detach())
+    )
+    with silence():
+        sampler.sample(1)
+        sampler.refresh().sample(1)
+    assert logged
+    model.conv_in.register_forward_hook(lambda module, given, found: found * (1 + model.conv_in.weight.mean()))
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
 
 
 @pytest.mark.parametrize("runtime", ["auto", "reference"])

@@ -1,0 +1,242 @@
+"""A model in a training framework: what surrounds it is no part of it, and costs nothing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pixelcnn_fast import Sampler, accelerate, check_causal
+from pixelcnn_fast.capture.parts import MOST, Held
+from pixelcnn_fast.capture.tensors import duplicate
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
+from tests.system.networks import pixelcnn
+
+
+class Trainer:
+    """It knows the model, data, and what is called back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.back = model, weakref.proxy(model)
+        self.data: list[object] = [[i, torch.zeros(1)] for i in range(MOST)]
+
+
+class Trained(nn.Module):
+    """It drops its trainer where it is copied, as Lightning's modules do."""
+
+    levels = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trainer = Trainer(self)
+        self.net, self.again = pixelcnn(), [weakref.proxy(self)]
+        self.logger = logging.getLogger("a logger")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "trainer": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_module_in_a_framework_is_as_any_other(runtime: Any) -> None:
+    model = Trained()
+    held = Held(model)
+    assert not any(".data" in path or "manager" in path for path in [*held.values, *held.tensors])
+    with silence():
+        check_causal(model, SHAPE)
+        sampler = Sampler(model, SHAPE, runtime=runtime)
+        model.trainer.data.append(1)
+        logging.getLogger("another logger")
+        images = sampler.sample(3, noise=noise())
+    assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+    take(model.net, trained_on(model.net))
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with silence():
+        found = sampler.refresh().sample(3, noise=noise())
+    assert torch.equal(found, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_sampler_in_its_own_model_is_no_part_of_it(runtime: Any) -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    vars(model)["sampler"] = [sampler]
+    size = len(Held(model).values)
+    for _ in range(3):
+        take(model, trained_on(model))
+        with silence():
+            images = sampler.refresh().sample(3, noise=noise())
+    assert len(Held(model).values) == size and len(Held(sampler._engine.model.module).tensors) == len(
+        model.state_dict()
+    )
+    del vars(model)["sampler"]
+    assert torch.equal(images, Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+def test_the_modules_own_values_come_before_what_they_hold() -> None:
+    """Of more than a walk goes through, what is far away is left out."""
+    model = pixelcnn()
+    vars(model)["data"] = [[i, torch.zeros(1)] for i in range(2 * MOST)]
+    values = Held(model).values
+    assert len(values) < 2 * MOST and "conv_out:stride" in values
+    with silence():
+        sampler = Sampler(model, SHAPE)
+        sampler.sample(1)
+    model.conv_out.register_forward_hook(lambda module, given, found: found * 2)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+class Adding(nn.Module):
+    levels = 256
+    shift: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = pixelcnn()
+        self.register_buffer("shift", None)
+        self.register_parameter("gain", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        for name in ("shift", "gain"):
+            if (found := getattr(self, name)) is not None:
+                h = h * (1 + found * getattr(found, "factor", 1.0))
+        return h
+
+
+def shifted(model: Adding) -> None:
+    model.shift = torch.linspace(1, 2, 256)
+
+
+def with_a_gain(model: Adding) -> None:
+    model.gain = nn.Parameter(torch.linspace(1, 2, 256))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+@pytest.mark.parametrize("change", [shifted, with_a_gain])
+def test_none_that_becomes_a_tensor(change: Callable[[Adding], None], runtime: Any) -> None:
+    model = Adding()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    before = sampler.fingerprint()
+    change(model)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    assert before != sampler.fingerprint() == Sampler(model, SHAPE, runtime=runtime).fingerprint()
+    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+def test_attributes_of_a_tensor_are_held() -> None:
+    model = Adding()
+    shifted(model)
+    assert model.shift is not None
+    vars(model.shift)["factor"] = 1.0
+    sampler = Sampler(model, SHAPE)
+    vars(model.shift)["factor"] = 3.0
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+
+
+def test_what_is_made_at_the_first_call_and_changes_later() -> None:
+    class Making(nn.Module):
+        levels = 256
+
+        made: Tensor | None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.made = pixelcnn(), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.made is None:
+                self.made = torch.ones(256)
+            return self.net(x) * self.made
+
+    model = Making()
+    sampler = Sampler(model, SHAPE)
+    model(torch.zeros(1, *SHAPE, dtype=torch.uint8))
+    with silence():
+        sampler.refresh().sample(1)
+    assert model.made is not None
+    model.made += torch.linspace(1, 2, 256)
+    with pytest.warns(UserWarning, match=STALE):
+        sampler.sample(1)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    assert torch.equal(sampler.sample(3, noise=noise()), Sampler(model, SHAPE).sample(3, noise=noise()))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_whether_weights_are_trained_makes_no_other_model(runtime: Any) -> None:
+    """By which PyTorch decides how it multiplies matrices."""
+
+    class Attending(nn.Module):
+        levels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.a, self.b = pixelcnn(), nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * (self.a.expand(3, 8, 4) @ self.b).mean()
+
+    model = Attending()
+    sampler = Sampler(model, SHAPE, runtime=runtime)
+    model.requires_grad_(False)
+    with silence():
+        sampler.sample(1)
+        sampler.refresh()
+    assert sampler.fingerprint() == Sampler(model, SHAPE, runtime=runtime).fingerprint()
+
+
+def test_another_name_of_a_weight_is_no_change() -> None:
+    model = pixelcnn()
+    sampler = Sampler(model, SHAPE)
+    model.alias = model.conv_in.weight
+    with silence():
+        sampler.sample(1)
+        sampler.refresh()
+
+
+def test_copies_of_an_accelerated_module_with_a_state_of_its_own_are_plain() -> None:
+    model = Trained()
+    images = torch.randint(0, 256, (2, *SHAPE), dtype=torch.uint8)
+    accelerate(model)(images)
+    average = AveragedModel(model)
+    for p in average.parameters():
+        p.data.mul_(1.5)
+    plain = pixelcnn()
+    plain.load_state_dict(average.module.get_submodule("net").state_dict())
+    assert torch.equal(average.eval()(images), plain.eval()(images))
+    compiled = Trained()
+    compiled.compile(backend="eager")
+    sampler = Sampler(compiled, SHAPE)
+    take(compiled.net, trained_on(compiled.net))
+    assert torch.equal(
+        sampler.refresh().sample(3, noise=noise(), runtime="reference"),
+        Sampler(compiled.net, SHAPE).sample(3, noise=noise()),
+    )
+
+
+def test_objects_are_walked_by_what_they_are_copied_with() -> None:
+    model = pixelcnn()
+    vars(model)["generator"] = random.Random(0)
+    before = Held(model).values
+    assert Held(duplicate(model)).values == before == Held(copy.deepcopy(model)).values
+    vars(model)["generator"].random()
+    assert Held(model).values != before
