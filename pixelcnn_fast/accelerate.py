@@ -100,8 +100,10 @@ def accelerate(target: Target, mode: Mode = "eager", live_gradients: bool = Fals
     inner = target._call_impl if isinstance(target, nn.Module) else target
     compiled: Any = torch.compile(inner, backend=backend, **_isolated())
     if not isinstance(target, nn.Module):
-        return _function(target, tells_of_giving_up(compiled, backend.report, target), handle)
-    compiled = _OfOne(tells_of_giving_up(compiled, backend.report, target))
+        return _function(
+            target, tells_of_giving_up(compiled, backend.report, target, mode == "inductor"), handle
+        )
+    compiled = _OfOne(tells_of_giving_up(compiled, backend.report, target, mode == "inductor"))
     target._compiled_call_impl = compiled
     handle._undo.append(partial(_uncompile, ref(target), ref(compiled)))
     _handles[target] = handle

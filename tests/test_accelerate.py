@@ -709,6 +709,24 @@ def test_hooks_that_pytorch_does_not_call_are_told_once() -> None:
     assert len(told) == 1 and "skip_nnmodule_hook_guards" in str(handle)
 
 
+@pytest.mark.parametrize("mode", few(["eager", "inductor"], 1))
+def test_tensors_that_begin_to_share_memory_are_told_once(mode: Any) -> None:
+    model = network()
+    handle = accelerated(accelerate(model, mode=mode))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(IMAGES)
+        model.norm.weight.data = torch.ones_like(model.norm.weight)
+        model(IMAGES)
+    model.norm.bias.data = model.norm.weight.data
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(IMAGES)
+        model(IMAGES)
+    told = [w for w in caught if "have begun to share memory" in str(w.message)]
+    assert len(told) == (mode == "inductor") and ("undo()" in str(handle)) == (mode == "inductor")
+
+
 @pytest.mark.parametrize("way", ["given", "held", "bound"])
 def test_hooks_in_models_that_a_function_calls_are_told_once(way: str) -> None:
     model, seen = network(), list[int]()

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelcnn_fast.rewriting.report import Report
 from pixelcnn_fast.telling import tell
@@ -20,26 +20,33 @@ UNHEARD = (
     "torch._dynamo.config.skip_nnmodule_hook_guards = False before the first call, or undo() and accelerate it again"
 )
 
+SHARED = (
+    "tensors of the model have begun to share memory since its first call, which what Inductor has compiled does not "
+    "see when one of them is written into: undo() and accelerate it again"
+)
+
 
 def tells_of_giving_up(
-    compiled: Callable[..., Any], report: Report, target: Callable[..., Any]
+    compiled: Callable[..., Any], report: Report, target: Callable[..., Any], is_by_inductor: bool = False
 ) -> Callable[..., Any]:
     """The compiled function; if PyTorch gives up on it, or on a function that it calls, the report says so. target:
-    what was compiled: if parts of a model get hooks after the first call, that is said once."""
-    hooks = WeakKeyDictionary[
-        nn.Module, list[int]
-    ]()  # how many the parts of each model had, at the last two calls
+    what was compiled: if parts of a model get hooks after the first call, or tensors of it begin to share memory, that
+    is said once."""
+    before = WeakKeyDictionary[
+        nn.Module, tuple[int, int]
+    ]()  # of each model, at the last call: see ``_seen_of``
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # within what somebody else compiles
             return compiled(*args, **kwargs)
         for model in _models(target, args, kwargs):
-            before_and_now = hooks[model] = [
-                *hooks.get(model, [])[-1:],
-                _hooks_in(model, of_parts=model is target),
-            ]
-            if before_and_now[-1] > before_and_now[0] and torch._dynamo.config.skip_nnmodule_hook_guards:
+            now = _seen_of(model, model is target)
+            hooks, shared = before.get(model, now)
+            before[model] = now
+            if now[0] > hooks and torch._dynamo.config.skip_nnmodule_hook_guards:
                 _tell(report, UNHEARD)
+            if now[1] > shared and is_by_inductor:
+                _tell(report, SHARED)
         known = _compilations()
         try:
             return compiled(*args, **kwargs)
@@ -69,9 +76,16 @@ def _models(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             yield each
 
 
-def _hooks_in(model: nn.Module, of_parts: bool) -> int:
-    """of_parts: of those alone, since PyTorch does call those of the model that it compiles."""
-    return sum(len(getattr(part, kind)) for part in [*model.modules()][of_parts:] for kind in HOOKS)
+def _seen_of(model: nn.Module, is_target: bool) -> tuple[int, int]:
+    """How many hooks its parts have, to which it belongs unless it is what PyTorch compiles, and how many of its
+    tensors share their memory with others."""
+    parts = [*model.modules()]
+    hooks = sum(len(getattr(part, kind)) for part in parts[is_target:] for kind in HOOKS)
+    tensors = [x for part in parts for held in (part._parameters, part._buffers) for x in held.values()]
+    places = [
+        x.untyped_storage()._cdata for x in tensors if type(x) in (Tensor, nn.Parameter) and not x.is_sparse
+    ]
+    return hooks, len(places) - len({*places})
 
 
 def _compilations() -> list[Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import pickle
 import random
 import types
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from pixelcnn_fast import Sampler, accelerate, accelerated
 from pixelcnn_fast.nn import raster_mask
@@ -222,8 +225,6 @@ class Life:
             lambda x: x.std().item(),
             lambda x: x.numpy(force=True),
         ]
-        if self.is_reference:  # the numbers that Python reads may then decide what is called
-            kinds = kinds[:2]
         logged = self.r.choice(kinds)
         next(self.model.children()).register_forward_hook(
             lambda module, given, found: seen.append(logged(found.detach()))
@@ -235,9 +236,13 @@ class Life:
             handle.remove()
 
     def do_copy(self) -> None:
-        """Training goes on with a copy, as of an average of weights; the sampler is given it."""
-        self.model = copy.deepcopy(self.model)
+        """Training goes on with a copy, or an average of weights; the sampler is given it."""
+        self.model = AveragedModel(self.model).module if self.r.random() < 0.5 else copy.deepcopy(self.model)
         self.refresh()
+
+    def do_hold_what_surrounds_it(self) -> None:
+        held = [self.sampler, weakref.proxy(self.model), logging.getLogger(__name__)]
+        vars(self.model)["around"] = self.r.choice(held), weakref.ref(self.model)
 
     def do_pickle(self) -> None:
         """What comes out of one knows no model."""
