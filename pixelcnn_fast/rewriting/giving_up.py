@@ -81,10 +81,15 @@ def _seen_of(model: nn.Module, is_target: bool) -> tuple[int, int]:
     tensors share their memory with others."""
     parts = [*model.modules()]
     hooks = sum(len(getattr(part, kind)) for part in parts[is_target:] for kind in HOOKS)
-    tensors = [x for part in parts for held in (part._parameters, part._buffers) for x in held.values()]
-    places = [
-        x.untyped_storage()._cdata for x in tensors if type(x) in (Tensor, nn.Parameter) and not x.is_sparse
+    tensors = [
+        x
+        for part in parts
+        for held in (part._parameters, part._buffers)
+        for x in held.values()
+        if x is not None
     ]
+    plain = [x for x in tensors if type(x) in (Tensor, nn.Parameter) and not x.is_sparse]
+    places = [x.untyped_storage()._cdata for x in plain]
     return hooks, len(places) - len({*places})
 
 

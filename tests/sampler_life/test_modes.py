@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pixelcnn_fast import Sampler, likelihood
+from pixelcnn_fast.capture.parts import Held
+from pixelcnn_fast.capture.tensors import are_equal
 from tests.capture.test_weights import trained_on
 from tests.sampler_life.common import SHAPE, NoCopies, noise, silence
 from tests.system.networks import ABOVE, LEFT, Masked, pixelcnn
@@ -40,7 +42,7 @@ class Merging(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x.float()))
+        h = torch.tanh(self.first(x.to(self.a)))
         weight = self.last.weight if self.merged else self.last.weight + self.delta()
         return nn.functional.conv2d(h, weight, self.last.bias)
 
@@ -150,16 +152,34 @@ class OnlyOne(Merging):
         raise TypeError("there is only one")
 
 
-def test_a_model_that_can_t_be_copied_gets_its_weights_back_bit_for_bit() -> None:
-    model = OnlyOne().train()
-    before = {name: x.detach().clone() for name, x in model.named_parameters()}
+class Rebinding(OnlyOne):
+    """It assigns ``.data``, and changes what it only holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = [torch.zeros(5, 6, 1, 1)]
+
+    def train(self, mode: bool = True) -> Rebinding:
+        if self.merged == mode and self.training != mode:
+            before = self.last.weight.data
+            super().train(mode)
+            self.held[0] += self.last.weight.data - before
+            self.last.weight.data = self.last.weight.data.clone()
+        return self
+
+
+@pytest.mark.parametrize("kind", [OnlyOne, Rebinding])
+def test_a_model_that_can_t_be_copied_gets_its_weights_back_bit_for_bit(kind: type[OnlyOne]) -> None:
+    model = kind().train()
+    model.last.weight.data[0] = -0.0
+    before = {name: x.detach().clone() for name, x in Held(model).tensors.items()}
     with pytest.warns(UserWarning, match="can't be copied"):
         sampler = Sampler(model, SHAPE)
     with silence():
         for _ in range(3):
             sampler.sample(1)
         sampler.sample(1, runtime="reference")
-    assert model.training and all(torch.equal(x, before[name]) for name, x in model.named_parameters())
+    assert model.training and all(are_equal(x, before[name]) for name, x in Held(model).tensors.items())
 
 
 class Passing(nn.Module):
@@ -224,3 +244,44 @@ def test_that_eval_returns_another_model_is_told() -> None:
     with pytest.warns(UserWarning, match=r"eval\(\) of Deploying returns another module, a PixelCNN"):
         images = Sampler(model, SHAPE).sample(3, noise=noise())
     assert torch.equal(images, Sampler(model.net, SHAPE).sample(3, noise=noise()))
+
+
+class Overriding(nn.Conv2d):
+    """Its train() does nothing more."""
+
+    def train(self, mode: bool = True) -> Overriding:
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "reference"])
+def test_a_step_that_is_as_small_as_rounding_is_told(runtime: Any) -> None:
+    """Unlike what merging and taking apart rounds."""
+    adapted = Merging().bfloat16().train()
+    plain = nn.Sequential(Masked(1, 6, [*ABOVE, *LEFT]), nn.Tanh(), last := Overriding(6, 5, 1)).bfloat16()
+    models: list[tuple[nn.Module, Tensor]] = [(adapted, adapted.b), (plain, last.weight)]
+    for model, weight in models:
+        sampler = Sampler(model, SHAPE, runtime=runtime, image_form="levels", levels=5)
+        for _ in range(3):
+            model.eval()
+            model.train()
+        with silence():
+            sampler.sample(1)
+        with torch.no_grad():
+            weight[0] *= 1 + 2.0**-7
+        with pytest.warns(UserWarning, match="the model has changed"):
+            sampler.sample(1)
+
+
+def test_what_gets_no_gradients_is_named_once_whatever_is_built_anew() -> None:
+    model = Merging().train()
+    sampler = Sampler(model, SHAPE)
+    with pytest.warns(
+        UserWarning, match="log_prob gives no gradients to a, b: .* compute the loss from the model"
+    ):
+        sampler.log_prob(IMAGES)
+    model.last.register_forward_hook(lambda module, given, found: found * 2)
+    model.first.register_forward_hook(lambda module, given, found: found * 2)
+    with pytest.warns(UserWarning, match="built anew"):
+        sampler.refresh()
+    with silence():
+        sampler.log_prob(IMAGES)
