@@ -83,9 +83,11 @@ class Engine:
                 program, seen = compiled(model, precision), None
         outside = [*model.outside]
         if model.recording is not None:
-            watched = model.recording.read(by_python=True)
-            read = {name: leaf for leaf in watched.values() for name, _ in leaf.parameters}
-            weights = {path: x for path, x in weights.items() if path in read and path in model.paths}
+            read = model.read(by_python=True)
+            is_known = model.is_captured or model.recorded_others is not None
+            weights = {
+                path: x for path, x in weights.items() if path in model.paths and (path in read or not is_known)
+            }
             # What its first call has kept, if it can't be copied, it did not have before.
             outside += [leaf.tensor for name, leaf in read.items() if name not in weights]
         if not model.kept.is_borrowed:
@@ -157,11 +159,7 @@ class Engine:
     @cached_property
     def _read_as_numbers(self) -> set[str]:
         """The weights that the forward reads as nothing else."""
-        if self.model.recording is None:
-            return set()
-        return self.weights.keys() - {
-            name for leaf in self.model.recording.read().values() for name, _ in leaf.parameters
-        }
+        return set() if self.model.recording is None else self.weights.keys() - self.model.read().keys()
 
     def _seen(self, model: nn.Module) -> tuple[nn.Module, Held]:
         """A model as it is in eval mode, in which one that can't be copied is already; and what it holds."""
@@ -265,17 +263,16 @@ class Engine:
             return self._fingerprint
         decisive: list[object] = [self.precision, *self.model.identity()]
         with self.model.in_use():
-            recording, others = self.model.usual(), self.model.done_for_others()
+            recording, others = self.model.usual(), self.model.recorded_others
         if recording is None or others is None:  # what it does with other examples is not known
             decisive += described(self.values)
             decisive += chain.from_iterable(sorted(self.weights.items()))
-        decisive += chain.from_iterable(map(transcript, others or ()))
-        if recording is not None:
-            decisive += transcript(recording)
-            for leaf in recording.read().values():
-                decisive += [self.weights.get(name, leaf.tensor) for name, _ in leaf.parameters]
-            decisive += recording.unnamed()
-        return fingerprint(*decisive)
+        read: dict[str, Tensor] = {}
+        for each in [*filter(None, [recording]), *(others or ())]:
+            decisive += transcript(each)
+            read |= {name: leaf.tensor for leaf in each.read().values() for name, _ in leaf.parameters}
+            decisive += each.unnamed()
+        return fingerprint(*decisive, *(self.weights.get(name, x) for name, x in read.items()))
 
     # -- runtimes
 

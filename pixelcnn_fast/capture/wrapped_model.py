@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from pixelcnn_fast.capture.private_copy import (
     private_copy,
     undisturbed,
 )
-from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Recording
+from pixelcnn_fast.capture.recorder import CONDITION, IMAGE, LABELS, Leaf, Recording
 from pixelcnn_fast.capture.replay import Replay
 from pixelcnn_fast.capture.tensors import are_equal, duplicate, overlapping, with_tensors
 from pixelcnn_fast.capture.tracer import Forward, capture, shared
@@ -316,7 +317,15 @@ class WrappedModel:
             return False
         return self._recorded_again is not None and are_alike(self._recorded_again, now, weights)
 
-    def done_for_others(self) -> list[Recording] | None:
+    def read(self, by_python: bool = False) -> dict[str, Leaf]:
+        """What it reads of the tensors that it holds, by path; by_python: also as numbers."""
+        others = () if self.is_captured else self.recorded_others or ()
+        recordings = [*filter(None, [self.recording]), *others]
+        leaves = chain.from_iterable(each.read(by_python).values() for each in recordings)
+        return {name: leaf for leaf in leaves for name, _ in leaf.parameters}
+
+    @cached_property
+    def recorded_others(self) -> list[Recording] | None:
         """What it does for other examples, if it may do more than for one; None if that can't be tried."""
         others = self._examples_that_matter()
         if others is None or (others and self.kept.is_borrowed):
@@ -334,7 +343,8 @@ class WrappedModel:
         """The same for a pickle, or a copy that stands alone."""
         other = copy.copy(self)
         other.recording, other.outside, other._hidden = None, (), []
-        vars(other).pop("_recorded_again", None)
+        for name in ("_recorded_again", "recorded_others"):
+            vars(other).pop(name, None)
         return other
 
     def does_the_same(self, module: nn.Module, weights: Container[str], has_values: bool = False) -> bool:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pixelcnn_fast import Sampler
-from tests.sampler_life.common import SHAPE, STALE, noise, silence
+from tests.capture.test_weights import trained_on
+from tests.sampler_life.common import SHAPE, STALE, noise, silence, take
 from tests.system.networks import pixelcnn
 from tests.tiers import few
 
@@ -301,6 +302,37 @@ def test_a_number_that_is_compared_with_labels_counts_and_others_do_not(
     model.doubled_from = 2  # of which the example that was recorded has none
     with pytest.warns(UserWarning, match=STALE):
         sampler.sample(3, labels, noise=noise())
+
+
+class Experts(nn.Module):
+    """Each label has its network, which programs do not follow."""
+
+    levels = 256
+    n_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(pixelcnn(seed=seed) for seed in range(3))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat([self.networks[int(k)](x[i : i + 1]) for i, k in enumerate(labels)])
+
+
+def test_what_is_read_for_other_labels_counts() -> None:
+    model, labels = Experts(), torch.tensor([0, 1, 2])
+    sampler = Sampler(model, SHAPE, runtime="reference")
+    before = sampler.fingerprint()
+    model.get_buffer("steps").add_(1)
+    with silence():
+        images = sampler.sample(3, labels, noise=noise())
+    take(model.networks[2], trained_on(model.networks[2]))
+    with pytest.warns(UserWarning, match=STALE):
+        assert torch.equal(sampler.sample(3, labels, noise=noise()), images)
+    sampler.refresh()
+    expected = Sampler(model, SHAPE, runtime="reference")
+    assert torch.equal(sampler.sample(3, labels, noise=noise()), expected.sample(3, labels, noise=noise()))
+    assert before != sampler.fingerprint() == expected.fingerprint()
 
 
 def test_a_momentum_that_is_not_used_is_no_change() -> None:
